@@ -1,0 +1,43 @@
+"""Fixtures that more than one test module uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import swift_server
+import web as web_server
+from swift_server import Swift
+from web import Web
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """A real S3 server for the whole session: `endpoint_url`, `key`, `secret` and `bucket()`."""
+    pytest.importorskip("swift", reason="the S3 server of the tests is the package `swift`")
+    with swift_server.serve(tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture
+def swift_env(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Swift:
+    """The same server, with its key and secret where segray looks for them: the AWS environment variables."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", swift.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", swift.secret)
+    return swift
+
+
+@pytest.fixture(scope="module")
+def _web() -> Iterator[Web]:
+    with web_server.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def web(_web: Web) -> Web:
+    """A local HTTP server without pages; what it was asked is in `asked`."""
+    _web.pages.clear()
+    _web.asked.clear()
+    return _web
