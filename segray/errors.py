@@ -1,0 +1,96 @@
+"""Every error segray raises, and what each one says about the world.
+
+    SegrayError
+    ├── UserError            usage or configuration: nothing was done            exit 2
+    │   ├── ConfigError      a key or value in the configuration
+    │   ├── ModelError       model files: missing, unreadable, wrong contract
+    │   ├── SourceError      the dataset: empty, unreadable listing or manifest
+    │   ├── AccessError      credentials, permissions, missing bucket
+    │   └── LabelSetError    the output root: belongs to another model, not ours
+    ├── ImageError           this image is at fault: it becomes a `failed` row
+    ├── WorldError           throttling, network, disk, lost nodes: retried       exit 3
+    │   └── ConflictError    another run committed this batch first: plan again
+    └── Interrupted          asked to stop: resume with the same command          exit 130
+
+A message says what, where, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SegrayError(Exception):
+    """What went wrong, where, what was found there, and what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", found: str = "", do: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.found, self.do = what, where, found, do
+
+    def __str__(self) -> str:
+        details = (("where", self.where), ("found", self.found), ("do", self.do))
+        return "\n".join([self.what, *(f"  {name + ':':<7}{text}" for name, text in details if text)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.found, self.do)
+
+
+def _rebuild(kind: type[SegrayError], what: str, where: str, found: str, do: str) -> SegrayError:
+    return kind(what, where=where, found=found, do=do)
+
+
+class UserError(SegrayError):
+    """Usage or configuration; nothing was labelled."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration key or value."""
+
+
+class ModelError(UserError):
+    """Model files that are missing, unreadable or fulfil another contract."""
+
+
+class SourceError(UserError):
+    """A dataset that is empty, or whose listing or manifest cannot be read."""
+
+
+class AccessError(UserError):
+    """Storage refused us: credentials, permissions, or no such bucket."""
+
+
+class LabelSetError(UserError):
+    """An output root that belongs to another model or is not a label set."""
+
+
+class ImageError(SegrayError):
+    """This image is at fault; the run goes on. `stage` is where: read, decode, infer or postprocess."""
+
+    def __init__(self, what: str, *, stage: str = "decode", where: str = "", found: str = "", do: str = "") -> None:
+        super().__init__(what, where=where, found=found, do=do)
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_image, (self.what, self.stage, self.where, self.found, self.do)
+
+
+def _rebuild_image(what: str, stage: str, where: str, found: str, do: str) -> ImageError:
+    return ImageError(what, stage=stage, where=where, found=found, do=do)
+
+
+class WorldError(SegrayError):
+    """Not the image's fault: throttling, network, disk, a lost node. Retried, then the run stops."""
+
+    exit_code = 3
+
+
+class ConflictError(WorldError):
+    """Another run committed this batch first."""
+
+
+class Interrupted(SegrayError):
+    """The run was asked to stop. What is committed stays; the same command resumes."""
+
+    exit_code = 130

@@ -1,0 +1,157 @@
+"""The words that travel between the parts of segray: frozen values over numpy and strings.
+
+Knows shapes, dtypes and units; knows nothing of files, models, Ray or Arrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What a model found in one image, n rows in step.
+
+    class_ids: (n,) int32 category ids (COCO's 1..90 unless the model declares its own).
+    scores: (n,) float32, 0..1.
+    boxes_xyxy: (n, 4) float32, source pixels, clipped to the image; x1, y1 inclusive edge to x2, y2 exclusive.
+    rles: n COCO compressed counts, column-major over the full image. size_hw: image height, width.
+    unreadable: rows that the model gave besides, with numbers that mean nothing (NaN, infinity, a class of 16.7).
+    """
+
+    class_ids: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    boxes_xyxy: NDArray[np.float32]
+    rles: tuple[str, ...]
+    size_hw: tuple[int, int]
+    unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.rles)
+        for name, dtype, shape in (
+            ("class_ids", np.int32, (n,)),
+            ("scores", np.float32, (n,)),
+            ("boxes_xyxy", np.float32, (n, 4)),
+        ):
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype).name} with shape {shape}, got {array.dtype} {array.shape}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @classmethod
+    def empty(cls, size_hw: tuple[int, int], unreadable: int = 0) -> Instances:
+        """No instances, with the right dtypes."""
+        nothing = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+        return cls(*nothing, (), size_hw, unreadable)
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Instances:
+        """The chosen rows, by mask or index, in the order given."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return Instances(
+            self.class_ids[index],
+            self.scores[index],
+            self.boxes_xyxy[index],
+            tuple(self.rles[i] for i in index),
+            self.size_hw,
+            self.unreadable,
+        )
+
+
+def image_id(key: str) -> str:
+    """The identity of an image: the first 32 hex digits of sha256 of its key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where one image lies.
+
+    key: path below the dataset's root, or the URI: its name in every table. uri: what storage opens.
+    version: etag, or size+mtime for files; "" where the source tells none. size_bytes: -1 if unknown.
+    """
+
+    key: str
+    uri: str
+    version: str = ""
+    size_bytes: int = -1
+
+    @property
+    def image_id(self) -> str:
+        return image_id(self.key)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no labels. stage: read, decode, infer, postprocess or process."""
+
+    stage: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A slice of a unit, given to one worker: images start..stop-1 of unit, tried for the `attempt`th time."""
+
+    unit: int
+    start: int
+    stop: int
+    attempt: int = 1
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What a worker says of a finished task; the rows themselves are in `staged`.
+
+    staged: name of the file below the run's staged folder. seconds: wall or CPU seconds by stage name, summed
+    over threads. dropped: masks that came out empty, and rows cut for other reasons, by reason.
+    """
+
+    task: Task
+    staged: str
+    ok: int
+    empty: int
+    failed: int
+    instances: int
+    bytes_read: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        return self.ok + self.empty + self.failed
+
+
+# An image in flight: unit, index in unit, stage, seconds since the stage began. Stages: read, decode, wait (for a free
+# inference request), infer, postprocess.
+Place = tuple[int, int, str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A worker's pulse: images finished so far, and those in flight.
+
+    rss_bytes: memory that its process holds; max_rss_bytes: from where on it is to be replaced, None for never.
+    """
+
+    finished: int
+    in_flight: tuple[Place, ...] = ()
+    rss_bytes: int = 0
+    max_rss_bytes: int | None = None
+
+    @property
+    def swollen(self) -> bool:
+        """Whether the worker holds more memory than it may."""
+        return self.max_rss_bytes is not None and self.rss_bytes > self.max_rss_bytes

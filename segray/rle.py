@@ -1,0 +1,164 @@
+"""COCO's compressed run lengths: the only place that encodes masks.
+
+Knows runs, their text and the images they span; knows nothing of models, boxes or files. A mask of h x w pixels is
+read column by column; its runs alternate between 0 and 1, starting with a possibly empty run of 0. The text, after
+maskApi.c of pycocotools: each run is written in groups of 5 bits, low bits first, 32 marking that more follow, plus
+48 to be ASCII; from the fourth run on it is the difference to the run two before. Encoders here give byte for byte
+what pycocotools gives. Malformed counts raise ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+# 7 groups hold any run below 2**34, and keep every sum in this module within int64.
+_MAX_GROUPS = 7
+
+
+# ---- encode ---------------------------------------------------------------------------------------
+
+
+def encode(mask: NDArray[Any]) -> str:
+    """The counts of a full-image mask, (h, w) bool, or uint8 where anything but 0 is set."""
+    return encode_crop(mask, 0, 0, (mask.shape[0], mask.shape[1]))
+
+
+def encode_crop(crop: NDArray[Any], x0: int, y0: int, size_hw: tuple[int, int]) -> str:
+    """Full-image counts of a crop, (ch, cw) bool, whose top left pixel is (x0, y0); all else is 0.
+
+    Costs what the crop costs, whatever the image. Raises ValueError if the crop leaves the image.
+    """
+    height, width = size_hw
+    rows, columns = crop.shape
+    if x0 < 0 or y0 < 0 or x0 + columns > width or y0 + rows > height:
+        raise ValueError(f"a crop of {rows}x{columns} (h, w) at x {x0}, y {y0} leaves the image of {height}x{width}")
+    framed = np.zeros((columns, rows + 2), np.bool_)
+    framed[:, 1:-1] = crop.T
+    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    return from_edges((x0 + column) * height + (y0 + row), size_hw)
+
+
+def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
+    """The counts of the mask that flips at these positions, starting from 0.
+
+    edges: (n,) ascending positions column * h + row. A position given twice cancels: a mask that is closed at the
+    bottom of one column and opened at the top of the next runs on.
+    """
+    twice = edges[1:] == edges[:-1]
+    once = np.ones(len(edges), np.bool_)
+    once[1:] &= ~twice
+    once[:-1] &= ~twice
+    total = size_hw[0] * size_hw[1]
+    bounds = edges[once]
+    if len(bounds) and bounds[-1] == total:
+        bounds = bounds[:-1]
+    return _pack(np.diff(bounds, prepend=0, append=total))
+
+
+def _pack(runs: NDArray[np.int64]) -> str:
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    magnitude = values ^ (values >> 63)
+    most = 1 + int(magnitude.max()).bit_length() // 5  # The sign takes a bit too.
+    text = np.empty((len(values), most), np.uint8)
+    used = np.ones((len(values), most), np.bool_)
+    for place in range(most):
+        more = magnitude >= 16 << 5 * place
+        text[:, place] = (values >> 5 * place & 31) + np.where(more, 32 + 48, 48)
+        used[:, place + 1 :] = more[:, None]
+    return str(text[used].tobytes(), "ascii")
+
+
+# ---- decode ---------------------------------------------------------------------------------------
+
+
+def decode(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask, (h, w) bool."""
+    runs = runs_of(counts, size_hw)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[1], size_hw[0]).T
+
+
+@overload
+def area(counts: str) -> int: ...  # type: ignore[overload-overlap]  # A str is a Sequence[str] too.
+@overload
+def area(counts: Sequence[str]) -> NDArray[np.int64]: ...
+def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
+    """Pixels of one mask, an int, or of several, (n,) int64."""
+    if isinstance(counts, str):
+        return int(_parse(counts)[1::2].sum())
+    return np.fromiter((area(one) for one in counts), np.int64, len(counts))
+
+
+def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
+    """The tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several; 0 for an empty mask."""
+    if isinstance(counts, str):
+        return _bbox(runs_of(counts, size_hw), size_hw[0])
+    return np.array([bbox(one, size_hw) for one in counts], np.float64).reshape(-1, 4)
+
+
+def _bbox(runs: NDArray[np.int64], height: int) -> NDArray[np.float64]:
+    ends = np.cumsum(runs)[1::2]
+    lengths = runs[1::2]
+    first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
+    if not len(first):
+        return np.zeros(4)
+    x, y = first[0] // height, int((first % height).min())
+    right, bottom = last[-1] // height, int((last % height).max())
+    if (first // height != last // height).any():
+        y, bottom = 0, height - 1
+    return np.array([x, y, right - x + 1, bottom - y + 1], np.float64)
+
+
+def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
+    """Intersection over union of each mask of a with each of b, (len a, len b); all masks span size_hw."""
+    if not a or not b:
+        return np.zeros((len(a), len(b)))
+    left, right = ([_checked(counts, size_hw) for counts in side] for side in (a, b))
+    return np.asarray(coco_mask.iou(left, right, [0] * len(right)), np.float64)
+
+
+def _checked(counts: str, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """pycocotools' own words for a mask; it reads beyond its memory if the runs do not fit the image."""
+    runs_of(counts, size_hw)
+    return {"size": list(size_hw), "counts": counts.encode("ascii")}
+
+
+def runs_of(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """The runs of one mask, (n,) int64, of 0 and 1 in turn; they span the image exactly."""
+    runs, total = _parse(counts), size_hw[0] * size_hw[1]
+    if runs.sum() != total:
+        raise ValueError(f"runs cover {runs.sum()} pixels, an image of {size_hw[0]}x{size_hw[1]} has {total}")
+    return runs
+
+
+def _parse(counts: str) -> NDArray[np.int64]:
+    """The runs, none of them negative."""
+    codes = _codes(counts)
+    lasts = np.flatnonzero(codes < 32)
+    if not len(lasts) or lasts[-1] != len(codes) - 1:
+        raise ValueError(f"counts end within a number: ...{counts[-20:]!r}")
+    starts = np.append(0, lasts[:-1] + 1)
+    groups = lasts - starts + 1
+    if groups.max() > _MAX_GROUPS:
+        raise ValueError(f"a number of {groups.max()} characters, where {_MAX_GROUPS} is the most")
+    place = np.arange(len(codes)) - np.repeat(starts, groups)
+    runs = np.add.reduceat((codes & 31) << 5 * place, starts)
+    runs -= ((codes[lasts] & 16) != 0) * (np.int64(1) << 5 * groups)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0:
+        raise ValueError(f"run {runs.argmin()} is negative: {runs.min()}")
+    return runs
+
+
+def _codes(counts: str) -> NDArray[np.int64]:
+    text = np.frombuffer(counts.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    codes = text - 48
+    if len(wrong := np.flatnonzero((codes < 0) | (codes > 63))):
+        raise ValueError(f"character {wrong[0]} of counts is {counts[wrong[0]]!r}, outside '0'..'o'")
+    return codes

@@ -1,0 +1,119 @@
+"""The Arrow schemas of a label set and how its Parquet files are written, as literals.
+
+Knows columns, types and encodings; knows nothing of storage or of who writes. Measured sizes behind the
+write settings: docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+VERSION = 1
+
+INSTANCES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("instance", pa.int16(), nullable=False),
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("class_name", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("bbox_x", pa.float32(), nullable=False),
+        pa.field("bbox_y", pa.float32(), nullable=False),
+        pa.field("bbox_w", pa.float32(), nullable=False),
+        pa.field("bbox_h", pa.float32(), nullable=False),
+        pa.field("area", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("rle", pa.string(), nullable=False),
+        pa.field("batch", pa.int32(), nullable=False),
+    ]
+)
+
+# `class` is the hive level: in the path and in the log, never in a file.
+PARTITION = "class"
+INSTANCES_WITH_PARTITION = INSTANCES.append(pa.field(PARTITION, pa.string(), nullable=False))
+
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("n_instances", pa.int32(), nullable=False),
+        pa.field("stage", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("attempts", pa.int16(), nullable=False),
+        pa.field("batch", pa.int32(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("orientation", pa.int8(), nullable=False),
+    ]
+)
+
+_FOUND = pa.struct([f for f in INSTANCES if f.name not in ("image_id", "image_key", "height", "width", "batch")])
+
+# What a worker stages: one row per image with its instances inside, so that a staged file is complete by
+# construction. Batch and run are known only at the merge.
+STAGED = pa.schema(
+    [f for f in IMAGES if f.name not in ("batch", "run_id")]
+    + [pa.field("instances", pa.list_(pa.field("item", _FOUND, nullable=False)), nullable=False)]
+)
+
+PLAN = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
+
+_COMMON: Mapping[str, Any] = {
+    "version": "2.6",
+    "compression": "zstd",
+    "compression_level": 3,
+    "write_page_index": True,
+    "write_page_checksum": True,
+    "data_page_size": 1 << 20,
+}
+
+INSTANCES_WRITE: Mapping[str, Any] = {
+    **_COMMON,
+    "row_group_size": 65_536,
+    "use_dictionary": [
+        "image_id", "image_key", "instance", "class_id", "class_name", "height", "width", "batch",
+        "bbox_x", "bbox_y", "bbox_w", "bbox_h",
+    ],
+    "column_encoding": {"score": "BYTE_STREAM_SPLIT", "area": "DELTA_BINARY_PACKED", "rle": "DELTA_LENGTH_BYTE_ARRAY"},
+    "write_statistics": [f.name for f in INSTANCES if f.name != "rle"],
+}  # fmt: skip
+
+IMAGES_WRITE: Mapping[str, Any] = {**_COMMON, "row_group_size": 65_536}
+STAGED_WRITE: Mapping[str, Any] = {"version": "2.6", "compression": "zstd", "compression_level": 1}
+PLAN_WRITE: Mapping[str, Any] = {**_COMMON, "row_group_size": 65_536}
+
+_INSTANCES_FACTS: Mapping[str, Any] = {
+    "version": VERSION,
+    "primary_column": "rle",
+    "columns": {
+        "rle": {"encoding": "coco-rle-string", "order": "column-major", "size": ["height", "width"]},
+        "bbox": {"columns": ["bbox_x", "bbox_y", "bbox_w", "bbox_h"], "format": "xywh", "unit": "source pixels"},
+    },
+    "orientation": "EXIF orientation applied; coordinates are those of the upright image",
+}
+
+
+def with_facts(schema: pa.Schema, provenance: Mapping[str, Any]) -> pa.Schema:
+    """The schema carrying `segray` key-value metadata: what the columns mean and where the rows come from."""
+    facts: Mapping[str, Any] = _INSTANCES_FACTS if "rle" in schema.names else {"version": VERSION}
+    return schema.with_metadata({"segray": json.dumps({**facts, **provenance}, sort_keys=True)})

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import segray
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(segray, name) is not None for name in segray.__all__)
+
+
+def test_nothing_public_goes_unlisted() -> None:
+    """What segray defines and binds here is in __all__; submodules are bound by whoever imports them."""
+    ours = {name for name, value in vars(segray).items() if getattr(value, "__module__", "").startswith("segray")}
+    assert {name for name in ours if not name.startswith("_")} <= set(segray.__all__)
+
+
+def test_no_submodule_takes_a_public_functions_name() -> None:
+    code = "import segray, segray.cli, segray.run; print(callable(segray.scan), callable(segray.images))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_decoding_loads_neither_ray_nor_storage() -> None:
+    code = "import sys, segray; print({'ray', 'deltalake', 'fsspec', 'openvino'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
