@@ -1,0 +1,255 @@
+"""One YAML file to one frozen, validated configuration with a digest.
+
+Knows every key, its meaning, unit and default; knows nothing of what is done with them. An unknown key is an
+error that names the nearest valid one. Secrets are never configuration: they come from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from segray.errors import ConfigError
+
+_ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Name = Annotated[str, Field(min_length=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Source(_Section):
+    """Where the images are."""
+
+    uri: str = Field(min_length=1)
+
+
+class Output(_Section):
+    """Where the label set goes."""
+
+    root: str = Field(min_length=1)
+
+
+class Model(_Section):
+    """Which model labels, from which files, how exactly."""
+
+    name: str
+    path: str | None = None
+    form: Literal["original", "converted"] | None = None
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    labels: Mapping[_ClassId, _Name] | None = Field(default=None, min_length=1)
+    score_threshold: float = Field(default=0.05, ge=0, le=1)
+    class_thresholds: Mapping[int | str, _Share] = Field(default_factory=dict)
+    score_floor: _Share | None = None
+    max_detections: int = Field(default=100, ge=1, le=32_767)
+    min_area: int = Field(default=0, ge=0)
+    nms: Literal["per_class", "fast", "cross_class"] = "per_class"
+    paste: Literal["tile", "reframe"] | None = None
+    cache_dir: str | None = None
+
+
+class Image(_Section):
+    """What is refused before its pixels are allocated."""
+
+    max_bytes: int = Field(default=256 * 2**20, ge=1)
+    max_pixels: int = Field(default=200_000_000, ge=1)
+    max_side_px: int = Field(default=50_000, ge=1)
+    timeout_s: float = Field(default=120, gt=0)
+
+
+class Pool(_Section):
+    """A group of equal workers. count None: one per node that has room."""
+
+    device: str = "CPU"
+    count: int | None = Field(default=None, ge=1)
+    num_cpus: float | None = Field(default=None, gt=0)
+    resources: Mapping[str, float] = Field(default_factory=dict)
+    threads: int | None = Field(default=None, ge=1)
+    max_rss_mb: int | None = Field(default=None, ge=1)
+
+
+class Cluster(_Section):
+    """Which Ray cluster; None starts one on this machine. "auto" joins the one this process runs in."""
+
+    address: str | None = None
+    stall_timeout_s: float = Field(default=600, gt=0)
+    start_timeout_s: float = Field(default=120, gt=0)
+
+
+class Storage(_Section):
+    """How object storage is reached. Key and secret come from the usual AWS environment variables."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+    retries: int = Field(default=6, ge=0)
+    timeout_s: float = Field(default=60, gt=0)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        """The configuration is written into run records; what is refused here is not repeated in the error."""
+        if url and ("@" in url or "?" in url):
+            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
+        return url
+
+
+class Publish(_Section):
+    """How finished units become visible."""
+
+    batch_images: int = Field(default=50_000, ge=1)
+    file_rows: int = Field(default=2_000_000, ge=1)
+
+
+class Config(_Section):
+    """Everything a run needs to know."""
+
+    source: Source
+    output: Output
+    model: Model
+    image: Image = Image()
+    workers: tuple[Pool, ...] = Field(default=(Pool(),), min_length=1)
+    cluster: Cluster = Cluster()
+    storage: Storage = Storage()
+    publish: Publish = Publish()
+    unit_images: int = Field(default=256, ge=1, le=100_000)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
+
+    def digest(self) -> str:
+        """A short hash of every value, for run records."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides (dotted keys, YAML values), validate.
+
+    Raises ConfigError: no such file, not YAML, unknown key (naming the nearest), wrong type or range.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            "cannot read the configuration", where=str(path), found=str(exc), do="check the path"
+        ) from exc
+    values = _parse(text, str(path))
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, str(path))
+
+
+def validate(values: Mapping[str, Any], where: str) -> Config:
+    """A plain mapping to a Config; `where` names it in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as exc:
+        raise _explained(exc, where) from exc
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        raise ConfigError("the configuration is not valid YAML", where=where, found=str(exc)) from exc
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "the configuration must be a mapping of keys",
+            where=where,
+            found=type(values).__name__,
+            do="see configs/reference.yaml",
+        )
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError("--set takes key=value", found=override, do="for example --set output.root=out")
+    *parents, last = key.split(".")
+    section: Any = values
+    for name in parents:
+        section = _child(section, name, override)
+    if isinstance(section, list):
+        section[_position(section, last, override)] = _value(text, override)
+    else:
+        section[last] = _value(text, override)
+
+
+def _value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        raise ConfigError("the value is not valid YAML", where=f"--set {override}", found=str(exc)) from exc
+
+
+def _child(section: Any, name: str, override: str) -> Any:
+    if isinstance(section, list):
+        return section[_position(section, name, override)]
+    child = section.setdefault(name, {})
+    if child is None:
+        child = section[name] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"{name} holds a single value, not a section", where=f"--set {override}", found=repr(child))
+    return child
+
+
+def _position(section: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(section):
+        raise ConfigError(
+            "no such entry in the list", where=f"--set {override}", found=name, do=f"use 0 to {len(section) - 1}"
+        )
+    return int(name)
+
+
+def _explained(exc: ValidationError, where: str) -> ConfigError:
+    # A misspelt key is also a missing one; the spelling is what helps.
+    problem = min(exc.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = _keys(Config)
+        near = difflib.get_close_matches(key, valid, 1, 0.5) or difflib.get_close_matches(
+            path[-1], [name for name in valid if name.rsplit(".", 1)[0] == ".".join(path[:-1])] or valid, 1, 0.3
+        )
+        advice = f"did you mean {near[0]}?" if near else "see configs/reference.yaml for every key"
+        return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), do=advice)
+    if problem["type"] == "secret":
+        do = "give key and secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", do=do)
+    if problem["type"] == "missing":
+        return ConfigError(f"the configuration lacks {key}", where=where, do=f"add it, or pass --set {key}=...")
+    return ConfigError(
+        f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), do="see configs/reference.yaml"
+    )
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a section, its own name included."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(prefix + name)
+        for kind in _parts(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (tuple, UnionType):
+        return get_args(annotation)
+    return (annotation,)

@@ -1,0 +1,330 @@
+"""Whatever the bytes: an upright RGB picture, or an ImageError that says why."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hostile import (
+    HEIGHT,
+    WIDTH,
+    converted,
+    encode,
+    half_transparent,
+    hostile_files,
+    oriented,
+    picture,
+    png_chunk,
+    sixteen_bit,
+    stored_for,
+    with_broken_exif,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+from segray.errors import ImageError
+from segray.image import Header, Limits, decode, probe
+
+FILES = hostile_files()
+ORIENTATIONS = range(1, 9)
+LOSSLESS = (
+    ("PNG", {}),
+    ("WEBP", {"lossless": True}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "tiff_adobe_deflate", "big_tiff": True}),
+)
+
+
+def gap(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+    """The largest difference of any sample; the shapes must agree."""
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def reason(data: bytes, **limits: int) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode(data, Limits(**limits))
+    assert caught.value.stage == "decode"
+    return caught.value.what
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in FILES.items() if expected == "ok"])
+def test_odd_files_become_rgb(name: str) -> None:
+    image = decode(FILES[name][0]).image
+    assert image.dtype == np.uint8
+    assert image.shape == ((1, 1, 3) if name == "one_pixel.png" else (HEIGHT, WIDTH, 3))
+    assert image.flags.c_contiguous
+    assert image.flags.writeable
+
+
+@pytest.mark.parametrize("name", [name for name, (_, expected) in FILES.items() if expected == "failed"])
+def test_broken_files_are_image_errors(name: str) -> None:
+    assert reason(FILES[name][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty.jpg", "empty file"),
+        ("html.jpg", "not an image: starts with '<html"),
+        ("truncated.jpg", "truncated: the JPEG's end marker is missing"),
+        ("truncated_cmyk.jpg", "truncated"),
+        ("truncated.png", "truncated: the PNG ends inside its IDAT chunk"),
+        ("truncated.gif", "truncated"),
+        ("truncated.bmp", "truncated"),
+        ("truncated.webp", "truncated"),
+        ("bad_checksum.png", "wrong checksum in its IDAT chunk"),
+        ("bomb.png", "60000x60000 = 3600 MP is over the limit of 200 MP (image.max_pixels)"),
+        ("frame_bomb.gif", "over the limit of 200 MP (image.max_pixels)"),
+        ("text_bomb.png", "too large"),
+        ("float.tif", "32-bit or float"),
+    ],
+)
+def test_reasons_can_be_acted_on(name: str, words: str) -> None:
+    assert words in reason(FILES[name][0])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize(("kind", "options"), LOSSLESS, ids=str)
+def test_orientation_is_undone_exactly(kind: str, options: dict[str, object], orientation: int) -> None:
+    decoded = decode(oriented(orientation, kind, **options))
+    assert decoded.orientation == orientation
+    assert gap(decoded.image, picture()) == 0
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_are_turned_as_pillow_turns_them(mode: str, orientation: int) -> None:
+    stored = Image.fromarray(stored_for(orientation, picture())).convert(mode)
+    data = encode(stored, "JPEG", orientation=orientation)
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    decoded = decode(data)
+    assert decoded.orientation == orientation
+    assert gap(decoded.image, np.asarray(theirs)) <= 2
+
+
+def test_the_header_is_told_as_stored() -> None:
+    assert probe(oriented(6, "JPEG")) == Header("JPEG", HEIGHT, WIDTH, 6, plain=True)
+    assert probe(oriented(6, "TIFF")) == Header("TIFF", HEIGHT, WIDTH, 6)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
+    decoded = decode(encode(picture(), "PNG", orientation=orientation))
+    assert decoded.orientation == 1
+    assert gap(decoded.image, picture()) == 0
+
+
+def test_an_orientation_in_xmp_alone_is_ignored() -> None:
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    for data in (encode(picture(), "TIFF", tiffinfo={700: xmp}), encode(picture(), "WEBP", xmp=xmp)):
+        assert xmp in data
+        assert decode(data).image.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_broken_exif_costs_nothing() -> None:
+    whole = encode(picture(), "JPEG")
+    assert gap(decode(with_broken_exif(whole)).image, decode(whole).image) == 0
+    assert decode(with_broken_exif(whole)).orientation == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "RGB", {"subsampling": 0, "quality": 97}),
+        ("JPEG", "RGB", {"keep_rgb": True}),
+        ("JPEG", "L", {}),
+        ("PNG", "RGB", {}),
+    ],
+    ids=str,
+)
+def test_opencv_and_pillow_see_the_same_picture(kind: str, mode: str, options: dict[str, object]) -> None:
+    data = converted(mode, kind, **options)
+    assert probe(data).plain
+    assert gap(decode(data).image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) <= 2
+
+
+@pytest.mark.parametrize("name", ["cmyk.jpg", "rgba.png", "palette.png", "16_bit_rgb.png", "text_bomb.png"])
+def test_odd_files_are_left_to_pillow(name: str) -> None:
+    assert not probe(FILES[name][0]).plain
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
+def test_transparent_pixels_are_white(kind: str, mode: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = decode(encode(half_transparent(mode), kind, **options)).image
+    opaque = np.asarray(Image.fromarray(picture()).convert(mode.removesuffix("A")).convert("RGB"))
+    assert (image[:, : WIDTH // 2] == 255).all()
+    assert gap(image[:, WIDTH // 2 :], opaque[:, WIDTH // 2 :]) == 0
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_is_white(kind: str) -> None:
+    palette = Image.fromarray(picture()).quantize(8)
+    image = decode(encode(palette, kind, transparency=3)).image
+    clear = np.asarray(palette) == 3
+    assert (image[clear] == 255).all()
+    assert gap(image[~clear], np.asarray(palette.convert("RGB"))[~clear]) == 0
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_sixteen_bits_keep_their_upper_byte(kind: str) -> None:
+    assert gap(decode(sixteen_bit(kind, 3)).image, picture()) == 0
+    assert gap(decode(sixteen_bit(kind, 1)).image, np.repeat(picture()[..., :1], 3, axis=2)) == 0
+
+
+def test_adobe_cmyk_is_not_a_negative() -> None:
+    image = decode(converted("CMYK", "JPEG", quality=95)).image
+    assert np.abs(image.astype(int) - picture()).mean() < 3
+
+
+def test_only_the_first_frame_is_read() -> None:
+    for name in ("animated.gif", "animated.webp", "two_pictures.mpo"):
+        assert np.abs(decode(FILES[name][0]).image.astype(int) - picture()).mean() < 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain.jpg", "progressive.jpg", "cmyk.jpg", "plain.png", "palette.png", "animated.gif", "plain.bmp", "lossy.webp",
+     "plain.tif", "lzw.tif"],
+)  # fmt: skip
+def test_a_cut_file_fails_or_is_still_whole(name: str) -> None:
+    data = FILES[name][0]
+    whole = decode(data).image
+    for length in range(0, len(data), max(1, len(data) // 1000)):
+        try:
+            assert gap(decode(data[:length]).image, whole) == 0
+        except ImageError:
+            continue
+        assert not name.endswith((".jpg", ".png")), f"{length} of {len(data)} bytes were taken for the whole file"
+
+
+def test_limits_are_inclusive_and_named() -> None:
+    data = encode(picture(), "PNG")
+    fits = Limits(max_bytes=len(data), max_pixels=HEIGHT * WIDTH, max_side_px=max(HEIGHT, WIDTH))
+    assert decode(data, fits).image.shape == (HEIGHT, WIDTH, 3)
+    assert "image.max_bytes" in reason(data, max_bytes=len(data) - 1)
+    assert "image.max_pixels" in reason(data, max_pixels=HEIGHT * WIDTH - 1)
+    assert "image.max_side_px" in reason(data, max_side_px=max(HEIGHT, WIDTH) - 1)
+
+
+def test_files_of_endless_parts_are_refused() -> None:
+    jpeg = encode(picture(), "JPEG")
+    assert "segments" in reason(jpeg[:2] + b"\xff\xfe\0\2" * 200_001 + jpeg[2:])
+    png = encode(picture(), "PNG")
+    assert "chunks" in reason(png[:33] + png_chunk(b"tEXt", b"") * 200_001 + png[33:])
+    gif = b"GIF89a" + struct.pack("<HHBBB", WIDTH, HEIGHT, 0, 0, 0)
+    assert "blocks" in reason(gif + b"!\xfe\0" * 200_001)
+    assert "sub-blocks" in reason(gif + b"!\xfe" + b"\1x" * 200_001)
+
+
+_UNDER_A_CEILING = """
+import resource, sys
+from segray.errors import ImageError
+from segray.image import decode
+sys.path.insert(0, sys.argv[1])
+from hostile import hostile_files
+bombs = {name: data for name, (data, _) in hostile_files().items() if "bomb" in name}
+pages = int(open("/proc/self/statm").read().split()[0])
+ceiling = pages * resource.getpagesize() + 64 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+# Not getrusage: a child inherits its parent's peak there.
+peak = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+for name, data in bombs.items():
+    try:
+        decode(data)
+    except ImageError as error:
+        assert "memory" not in error.what, (name, error.what)
+    else:
+        raise AssertionError(name + " was decoded")
+grown = peak() - before
+assert grown < 32 * 1024, f"{grown} KiB"
+print(len(bombs))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets an address space limit")
+def test_bombs_allocate_nothing(request: pytest.FixtureRequest) -> None:
+    command = [sys.executable, "-c", _UNDER_A_CEILING, str(request.path.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8
+
+
+def test_pillow_keeps_its_strictness() -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert Image.MAX_IMAGE_PIXELS is None  # Limits stand in for it.
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    names = [name for name, (_, expected) in FILES.items() if expected == "ok"] * 8
+    alone = {name: decode(FILES[name][0]).image for name in set(names)}
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda name: decode(FILES[name][0]).image, names))
+    assert all(gap(image, alone[name]) == 0 for name, image in zip(names, together, strict=True))
+
+
+def test_an_image_error_travels_between_processes() -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(FILES["text_bomb.png"][0])
+    assert pickle.loads(pickle.dumps(caught.value)).what == caught.value.what
+
+
+def decode_or_refuse(data: bytes) -> None:
+    """What comes is a small RGB picture or an ImageError, and nothing else."""
+    with contextlib.suppress(ImageError):
+        image = decode(data, Limits(max_pixels=1_000_000)).image
+        assert image.dtype == np.uint8
+        assert image.shape[2:] == (3,)
+        assert image.size <= 3_000_000
+
+
+MAGICS = (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0+", b"RIFF\0\0\0\0WEBPVP8 ")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(MAGICS), st.binary(max_size=400))
+def test_random_bytes_are_refused_or_decoded(magic: bytes, noise: bytes) -> None:
+    decode_or_refuse(magic + noise)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from([data for data, expected in FILES.values() if expected == "ok"]),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from([data for data, _ in FILES.values()]),
+    st.sampled_from(["whole", "cut", "splice"]),
+)
+def test_damaged_files_are_refused_or_decoded(
+    data: bytes, flips: list[tuple[float, int]], start: float, stop: float, other: bytes, how: str
+) -> None:
+    damaged = bytearray(data)
+    for place, value in flips:
+        damaged[int(place * (len(data) - 1))] = value
+    first, last = int(min(start, stop) * len(data)), int(max(start, stop) * len(data))
+    insert = {"whole": damaged[first:last], "cut": b"", "splice": other[: len(other) // 2]}[how]
+    decode_or_refuse(bytes(damaged[:first] + insert + damaged[last:]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=120), st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b""]))
+def test_any_exif_is_harmless(noise: bytes, head: bytes) -> None:
+    body = b"Exif\0\0" + head + noise
+    jpeg = encode(picture(), "JPEG")
+    decoded = decode(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:])
+    assert decoded.orientation in ORIENTATIONS

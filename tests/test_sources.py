@@ -1,0 +1,346 @@
+"""sources.py: what is taken from folders, globs and manifests, under which key, and what an empty one says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from swift_server import Swift
+
+from segray import sources
+from segray.errors import AccessError, SourceError
+from segray.instances import ImageRef
+from segray.storage import StorageOptions, Store, join
+
+TREE = (
+    "a b.JPG",
+    "a%20b.jpeg",
+    "empty.png",
+    "naïve+.tiff",
+    "new\nline.webp",
+    "notes.txt",
+    "sub/a.jpg",
+    "sub/deep/b.jpg",
+    "sub/photo[1].jpg",
+    ".hidden.jpg",
+    ".cache/c.jpg",
+    "_delta_log/d.jpg",
+    "_MG_0001.jpg",
+    "noextension",
+)
+IMAGES = sorted(set(TREE) - {"notes.txt", ".hidden.jpg", ".cache/c.jpg", "_delta_log/d.jpg", "noextension"})
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(StorageOptions(retries=0))
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> Iterator[str]:
+    """The TREE, below a folder that itself is hidden."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    root = str(tmp_path / ".data") if request.param == "local" else "memory://.data"
+    for key in TREE:
+        store.put(join(root, key), b"" if "empty" in key else key.encode())
+    yield root
+    memory.store.clear()
+
+
+def all_refs(uri: str, store: Store) -> list[ImageRef]:
+    return [ref for batch in sources.read(uri, store) for ref in sources.refs(batch)]
+
+
+def keys(uri: str, store: Store) -> list[str]:
+    return [ref.key for ref in all_refs(uri, store)]
+
+
+# Folders and single files
+
+
+def test_a_folder_gives_every_visible_image_sorted(store: Store, root: str) -> None:
+    for uri in (root, root + "/"):
+        found = all_refs(uri, store)
+        assert [ref.key for ref in found] == IMAGES
+    for ref in found:
+        assert ref == ImageRef(
+            ref.key, join(root, ref.key), store.stat(ref.uri).version, store.stat(ref.uri).size_bytes
+        )
+        assert store.read(ref.uri) == (b"" if ref.key == "empty.png" else ref.key.encode())
+        assert ref.version
+
+
+def test_the_extensions_can_be_chosen(store: Store, root: str) -> None:
+    (batch,) = sources.read(root, store, extensions=frozenset({"txt"}))
+    assert batch["key"].to_pylist() == ["notes.txt"]
+
+
+def test_a_single_image_is_a_dataset(store: Store, root: str) -> None:
+    (ref,) = all_refs(join(root, "sub/a.jpg"), store)
+    assert (ref.key, ref.uri, ref.size_bytes) == ("a.jpg", join(root, "sub/a.jpg"), 9)
+
+
+def test_uris_do_not_depend_on_the_working_directory(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"a")
+    monkeypatch.chdir(tmp_path)
+    expected = [("a.jpg", str(tmp_path / "photos" / "a.jpg"))]
+    for uri in ("photos", "./photos/", "photos/*", "photos/a.jpg", f"file://{tmp_path}/photos"):
+        assert [(ref.key, ref.uri) for ref in all_refs(uri, store)] == expected
+
+
+def test_references_come_in_batches_of_one_schema(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "REF_BATCH_ROWS", 2)
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_bytes(b"x")
+    batches = list(sources.read(str(tmp_path), store))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert all(batch.schema.equals(sources.REF_SCHEMA) for batch in batches)
+
+
+# Globs
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("sub/*.jpg", ["a.jpg", "photo[1].jpg"]),
+        ("**/*.jpg", ["_MG_0001.jpg", "_delta_log/d.jpg", "sub/a.jpg", "sub/deep/b.jpg", "sub/photo[1].jpg"]),
+        ("sub/**", ["a.jpg", "deep/b.jpg", "photo[1].jpg"]),
+        ("*/deep/?.jpg", ["sub/deep/b.jpg"]),
+        ("sub/[!b].jpg", ["a.jpg"]),
+        ("sub/*/[a-b].jp*g", ["deep/b.jpg"]),
+        (".h*", [".hidden.jpg"]),
+        ("*", sorted({*IMAGES, "notes.txt", "noextension"} - {key for key in IMAGES if "/" in key})),
+        ("new?line.webp", ["new\nline.webp"]),
+    ],
+)
+def test_a_glob_takes_what_it_names(store: Store, root: str, glob: str, expected: list[str]) -> None:
+    assert keys(join(root, glob), store) == expected
+
+
+def test_a_name_that_exists_is_no_pattern(store: Store, root: str) -> None:
+    assert keys(join(root, "sub/photo[1].jpg"), store) == ["photo[1].jpg"]
+
+
+def test_a_glob_without_a_match_says_what_it_saw(store: Store, root: str) -> None:
+    with pytest.raises(SourceError, match=r"No file matches[\s\S]*3 files below"):
+        keys(join(root, "sub/*.png"), store)
+    with pytest.raises(SourceError, match="Not a glob"):
+        keys(join(root, "[z-a].png"), store)
+
+
+def test_a_bucket_cannot_be_a_pattern(store: Store) -> None:
+    with pytest.raises(SourceError, match="bucket"):
+        keys("memory://b*/x", store)
+
+
+# Manifests
+
+
+def write(root: str, store: Store, name: str, content: str | pa.Table) -> str:
+    uri = join(root, name)
+    if isinstance(content, str):
+        store.put(uri, content.encode())
+    else:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(content, buffer)
+        store.put(uri, buffer.getvalue().to_pybytes())
+    return uri
+
+
+PLAIN = ["a b.JPG", "#1.jpg", "sub/a%20b.jpg", "naïve+.tiff"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.txt", "\n".join(PLAIN)),
+        ("M.TXT", "\ufeff" + "\r\n".join(["", *PLAIN, "  ", PLAIN[0], ""])),
+        ("m.csv", "\ufeffuri\r\n" + "\r\n".join(PLAIN) + "\r\n\r\n"),
+        ("m.csv", "path\n" + "\n".join([*PLAIN, PLAIN[1]])),
+        ("headerless.csv", "\n".join(PLAIN)),
+        ("m.csv", "size,uri\n" + "\n".join(f'1,"{each}"' for each in PLAIN)),
+        ("m.parquet", pa.table({"uri": PLAIN, "size": [1] * 4})),
+        ("m.parquet", pa.table({"path": pa.array(PLAIN).dictionary_encode()})),
+    ],
+)
+def test_a_manifest_gives_each_image_once_as_written(
+    store: Store, root: str, name: str, content: str | pa.Table
+) -> None:
+    found = all_refs(write(root, store, name, content), store)
+    assert found == [ImageRef(each, join(root, each)) for each in PLAIN]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_manifest_may_carry_keys_and_versions(store: Store, root: str, name: str) -> None:
+    columns = {"version": ["1", "2", ""], "uri": ["s3://b/a.jpg", "./x/b.jpg", "/c.jpg"], "key": ["k1", "k,2", ""]}
+    text = 'version,uri,key\n1,s3://b/a.jpg,k1\n2,./x/b.jpg,"k,2"\n,/c.jpg,\n'
+    found = all_refs(write(root, store, name, text if name == "m.csv" else pa.table(columns)), store)
+    assert found == [
+        ImageRef("k1", "s3://b/a.jpg", "1"),
+        ImageRef("k,2", join(root, "x/b.jpg"), "2"),
+        ImageRef("/c.jpg", "/c.jpg", ""),
+    ]
+
+
+def test_parquet_manifests_may_hold_nulls_and_numbers(store: Store, root: str) -> None:
+    table = pa.table({"uri": ["a.jpg", "b.jpg"], "key": [None, "b"], "version": [7, None]})
+    found = all_refs(write(root, store, "m.parquet", table), store)
+    assert [(ref.key, ref.version) for ref in found] == [("a.jpg", "7"), ("b", "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("m.txt", " \n\n", "names no image"),
+        ("m.csv", "uri\n", "names no image"),
+        ("m.csv", "", "no column 'uri'"),
+        ("m.csv", "a,b\n1,2\n", r"no column 'uri' among 'a', 'b'"),
+        ("m.csv", "uri,key\nx.jpg,1\ny.jpg\n", "line 3 has 1 columns"),
+        ("m.csv", "uri,key\nx.jpg,1\n,2\n", r"image 2"),
+        ("m.csv", "uri,key\nx.jpg,1\ny.jpg,1\n", r"One key for two images[\s\S]*image 2[\s\S]*'1'"),
+        ("m.csv", 'uri\n"x.jpg\n', "CSV"),
+        ("m.txt", "a\0b", "without a URI"),
+        ("m.parquet", "not parquet", "Parquet"),
+        ("m.parquet", pa.table({"uri": pa.array([{"x": 1}])}), "Parquet"),
+        ("m.parquet", pa.table({"uri": pa.array([None], pa.string())}), "without a URI"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_where(
+    store: Store, root: str, name: str, content: str | pa.Table, says: str
+) -> None:
+    with pytest.raises(SourceError, match=says) as caught:
+        keys(write(root, store, name, content), store)
+    assert name in caught.value.where
+
+
+def test_a_manifest_in_another_encoding_is_refused(store: Store, root: str) -> None:
+    store.put(join(root, "m.txt"), "photo.jpg".encode("utf-16"))
+    with pytest.raises(SourceError, match="UTF-8"):
+        keys(join(root, "m.txt"), store)
+
+
+# Nothing there
+
+
+def test_a_folder_without_images_says_what_it_holds(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no files at all"):
+        keys(str(tmp_path), store)
+    for each in ("a.pdf", "b.pdf", "c", ".d.jpg"):
+        (tmp_path / each).write_bytes(b"")
+    with pytest.raises(
+        SourceError, match=r"4 files: \.pdf 2, without extension 1, hidden \.jpg 1|4 files: \.pdf 2, hidden"
+    ):
+        keys(str(tmp_path), store)
+
+
+def test_a_folder_that_is_missing_names_its_neighbours(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for wrong in ("photoz", "photoz/*.jpg"):
+        with pytest.raises(SourceError, match=r"No such folder[\s\S]*photos"):
+            keys(str(tmp_path / wrong), store)
+
+
+def test_a_file_that_is_neither_image_nor_manifest(store: Store, root: str) -> None:
+    with pytest.raises(SourceError, match="Neither an image nor a manifest"):
+        keys(join(root, "noextension"), store)
+
+
+def test_a_name_that_no_table_can_hold_stops_with_its_name(store: Store, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"")
+    with pytest.raises(SourceError, match=r"not UTF-8[\s\S]*udcff\.jpg"):
+        keys(str(tmp_path), store)
+
+
+# A real S3 server
+
+
+@pytest.mark.full
+def test_s3_prefixes_globs_and_manifests(swift_env: Swift) -> None:
+    store, bucket = Store(StorageOptions(endpoint_url=swift_env.endpoint_url)), swift_env.bucket()
+    root = f"s3://{bucket}/photos"
+    for key in TREE:
+        store.put(join(root, key), b"" if "empty" in key else b"x")
+    store.put(f"s3://{bucket}/photos-2/x.jpg", b"x")
+    assert keys(root, store) == IMAGES
+    assert keys(f"s3://{bucket}", store) == ["photos-2/x.jpg", *(f"photos/{key}" for key in IMAGES)]
+    assert keys(f"s3://{bucket}/ph*-2/*", store) == ["photos-2/x.jpg"]
+    assert keys(join(root, "**/[ab].jpg"), store) == ["sub/a.jpg", "sub/deep/b.jpg"]
+    (ref,) = all_refs(join(root, "sub/a.jpg"), store)
+    assert ref == ImageRef("a.jpg", join(root, "sub/a.jpg"), "9dd4e461268c8034f5c8564e155c67a6", 1)
+    assert all(store.read(ref.uri) in (b"x", b"") for ref in all_refs(root, store))
+    for name, content in (("m.txt", "sub/a.jpg\n"), ("m.parquet", pa.table({"uri": ["sub/a.jpg"]}))):
+        assert all_refs(write(root, store, name, content), store) == [ImageRef("sub/a.jpg", join(root, "sub/a.jpg"))]
+    with pytest.raises(SourceError, match="No images here"):
+        keys(f"s3://{bucket}/nothing", store)
+    with pytest.raises(AccessError, match="No such bucket"):
+        keys("s3://no-such-bucket/photos", store)
+
+
+# Size
+
+
+def peak_growth_mb(program: str) -> float:
+    """Run `program`, which defines work(), in a fresh process: how much its peak memory grew over its imports."""
+    measured = f"""
+import json
+{program}
+# Not getrusage: a child inherits its parent's peak there.
+peak = lambda: next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+kept = work()
+print(json.dumps(peak() - before))
+"""
+    done = subprocess.run([sys.executable, "-c", measured], check=True, capture_output=True, text=True, timeout=300)
+    return float(json.loads(done.stdout))
+
+
+@pytest.mark.full
+def test_a_million_listed_keys_cost_less_than_a_gigabyte() -> None:
+    growth = peak_growth_mb("""
+from segray import sources
+from segray.storage import Entry, Store
+class Synthetic(Store):
+    def exists(self, uri): return False
+    def list(self, uri, *, prefix=""):
+        for i in range(1_000_000):
+            key = f"camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg"
+            yield Entry(f"{uri}/{key}", key, f"{i:032x}", 2_000_000 + i)
+def work():
+    kept = list(sources.read("s3://a-bucket-with-a-name/some/prefix", Synthetic()))
+    assert sum(map(len, kept)) == 1_000_000
+    return kept
+""")
+    assert growth < 1_000
+
+
+@pytest.mark.full
+def test_a_manifest_of_a_million_costs_less_than_a_gigabyte(tmp_path: Path) -> None:
+    with (tmp_path / "m.txt").open("w") as file:
+        file.writelines(
+            f"s3://a-bucket/camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg\n" for i in range(1_000_000)
+        )
+    growth = peak_growth_mb(f"""
+from segray import sources
+from segray.storage import Store
+def work():
+    kept = list(sources.read({str(tmp_path / "m.txt")!r}, Store()))
+    assert sum(map(len, kept)) == 1_000_000
+    return kept
+""")
+    assert growth < 1_000
