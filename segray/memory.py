@@ -1,0 +1,39 @@
+"""How much memory this process holds, and an end to it when it is far too much.
+
+Knows /proc; knows nothing of why memory is used. On systems without /proc nothing is measured and nothing ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+_STATM = Path("/proc/self/statm")
+_EVERY_S = 0.1
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process; 0 where it cannot be told."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except FileNotFoundError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def end_above(most_bytes: float) -> None:
+    """From now on, kill this process when it holds more. SIGKILL: nothing in it may need memory to end.
+
+    A thread looks ten times a second, so a library that fills memory without releasing the GIL is met late; the
+    machine's own killer of the largest process remains behind it.
+    """
+
+    def look() -> None:
+        while rss_bytes() <= most_bytes:
+            time.sleep(_EVERY_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=look, name="memory", daemon=True).start()
