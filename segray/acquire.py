@@ -1,0 +1,268 @@
+"""A model system onto this machine: fetched, verified, unpacked, converted, checked, and a card beside it.
+
+Knows the order of these steps and the folder they leave behind; what is fetched from where is in the catalogue.
+
+    INTO/NAME/download/     what was fetched, and stays
+    INTO/NAME/unpacked/     of an archive, until the IR is there
+    INTO/NAME/NAME.xml      the IR, its .bin beside it
+    INTO/NAME/segray.json   the card, written last: where it is, and the checksums on it are right, all is done
+
+Each of these gets its name when it is whole, so a repetition after any interruption goes on with the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import segray
+from segray import fetch, inspection, runtime, zoo
+from segray.catalogue import Entry, Source
+from segray.contracts import CONTRACTS
+from segray.errors import ConfigError, ModelError, WorldError
+
+FormName = Literal["original", "converted"]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A model that `segray label` can use. sha256: of its files by name. already: nothing was left to do."""
+
+    name: str
+    form: str
+    xml: Path
+    sha256: Mapping[str, str]
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who hears how it goes. note: a step begins. progress: bytes of a download."""
+
+    note: Note = lambda text: None
+    progress: fetch.Progress = lambda done_bytes, total_bytes: None
+
+
+def pull(entry: Entry, into: Path, *, told: Told = Told(), patience: fetch.Patience = fetch.PATIENT) -> Acquired:
+    """Have the published model in the folder `into`/NAME, ready to use; nothing is done if it is.
+
+    Raises ModelError for files that are not the published ones or that cannot be converted here, WorldError if no
+    address gives them. The same call goes on from there.
+    """
+    if not entry.sources:
+        do = f"Set model.name: {entry.name} and leave out model.path."
+        raise ConfigError(f"{entry.name} comes with segray.", where="NAME", found=entry.name, do=do)
+    folder = into / entry.name
+    with _alone(folder):
+        if ready := acquired(entry.name, folder):
+            return ready
+        source, sha256 = _fetched(entry, folder / "download", told, patience)
+        original = _laid_out(source, folder, told)
+        _convert(entry, original, folder, entry.form, {"files": sha256, "model": source.model}, told, published=True)
+        shutil.rmtree(folder / "unpacked", ignore_errors=True)
+        return _found(entry.name, folder)
+
+
+def convert(entry: Entry, path: Path, out: Path, *, form: FormName | None = None, told: Told = Told()) -> Acquired:
+    """Write the model at `path` as an IR with a card into the folder `out`, which holds no other model.
+
+    path: frozen graph, SavedModel folder, ONNX, IR of any version that can be read or rewritten, or YOLACT's .pth.
+    form: where the files do not tell. Raises ModelError if it is not of this model system, ConfigError if the form is
+    unknown.
+    """
+    path = runtime.model_root(path)
+    with _alone(out):
+        _convert(entry, path, out, form, {"model": path.name}, told, published=False)
+        return _found(entry.name, out)
+
+
+def acquired(name: str, folder: Path) -> Acquired | None:
+    """The model in `folder` if it is whole: its files have the checksums on its card."""
+    xml, card = folder / f"{name}.xml", zoo.read_card(folder)
+    sha256 = card.get("files", {})
+    files = (xml, xml.with_suffix(".bin"))
+    if not all(file.is_file() and zoo.sha256(file) == sha256.get(file.name) for file in files):
+        return None
+    return Acquired(name, card["form"], xml, sha256, already=True)
+
+
+def _found(name: str, folder: Path) -> Acquired:
+    found = acquired(name, folder)
+    if found is None:
+        raise WorldError("The model changed while it was written.", where=str(folder), do="Run the same command again.")
+    return replace(found, already=False)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, against other processes that acquire into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        do = "Choose another folder."
+        raise WorldError("The folder cannot be used.", where=str(folder), found=str(error), do=do) from error
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        do = "Wait for it, or stop it."
+        raise WorldError("Another process is writing there.", where=str(folder), do=do) from error
+
+
+# ---- sources --------------------------------------------------------------------------------------
+
+
+def _fetched(entry: Entry, folder: Path, told: Told, patience: fetch.Patience) -> tuple[Source, dict[str, str]]:
+    """The first source of which all files could be had, and their sha256 by name."""
+    failures = []
+    for source in entry.sources:
+        try:
+            return source, _fetch_all(source, folder, told, patience)
+        except WorldError as error:
+            failures.append(error)
+    found = "; ".join(error.found or error.what for error in failures)
+    raise WorldError(failures[-1].what, where=str(folder), found=found, do=failures[-1].do) from failures[-1]
+
+
+def _fetch_all(source: Source, folder: Path, told: Told, patience: fetch.Patience) -> dict[str, str]:
+    sha256 = {}
+    for file in source.files:
+        told.note(f"fetching {file.name}")
+        sha256[file.name] = fetch.fetch(
+            file.urls,
+            folder / file.name,
+            sha256=file.sha256,
+            sha384=file.sha384,
+            size_bytes=file.size_bytes,
+            progress=told.progress,
+            patience=patience,
+        )
+    return sha256
+
+
+def _laid_out(source: Source, folder: Path, told: Told) -> Path:
+    """The path of what is to be converted, unpacked if it comes in an archive."""
+    root = folder / "download"
+    if source.archived:
+        told.note(f"unpacking {source.files[0].name}")
+        fetch.unpack(root / source.files[0].name, folder / "unpacked")
+        root = folder / "unpacked"
+    model = root / source.model
+    if not model.exists():
+        found = ", ".join(sorted(str(file.relative_to(root)) for file in root.rglob("*"))[:20])
+        do = f"Expected: {source.holds}. Remove {folder} and pull again."
+        raise ModelError(f"The archive does not hold {source.model}.", where=str(root), found=found, do=do)
+    return model
+
+
+# ---- conversion -----------------------------------------------------------------------------------
+
+
+def _convert(
+    entry: Entry, path: Path, out: Path, form: str | None, source: Mapping[str, Any], told: Told, *, published: bool
+) -> None:
+    """Make the IR and its card aside, then put them in place. published: it must be what the catalogue describes."""
+    _check_free(entry, path, out)
+    staging = out / ".converting"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        told.note(f"converting {path.name}")
+        xml = staging / f"{entry.name}.xml"
+        form = _written(entry, path, xml, form)
+        model = _identified(entry, path, xml, form, published)
+        _put(staging, out, _card_of(entry, model, source))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _identified(entry: Entry, path: Path, xml: Path, form: str | None, published: bool) -> zoo.Model:
+    """The model of the IR at `xml`, made of `path`; ModelError if it is of another model system."""
+    found, forms = runtime.signature(xml), CONTRACTS[entry.name].forms
+    if all(runtime.absent_outputs(found, each) for each in forms.values()):
+        runtime.check(found, forms[form or entry.form], str(path))
+    try:
+        model = zoo.resolve(entry.name, str(xml), form)
+    except ConfigError as error:
+        do = error.do.replace("Set model.form:", "Say --form:")
+        raise ConfigError(error.what, where=str(path), found="nothing that tells it", do=do) from error
+    runtime.check(found, model.form, str(path))
+    unlike = inspection.differences(found, entry, model.form)
+    if published and unlike:
+        do = "Remove the folder and pull again; if it stays so, the published files have changed."
+        raise ModelError("This is not the model that was published.", where=str(path), found="; ".join(unlike), do=do)
+    return model
+
+
+def _check_free(entry: Entry, path: Path, out: Path) -> None:
+    if (stated := zoo.read_card(out).get("contract", entry.name)) != entry.name:
+        do = "Convert into a folder of its own."
+        raise ModelError("The folder holds another model.", where=str(out / zoo.CARD), found=stated, do=do)
+    if path.resolve() == (out / f"{entry.name}.xml").resolve():
+        do = "Choose another --out."
+        raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), do=do)
+
+
+def _written(entry: Entry, path: Path, xml: Path, form: str | None) -> str | None:
+    """Write the IR of the model at `path`; its form, if that is now known."""
+    if path.suffix in inspection.CHECKPOINTS:
+        return _from_checkpoint(entry, path, xml, form or entry.form)
+    if inspection.is_old_ir(path):
+        from segray import ir5
+
+        ir5.convert(path, xml)
+        (xml.parent / zoo.CARD).unlink(missing_ok=True)
+        return form
+    runtime.save(path, xml)
+    return form
+
+
+def _from_checkpoint(entry: Entry, path: Path, xml: Path, form: str) -> str:
+    if entry.kind != "checkpoint":
+        do = f"Expected: {entry.how_to_get}"
+        raise ModelError(f"{entry.name} is not made from a checkpoint.", where=str(path), found=path.suffix, do=do)
+    from segray import yolact_graph
+
+    yolact_graph.convert(path, xml, form="original" if form == "original" else "converted")
+    (xml.parent / zoo.CARD).unlink()
+    return form
+
+
+def _card_of(entry: Entry, model: zoo.Model, source: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "contract": model.contract.name,
+        "form": model.form.name,
+        "files": {file.name: zoo.sha256(file) for file in model.files},
+        "labels": {str(number): name for number, name in model.contract.labels.items()},
+        "licence": entry.licence,
+        "source": dict(source),
+        "thresholds": dict(entry.thresholds),
+        "versions": {"segray": segray.__version__, "openvino": version("openvino")},
+    }
+
+
+def _put(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
+    """Move the IR to its place: while a part of it is old, no card vouches for it and no .xml names it."""
+    (staging / zoo.CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+    names = sorted(card["files"])  # .bin before .xml
+    (out / zoo.CARD).unlink(missing_ok=True)
+    (out / names[-1]).unlink(missing_ok=True)
+    for name in (*names, zoo.CARD):
+        (staging / name).replace(out / name)

@@ -1,0 +1,457 @@
+"""Files from the web, whole and verified, and archives unpacked where they can do no harm.
+
+Knows HTTP, ranges, checksums and tar; knows nothing of models. A download grows in NAME.part and gets its name only
+when its size and checksum are right; an archive is unpacked beside its folder, which gets its name when all is there.
+Whatever interrupts either, the same call goes on from what is left.
+
+Links in archives are refused, wherever they point: what made tarfile's own filter fail in the past
+(CVE-2025-4517, CVE-2025-4330) were links.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import http.client
+import os
+import random
+import re
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from time import sleep
+from typing import IO, BinaryIO, cast
+
+import segray
+from segray.errors import ModelError, WorldError
+
+# Bytes that are there, and bytes in all if that is known.
+Progress = Callable[[int, int | None], None]
+
+_CHUNK_BYTES = 1 << 20
+_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_PAUSE_S = 30.0
+# The longest header that tarfile may read into memory at once; real ones are below 1 MB.
+_HEADER_BYTES = 16 << 20
+_SLACK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to keep trying one address.
+
+    retries: further attempts in a row that bring nothing new. pause_s: before the first of them; it doubles.
+    timeout_s: silence on a connection.
+    """
+
+    retries: int = 5
+    pause_s: float = 1.0
+    timeout_s: float = 60.0
+
+
+PATIENT = Patience()
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What is known of a file beforehand; checksums are hex digits."""
+
+    size_bytes: int | None
+    sha256: str | None
+    sha384: str | None
+
+    @property
+    def checksummed(self) -> bool:
+        return bool(self.sha256 or self.sha384)
+
+
+class _RefusedError(Exception):
+    """This address does not have the file; trying again would not help."""
+
+
+class _WrongError(_RefusedError):
+    """The address gave a whole file, but another one."""
+
+
+class _CutError(Exception):
+    """The transfer broke off, or the server asks for patience; trying again may help."""
+
+
+# ---- downloads ------------------------------------------------------------------------------------
+
+
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    *,
+    sha256: str | None = None,
+    sha384: str | None = None,
+    size_bytes: int | None = None,
+    progress: Progress | None = None,
+    patience: Patience = PATIENT,
+) -> str:
+    """Make `target` the file that the first good one of `urls` gives; returns its sha256. Nothing is done if it is.
+
+    Without a checksum, the sha256 of the first download is written to NAME.sha256 and holds from then on.
+    Raises ModelError for a file with another checksum than expected (a download is removed, a file that was there
+    is left), WorldError if no address gives the file, if the disk does not take it, or if someone else fetches it.
+    """
+    expected = _Expected(size_bytes, sha256 or _recorded(target), sha384)
+    if target.is_file():
+        return _checked(target, expected)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _sole(target.with_name(f"{target.name}.part")) as part:
+            digest = _from_any(urls, part, expected, progress or _silent, patience)
+            if not expected.checksummed:
+                _record(target, digest)
+            part.path.replace(target)
+    except OSError as error:
+        do = "Free some space or choose another folder, then run the same command again."
+        raise WorldError("The download cannot be written.", where=str(target), found=str(error), do=do) from error
+    return digest
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The file that grows: its path, and the handle that holds the lock on it and appends."""
+
+    path: Path
+    stream: BinaryIO
+
+    @property
+    def length(self) -> int:
+        self.stream.flush()
+        return os.fstat(self.stream.fileno()).st_size
+
+    @property
+    def origin(self) -> Path:
+        """Where it is written which address the bytes are from, and the server's tag of that version."""
+        return self.path.with_name(f"{self.path.name}.from")
+
+    def clear(self) -> None:
+        self.stream.truncate(0)
+        self.origin.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sole(path: Path) -> Iterator[_Part]:
+    """The part at `path`, created if need be, held by nobody else; an empty one does not stay."""
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            do = "Wait for it, or stop it."
+            raise WorldError("Another process is fetching this file.", where=str(path), do=do) from error
+        part = _Part(path, stream)
+        try:
+            yield part
+        finally:
+            if not part.length:
+                path.unlink(missing_ok=True)
+            if not path.exists():
+                part.origin.unlink(missing_ok=True)
+
+
+def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> str:
+    """Fill `part` from the first address that can; its sha256."""
+    failures, wrong = [], False
+    for url in urls:
+        try:
+            return _from_one(url, part, expected, progress, patience)
+        except (_RefusedError, _CutError) as error:
+            failures.append(f"{url}: {error}")
+            wrong |= isinstance(error, _WrongError)
+    target, found = part.path.with_suffix(""), "; ".join(failures) or "no address"
+    where = str(target)
+    if wrong:
+        do = f"Get the file elsewhere and put it there{_distrust(target)}."
+        raise ModelError("The download is another file than expected; it was removed.", where=where, found=found, do=do)
+    do = "Check the network and its proxy settings, then run the same command again: it resumes."
+    raise WorldError("No address gives the file.", where=where, found=found, do=do)
+
+
+def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> str:
+    """Fill `part` from this address; its sha256. What an earlier attempt left may be to blame, so that is redone."""
+    if not url.startswith(("https://", "http://")):
+        raise _RefusedError("not an http address")
+    inherited = part.length > 0
+    _complete(url, part, expected, progress, patience)
+    try:
+        return _verified(part, expected)
+    except _WrongError:
+        if not inherited:
+            raise
+    _complete(url, part, expected, progress, patience)
+    return _verified(part, expected)
+
+
+def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> None:
+    idle, most = 0, part.length
+    while True:
+        try:
+            return _receive(url, part, expected, progress, patience.timeout_s)
+        except _CutError as error:
+            idle = 0 if part.length > most else idle + 1
+            most = max(most, part.length)
+            if idle > patience.retries:
+                raise _CutError(f"{error} ({part.length} bytes are kept)") from error
+            sleep(random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, patience.pause_s * 2**idle))
+
+
+def _receive(url: str, part: _Part, expected: _Expected, progress: Progress, timeout_s: float) -> None:
+    """One request for what `part` lacks; _CutError if some of it is still lacking afterwards."""
+    tag = _resumable(url, part, expected)
+    if part.length and part.length == expected.size_bytes:
+        return
+    with _opened(url, part, tag, timeout_s) as response:
+        if response is None:
+            return
+        total = _total(response, part)
+        if None not in (total, expected.size_bytes) and total != expected.size_bytes:
+            raise _RefusedError(f"the file there has {total} bytes, not {expected.size_bytes}")
+        if response.status != 206:
+            _begin(response, part, url)
+        progress(part.length, total)
+        while chunk := _read(response):
+            part.stream.write(chunk)
+            progress(part.length, total)
+    if total is not None and part.length != total:
+        raise _CutError(f"the connection ended after {part.length} of {total} bytes")
+
+
+def _resumable(url: str, part: _Part, expected: _Expected) -> str:
+    """The tag that the rest must have, "" for any; clears the part if what it holds cannot be gone on with."""
+    origin, _, tag = part.origin.read_text("utf-8").partition("\n") if part.origin.is_file() else ("", "", "")
+    same = origin == url
+    too_long = expected.size_bytes is not None and part.length > expected.size_bytes
+    if too_long or not (expected.checksummed or (same and tag)):
+        part.clear()
+    return tag if same else ""
+
+
+@contextmanager
+def _opened(url: str, part: _Part, tag: str, timeout_s: float) -> Iterator[http.client.HTTPResponse | None]:
+    """The response to a request for what `part` lacks; None if the server says that nothing is lacking."""
+    headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
+    if part.length:
+        headers |= {"Range": f"bytes={part.length}-"} | ({"If-Range": tag} if tag else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        with error:
+            _judge(error, part)
+        response = None
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(str(getattr(error, "reason", None) or error or type(error).__name__)) from error
+    if response is None:
+        yield None
+        return
+    with response:
+        yield response
+
+
+def _judge(error: urllib.error.HTTPError, part: _Part) -> None:
+    """Return if the answer means that all bytes are there already; else raise what it means."""
+    if error.code == 416:
+        if error.headers.get("Content-Range") == f"bytes */{part.length}":
+            return
+        part.clear()
+        raise _CutError("the server has no such range")
+    found = f"HTTP {error.code} {error.reason}"
+    raise _CutError(found) if error.code in _PASSING_STATUS else _RefusedError(found)
+
+
+def _total(response: http.client.HTTPResponse, part: _Part) -> int | None:
+    """Bytes of the whole file, if the answer says; checks that a range goes on where the part ends."""
+    if response.status != 206:
+        length = response.headers.get("Content-Length")
+        return None if length is None else int(length)
+    stated = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", stated)
+    if match is None or int(match[1]) != part.length:
+        part.clear()
+        raise _CutError(f"the server sent another range: {stated or 'none stated'}")
+    return None if match[2] == "*" else int(match[2])
+
+
+def _begin(response: http.client.HTTPResponse, part: _Part, url: str) -> None:
+    """Empty the part for an answer with the whole file, and note where it is from."""
+    if response.headers.get_content_type() == "text/html":
+        raise _RefusedError("a web page, not a file")
+    part.clear()
+    tag = response.headers.get("ETag", "")
+    part.origin.write_text(f"{url}\n{'' if tag.startswith('W/') else tag}", "utf-8")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(f"the connection broke: {error or type(error).__name__}") from error
+
+
+def _silent(done_bytes: int, total_bytes: int | None) -> None:
+    return None
+
+
+# ---- checksums ------------------------------------------------------------------------------------
+
+
+def _checked(target: Path, expected: _Expected) -> str:
+    """The sha256 of a file that is there already."""
+    try:
+        digest = _compared(target, expected)
+    except _WrongError as error:
+        do = f"Remove it and run the same command again{_distrust(target)}."
+        raise ModelError("The file is not the one expected.", where=str(target), found=str(error), do=do) from error
+    if not expected.checksummed:
+        _record(target, digest)
+    return digest
+
+
+def _distrust(target: Path) -> str:
+    record = _record_path(target)
+    return f", or remove {record.name} to accept what comes next" if record.is_file() else ""
+
+
+def _verified(part: _Part, expected: _Expected) -> str:
+    """The sha256 of the whole part, which is then safely on disk; clears it if it is another file."""
+    try:
+        part.stream.flush()
+        os.fsync(part.stream.fileno())
+        return _compared(part.path, expected)
+    except _WrongError:
+        part.clear()
+        raise
+
+
+def _compared(path: Path, expected: _Expected) -> str:
+    size, (sha256, sha384) = path.stat().st_size, _digests(path)
+    if size != (expected.size_bytes if expected.size_bytes is not None else size):
+        raise _WrongError(f"{size} bytes, expected {expected.size_bytes}")
+    for kind, found, wanted in (("sha256", sha256, expected.sha256), ("sha384", sha384, expected.sha384)):
+        if wanted and found != wanted.lower():
+            raise _WrongError(f"{kind} {found}, expected {wanted}")
+    return sha256
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """sha256 and sha384 in one reading."""
+    hashes = hashlib.sha256(), hashlib.sha384()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            for each in hashes:
+                each.update(chunk)
+    return hashes[0].hexdigest(), hashes[1].hexdigest()
+
+
+def _record_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _record(target: Path, digest: str) -> None:
+    """As `sha256sum` writes it and `sha256sum -c` reads it."""
+    _record_path(target).write_text(f"{digest}  {target.name}\n", "utf-8")
+
+
+def _recorded(target: Path) -> str | None:
+    record = _record_path(target)
+    if not record.is_file():
+        return None
+    digest = record.read_text("utf-8").split(" ")[0].strip()
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        do = "Remove it to accept the file as it is."
+        raise ModelError("The recorded checksum is none.", where=str(record), found=repr(digest[:80]), do=do)
+    return digest
+
+
+# ---- archives -------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes: int = 8 << 30) -> None:
+    """Unpack a .tar.gz into `folder`, which appears when all is there; nothing is done if it is there already.
+
+    Raises ModelError, leaving nothing behind, for a damaged archive and for one with an absolute path, "..", a link,
+    a device, more than max_members members, or more than max_bytes when unpacked.
+    """
+    if folder.is_dir():
+        return
+    staging = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        with gzip.open(archive) as stream:
+            _extract(_Bounded(stream, max_bytes), staging, max_members, max_bytes)
+        staging.replace(folder)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+        do = "Remove the archive and get it again, from a source you trust."
+        raise ModelError("The archive cannot be unpacked.", where=str(archive), found=str(error), do=do) from error
+    except OSError as error:
+        do = "Free some space or choose another folder, then run the same command again."
+        raise WorldError("The archive cannot be unpacked there.", where=str(folder), found=str(error), do=do) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+class _Bounded:
+    """A stream that tarfile may not read far: neither past max_bytes, nor a giant header at once.
+
+    last: what was read last. Beside the content there are headers and padding, which _SLACK_BYTES leave room for.
+    """
+
+    def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
+        self._stream, self._max_bytes = stream, max_bytes + _SLACK_BYTES
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int) -> bytes:
+        if size > _HEADER_BYTES:
+            raise tarfile.TarError(f"a header of {size} bytes")
+        self.last = self._stream.read(size)
+        self._check(self.tell())
+        return self.last
+
+    def seek(self, offset: int) -> int:
+        self._check(offset)
+        return self._stream.seek(offset)
+
+    def _check(self, offset: int) -> None:
+        if offset > self._max_bytes:
+            raise tarfile.TarError(f"more than {self._max_bytes} bytes")
+
+
+def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> None:
+    left_bytes = max_bytes
+    # What tarfile calls a file object is more than it uses.
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+        for count, member in enumerate(tar, 1):
+            left_bytes -= member.size
+            if count > max_members:
+                raise tarfile.TarError(f"more than {max_members} members")
+            if left_bytes < 0:
+                raise tarfile.TarError(f"more than {max_bytes} bytes")
+            _check_harmless(member)
+            tar.extract(member, into, set_attrs=False, filter="data")
+    if stream.last.strip(b"\0"):
+        raise tarfile.TarError("damaged in the middle")  # where tarfile just stops
+    while stream.read(_CHUNK_BYTES):
+        pass  # gzip checks its own sum at the end
+
+
+def _check_harmless(member: tarfile.TarInfo) -> None:
+    """Only plain files and folders, below the root."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise tarfile.TarError(f"{member.name!r} lies outside")
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
