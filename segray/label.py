@@ -1,0 +1,357 @@
+"""Label one slice of a unit: the work of an actor, with no Ray in it.
+
+Knows the path of an image from bytes to row, and that a slice becomes one staged file. Knows nothing of
+scheduling, batches or other workers.
+
+Every image runs on one thread from end to end: read -> decode and prepare -> wait for a request -> infer ->
+postprocess. Three bounds make the memory ceiling of a worker: the pool's threads (images past their read at a
+time), `cores` + 1 of them holding a decoded photograph, and `engine.requests` holding model outputs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import segray
+from segray import config, image, rle, runtime, schema, zoo
+from segray.contracts.contract import Contract, Form, Options
+from segray.errors import ConfigError, ImageError, ModelError, UserError, WorldError
+from segray.flight import Watch
+from segray.instances import Failure, ImageRef, Instances, Progress, Task, UnitReport
+from segray.ledger import staged_name
+from segray.runtime import Engine
+from segray.storage import StorageOptions, Store, join
+
+_MESSAGE_CHARS = 2000
+_OPENCV_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image. Exactly one of instances and failure is set."""
+
+    ref: ImageRef
+    attempts: int
+    bytes_read: int = 0
+    size_hw: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    instances: Instances | None = None
+    failure: Failure | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        if self.instances is None:
+            return "failed"
+        return "ok" if len(self.instances) else "empty"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to build its Labeller, wherever it runs; travels between processes.
+
+    staged: where finished tasks are put. fingerprint: of the model files, which every worker checks against its own.
+    """
+
+    model: config.Model
+    fingerprint: str
+    limits: image.Limits
+    storage: StorageOptions
+    staged: str
+
+
+def build(
+    recipe: Recipe, device: str, threads: int | None, trail: Path | None = None
+) -> tuple[Labeller, Mapping[str, str]]:
+    """Read and compile the model on this machine; the labeller, and the facts of its engine.
+
+    trail: a file on this machine that tells what was in flight if the process dies (flight.py).
+    Raises ModelError when the files here are missing or are not the ones that the run began with.
+    """
+    chosen = recipe.model
+    model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+    if model.fingerprint != recipe.fingerprint:
+        raise ModelError(
+            "the model files on this worker are not those the run began with",
+            where=f"{platform.node()}: {model.path}",
+            found=f"fingerprint {model.fingerprint[:12]}, expected {recipe.fingerprint[:12]}",
+            do="give every node the same files",
+        )
+    cores = threads or runtime.available_cpus()
+    # The threads of the pool are the parallelism; a broken file is told by its row, not by a line on stderr.
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
+    settings = runtime.DeviceSettings(device, cores, chosen.precision, chosen.cache_dir)
+    engine = runtime.compile(model.path, model.form, settings)
+    contract = model.contract.with_size(model.form.name, engine.size_hw)
+    form, options = contract.forms[model.form.name], options_of(chosen, contract)
+    store = Store(recipe.storage)
+    labeller = Labeller(engine, contract, form, options, recipe.limits, store, recipe.staged, cores=cores, trail=trail)
+    return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
+
+
+def options_of(chosen: config.Model, contract: Contract) -> Options:
+    """What the configuration asks of decoding; ConfigError for a choice that this contract does not have."""
+    for choice, default in (("nms", "per_class"), ("paste", None)):
+        value = getattr(chosen, choice)
+        if value != default and choice not in contract.choices:
+            what = f"{chosen.name} leaves no choice of {choice}."
+            do = f"Remove it, or set model.{choice} to {default or 'null'}."
+            raise ConfigError(what, where=f"model.{choice}", found=repr(value), do=do)
+    floor = 1.0 if chosen.score_floor is None else chosen.score_floor
+    thresholds = {_class_id(key, contract.labels): min(least, floor) for key, least in chosen.class_thresholds.items()}
+    return Options(
+        min(chosen.score_threshold, floor),
+        chosen.max_detections,
+        chosen.nms,
+        class_thresholds=thresholds,
+        paste=chosen.paste,
+        min_area=chosen.min_area,
+    )
+
+
+def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
+    """The id of a class that is given by name or id."""
+    ids = {str(i): i for i in labels} | {name: i for i, name in labels.items()}
+    if str(key) not in ids:
+        near = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)
+        found, do = repr(key), f"Did you mean {near[0]!r}?"
+        raise ConfigError("The label map has no such class.", where="model.class_thresholds", found=found, do=do)
+    return ids[str(key)]
+
+
+class Labeller:
+    """One compiled model and the threads that feed it. `label` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        contract: Contract,
+        form: Form,
+        options: Options,
+        limits: image.Limits,
+        store: Store,
+        staged: str,
+        *,
+        cores: int,
+        trail: Path | None = None,
+    ) -> None:
+        self._engine, self._contract, self._form, self._options = engine, contract, form, options
+        self._limits, self._store, self._staged = limits, store, staged
+        self._pixels = threading.Semaphore(cores + 1)
+        self._requests = threading.Semaphore(engine.requests)
+        self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
+        self._watch = Watch(trail)
+
+    def progress(self) -> Progress:
+        """Images finished so far and those in flight."""
+        return self._watch.progress()
+
+    def close(self) -> None:
+        """Stop the threads; running images are finished first."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+        """Label the task's images and stage their rows as one file.
+
+        Raises WorldError or UserError when storage failed us: nothing is staged then.
+        """
+        futures = [
+            self._pool.submit(self._one, (task.unit, task.start + i), task.attempt, ref) for i, ref in enumerate(refs)
+        ]
+        try:
+            results = [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        seconds: dict[str, float] = defaultdict(float)
+        for _, spent in results:
+            for name, value in spent.items():
+                seconds[name] += value
+        outcomes = [outcome for outcome, _ in results]
+        began = time.perf_counter()
+        staged = stage(self._store, self._staged, task, outcomes, self._contract.labels)
+        seconds["write"] = time.perf_counter() - began
+        return report(task, staged, outcomes, seconds)
+
+    def _one(self, place: tuple[int, int], attempt: int, ref: ImageRef) -> tuple[Outcome, Mapping[str, float]]:
+        clock = _Clock(self._watch, place)
+        try:
+            return self._image(clock, attempt, ref), clock.seconds
+        except (WorldError, UserError):
+            raise
+        except FileNotFoundError as exc:
+            failure = Failure("read", "NotFound", f"the object is gone: {exc}")
+        except ImageError as exc:
+            failure = Failure(exc.stage, "ImageError", str(exc))
+        except Exception as exc:  # Whatever one image provokes must not cost its neighbours their rows.
+            failure = Failure(clock.stage, type(exc).__name__, str(exc))
+        finally:
+            clock.leave()
+        return Outcome(ref, attempt, max(ref.size_bytes, 0), failure=failure), clock.seconds
+
+    def _image(self, clock: _Clock, attempt: int, ref: ImageRef) -> Outcome:
+        clock.enter("read")
+        # One byte over the limit is enough for image.decode to see it.
+        data = self._store.read(ref.uri, self._limits.max_bytes + 1)
+        with self._pixels:
+            clock.enter("decode")
+            decoded = image.decode(data, self._limits)
+            inputs = self._contract.prepare(self._form, decoded.image)
+            height, width = decoded.image.shape[:2]
+            orientation = decoded.orientation
+            del decoded
+        clock.enter("wait")
+        with self._requests:
+            clock.enter("infer")
+            with self._engine.infer(inputs) as outputs:
+                clock.enter("postprocess")
+                found = self._contract.decode(outputs, (height, width), self._options)
+        kept, dropped = writable(found, self._contract.labels)
+        return Outcome(ref, attempt, len(data), (height, width), orientation, kept, dropped=dropped)
+
+
+def writable(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:
+    """The rows fit for the table, and how many were dropped by reason."""
+    boxes = found.boxes_xyxy
+    reasons = {
+        "empty_mask": np.asarray(rle.area(found.rles)) <= 0 if len(found) else np.zeros(0, np.bool_),
+        "empty_box": (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]),
+        "unnamed_class": ~np.isin(found.class_ids, list(labels)),
+    }
+    bad = np.zeros(len(found), np.bool_)
+    dropped = {"unreadable": found.unreadable} if found.unreadable else {}
+    for reason, rows in reasons.items():
+        if count := int((rows & ~bad).sum()):
+            dropped[reason] = count
+        bad |= rows
+    return (found.take(~bad) if bad.any() else found), dropped
+
+
+# ---- staging --------------------------------------------------------------------------------------
+
+
+def stage(store: Store, staged: str, task: Task, outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> str:
+    """Write the outcomes as one staged file under a name unique to this attempt; returns the name."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_table(outcomes, labels, datetime.now(UTC)), sink, **schema.STAGED_WRITE)
+    name = staged_name(task)
+    store.put(join(staged, name), sink.getvalue().to_pybytes())
+    return name
+
+
+def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: Failure) -> UnitReport:
+    """Stage a single failed row, for an image that no worker survived."""
+    outcome = Outcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
+    return report(task, stage(store, staged, task, [outcome], {}), [outcome], {})
+
+
+def report(task: Task, name: str, outcomes: Sequence[Outcome], seconds: Mapping[str, float]) -> UnitReport:
+    """The small account of a staged file."""
+    status = Counter(outcome.status for outcome in outcomes)
+    dropped: Counter[str] = Counter()
+    for outcome in outcomes:
+        dropped.update(outcome.dropped)
+    return UnitReport(
+        task,
+        name,
+        ok=status["ok"],
+        empty=status["empty"],
+        failed=status["failed"],
+        instances=sum(len(outcome.instances) for outcome in outcomes if outcome.instances is not None),
+        bytes_read=sum(outcome.bytes_read for outcome in outcomes),
+        seconds=dict(seconds),
+        dropped=dict(dropped),
+    )
+
+
+def _table(outcomes: Sequence[Outcome], labels: Mapping[int, str], now: datetime) -> pa.Table:
+    failures = [o.failure for o in outcomes]
+    columns = {
+        "image_id": [o.ref.image_id for o in outcomes],
+        "image_key": [o.ref.key for o in outcomes],
+        "uri": [o.ref.uri for o in outcomes],
+        "version": [o.ref.version for o in outcomes],
+        "bytes": [o.bytes_read for o in outcomes],
+        "width": [o.size_hw[1] for o in outcomes],
+        "height": [o.size_hw[0] for o in outcomes],
+        "status": [o.status for o in outcomes],
+        "n_instances": [len(o.instances) if o.instances is not None else 0 for o in outcomes],
+        "stage": [f.stage if f else None for f in failures],
+        "error": [f.error if f else None for f in failures],
+        "message": [f.message[:_MESSAGE_CHARS] if f else None for f in failures],
+        "attempts": [o.attempts for o in outcomes],
+        "labelled_at": [now] * len(outcomes),
+        "orientation": [o.orientation for o in outcomes],
+    }
+    arrays = [pa.array(columns[f.name], f.type) for f in schema.STAGED if f.name != "instances"]
+    return pa.Table.from_arrays([*arrays, _found(outcomes, labels)], schema=schema.STAGED)
+
+
+def _found(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> pa.ListArray:
+    """The `instances` column: one list per image, failed images an empty one."""
+    kept = [o.instances if o.instances is not None else Instances.empty(o.size_hw) for o in outcomes]
+    counts = np.array([len(found) for found in kept], np.int64)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_xyxy for found in kept)])
+    class_ids = np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in kept)])
+    rles = [counts for found in kept for counts in found.rles]
+    columns = {
+        "instance": np.concatenate([np.zeros(0, np.int16), *(np.arange(n, dtype=np.int16) for n in counts)]),
+        "class_id": class_ids,
+        "class_name": [labels[int(i)] for i in class_ids],
+        "score": np.concatenate([np.zeros(0, np.float32), *(found.scores for found in kept)]),
+        "bbox_x": boxes[:, 0],
+        "bbox_y": boxes[:, 1],
+        "bbox_w": boxes[:, 2] - boxes[:, 0],
+        "bbox_h": boxes[:, 3] - boxes[:, 1],
+        "area": np.asarray(rle.area(rles), np.int32) if rles else np.zeros(0, np.int32),
+        "rle": rles,
+    }
+    kind = schema.STAGED.field("instances").type
+    values = pa.StructArray.from_arrays(
+        [pa.array(columns[f.name], f.type) for f in kind.value_type], fields=list(kind.value_type)
+    )
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, type=kind)
+
+
+# ---- how long it takes ---------------------------------------------------------------------------
+
+
+class _Clock:
+    """Which stage one image is in, and its seconds in each; waiting for a place counts to the stage before."""
+
+    def __init__(self, watch: Watch, place: tuple[int, int]) -> None:
+        self._watch, self._place = watch, place
+        self._since = time.perf_counter()
+        self.stage = "read"
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def enter(self, stage: str) -> None:
+        self._stop()
+        self.stage = stage
+        self._watch.enter(self._place, stage)
+
+    def leave(self) -> None:
+        self._stop()
+        self._watch.leave(self._place)
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self.stage] += now - self._since
+        self._since = now

@@ -1,0 +1,506 @@
+"""Make finished work visible: merge staged files by class, commit each table once, finish half commits.
+
+Delta Lake lives here and in tables.py. Knows tables, files, transactions and batches; knows nothing of models or
+Ray. The driver is the only committer.
+
+A batch becomes visible in this order, and a crash between any two steps is finished by `recover`:
+
+    1. b00001-inputs.json  what decides every byte of the batch's files; a resumed run writes the same ones again
+    2. data files          complete objects, named by what they were made of; no reader of the log sees them
+    3. b00001-xxxx.json    what the commit adds and removes, in both tables
+    4. instances           one Delta transaction, app id "segray", version = batch number
+    5. images              likewise
+
+Two runs racing for a number: the log admits one, the other gets ConflictError and plans again. `rearrange` is the
+one commit without a number: maintenance moves rows between files, at any moment, even between steps 4 and 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import (
+    AddAction,
+    CommitProperties,
+    RemoveAction,
+    Transaction,
+    create_table_with_add_actions,
+)
+
+from segray import schema
+from segray.contracts.labels import slug
+from segray.errors import ConflictError, LabelSetError, WorldError
+from segray.ledger import Run
+from segray.storage import StorageOptions, Store, join
+from segray.tables import open_table, table_uri
+
+APP_ID = "segray"
+_TABLES = ("instances", "images")
+_RECORD_KEY = "segray_record"
+_REST = "-rest"  # in the names of files that hold what is left of replaced ones
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
+
+    path: str
+    size_bytes: int
+    rows: int
+    partition: str | None = None
+    stats: str = "{}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one commit does to one table."""
+
+    add: tuple[DataFile, ...] = ()
+    remove: tuple[DataFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is ready to commit: all its files are in place."""
+
+    number: int
+    run_id: str
+    images: int
+    instances: int
+    tables: Mapping[str, Changes]
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Batch:
+        raw = json.loads(data)
+        tables = {
+            name: Changes(*(tuple(DataFile(**f) for f in changes[kind]) for kind in ("add", "remove")))
+            for name, changes in raw.pop("tables").items()
+        }
+        return cls(tables=tables, **raw)
+
+
+# ---- tables ---------------------------------------------------------------------------------------
+
+
+def create_tables(root: str, options: StorageOptions) -> None:
+    """Make both tables, empty, where they do not exist yet."""
+    for name in _TABLES:
+        Store(options).insist(root, partial(_create_table, root, options, name))
+
+
+def _create_table(root: str, options: StorageOptions, name: str) -> None:
+    if open_table(root, name, options) is not None:
+        return
+    delta = schema.IMAGES if name == "images" else schema.INSTANCES_WITH_PARTITION
+    try:
+        create_table_with_add_actions(
+            table_uri(root, name),
+            Schema.from_arrow(delta),
+            [],
+            mode="ignore",
+            partition_by=[schema.PARTITION] if name == "instances" else [],
+            name=f"segray {name}",
+            storage_options=Store(options).delta_options(root) or None,
+        )
+    except DeltaError as exc:
+        if open_table(root, name, options) is None:  # Else another run made it first.
+            raise WorldError(f"could not create the table {name}", where=root, found=str(exc)) from exc
+
+
+def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
+    """The last batch committed to instances and to images; 0 before the first."""
+
+    def number(name: str) -> int:
+        table = open_table(root, name, options)
+        return 0 if table is None else table.transaction_version(APP_ID) or 0
+
+    store = Store(options)
+    instances, images = (store.insist(root, partial(number, name)) for name in _TABLES)
+    return instances, images
+
+
+def recover(root: str, options: StorageOptions, store: Store) -> int:
+    """Finish a batch that reached `instances` but not `images`; returns the last whole batch's number."""
+    instances, images = batch_numbers(root, options)
+    if instances == images:
+        return images
+    table = open_table(root, "instances", options)
+    if table is None or instances != images + 1:
+        raise LabelSetError(
+            "the two tables of the label set do not belong together",
+            where=root,
+            found=f"instances at batch {instances}, images at batch {images}",
+            do="restore both from one backup; segray never leaves them further apart than one batch",
+        )
+    history = store.insist(root, table.history)
+    record = next(entry[_RECORD_KEY] for entry in history if _RECORD_KEY in entry)
+    batch = Batch.parse(store.read(join(root, record)))
+    store.insist(root, partial(_commit_table, root, options, "images", batch, record))
+    return instances
+
+
+def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
+    """Make the batch visible. Raises ConflictError when another run took its number; nothing of ours shows then."""
+    if batch_numbers(run.root, options) != (batch.number - 1, batch.number - 1):
+        raise ConflictError(
+            f"batch {batch.number} was committed by another run", where=run.root, do="the work left is planned again"
+        )
+    record = f"_segray/runs/{run.id}/batches/b{batch.number:05d}-{secrets.token_hex(4)}.json"
+    store.put(join(run.root, record), batch.dump())
+    for name in _TABLES:
+        store.insist(run.root, partial(_commit_table, run.root, options, name, batch, record))
+
+
+def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:
+    table = _existing(root, name, options)
+    if (table.transaction_version(APP_ID) or 0) >= batch.number:
+        if _made_by(table, record):
+            return  # by `recover`, or by an attempt of ours whose answer was lost
+        raise ConflictError(f"batch {batch.number} was committed by another run", where=root)
+    changes = batch.tables[name]
+    if gone := _gone(table, changes):
+        if name == "instances":
+            raise ConflictError(
+                f"files that batch {batch.number} replaces were rewritten meanwhile",
+                where=table_uri(root, name),
+                found=gone[0],
+                do="the work left is planned again",
+            )
+        changes = _replaced_anew(root, options, batch.number, changes)
+    properties = CommitProperties(
+        custom_metadata={_RECORD_KEY: record},
+        max_commit_retries=0,
+        app_transactions=[Transaction(APP_ID, batch.number)],
+    )
+    _transact(table, name, changes, properties, f"batch {batch.number}")
+
+
+def rearrange(root: str, options: StorageOptions, name: str, changes: Changes) -> None:
+    """Replace files of a table by others that hold the same rows. Batch numbers stay as they are.
+
+    Raises ConflictError, leaving the table as it was, when a replaced file is gone or another commit came between.
+    """
+    table = _existing(root, name, options)
+    if gone := _gone(table, changes):
+        raise ConflictError("a file was replaced meanwhile", where=table_uri(root, name), found=gone[0])
+    properties = CommitProperties(max_commit_retries=0)
+    Store(options).insist(
+        root, lambda: _transact(table, name, changes, properties, "the rearrangement", data_change=False)
+    )
+
+
+def live_files(table: DeltaTable) -> list[DataFile]:
+    """The files that make the table's snapshot, by path; without their statistics."""
+    rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    files = [
+        DataFile(row["path"], row["size_bytes"], row["num_records"], row.get(f"partition.{schema.PARTITION}"))
+        for row in rows
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def removed_files(root: str, options: StorageOptions, name: str, hours: int, *, unnamed: bool = False) -> set[str]:
+    """Paths that a commit removed at least so many hours ago, deleted by now or not.
+
+    unnamed: also the files in the table's folder that are so old and that the log does not name.
+    """
+    table = _existing(root, name, options)
+    find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
+    return set(Store(options).insist(root, find))
+
+
+def checkpoint(root: str, options: StorageOptions, name: str) -> None:
+    """Sum up the table's log in one file, so that readers need not read every commit."""
+    Store(options).insist(root, _existing(root, name, options).create_checkpoint)
+
+
+def _existing(root: str, name: str, options: StorageOptions) -> DeltaTable:
+    table = open_table(root, name, options)
+    if table is None:
+        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), do="restore it")
+    return table
+
+
+def _gone(table: DeltaTable, changes: Changes) -> list[str]:
+    """Files to be removed that the table does not have; the log itself would accept their removal in silence."""
+    if not changes.remove:
+        return []
+    return sorted({f.path for f in changes.remove} - {f.path for f in live_files(table)})
+
+
+def _transact(
+    table: DeltaTable,
+    name: str,
+    changes: Changes,
+    properties: CommitProperties,
+    what: str,
+    *,
+    data_change: bool = True,
+) -> None:
+    """One Delta commit on exactly this snapshot of the table; OSError when storage fails (see Store.insist)."""
+    now_ms, uri = int(time.time() * 1000), table.table_uri
+    actions: list[AddAction | RemoveAction] = [
+        RemoveAction(f.path, data_change, now_ms, f.size_bytes, _partition_values(f)) for f in changes.remove
+    ]
+    actions += [
+        AddAction(f.path, f.size_bytes, _partition_values(f), now_ms, data_change, f.stats) for f in changes.add
+    ]
+    try:
+        table.create_write_transaction(
+            actions,
+            "append",
+            table.schema(),
+            partition_by=[schema.PARTITION] if name == "instances" else [],
+            commit_properties=properties,
+        )
+    except CommitFailedError as exc:
+        raise ConflictError(f"another commit came before {what}", where=uri, found=str(exc)) from exc
+    except DeltaError as exc:
+        raise OSError(f"could not commit {what} to {name}: {exc}") from exc  # so some faults of storage come, too
+
+
+def _made_by(table: DeltaTable, record: str) -> bool:
+    return any(entry.get(_RECORD_KEY) == record for entry in table.history())
+
+
+def _partition_values(file: DataFile) -> dict[str, str | None]:
+    return {} if file.partition is None else {schema.PARTITION: file.partition}
+
+
+# ---- merging --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that decides what the files of a batch hold, and so their names.
+
+    staged: names below the run's staged folder. facts: provenance for each file's metadata. file_rows: most rows of
+    one file.
+    """
+
+    staged: tuple[str, ...]
+    facts: Mapping[str, Any]
+    file_rows: int
+
+
+def intend(run: Run, number: int, inputs: Inputs, store: Store) -> None:
+    """Record what the batch will be made of."""
+    store.put(_inputs_uri(run, number), json.dumps(asdict(inputs), sort_keys=True).encode())
+
+
+def intended(run: Run, number: int, store: Store) -> Inputs | None:
+    """What an interrupted attempt at this batch was made of; None if there was none."""
+    try:
+        raw = json.loads(store.read(_inputs_uri(run, number)))
+    except FileNotFoundError:
+        return None
+    return Inputs(tuple(raw["staged"]), raw["facts"], raw["file_rows"])
+
+
+def _inputs_uri(run: Run, number: int) -> str:
+    return join(run.folder, "batches", f"b{number:05d}-inputs.json")
+
+
+def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Batch:
+    """Turn staged files into the data files of batch `number`, sorted by class, key, instance; commit nothing.
+
+    Rows of images that already have rows are replaced: the files that hold them are written
+    again without them, and the old ones removed in the same commit.
+    """
+    store = Store(options)
+    staged = (pa.BufferReader(store.read(join(run.staged, name))) for name in inputs.staged)
+    rows = pa.concat_tables(pq.read_table(file, schema=schema.STAGED) for file in staged)
+    images = _images(rows, number, run.id)
+    instances = _instances(rows, number)
+    # Named by all that decides their bytes. An attempt that is repeated after a crash overwrites its own files
+    # instead of leaving them beside new ones, where a reader of the plain glob would count both; and when two
+    # processes resume one run at once, what the slower one writes over committed files is what they hold.
+    token = _digest([run.id, number, asdict(inputs)])
+    writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
+    replaced = _replaced(run.root, options, images.column("image_key"))
+    tables = {}
+    for name, fresh in (("instances", instances), ("images", images)):
+        remove, kept = _without(run.root, name, options, replaced)
+        add = writer.write(name, fresh) + [f for table, part in kept for f in writer.write(name, table, part)]
+        tables[name] = Changes(tuple(add), tuple(remove))
+    return Batch(number, run.id, images.num_rows, instances.num_rows, tables)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _images(rows: pa.Table, number: int, run_id: str) -> pa.Table:
+    table = rows.drop_columns(["instances"])
+    table = table.append_column("batch", pa.array(np.full(rows.num_rows, number, np.int32)))
+    table = table.append_column("run_id", pa.array([run_id] * rows.num_rows, pa.string()))
+    return table.select(schema.IMAGES.names).sort_by("image_key").cast(schema.IMAGES)
+
+
+def _instances(rows: pa.Table, number: int) -> pa.Table:
+    rows = rows.combine_chunks()
+    lists = rows.column("instances").combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = (
+            pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], schema.STAGED.field("instances").type)
+        )
+    parent = pc.list_parent_indices(lists)
+    columns = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
+    for name in ("image_id", "image_key", "height", "width"):
+        columns[name] = rows.column(name).take(parent)
+    columns["batch"] = pa.array(np.full(len(parent), number, np.int32))
+    table = pa.table({name: columns[name] for name in schema.INSTANCES.names})
+    return table.sort_by([("class_name", "ascending"), ("image_key", "ascending"), ("instance", "ascending")]).cast(
+        schema.INSTANCES
+    )
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes rows as whole data files, not yet visible to readers of the log.
+
+    stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
+    """
+
+    store: Store
+    root: str
+    stem: str
+    facts: Mapping[str, Any]
+    file_rows: int
+
+    def write(self, name: str, table: pa.Table, label: str = "") -> list[DataFile]:
+        """Write rows of a table, those of `instances` sorted by class. label: tells rewritten files from fresh ones."""
+        if name == "images":
+            return [self._put(name, part, f"{self.stem}{label}-{i:03d}", None) for i, part in self._parts(table)]
+        files = []
+        for class_name, part in _by_class(table):
+            value = slug(class_name)
+            for i, rows in self._parts(part):
+                files.append(self._put(name, rows, f"{self.stem}{label}-{i:03d}", value))
+        return files
+
+    def _parts(self, table: pa.Table) -> Iterable[tuple[int, pa.Table]]:
+        return enumerate(table.slice(first, self.file_rows) for first in range(0, table.num_rows, self.file_rows))
+
+    def _put(self, name: str, rows: pa.Table, stem: str, partition: str | None) -> DataFile:
+        path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
+        arrow = schema.with_facts(schema.IMAGES if name == "images" else schema.INSTANCES, self.facts)
+        settings = schema.IMAGES_WRITE if name == "images" else schema.INSTANCES_WRITE
+        order = (
+            [("image_key", "ascending"), ("instance", "ascending")]
+            if name == "instances"
+            else [("image_key", "ascending")]
+        )
+        sink = pa.BufferOutputStream()
+        sorting = pq.SortingColumn.from_ordering(arrow, order)
+        with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **_writer_options(settings)) as writer:
+            writer.write_table(rows.cast(arrow), row_group_size=settings["row_group_size"])
+        data = sink.getvalue()
+        self.store.put(join(table_uri(self.root, name), path), data.to_pybytes())
+        return DataFile(path, data.size, rows.num_rows, partition, _stats(rows))
+
+
+def _writer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "row_group_size"}
+
+
+def _by_class(table: pa.Table) -> Iterable[tuple[str, pa.Table]]:
+    names = table.column("class_name")
+    start = 0
+    for name, count in zip(*_run_lengths(names), strict=True):
+        yield name, table.slice(start, count)
+        start += count
+
+
+def _run_lengths(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    if not len(column):
+        return [], []
+    runs = pc.run_end_encode(column.combine_chunks())
+    if isinstance(runs, pa.ChunkedArray):
+        runs = runs.chunk(0)
+    ends = np.asarray(runs.run_ends)
+    return runs.values.to_pylist(), np.diff(ends, prepend=0).tolist()
+
+
+def _stats(rows: pa.Table) -> str:
+    """Delta's per-file statistics: the columns that readers prune by."""
+    names = [name for name in ("image_key", "class_id", "score", "batch", "status") if name in rows.column_names]
+    low, high = {}, {}
+    for name in names:
+        pair = pc.min_max(rows.column(name)).as_py()
+        low[name], high[name] = pair["min"], pair["max"]
+    return json.dumps(
+        {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": dict.fromkeys(names, 0)}
+    )
+
+
+# ---- replacing changed images ---------------------------------------------------------------------
+
+
+def _replaced(root: str, options: StorageOptions, keys: pa.ChunkedArray) -> pa.Array:
+    """Those of the keys that already have a committed row."""
+    table = open_table(root, "images", options)
+    if table is None:
+        return pa.array([], pa.string())
+    wanted = keys.combine_chunks()
+    among = pc.field("image_key").isin(wanted)
+    found = Store(options).insist(root, lambda: table.to_pyarrow_dataset().to_table(["image_key"], filter=among))
+    return found.column("image_key").cast(pa.string()).combine_chunks()
+
+
+def _without(
+    root: str, name: str, options: StorageOptions, replaced: pa.Array
+) -> tuple[list[DataFile], list[tuple[pa.Table, str]]]:
+    """Files of the table that hold replaced images, and their remaining rows with a label for the new file."""
+    if not len(replaced):
+        return [], []
+    table = open_table(root, name, options)
+    assert table is not None, "images that have rows come from a table that exists"
+    store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
+    remove: list[DataFile] = []
+    kept: list[tuple[pa.Table, str]] = []
+    held = pc.field("image_key").isin(replaced)
+    for fragment in store.insist(root, lambda: list(table.to_pyarrow_dataset().get_fragments(filter=held))):
+        uri = join(table_uri(root, name), fragment.path)
+        data = store.read(uri)
+        rows = pq.read_table(pa.BufferReader(data), schema=arrow, partitioning=None)
+        rest = rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=replaced)))
+        if rest.num_rows == rows.num_rows:
+            continue
+        folder = fragment.path.rpartition("/")[0]
+        remove.append(DataFile(fragment.path, len(data), rows.num_rows, folder.partition("=")[2] or None))
+        kept.append((rest, f"{_REST}-{_digest(fragment.path)}"))
+    return remove, kept
+
+
+def _replaced_anew(root: str, options: StorageOptions, number: int, changes: Changes) -> Changes:
+    """The batch's changes to `images`, when compaction moved the rows that it replaces after `instances` was committed.
+
+    What is in `instances` cannot be taken back, so the files to replace are found again.
+    """
+    store = Store(options)
+    fresh = [f for f in changes.add if _REST not in f.path]
+    tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
+    keys = pa.concat_tables(table.select(["image_key"]) for table in tables).column("image_key")
+    remove, kept = _without(root, "images", options, keys.combine_chunks())
+    token = _digest([f.path for f in (*fresh, *remove)])
+    facts = json.loads(tables[0].schema.metadata[b"segray"])
+    writer = Writer(store, root, f"b{number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
+    rest = [f for table, part in kept for f in writer.write("images", table, part)]
+    return Changes((*fresh, *rest), tuple(remove))

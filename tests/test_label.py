@@ -1,0 +1,201 @@
+"""The actor's work without Ray: one slice in, one staged file out, faults where they belong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from segray import config, image, rle, schema
+from segray.contracts import CONTRACTS
+from segray.contracts.contract import Form, ImageInput, Options
+from segray.errors import ConfigError, WorldError
+from segray.instances import Failure, ImageRef, Instances, Task
+from segray.label import Labeller, options_of, stage_failure, writable
+from segray.ledger import staged_task
+from segray.runtime import FakeEngine
+from segray.storage import Store
+
+LABELS = {13: "stop sign", 44: "bottle"}
+
+
+class Whole:
+    """A contract whose model reports the image's mean colour; decode finds one full-frame thing in bright images."""
+
+    name = "whole"
+    labels: Mapping[int, str] = LABELS
+    forms: ClassVar = {"original": Form("original", ImageInput("x", None, "NHWC", "RGB", None, None), ("mean",))}
+
+    def prepare(self, form: Form, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        return {"x": image_rgb[None]}
+
+    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
+        mean = float(outputs["mean"][0])
+        if mean < 100:
+            return Instances.empty(size_hw)
+        box = np.array([[0, 0, size_hw[1], size_hw[0]]], np.float32)
+        counts = (rle.encode(np.ones(size_hw, np.bool_)),)
+        return Instances(np.array([13], np.int32), np.array([0.9], np.float32), box, counts, size_hw)
+
+
+def labeller(folder: Path, function: Callable[..., Any] | None = None, store: Any = None) -> Labeller:
+    def mean(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {"mean": np.array([inputs["x"].mean()], np.float32)}
+
+    engine = FakeEngine(function or mean)
+    contract: Any = Whole()
+    limits = image.Limits(max_bytes=100_000)
+    return Labeller(
+        engine, contract, contract.forms["original"], Options(), limits, store or Store(), str(folder), cores=2
+    )
+
+
+def photo(path: Path, value: int) -> ImageRef:
+    _, data = cv2.imencode(".png", np.full((6, 8, 3), value, np.uint8))
+    path.write_bytes(data.tobytes())
+    return ImageRef(path.name, str(path), "1", path.stat().st_size)
+
+
+def test_a_slice_becomes_one_file_with_a_row_for_every_image_in_order(tmp_path: Path) -> None:
+    refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((200, 10, 255))]
+    (tmp_path / "broken.png").write_bytes(b"<html>")
+    refs.insert(1, ImageRef("broken.png", str(tmp_path / "broken.png")))
+    refs.append(ImageRef("gone.png", str(tmp_path / "gone.png")))
+    task = Task(3, 0, 5, 2)
+    report = labeller(tmp_path / "staged").label(task, refs)
+    assert (report.ok, report.empty, report.failed, report.instances) == (2, 1, 2, 2)
+    assert staged_task(report.staged) == task
+    table = pq.read_table(tmp_path / "staged" / report.staged)
+    assert table.schema.remove_metadata().equals(schema.STAGED)
+    rows = table.to_pylist()
+    assert [(r["image_key"], r["status"], r["stage"]) for r in rows] == [
+        ("0.png", "ok", None),
+        ("broken.png", "failed", "decode"),
+        ("1.png", "empty", None),
+        ("2.png", "ok", None),
+        ("gone.png", "failed", "read"),
+    ]
+    assert [r["n_instances"] for r in rows] == [len(r["instances"]) for r in rows]
+    (thing,) = rows[0]["instances"]
+    assert (thing["class_name"], thing["area"], thing["bbox_w"], rows[0]["width"]) == ("stop sign", 48, 8.0, 8)
+    assert rle.decode(thing["rle"], (6, 8)).all()
+    assert {r["attempts"] for r in rows} == {2}
+
+
+def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "big.png").write_bytes(b"\x89PNG" + bytes(200_000))
+    report = labeller(tmp_path).label(Task(0, 0, 1), [ImageRef("big.png", str(tmp_path / "big.png"))])
+    row = pq.read_table(tmp_path / report.staged).to_pylist()[0]
+    assert row["status"] == "failed"
+    assert "100000" in row["message"] or "100_000" in row["message"] or "max_bytes" in row["message"]
+
+
+def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
+    def poisoned(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if inputs["x"].mean() == 7:
+            raise RuntimeError("poison")
+        return {"mean": np.array([200], np.float32)}
+
+    refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((1, 7, 2))]
+    report = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs)
+    rows = pq.read_table(tmp_path / report.staged).to_pylist()
+    assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
+    assert (rows[1]["stage"], rows[1]["error"]) == ("infer", "RuntimeError")
+
+
+def test_a_fault_of_the_world_stages_nothing(tmp_path: Path) -> None:
+    class Storm(Store):
+        def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+            raise WorldError("slow down")
+
+    refs = [photo(tmp_path / "0.png", 1)]
+    with pytest.raises(WorldError):
+        labeller(tmp_path / "staged", store=Storm()).label(Task(0, 0, 1), refs)
+    assert not (tmp_path / "staged").exists()
+
+
+def test_progress_names_the_image_and_stage_in_flight(tmp_path: Path) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        entered.set()
+        leave.wait(10)
+        return {"mean": np.array([0], np.float32)}
+
+    worker = labeller(tmp_path, slow)
+    thread = threading.Thread(target=worker.label, args=(Task(4, 2, 3), [photo(tmp_path / "0.png", 1)]))
+    thread.start()
+    assert entered.wait(10)
+    ((unit, index, stage, _),) = worker.progress().in_flight
+    leave.set()
+    thread.join()
+    assert (unit, index, stage) == (4, 2, "infer")
+    assert worker.progress().finished == 1
+    assert worker.progress().in_flight == ()
+
+
+def test_rows_that_the_table_cannot_hold_are_dropped_and_counted() -> None:
+    full, none = rle.encode(np.ones((4, 4), np.bool_)), rle.encode(np.zeros((4, 4), np.bool_))
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 4], [2, 0, 2, 4], [0, 0, 4, 4]], np.float32)
+    found = Instances(
+        np.array([13, 13, 13, 12], np.int32), np.ones(4, np.float32), boxes, (full, none, full, full), (4, 4)
+    )
+    kept, dropped = writable(found, LABELS)
+    assert len(kept) == 1
+    assert dropped == {"empty_mask": 1, "empty_box": 1, "unnamed_class": 1}
+
+
+def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> None:
+    ref = ImageRef("a.png", "/a.png", "1", 5)
+    report = stage_failure(Store(), str(tmp_path), Task(0, 3, 4, 3), ref, Failure("process", "WorkerLost", "killed"))
+    (row,) = pq.read_table(tmp_path / report.staged).to_pylist()
+    assert (row["status"], row["stage"], row["attempts"], row["instances"]) == ("failed", "process", 3, [])
+    assert report.failed == 1
+
+
+# ---- choices of the configuration -----------------------------------------------------------------
+
+
+def chosen(name: str = "stickers", **keys: Any) -> Options:
+    return options_of(config.Model(name=name, **keys), CONTRACTS[name])
+
+
+def test_the_configurations_choices_reach_decoding() -> None:
+    assert chosen() == Options(0.05)
+    found = chosen(score_threshold=0.3, max_detections=7, nms="cross_class", min_area=9)
+    assert found == Options(0.3, 7, "cross_class", min_area=9)
+    assert chosen("mask_rcnn_inception_v2_coco", paste="reframe").paste == "reframe"
+
+
+def test_thresholds_by_class_go_by_name_or_id() -> None:
+    assert chosen(class_thresholds={"stop sign": 0.3, 44: 0.6, "1": 0.2}).class_thresholds == {13: 0.3, 44: 0.6, 1: 0.2}
+    with pytest.raises(ConfigError, match=r"no such class[\s\S]*class_thresholds[\s\S]*'bottel'[\s\S]*'bottle'"):
+        chosen(class_thresholds={"bottel": 0.3})
+    with pytest.raises(ConfigError, match="no such class"):
+        chosen(class_thresholds={12: 0.3})
+
+
+def test_a_floor_lowers_every_threshold_and_raises_none() -> None:
+    found = chosen(score_threshold=0.5, class_thresholds={1: 0.7, 2: 0.01}, score_floor=0.1)
+    assert (found.score_threshold, found.class_thresholds) == (0.1, {1: 0.1, 2: 0.01})
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("mask_rcnn_inception_v2_coco", {"nms": "fast"}),
+        ("instance-segmentation-security-0033", {"nms": "cross_class"}),
+        ("yolact-resnet50-fpn-pytorch", {"paste": "tile"}),
+    ],
+)
+def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=rf"no choice of {next(iter(keys))}") as caught:
+        chosen(name, **keys)
+    assert caught.value.where == f"model.{next(iter(keys))}"

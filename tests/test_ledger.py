@@ -1,0 +1,61 @@
+"""The records of a label set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segray import ledger
+from segray.errors import LabelSetError
+from segray.instances import Task
+from segray.ledger import Identity, Run
+from segray.storage import Store
+
+MINE = Identity("f" * 64, {"name": "stickers", "score_threshold": 0.05}, ((13, "stop sign", "stop_sign"),))
+OTHER = Identity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.classes)
+
+
+def test_a_root_belongs_to_the_first_model_that_claims_it(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert ledger.check(Store(), root, MINE) is False
+    ledger.claim(Store(), root, MINE)
+    ledger.claim(Store(), root, MINE)
+    with pytest.raises(LabelSetError, match=r"score_threshold: 0.05 there, 0.5 now"):
+        ledger.claim(Store(), root, OTHER)
+
+
+def test_the_latest_run_that_is_not_done_is_resumed(tmp_path: Path) -> None:
+    store, root = Store(), str(tmp_path)
+    assert ledger.unfinished(store, root) is None
+    Run(root, "20260101T000000Z-a").save(store, {"state": "running"})
+    assert ledger.unfinished(store, root) == Run(root, "20260101T000000Z-a")
+    Run(root, "20260102T000000Z-b").save(store, {"state": "done"})
+    assert ledger.unfinished(store, root) is None
+
+
+def test_a_staged_name_tells_its_task_and_no_two_are_alike() -> None:
+    task = Task(7, 0, 64, 2)
+    assert ledger.staged_task(ledger.staged_name(task)) == task
+    assert ledger.staged_name(task) != ledger.staged_name(task)
+    assert ledger.staged_task("something.parquet") is None
+
+
+def test_of_overlapping_staged_files_each_image_is_taken_once() -> None:
+    names = [
+        ledger.staged_name(t) for t in (Task(1, 0, 4), Task(1, 0, 8), Task(1, 8, 9), Task(1, 4, 12), Task(2, 3, 4))
+    ]
+    assert sorted((t.unit, t.start, t.stop) for t in ledger.chosen(names)) == [(1, 0, 8), (1, 8, 9), (2, 3, 4)]
+
+
+def test_files_of_an_interrupted_batch_are_chosen_before_other_files_of_the_same_images() -> None:
+    first, again = (ledger.staged_name(Task(0, 0, 4, attempt)) for attempt in (1, 2))
+    halves = [ledger.staged_name(Task(1, start, start + 2, 1)) for start in (0, 2)]
+    whole = ledger.staged_name(Task(1, 0, 4, 1))
+    assert set(ledger.chosen([first, again, *halves, whole]).values()) == {first, whole}
+    assert set(ledger.chosen([first, again, *halves, whole], (again, halves[1])).values()) == {again, *halves}
+
+
+def test_run_ids_sort_by_time_within_a_second() -> None:
+    ids = [ledger.new_run("root").id for _ in range(20)]
+    assert [each.partition("-")[0] for each in sorted(ids)] == [each.partition("-")[0] for each in ids]

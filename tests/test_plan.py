@@ -1,0 +1,122 @@
+"""The frozen plan: what is left, cut the same way every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segray import plan
+from segray.errors import SegrayError
+from segray.instances import Task
+from segray.storage import Store
+
+
+def listed(*rows: tuple[str, str]) -> list[pa.RecordBatch]:
+    keys, versions = zip(*rows, strict=True) if rows else ((), ())
+    uris = [f"/data/{key}" for key in keys]
+    columns = [pa.array(keys, pa.string()), pa.array(uris, pa.string()), pa.array(versions, pa.string())]
+    sizes = pa.array([10] * len(keys), pa.int64())
+    return [pa.record_batch([*columns, sizes], names=["key", "uri", "version", "size_bytes"])]
+
+
+def committed(*rows: tuple[str, str]) -> pa.Table:
+    keys, versions = zip(*rows, strict=True)
+    return pa.table({"image_key": pa.array(keys), "version": pa.array(versions)})
+
+
+def keys(table: pa.Table) -> list[str]:
+    return table.column("image_key").to_pylist()
+
+
+def test_the_plan_is_sorted_and_holds_each_key_once() -> None:
+    table, total = plan.build(listed(("b", "1"), ("a", "1"), ("b", "1")), None)
+    assert (keys(table), total) == (["a", "b"], 2)
+
+
+def test_only_new_and_changed_images_are_left() -> None:
+    table, total = plan.build(listed(("a", "1"), ("b", "2"), ("c", "1")), committed(("a", "1"), ("b", "1")))
+    assert (keys(table), total) == (["b", "c"], 3)
+
+
+@given(st.integers(0, 5000), st.integers(1, 300))
+def test_units_cover_every_image_once_and_shrink_near_the_end(images: int, unit_images: int) -> None:
+    starts = plan.cut(images, unit_images)
+    sizes = np.diff(starts)
+    assert starts[0] == 0
+    assert starts[-1] == images
+    assert (sizes > 0).all()
+    assert (sizes <= unit_images).all()
+    assert (np.diff(sizes) <= 0).all()
+
+
+def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
+    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
+    frozen = plan.freeze(Store(), str(tmp_path), table, 16)
+    loaded = plan.load(Store(), str(tmp_path))
+    assert loaded is not None
+    assert loaded.table.equals(frozen.table)
+    assert (loaded.starts == frozen.starts).all()
+    assert [ref.key for ref in loaded.refs(Task(1, 2, 4))] == ["010", "011"]
+
+
+def test_a_plan_without_its_last_object_never_was(tmp_path: Path) -> None:
+    table, _ = plan.build(listed(("a", "1")), None)
+    plan.freeze(Store(), str(tmp_path), table, 16)
+    (tmp_path / "plan" / "plan.json").unlink()
+    assert plan.load(Store(), str(tmp_path)) is None
+
+
+def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
+    table, _ = plan.build(listed(("a", "1")), None)
+    plan.freeze(Store(), str(tmp_path), table, 16)
+    (tmp_path / "plan" / "part-00000.parquet").write_bytes(b"other")
+    with pytest.raises(SegrayError, match="was changed"):
+        plan.load(Store(), str(tmp_path))
+
+
+def test_what_is_left_are_the_runs_between_done_images(tmp_path: Path) -> None:
+    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(8)]), None)
+    frozen = plan.freeze(Store(), str(tmp_path), table, 8)
+    done = plan.committed_rows(frozen, committed(("002", "1"), ("003", "other")))
+    assert done.tolist() == [False, False, True, False, False, False, False, False]
+    done[frozen.rows(Task(0, 5, 7))] = True
+    assert plan.left(frozen, done) == [Task(0, 0, 2), Task(0, 3, 5), Task(0, 7, 8)]
+
+
+_A_MILLION = """
+from pathlib import Path
+import pyarrow as pa
+from segray import plan
+from segray.storage import Store
+
+def batches(count):
+    for first in range(0, count, 65536):
+        keys = [f"raw/2026/11/{i:09d}-a-name-of-common-length.jpg" for i in range(first, min(count, first + 65536))]
+        versions = [f"{i:032x}" for i in range(len(keys))]
+        columns = [keys, ["s3://bucket/" + key for key in keys], versions]
+        sizes = pa.array([100_000] * len(keys), pa.int64())
+        yield pa.record_batch([*map(pa.array, columns), sizes], names=["key", "uri", "version", "size_bytes"])
+
+table, total = plan.build(batches(1_000_000), None)
+frozen = plan.freeze(Store(), FOLDER, table, 256)
+assert total == frozen.images == 1_000_000
+# Not getrusage: a child inherits its parent's peak there.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.full
+def test_a_million_images_are_planned_in_less_than_a_gigabyte(tmp_path: Path) -> None:
+    code = _A_MILLION.replace("FOLDER", repr(str(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(f"{int(done.stdout) / 1e6:.0f} MB")
+    assert int(done.stdout) < 10**9
