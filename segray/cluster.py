@@ -1,0 +1,343 @@
+"""Ray lives here: workers as actors, one per device, and the loop that listens to them.
+
+Knows Ray's actors, nodes and exceptions; knows nothing of images, masks or tables. Ray's own retries are off:
+what to do about a death is the scheduler's decision. Only names and small reports cross processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segray.actor import Actor, inquest
+from segray.config import Cluster, Pool
+from segray.errors import ConfigError, SegrayError, UserError, WorldError
+from segray.instances import ImageRef, Place, Task
+from segray.label import Recipe
+from segray.runtime import available_cpus
+from segray.workers import Event, Failed, Finished, Joined, Lost, Pulse
+
+_PULSE_S = 1.0
+_NODES_S = 5.0
+_LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
+_MOST_FAILED_STARTS = 3
+# Of a node that is said to be alive; Ray's own verdict takes 15 s by default, or a minute when a link is down.
+_INQUEST_S = 90.0
+_FAREWELL_S = 2.0
+
+
+class _Actor(Actor):
+    """A worker's process, which also knows what Ray calls its node."""
+
+    def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
+        return {**super().start(recipe, threads), "node": ray.get_runtime_context().get_node_id()}
+
+
+# Two tasks at once, so that the second is read ahead while the first drains; the pulse never waits behind them.
+_GROUPS = {"start": 1, "label": 2, "pulse": 1}
+
+
+def connect(cluster: Cluster) -> None:
+    """Join the cluster, or start a private one on this machine.
+
+    Without an address a process inside a Ray job joins that job's cluster. A private cluster has no
+    dashboard and listens on this machine only, so it needs no token.
+    """
+    address = cluster.address or ("auto" if "RAY_ADDRESS" in os.environ else "local")
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=available_cpus(),
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+        )
+        return
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
+        raise ConfigError(
+            "cannot join the Ray cluster",
+            where=f"cluster.address={address}",
+            found=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
+            do="check the address, that RAY_AUTH_MODE is the cluster's, and RAY_AUTH_TOKEN in token mode",
+        ) from exc
+
+
+@dataclass
+class _Member:
+    """node: where it was told to be, None for anywhere; home: where it is, once it has said so."""
+
+    handle: Any
+    pool: int
+    node: str | None
+    trail: str
+    born_s: float
+    home: str | None = None
+    starting: Any = None
+    tasks: dict[Any, Task] = field(default_factory=dict)
+    pulse: Any = None
+    pulsed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Death:
+    name: str
+    member: _Member
+    reason: str
+    at_s: float
+
+
+class RayWorkers:
+    """The workers of a run on a Ray cluster; see workers.Workers."""
+
+    def __init__(self, recipe: Recipe, pools: Sequence[Pool], cluster: Cluster) -> None:
+        self._recipe, self._pools, self._cluster = recipe, pools, cluster
+        self._members: dict[str, _Member] = {}
+        self._deaths: dict[Any, _Death] = {}
+        self._key = secrets.token_hex(6)
+        self._born = 0
+        self._failed_starts = 0
+        self._nodes_seen_s = 0.0
+        for pool in pools:
+            _check_feasible(pool)
+        self._populate()
+
+    # ---- what happened ----
+
+    def events(self, timeout_s: float) -> list[Event]:
+        """Whatever is ready; raises UserError when a worker says that no retry can help."""
+        now = time.monotonic()
+        if now - self._nodes_seen_s > _NODES_S:
+            self._populate()
+        self._ask_pulses(now)
+        refs = [ref for member in self._members.values() for ref in self._awaited(member)] + list(self._deaths)
+        if not refs:
+            time.sleep(min(timeout_s, 0.2))
+            return []
+        ready, rest = ray.wait(refs, timeout=timeout_s)
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
+        found: list[Event] = []
+        for ref in [*ready, *more]:
+            found += self._decide(ref) if ref in self._deaths else self._collect(ref)
+        for ref in [ref for ref, death in self._deaths.items() if now - death.at_s > _INQUEST_S]:
+            found.append(self._lost(self._deaths.pop(ref), None, alive=False))
+        self._check_started(now)
+        return found
+
+    def _awaited(self, member: _Member) -> list[Any]:
+        return [ref for ref in (member.starting, member.pulse, *member.tasks) if ref is not None]
+
+    def _ask_pulses(self, now: float) -> None:
+        for member in self._members.values():
+            if member.starting is None and member.pulse is None and now - member.pulsed_s > _PULSE_S:
+                member.pulse, member.pulsed_s = member.handle.progress.options(concurrency_group="pulse").remote(), now
+
+    def _collect(self, ref: Any) -> list[Event]:
+        owner = next(((n, m) for n, m in self._members.items() if ref in self._awaited(m)), None)
+        if owner is None:
+            return []
+        name, member = owner
+        try:
+            value = ray.get(ref)
+        except RayTaskError as exc:
+            return self._trouble(name, member, ref, exc)
+        except RayError as exc:
+            return self._bury(name, exc)
+        if ref == member.starting:
+            member.starting, member.home, self._failed_starts = None, value["node"], 0
+            return [Joined(name, value)]
+        if ref == member.pulse:
+            member.pulse = None
+            return [Pulse(name, value)]
+        del member.tasks[ref]
+        return [Finished(name, value)]
+
+    def _trouble(self, name: str, member: _Member, ref: Any, exc: RayTaskError) -> list[Event]:
+        """A call raised: the world's fault is an event, a user's is final, anything else is ours."""
+        cause = exc.cause if isinstance(exc.cause, Exception) else exc
+        if isinstance(cause, UserError):
+            raise cause from exc
+        if ref in member.tasks and isinstance(cause, WorldError):
+            return [Failed(name, member.tasks.pop(ref), cause)]
+        raise SegrayError("a worker met an error of segray's own", where=f"worker {name}", found=str(cause)) from exc
+
+    def _bury(self, name: str, exc: RayError) -> list[Event]:
+        """An actor is gone: ask its node what it was at. Who is to blame is known when the node answers, or is dead."""
+        member = self._members.pop(name)
+        death = _Death(name, member, _first_line(exc), time.monotonic())
+        with contextlib.suppress(RayError):
+            ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
+        node = member.home or member.node
+        if node is None:
+            return [self._lost(death, None, alive=True)]
+        self._deaths[self._ask(node, member.trail)] = death
+        return []
+
+    def _ask(self, node: str, trail: str) -> Any:
+        pinned: Any = NodeAffinitySchedulingStrategy(node, soft=False)
+        function: Any = ray.remote(num_cpus=0, max_retries=1)(inquest)
+        return function.options(scheduling_strategy=pinned).remote(trail)
+
+    def _decide(self, ref: Any) -> list[Event]:
+        death = self._deaths.pop(ref)
+        try:
+            return [self._lost(death, ray.get(ref), alive=True)]
+        except RayTaskError:
+            return [self._lost(death, None, alive=True)]
+        except RayError:
+            return [self._lost(death, None, alive=False)]
+
+    def _lost(self, death: _Death, in_flight: tuple[Place, ...] | None, *, alive: bool) -> Lost:
+        """Replace the dead on a living node; elsewhere _populate finds a place."""
+        started = death.member.starting is None
+        if alive:
+            self._failed_starts += not started
+            self._check_starts(death)
+            self._spawn(death.member.pool, death.member.node)
+        reason = death.reason if alive else f"its node is gone ({death.reason})"
+        return Lost(death.name, reason, blame_images=alive and started, in_flight=in_flight)
+
+    def _check_starts(self, death: _Death) -> None:
+        if self._failed_starts >= _MOST_FAILED_STARTS:
+            raise WorldError(
+                f"{_MOST_FAILED_STARTS} workers in a row died while loading the model",
+                where=f"node {death.member.node}",
+                found=death.reason,
+                do="look at the worker's log; too little memory is the usual cause",
+            )
+
+    def _check_started(self, now: float) -> None:
+        if any(member.starting is None for member in self._members.values()):
+            return
+        waiting = [now - member.born_s for member in self._members.values()]
+        if waiting and min(waiting) > self._cluster.start_timeout_s:
+            raise WorldError(
+                f"no worker started within {self._cluster.start_timeout_s:.0f} s",
+                where="the Ray cluster",
+                found=f"asked for {[_asked(pool) for pool in self._pools]}, available {_available()}",
+                do="free resources, or ask for less in `workers`",
+            )
+
+    # ---- commands ----
+
+    def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+        member = self._members.get(worker)
+        if member is not None:
+            call = member.handle.label.options(concurrency_group="label")
+            member.tasks[call.remote(task, list(refs))] = task
+
+    def retire(self, worker: str) -> None:
+        member = self._members.pop(worker, None)
+        if member is not None:
+            ray.kill(member.handle)
+            self._spawn(member.pool, member.node)
+            if member.home is not None:
+                self._ask(member.home, member.trail)  # Nobody reads the answer: it removes the trail.
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        # No CPU: the workers hold them all, and this must never wait for one.
+        future: Future[Any] = ray.remote(num_cpus=0, max_retries=2)(function).remote(*args).future()
+        return future
+
+    def close(self) -> None:
+        ready = [member.handle for member in self._members.values() if member.starting is None]
+        farewells = [handle.leave.options(concurrency_group="pulse").remote() for handle in ready]
+        if farewells:
+            ray.wait(farewells, num_returns=len(farewells), timeout=_FAREWELL_S)
+        for member in self._members.values():
+            with contextlib.suppress(RayError):
+                ray.kill(member.handle)
+        self._members.clear()
+        ray.shutdown()
+
+    # ---- actors ----
+
+    def _populate(self) -> None:
+        """Bring each pool to its size: `count` actors, or one on every node that can hold it."""
+        self._nodes_seen_s = time.monotonic()
+        for index, pool in enumerate(self._pools):
+            dying = [death.member for death in self._deaths.values()]
+            here = [member for member in (*self._members.values(), *dying) if member.pool == index]
+            if pool.count is not None:
+                for _ in range(pool.count - len(here)):
+                    self._spawn(index, None)
+                continue
+            taken = {member.node for member in here}
+            for node in _fitting_nodes(pool):
+                if node["NodeID"] not in taken:
+                    self._spawn(index, node["NodeID"])
+
+    def _spawn(self, index: int, node: str | None) -> None:
+        pool = self._pools[index]
+        cpus = pool.num_cpus or _default_cpus(pool, node)
+        strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+        kind: Any = ray.remote(concurrency_groups=_GROUPS)(_Actor)  # type: ignore[call-overload]
+        actor = kind.options(
+            num_cpus=cpus,
+            resources=dict(pool.resources) or None,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=strategy,
+        )
+        trail = f"segray-{self._key}-{self._born}"
+        member = _Member(actor.remote(pool, trail), index, node, trail, time.monotonic())
+        start = member.handle.start.options(concurrency_group="start")
+        member.starting = start.remote(self._recipe, max(1, int(cpus)))
+        self._members[str(self._born)] = member
+        self._born += 1
+
+
+def _default_cpus(pool: Pool, node: str | None) -> float:
+    """All cores of the node for one actor; an equal share of the largest node's when `count` shares them."""
+    cores = {n["NodeID"]: n["Resources"].get("CPU", 0.0) for n in _nodes()}
+    if node is not None:
+        return float(max(1.0, cores.get(node, 1.0)))
+    share = sum(cores.values()) / (pool.count or 1)
+    return float(max(1, int(min(share, max(cores.values(), default=1.0)))))
+
+
+def _fitting_nodes(pool: Pool) -> list[dict[str, Any]]:
+    asked = _asked(pool)
+    return [n for n in _nodes() if all(n["Resources"].get(name, 0.0) >= amount for name, amount in asked.items())]
+
+
+def _asked(pool: Pool) -> dict[str, float]:
+    return {"CPU": pool.num_cpus or 1.0, **pool.resources}
+
+
+def _check_feasible(pool: Pool) -> None:
+    if not _fitting_nodes(pool):
+        have = [{k: v for k, v in n["Resources"].items() if not k.startswith("node:")} for n in _nodes()]
+        raise ConfigError(
+            "no node of the cluster can hold a worker",
+            where=f"workers: {pool.device}",
+            found=f"a worker asks for {_asked(pool)}; the nodes have {have}",
+            do="ask for less in `workers`, or add a node",
+        )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The living nodes, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _available() -> dict[str, float]:
+    return dict(ray.available_resources())  # type: ignore[no-untyped-call]
+
+
+def _first_line(exc: BaseException) -> str:
+    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)

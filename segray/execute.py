@@ -1,0 +1,246 @@
+"""One frozen plan carried out: the event loop between workers, scheduler and publishing.
+
+Knows what to do with every event and action, and when a batch is due. What to label was decided before (run.py);
+who labels what is the scheduler's decision; how rows become visible is publish.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import segray
+from segray import publish, workers
+from segray.config import Config
+from segray.errors import ConfigError, WorldError
+from segray.instances import Failure, Task, UnitReport
+from segray.label import stage_failure
+from segray.ledger import Identity, Run
+from segray.plan import Plan
+from segray.scheduler import Action, Assign, Policy, Quarantine, Retire, Scheduler
+from segray.storage import StorageOptions, Store, shown
+
+_WAIT_S = 0.5
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person may want to know."""
+
+    def begin(self, images: int, resumed: int) -> None:
+        """Labelling starts: so many images in this run's plan, so many of them done before."""
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        """So many images, instances and failures so far, the last two of this process."""
+
+
+@dataclass
+class Tally:
+    """What this process did, summed over its reports."""
+
+    ok: int = 0
+    empty: int = 0
+    failed: int = 0
+    instances: int = 0
+    bytes_read: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        return self.ok + self.empty + self.failed
+
+    def add(self, report: UnitReport) -> None:
+        self.ok += report.ok
+        self.empty += report.empty
+        self.failed += report.failed
+        self.instances += report.instances
+        self.bytes_read += report.bytes_read
+        self.seconds = _sum(self.seconds, report.seconds)
+        self.dropped = {name: int(count) for name, count in _sum(self.dropped, report.dropped).items()}
+
+
+def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step of a run shares. tally and facts grow while it runs; facts holds each worker's."""
+
+    config: Config
+    options: StorageOptions
+    store: Store
+    identity: Identity
+    watcher: Watcher
+    tally: Tally = field(default_factory=Tally)
+    facts: list[Mapping[str, str]] = field(default_factory=list)
+
+    @property
+    def root(self) -> str:
+        return self.config.output.root
+
+    def save(self, run: Run, state: str, images: int) -> None:
+        """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded."""
+        record = {
+            "state": state,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": self.config.source.uri,
+            "images": images,
+            "identity": self.identity.as_json(),
+            "config": self.config.model_dump(mode="json"),
+            "segray": segray.__version__,
+            "workers": self.facts,
+            "labelled": {name: getattr(self.tally, name) for name in ("ok", "empty", "failed", "instances")},
+            "seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
+        }
+        run.save(self.store, record)
+
+    def provenance(self, run: Run) -> dict[str, Any]:
+        """Where the rows of a batch come from, for the metadata of its files; worker by worker, each kind once."""
+        kinds = sorted({json.dumps(dict(facts), sort_keys=True) for facts in self.facts})
+        return {
+            "run_id": run.id,
+            "identity": self.identity.as_json(),
+            "workers": [json.loads(kind) for kind in kinds],
+            "segray": segray.__version__,
+            "config": self.config.digest(),
+        }
+
+
+class Execution:
+    """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
+
+    def __init__(
+        self, job: Job, run: Run, frozen: Plan, staged: Mapping[Task, str], todo: Iterable[Task], pool: workers.Workers
+    ) -> None:
+        self._job, self._run, self._plan, self._pool = job, run, frozen, pool
+        config = job.config
+        policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
+        self._scheduler = Scheduler(todo, policy)
+        self._staged = dict(staged)
+        self._merging: Future[publish.Batch] | None = None
+        self._before = frozen.images - self._scheduler.images_total
+        self._joined = False
+        self.ready_s = time.monotonic()
+
+    @property
+    def images_done(self) -> int:
+        """Images of the plan that are labelled, committed or not."""
+        return self._before + self._scheduler.images_done
+
+    def run(self) -> None:
+        """Until everything is labelled and committed; raises WorldError when the world makes it impossible."""
+        self._job.watcher.begin(self._plan.images, self._before)
+        while not self._settled() or self._merging or self._staged:
+            if not self._settled():
+                for event in self._pool.events(_WAIT_S):
+                    self._carry_out(self._handle(event))
+                self._carry_out(self._scheduler.tick(time.monotonic()))
+            self._publish()
+            tally = self._job.tally
+            self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
+        if self._scheduler.halted:
+            raise WorldError(
+                "the run stopped: storage or the network failed again and again",
+                where=self._job.root,
+                found=self._scheduler.halted,
+                do="mend the cause",
+            )
+
+    def _settled(self) -> bool:
+        """Whether no more work will come from the workers."""
+        return self._scheduler.complete or self._scheduler.halted is not None
+
+    # ---- events and actions ----
+
+    def _handle(self, event: workers.Event) -> list[Action]:
+        now, scheduler, watcher = time.monotonic(), self._scheduler, self._job.watcher
+        match event:
+            case workers.Joined(worker, facts):
+                self._admit(facts, now)
+                return scheduler.joined(worker, now)
+            case workers.Finished(worker, report):
+                counts, actions = scheduler.finished(worker, report.task, now)
+                if counts:
+                    self._accept(report)
+                return actions
+            case workers.Failed(worker, task, error):
+                watcher.note(f"worker {worker}: {error.what} ({error.found}); unit {task.unit} goes back to the queue")
+                return scheduler.failed(worker, task, f"{error.what}: {error.found}", now)
+            case workers.Lost(worker, reason, blame, in_flight):
+                watcher.note(f"worker {worker} is lost: {reason}")
+                return scheduler.lost(worker, reason, now, blame_images=blame, in_flight=in_flight)
+            case workers.Pulse(worker, progress):
+                scheduler.pulse(worker, progress, now)
+                return []
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Assign(worker, task):
+                    self._pool.assign(worker, task, self._plan.refs(task))
+                case Retire(worker, reason):
+                    self._job.watcher.note(f"worker {worker} is replaced: {reason}")
+                    self._pool.retire(worker)
+                case Quarantine(task, reason):
+                    (ref,) = self._plan.refs(task)
+                    self._job.watcher.note(f"{shown(ref.key)} is set aside after {task.attempt} attempts: {reason}")
+                    failure = Failure("process", "WorkerLost", reason)
+                    self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
+
+    def _admit(self, facts: Mapping[str, str], now: float) -> None:
+        """Remember a worker's facts; `precision: auto` may not mean two precisions in one run."""
+        if not self._joined:
+            self._joined, self.ready_s = True, now
+        others = {known["precision"] for known in self._job.facts if "precision" in known}
+        mine = facts.get("precision")
+        if self._job.config.model.precision == "auto" and mine and others - {mine}:
+            raise ConfigError(
+                "the workers of this run compute in different precisions",
+                where="model.precision=auto",
+                found=f"{mine} on {facts.get('host', '?')}, {', '.join(sorted(others))} on others",
+                do="set model.precision to f32 (the same everywhere) or to one that all have",
+            )
+        self._job.facts.append(facts)
+        shown = [facts[name] for name in ("device_name", "precision", "host") if name in facts]
+        self._job.watcher.note(f"worker ready: {', '.join(shown)}")
+
+    def _accept(self, report: UnitReport) -> None:
+        self._job.tally.add(report)
+        self._staged[report.task] = report.staged
+
+    # ---- publishing ----
+
+    def _publish(self) -> None:
+        """Merge away from here, commit here; one batch at a time."""
+        job = self._job
+        if self._merging is not None:
+            if not self._settled() and not self._merging.done():
+                return
+            batch, self._merging = self._merging.result(), None
+            publish.commit(batch, self._run, job.options, job.store)
+            job.save(self._run, "running", self._plan.images)
+        images = sum(len(task) for task in self._staged)
+        if not images or (images < job.config.publish.batch_images and not self._settled()):
+            return
+        number = publish.recover(self._run.root, job.options, job.store) + 1
+        self._merging = self._pool.call(publish.merge, self._run, number, self._next_batch(number), job.options)
+
+    def _next_batch(self, number: int) -> publish.Inputs:
+        """What the batch is made of: as an interrupted attempt at it was, else of all that is staged."""
+        job, tasks = self._job, sorted(self._staged, key=lambda task: (task.unit, task.start))
+        names = tuple(self._staged[task] for task in tasks)
+        inputs = publish.intended(self._run, number, job.store)
+        if inputs is None or not set(inputs.staged) <= set(names):
+            inputs = publish.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
+            publish.intend(self._run, number, inputs, job.store)
+        self._staged = {task: name for task, name in self._staged.items() if name not in inputs.staged}
+        return inputs

@@ -1,0 +1,231 @@
+"""label() from plan to summary, with workers in this process: no Ray, no inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from watchers import Notes
+
+import segray
+from segray import config, publish, run
+from segray.errors import ConfigError, Interrupted, SourceError, WorldError
+from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.label import Outcome, Recipe, report, stage
+from segray.storage import Store
+from segray.workers import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
+
+FACTS = {"device": "FAKE", "precision": "f32", "host": "here"}
+LABELS = {13: "stop sign"}
+
+
+class Stub:
+    """A labeller that finds one stop sign in every image, unless `before` raises."""
+
+    def __init__(self, recipe: Recipe, before: Callable[[Task], None] = lambda task: None) -> None:
+        self._recipe, self._before = recipe, before
+
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+        self._before(task)
+        found = Instances(
+            np.array([13], np.int32), np.ones(1, np.float32), np.array([[0, 0, 2, 2]], np.float32), ("04",), (2, 2)
+        )
+        outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=found) for ref in refs]
+        return report(task, stage(Store(), self._recipe.staged, task, outcomes, LABELS), outcomes, {})
+
+    def progress(self) -> Progress:
+        return Progress(0)
+
+    def close(self) -> None: ...
+
+
+def start(before: Callable[[Task], None] = lambda task: None) -> run.StartWorkers:
+    return lambda recipe, chosen: InProcess(Stub(recipe, before), FACTS)
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> config.Config:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02d}.jpg").write_bytes(bytes([i]))
+    values = {
+        "source": {"uri": str(folder)},
+        "output": {"root": str(tmp_path / "labels")},
+        "model": {"name": "stickers"},
+    }
+    return config.validate({**values, "unit_images": 4}, "test")
+
+
+def keys(chosen: config.Config) -> list[str]:
+    return sorted(segray.images(chosen.output.root).to_table().column("image_key").to_pylist())
+
+
+ALL = [f"{i:02d}.jpg" for i in range(20)]
+
+
+def test_every_image_is_labelled_once_and_the_summary_says_so(chosen: config.Config) -> None:
+    summary = run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
+    assert summary.images == {"ok": 20}
+    assert summary.classes == {"stop sign": 20}
+    assert (summary.tally.images, summary.exit_code) == (20, 0)
+
+
+def test_a_second_run_does_nothing_and_says_so(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    watcher = Notes()
+    summary = run.label(chosen, watcher, lambda recipe, c: pytest.fail("no worker is needed"))
+    assert summary.tally.images == 0
+    assert "nothing to do" in watcher.notes[-1]
+
+
+def test_an_interrupted_run_is_resumed_from_its_own_plan(chosen: config.Config) -> None:
+    def stop(task: Task) -> None:
+        if task.unit == 2:
+            raise KeyboardInterrupt
+
+    class Interrupting(InProcess):
+        def _run(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+            try:
+                super()._run(worker, task, refs)
+            except KeyboardInterrupt:
+                self.stopped = True
+
+        stopped = False
+
+        def events(self, timeout_s: float) -> list[Event]:
+            if self.stopped:
+                raise KeyboardInterrupt
+            return super().events(timeout_s)
+
+    with pytest.raises(Interrupted, match="run the same command again"):
+        run.label(chosen, Notes(), lambda recipe, c: Interrupting(Stub(recipe, stop), FACTS))
+    (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
+    watcher = Notes()
+    run.label(chosen, watcher, start())
+    assert any("resuming run" in note for note in watcher.notes)
+    assert keys(chosen) == [*ALL, "99.jpg"]
+
+
+def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chosen: config.Config) -> None:
+    def storm(task: Task) -> None:
+        if task.unit == 3:
+            raise WorldError("storage is down", found="503")
+
+    with pytest.raises(WorldError, match="the same command again"):
+        run.label(chosen, Notes(), start(storm))
+    assert 0 < len(keys(chosen)) < 20
+    run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
+
+
+class Mortal:
+    """Workers of which one at a time lives; an image that kills takes its worker along."""
+
+    def __init__(self, recipe: Recipe, killer: str) -> None:
+        self._stub, self._killer = Stub(recipe), killer
+        self._events: list[Event] = [Joined("0", FACTS)]
+        self._lives = 0
+
+    def events(self, timeout_s: float) -> list[Event]:
+        found, self._events = self._events, []
+        return found
+
+    def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+        bad = [i for i, ref in enumerate(refs) if ref.key == self._killer]
+        if worker != str(self._lives):
+            return
+        if bad:
+            self._lives += 1
+            in_flight = ((task.unit, task.start + bad[0], "decode", 0.0),)
+            self._events += [
+                Pulse(worker, Progress(0, in_flight)),
+                Lost(worker, "killed by signal 11", blame_images=True),
+                Joined(str(self._lives), FACTS),
+            ]
+        else:
+            self._events.append(Finished(worker, self._stub.label(task, refs)))
+
+    def retire(self, worker: str) -> None: ...
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return InProcess.call(self, function, *args)  # type: ignore[arg-type]
+
+    def close(self) -> None: ...
+
+
+def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labelled(chosen: config.Config) -> None:
+    lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
+    workers: list[Mortal] = []
+
+    def mortal(recipe: Recipe, c: config.Config) -> Workers:
+        workers.append(Mortal(recipe, "07.jpg"))
+        return workers[-1]
+
+    summary = run.label(lenient, Notes(), mortal)
+    assert keys(chosen) == ALL
+    assert summary.failures == (("07.jpg", "process", "killed by signal 11"),)
+    assert summary.images == {"ok": 19, "failed": 1}
+    assert workers[0]._lives == 3
+
+
+def test_losing_a_race_plans_again_and_labels_nothing_twice(
+    chosen: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, raced = publish.commit, []
+
+    def race(*args: Any) -> None:
+        if not raced:
+            raced.append(True)
+            run.label(chosen, Notes(), start())
+        commit(*args)
+
+    monkeypatch.setattr(publish, "commit", race)
+    watcher = Notes()
+    run.label(chosen, watcher, start())
+    assert any("planning again" in note for note in watcher.notes)
+    assert keys(chosen) == ALL
+    assert segray.scan(chosen.output.root).count_rows() == 20
+
+
+def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = chosen.model_copy(update={"max_failed_fraction": 0.0})
+    summary = run.label(strict, Notes(), lambda recipe, c: Mortal(recipe, "07.jpg"))
+    assert summary.exit_code == 3
+
+
+def test_two_precisions_under_auto_are_refused(chosen: config.Config) -> None:
+    class Mixed(InProcess):
+        def events(self, timeout_s: float) -> list[Event]:
+            return [Joined("1", {**FACTS, "precision": "bf16"}), *super().events(timeout_s)]
+
+    with pytest.raises(ConfigError, match="different precisions"):
+        run.label(chosen, Notes(), lambda recipe, c: Mixed(Stub(recipe), FACTS))
+
+
+def test_a_limit_and_a_dry_run(chosen: config.Config) -> None:
+    assert run.label(chosen, Notes(), start(), dry_run=True).planned == 20
+    assert not Path(chosen.output.root).exists()
+    run.label(chosen, Notes(), start(), limit=3)
+    assert keys(chosen) == ALL[:3]
+
+
+def test_an_empty_dataset_is_refused_and_leaves_nothing_behind(chosen: config.Config, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = chosen.model_copy(update={"source": config.Source(uri=str(tmp_path / "empty"))})
+    with pytest.raises(SourceError):
+        run.label(empty, Notes(), start())
+    assert not Path(chosen.output.root).exists()
+
+
+def test_small_batches_are_committed_one_after_another(chosen: config.Config) -> None:
+    small = chosen.model_copy(update={"publish": config.Publish(batch_images=5)})
+    run.label(small, Notes(), start())
+    batches = set(segray.images(chosen.output.root).to_table().column("batch").to_pylist())
+    assert len(batches) > 1
+    assert batches == set(range(1, len(batches) + 1))
+    assert keys(chosen) == ALL

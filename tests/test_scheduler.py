@@ -1,0 +1,227 @@
+"""The state machine under a simulated clock: everything labelled once, whatever dies."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segray.instances import Progress, Task
+from segray.scheduler import Action, Assign, Policy, Quarantine, Retire, Scheduler
+
+
+def tasks_of(units: list[int]) -> list[Task]:
+    return [Task(unit, 0, size) for unit, size in enumerate(units)]
+
+
+def only_task(actions: list[Action]) -> Task:
+    (action,) = actions
+    assert isinstance(action, Assign)
+    return action.task
+
+
+def test_two_workers_share_the_queue_and_finish() -> None:
+    scheduler = Scheduler(tasks_of([4, 4]), Policy())
+    first, second = only_task(scheduler.joined("a", 0)), only_task(scheduler.joined("b", 0))
+    assert {first.unit, second.unit} == {0, 1}
+    assert scheduler.finished("a", first, 1) == (True, [])
+    assert scheduler.finished("b", second, 1) == (True, [])
+    assert scheduler.complete
+
+
+def test_a_second_task_waits_behind_the_first_only_while_the_queue_is_long() -> None:
+    scheduler = Scheduler(tasks_of([1] * 5), Policy())
+    assert len(scheduler.joined("a", 0)) == 2
+    assert len(scheduler.joined("b", 0)) == 1
+    assert scheduler.images_waiting == 2
+
+
+def test_images_in_flight_at_a_death_are_tried_alone() -> None:
+    scheduler = Scheduler(tasks_of([5]), Policy())
+    scheduler.joined("a", 0)
+    scheduler.pulse("a", Progress(2, ((0, 2, "decode", 0.1),)), 1)
+    scheduler.lost("a", "killed", 2, blame_images=True)
+    seen = []
+    actions = scheduler.joined("b", 3)
+    while actions:
+        task = only_task(actions)
+        seen.append((task.start, task.stop, task.attempt))
+        _, actions = scheduler.finished("b", task, 4)
+    assert seen == [(0, 2, 2), (2, 3, 2), (3, 5, 2)]
+    assert scheduler.complete
+
+
+def test_what_the_dead_left_behind_outweighs_its_last_pulse() -> None:
+    scheduler = Scheduler(tasks_of([5]), Policy())
+    scheduler.joined("a", 0)
+    scheduler.pulse("a", Progress(0, ((0, 0, "decode", 0.1),)), 1)
+    trail = ((0, 3, "infer", 0.0), (0, 4, "read", 0.0))
+    scheduler.lost("a", "killed", 2, blame_images=True, in_flight=trail)
+    seen = []
+    actions = scheduler.joined("b", 3)
+    while actions:
+        task = only_task(actions)
+        seen.append((task.start, task.stop))
+        _, actions = scheduler.finished("b", task, 4)
+    assert seen == [(0, 3), (3, 4), (4, 5)]
+
+
+def test_an_image_answers_for_its_own_deaths_and_not_for_those_of_its_slice() -> None:
+    """Its slice died twice before it was suspected; it still has to die alone twice."""
+    scheduler = Scheduler([Task(0, 0, 2, 3)], Policy(max_attempts=3))
+    scheduler.joined("a", 0)
+    scheduler.lost("a", "killed", 1, blame_images=True, in_flight=((0, 1, "decode", 0.0),))
+    innocent = only_task(scheduler.joined("b", 2))
+    assert innocent == Task(0, 0, 1, 2)
+    suspect = only_task(scheduler.finished("b", innocent, 3)[1])
+    for now, attempt in enumerate((2, 3), start=4):
+        assert suspect == Task(0, 1, 2, attempt)
+        actions = scheduler.lost("b" * (now - 3), "killed", now, blame_images=True)
+        if attempt == 2:
+            suspect = only_task(scheduler.joined("bb", now))
+    assert [type(action) for action in actions] == [Quarantine]
+    assert scheduler.complete
+
+
+def test_a_swollen_worker_finishes_gets_nothing_new_and_is_replaced_without_blame() -> None:
+    scheduler = Scheduler(tasks_of([2, 2, 2]), Policy())
+    first, second = (action.task for action in scheduler.joined("a", 0) if isinstance(action, Assign))
+    scheduler.pulse("a", Progress(0, (), rss_bytes=11, max_rss_bytes=10), 1)
+    assert scheduler.finished("a", first, 2) == (True, [])
+    assert scheduler.tick(3) == []
+    assert scheduler.finished("a", second, 4) == (True, [])
+    (retire,) = scheduler.tick(5)
+    assert isinstance(retire, Retire)
+    assert retire.worker == "a"
+    assert only_task(scheduler.joined("b", 6)) == Task(2, 0, 2, 1)
+
+
+def test_a_lost_node_blames_nobody() -> None:
+    scheduler = Scheduler(tasks_of([5]), Policy())
+    before = only_task(scheduler.joined("a", 0))
+    scheduler.lost("a", "node gone", 1, blame_images=False)
+    assert only_task(scheduler.joined("b", 2)) == before
+
+
+def test_an_image_that_takes_its_node_along_each_time_is_set_aside_in_the_end() -> None:
+    scheduler = Scheduler(tasks_of([1]), Policy(max_attempts=2))
+    attempts = []
+    for life in range(4):
+        attempts.append(only_task(scheduler.joined(str(life), life)).attempt)
+        actions = scheduler.lost(str(life), "node gone", life, blame_images=False)
+    assert attempts == [1, 1, 2, 2]
+    assert [type(action) for action in actions] == [Quarantine]
+    assert scheduler.complete
+
+
+def test_a_late_report_of_a_lost_worker_does_not_count() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy())
+    task = only_task(scheduler.joined("a", 0))
+    scheduler.lost("a", "partitioned", 1, blame_images=False)
+    assert scheduler.finished("a", task, 2) == (False, [])
+    assert not scheduler.complete
+
+
+def test_the_world_failing_again_and_again_halts_the_run() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy(max_attempts=2))
+    task = only_task(scheduler.joined("a", 0))
+    task = only_task(scheduler.failed("a", task, "503", 1))
+    assert scheduler.failed("a", task, "503", 2) == []
+    assert scheduler.halted == "503"
+    assert scheduler.images_waiting == 3
+
+
+def test_a_hung_image_retires_its_worker_and_is_suspected_alone() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy(image_timeout_s=10))
+    scheduler.joined("a", 0)
+    scheduler.pulse("a", Progress(0, ((0, 0, "infer", 0.5), (0, 1, "decode", 11.0))), 11)
+    (retire,) = scheduler.tick(11)
+    assert isinstance(retire, Retire)
+    assert "image 1 of unit 0" in retire.reason
+    assert only_task(scheduler.joined("b", 12)) == Task(0, 0, 1, 2)
+
+
+def test_a_silent_worker_is_retired_and_an_idle_one_is_not() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy(stall_timeout_s=60))
+    scheduler.joined("busy", 0)
+    scheduler.joined("idle", 0)
+    assert [a for a in scheduler.tick(61) if isinstance(a, Retire)] == [Retire("busy", "no progress for 61 s")]
+
+
+def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy(stall_timeout_s=60))
+    assert scheduler.tick(100) == []
+    scheduler.joined("a", 150)
+    assert scheduler.tick(155) == []
+    scheduler.lost("a", "node gone", 190, blame_images=False)
+    scheduler.tick(210)
+    assert scheduler.halted is None
+    scheduler.tick(216)
+    assert scheduler.halted == "no worker for 61 s"
+
+
+def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
+    scheduler = Scheduler(tasks_of([3]), Policy(image_timeout_s=10))
+    scheduler.joined("a", 0)
+    scheduler.pulse("a", Progress(0, ((0, 0, "read", 50.0),)), 50)
+    assert scheduler.tick(51) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    units=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    poison_share=st.sampled_from([0.0, 0.05, 0.3]),
+    workers=st.integers(1, 4),
+    stale=st.booleans(),
+    nodes=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
+    units: list[int], poison_share: float, workers: int, stale: bool, nodes: bool, seed: int
+) -> None:
+    """Poison kills its process or node; nodes die at random; pulses may be stale. Nothing lost, doubled, slandered."""
+    rng = random.Random(seed)
+    poison = {(u, i) for u, size in enumerate(units) for i in range(size) if rng.random() < poison_share}
+    scheduler = Scheduler(tasks_of(units), Policy(max_attempts=3))
+    outcome: dict[tuple[int, int], str] = {}
+    running: dict[str, list[Task]] = {}
+    names = iter(range(10**9))
+
+    def record(task: Task, what: str) -> None:
+        for index in range(task.start, task.stop):
+            assert (task.unit, index) not in outcome
+            outcome[task.unit, index] = what
+
+    def carry_out(actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Assign):
+                assert len(running[action.worker]) < 2
+                running[action.worker].append(action.task)
+            elif isinstance(action, Quarantine):
+                record(action.task, "quarantined")
+
+    for now in range(100_000):
+        while len(running) < workers:
+            name = str(next(names))
+            running[name] = []
+            carry_out(scheduler.joined(name, now))
+        if scheduler.complete:
+            break
+        name = rng.choice([n for n, tasks in running.items() if tasks])
+        task = running[name][0]
+        bad = [i for i in range(task.start, task.stop) if (task.unit, i) in poison]
+        if bad or rng.random() < 0.1:
+            if bad and not stale:
+                scheduler.pulse(name, Progress(0, ((task.unit, bad[0], "decode", 0.0),)), now)
+            del running[name]
+            carry_out(scheduler.lost(name, "died", now, blame_images=bool(bad) and not nodes))
+        else:
+            running[name].pop(0)
+            counts, actions = scheduler.finished(name, task, now)
+            assert counts
+            record(task, "done")
+            carry_out(actions)
+    assert scheduler.complete
+    assert {key for key, what in outcome.items() if what == "quarantined"} == poison
+    assert len(outcome) == sum(units)
