@@ -1,0 +1,240 @@
+"""The `segray` command: arguments in, exit codes out.
+
+Knows options, exit codes and where output goes; the work is done elsewhere. Exit codes: 0 all done, 1 a fault
+of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+import segray
+from segray import config, console, models_cli
+from segray.analytics.evaluate import Evaluation
+from segray.errors import Interrupted, SegrayError, UserError
+from segray.label import Recipe
+from segray.maintain import Maintenance
+from segray.storage import StorageOptions
+from segray.verify import Report
+from segray.workers import Workers
+
+app = typer.Typer(
+    help="Label whole image datasets with instance masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(models_cli.app, name="models")
+
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command()
+def label(
+    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
+    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
+    limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a label set up to date with its dataset. The same command again resumes it."""
+    from segray import run
+
+    chosen = config.load(configuration, overrides)
+    with console.watcher() as watcher:
+        summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
+    if as_json:
+        _print_json(console.as_record(summary))
+    else:
+        print("dry run: nothing was written" if dry_run else console.describe(summary))
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to work.")] = Path("segray-quickstart"),
+    count: Annotated[int, typer.Option(min=1, help="How many scenes to draw.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Draw sticker scenes, label them on this machine, compare with the truth, draw a contact sheet."""
+    from segray import quickstart as job
+
+    with console.watcher() as watcher:
+        result = job.quickstart(folder, count, watcher, start_workers)
+    if as_json:
+        sheet = str(result.sheet)
+        record = {"summary": console.as_record(result.summary), "evaluation": asdict(result.evaluation), "sheet": sheet}
+        _print_json(record)
+    else:
+        print(console.describe(result.summary))
+        print(f"look at: {result.sheet}")
+        print(describe_evaluation(result.evaluation))
+    raise typer.Exit(result.summary.exit_code)
+
+
+@app.command()
+def evaluate(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
+    truth: Annotated[Path, typer.Option(help="COCO JSON; file_name there is image_key here.")],
+    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a label set with the truth: COCO average precision for masks and boxes."""
+    from segray.analytics.evaluate import evaluate as compare
+
+    result = compare(root, truth, endpoint_url=endpoint_url)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        print(describe_evaluation(result))
+
+
+@app.command()
+def verify(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
+    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
+    from segray.verify import verify as check
+
+    report = check(root, StorageOptions(endpoint_url=endpoint_url))
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        print(describe_report(report))
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def maintain(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
+    grace_hours: Annotated[int, typer.Option(min=0, help="For how long replaced files are kept for readers.")] = 24,
+    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compact small files, delete what nothing needs, checkpoint the logs. Safe at any moment, beside anything.
+
+    Until replaced files are deleted, readers of the plain glob count their rows twice; readers of the log never do.
+    """
+    from segray.maintain import maintain as tidy
+
+    done = tidy(root, StorageOptions(endpoint_url=endpoint_url), grace_hours=grace_hours)
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        print(describe_maintenance(done))
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def version() -> None:
+    """Print segray's version."""
+    print(segray.__version__)
+
+
+def _print_json(record: Mapping[str, Any]) -> None:
+    print(json.dumps(record, indent=2, sort_keys=True))
+
+
+def describe_evaluation(result: Evaluation) -> str:
+    """AP by mask and box in two lines."""
+    names = {"segm": "mask", "bbox": "box"}
+    return "\n".join(
+        f"{names[kind]:>4} AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}  "
+        f"({result.objects} objects in {result.images} images)"
+        for kind, scores in result.scores.items()
+    )
+
+
+def describe_report(report: Report, most: int = 20) -> str:
+    """What was checked, warnings, and the first violations."""
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if name != "batch")
+    lines = [f"checked as of batch {report.counts['batch']}: {counts}"]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    lines += [f"{found.kind}: {found.where}: {found.found}" for found in report.violations[:most]]
+    count = len(report.violations)
+    shown = f", the first {most} shown" if count > most else ""
+    return "\n".join([*lines, f"{count} violations{shown}" if count else "every promise is kept"])
+
+
+def describe_maintenance(done: Maintenance) -> str:
+    """What was done, one line each."""
+    lines = [f"{name}: {old} files compacted into {new}" for name, (old, new) in done.compacted.items()]
+    lines += [f"{name}: left as it was; others kept committing, so run it again" for name in done.conflicts]
+    for name, count in done.deleted.items():
+        lines.append(
+            f"{name}: {count} replaced or abandoned files deleted, {done.waiting[name]} within their grace time"
+        )
+    return "\n".join([*lines, f"{done.staged_deleted} staged files of finished runs deleted"])
+
+
+def start_workers(recipe: Recipe, chosen: config.Config) -> Workers:
+    """Workers on the configured Ray cluster."""
+    from segray import cluster
+
+    try:
+        cluster.connect(chosen.cluster)
+    except SystemExit as asked:  # Ray answers SIGTERM itself, from the moment it starts until ours are back.
+        raise KeyboardInterrupt from asked
+    finally:
+        stop_politely()
+    return cluster.RayWorkers(recipe, chosen.workers, chosen.cluster)
+
+
+def stop_politely() -> None:
+    """The first SIGINT or SIGTERM ends the command in order, the second at once. Ray puts its own there: call again."""
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_DFL)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, asked)
+
+
+def main() -> None:
+    """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
+    stop_politely()
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        # Without standalone mode a command's typer.Exit comes back as its code.
+        code = int(app(arguments, standalone_mode=False) or 0)
+    except SegrayError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = Interrupted.exit_code
+    except Exception as exc:
+        return _unexpected(exc)
+    if code == Interrupted.exit_code:  # typer makes it of a KeyboardInterrupt, in silence
+        print("error: interrupted\n  do:    run the same command again", file=sys.stderr)
+    return code
+
+
+def _unexpected(exc: Exception) -> int:
+    if hasattr(exc, "format_message") and hasattr(exc, "exit_code"):
+        print(f"error: {exc.format_message()}\n  do:    segray --help", file=sys.stderr)
+        return UserError.exit_code
+    traceback.print_exc()
+    return SegrayError.exit_code

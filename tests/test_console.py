@@ -1,0 +1,55 @@
+"""What a person reads while a run goes on and when it ends."""
+
+from __future__ import annotations
+
+import io
+
+from segray.console import Meter, Plain, describe, duration
+from segray.execute import Tally
+from segray.run import Summary
+
+
+def test_durations_read_naturally() -> None:
+    assert [duration(s) for s in (None, 0.4, 59.6, 75, 7300)] == ["?", "0 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
+
+
+def test_the_rate_counts_from_the_first_image_on() -> None:
+    meter = Meter(100, resumed=20)
+    assert meter.update(20, 0) == 0
+    assert meter.eta_s(20) is None
+    meter.update(30, 50)
+    assert meter.update(50, 60) == 2.0
+    assert meter.eta_s(50) == 25.0
+
+
+def test_plain_progress_is_a_line_now_and_then() -> None:
+    out, now = io.StringIO(), [0.0]
+    with Plain(out, lambda: now[0]) as plain:
+        plain.begin(100, 0)
+        for done in range(1, 41):
+            now[0] = float(done)
+            plain.advance(done, done * 3, 1)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4
+    assert "20/100 images, 60 instances, 1 failed, 1.0 images/s, 1 min 20 s left" in lines[1]
+
+
+def summary(exit_code: int = 0, failed: int = 0) -> Summary:
+    failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
+    images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}
+    tally = Tally(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
+    return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, (), failures, exit_code)
+
+
+def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
+    text = describe(summary())
+    assert "labelled 10 images in 5 s (2.0 images/s" in text
+    assert "30  kite" in text
+    assert "dropped: 4 empty_mask" in text
+    assert "/out/instances/class=*/*.parquet" in text
+
+
+def test_failures_are_named_with_their_reason_on_one_line() -> None:
+    text = describe(summary(3, failed=10))
+    assert "failed: bad.jpg: decode: truncated\n" in text
+    assert "50.0% of the images failed" in text

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from PIL import Image
+
+import segray
+from segray import rle, schema
+from segray.analytics.sheet import (
+    PALETTE,
+    Candidate,
+    Label,
+    Picture,
+    _spot,
+    choose,
+    colours_of,
+    contact_sheet,
+    draw,
+    pictures_of,
+)
+from segray.errors import UserError
+from segray.instances import image_id
+
+SIZE_HW = (120, 160)
+
+
+def label(x: int, y: int, w: int, h: int, class_id: int = 13, score: float = 0.9) -> Label:
+    mask = np.zeros(SIZE_HW, bool)
+    mask[y : y + h, x : x + w] = True
+    return Label(class_id, f"class {class_id}", score, (x, y, w, h), rle.encode(mask))
+
+
+def png(size_hw: tuple[int, int] = SIZE_HW, level: int = 100) -> bytes:
+    return cv2.imencode(".png", np.full((*size_hw, 3), level, np.uint8))[1].tobytes()
+
+
+def picture(key: str, labels: int = 1, score: float = 0.9) -> Picture:
+    return Picture(key, key, SIZE_HW, tuple(label(10 + 12 * k, 40, 10, 10, 13 + k, score) for k in range(labels)))
+
+
+def test_draw_tints_the_mask_and_leaves_the_rest_alone() -> None:
+    image = np.full((*SIZE_HW, 3), 100, np.uint8)
+    overlay = draw(image, [label(60, 50, 40, 40)], {13: (255, 0, 0)}, tags=False)
+    assert overlay.shape == image.shape
+    assert overlay[70, 80, 0] > 150
+    assert overlay[70, 80, 1] < 70
+    assert (overlay[100:] == 100).all()
+    assert (overlay[:, :40] == 100).all()
+    assert (image == 100).all()
+
+
+def test_draw_outlines_in_the_colour_of_the_class() -> None:
+    overlay = draw(np.full((*SIZE_HW, 3), 100, np.uint8), [label(60, 50, 40, 40)], {13: (0, 200, 255)}, tags=False)
+    edge = overlay[70, 58:63].astype(int)
+    assert np.abs(edge - (0, 200, 255)).sum(axis=1).min() < 30
+
+
+def test_draw_paints_small_masks_over_large_ones() -> None:
+    colours = {13: (255, 0, 0), 90: (0, 0, 255)}
+    nested = [label(70, 60, 20, 20, 90, 0.2), label(20, 20, 110, 90, 13, 0.9)]
+    overlay = draw(np.full((*SIZE_HW, 3), 100, np.uint8), nested, colours, tags=False)
+    assert overlay[70, 80, 2] > overlay[70, 80, 0]
+
+
+def test_draw_gives_the_size_asked_for_and_follows_the_mask() -> None:
+    image, red = np.full((*SIZE_HW, 3), 100, np.uint8), {13: (255, 0, 0)}
+    overlay = draw(image, [label(0, 60, 80, 60)], red, size_wh=(80, 60), tags=False)
+    assert overlay.shape == (60, 80, 3)
+    assert overlay[50, 20, 0] > 150
+    assert (overlay[45:, 50:] == 100).all()
+
+
+def test_draw_puts_tags_inside_the_image_and_never_one_over_another() -> None:
+    image = np.full((*SIZE_HW, 3), 100, np.uint8)
+    crowd = [label(5 * k, 5 * k, 30, 30, 13, 0.5 + 0.01 * k) for k in range(18)]
+    with_tags, without = (draw(image, crowd, {13: (255, 255, 255)}, tags=tags) for tags in (True, False))
+    assert (with_tags != without).any()
+    taken: list[tuple[int, int, int, int]] = []
+    for shown in crowd:
+        spot = _spot((60, 17), shown.bbox_xywh, (1, 1), (160, 120), taken)
+        if spot is not None:
+            assert 0 <= spot[0] < spot[2] <= 160
+            assert 0 <= spot[1] < spot[3] <= 120
+            assert all(a[2] < spot[0] or spot[2] < a[0] or a[3] < spot[1] or spot[3] < a[1] for a in taken)
+            taken.append(spot)
+    assert 4 <= len(taken) < len(crowd)
+
+
+def test_colours_are_distinct_and_independent_of_order() -> None:
+    pictures = [picture("a", 12), picture("b", 3)]
+    colours = colours_of(pictures)
+    assert len(set(colours.values())) == 12 == len(PALETTE)
+    assert colours == colours_of(pictures[::-1])
+
+
+def test_choose_takes_crowded_unsure_typical_and_large_in_turn() -> None:
+    usual = [Candidate(f"usual-{i}", 3, 0.8, 100) for i in range(9)]
+    odd = [Candidate("crowded", 9, 0.8, 100), Candidate("unsure", 2, 0.1, 100), Candidate("large", 2, 0.8, 900)]
+    chosen = choose([*usual, *odd], 4)
+    assert (chosen[0], chosen[1], chosen[3]) == ("crowded", "unsure", "large")
+    assert chosen[2].startswith("usual")
+
+
+def test_choose_does_not_depend_on_the_order_given_and_repeats_nothing() -> None:
+    candidates = [Candidate(str(i), i % 4, 0.5 + i % 3 / 10, 100) for i in range(30)]
+    chosen = choose(candidates, 20)
+    assert chosen == choose(candidates[::-1], 20)
+    assert len(set(chosen)) == 20
+
+
+def test_choose_shows_empty_images_last() -> None:
+    candidates = [Candidate("empty", 0, 1.0, 10_000), Candidate("a", 1, 0.9, 10), Candidate("b", 2, 0.9, 10)]
+    assert choose(candidates, 2) in (["a", "b"], ["b", "a"])
+    assert choose(candidates, 9)[-1] == "empty"
+    assert choose([], 4) == []
+
+
+def test_contact_sheet_is_a_whole_png_of_the_chosen_images(tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    pictures = [picture(f"{i}.png", i % 4) for i in range(6)]
+    keys = contact_sheet(pictures, out, read=lambda uri: png(), columns=3, count=5)
+    assert len(keys) == 5
+    with Image.open(io.BytesIO(out.read_bytes())) as sheet:
+        assert sheet.format == "PNG"
+        narrow = sheet.size
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    contact_sheet([picture("a.png")], out, read=lambda uri: png(), columns=3)
+    with Image.open(out) as sheet:
+        assert sheet.width < narrow[0]
+        assert sheet.height < narrow[1]
+
+
+def test_contact_sheet_is_the_same_each_time(tmp_path: Path) -> None:
+    pictures = [picture(f"{'long-' * 30}{i}.png", i) for i in range(4)]
+    for name in ("a.png", "b.png"):
+        contact_sheet(pictures, tmp_path / name, read=lambda uri: png(), title="twice")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_an_image_that_has_changed_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found: 60x50, labelled as 160x120"):
+        contact_sheet([picture("a.png")], tmp_path / "s.png", read=lambda uri: png((50, 60)))
+
+
+def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no labelled image"):
+        contact_sheet([], tmp_path / "s.png", read=lambda uri: png())
+
+
+def test_pictures_of_a_label_set_are_its_rows_above_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [picture("a.png", 3), picture("b.png", 0), picture("c.png", 1, score=0.1), picture("bad.png", 0)]
+    instances = [
+        {
+            "image_id": image_id(p.key), "image_key": p.key, "instance": k, "class_id": shown.class_id,
+            "class_name": shown.class_name, "score": shown.score,
+            **dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), map(float, shown.bbox_xywh), strict=True)),
+            "area": 1, "height": SIZE_HW[0], "width": SIZE_HW[1], "rle": shown.rle, "batch": 1,
+        }
+        for p in pictures for k, shown in enumerate(p.labels)
+    ]  # fmt: skip
+    images = [
+        {"image_key": p.key, "uri": f"s3://b/{p.key}", "status": "failed" if p.key == "bad.png" else "ok",
+         "height": SIZE_HW[0], "width": SIZE_HW[1]}
+        for p in pictures
+    ]  # fmt: skip
+    tables = pa.Table.from_pylist(instances, schema.INSTANCES), pa.Table.from_pylist(images)
+    monkeypatch.setattr(segray, "scan", lambda root: ds.dataset(tables[0]), raising=False)
+    monkeypatch.setattr(segray, "images", lambda root: ds.dataset(tables[1]), raising=False)
+    found = {p.key: p for p in pictures_of("root", 9, score_threshold=0.3)}
+    assert {key: len(p.labels) for key, p in found.items()} == {"a.png": 3, "b.png": 0, "c.png": 0}
+    assert found["a.png"].uri == "s3://b/a.png"
+    assert found["a.png"].size_hw == SIZE_HW
+    assert [shown.rle for shown in found["a.png"].labels] == [shown.rle for shown in pictures[0].labels]
