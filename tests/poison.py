@@ -1,0 +1,94 @@
+"""Images that kill: planted by a `sitecustomize` on PYTHONPATH, with no word of it in segray itself.
+
+A poisoned file is a good JPEG with a mark behind its end. In a process that has the `sitecustomize`, what the mark
+says happens as soon as the image reaches the stage that it names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+MARK = b"\nPOISON "
+
+_SITECUSTOMIZE = """
+import ctypes
+import importlib.abc
+import importlib.util
+import os
+import sys
+import threading
+import time
+
+MARK = b"\\nPOISON "
+here = threading.local()
+hoard = []
+
+
+def strike(stage):
+    deed = here.deed if here.deed and here.deed[0] == stage else (stage, "nothing")
+    if deed[1] == "segfault":
+        ctypes.string_at(0)
+    elif deed[1] == "hang":
+        time.sleep(10_000)
+    elif deed[1] == "hoard":
+        while True:
+            hoard.append(bytearray(os.urandom(2**20)) * 32)
+            time.sleep(0.02)
+    elif deed[1] == "leak":
+        hoard.append(bytearray(b"x") * 200 * 2**20)
+        time.sleep(3)
+    elif deed[1] == "raise":
+        raise RuntimeError("poisoned in " + stage)
+
+
+def plant(label):
+    decode, enter = label.image.decode, label._Clock.enter
+
+    def poisoned_decode(data, limits):
+        mark = data.rfind(MARK)
+        here.deed = tuple(data[mark + len(MARK):].decode().split()) if mark >= 0 else None
+        strike("decode")
+        return decode(data, limits)
+
+    def poisoned_enter(clock, stage):
+        enter(clock, stage)
+        if stage == "read":
+            here.deed = None
+        elif stage != "decode":
+            strike(stage)
+
+    label.image.decode, label._Clock.enter = poisoned_decode, poisoned_enter
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "segray.label":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            plant(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    """The environment of a process, and of all Ray workers below it, in which poisoned images do what they say."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def poison(path: Path, stage: str, deed: str) -> None:
+    """Poison a good image. stage: decode, infer or postprocess. deed: segfault, hang, hoard, leak (once) or raise."""
+    path.write_bytes(path.read_bytes() + MARK + f"{stage} {deed}".encode())

@@ -1,0 +1,87 @@
+"""From bucket to bucket on a real S3 server, read back by the engines that analysts use."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from command import segray as command
+from command import write_config
+from swift_server import Swift
+
+import segray
+from segray.scenes import dataset
+from segray.storage import StorageOptions, Store
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def labelled(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, str]]:
+    """A bucket of scenes and a bucket of their labels: source, root, environment."""
+    folder = tmp_path_factory.mktemp("s3")
+    env = {"AWS_ACCESS_KEY_ID": swift.key, "AWS_SECRET_ACCESS_KEY": swift.secret, "AWS_REGION": "us-east-1"}
+    dataset.write(folder / "scenes", 24, seed=6)
+    source, root = f"s3://{swift.bucket()}/raw/", f"s3://{swift.bucket()}/labels"
+    client = swift.client()
+    for path in sorted((folder / "scenes" / "images").iterdir()):
+        client.put_object(Bucket=source.split("/")[2], Key=f"raw/{path.name}", Body=path.read_bytes())
+    config = write_config(
+        folder / "run.yaml", source, root, unit_images=8, storage={"endpoint_url": swift.endpoint_url}
+    )
+    done = command("label", config, env=env)
+    assert done.returncode == 0, done.stderr
+    again = command("label", config, env=env)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr
+    return source, root, env
+
+
+def test_arrow_polars_and_duckdb_read_the_same_rows(
+    labelled: tuple[str, str, dict[str, str]], swift_env: Swift
+) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    _, root, env = labelled
+    images = segray.images(root, endpoint_url=swift_env.endpoint_url).to_table()
+    assert images.num_rows == 24
+    assert set(images.column("status").to_pylist()) <= {"ok", "empty"}
+    instances = segray.scan(root, endpoint_url=swift_env.endpoint_url).to_table()
+    assert instances.num_rows == sum(images.column("n_instances").to_pylist()) > 0
+    options = {
+        "aws_endpoint_url": swift_env.endpoint_url,
+        "aws_allow_http": "true",
+        "aws_access_key_id": env["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": env["AWS_SECRET_ACCESS_KEY"],
+        "aws_region": "us-east-1",
+    }
+    glob = f"{root}/instances/class=*/*.parquet"
+    assert pl.scan_delta(f"{root}/instances", storage_options=options).collect().height == instances.num_rows
+    found = pl.scan_parquet(glob, hive_partitioning=True, storage_options=options).collect()
+    assert found.height == instances.num_rows
+    connection = duckdb.connect()
+    connection.register("instances", instances)
+    by_class = connection.sql("select class, count(*) from instances group by all order by all").fetchall()
+    assert by_class == sorted(found.group_by("class").len().rows())
+
+
+def test_wrong_credentials_are_refused_within_ten_seconds(
+    labelled: tuple[str, str, dict[str, str]], swift: Swift, tmp_path: Path
+) -> None:
+    source, root, env = labelled
+    config = write_config(tmp_path / "run.yaml", source, root + "-new", storage={"endpoint_url": swift.endpoint_url})
+    began = time.monotonic()
+    done = command("label", config, env={**env, "AWS_SECRET_ACCESS_KEY": "not-the-secret"})
+    assert done.returncode == 2, done.stderr
+    assert time.monotonic() - began < 10
+    assert source.split("/")[2] in done.stderr or root.split("/")[2] in done.stderr
+    assert "not-the-secret" not in done.stderr
+
+
+def test_nothing_is_written_where_credentials_are_wrong(
+    labelled: tuple[str, str, dict[str, str]], swift_env: Swift
+) -> None:
+    _, root, _ = labelled
+    store = Store(StorageOptions(endpoint_url=swift_env.endpoint_url))
+    assert store.names(root + "-new") == []

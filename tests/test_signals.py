@@ -1,0 +1,145 @@
+"""SIGINT and SIGTERM to a running command, at every stage of it: order, exit codes, nothing left running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from command import segray as command
+from command import start, write_config
+
+import segray
+from segray.scenes import dataset
+
+pytestmark = pytest.mark.full
+
+IMAGES = 48
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    dataset.write(folder, IMAGES, seed=11)
+    return folder / "images"
+
+
+@pytest.fixture
+def mark() -> Iterator[dict[str, str]]:
+    """An environment variable by which all processes of a test can be found; none of them outlives it."""
+    found = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
+    yield found
+    for pid in marked(found):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def marked(mark: dict[str, str]) -> list[int]:
+    """The running processes that have the mark in their environment."""
+    (value,) = mark.values()
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if value.encode() in path.read_bytes():
+                pids.append(int(path.parent.name))
+    return pids
+
+
+def wait(condition: Callable[[], object], process: subprocess.Popen[str], within_s: float = 90) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def nothing_runs(mark: dict[str, str], within_s: float = 20) -> bool:
+    deadline = time.monotonic() + within_s
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not marked(mark)
+
+
+def staged(root: Path) -> list[Path]:
+    return list(root.glob("_segray/runs/*/staged/*.parquet"))
+
+
+def data_files(root: Path) -> list[Path]:
+    return list(root.glob("instances/class=*/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGTERM, staged), (signal.SIGINT, data_files)], ids=["labelling", "merging"]
+)
+def test_the_first_signal_ends_a_run_in_order(
+    tmp_path: Path, scenes: Path, mark: dict[str, str], number: signal.Signals, moment: Callable[[Path], list[Path]]
+) -> None:
+    root = tmp_path / "labels"
+    config = write_config(tmp_path / "run.yaml", scenes, root, unit_images=2, publish={"batch_images": 4})
+    process = start("label", config, env=mark)
+    wait(lambda: moment(root), process)
+    # To all of them, as a terminal does on Ctrl-C and a supervisor on stop.
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
+    assert nothing_runs(mark)
+    resumed = command("label", config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert segray.images(str(root)).count_rows() == IMAGES
+    found = segray.scan(str(root)).to_table().column("image_key").to_pylist()
+    rows = segray.images(str(root)).to_table().to_pylist()
+    assert {row["image_key"]: row["n_instances"] for row in rows if row["n_instances"]} == {
+        key: found.count(key) for key in set(found)
+    }
+
+
+def test_the_second_signal_ends_it_at_once(tmp_path: Path, scenes: Path, mark: dict[str, str]) -> None:
+    root = tmp_path / "labels"
+    config = write_config(tmp_path / "run.yaml", scenes, root, unit_images=2)
+    process = start("label", config, env=mark)
+    wait(lambda: staged(root), process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGTERM), output
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in output
+    assert nothing_runs(mark, within_s=90)  # Ray's agents look only now and then whether their node lives
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.0, 3.0])
+def test_a_signal_while_the_cluster_and_its_workers_start(
+    tmp_path: Path, scenes: Path, mark: dict[str, str], after_s: float
+) -> None:
+    config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2)
+    process = start("label", config, env=mark)
+    assert process.stdout is not None
+    assert "images to label" in process.stdout.readline()
+    time.sleep(after_s)
+    process.send_signal(signal.SIGTERM)
+    output = process.stdout.read()
+    assert process.wait(60) == 130, output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
+    assert nothing_runs(mark)
+
+
+def test_a_signal_before_anything_has_begun(tmp_path: Path, scenes: Path, mark: dict[str, str]) -> None:
+    config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels")
+    process = start("label", config, env=mark)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    # While Python itself starts, nobody but the system answers, and in silence.
+    assert process.returncode == 130 or (process.returncode, output) == (-signal.SIGTERM, "")
+    assert nothing_runs(mark)

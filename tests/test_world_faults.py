@@ -1,0 +1,327 @@
+"""Faults of the world, in front of a real S3 server: overload, cut and reset connections, silence, expired
+credentials, a bucket that is gone, a full disk. Never a `failed` row; a run ends whole or can be resumed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import segray as command
+from command import write_config
+from proxy import Proxy, Reply, Reset, Stall, Truncate, Weather, serve
+from swift_server import Swift
+from watchers import Notes
+
+import segray
+from segray import config, run
+from segray.errors import SegrayError, WorldError
+from segray.execute import Watcher
+from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.label import Outcome, Recipe, report, stage
+from segray.scenes import dataset
+from segray.storage import StorageOptions, Store, join
+from segray.workers import InProcess
+
+IMAGES = 24
+VOLATILE = ("batch", "run_id", "labelled_at", "attempts", "uri")
+
+
+class Reader:
+    """A labeller that reads every image through the store and makes its score of the bytes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._store = recipe, Store(recipe.storage)
+
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+        outcomes = [self._outcome(task, ref) for ref in refs]
+        return report(task, stage(self._store, self._recipe.staged, task, outcomes, {13: "stop sign"}), outcomes, {})
+
+    def _outcome(self, task: Task, ref: ImageRef) -> Outcome:
+        data = self._store.read(ref.uri)
+        score = np.array([hashlib.sha256(data).digest()[0] / 256], np.float32)
+        found = Instances(np.array([13], np.int32), score, np.array([[0, 0, 2, 2]], np.float32), ("04",), (2, 2))
+        return Outcome(ref, task.attempt, len(data), (2, 2), instances=found)
+
+    def progress(self) -> Progress:
+        return Progress(0)
+
+    def close(self) -> None: ...
+
+
+def here(recipe: Recipe, chosen: config.Config) -> InProcess:
+    return InProcess(Reader(recipe), {"device": "FAKE", "precision": "f32", "host": "here"})
+
+
+@pytest.fixture(scope="module")
+def proxy(swift: Swift) -> Iterator[Proxy]:
+    with serve(swift.endpoint_url) as running:
+        yield running
+
+
+@pytest.fixture
+def weather(proxy: Proxy, swift_env: Swift) -> Iterator[Proxy]:
+    """The proxy, fair before and after; the credentials are in the environment."""
+    proxy.change()
+    yield proxy
+    proxy.change()
+
+
+@pytest.fixture
+def source(swift_env: Swift) -> str:
+    """A prefix with images of 100 kB that hold their own name."""
+    bucket, client = swift_env.bucket(), swift_env.client()
+    for i in range(IMAGES):
+        client.put_object(Bucket=bucket, Key=f"raw/{i:02d}.jpg", Body=f"{i:02d}".encode() * 50_000)
+    return f"s3://{bucket}/raw/"
+
+
+def chosen(proxy: Proxy, source: str, **storage: Any) -> config.Config:
+    """A run over the source into a root of its own in the same bucket."""
+    values = {
+        "source": {"uri": source},
+        "output": {"root": source.replace("/raw/", "/labels")},
+        "model": {"name": "stickers"},
+        "storage": {"endpoint_url": proxy.endpoint_url, "timeout_s": 5, **storage},
+        "publish": {"batch_images": 12},
+        "unit_images": 2,
+        "max_attempts": 1,
+    }
+    return config.validate(values, "test")
+
+
+def label(settings: config.Config, watcher: Watcher | None = None) -> run.Summary:
+    return run.label(settings, watcher or Notes(), here)
+
+
+def check_whole(root: str, endpoint_url: str) -> None:
+    """Each image has its one row and its one instance, whose score says that all its bytes came; none failed."""
+    images = segray.images(root, endpoint_url=endpoint_url).to_table().to_pylist()
+    assert sorted(row["image_key"] for row in images) == [f"{i:02d}.jpg" for i in range(IMAGES)]
+    assert {(row["status"], row["bytes"], row["n_instances"]) for row in images} == {("ok", 100_000, 1)}
+    found = segray.scan(root, endpoint_url=endpoint_url).to_table().to_pylist()
+    wanted = {f"{i:02d}.jpg": hashlib.sha256(f"{i:02d}".encode() * 50_000).digest()[0] / 256 for i in range(IMAGES)}
+    assert {row["image_key"]: row["score"] for row in found} == wanted
+    assert len(found) == IMAGES
+
+
+# ---- one store ------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "passing",
+    [
+        Weather(Reply(503, "SlowDown"), share=0.4),
+        Weather(Reply(503, "SlowDown"), seconds=3),
+        Weather(Reset(), share=0.4),
+        Weather(Reset(late=True), share=0.4),
+        Weather(Truncate(), "GET", share=0.4),
+        Weather(Reply(403, "ExpiredToken"), seconds=1),
+        Weather(Stall(3), "GET", seconds=1),
+    ],
+    ids=repr,
+)
+def test_a_store_comes_through_what_passes(weather: Proxy, swift_env: Swift, passing: Weather) -> None:
+    root = f"s3://{swift_env.bucket()}/x"
+    store, data = Store(StorageOptions(endpoint_url=weather.endpoint_url, timeout_s=2, retries=8)), os.urandom(300_000)
+    weather.change(passing)
+    store.put(join(root, "a"), data)
+    assert store.create(join(root, "b"), b"b")
+    assert not store.create(join(root, "b"), b"c")
+    assert store.read(join(root, "a")) == data
+    assert store.read(join(root, "a"), 1000) == data[:1000]
+    assert [entry.key for entry in store.list(root)] == ["a", "b"]
+    assert weather.faults > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("lasting", "says"),
+    [
+        (Reply(503, "SlowDown"), "overloaded"),
+        (Reset(), "cannot be reached"),
+        (Truncate(), "cannot be reached"),
+        (Stall(20), "cannot be reached"),
+        (Reply(403, "ExpiredToken"), "credentials have expired"),
+    ],
+    ids=repr,
+)
+def test_a_store_gives_up_within_its_budget(weather: Proxy, swift_env: Swift, lasting: Any, says: str) -> None:
+    root = f"s3://{swift_env.bucket()}/x"
+    store = Store(StorageOptions(endpoint_url=weather.endpoint_url, timeout_s=1, retries=2))
+    store.put(root, b"x" * 1000)
+    weather.change(Weather(lasting))
+    with pytest.raises(WorldError, match=says):
+        store.read(root)
+    assert 3 <= weather.faults <= 6  # aiohttp asks once more on its own when a connection ends before any answer
+
+
+# ---- a run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "passing",
+    [
+        Weather(Reply(503, "SlowDown"), skip=20, seconds=5),
+        Weather(Reset(), share=0.1),
+        Weather(Reset(late=True), "PUT", share=0.2),
+        Weather(Truncate(), "GET", share=0.1),
+        Weather(Stall(0.5), share=0.05),
+    ],
+    ids=repr,
+)
+def test_a_run_comes_through_what_passes(weather: Proxy, source: str, passing: Weather) -> None:
+    settings = chosen(weather, source)
+    weather.change(passing)
+    summary = label(settings)
+    assert weather.faults > 0
+    weather.change()
+    assert summary.images == {"ok": IMAGES}
+    check_whole(settings.output.root, weather.endpoint_url)
+
+
+# The first images come through; then all that is told ends the run.
+AFTER_SOME = {"wanted": "raw/.*jpg", "skip": 12}
+COMMITS = {"wanted": "PUT .*images/_delta_log", "skip": 1}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "lasting",
+    [
+        Weather(Reply(403, "ExpiredToken"), **AFTER_SOME),
+        Weather(Reply(404, "NoSuchBucket"), **AFTER_SOME),
+        Weather(Stall(30), **AFTER_SOME),
+        Weather(Reset(), skip=60),
+        Weather(Reply(503, "SlowDown"), **COMMITS),
+        Weather(Reset(late=True), **COMMITS),
+    ],
+    ids=repr,
+)
+def test_a_run_that_cannot_go_on_says_what_is_left_and_is_resumed(
+    weather: Proxy, source: str, lasting: Weather
+) -> None:
+    settings = chosen(weather, source, timeout_s=1, retries=1)
+    weather.change(lasting)
+    try:
+        label(settings)
+    except SegrayError as error:
+        assert error.exit_code == 3
+        assert "images of this run not labelled yet" in error.found
+        assert "the same command" in error.do
+    else:
+        # Only an answer that was lost can be found out about afterwards.
+        assert lasting.fault == Reset(late=True)
+    assert weather.faults > 0
+    weather.change()
+    again = Notes()
+    label(chosen(weather, source), again)
+    check_whole(settings.output.root, weather.endpoint_url)
+
+
+@pytest.mark.full
+def test_the_command_ends_with_3_when_credentials_expire_and_the_same_command_completes(
+    weather: Proxy, swift_env: Swift, tmp_path: Path
+) -> None:
+    dataset.write(tmp_path / "scenes", IMAGES, seed=8)
+    bucket, client = swift_env.bucket(), swift_env.client()
+    for path in (tmp_path / "scenes" / "images").iterdir():
+        client.put_object(Bucket=bucket, Key=f"raw/{path.name}", Body=path.read_bytes())
+    storage = {"endpoint_url": weather.endpoint_url, "retries": 0}
+
+    def settings(name: str) -> Path:
+        source, root = f"s3://{bucket}/raw", f"s3://{bucket}/{name}"
+        return write_config(tmp_path / f"{name}.yaml", source, root, unit_images=2, storage=storage)
+
+    weather.change(Weather(Reply(403, "ExpiredToken"), "raw/.*png|raw/.*jpg", skip=10))
+    stopped = command("label", settings("disturbed"))
+    assert weather.faults > 0
+    assert stopped.returncode == 3, stopped.stderr
+    assert "credentials have expired" in stopped.stderr
+    assert "images of this run not labelled yet" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    weather.change()
+    for name in ("disturbed", "undisturbed"):
+        done = command("label", settings(name))
+        assert done.returncode == 0, done.stderr
+
+    def rows(name: str) -> list[list[dict[str, Any]]]:
+        root = f"s3://{bucket}/{name}"
+        tables = [kind(root, endpoint_url=weather.endpoint_url).to_table() for kind in (segray.images, segray.scan)]
+        order = [[("image_key", "ascending")], [("image_key", "ascending"), ("instance", "ascending")]]
+        return [
+            table.drop_columns([c for c in VOLATILE if c in table.column_names]).sort_by(by).to_pylist()
+            for table, by in zip(tables, order, strict=True)
+        ]
+
+    assert rows("disturbed") == rows("undisturbed")
+
+
+# ---- a full disk ----------------------------------------------------------------------------------
+
+
+def local(tmp_path: Path) -> config.Config:
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for i in range(IMAGES):
+        (folder / f"{i:02d}.jpg").write_bytes(f"{i:02d}".encode() * 50_000)
+    values = {
+        "source": {"uri": str(folder)},
+        "output": {"root": str(tmp_path / "labels")},
+        "model": {"name": "stickers"},
+        "storage": {"retries": 0},
+        "unit_images": 2,
+    }
+    return config.validate(values, "test")
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, fsync, synced = local(tmp_path), os.fsync, []
+
+    def full(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) > 15:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorldError, match="full") as caught:
+        label(settings)
+    assert "images of this run not labelled yet" in caught.value.found
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert not list(Path(settings.output.root).rglob("*.segray-tmp"))
+    watcher = Notes()
+    label(settings, watcher)
+    assert any("resuming run" in note for note in watcher.notes)
+    check_whole(settings.output.root, "")
+
+
+def test_a_file_that_may_not_grow_is_never_seen_in_part(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from segray.errors import WorldError\n"
+        "from segray.storage import Store\n"
+        "try:\n"
+        "    Store().put(sys.argv[1], bytes(100_000))\n"
+        "except WorldError as error:\n"
+        "    sys.exit(error.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 3
+    assert list(tmp_path.iterdir()) == []
