@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import segray
-from segray import config, console, models_cli
+from segray import config, console, models_cli, orphans
 from segray.analytics.evaluate import Evaluation
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
@@ -209,7 +209,9 @@ def stop_politely() -> None:
 def main() -> None:
     """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
     stop_politely()
+    before = orphans.adopt()
     code = run(sys.argv[1:])
+    orphans.end(before)  # Ray's agents look only once a minute whether their node lives.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

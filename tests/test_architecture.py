@@ -25,7 +25,7 @@ HOMES = {
 
 # Lower layers first; a module imports only from its own line or lines above.
 LAYERS = (
-    {"", "errors", "instances", "rle", "geometry", "flight", "memory"},
+    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans"},
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},
