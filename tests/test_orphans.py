@@ -17,7 +17,7 @@ import subprocess, sys
 from segray import orphans
 spared = subprocess.Popen(["sleep", "60"])
 known = orphans.adopt()
-leave = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, start_new_session=True).pid)"
+leave = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL, start_new_session=True).pid)"
 orphan = subprocess.run([sys.executable, "-c", leave], stdout=subprocess.PIPE).stdout.decode().strip()
 child = subprocess.Popen(["sleep", "60"])
 orphans.end(known)
