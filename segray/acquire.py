@@ -62,7 +62,7 @@ def pull(entry: Entry, into: Path, *, told: Told = Told(), patience: fetch.Patie
         do = f"Set model.name: {entry.name} and leave out model.path."
         raise ConfigError(f"{entry.name} comes with segray.", where="NAME", found=entry.name, do=do)
     folder = into / entry.name
-    with _alone(folder):
+    with alone(folder):
         if ready := acquired(entry.name, folder):
             return ready
         source, sha256 = _fetched(entry, folder / "download", told, patience)
@@ -80,7 +80,7 @@ def convert(entry: Entry, path: Path, out: Path, *, form: FormName | None = None
     unknown.
     """
     path = runtime.model_root(path)
-    with _alone(out):
+    with alone(out):
         _convert(entry, path, out, form, {"model": path.name}, told, published=False)
         return _found(entry.name, out)
 
@@ -103,7 +103,7 @@ def _found(name: str, folder: Path) -> Acquired:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the folder, made if need be, against other processes that acquire into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def _convert(
         xml = staging / f"{entry.name}.xml"
         form = _written(entry, path, xml, form)
         model = _identified(entry, path, xml, form, published)
-        _put(staging, out, _card_of(entry, model, source))
+        put(staging, out, _card_of(entry, model, source))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -230,7 +230,7 @@ def _written(entry: Entry, path: Path, xml: Path, form: str | None) -> str | Non
         ir5.convert(path, xml)
         (xml.parent / zoo.CARD).unlink(missing_ok=True)
         return form
-    runtime.save(path, xml)
+    runtime.save(runtime.read(path), xml)
     return form
 
 
@@ -258,8 +258,8 @@ def _card_of(entry: Entry, model: zoo.Model, source: Mapping[str, Any]) -> dict[
     }
 
 
-def _put(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
-    """Move the IR to its place: while a part of it is old, no card vouches for it and no .xml names it."""
+def put(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
+    """Move an IR to its place; `card["files"]` names it. While a part is old, no card vouches and no .xml is there."""
     (staging / zoo.CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     names = sorted(card["files"])  # .bin before .xml
     (out / zoo.CARD).unlink(missing_ok=True)

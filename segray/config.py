@@ -47,7 +47,7 @@ class Model(_Section):
     name: str
     path: str | None = None
     form: Literal["original", "converted"] | None = None
-    precision: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
     labels: Mapping[_ClassId, _Name] | None = Field(default=None, min_length=1)
     score_threshold: float = Field(default=0.05, ge=0, le=1)
     class_thresholds: Mapping[int | str, _Share] = Field(default_factory=dict)

@@ -67,7 +67,9 @@ def label(
     config = with_absolute_paths(config)
     model = zoo.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
     options_of(config.model, model.contract)  # Refused here rather than by the first worker.
-    runtime.check(runtime.signature(model.path), model.form, str(model.path))
+    found = runtime.signature(model.path)
+    runtime.check(found, model.form, str(model.path))
+    runtime.check_precision(found, config.model.precision, str(model.path))
     options = StorageOptions(**config.storage.model_dump())
     job = Job(config, options, Store(options), identity_of(config, model), watcher)
     ledger.check(job.store, job.root, job.identity)

@@ -15,7 +15,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 from xml.etree import ElementTree
@@ -25,12 +25,12 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from segray.contracts.contract import Form, ImageInput
-from segray.errors import ImageError, ModelError
+from segray.errors import ConfigError, ImageError, ModelError
 
 Arrays = Mapping[str, NDArray[Any]]
 
 OLDEST_IR = 10
-_CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+_CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
 
 
@@ -118,10 +118,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, in the model's own order; the order means nothing."""
+    """What a model takes and gives, in the model's own order; the order means nothing.
+
+    quantised: its layers compute in int8 where they can, whatever precision the rest is given.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    quantised: bool = False
 
 
 def read(path: Path) -> ov.Model:
@@ -136,12 +140,17 @@ def read(path: Path) -> ov.Model:
 
 def signature(path: Path) -> Signature:
     """The ports of the model at `path`. Reads the whole model, which takes a minute for large frozen graphs."""
-    return _signature(read(path))
+    return described(read(path))
 
 
-def save(path: Path, xml: Path) -> None:
-    """Write the model at `path` as an IR of today: `xml` and its .bin, every weight in the precision it has."""
-    model = read(path)
+def described(model: ov.Model) -> Signature:
+    """The ports of a model that was read, and whether it is quantised."""
+    quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return replace(_signature(model), quantised=quantised)
+
+
+def save(model: ov.Model, xml: Path) -> None:
+    """Write the model as an IR of today: `xml` and its .bin, every weight in the precision it has."""
     try:
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
@@ -159,6 +168,18 @@ def check(found: Signature, form: Form, where: str = "") -> None:
             do=f"Check model.name and model.form; expected outputs are {', '.join(form.outputs)}.",
         )
     _model_layout(found.inputs[_image_index(found, form.image, where)], form.image, where)
+
+
+def check_precision(found: Signature, precision: str, where: str = "") -> None:
+    """ConfigError if model.precision contradicts the file: int8 is made beforehand, and cannot be unmade."""
+    if precision == "int8" and not found.quantised:
+        what, found_there = "This model is not quantised, so it cannot compute in int8.", "float layers alone"
+        do = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
+        raise ConfigError(what, where=where, found=found_there, do=do)
+    if precision not in ("auto", "int8") and found.quantised:
+        what, asked = "This model is quantised: its layers compute in int8.", f"model.precision: {precision}"
+        do = "Set model.precision to int8 or auto, or model.path to the model that it was made from."
+        raise ConfigError(what, where=where, found=asked, do=do)
 
 
 def absent_outputs(found: Signature, form: Form) -> list[str]:
@@ -237,7 +258,8 @@ def _reason(error: Exception) -> str:
 class DeviceSettings:
     """Where and how to run. device: one of OpenVINO's ("CPU", "GPU.0"). threads: None for available_cpus().
 
-    precision: "f32", "bf16", "f16", or "auto" for the device's default, which differs between machines.
+    precision: "f32", "bf16", "f16"; "int8" for a quantised model, with f32 where it has floats; or "auto" for the
+    device's default, which differs between machines.
     cache_dir: where compiled models are kept; None for nowhere.
     """
 
@@ -251,7 +273,7 @@ class Engine(Protocol):
     """A compiled model that several threads share.
 
     requests: how many threads keep the device busy. facts: what took effect: openvino, device, device_name,
-    precision, streams, threads. size_hw: of the images it takes, None for any.
+    precision ("int8+f32" of a quantised model), streams, threads. size_hw: of the images it takes, None for any.
     """
 
     @property
@@ -294,8 +316,9 @@ def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput."""
     _check_device(settings)
     model = read(path)
-    found = _signature(model)
+    found = described(model)
     check(found, form, str(path))
+    check_precision(found, settings.precision, str(path))
     image = _image_index(found, form.image, str(path))
     layout = _model_layout(found.inputs[image], form.image, str(path))
     try:
@@ -305,7 +328,13 @@ def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     except RuntimeError as error:
         do = "Try another device or precision, or convert the model again."
         raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
-    return _OpenVINOEngine(compiled, form, image, _facts(compiled, settings))
+    return _OpenVINOEngine(compiled, form, image, _facts(compiled, settings, found.quantised))
+
+
+def precisions(device: str = "CPU") -> tuple[str, ...]:
+    """What the device can compute in, of "f32", "bf16", "f16" and "int8"."""
+    able = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name, capability in _CAPABILITY.items() if capability in able)
 
 
 def _check_device(settings: DeviceSettings) -> None:
@@ -315,11 +344,9 @@ def _check_device(settings: DeviceSettings) -> None:
         if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
             do += " OpenVINO's GPU means an Intel GPU with its driver; NVIDIA cards are not supported."
         raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(there)}", do=do)
-    able = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    if settings.precision != "auto" and _CAPABILITY.get(settings.precision) not in able:
-        can = ", ".join(name for name, capability in _CAPABILITY.items() if capability in able)
+    if settings.precision not in ("auto", *precisions(device)):
         what = f"The device cannot compute in {settings.precision}."
-        found = f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {can}"
+        found = f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {', '.join(precisions(device))}"
         raise ModelError(
             what, where=f"device {device}", found=found, do="Choose one of those, or auto, as model.precision."
         )
@@ -335,10 +362,15 @@ def _options(settings: DeviceSettings) -> dict[str, Any]:
     known = _core().get_property(settings.device, "SUPPORTED_PROPERTIES")
     options = {name: value for name, value in options.items() if name in known}
     if settings.precision != "auto":
-        options["INFERENCE_PRECISION_HINT"] = settings.precision
+        options["INFERENCE_PRECISION_HINT"] = _of_floats(settings.precision)
     if settings.cache_dir:
         options["CACHE_DIR"] = settings.cache_dir
     return options
+
+
+def _of_floats(precision: str) -> str:
+    """What the float layers compute in: of a quantised model f32, so that it gives the same rows everywhere."""
+    return "f32" if precision == "int8" else precision
 
 
 def _keep_outputs(model: ov.Model, names: Sequence[str]) -> None:
@@ -371,21 +403,45 @@ def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Mo
     return steps.build()
 
 
-def _facts(compiled: ov.CompiledModel, settings: DeviceSettings) -> dict[str, str]:
+def as_stored(model: ov.Model, form: Form, inputs: Arrays) -> tuple[NDArray[Any], ...]:
+    """What a contract prepared, as the graph on disk takes it, in its own order: for those who do not `compile` it.
+
+    inputs: as for Engine.infer; they must be what the model takes. The image gets the colour order, mean, scale,
+    layout and type that `compile` builds into its copy of the graph.
+    """
+    found, image = _signature(model), form.image
+    index = _image_index(found, image, form.name)
+    pixels = inputs[image.name][..., ::-1] if image.colour == "BGR" else inputs[image.name]
+    if image.mean is not None:
+        pixels = pixels - np.array(image.mean, np.float32)
+    if image.scale is not None:
+        pixels = pixels / np.array(image.scale, np.float32)
+    if _model_layout(found.inputs[index], image, form.name) == "NCHW":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    others = {name: array for name, array in inputs.items() if name != image.name}
+    arrays = [
+        pixels if i == index else next(array for name, array in others.items() if name in port.names)
+        for i, port in enumerate(found.inputs)
+    ]
+    dtypes = [port.get_element_type().to_dtype() for port in model.inputs]
+    return tuple(np.ascontiguousarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True))
+
+
+def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool) -> dict[str, str]:
     known = compiled.get_property("SUPPORTED_PROPERTIES")
 
     def effective(name: str) -> str:
         return str(compiled.get_property(name)) if name in known else ""
 
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if settings.precision not in ("auto", precision):
+    if _of_floats(settings.precision) not in ("auto", precision):
         found, do = f"{precision} took effect", "Choose that, or auto, as model.precision."
         raise ModelError(f"The device did not take {settings.precision}.", where=settings.device, found=found, do=do)
     return {
         "openvino": ov.__version__,
         "device": settings.device,
         "device_name": _core().get_property(settings.device, "FULL_DEVICE_NAME"),
-        "precision": precision,
+        "precision": f"int8+{precision}" if quantised else precision,
         "streams": effective("NUM_STREAMS"),
         "threads": effective("INFERENCE_NUM_THREADS"),
     }
