@@ -51,6 +51,7 @@ class Tally:
     instances: int = 0
     bytes_read: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,7 @@ class Tally:
         self.instances += report.instances
         self.bytes_read += report.bytes_read
         self.seconds = _sum(self.seconds, report.seconds)
+        self.cpu_seconds = _sum(self.cpu_seconds, report.cpu_seconds)
         self.dropped = {name: int(count) for name, count in _sum(self.dropped, report.dropped).items()}
 
 
@@ -100,6 +102,7 @@ class Job:
             "workers": self.facts,
             "labelled": {name: getattr(self.tally, name) for name in ("ok", "empty", "failed", "instances")},
             "seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in self.tally.cpu_seconds.items()},
         }
         run.save(self.store, record)
 

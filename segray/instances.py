@@ -115,8 +115,9 @@ class Task:
 class UnitReport:
     """What a worker says of a finished task; the rows themselves are in `staged`.
 
-    staged: name of the file below the run's staged folder. seconds: wall or CPU seconds by stage name, summed
-    over threads. dropped: masks that came out empty, and rows cut for other reasons, by reason.
+    staged: name of the file below the run's staged folder. seconds: wall seconds by stage name, summed over threads.
+    cpu_seconds: likewise what the threads computed; "infer" is all else that the process did meanwhile, so it is right
+    in a sum over reports only. dropped: masks that came out empty, and rows cut for other reasons, by reason.
     """
 
     task: Task
@@ -127,6 +128,7 @@ class UnitReport:
     instances: int
     bytes_read: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -17,7 +17,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,6 +156,7 @@ class Labeller:
         self._requests = threading.Semaphore(engine.requests)
         self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
         self._watch = Watch(trail)
+        self._accounts, self._accounted_s = threading.Lock(), time.process_time()
 
     def progress(self) -> Progress:
         """Images finished so far and those in flight."""
@@ -179,20 +180,24 @@ class Labeller:
             for future in futures:
                 future.cancel()
             raise
-        seconds: dict[str, float] = defaultdict(float)
-        for _, spent in results:
-            for name, value in spent.items():
-                seconds[name] += value
         outcomes = [outcome for outcome, _ in results]
-        began = time.perf_counter()
+        clock = _Stages("write")
         staged = stage(self._store, self._staged, task, outcomes, self._contract.labels)
-        seconds["write"] = time.perf_counter() - began
-        return report(task, staged, outcomes, seconds)
+        clock.stop()
+        spent = _summed([clock, *(clock for _, clock in results)])
+        return replace(report(task, staged, outcomes, spent.seconds), cpu_seconds=self._shared_out(spent.cpu_seconds))
 
-    def _one(self, place: tuple[int, int], attempt: int, ref: ImageRef) -> tuple[Outcome, Mapping[str, float]]:
+    def _shared_out(self, cpu_seconds: Mapping[str, float]) -> Mapping[str, float]:
+        """CPU seconds by stage, with what the process computed since the last report and no stage did as inference."""
+        with self._accounts:
+            now = time.process_time()
+            since, self._accounted_s = now - self._accounted_s, now
+        return {**cpu_seconds, "infer": since - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
+
+    def _one(self, place: tuple[int, int], attempt: int, ref: ImageRef) -> tuple[Outcome, _Stages]:
         clock = _Clock(self._watch, place)
         try:
-            return self._image(clock, attempt, ref), clock.seconds
+            return self._image(clock, attempt, ref), clock
         except (WorldError, UserError):
             raise
         except FileNotFoundError as exc:
@@ -203,7 +208,7 @@ class Labeller:
             failure = Failure(clock.stage, type(exc).__name__, str(exc))
         finally:
             clock.leave()
-        return Outcome(ref, attempt, max(ref.size_bytes, 0), failure=failure), clock.seconds
+        return Outcome(ref, attempt, max(ref.size_bytes, 0), failure=failure), clock
 
     def _image(self, clock: _Clock, attempt: int, ref: ImageRef) -> Outcome:
         clock.enter("read")
@@ -333,25 +338,44 @@ def _found(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> pa.ListArr
 # ---- how long it takes ---------------------------------------------------------------------------
 
 
-class _Clock:
+class _Stages:
+    """Wall and CPU seconds of one thread by stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu_seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter(), time.thread_time()
+
+    def stop(self) -> None:
+        now = time.perf_counter(), time.thread_time()
+        self.seconds[self.stage] += now[0] - self._since[0]
+        self.cpu_seconds[self.stage] += now[1] - self._since[1]
+        self._since = now
+
+
+class _Clock(_Stages):
     """Which stage one image is in, and its seconds in each; waiting for a place counts to the stage before."""
 
     def __init__(self, watch: Watch, place: tuple[int, int]) -> None:
+        super().__init__("read")
         self._watch, self._place = watch, place
-        self._since = time.perf_counter()
-        self.stage = "read"
-        self.seconds: dict[str, float] = defaultdict(float)
 
     def enter(self, stage: str) -> None:
-        self._stop()
+        self.stop()
         self.stage = stage
         self._watch.enter(self._place, stage)
 
     def leave(self) -> None:
-        self._stop()
+        self.stop()
         self._watch.leave(self._place)
 
-    def _stop(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self.stage] += now - self._since
-        self._since = now
+
+def _summed(clocks: Sequence[_Stages]) -> _Stages:
+    total = _Stages("")
+    for clock in clocks:
+        for name, value in clock.seconds.items():
+            total.seconds[name] += value
+        for name, value in clock.cpu_seconds.items():
+            total.cpu_seconds[name] += value
+    return total
