@@ -314,6 +314,15 @@ def _quota(cgroup: Path) -> float | None:
 
 def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput."""
+    compiled, image, quantised = compiled_model(path, form, settings)
+    return _OpenVINOEngine(compiled, form, image, _facts(compiled, settings, quantised))
+
+
+def compiled_model(path: Path, form: Form, settings: DeviceSettings) -> tuple[ov.CompiledModel, int, bool]:
+    """The compiled model of an Engine, for those who drive it otherwise; its image input, and whether it is quantised.
+
+    The image input is uint8 (1, h, w, 3) RGB; the outputs are those of the form, in the model's own order.
+    """
     _check_device(settings)
     model = read(path)
     found = described(model)
@@ -328,7 +337,7 @@ def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     except RuntimeError as error:
         do = "Try another device or precision, or convert the model again."
         raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
-    return _OpenVINOEngine(compiled, form, image, _facts(compiled, settings, found.quantised))
+    return compiled, image, found.quantised
 
 
 def precisions(device: str = "CPU") -> tuple[str, ...]:
