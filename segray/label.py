@@ -11,6 +11,7 @@ time), `cores` + 1 of them holding a decoded photograph, and `engine.requests` h
 from __future__ import annotations
 
 import difflib
+import importlib
 import platform
 import threading
 import time
@@ -96,7 +97,10 @@ def build(
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
     settings = runtime.DeviceSettings(device, cores, chosen.precision, chosen.cache_dir)
-    engine = runtime.compile(model.path, model.form, settings)
+    with ThreadPoolExecutor(1) as beside:
+        loops = beside.submit(importlib.import_module, "segray.kernels")  # Takes seconds the first time on a machine.
+        engine = runtime.compile(model.path, model.form, settings)
+        loops.result()
     contract = model.contract.with_size(model.form.name, engine.size_hw)
     form, options = contract.forms[model.form.name], options_of(chosen, contract)
     store = Store(recipe.storage)

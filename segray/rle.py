@@ -49,29 +49,10 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
     edges: (n,) ascending positions column * h + row. A position given twice cancels: a mask that is closed at the
     bottom of one column and opened at the top of the next runs on.
     """
-    twice = edges[1:] == edges[:-1]
-    once = np.ones(len(edges), np.bool_)
-    once[1:] &= ~twice
-    once[:-1] &= ~twice
-    total = size_hw[0] * size_hw[1]
-    bounds = edges[once]
-    if len(bounds) and bounds[-1] == total:
-        bounds = bounds[:-1]
-    return _pack(np.diff(bounds, prepend=0, append=total))
+    from segray import kernels
 
-
-def _pack(runs: NDArray[np.int64]) -> str:
-    values = runs.copy()
-    values[3:] -= runs[1:-2]
-    magnitude = values ^ (values >> 63)
-    most = 1 + int(magnitude.max()).bit_length() // 5  # The sign takes a bit too.
-    text = np.empty((len(values), most), np.uint8)
-    used = np.ones((len(values), most), np.bool_)
-    for place in range(most):
-        more = magnitude >= 16 << 5 * place
-        text[:, place] = (values >> 5 * place & 31) + np.where(more, 32 + 48, 48)
-        used[:, place + 1 :] = more[:, None]
-    return str(text[used].tobytes(), "ascii")
+    text = kernels.text_of_edges(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
+    return str(text.tobytes(), "ascii")
 
 
 # ---- decode ---------------------------------------------------------------------------------------
@@ -90,8 +71,18 @@ def area(counts: Sequence[str]) -> NDArray[np.int64]: ...
 def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
     """Pixels of one mask, an int, or of several, (n,) int64."""
     if isinstance(counts, str):
-        return int(_parse(counts)[1::2].sum())
-    return np.fromiter((area(one) for one in counts), np.int64, len(counts))
+        return int(area([counts])[0])
+    from segray import kernels
+
+    text = "".join(counts)
+    if not text.isascii():
+        for one in counts:
+            _codes(one)  # Says which character is wrong.
+    stops = np.cumsum(np.fromiter(map(len, counts), np.int64, len(counts)))
+    found: NDArray[np.int64] = kernels.areas(np.frombuffer(text.encode(), np.uint8), stops, _MAX_GROUPS)
+    if len(bad := np.flatnonzero(found < 0)):
+        _parse(counts[bad[0]])  # Says what is wrong.
+    return found
 
 
 def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:

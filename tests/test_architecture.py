@@ -20,12 +20,13 @@ HOMES = {
     "typer": {"cli", "models_cli"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "PIL": {"image", "geometry", "scenes.dataset", "analytics.sheet"},
+    "numba": {"kernels"},
+    "PIL": {"image", "scenes.dataset", "analytics.sheet"},
 }
 
 # Lower layers first; a module imports only from its own line or lines above.
 LAYERS = (
-    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans"},
+    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans", "kernels"},
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},

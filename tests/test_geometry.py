@@ -5,18 +5,40 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from segray import geometry, rle
 
 
-def test_stretch_is_pillows_bilinear() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (41, 73, 3), dtype=np.uint8)
+def stretched_by_pillow(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """One pass at a time: of both at once Pillow 13 chooses the order, by size."""
+    wide = Image.fromarray(image).resize((size_hw[1], image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(wide.resize(size_hw[::-1], Image.Resampling.BILINEAR))
+
+
+SIDES = st.integers(1, 400)
+
+
+@settings(deadline=None)  # The first call loads the compiled loops.
+@given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32 - 1))
+def test_stretch_is_pillows_bilinear(height: int, width: int, to_height: int, to_width: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image.flags.writeable = False
-    resized = geometry.stretch(image, (30, 50))
-    assert resized.shape == (30, 50, 3)
+    resized = geometry.stretch(image, (to_height, to_width))
     assert resized.dtype == np.uint8
-    assert (resized == np.asarray(Image.fromarray(image).resize((50, 30), Image.Resampling.BILINEAR))).all()
+    assert (resized == stretched_by_pillow(image, (to_height, to_width))).all()
+
+
+@pytest.mark.parametrize("size_hw", [(480, 640), (1500, 1000), (333, 3001), (1512, 2016), (550, 900), (900, 550)])
+def test_stretch_of_photographs_is_pillows(size_hw: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    assert (geometry.stretch(image, (550, 550)) == stretched_by_pillow(image, (550, 550))).all()
+
+
+def test_stretch_reads_any_layout_of_memory() -> None:
+    image = np.random.default_rng(2).integers(0, 256, (90, 41, 3), dtype=np.uint8)[::-1].transpose(1, 0, 2)
+    assert (geometry.stretch(image, (30, 50)) == stretched_by_pillow(image.copy(), (30, 50))).all()
 
 
 def test_boxes_become_clipped_pixels() -> None:

@@ -104,7 +104,7 @@ def _tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]
     x0, y0, x1, y1 = box_xyxy.astype(np.float32)  # As the reference, whose boxes are the network's float32.
     rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
     columns = geometry.tile_taps(x0, x1, len(mask), size_hw[1])
-    return rle.from_edges(geometry.mask_edges(np.pad(mask, 1), rows, columns, size_hw[0]), size_hw)
+    return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)
 
 
 def _reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:

@@ -55,7 +55,7 @@ class Yolact(Contract):
         outputs: conf (1, p, k + 1) softmax with background first, boxes (1, p, 4) x1, y1, x2, y2 over the image's
         size, mask (1, p, c) coefficients, proto (1, s, s, c). All but nms="per_class" repair inverted boxes.
         """
-        raw, unreadable = _candidates(_raw(outputs, len(self.labels), self.name))
+        raw, unreadable = _candidates(outputs, len(self.labels), self.name)
         prior, label, scores = _suppressed(raw, options)
         class_ids = np.array(list(self.labels), np.int32)[label]
         best = chosen(_descending(scores), class_ids, scores, options)
@@ -72,7 +72,8 @@ class Yolact(Contract):
 
 @dataclass(frozen=True)
 class _Raw:
-    """scores (p, k) without background, boxes_xyxy (p, 4), coefficients (p, c), prototypes (rows, columns, c)."""
+    """Of n candidates: scores (n, k) without background, boxes_xyxy (n, 4), coefficients (n, c); and the prototypes,
+    (rows, columns, c)."""
 
     scores: Floats
     boxes_xyxy: Floats
@@ -83,7 +84,10 @@ class _Raw:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def _raw(outputs: Mapping[str, NDArray[Any]], classes: int, where: str) -> _Raw:
+def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str) -> tuple[_Raw, int]:
+    """The priors with a class over the floor; and how many of those have a score or an edge that is not finite."""
+    from segray import kernels
+
     arrays = named(outputs, _OUTPUTS, where)
     shapes = [np.shape(array) for array in arrays]
     priors, side_hw, depth = shapes[0][1:2], shapes[3][1:3], shapes[3][3:4]
@@ -91,18 +95,12 @@ def _raw(outputs: Mapping[str, NDArray[Any]], classes: int, where: str) -> _Raw:
         found = ", ".join(f"{name} {list(shape)}" for name, shape in zip(_OUTPUTS, shapes, strict=True))
         do = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
         raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, do=do)
-    conf, boxes, mask, proto = (np.asarray(array[0], np.float32) for array in arrays)
-    return _Raw(conf[:, 1:], boxes, mask, proto)
-
-
-def _candidates(raw: _Raw) -> tuple[_Raw, int]:
-    """The priors with a class over the floor; and how many of those have a score or an edge that is not finite."""
-    best = raw.scores.max(axis=1, initial=0)  # NaN where any score is.
-    rows = np.flatnonzero((best > MIN_SCORE) | np.isnan(best))
-    finite = np.isfinite(raw.scores[rows]).all(axis=1) & np.isfinite(raw.boxes_xyxy[rows]).all(axis=1)
-    kept = rows[finite]
-    candidates = _Raw(raw.scores[kept], raw.boxes_xyxy[kept], raw.coefficients[kept], raw.prototypes)
-    return candidates, len(rows) - len(kept)
+    conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
+    rows = np.flatnonzero(kernels.over(conf, MIN_SCORE))
+    scores, boxes = conf[rows, 1:], boxes[rows]
+    finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
+    raw = _Raw(scores[finite], boxes[finite], mask[rows[finite]], proto)
+    return raw, len(rows) - len(raw.scores)
 
 
 # ---- suppression: rows of candidates, class indices, scores ---------------------------------------
@@ -163,12 +161,10 @@ def _picked(raw: _Raw, kept: list[tuple[np.intp, NDArray[np.intp]]]) -> Picked:
 
 def _greedy(boxes_xyxy: Floats, order: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     """Of rows in falling order of score, those that overlap no kept one before them."""
-    kept: list[np.intp] = []
-    while len(order) and len(kept) < most:
-        kept.append(order[0])
-        overlap = _iou(boxes_xyxy[order[:1]], boxes_xyxy[order[1:]])
-        order = order[1:][overlap <= MAX_IOU]
-    return np.array(kept, np.intp)
+    from segray import kernels
+
+    kept: NDArray[np.intp] = kernels.greedy(boxes_xyxy, np.ascontiguousarray(order), most, MAX_IOU)
+    return kept
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
@@ -201,7 +197,7 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
         logits = prototypes @ coefficients.T  # Operands as in the references: another order, other last bits.
     counts = []
     for i, (x0, x1, y0, y1) in enumerate(zip(left, right, top, bottom, strict=True)):
-        grid = np.pad(_sigmoid(logits[y0:y1, x0:x1, i]), 1)
+        grid = geometry.framed(_sigmoid(logits[y0:y1, x0:x1, i]))
         edges = geometry.mask_edges(grid, geometry.taps_on(rows, y0, y1), geometry.taps_on(columns, x0, x1), size_hw[0])
         counts.append(rle.from_edges(edges, size_hw))
     return tuple(counts)

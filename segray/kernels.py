@@ -1,0 +1,231 @@
+"""The loops that run for every pixel, prior or run: compiled to machine code, and free of Python's lock.
+
+Knows arrays and arithmetic; what they mean is said where each is called (geometry, rle, contracts/yolact). Numba
+lives here. A function is compiled for the one signature it states when this module is first imported, which takes
+seconds, and is kept beside the source or in NUMBA_CACHE_DIR, from where it loads in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+_I64, _I32, _U8, _F32, _BOOL = types.int64, types.int32, types.uint8, types.float32, types.boolean
+
+
+def _in(kind: Any, dimensions: int) -> Any:
+    """An array that is only read, C-contiguous."""
+    return types.Array(kind, dimensions, "C", readonly=True)
+
+
+def _out(kind: Any, dimensions: int) -> Any:
+    return types.Array(kind, dimensions, "C")
+
+
+def _compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile now, for these types alone. Integers wrap, floats round as numpy's do, no fused operations."""
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            made = njit(result(*arguments), nogil=True, cache=True)(function)
+        except (OSError, RuntimeError):  # There is no place to keep it, or no room in it.
+            made = njit(result(*arguments), nogil=True)(function)
+        return made  # type: ignore[no-any-return]
+
+    return compiled
+
+
+# ---- resize ---------------------------------------------------------------------------------------
+
+
+@_compiled(types.void, _in(_U8, 2), _in(_I64, 1), _in(_I64, 1), _in(_I32, 2), _I64, _I64, _out(_U8, 2))
+def resample(lines: Any, first: Any, taps: Any, weights: Any, bits: int, step: int, resampled: Any) -> None:
+    """Weighted sums of lines: output line x * step + c sums the lines (first[x] + t) * step + c, t < taps[x].
+
+    weights: (outputs, most taps), fixed point with `bits` fraction bits, of sum 1.
+    """
+    length = lines.shape[1]
+    total = np.empty(length, np.int32)
+    for x in range(len(first)):
+        for c in range(step):
+            total[:] = np.int32(1) << (bits - 1)
+            for t in range(taps[x]):
+                weight, line = weights[x, t], lines[(first[x] + t) * step + c]
+                for i in range(length):
+                    # Without the casts Numba computes in 64 bits, half as fast.
+                    total[i] = np.int32(total[i] + np.int32(np.int32(line[i]) * weight))
+            line = resampled[x * step + c]
+            for i in range(length):
+                line[i] = np.uint8(total[i] >> bits)
+
+
+# ---- outlines -------------------------------------------------------------------------------------
+
+
+@_compiled(_F32, _F32, _F32, _F32)
+def _between(low: Any, high: Any, weight: Any) -> Any:
+    """low + weight * (high - low), the product not rounded before the sum: a float32 fused multiply-add."""
+    return np.float32(np.float64(low) + np.float64(np.float32(high - low)) * np.float64(weight))
+
+
+_TAPS = (_in(_I64, 1), _in(_I64, 1), _in(_F32, 1))
+
+
+@_compiled(_out(_I64, 1), _in(_F32, 2), _I64, *_TAPS, _I64, *_TAPS, _I64)
+def edges(
+    grid: Any,
+    first_row: int,
+    row_low: Any,
+    row_high: Any,
+    row_weight: Any,
+    first_column: int,
+    column_low: Any,
+    column_high: Any,
+    column_weight: Any,
+    height: int,
+) -> Any:
+    """See geometry.mask_edges."""
+    rows = len(row_low)
+    # Where each run of rows between the same two grid rows begins; and where the last one ends.
+    bounds = np.append(np.flatnonzero(row_low[1:] != row_low[:-1]) + 1, rows)
+    found, n = np.empty(256, np.int64), 0
+    line = np.empty(grid.shape[0], np.float32)
+    for x in range(len(column_low)):
+        left, right, weight = column_low[x], column_high[x], column_weight[x]
+        for i in range(row_low[0], row_high[rows - 1] + 1):
+            line[i] = _between(grid[i, left], grid[i, right], weight)
+        top = (first_column + x) * height + first_row
+        inside, start = False, 0
+        if n + 2 * len(bounds) + 1 > len(found):
+            found = np.concatenate((found, np.empty(len(found) + 2 * len(bounds), np.int64)))
+        for stop in bounds:
+            low, high = line[row_low[start]], line[row_high[start]]
+            begins = _between(low, high, row_weight[start]) > 0.5
+            ends = _between(low, high, row_weight[stop - 1]) > 0.5
+            if begins != inside:
+                found[n] = top + start
+                n += 1
+            if ends != begins:
+                before, after = start, stop - 1
+                while after - before > 1:
+                    middle = (before + after) >> 1
+                    if (_between(low, high, row_weight[middle]) > 0.5) == ends:
+                        after = middle
+                    else:
+                        before = middle
+                found[n] = top + after
+                n += 1
+            inside, start = ends, stop
+        if inside:
+            found[n] = top + rows
+            n += 1
+    return found[:n].copy()
+
+
+# ---- run lengths ----------------------------------------------------------------------------------
+
+
+@_compiled(_out(_U8, 1), _in(_I64, 1), _I64)
+def text_of_edges(edges: Any, total: int) -> Any:
+    """See rle.from_edges; the text as ASCII."""
+    bounds, n = np.empty(len(edges) + 1, np.int64), 0
+    i = 0
+    while i < len(edges):
+        if i + 1 < len(edges) and edges[i] == edges[i + 1]:
+            i += 2
+        else:
+            bounds[n] = edges[i]
+            n += 1
+            i += 1
+    if n == 0 or bounds[n - 1] != total:
+        bounds[n] = total
+        n += 1
+    text, used = np.empty(13 * n, np.uint8), 0
+    for j in range(n):
+        value = bounds[j] - (bounds[j - 1] if j > 0 else 0)
+        if j > 2:
+            value -= bounds[j - 2] - bounds[j - 3]
+        more: Any = True
+        while more:
+            group = value & 31
+            value >>= 5
+            more = value != -1 if group & 16 else value != 0
+            text[used] = group + 48 + (32 if more else 0)
+            used += 1
+    return text[:used].copy()
+
+
+@_compiled(_out(_I64, 1), _in(_U8, 1), _in(_I64, 1), _I64)
+def areas(text: Any, stops: Any, most_groups: int) -> Any:
+    """Pixels set in each of the masks whose counts end at `stops` in the text; -1 for counts that are malformed."""
+    found = np.empty(len(stops), np.int64)
+    at = 0
+    for i in range(len(stops)):
+        before, last, area, runs = np.int64(0), np.int64(0), np.int64(0), 0
+        good: Any = at < stops[i]
+        while good and at < stops[i]:
+            value, groups = np.int64(0), 0
+            more: Any = True
+            while more and good:
+                good = at < stops[i] and groups < most_groups and 48 <= text[at] <= 111
+                if good:
+                    code = np.int64(text[at]) - 48
+                    value |= (code & 31) << (5 * groups)
+                    groups += 1
+                    at += 1
+                    more = code >= 32
+                    if not more and code & 16:
+                        value -= np.int64(1) << (5 * groups)
+            if runs > 2:
+                value += before
+            good = good and value >= 0
+            before, last = last, value
+            if runs % 2 == 1:
+                area += value
+            runs += 1
+        found[i] = area if good else -1
+        at = stops[i]
+    return found
+
+
+# ---- suppression ----------------------------------------------------------------------------------
+
+
+@_compiled(_out(_BOOL, 1), _in(_F32, 2), _F32)
+def over(values: Any, floor: float) -> Any:
+    """Whether a row has a value, not counting its first, that is over the floor or no number."""
+    found = np.empty(len(values), np.bool_)
+    for i in range(len(values)):
+        hits = 0
+        for j in range(1, values.shape[1]):
+            hits += not values[i, j] <= floor
+        found[i] = hits > 0
+    return found
+
+
+@_compiled(_out(_I64, 1), _in(_F32, 2), _in(_I64, 1), _I64, _F32)
+def greedy(boxes_xyxy: Any, order: Any, most: int, max_iou: float) -> Any:
+    """Of rows in this order, those that overlap no kept one before them; at most so many."""
+    kept, n = np.empty(min(most, len(order)), np.int64), 0
+    for row in order:
+        if n == most:
+            break
+        x0, y0, x1, y1 = boxes_xyxy[row]
+        area = (x1 - x0) * (y1 - y0)
+        clear = True
+        for k in kept[:n]:
+            a0, b0, a1, b1 = boxes_xyxy[k]
+            width = max(min(x1, a1) - max(x0, a0), np.float32(0))
+            shared = width * max(min(y1, b1) - max(y0, b0), np.float32(0))
+            union = (a1 - a0) * (b1 - b0) + area - shared
+            ratio = shared / union if union != 0 else np.float32(0)
+            if not ratio <= max_iou:
+                clear = False
+                break
+        if clear:
+            kept[n] = row
+            n += 1
+    return kept[:n].copy()
