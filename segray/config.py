@@ -56,6 +56,7 @@ class Model(_Section):
     min_area: int = Field(default=0, ge=0)
     nms: Literal["per_class", "fast", "cross_class"] = "per_class"
     paste: Literal["tile", "reframe"] | None = None
+    scaled_decode: bool = False
     cache_dir: str | None = None
 
 
@@ -85,6 +86,7 @@ class Cluster(_Section):
     address: str | None = None
     stall_timeout_s: float = Field(default=600, gt=0)
     start_timeout_s: float = Field(default=120, gt=0)
+    head_timeout_s: float = Field(default=30, gt=0, le=45)
 
 
 class Storage(_Section):

@@ -69,30 +69,67 @@ class Header:
     orientation: int
     plain: bool = False
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the upright picture."""
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
+
+    @property
+    def decoding_bytes(self) -> int:
+        """About what a decode holds at its peak."""
+        a_pixel = 20 if not self.plain else 3 if self.orientation == 1 else 6
+        return self.width * self.height * a_pixel
+
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 as found, already applied."""
+    """image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 as found, already applied.
+
+    size_hw: of the picture in full, which the image is smaller than where less would do (load).
+    """
 
     image: Pixels
     orientation: int
+    size_hw: tuple[int, int]
 
 
 def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     """The upright RGB picture in the bytes of an image file.
 
-    Raises ImageError(stage="decode") and nothing else, whatever the bytes. Limits hold before pixels are
-    allocated. At its peak a decode holds about 6 bytes per pixel for plain JPEG and PNG files, below 20 for others.
+    Raises ImageError(stage="decode") and nothing else, whatever the bytes. Limits hold before pixels are allocated.
     """
+    return load(data, admit(data, limits), limits)
+
+
+def admit(data: bytes, limits: Limits = Limits()) -> Header:
+    """The header of an image file that the limits allow, allocating no pixels; ImageError(stage="decode") else."""
     if len(data) > limits.max_bytes:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
     header = probe(data)
     _check_size(header.width, header.height, limits)
-    pixels = _by_opencv(data, header) if header.plain else None
+    return header
+
+
+def load(data: bytes, header: Header, limits: Limits = Limits(), least_hw: tuple[int, int] | None = None) -> Decoded:
+    """The pixels of an admitted file; see decode.
+
+    least_hw: of a JPEG that is larger, a half, a quarter or an eighth as wide and high will do, as long as it is no
+    smaller than this: libjpeg then skips most of the work, and the pixels are others than a resize would give.
+    """
+    reduction = _reduction(header, least_hw)
+    pixels = _by_opencv(data, header, reduction) if header.plain else None
     if pixels is None:
-        pixels = _by_pillow(data, header, limits)
+        pixels, reduction = _by_pillow(data, header, limits), 1
     turn = 1 if header.format == "TIFF" else header.orientation  # Pillow turns TIFFs upright itself.
-    return Decoded(_upright(pixels, turn), header.orientation)
+    upright = _upright(pixels, turn)
+    return Decoded(upright, header.orientation, upright.shape[:2] if reduction == 1 else header.size_hw)
+
+
+def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
+    if least_hw is None or header.format != "JPEG":
+        return 1
+    height, width = header.size_hw
+    return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
 
 
 def probe(data: bytes) -> Header:
@@ -374,15 +411,24 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 }
 
 
-def _by_opencv(data: bytes, header: Header) -> Pixels | None:
+_REDUCED = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
     """The stored pixels in RGB; None if OpenCV finds fault: Pillow then has the last word, and gives a reason."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    if image is None or image.shape != (header.height, header.width, 3):
+    expected = tuple(-(-side // reduction) for side in (header.height, header.width))
+    if image is None or image.shape != (*expected, 3):
         return None
-    return np.ascontiguousarray(image, np.uint8)
+    return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
 
 def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:

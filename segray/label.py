@@ -4,8 +4,8 @@ Knows the path of an image from bytes to row, and that a slice becomes one stage
 scheduling, batches or other workers.
 
 Every image runs on one thread from end to end: read -> decode and prepare -> wait for a request -> infer ->
-postprocess. Three bounds make the memory ceiling of a worker: the pool's threads (images past their read at a
-time), `cores` + 1 of them holding a decoded photograph, and `engine.requests` holding model outputs.
+postprocess. What bounds the memory of a worker: budgets of bytes for files read and for pixels decoded, both by the
+number of cores, the pool's threads, each holding at most the network's input, and `engine.requests` holding outputs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 import segray
 from segray import config, image, rle, runtime, schema, zoo
@@ -34,11 +36,14 @@ from segray.errors import ConfigError, ImageError, ModelError, UserError, WorldE
 from segray.flight import Watch
 from segray.instances import Failure, ImageRef, Instances, Progress, Task, UnitReport
 from segray.ledger import staged_name
+from segray.memory import Budget
 from segray.runtime import Engine
 from segray.storage import StorageOptions, Store, join
 
 _MESSAGE_CHARS = 2000
 _OPENCV_ERRORS = 2
+# For each core, of files read and of pixels decoded at a time; a photograph of 12 megapixels has 36 MB.
+_FILES_BYTES, _PIXELS_BYTES = 32 * 2**20, 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,18 @@ def build(
     contract = model.contract.with_size(model.form.name, engine.size_hw)
     form, options = contract.forms[model.form.name], options_of(chosen, contract)
     store = Store(recipe.storage)
-    labeller = Labeller(engine, contract, form, options, recipe.limits, store, recipe.staged, cores=cores, trail=trail)
+    labeller = Labeller(
+        engine,
+        contract,
+        form,
+        options,
+        recipe.limits,
+        store,
+        recipe.staged,
+        cores=cores,
+        trail=trail,
+        scaled_decode=chosen.scaled_decode,
+    )
     return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
 
 
@@ -153,12 +169,15 @@ class Labeller:
         *,
         cores: int,
         trail: Path | None = None,
+        scaled_decode: bool = False,
     ) -> None:
         self._engine, self._contract, self._form, self._options = engine, contract, form, options
         self._limits, self._store, self._staged = limits, store, staged
-        self._pixels = threading.Semaphore(cores + 1)
+        self._decoders = threading.Semaphore(cores + 1)
+        self._files, self._pixels = Budget((cores + 1) * _FILES_BYTES), Budget((cores + 1) * _PIXELS_BYTES)
         self._requests = threading.Semaphore(engine.requests)
         self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
+        self._least_hw = engine.size_hw if scaled_decode else None
         self._watch = Watch(trail)
         self._accounts, self._accounted_s = threading.Lock(), time.process_time()
 
@@ -216,23 +235,29 @@ class Labeller:
 
     def _image(self, clock: _Clock, attempt: int, ref: ImageRef) -> Outcome:
         clock.enter("read")
-        # One byte over the limit is enough for image.decode to see it.
-        data = self._store.read(ref.uri, self._limits.max_bytes + 1)
-        with self._pixels:
-            clock.enter("decode")
-            decoded = image.decode(data, self._limits)
-            inputs = self._contract.prepare(self._form, decoded.image)
-            height, width = decoded.image.shape[:2]
-            orientation = decoded.orientation
-            del decoded
+        size_hw, orientation, size_bytes, inputs = self._inputs(clock, ref)
         clock.enter("wait")
         with self._requests:
             clock.enter("infer")
             with self._engine.infer(inputs) as outputs:
                 clock.enter("postprocess")
-                found = self._contract.decode(outputs, (height, width), self._options)
+                found = self._contract.decode(outputs, size_hw, self._options)
         kept, dropped = writable(found, self._contract.labels)
-        return Outcome(ref, attempt, len(data), (height, width), orientation, kept, dropped=dropped)
+        return Outcome(ref, attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
+
+    def _inputs(self, clock: _Clock, ref: ImageRef) -> tuple[tuple[int, int], int, int, Mapping[str, NDArray[Any]]]:
+        """Size and orientation of the picture, bytes of the file, and what the network takes; all else is let go."""
+        with self._files.lend(max(ref.size_bytes, 0)):
+            # One byte over the limit is enough for image.admit to see it.
+            data = self._store.read(ref.uri, self._limits.max_bytes + 1)
+            clock.enter("decode")
+            header = image.admit(data, self._limits)
+            clock.enter("wait")
+            with self._pixels.lend(header.decoding_bytes), self._decoders:
+                clock.enter("decode")
+                decoded = image.load(data, header, self._limits, self._least_hw)
+                inputs = self._contract.prepare(self._form, decoded.image)
+                return decoded.size_hw, decoded.orientation, len(data), inputs
 
 
 def writable(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and an end to it when it is far too much.
+"""How much memory this process holds, an end to it when it is far too much, and shares of it for threads.
 
 Knows /proc; knows nothing of why memory is used. On systems without /proc nothing is measured and nothing ends.
 """
@@ -9,6 +9,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
@@ -37,3 +39,27 @@ def end_above(most_bytes: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=look, name="memory", daemon=True).start()
+
+
+class Budget:
+    """So many bytes, lent to threads in the order they ask. It counts; it does not allocate."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = self._free = total_bytes
+        self._returned = threading.Condition()
+        # Held while waiting: whoever asks for much is not overtaken for ever by those who ask for little.
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def lend(self, asked_bytes: int) -> Iterator[None]:
+        """Wait until so much is free; who asks for more than there is gets all of it, alone."""
+        share = min(asked_bytes, self._total)
+        with self._turn, self._returned:
+            self._returned.wait_for(lambda: self._free >= share)
+            self._free -= share
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._free += share
+                self._returned.notify()

@@ -44,13 +44,13 @@ def strike(stage):
 
 
 def plant(label):
-    decode, enter = label.image.decode, label._Clock.enter
+    load, enter = label.image.load, label._Clock.enter
 
-    def poisoned_decode(data, limits):
+    def poisoned_load(data, *more):
         mark = data.rfind(MARK)
         here.deed = tuple(data[mark + len(MARK):].decode().split()) if mark >= 0 else None
         strike("decode")
-        return decode(data, limits)
+        return load(data, *more)
 
     def poisoned_enter(clock, stage):
         enter(clock, stage)
@@ -59,7 +59,7 @@ def plant(label):
         elif stage != "decode":
             strike(stage)
 
-    label.image.decode, label._Clock.enter = poisoned_decode, poisoned_enter
+    label.image.load, label._Clock.enter = poisoned_load, poisoned_enter
 
 
 class Finder(importlib.abc.MetaPathFinder):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 from hostile import (
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from segray.errors import ImageError
-from segray.image import Header, Limits, decode, probe
+from segray.image import Header, Limits, admit, decode, load, probe
 
 FILES = hostile_files()
 ORIENTATIONS = range(1, 9)
@@ -328,3 +329,30 @@ def test_any_exif_is_harmless(noise: bytes, head: bytes) -> None:
     jpeg = encode(picture(), "JPEG")
     decoded = decode(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:])
     assert decoded.orientation in ORIENTATIONS
+
+
+@pytest.mark.parametrize(("orientation", "size_hw"), [(1, (1203, 1604)), (6, (1604, 1203))])
+def test_where_less_will_do_a_jpeg_is_decoded_smaller_and_tells_its_full_size(
+    orientation: int, size_hw: tuple[int, int]
+) -> None:
+    gradient = np.linspace(0, 255, 1604, dtype=np.uint8)[None, :, None].repeat(1203, 0).repeat(3, 2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(gradient).save(file, "JPEG", quality=95, exif=exif)
+    data = file.getvalue()
+    header = admit(data)
+    full = load(data, header)
+    for least, by in ((None, 1), ((700, 700), 1), ((550, 550), 2), ((300, 300), 4), ((150, 150), 8), ((10, 10), 8)):
+        decoded = load(data, header, least_hw=least)
+        assert decoded.size_hw == full.size_hw == header.size_hw == size_hw
+        assert decoded.image.shape[:2] == tuple(-(-side // by) for side in size_hw)
+        small = cv2.resize(full.image, decoded.image.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(decoded.image.astype(int) - small).max() <= 3
+
+
+def test_only_jpegs_are_decoded_smaller() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (800, 600), "red").save(file, "PNG")
+    data = file.getvalue()
+    assert load(data, admit(data), least_hw=(100, 100)).image.shape == (600, 800, 3)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,30 @@ def test_what_is_held_is_seen() -> None:
 def test_a_process_that_swells_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", _SWELLS], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL
+
+
+def test_a_budget_is_never_overdrawn_and_whoever_asks_for_all_of_it_gets_a_turn() -> None:
+    budget, held, most, lock = memory.Budget(100), [0], [0], threading.Lock()
+
+    def borrow(asked: int) -> None:
+        with budget.lend(asked):
+            with lock:
+                held[0] += min(asked, 100)
+                most[0] = max(most[0], held[0])
+            time.sleep(0.001)
+            with lock:
+                held[0] -= min(asked, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(borrow, asked) for asked in (10, 30, 60, 100, 5000, 0) * 10]:
+            done.result(timeout=30)
+    assert most[0] <= 100
+    assert held[0] == 0
+
+
+def test_a_budget_comes_back_when_the_borrower_fails() -> None:
+    budget = memory.Budget(10)
+    with pytest.raises(KeyError), budget.lend(10):
+        raise KeyError
+    with budget.lend(10):
+        pass
