@@ -10,11 +10,12 @@ import contextlib
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -35,6 +36,8 @@ _MOST_FAILED_STARTS = 3
 # Of a node that is said to be alive; Ray's own verdict takes 15 s by default, or a minute when a link is down.
 _INQUEST_S = 90.0
 _FAREWELL_S = 2.0
+
+T = TypeVar("T")
 
 
 class _Actor(Actor):
@@ -112,17 +115,18 @@ class RayWorkers:
         self._born = 0
         self._failed_starts = 0
         self._nodes_seen_s = 0.0
+        self._cut_off = False
         for pool in pools:
-            _check_feasible(pool)
-        self._populate()
+            self._answered(_check_feasible, pool)
+        self._answered(self._populate)
 
     # ---- what happened ----
 
     def events(self, timeout_s: float) -> list[Event]:
-        """Whatever is ready; raises UserError when a worker says that no retry can help."""
+        """Whatever is ready; raises UserError when a worker says that no retry can help, WorldError when Ray cannot."""
         now = time.monotonic()
         if now - self._nodes_seen_s > _NODES_S:
-            self._populate()
+            self._answered(self._populate)
         self._ask_pulses(now)
         refs = [ref for member in self._members.values() for ref in self._awaited(member)] + list(self._deaths)
         if not refs:
@@ -184,7 +188,7 @@ class RayWorkers:
         node = member.home or member.node
         if node is None:
             return [self._lost(death, None, alive=True)]
-        self._deaths[self._ask(node, member.trail)] = death
+        self._deaths[self._answered(self._ask, node, member.trail)] = death
         return []
 
     def _ask(self, node: str, trail: str) -> Any:
@@ -207,7 +211,7 @@ class RayWorkers:
         if alive:
             self._failed_starts += not started
             self._check_starts(death)
-            self._spawn(death.member.pool, death.member.node)
+            self._answered(self._spawn, death.member.pool, death.member.node)
         reason = death.reason if alive else f"its node is gone ({death.reason})"
         return Lost(death.name, reason, blame_images=alive and started, in_flight=in_flight)
 
@@ -228,7 +232,7 @@ class RayWorkers:
             raise WorldError(
                 f"no worker started within {self._cluster.start_timeout_s:.0f} s",
                 where="the Ray cluster",
-                found=f"asked for {[_asked(pool) for pool in self._pools]}, available {_available()}",
+                found=f"asked for {[_asked(pool) for pool in self._pools]}, available {self._answered(_available)}",
                 do="free resources, or ask for less in `workers`",
             )
 
@@ -244,16 +248,34 @@ class RayWorkers:
         member = self._members.pop(worker, None)
         if member is not None:
             ray.kill(member.handle)
-            self._spawn(member.pool, member.node)
+            self._answered(self._spawn, member.pool, member.node)
             if member.home is not None:
-                self._ask(member.home, member.trail)  # Nobody reads the answer: it removes the trail.
+                self._answered(self._ask, member.home, member.trail)  # Nobody reads the answer: it removes the trail.
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        answer: Future[Any] = Future()
+        threading.Thread(target=self._call, args=(answer, function, args), daemon=True).start()
+        return answer
+
+    def _call(self, answer: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         # No CPU: the workers hold them all, and this must never wait for one.
-        future: Future[Any] = ray.remote(num_cpus=0, max_retries=2)(function).remote(*args).future()
-        return future
+        remote: Any = ray.remote(num_cpus=0, max_retries=2)(function)
+        try:
+            called = self._answered(lambda: remote.remote(*args).future())
+            while wait([called], _NODES_S).not_done:
+                self._answered(_nodes)
+            answer.set_result(called.result())
+        except RayTaskError as exc:
+            answer.set_exception(exc.cause if isinstance(exc.cause, SegrayError) else exc)
+        except RayError as exc:
+            answer.set_exception(_given_up(function, exc))
+        except BaseException as exc:
+            answer.set_exception(exc)
 
     def close(self) -> None:
+        if self._cut_off:  # Every call would wait for the head, and Ray would end the process.
+            return
+        self._cut_off = True
         ready = [member.handle for member in self._members.values() if member.starting is None]
         farewells = [handle.leave.options(concurrency_group="pulse").remote() for handle in ready]
         if farewells:
@@ -263,6 +285,37 @@ class RayWorkers:
                 ray.kill(member.handle)
         self._members.clear()
         ray.shutdown()
+
+    # ---- the head ----
+
+    def _answered(self, call: Callable[..., T], *args: Any) -> T:
+        """The answer of a call that needs the cluster's head; WorldError when there is none in time.
+
+        Ray itself waits a minute, in the middle of the call, and then ends the process.
+        """
+        answer: Future[T] = Future()
+
+        def asked() -> None:
+            try:
+                answer.set_result(call(*args))
+            except BaseException as exc:
+                answer.set_exception(exc)
+
+        found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
+        if not self._cut_off:
+            threading.Thread(target=asked, daemon=True).start()
+            try:
+                return answer.result(self._cluster.head_timeout_s)
+            except RayError as exc:
+                found = _first_line(exc)
+            except TimeoutError:
+                self._cut_off = True
+        raise WorldError(
+            "the head of the Ray cluster is gone",
+            where=f"cluster.address={self._cluster.address or 'null'}",
+            found=found,
+            do="start the cluster again, with another cluster.address if it has one",
+        )
 
     # ---- actors ----
 
@@ -328,6 +381,15 @@ def _check_feasible(pool: Pool) -> None:
             found=f"a worker asks for {_asked(pool)}; the nodes have {have}",
             do="ask for less in `workers`, or add a node",
         )
+
+
+def _given_up(function: Callable[..., Any], exc: RayError) -> WorldError:
+    return WorldError(
+        f"{function.__name__} came to no end on the Ray cluster",
+        where="a task of the driver's, tried three times",
+        found=_first_line(exc),
+        do="see why in Ray's logs; too little memory is the usual cause",
+    )
 
 
 def _nodes() -> list[dict[str, Any]]:
