@@ -8,6 +8,7 @@ compile in the process that infers.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import functools
 import math
 import os
@@ -260,13 +261,14 @@ class DeviceSettings:
 
     precision: "f32", "bf16", "f16"; "int8" for a quantised model, with f32 where it has floats; or "auto" for the
     device's default, which differs between machines.
-    cache_dir: where compiled models are kept; None for nowhere.
+    cache_dir: where compiled models are kept; None for nowhere. hint: THROUGHPUT, or LATENCY for one image at a time.
     """
 
     device: str = "CPU"
     threads: int | None = None
     precision: str = "auto"
     cache_dir: str | None = None
+    hint: str = "THROUGHPUT"
 
 
 class Engine(Protocol):
@@ -333,11 +335,30 @@ def compiled_model(path: Path, form: Form, settings: DeviceSettings) -> tuple[ov
     try:
         _keep_outputs(model, form.outputs)
         _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw))
-        compiled = _core().compile_model(_embed(model, image, form.image, layout), settings.device, _options(settings))
+        model = _embed(model, image, form.image, layout)
+        with _turn(settings.cache_dir):
+            compiled = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
         do = "Try another device or precision, or convert the model again."
         raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
     return compiled, image, found.quantised
+
+
+@contextmanager
+def _turn(cache_dir: str | None) -> Iterator[None]:
+    """One compile at a time on a machine: the first fills the cache, the others read it."""
+    if cache_dir is None:
+        yield
+        return
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        file = (Path(cache_dir) / "segray.lock").open("w")
+    except OSError as error:
+        what, do = "The folder for compiled models cannot be used.", "Choose another, or null, as model.cache_dir."
+        raise ModelError(what, where=cache_dir, found=str(error), do=do) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def precisions(device: str = "CPU") -> tuple[str, ...]:
@@ -363,7 +384,7 @@ def _check_device(settings: DeviceSettings) -> None:
 
 def _options(settings: DeviceSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
+        "PERFORMANCE_HINT": settings.hint,
         "INFERENCE_NUM_THREADS": settings.threads or available_cpus(),
         # Pinned, every process on a host takes the same cores.
         "ENABLE_CPU_PINNING": False,

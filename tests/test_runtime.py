@@ -345,7 +345,14 @@ def test_a_device_that_is_not_there(tmp_path: Path, device: str, says: str) -> N
 def test_a_cache_folder_is_used(tmp_path: Path) -> None:
     settings = DeviceSettings(threads=1, precision="f32", cache_dir=str(tmp_path / "cache"))
     runtime.compile(echo(tmp_path), form(), settings)
-    assert any((tmp_path / "cache").iterdir())
+    assert any((tmp_path / "cache").glob("*.blob"))
+
+
+def test_a_cache_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = DeviceSettings(threads=1, precision="f32", cache_dir=str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match=r"cache_dir"):
+        runtime.compile(echo(tmp_path), form(), settings)
 
 
 @pytest.mark.parametrize(
