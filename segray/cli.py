@@ -140,6 +140,40 @@ def maintain(
 
 
 @app.command()
+def bench(
+    folder: Annotated[Path | None, typer.Option(help="Where to work, and what to keep. None: a temporary one.")] = None,
+    images: Annotated[str | None, typer.Option(help="A local folder, glob or manifest; none: draw scenes.")] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of the scenes.")] = "640x480",
+    count: Annotated[int | None, typer.Option(min=1, help="Of images; none: as many as take 20 s to infer.")] = None,
+    model_name: Annotated[
+        str, typer.Option(help="As model.name; yardstick: YOLACT with random weights.")
+    ] = "yardstick",
+    model_path: Annotated[str | None, typer.Option(help="As model.path.")] = None,
+    model_form: Annotated[str | None, typer.Option(help="As model.form.")] = None,
+    precision: Annotated[str, typer.Option(help="As model.precision.")] = "auto",
+    instances: Annotated[int, typer.Option(min=1, help="At most so many an image.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 3,
+    only: Annotated[str, typer.Option(help="Of a ceiling, b floor, c segray, d Ray Data, e script.")] = "abcde",
+    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
+    as_json: Json = False,
+) -> None:
+    """Compare segray on this machine with a bare inference loop, a Ray Data job and a script, on the same images."""
+    from segray.bench import bench as job
+    from segray.bench import report
+
+    asked = job.Asked(
+        images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
+        job.ways(only), tuple(overrides),
+    )  # fmt: skip
+    load, laps = job.bench(asked, folder, console.Plain().note)
+    found = report.record(load, laps)
+    if as_json:
+        _print_json(found)
+    else:
+        print(report.describe(found))
+
+
+@app.command()
 def version() -> None:
     """Print segray's version."""
     print(segray.__version__)

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "segray"
 
 HOMES = {
-    "ray": {"cluster"},
-    "openvino": {"runtime", "scenes.network", "yolact_graph", "ir5", "ir5_layers"},
+    "ray": {"cluster", "bench.ray_data"},
+    "openvino": {"runtime", "scenes.network", "yolact_graph", "ir5", "ir5_layers", "bench.ways", "bench.ray_data"},
     "torch": {"scenes.network", "scenes.training", "yolact_graph"},
     "s3fs": {"storage"},
     "fsspec": {"storage"},
@@ -21,7 +21,8 @@ HOMES = {
     "yaml": {"config"},
     "pydantic": {"config"},
     "numba": {"kernels"},
-    "PIL": {"image", "scenes.dataset", "analytics.sheet"},
+    "nncf": {"quantize"},
+    "PIL": {"image", "scenes.dataset", "analytics.sheet", "bench.textbook"},
 }
 
 # Lower layers first; a module imports only from its own line or lines above.
@@ -39,7 +40,10 @@ LAYERS = (
     {"run"},
     {"verify", "maintain"},
     {"analytics", "scenes"},
+    {"trial"},
+    {"quantize"},
     {"console", "quickstart", "models_cli"},
+    {"bench"},
     {"cli", "__main__"},
 )
 

@@ -1,0 +1,9 @@
+"""`python jobs/bench.py [options]`: `segray bench` as a script, or as the entry point of a Ray job."""
+
+import sys
+
+from segray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "bench")
+    main()

@@ -1,0 +1,23 @@
+"""`python -m segray.bench WAY WORKLOAD FOLDER`: one way, once, in a fresh process; FOLDER/lap.json says how it went."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from segray import orphans
+from segray.bench.workload import Workload
+
+if __name__ == "__main__":
+    from segray.bench.ways import WAYS
+
+    way, workload, folder = sys.argv[1], Workload.load(Path(sys.argv[2])), Path(sys.argv[3])
+    before = orphans.adopt()
+    try:
+        lap = WAYS[way](workload, folder)
+        (folder / "lap.json").write_text(json.dumps(asdict(lap)), "utf-8")
+    finally:
+        orphans.end(before)
+    sys.stderr.flush()
+    os._exit(0)

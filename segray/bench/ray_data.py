@@ -1,0 +1,109 @@
+"""(d): the job as a user of Ray Data writes it: read, prepare in tasks, infer in an actor, write partitioned Parquet.
+
+Knows Ray Data; knows nothing of segray's workers, units or commits. Needs the `bench` extra (pandas).
+
+What a good engineer knows is heeded: files travel as encoded bytes and small tensors, never as full pictures; the
+actor leaves processors to the tasks, or the job would hang; requests are kept in flight through a queue.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from segray import runtime
+from segray.bench import textbook
+from segray.bench.ways import Lap, by_port
+from segray.bench.workload import Workload
+from segray.contracts.contract import Contract, Form
+from segray.errors import ConfigError
+
+_BATCH = 16
+_TASK_CPUS = 0.5
+
+
+def prepare(row: dict[str, Any], contract: Contract, form: Form) -> dict[str, Any]:
+    """Encoded bytes -> a tensor of the network's size."""
+    picture = np.asarray(cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+    inputs = textbook.prepare(contract, form, picture)
+    tensors = {name: array[0] for name, array in inputs.items()}
+    return {"path": row["path"], "height": picture.shape[0], "width": picture.shape[1], **tensors}
+
+
+class Predict:
+    """Holds the compiled model; a batch of tensors -> rows of instances."""
+
+    def __init__(self, load: Workload, mark: str) -> None:
+        self._model, self._contract, self._form, self._options = load.resolved()
+        self._compiled, self._image, _ = runtime.compiled_model(self._model.path, self._form, load.device())
+        self._queue = ov.AsyncInferQueue(self._compiled, 0)
+        self._queue.set_callback(self._finished)
+        self._names = [sorted(port.get_names()) for port in self._compiled.outputs]
+        Path(mark).write_text(json.dumps(time.monotonic()), "utf-8")
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        rows: list[list[textbook.Row]] = [[] for _ in batch["path"]]
+        for i, (path, height, width) in enumerate(zip(batch["path"], batch["height"], batch["width"], strict=True)):
+            inputs = {
+                name: array[i : i + 1] for name, array in batch.items() if name not in ("path", "height", "width")
+            }
+            ports = by_port(self._compiled, self._image, self._form, inputs)
+            self._queue.start_async(ports, (rows, i, str(path), (int(height), int(width))))
+        self._queue.wait_all()
+        flat = [row for found in rows for row in found]
+        return {name: [row[name] for row in flat] for name in textbook.COLUMNS}
+
+    def _finished(self, request: Any, job: tuple[list[list[textbook.Row]], int, str, tuple[int, int]]) -> None:
+        rows, i, path, size_hw = job
+        outputs = {
+            name.removesuffix(":0"): request.get_output_tensor(index).data
+            for index, names in enumerate(self._names)
+            for name in names
+        }
+        rows[i] = textbook.rows(self._contract, outputs, path, size_hw, self._options)
+
+
+def run(load: Workload, folder: Path) -> Lap:
+    """Timed from the moment the model is compiled to the last file written."""
+    _, contract, form, _ = load.resolved()
+    textbook.check(contract)
+    _check_installed()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+    import ray.data
+
+    ray.init(address="local", num_cpus=load.threads, include_dashboard=False)
+    mark = folder / "ready.json"
+    rows: Any = ray.data.read_binary_files(list(load.images), include_paths=True, ray_remote_args=_task())
+    rows = rows.map(prepare, fn_kwargs={"contract": contract, "form": form}, num_cpus=_TASK_CPUS)
+    rows = rows.map_batches(
+        Predict,
+        fn_constructor_args=[load, str(mark)],
+        batch_size=_BATCH,
+        num_cpus=max(_TASK_CPUS, load.threads - 1),
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    rows.write_parquet(str(folder / "labels" / "instances"), partition_cols=["class"], ray_remote_args=_task())
+    ended = time.monotonic()
+    ray.shutdown()
+    return Lap(json.loads(mark.read_text("utf-8")), ended, len(load.images))
+
+
+def _task() -> dict[str, Any]:
+    return {"num_cpus": _TASK_CPUS}
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("pandas") is None:
+        raise ConfigError("Ray Data needs pandas.", do="pip install 'segray[bench]', or leave d out: --only abce")

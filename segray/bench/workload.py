@@ -1,0 +1,128 @@
+"""What every way is measured on: the same image files, the same model, the same options.
+
+Knows scenes, the yardstick network and how they are put into a folder; knows nothing of processes or clocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segray import config, runtime, sources, yolact_graph, zoo
+from segray.contracts.contract import Contract, Form, Options
+from segray.errors import ConfigError, WorldError
+from segray.label import options_of
+from segray.scenes.scene import draw_scene
+from segray.storage import Store
+
+YARDSTICK = "yardstick"
+_SEED = 0
+# As many bytes per pixel as photographs have, so that they are as slow to decode.
+_QUALITY = 95
+# Drawn scenes beyond these are further names of the same files.
+_MOST_SCENES = 32
+
+
+@dataclass(frozen=True)
+class Workload:
+    """images: files, each once. model: the section `model` of the configuration. settings: further ones of segray's
+    own, key=value. manifest: the same images, a path a line. threads: of the device, and cores of the clusters."""
+
+    folder: str
+    images: tuple[str, ...]
+    model: Mapping[str, Any]
+    threads: int
+    settings: tuple[str, ...] = ()
+
+    @property
+    def manifest(self) -> Path:
+        return Path(self.folder, "images.txt")
+
+    def save(self) -> Path:
+        """Write it where every way reads it; returns that file."""
+        self.manifest.write_text("".join(f"{path}\n" for path in self.images), "utf-8")
+        file = Path(self.folder, "workload.json")
+        file.write_text(json.dumps(asdict(self), indent=2), "utf-8")
+        return file
+
+    @staticmethod
+    def load(file: Path) -> Workload:
+        values = json.loads(file.read_text("utf-8"))
+        return Workload(**{**values, "images": tuple(values["images"]), "settings": tuple(values["settings"])})
+
+    def section(self) -> config.Model:
+        """The section `model`, validated."""
+        return config.Model.model_validate(self.model)
+
+    def device(self, hint: str = "THROUGHPUT") -> runtime.DeviceSettings:
+        """What the model is compiled with."""
+        return runtime.DeviceSettings(threads=self.threads, precision=self.section().precision, hint=hint)
+
+    def resolved(self) -> tuple[zoo.Model, Contract, Form, Options]:
+        """The model's files, contract, form and options."""
+        chosen = self.section()
+        model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+        return model, model.contract, model.form, options_of(chosen, model.contract)
+
+
+# ---- images ---------------------------------------------------------------------------------------
+
+
+def listed(uri: str, count: int) -> tuple[str, ...]:
+    """The first `count` images of a local folder, glob or manifest, by key."""
+    found = [ref.uri for batch in sources.read(uri, Store()) for ref in sources.refs(batch)]
+    if strangers := [uri for uri in found if not Path(uri).is_file()]:
+        do = "Copy them here first; the benchmark reads local files."
+        raise ConfigError("These images are not local files.", where=uri, found=strangers[0], do=do)
+    return tuple(found[:count])
+
+
+def drawn(folder: Path, count: int, size_hw: tuple[int, int]) -> tuple[str, ...]:
+    """`count` JPEG files of sticker scenes at this size, the same for the same arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = size_hw
+    scenes = [folder / f"scene-{width}x{height}-{i:05d}.jpg" for i in range(count)]
+    for i, file in enumerate(scenes[:_MOST_SCENES]):
+        if not file.exists():
+            file.write_bytes(_scene(i, size_hw))
+    for file, original in zip(scenes[_MOST_SCENES:], cycle(scenes[:_MOST_SCENES]), strict=False):
+        if not file.exists():
+            os.link(original, file)
+    return tuple(str(file.absolute()) for file in scenes)
+
+
+def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
+    scene = draw_scene(np.random.default_rng([_SEED, index]), size_hw, max_things=12)
+    done, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    if not done:
+        raise WorldError("OpenCV could not encode a scene", found=f"{size_hw}")
+    return data.tobytes()
+
+
+# ---- the model ------------------------------------------------------------------------------------
+
+
+def yardstick(folder: Path) -> Path:
+    """YOLACT ResNet-50 with random weights as an IR in `folder`: real work on every image, and no meaning."""
+    xml = folder / f"{YARDSTICK}.xml"
+    if not xml.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        runtime.save(yolact_graph.build(yolact_graph.random_weights(_SEED), "converted"), xml)
+        card = {"contract": yolact_graph.CONTRACT, "form": "converted", "weights": f"random, seed {_SEED}"}
+        (folder / zoo.CARD).write_text(json.dumps(card), "utf-8")
+    return xml
+
+
+def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
+    """The first `most` readable images, upright RGB, as anyone would read them."""
+    read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
+    return [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
