@@ -1,6 +1,6 @@
-"""`segray models`: what models there are, what a file is, and how one gets here.
+"""`segray models`: what models there are, what a file is, how one gets here, and how it gets smaller.
 
-Knows arguments and how results are shown; the facts are in the catalogue, the work in acquire and inspection.
+Knows arguments and how results are shown; the facts are in the catalogue, the work in acquire, inspection and quantize.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from segray import acquire, catalogue, inspection
+from segray import acquire, catalogue, config, inspection, zoo
 from segray.acquire import Acquired, FormName, Told
 from segray.catalogue import CATALOGUE, Entry, File
+from segray.errors import ConfigError
 from segray.inspection import Fit, Inspection
+from segray.quantize import Quantised
+from segray.storage import StorageOptions, Store
+from segray.trial import Truth
 
-app = typer.Typer(help="List, fetch, convert and inspect models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `segray models list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 _LINE_S = 5.0
+_GATE = 4
 
 
 @app.command("list")
@@ -90,6 +97,90 @@ def convert(
     _report(found, as_json)
 
 
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="NAME|PATH", help="Of models/NAME, of stickers, or a model's files.")],
+    images: Annotated[str, typer.Option(help="A dataset like those to be labelled, as source.uri takes it.")],
+    truth: Annotated[Path | None, typer.Option(help="COCO JSON: measure average precision before and after.")] = None,
+    truth_images: Annotated[str | None, typer.Option(help="The dataset of the truth, if it is another one.")] = None,
+    truth_limit: Annotated[int | None, typer.Option(min=1, help="Measure on at most so many images.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images that calibrate.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="A folder for this model alone; else models/NAME-int8.")] = None,
+    name: Annotated[str | None, typer.Option(help="Which model PATH is, where it does not tell.")] = None,
+    form: Annotated[FormName | None, typer.Option(help="Where the files do not tell.")] = None,
+    labels: Annotated[str | None, typer.Option(help='Your own classes, as JSON: {"1": "bolt", "2": "nut"}.')] = None,
+    keep_float: Annotated[list[str], typer.Option(metavar="REGEX", help="Layers to leave in float; repeatable.")] = [],  # noqa: B006
+    max_loss: Annotated[float, typer.Option(min=0, max=1, help="Exit code 4 if mask or box AP falls further.")] = 0.01,
+    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an int8 copy of a model, calibrated with your images; compare its speed and accuracy with the source's."""
+    from segray import quantize as job
+
+    source = _chosen(model, name, form, labels, images)
+    judged = None if truth is None else Truth(truth, truth_images or images, truth_limit)
+    with _teller() as told:
+        found = job.quantize(
+            source,
+            images,
+            out or Path("models") / f"{source.name}-int8",
+            Store(StorageOptions(endpoint_url=endpoint_url)),
+            samples=samples,
+            truth=judged,
+            keep_float=keep_float,
+            note=told.note,
+        )
+    if as_json:
+        _print_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
+    else:
+        print(describe_quantised(found, max_loss))
+    raise typer.Exit(_GATE if found.loss > max_loss else 0)
+
+
+def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> zoo.Model:
+    """The model that the arguments of `quantize` mean."""
+    if model in CATALOGUE:
+        name, path = model, _pulled(model)
+    else:
+        if not Path(model).exists():
+            catalogue.find(model, "NAME|PATH")
+        name, path = name or _told(Path(model)), model
+    section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parsed(labels)}
+    values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
+    chosen = config.validate(values, "the arguments").model
+    return zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+
+
+def _pulled(name: str) -> str | None:
+    """Where `pull` puts the model; None for the embedded one."""
+    if not CATALOGUE[name].sources:
+        return None
+    xml = Path("models") / name / f"{name}.xml"
+    if not xml.is_file():
+        do = f"segray models pull {name}, or give the path of its files"
+        raise ConfigError(f"{name} needs its files.", where=str(xml), found="nothing", do=do)
+    return str(xml)
+
+
+def _told(path: Path) -> str:
+    """Which model a file is, by its card or its outputs."""
+    if stated := zoo.read_card(path).get("contract"):
+        return str(stated)
+    names = list(dict.fromkeys(fit.name for fit in inspection.inspect(path).fits))
+    if len(names) == 1:
+        return names[0]
+    found, do = f"it could be {', '.join(names) or 'none that segray knows'}", "Say --name."
+    raise ConfigError("The file does not tell which model it is.", where=str(path), found=found, do=do)
+
+
+def _parsed(labels: str) -> Any:
+    try:
+        return json.loads(labels)
+    except ValueError as error:
+        do = """For example: --labels '{"1": "bolt", "2": "nut"}'"""
+        raise ConfigError("The labels are not JSON.", where="--labels", found=str(error), do=do) from error
+
+
 # ---- results --------------------------------------------------------------------------------------
 
 
@@ -108,11 +199,11 @@ def _report(found: Acquired, as_json: bool) -> None:
     return print(_configuration(found.name, found.xml))
 
 
-def _configuration(name: str, path: Path | str) -> str:
+def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     """The section of a configuration that uses this model."""
-    if not CATALOGUE[name].sources:
+    if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
-    return f"model:\n  name: {name}\n  path: {path}\n  precision: f32"
+    return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
 
 
 def _table(entries: Iterable[Entry]) -> str:
@@ -184,6 +275,35 @@ def describe_inspection(found: Inspection) -> str:
 
 def _unlike(fit: Fit) -> str:
     return f", other than published: {'; '.join(fit.unlike)}" if fit.unlike else ""
+
+
+def describe_quantised(found: Quantised, max_loss: float) -> str:
+    """What became of a model, before and after."""
+    count = sum(found.layers.values())
+    rows = [("", "images/s", "mask AP", "box AP", "MB")]
+    for precision, rate in found.speed.images_per_s().items():
+        size = found.size_bytes["int8" if precision == "int8" else "source"]
+        rows.append((precision, f"{rate:.1f}", *_aps(found, precision), f"{size / 1e6:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{found.layers['int8']} of {count} layers compute in int8, calibrated with {found.samples} images"]
+    lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    faster = ", ".join(f"{times:.2f} times as fast as {name}" for name, times in found.speed.over("int8").items())
+    lines.append(f"int8 is {faster} (the network alone, taking turns on {found.speed.device})")
+    if found.accuracy:
+        also = f", {found.calibrated} of which calibrated, too" if found.calibrated else ""
+        lines.append(f"AP on {found.accuracy.objects} objects in {len(found.accuracy.uris)} images{also}")
+    if found.loss > max_loss:
+        lines.append(
+            f"AP fell by {found.loss:.3f}, more than {max_loss:g}: calibrate with more images or with some that are "
+            "more like those to be labelled, or keep layers in float with --keep-float"
+        )
+    return "\n".join([*lines, "", _configuration(found.name, found.xml, "int8")])
+
+
+def _aps(found: Quantised, precision: str) -> tuple[str, str]:
+    if found.accuracy is None or precision not in found.accuracy.mask_ap:
+        return "-", "-"
+    return f"{found.accuracy.mask_ap[precision]:.3f}", f"{found.accuracy.box_ap[precision]:.3f}"
 
 
 # ---- progress -------------------------------------------------------------------------------------

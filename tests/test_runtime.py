@@ -18,7 +18,7 @@ from openvino import opset13 as op
 
 from segray import runtime
 from segray.contracts.contract import Form, ImageInput
-from segray.errors import ImageError, ModelError
+from segray.errors import ConfigError, ImageError, ModelError
 from segray.runtime import DeviceSettings, FakeEngine, available_cpus
 
 SIZE_HW = (6, 5)
@@ -283,6 +283,16 @@ def test_the_graph_receives_what_the_form_says(
     expected = (expected - np.float32(mean or 0)) / np.float32(scale or 1)
     np.testing.assert_allclose(received, expected if layout == "NHWC" else expected.transpose(0, 3, 1, 2), atol=1e-5)
 
+    stored = runtime.as_stored(runtime.read(tmp_path / "echo.xml"), wanted, {"input.1": sent})
+    np.testing.assert_allclose(stored[0], received, atol=1e-5)
+    assert (stored[0].dtype, stored[0].flags.c_contiguous) == (dtype, True)
+
+
+def test_inputs_are_stored_in_the_models_own_order(tmp_path: Path) -> None:
+    graph, info = runtime.read(echo(tmp_path, second_input=True)), np.ones((1, 3), np.float32)
+    stored = runtime.as_stored(graph, form(), {"image_info": info, "input.1": picture()})
+    assert [array.shape for array in stored] == [(1, 3, *SIZE_HW), (1, 3)]
+
 
 def test_the_shape_decides_the_layout_where_it_can(tmp_path: Path) -> None:
     sent = picture()
@@ -317,6 +327,43 @@ def test_bf16_is_recorded_or_refused(tmp_path: Path) -> None:
     else:
         with pytest.raises(ModelError, match="cannot compute in bf16"):
             runtime.compile(echo(tmp_path), form(), settings)
+
+
+def quantised(folder: Path) -> Path:
+    """The echo, rounded to int8 on its way: as NNCF marks the inputs of the layers that it quantises."""
+    model = runtime.read(echo(folder))
+    convert = next(node for node in model.get_ops() if node.get_type_name() == "Parameter")
+    readers = convert.output(0).get_target_inputs()
+    rounded = op.fake_quantize(convert, *map(np.float32, (0, 255, 0, 255)), levels=256)
+    for reader in readers:
+        reader.replace_source_output(rounded.output(0))
+    xml = folder / "quantised.xml"
+    ov.save_model(model, xml)
+    return xml
+
+
+def test_a_quantised_model_says_what_its_floats_compute_in(tmp_path: Path) -> None:
+    xml = quantised(tmp_path)
+    engines = {
+        name: runtime.compile(xml, form(), DeviceSettings(threads=1, precision=name)) for name in ("int8", "auto")
+    }
+    assert engines["int8"].facts["precision"] == "int8+f32"
+    assert engines["auto"].facts["precision"] in ("int8+f32", "int8+bf16", "int8+f16")
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
+def test_a_quantised_model_cannot_compute_in_floats(precision: str) -> None:
+    found = runtime.Signature((), (), quantised=True)
+    with pytest.raises(ConfigError, match=r"is quantised[\s\S]*a\.xml[\s\S]*int8 or auto"):
+        runtime.check_precision(found, precision, "a.xml")
+
+
+def test_int8_of_a_float_model_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    xml = echo(tmp_path)
+    with pytest.raises(ConfigError, match=rf"not quantised[\s\S]*segray models quantize {xml} --images"):
+        runtime.compile(xml, form(), DeviceSettings(threads=1, precision="int8"))
+    for precision in ("auto", "f32", "bf16", "f16"):
+        runtime.check_precision(runtime.signature(xml), precision)
 
 
 def test_a_precision_the_cpu_lacks_is_refused(tmp_path: Path) -> None:

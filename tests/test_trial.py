@@ -1,0 +1,130 @@
+"""trial.py on engines that find what they are told to, over a few small pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from segray import trial
+from segray.contracts.contract import Contract, Form, ImageInput, Options
+from segray.errors import SourceError, UserError
+from segray.instances import Instances
+from segray.rle import encode_crop
+from segray.runtime import FakeEngine
+from segray.storage import Store
+from segray.trial import Reader, Speed, Truth
+
+SIZE_HW = (8, 10)
+FORM = Form("converted", ImageInput("image", None, "NHWC", "RGB", None, None), ("brightness",))
+
+
+class Squares(Contract):
+    """Finds one object, the picture's left half, in pictures brighter than 100; the score is the brightness."""
+
+    def prepare(self, form: Form, image_rgb: Any) -> dict[str, Any]:
+        return {"image": image_rgb[None]}
+
+    def decode(self, outputs: Mapping[str, Any], size_hw: tuple[int, int], options: Options) -> Instances:
+        if outputs["brightness"][0] < 100:
+            return Instances.empty(size_hw)
+        height, width = size_hw
+        counts = encode_crop(np.ones((height, width // 2), bool), 0, 0, size_hw)
+        box = np.array([[0, 0, width // 2, height]], np.float32)
+        return Instances(np.array([13], np.int32), np.ones(1, np.float32), box, (counts,), size_hw)
+
+
+CONTRACT = Squares("squares", {13: "stop sign"}, {"converted": FORM})
+SIGHTED = FakeEngine(lambda inputs: {"brightness": np.array([inputs["image"].mean()])})
+BLIND = FakeEngine(lambda inputs: {"brightness": np.zeros(1)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures, the odd ones bright with an object in each, and their truth."""
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        cv2.imwrite(str(tmp_path / "images" / f"{i:02d}.png"), np.full((*SIZE_HW, 3), 200 * (i % 2), np.uint8))
+    counts = encode_crop(np.ones((8, 5), bool), 0, 0, SIZE_HW)
+    rows = [
+        {"id": i, "image_id": i, "category_id": 13, "bbox": [0, 0, 5, 8], "area": 40, "iscrowd": 0,
+         "segmentation": {"size": list(SIZE_HW), "counts": counts}}
+        for i in range(1, 12, 2)
+    ]  # fmt: skip
+    images = [{"id": i, "file_name": f"{i:02d}.png", "height": 8, "width": 10} for i in range(12)]
+    truth = {"images": images, "annotations": rows, "categories": [{"id": 13, "name": "stop sign"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return tmp_path
+
+
+def truth_of(folder: Path, most: int | None = None) -> Truth:
+    return Truth(folder / "truth.json", str(folder / "images"), most)
+
+
+def reader() -> Reader:
+    return Reader(CONTRACT, FORM, Store())
+
+
+def test_each_engine_is_judged_on_the_same_images(folder: Path) -> None:
+    found = trial.accuracy({"sighted": SIGHTED, "blind": BLIND}, reader(), truth_of(folder))
+    assert found.mask_ap == found.box_ap == {"sighted": pytest.approx(1), "blind": 0}
+    assert (len(found.uris), found.objects) == (12, 6)
+
+
+def test_a_limit_spreads_over_the_truth(folder: Path) -> None:
+    found = trial.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder, 4))
+    assert [Path(uri).name for uri in found.uris] == ["00.png", "03.png", "06.png", "09.png"]
+    assert found.objects == 2
+
+
+def test_images_that_are_not_there_are_not_judged_and_broken_ones_find_nothing(folder: Path) -> None:
+    (folder / "images" / "01.png").unlink()
+    (folder / "images" / "03.png").write_bytes(b"no picture")
+    readers = reader()
+    found = trial.accuracy({"sighted": SIGHTED}, readers, truth_of(folder))
+    assert (len(found.uris), found.objects) == (11, 5)
+    assert found.mask_ap["sighted"] == pytest.approx(0.8, abs=0.02)  # 4 of 5
+    assert list(readers.unread) == [str(folder / "images" / "03.png")]
+    assert "03.png: " in readers.trouble()
+
+
+def test_a_truth_of_other_images_is_refused(folder: Path) -> None:
+    (folder / "more").mkdir()
+    (folder / "images" / "00.png").rename(folder / "more" / "else.png")
+    with pytest.raises(UserError, match=r"nothing in common[\s\S]*else\.png, truth: 00\.png"):
+        trial.accuracy({"sighted": SIGHTED}, reader(), Truth(folder / "truth.json", str(folder / "more")))
+
+
+def test_a_truth_of_other_sizes_is_refused(folder: Path) -> None:
+    cv2.imwrite(str(folder / "images" / "05.png"), np.zeros((10, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"another size[\s\S]*05\.png[\s\S]*8x10, truth 10x8"):
+        trial.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder))
+
+
+def test_a_sample_is_spread_over_the_listing(folder: Path) -> None:
+    images = str(folder / "images")
+    assert [ref.key for ref in trial.spread(images, Store(), 3)] == ["00.png", "04.png", "08.png"]
+    assert len(trial.spread(images, Store(), 300)) == 12
+    with pytest.raises(SourceError):
+        trial.spread(str(folder / "none"), Store(), 3)
+
+
+def test_speed_compares_round_by_round() -> None:
+    """A machine that slows down halfway changes the medians, not what a round says."""
+    rounds = ({"f32": 10.0, "int8": 30.0}, {"f32": 5.0, "int8": 15.0}, {"f32": 4.0, "int8": 20.0})
+    assert Speed("cpu", rounds).over("int8") == {"f32": 3.0}
+    assert Speed("cpu", rounds).images_per_s() == {"f32": 5.0, "int8": 20.0}
+
+
+def test_every_engine_takes_part_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "ROUNDS", 3)
+    monkeypatch.setattr(trial, "ROUND_S", 0.001)
+    inputs = [{"image": np.zeros((1, 2, 2, 3), np.uint8)}]
+    found = trial.speed({"a": SIGHTED, "b": FakeEngine(SIGHTED.function, requests=1, delay_s=0.002)}, inputs)
+    assert [sorted(each) for each in found.rounds] == [["a", "b"]] * 3
+    assert all(rate > 0 for each in found.rounds for rate in each.values())
