@@ -32,9 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray import ledger, publish, schema
+from segray.datafiles import DataFile, Rows, Writer
 from segray.errors import ConflictError, LabelSetError
 from segray.ledger import Run
-from segray.publish import Changes, DataFile, Writer
+from segray.publish import Changes
 from segray.storage import StorageOptions, Store, join
 from segray.storage import name as base
 from segray.tables import open_table, table_uri
@@ -162,7 +163,8 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
         tables.append(table.cast(arrow))
     token = hashlib.sha256(json.dumps([file.path for file in group]).encode()).hexdigest()[:16]
     order = ["image_key", "instance"] if name == "instances" else ["image_key"]
-    rows = pa.concat_tables(tables).sort_by([(column, "ascending") for column in order])
+    rows = Rows()
+    rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
     return Writer(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
 
 

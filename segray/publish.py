@@ -21,7 +21,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError
@@ -41,7 +43,7 @@ from deltalake.transaction import (
 )
 
 from segray import schema
-from segray.contracts.labels import slug
+from segray.datafiles import DataFile, Rows, Writer
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, join
@@ -50,18 +52,8 @@ from segray.tables import open_table, table_uri
 APP_ID = "segray"
 _TABLES = ("instances", "images")
 _RECORD_KEY = "segray_record"
+_READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 32 * 2**20
 _REST = "-rest"  # in the names of files that hold what is left of replaced ones
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
-
-    path: str
-    size_bytes: int
-    rows: int
-    partition: str | None = None
-    stats: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -321,172 +313,128 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     """Turn staged files into the data files of batch `number`, sorted by class, key, instance; commit nothing.
 
     Rows of images that already have rows are replaced: the files that hold them are written
-    again without them, and the old ones removed in the same commit.
+    again without them, and the old ones removed in the same commit. Memory does not grow with the batch.
     """
     store = Store(options)
-    staged = (pa.BufferReader(store.read(join(run.staged, name))) for name in inputs.staged)
-    rows = pa.concat_tables(pq.read_table(file, schema=schema.STAGED) for file in staged)
-    images = _images(rows, number, run.id)
-    instances = _instances(rows, number)
     # Named by all that decides their bytes. An attempt that is repeated after a crash overwrites its own files
     # instead of leaving them beside new ones, where a reader of the plain glob would count both; and when two
     # processes resume one run at once, what the slower one writes over committed files is what they hold.
     token = _digest([run.id, number, asdict(inputs)])
     writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
-    replaced = _replaced(run.root, options, images.column("image_key"))
-    tables = {}
-    for name, fresh in (("instances", instances), ("images", images)):
-        remove, kept = _without(run.root, name, options, replaced)
-        add = writer.write(name, fresh) + [f for table, part in kept for f in writer.write(name, table, part)]
+    fresh = {name: Rows() for name in _TABLES}
+    committed, again = _committed(run.root, options), [pa.array([], pa.string())]
+    images = instances = 0
+    for rows in _staged(store, run, inputs.staged):
+        images += rows.num_rows
+        fresh["images"].add(_images(rows, number, run.id))
+        for found in _instances(rows, number):
+            instances += found.num_rows
+            fresh["instances"].add(found)
+        again.append(_replaced(store, run.root, committed, rows.column("image_key")))
+    replaced, tables = pa.concat_arrays(again), {}
+    for name, gathered in fresh.items():
+        add, remove = writer.write(name, gathered), []
+        for file, rest, label in _without(run.root, name, options, replaced):
+            add += writer.write(name, rest, label)
+            remove.append(file)
         tables[name] = Changes(tuple(add), tuple(remove))
-    return Batch(number, run.id, images.num_rows, instances.num_rows, tables)
+    return Batch(number, run.id, images, instances, tables)
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _images(rows: pa.Table, number: int, run_id: str) -> pa.Table:
-    table = rows.drop_columns(["instances"])
-    table = table.append_column("batch", pa.array(np.full(rows.num_rows, number, np.int32)))
-    table = table.append_column("run_id", pa.array([run_id] * rows.num_rows, pa.string()))
-    return table.select(schema.IMAGES.names).sort_by("image_key").cast(schema.IMAGES)
+def _staged(store: Store, run: Run, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The staged rows sorted by key, several files at a time: these come in the order of the plan, which is by key."""
+    waiting: list[pa.Table] = []
+    last = ""
+    with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="staged") as pool:
+        for first in range(0, len(names), _READ_AT_ONCE):
+            uris = [join(run.staged, name) for name in names[first : first + _READ_AT_ONCE]]
+            waiting += [
+                pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False) for data in pool.map(store.read, uris)
+            ]
+            if first + _READ_AT_ONCE < len(names) and sum(table.nbytes for table in waiting) < _MERGED_AT_ONCE_BYTES:
+                continue
+            rows, waiting = _by_key(pa.concat_tables(waiting)), []
+            for batch in rows.combine_chunks().to_batches():
+                keys = batch.column("image_key")
+                assert last <= keys[0].as_py(), "staged files come in the order of the plan"
+                last = keys[-1].as_py()
+                yield batch
 
 
-def _instances(rows: pa.Table, number: int) -> pa.Table:
-    rows = rows.combine_chunks()
-    lists = rows.column("instances").combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = (
-            pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], schema.STAGED.field("instances").type)
-        )
-    parent = pc.list_parent_indices(lists)
-    columns = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
-    for name in ("image_id", "image_key", "height", "width"):
-        columns[name] = rows.column(name).take(parent)
-    columns["batch"] = pa.array(np.full(len(parent), number, np.int32))
-    table = pa.table({name: columns[name] for name in schema.INSTANCES.names})
-    return table.sort_by([("class_name", "ascending"), ("image_key", "ascending"), ("instance", "ascending")]).cast(
-        schema.INSTANCES
-    )
+def _by_key(rows: pa.Table) -> pa.Table:
+    keys = rows.column("image_key")
+    sorted_already = len(keys) < 2 or pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py()
+    return rows if sorted_already else rows.sort_by("image_key")
 
 
-@dataclass(frozen=True)
-class Writer:
-    """Writes rows as whole data files, not yet visible to readers of the log.
-
-    stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
-    """
-
-    store: Store
-    root: str
-    stem: str
-    facts: Mapping[str, Any]
-    file_rows: int
-
-    def write(self, name: str, table: pa.Table, label: str = "") -> list[DataFile]:
-        """Write rows of a table, those of `instances` sorted by class. label: tells rewritten files from fresh ones."""
-        if name == "images":
-            return [self._put(name, part, f"{self.stem}{label}-{i:03d}", None) for i, part in self._parts(table)]
-        files = []
-        for class_name, part in _by_class(table):
-            value = slug(class_name)
-            for i, rows in self._parts(part):
-                files.append(self._put(name, rows, f"{self.stem}{label}-{i:03d}", value))
-        return files
-
-    def _parts(self, table: pa.Table) -> Iterable[tuple[int, pa.Table]]:
-        return enumerate(table.slice(first, self.file_rows) for first in range(0, table.num_rows, self.file_rows))
-
-    def _put(self, name: str, rows: pa.Table, stem: str, partition: str | None) -> DataFile:
-        path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
-        arrow = schema.with_facts(schema.IMAGES if name == "images" else schema.INSTANCES, self.facts)
-        settings = schema.IMAGES_WRITE if name == "images" else schema.INSTANCES_WRITE
-        order = (
-            [("image_key", "ascending"), ("instance", "ascending")]
-            if name == "instances"
-            else [("image_key", "ascending")]
-        )
-        sink = pa.BufferOutputStream()
-        sorting = pq.SortingColumn.from_ordering(arrow, order)
-        with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **_writer_options(settings)) as writer:
-            writer.write_table(rows.cast(arrow), row_group_size=settings["row_group_size"])
-        data = sink.getvalue()
-        self.store.put(join(table_uri(self.root, name), path), data.to_pybytes())
-        return DataFile(path, data.size, rows.num_rows, partition, _stats(rows))
+def _images(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
+    columns = {name: rows.column(name) for name in schema.STAGED.names if name != "instances"}
+    columns["batch"] = pa.array(np.full(rows.num_rows, number, np.int32))
+    columns["run_id"] = pa.array([run_id] * rows.num_rows, pa.string())
+    return pa.table({name: columns[name] for name in schema.IMAGES.names}).cast(schema.IMAGES)
 
 
-def _writer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "row_group_size"}
-
-
-def _by_class(table: pa.Table) -> Iterable[tuple[str, pa.Table]]:
-    names = table.column("class_name")
-    start = 0
-    for name, count in zip(*_run_lengths(names), strict=True):
-        yield name, table.slice(start, count)
-        start += count
-
-
-def _run_lengths(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
-    if not len(column):
-        return [], []
-    runs = pc.run_end_encode(column.combine_chunks())
-    if isinstance(runs, pa.ChunkedArray):
-        runs = runs.chunk(0)
-    ends = np.asarray(runs.run_ends)
-    return runs.values.to_pylist(), np.diff(ends, prepend=0).tolist()
-
-
-def _stats(rows: pa.Table) -> str:
-    """Delta's per-file statistics: the columns that readers prune by."""
-    names = [name for name in ("image_key", "class_id", "score", "batch", "status") if name in rows.column_names]
-    low, high = {}, {}
-    for name in names:
-        pair = pc.min_max(rows.column(name)).as_py()
-        low[name], high[name] = pair["min"], pair["max"]
-    return json.dumps(
-        {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": dict.fromkeys(names, 0)}
-    )
+def _instances(rows: pa.RecordBatch, number: int) -> Iterator[pa.Table]:
+    """The instances within the rows, class by class; those of a class keep their order."""
+    lists = rows.column("instances")
+    found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
+    image = pc.list_parent_indices(lists).to_numpy()
+    classes = found["class_name"].dictionary_encode()
+    codes = classes.indices.to_numpy()
+    ends = np.cumsum(np.bincount(codes, minlength=len(classes.dictionary)))
+    for chosen in np.split(np.argsort(codes, kind="stable"), ends[:-1]):
+        columns = {name: column.take(pa.array(chosen)) for name, column in found.items()}
+        for name in ("image_id", "image_key", "height", "width"):
+            columns[name] = rows.column(name).take(pa.array(image[chosen]))
+        columns["batch"] = pa.array(np.full(len(chosen), number, np.int32))
+        yield pa.table({name: columns[name] for name in schema.INSTANCES.names}).cast(schema.INSTANCES)
 
 
 # ---- replacing changed images ---------------------------------------------------------------------
 
 
-def _replaced(root: str, options: StorageOptions, keys: pa.ChunkedArray) -> pa.Array:
-    """Those of the keys that already have a committed row."""
+def _committed(root: str, options: StorageOptions) -> ds.Dataset | None:
     table = open_table(root, "images", options)
-    if table is None:
+    return None if table is None else Store(options).insist(root, table.to_pyarrow_dataset)
+
+
+def _replaced(store: Store, root: str, committed: ds.Dataset | None, keys: pa.Array) -> pa.Array:
+    """Those of the keys that already have a committed row."""
+    if committed is None:
         return pa.array([], pa.string())
-    wanted = keys.combine_chunks()
-    among = pc.field("image_key").isin(wanted)
-    found = Store(options).insist(root, lambda: table.to_pyarrow_dataset().to_table(["image_key"], filter=among))
+    found = store.insist(root, lambda: committed.to_table(["image_key"], filter=_one_of(keys)))
     return found.column("image_key").cast(pa.string()).combine_chunks()
 
 
-def _without(
-    root: str, name: str, options: StorageOptions, replaced: pa.Array
-) -> tuple[list[DataFile], list[tuple[pa.Table, str]]]:
-    """Files of the table that hold replaced images, and their remaining rows with a label for the new file."""
+def _one_of(keys: pa.Array) -> pc.Expression:
+    """Rows of these images. By the range of the keys alone, most files and row groups need no look."""
+    key, bounds = pc.field("image_key"), pc.min_max(keys)
+    return (key >= bounds["min"]) & (key <= bounds["max"]) & key.isin(keys)
+
+
+def _without(root: str, name: str, options: StorageOptions, replaced: pa.Array) -> Iterator[tuple[DataFile, Rows, str]]:
+    """Files of the table that hold replaced images, each with its remaining rows and a label for their new file."""
     if not len(replaced):
-        return [], []
+        return
     table = open_table(root, name, options)
     assert table is not None, "images that have rows come from a table that exists"
     store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
-    remove: list[DataFile] = []
-    kept: list[tuple[pa.Table, str]] = []
-    held = pc.field("image_key").isin(replaced)
+    held = _one_of(replaced)
     for fragment in store.insist(root, lambda: list(table.to_pyarrow_dataset().get_fragments(filter=held))):
-        uri = join(table_uri(root, name), fragment.path)
-        data = store.read(uri)
-        rows = pq.read_table(pa.BufferReader(data), schema=arrow, partitioning=None)
-        rest = rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=replaced)))
-        if rest.num_rows == rows.num_rows:
+        if not store.insist(root, partial(fragment.count_rows, filter=held)):
             continue
-        folder = fragment.path.rpartition("/")[0]
-        remove.append(DataFile(fragment.path, len(data), rows.num_rows, folder.partition("=")[2] or None))
-        kept.append((rest, f"{_REST}-{_digest(fragment.path)}"))
-    return remove, kept
+        data, rest = store.read(join(table_uri(root, name), fragment.path)), Rows()
+        file = pq.ParquetFile(pa.BufferReader(data))
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group).cast(arrow)
+            rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=replaced))))
+        partition = fragment.path.rpartition("/")[0].partition("=")[2] or None
+        removed = DataFile(fragment.path, len(data), file.metadata.num_rows, partition)
+        yield removed, rest, f"{_REST}-{_digest(fragment.path)}"
 
 
 def _replaced_anew(root: str, options: StorageOptions, number: int, changes: Changes) -> Changes:
@@ -498,9 +446,10 @@ def _replaced_anew(root: str, options: StorageOptions, number: int, changes: Cha
     fresh = [f for f in changes.add if _REST not in f.path]
     tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
     keys = pa.concat_tables(table.select(["image_key"]) for table in tables).column("image_key")
-    remove, kept = _without(root, "images", options, keys.combine_chunks())
+    kept = list(_without(root, "images", options, keys.combine_chunks()))
+    remove = [file for file, _, _ in kept]
     token = _digest([f.path for f in (*fresh, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"])
     writer = Writer(store, root, f"b{number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
-    rest = [f for table, part in kept for f in writer.write("images", table, part)]
+    rest = [f for _, rows, label in kept for f in writer.write("images", rows, label)]
     return Changes((*fresh, *rest), tuple(remove))

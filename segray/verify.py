@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segray import plan, rle, schema
+from segray.datafiles import DataFile
 from segray.errors import LabelSetError, SegrayError
 from segray.instances import image_id
 from segray.ledger import Run
-from segray.publish import APP_ID, DataFile, live_files
+from segray.publish import APP_ID, live_files
 from segray.storage import StorageOptions, Store, join
 from segray.tables import open_table, table_uri
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"zoo"},
     {"yolact_graph", "ir5", "ir5_layers", "inspection"},
     {"acquire"},
-    {"sources", "plan", "ledger", "tables"},
+    {"sources", "plan", "ledger", "tables", "datafiles"},
     {"label", "scheduler", "publish"},
     {"workers", "actor"},
     {"cluster", "execute"},

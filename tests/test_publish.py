@@ -166,3 +166,28 @@ def test_what_another_worker_says_of_itself_makes_other_files(run: Run) -> None:
     mine, theirs = (publish.merge(run, 1, publish.Inputs(names, {"host": host}, 1000), OPTIONS) for host in ("a", "bb"))
     for name in ("instances", "images"):
         assert {f.path for f in mine.tables[name].add}.isdisjoint(f.path for f in theirs.tables[name].add)
+
+
+def test_the_rows_do_not_depend_on_how_much_is_merged_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [[row(f"{unit}{i}.jpg", [13, 44][: (unit + i) % 3]) for i in range(5)] for unit in range(4)]
+    names = tuple(staged(run, unit, rows) for unit, rows in enumerate(units))
+
+    def rows_of(host: str) -> list[Any]:
+        batch = publish.merge(run, 1, publish.Inputs(names, {"host": host}, 1000), OPTIONS)
+        assert (batch.images, batch.instances) == (20, sum(len(r["instances"]) for rows in units for r in rows))
+        paths = [Path(run.root, name, file.path) for name in batch.tables for file in batch.tables[name].add]
+        return [pq.read_table(path, partitioning=None).to_pylist() for path in paths]
+
+    together = rows_of("a")
+    monkeypatch.setattr(publish, "_READ_AT_ONCE", 1)
+    monkeypatch.setattr(publish, "_MERGED_AT_ONCE_BYTES", 1)
+    assert rows_of("b") == together
+
+
+def test_files_without_a_replaced_image_are_left_alone(run: Run) -> None:
+    publish.commit(merged(run, 1, [row("a.jpg", [13]), row("c.jpg", [44])], file_rows=1), run, OPTIONS, Store())
+    batch = merged(run, 2, [row("b.jpg", [13]), row("c.jpg", [44], version="2")])
+    assert [file.partition for file in batch.tables["instances"].remove] == ["bottle"]
+    assert len(batch.tables["images"].remove) == 1
+    publish.commit(batch, run, OPTIONS, Store())
+    assert sorted(segray.images(run.root).to_table().column("image_key").to_pylist()) == ["a.jpg", "b.jpg", "c.jpg"]

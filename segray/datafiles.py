@@ -1,0 +1,189 @@
+"""Rows to the Parquet files of a table: row groups, file sizes, names, statistics.
+
+Knows how data files are cut and encoded, and holds little memory however many rows come. Knows nothing of logs,
+batches or where the rows are from. A file is put when it is complete; no reader of the log sees it yet.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segray import schema
+from segray.contracts.labels import slug
+from segray.storage import Store, join
+from segray.tables import table_uri
+
+# Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
+_WAITING_BYTES = 192 * 2**20
+
+_FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
+    "instances": (schema.INSTANCES, schema.INSTANCES_WRITE, ("image_key", "instance")),
+    "images": (schema.IMAGES, schema.IMAGES_WRITE, ("image_key",)),
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
+
+    path: str
+    size_bytes: int
+    rows: int
+    partition: str | None = None
+    stats: str = "{}"
+
+
+class Rows:
+    """Rows of one table gathered by class, if it has any; those of a class keep their order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[pa.Table | _Spilled]] = {}
+        self._bytes = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """More rows, all of one class. They should own their memory: a slice would keep the whole."""
+        if rows.num_rows:
+            name = rows.column("class_name")[0].as_py() if "class_name" in rows.column_names else ""
+            self._parts.setdefault(name, []).append(rows)
+            self._bytes += rows.nbytes
+        if self._bytes > _WAITING_BYTES:
+            self._spill()
+
+    def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
+        """The classes by name, each with its rows, which are let go on the way."""
+        for name in sorted(self._parts):
+            yield name, _drained(self._parts.pop(name))
+
+    def _spill(self) -> None:
+        """Move what is in memory to a file without a name, which is gone with its last reader."""
+        waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
+        batches = {
+            name: pa.concat_tables(parts).combine_chunks().to_batches() for name, parts in waiting.items() if parts
+        }
+        file = tempfile.TemporaryFile(prefix="segray-")  # noqa: SIM115  Closed with its last reader.
+        first = 0
+        with pa.ipc.new_file(file, next(iter(batches.values()))[0].schema) as writer:
+            for each in batches.values():
+                for batch in each:
+                    writer.write_batch(batch)
+        reader = pa.ipc.open_file(file)
+        for name, each in batches.items():
+            kept = [part for part in self._parts[name] if isinstance(part, _Spilled)]
+            self._parts[name] = [*kept, *(_Spilled(reader, first + i) for i in range(len(each)))]
+            first += len(each)
+        self._bytes = 0
+
+
+@dataclass(frozen=True)
+class _Spilled:
+    """One record batch of a temporary file."""
+
+    file: pa.ipc.RecordBatchFileReader
+    number: int
+
+    def read(self) -> pa.Table:
+        return pa.Table.from_batches([self.file.get_batch(self.number)])
+
+
+def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        yield part.read() if isinstance(part, _Spilled) else part
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes rows as whole data files, not yet visible to readers of the log.
+
+    stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
+    """
+
+    store: Store
+    root: str
+    stem: str
+    facts: Mapping[str, Any]
+    file_rows: int
+
+    def write(self, name: str, rows: Rows, label: str = "") -> list[DataFile]:
+        """Write all rows of a table, class by class. label: tells rewritten files from fresh ones."""
+        files = []
+        for class_name, parts in rows.take():
+            partition = slug(class_name) if name == "instances" else None
+            groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
+            for number, file in groupby(groups, key=lambda group: group[0]):
+                stem = f"{self.stem}{label}-{number:03d}"
+                files.append(self._put(name, (group for _, group in file), stem, partition))
+        return files
+
+    def _put(self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None) -> DataFile:
+        path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
+        columns, settings, order = _FORMATS[name]
+        arrow = schema.with_facts(columns, self.facts)
+        sorting = pq.SortingColumn.from_ordering(arrow, [(column, "ascending") for column in order])
+        options = {key: value for key, value in settings.items() if key != "row_group_size"}
+        sink, bounds = io.BytesIO(), _Bounds()
+        with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
+            for rows in groups:
+                writer.write_table(rows.cast(arrow))
+                bounds.add(rows)
+        data = sink.getvalue()
+        self.store.put(join(table_uri(self.root, name), path), data)
+        return DataFile(path, len(data), bounds.rows, partition, bounds.stats())
+
+
+def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """The rows in pieces of `most`, fewer at the end of a file, each with the number of its file."""
+    waiting: list[pa.Table] = []
+    number = written = count = 0
+    for part in parts:
+        while part.num_rows:
+            room = min(most, file_rows - written) - count
+            waiting.append(part.slice(0, room))
+            count += waiting[-1].num_rows
+            part = part.slice(room)
+            if waiting[-1].num_rows == room:
+                yield number, pa.concat_tables(waiting)
+                written += count
+                waiting, count = [], 0
+                if written == file_rows:
+                    number, written = number + 1, 0
+    if waiting:
+        yield number, pa.concat_tables(waiting)
+
+
+class _Bounds:
+    """Delta's statistics of a file: least and greatest of the columns that readers prune by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._low: dict[str, Any] = {}
+        self._high: dict[str, Any] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += rows.num_rows
+        for name in ("image_key", "class_id", "score", "batch", "status"):
+            if name in rows.column_names:
+                pair = pc.min_max(rows.column(name)).as_py()
+                self._low[name] = min(pair["min"], self._low.get(name, pair["min"]))
+                self._high[name] = max(pair["max"], self._high.get(name, pair["max"]))
+
+    def stats(self) -> str:
+        return json.dumps(
+            {
+                "numRecords": self.rows,
+                "minValues": self._low,
+                "maxValues": self._high,
+                "nullCount": dict.fromkeys(self._low, 0),
+            }
+        )

@@ -1,0 +1,85 @@
+"""Rows on their way into data files: every row once, in order, whatever waits where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segray import datafiles, schema
+from segray.datafiles import Rows, Writer
+from segray.storage import Store
+
+CLASSES = ("bottle", "kite", "stop sign")
+
+
+def instances(first: int, count: int, class_name: str) -> pa.Table:
+    numbers = range(first, first + count)
+    texts = {"image_id": "i{}", "image_key": "{:06d}.jpg", "rle": "{}x"}
+    columns = {name: [text.format(n) for n in numbers] for name, text in texts.items()}
+    columns["class_name"] = [class_name] * count
+    return pa.table(
+        [pa.array(columns.get(f.name, [n % 100 for n in numbers]), f.type) for f in schema.INSTANCES],
+        schema=schema.INSTANCES,
+    )
+
+
+def written(folder: Path, pieces: Sequence[int], file_rows: int = 10**6) -> dict[str, bytes]:
+    """The files that pieces of so many rows of each class become, by path."""
+    rows, first = Rows(), 0
+    for count in pieces:
+        for class_name in CLASSES:
+            rows.add(instances(first, count, class_name))
+        first += count
+    files = Writer(Store(), str(folder), "b", {"run_id": "r"}, file_rows).write("instances", rows)
+    assert [file.path for file in files] == sorted(file.path for file in files)
+    return {file.path: (folder / "instances" / file.path).read_bytes() for file in files}
+
+
+def test_rows_that_waited_on_disk_are_written_as_if_they_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(tmp_path / "memory", [70, 0, 50, 1])
+    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 20_000)
+    found = written(tmp_path / "disk", [70, 0, 50, 1])
+    assert found.keys() == expected.keys()
+    for path, data in found.items():
+        table = pq.read_table(pa.BufferReader(data))
+        assert table.equals(pq.read_table(pa.BufferReader(expected[path])))
+        assert table.column("image_key").to_pylist() == [f"{n:06d}.jpg" for n in range(121)]
+
+
+def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
+    assert written(tmp_path / "a", [70, 50], 64) == written(tmp_path / "b", [70, 50], 64)
+
+
+@given(st.lists(st.integers(0, 40), max_size=8), st.integers(1, 30), st.integers(1, 60))
+def test_row_groups_and_files_are_full_but_for_the_last(pieces: list[int], most: int, file_rows: int) -> None:
+    column = pa.array(range(sum(pieces)))
+    ends = [sum(pieces[: i + 1]) for i in range(len(pieces))]
+    parts = [pa.table({"n": column.slice(end - count, count)}) for end, count in zip(ends, pieces, strict=True)]
+    groups = list(datafiles._row_groups(parts, most, file_rows))
+    assert [n for _, group in groups for n in group.column("n").to_pylist()] == column.to_pylist()
+    files: dict[int, list[int]] = {}
+    for number, group in groups:
+        files.setdefault(number, []).append(group.num_rows)
+    assert list(files) == list(range(len(files)))
+    for number, sizes in files.items():
+        assert all(size == most for size in sizes[:-1])
+        assert 0 < sizes[-1] <= most
+        assert sum(sizes) == file_rows or number == len(files) - 1
+
+
+def test_statistics_bound_what_is_in_the_file(tmp_path: Path) -> None:
+    rows = Rows()
+    rows.add(instances(5, 3, "kite"))
+    rows.add(instances(8, 2, "kite"))
+    (file,) = Writer(Store(), str(tmp_path), "b", {}, 100).write("instances", rows)
+    assert file.rows == 5
+    assert '"minValues": {"image_key": "000005.jpg", "class_id": 5' in file.stats
+    assert '"maxValues": {"image_key": "000009.jpg", "class_id": 9' in file.stats
