@@ -1,15 +1,16 @@
 """Which images a run labels: list, compare with what is committed, freeze, cut into units.
 
 Knows refs, versions and units; knows nothing of how images are read or labelled. A frozen plan never changes:
-a restart, however many workers it has, sees the same units.
+a restart, however many workers it has, sees the same units. It lies in storage and is read part by part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,34 +24,53 @@ from segray.errors import SegrayError
 from segray.instances import ImageRef, Task
 from segray.storage import Store, join
 
-_PART_ROWS = 1_000_000
+_PART_ROWS, _PARTS_KEPT = 131_072, 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The frozen list. table: schema.PLAN, sorted by image_key. starts: first row of each unit, and the end."""
+    """The frozen list, sorted by image_key, and how it is cut into units.
 
-    table: pa.Table
+    starts: first row of each unit, and the end. part: the nth part of the list, schema.PLAN, of part_rows rows unless
+    it is the last.
+    """
+
     starts: NDArray[np.int64]
+    part: Callable[[int], pa.Table]
+    part_rows: int
 
     @property
     def images(self) -> int:
-        return int(self.table.num_rows)
+        return int(self.starts[-1])
+
+    def parts(self) -> Iterator[pa.Table]:
+        """The whole list, in order."""
+        return map(self.part, range(-(-self.images // self.part_rows)))
 
     def tasks(self) -> list[Task]:
         """Every unit as one task."""
         return [Task(unit, 0, int(size)) for unit, size in enumerate(np.diff(self.starts))]
 
     def rows(self, task: Task) -> slice:
-        """Where the task's images lie in the table."""
+        """Where the task's images lie in the list."""
         first = int(self.starts[task.unit])
         return slice(first + task.start, first + task.stop)
 
     def refs(self, task: Task) -> list[ImageRef]:
-        """The images of a task, in order."""
-        rows = self.table.slice(self.rows(task).start, len(task))
-        columns = [rows.column(name).to_pylist() for name in ("image_key", "uri", "version", "bytes")]
-        return [ImageRef(*row) for row in zip(*columns, strict=True)]
+        """The images of a task, in order. Raises SegrayError when the frozen list was changed."""
+        refs, (at, end) = [], (self.rows(task).start, self.rows(task).stop)
+        while at < end:
+            number, first = divmod(at, self.part_rows)
+            rows = self.part(number).slice(first, end - at)
+            columns = [rows.column(name).to_pylist() for name in ("image_key", "uri", "version", "bytes")]
+            refs += [ImageRef(*row) for row in zip(*columns, strict=True)]
+            at += rows.num_rows
+        return refs
+
+
+def of(table: pa.Table, unit_images: int) -> Plan:
+    """A list in memory as a plan that nobody froze."""
+    return Plan(cut(table.num_rows, unit_images), lambda number: table, max(1, table.num_rows))
 
 
 def build(batches: Iterable[pa.RecordBatch], committed: pa.Table | None) -> tuple[pa.Table, int]:
@@ -98,7 +118,6 @@ def cut(images: int, unit_images: int) -> NDArray[np.int64]:
 
 def freeze(store: Store, folder: str, table: pa.Table, unit_images: int) -> Plan:
     """Write the plan below `folder`; plan.json comes last and makes it whole."""
-    starts = cut(table.num_rows, unit_images)
     parts = []
     for number, first in enumerate(range(0, table.num_rows, _PART_ROWS)):
         sink = pa.BufferOutputStream()
@@ -107,37 +126,43 @@ def freeze(store: Store, folder: str, table: pa.Table, unit_images: int) -> Plan
         name = f"part-{number:05d}.parquet"
         store.put(join(folder, "plan", name), data)
         parts.append({"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-    facts = {"images": table.num_rows, "unit_images": unit_images, "parts": parts}
+    facts = {"images": table.num_rows, "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts}
     store.put(join(folder, "plan", "plan.json"), json.dumps(facts, indent=2).encode())
-    return Plan(table, starts)
+    return _frozen(store, folder, facts)
 
 
 def load(store: Store, folder: str) -> Plan | None:
     """The plan frozen below `folder`; None when it never became whole."""
     try:
-        facts: dict[str, Any] = json.loads(store.read(join(folder, "plan", "plan.json")))
+        return _frozen(store, folder, json.loads(store.read(join(folder, "plan", "plan.json"))))
     except FileNotFoundError:
         return None
-    tables = []
-    for part in facts["parts"]:
-        uri = join(folder, "plan", part["name"])
+
+
+def _frozen(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
+    def part(number: int) -> pa.Table:
+        uri = join(folder, "plan", facts["parts"][number]["name"])
         data = store.read(uri)
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        if hashlib.sha256(data).hexdigest() != facts["parts"][number]["sha256"]:
             raise SegrayError(
                 "a part of the frozen plan was changed", where=uri, do="restore it, or delete the run's folder"
             )
-        tables.append(pq.read_table(pa.BufferReader(data)))
-    table = pa.concat_tables(tables) if tables else schema.PLAN.empty_table()
-    return Plan(table, cut(table.num_rows, facts["unit_images"]))
+        return pq.read_table(pa.BufferReader(data))
+
+    return Plan(cut(facts["images"], facts["unit_images"]), lru_cache(_PARTS_KEPT)(part), facts["part_rows"])
 
 
 def committed_rows(plan: Plan, committed: pa.Table | None) -> NDArray[np.bool_]:
     """Which rows of the plan have a committed row of their version: (images,) bool."""
     if committed is None or not committed.num_rows:
         return np.zeros(plan.images, np.bool_)
-    remaining, _ = build(plan.table.rename_columns(["key", "uri", "version", "size_bytes"]).to_batches(), committed)
+    return np.concatenate([np.zeros(0, np.bool_), *(_committed_rows(part, committed) for part in plan.parts())])
+
+
+def _committed_rows(part: pa.Table, committed: pa.Table) -> NDArray[np.bool_]:
+    remaining, _ = build(part.rename_columns(["key", "uri", "version", "size_bytes"]).to_batches(), committed)
     keys = remaining.column("image_key").combine_chunks()
-    todo = pc.is_in(plan.table.column("image_key"), value_set=keys)
+    todo = pc.is_in(part.column("image_key"), value_set=keys)
     return np.asarray(~todo.to_numpy(zero_copy_only=False), np.bool_)
 
 

@@ -141,7 +141,7 @@ def _fresh(job: Job, committed: pa.Table | None, limit: int | None, dry_run: boo
     job.watcher.note(f"{table.num_rows} of {total} images to label")
     run = ledger.new_run(job.root)
     if dry_run:
-        return _Work(run, Plan(table, plan.cut(table.num_rows, unit_images)), {}, [], resumed=False)
+        return _Work(run, plan.of(table, unit_images), {}, [], resumed=False)
     ledger.claim(job.store, job.root, job.identity)
     publish.create_tables(job.root, job.options)
     frozen = plan.freeze(job.store, run.folder, table, unit_images)

@@ -440,17 +440,17 @@ def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
 
 def _check_plan(run: Run, store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
     """That every image of a finished run's plan has its row."""
+    left: list[str] = []
     try:
         frozen = plan.load(store, run.folder)
+        for part in () if frozen is None else frozen.parts():
+            keys = part.column("image_key").to_pylist()
+            lost = np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids))
+            left += [keys[i] for i in lost]
     except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
         findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
         return
     if frozen is None:
         findings.add("run", run.id, "done, but it has no whole plan")
-        return
-    if findings.unread:
-        return
-    keys = frozen.table.column("image_key").to_pylist()
-    left = np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids))
-    if len(left):
-        findings.add("planned_image", run.id, f"{len(left)} of {len(keys)} images have no row, first {keys[left[0]]!r}")
+    elif left and not findings.unread:
+        findings.add("planned_image", run.id, f"{len(left)} of {frozen.images} images have no row, first {left[0]!r}")

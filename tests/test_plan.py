@@ -61,9 +61,19 @@ def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
     frozen = plan.freeze(Store(), str(tmp_path), table, 16)
     loaded = plan.load(Store(), str(tmp_path))
     assert loaded is not None
-    assert loaded.table.equals(frozen.table)
+    assert pa.concat_tables(loaded.parts()).equals(table)
     assert (loaded.starts == frozen.starts).all()
     assert [ref.key for ref in loaded.refs(Task(1, 2, 4))] == ["010", "011"]
+
+
+def test_a_unit_may_lie_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_PART_ROWS", 7)
+    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
+    frozen = plan.freeze(Store(), str(tmp_path), table, 16)
+    assert [part.num_rows for part in frozen.parts()] == [7] * 7 + [1]
+    assert [ref.key for task in frozen.tasks() for ref in frozen.refs(task)] == keys(table)
+    done = plan.committed_rows(frozen, committed(("002", "1"), ("030", "1"), ("031", "other")))
+    assert np.flatnonzero(done).tolist() == [2, 30]
 
 
 def test_a_plan_without_its_last_object_never_was(tmp_path: Path) -> None:
@@ -77,8 +87,10 @@ def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
     table, _ = plan.build(listed(("a", "1")), None)
     plan.freeze(Store(), str(tmp_path), table, 16)
     (tmp_path / "plan" / "part-00000.parquet").write_bytes(b"other")
+    frozen = plan.load(Store(), str(tmp_path))
+    assert frozen is not None
     with pytest.raises(SegrayError, match="was changed"):
-        plan.load(Store(), str(tmp_path))
+        frozen.refs(Task(0, 0, 1))
 
 
 def test_what_is_left_are_the_runs_between_done_images(tmp_path: Path) -> None:
