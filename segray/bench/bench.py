@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from segray import runtime
-from segray.bench import workload
+from segray.bench import workload, yardstick
 from segray.bench.processes import Watch
 from segray.bench.workload import Workload
 from segray.errors import ConfigError, SegrayError
 
 WAYS: Mapping[str, str] = {"a": "ceiling", "b": "floor", "c": "segray", "d": "ray_data", "e": "script"}
+YARDSTICK = "yardstick"
 _NUMBERS = ("area", "height", "width", "rle")
 
 
@@ -39,7 +40,7 @@ class Asked:
     images: str | None = None
     size_hw: tuple[int, int] = (480, 640)
     count: int | None = None
-    model_name: str = workload.YARDSTICK
+    model_name: str = YARDSTICK
     model_path: str | None = None
     model_form: str | None = None
     precision: str = "auto"
@@ -108,9 +109,9 @@ def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload
     """Put the model, the images and the workload into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model: dict[str, Any] = {"name": asked.model_name, "path": asked.model_path, "form": asked.model_form}
-    if asked.model_name == workload.YARDSTICK:
+    if asked.model_name == YARDSTICK:
         note("building the yardstick: YOLACT ResNet-50 with random weights")
-        model = {"name": "yolact-resnet50-fpn-pytorch", "path": str(workload.yardstick(folder / "model").absolute())}
+        model = {"name": "yolact-resnet50-fpn-pytorch", "path": str(yardstick.write(folder / "model").absolute())}
     model |= {"precision": asked.precision, "max_detections": asked.instances}
     images = _images(asked, folder, asked.count or 32, note)
     load = Workload(str(folder.absolute()), images, model, runtime.available_cpus(), asked.settings)

@@ -72,7 +72,7 @@ def _detections(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], o
         for label in range(conf.shape[1] - 1)
         for row in _suppressed(boxes, conf[:, label + 1], options.max_detections)
     ]
-    kept.sort(key=lambda pair: -conf[pair[1], pair[0] + 1])
+    kept = sorted(kept, key=lambda pair: conf[pair[1], pair[0] + 1])[::-1]
     kept = [(label, row) for label, row in kept if conf[row, label + 1] >= options.score_threshold]
     ids = list(contract.labels)
     height, width = size_hw
@@ -86,7 +86,7 @@ def _detections(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], o
 def _suppressed(boxes: NDArray[np.float32], scores: NDArray[np.float32], most: int) -> list[int]:
     """Greedy non-maximum suppression of one class."""
     order = np.flatnonzero(scores > MIN_SCORE)
-    order = order[np.argsort(-scores[order], kind="stable")]
+    order = order[np.argsort(scores[order], kind="stable")[::-1]]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
     while len(order) and len(kept) < most:

@@ -1,6 +1,6 @@
 """What every way is measured on: the same image files, the same model, the same options.
 
-Knows scenes, the yardstick network and how they are put into a folder; knows nothing of processes or clocks.
+Knows scenes, files and the configuration of the model; knows nothing of processes or clocks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segray import config, runtime, sources, yolact_graph, zoo
+from segray import config, runtime, sources, zoo
 from segray.contracts.contract import Contract, Form, Options
 from segray.errors import ConfigError, WorldError
 from segray.label import options_of
 from segray.scenes.scene import draw_scene
 from segray.storage import Store
 
-YARDSTICK = "yardstick"
 _SEED = 0
 # As many bytes per pixel as photographs have, so that they are as slow to decode.
 _QUALITY = 95
@@ -106,20 +105,6 @@ def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
     if not done:
         raise WorldError("OpenCV could not encode a scene", found=f"{size_hw}")
     return data.tobytes()
-
-
-# ---- the model ------------------------------------------------------------------------------------
-
-
-def yardstick(folder: Path) -> Path:
-    """YOLACT ResNet-50 with random weights as an IR in `folder`: real work on every image, and no meaning."""
-    xml = folder / f"{YARDSTICK}.xml"
-    if not xml.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        runtime.save(yolact_graph.build(yolact_graph.random_weights(_SEED), "converted"), xml)
-        card = {"contract": yolact_graph.CONTRACT, "form": "converted", "weights": f"random, seed {_SEED}"}
-        (folder / zoo.CARD).write_text(json.dumps(card), "utf-8")
-    return xml
 
 
 def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
