@@ -152,12 +152,12 @@ def chosen(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
     tasks = [(task, name) for name in names if (task := staged_task(name)) is not None]
     tasks.sort(key=lambda item: (item[1] not in first, item[0].start, -item[0].stop, item[0].attempt, item[1]))
     taken: dict[Task, str] = {}
-    held: defaultdict[int, set[int]] = defaultdict(set)
+    held: defaultdict[int, int] = defaultdict(int)  # a bit for each image of the unit
     for task, name in tasks:
-        images = range(task.start, task.stop)
-        if held[task.unit].isdisjoint(images):
+        images = ((1 << len(task)) - 1) << task.start
+        if not held[task.unit] & images:
             taken[task] = name
-            held[task.unit].update(images)
+            held[task.unit] |= images
     return taken
 
 
