@@ -112,6 +112,7 @@ class Publish(_Section):
 
     batch_images: int = Field(default=50_000, ge=1)
     file_rows: int = Field(default=2_000_000, ge=1)
+    timeout_s: float = Field(default=3600, gt=0)
 
 
 class Config(_Section):

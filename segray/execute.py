@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from segray.instances import Failure, Task, UnitReport
 from segray.label import stage_failure
 from segray.ledger import Identity, Run
 from segray.plan import Plan
-from segray.scheduler import Action, Assign, Policy, Quarantine, Retire, Scheduler
+from segray.scheduler import Action, Assign, Names, Policy, Quarantine, Retire, Scheduler
 from segray.storage import StorageOptions, Store, shown
 
 _WAIT_S = 0.5
@@ -118,6 +118,21 @@ class Job:
         }
 
 
+class _Called(Names):
+    """Images by their keys, workers with their hosts."""
+
+    def __init__(self, frozen: Plan) -> None:
+        self._plan = frozen
+        self.hosts: dict[str, str] = {}
+
+    def worker(self, worker: str) -> str:
+        return f"worker {worker} on {self.hosts.get(worker, 'an unknown node')}"
+
+    def image(self, unit: int, index: int) -> str:
+        (ref,) = self._plan.refs(Task(unit, index, index + 1))
+        return f"{shown(ref.key)} (image {index} of unit {unit})"
+
+
 class Execution:
     """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
 
@@ -127,9 +142,11 @@ class Execution:
         self._job, self._run, self._plan, self._pool = job, run, frozen, pool
         config = job.config
         policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
-        self._scheduler = Scheduler(todo, policy)
+        self._names = _Called(frozen)
+        self._scheduler = Scheduler(todo, policy, self._names)
         self._staged = dict(staged)
         self._merging: Future[publish.Batch] | None = None
+        self._merging_since_s = 0.0
         self._before = frozen.images - self._scheduler.images_total
         self._joined = False
         self.ready_s = time.monotonic()
@@ -150,12 +167,9 @@ class Execution:
             self._publish()
             tally = self._job.tally
             self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
-        if self._scheduler.halted:
+        if (halt := self._scheduler.halted) is not None:
             raise WorldError(
-                "the run stopped: storage or the network failed again and again",
-                where=self._job.root,
-                found=self._scheduler.halted,
-                do="mend the cause",
+                f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, do="mend the cause"
             )
 
     def _settled(self) -> bool:
@@ -165,10 +179,11 @@ class Execution:
     # ---- events and actions ----
 
     def _handle(self, event: workers.Event) -> list[Action]:
-        now, scheduler, watcher = time.monotonic(), self._scheduler, self._job.watcher
+        now, scheduler, note = time.monotonic(), self._scheduler, self._job.watcher.note
         match event:
             case workers.Joined(worker, facts):
-                self._admit(facts, now)
+                self._names.hosts[worker] = facts.get("host", "an unknown node")
+                self._admit(worker, facts, now)
                 return scheduler.joined(worker, now)
             case workers.Finished(worker, report):
                 counts, actions = scheduler.finished(worker, report.task, now)
@@ -176,10 +191,11 @@ class Execution:
                     self._accept(report)
                 return actions
             case workers.Failed(worker, task, error):
-                watcher.note(f"worker {worker}: {error.what} ({error.found}); unit {task.unit} goes back to the queue")
-                return scheduler.failed(worker, task, f"{error.what}: {error.found}", now)
+                found = f"{error.what}: {error.found}" if error.found else error.what
+                note(f"{self._names.worker(worker)}: {found}; unit {task.unit} goes back to the queue")
+                return scheduler.failed(worker, task, found, now)
             case workers.Lost(worker, reason, blame, in_flight):
-                watcher.note(f"worker {worker} is lost: {reason}")
+                note(f"{self._names.worker(worker)} is lost: {reason}")
                 return scheduler.lost(worker, reason, now, blame_images=blame, in_flight=in_flight)
             case workers.Pulse(worker, progress):
                 scheduler.pulse(worker, progress, now)
@@ -191,7 +207,7 @@ class Execution:
                 case Assign(worker, task):
                     self._pool.assign(worker, task, self._plan.refs(task))
                 case Retire(worker, reason):
-                    self._job.watcher.note(f"worker {worker} is replaced: {reason}")
+                    self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
                 case Quarantine(task, reason):
                     (ref,) = self._plan.refs(task)
@@ -199,7 +215,7 @@ class Execution:
                     failure = Failure("process", "WorkerLost", reason)
                     self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
 
-    def _admit(self, facts: Mapping[str, str], now: float) -> None:
+    def _admit(self, worker: str, facts: Mapping[str, str], now: float) -> None:
         """Remember a worker's facts; `precision: auto` may not mean two precisions in one run."""
         if not self._joined:
             self._joined, self.ready_s = True, now
@@ -213,8 +229,9 @@ class Execution:
                 do="set model.precision to f32 (the same everywhere) or to one that all have",
             )
         self._job.facts.append(facts)
-        shown = [facts[name] for name in ("device_name", "precision", "host") if name in facts]
-        self._job.watcher.note(f"worker ready: {', '.join(shown)}")
+        described = [facts[name] for name in ("device_name", "precision") if name in facts]
+        called = self._names.worker(worker).removeprefix("worker ")
+        self._job.watcher.note(f"worker ready: {', '.join([called, *described])}")
 
     def _accept(self, report: UnitReport) -> None:
         self._job.tally.add(report)
@@ -226,7 +243,9 @@ class Execution:
         """Merge away from here, commit here; one batch at a time."""
         job = self._job
         if self._merging is not None:
-            if not self._settled() and not self._merging.done():
+            wait([self._merging], _WAIT_S if self._settled() else 0)
+            if not self._merging.done():
+                self._check_merge()
                 return
             batch, self._merging = self._merging.result(), None
             publish.commit(batch, self._run, job.options, job.store)
@@ -235,7 +254,19 @@ class Execution:
         if not images or (images < job.config.publish.batch_images and not self._settled()):
             return
         number = publish.recover(self._run.root, job.options, job.store) + 1
+        self._merging_since_s = time.monotonic()
         self._merging = self._pool.call(publish.merge, self._run, number, self._next_batch(number), job.options)
+
+    def _check_merge(self) -> None:
+        seconds = time.monotonic() - self._merging_since_s
+        if seconds > self._job.config.publish.timeout_s:
+            raise WorldError(
+                "the run stopped: finished units were not merged in time",
+                where=self._job.root,
+                found=f"a merge that has not ended for {seconds:.0f} s",
+                do="see whether storage answers; allow more with publish.timeout_s, or merge less with"
+                " publish.batch_images",
+            )
 
     def _next_batch(self, number: int) -> publish.Inputs:
         """What the batch is made of: as an interrupted attempt at it was, else of all that is staged."""

@@ -10,7 +10,7 @@ The life of a task (a slice of a unit, see instances.Task):
        │                   ├─ worker lost, its process died: images in flight are suspects, each alone again
        └───────────────────┤  (attempt 2); the rest of the slice goes back (attempt + 1)
                            ├─ worker lost, its node died: the whole slice goes back, nobody is blamed
-                           └─ failed by the world: goes back; after `max_attempts` the run halts
+                           └─ failed by the world, or stuck in storage: goes back; after `max_attempts` the run halts
 
     an image whose process died `max_attempts` times, all but the first alone ──Quarantine──> done, a failed row
 
@@ -19,12 +19,15 @@ A worker that holds too much memory finishes what it runs, gets nothing new and 
 A task on its second attempt or later has its worker to itself, so a death has one possible cause. Every death
 raises the attempt of all it touched or narrows the slice, so the machine always comes to an end; a node's death
 does so when it is the `max_attempts`th for the same task, for an image may take its whole node along.
+
+Suspects come last, each tried until it is clear what it is. So when worker after worker is lost with images that
+nobody suspects, and no image gets done anywhere, the fault is not the images': the run halts.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -35,7 +38,8 @@ from segray.instances import Place, Progress, Task
 class Policy:
     """max_attempts: tries of an image before it is quarantined, and of a slice against the world's faults.
 
-    image_timeout_s: longest an image may be worked on. stall_timeout_s: longest silence of a busy worker.
+    image_timeout_s: longest an image may be worked on. stall_timeout_s: longest silence of a busy worker, and
+    longest time in which workers are lost and nothing gets done.
     """
 
     max_attempts: int = 3
@@ -69,6 +73,25 @@ class Quarantine:
 
 Action = Assign | Retire | Quarantine
 
+
+@dataclass(frozen=True)
+class Halt:
+    """Why nothing more is assigned: what kind of fault, and what was found."""
+
+    what: str
+    found: str
+
+
+class Names:
+    """What workers and images are called in reasons."""
+
+    def worker(self, worker: str) -> str:
+        return f"worker {worker}"
+
+    def image(self, unit: int, index: int) -> str:
+        return f"image {index} of unit {unit}"
+
+
 # Stages in which an image does nothing of its own: storage is slow, or others are at work.
 _IDLE = ("read", "wait")
 
@@ -83,13 +106,16 @@ class _Worker:
 class Scheduler:
     """The state machine. Every method takes the time in seconds and returns actions to carry out, in order."""
 
-    def __init__(self, tasks: Iterable[Task], policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, tasks: Iterable[Task], policy: Policy, names: Names | None = None) -> None:
+        self._policy, self._names = policy, names or Names()
         self._waiting = deque(tasks)
+        self._suspects: deque[Task] = deque()
         self._workers: dict[str, _Worker] = {}
         self._node_deaths: Counter[Task] = Counter()
         self._busy_s: float | None = None
-        self.halted: str | None = None
+        self._setbacks: list[str] = []  # since an image last got done, which was at _fruit_s
+        self._fruit_s: float | None = None
+        self.halted: Halt | None = None
         self.images_total = sum(len(task) for task in self._waiting)
         self.images_done = 0
 
@@ -100,7 +126,7 @@ class Scheduler:
 
     @property
     def images_waiting(self) -> int:
-        return sum(len(task) for task in self._waiting)
+        return sum(len(task) for task in (*self._waiting, *self._suspects))
 
     def joined(self, worker: str, now_s: float) -> list[Action]:
         """A worker is ready for tasks."""
@@ -112,17 +138,14 @@ class Scheduler:
         if not self._release(worker, task, now_s):
             return False, []
         self.images_done += len(task)
+        self._bears_fruit(now_s)
         return True, self._assign(now_s)
 
     def failed(self, worker: str, task: Task, reason: str, now_s: float) -> list[Action]:
         """The world failed a task (storage, network); the worker lives."""
         if not self._release(worker, task, now_s):
             return []
-        if task.attempt >= self._policy.max_attempts:
-            self.halted = self.halted or reason
-            self._waiting.append(task)
-            return []
-        self._waiting.append(Task(task.unit, task.start, task.stop, task.attempt + 1))
+        self._again("storage or the network failed again and again", worker, task, reason)
         return self._assign(now_s)
 
     def lost(
@@ -135,12 +158,15 @@ class Scheduler:
         state = self._workers.pop(worker, None)
         if state is None:
             return []
+        reason = f"{self._names.worker(worker)}: {reason}"
+        if any(len(task) > 1 or task.attempt == 1 for task in state.running):
+            self._setbacks.append(reason)  # The death of a suspect is no surprise.
         places = state.pulse.in_flight if in_flight is None else in_flight
         at_work = {(unit, index) for unit, index, stage, _ in places if stage not in _IDLE}
         actions: list[Action] = []
         for task in state.running:
             if not blame_images and self._forgiven(task):
-                self._waiting.append(task)
+                self._back(task)
                 continue
             suspects = [i for i in range(task.start, task.stop) if (task.unit, i) in at_work]
             actions += self._split(task, suspects, reason)
@@ -155,40 +181,90 @@ class Scheduler:
         before = {(unit, index, stage) for unit, index, stage, _ in state.pulse.in_flight}
         if progress.finished != state.pulse.finished or here != before:
             state.last_sign_s = now_s
+        if progress.finished > state.pulse.finished:
+            self._bears_fruit(now_s)
         state.pulse = progress
 
     def tick(self, now_s: float) -> list[Action]:
         """Time passes: workers with an image past its deadline, or silent for too long, are retired.
 
-        When nobody has worked for as long, because no worker comes, the run halts.
+        When nobody has worked for as long, because no worker comes, or when nothing got done however many workers
+        were replaced, the run halts.
         """
         if self._busy_s is None or any(state.running for state in self._workers.values()):
             self._busy_s = now_s
-        if self._waiting and now_s - self._busy_s > self._policy.stall_timeout_s:
-            self.halted = self.halted or f"no worker for {now_s - self._busy_s:.0f} s"
         actions: list[Action] = []
         for name, state in list(self._workers.items()):
             if state.pulse.swollen and not state.running:
                 del self._workers[name]
                 actions.append(Retire(name, f"it holds {state.pulse.rss_bytes / 2**20:.0f} MiB of memory"))
                 continue
-            late = [
-                (unit, index, stage, seconds)
-                for unit, index, stage, seconds in state.pulse.in_flight
-                if stage not in _IDLE and seconds > self._policy.image_timeout_s
-            ]
+            at_work = [place for place in state.pulse.in_flight if place[2] not in _IDLE]
+            late = [place for place in at_work if place[3] > self._policy.image_timeout_s]
             silent_s = now_s - state.last_sign_s
             if late:
-                unit, index, stage, seconds = late[0]
-                reason = f"image {index} of unit {unit} has been in {stage} for {seconds:.0f} s"
+                reason = self._been(late)
                 state.pulse = replace(state.pulse, in_flight=tuple(late))
             elif state.running and silent_s > self._policy.stall_timeout_s:
-                reason = f"no progress for {silent_s:.0f} s"
+                reason = f"no progress for {silent_s:.0f} s; {self._whereabouts(state)}"
             else:
                 continue
             actions.append(Retire(name, reason))
-            actions += self.lost(name, reason, now_s, blame_images=True)
+            actions += (
+                self.lost(name, reason, now_s, blame_images=True) if at_work else self._stuck(name, reason, now_s)
+            )
+        self._consider(now_s)
         return actions
+
+    # ---- when nothing gets done ----
+
+    def _bears_fruit(self, now_s: float) -> None:
+        self._fruit_s = now_s
+        self._setbacks.clear()
+
+    def _consider(self, now_s: float) -> None:
+        """Halt when time passes and nothing gets done."""
+        assert self._busy_s is not None, "tick() sets it"
+        idle_s = now_s - self._busy_s
+        if (self._waiting or self._suspects) and idle_s > self._policy.stall_timeout_s:
+            self._halt("no worker comes", f"no worker for {idle_s:.0f} s")
+        # One image that takes its node along, again and again, until it is set aside, is no reason yet.
+        if len(self._setbacks) > 2 * self._policy.max_attempts and self._fruit_s is not None:
+            barren_s = now_s - self._fruit_s
+            if barren_s > self._policy.stall_timeout_s:
+                found = f"no image for {barren_s:.0f} s, while {len(self._setbacks)} tasks failed, hung or died"
+                self._halt("nothing gets done", f"{found}; the last: {self._setbacks[-1]}")
+
+    def _halt(self, what: str, found: str) -> None:
+        self.halted = self.halted or Halt(what, found)
+
+    def _stuck(self, worker: str, reason: str, now_s: float) -> list[Action]:
+        """A worker is retired in which no image was at work: storage or the worker itself is at fault."""
+        for task in reversed(self._workers.pop(worker).running):
+            # Each time takes long: with all other tasks before it, the last time would be days away.
+            self._again("nothing moves", worker, task, reason, first=True)
+        return self._assign(now_s)
+
+    def _again(self, what: str, worker: str, task: Task, reason: str, *, first: bool = False) -> None:
+        """The world failed a task: it goes back, and the last time the run halts."""
+        last = task.attempt >= self._policy.max_attempts
+        self._setbacks.append(f"{self._names.worker(worker)}, unit {task.unit}, attempt {task.attempt}: {reason}")
+        if last:
+            self._halt(what, self._setbacks[-1])
+        self._back(task if last else replace(task, attempt=task.attempt + 1), first=first)
+
+    def _whereabouts(self, state: _Worker) -> str:
+        """What a silent worker is at."""
+        if state.pulse.in_flight:
+            return self._been(state.pulse.in_flight)
+        return f"unit {state.running[0].unit} is with it, none of its images in flight"
+
+    def _been(self, places: Sequence[Place]) -> str:
+        unit, index, stage, seconds = max(places, key=lambda place: place[3])
+        others = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+        return f"{self._names.image(unit, index)} has been in {stage} for {seconds:.0f} s{others}"
+
+    # ---- tasks ----
 
     def _release(self, worker: str, task: Task, now_s: float) -> bool:
         state = self._workers.get(worker)
@@ -203,22 +279,35 @@ class Scheduler:
         self._node_deaths[task] += 1
         return self._node_deaths[task] < self._policy.max_attempts
 
+    def _back(self, task: Task, *, first: bool = False) -> None:
+        """Into the queue, at its end or before all others."""
+        if first:
+            self._waiting.appendleft(task)
+        else:
+            self._waiting.append(task)
+
+    def _take(self) -> Task:
+        return (self._waiting or self._suspects).popleft()
+
     def _split(self, task: Task, suspects: list[int], reason: str) -> list[Action]:
         """Take a slice whose process died apart: suspects alone, the rest in the runs between them."""
         if len(task) == 1:
             if task.attempt >= self._policy.max_attempts:
                 self.images_done += 1
                 return [Quarantine(task, reason)]
-            cuts = [task.start, task.stop]
-        elif not suspects and task.attempt > 1:
+            self._back(replace(task, attempt=task.attempt + 1), first=True)
+            return []
+        if not suspects and task.attempt > 1:
             # It died alone and left no trace of which image: halve it.
             cuts = [task.start, (task.start + task.stop) // 2, task.stop]
         else:
             cuts = sorted({task.start, task.stop, *suspects, *(index + 1 for index in suspects)})
         for start, stop in pairwise(cuts):
             # An image answers for its own deaths alone, not for those of the slice that it was in.
-            shared = stop - start == 1 < len(task)
-            self._waiting.append(Task(task.unit, start, stop, 2 if shared else task.attempt + 1))
+            if stop - start == 1:
+                self._suspects.append(Task(task.unit, start, stop, 2))
+            else:
+                self._back(Task(task.unit, start, stop, task.attempt + 1))
         return []
 
     def _assign(self, now_s: float) -> list[Action]:
@@ -226,17 +315,20 @@ class Scheduler:
         actions: list[Action] = []
         if self.halted:
             return actions
+        if self._fruit_s is None:
+            self._fruit_s = now_s
         for depth in (0, 1):
             for name, state in self._workers.items():
-                if len(state.running) != depth or not self._waiting or state.pulse.swollen:
+                left = len(self._waiting) + len(self._suspects)
+                if len(state.running) != depth or not left or state.pulse.swollen:
                     continue
-                if depth and (len(self._waiting) <= len(self._workers) or self._exclusive(state)):
+                if depth and (left <= len(self._workers) or self._exclusive(state)):
                     continue
                 if not state.running:
                     state.last_sign_s = now_s
-                state.running.append(self._waiting.popleft())
+                state.running.append(self._take())
                 actions.append(Assign(name, state.running[-1]))
         return actions
 
     def _exclusive(self, state: _Worker) -> bool:
-        return state.running[0].attempt > 1 or self._waiting[0].attempt > 1
+        return state.running[0].attempt > 1 or (self._waiting or self._suspects)[0].attempt > 1

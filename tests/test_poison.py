@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -53,13 +54,38 @@ def test_every_culprit_is_found_within_three_deaths_and_its_neighbours_are_untou
     }
     for index in KILLERS:
         assert rows[names[index]]["attempts"] == MAX_ATTEMPTS, done.stderr
-        assert rows[names[index]]["message"]
-    deaths = re.findall(r"worker \d+ is (?:lost|replaced)", done.stderr)
+        assert re.match(r"worker \d+ on \S+: ", rows[names[index]]["message"])
+    stuck = rf"{re.escape(names[26])} \(image \d+ of unit \d+\) has been in decode for \d+ s"
+    assert re.search(rf"worker \d+ on {re.escape(platform.node())} is replaced: {stuck}", done.stderr), done.stderr
+    assert re.search(stuck, rows[names[26]]["message"])
+    deaths = re.findall(r"worker \d+ on \S+ is (?:lost|replaced)", done.stderr)
     assert len(deaths) <= MAX_ATTEMPTS * len(KILLERS), done.stderr
 
     copied = ("version", "uri")
     for want, have in zip(contents(tmp_path / "clean", copied), contents(tmp_path / "poisoned", copied), strict=True):
         assert {k: v for k, v in have.items() if k not in failed} == {k: v for k, v in want.items() if k not in failed}
+
+
+def test_a_run_in_which_every_image_hangs_ends_with_exit_3_and_names_one(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "scenes", 12, seed=5)
+    source = tmp_path / "scenes" / "images"
+    for path in source.iterdir():
+        poison(path, "infer", "hang")
+    more = {
+        "unit_images": 4,
+        "max_attempts": 1,
+        "image": {"timeout_s": 3},
+        "cluster": {"stall_timeout_s": 45},
+        "workers": [{"count": 2, "num_cpus": 1}],
+    }
+    config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", **more)
+    done = command("label", config, env=environment(tmp_path / "plant"))
+    assert done.returncode == 3, done.stderr
+    assert re.search(
+        rf"the last: worker \d+ on {re.escape(platform.node())}: \S+\.jpg \(image \d+ of unit \d+\) has been in infer",
+        done.stderr,
+    ), done.stderr
+    assert "run the same command again" in done.stderr
 
 
 def test_a_worker_over_its_ceiling_is_replaced_between_tasks_and_nobody_is_blamed(tmp_path: Path) -> None:

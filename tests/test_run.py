@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +171,64 @@ def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labe
 
     summary = run.label(lenient, Notes(), mortal)
     assert keys(chosen) == ALL
-    assert summary.failures == (("07.jpg", "process", "killed by signal 11"),)
+    assert summary.failures == (("07.jpg", "process", "worker 2 on here: killed by signal 11"),)
     assert summary.images == {"ok": 19, "failed": 1}
     assert workers[0]._lives == 3
+
+
+class Hanging(Mortal):
+    """Workers in which the first image of every task hangs; a retired one is replaced at once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, "")
+        self._at: tuple[float, Task] | None = None
+
+    def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+        self._at = self._at or (time.monotonic(), task)
+
+    def events(self, timeout_s: float) -> list[Event]:
+        time.sleep(0.002)
+        found = super().events(timeout_s)
+        if self._at is not None:
+            since_s, task = self._at
+            place = (task.unit, task.start, "infer", time.monotonic() - since_s)
+            found.append(Pulse(str(self._lives), Progress(0, (place,))))
+        return found
+
+    def retire(self, worker: str) -> None:
+        self._at = None
+        self._lives += 1
+        self._events.append(Joined(str(self._lives), FACTS))
+
+
+def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Config) -> None:
+    impatient = chosen.model_copy(
+        update={
+            "image": config.Image(timeout_s=0.01),
+            "cluster": config.Cluster(stall_timeout_s=0.2),
+            "max_attempts": 2,
+        }
+    )
+    watcher = Notes()
+    with pytest.raises(WorldError, match="nothing gets done") as caught:
+        run.label(impatient, watcher, lambda recipe, c: Hanging(recipe))
+    where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
+    assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
+    assert any(re.fullmatch(rf"worker 0 on here is replaced: {where}", note) for note in watcher.notes)
+    run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
+
+
+def test_a_merge_that_never_ends_stops_the_run(chosen: config.Config) -> None:
+    class Silent(InProcess):
+        def call(self, function: Callable[..., Any], *args: Any) -> Any:
+            return Future()
+
+    impatient = chosen.model_copy(update={"publish": config.Publish(timeout_s=0.1)})
+    with pytest.raises(WorldError, match=r"not merged in time[\s\S]*publish\.timeout_s"):
+        run.label(impatient, Notes(), lambda recipe, c: Silent(Stub(recipe), FACTS))
+    run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
 
 
 def test_losing_a_race_plans_again_and_labels_nothing_twice(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from itertools import count
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray.instances import Progress, Task
-from segray.scheduler import Action, Assign, Policy, Quarantine, Retire, Scheduler
+from segray.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Retire, Scheduler
 
 
 def tasks_of(units: list[int]) -> list[Task]:
@@ -48,7 +51,7 @@ def test_images_in_flight_at_a_death_are_tried_alone() -> None:
         task = only_task(actions)
         seen.append((task.start, task.stop, task.attempt))
         _, actions = scheduler.finished("b", task, 4)
-    assert seen == [(0, 2, 2), (2, 3, 2), (3, 5, 2)]
+    assert seen == [(0, 2, 2), (3, 5, 2), (2, 3, 2)]
     assert scheduler.complete
 
 
@@ -128,7 +131,7 @@ def test_the_world_failing_again_and_again_halts_the_run() -> None:
     task = only_task(scheduler.joined("a", 0))
     task = only_task(scheduler.failed("a", task, "503", 1))
     assert scheduler.failed("a", task, "503", 2) == []
-    assert scheduler.halted == "503"
+    assert scheduler.halted == Halt("storage or the network failed again and again", "worker a, unit 0, attempt 2: 503")
     assert scheduler.images_waiting == 3
 
 
@@ -146,7 +149,136 @@ def test_a_silent_worker_is_retired_and_an_idle_one_is_not() -> None:
     scheduler = Scheduler(tasks_of([3]), Policy(stall_timeout_s=60))
     scheduler.joined("busy", 0)
     scheduler.joined("idle", 0)
-    assert [a for a in scheduler.tick(61) if isinstance(a, Retire)] == [Retire("busy", "no progress for 61 s")]
+    (retire,) = (action for action in scheduler.tick(61) if isinstance(action, Retire))
+    assert retire == Retire("busy", "no progress for 61 s; unit 0 is with it, none of its images in flight")
+
+
+class Called(Names):
+    """Workers have hosts, images have keys."""
+
+    def worker(self, worker: str) -> str:
+        return f"worker {worker} on host-7"
+
+    def image(self, unit: int, index: int) -> str:
+        return f"{index}.jpg (image {index} of unit {unit})"
+
+
+def test_storage_that_hangs_is_named_blamed_on_no_image_and_halts_the_run() -> None:
+    scheduler = Scheduler(tasks_of([3, 3]), Policy(max_attempts=2, stall_timeout_s=60), Called())
+    actions = scheduler.joined("w0", 0)
+    for now, worker, after in ((61, "w0", "w1"), (122, "w1", "w2")):
+        assert scheduler.halted is None
+        assert only_task(actions) == Task(0, 0, 3, 1 + (now > 61))
+        in_flight = ((0, 1, "read", 3.0), (0, 2, "read", 1.0))
+        scheduler.pulse(worker, Progress(0, in_flight), now - 61)
+        (retire,) = scheduler.tick(now)
+        assert retire == Retire(
+            worker, "no progress for 61 s; 1.jpg (image 1 of unit 0) has been in read for 3 s (and 1 more)"
+        )
+        actions = scheduler.joined(after, now)
+    assert actions == []
+    assert scheduler.halted is not None
+    assert scheduler.halted.what == "nothing moves"
+    assert scheduler.halted.found == f"worker w1 on host-7, unit 0, attempt 2: {retire.reason}"
+    assert scheduler.images_waiting == 6
+
+
+def test_a_quarantined_image_says_on_which_worker_it_was_last() -> None:
+    scheduler = Scheduler([Task(4, 2, 3, 3)], Policy(max_attempts=3, image_timeout_s=10), Called())
+    scheduler.joined("w9", 0)
+    scheduler.pulse("w9", Progress(0, ((4, 2, "infer", 11.0),)), 11)
+    found = "2.jpg (image 2 of unit 4) has been in infer for 11 s"
+    assert scheduler.tick(11) == [
+        Retire("w9", found),
+        Quarantine(Task(4, 2, 3, 3), f"worker w9 on host-7: {found}"),
+    ]
+
+
+def simulated(
+    units: list[int], workers: int, hangs: Callable[[int, int], bool] = lambda unit, index: True
+) -> tuple[Scheduler, float]:
+    """Some images hang in whatever worker, all others are done at once; a new worker takes half a minute to come.
+
+    The scheduler when all is over, and when that was.
+    """
+    scheduler = Scheduler(tasks_of(units), Policy(image_timeout_s=120, stall_timeout_s=600), Called())
+    busy: dict[str, list[tuple[int, Task]]] = {}
+    names = (f"w{i}" for i in count())
+    coming = [(0, next(names)) for _ in range(workers)]
+
+    def carry_out(actions: list[Action], now: int) -> None:
+        for action in actions:
+            if isinstance(action, Assign):
+                busy[action.worker].append((now, action.task))
+            elif isinstance(action, Retire):
+                del busy[action.worker]
+                coming.append((now + 30, next(names)))
+
+    for now in range(0, 200_000, 5):
+        for at, name in [each for each in coming if each[0] <= now]:
+            coming.remove((at, name))
+            busy[name] = []
+            carry_out(scheduler.joined(name, now), now)
+        for name, tasks in list(busy.items()):
+            if not tasks:
+                continue
+            since, task = tasks[0]
+            stuck = [i for i in range(task.start, task.stop) if hangs(task.unit, i)]
+            if stuck:
+                here = tuple((task.unit, i, "infer", float(now - since)) for i in stuck[:10])
+                done = len(task) - len(stuck) if len(stuck) < 10 else 0
+                scheduler.pulse(name, Progress(done * (now > since), here), now)
+            else:
+                tasks.pop(0)
+                carry_out(scheduler.finished(name, task, now)[1], now)
+        carry_out(scheduler.tick(now), now)
+        if scheduler.halted or scheduler.complete:
+            return scheduler, now
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize(
+    ("units", "workers", "slandered"),
+    [
+        ([256] * 1000, 1, 0),
+        ([256] * 1000, 50, 0),
+        ([256] * 3, 2, 0),
+        ([256], 1, 0),
+        ([256], 20, 60),
+        ([1] * 999, 1, 12),
+    ],
+)
+def test_when_every_worker_gets_stuck_the_run_halts(units: list[int], workers: int, slandered: int) -> None:
+    """slandered: most images that are set aside before; some are when workers have nothing to do but try suspects."""
+    scheduler, seconds = simulated(units, workers)
+    assert scheduler.halted is not None
+    assert seconds < 6000
+    assert scheduler.images_done <= slandered
+    assert "tasks failed, hung or died; the last: worker w" in scheduler.halted.found
+    assert "jpg (image" in scheduler.halted.found
+    assert "in infer for 12" in scheduler.halted.found
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_many_images_that_hang_are_each_set_aside_and_no_reason_to_halt(workers: int) -> None:
+    scheduler, seconds = simulated([256] * 40, workers, lambda unit, index: unit % 2 == 0 and index in (7, 100))
+    assert scheduler.halted is None
+    assert scheduler.complete
+    assert seconds > 40 * 240 / workers
+
+
+def test_an_outage_halts_a_long_queue_in_minutes() -> None:
+    """Every unit is failed by storage once; none is near its last attempt."""
+    scheduler = Scheduler(tasks_of([256] * 1000), Policy(stall_timeout_s=600))
+    given = [action.task for action in scheduler.joined("a", 0) if isinstance(action, Assign)]
+    for now in range(60, 6000, 60):
+        given += [
+            action.task for action in scheduler.failed("a", given.pop(0), "503", now) if isinstance(action, Assign)
+        ]
+        scheduler.tick(now)
+        if scheduler.halted:
+            break
+    assert now == 660
 
 
 def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
@@ -158,7 +290,7 @@ def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
     scheduler.tick(210)
     assert scheduler.halted is None
     scheduler.tick(216)
-    assert scheduler.halted == "no worker for 61 s"
+    assert scheduler.halted == Halt("no worker comes", "no worker for 61 s")
 
 
 def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
