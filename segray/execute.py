@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,19 +137,27 @@ class Execution:
     """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
 
     def __init__(
-        self, job: Job, run: Run, frozen: Plan, staged: Mapping[Task, str], todo: Iterable[Task], pool: workers.Workers
+        self,
+        job: Job,
+        run: Run,
+        frozen: Plan,
+        staged: Mapping[Task, str],
+        todo: Iterable[Task],
+        pool: workers.Workers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job, self._run, self._plan, self._pool = job, run, frozen, pool
+        self._job, self._run, self._plan, self._pool, self._clock = job, run, frozen, pool, clock
         config = job.config
         policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
         self._names = _Called(frozen)
         self._scheduler = Scheduler(todo, policy, self._names)
         self._staged = dict(staged)
+        self._staged_images = sum(map(len, staged))
         self._merging: Future[publish.Batch] | None = None
         self._merging_since_s = 0.0
         self._before = frozen.images - self._scheduler.images_total
         self._joined = False
-        self.ready_s = time.monotonic()
+        self.ready_s = clock()
 
     @property
     def images_done(self) -> int:
@@ -163,7 +171,7 @@ class Execution:
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
                     self._carry_out(self._handle(event))
-                self._carry_out(self._scheduler.tick(time.monotonic()))
+                self._carry_out(self._scheduler.tick(self._clock()))
             self._publish()
             tally = self._job.tally
             self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
@@ -179,7 +187,7 @@ class Execution:
     # ---- events and actions ----
 
     def _handle(self, event: workers.Event) -> list[Action]:
-        now, scheduler, note = time.monotonic(), self._scheduler, self._job.watcher.note
+        now, scheduler, note = self._clock(), self._scheduler, self._job.watcher.note
         match event:
             case workers.Joined(worker, facts):
                 self._names.hosts[worker] = facts.get("host", "an unknown node")
@@ -236,6 +244,7 @@ class Execution:
     def _accept(self, report: UnitReport) -> None:
         self._job.tally.add(report)
         self._staged[report.task] = report.staged
+        self._staged_images += len(report.task)
 
     # ---- publishing ----
 
@@ -250,15 +259,14 @@ class Execution:
             batch, self._merging = self._merging.result(), None
             publish.commit(batch, self._run, job.options, job.store)
             job.save(self._run, "running", self._plan.images)
-        images = sum(len(task) for task in self._staged)
-        if not images or (images < job.config.publish.batch_images and not self._settled()):
+        if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
             return
         number = publish.recover(self._run.root, job.options, job.store) + 1
-        self._merging_since_s = time.monotonic()
+        self._merging_since_s = self._clock()
         self._merging = self._pool.call(publish.merge, self._run, number, self._next_batch(number), job.options)
 
     def _check_merge(self) -> None:
-        seconds = time.monotonic() - self._merging_since_s
+        seconds = self._clock() - self._merging_since_s
         if seconds > self._job.config.publish.timeout_s:
             raise WorldError(
                 "the run stopped: finished units were not merged in time",
@@ -276,5 +284,7 @@ class Execution:
         if inputs is None or not set(inputs.staged) <= set(names):
             inputs = publish.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
             publish.intend(self._run, number, inputs, job.store)
-        self._staged = {task: name for task, name in self._staged.items() if name not in inputs.staged}
+        merged = set(inputs.staged)
+        self._staged = {task: name for task, name in self._staged.items() if name not in merged}
+        self._staged_images = sum(map(len, self._staged))
         return inputs
