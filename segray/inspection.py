@@ -68,7 +68,7 @@ def inspect(path: Path) -> Inspection:
     fits = _fits(found, path)
     return Inspection(
         str(path),
-        kind,
+        f"{kind}, quantised to int8" if found.quantised else kind,
         tuple(map(str, found.inputs)),
         tuple(map(str, found.outputs)),
         layout_of(found),

@@ -19,6 +19,7 @@ from watchers import Notes
 from segray import cli, config, label, quantize, run, runtime, trial, zoo
 from segray.analytics.evaluate import evaluate
 from segray.errors import ConfigError, LabelSetError, ModelError, UserError
+from segray.inspection import inspect
 from segray.scenes import dataset
 from segray.storage import Store
 from segray.workers import InProcess
@@ -97,6 +98,10 @@ def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
     model = zoo.resolve("stickers", str(test_runtime.quantised(tmp_path)), "converted")
     with pytest.raises(ConfigError, match="quantised already"):
         quantize.quantize(model, str(tmp_path), tmp_path / "out", Store())
+
+
+def test_inspect_says_that_a_model_is_quantised(tmp_path: Path) -> None:
+    assert inspect(test_runtime.quantised(tmp_path)).kind == "OpenVINO IR v11, quantised to int8"
 
 
 @pytest.mark.usefixtures("any_nncf")

@@ -332,9 +332,9 @@ def test_bf16_is_recorded_or_refused(tmp_path: Path) -> None:
 def quantised(folder: Path) -> Path:
     """The echo, rounded to int8 on its way: as NNCF marks the inputs of the layers that it quantises."""
     model = runtime.read(echo(folder))
-    convert = next(node for node in model.get_ops() if node.get_type_name() == "Parameter")
-    readers = convert.output(0).get_target_inputs()
-    rounded = op.fake_quantize(convert, *map(np.float32, (0, 255, 0, 255)), levels=256)
+    image = next(node for node in model.get_ops() if node.get_type_name() == "Parameter")
+    readers = image.output(0).get_target_inputs()
+    rounded = op.fake_quantize(image, *map(np.float32, (0, 255, 0, 255)), levels=256)
     for reader in readers:
         reader.replace_source_output(rounded.output(0))
     xml = folder / "quantised.xml"
