@@ -316,15 +316,11 @@ def _quota(cgroup: Path) -> float | None:
 
 def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput."""
-    compiled, image, quantised = compiled_model(path, form, settings)
-    return _OpenVINOEngine(compiled, form, image, _facts(compiled, settings, quantised))
+    return _OpenVINOEngine(compiled(path, form, settings))
 
 
-def compiled_model(path: Path, form: Form, settings: DeviceSettings) -> tuple[ov.CompiledModel, int, bool]:
-    """The compiled model of an Engine, for those who drive it otherwise; its image input, and whether it is quantised.
-
-    The image input is uint8 (1, h, w, 3) RGB; the outputs are those of the form, in the model's own order.
-    """
+def compiled(path: Path, form: Form, settings: DeviceSettings) -> Compiled:
+    """The same without an engine, for those who drive requests otherwise."""
     _check_device(settings)
     model = read(path)
     found = described(model)
@@ -337,11 +333,11 @@ def compiled_model(path: Path, form: Form, settings: DeviceSettings) -> tuple[ov
         _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw))
         model = _embed(model, image, form.image, layout)
         with _turn(settings.cache_dir):
-            compiled = _core().compile_model(model, settings.device, _options(settings))
+            network = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
         do = "Try another device or precision, or convert the model again."
         raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
-    return compiled, image, found.quantised
+    return Compiled(network, form, image, _facts(network, settings, found.quantised))
 
 
 @contextmanager
@@ -480,51 +476,62 @@ def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool
 # ---- engines --------------------------------------------------------------------------------------
 
 
-class _OpenVINOEngine:
-    """A pool of infer requests, each lent to one thread at a time."""
+class Compiled:
+    """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as of an Engine."""
 
-    def __init__(self, compiled: ov.CompiledModel, form: Form, image: int, facts: Mapping[str, str]) -> None:
-        # One more than the device works on, so that it never waits for a thread that is still decoding.
-        self.requests: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
-        self.facts = facts
-        ports = _signature(compiled)
+    def __init__(self, network: ov.CompiledModel, form: Form, image: int, facts: Mapping[str, str]) -> None:
+        self.network, self.facts = network, facts
+        ports = _signature(network)
         self.size_hw = _size_hw(ports.inputs[image])
         self._inputs = {name: index for index, port in enumerate(ports.inputs) for name in port.names}
         self._inputs[form.image.name] = image
-        self._dtypes = [port.get_element_type().to_dtype() for port in compiled.inputs]
+        self._dtypes = [port.get_element_type().to_dtype() for port in network.inputs]
         self._outputs = {name: _index(ports.outputs, name) for name in form.outputs}
-        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
-        for _ in range(self.requests):
-            self._idle.put(compiled.create_infer_request())
 
-    @contextmanager
-    def infer(self, inputs: Arrays) -> Iterator[Arrays]:
-        by_index = self._by_index(inputs)
-        request = self._idle.get()
-        try:
-            try:
-                request.start_async(by_index, share_inputs=True)
-                request.wait()
-            except RuntimeError as error:
-                found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items())
-                what = f"The network refused the image: {_reason(error)}"
-                raise ImageError(what, stage="infer", found=found) from error
-            yield {name: request.get_output_tensor(index).data for name, index in self._outputs.items()}
-        finally:
-            self._idle.put(request)
-
-    def _by_index(self, inputs: Arrays) -> dict[int, NDArray[Any]]:
+    def inputs(self, arrays: Arrays) -> dict[int, NDArray[Any]]:
         """Inputs by port. OpenVINO would run on without one that is missing, and would wrap floats into uint8."""
-        arrays = {self._inputs[name]: array for name, array in inputs.items() if name in self._inputs}
-        fits = len(arrays) == len(inputs) == len(self._dtypes)
-        if not fits or any(self._dtypes[index] != array.dtype for index, array in arrays.items()):
-            given = ", ".join(f"{name} {array.dtype}" for name, array in inputs.items())
+        by_port = {self._inputs[name]: array for name, array in arrays.items() if name in self._inputs}
+        fits = len(by_port) == len(arrays) == len(self._dtypes)
+        if not fits or any(self._dtypes[index] != array.dtype for index, array in by_port.items()):
+            given = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
             taken = ", ".join(f"{name} {self._dtypes[index]}" for name, index in self._inputs.items())
             what = "The model takes other inputs than its contract prepares."
             raise ModelError(
                 what, found=f"prepared {given}; the model takes {taken}", do="Check model.name and model.form."
             )
-        return arrays
+        return by_port
+
+    def outputs(self, request: ov.InferRequest) -> dict[str, NDArray[Any]]:
+        """The form's outputs of a request that is done, by name: views of its buffers."""
+        return {name: request.get_output_tensor(index).data for name, index in self._outputs.items()}
+
+
+class _OpenVINOEngine:
+    """A pool of infer requests, each lent to one thread at a time."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled, self.facts, self.size_hw = compiled, compiled.facts, compiled.size_hw
+        # One more than the device works on, so that it never waits for a thread that is still decoding.
+        self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        for _ in range(self.requests):
+            self._idle.put(compiled.network.create_infer_request())
+
+    @contextmanager
+    def infer(self, inputs: Arrays) -> Iterator[Arrays]:
+        by_port = self._compiled.inputs(inputs)
+        request = self._idle.get()
+        try:
+            try:
+                request.start_async(by_port, share_inputs=True)
+                request.wait()
+            except RuntimeError as error:
+                found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items())
+                what = f"The network refused the image: {_reason(error)}"
+                raise ImageError(what, stage="infer", found=found) from error
+            yield self._compiled.outputs(request)
+        finally:
+            self._idle.put(request)
 
 
 @dataclass(frozen=True)

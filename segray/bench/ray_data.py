@@ -20,15 +20,16 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from segray import runtime
 from segray.bench import textbook
-from segray.bench.ways import Lap, by_port
+from segray.bench.ways import Lap
 from segray.bench.workload import Workload
 from segray.contracts.contract import Contract, Form
 from segray.errors import ConfigError
 
 _BATCH = 16
 _TASK_CPUS = 0.5
+# Columns that are no tensors.
+_ABOUT = ("path", "height", "width")
 
 
 def prepare(row: dict[str, Any], contract: Contract, form: Form) -> dict[str, Any]:
@@ -43,39 +44,29 @@ class Predict:
     """Holds the compiled model; a batch of tensors -> rows of instances."""
 
     def __init__(self, load: Workload, mark: str) -> None:
-        self._model, self._contract, self._form, self._options = load.resolved()
-        self._compiled, self._image, _ = runtime.compiled_model(self._model.path, self._form, load.device())
-        self._queue = ov.AsyncInferQueue(self._compiled, 0)
+        self._compiled, self._contract, _, self._options = load.compiled()
+        self._queue = ov.AsyncInferQueue(self._compiled.network, 0)
         self._queue.set_callback(self._finished)
-        self._names = [sorted(port.get_names()) for port in self._compiled.outputs]
         Path(mark).write_text(json.dumps(time.monotonic()), "utf-8")
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         rows: list[list[textbook.Row]] = [[] for _ in batch["path"]]
         for i, (path, height, width) in enumerate(zip(batch["path"], batch["height"], batch["width"], strict=True)):
-            inputs = {
-                name: array[i : i + 1] for name, array in batch.items() if name not in ("path", "height", "width")
-            }
-            ports = by_port(self._compiled, self._image, self._form, inputs)
-            self._queue.start_async(ports, (rows, i, str(path), (int(height), int(width))))
+            tensors = {name: np.asarray(batch[name][i])[None] for name in batch if name not in _ABOUT}
+            self._queue.start_async(self._compiled.inputs(tensors), (rows, i, str(path), (int(height), int(width))))
         self._queue.wait_all()
         flat = [row for found in rows for row in found]
         return {name: [row[name] for row in flat] for name in textbook.COLUMNS}
 
     def _finished(self, request: Any, job: tuple[list[list[textbook.Row]], int, str, tuple[int, int]]) -> None:
         rows, i, path, size_hw = job
-        outputs = {
-            name.removesuffix(":0"): request.get_output_tensor(index).data
-            for index, names in enumerate(self._names)
-            for name in names
-        }
+        outputs = self._compiled.outputs(request)
         rows[i] = textbook.rows(self._contract, outputs, path, size_hw, self._options)
 
 
 def run(load: Workload, folder: Path) -> Lap:
     """Timed from the moment the model is compiled to the last file written."""
     _, contract, form, _ = load.resolved()
-    textbook.check(contract)
     _check_installed()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -114,7 +114,7 @@ def describe(found: Mapping[str, Any]) -> str:
     facts, model = found["facts"], found["model"]
     rounds = f"{found['rounds']} round" + ("s" if found["rounds"] > 1 else "")
     head = (
-        f"{found['images']} images, {rounds}, {model['name']}, {facts.get('INFERENCE_PRECISION_HINT', '?')}, "
+        f"{found['images']} images, {rounds}, {model['name']}, {facts.get('precision', '?')}, "
         f"{found['threads']} threads: medians, least and most in brackets"
     )
     lines = [

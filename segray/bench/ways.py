@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray import config, runtime
+from segray import config
 from segray.bench import textbook
 from segray.bench.workload import Workload, pixels
-from segray.contracts.contract import Form
 from segray.instances import ImageRef, Task
 from segray.label import Recipe
 from segray.run import label
+from segray.runtime import Compiled
 from segray.workers import Event, Finished, Workers
 
 # Prepared images that the loops over ready tensors hold.
@@ -58,7 +58,7 @@ class Lap:
 def ceiling(load: Workload, folder: Path) -> Lap:
     """A bare AsyncInferQueue over ready tensors, outputs left where they are."""
     compiled, tensors = _ready(load)
-    queue = ov.AsyncInferQueue(compiled, 0)
+    queue = ov.AsyncInferQueue(compiled.network, 0)
 
     def loop(count: int) -> None:
         for tensor in islice(cycle(tensors), count):
@@ -69,9 +69,7 @@ def ceiling(load: Workload, folder: Path) -> Lap:
     began, cpu = time.monotonic(), time.process_time()
     loop(len(load.images))
     ended, spent = time.monotonic(), time.process_time() - cpu
-    facts = {name: str(compiled.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_PRECISION_HINT")}
-    facts |= {"device_name": compiled.get_property("EXECUTION_DEVICES")[0], "openvino": ov.__version__}
-    return Lap(began, ended, len(load.images), {"infer": spent}, facts=facts)
+    return Lap(began, ended, len(load.images), {"infer": spent}, facts=compiled.facts)
 
 
 def floor(load: Workload, folder: Path) -> Lap:
@@ -83,7 +81,7 @@ def floor(load: Workload, folder: Path) -> Lap:
         cv2.imdecode(data, cv2.IMREAD_COLOR)
     decode = (time.thread_time() - cpu) / len(files)
     compiled, tensors = _ready(load)
-    request = compiled.create_infer_request()
+    request = compiled.network.create_infer_request()
     request.infer(tensors[0])
     count = max(2, len(load.images) // 4)
     began, cpu = time.monotonic(), time.process_time()
@@ -93,18 +91,11 @@ def floor(load: Workload, folder: Path) -> Lap:
     return Lap(began, time.monotonic(), count, {"decode": decode * count, "infer": spent})
 
 
-def _ready(load: Workload) -> tuple[Any, list[dict[int, NDArray[Any]]]]:
+def _ready(load: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
     """The compiled model, and images prepared for it."""
-    model, contract, form, _ = load.resolved()
-    compiled, image, _ = runtime.compiled_model(model.path, form, load.device())
+    compiled, contract, form, _ = load.compiled()
     prepared = [contract.prepare(form, picture) for picture in pixels(load.images, _MOST_TENSORS)]
-    return compiled, [by_port(compiled, image, form, inputs) for inputs in prepared]
-
-
-def by_port(compiled: Any, image: int, form: Form, inputs: Mapping[str, NDArray[Any]]) -> dict[int, NDArray[Any]]:
-    """Inputs by the number of their port."""
-    names = {name.removesuffix(":0"): i for i, port in enumerate(compiled.inputs) for name in port.get_names()}
-    return {image if name == form.image.name else names[name]: array for name, array in inputs.items()}
+    return compiled, [compiled.inputs(arrays) for arrays in prepared]
 
 
 # ---- (c): segray ----------------------------------------------------------------------------------
@@ -176,9 +167,8 @@ def _commit_times(log: Path) -> Iterator[float]:
 
 def script(load: Workload, folder: Path) -> Lap:
     """One process, one image after the other; compiled for latency, since only one image is ever in flight."""
-    model, contract, form, options = load.resolved()
-    textbook.check(contract)
-    compiled, image, _ = runtime.compiled_model(model.path, form, load.device("LATENCY"))
+    compiled, contract, form, options = load.compiled("LATENCY")
+    request = compiled.network.create_infer_request()
     spent: dict[str, float] = defaultdict(float)
     rows: list[textbook.Row] = []
     began, cpu = time.monotonic(), time.process_time()
@@ -190,9 +180,9 @@ def script(load: Workload, folder: Path) -> Lap:
         with _stage(spent, "prepare"):
             inputs = textbook.prepare(contract, form, np.asarray(picture, np.uint8))
         with _stage(spent, "infer"):
-            found = compiled(by_port(compiled, image, form, inputs))
-            outputs = named(found)
+            request.infer(compiled.inputs(inputs))
         with _stage(spent, "postprocess"):
+            outputs = compiled.outputs(request)
             rows += textbook.rows(contract, outputs, path, (picture.shape[0], picture.shape[1]), options)
     with _stage(spent, "write"):
         if rows:
@@ -200,11 +190,6 @@ def script(load: Workload, folder: Path) -> Lap:
     ended = time.monotonic()
     spent["infer"] += time.process_time() - cpu - sum(spent.values())
     return Lap(began, ended, len(load.images), dict(spent))
-
-
-def named(found: Any) -> dict[str, NDArray[Any]]:
-    """OpenVINO's outputs by every name they have."""
-    return {name.removesuffix(":0"): array for port, array in found.items() for name in port.get_names()}
 
 
 @contextmanager

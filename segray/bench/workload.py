@@ -21,6 +21,7 @@ from segray import config, runtime, sources, zoo
 from segray.contracts.contract import Contract, Form, Options
 from segray.errors import ConfigError, WorldError
 from segray.label import options_of
+from segray.runtime import Compiled, DeviceSettings
 from segray.scenes.scene import draw_scene
 from segray.storage import Store
 
@@ -62,9 +63,13 @@ class Workload:
         """The section `model`, validated."""
         return config.Model.model_validate(self.model)
 
-    def device(self, hint: str = "THROUGHPUT") -> runtime.DeviceSettings:
-        """What the model is compiled with."""
-        return runtime.DeviceSettings(threads=self.threads, precision=self.section().precision, hint=hint)
+    def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, Contract, Form, Options]:
+        """The model compiled as segray's workers compile it, with its contract, form and options."""
+        model, contract, form, options = self.resolved()
+        settings = DeviceSettings(threads=self.threads, precision=self.section().precision, hint=hint)
+        compiled = runtime.compiled(model.path, form, settings)
+        contract = contract.with_size(form.name, compiled.size_hw)
+        return compiled, contract, contract.forms[form.name], options
 
     def resolved(self) -> tuple[zoo.Model, Contract, Form, Options]:
         """The model's files, contract, form and options."""

@@ -9,6 +9,8 @@ only it is lost. A class without a name is kept, since whoever writes the rows c
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import geometry, rle
-from segray.contracts.contract import Options, Paste, chosen, large_enough
+from segray.contracts.contract import Contract, Options, Paste, chosen, large_enough
 from segray.instances import Instances
 
 Floats = NDArray[np.floating[Any]]
@@ -41,6 +43,21 @@ class Rows:
     scores: NDArray[np.float32]
     boxes_xyxy: Floats
     masks: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Boxed(Contract):
+    """A contract of these families. paste: how its numbers were measured."""
+
+    paste: Paste = "tile"
+
+    @abstractmethod
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> Rows:
+        """What the outputs, batch axis included, say of one image of this size. Raises ModelError, as decode does."""
+
+    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
+        """The rows that can be believed, best first, an empty mask or box among them."""
+        return instances(self.rows(outputs, size_hw), size_hw, options, self.paste)
 
 
 def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Paste) -> Instances:

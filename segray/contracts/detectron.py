@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from segray import geometry
 from segray.contracts import boxed
-from segray.contracts.contract import Contract, Form, ImageInput, Options, shaped
-from segray.instances import Instances
+from segray.contracts.contract import Form, ImageInput, shaped
 
 _RAW_OUTPUTS = ("classes", "scores", "boxes", "raw_masks")
 _OWN_OUTPUTS = ("labels", "boxes", "masks")
@@ -36,7 +35,7 @@ def own_masks(window_hw: tuple[int, int]) -> Mapping[str, Form]:
 
 
 @dataclass(frozen=True)
-class RawMasks(Contract):
+class RawMasks(boxed.Boxed):
     """The contract of 0033 and 0083: a mask of every class for every box; class 0 is background and filler."""
 
     def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -47,8 +46,8 @@ class RawMasks(Contract):
         info = np.array([[*fitted, scale]], np.float32)
         return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "im_info": info}
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """The rows of a class other than background, best first, an empty mask or box among them.
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> boxed.Rows:
+        """The rows of a class other than background.
 
         outputs: classes (n,), scores (n,), boxes (n, 4), raw_masks (n, k + 1, m, m) for k names in the label map.
         """
@@ -63,11 +62,11 @@ class RawMasks(Contract):
         own = boxed.own_channel(masks, classes)
         boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
         category = boxed.nth_of(np.array(list(self.labels), np.int32), classes - 1)
-        return boxed.instances(boxed.Rows(category, scores, boxes_xyxy, own), size_hw, options, "tile")
+        return boxed.Rows(category, scores, boxes_xyxy, own)
 
 
 @dataclass(frozen=True)
-class OwnMasks(Contract):
+class OwnMasks(boxed.Boxed):
     """The contract of 0002, 0091, 0228, 1039 and 1040: one mask for each box, classes counted from 0 without
     background, the score beside the box; filler has boxes of 0.
 
@@ -81,8 +80,8 @@ class OwnMasks(Contract):
         into = geometry.fit_and_pad if self.padded else geometry.resize
         return {form.image.name: into(image_rgb, form.window_hw)[None]}
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """The rows that are no filler, best first, an empty mask or box among them.
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> boxed.Rows:
+        """The rows that are no filler.
 
         outputs: labels (n,), boxes (n, 5) with the score last, masks (n, m, m).
         """
@@ -92,7 +91,7 @@ class OwnMasks(Contract):
         window_hw = self.forms["converted"].window_hw
         boxes_xyxy = _unfitted(boxes[:, :4], size_hw, geometry.fitted(size_hw, window_hw) if self.padded else window_hw)
         category = boxed.nth_of(np.array(list(self.labels), np.int32), labels)
-        return boxed.instances(boxed.Rows(category, boxes[:, 4], boxes_xyxy, masks), size_hw, options, "tile")
+        return boxed.Rows(category, boxes[:, 4], boxes_xyxy, masks)
 
 
 def _unfitted(

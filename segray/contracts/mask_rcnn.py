@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from segray import geometry
 from segray.contracts import boxed, tf_od
-from segray.contracts.contract import Form, ImageInput, Options, shaped
-from segray.instances import Instances
+from segray.contracts.contract import Form, ImageInput, shaped
 
 _OUTPUTS = ("reshape_do_2d", "masks")
 FORMS: Mapping[str, Form] = {
@@ -43,20 +42,20 @@ class MaskRcnn(tf_od.DetectionApi):
         info = np.array([[*form.window_hw, 1]], np.float32)
         return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "image_info": info}
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """Converted: the rows before the end mark, best first, an empty mask or box among them.
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> boxed.Rows:
+        """Converted: the rows before the end mark.
 
         outputs: reshape_do_2d (n, 7), masks (n, k, m, m), k the last class of the label map.
         """
         if not any(name.removesuffix(":0") in _OUTPUTS for name in outputs):
-            return super().decode(outputs, size_hw, options)
+            return super().rows(outputs, size_hw)
         shapes = {"reshape_do_2d": ("n", 7), "masks": ("n", max(self.labels), "m", "m")}
         table, masks = shaped(outputs, shapes, self.name)
         end = np.flatnonzero(np.append(table[:, 0] == -1, True))[0]
         classes, scores, boxes = table[:end, 1], table[:end, 2], table[:end, 3:]
         own = boxed.own_channel(masks[:end], classes - 1)
         boxes_xyxy = _to_source(boxes, size_hw, self.forms["converted"].window_hw)
-        return boxed.instances(boxed.Rows(classes, scores, boxes_xyxy, own), size_hw, options, self.paste)
+        return boxed.Rows(classes, scores, boxes_xyxy, own)
 
 
 def _to_source(

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from segray import geometry
 from segray.contracts import boxed
-from segray.contracts.contract import Contract, Form, ImageInput, Options, Paste, shaped
+from segray.contracts.contract import Form, ImageInput, shaped
 from segray.errors import ImageError
-from segray.instances import Instances
 
 _SHAPES: Mapping[str, tuple[int | str, ...]] = {
     "num_detections": (),
@@ -39,18 +38,16 @@ def original(input_name: str) -> Form:
 
 
 @dataclass(frozen=True)
-class DetectionApi(Contract):
-    """The contract. paste: how its numbers were measured."""
-
-    paste: Paste = "tile"
+class DetectionApi(boxed.Boxed):
+    """The contract."""
 
     def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The image at its own size, or stretched where the model file was fixed to one."""
         size_hw = form.image.size_hw
         return {form.image.name: (image_rgb if size_hw is None else geometry.resize(image_rgb, size_hw))[None]}
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """The rows before num_detections, best first, an empty mask or box among them.
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> boxed.Rows:
+        """The rows before num_detections.
 
         outputs: num_detections (), detection_boxes (n, 4), detection_scores (n,), detection_classes (n,),
         detection_masks (n, m, m), with or without a batch axis of 1. ImageError if num_detections counts nothing.
@@ -63,4 +60,4 @@ class DetectionApi(Contract):
         boxes, scores, classes, masks = (array[: int(count)] for array in arrays)
         # Exact in float64, so that either way to paste finds the numbers it would have computed itself.
         boxes_xyxy = boxes[:, [1, 0, 3, 2]].astype(np.float64) * np.array(size_hw[::-1] * 2)
-        return boxed.instances(boxed.Rows(classes, scores, boxes_xyxy, masks), size_hw, options, self.paste)
+        return boxed.Rows(classes, scores, boxes_xyxy, masks)
