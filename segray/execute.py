@@ -234,7 +234,7 @@ class Execution:
                 "the workers of this run compute in different precisions",
                 where="model.precision=auto",
                 found=f"{mine} on {facts.get('host', '?')}, {', '.join(sorted(others))} on others",
-                do="set model.precision to f32, or int8 if the model is quantised (the same everywhere), or to one all have",
+                do="set model.precision to f32, or int8 if quantised (the same everywhere), or to one that all have",
             )
         self._job.facts.append(facts)
         described = [facts[name] for name in ("device_name", "precision") if name in facts]
