@@ -4,8 +4,9 @@ Knows formats, orientation and limits; knows nothing of files, networks or model
 number of threads may decode at once (both libraries release the GIL while they decode).
 
 Headers are parsed here, so that size limits hold before a decoder allocates anything. Pixels of plain JPEG and PNG
-files come from OpenCV, which is faster, all others from Pillow; where both apply they give the same picture. How
-odd files become RGB of 8 bits per channel:
+files come from OpenCV, which is faster, all others from Pillow; where both apply they give the same picture. Of the
+metadata only EXIF's orientation is read, and here: profiles, texts and thumbnails, which may unpack to far more than
+the file, reach neither. How odd files become RGB of 8 bits per channel:
 
 - alpha and transparent colours are composited over white, as a viewer on a white page shows them;
 - 16 bits per channel keep their upper byte (value >> 8); 32-bit and float samples are refused, their range is unknown;
@@ -41,8 +42,10 @@ from segray.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 
-# No honest file has more segments or chunks; walking millions of them would hold the GIL for seconds.
+# No honest file has more segments, chunks or values of a tag; walking millions of them would hold the GIL for seconds.
 _MAX_PARTS = 200_000
+# Of a JPEG, each of which passes over the whole picture however few its bytes; libtiff's limit too. Cameras write 10.
+_MAX_SCANS = 100
 _READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
 
 
@@ -61,6 +64,7 @@ class Header:
 
     format: BMP, GIF, JPEG, PNG, TIFF or WEBP. width, height: pixels as stored, before orientation.
     orientation: EXIF 1..8; 1 if there is none or it is broken. plain: OpenCV reads this kind just as Pillow does.
+    scans: of a JPEG, whose coefficients are all held when there is more than one.
     """
 
     format: str
@@ -68,6 +72,7 @@ class Header:
     height: int
     orientation: int
     plain: bool = False
+    scans: int = 1
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -77,7 +82,7 @@ class Header:
     @property
     def decoding_bytes(self) -> int:
         """About what a decode holds at its peak."""
-        a_pixel = 20 if not self.plain else 3 if self.orientation == 1 else 6
+        a_pixel = 20 if not self.plain else (3 if self.orientation == 1 else 6) + (6 if self.scans > 1 else 0)
         return self.width * self.height * a_pixel
 
 
@@ -171,28 +176,35 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_8_BIT = frozenset({0xC0, 0xC1, 0xC2})
+# What says nothing of pixels: comments and applications' data, but JFIF's (APP0) and Adobe's (APP14).
+_JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 _EXIF_SIGNATURE = b"Exif\0\0"
 
 
 def _jpeg(data: bytes) -> Header:
     frame: tuple[int, int, int, int, int] | None = None
     exif = b""
-    for marker, body in _jpeg_segments(data):
+    scans = 0
+    for marker, start, stop in _jpeg_segments(data):
         if marker in _FRAMES and frame is None:
-            frame = (marker, *struct.unpack_from(">BHHB", body))
-        elif marker == _SOS and frame is None:
-            break
-        elif marker == _APP1 and not exif and body.startswith(_EXIF_SIGNATURE):
-            exif = body[len(_EXIF_SIGNATURE) :]
+            frame = (marker, *struct.unpack_from(">BHHB", data, start + 4))
+        elif marker == _SOS:
+            if frame is None:
+                break
+            scans += 1
+        elif marker == _APP1 and not exif and data.startswith(_EXIF_SIGNATURE, start + 4, stop):
+            exif = data[start + 4 + len(_EXIF_SIGNATURE) : stop]
     if frame is None:
         raise ImageError("corrupt JPEG: no frame header before the first scan")
+    if scans > _MAX_SCANS:
+        raise ImageError(f"corrupt JPEG: {scans} scans, more than {_MAX_SCANS}")
     marker, bits, height, width, channels = frame
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
-    return Header("JPEG", width, height, _orientation(exif), plain)
+    return Header("JPEG", width, height, _orientation(exif), plain, scans)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) of every segment up to the end marker; ImageError if there is none."""
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, stop) of every segment up to the end marker; ImageError if there is none."""
     at = 2
     for _ in range(_MAX_PARTS):
         found = _JPEG_MARKER.search(data, at)
@@ -205,50 +217,62 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise ImageError("truncated: a second JPEG begins before the end of the first")
         (length,) = struct.unpack_from(">H", data, found.end())
         at = found.end() + length
-        yield marker, data[found.end() + 2 : at]
+        yield marker, found.start(), at
     raise ImageError(f"corrupt JPEG: more than {_MAX_PARTS} segments")
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    view, kept, at = memoryview(data), [], 0
+    for marker, start, stop in _jpeg_segments(data):
+        if marker in _JPEG_METADATA:
+            kept.append(view[at:start])
+            at = stop
+    return b"".join([*kept, view[at:]]) if kept else data
 
 
 # PNG (third edition, chapters 5 and 11)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks that change no pixel and that no decoder has to unpack.
-_PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"cHRM", b"eXIf", b"gAMA", b"pHYs", b"sRGB", b"tEXt", b"tIME"})
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _TRUECOLOUR = 2
 
 
 def _png(data: bytes) -> Header:
-    names = set()
-    exif = b""
-    for name, body in _png_chunks(data):
-        names.add(name)
+    view = memoryview(data)
+    exif, keyed = b"", False
+    for name, start, stop in _png_chunks(data):
+        if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
+            raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
+        keyed |= name == b"tRNS"
         if name == b"eXIf":
-            exif = bytes(body)
+            exif = data[start + 8 : stop - 4]
     first, width, height, bits, colour = struct.unpack_from(">4sIIBB", data, len(_PNG_SIGNATURE) + 4)
     if first != b"IHDR":
         raise ImageError("corrupt PNG: the first chunk is not IHDR")
-    plain = bits == 8 and colour == _TRUECOLOUR and names <= _PLAIN_CHUNKS
-    return Header("PNG", width, height, _orientation(exif), plain)
+    return Header("PNG", width, height, _orientation(exif), bits == 8 and colour == _TRUECOLOUR and not keyed)
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(name, body) of every chunk up to IEND; ImageError if one is cut or its checksum is wrong."""
-    view = memoryview(data)
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, stop) of every chunk up to IEND, with its length and checksum; ImageError if one is cut."""
     at = len(_PNG_SIGNATURE)
     for _ in range(_MAX_PARTS):
         if at + 12 > len(data):
             raise ImageError("truncated: the PNG's IEND chunk is missing", found=f"{len(data)} bytes")
         length, name = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
+        stop = at + 12 + length
+        if stop > len(data):
             raise ImageError(f"truncated: the PNG ends inside its {_ascii(name)} chunk", found=f"{len(data)} bytes")
-        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {at}")
-        yield name, view[at + 8 : end]
+        yield name, at, stop
         if name == b"IEND":
             return
-        at = end + 4
+        at = stop
     raise ImageError(f"corrupt PNG: more than {_MAX_PARTS} chunks")
+
+
+def _bare_png(data: bytes) -> bytes:
+    view = memoryview(data)
+    chunks = (view[start:stop] for name, start, stop in _png_chunks(data) if name in _PIXEL_CHUNKS)
+    return b"".join([_PNG_SIGNATURE, *chunks])
 
 
 def _ascii(name: bytes) -> str:
@@ -339,10 +363,16 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
 _INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
+_BYTES = frozenset({1, 2, 7})  # BYTE, ASCII and UNDEFINED, which are not taken apart
+# EXIF, GPS and interoperability, which Pillow reads once the pixels are there.
+_DIRECTORIES = (34665, 34853, 40965)
 
 
 def _tiff(data: bytes) -> Header:
-    tags = _first_directory(data)
+    for tag, kind, count, _ in _entries(data):
+        if count > _MAX_PARTS and kind not in _BYTES:
+            raise ImageError(f"corrupt TIFF: its tag {tag} has {count} values")
+    tags = _integers(data)
     if _WIDTH not in tags or _HEIGHT not in tags:
         raise ImageError("corrupt TIFF: its first directory tells no width and height")
     return Header("TIFF", tags[_WIDTH], tags[_HEIGHT], _valid_orientation(tags))
@@ -351,7 +381,7 @@ def _tiff(data: bytes) -> Header:
 def _orientation(exif: bytes) -> int:
     """EXIF's orientation 1..8; 1 if there is none or the block is broken, which is common and no reason to fail."""
     try:
-        return _valid_orientation(_first_directory(exif))
+        return _valid_orientation(_integers(exif))
     except struct.error:
         return 1
 
@@ -361,23 +391,30 @@ def _valid_orientation(tags: dict[int, int]) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def _first_directory(tiff: bytes) -> dict[int, int]:
-    """The integer tags of the first directory (TIFF 6.0 section 2; BigTIFF); struct.error if it is cut short."""
+def _integers(tiff: bytes) -> dict[int, int]:
+    """The integer tags of the first directory; struct.error if it is cut short."""
+    return {tag: value for tag, _, _, value in _entries(tiff) if value is not None}
+
+
+def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int | None]]:
+    """(tag, type, count, value) of the first directory (TIFF 6.0 section 2; BigTIFF); struct.error if it is cut short.
+
+    The value is None where it is no integer; of several it is the first, or where they lie.
+    """
     order = "<" if tiff[:2] == b"II" else ">"
     (version,) = struct.unpack_from(order + "H", tiff, 2)
-    offset_at, offset, count, entry_bytes, value_at = (8, "Q", "Q", 20, 12) if version == 43 else (4, "I", "H", 12, 8)
-    (start,) = struct.unpack_from(order + offset, tiff, offset_at)
+    big = version == 43
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), tiff, 8 if big else 4)
     if start >= len(tiff):
         raise struct.error("the directory lies behind the end")
-    (entries,) = struct.unpack_from(order + count, tiff, start)
-    first = start + struct.calcsize(count)
-    tags: dict[int, int] = {}
-    for i in range(min(entries, 0xFFFF)):
-        at = first + i * entry_bytes
-        tag, kind = struct.unpack_from(order + "HH", tiff, at)
-        if kind in _INTEGERS:
-            (tags[tag],) = struct.unpack_from(order + _INTEGERS[kind], tiff, at + value_at)
-    return tags
+    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), tiff, start)
+    if entries > 0xFFFF:
+        raise struct.error("more entries than there are tags")
+    first, entry = start + (8 if big else 2), struct.Struct(order + ("HHQ" if big else "HHI"))
+    for at in range(first, first + entries * (20 if big else 12), 20 if big else 12):
+        tag, kind, count = entry.unpack_from(tiff, at)
+        value = struct.unpack_from(order + _INTEGERS[kind], tiff, at + entry.size)[0] if kind in _INTEGERS else None
+        yield tag, kind, count, value
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
@@ -411,6 +448,9 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 }
 
 
+# The same pictures without their metadata.
+_BARE: dict[str, Callable[[bytes], bytes]] = {"JPEG": _bare_jpeg, "PNG": _bare_png}
+
 _REDUCED = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -421,6 +461,8 @@ _REDUCED = {
 
 def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
     """The stored pixels in RGB; None if OpenCV finds fault: Pillow then has the last word, and gives a reason."""
+    if header.format == "PNG":  # OpenCV unpacks a PNG's profile; it only passes over a JPEG's.
+        data = _bare_png(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -434,10 +476,13 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
 def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
     """The stored pixels in RGB (a TIFF's: upright), or ImageError with Pillow's reason."""
     try:
-        with _READERS[header.format](io.BytesIO(data)) as image:
+        with _READERS[header.format](io.BytesIO(_BARE.get(header.format, bytes)(data))) as image:
             _check_size(*image.size, limits)  # A file may tell its size twice; this is what Pillow will allocate.
             if header.format == "TIFF":
-                image.getexif()[_ORIENTATION] = header.orientation  # What Pillow will turn it by, XMP or not.
+                exif = image.getexif()
+                for directory in _DIRECTORIES:
+                    exif.pop(directory, None)
+                exif[_ORIENTATION] = header.orientation  # What Pillow will turn it by, XMP or not.
             image.load()
             return _rgb(image)
     except ImageError:

@@ -15,6 +15,7 @@ import importlib
 import platform
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,7 @@ def build(
     # The threads of the pool are the parallelism; a broken file is told by its row, not by a line on stderr.
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     settings = runtime.DeviceSettings(device, cores, chosen.precision, chosen.cache_dir)
     with ThreadPoolExecutor(1) as beside:
         loops = beside.submit(importlib.import_module, "segray.kernels")  # Takes seconds the first time on a machine.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -141,6 +142,41 @@ def tiff_bomb(side: int = 60_000) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
+def tiff_of(values: Mapping[int, int] | None = None, exif_values: int = 0) -> bytes:
+    """The picture as a plain TIFF. values: tags that have so many, all zero; exif_values: half as many
+    fractions of one tag in EXIF."""
+    values = values or {}
+    pixels = picture().tobytes()
+    many = 4 * max([exif_values, *values.values()], default=0)
+    tags = {256: WIDTH, 257: HEIGHT, 258: 8, 259: 1, 262: 2, 273: 8, 277: 3, 278: HEIGHT, 279: len(pixels), 34665: 0}
+    start = 8 + len(pixels)
+    zeros = start + 2 + 12 * len(tags) + 4
+    tags[34665] = zeros + many
+    entries = [(tag, 4, values.get(tag, 1), zeros if tag in values else value) for tag, value in sorted(tags.items())]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    exif = struct.pack("<HHHIII", 1, 0x9207, 5, exif_values // 2, zeros, 0)
+    return b"II*\0" + struct.pack("<I", start) + pixels + directory + bytes(many) + exif
+
+
+def cmyk_with_exif(values: int) -> bytes:
+    """A CMYK JPEG whose EXIF has so many resolutions, of which a reader wants one, in as many segments as it takes."""
+    head = b"II*\0" + struct.pack("<IH", 8, 2)
+    tags = struct.pack("<HHII", 282, 5, values, 38) + struct.pack("<HHII", 296, 3, 1, 2)
+    exif = head + tags + bytes(4) + bytes(8 * values)
+    parts = (exif[at : at + 65_000] for at in range(0, len(exif), 65_000))
+    segments = (b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts)
+    jpeg = converted("CMYK", "JPEG")
+    jfif = 4 + int.from_bytes(jpeg[4:6], "big") if jpeg[2:4] == b"\xff\xe0" else 2
+    return jpeg[:2] + b"".join(segments) + jpeg[jfif:]
+
+
+def scan_bomb(scans: int = 150) -> bytes:
+    """A progressive JPEG that sends one scan, which is the work of a whole picture in a few bytes, again and again."""
+    jpeg = encode(picture(), "JPEG", progressive=True)
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:last] + jpeg[last:-2] * scans + jpeg[-2:]
+
+
 def with_broken_exif(data: bytes) -> bytes:
     """A JPEG with an EXIF block of noise after its start marker."""
     body = b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(range(64))
@@ -189,6 +225,11 @@ def _odd() -> dict[str, bytes]:
         "rgba.png": encode(half_transparent(), "PNG"),
         "la.png": encode(half_transparent("LA"), "PNG"),
         "one_bit.png": converted("1", "PNG"),
+        "text_that_swells.png": png_with(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8_000_000))),
+        "profile_that_swells.png": png_with(b"iCCP", b"icc\0\0" + zlib.compress(bytes(8_000_000))),
+        "animation_out_of_order.png": png_with(b"fcTL", struct.pack(">IIIIIHHBB", 7, WIDTH, HEIGHT, 0, 0, 1, 1, 0, 0)),
+        "exif_of_many_values.tif": tiff_of(exif_values=700_000),
+        "exif_of_many_values.jpg": cmyk_with_exif(values=300_000),
         "one_pixel.png": encode(picture(1, 1), "PNG"),
         "plain.bmp": encode(picture(), "BMP"),
         "lossy.webp": encode(picture(), "WEBP"),
@@ -227,8 +268,7 @@ def _broken() -> dict[str, bytes]:
         "bad_data.png": _flipped(png, 60),
         "no_pixels.png": png[:33] + png[-12:],
         "bomb.png": png_bomb(),
-        "text_bomb.png": png_with(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8_000_000))),
-        "profile_bomb.png": png_with(b"iCCP", b"icc\0\0" + zlib.compress(bytes(8_000_000))),
+        "scan_bomb.jpg": scan_bomb(),
         "truncated.gif": gif[: len(gif) * 2 // 3],
         "bomb.gif": gif_bomb(),
         "frame_bomb.gif": gif_frame_bomb(),
@@ -239,6 +279,8 @@ def _broken() -> dict[str, bytes]:
         "truncated.tif": encode(picture(), "TIFF", compression="tiff_lzw")[:-500],
         "float.tif": encode(picture()[..., 0].astype(np.float32), "TIFF"),
         "bomb.tif": tiff_bomb(),
+        "strip_bomb.tif": tiff_of(values={273: 300_000, 279: 300_000}),
+        "depth_bomb.tif": tiff_of(values={258: 300_000}),
     }
 
 
