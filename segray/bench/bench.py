@@ -54,8 +54,9 @@ class Asked:
 class Measured:
     """One way, once. began_s, ended_s: of the timed part; started_s, exited_s: of its process, in the same clock.
 
-    cpu_seconds: of stages, and by role of process within the timed part (driver, worker, ray). found: what its table
-    holds, of a way that writes one.
+    stages: CPU seconds by stage; roles: by role of process (driver, worker, ray), within the timed part.
+    others_share: of the processors, what other processes took meanwhile. found: what its table holds, of a way that
+    writes one.
     """
 
     way: str
@@ -66,6 +67,7 @@ class Measured:
     exited_s: float
     stages: Mapping[str, float]
     roles: Mapping[str, float]
+    others_share: float
     peak_rss_bytes: Mapping[str, int]
     bytes_written: int
     found: Mapping[str, float]
@@ -174,6 +176,7 @@ def run_way(way: str, load: Workload, folder: Path, note: Callable[[str], None])
         exited,
         lap["cpu_seconds"],
         watch.cpu_seconds(lap["began_s"], lap["ended_s"]),
+        watch.others_share(lap["began_s"], lap["ended_s"]),
         watch.peak_rss_bytes(),
         _bytes_below(folder) - before,
         _found(folder / "labels" / "instances"),

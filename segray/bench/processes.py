@@ -36,6 +36,7 @@ class Watch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._seen: dict[tuple[int, str], _Process] = {}
+        self._machine: list[tuple[float, float]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -62,8 +63,16 @@ class Watch:
             spent[process.role] = spent.get(process.role, 0.0) + process.cpu_s(began_s, ended_s)
         return spent
 
+    def others_share(self, began_s: float, ended_s: float) -> float:
+        """Of the machine's processors, what processes outside this tree took between two moments, 0..1."""
+        mine = sum(self.cpu_seconds(began_s, ended_s).values())
+        all_of_it = _at(self._machine, ended_s) - _at(self._machine, began_s)
+        room = (ended_s - began_s) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (all_of_it - mine) / room)) if room > 0 else 0.0
+
     def _look(self) -> None:
         while not self._done.wait(_EVERY_S):
+            self._machine.append((time.monotonic(), _machine_cpu_s()))
             for pid in self._tree():
                 # It may end at any moment.
                 with suppress(FileNotFoundError, ProcessLookupError, IndexError):
@@ -100,6 +109,12 @@ def _stat(pid: int) -> list[str]:
     return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
+def _machine_cpu_s() -> float:
+    """What all processors have computed since the machine started: user, nice, system, irq, softirq, steal."""
+    ticks = list(map(int, (_PROC / "stat").read_text().split(maxsplit=9)[1:9]))
+    return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS
+
+
 def _peak_rss_bytes(pid: int) -> int:
     for line in (_PROC / str(pid) / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -108,8 +123,10 @@ def _peak_rss_bytes(pid: int) -> int:
 
 
 def _at(samples: list[tuple[float, float]], moment_s: float) -> float:
-    """The value at a moment, between samples in proportion."""
-    before = (samples[0][0], 0.0)
+    """The value at a moment, between samples in proportion; outside them the nearest."""
+    if not samples:
+        return 0.0
+    before = samples[0]
     for sample in samples:
         if sample[0] >= moment_s:
             span = sample[0] - before[0]

@@ -13,6 +13,8 @@ from typing import Any
 from segray.bench.bench import WAYS, Measured, of
 from segray.bench.workload import Workload
 
+# Of the processors; beyond it images/s say more of the neighbours than of the ways.
+_QUIET = 0.05
 _WRITING = ("segray", "ray_data", "script")
 
 
@@ -23,6 +25,9 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
     ratio_with_startup: segray's images/s from the start of the command to its end, over the ceiling's.
     ratio_while_labelling: segray's images/s from the first unit given out to the last one staged, over the ceiling's;
     what is missing to ratio_to_ceiling is the last merge and commit.
+    cpu_ratio_to_ceiling: the ceiling's CPU seconds an image over segray's, all its processes counted: what the ratio
+    would be if no processor ever waited. Nearly the same on a busy machine, where the others mean little.
+    others_share: of the processors, what other processes took during the timed parts, by way.
     spread: [least, most] of each ratio and rate over the rounds.
     images_per_s, images_per_s_with_startup: by way. cpu_s_per_image: by way and stage; by role of process where a way
     does not tell stages: driver, worker, ray (Ray's own processes); `all` is their sum.
@@ -46,6 +51,8 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
         "ratio_with_startup": _ratios(whole.get("segray"), rates.get("ceiling")),
         "ratio_while_labelling": _ratios(labelling, rates.get("ceiling")),
     }
+    cpu = {way: [sum(_parts(lap).values()) / lap.images for lap in of(laps, way)] for way in ways}
+    ratios["cpu_ratio_to_ceiling"] = _ratios(cpu.get("ceiling"), cpu.get("segray"))
     found = {way: dict(of(laps, way)[0].found) for way in ways if way in _WRITING}
     counts = {facts.get("instances") for facts in found.values()}
     facts = {name: value for lap in laps for name, value in lap.facts.items()}
@@ -56,6 +63,7 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
         "images_per_s": {way: _rounded(values) for way, values in rates.items()},
         "images_per_s_with_startup": {way: _rounded(values) for way, values in whole.items()},
         "cpu_s_per_image": {way: _cpu(of(laps, way)) for way in ways},
+        "others_share": {way: _one(of(laps, way), lambda lap: lap.others_share) for way in ways},
         "peak_rss_bytes": {way: _medians(of(laps, way), lambda lap: lap.peak_rss_bytes) for way in ways},
         "bytes_written": {way: _one(of(laps, way), lambda lap: lap.bytes_written) for way in found},
         "startup_s": {way: _one(of(laps, way), lambda lap: lap.began_s - lap.started_s) for way in ways},
@@ -93,17 +101,17 @@ def _medians(laps: Sequence[Measured], of_lap: Callable[[Measured], Mapping[str,
     return {name: median(of_lap(lap).get(name, 0) for lap in laps) for name in names}
 
 
+def _parts(lap: Measured) -> dict[str, float]:
+    """CPU seconds by stage where stages are known, in place of the process that they ran in; else by role."""
+    inside = "worker" if lap.way == "segray" else "driver"
+    roles = {role: seconds for role, seconds in lap.roles.items() if role != inside or not lap.stages}
+    return {**lap.stages, **{role: seconds for role, seconds in roles.items() if seconds > 0}}
+
+
 def _cpu(laps: Sequence[Measured]) -> dict[str, float]:
-    """Stages where they are known in place of the process that they ran in."""
-    inside = "worker" if laps[0].way == "segray" else "driver"
-
-    def of_lap(lap: Measured) -> Mapping[str, float]:
-        roles = {role: seconds for role, seconds in lap.roles.items() if role != inside or not lap.stages}
-        parts = {**lap.stages, **roles}
-        return {**parts, "all": sum(parts.values())}
-
-    images = laps[0].images
-    return {name: round(value / images, 5) for name, value in _medians(laps, of_lap).items()}
+    by_part = _medians(laps, _parts)
+    whole = median(sum(_parts(lap).values()) for lap in laps)
+    return {name: round(value / laps[0].images, 5) for name, value in {**by_part, "all": whole}.items()}
 
 
 # ---- for a person ---------------------------------------------------------------------------------
@@ -130,6 +138,8 @@ def describe(found: Mapping[str, Any]) -> str:
     lines.append("")
     lines += [_stages(way, parts) for way, parts in found["cpu_s_per_image"].items()]
     lines += [f"{way}: {_contents(table, found['images'])}" for way, table in found["found"].items()]
+    if (most := max(found["others_share"].values())) > _QUIET:
+        lines.append(f"warning: other processes took up to {most:.0%} of the processors; trust CPU seconds alone")
     if found["same_instances"] is False:
         lines.append("warning: the ways did not find the same instances")
     return "\n".join(lines)
@@ -148,7 +158,7 @@ def _line(found: Mapping[str, Any], way: str) -> str:
 
 
 def _ratio_values(found: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in found.items() if name.startswith("ratio_") and value is not None]
+    return [(name, value) for name, value in found.items() if "ratio_" in name and value is not None]
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:
