@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from segray import rle
@@ -10,6 +11,9 @@ from segray.instances import Instances
 
 if TYPE_CHECKING:
     from segray.tables import images, scan
+
+# Importing OpenVINO tells Google Analytics of it. Without this module it does not, and lacks nothing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 

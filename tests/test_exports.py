@@ -26,3 +26,9 @@ def test_decoding_loads_neither_ray_nor_storage() -> None:
     code = "import sys, segray; print({'ray', 'deltalake', 'fsspec', 'openvino'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_openvino_tells_nobody_that_it_runs() -> None:
+    code = "import segray.runtime, openvino.tools.ovc, sys; print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
