@@ -6,6 +6,7 @@ error that names the nearest valid one. Secrets are never configuration: they co
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -148,16 +149,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             "cannot read the configuration", where=str(path), found=str(exc), do="check the path"
         ) from exc
-    values = _parse(text, str(path))
+    return validate(_parse(text, str(path)), str(path), overrides)
+
+
+def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """A plain mapping, with `key=value` overrides, to a Config; `where` names it in errors."""
+    chosen = copy.deepcopy(dict(values))
     for override in overrides:
-        _apply(values, override)
-    return validate(values, str(path))
-
-
-def validate(values: Mapping[str, Any], where: str) -> Config:
-    """A plain mapping to a Config; `where` names it in errors."""
+        _apply(chosen, override)
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(chosen)
     except ValidationError as exc:
         raise _explained(exc, where) from exc
 

@@ -6,6 +6,7 @@ comes of the numbers is report.py's.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from segray import runtime
+from segray import runtime, yolact_graph
 from segray.bench import workload, yardstick
 from segray.bench.processes import Watch
 from segray.bench.workload import Workload
@@ -29,6 +30,9 @@ from segray.errors import ConfigError, SegrayError
 
 WAYS: Mapping[str, str] = {"a": "ceiling", "b": "floor", "c": "segray", "d": "ray_data", "e": "script"}
 YARDSTICK = "yardstick"
+# Without a count: as many images as keep the device busy so long, of which the first few tell how many those are.
+_BUSY_S = 20.0
+_TRIAL, _MOST_IMAGES = 32, 2048
 _NUMBERS = ("area", "height", "width", "rle")
 
 
@@ -108,19 +112,26 @@ def bench(asked: Asked, folder: Path | None, note: Callable[[str], None]) -> tup
 
 
 def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload:
-    """Put the model, the images and the workload into the folder."""
+    """Put the model, the images and the workload into the folder. Raises ConfigError for what no way can run."""
+    if "d" in asked.only and importlib.util.find_spec("pandas") is None:
+        do = "pip install 'segray[bench]', or leave d out: --only abce"
+        raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", do=do)
     folder.mkdir(parents=True, exist_ok=True)
     model: dict[str, Any] = {"name": asked.model_name, "path": asked.model_path, "form": asked.model_form}
+    model |= {"precision": asked.precision, "max_detections": asked.instances}
+    if asked.model_name == YARDSTICK:
+        model |= {"name": yolact_graph.CONTRACT, "path": str(folder.absolute() / "model" / "yardstick.xml")}
+    load = Workload(str(folder.absolute()), (), model, runtime.available_cpus(), asked.settings)
+    load.configuration(folder / "labels")
     if asked.model_name == YARDSTICK:
         note("building the yardstick: YOLACT ResNet-50 with random weights")
-        model = {"name": "yolact-resnet50-fpn-pytorch", "path": str(yardstick.write(folder / "model").absolute())}
-    model |= {"precision": asked.precision, "max_detections": asked.instances}
-    images = _images(asked, folder, asked.count or 32, note)
-    load = Workload(str(folder.absolute()), images, model, runtime.available_cpus(), asked.settings)
+        yardstick.write(folder / "model")
+    load.resolved()
+    load = replace(load, images=_images(asked, folder, asked.count or _TRIAL, note))
     load.save()
     if asked.count is None:
-        lap = run_way("ceiling", load, folder / "trial", note)
-        count = max(32, min(2048, round(20 * lap.images_per_s)))
+        lap = run_way("ceiling", load, folder / "trial")
+        count = max(_TRIAL, min(_MOST_IMAGES, round(_BUSY_S * lap.images_per_s)))
         load = replace(load, images=_images(asked, folder, count, note))
         load.save()
     return load
@@ -140,18 +151,17 @@ def laps(asked: Asked, load: Workload, folder: Path, note: Callable[[str], None]
     for number in range(1, asked.repeats + 1):
         for letter in asked.only:
             way = WAYS[letter]
-            lap = run_way(way, load, folder / f"round-{number}" / way, note)
+            lap = run_way(way, load, folder / f"round-{number}" / way)
             note(f"round {number} of {asked.repeats}: {way} {lap.images_per_s:.2f} images/s")
             found.append(lap)
     return found
 
 
-def run_way(way: str, load: Workload, folder: Path, note: Callable[[str], None]) -> Measured:
+def run_way(way: str, load: Workload, folder: Path) -> Measured:
     """One way in a process of its own, watched from here."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "log.txt"
-    before = _bytes_below(folder)
     with log.open("wb") as output:
         started = time.monotonic()
         command = [sys.executable, "-m", "segray.bench", way, str(Path(load.folder, "workload.json")), str(folder)]
@@ -178,15 +188,11 @@ def run_way(way: str, load: Workload, folder: Path, note: Callable[[str], None])
         watch.cpu_seconds(lap["began_s"], lap["ended_s"]),
         watch.others_share(lap["began_s"], lap["ended_s"]),
         watch.peak_rss_bytes(),
-        _bytes_below(folder) - before,
+        sum(file.stat().st_size for file in (folder / "labels").rglob("*") if file.is_file()),
         _found(folder / "labels" / "instances"),
         lap["marks"],
         lap["facts"],
     )
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "log.txt")
 
 
 def _found(table: Path) -> Mapping[str, float]:

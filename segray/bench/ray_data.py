@@ -8,7 +8,6 @@ actor leaves processors to the tasks, or the job would hang; requests are kept i
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
@@ -24,7 +23,6 @@ from segray.bench import textbook
 from segray.bench.ways import Lap
 from segray.bench.workload import Workload
 from segray.contracts.contract import Contract, Form
-from segray.errors import ConfigError
 
 _BATCH = 16
 _TASK_CPUS = 0.5
@@ -67,7 +65,6 @@ class Predict:
 def run(load: Workload, folder: Path) -> Lap:
     """Timed from the moment the model is compiled to the last file written."""
     _, contract, form, _ = load.resolved()
-    _check_installed()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -93,8 +90,3 @@ def run(load: Workload, folder: Path) -> Lap:
 
 def _task() -> dict[str, Any]:
     return {"num_cpus": _TASK_CPUS}
-
-
-def _check_installed() -> None:
-    if importlib.util.find_spec("pandas") is None:
-        raise ConfigError("Ray Data needs pandas.", do="pip install 'segray[bench]', or leave d out: --only abce")

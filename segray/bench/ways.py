@@ -5,7 +5,6 @@ Knows what is done and between which moments it is timed; knows nothing of repet
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +126,7 @@ def segray(load: Workload, folder: Path) -> Lap:
     from segray import cluster, console
 
     marks: dict[str, float] = {}
-    chosen = config.load(_configuration(load, folder), load.settings)
+    chosen = load.configuration(folder / "labels")
 
     def start(recipe: Recipe, settings: config.Config) -> Workers:
         cluster.connect(settings.cluster)
@@ -140,18 +139,6 @@ def segray(load: Workload, folder: Path) -> Lap:
     marks["first_commit_s"] = commits[0]
     facts = {"failed": str(summary.tally.failed)}
     return Lap(marks.pop("began_s"), commits[-1], summary.tally.images, summary.tally.cpu_seconds, marks, facts)
-
-
-def _configuration(load: Workload, folder: Path) -> Path:
-    values = {
-        "source": {"uri": str(load.manifest)},
-        "output": {"root": str(folder / "labels")},
-        "model": dict(load.model),
-        "workers": [{"threads": load.threads}],
-    }
-    file = folder / "segray.yaml"
-    file.write_text(json.dumps(values), "utf-8")  # JSON is YAML.
-    return file
 
 
 def _commit_times(log: Path) -> Iterator[float]:

@@ -59,21 +59,28 @@ class Workload:
         values = json.loads(file.read_text("utf-8"))
         return Workload(**{**values, "images": tuple(values["images"]), "settings": tuple(values["settings"])})
 
-    def section(self) -> config.Model:
-        """The section `model`, validated."""
-        return config.Model.model_validate(self.model)
+    def configuration(self, root: Path) -> config.Config:
+        """segray's own, for a label set at `root`; ConfigError for what the user chose wrongly."""
+        values: dict[str, Any] = {
+            "source": {"uri": str(self.manifest)},
+            "output": {"root": str(root)},
+            "model": dict(self.model),
+            "workers": [{"threads": self.threads}],
+        }
+        return config.validate(values, "segray bench", self.settings)
 
     def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, Contract, Form, Options]:
         """The model compiled as segray's workers compile it, with its contract, form and options."""
         model, contract, form, options = self.resolved()
-        settings = DeviceSettings(threads=self.threads, precision=self.section().precision, hint=hint)
+        chosen = self.configuration(Path()).model
+        settings = DeviceSettings(threads=self.threads, precision=chosen.precision, hint=hint)
         compiled = runtime.compiled(model.path, form, settings)
         contract = contract.with_size(form.name, compiled.size_hw)
         return compiled, contract, contract.forms[form.name], options
 
     def resolved(self) -> tuple[zoo.Model, Contract, Form, Options]:
         """The model's files, contract, form and options."""
-        chosen = self.section()
+        chosen = self.configuration(Path()).model
         model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
         return model, model.contract, model.form, options_of(chosen, model.contract)
 
