@@ -30,7 +30,8 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
     others_share: of the processors, what other processes took during the timed parts, by way.
     spread: [least, most] of each ratio and rate over the rounds.
     images_per_s, images_per_s_with_startup: by way. cpu_s_per_image: by way and stage; by role of process where a way
-    does not tell stages: driver, worker, ray (Ray's own processes); `all` is their sum.
+    does not tell stages: driver, worker, ray (Ray's own processes); `all` is their sum. segray's stages are those of
+    its labelling worker; merge is what other workers did.
     peak_rss_bytes: by way, of the driver, of the largest worker, and of all processes. bytes_written: by way.
     startup_s: from the start of the command to the first work; first_unit_s, first_commit_s: to segray's first staged
     unit and first commit. found: what the tables hold; same_instances: whether they hold equally many, None for a
@@ -105,6 +106,8 @@ def _parts(lap: Measured) -> dict[str, float]:
     """CPU seconds by stage where stages are known, in place of the process that they ran in; else by role."""
     inside = "worker" if lap.way == "segray" else "driver"
     roles = {role: seconds for role, seconds in lap.roles.items() if role != inside or not lap.stages}
+    if lap.way == "segray" and lap.stages:
+        roles["merge"] = lap.roles.get("worker", 0.0) - sum(lap.stages.values())
     return {**lap.stages, **{role: seconds for role, seconds in roles.items() if seconds > 0}}
 
 
