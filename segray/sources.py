@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -214,6 +214,10 @@ def _token_pattern(token: str) -> str:
 
 # Manifests: rows of (uri, key, version) as written, "" where nothing is
 
+# No URI is as long; a file that is no manifest may be one line of gigabytes.
+_LINE_CHARS = 2**17
+_SHOWN_CHARS = 500
+_OTHER_SEPARATOR = re.compile(r"[;\t|]")
 _Row = tuple[str, str, str]
 
 
@@ -224,8 +228,10 @@ def _manifest_refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterat
     """
     seen: dict[bytes, int] = {}
     for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
-        if not written or "\0" in written:
-            raise SourceError("An image without a URI", where=f"{uri}, image {number}", do="fill it in or drop the row")
+        if not written or "\0" in written + key + version:
+            found = ascii((written, key, version)[: 3 if key or version else 1])[:200] if written else ""
+            do = "fill it in or drop the row"
+            raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, do=do)
         ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
         digest, identity = hashlib.blake2b(ref.key.encode(), digest_size=16).digest(), hash(ref.uri)
         if digest not in seen:
@@ -253,25 +259,38 @@ def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
     try:
         with store.reader(uri) as file:
             yield from _MANIFESTS[extension](file, extensions)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError) as error:
-        raise SourceError(
-            "Cannot read the manifest", where=uri, found=str(error), do=f"write it as {_FORMATS[extension]}"
-        ) from error
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The disk's own; Arrow's, of files that are not in its format, have no number.
+        found, do = str(error)[:_SHOWN_CHARS], f"write it as {_FORMATS[extension]}"
+        raise SourceError("Cannot read the manifest", where=uri, found=found, do=do) from error
 
 
 class _FormatError(ValueError):
     """A manifest that is not in its format."""
 
 
+def _lines(file: BinaryIO, newline: str) -> Iterator[str]:
+    """Each with its end. newline: "\\n", or "" for \\r\\n and \\r too, as csv wants it."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
+    for number in count(1):
+        line = text.readline(_LINE_CHARS)
+        if not line:
+            return
+        if len(line) == _LINE_CHARS:
+            raise _FormatError(f"line {number} has more than {_LINE_CHARS - 1} characters")
+        yield line
+
+
 def _text_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
-    for line in io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"):
+    for line in _lines(file, "\n"):
         if line.strip():
             yield line.rstrip("\r\n"), "", ""
 
 
 def _csv_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
-    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    rows: Iterator[list[str]] = (row for row in reader if row)
+    reader = csv.reader(_lines(file, ""), strict=True)
+    rows: Iterator[list[str]] = (row for row in reader if any(cell.strip() for cell in row))
     header = next(rows, [])
     if len(header) == 1 and _extension(header[0]) in extensions:
         rows, header = chain([header], rows), ["uri"]  # no header: the first row is an image already
@@ -286,6 +305,9 @@ def _csv_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
 def _parquet_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
     table = pq.ParquetFile(file)
     columns = _columns(table.schema_arrow.names)
+    kind = table.schema_arrow.field(columns[0]).type
+    if not _is_text(kind):
+        raise _FormatError(f"column {columns[0]!r} holds {kind}, not text")
     for batch in table.iter_batches(REF_BATCH_ROWS, columns=[column for column in columns if column]):
         none = [None] * len(batch)
         values = [batch.column(column).cast(pa.string()).to_pylist() if column else none for column in columns]
@@ -293,10 +315,20 @@ def _parquet_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
             yield uri or "", key or "", version or ""
 
 
-def _columns(names: Sequence[str]) -> tuple[str | None, str | None, str | None]:
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column may hold URIs; bytes too, since not every writer says that its strings are some."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
+    return any(test(values) for test in (*tests, pa.types.is_large_binary, pa.types.is_null))
+
+
+def _columns(names: Sequence[str]) -> tuple[str, str | None, str | None]:
     """The columns that hold uri, key and version."""
-    if "uri" not in names and len(names) != 1:
+    if "uri" not in names and (len(names) != 1 or _OTHER_SEPARATOR.search(names[0])):
         raise _FormatError(f"no column 'uri' among {', '.join(map(repr, names)) or 'none'}")
+    for column in ("uri", "key", "version"):
+        if names.count(column) > 1:
+            raise _FormatError(f"two columns {column!r}")
     if "uri" not in names:
         return names[0], None, None
     return "uri", "key" if "key" in names else None, "version" if "version" in names else None

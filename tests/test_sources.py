@@ -13,6 +13,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from swift_server import Swift
 
 from segray import sources
@@ -174,6 +176,7 @@ PLAIN = ["a b.JPG", "#1.jpg", "sub/a%20b.jpg", "naïve+.tiff"]
         ("m.csv", "\ufeffuri\r\n" + "\r\n".join(PLAIN) + "\r\n\r\n"),
         ("m.csv", "path\n" + "\n".join([*PLAIN, PLAIN[1]])),
         ("headerless.csv", "\n".join(PLAIN)),
+        ("m.csv", "uri,key\n" + "\n".join(f"{each}," for each in PLAIN) + "\n,\n , \n"),
         ("m.csv", "size,uri\n" + "\n".join(f'1,"{each}"' for each in PLAIN)),
         ("m.parquet", pa.table({"uri": PLAIN, "size": [1] * 4})),
         ("m.parquet", pa.table({"path": pa.array(PLAIN).dictionary_encode()})),
@@ -216,6 +219,14 @@ def test_parquet_manifests_may_hold_nulls_and_numbers(store: Store, root: str) -
         ("m.csv", "uri,key\nx.jpg,1\ny.jpg,1\n", r"One key for two images[\s\S]*image 2[\s\S]*'1'"),
         ("m.csv", 'uri\n"x.jpg\n', "CSV"),
         ("m.txt", "a\0b", "without a URI"),
+        ("m.csv", "uri,key\nx.jpg,a\0b\n", "without a URI"),
+        ("m.txt", "ok.jpg\n" + "x" * 200_000, "line 2 has more than 131071 characters"),
+        ("m.csv", "uri\n" + "x" * 200_000, "line 2 has more than"),
+        ("m.csv", "uri,uri\na,b\n", "two columns 'uri'"),
+        ("m.csv", "uri;key\na;b\n", "no column 'uri' among 'uri;key'"),
+        ("m.parquet", pa.table({"uri": [1, 2]}), "column 'uri' holds int64, not text"),
+        ("m.parquet", pa.table([["a"], ["b"]], names=["uri", "uri"]), "two columns 'uri'"),
+        ("m.parquet", pa.table({"uri": pa.array([b"\xff\xfe"])}), "Parquet"),
         ("m.parquet", "not parquet", "Parquet"),
         ("m.parquet", pa.table({"uri": pa.array([{"x": 1}])}), "Parquet"),
         ("m.parquet", pa.table({"uri": pa.array([None], pa.string())}), "without a URI"),
@@ -233,6 +244,92 @@ def test_a_manifest_in_another_encoding_is_refused(store: Store, root: str) -> N
     store.put(join(root, "m.txt"), "photo.jpg".encode("utf-16"))
     with pytest.raises(SourceError, match="UTF-8"):
         keys(join(root, "m.txt"), store)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()])
+def test_a_parquet_manifest_may_hold_text_of_any_kind(store: Store, root: str, kind: pa.DataType) -> None:
+    table = pa.table({"uri": pa.array([each.encode() for each in PLAIN], pa.binary()).cast(kind)})
+    assert all_refs(write(root, store, "m.parquet", table), store) == [
+        ImageRef(each, join(root, each)) for each in PLAIN
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("manifests")
+
+
+def refs_or_refusal(folder: Path, kind: str, content: bytes) -> None:
+    """Whatever the bytes: references with keys that differ, or a SourceError that says where."""
+    manifest = folder / f"m.{kind}"
+    manifest.write_bytes(content)
+    try:
+        found = keys(str(manifest), Store(StorageOptions(retries=0)))
+    except SourceError as error:
+        assert str(manifest) in error.where
+        return
+    assert found
+    assert all(found)
+    assert len(set(found)) == len(found)
+
+
+WORDS = [
+    "a.jpg", "b c.jpg", "%20.jpg", "é🙂.jpg", "../up.jpg", "s3://b/k", "s3://", "file:///x", "http://[::1", "~root/x",
+    "uri", "key", "version", "", " ", ",", ";",
+    '"', '""', "\t", "\n", "\r", "\r\n", "\ufeff", "\u2028", "\x85", "\0", "\x1a",
+    "x" * 140_000,
+]  # fmt: skip
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.sampled_from(["txt", "csv"]),
+    st.sampled_from([b"", b"\xef\xbb\xbf", b"uri\n", b"uri,key,version\r\n"]),
+    st.lists(st.sampled_from(WORDS), max_size=12).map("".join),
+    st.sampled_from(["utf-8", "utf-8", "utf-16", "latin-1"]),
+    st.binary(max_size=5),
+)
+def test_any_text_gives_references_or_is_refused(
+    folder: Path, kind: str, start: bytes, text: str, encoding: str, noise: bytes
+) -> None:
+    refs_or_refusal(folder, kind, start + text.encode(encoding, "replace") + noise)
+
+
+COLUMNS = (
+    pa.array(["a.jpg", "é b.jpg", None, "a.jpg"]),
+    pa.array(["a", "b", "a", "b"]).dictionary_encode(),
+    pa.array([b"a", b"b", b"\xff", None]),
+    pa.array([1, 2, None, 4]),
+    pa.array([[], ["a"], None, ["b", "c"]]),
+    pa.array([{"uri": "a"}, {"uri": "b"}, None, {"uri": None}]),
+    pa.nulls(4),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["uri", "key", "version", "uri.x", ""]), st.sampled_from(COLUMNS)), max_size=3),
+    st.integers(0, 4),
+    st.floats(0, 1),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+    st.booleans(),
+)
+def test_any_parquet_gives_references_or_is_refused(
+    folder: Path,
+    columns: list[tuple[str, pa.Array]],
+    rows: int,
+    length: float,
+    flips: list[tuple[float, int]],
+    cut: bool,
+) -> None:
+    """Of any types, with columns that are there twice, nested or missing; whole, cut short, or with bytes flipped."""
+    names, arrays = [name for name, _ in columns], [array.slice(0, rows) for _, array in columns]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, names), sink, compression="zstd")
+    data = bytearray(sink.getvalue().to_pybytes())
+    for place, value in flips:
+        data[int(place * (len(data) - 1))] = value
+    refs_or_refusal(folder, "parquet", bytes(data[: int(length * len(data))] if cut else data))
 
 
 # Nothing there
