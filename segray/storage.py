@@ -304,7 +304,10 @@ class _Local:
         return entry
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
-        with Path(_local_path(uri)).open("rb") as file:
+        # Without blocking: a pipe that nobody writes to would be waited for.
+        with open(_local_path(uri), "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "neither a file nor a link to one", uri)
             file.seek(start)
             return file.read(-1 if size is None else size)
 

@@ -161,6 +161,15 @@ def test_pyarrow_reads_through_a_reader(store: Store, root: str) -> None:
 # Listings
 
 
+def test_what_is_no_file_is_not_read_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "pipe.jpg", tmp_path / "folder.jpg", "/dev/zero"):
+        with pytest.raises(FileNotFoundError):
+            Store().read(str(path), 100)
+    assert keys(Store(), str(tmp_path)) == []
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.text("ab./ -\u00e9", min_size=1, max_size=8), max_size=8))
 def test_a_folder_is_listed_in_the_order_of_whole_keys(
