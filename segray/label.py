@@ -110,7 +110,7 @@ def build(
         loops.result()
     contract = model.contract.with_size(model.form.name, engine.size_hw)
     form, options = contract.forms[model.form.name], options_of(chosen, contract)
-    store = Store(recipe.storage)
+    store = Store(recipe.storage, known=[recipe.staged])  # where the plan is already
     labeller = Labeller(
         engine,
         contract,

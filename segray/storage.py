@@ -22,7 +22,7 @@ import re
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -110,10 +110,15 @@ def _local_path(uri: str) -> str:
 
 
 class Store:
-    """One process's way to storage; safe for many threads, and a copy sent elsewhere connects anew there."""
+    """One process's way to storage; safe for many threads, and a copy sent elsewhere connects anew there.
 
-    def __init__(self, options: StorageOptions | None = None) -> None:
+    known: URIs in buckets that are there. Like one that has answered once, such a bucket does not cease to exist: a
+    store that denies it is failing (Swift, while its container servers are gone).
+    """
+
+    def __init__(self, options: StorageOptions | None = None, known: Iterable[str] = ()) -> None:
         self.options = options or StorageOptions()
+        self._known = {_bucket_and_key(uri)[0] for uri in known}
         self._places: dict[tuple[int, str], _Place] = {}
         self._lock = threading.Lock()
 
@@ -194,11 +199,18 @@ class Store:
     def _try(self, uri: str, call: Callable[[_Place], T]) -> T:
         for attempt in count():
             try:
-                return call(self._place(uri))
+                answer = call(self._place(uri))
+                self._known.add(_bucket_and_key(uri)[0])
+                return answer
             except Exception as error:
                 verdict = _judge(error, uri)
                 if verdict is None:
                     raise
+                if verdict.no_bucket and _bucket_and_key(uri)[0] in self._known:
+                    found = getattr(verdict.error, "found", "")
+                    verdict = _Verdict(
+                        _world("Storage denies a bucket that is there", uri, found, _REACH), may_pass=True
+                    )
                 if not verdict.may_pass or attempt >= self.options.retries:
                     raise verdict.error from error
                 if verdict.renew:
@@ -603,11 +615,15 @@ _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "upd
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What a storage error means. may_pass: worth another attempt; renew: with fresh credentials."""
+    """What a storage error means. may_pass: worth another attempt; renew: with fresh credentials.
+
+    no_bucket: the store says that there is no such bucket.
+    """
 
     error: Exception
     may_pass: bool = False
     renew: bool = False
+    no_bucket: bool = False
 
 
 # Refusals that a later attempt with fresh credentials or a corrected clock may not meet.
@@ -662,8 +678,10 @@ def _judge_answer(status: int, code: str, message: str, uri: str) -> _Verdict:
         )
     if code in _BUSY or status in (408, 429) or (status >= 500 and status != 501):
         return _Verdict(_world("Storage is overloaded or failing", uri, found, _REACH), may_pass=True)
-    what = "No such bucket" if code == "NoSuchBucket" else "Storage refused the request"
-    return _Verdict(AccessError(what, where=_where(uri), found=found, do=_ADVICE.get(code, _ADVICE_ELSE)))
+    no_bucket = code == "NoSuchBucket"
+    what = "No such bucket" if no_bucket else "Storage refused the request"
+    error = AccessError(what, where=_where(uri), found=found, do=_ADVICE.get(code, _ADVICE_ELSE))
+    return _Verdict(error, no_bucket=no_bucket)
 
 
 def _judge_client(error: boto.BotoCoreError, uri: str) -> _Verdict:

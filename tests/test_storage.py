@@ -310,6 +310,21 @@ def test_what_will_not_pass_is_said_at_once(
     assert naps == []
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["that answered", "told of"])
+def test_a_bucket_that_is_there_and_denied_is_the_fault_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    naps = no_sleep(monkeypatch)
+    store = Store(StorageOptions(retries=2), known=["s3://b/elsewhere"] if known else [])
+    failing(monkeypatch, store)
+    if not known:
+        store.read("s3://b/k")
+    failing(monkeypatch, store, *[reply(404, "NoSuchBucket")] * 3)
+    with pytest.raises(WorldError, match="denies"):
+        store.read("s3://b/k")
+    assert len(naps) == 2
+
+
 def test_a_listing_tries_again_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     naps, scan = no_sleep(monkeypatch), storage._scan
     for key in ("a/1", "b/2"):
