@@ -258,9 +258,9 @@ class RayWorkers:
         return answer
 
     def _call(self, answer: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        # No CPU: the workers hold them all, and this must never wait for one.
-        remote: Any = ray.remote(num_cpus=0, max_retries=2)(function)
         try:
+            # No CPU: the workers hold them all, and this must never wait for one.
+            remote: Any = ray.remote(num_cpus=0, max_retries=2)(function)
             called = self._answered(lambda: remote.remote(*args).future())
             while wait([called], _NODES_S).not_done:
                 self._answered(_nodes)

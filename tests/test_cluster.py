@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from command import ENV, write_config
 from command import segray as command
-from command import write_config
 
 import segray
 from segray.scenes import dataset
 
 pytestmark = pytest.mark.full
+
+_CALLS = """
+import os
+from segray import cluster, config, errors
+
+def die():
+    os._exit(1)
+
+def refuse():
+    raise errors.ConfigError("refused", where="here")
+
+chosen = config.Cluster()
+cluster.connect(chosen)
+workers = cluster.RayWorkers(None, [], chosen)
+for function in die, refuse:
+    try:
+        workers.call(function).result(120)
+    except errors.SegrayError as error:
+        print(type(error).__name__, error)
+workers.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +64,11 @@ def test_a_pool_larger_than_the_cluster_starts_with_what_fits(tmp_path: Path, im
     done = command("label", config)
     assert done.returncode == 0, done.stderr
     assert segray.images(str(tmp_path / "labels")).count_rows() == 8
+
+
+def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arrive_as_raised() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLS], env={**os.environ, **ENV}, capture_output=True, text=True, timeout=300
+    )
+    assert "WorldError die came to no end on the Ray cluster" in done.stdout, done.stderr
+    assert "ConfigError refused\n  where: here" in done.stdout
