@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def segray(
     )
 
 
-def start(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """`segray ARGUMENTS`, in a session of its own, left running."""
+def start(
+    *arguments: object, env: Mapping[str, str] | None = None, inside: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """`segray ARGUMENTS`, in a session of its own, left running. inside: a command that runs commands elsewhere."""
     return subprocess.Popen(
-        [sys.executable, "-m", "segray", *map(str, arguments)],
+        [*inside, sys.executable, "-m", "segray", *map(str, arguments)],
         env={**os.environ, **ENV, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

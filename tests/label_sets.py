@@ -14,10 +14,11 @@ VOLATILE = frozenset({"batch", "run_id", "labelled_at", "attempts"})
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def contents(root: Path, ignoring: Collection[str] = ()) -> tuple[Rows, Rows]:
+def contents(root: str | Path, ignoring: Collection[str] = (), **storage: Any) -> tuple[Rows, Rows]:
     """Rows of instances and of images, by image_key; instances in order."""
+    instances, images = (read(str(root), **storage).to_table() for read in (segray.scan, segray.images))
     without = VOLATILE | set(ignoring)
-    return _by_key(segray.scan(str(root)).to_table(), without), _by_key(segray.images(str(root)).to_table(), without)
+    return _by_key(instances, without), _by_key(images, without)
 
 
 def _by_key(table: Any, without: Collection[str]) -> Rows:

@@ -89,13 +89,13 @@ for name, port in zip({stores!r}, ports, strict=True):
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Swift:
-    """A running server. log: what its processes wrote."""
+    """A running server, with its state below `folder`. process: the parent of the four servers."""
 
     endpoint_url: str
+    folder: Path
     process: subprocess.Popen[bytes]
-    log: Path
     key: str = KEY
     secret: str = SECRET
 
@@ -112,11 +112,21 @@ class Swift:
             aws_secret_access_key=self.secret, config=Config(s3={"addressing_style": "path"}),
         )  # fmt: skip
 
+    @property
+    def log(self) -> Path:
+        """What its processes wrote since the start."""
+        return self.folder / "log"
+
     def stop(self) -> None:
         """Kill every process of the server at once, as a power cut would."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+
+    def start(self, ready_within_s: float = 60.0) -> None:
+        """After stop(): the same server again, on the same disk and port."""
+        self.process = _start(self.folder)
+        _wait_until_ready(self, ready_within_s)
 
 
 @contextmanager
@@ -127,7 +137,7 @@ def serve(folder: Path, ready_within_s: float = 60.0) -> Iterator[Swift]:
     subprocess.run(
         [sys.executable, "-c", _RINGS.format(stores=STORES), folder, *map(str, store_ports)], check=True, timeout=60
     )
-    server = Swift(f"http://127.0.0.1:{port}", _start(folder), folder / "log")
+    server = Swift(f"http://127.0.0.1:{port}", folder, _start(folder))
     try:
         _wait_until_ready(server, ready_within_s)
         yield server
