@@ -98,7 +98,7 @@ class Failure:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A slice of a unit, given to one worker: images start..stop-1 of unit, tried for the `attempt`th time."""
 

@@ -106,14 +106,8 @@ def _by_key_once(table: pa.Table) -> pa.Table:
 
 
 def cut(images: int, unit_images: int) -> NDArray[np.int64]:
-    """Unit boundaries, 0 to images. Units have `unit_images`, shrinking over the last tenth so that workers of
-    different speed finish together (guided self-scheduling, Polychronopoulos and Kuck, 1987)."""
-    starts, left = [0], images
-    while left:
-        size = min(unit_images, max(min(8, unit_images), left // 10))
-        starts.append(starts[-1] + min(size, left))
-        left = images - starts[-1]
-    return np.array(starts, np.int64)
+    """Unit boundaries, 0 to images."""
+    return np.append(np.arange(0, images, unit_images), images).astype(np.int64)
 
 
 def freeze(store: Store, folder: str, table: pa.Table, unit_images: int) -> Plan:

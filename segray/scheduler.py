@@ -14,6 +14,8 @@ The life of a task (a slice of a unit, see instances.Task):
 
     an image whose process died `max_attempts` times, all but the first alone ──Quarantine──> done, a failed row
 
+What waits is given out in pieces that shrink near the end, by each worker's speed (pace.py).
+
 A worker that holds too much memory finishes what it runs, gets nothing new and is retired; nobody is blamed.
 
 A task on its second attempt or later has its worker to itself, so a death has one possible cause. Every death
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from segray.instances import Place, Progress, Task
+from segray.pace import Pace, Shares
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class Policy:
     """max_attempts: tries of an image before it is quarantined, and of a slice against the world's faults.
 
     image_timeout_s: longest an image may be worked on. stall_timeout_s: longest silence of a busy worker, and
-    longest time in which workers are lost and nothing gets done.
+    longest time in which workers are lost and nothing gets done. least_images: of a unit, that are worth a task.
     """
 
     max_attempts: int = 3
     image_timeout_s: float = 120.0
     stall_timeout_s: float = 600.0
+    least_images: int = 4
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ _IDLE = ("read", "wait")
 @dataclass
 class _Worker:
     last_sign_s: float
+    pace: Pace
     running: list[Task] = field(default_factory=list)
     pulse: Progress = field(default_factory=lambda: Progress(0))
 
@@ -130,7 +135,7 @@ class Scheduler:
 
     def joined(self, worker: str, now_s: float) -> list[Action]:
         """A worker is ready for tasks."""
-        self._workers[worker] = _Worker(now_s)
+        self._workers[worker] = _Worker(now_s, Pace(now_s))
         return self._assign(now_s)
 
     def finished(self, worker: str, task: Task, now_s: float) -> tuple[bool, list[Action]]:
@@ -138,6 +143,8 @@ class Scheduler:
         if not self._release(worker, task, now_s):
             return False, []
         self.images_done += len(task)
+        state = self._workers[worker]
+        state.pace.has_done(state.pace.given - sum(map(len, state.running)), now_s)
         self._bears_fruit(now_s)
         return True, self._assign(now_s)
 
@@ -145,6 +152,7 @@ class Scheduler:
         """The world failed a task (storage, network); the worker lives."""
         if not self._release(worker, task, now_s):
             return []
+        self._workers[worker].pace.returns(len(task))
         self._again("storage or the network failed again and again", worker, task, reason)
         return self._assign(now_s)
 
@@ -183,6 +191,10 @@ class Scheduler:
             state.last_sign_s = now_s
         if progress.finished > state.pulse.finished:
             self._bears_fruit(now_s)
+        state.pace.in_flight = max(state.pace.in_flight, len(progress.in_flight))
+        if state.pace.left:
+            fresh = progress.finished - state.pulse.finished
+            state.pace.has_done(min(state.pace.done + fresh, state.pace.given), now_s)
         state.pulse = progress
 
     def tick(self, now_s: float) -> list[Action]:
@@ -214,7 +226,9 @@ class Scheduler:
                 self.lost(name, reason, now_s, blame_images=True) if at_work else self._stuck(name, reason, now_s)
             )
         self._consider(now_s)
-        return actions
+        # Who had better wait for a quicker worker need not when that one gets slow.
+        idle = any(not state.running for state in self._workers.values())
+        return actions + self._assign(now_s) if idle else actions
 
     # ---- when nothing gets done ----
 
@@ -286,8 +300,17 @@ class Scheduler:
         else:
             self._waiting.append(task)
 
-    def _take(self) -> Task:
-        return (self._waiting or self._suspects).popleft()
+    def _next(self) -> Task | None:
+        queue = self._waiting or self._suspects
+        return queue[0] if queue else None
+
+    def _take(self, most: int) -> Task:
+        """The next task, or its first images; what is left of it stays first in the queue."""
+        task = (self._waiting or self._suspects).popleft()
+        if most >= len(task):
+            return task
+        self._back(replace(task, start=task.start + most), first=True)
+        return replace(task, stop=task.start + most)
 
     def _split(self, task: Task, suspects: list[int], reason: str) -> list[Action]:
         """Take a slice whose process died apart: suspects alone, the rest in the runs between them."""
@@ -311,24 +334,32 @@ class Scheduler:
         return []
 
     def _assign(self, now_s: float) -> list[Action]:
-        """One running task a worker, and one more behind it while the queue is longer than the workers are many."""
+        """A task for each worker that has none, and one behind it where that leaves enough for the others."""
         actions: list[Action] = []
         if self.halted:
             return actions
         if self._fruit_s is None:
             self._fruit_s = now_s
+        held = sum(len(task) for state in self._workers.values() for task in state.running)
+        paces = {name: state.pace for name, state in self._workers.items() if not state.pulse.swollen}
+        shares = Shares(paces, self.images_total - self.images_done - held, self._policy.least_images)
         for depth in (0, 1):
             for name, state in self._workers.items():
-                left = len(self._waiting) + len(self._suspects)
-                if len(state.running) != depth or not left or state.pulse.swollen:
+                task = self._next()
+                if task is None or len(state.running) != depth or state.pulse.swollen:
                     continue
-                if depth and (left <= len(self._workers) or self._exclusive(state)):
+                # What failed before goes to a worker of its own, and as it is.
+                alone = task.attempt > 1
+                if depth and (alone or state.running[0].attempt > 1):
+                    continue
+                most = len(task) if alone else shares.of(name, len(task))
+                if not most:
                     continue
                 if not state.running:
                     state.last_sign_s = now_s
-                state.running.append(self._take())
-                actions.append(Assign(name, state.running[-1]))
+                task = self._take(most)
+                state.running.append(task)
+                state.pace.takes(len(task), now_s)
+                shares.waiting -= len(task)
+                actions.append(Assign(name, task))
         return actions
-
-    def _exclusive(self, state: _Worker) -> bool:
-        return state.running[0].attempt > 1 or (self._waiting or self._suspects)[0].attempt > 1

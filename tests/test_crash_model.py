@@ -112,7 +112,7 @@ def first_runs(site: Site) -> Iterator[History]:
 def resumed_runs(site: Site) -> Iterator[History]:
     """A crash somewhere, and another at every write of the run that resumes."""
     writes = site.writes(OLD)
-    for first in range(4, writes, 7):
+    for first in range(4, writes, 3):
         for k in range(writes - first):
             for fault in (Fault.DIES_BEFORE, Fault.DIES_AFTER):
                 yield History(((OLD, {first: Fault.DIES_AFTER}), (OLD, {k: fault})))

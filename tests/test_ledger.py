@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from segray import ledger
+from segray import ledger, plan, schema
 from segray.errors import LabelSetError
 from segray.instances import Task
 from segray.ledger import Identity, Run
@@ -54,6 +58,25 @@ def test_files_of_an_interrupted_batch_are_chosen_before_other_files_of_the_same
     whole = ledger.staged_name(Task(1, 0, 4, 1))
     assert set(ledger.chosen([first, again, *halves, whole]).values()) == {first, whole}
     assert set(ledger.chosen([first, again, *halves, whole], (again, halves[1])).values()) == {again, *halves}
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(1, 10), st.integers(1, 3)), max_size=12))
+def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
+    pieces: list[tuple[int, int, int, int]],
+) -> None:
+    frozen = plan.of(schema.PLAN.empty_table(), 10)
+    frozen = replace(frozen, starts=plan.cut(27, 10))
+    tasks = [
+        Task(unit, start, min(start + size, 10 if unit < 2 else 7), attempt) for unit, start, size, attempt in pieces
+    ]
+    names = [ledger.staged_name(task) for task in tasks if len(task) > 0]
+    done = np.zeros(27, np.int64)
+    for task in ledger.chosen(names, names[::3]):
+        done[frozen.rows(task)] += 1
+    assert done.max(initial=0) <= 1
+    for task in plan.left(frozen, done > 0):
+        done[frozen.rows(task)] += 1
+    assert (done == 1).all()
 
 
 def test_run_ids_sort_by_time_within_a_second() -> None:

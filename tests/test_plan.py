@@ -46,14 +46,14 @@ def test_only_new_and_changed_images_are_left() -> None:
 
 
 @given(st.integers(0, 5000), st.integers(1, 300))
-def test_units_cover_every_image_once_and_shrink_near_the_end(images: int, unit_images: int) -> None:
+def test_units_cover_every_image_once(images: int, unit_images: int) -> None:
     starts = plan.cut(images, unit_images)
     sizes = np.diff(starts)
     assert starts[0] == 0
     assert starts[-1] == images
+    assert (sizes[:-1] == unit_images).all()
     assert (sizes > 0).all()
     assert (sizes <= unit_images).all()
-    assert (np.diff(sizes) <= 0).all()
 
 
 def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
     assert loaded is not None
     assert pa.concat_tables(loaded.parts()).equals(table)
     assert (loaded.starts == frozen.starts).all()
-    assert [ref.key for ref in loaded.refs(Task(1, 2, 4))] == ["010", "011"]
+    assert [ref.key for ref in loaded.refs(Task(1, 2, 4))] == ["018", "019"]
 
 
 def test_a_unit_may_lie_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

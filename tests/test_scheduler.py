@@ -18,6 +18,11 @@ def tasks_of(units: list[int]) -> list[Task]:
     return [Task(unit, 0, size) for unit, size in enumerate(units)]
 
 
+def whole(max_attempts: int = 3, image_timeout_s: float = 120, stall_timeout_s: float = 600) -> Policy:
+    """A policy under which units are not cut."""
+    return Policy(max_attempts, image_timeout_s, stall_timeout_s, least_images=10**6)
+
+
 def only_task(actions: list[Action]) -> Task:
     (action,) = actions
     assert isinstance(action, Assign)
@@ -25,7 +30,7 @@ def only_task(actions: list[Action]) -> Task:
 
 
 def test_two_workers_share_the_queue_and_finish() -> None:
-    scheduler = Scheduler(tasks_of([4, 4]), Policy())
+    scheduler = Scheduler(tasks_of([4, 4]), whole())
     first, second = only_task(scheduler.joined("a", 0)), only_task(scheduler.joined("b", 0))
     assert {first.unit, second.unit} == {0, 1}
     assert scheduler.finished("a", first, 1) == (True, [])
@@ -33,15 +38,18 @@ def test_two_workers_share_the_queue_and_finish() -> None:
     assert scheduler.complete
 
 
-def test_a_second_task_waits_behind_the_first_only_while_the_queue_is_long() -> None:
-    scheduler = Scheduler(tasks_of([1] * 5), Policy())
-    assert len(scheduler.joined("a", 0)) == 2
-    assert len(scheduler.joined("b", 0)) == 1
-    assert scheduler.images_waiting == 2
+def test_a_second_task_waits_behind_the_first_where_that_leaves_enough_for_the_others() -> None:
+    def units(actions: list[Action]) -> list[int]:
+        return [action.task.unit for action in actions if isinstance(action, Assign)]
+
+    few, many = Scheduler(tasks_of([4] * 5), whole()), Scheduler(tasks_of([4] * 9), whole())
+    for scheduler, expected in ((few, [3]), (many, [3, 4])):
+        task, *_ = [only_task(scheduler.joined(name, 0)) for name in "abc"]
+        assert units(scheduler.finished("a", task, 1)[1]) == expected
 
 
 def test_images_in_flight_at_a_death_are_tried_alone() -> None:
-    scheduler = Scheduler(tasks_of([5]), Policy())
+    scheduler = Scheduler(tasks_of([5]), whole())
     scheduler.joined("a", 0)
     scheduler.pulse("a", Progress(2, ((0, 2, "decode", 0.1),)), 1)
     scheduler.lost("a", "killed", 2, blame_images=True)
@@ -56,7 +64,7 @@ def test_images_in_flight_at_a_death_are_tried_alone() -> None:
 
 
 def test_what_the_dead_left_behind_outweighs_its_last_pulse() -> None:
-    scheduler = Scheduler(tasks_of([5]), Policy())
+    scheduler = Scheduler(tasks_of([5]), whole())
     scheduler.joined("a", 0)
     scheduler.pulse("a", Progress(0, ((0, 0, "decode", 0.1),)), 1)
     trail = ((0, 3, "infer", 0.0), (0, 4, "read", 0.0))
@@ -72,7 +80,7 @@ def test_what_the_dead_left_behind_outweighs_its_last_pulse() -> None:
 
 def test_an_image_answers_for_its_own_deaths_and_not_for_those_of_its_slice() -> None:
     """Its slice died twice before it was suspected; it still has to die alone twice."""
-    scheduler = Scheduler([Task(0, 0, 2, 3)], Policy(max_attempts=3))
+    scheduler = Scheduler([Task(0, 0, 2, 3)], whole(max_attempts=3))
     scheduler.joined("a", 0)
     scheduler.lost("a", "killed", 1, blame_images=True, in_flight=((0, 1, "decode", 0.0),))
     innocent = only_task(scheduler.joined("b", 2))
@@ -88,8 +96,9 @@ def test_an_image_answers_for_its_own_deaths_and_not_for_those_of_its_slice() ->
 
 
 def test_a_swollen_worker_finishes_gets_nothing_new_and_is_replaced_without_blame() -> None:
-    scheduler = Scheduler(tasks_of([2, 2, 2]), Policy())
-    first, second = (action.task for action in scheduler.joined("a", 0) if isinstance(action, Assign))
+    scheduler = Scheduler(tasks_of([2, 2, 2, 2]), whole())
+    _, actions = scheduler.finished("a", only_task(scheduler.joined("a", 0)), 1)
+    first, second = (action.task for action in actions if isinstance(action, Assign))
     scheduler.pulse("a", Progress(0, (), rss_bytes=11, max_rss_bytes=10), 1)
     assert scheduler.finished("a", first, 2) == (True, [])
     assert scheduler.tick(3) == []
@@ -97,18 +106,18 @@ def test_a_swollen_worker_finishes_gets_nothing_new_and_is_replaced_without_blam
     (retire,) = scheduler.tick(5)
     assert isinstance(retire, Retire)
     assert retire.worker == "a"
-    assert only_task(scheduler.joined("b", 6)) == Task(2, 0, 2, 1)
+    assert only_task(scheduler.joined("b", 6)) == Task(3, 0, 2, 1)
 
 
 def test_a_lost_node_blames_nobody() -> None:
-    scheduler = Scheduler(tasks_of([5]), Policy())
+    scheduler = Scheduler(tasks_of([5]), whole())
     before = only_task(scheduler.joined("a", 0))
     scheduler.lost("a", "node gone", 1, blame_images=False)
     assert only_task(scheduler.joined("b", 2)) == before
 
 
 def test_an_image_that_takes_its_node_along_each_time_is_set_aside_in_the_end() -> None:
-    scheduler = Scheduler(tasks_of([1]), Policy(max_attempts=2))
+    scheduler = Scheduler(tasks_of([1]), whole(max_attempts=2))
     attempts = []
     for life in range(4):
         attempts.append(only_task(scheduler.joined(str(life), life)).attempt)
@@ -119,7 +128,7 @@ def test_an_image_that_takes_its_node_along_each_time_is_set_aside_in_the_end() 
 
 
 def test_a_late_report_of_a_lost_worker_does_not_count() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy())
+    scheduler = Scheduler(tasks_of([3]), whole())
     task = only_task(scheduler.joined("a", 0))
     scheduler.lost("a", "partitioned", 1, blame_images=False)
     assert scheduler.finished("a", task, 2) == (False, [])
@@ -127,7 +136,7 @@ def test_a_late_report_of_a_lost_worker_does_not_count() -> None:
 
 
 def test_the_world_failing_again_and_again_halts_the_run() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy(max_attempts=2))
+    scheduler = Scheduler(tasks_of([3]), whole(max_attempts=2))
     task = only_task(scheduler.joined("a", 0))
     task = only_task(scheduler.failed("a", task, "503", 1))
     assert scheduler.failed("a", task, "503", 2) == []
@@ -136,7 +145,7 @@ def test_the_world_failing_again_and_again_halts_the_run() -> None:
 
 
 def test_a_hung_image_retires_its_worker_and_is_suspected_alone() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy(image_timeout_s=10))
+    scheduler = Scheduler(tasks_of([3]), whole(image_timeout_s=10))
     scheduler.joined("a", 0)
     scheduler.pulse("a", Progress(0, ((0, 0, "infer", 0.5), (0, 1, "decode", 11.0))), 11)
     (retire,) = scheduler.tick(11)
@@ -146,7 +155,7 @@ def test_a_hung_image_retires_its_worker_and_is_suspected_alone() -> None:
 
 
 def test_a_silent_worker_is_retired_and_an_idle_one_is_not() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy(stall_timeout_s=60))
+    scheduler = Scheduler(tasks_of([3]), whole(stall_timeout_s=60))
     scheduler.joined("busy", 0)
     scheduler.joined("idle", 0)
     (retire,) = (action for action in scheduler.tick(61) if isinstance(action, Retire))
@@ -164,7 +173,7 @@ class Called(Names):
 
 
 def test_storage_that_hangs_is_named_blamed_on_no_image_and_halts_the_run() -> None:
-    scheduler = Scheduler(tasks_of([3, 3]), Policy(max_attempts=2, stall_timeout_s=60), Called())
+    scheduler = Scheduler(tasks_of([3, 3]), whole(max_attempts=2, stall_timeout_s=60), Called())
     actions = scheduler.joined("w0", 0)
     for now, worker, after in ((61, "w0", "w1"), (122, "w1", "w2")):
         assert scheduler.halted is None
@@ -184,7 +193,7 @@ def test_storage_that_hangs_is_named_blamed_on_no_image_and_halts_the_run() -> N
 
 
 def test_a_quarantined_image_says_on_which_worker_it_was_last() -> None:
-    scheduler = Scheduler([Task(4, 2, 3, 3)], Policy(max_attempts=3, image_timeout_s=10), Called())
+    scheduler = Scheduler([Task(4, 2, 3, 3)], whole(max_attempts=3, image_timeout_s=10), Called())
     scheduler.joined("w9", 0)
     scheduler.pulse("w9", Progress(0, ((4, 2, "infer", 11.0),)), 11)
     found = "2.jpg (image 2 of unit 4) has been in infer for 11 s"
@@ -201,7 +210,7 @@ def simulated(
 
     The scheduler when all is over, and when that was.
     """
-    scheduler = Scheduler(tasks_of(units), Policy(image_timeout_s=120, stall_timeout_s=600), Called())
+    scheduler = Scheduler(tasks_of(units), whole(image_timeout_s=120, stall_timeout_s=600), Called())
     busy: dict[str, list[tuple[int, Task]]] = {}
     names = (f"w{i}" for i in count())
     coming = [(0, next(names)) for _ in range(workers)]
@@ -269,7 +278,7 @@ def test_many_images_that_hang_are_each_set_aside_and_no_reason_to_halt(workers:
 
 def test_an_outage_halts_a_long_queue_in_minutes() -> None:
     """Every unit is failed by storage once; none is near its last attempt."""
-    scheduler = Scheduler(tasks_of([256] * 1000), Policy(stall_timeout_s=600))
+    scheduler = Scheduler(tasks_of([256] * 1000), whole(stall_timeout_s=600))
     given = [action.task for action in scheduler.joined("a", 0) if isinstance(action, Assign)]
     for now in range(60, 6000, 60):
         given += [
@@ -282,7 +291,7 @@ def test_an_outage_halts_a_long_queue_in_minutes() -> None:
 
 
 def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy(stall_timeout_s=60))
+    scheduler = Scheduler(tasks_of([3]), whole(stall_timeout_s=60))
     assert scheduler.tick(100) == []
     scheduler.joined("a", 150)
     assert scheduler.tick(155) == []
@@ -294,7 +303,7 @@ def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
 
 
 def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
-    scheduler = Scheduler(tasks_of([3]), Policy(image_timeout_s=10))
+    scheduler = Scheduler(tasks_of([3]), whole(image_timeout_s=10))
     scheduler.joined("a", 0)
     scheduler.pulse("a", Progress(0, ((0, 0, "read", 50.0),)), 50)
     assert scheduler.tick(51) == []
@@ -304,18 +313,19 @@ def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
 @given(
     units=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     poison_share=st.sampled_from([0.0, 0.05, 0.3]),
+    least_images=st.sampled_from([1, 2, 10**6]),
     workers=st.integers(1, 4),
     stale=st.booleans(),
     nodes=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
-    units: list[int], poison_share: float, workers: int, stale: bool, nodes: bool, seed: int
+    units: list[int], poison_share: float, least_images: int, workers: int, stale: bool, nodes: bool, seed: int
 ) -> None:
     """Poison kills its process or node; nodes die at random; pulses may be stale. Nothing lost, doubled, slandered."""
     rng = random.Random(seed)
     poison = {(u, i) for u, size in enumerate(units) for i in range(size) if rng.random() < poison_share}
-    scheduler = Scheduler(tasks_of(units), Policy(max_attempts=3))
+    scheduler = Scheduler(tasks_of(units), Policy(max_attempts=3, least_images=least_images))
     outcome: dict[tuple[int, int], str] = {}
     running: dict[str, list[Task]] = {}
     names = iter(range(10**9))
@@ -357,3 +367,77 @@ def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
     assert scheduler.complete
     assert {key for key, what in outcome.items() if what == "quarantined"} == poison
     assert len(outcome) == sum(units)
+
+
+def test_who_waits_for_a_quicker_worker_does_so_no_longer_when_that_one_hangs() -> None:
+    scheduler = Scheduler(tasks_of([100] * 5), Policy(least_images=100))
+    first = {name: only_task(scheduler.joined(name, 0)) for name in ("fast", "slow")}
+    busy = tuple((0, i, "infer", 0.1) for i in range(8))
+    scheduler.pulse("slow", Progress(1, busy), 1)
+    scheduler.pulse("fast", Progress(100, busy), 1)
+    assert len(scheduler.finished("fast", first["fast"], 1)[1]) == 2
+    scheduler.pulse("slow", Progress(100, busy), 40)
+    assert scheduler.finished("slow", first["slow"], 40) == (True, [])
+    assert scheduler.tick(41) == []
+    for now in range(42, 200):
+        scheduler.pulse("fast", Progress(100, busy), now)
+    assert only_task(scheduler.tick(200)).unit == 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    units=st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    speeds=st.lists(st.sampled_from([0.3, 1.0, 10.0, 200.0]), min_size=1, max_size=6),
+    pulses=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_however_units_are_cut_every_image_is_given_out_once(
+    units: list[int], speeds: list[float], pulses: bool, seed: int
+) -> None:
+    """Workers of any speeds, some failed by the world, some lost with their nodes; pieces overlap nowhere."""
+    rng = random.Random(seed)
+    scheduler = Scheduler(tasks_of(units), Policy(max_attempts=10**6))
+    pace: dict[str, float] = {}
+    running: dict[str, list[Task]] = {}
+    finished: dict[str, int] = {}
+    done: set[tuple[int, int]] = set()
+    names = (str(i) for i in count())
+
+    def carry_out(actions: list[Action]) -> None:
+        for action in actions:
+            assert isinstance(action, Assign)
+            running[action.worker].append(action.task)
+            assert len(running[action.worker]) <= 2
+
+    def join(speed: float, now: float) -> None:
+        name = next(names)
+        pace[name], running[name], finished[name] = speed, [], 0
+        carry_out(scheduler.joined(name, now))
+
+    for speed in speeds:
+        join(speed, 0.0)
+    now = 0.0
+    while not scheduler.complete:
+        assert any(running.values()), "nobody works, and work is left"
+        name = min((name for name, tasks in running.items() if tasks), key=lambda n: len(running[n][0]) / pace[n])
+        task = running[name][0]
+        now += rng.random() * len(task) / pace[name]
+        if pulses:
+            here = tuple((task.unit, i, "infer", 0.1) for i in range(task.start, min(task.stop, task.start + 4)))
+            scheduler.pulse(name, Progress(finished[name] + rng.randint(0, len(task)), here), now)
+        fate = rng.random()
+        if fate < 0.05:
+            del running[name]
+            carry_out(scheduler.lost(name, "node gone", now, blame_images=False))
+            join(pace[name], now)
+            continue
+        running[name].remove(task)
+        if fate < 0.1:
+            carry_out(scheduler.failed(name, task, "503", now))
+            continue
+        finished[name] += len(task)
+        images = {(task.unit, index) for index in range(task.start, task.stop)}
+        assert images.isdisjoint(done)
+        done |= images
+        carry_out(scheduler.finished(name, task, now)[1])
+    assert len(done) == sum(units)
