@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ YARDSTICK = "yardstick"
 # Without a count: as many images as keep the device busy so long, of which the first few tell how many those are.
 _BUSY_S = 20.0
 _TRIAL, _MOST_IMAGES = 32, 2048
+_OF_A_JOB = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _NUMBERS = ("area", "height", "width", "rle")
 
 
@@ -165,7 +167,7 @@ def run_way(way: str, load: Workload, folder: Path) -> Measured:
     with log.open("wb") as output:
         started = time.monotonic()
         command = [sys.executable, "-m", "segray.bench", way, str(Path(load.folder, "workload.json")), str(folder)]
-        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=_alone())
         try:
             with Watch(process.pid) as watch:
                 code = process.wait()
@@ -193,6 +195,11 @@ def run_way(way: str, load: Workload, folder: Path) -> Measured:
         lap["marks"],
         lap["facts"],
     )
+
+
+def _alone() -> dict[str, str]:
+    """The environment without the cluster of a Ray job that this may be: every way starts its own."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
 
 
 def _found(table: Path) -> Mapping[str, float]:

@@ -30,12 +30,14 @@ _TASK_CPUS = 0.5
 _ABOUT = ("path", "height", "width")
 
 
-def prepare(row: dict[str, Any], contract: Contract, form: Form) -> dict[str, Any]:
-    """Encoded bytes -> a tensor of the network's size."""
-    picture = np.asarray(cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
-    inputs = textbook.prepare(contract, form, picture)
+def prepare(row: dict[str, Any], contract: Contract, form: Form) -> list[dict[str, Any]]:
+    """Encoded bytes -> a tensor of the network's size; nothing for an image that cannot be read."""
+    picture = cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        return []
+    inputs = textbook.prepare(contract, form, np.asarray(picture, np.uint8))
     tensors = {name: array[0] for name, array in inputs.items()}
-    return {"path": row["path"], "height": picture.shape[0], "width": picture.shape[1], **tensors}
+    return [{"path": row["path"], "height": picture.shape[0], "width": picture.shape[1], **tensors}]
 
 
 class Predict:
@@ -74,7 +76,7 @@ def run(load: Workload, folder: Path) -> Lap:
     ray.init(address="local", num_cpus=load.threads, include_dashboard=False)
     mark = folder / "ready.json"
     rows: Any = ray.data.read_binary_files(list(load.images), include_paths=True, ray_remote_args=_task())
-    rows = rows.map(prepare, fn_kwargs={"contract": contract, "form": form}, num_cpus=_TASK_CPUS)
+    rows = rows.flat_map(prepare, fn_kwargs={"contract": contract, "form": form}, num_cpus=_TASK_CPUS)
     rows = rows.map_batches(
         Predict,
         fn_constructor_args=[load, str(mark)],

@@ -27,6 +27,7 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
     what is missing to ratio_to_ceiling is the last merge and commit.
     cpu_ratio_to_ceiling: the ceiling's CPU seconds an image over segray's, all its processes counted: what the ratio
     would be if no processor ever waited. Nearly the same on a busy machine, where the others mean little.
+    cpu_ratio_to_floor: likewise of JPEG decode and inference alone, which no way can avoid.
     others_share: of the processors, what other processes took during the timed parts, by way.
     spread: [least, most] of each ratio and rate over the rounds.
     images_per_s, images_per_s_with_startup: by way. cpu_s_per_image: by way and stage; by role of process where a way
@@ -54,6 +55,7 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
     }
     cpu = {way: [sum(_parts(lap).values()) / lap.images for lap in of(laps, way)] for way in ways}
     ratios["cpu_ratio_to_ceiling"] = _ratios(cpu.get("ceiling"), cpu.get("segray"))
+    ratios["cpu_ratio_to_floor"] = _ratios(cpu.get("floor"), cpu.get("segray"))
     found = {way: dict(of(laps, way)[0].found) for way in ways if way in _WRITING}
     counts = {facts.get("instances") for facts in found.values()}
     facts = {name: value for lap in laps for name, value in lap.facts.items()}
@@ -149,7 +151,7 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _line(found: Mapping[str, Any], way: str) -> str:
-    rate = f"{found['images_per_s'][way]:.2f} {_spread(found, f'images_per_s.{way}')}"
+    rate = "" if way == "floor" else f"{found['images_per_s'][way]:.2f} {_spread(found, f'images_per_s.{way}')}"
     whole = found["images_per_s_with_startup"].get(way)
     cpu = found["cpu_s_per_image"][way]
     total = cpu["infer"] if way == "ceiling" else cpu["all"]

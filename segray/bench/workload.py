@@ -122,4 +122,7 @@ def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
 def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
     """The first `most` readable images, upright RGB, as anyone would read them."""
     read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
-    return [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
+    found = [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
+    if not found:
+        raise ConfigError("None of the images can be read.", where="--images", do="Give a folder of photographs.")
+    return found
