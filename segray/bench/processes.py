@@ -16,6 +16,7 @@ from typing import Self
 
 _PROC = Path("/proc")
 _EVERY_S = 0.2
+_RAYS_OWN = (b"raylet/raylet", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -91,7 +92,9 @@ class Watch:
         if pid == self._pid:
             return "driver"
         command = (_PROC / str(pid) / "cmdline").read_bytes()
-        return "worker" if command.startswith(b"ray::") or b"default_worker.py" in command else "ray"
+        works = command.startswith(b"ray::") or b"default_worker.py" in command
+        # The raylet's own command line holds that of its workers.
+        return "worker" if works and not any(name in command for name in _RAYS_OWN) else "ray"
 
     def _tree(self) -> list[int]:
         parents: dict[int, int] = {}
