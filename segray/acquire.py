@@ -28,6 +28,7 @@ from segray import fetch, inspection, runtime, zoo
 from segray.catalogue import Entry, Source
 from segray.contracts import CONTRACTS
 from segray.errors import ConfigError, ModelError, WorldError
+from segray.tf_graph import lean
 
 FormName = Literal["original", "converted"]
 Note = Callable[[str], None]
@@ -52,8 +53,12 @@ class Told:
     progress: fetch.Progress = lambda done_bytes, total_bytes: None
 
 
-def pull(entry: Entry, into: Path, *, told: Told = Told(), patience: fetch.Patience = fetch.PATIENT) -> Acquired:
+def pull(
+    entry: Entry, into: Path, *, plain: bool = False, told: Told = Told(), patience: fetch.Patience = fetch.PATIENT
+) -> Acquired:
     """Have the published model in the folder `into`/NAME, ready to use; nothing is done if it is.
+
+    plain: leave a TensorFlow graph as OpenVINO converts it.
 
     Raises ModelError for files that are not the published ones or that cannot be converted here, WorldError if no
     address gives them. The same call goes on from there.
@@ -67,21 +72,24 @@ def pull(entry: Entry, into: Path, *, told: Told = Told(), patience: fetch.Patie
             return ready
         source, sha256 = _fetched(entry, folder / "download", told, patience)
         original = _laid_out(source, folder, told)
-        _convert(entry, original, folder, entry.form, {"files": sha256, "model": source.model}, told, published=True)
+        parts = {"files": sha256, "model": source.model}
+        _convert(entry, original, folder, entry.form, parts, told, published=True, plain=plain)
         shutil.rmtree(folder / "unpacked", ignore_errors=True)
         return _found(entry.name, folder)
 
 
-def convert(entry: Entry, path: Path, out: Path, *, form: FormName | None = None, told: Told = Told()) -> Acquired:
+def convert(
+    entry: Entry, path: Path, out: Path, *, form: FormName | None = None, plain: bool = False, told: Told = Told()
+) -> Acquired:
     """Write the model at `path` as an IR with a card into the folder `out`, which holds no other model.
 
     path: frozen graph, SavedModel folder, ONNX, IR of any version that can be read or rewritten, or YOLACT's .pth.
-    form: where the files do not tell. Raises ModelError if it is not of this model system, ConfigError if the form is
-    unknown.
+    form: where the files do not tell. plain: leave a TensorFlow graph as OpenVINO converts it. Raises ModelError if it
+    is not of this model system, ConfigError if the form is unknown.
     """
     path = runtime.model_root(path)
     with alone(out):
-        _convert(entry, path, out, form, {"model": path.name}, told, published=False)
+        _convert(entry, path, out, form, {"model": path.name}, told, published=False, plain=plain)
         return _found(entry.name, out)
 
 
@@ -176,7 +184,15 @@ def _laid_out(source: Source, folder: Path, told: Told) -> Path:
 
 
 def _convert(
-    entry: Entry, path: Path, out: Path, form: str | None, source: Mapping[str, Any], told: Told, *, published: bool
+    entry: Entry,
+    path: Path,
+    out: Path,
+    form: str | None,
+    source: Mapping[str, Any],
+    told: Told,
+    *,
+    published: bool,
+    plain: bool,
 ) -> None:
     """Make the IR and its card aside, then put them in place. published: it must be what the catalogue describes."""
     _check_free(entry, path, out)
@@ -186,9 +202,9 @@ def _convert(
     try:
         told.note(f"converting {path.name}")
         xml = staging / f"{entry.name}.xml"
-        form = _written(entry, path, xml, form)
+        form, rewritten = _written(entry, path, xml, form, told, plain)
         model = _identified(entry, path, xml, form, published)
-        put(staging, out, _card_of(entry, model, source))
+        put(staging, out, _card_of(entry, model, {**source, **rewritten}))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -220,18 +236,22 @@ def _check_free(entry: Entry, path: Path, out: Path) -> None:
         raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), do=do)
 
 
-def _written(entry: Entry, path: Path, xml: Path, form: str | None) -> str | None:
-    """Write the IR of the model at `path`; its form, if that is now known."""
+def _written(
+    entry: Entry, path: Path, xml: Path, form: str | None, told: Told, plain: bool
+) -> tuple[str | None, Mapping[str, Any]]:
+    """Write the IR of the model at `path`; its form, if that is now known, and what the card says of its making."""
     if path.suffix in inspection.CHECKPOINTS:
-        return _from_checkpoint(entry, path, xml, form or entry.form)
+        return _from_checkpoint(entry, path, xml, form or entry.form), {}
     if inspection.is_old_ir(path):
         from segray import ir5
 
         ir5.convert(path, xml)
         (xml.parent / zoo.CARD).unlink(missing_ok=True)
-        return form
-    runtime.save(runtime.read(path), xml)
-    return form
+    elif entry.kind == "tensorflow" and form != "converted" and not plain:
+        return form, lean.save(path, xml, told.note)
+    else:
+        runtime.save(runtime.read(path), xml)
+    return form, {}
 
 
 def _from_checkpoint(entry: Entry, path: Path, xml: Path, form: str) -> str:

@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `segray models list` shows it.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Leave a TensorFlow graph as OpenVINO converts it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 _LINE_S = 5.0
@@ -75,11 +76,12 @@ def inspect(
 def pull(
     name: Name,
     into: Annotated[Path, typer.Option(help="The model gets a folder NAME in there.")] = Path("models"),
+    plain: Plain = False,
     as_json: Json = False,
 ) -> None:
     """Download a published model, verify, convert and check it. The same command again resumes, or does nothing."""
     with _teller() as told:
-        found = acquire.pull(catalogue.find(name, "NAME"), into, told=told)
+        found = acquire.pull(catalogue.find(name, "NAME"), into, plain=plain, told=told)
     _report(found, as_json)
 
 
@@ -89,11 +91,12 @@ def convert(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Frozen graph, SavedModel folder, ONNX, IR or .pth.")],
     out: Annotated[Path, typer.Option(help="A folder for this model alone.")],
     form: Annotated[FormName | None, typer.Option(help="Where the files do not tell.")] = None,
+    plain: Plain = False,
     as_json: Json = False,
 ) -> None:
     """Convert files that you have into an IR with a card beside it."""
     with _teller() as told:
-        found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, told=told)
+        found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, told=told)
     _report(found, as_json)
 
 

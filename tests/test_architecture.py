@@ -11,7 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "segray"
 
 HOMES = {
     "ray": {"cluster", "bench.ray_data"},
-    "openvino": {"runtime", "scenes.network", "yolact_graph", "ir5", "ir5_layers", "bench.ways", "bench.ray_data"},
+    "openvino": {
+        "runtime",
+        "scenes.network",
+        "yolact_graph",
+        "ir5",
+        "ir5_layers",
+        "bench.ways",
+        "bench.ray_data",
+        *(f"tf_graph.{name}" for name in ("nodes", "passes", "suppression", "proof", "lean")),
+    },
     "torch": {"scenes.network", "scenes.training", "yolact_graph"},
     "s3fs": {"storage"},
     "fsspec": {"storage"},
@@ -31,7 +40,7 @@ LAYERS = (
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},
-    {"yolact_graph", "ir5", "ir5_layers", "inspection"},
+    {"yolact_graph", "ir5", "ir5_layers", "inspection", "tf_graph"},
     {"acquire"},
     {"sources", "plan", "ledger", "tables", "datafiles"},
     {"label", "scheduler", "publish", "pace"},
