@@ -148,6 +148,10 @@ def describe(summary: Summary) -> str:
             f"labelled {tally.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "
             f"workers ready after {summary.startup_s:.1f} s): {tally.instances} instances"
         )
+        lines.append(
+            f"published beside it: {tally.merge_s:.1f} s of merging, {tally.commit_s:.1f} s of committing "
+            f"({(tally.merge_s + tally.commit_s) / max(summary.seconds, 1e-9):.0%} of the time)"
+        )
     counts = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
     lines.append(f"the label set holds {sum(images.values())} images ({counts or 'none'})")
     lines += _classes(summary.classes)

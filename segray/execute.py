@@ -43,7 +43,7 @@ class Watcher(Protocol):
 
 @dataclass
 class Tally:
-    """What this process did, summed over its reports."""
+    """What this process did, summed over its reports. merge_s, commit_s: seconds from the first call to the answer."""
 
     ok: int = 0
     empty: int = 0
@@ -52,6 +52,8 @@ class Tally:
     bytes_read: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    merge_s: float = 0.0
+    commit_s: float = 0.0
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -101,6 +103,7 @@ class Job:
             "segray": segray.__version__,
             "workers": self.facts,
             "labelled": {name: getattr(self.tally, name) for name in ("ok", "empty", "failed", "instances")},
+            "published": {"merge_s": round(self.tally.merge_s, 3), "commit_s": round(self.tally.commit_s, 3)},
             "seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in self.tally.cpu_seconds.items()},
         }
@@ -257,7 +260,10 @@ class Execution:
                 self._check_merge()
                 return
             batch, self._merging = self._merging.result(), None
+            merged_s = self._clock()
             publish.commit(batch, self._run, job.options, job.store)
+            job.tally.merge_s += merged_s - self._merging_since_s
+            job.tally.commit_s += self._clock() - merged_s
             job.save(self._run, "running", self._plan.images)
         if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
             return
