@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +63,11 @@ def test_files_of_an_interrupted_batch_are_chosen_before_other_files_of_the_same
 def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
     pieces: list[tuple[int, int, int, int]],
 ) -> None:
-    frozen = plan.of(schema.PLAN.empty_table(), 10)
-    frozen = replace(frozen, starts=plan.cut(27, 10))
+    frozen = plan.Plan(plan.cut(27, 10), lambda number: schema.PLAN.empty_table(), 27)
     tasks = [
         Task(unit, start, min(start + size, 10 if unit < 2 else 7), attempt) for unit, start, size, attempt in pieces
     ]
-    names = [ledger.staged_name(task) for task in tasks if len(task) > 0]
+    names = [ledger.staged_name(task) for task in tasks if task.start < task.stop]
     done = np.zeros(27, np.int64)
     for task in ledger.chosen(names, names[::3]):
         done[frozen.rows(task)] += 1
