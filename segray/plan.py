@@ -2,6 +2,9 @@
 
 Knows refs, versions and units; knows nothing of how images are read or labelled. A frozen plan never changes:
 a restart, however many workers it has, sees the same units. It lies in storage and is read part by part.
+
+Until it is frozen the list is in memory, so it is kept small: a URI that its key tells is not held, and of what is
+committed 16 bytes an image. Five million images take about a gigabyte less than as a table with all of that.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,41 +73,115 @@ class Plan:
         return refs
 
 
-def of(table: pa.Table, unit_images: int) -> Plan:
+class Committed:
+    """Which images have a committed row, by key and version; 16 bytes each.
+
+    batches: columns image_key, version of the images table.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        digests = [_digests(batch.column("image_key"), batch.column("version")) for batch in batches]
+        self._sorted = np.unique(np.concatenate([_digests(pa.array([]), pa.array([])), *digests]))
+
+    def places(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:
+        """For each image the place of its row among all rows, -1 where it has none of this version."""
+        digests = _digests(keys, versions)
+        if not len(self._sorted):
+            return np.full(len(digests), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, digests), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == digests, at, -1)
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+
+def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.bytes_]:
+    rows = zip(keys.to_pylist(), versions.to_pylist(), strict=True)
+    joined = (f"{len(key)} {key}{version}".encode() for key, version in rows)
+    return np.frombuffer(b"".join(blake2b(each, digest_size=16).digest() for each in joined), "S16")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images in memory. table: schema.PLAN, but a URI that is `base` and then the key is null."""
+
+    table: pa.Table
+    base: str
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def head(self, most: int | None) -> Listed:
+        return Listed(self.table.slice(0, most), self.base)
+
+    def rows(self, first: int, most: int) -> pa.Table:
+        """As schema.PLAN, every URI in full."""
+        table = self.table.slice(first, most)
+        told = pc.binary_join_element_wise(pa.scalar(self.base), table.column("image_key"), "")
+        at = table.schema.get_field_index("uri")
+        return table.set_column(at, "uri", pc.coalesce(table.column("uri"), told)).cast(schema.PLAN)
+
+
+def of(listed: Listed, unit_images: int) -> Plan:
     """A list in memory as a plan that nobody froze."""
-    return Plan(cut(table.num_rows, unit_images), lambda number: table, max(1, table.num_rows))
+    images = len(listed)
+    return Plan(cut(images, unit_images), lambda number: listed.rows(0, images), max(1, images))
 
 
-def build(batches: Iterable[pa.RecordBatch], committed: pa.Table | None) -> tuple[pa.Table, int]:
+def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[Listed, int]:
     """What is left to label, sorted by key, each key once; and how many distinct images the source has.
 
-    batches: columns key, uri, version, size_bytes. committed: columns image_key, version of the images table.
-    An image is left when no committed row has its key, or the row has another version.
+    batches: columns key, uri, version, size_bytes. An image is left when no committed row has its key and version.
     """
-    listed = _by_key_once(pa.Table.from_batches(list(batches)).rename_columns(schema.PLAN.names))
-    total = int(listed.num_rows)
-    if committed is not None and committed.num_rows:
-        known = pa.table(
-            {
-                "image_key": committed.column("image_key").cast(pa.string()),
-                "version": committed.column("version").cast(pa.string()),
-            }
-        )
-        listed = listed.join(known, ["image_key", "version"], join_type="left anti").sort_by("image_key")
-    return listed.select(schema.PLAN.names).cast(schema.PLAN), total
+    kept, base = [], None
+    done = np.zeros(0 if committed is None else len(committed), np.bool_)
+    for batch in batches:
+        if base is None and batch.num_rows:
+            key, uri = batch.column("key")[0].as_py(), batch.column("uri")[0].as_py()
+            base = uri.removesuffix(key) if uri.endswith(key) else ""
+        if committed is not None and len(committed):
+            places = committed.places(batch.column("key"), batch.column("version"))
+            done[places[places >= 0]] = True
+            batch = batch.filter(pa.array(places < 0))
+        kept.append(_compact(batch, base or ""))
+    table = _by_key_once(pa.Table.from_batches(kept, _COMPACT))
+    return Listed(table, base or ""), table.num_rows + int(done.sum())
+
+
+_COMPACT = pa.schema([field.with_nullable(field.name == "uri") for field in schema.PLAN])
+
+
+def _compact(batch: pa.RecordBatch, base: str) -> pa.RecordBatch:
+    keys, uris, versions, sizes = batch.columns
+    told = pc.equal(pc.binary_join_element_wise(pa.scalar(base), keys, ""), uris)
+    # Nulls made from URIs keep the room that these took.
+    all_told = pc.all(told, min_count=0).as_py()
+    needed = pa.nulls(len(uris), pa.string()) if all_told else pc.if_else(told, pa.scalar(None, pa.string()), uris)
+    return pa.record_batch([keys, needed, versions, sizes], _COMPACT)
 
 
 def _by_key_once(table: pa.Table) -> pa.Table:
     """Sorted by key, each key once. Most listings are so already, and then nothing is copied."""
-    if table.num_rows < 2:
+    if _ascending(table.column("image_key")):
         return table
-    keys = table.column("image_key").combine_chunks()
-    if pc.all(pc.greater(keys.slice(1), keys.slice(0, len(keys) - 1))).as_py():
-        return table
-    table = table.sort_by("image_key")
+    order = pc.sort_indices(table.select(["image_key"]), sort_keys=[("image_key", "ascending")])
+    columns = {}
+    for name in table.column_names:  # One column at a time in two orders, not all.
+        columns[name] = table.column(name).take(order)
+        table = table.drop_columns([name])
+    table = pa.table(columns, _COMPACT)
     keys = table.column("image_key").combine_chunks()
     fresh = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))
+    if pc.all(fresh).as_py():
+        return table
     return table.filter(pa.concat_arrays([pa.array([True]), fresh]))
+
+
+def _ascending(keys: pa.ChunkedArray) -> bool:
+    """Whether each key is larger than the one before."""
+    chunks = [chunk for chunk in keys.chunks if len(chunk)]
+    within = all(pc.all(pc.greater(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() for chunk in chunks)
+    return within and all(a[-1].as_py() < b[0].as_py() for a, b in pairwise(chunks))
 
 
 def cut(images: int, unit_images: int) -> NDArray[np.int64]:
@@ -110,17 +189,17 @@ def cut(images: int, unit_images: int) -> NDArray[np.int64]:
     return np.append(np.arange(0, images, unit_images), images).astype(np.int64)
 
 
-def freeze(store: Store, folder: str, table: pa.Table, unit_images: int) -> Plan:
+def freeze(store: Store, folder: str, listed: Listed, unit_images: int) -> Plan:
     """Write the plan below `folder`; plan.json comes last and makes it whole."""
     parts = []
-    for number, first in enumerate(range(0, table.num_rows, _PART_ROWS)):
+    for number, first in enumerate(range(0, len(listed), _PART_ROWS)):
         sink = pa.BufferOutputStream()
-        pq.write_table(table.slice(first, _PART_ROWS), sink, **schema.PLAN_WRITE)
+        pq.write_table(listed.rows(first, _PART_ROWS), sink, **schema.PLAN_WRITE)
         data = sink.getvalue().to_pybytes()
         name = f"part-{number:05d}.parquet"
         store.put(join(folder, "plan", name), data)
         parts.append({"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-    facts = {"images": table.num_rows, "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts}
+    facts = {"images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts}
     store.put(join(folder, "plan", "plan.json"), json.dumps(facts, indent=2).encode())
     return _frozen(store, folder, facts)
 
@@ -146,18 +225,12 @@ def _frozen(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
     return Plan(cut(facts["images"], facts["unit_images"]), lru_cache(_PARTS_KEPT)(part), facts["part_rows"])
 
 
-def committed_rows(plan: Plan, committed: pa.Table | None) -> NDArray[np.bool_]:
+def committed_rows(plan: Plan, committed: Committed | None) -> NDArray[np.bool_]:
     """Which rows of the plan have a committed row of their version: (images,) bool."""
-    if committed is None or not committed.num_rows:
+    if committed is None or not len(committed):
         return np.zeros(plan.images, np.bool_)
-    return np.concatenate([np.zeros(0, np.bool_), *(_committed_rows(part, committed) for part in plan.parts())])
-
-
-def _committed_rows(part: pa.Table, committed: pa.Table) -> NDArray[np.bool_]:
-    remaining, _ = build(part.rename_columns(["key", "uri", "version", "size_bytes"]).to_batches(), committed)
-    keys = remaining.column("image_key").combine_chunks()
-    todo = pc.is_in(part.column("image_key"), value_set=keys)
-    return np.asarray(~todo.to_numpy(zero_copy_only=False), np.bool_)
+    held = [committed.places(part.column("image_key"), part.column("version")) >= 0 for part in plan.parts()]
+    return np.concatenate([np.zeros(0, np.bool_), *held])
 
 
 def left(plan: Plan, done: NDArray[np.bool_]) -> list[Task]:

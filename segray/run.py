@@ -106,7 +106,7 @@ def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     return resumed or _fresh(job, committed, limit, dry_run)
 
 
-def _resumable(job: Job, committed: pa.Table | None, number: int) -> _Work | None:
+def _resumable(job: Job, committed: plan.Committed | None, number: int) -> _Work | None:
     """What is left of the latest unfinished run over the same source. number: of the batch that comes next."""
     run = ledger.unfinished(job.store, job.root)
     if run is None or run.record(job.store).get("source") != job.config.source.uri:
@@ -130,30 +130,31 @@ def _resumable(job: Job, committed: pa.Table | None, number: int) -> _Work | Non
     return _Work(run, frozen, staged, todo, resumed=True)
 
 
-def _fresh(job: Job, committed: pa.Table | None, limit: int | None, dry_run: bool) -> _Work | None:
+def _fresh(job: Job, committed: plan.Committed | None, limit: int | None, dry_run: bool) -> _Work | None:
     """A new run over what the source has and the tables lack."""
     source, unit_images = job.config.source.uri, job.config.unit_images
-    table, total = plan.build(sources.read(source, job.store), committed)
-    table = table.slice(0, limit)
-    if not table.num_rows:
+    listed, total = plan.build(sources.read(source, job.store), committed)
+    listed = listed.head(limit)
+    if not len(listed):
         job.watcher.note(f"nothing to do: all {total} images of {source} are labelled")
         return None
-    job.watcher.note(f"{table.num_rows} of {total} images to label")
+    job.watcher.note(f"{len(listed)} of {total} images to label")
     run = ledger.new_run(job.root)
     if dry_run:
-        return _Work(run, plan.of(table, unit_images), {}, [], resumed=False)
+        return _Work(run, plan.of(listed, unit_images), {}, [], resumed=False)
     ledger.claim(job.store, job.root, job.identity)
     publish.create_tables(job.root, job.options)
-    frozen = plan.freeze(job.store, run.folder, table, unit_images)
+    frozen = plan.freeze(job.store, run.folder, listed, unit_images)
     job.save(run, "running", frozen.images)
     return _Work(run, frozen, {}, frozen.tasks(), resumed=False)
 
 
-def _committed(job: Job) -> pa.Table | None:
+def _committed(job: Job) -> plan.Committed | None:
     table = open_table(job.root, "images", job.options)
     if table is None:
         return None
-    return job.store.insist(job.root, lambda: table.to_pyarrow_dataset().to_table(["image_key", "version"]))
+    columns = ["image_key", "version"]
+    return job.store.insist(job.root, lambda: plan.Committed(table.to_pyarrow_dataset().to_batches(columns)))
 
 
 # ---- doing it -------------------------------------------------------------------------------------

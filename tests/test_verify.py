@@ -44,7 +44,7 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
     ledger.claim(store, root, Identity("f" * 64, {"name": "test"}, classes))
     publish.create_tables(root, options)
     listed = {"image_key": KEYS, "uri": KEYS, "version": ["1"] * 4, "bytes": [9] * 4}
-    plan.freeze(store, run.folder, pa.table(listed, schema=schema.PLAN), 8)
+    plan.freeze(store, run.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8)
     run.save(store, {"state": "done", "updated": "2026-01-01T00:00:00+00:00"})
     return run
 
