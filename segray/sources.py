@@ -21,6 +21,7 @@ import csv
 import hashlib
 import io
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -222,30 +223,74 @@ _Row = tuple[str, str, str]
 
 
 def _manifest_refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRef]:
-    """Each key once, its first row; rows that repeat it must mean the same image.
-
-    What is seen is kept as digests, about 200 bytes a key. A plan over several listings removes repeats again.
-    """
-    seen: dict[bytes, int] = {}
+    """Each key once, its first row; rows that repeat it must mean the same image."""
+    seen = _Seen()
     for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
         if not written or "\0" in written + key + version:
             found = ascii((written, key, version)[: 3 if key or version else 1])[:200] if written else ""
             do = "fill it in or drop the row"
             raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, do=do)
         ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
-        digest, identity = hashlib.blake2b(ref.key.encode(), digest_size=16).digest(), hash(ref.uri)
-        if digest not in seen:
-            seen[digest] = identity
+        before = seen.add(ref.key, ref.uri)
+        if before is None:
             yield ref
-        elif seen[digest] != identity:
+        elif not before:
             raise SourceError(
                 "One key for two images",
                 where=f"{uri}, image {number}",
                 found=repr(ref.key),
                 do="give each its own key",
             )
-    if not seen:
+    if not len(seen):
         raise SourceError("The manifest names no image", where=uri, do="write one URI per image into it")
+
+
+class _Seen:
+    """Which keys had which URI, as two hashes of 8 bytes each, in a table that is at most two thirds full.
+
+    A dict would take 200 bytes a key. That two of five million keys share a hash is a chance of one in a million, and
+    then the manifest is refused: their URIs differ.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._keys, self._uris = array("Q", bytes(8 * 1024)), array("Q", bytes(8 * 1024))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, key: str, uri: str) -> bool | None:
+        """Whether the key was seen with this URI; None if it was not seen before."""
+        hashed, identity = _hash(key), _hash(uri)
+        at = self._slot(hashed)
+        if self._keys[at]:
+            return self._uris[at] == identity
+        self._keys[at], self._uris[at] = hashed, identity
+        self._count += 1
+        if 3 * self._count > 2 * len(self._keys):
+            self._grow()
+        return None
+
+    def _slot(self, hashed: int) -> int:
+        """Where the hash is, or the free place where it belongs."""
+        keys, mask = self._keys, len(self._keys) - 1
+        at = hashed & mask
+        while keys[at] and keys[at] != hashed:
+            at = at + 1 & mask
+        return at
+
+    def _grow(self) -> None:
+        before = zip(self._keys, self._uris, strict=True)
+        self._keys, self._uris = (array("Q", bytes(16 * len(self._keys))) for _ in range(2))
+        for hashed, identity in before:
+            if hashed:
+                at = self._slot(hashed)
+                self._keys[at], self._uris[at] = hashed, identity
+
+
+def _hash(text: str) -> int:
+    """64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def _resolve(written: str, folder: str) -> str:
