@@ -38,7 +38,7 @@ from segray.scenes import dataset
 
 pytestmark = pytest.mark.full
 
-KILLS = int(os.environ.get("SEGRAY_KILLS", "60"))
+KILLS = int(os.environ.get("SEGRAY_KILLS", "24"))
 SEED = int(os.environ.get("SEGRAY_SEED", time.time_ns() % 10**6))
 DRAWN, NAMES = 60, 4
 UNIT_IMAGES = 4
