@@ -1,6 +1,6 @@
 """kill -9 against running jobs on a real cluster: workers, nodes, the head, the driver, the store, at random moments.
 
-    pytest tests/test_kills.py                        60 kills
+    pytest tests/test_kills.py                        24 kills
     SEGRAY_KILLS=200 pytest -s tests/test_kills.py    the long run; -s shows what was seen
     SEGRAY_SEED=...                                   the same order of kills again
 
