@@ -49,6 +49,7 @@ _Attempt = Callable[[Callable[[Any], Any]], Any]
 _TEMPORARY = ".segray-tmp"  # ends the names of files that are not whole yet; no listing shows them
 _S3_SCHEMES = ("s3", "s3a")
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 20.0
+_REQUESTS_PER_CALL = 3  # of deltalake, more or less: the log's listing, its checkpoint, its last commits
 
 
 @dataclass(frozen=True)
@@ -188,15 +189,17 @@ class Store:
     def insist(self, uri: str, call: Callable[[], T]) -> T:
         """Make a call that reaches `uri` by deltalake: tried again and its errors translated as everything here.
 
-        The call must be safe to repeat after an attempt whose answer was lost.
+        The call must be safe to repeat after an attempt whose answer was lost. It makes several requests, each of
+        which can fail it, so it is tried more often than one request is.
         """
-        return self._try(uri, lambda _: call())
+        return self._try(uri, lambda _: call(), _REQUESTS_PER_CALL * self.options.retries)
 
     def delta_options(self, uri: str) -> dict[str, str]:
         """deltalake's storage_options for the same place. They hold the secret: never log or store them."""
         return _delta_options(self.options) if scheme(uri) in _S3_SCHEMES else {}
 
-    def _try(self, uri: str, call: Callable[[_Place], T]) -> T:
+    def _try(self, uri: str, call: Callable[[_Place], T], retries: int | None = None) -> T:
+        retries = self.options.retries if retries is None else retries
         for attempt in count():
             try:
                 answer = call(self._place(uri))
@@ -211,7 +214,7 @@ class Store:
                     verdict = _Verdict(
                         _world("Storage denies a bucket that is there", uri, found, _REACH), may_pass=True
                     )
-                if not verdict.may_pass or attempt >= self.options.retries:
+                if not verdict.may_pass or attempt >= retries:
                     raise verdict.error from error
                 if verdict.renew:
                     with self._lock:

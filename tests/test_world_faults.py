@@ -120,11 +120,11 @@ def check_whole(root: str, endpoint_url: str) -> None:
 @pytest.mark.parametrize(
     "passing",
     [
-        Weather(Reply(503, "SlowDown"), share=0.4),
+        Weather(Reply(503, "SlowDown"), share=0.3),
         Weather(Reply(503, "SlowDown"), seconds=3),
-        Weather(Reset(), share=0.4),
-        Weather(Reset(late=True), share=0.4),
-        Weather(Truncate(), "GET", share=0.4),
+        Weather(Reset(), share=0.3),
+        Weather(Reset(late=True), share=0.3),
+        Weather(Truncate(), "GET", share=0.3),
         Weather(Reply(403, "ExpiredToken"), seconds=1),
         Weather(Stall(3), "GET", seconds=1),
     ],
