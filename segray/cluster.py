@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
+import ray._private.state
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segray import placement
 from segray.actor import Actor, inquest
 from segray.config import Cluster, Pool
 from segray.errors import ConfigError, SegrayError, UserError, WorldError
 from segray.instances import ImageRef, Place, Task
 from segray.label import Recipe
+from segray.placement import Node, Seat
 from segray.runtime import available_cpus
-from segray.workers import Event, Failed, Finished, Joined, Lost, Pulse
+from segray.workers import Event, Failed, Finished, Joined, Leaving, Lost, Pulse, apart
 
 _PULSE_S = 1.0
 _NODES_S = 5.0
@@ -82,11 +85,13 @@ def connect(cluster: Cluster) -> None:
 
 @dataclass
 class _Member:
-    """node: where it was told to be, None for anywhere; home: where it is, once it has said so."""
+    """seat.node: where it was told to be, None for anywhere; home: where it is, once it has said so.
+
+    leaving: its node is being drained.
+    """
 
     handle: Any
-    pool: int
-    node: str | None
+    seat: Seat
     trail: str
     born_s: float
     home: str | None = None
@@ -94,6 +99,7 @@ class _Member:
     tasks: dict[Any, Task] = field(default_factory=dict)
     pulse: Any = None
     pulsed_s: float = 0.0
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ class RayWorkers:
         self._failed_starts = 0
         self._nodes_seen_s = 0.0
         self._cut_off = False
-        for pool in pools:
-            self._answered(_check_feasible, pool)
+        self._needed = math.inf
+        self._news: list[Event] = []
+        placement.check(pools, self._answered(_nodes), autoscaling=cluster.autoscaling)
         self._answered(self._populate)
 
     # ---- what happened ----
@@ -128,13 +135,13 @@ class RayWorkers:
         if now - self._nodes_seen_s > _NODES_S:
             self._answered(self._populate)
         self._ask_pulses(now)
+        found, self._news = self._news, []
         refs = [ref for member in self._members.values() for ref in self._awaited(member)] + list(self._deaths)
         if not refs:
             time.sleep(min(timeout_s, 0.2))
-            return []
+            return found
         ready, rest = ray.wait(refs, timeout=timeout_s)
         more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
-        found: list[Event] = []
         for ref in [*ready, *more]:
             found += self._decide(ref) if ref in self._deaths else self._collect(ref)
         for ref in [ref for ref, death in self._deaths.items() if now - death.at_s > _INQUEST_S]:
@@ -185,7 +192,7 @@ class RayWorkers:
         death = _Death(name, member, _first_line(exc), time.monotonic())
         with contextlib.suppress(RayError):
             ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
-        node = member.home or member.node
+        node = member.home or member.seat.node
         if node is None:
             return [self._lost(death, None, alive=True)]
         self._deaths[self._answered(self._ask, node, member.trail)] = death
@@ -211,7 +218,7 @@ class RayWorkers:
         if alive:
             self._failed_starts += not started
             self._check_starts(death)
-            self._answered(self._spawn, death.member.pool, death.member.node)
+            self._succeed(death.member)
         reason = death.reason if alive else f"its node is gone ({death.reason})"
         return Lost(death.name, reason, blame_images=alive and started, in_flight=in_flight)
 
@@ -219,7 +226,7 @@ class RayWorkers:
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise WorldError(
                 f"{_MOST_FAILED_STARTS} workers in a row died while loading the model",
-                where=f"node {death.member.node}",
+                where=f"node {death.member.seat.node}",
                 found=death.reason,
                 do="look at the worker's log; too little memory is the usual cause",
             )
@@ -232,8 +239,9 @@ class RayWorkers:
             raise WorldError(
                 f"no worker started within {self._cluster.start_timeout_s:.0f} s",
                 where="the Ray cluster",
-                found=f"asked for {[_asked(pool) for pool in self._pools]}, available {self._answered(_available)}",
-                do="free resources, or ask for less in `workers`",
+                found=f"asked for {list(map(placement.asked, self._pools))}, available {self._answered(_available)}",
+                do="free resources, or ask for less in `workers`; nodes that an autoscaler brings may need minutes:"
+                " allow more with cluster.start_timeout_s",
             )
 
     # ---- commands ----
@@ -248,43 +256,63 @@ class RayWorkers:
         member = self._members.pop(worker, None)
         if member is not None:
             ray.kill(member.handle)
-            self._answered(self._spawn, member.pool, member.node)
+            self._succeed(member)
             if member.home is not None:
                 self._answered(self._ask, member.home, member.trail)  # Nobody reads the answer: it removes the trail.
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        answer: Future[Any] = Future()
-        threading.Thread(target=self._call, args=(answer, function, args), daemon=True).start()
-        return answer
+    def release(self, worker: str) -> None:
+        member = self._members.pop(worker, None)
+        if member is not None:
+            self._dismiss([member])
 
-    def _call(self, answer: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def need(self, workers: int) -> None:
+        """Those that are still starting go first, the youngest first of all: they may only wait for room."""
+        self._needed = workers
+        surplus = len(self._members) - workers if workers else len(self._members)
+        young = [name for name, member in reversed(self._members.items()) if not workers or member.starting is not None]
+        gone = [self._members.pop(name) for name in young[: max(0, surplus)]]
+        if gone:
+            self._dismiss(gone)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        if any(member.tasks for member in self._members.values()):
+            return apart(self.remotely, function, *args)
+        # Nothing is left that this process could keep waiting, and a new one starts slower than most last merges end.
+        return apart(function, *args)
+
+    def remotely(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns in another process of the cluster; WorldError if that dies again and again."""
         try:
             # No CPU: the workers hold them all, and this must never wait for one.
             remote: Any = ray.remote(num_cpus=0, max_retries=2)(function)
             called = self._answered(lambda: remote.remote(*args).future())
             while wait([called], _NODES_S).not_done:
                 self._answered(_nodes)
-            answer.set_result(called.result())
+            return called.result()
         except RayTaskError as exc:
-            answer.set_exception(exc.cause if isinstance(exc.cause, SegrayError) else exc)
+            if isinstance(exc.cause, SegrayError):
+                raise exc.cause from exc
+            raise
         except RayError as exc:
-            answer.set_exception(_given_up(function, exc))
-        except BaseException as exc:
-            answer.set_exception(exc)
+            raise _given_up(function, exc) from exc
 
     def close(self) -> None:
         if self._cut_off:  # Every call would wait for the head, and Ray would end the process.
             return
         self._cut_off = True
-        ready = [member.handle for member in self._members.values() if member.starting is None]
+        self._dismiss(list(self._members.values()))
+        self._members.clear()
+        ray.shutdown()
+
+    def _dismiss(self, members: Sequence[_Member]) -> None:
+        """End workers, which leave nothing behind."""
+        ready = [member.handle for member in members if member.starting is None]
         farewells = [handle.leave.options(concurrency_group="pulse").remote() for handle in ready]
         if farewells:
             ray.wait(farewells, num_returns=len(farewells), timeout=_FAREWELL_S)
-        for member in self._members.values():
+        for member in members:
             with contextlib.suppress(RayError):
                 ray.kill(member.handle)
-        self._members.clear()
-        ray.shutdown()
 
     # ---- the head ----
 
@@ -293,19 +321,10 @@ class RayWorkers:
 
         Ray itself waits a minute, in the middle of the call, and then ends the process.
         """
-        answer: Future[T] = Future()
-
-        def asked() -> None:
-            try:
-                answer.set_result(call(*args))
-            except BaseException as exc:
-                answer.set_exception(exc)
-
         found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
         if not self._cut_off:
-            threading.Thread(target=asked, daemon=True).start()
             try:
-                return answer.result(self._cluster.head_timeout_s)
+                return apart(call, *args).result(self._cluster.head_timeout_s)
             except RayError as exc:
                 found = _first_line(exc)
             except TimeoutError:
@@ -320,67 +339,49 @@ class RayWorkers:
     # ---- actors ----
 
     def _populate(self) -> None:
-        """Bring each pool to its size: `count` actors, or one on every node that can hold it."""
+        """Bring each pool to its size, as far as the run has need of it; leave nodes that are being drained."""
         self._nodes_seen_s = time.monotonic()
-        for index, pool in enumerate(self._pools):
-            dying = [death.member for death in self._deaths.values()]
-            here = [member for member in (*self._members.values(), *dying) if member.pool == index]
-            if pool.count is not None:
-                for _ in range(pool.count - len(here)):
-                    self._spawn(index, None)
-                continue
-            taken = {member.node for member in here}
-            for node in _fitting_nodes(pool):
-                if node["NodeID"] not in taken:
-                    self._spawn(index, node["NodeID"])
+        nodes = _nodes()
+        self._leave({node.id for node in nodes if node.draining})
+        dying = [death.member for death in self._deaths.values()]
+        members = [member for member in (*self._members.values(), *dying) if not member.leaving]
+        taken = [replace(member.seat, node=member.home or member.seat.node) for member in members]
+        for seat in placement.missing(self._pools, nodes, taken, self._needed):
+            self._spawn(seat)
 
-    def _spawn(self, index: int, node: str | None) -> None:
-        pool = self._pools[index]
-        cpus = pool.num_cpus or _default_cpus(pool, node)
-        strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+    def _leave(self, draining: Collection[str]) -> None:
+        """Workers on these nodes may finish what they run; those that have not begun are of no use."""
+        for name, member in list(self._members.items()):
+            if member.leaving or (member.home or member.seat.node) not in draining:
+                continue
+            member.leaving = True
+            if member.starting is None:
+                self._news.append(Leaving(name))
+            else:
+                self._dismiss([self._members.pop(name)])
+
+    def _succeed(self, member: _Member) -> None:
+        """Another worker in the place of one that is gone, unless its node goes too."""
+        if not member.leaving:
+            self._answered(self._spawn, member.seat)
+
+    def _spawn(self, seat: Seat) -> None:
+        pool = self._pools[seat.pool]
+        strategy: Any = "SPREAD" if seat.node is None else NodeAffinitySchedulingStrategy(seat.node, soft=False)
         kind: Any = ray.remote(concurrency_groups=_GROUPS)(_Actor)  # type: ignore[call-overload]
         actor = kind.options(
-            num_cpus=cpus,
+            num_cpus=seat.cpus,
             resources=dict(pool.resources) or None,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=strategy,
         )
         trail = f"segray-{self._key}-{self._born}"
-        member = _Member(actor.remote(pool, trail), index, node, trail, time.monotonic())
+        member = _Member(actor.remote(pool, trail), seat, trail, time.monotonic())
         start = member.handle.start.options(concurrency_group="start")
-        member.starting = start.remote(self._recipe, max(1, int(cpus)))
+        member.starting = start.remote(self._recipe, max(1, int(seat.cpus)))
         self._members[str(self._born)] = member
         self._born += 1
-
-
-def _default_cpus(pool: Pool, node: str | None) -> float:
-    """All cores of the node for one actor; an equal share of the largest node's when `count` shares them."""
-    cores = {n["NodeID"]: n["Resources"].get("CPU", 0.0) for n in _nodes()}
-    if node is not None:
-        return float(max(1.0, cores.get(node, 1.0)))
-    share = sum(cores.values()) / (pool.count or 1)
-    return float(max(1, int(min(share, max(cores.values(), default=1.0)))))
-
-
-def _fitting_nodes(pool: Pool) -> list[dict[str, Any]]:
-    asked = _asked(pool)
-    return [n for n in _nodes() if all(n["Resources"].get(name, 0.0) >= amount for name, amount in asked.items())]
-
-
-def _asked(pool: Pool) -> dict[str, float]:
-    return {"CPU": pool.num_cpus or 1.0, **pool.resources}
-
-
-def _check_feasible(pool: Pool) -> None:
-    if not _fitting_nodes(pool):
-        have = [{k: v for k, v in n["Resources"].items() if not k.startswith("node:")} for n in _nodes()]
-        raise ConfigError(
-            "no node of the cluster can hold a worker",
-            where=f"workers: {pool.device}",
-            found=f"a worker asks for {_asked(pool)}; the nodes have {have}",
-            do="ask for less in `workers`, or add a node",
-        )
 
 
 def _given_up(function: Callable[..., Any], exc: RayError) -> WorldError:
@@ -392,9 +393,14 @@ def _given_up(function: Callable[..., Any], exc: RayError) -> WorldError:
     )
 
 
-def _nodes() -> list[dict[str, Any]]:
-    """The living nodes, as Ray describes them."""
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+def _nodes() -> list[Node]:
+    """The living nodes."""
+    draining = ray._private.state.state.get_draining_nodes()
+    return [
+        Node(node["NodeID"], node["Resources"], node["NodeID"] in draining)
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
 
 
 def _available() -> dict[str, float]:

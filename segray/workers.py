@@ -7,13 +7,16 @@ same labeller on a thread, for tests and for looking closely at one image.
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from segray.errors import UserError, WorldError
 from segray.instances import ImageRef, Place, Progress, Task, UnitReport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,14 @@ class Pulse:
     progress: Progress
 
 
-Event = Joined | Finished | Failed | Lost | Pulse
+@dataclass(frozen=True)
+class Leaving:
+    """A worker's node is being drained: it may finish what it runs and should get nothing new."""
+
+    worker: str
+
+
+Event = Joined | Finished | Failed | Lost | Pulse | Leaving
 
 
 class Workers(Protocol):
@@ -77,11 +87,31 @@ class Workers(Protocol):
     def retire(self, worker: str) -> None:
         """Kill a worker and bring another in its place."""
 
+    def release(self, worker: str) -> None:
+        """Let an idle worker go; nobody comes in its place unless need() asks for more."""
+
+    def need(self, workers: int) -> None:
+        """The run has something to do for so many workers; no more need to come. 0: it is over for all of them."""
+
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Run a function away from the driver."""
+        """Run a function away from the thread that calls."""
 
     def close(self) -> None:
         """Let go of everything."""
+
+
+def apart(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Run a function on a thread of its own, which does not keep this process from ending."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(function(*args))
+        except BaseException as exc:
+            answer.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
 
 
 class Labels(Protocol):
@@ -130,6 +160,10 @@ class InProcess:
 
     def retire(self, worker: str) -> None:
         raise WorldError("a stuck image holds this process", do="run on a cluster, where a worker can be replaced")
+
+    def release(self, worker: str) -> None: ...
+
+    def need(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         done: Future[Any] = Future()

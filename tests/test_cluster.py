@@ -32,7 +32,7 @@ cluster.connect(chosen)
 workers = cluster.RayWorkers(None, [], chosen)
 for function in die, refuse:
     try:
-        workers.call(function).result(120)
+        workers.remotely(function)
     except errors.SegrayError as error:
         print(type(error).__name__, error)
 workers.close()
