@@ -88,6 +88,7 @@ class Cluster(_Section):
     stall_timeout_s: float = Field(default=600, gt=0)
     start_timeout_s: float = Field(default=120, gt=0)
     head_timeout_s: float = Field(default=30, gt=0, le=45)
+    autoscaling: bool = False
 
 
 class Storage(_Section):

@@ -22,7 +22,7 @@ from segray.instances import Failure, Task, UnitReport
 from segray.label import stage_failure
 from segray.ledger import Identity, Run
 from segray.plan import Plan
-from segray.scheduler import Action, Assign, Names, Policy, Quarantine, Retire, Scheduler
+from segray.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
 from segray.storage import StorageOptions, Store, shown
 
 _WAIT_S = 0.5
@@ -175,6 +175,7 @@ class Execution:
                 for event in self._pool.events(_WAIT_S):
                     self._carry_out(self._handle(event))
                 self._carry_out(self._scheduler.tick(self._clock()))
+                self._pool.need(self._scheduler.workers_of_use)
             self._publish()
             tally = self._job.tally
             self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
@@ -208,6 +209,10 @@ class Execution:
             case workers.Lost(worker, reason, blame, in_flight):
                 note(f"{self._names.worker(worker)} is lost: {reason}")
                 return scheduler.lost(worker, reason, now, blame_images=blame, in_flight=in_flight)
+            case workers.Leaving(worker):
+                note(f"{self._names.worker(worker)} gets nothing new: its node is being drained")
+                scheduler.leaving(worker)
+                return []
             case workers.Pulse(worker, progress):
                 scheduler.pulse(worker, progress, now)
                 return []
@@ -220,6 +225,9 @@ class Execution:
                 case Retire(worker, reason):
                     self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
+                case Release(worker, reason):
+                    self._job.watcher.note(f"{self._names.worker(worker)} is released: {reason}")
+                    self._pool.release(worker)
                 case Quarantine(task, reason):
                     (ref,) = self._plan.refs(task)
                     self._job.watcher.note(f"{shown(ref.key)} is set aside after {task.attempt} attempts: {reason}")

@@ -16,7 +16,8 @@ The life of a task (a slice of a unit, see instances.Task):
 
 What waits is given out in pieces that shrink near the end, by each worker's speed (pace.py).
 
-A worker that holds too much memory finishes what it runs, gets nothing new and is retired; nobody is blamed.
+A worker that holds too much memory finishes what it runs, gets nothing new and is retired; nobody is blamed. One whose
+node is being drained likewise, and so does one for which nothing is left; they are released, and nobody comes instead.
 
 A task on its second attempt or later has its worker to itself, so a death has one possible cause. Every death
 raises the attempt of all it touched or narrows the slice, so the machine always comes to an end; a node's death
@@ -28,6 +29,7 @@ nobody suspects, and no image gets done anywhere, the fault is not the images': 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,12 +45,14 @@ class Policy:
 
     image_timeout_s: longest an image may be worked on. stall_timeout_s: longest silence of a busy worker, and
     longest time in which workers are lost and nothing gets done. least_images: of a unit, that are worth a task.
+    idle_s: after which a worker is released when nothing waits.
     """
 
     max_attempts: int = 3
     image_timeout_s: float = 120.0
     stall_timeout_s: float = 600.0
     least_images: int = 4
+    idle_s: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ class Retire:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Let the worker go; it has no tasks, and nobody needs to come in its place."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """Record the one image of this task as failed: it killed or hung its process `task.attempt` times."""
 
@@ -75,7 +87,7 @@ class Quarantine:
     reason: str
 
 
-Action = Assign | Retire | Quarantine
+Action = Assign | Retire | Release | Quarantine
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,11 @@ class _Worker:
     pace: Pace
     running: list[Task] = field(default_factory=list)
     pulse: Progress = field(default_factory=lambda: Progress(0))
+    leaving: bool = False
+
+    @property
+    def takes_more(self) -> bool:
+        return not self.leaving and not self.pulse.swollen
 
 
 class Scheduler:
@@ -132,6 +149,15 @@ class Scheduler:
     @property
     def images_waiting(self) -> int:
         return sum(len(task) for task in (*self._waiting, *self._suspects))
+
+    @property
+    def workers_of_use(self) -> int:
+        """How many workers have something to do, or would have if they were there now; 0 when all is over."""
+        if self.complete or self.halted:
+            return 0
+        busy = [state for state in self._workers.values() if state.running]
+        left = self.images_total - self.images_done - sum(len(task) for state in busy for task in state.running)
+        return sum(not state.leaving for state in busy) + math.ceil(left / self._policy.least_images)
 
     def joined(self, worker: str, now_s: float) -> list[Action]:
         """A worker is ready for tasks."""
@@ -173,12 +199,17 @@ class Scheduler:
         at_work = {(unit, index) for unit, index, stage, _ in places if stage not in _IDLE}
         actions: list[Action] = []
         for task in state.running:
-            if not blame_images and self._forgiven(task):
+            if not blame_images and (state.leaving or self._forgiven(task)):
                 self._back(task)
                 continue
             suspects = [i for i in range(task.start, task.stop) if (task.unit, i) in at_work]
             actions += self._split(task, suspects, reason)
         return actions + self._assign(now_s)
+
+    def leaving(self, worker: str) -> None:
+        """Its node is being drained: it may finish what it runs, and gets nothing new."""
+        if worker in self._workers:
+            self._workers[worker].leaving = True
 
     def pulse(self, worker: str, progress: Progress, now_s: float) -> None:
         """What a worker says it is doing; a pulse that shows no change is not a sign of life."""
@@ -207,6 +238,10 @@ class Scheduler:
             self._busy_s = now_s
         actions: list[Action] = []
         for name, state in list(self._workers.items()):
+            if (why := self._let_go(state, now_s)) is not None:
+                del self._workers[name]
+                actions.append(Release(name, why))
+                continue
             if state.pulse.swollen and not state.running:
                 del self._workers[name]
                 actions.append(Retire(name, f"it holds {state.pulse.rss_bytes / 2**20:.0f} MiB of memory"))
@@ -229,6 +264,16 @@ class Scheduler:
         # Who had better wait for a quicker worker need not when that one gets slow.
         idle = any(not state.running for state in self._workers.values())
         return actions + self._assign(now_s) if idle else actions
+
+    def _let_go(self, state: _Worker, now_s: float) -> str | None:
+        """Why a worker should go for good; None when it should not."""
+        if state.running:
+            return None
+        if state.leaving:
+            return "its node is being drained"
+        if self._waiting or self._suspects or now_s - state.last_sign_s <= self._policy.idle_s:
+            return None
+        return "nothing is left for it to do"
 
     # ---- when nothing gets done ----
 
@@ -341,12 +386,12 @@ class Scheduler:
         if self._fruit_s is None:
             self._fruit_s = now_s
         held = sum(len(task) for state in self._workers.values() for task in state.running)
-        paces = {name: state.pace for name, state in self._workers.items() if not state.pulse.swollen}
+        paces = {name: state.pace for name, state in self._workers.items() if state.takes_more}
         shares = Shares(paces, self.images_total - self.images_done - held, self._policy.least_images)
         for depth in (0, 1):
             for name, state in self._workers.items():
                 task = self._next()
-                if task is None or len(state.running) != depth or state.pulse.swollen:
+                if task is None or len(state.running) != depth or not state.takes_more:
                     continue
                 # What failed before goes to a worker of its own, and as it is.
                 alone = task.attempt > 1

@@ -197,6 +197,10 @@ class Here:
 
     def retire(self, worker: str) -> None: ...
 
+    def release(self, worker: str) -> None: ...
+
+    def need(self, workers: int) -> None: ...
+
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         done: Future[Any] = Future()
         done.set_result(function(*args))

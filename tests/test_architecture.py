@@ -43,7 +43,7 @@ LAYERS = (
     {"yolact_graph", "ir5", "ir5_layers", "inspection", "tf_graph"},
     {"acquire"},
     {"sources", "plan", "ledger", "tables", "datafiles"},
-    {"label", "scheduler", "publish", "pace"},
+    {"label", "scheduler", "publish", "pace", "placement"},
     {"workers", "actor"},
     {"cluster", "execute"},
     {"run"},

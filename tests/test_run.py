@@ -155,6 +155,10 @@ class Mortal:
 
     def retire(self, worker: str) -> None: ...
 
+    def release(self, worker: str) -> None: ...
+
+    def need(self, workers: int) -> None: ...
+
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return InProcess.call(self, function, *args)  # type: ignore[arg-type]
 

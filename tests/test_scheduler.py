@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray.instances import Progress, Task
-from segray.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Retire, Scheduler
+from segray.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Release, Retire, Scheduler
 
 
 def tasks_of(units: list[int]) -> list[Task]:
@@ -107,6 +107,43 @@ def test_a_swollen_worker_finishes_gets_nothing_new_and_is_replaced_without_blam
     assert isinstance(retire, Retire)
     assert retire.worker == "a"
     assert only_task(scheduler.joined("b", 6)) == Task(3, 0, 2, 1)
+
+
+def test_a_worker_on_a_node_that_is_being_drained_finishes_gets_nothing_new_and_is_released() -> None:
+    scheduler = Scheduler(tasks_of([2, 2, 2, 2]), whole())
+    _, actions = scheduler.finished("a", only_task(scheduler.joined("a", 0)), 1)
+    first, second = (action.task for action in actions if isinstance(action, Assign))
+    scheduler.leaving("a")
+    assert scheduler.finished("a", first, 2) == (True, [])
+    assert scheduler.tick(3) == []
+    assert scheduler.finished("a", second, 4) == (True, [])
+    assert [(type(action), action.worker) for action in scheduler.tick(5)] == [(Release, "a")]
+    assert only_task(scheduler.joined("b", 6)) == Task(3, 0, 2, 1)
+
+
+def test_a_drained_node_that_goes_before_its_worker_is_done_is_not_held_against_the_task() -> None:
+    scheduler = Scheduler(tasks_of([5]), whole(max_attempts=1))
+    before = only_task(scheduler.joined("a", 0))
+    scheduler.leaving("a")
+    scheduler.lost("a", "node gone", 1, blame_images=False)
+    assert only_task(scheduler.joined("b", 2)) == before
+
+
+def test_idle_workers_are_released_at_the_tail_and_no_more_are_asked_for_than_have_something_to_do() -> None:
+    scheduler = Scheduler(tasks_of([8, 8]), Policy(idle_s=10, least_images=8))
+    assert scheduler.workers_of_use == 2
+    first, second = only_task(scheduler.joined("a", 0)), only_task(scheduler.joined("b", 0))
+    assert scheduler.workers_of_use == 2
+    assert scheduler.joined("c", 1) == []
+    assert scheduler.finished("b", second, 2) == (True, [])
+    assert scheduler.workers_of_use == 1
+    assert scheduler.tick(11) == []
+    assert {action.worker for action in scheduler.tick(12.5) if isinstance(action, Release)} == {"b", "c"}
+    scheduler.lost("a", "node gone", 13, blame_images=False)
+    assert scheduler.workers_of_use == 1
+    assert only_task(scheduler.joined("d", 14)) == first
+    assert scheduler.finished("d", first, 15)[0]
+    assert (scheduler.complete, scheduler.workers_of_use) == (True, 0)
 
 
 def test_a_lost_node_blames_nobody() -> None:

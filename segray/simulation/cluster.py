@@ -255,6 +255,10 @@ class Cluster:
     def retire(self, worker: str) -> None:
         raise AssertionError(f"nothing is wrong with worker {worker}")
 
+    def release(self, worker: str) -> None: ...
+
+    def need(self, workers: int) -> None: ...
+
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Done at once; but only one at a time, and when nothing else is left to do, all wait for it."""
         with self._away():

@@ -1,0 +1,115 @@
+"""Which workers the pools of a run still want, and where: arithmetic over the resources of nodes.
+
+Knows pools, and nodes as names with amounts; knows nothing of Ray, of tasks or of what a worker does.
+
+Pools that name resources come first, so that no plain pool takes the cores beside a GPU before the GPU's own worker has
+its share. A node that is being drained gets nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from segray.config import Pool
+from segray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node and all that it has, in use or not. draining: it takes nothing new and will go."""
+
+    id: str
+    resources: Mapping[str, float]
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Room for one worker of pools[pool]. node: None for wherever there is room, now or on a node that comes."""
+
+    pool: int
+    node: str | None
+    cpus: float
+
+
+def missing(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[Seat], most: float) -> list[Seat]:
+    """Seats to fill, in order, until `most` are taken: up to `count` of a pool, or one on every node with room."""
+    nodes = [node for node in nodes if not node.draining]
+    found: list[Seat] = []
+    for index in sorted(range(len(pools)), key=lambda index: not pools[index].resources):
+        pool = pools[index]
+        here = [seat for seat in taken if seat.pool == index]
+        if pool.count is not None:
+            found += [Seat(index, None, cpus_of(pool, nodes))] * (pool.count - len(here))
+            continue
+        for node in nodes:
+            if any(seat.node == node.id for seat in here):
+                continue
+            left = _left(node, pools, [*taken, *found])
+            cpus = pool.num_cpus or float(int(left.get("CPU", 0.0)))
+            if cpus > 0 and _fits(pool, cpus, left):
+                found.append(Seat(index, node.id, cpus))
+    return found[: max(0, int(min(most - len(taken), len(found))))]
+
+
+def cpus_of(pool: Pool, nodes: Sequence[Node]) -> float:
+    """Of each worker of a pool with a `count`: an equal share of all cores, on one node."""
+    if pool.num_cpus is not None:
+        return pool.num_cpus
+    cores = [node.resources.get("CPU", 0.0) for node in nodes]
+    return float(max(1, int(min(sum(cores) / (pool.count or 1), max(cores, default=1.0)))))
+
+
+def asked(pool: Pool) -> dict[str, float]:
+    """The least that a worker of the pool needs."""
+    return {"CPU": pool.num_cpus or 1.0, **pool.resources}
+
+
+def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) -> None:
+    """Refuse what can never start; ConfigError. autoscaling: nodes that are not there yet may come."""
+    for pool in pools:
+        _check_gpu(pool, alone=len(nodes) == 1 and not autoscaling)
+        if autoscaling and (pool.count is None or pool.num_cpus is None):
+            raise ConfigError(
+                "an autoscaler cannot know how many workers to make room for, or how much",
+                where=f"workers: {pool.device}",
+                found=f"count: {pool.count}, num_cpus: {pool.num_cpus}",
+                do="set both: the most workers of the pool, and the CPUs of each",
+            )
+        if not autoscaling and not any(_fits(pool, pool.num_cpus or 1.0, node.resources) for node in nodes):
+            have = [{k: v for k, v in node.resources.items() if not k.startswith("node:")} for node in nodes]
+            raise ConfigError(
+                "no node of the cluster can hold a worker",
+                where=f"workers: {pool.device}",
+                found=f"a worker asks for {asked(pool)}; the nodes have {have}",
+                do="ask for less in `workers`, or add a node; with an autoscaler, set cluster.autoscaling: true",
+            )
+
+
+def _check_gpu(pool: Pool, *, alone: bool) -> None:
+    """A GPU is asked for by a name that says Intel. alone: the only node is this one, whose devices are looked at."""
+    if pool.device.split(".")[0] != "GPU" or (pool.resources and "GPU" not in pool.resources):
+        return
+    if not pool.resources and alone:
+        return
+    raise ConfigError(
+        "OpenVINO's GPU means an Intel GPU, and nothing says which nodes have one",
+        where=f"workers: {pool.device}",
+        found=f"resources: {dict(pool.resources)}; Ray's own GPU counts cards of any maker",
+        do="start nodes that have an Intel GPU with `ray start --resources '{\"intel_gpu\": 1}'`"
+        " and ask for resources: {intel_gpu: 1}",
+    )
+
+
+def _left(node: Node, pools: Sequence[Pool], seats: Sequence[Seat]) -> dict[str, float]:
+    left = dict(node.resources)
+    for seat in seats:
+        if seat.node == node.id:
+            for name, amount in {**pools[seat.pool].resources, "CPU": seat.cpus}.items():
+                left[name] = left.get(name, 0.0) - amount
+    return left
+
+
+def _fits(pool: Pool, cpus: float, room: Mapping[str, float]) -> bool:
+    return all(room.get(name, 0.0) >= amount for name, amount in {**pool.resources, "CPU": cpus}.items())
