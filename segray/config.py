@@ -34,6 +34,8 @@ class Source(_Section):
     """Where the images are."""
 
     uri: str = Field(min_length=1)
+    deleted: Literal["keep", "retire"] = "keep"
+    max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
 
 
 class Output(_Section):
@@ -58,6 +60,7 @@ class Model(_Section):
     nms: Literal["per_class", "fast", "cross_class"] = "per_class"
     paste: Literal["tile", "reframe"] | None = None
     scaled_decode: bool = False
+    fixed_shapes: int = Field(default=0, ge=0, le=64)
     cache_dir: str | None = None
 
 

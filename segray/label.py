@@ -103,7 +103,9 @@ def build(
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    settings = runtime.DeviceSettings(device, cores, chosen.precision, chosen.cache_dir)
+    settings = runtime.DeviceSettings(
+        device, cores, chosen.precision, chosen.cache_dir, fixed_shapes=chosen.fixed_shapes
+    )
     with ThreadPoolExecutor(1) as beside:
         loops = beside.submit(importlib.import_module, "segray.kernels")  # Takes seconds the first time on a machine.
         engine = runtime.compile(model.path, model.form, settings)

@@ -13,7 +13,9 @@ import functools
 import math
 import os
 import queue
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
+_OFTEN = 16  # images of one size: then the next ones are worth the seconds that a network for them takes
 
 
 # ---- files ----------------------------------------------------------------------------------------
@@ -262,6 +265,7 @@ class DeviceSettings:
     precision: "f32", "bf16", "f16"; "int8" for a quantised model, with f32 where it has floats; or "auto" for the
     device's default, which differs between machines.
     cache_dir: where compiled models are kept; None for nowhere. hint: THROUGHPUT, or LATENCY for one image at a time.
+    fixed_shapes: how many image sizes get a network of their own, where the model takes any (see `compile`).
     """
 
     device: str = "CPU"
@@ -269,6 +273,7 @@ class DeviceSettings:
     precision: str = "auto"
     cache_dir: str | None = None
     hint: str = "THROUGHPUT"
+    fixed_shapes: int = 0
 
 
 class Engine(Protocol):
@@ -315,12 +320,19 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
-    """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput."""
-    return _OpenVINOEngine(compiled(path, form, settings))
+    """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput.
+
+    A network that takes images of any size is compiled again for each of the first `settings.fixed_shapes` sizes
+    that come often: layers whose paddings depend on the size fold then, which pays for atrous convolutions. Sums may
+    round otherwise in it.
+    """
+    first = compiled(path, form, settings)
+    sizes = settings.fixed_shapes if first.size_hw is None else 0
+    return _OpenVINOEngine(first, form.image.name, lambda size_hw: compiled(path, form, settings, size_hw), sizes)
 
 
-def compiled(path: Path, form: Form, settings: DeviceSettings) -> Compiled:
-    """The same without an engine, for those who drive requests otherwise."""
+def compiled(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Compiled:
+    """The same without an engine, for those who drive requests otherwise; size_hw: for images of this size alone."""
     _check_device(settings)
     model = read(path)
     found = described(model)
@@ -330,7 +342,7 @@ def compiled(path: Path, form: Form, settings: DeviceSettings) -> Compiled:
     layout = _model_layout(found.inputs[image], form.image, str(path))
     try:
         _keep_outputs(model, form.outputs)
-        _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw))
+        _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw or size_hw))
         model = _embed(model, image, form.image, layout)
         with _turn(settings.cache_dir):
             network = _core().compile_model(model, settings.device, _options(settings))
@@ -506,22 +518,45 @@ class Compiled:
         return {name: request.get_output_tensor(index).data for name, index in self._outputs.items()}
 
 
-class _OpenVINOEngine:
-    """A pool of infer requests, each lent to one thread at a time."""
+class _Requests:
+    """The infer requests of one network, made when they are needed, each lent to one thread at a time."""
 
     def __init__(self, compiled: Compiled) -> None:
-        self._compiled, self.facts, self.size_hw = compiled, compiled.facts, compiled.size_hw
+        self.compiled = compiled
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+
+    @contextmanager
+    def lend(self) -> Iterator[ov.InferRequest]:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self.compiled.network.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.put(request)
+
+
+class _OpenVINOEngine:
+    """A network for any size, and networks for the sizes that came often; `requests` of them work at a time."""
+
+    def __init__(
+        self, compiled: Compiled, image: str, compile_for: Callable[[tuple[int, int]], Compiled], sizes: int
+    ) -> None:
+        self._any, self._image, self._compile_for, self._sizes = _Requests(compiled), image, compile_for, sizes
+        self.facts, self.size_hw = compiled.facts, compiled.size_hw
         # One more than the device works on, so that it never waits for a thread that is still decoding.
         self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
-        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
-        for _ in range(self.requests):
-            self._idle.put(compiled.network.create_infer_request())
+        self._turns = threading.Semaphore(self.requests)
+        self._fixed: dict[tuple[int, int], _Requests] = {}
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._counting = threading.Lock()
 
     @contextmanager
     def infer(self, inputs: Arrays) -> Iterator[Arrays]:
-        by_port = self._compiled.inputs(inputs)
-        request = self._idle.get()
-        try:
+        requests = self._requests_for(inputs)
+        by_port = requests.compiled.inputs(inputs)
+        with self._turns, requests.lend() as request:
             try:
                 request.start_async(by_port, share_inputs=True)
                 request.wait()
@@ -529,9 +564,21 @@ class _OpenVINOEngine:
                 found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items())
                 what = f"The network refused the image: {_reason(error)}"
                 raise ImageError(what, stage="infer", found=found) from error
-            yield self._compiled.outputs(request)
-        finally:
-            self._idle.put(request)
+            yield requests.compiled.outputs(request)
+
+    def _requests_for(self, inputs: Arrays) -> _Requests:
+        """Those of the image's size. Who brings an image of a size that has come often makes its network."""
+        if not self._sizes:
+            return self._any
+        _, height, width, _ = inputs[self._image].shape
+        size_hw = (height, width)
+        with self._counting:
+            self._seen[size_hw] += 1
+            if self._seen[size_hw] != _OFTEN or self._sizes == len(self._fixed):
+                return self._fixed.get(size_hw, self._any)
+            self._fixed[size_hw] = self._any  # taken; until it is made
+        self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
+        return self._fixed[size_hw]
 
 
 @dataclass(frozen=True)

@@ -446,6 +446,28 @@ def test_outputs_are_views_not_copies(tmp_path: Path) -> None:
         assert not any(array.flags.owndata for array in outputs.values())
 
 
+def test_sizes_that_come_often_get_networks_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, sizes = runtime.compiled, []
+
+    def spied(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Any:
+        sizes.append(size_hw)
+        made = compiled(path, form, settings, size_hw)
+        assert made.size_hw == size_hw
+        return made
+
+    monkeypatch.setattr(runtime, "compiled", spied)
+    settings = DeviceSettings(threads=2, precision="f32", fixed_shapes=2)
+    engine = runtime.compile(echo(tmp_path, (1, 3, -1, -1)), form(size_hw=None), settings)
+    assert engine.size_hw is None
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        for size_hw in ((6, 5), (9, 4), (3, 3)):
+            image = rng.integers(0, 256, (1, *size_hw, 3), np.uint8)
+            with engine.infer({"input.1": image}) as outputs:
+                np.testing.assert_array_equal(outputs["pixels"], image.transpose(0, 3, 1, 2))
+    assert sizes == [None, (6, 5), (9, 4)]
+
+
 def test_all_requests_can_be_lent_at_once_and_the_next_caller_waits(tmp_path: Path) -> None:
     engine = runtime.compile(echo(tmp_path), form(), F32)
     assert engine.requests >= 2
