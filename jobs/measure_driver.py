@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from segray import config, plan, run, sources
 from segray.errors import Interrupted
+from segray.execute import Watcher
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
 from segray.scheduler import Policy, Scheduler
@@ -49,7 +50,7 @@ def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
     imported_mb, began = peak_mb(), time.monotonic()
     committed = plan.Committed(_committed(options.committed)) if options.committed else None
     batches = sources.read("s3://a-bucket/raw", Listing(options.images, options.order == "shuffled"))
-    listed, total = plan.build(batches, committed)
+    listed, total, _ = plan.build(batches, committed)
     with tempfile.TemporaryDirectory() as folder:
         frozen = plan.freeze(Store(), folder, listed, 256)
     Scheduler(frozen.tasks(), Policy())
@@ -160,15 +161,11 @@ class Starting(InProcess):
         raise Started
 
 
-class Quiet:
+class Quiet(Watcher):
     """A watcher that says nothing but what happens."""
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-
-    def begin(self, images: int, resumed: int) -> None: ...
-
-    def advance(self, done: int, instances: int, failed: int) -> None: ...
 
 
 def measure_resume(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from segray.execute import Watcher
 from segray.run import Summary
 
 _LINE_S = 10.0
 
 
-class Plain:
+class Plain(Watcher):
     """Progress as lines of text: notes at once, counts every ten seconds."""
 
     def __init__(self, out: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +57,7 @@ class Plain:
         return None
 
 
-class Bar:
+class Bar(Watcher):
     """Progress as a bar that redraws itself."""
 
     def __init__(self) -> None:
@@ -143,6 +144,8 @@ def describe(summary: Summary) -> str:
     """The summary for a person: what was done, what failed, what to look at next."""
     tally, images = summary.tally, summary.images
     lines = []
+    if summary.retired:
+        lines.append(f"retired {summary.retired} images that the source no longer lists")
     if tally.images:
         lines.append(
             f"labelled {tally.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
@@ -37,12 +37,13 @@ class Plan:
     """The frozen list, sorted by image_key, and how it is cut into units.
 
     starts: first row of each unit, and the end. part: the nth part of the list, schema.PLAN, of part_rows rows unless
-    it is the last.
+    it is the last. retired: parts of the list of rows to remove, and how many images each has.
     """
 
     starts: NDArray[np.int64]
     part: Callable[[int], pa.Table]
     part_rows: int
+    retired: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -128,8 +129,9 @@ def of(listed: Listed, unit_images: int) -> Plan:
     return Plan(cut(images, unit_images), lambda number: listed.rows(0, images), max(1, images))
 
 
-def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[Listed, int]:
-    """What is left to label, sorted by key, each key once; and how many distinct images the source has.
+def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[Listed, int, NDArray[np.bool_]]:
+    """What is left to label, sorted by key, each key once; how many distinct images the source has; and which
+    committed rows, by their places, it lists in their version.
 
     batches: columns key, uri, version, size_bytes. An image is left when no committed row has its key and version.
     """
@@ -145,7 +147,24 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
             batch = batch.filter(pa.array(places < 0))
         kept.append(_compact(batch, base or ""))
     table = _by_key_once(pa.Table.from_batches(kept, _COMPACT))
-    return Listed(table, base or ""), table.num_rows + int(done.sum())
+    return Listed(table, base or ""), table.num_rows + int(done.sum()), done
+
+
+def unlisted(
+    left: Listed, listed: NDArray[np.bool_], committed: Committed, batches: Iterable[pa.RecordBatch]
+) -> pa.Table:
+    """The committed rows whose image the source lists in no version: schema.RETIRED, sorted by key.
+
+    left, listed: as `build` found them. batches: columns image_key, version, batch of what `committed` was made of.
+    """
+    found = [schema.RETIRED.empty_table()]
+    for batch in () if listed.all() else batches:
+        places = committed.places(batch.column("image_key"), batch.column("version"))
+        rows = pa.Table.from_batches([batch.filter(pa.array(~listed[places]))])
+        found.append(rows.select(schema.RETIRED.names).cast(schema.RETIRED))
+    rows = pa.concat_tables(found)
+    changed = pc.filter(left.table.column("image_key"), pc.is_in(left.table.column("image_key"), rows["image_key"]))
+    return rows.filter(pc.invert(pc.is_in(rows["image_key"], changed))).sort_by("image_key")
 
 
 _COMPACT = pa.schema([field.with_nullable(field.name == "uri") for field in schema.PLAN])
@@ -189,40 +208,78 @@ def cut(images: int, unit_images: int) -> NDArray[np.int64]:
     return np.append(np.arange(0, images, unit_images), images).astype(np.int64)
 
 
-def freeze(store: Store, folder: str, listed: Listed, unit_images: int) -> Plan:
-    """Write the plan below `folder`; plan.json comes last and makes it whole."""
-    parts = []
-    for number, first in enumerate(range(0, len(listed), _PART_ROWS)):
-        sink = pa.BufferOutputStream()
-        pq.write_table(listed.rows(first, _PART_ROWS), sink, **schema.PLAN_WRITE)
-        data = sink.getvalue().to_pybytes()
-        name = f"part-{number:05d}.parquet"
-        store.put(join(folder, "plan", name), data)
-        parts.append({"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-    facts = {"images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts}
+def freeze(
+    store: Store,
+    folder: str,
+    listed: Listed,
+    unit_images: int,
+    retired: pa.Table | None = None,
+    batch_images: int = _PART_ROWS,
+) -> Plan:
+    """Write the plan below `folder`; plan.json comes last and makes it whole.
+
+    retired: rows to remove, schema.RETIRED, so many images in each batch.
+    """
+    parts = [
+        _put_part(store, folder, f"part-{number:05d}.parquet", listed.rows(first, _PART_ROWS))
+        for number, first in enumerate(range(0, len(listed), _PART_ROWS))
+    ]
+    gone = schema.RETIRED.empty_table() if retired is None else retired
+    removed = [
+        _put_part(store, folder, f"retired-{number:05d}.parquet", gone.slice(first, batch_images))
+        for number, first in enumerate(range(0, len(gone), batch_images))
+    ]
+    facts = {
+        "images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts, "retired": removed
+    }  # fmt: skip
     store.put(join(folder, "plan", "plan.json"), json.dumps(facts, indent=2).encode())
     return _frozen(store, folder, facts)
+
+
+def _put_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str, Any]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, **schema.PLAN_WRITE)
+    data = sink.getvalue().to_pybytes()
+    store.put(join(folder, "plan", name), data)
+    return {"name": name, "rows": rows.num_rows, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def load(store: Store, folder: str) -> Plan | None:
     """The plan frozen below `folder`; None when it never became whole."""
     try:
-        return _frozen(store, folder, json.loads(store.read(join(folder, "plan", "plan.json"))))
+        return _frozen(store, folder, _facts(store, folder))
     except FileNotFoundError:
         return None
 
 
+def retired(store: Store, folder: str, name: str) -> pa.Table:
+    """One part of the rows that the plan frozen below `folder` removes, schema.RETIRED, sorted by key."""
+    (part,) = (each for each in _facts(store, folder)["retired"] if each["name"] == name)
+    return _read_part(store, folder, part)
+
+
+def _facts(store: Store, folder: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(store.read(join(folder, "plan", "plan.json")))
+    return facts
+
+
 def _frozen(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
     def part(number: int) -> pa.Table:
-        uri = join(folder, "plan", facts["parts"][number]["name"])
-        data = store.read(uri)
-        if hashlib.sha256(data).hexdigest() != facts["parts"][number]["sha256"]:
-            raise SegrayError(
-                "a part of the frozen plan was changed", where=uri, do="restore it, or delete the run's folder"
-            )
-        return pq.read_table(pa.BufferReader(data))
+        return _read_part(store, folder, facts["parts"][number])
 
-    return Plan(cut(facts["images"], facts["unit_images"]), lru_cache(_PARTS_KEPT)(part), facts["part_rows"])
+    gone = {each["name"]: each["rows"] for each in facts.get("retired", ())}
+    starts = cut(facts["images"], facts["unit_images"])
+    return Plan(starts, lru_cache(_PARTS_KEPT)(part), facts["part_rows"], gone)
+
+
+def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:
+    uri = join(folder, "plan", part["name"])
+    data = store.read(uri)
+    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        raise SegrayError(
+            "a part of the frozen plan was changed", where=uri, do="restore it, or delete the run's folder"
+        )
+    return pq.read_table(pa.BufferReader(data))
 
 
 def committed_rows(plan: Plan, committed: Committed | None) -> NDArray[np.bool_]:

@@ -11,6 +11,9 @@ A batch becomes visible in this order, and a crash between any two steps is fini
     4. instances           one Delta transaction, app id "segray", version = batch number
     5. images              likewise
 
+A batch may also just remove the rows of images that the source no longer lists; its inputs are called
+b00001-retired-inputs.json, and else it is like any other.
+
 Two runs racing for a number: the log admits one, the other gets ConflictError and plans again. `rearrange` is the
 one commit without a number: maintenance moves rows between files, at any moment, even between steps 4 and 5.
 """
@@ -42,7 +45,7 @@ from deltalake.transaction import (
     create_table_with_add_actions,
 )
 
-from segray import schema
+from segray import plan, schema
 from segray.datafiles import DataFile, Rows, Writer
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
@@ -66,13 +69,18 @@ class Changes:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that is ready to commit: all its files are in place."""
+    """A batch that is ready to commit: all its files are in place. images, instances: rows that it adds.
+
+    retired: parts of the run's list of rows to remove, all of which it removes; removed: from so many images' rows.
+    """
 
     number: int
     run_id: str
     images: int
     instances: int
     tables: Mapping[str, Changes]
+    retired: tuple[str, ...] = ()
+    removed: int = 0
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
@@ -84,7 +92,7 @@ class Batch:
             name: Changes(*(tuple(DataFile(**f) for f in changes[kind]) for kind in ("add", "remove")))
             for name, changes in raw.pop("tables").items()
         }
-        return cls(tables=tables, **raw)
+        return cls(tables=tables, retired=tuple(raw.pop("retired", ())), **raw)
 
 
 # ---- tables ---------------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, r
                 found=gone[0],
                 do="the work left is planned again",
             )
-        changes = _replaced_anew(root, options, batch.number, changes)
+        changes = _replaced_anew(root, options, batch)
     properties = CommitProperties(
         custom_metadata={_RECORD_KEY: record},
         max_commit_retries=0,
@@ -283,37 +291,39 @@ class Inputs:
     """All that decides what the files of a batch hold, and so their names.
 
     staged: names below the run's staged folder. facts: provenance for each file's metadata. file_rows: most rows of
-    one file.
+    one file. retired: parts of the run's list of rows to remove; such a batch has nothing staged.
     """
 
     staged: tuple[str, ...]
     facts: Mapping[str, Any]
     file_rows: int
+    retired: tuple[str, ...] = ()
 
 
 def intend(run: Run, number: int, inputs: Inputs, store: Store) -> None:
     """Record what the batch will be made of."""
-    store.put(_inputs_uri(run, number), json.dumps(asdict(inputs), sort_keys=True).encode())
+    uri = _inputs_uri(run, number, retiring=bool(inputs.retired))
+    store.put(uri, json.dumps(asdict(inputs), sort_keys=True).encode())
 
 
-def intended(run: Run, number: int, store: Store) -> Inputs | None:
+def intended(run: Run, number: int, store: Store, *, retiring: bool = False) -> Inputs | None:
     """What an interrupted attempt at this batch was made of; None if there was none."""
     try:
-        raw = json.loads(store.read(_inputs_uri(run, number)))
+        raw = json.loads(store.read(_inputs_uri(run, number, retiring=retiring)))
     except FileNotFoundError:
         return None
-    return Inputs(tuple(raw["staged"]), raw["facts"], raw["file_rows"])
+    return Inputs(tuple(raw["staged"]), raw["facts"], raw["file_rows"], tuple(raw.get("retired", ())))
 
 
-def _inputs_uri(run: Run, number: int) -> str:
-    return join(run.folder, "batches", f"b{number:05d}-inputs.json")
+def _inputs_uri(run: Run, number: int, *, retiring: bool) -> str:
+    return join(run.folder, "batches", f"b{number:05d}-{'retired-' * retiring}inputs.json")
 
 
 def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Batch:
     """Turn staged files into the data files of batch `number`, sorted by class, key, instance; commit nothing.
 
-    Rows of images that already have rows are replaced: the files that hold them are written
-    again without them, and the old ones removed in the same commit. Memory does not grow with the batch.
+    Rows of images that already have rows are replaced, those of retired images removed: the files that hold them are
+    written again without them, and the old ones removed in the same commit. Memory does not grow with the batch.
     """
     store = Store(options)
     # Named by all that decides their bytes. An attempt that is repeated after a crash overwrites its own files
@@ -331,14 +341,27 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
             instances += found.num_rows
             fresh["instances"].add(found)
         again.append(_replaced(store, run.root, committed, rows.column("image_key")))
-    replaced, tables = pa.concat_arrays(again), {}
+    removed = sum(map(len, gone := [still_there(run, name, options) for name in inputs.retired]))
+    replaced, tables = pa.concat_arrays(again + gone), {}
     for name, gathered in fresh.items():
         add, remove = writer.write(name, gathered), []
         for file, rest, label in _without(run.root, name, options, replaced):
             add += writer.write(name, rest, label)
             remove.append(file)
         tables[name] = Changes(tuple(add), tuple(remove))
-    return Batch(number, run.id, images, instances, tables)
+    return Batch(number, run.id, images, instances, tables, inputs.retired, removed)
+
+
+def still_there(run: Run, part: str, options: StorageOptions) -> pa.Array:
+    """Of one part of the run's rows to remove: the keys of those that the table still has."""
+    store, committed = Store(options), _committed(run.root, options)
+    rows = plan.retired(store, run.folder, part)
+    if committed is None:
+        return pa.array([], pa.string())
+    held = _one_of(rows.column("image_key").combine_chunks())
+    found = store.insist(run.root, lambda: committed.to_table(["image_key", "batch"], filter=held))
+    both = found.cast(schema.RETIRED).join(rows, schema.RETIRED.names, join_type="inner")
+    return both.column("image_key").combine_chunks()
 
 
 def _digest(value: Any) -> str:
@@ -437,19 +460,20 @@ def _without(root: str, name: str, options: StorageOptions, replaced: pa.Array) 
         yield removed, rest, f"{_REST}-{_digest(fragment.path)}"
 
 
-def _replaced_anew(root: str, options: StorageOptions, number: int, changes: Changes) -> Changes:
+def _replaced_anew(root: str, options: StorageOptions, batch: Batch) -> Changes:
     """The batch's changes to `images`, when compaction moved the rows that it replaces after `instances` was committed.
 
     What is in `instances` cannot be taken back, so the files to replace are found again.
     """
-    store = Store(options)
-    fresh = [f for f in changes.add if _REST not in f.path]
+    store, run = Store(options), Run(root, batch.run_id)
+    fresh = [f for f in batch.tables["images"].add if _REST not in f.path]
     tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
-    keys = pa.concat_tables(table.select(["image_key"]) for table in tables).column("image_key")
-    kept = list(_without(root, "images", options, keys.combine_chunks()))
+    keys = [table.column("image_key").combine_chunks() for table in tables]
+    keys += [still_there(run, part, options) for part in batch.retired]
+    kept = list(_without(root, "images", options, pa.concat_arrays(keys)))
     remove = [file for file, _, _ in kept]
     token = _digest([f.path for f in (*fresh, *remove)])
-    facts = json.loads(tables[0].schema.metadata[b"segray"])
-    writer = Writer(store, root, f"b{number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
+    facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
+    writer = Writer(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
     rest = [f for _, rows, label in kept for f in writer.write("images", rows, label)]
     return Changes((*fresh, *rest), tuple(remove))

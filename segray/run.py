@@ -8,24 +8,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
-from segray import image, ledger, plan, publish, runtime, sources, zoo
+from segray import image, ledger, plan, publish, runtime, schema, sources, zoo
 from segray.config import Config
 from segray.contracts.labels import slug
-from segray.errors import AccessError, ConfigError, ConflictError, Interrupted, SegrayError, WorldError
-from segray.execute import Execution, Job, Tally, Watcher
+from segray.errors import AccessError, ConfigError, ConflictError, Interrupted, SegrayError, SourceError, WorldError
+from segray.execute import Execution, Job, Watcher
 from segray.instances import Task
 from segray.label import Recipe, options_of
 from segray.ledger import Identity, Run
 from segray.plan import Plan
 from segray.storage import StorageOptions, Store, absolute, shown
 from segray.tables import open_table
+from segray.vitals import Tally
 from segray.workers import Workers
 
 StartWorkers = Callable[[Recipe, Config], Workers]
@@ -36,7 +41,8 @@ class Summary:
     """How a run ended. images: by status over the whole label set; classes: instances by class name likewise.
 
     tally: what this process labelled, in `seconds` from the first worker's readiness to the last commit; planned:
-    images of the plans it carried out. failures: image_key, stage and message of a few failed images.
+    images of the plans it carried out; retired: images whose rows it removed. A dry run tells both as they would be.
+    failures: image_key, stage and message of a few failed images.
     """
 
     root: str
@@ -46,6 +52,7 @@ class Summary:
     seconds: float
     startup_s: float
     planned: int
+    retired: int
     workers: tuple[Mapping[str, str], ...]
     failures: tuple[tuple[str, str, str], ...]
     exit_code: int
@@ -61,7 +68,7 @@ def label(
 ) -> Summary:
     """Label what is not labelled yet, and commit it.
 
-    limit: at most so many images, the first by key. dry_run: count, write nothing.
+    limit: at most so many images, the first by key, and nothing is retired. dry_run: count, write nothing.
     Raises UserError before any image is read; WorldError or Interrupted with everything committed kept.
     """
     config = with_absolute_paths(config)
@@ -73,15 +80,16 @@ def label(
     options = StorageOptions(**config.storage.model_dump())
     job = Job(config, options, Store(options), identity_of(config, model), watcher)
     ledger.check(job.store, job.root, job.identity)
-    times, planned = _Times(), 0
+    done = _Done()
     while (work := _next_work(job, limit, dry_run)) is not None:
-        planned += work.plan.images
+        done.planned += work.plan.images
         if dry_run:
+            done.retired = sum(work.plan.retired.values())
             break
-        whole = _carry_out(job, model.fingerprint, work, start_workers, times)
+        whole = _carry_out(job, model.fingerprint, work, start_workers, done)
         if limit is not None or (whole and not work.resumed):
             break
-    return _summary(job, planned, times)
+    return _summary(job, done)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
@@ -93,6 +101,7 @@ class _Work:
     plan: Plan
     staged: Mapping[Task, str]
     todo: list[Task]
+    retire: list[str]  # parts of the plan's list
     resumed: bool
 
 
@@ -101,12 +110,20 @@ def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     batch = 0
     if not dry_run and open_table(job.root, "images", job.options) is not None:
         batch = publish.recover(job.root, job.options, job.store)
-    committed = _committed(job)
-    resumed = None if dry_run else _resumable(job, committed, batch + 1)
-    return resumed or _fresh(job, committed, limit, dry_run)
+    images = _images_table(job)
+    committed = None if images is None else _committed(job, images)
+    retiring = job.config.source.deleted == "retire" and limit is None
+    resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
+    if resumed is not None:
+        return resumed
+    listed, total, seen = plan.build(sources.read(job.config.source.uri, job.store), committed)
+    gone = schema.RETIRED.empty_table()
+    if retiring and committed is not None and images is not None:
+        gone = _unlisted(job, images, committed, listed, seen)
+    return _fresh(job, listed.head(limit), total, gone, dry_run)
 
 
-def _resumable(job: Job, committed: plan.Committed | None, number: int) -> _Work | None:
+def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring: bool) -> _Work | None:
     """What is left of the latest unfinished run over the same source. number: of the batch that comes next."""
     run = ledger.unfinished(job.store, job.root)
     if run is None or run.record(job.store).get("source") != job.config.source.uri:
@@ -122,82 +139,147 @@ def _resumable(job: Job, committed: plan.Committed | None, number: int) -> _Work
     for task in staged:
         done[frozen.rows(task)] = True
     todo = plan.left(frozen, done)
-    if not todo and not staged:
+    # What is not removed now, a later run finds again.
+    retire = [name for name in frozen.retired if retiring and len(publish.still_there(run, name, job.options))]
+    if not todo and not staged and not retire:
         job.save(run, "done", frozen.images)
         return None
     found = f"{before} of {frozen.images} images committed, {int(done.sum()) - before} staged"
+    found += f", {sum(map(frozen.retired.__getitem__, retire))} to retire" * bool(retire)
     job.watcher.note(f"resuming run {run.id}: {found}")
-    return _Work(run, frozen, staged, todo, resumed=True)
+    return _Work(run, frozen, staged, todo, retire, resumed=True)
 
 
-def _fresh(job: Job, committed: plan.Committed | None, limit: int | None, dry_run: bool) -> _Work | None:
-    """A new run over what the source has and the tables lack."""
+def _fresh(job: Job, listed: plan.Listed, total: int, gone: pa.Table, dry_run: bool) -> _Work | None:
+    """A new run over what the source has and the tables lack, and what the tables have and the source lacks."""
     source, unit_images = job.config.source.uri, job.config.unit_images
-    listed, total = plan.build(sources.read(source, job.store), committed)
-    listed = listed.head(limit)
-    if not len(listed):
-        job.watcher.note(f"nothing to do: all {total} images of {source} are labelled")
+    retiring = f", and {len(gone)} that it no longer has to retire" * bool(len(gone))
+    if len(listed):
+        job.watcher.note(f"{len(listed)} of {total} images to label{retiring}")
+    else:
+        nothing = "nothing to label" if retiring else "nothing to do"
+        job.watcher.note(f"{nothing}: all {total} images of {source} are labelled{retiring}")
+    if not len(listed) and not retiring:
         return None
-    job.watcher.note(f"{len(listed)} of {total} images to label")
     run = ledger.new_run(job.root)
     if dry_run:
-        return _Work(run, plan.of(listed, unit_images), {}, [], resumed=False)
+        counted = replace(plan.of(listed, unit_images), retired={"": len(gone)})
+        return _Work(run, counted, {}, [], [], resumed=False)
     ledger.claim(job.store, job.root, job.identity)
     publish.create_tables(job.root, job.options)
-    frozen = plan.freeze(job.store, run.folder, listed, unit_images)
+    frozen = plan.freeze(job.store, run.folder, listed, unit_images, gone, job.config.publish.batch_images)
     job.save(run, "running", frozen.images)
-    return _Work(run, frozen, {}, frozen.tasks(), resumed=False)
+    return _Work(run, frozen, {}, frozen.tasks(), list(frozen.retired), resumed=False)
 
 
-def _committed(job: Job) -> plan.Committed | None:
+def _unlisted(
+    job: Job, images: ds.Dataset, committed: plan.Committed, listed: plan.Listed, seen: NDArray[np.bool_]
+) -> pa.Table:
+    """The rows to retire. Raises SourceError when there are more than the configuration allows."""
+    columns = ["image_key", "version", "batch"]
+    gone = job.store.insist(job.root, lambda: plan.unlisted(listed, seen, committed, images.to_batches(columns)))
+    allowed = job.config.source.max_retired_fraction
+    nothing = not len(listed) and not seen.any()
+    if len(gone) > allowed * len(committed) or (len(gone) and nothing):
+        raise SourceError(
+            "the source lacks too many images that the label set holds; nothing was retired",
+            where=job.config.source.uri,
+            found=f"{len(gone)} of {len(committed)} are not listed, such as {shown(gone['image_key'][0].as_py())!r}; "
+            f"source.max_retired_fraction allows {allowed:g}",
+            do="see whether the source is whole; if it is, raise source.max_retired_fraction for this run, or keep the "
+            "rows with source.deleted=keep",
+        )
+    return gone
+
+
+def _images_table(job: Job) -> ds.Dataset | None:
     table = open_table(job.root, "images", job.options)
-    if table is None:
-        return None
-    columns = ["image_key", "version"]
-    return job.store.insist(job.root, lambda: plan.Committed(table.to_pyarrow_dataset().to_batches(columns)))
+    return None if table is None else job.store.insist(job.root, table.to_pyarrow_dataset)
+
+
+def _committed(job: Job, images: ds.Dataset) -> plan.Committed:
+    return job.store.insist(job.root, lambda: plan.Committed(images.to_batches(["image_key", "version"])))
 
 
 # ---- doing it -------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Times:
+class _Done:
+    """What this process did, plan after plan; planned and retired are images."""
+
+    planned: int = 0
+    retired: int = 0
     startup_s: float = 0.0
     labelling_s: float = 0.0
 
 
-def _carry_out(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, times: _Times) -> bool:
-    """Label and commit the plan; False when another run came between and the rest must be planned again."""
+def _carry_out(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> bool:
+    """Retire, label and commit the plan; False when another run came between and the rest must be planned again."""
+    before = work.plan.images - sum(map(len, work.todo))
+    try:
+        with _ended(job, work, lambda: before):
+            _retire(job, work, done)
+        if work.todo or work.staged:
+            _label(job, fingerprint, work, start_workers, done)
+    except ConflictError as exc:
+        job.watcher.note(f"{exc.what}; planning again")
+        job.save(work.run, "superseded", work.plan.images)
+        return False
+    job.save(work.run, "done", work.plan.images)
+    return True
+
+
+def _retire(job: Job, work: _Work, done: _Done) -> None:
+    """Remove the rows of images that are gone, one commit after another. That needs no worker."""
+    for name in work.retire:
+        number = publish.recover(job.root, job.options, job.store) + 1
+        inputs = publish.intended(work.run, number, job.store, retiring=True)
+        if inputs is None or inputs.retired != (name,):
+            inputs = publish.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
+            publish.intend(work.run, number, inputs, job.store)
+        batch = publish.merge(work.run, number, inputs, job.options)
+        if batch.removed:
+            publish.commit(batch, work.run, job.options, job.store)
+            done.retired += batch.removed
+
+
+def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> None:
     limits = image.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged)
-    began, images = time.monotonic(), work.plan.images
+    began = time.monotonic()
     pool = start_workers(recipe, job.config)
     execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
     try:
-        execution.run()
-    except ConflictError as exc:
-        job.watcher.note(f"{exc.what}; planning again")
-        job.save(work.run, "superseded", images)
-        return False
+        with _ended(job, work, lambda: execution.images_done):
+            execution.run()
+    finally:
+        pool.close()
+        done.startup_s = done.startup_s or execution.ready_s - began
+        done.labelling_s += time.monotonic() - execution.ready_s
+
+
+@contextmanager
+def _ended(job: Job, work: _Work, images_done: Callable[[], int]) -> Iterator[None]:
+    """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
+    images = work.plan.images
+    try:
+        yield
+    except ConflictError:
+        raise
     except (KeyboardInterrupt, Interrupted):
         _leave(job, work.run, "interrupted", images)
         raise Interrupted(
             "interrupted; everything finished so far is kept",
             where=job.root,
-            found=f"{execution.images_done} of {images} images of this run labelled",
+            found=f"{images_done()} of {images} images of this run labelled",
             do="run the same command again to go on",
         ) from None
     except (WorldError, AccessError) as exc:
         _leave(job, work.run, "stopped", images)
-        if isinstance(exc, AccessError) and not execution.images_done:
+        if isinstance(exc, AccessError) and not images_done():
             raise
-        raise _stopped(exc, images - execution.images_done) from exc
-    finally:
-        pool.close()
-        times.startup_s = times.startup_s or execution.ready_s - began
-        times.labelling_s += time.monotonic() - execution.ready_s
-    job.save(work.run, "done", images)
-    return True
+        raise _stopped(exc, images - images_done()) from exc
 
 
 def _leave(job: Job, run: Run, state: str, images: int) -> None:
@@ -218,7 +300,7 @@ def _stopped(exc: SegrayError, left: int) -> WorldError:
 # ---- how it ended ---------------------------------------------------------------------------------
 
 
-def _summary(job: Job, planned: int, times: _Times) -> Summary:
+def _summary(job: Job, done: _Done) -> Summary:
     images, failures = job.store.insist(job.root, lambda: _images(job))
     allowed = job.config.max_failed_fraction * sum(images.values())
     return Summary(
@@ -226,9 +308,10 @@ def _summary(job: Job, planned: int, times: _Times) -> Summary:
         images,
         job.store.insist(job.root, lambda: _classes(job)),
         job.tally,
-        times.labelling_s,
-        times.startup_s,
-        planned,
+        done.labelling_s,
+        done.startup_s,
+        done.planned,
+        done.retired,
         tuple(job.facts),
         failures,
         exit_code=WorldError.exit_code if images.get("failed", 0) > allowed else 0,
@@ -283,12 +366,15 @@ def identity_of(config: Config, model: zoo.Model) -> Identity:
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
     if len({value for _, _, value in classes}) != len(classes):
         raise ConfigError("two class names of the label map become the same partition", where="the label map")
+    rounding_alone = ("precision", "cache_dir", "fixed_shapes")
     facts = {
         "name": model.name,
         "form": model.form.name,
         "files_sha256": model.fingerprint,
         # Everything else in the section decides which rows come out.
-        **config.model.model_dump(mode="json", exclude={"name", "form", "path", "precision", "cache_dir"}),
+        **config.model.model_dump(
+            mode="json", exclude={"name", "form", "path", *rounding_alone}
+        ),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Identity(digest, facts, classes)

@@ -439,7 +439,7 @@ def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
 
 
 def _check_plan(run: Run, store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
-    """That every image of a finished run's plan has its row."""
+    """That every image of a finished run's plan has its row, unless that run or a later one was to retire it."""
     left: list[str] = []
     try:
         frozen = plan.load(store, run.folder)
@@ -447,6 +447,8 @@ def _check_plan(run: Run, store: Store, ids: NDArray[np.uint64], findings: _Find
             keys = part.column("image_key").to_pylist()
             lost = np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids))
             left += [keys[i] for i in lost]
+        if left:
+            left = sorted(set(left) - _retired_since(run, store))
     except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
         findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
         return
@@ -454,3 +456,14 @@ def _check_plan(run: Run, store: Store, ids: NDArray[np.uint64], findings: _Find
         findings.add("run", run.id, "done, but it has no whole plan")
     elif left and not findings.unread:
         findings.add("planned_image", run.id, f"{len(left)} of {frozen.images} images have no row, first {left[0]!r}")
+
+
+def _retired_since(run: Run, store: Store) -> set[str]:
+    """Keys of the images whose rows this run or later ones were to remove."""
+    found: set[str] = set()
+    for name in store.names(join(run.root, "_segray", "runs")):
+        later = Run(run.root, name.rstrip("/"))
+        frozen = plan.load(store, later.folder) if later.id >= run.id else None
+        for part in () if frozen is None else frozen.retired:
+            found |= set(plan.retired(store, later.folder, part).column("image_key").to_pylist())
+    return found

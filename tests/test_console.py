@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 from segray.console import Meter, Plain, describe, duration
-from segray.execute import Tally
 from segray.run import Summary
+from segray.vitals import Tally
 
 
 def test_durations_read_naturally() -> None:
@@ -38,7 +38,7 @@ def summary(exit_code: int = 0, failed: int = 0) -> Summary:
     failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
     images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}
     tally = Tally(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
-    return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, (), failures, exit_code)
+    return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, 0, (), failures, exit_code)
 
 
 def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:

@@ -38,12 +38,12 @@ def keys(found: plan.Listed) -> list[str]:
 
 
 def test_the_plan_is_sorted_and_holds_each_key_once() -> None:
-    table, total = plan.build(listed(("b", "1"), ("a", "1"), ("b", "1")), None)
+    table, total, _ = plan.build(listed(("b", "1"), ("a", "1"), ("b", "1")), None)
     assert (keys(table), total) == (["a", "b"], 2)
 
 
 def test_only_new_and_changed_images_are_left() -> None:
-    table, total = plan.build(listed(("a", "1"), ("b", "2"), ("c", "1")), committed(("a", "1"), ("b", "1")))
+    table, total, _ = plan.build(listed(("a", "1"), ("b", "2"), ("c", "1")), committed(("a", "1"), ("b", "1")))
     assert (keys(table), total) == (["b", "c"], 3)
 
 
@@ -68,7 +68,7 @@ def test_whatever_the_order_the_plan_is_what_is_listed_less_what_is_committed(
             pa.RecordBatch.from_pylist([dict(zip(REF_SCHEMA.names, c, strict=True)) for c in columns], REF_SCHEMA)
         )
     done = committed(*known) if known else None
-    found, total = plan.build(parts, done)
+    found, total, _ = plan.build(parts, done)
     wanted = sorted((key, *rest, 7) for key, rest in agreed.items() if (key, rest[1]) not in known)
     rows = found.rows(0, len(found))
     assert rows.schema.equals(schema.PLAN)
@@ -95,7 +95,7 @@ def test_units_cover_every_image_once(images: int, unit_images: int) -> None:
 
 
 def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
-    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
+    table, _, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
     frozen = plan.freeze(Store(), str(tmp_path), table, 16)
     loaded = plan.load(Store(), str(tmp_path))
     assert loaded is not None
@@ -106,7 +106,7 @@ def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
 
 def test_a_unit_may_lie_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_PART_ROWS", 7)
-    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
+    table, _, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
     frozen = plan.freeze(Store(), str(tmp_path), table, 16)
     assert [part.num_rows for part in frozen.parts()] == [7] * 7 + [1]
     assert [ref.key for task in frozen.tasks() for ref in frozen.refs(task)] == keys(table)
@@ -115,14 +115,14 @@ def test_a_unit_may_lie_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_plan_without_its_last_object_never_was(tmp_path: Path) -> None:
-    table, _ = plan.build(listed(("a", "1")), None)
+    table, _, _ = plan.build(listed(("a", "1")), None)
     plan.freeze(Store(), str(tmp_path), table, 16)
     (tmp_path / "plan" / "plan.json").unlink()
     assert plan.load(Store(), str(tmp_path)) is None
 
 
 def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
-    table, _ = plan.build(listed(("a", "1")), None)
+    table, _, _ = plan.build(listed(("a", "1")), None)
     plan.freeze(Store(), str(tmp_path), table, 16)
     (tmp_path / "plan" / "part-00000.parquet").write_bytes(b"other")
     frozen = plan.load(Store(), str(tmp_path))
@@ -132,7 +132,7 @@ def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_left_are_the_runs_between_done_images(tmp_path: Path) -> None:
-    table, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(8)]), None)
+    table, _, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(8)]), None)
     frozen = plan.freeze(Store(), str(tmp_path), table, 8)
     done = plan.committed_rows(frozen, committed(("002", "1"), ("003", "other")))
     assert done.tolist() == [False, False, True, False, False, False, False, False]
@@ -154,7 +154,7 @@ def batches(count):
         sizes = pa.array([100_000] * len(keys), pa.int64())
         yield pa.record_batch([*map(pa.array, columns), sizes], names=["key", "uri", "version", "size_bytes"])
 
-table, total = plan.build(batches(1_000_000), None)
+table, total, _ = plan.build(batches(1_000_000), None)
 frozen = plan.freeze(Store(), FOLDER, table, 256)
 assert total == frozen.images == 1_000_000
 # Not getrusage: a child inherits its parent's peak there.

@@ -14,11 +14,14 @@ import pytest
 from watchers import Notes
 
 import segray
-from segray import config, publish, run
+from segray import config, publish, run, schema
+from segray.datafiles import Rows, Writer
 from segray.errors import ConfigError, Interrupted, SourceError, WorldError
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
-from segray.storage import Store
+from segray.storage import StorageOptions, Store
+from segray.tables import open_table
+from segray.verify import verify
 from segray.workers import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
 
 FACTS = {"device": "FAKE", "precision": "f32", "host": "here"}
@@ -291,3 +294,100 @@ def test_small_batches_are_committed_one_after_another(chosen: config.Config) ->
     assert len(batches) > 1
     assert batches == set(range(1, len(batches) + 1))
     assert keys(chosen) == ALL
+
+
+def retiring(chosen: config.Config, most: float = 0.5) -> config.Config:
+    source = chosen.source.model_copy(update={"deleted": "retire", "max_retired_fraction": most})
+    return chosen.model_copy(update={"source": source, "publish": config.Publish(batch_images=2)})
+
+
+def gone(chosen: config.Config, *names: str) -> None:
+    for name in names:
+        (Path(chosen.source.uri) / name).unlink()
+
+
+def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_otherwise(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    gone(chosen, "00.jpg", "07.jpg", "19.jpg")
+    run.label(chosen, Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    assert keys(chosen) == ALL
+    watcher = Notes()
+    assert run.label(retiring(chosen), watcher, start(), dry_run=True).retired == 3
+    assert "3 that it no longer has" in watcher.notes[-1]
+    assert keys(chosen) == ALL
+    assert run.label(retiring(chosen), Notes(), start(), limit=5).retired == 0
+    summary = run.label(retiring(chosen), Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    assert (summary.retired, summary.images, summary.classes) == (3, {"ok": 17}, {"stop sign": 17})
+    assert segray.scan(chosen.output.root).count_rows() == 17
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+    again = run.label(retiring(chosen), Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    assert again.retired == 0
+
+
+def test_images_that_come_back_are_labelled_anew(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    path = Path(chosen.source.uri) / "07.jpg"
+    away = path.rename(path.parents[1] / "07.jpg")
+    run.label(retiring(chosen), Notes(), start())
+    assert keys(chosen) == [key for key in ALL if key != "07.jpg"]
+    away.rename(path)
+    assert run.label(retiring(chosen), Notes(), start()).tally.images == 1
+    assert keys(chosen) == ALL
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
+def test_new_changed_and_deleted_images_in_one_run(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    gone(chosen, "00.jpg", "01.jpg", "02.jpg")
+    for name in ("03.jpg", "99.jpg"):
+        (Path(chosen.source.uri) / name).write_bytes(b"other")
+    summary = run.label(retiring(chosen), Notes(), start())
+    assert (summary.retired, summary.tally.images) == (3, 2)
+    assert keys(chosen) == [*ALL[3:], "99.jpg"]
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
+def test_a_source_that_lost_too_much_is_refused_and_nothing_is_retired(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    gone(chosen, *ALL[:11])
+    with pytest.raises(SourceError, match=r"11 of 20 are not listed[\s\S]*max_retired_fraction"):
+        run.label(retiring(chosen), Notes(), start())
+    gone(chosen, *ALL[11:])
+    with pytest.raises(SourceError):
+        run.label(retiring(chosen, 1.0), Notes(), start())
+    assert keys(chosen) == ALL
+
+
+def test_a_retirement_that_compaction_overtakes_is_finished(
+    chosen: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dies between the two tables; the files of `images` are then rewritten by maintenance."""
+    small = chosen.model_copy(update={"publish": config.Publish(batch_images=2)})
+    run.label(small, Notes(), start())
+    gone(chosen, "00.jpg")
+    transact = publish._transact
+
+    def dying(table: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        if name == "images":
+            raise WorldError("dead")
+        transact(table, name, *args, **kwargs)
+
+    monkeypatch.setattr(publish, "_transact", dying)
+    with pytest.raises(WorldError):
+        run.label(retiring(chosen), Notes(), start())
+    monkeypatch.undo()
+    assert segray.scan(chosen.output.root).count_rows() + 1 == segray.images(chosen.output.root).count_rows()
+    _rewrite(chosen.output.root)
+    run.label(retiring(chosen), Notes(), start())
+    assert keys(chosen) == ALL[1:]
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
+def _rewrite(root: str) -> None:
+    """One file of all rows of `images`, as compaction would make it."""
+    table = open_table(root, "images", StorageOptions())
+    assert table is not None
+    rows = Rows()
+    rows.add(table.to_pyarrow_dataset().to_table().cast(schema.IMAGES).sort_by("image_key"))
+    files = tuple(Writer(Store(), root, "c0", {}, 1000).write("images", rows))
+    publish.rearrange(root, StorageOptions(), "images", publish.Changes(files, tuple(publish.live_files(table))))
