@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import segray
 from segray import publish, workers
@@ -24,12 +24,14 @@ from segray.ledger import Identity, Run
 from segray.plan import Plan
 from segray.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
 from segray.storage import StorageOptions, Store, shown
+from segray.vitals import Course, Tally, Vitals
 
 _WAIT_S = 0.5
+_BEAT_S = 2.0
 
 
-class Watcher(Protocol):
-    """Who is told how the run goes."""
+class Watcher:
+    """Who is told how the run goes; a subclass hears what it wants to."""
 
     def note(self, text: str) -> None:
         """Something happened that a person may want to know."""
@@ -40,56 +42,32 @@ class Watcher(Protocol):
     def advance(self, done: int, instances: int, failed: int) -> None:
         """So many images, instances and failures so far, the last two of this process."""
 
+    def unit(self, run: Run, host: str, report: UnitReport) -> None:
+        """A unit's result counts; it was labelled on `host`."""
 
-@dataclass
-class Tally:
-    """What this process did, summed over its reports. merge_s, commit_s: seconds from the first call to the answer."""
-
-    ok: int = 0
-    empty: int = 0
-    failed: int = 0
-    instances: int = 0
-    bytes_read: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
-    merge_s: float = 0.0
-    commit_s: float = 0.0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        return self.ok + self.empty + self.failed
-
-    def add(self, report: UnitReport) -> None:
-        self.ok += report.ok
-        self.empty += report.empty
-        self.failed += report.failed
-        self.instances += report.instances
-        self.bytes_read += report.bytes_read
-        self.seconds = _sum(self.seconds, report.seconds)
-        self.cpu_seconds = _sum(self.cpu_seconds, report.cpu_seconds)
-        self.dropped = {name: int(count) for name, count in _sum(self.dropped, report.dropped).items()}
-
-
-def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+    def beat(self, vitals: Vitals) -> None:
+        """How it goes now: every few seconds while labelling, and once at its end, whatever the end."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every step of a run shares. tally and facts grow while it runs; facts holds each worker's."""
+    """What every step of a run shares. course and facts grow while it runs; facts holds each worker's."""
 
     config: Config
     options: StorageOptions
     store: Store
     identity: Identity
     watcher: Watcher
-    tally: Tally = field(default_factory=Tally)
+    course: Course = field(default_factory=Course)
     facts: list[Mapping[str, str]] = field(default_factory=list)
 
     @property
     def root(self) -> str:
         return self.config.output.root
+
+    @property
+    def tally(self) -> Tally:
+        return self.course.tally
 
     def save(self, run: Run, state: str, images: int) -> None:
         """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded."""
@@ -160,6 +138,7 @@ class Execution:
         self._merging_since_s = 0.0
         self._before = frozen.images - self._scheduler.images_total
         self._joined = False
+        self._beaten_s = float("-inf")
         self.ready_s = clock()
 
     @property
@@ -170,6 +149,13 @@ class Execution:
     def run(self) -> None:
         """Until everything is labelled and committed; raises WorldError when the world makes it impossible."""
         self._job.watcher.begin(self._plan.images, self._before)
+        self._job.course.begins()
+        try:
+            self._work()
+        finally:
+            self._job.watcher.beat(self._vitals())
+
+    def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
@@ -179,10 +165,19 @@ class Execution:
             self._publish()
             tally = self._job.tally
             self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
+            if self._clock() - self._beaten_s >= _BEAT_S:
+                self._beaten_s = self._clock()
+                self._job.watcher.beat(self._vitals())
         if (halt := self._scheduler.halted) is not None:
             raise WorldError(
                 f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, do="mend the cause"
             )
+
+    def _vitals(self) -> Vitals:
+        images, waiting = self._plan.images, self._scheduler.images_waiting
+        return self._job.course.vitals(
+            self._run, images=images, done=self.images_done, waiting=waiting, labelling=not self._settled()
+        )
 
     def _settled(self) -> bool:
         """Whether no more work will come from the workers."""
@@ -192,6 +187,7 @@ class Execution:
 
     def _handle(self, event: workers.Event) -> list[Action]:
         now, scheduler, note = self._clock(), self._scheduler, self._job.watcher.note
+        self._job.course.saw(event, now)
         match event:
             case workers.Joined(worker, facts):
                 self._names.hosts[worker] = facts.get("host", "an unknown node")
@@ -200,7 +196,7 @@ class Execution:
             case workers.Finished(worker, report):
                 counts, actions = scheduler.finished(worker, report.task, now)
                 if counts:
-                    self._accept(report)
+                    self._accept(report, self._names.hosts.get(worker, "?"))
                 return actions
             case workers.Failed(worker, task, error):
                 found = f"{error.what}: {error.found}" if error.found else error.what
@@ -221,8 +217,10 @@ class Execution:
         for action in actions:
             match action:
                 case Assign(worker, task):
+                    self._job.course.assigned(task.attempt)
                     self._pool.assign(worker, task, self._plan.refs(task))
                 case Retire(worker, reason):
+                    self._job.course.left(worker)
                     self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
                 case Release(worker, reason):
@@ -252,8 +250,9 @@ class Execution:
         called = self._names.worker(worker).removeprefix("worker ")
         self._job.watcher.note(f"worker ready: {', '.join([called, *described])}")
 
-    def _accept(self, report: UnitReport) -> None:
-        self._job.tally.add(report)
+    def _accept(self, report: UnitReport, host: str = "") -> None:
+        self._job.course.accepted(report)
+        self._job.watcher.unit(self._run, host, report)
         self._staged[report.task] = report.staged
         self._staged_images += len(report.task)
 
@@ -270,8 +269,7 @@ class Execution:
             batch, self._merging = self._merging.result(), None
             merged_s = self._clock()
             publish.commit(batch, self._run, job.options, job.store)
-            job.tally.merge_s += merged_s - self._merging_since_s
-            job.tally.commit_s += self._clock() - merged_s
+            job.course.committed(merged_s - self._merging_since_s, self._clock() - merged_s)
             job.save(self._run, "running", self._plan.images)
         if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
             return

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "segray"
 
 HOMES = {
-    "ray": {"cluster", "bench.ray_data"},
+    "ray": {"cluster", "metrics", "bench.ray_data"},
     "openvino": {
         "runtime",
         "scenes.network",
@@ -45,8 +45,9 @@ LAYERS = (
     {"sources", "plan", "ledger", "tables", "datafiles"},
     {"label", "scheduler", "publish", "pace", "placement"},
     {"workers", "actor"},
+    {"vitals"},
     {"cluster", "execute"},
-    {"run"},
+    {"run", "metrics"},
     {"verify", "maintain"},
     {"analytics", "scenes", "simulation"},
     {"trial"},

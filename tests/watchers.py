@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from segray.execute import Watcher
 
-class Notes:
+
+class Notes(Watcher):
     """Remembers what it was told in words."""
 
     def __init__(self) -> None:
@@ -11,7 +13,3 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def begin(self, images: int, resumed: int) -> None: ...
-
-    def advance(self, done: int, instances: int, failed: int) -> None: ...

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray import config, publish, schema
-from segray.execute import Execution, Job
+from segray.execute import Execution, Job, Watcher
 from segray.instances import ImageRef, Progress, Task, UnitReport
 from segray.ledger import Identity, Run, staged_name
 from segray.plan import Plan, cut
@@ -160,12 +160,8 @@ def _plan(load: Load) -> Plan:
     return Plan(cut(load.images, load.unit_images), lru_cache(3)(part), _PART_ROWS)
 
 
-class _Nobody:
+class _Nobody(Watcher):
     """Watches nothing."""
-
-    def note(self, text: str) -> None: ...
-    def begin(self, images: int, resumed: int) -> None: ...
-    def advance(self, done: int, instances: int, failed: int) -> None: ...
 
 
 class _Published(Execution):
