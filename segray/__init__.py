@@ -10,6 +10,7 @@ from segray.contracts import decode
 from segray.instances import Instances
 
 if TYPE_CHECKING:
+    from segray.analytics.sql import sql
     from segray.tables import images, scan
 
 # Importing OpenVINO tells Google Analytics of it. Without this module it does not, and lacks nothing.
@@ -17,7 +18,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 
-__all__ = ["Instances", "__version__", "decode", "images", "rle", "scan"]
+__all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from segray import tables
 
         return getattr(tables, name)
+    if name == "sql":
+        from segray.analytics import sql
+
+        return sql.sql
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

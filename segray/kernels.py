@@ -158,37 +158,237 @@ def text_of_edges(edges: Any, total: int) -> Any:
     return text[:used].copy()
 
 
-@_compiled(_out(_I64, 1), _in(_U8, 1), _in(_I64, 1), _I64)
-def areas(text: Any, stops: Any, most_groups: int) -> Any:
-    """Pixels set in each of the masks whose counts end at `stops` in the text; -1 for counts that are malformed."""
-    found = np.empty(len(stops), np.int64)
-    at = 0
-    for i in range(len(stops)):
-        before, last, area, runs = np.int64(0), np.int64(0), np.int64(0), 0
-        good: Any = at < stops[i]
-        while good and at < stops[i]:
-            value, groups = np.int64(0), 0
-            more: Any = True
-            while more and good:
-                good = at < stops[i] and groups < most_groups and 48 <= text[at] <= 111
-                if good:
-                    code = np.int64(text[at]) - 48
-                    value |= (code & 31) << (5 * groups)
-                    groups += 1
-                    at += 1
-                    more = code >= 32
-                    if not more and code & 16:
-                        value -= np.int64(1) << (5 * groups)
-            if runs > 2:
-                value += before
-            good = good and value >= 0
-            before, last = last, value
-            if runs % 2 == 1:
-                area += value
-            runs += 1
-        found[i] = area if good else -1
-        at = stops[i]
+_MASKS = (_in(_U8, 1), _in(_I64, 1), _in(_I64, 1))  # text, and where in it each mask's counts start and stop
+
+
+@_compiled(_I64, _in(_U8, 1), _I64, _I64, _I64, _out(_I64, 1))
+def _edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any:
+    """Write where each run of one mask ends; how many there are, -1 if the counts are malformed.
+
+    edges: room for as many as the counts have characters.
+    """
+    n, total, last, before = 0, np.int64(0), np.int64(0), np.int64(0)
+    if at >= stop:
+        return -1
+    while at < stop:
+        code = np.int64(text[at]) - 48
+        at += 1
+        if code < 0 or code > 63:
+            return -1
+        value = code & 31
+        shift = 5
+        while code >= 32:
+            if at == stop or shift == 5 * most_groups:
+                return -1
+            code = np.int64(text[at]) - 48
+            at += 1
+            if code < 0 or code > 63:
+                return -1
+            value |= (code & 31) << shift
+            shift += 5
+        if code & 16:
+            value -= np.int64(1) << shift
+        if n > 2:
+            value += before
+        if value < 0:
+            return -1
+        before, last = last, value
+        total += value
+        edges[n] = total
+        n += 1
+    return n
+
+
+@_compiled(_I64, _in(_I64, 1), _I64)
+def _area(edges: Any, n: int) -> Any:
+    area = np.int64(0)
+    for k in range(1, n, 2):
+        area += edges[k] - edges[k - 1]
+    return area
+
+
+@_compiled(_I64, _in(_I64, 1), _I64, _in(_I64, 1), _I64)
+def _shared(a: Any, a_runs: int, b: Any, b_runs: int) -> Any:
+    """Pixels that two masks of one image have in common."""
+    shared, i, j = np.int64(0), 1, 1
+    while i < a_runs and j < b_runs:
+        low, high = max(a[i - 1], b[j - 1]), min(a[i], b[j])
+        if high > low:
+            shared += high - low
+        if a[i] < b[j]:
+            i += 2
+        else:
+            j += 2
+    return shared
+
+
+@_compiled(_I64, _in(_I64, 1), _in(_I64, 1))
+def _longest(starts: Any, stops: Any) -> Any:
+    longest = np.int64(1)
+    for i in range(len(starts)):
+        longest = max(longest, stops[i] - starts[i])
+    return longest
+
+
+@_compiled(_out(_I64, 2), *_MASKS, _I64)
+def areas(text: Any, starts: Any, stops: Any, most_groups: int) -> Any:
+    """(n, 2): pixels set in each mask, -1 for counts that are malformed; and pixels that the counts cover."""
+    found = np.empty((len(starts), 2), np.int64)
+    edges = np.empty(_longest(starts, stops), np.int64)
+    for i in range(len(starts)):
+        n = _edges_of(text, starts[i], stops[i], most_groups, edges)
+        found[i, 0] = _area(edges, n) if n > 0 else -1
+        found[i, 1] = edges[n - 1] if n > 0 else 0
     return found
+
+
+@_compiled(_out(_I64, 2), *_MASKS, _I64, _in(_I64, 1))
+def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) -> Any:
+    """(n, 4): the tightest boxes of whole pixels, x, y, w, h; 0 for an empty mask, w -1 for malformed counts."""
+    found = np.zeros((len(starts), 4), np.int64)
+    edges = np.empty(_longest(starts, stops), np.int64)
+    for i in range(len(starts)):
+        n, height = _edges_of(text, starts[i], stops[i], most_groups, edges), heights[i]
+        if n < 0 or height < 1:
+            found[i, 2] = -1
+            continue
+        left, right, top, bottom = np.int64(-1), np.int64(-1), height, np.int64(-1)
+        first_of_column = np.int64(0)  # A run begins in the column of the one before, or not far from it.
+        for k in range(1, n, 2):
+            start, last = edges[k - 1], edges[k] - 1
+            if last < start:
+                continue
+            if start - first_of_column >= 4 * height:
+                first_of_column = start // height * height
+            while start - first_of_column >= height:
+                first_of_column += height
+            if left < 0:
+                left = first_of_column // height
+            right = last
+            if last - first_of_column >= height:
+                top, bottom = np.int64(0), height - 1
+            else:
+                top, bottom = min(top, start - first_of_column), max(bottom, last - first_of_column)
+        if left >= 0:
+            found[i, 0], found[i, 1] = left, top
+            found[i, 2], found[i, 3] = right // height - left + 1, bottom - top + 1
+    return found
+
+
+@_compiled(_out(_I64, 2), *_MASKS, *_MASKS, _I64)
+def overlaps(
+    text: Any, starts: Any, stops: Any, other: Any, other_starts: Any, other_stops: Any, most_groups: int
+) -> Any:
+    """(n, 3): of each pair of masks, pixels in common and the area of each.
+
+    In common: -1 for malformed counts on the left, -2 on the right, -3 for masks that cover unlike numbers of pixels.
+    """
+    found = np.zeros((len(starts), 3), np.int64)
+    a = np.empty(_longest(starts, stops), np.int64)
+    b = np.empty(_longest(other_starts, other_stops), np.int64)
+    for i in range(len(starts)):
+        a_runs = _edges_of(text, starts[i], stops[i], most_groups, a)
+        b_runs = _edges_of(other, other_starts[i], other_stops[i], most_groups, b)
+        if a_runs < 0 or b_runs < 0 or a[a_runs - 1] != b[b_runs - 1]:
+            found[i, 0] = -1 if a_runs < 0 else -2 if b_runs < 0 else -3
+        else:
+            found[i, 0], found[i, 1] = _shared(a, a_runs, b, b_runs), _area(a, a_runs)
+            found[i, 2] = _area(b, b_runs)
+    return found
+
+
+@_compiled(_out(_BOOL, 1), *_MASKS, _I64, _in(_I64, 1))
+def covers(text: Any, starts: Any, stops: Any, most_groups: int, positions: Any) -> Any:
+    """Whether each mask has the pixel at its position, column * h + row; not for malformed counts."""
+    found = np.zeros(len(starts), np.bool_)
+    edges = np.empty(_longest(starts, stops), np.int64)
+    for i in range(len(starts)):
+        n = _edges_of(text, starts[i], stops[i], most_groups, edges)
+        if n > 0 and positions[i] >= 0:
+            found[i] = np.searchsorted(edges[:n], positions[i], side="right") % 2 == 1 and positions[i] < edges[n - 1]
+    return found
+
+
+@_compiled(_out(_I64, 1), *_MASKS, _I64, _I64)
+def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: int) -> Any:
+    """Where the mask flips that holds the pixels which at least so many of these masks have, and its last position.
+
+    As rle.from_edges takes them, but for the last: the pixels covered, -1 for malformed counts, -2 for unlike sizes.
+    """
+    room = np.int64(0)
+    for i in range(len(starts)):
+        room += stops[i] - starts[i]
+    flips, n, total = np.empty(room, np.int64), 0, np.int64(-1)
+    edges = np.empty(_longest(starts, stops), np.int64)
+    for i in range(len(starts)):
+        runs = _edges_of(text, starts[i], stops[i], most_groups, edges)
+        if runs < 0 or (total >= 0 and edges[runs - 1] != total):
+            return np.full(1, -1 if runs < 0 else -2, np.int64)
+        total = edges[runs - 1]
+        for k in range(runs - runs % 2):
+            flips[n] = 2 * edges[k] + k % 2  # Even where a run of ones begins, odd where it ends.
+            n += 1
+    flips = np.sort(flips[:n])
+    kept, m, depth = np.empty(n + 1, np.int64), 0, 0
+    for flip in flips:
+        before = depth
+        depth += 1 if flip % 2 == 0 else -1
+        if (before >= least) != (depth >= least):
+            kept[m] = flip // 2
+            m += 1
+    kept[m] = total
+    return kept[: m + 1].copy()
+
+
+# ---- outlines of pixels ---------------------------------------------------------------------------
+
+
+@_compiled(_out(_I64, 2), _in(_BOOL, 2))
+def rings(framed: Any) -> Any:
+    """(n, 3) corners x, y and the number of their ring: the outlines of a mask's pixels along the pixels' edges.
+
+    framed: (h + 2, w + 2), the mask with a frame of 0. Corners count from the mask's own top left pixel. Rings have
+    the mask on their right: outer ones go clockwise on the screen, holes the other way. Pixels that touch at a
+    corner only are of different rings.
+    """
+    rows, columns = framed.shape
+    seen = np.zeros((rows, columns), np.bool_)  # top edges that some ring has gone along
+    corners, n, ring = np.empty((256, 3), np.int64), 0, 0
+    for row in range(1, rows - 1):
+        for column in range(1, columns - 1):
+            if not framed[row, column] or framed[row - 1, column] or seen[row, column]:
+                continue
+            # At corner (x, y) the pixel below and right of it is framed[y, x]. Directions: right, down, left, up.
+            x, y, heading = column, row, 0
+            while True:
+                if heading == 0:
+                    if seen[y, x]:
+                        break
+                    seen[y, x] = True
+                    x += 1
+                elif heading == 1:
+                    y += 1
+                elif heading == 2:
+                    x -= 1
+                else:
+                    y -= 1
+                if heading == 0:
+                    left, right = framed[y - 1, x], framed[y, x]
+                elif heading == 1:
+                    left, right = framed[y, x], framed[y, x - 1]
+                elif heading == 2:
+                    left, right = framed[y, x - 1], framed[y - 1, x - 1]
+                else:
+                    left, right = framed[y - 1, x - 1], framed[y - 1, x]
+                turn = 1 if not right else 3 if left else 0
+                if turn:
+                    if n == len(corners):
+                        corners = np.concatenate((corners, np.empty((n, 3), np.int64)))
+                    corners[n, 0], corners[n, 1], corners[n, 2] = x - 1, y - 1, ring
+                    n += 1
+                    heading = (heading + turn) % 4
+            ring += 1
+    return corners[:n].copy()
 
 
 # ---- suppression ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 # 7 groups hold any run below 2**34, and keep every sum in this module within int64.
-_MAX_GROUPS = 7
+MAX_GROUPS = 7
 
 
 # ---- encode ---------------------------------------------------------------------------------------
@@ -74,35 +74,34 @@ def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
         return int(area([counts])[0])
     from segray import kernels
 
-    text = "".join(counts)
-    if not text.isascii():
-        for one in counts:
-            _codes(one)  # Says which character is wrong.
-    stops = np.cumsum(np.fromiter(map(len, counts), np.int64, len(counts)))
-    found: NDArray[np.int64] = kernels.areas(np.frombuffer(text.encode(), np.uint8), stops, _MAX_GROUPS)
+    found: NDArray[np.int64] = kernels.areas(*_joined(counts), MAX_GROUPS)[:, 0]
     if len(bad := np.flatnonzero(found < 0)):
         _parse(counts[bad[0]])  # Says what is wrong.
     return found
 
 
+def _joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """All counts in a row, as the kernels take them: their characters, and where each one's start and stop."""
+    text = "".join(counts)
+    if not text.isascii():
+        for one in counts:
+            _codes(one)  # Says which character is wrong.
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    stops = np.cumsum(lengths)
+    return np.frombuffer(text.encode(), np.uint8), stops - lengths, stops
+
+
 def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
     """The tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several; 0 for an empty mask."""
     if isinstance(counts, str):
-        return _bbox(runs_of(counts, size_hw), size_hw[0])
-    return np.array([bbox(one, size_hw) for one in counts], np.float64).reshape(-1, 4)
+        return np.asarray(bbox([counts], size_hw)[0])
+    from segray import kernels
 
-
-def _bbox(runs: NDArray[np.int64], height: int) -> NDArray[np.float64]:
-    ends = np.cumsum(runs)[1::2]
-    lengths = runs[1::2]
-    first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
-    if not len(first):
-        return np.zeros(4)
-    x, y = first[0] // height, int((first % height).min())
-    right, bottom = last[-1] // height, int((last % height).max())
-    if (first // height != last // height).any():
-        y, bottom = 0, height - 1
-    return np.array([x, y, right - x + 1, bottom - y + 1], np.float64)
+    masks, heights = _joined(counts), np.full(len(counts), size_hw[0], np.int64)
+    area, covered = kernels.areas(*masks, MAX_GROUPS).T
+    if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
+        runs_of(counts[bad[0]], size_hw)  # Says what is wrong.
+    return np.asarray(kernels.boxes(*masks, MAX_GROUPS, heights), np.float64)
 
 
 def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
@@ -135,8 +134,8 @@ def _parse(counts: str) -> NDArray[np.int64]:
         raise ValueError(f"counts end within a number: ...{counts[-20:]!r}")
     starts = np.append(0, lasts[:-1] + 1)
     groups = lasts - starts + 1
-    if groups.max() > _MAX_GROUPS:
-        raise ValueError(f"a number of {groups.max()} characters, where {_MAX_GROUPS} is the most")
+    if groups.max() > MAX_GROUPS:
+        raise ValueError(f"a number of {groups.max()} characters, where {MAX_GROUPS} is the most")
     place = np.arange(len(codes)) - np.repeat(starts, groups)
     runs = np.add.reduceat((codes & 31) << 5 * place, starts)
     runs -= ((codes[lasts] & 16) != 0) * (np.int64(1) << 5 * groups)

@@ -1,18 +1,25 @@
 """Read the committed tables of a label set: exact snapshots, never a file that no commit names.
 
-Knows where the tables lie and how storage is reached; knows nothing of how they are written.
+Knows where the tables lie, how storage is reached and which commits of the two belong together; knows nothing of how
+they are written.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from segray.errors import LabelSetError
+from segray.errors import LabelSetError, UserError
 from segray.storage import StorageOptions, Store, join
+
+_APP_ID = "segray"  # of the transactions whose versions are batch numbers
 
 
 def table_uri(root: str, name: str) -> str:
@@ -48,12 +55,23 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
+    return _open(root, name, _delta_options(root, given)).to_pyarrow_dataset()
+
+
+def _storage_options(given: Mapping[str, Any]) -> StorageOptions:
+    return StorageOptions(**{key: value for key, value in given.items() if not key.isupper()})
+
+
+def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
     native = {key: value for key, value in given.items() if key.isupper()}
-    options = StorageOptions(**{key: value for key, value in given.items() if not key.isupper()})
-    merged = {**Store(options).delta_options(root), **native}
+    merged = {**Store(_storage_options(given)).delta_options(root), **native}
     merged.pop("max_retries", None)  # Readers have nobody else who tries again for them.
+    return merged
+
+
+def _open(root: str, name: str, options: Mapping[str, str]) -> DeltaTable:
     try:
-        return DeltaTable(table_uri(root, name), storage_options=merged or None).to_pyarrow_dataset()
+        return DeltaTable(table_uri(root, name), storage_options=dict(options) or None)
     except TableNotFoundError as exc:
         raise LabelSetError(
             "no label set here",
@@ -61,3 +79,101 @@ def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
             found=f"no table {name}",
             do="check the path, or run `segray label` first",
         ) from exc
+
+
+# ---- both tables at once --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Both tables of a label set as of one batch, so that they agree: each image's instances are all here.
+
+    batch: its number, 0 before the first. classes: name by category id, all that the model knows.
+    """
+
+    root: str
+    batch: int
+    instances: ds.Dataset = field(repr=False)
+    images: ds.Dataset = field(repr=False)
+    classes: Mapping[int, str] = field(repr=False)
+
+
+def snapshot(
+    root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+) -> Snapshot:
+    """The label set's latest state, or that after batch `version`, or that at the moment `as_of` (with a time zone).
+
+    storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it.
+    """
+    if version is not None and as_of is not None:
+        raise UserError("version and as_of both name a state of the label set", do="give one of them")
+    if as_of is not None and as_of.tzinfo is None:
+        raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
+    merged = _delta_options(root, storage_options)
+    images = _open(root, "images", merged)
+    if as_of is not None:
+        _load_moment(images, root, as_of)
+    batch = images.transaction_version(_APP_ID) or 0
+    if version is not None:
+        _load_batch(images, root, version)
+        batch = version
+    instances = _open(root, "instances", merged)
+    # A commit under way has reached instances and not yet images.
+    if as_of is not None or (instances.transaction_version(_APP_ID) or 0) != batch:
+        _load_batch(instances, root, batch)
+    options = _storage_options(storage_options)
+    datasets = [table.to_pyarrow_dataset() for table in (instances, images)]
+    return Snapshot(root, batch, datasets[0], datasets[1], _classes(root, Store(options)))
+
+
+def _load_moment(table: DeltaTable, root: str, moment: datetime) -> None:
+    first = min(entry["timestamp"] for entry in table.history())
+    if moment.timestamp() * 1000 < first:
+        raise LabelSetError(
+            "the label set's log does not reach back so far", where=root, found=f"asked for {moment.isoformat()}",
+            do="ask for a later moment",
+        )  # fmt: skip
+    table.load_as_version(moment)
+
+
+def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
+    """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
+    low, high, latest = 0, table.version(), table.transaction_version(_APP_ID) or 0
+    if not 0 <= batch <= latest:
+        raise LabelSetError(
+            "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
+            do="give the number of a committed batch",
+        )  # fmt: skip
+    if batch == latest:
+        return
+    while high - low > 1:  # `high` is too new, `low` is not, as far as the log still tells.
+        middle = (low + high) // 2
+        if (_batch_of_state(table, middle) or 0) > batch:
+            high = middle
+        else:
+            low = middle
+    if _batch_of_state(table, low) != batch:
+        raise LabelSetError(
+            "the label set's log does not reach back so far", where=root, found=f"asked for batch {batch}",
+            do="ask for a later version",
+        )  # fmt: skip
+
+
+def _batch_of_state(table: DeltaTable, state: int) -> int | None:
+    """Load this state; the last batch in it, None if the log no longer has it."""
+    try:
+        table.load_as_version(state)
+    except DeltaError:
+        return None
+    return table.transaction_version(_APP_ID) or 0
+
+
+def _classes(root: str, store: Store) -> dict[int, str]:
+    """Names by category id, as the label set's record has them; none where there is no record."""
+    try:
+        record = json.loads(store.read(join(root, "_segray", "label_set.json")))
+        return {int(each["id"]): str(each["name"]) for each in record["classes"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise LabelSetError("the label set's record is not readable", where=root, found=str(exc)) from exc

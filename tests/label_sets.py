@@ -1,12 +1,23 @@
-"""Label sets compared: what two runs over the same images must agree on."""
+"""Label sets compared, as two runs over the same images must agree; and made, from masks that a test chose."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 import segray
+from segray import ledger, publish, rle, schema
+from segray.contracts.labels import COCO_NAMES, slug
+from segray.instances import Task, image_id
+from segray.ledger import Identity
+from segray.scenes.dataset import scene_at
+from segray.storage import StorageOptions, Store, join
 
 # What differs from run to run whatever happens.
 VOLATILE = frozenset({"batch", "run_id", "labelled_at", "attempts"})
@@ -26,3 +37,60 @@ def _by_key(table: Any, without: Collection[str]) -> Rows:
     for row in table.to_pylist():
         found.setdefault(row["image_key"], []).append({k: v for k, v in row.items() if k not in without})
     return {key: sorted(rows, key=lambda row: row.get("instance", 0)) for key, rows in found.items()}
+
+
+def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int, str] | None = None) -> str:
+    """Commit these images as the next batch of the label set at root, made if need be; returns the root.
+
+    As segray publishes them: staged, merged, one commit for each table.
+    """
+    names, run, store, options = classes or COCO_NAMES, ledger.new_run(str(root)), Store(), StorageOptions()
+    publish.create_tables(run.root, options)
+    ledger.claim(store, run.root, Identity("made", {}, tuple((i, name, slug(name)) for i, name in names.items())))
+    rows = [_row(key, image, names) for key, image in sorted(images.items())]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.STAGED), sink, **schema.STAGED_WRITE)
+    name = ledger.staged_name(Task(0, 0, len(rows)))
+    store.put(join(run.staged, name), sink.getvalue().to_pybytes())
+    number = publish.batch_numbers(run.root, options)[0] + 1
+    batch = publish.merge(run, number, publish.Inputs((name,), {"run_id": run.id}, 1000), options)
+    publish.commit(batch, run, options, store)
+    return run.root
+
+
+def _row(key: str, image: Image, names: Mapping[int, str]) -> dict[str, Any]:
+    height, width = image.size_hw
+    found = []
+    for number, (class_id, score, counts) in enumerate(image.found):
+        box = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), rle.bbox(counts, image.size_hw).tolist(), strict=True))
+        found.append({"instance": number, "class_id": class_id, "class_name": names[class_id], "score": score, **box,
+                      "area": rle.area(counts), "rle": counts})  # fmt: skip
+    failed = {"stage": "decode", "error": "ImageError", "message": "made to fail"} if image.failed else {}
+    return {
+        "image_id": image_id(key), "image_key": key, "uri": image.uri or f"/data/{key}", "version": "1", "bytes": 9,
+        "width": width, "height": height, "status": "failed" if image.failed else "ok" if found else "empty",
+        "n_instances": len(found), "stage": None, "error": None, "message": None, **failed, "attempts": 1,
+        "labelled_at": datetime(2026, 1, 1, tzinfo=UTC), "orientation": 1, "instances": found,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Image:
+    """What one image shows. found: category id, score and counts of each instance, best first."""
+
+    size_hw: tuple[int, int]
+    found: Sequence[tuple[int, float, str]] = ()
+    failed: bool = False
+    uri: str = ""
+
+
+def stickers(count: int, seed: int = 0) -> dict[str, Image]:
+    """Scenes as the sticker dataset draws them, every object found, with scores that follow its size."""
+    images = {}
+    for i in range(count):
+        scene = scene_at(seed, i)
+        size_hw = scene.owners.shape
+        counts = [(category, rle.encode(scene.mask(k))) for k, category in enumerate(scene.category_ids)]
+        found = [(category, round(1 - 20 / (20 + rle.area(each) ** 0.5), 4), each) for category, each in counts]
+        images[f"scene-{i:05d}.jpg"] = Image(size_hw, sorted(found, key=lambda row: -row[1]))
+    return images

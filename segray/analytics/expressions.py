@@ -1,0 +1,73 @@
+"""A label set in Polars: its tables as lazy frames, and expressions over masks.
+
+Knows Polars' words; knows nothing of how masks are computed with. What each expression gives is said in masks, which
+has the same functions over Arrow arrays. An argument is an expression, a column's name, or a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from segray import tables
+from segray.analytics import masks
+
+Column = pl.Expr | str | int
+_BOX = pl.Struct(dict.fromkeys(("x", "y", "w", "h"), pl.Int32))
+
+
+def scan(
+    root: str, table: str = "instances", *, version: int | None = None, as_of: datetime | None = None, **storage: Any
+) -> pl.LazyFrame:
+    """A table of the label set, instances or images, in one exact state; arguments as tables.snapshot."""
+    shown = tables.snapshot(root, version=version, as_of=as_of, **storage)
+    return pl.scan_pyarrow_dataset({"instances": shown.instances, "images": shown.images}[table])
+
+
+def rle_area(rle: Column) -> pl.Expr:
+    """Pixels set, Int64."""
+    return _call(masks.rle_area, [rle], pl.Int64())
+
+
+def rle_bbox(rle: Column, height: Column) -> pl.Expr:
+    """The tightest box, a struct of x, y, w, h."""
+    return _call(masks.rle_bbox, [rle, height], _BOX)
+
+
+def rle_iou(a: Column, b: Column) -> pl.Expr:
+    """Intersection over union of two masks of one image, Float64."""
+    return _call(masks.rle_iou, [a, b], pl.Float64())
+
+
+def rle_decode(rle: Column, height: Column, width: Column) -> pl.Expr:
+    """The pixels row by row, one byte each, Binary."""
+    return _call(masks.rle_decode, [rle, height, width], pl.Binary())
+
+
+def rle_merge(lists: Column) -> pl.Expr:
+    """The union of a list of masks, String."""
+    return _call(masks.rle_merge, [lists], pl.String())
+
+
+def rle_contains(rle: Column, height: Column, x: Column, y: Column) -> pl.Expr:
+    """Whether the mask has pixel (x, y), Boolean."""
+    return _call(masks.rle_contains, [rle, height, x, y], pl.Boolean())
+
+
+def rle_polygon(rle: Column, height: Column, width: Column) -> pl.Expr:
+    """COCO polygons, lists of [x, y, x, y, ...]."""
+    return _call(masks.rle_polygon, [rle, height, width], pl.List(pl.List(pl.Float64)))
+
+
+def _call(function: Callable[..., pa.Array], columns: Sequence[Column], kind: Any) -> pl.Expr:
+    def mapped(series: Sequence[pl.Series]) -> pl.Series:
+        length = next((len(each) for each in series if len(each) != 1), 1)  # A number comes as one row.
+        arrays = [each.to_arrow() if len(each) == length else pa.scalar(each[0]) for each in series]
+        return pl.Series(series[0].name, pl.from_arrow(function(*arrays)), dtype=kind)
+
+    given = [pl.lit(each) if isinstance(each, int) else each for each in columns]
+    return pl.map_batches(given, mapped, return_dtype=kind, is_elementwise=True)
