@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import segray
-from segray import config, console, models_cli, orphans
+from segray import config, console, logs, models_cli, observe, orphans, remote_cli
 from segray.analytics.evaluate import Evaluation
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
@@ -39,6 +39,11 @@ app.add_typer(models_cli.app, name="models")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Log = Annotated[
+    logs.Format, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of progress on standard error: text, or JSON lines.")
+]
+
+app.command()(remote_cli.status)
 
 
 @app.command()
@@ -47,17 +52,29 @@ def label(
     overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
+    log_format: Log = logs.Format.TEXT,
     as_json: Json = False,
 ) -> None:
     """Bring a label set up to date with its dataset. The same command again resumes it."""
     from segray import run
 
-    chosen = config.load(configuration, overrides)
-    with console.watcher() as watcher:
-        summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
+    screen = logs.Json() if log_format is logs.Format.JSON else console.watcher()
+    try:
+        chosen = config.load(configuration, overrides)
+        with observe.observed(chosen, screen) as watcher:
+            summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
+    except SegrayError as exc:
+        if not isinstance(screen, logs.Json):
+            raise
+        screen.error(exc)
+        raise typer.Exit(exc.exit_code) from exc
+    if isinstance(screen, logs.Json):
+        screen.summary(summary)
+    elif logs.SUMMARY_ENV in os.environ:
+        print(logs.summary_line(summary))
     if as_json:
         _print_json(console.as_record(summary))
-    else:
+    elif not isinstance(screen, logs.Json):
         print("dry run: nothing was written" if dry_run else console.describe(summary))
     raise typer.Exit(summary.exit_code)
 

@@ -131,13 +131,22 @@ def duration(seconds: float | None) -> str:
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
-    """The whole summary for a machine."""
-    return {**asdict(summary), "images_per_s": round(rate(summary), 3)}
+    """The whole summary for a machine. published_share: of the seconds, merging and committing; it goes on beside."""
+    return {
+        **asdict(summary),
+        "images_per_s": round(rate(summary), 3),
+        "published_share": round(_published_share(summary), 4),
+        "next": "the same command again" if summary.exit_code else f"segray verify {summary.root}",
+    }
 
 
 def rate(summary: Summary) -> float:
     """Images per second from the first worker's readiness to the last commit."""
     return summary.tally.images / summary.seconds if summary.seconds else 0.0
+
+
+def _published_share(summary: Summary) -> float:
+    return (summary.tally.merge_s + summary.tally.commit_s) / max(summary.seconds, 1e-9)
 
 
 def describe(summary: Summary) -> str:
@@ -153,7 +162,7 @@ def describe(summary: Summary) -> str:
         )
         lines.append(
             f"published beside it: {tally.merge_s:.1f} s of merging, {tally.commit_s:.1f} s of committing "
-            f"({(tally.merge_s + tally.commit_s) / max(summary.seconds, 1e-9):.0%} of the time)"
+            f"({_published_share(summary):.0%} of the time)"
         )
     counts = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
     lines.append(f"the label set holds {sum(images.values())} images ({counts or 'none'})")

@@ -224,6 +224,7 @@ class Execution:
                     self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
                 case Release(worker, reason):
+                    self._job.course.left(worker, released=True)
                     self._job.watcher.note(f"{self._names.worker(worker)} is released: {reason}")
                     self._pool.release(worker)
                 case Quarantine(task, reason):

@@ -154,10 +154,10 @@ class Course:
             case Lost(worker):
                 self.left(worker)
 
-    def left(self, worker: str) -> None:
-        """A worker is gone."""
+    def left(self, worker: str, *, released: bool = False) -> None:
+        """A worker is gone. released: nothing was left for it to do."""
         if self._members.pop(worker, None) is not None:
-            self._lost += 1
+            self._lost += not released
 
     def accepted(self, report: UnitReport) -> None:
         """A unit's result counts."""

@@ -52,6 +52,8 @@ def test_the_lost_are_counted_and_work_no_more() -> None:
     assert (other.in_flight, other.rss_bytes, other.longest) == (2, 5_000, ("read", 9.0))
     course.saw(Lost("1", "killed", True), 5.0)
     course.left("1")
+    course.saw(joined("2"), 5.0)
+    course.left("2", released=True)
     course.saw(Pulse("1", Progress(9)), 6.0)
     found = look(course)
     assert [each.worker for each in found.workers] == ["0"]

@@ -1,0 +1,60 @@
+"""Everyone who is told how a run goes: a terminal or a log, Prometheus, and the heartbeat.
+
+Knows who they are and when they are let go; what each makes of it is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from segray import console
+from segray.config import Config
+from segray.execute import Watcher
+from segray.heartbeat import Heart
+from segray.instances import UnitReport
+from segray.ledger import Run
+from segray.logs import Json
+from segray.metrics import Metrics
+from segray.storage import StorageOptions
+from segray.vitals import Vitals
+
+Screen = console.Plain | console.Bar | Json
+
+
+class Together(Watcher):
+    """Several watchers as one; each is told in turn."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def note(self, text: str) -> None:
+        for each in self._watchers:
+            each.note(text)
+
+    def begin(self, images: int, resumed: int) -> None:
+        for each in self._watchers:
+            each.begin(images, resumed)
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        for each in self._watchers:
+            each.advance(done, instances, failed)
+
+    def unit(self, run: Run, host: str, report: UnitReport) -> None:
+        for each in self._watchers:
+            each.unit(run, host, report)
+
+    def beat(self, vitals: Vitals) -> None:
+        for each in self._watchers:
+            each.beat(vitals)
+
+
+@contextmanager
+def observed(chosen: Config, screen: Screen) -> Iterator[Watcher]:
+    """The watchers of a run on a Ray cluster."""
+    heart = Heart(StorageOptions(**chosen.storage.model_dump()), screen.note)
+    with screen:
+        try:
+            yield Together((screen, Metrics(), heart))
+        finally:
+            heart.close()

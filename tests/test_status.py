@@ -1,0 +1,173 @@
+"""The sign of life of a run, and what another terminal makes of it whatever the clocks say."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segray import heartbeat, status
+from segray.errors import LabelSetError, WorldError
+from segray.heartbeat import Heart, uri_of
+from segray.instances import Progress
+from segray.ledger import Run
+from segray.remote_cli import describe_status
+from segray.storage import StorageOptions, Store
+from segray.vitals import Course, Vitals
+from segray.workers import Joined, Pulse
+
+NOW_S = 1_800_000_000.0
+
+
+def stamp(second: float) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()
+
+
+def vitals(run: Run, done: int = 40) -> Vitals:
+    course = Course()
+    course.saw(Joined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
+    course.saw(Pulse("0", Progress(40, ((1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
+    return course.vitals(run, images=100, done=done, waiting=50, labelling=True)
+
+
+class LabelSet:
+    """One run's records, as a driver would have written them at some second of its clock."""
+
+    def __init__(self, root: Path, state: str = "running") -> None:
+        self.root, self.run, self.state = str(root), Run(str(root), "20270115T080000.000000Z-00000000"), state
+        self.beats = 0
+
+    def beats_at(self, second: float) -> None:
+        self.beats += 1
+        self.run.save(Store(), {"state": self.state, "updated": stamp(second), "images": 100, "source": "s3://b/x"})
+        beat = {
+            "beat": self.beats,
+            "every_s": 5.0,
+            "at": stamp(second),
+            "driver": {"host": "h", "pid": 7, "job": "segray-x-1"},
+            **heartbeat.record(vitals(self.run)),
+        }
+        Store().put(uri_of(self.run), json.dumps(beat).encode())
+
+    def look(self, now_s: float = NOW_S, *, meanwhile: Any = None) -> tuple[status.Status, list[float]]:
+        """What is found, and the seconds that were waited for it. meanwhile: called at each wait."""
+        waited: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if meanwhile:
+                meanwhile()
+
+        found = status.status(self.root, StorageOptions(), now=lambda: now_s + sum(waited), sleep=sleep)
+        return found, waited
+
+
+def test_a_fresh_beat_is_a_live_run(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - 4)
+    found, waited = labels.look()
+    assert (found.state, found.exit_code, waited) == ("live", 0, [])
+    text = describe_status(found)
+    assert "40 of 100 images (40%), 4.0 images/s, 15 s left" in text
+    assert "slow-host (CPU): 4.0 images/s, 1 in flight, longest 4 s in decode, 300 MiB" in text
+    assert "job segray-x-1" in text
+
+
+def test_silence_is_watched_before_it_is_called_death(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - 600)
+    found, waited = labels.look()
+    assert (found.state, found.exit_code) == ("gone", 3)
+    assert sum(waited) >= 10, "two beats"
+    assert "no heartbeat for 10 min 0 s: the driver is probably gone" in describe_status(found)
+    assert "run the same command again: it resumes" in describe_status(found)
+
+
+@pytest.mark.parametrize("clock_ahead_s", [-3600.0, 3600.0])
+def test_a_beat_that_comes_proves_life_whatever_the_clocks_say(tmp_path: Path, clock_ahead_s: float) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - clock_ahead_s)
+    found, _ = labels.look(meanwhile=lambda: labels.beats_at(NOW_S - clock_ahead_s + 5))
+    assert found.state == "live"
+    assert (found.skew_s is not None) == (clock_ahead_s < 0)
+    assert labels.look()[0].state == "gone", "and none that comes is death, however young it looks"
+
+
+def test_after_hours_nobody_waits(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - 86_400)
+    found, waited = labels.look()
+    assert (found.state, waited) == ("gone", [])
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("interrupted", 3), ("stopped", 3)])
+def test_how_the_last_run_ended(tmp_path: Path, state: str, code: int) -> None:
+    labels = LabelSet(tmp_path, state)
+    labels.beats_at(NOW_S - 86_400)
+    found, _ = labels.look()
+    assert (found.state, found.exit_code) == (state, code)
+    assert ("work is left" in describe_status(found)) == (code == 3)
+
+
+def test_a_run_that_ends_while_watched_has_ended(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - 600)
+
+    def end() -> None:
+        labels.state = "done"
+        labels.beats_at(NOW_S)
+
+    assert labels.look(meanwhile=end)[0].state == "done"
+
+
+def test_without_a_heartbeat_the_record_of_the_run_is_a_sign(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path)
+    labels.beats_at(NOW_S - 3)
+    Store().delete(uri_of(labels.run))
+    found, _ = labels.look()
+    assert found.state == "live"
+    assert "100 images" in describe_status(found)
+
+
+def test_a_folder_that_is_no_label_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelSetError, match="no label set"):
+        status.status(str(tmp_path), StorageOptions())
+
+
+def test_a_heart_beats_while_there_is_news_and_once_more_at_the_end(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "r")
+    heart = Heart(StorageOptions(), lambda text: pytest.fail(text), every_s=3600)
+    heart.beat(vitals(run, done=1))
+    written = Path(uri_of(run))
+    deadline = threading.Event()
+    for _ in range(6000):
+        if written.exists():
+            break
+        deadline.wait(0.01)
+    heart.beat(vitals(run, done=2))
+    heart.close()
+    found = json.loads(written.read_text())
+    assert (found["done"], found["beat"], heart.beats) == (2, 1, 2)
+
+
+def test_what_cannot_be_written_is_told_once_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    seen = threading.Semaphore(0)
+
+    def refuse(store: Store, uri: str, data: bytes) -> None:
+        assert store.options.retries == 0
+        seen.release()
+        raise WorldError("storage is down", found="503")
+
+    monkeypatch.setattr(Store, "put", refuse)
+    heart = Heart(StorageOptions(), told.append, every_s=0.001)
+    for _ in range(3):
+        heart.beat(vitals(Run(str(tmp_path), "r")))
+        assert seen.acquire(timeout=60)
+    heart.close()
+    assert heart.missed >= 3
+    assert told == ["the heartbeat cannot be written, the run goes on: storage is down (503)"]
