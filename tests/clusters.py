@@ -86,7 +86,7 @@ def nodes(**env: str) -> Iterator[Nodes]:
         try:
             yield Nodes()
         finally:
-            for pid in set(_marked(mark)) - {os.getpid()}:
+            for pid in set(marked(mark)) - {os.getpid()}:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -99,7 +99,7 @@ def _kill(node: Any) -> None:
     node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
-def _marked(mark: dict[str, str]) -> Iterator[int]:
+def marked(mark: dict[str, str]) -> Iterator[int]:
     """Running processes that have the mark in their environment."""
     (value,) = mark.values()
     for path in Path("/proc").glob("[0-9]*/environ"):
