@@ -64,13 +64,21 @@ def connect(cluster: Cluster) -> None:
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=available_cpus(),
-            include_dashboard=False,
-            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=available_cpus(),
+                include_dashboard=False,
+                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+                logging_level=logging.WARNING,
+            )
+        except Exception as exc:  # Ray raises nothing more special when its processes are not up within 30 s.
+            raise WorldError(
+                "Ray could not start on this machine",
+                where="cluster.address=null",
+                found=_first_line(exc),
+                do="run the same command when the machine is less busy, or look into Ray's logs in /tmp/ray",
+            ) from exc
         return
     try:
         ray.init(address=address, logging_level=logging.WARNING)
