@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import segray
-from segray import config, console, logs, models_cli, observe, orphans, remote_cli
+from segray import config, console, logs, models_cli, observe, orphans, remote_cli, submit
 from segray.analytics.evaluate import Evaluation
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
@@ -44,6 +44,7 @@ Log = Annotated[
 ]
 
 app.command()(remote_cli.status)
+app.command()(remote_cli.submit)
 
 
 @app.command()
@@ -60,6 +61,7 @@ def label(
 
     screen = logs.Json() if log_format is logs.Format.JSON else console.watcher()
     try:
+        submit.check_version()
         chosen = config.load(configuration, overrides)
         with observe.observed(chosen, screen) as watcher:
             summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
@@ -170,7 +172,12 @@ def bench(
     precision: Annotated[str, typer.Option(help="As model.precision.")] = "auto",
     instances: Annotated[int, typer.Option(min=1, help="At most so many an image.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 3,
-    only: Annotated[str, typer.Option(help="Of a ceiling, b floor, c segray, d Ray Data, e script.")] = "abcde",
+    only: Annotated[
+        str, typer.Option(help="Of a ceiling, b floor, c segray, d Ray Data, e script, r segray from --remote.")
+    ] = "abcde",
+    remote: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the way r.")
+    ] = None,
     overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
     as_json: Json = False,
 ) -> None:
@@ -180,7 +187,7 @@ def bench(
 
     asked = job.Asked(
         images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
-        job.ways(only), tuple(overrides),
+        job.ways(only), tuple(overrides), remote,
     )  # fmt: skip
     load, laps = job.bench(asked, folder, console.Plain().note)
     found = report.record(load, laps)

@@ -84,14 +84,17 @@ class _State:
     spared: int = 0
     began_s: float | None = None
     faults: int = 0
+    asked: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def change(self, weather: Weather) -> None:
         with self.lock:
-            self.weather, self.spared, self.began_s, self.faults = weather, 0, None, 0
+            self.weather, self.spared, self.began_s, self.faults, self.asked = weather, 0, None, 0, []
 
     def meets(self, request: Request) -> Fault | None:
         weather = self.weather
+        with self.lock:
+            self.asked.append(f"{request.method} {request.path}")
         if weather.fault is None or not re.search(weather.wanted, f"{request.method} {request.path}"):
             return None
         with self.lock:
@@ -120,8 +123,14 @@ class Proxy:
     @property
     def faults(self) -> int:
         """How many requests met a fault since the last change."""
-        self._control.send(None)
+        self._control.send("faults")
         return int(self._control.recv())
+
+    @property
+    def asked(self) -> list[str]:
+        """All requests since the last change, each "METHOD path"."""
+        self._control.send("asked")
+        return list(self._control.recv())
 
 
 @contextmanager
@@ -154,12 +163,12 @@ def _run(upstream_url: str, control: Connection) -> None:
         control.send(f"http://127.0.0.1:{server.server_address[1]}")
         while True:
             try:
-                weather = control.recv()
+                asked = control.recv()
             except EOFError:
                 return
-            if weather is not None:
-                state.change(weather)
-            control.send(state.faults)
+            if isinstance(asked, Weather):
+                state.change(asked)
+            control.send(state.asked if asked == "asked" else state.faults)
 
 
 def _exchange(client: socket.socket, upstream: tuple[str, int], state: _State) -> None:

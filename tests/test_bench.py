@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import segray
+from swift_server import Swift
 from test_contracts_tf_od import made as made_boxed
 from test_contracts_yolact import made as made_yolact
 
@@ -156,6 +157,7 @@ def test_other_instances_and_busy_neighbours_are_told() -> None:
     [
         (["--size", "640"], "WIDTHxHEIGHT"),
         (["--only", "abx"], "a ceiling, b floor"),
+        (["--only", "cr"], "--remote"),
         (["--images", "nowhere", "--model-name", "stickers"], "nowhere"),
         (["--model-name", "stickres"], "stickers"),
         (["--precision", "f8"], "precision"),
@@ -171,13 +173,15 @@ def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def measured(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every way once, on the embedded model in f32, which every machine computes in."""
-    only = "abcde" if RAY_DATA else "abce"
+    only = "abcder" if RAY_DATA else "abcer"
     folder = tmp_path_factory.mktemp("bench")
     done = segray(
         "bench", "--model-name", "stickers", "--count", 48, "--repeats", 1, "--precision", "f32", "--only", only,
-        "--folder", folder, "--json",
+        "--folder", folder, "--remote", f"s3://{swift.bucket()}/copies/",
+        "--set", f"storage.endpoint_url={swift.endpoint_url}", "--json",
+        env={"AWS_ACCESS_KEY_ID": swift.key, "AWS_SECRET_ACCESS_KEY": swift.secret, "AWS_REGION": "us-east-1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -192,12 +196,18 @@ def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixtur
 
 @pytest.mark.full
 def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
-    ways = {"ceiling", "floor", "segray", "script"} | ({"ray_data"} if RAY_DATA else set())
+    ways = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
     assert set(measured["images_per_s"]) == ways
     assert measured["same_instances"] is True
     assert measured["found"]["segray"]["instances"] > 48
     assert measured["facts"]["precision"] == "f32"
-    for name in ("ratio_to_ceiling", "ratio_to_script", "ratio_with_startup", "cpu_ratio_to_ceiling"):
+    for name in (
+        "ratio_to_ceiling",
+        "ratio_to_script",
+        "ratio_with_startup",
+        "cpu_ratio_to_ceiling",
+        "ratio_remote_to_local",
+    ):
         assert measured[name] > 0, name
     assert (measured["ratio_to_ray_data"] is not None) == RAY_DATA
     assert 0 < measured["startup_s"]["segray"] < measured["first_unit_s"] < measured["first_commit_s"]

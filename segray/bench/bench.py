@@ -28,8 +28,16 @@ from segray.bench import workload, yardstick
 from segray.bench.processes import Watch
 from segray.bench.workload import Workload
 from segray.errors import ConfigError, SegrayError
+from segray.storage import StorageOptions, Store, shown
 
-WAYS: Mapping[str, str] = {"a": "ceiling", "b": "floor", "c": "segray", "d": "ray_data", "e": "script"}
+WAYS: Mapping[str, str] = {
+    "a": "ceiling",
+    "b": "floor",
+    "c": "segray",
+    "d": "ray_data",
+    "e": "script",
+    "r": "remote",
+}
 YARDSTICK = "yardstick"
 # Without a count: as many images as keep the device busy so long, of which the first few tell how many those are.
 _BUSY_S = 20.0
@@ -41,7 +49,8 @@ _NUMBERS = ("area", "height", "width", "rle")
 @dataclass(frozen=True)
 class Asked:
     """What the user chose. images: a local folder, glob or manifest; None draws scenes of size_hw. count: None for as
-    many as keep the device busy for about 20 s. model_path: None for the yardstick, or the embedded model."""
+    many as keep the device busy for about 20 s. model_path: None for the yardstick, or the embedded model. remote: a
+    prefix to copy the images to, and to label them from as well."""
 
     images: str | None = None
     size_hw: tuple[int, int] = (480, 640)
@@ -54,6 +63,7 @@ class Asked:
     repeats: int = 3
     only: str = "abcde"
     settings: tuple[str, ...] = ()
+    remote: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,9 @@ def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload
     if "d" in asked.only and importlib.util.find_spec("pandas") is None:
         do = "pip install 'segray[bench]', or leave d out: --only abce"
         raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", do=do)
+    if ("r" in asked.only) != (asked.remote is not None):
+        do = "Give both, or neither: --remote s3://bucket/prefix/ --only abcrde"
+        raise ConfigError("The way r labels from --remote.", where="--only, --remote", found=asked.only, do=do)
     folder.mkdir(parents=True, exist_ok=True)
     model: dict[str, Any] = {"name": asked.model_name, "path": asked.model_path, "form": asked.model_form}
     model |= {"precision": asked.precision, "max_detections": asked.instances}
@@ -135,6 +148,12 @@ def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload
         lap = run_way("ceiling", load, folder / "trial")
         count = max(_TRIAL, min(_MOST_IMAGES, round(_BUSY_S * lap.images_per_s)))
         load = replace(load, images=_images(asked, folder, count, note))
+        load.save()
+    if asked.remote is not None:
+        note(f"copying {len(load.images)} images to {shown(asked.remote)}")
+        load = replace(load, remote=asked.remote)
+        options = StorageOptions(**load.configuration(folder / "labels").storage.model_dump())
+        workload.copied(load.images, asked.remote, Store(options))
         load.save()
     return load
 

@@ -15,13 +15,15 @@ from segray.bench.workload import Workload
 
 # Of the processors; beyond it images/s say more of the neighbours than of the ways.
 _QUIET = 0.05
-_WRITING = ("segray", "ray_data", "script")
+_WRITING = ("segray", "ray_data", "script", "remote")
+_OURS = ("segray", "remote")
 
 
 def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
     """The whole benchmark for a machine. Keys are kept from release to release:
 
     ratio_to_ceiling, ratio_to_ray_data, ratio_to_script: segray's warm images/s over that of the others.
+    ratio_remote_to_local: segray's warm images/s from object storage over those from files.
     ratio_with_startup: segray's images/s from the start of the command to its end, over the ceiling's.
     ratio_while_labelling: segray's images/s from the first unit given out to the last one staged, over the ceiling's;
     what is missing to ratio_to_ceiling is the last merge and commit.
@@ -50,6 +52,7 @@ def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
         "ratio_to_ceiling": _ratios(rates.get("segray"), rates.get("ceiling")),
         "ratio_to_ray_data": _ratios(rates.get("segray"), rates.get("ray_data")),
         "ratio_to_script": _ratios(rates.get("segray"), rates.get("script")),
+        "ratio_remote_to_local": _ratios(rates.get("remote"), rates.get("segray")),
         "ratio_with_startup": _ratios(whole.get("segray"), rates.get("ceiling")),
         "ratio_while_labelling": _ratios(labelling, rates.get("ceiling")),
     }
@@ -106,9 +109,9 @@ def _medians(laps: Sequence[Measured], of_lap: Callable[[Measured], Mapping[str,
 
 def _parts(lap: Measured) -> dict[str, float]:
     """CPU seconds by stage where stages are known, in place of the process that they ran in; else by role."""
-    inside = "worker" if lap.way == "segray" else "driver"
+    inside = "worker" if lap.way in _OURS else "driver"
     roles = {role: seconds for role, seconds in lap.roles.items() if role != inside or not lap.stages}
-    if lap.way == "segray" and lap.stages:
+    if lap.way in _OURS and lap.stages:
         roles["merge"] = lap.roles.get("worker", 0.0) - sum(lap.stages.values())
     return {**lap.stages, **{role: seconds for role, seconds in roles.items() if seconds > 0}}
 

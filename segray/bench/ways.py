@@ -123,10 +123,20 @@ class _Timed:
 
 def segray(load: Workload, folder: Path) -> Lap:
     """`segray label` of the manifest on a private Ray; timed from the first unit given out to the last commit."""
+    return _label(load.configuration(folder / "labels"), folder)
+
+
+def remote(load: Workload, folder: Path) -> Lap:
+    """The same of the images' copies in object storage."""
+    chosen = load.configuration(folder / "labels")
+    source = chosen.source.model_copy(update={"uri": load.remote})
+    return _label(chosen.model_copy(update={"source": source}), folder)
+
+
+def _label(chosen: config.Config, folder: Path) -> Lap:
     from segray import cluster, console
 
     marks: dict[str, float] = {}
-    chosen = load.configuration(folder / "labels")
 
     def start(recipe: Recipe, settings: config.Config) -> Workers:
         cluster.connect(settings.cluster)
@@ -195,6 +205,7 @@ WAYS: Mapping[str, Callable[[Workload, Path], Lap]] = {
     "ceiling": ceiling,
     "floor": floor,
     "segray": segray,
+    "remote": remote,
     "ray_data": _ray_data,
     "script": script,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -23,25 +24,28 @@ from segray.errors import ConfigError, WorldError
 from segray.label import options_of
 from segray.runtime import Compiled, DeviceSettings
 from segray.scenes.scene import draw_scene
-from segray.storage import Store
+from segray.storage import Store, join
 
 _SEED = 0
 # As many bytes per pixel as photographs have, so that they are as slow to decode.
 _QUALITY = 95
 # Drawn scenes beyond these are further names of the same files.
 _MOST_SCENES = 32
+_COPIES = 8
 
 
 @dataclass(frozen=True)
 class Workload:
     """images: files, each once. model: the section `model` of the configuration. settings: further ones of segray's
-    own, key=value. manifest: the same images, a path a line. threads: of the device, and cores of the clusters."""
+    own, key=value. manifest: the same images, a path a line. threads: of the device, and cores of the clusters.
+    remote: a prefix in object storage that holds copies of the images."""
 
     folder: str
     images: tuple[str, ...]
     model: Mapping[str, Any]
     threads: int
     settings: tuple[str, ...] = ()
+    remote: str | None = None
 
     @property
     def manifest(self) -> Path:
@@ -83,6 +87,13 @@ class Workload:
         chosen = self.configuration(Path()).model
         model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
         return model, model.contract, model.form, options_of(chosen, model.contract)
+
+
+def copied(images: Iterable[str], prefix: str, store: Store) -> None:
+    """Put copies of the files below `prefix`, under their names."""
+    with ThreadPoolExecutor(_COPIES) as pool:
+        for _ in pool.map(lambda path: store.put(join(prefix, Path(path).name), Path(path).read_bytes()), images):
+            pass
 
 
 # ---- images ---------------------------------------------------------------------------------------
