@@ -9,11 +9,16 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from segray import config, logs
+from segray import submit as submission
 from segray.console import duration
+from segray.errors import ConfigError, Interrupted
 from segray.status import Status
 from segray.status import status as look
 from segray.storage import StorageOptions
@@ -108,3 +113,80 @@ def _worker(each: Mapping[str, Any]) -> str:
 
 def _counts(labelled: Mapping[str, Any]) -> str:
     return ", ".join(f"{labelled.get(name, 0)} {name}" for name in ("ok", "empty", "failed"))
+
+
+def submit(
+    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
+    address: Annotated[str, typer.Option(help="Of the cluster's dashboard: http://HEAD:8265.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
+    ] = [],  # noqa: B006 - typer reads it, nobody writes it
+    limit: Annotated[int | None, typer.Option(min=1, help="As for `segray label`.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Come back as soon as the job exists.")] = False,
+    python: Annotated[str, typer.Option(help="The interpreter that has segray, on the cluster's head.")] = "python",
+    driver_cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for the driver.")] = 0.0,
+    driver_resource: Annotated[
+        list[str], typer.Option(metavar="NAME=AMOUNT", help="Further Ray resources of the driver's node; repeatable.")
+    ] = [],  # noqa: B006
+    metadata: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Shown with the job in Ray's dashboard; repeatable.")
+    ] = [],  # noqa: B006
+    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the driver must have begun.")] = 60.0,
+    log_format: Annotated[
+        logs.Format, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of the driver's log: text, or JSON lines.")
+    ] = logs.Format.TEXT,
+    as_json: Json = False,
+) -> None:
+    """Run `segray label CONFIG` as a job on a Ray cluster, follow it, and end with its exit code.
+
+    The token is taken from RAY_AUTH_TOKEN. While a job of the same label set is under way another is refused with exit
+    code 3; Ctrl-C stops following, the job goes on.
+    """
+    arguments = ["--limit", str(limit)] if limit is not None else []
+    request = submission.Request(
+        configuration,
+        config.load(configuration, overrides),
+        overrides,
+        arguments,
+        python,
+        driver_cpus,
+        {name: _amount(name, value) for name, value in _pairs(driver_resource, "--driver-resource").items()},
+        _pairs(metadata, "--metadata"),
+        log_format,
+    )
+    dashboard = submission.Dashboard(address)
+    job = submission.check(request, dashboard)
+    submission.start(request, dashboard, job)
+    print(f"job {job} on {dashboard.address}: {request.entrypoint}", file=sys.stderr, flush=True)
+    if no_wait:
+        outcome = submission.Outcome(job, "SUBMITTED", 0)
+    else:
+        out = sys.stderr if as_json else sys.stdout
+        try:
+            outcome = submission.follow(dashboard, job, start_timeout, lambda line: print(line, file=out, flush=True))
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "not followed any more; the job goes on",
+                where=job,
+                do=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
+            ) from None
+    print(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(asdict(outcome), indent=2, sort_keys=True))
+    raise typer.Exit(outcome.exit_code)
+
+
+def _pairs(given: list[str], option: str) -> dict[str, str]:
+    split = [each.partition("=") for each in given]
+    if wrong := [each for each, (name, equals, _) in zip(given, split, strict=True) if not name or not equals]:
+        raise ConfigError(f"{option} takes NAME=VALUE", found=wrong[0])
+    return {name: value for name, _, value in split}
+
+
+def _amount(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(
+            "the amount of a resource is a number", where="--driver-resource", found=f"{name}={value}"
+        ) from None

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "segray"
 
 HOMES = {
-    "ray": {"cluster", "metrics", "bench.ray_data"},
+    "ray": {"cluster", "metrics", "submit", "bench.ray_data"},
     "openvino": {
         "runtime",
         "scenes.network",
@@ -54,7 +54,8 @@ LAYERS = (
     {"quantize"},
     {"heartbeat"},
     {"console", "status", "quickstart", "models_cli"},
-    {"logs", "remote_cli"},
+    {"logs"},
+    {"submit", "remote_cli"},
     {"observe"},
     {"bench"},
     {"cli", "__main__"},

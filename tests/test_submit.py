@@ -1,0 +1,175 @@
+"""What can be wrong with a cluster is said before there is a job; how a job ended is said in the run's own words."""
+
+from __future__ import annotations
+
+import json
+import socket
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import write_config
+from web import Web
+
+import segray
+from segray import cli, config, submit
+from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
+
+JOB = "segray-photos-1"
+
+
+def request(tmp_path: Path, **more: Any) -> submit.Request:
+    path = write_config(tmp_path / "run.yaml", "s3://raw/photos", more.pop("root", "s3://labels/Photos 2026/"))
+    return submit.Request(path, config.load(path), **more)
+
+
+def cluster(web: Web, *, ray: str = version("ray"), jobs: Any = ()) -> submit.Dashboard:
+    """A dashboard as Ray answers: one node with two CPUs."""
+    nodes = [{"state": "ALIVE", "resources_total": {"CPU": 2.0}}, {"state": "DEAD", "resources_total": {"CPU": 64.0}}]
+    web.put("/api/version", json.dumps({"ray_version": ray}).encode())
+    web.put("/api/v0/nodes?limit=10000&detail=1", json.dumps({"data": {"result": {"result": nodes}}}).encode())
+    web.put("/api/jobs/", json.dumps(list(jobs)).encode())
+    return submit.Dashboard(web.root, {})
+
+
+def test_the_id_is_that_of_the_label_set_however_it_is_written(tmp_path: Path) -> None:
+    stems = {request(tmp_path, root=root).stem for root in ("s3://labels/Photos 2026/", "s3://labels/Photos 2026")}
+    assert len(stems) == 1
+    assert stems.pop().startswith("segray-photos-2026-")
+    assert request(tmp_path, root="s3://other/Photos 2026").stem not in stems
+
+
+def test_the_driver_gets_what_the_shell_would_break(tmp_path: Path) -> None:
+    asked = request(tmp_path, overrides=["source.uri=s3://a/it's $HOME"], arguments=["--limit", "3"])
+    assert asked.entrypoint == (
+        """python -m segray label run.yaml --set 'source.uri=s3://a/it'"'"'s $HOME' --log-format text --limit 3"""
+    )
+
+
+def test_each_attempt_has_the_next_id_and_none_begins_beside_another(tmp_path: Path, web: Web) -> None:
+    asked = request(tmp_path)
+    others = [{"submission_id": "segray-else-9", "status": "RUNNING"}, {"submission_id": None, "status": "RUNNING"}]
+    assert submit.check(asked, cluster(web, jobs=others)) == f"{asked.stem}-1"
+    ended = [{"submission_id": f"{asked.stem}-{n}", "status": s} for n, s in ((2, "FAILED"), (10, "SUCCEEDED"))]
+    assert submit.check(asked, cluster(web, jobs=[*others, *ended])) == f"{asked.stem}-11"
+    with pytest.raises(ConflictError, match=r"(?s)under way.*-12.*pending.*ray job stop"):
+        submit.check(asked, cluster(web, jobs=[*ended, {"submission_id": f"{asked.stem}-12", "status": "PENDING"}]))
+
+
+def test_a_driver_that_fits_no_living_node_is_refused(tmp_path: Path, web: Web) -> None:
+    assert submit.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
+    for more in ({"cpus": 3.0}, {"resources": {"intel_gpu": 1.0}}):
+        with pytest.raises(ConfigError, match="no node of the cluster can hold the driver"):
+            submit.check(request(tmp_path, **more), cluster(web))
+
+
+def test_paths_that_mean_nothing_on_the_cluster_are_refused(tmp_path: Path, web: Web) -> None:
+    with pytest.raises(ConfigError, match=r"output\.root is relative"):
+        submit.check(request(tmp_path, root="labels"), cluster(web))
+    assert web.asked == []
+
+
+def test_another_version_of_ray_is_named(tmp_path: Path, web: Web) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)another version of Ray.*1\.13\.0 there.*install ray==1\.13\.0"):
+        submit.check(request(tmp_path), cluster(web, ray="1.13.0"))
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head:6379", "auto", "http://", "http://user:pw@head:8265"])
+def test_what_is_no_dashboards_address_is_refused_unasked(address: str) -> None:
+    with pytest.raises(ConfigError, match="http://HEAD:8265") as refused:
+        submit.Dashboard(address, {})
+    assert "pw@" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("page", "said", "kind"),
+    [
+        ({"content": b"<html>", "statuses": []}, "not a Ray dashboard", ConfigError),
+        ({"content": b"{}", "statuses": []}, "not a Ray dashboard", ConfigError),
+        ({"content": b"", "statuses": [404]}, "not a Ray dashboard", ConfigError),
+        ({"content": b"", "statuses": [401]}, "asks for a token", AccessError),
+    ],
+)
+def test_whoever_else_answers_is_told_from_ray(web: Web, page: Any, said: str, kind: type[SegrayError]) -> None:
+    web.put("/api/version", **page)
+    with pytest.raises(kind, match=said):
+        submit.Dashboard(web.root, {}).check()
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"(?s)no Ray dashboard answers.*refused.*8265"):
+            submit.Dashboard(address, {}).check()
+
+
+def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) -> None:
+    (tmp_path / "token").write_text("from-file\n")
+    file = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    modes = [
+        ({}, None),
+        ({"RAY_AUTH_TOKEN": "t"}, "t"),
+        (file, "from-file"),
+        ({**file, "RAY_AUTH_TOKEN": "t"}, "t"),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "t"}, None),
+    ]
+    for environ, token in modes:
+        dashboard = submit.Dashboard(web.root, environ)
+        assert dashboard.auth_mode == ("token" if token else "disabled")
+        assert dashboard._token == token
+    with pytest.raises(ConfigError, match="there is none"):
+        submit.Dashboard(web.root, {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
+    web.put("/api/version", b"", statuses=[403])
+    with pytest.raises(AccessError, match="refuses the token") as refused:
+        submit.Dashboard(web.root, {"RAY_AUTH_TOKEN": "sEcReT"}).check()
+    assert "sEcReT" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0),
+        ({"status": "STOPPED", "driver_exit_code": 0}, 130),
+        ({"status": "FAILED", "driver_exit_code": 2}, 2),
+        ({"status": "FAILED", "driver_exit_code": 3}, 3),
+        ({"status": "FAILED", "driver_exit_code": 130}, 130),
+    ],
+)
+def test_the_runs_own_exit_code_is_the_commands(told: dict[str, Any], code: int) -> None:
+    assert submit._outcome(told, JOB, None, missing=False).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("told", "missing", "kind", "said"),
+    [
+        ({"status": "FAILED", "driver_exit_code": 137}, False, WorldError, "exit code 137.*the same command resumes"),
+        ({"status": "FAILED", "message": "x\nruntime_env failed"}, False, WorldError, "runtime_env failed"),
+        ({"status": "FAILED", "driver_exit_code": 127}, False, UserError, "no segray.*--python"),
+        ({"status": "FAILED", "driver_exit_code": 1}, True, UserError, "No module named segray"),
+    ],
+)
+def test_ends_that_are_not_the_runs_say_whose_they_are(
+    told: dict[str, Any], missing: bool, kind: type[SegrayError], said: str
+) -> None:
+    with pytest.raises(kind, match=f"(?s){said}"):
+        submit._outcome(told, JOB, None, missing=missing)
+
+
+def test_a_driver_of_another_version_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(submit.VERSION_ENV, "0.0.1")
+    assert cli.run(["label", "any.yaml"]) == 2
+    assert f"{segray.__version__} here, 0.0.1 submitted" in capsys.readouterr().err
+
+
+def test_a_job_that_stays_pending_is_called_off(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(submit.Dashboard, "stop", lambda self, job: stopped.append(job))
+    monkeypatch.setattr(submit, "_POLL_S", 0.01)
+    web.put(f"/api/jobs/{JOB}", json.dumps({"status": "PENDING", "message": "waiting for resources"}).encode())
+    with pytest.raises(WorldError, match=r"(?s)did not start within 0 s.*waiting for resources"):
+        submit.follow(submit.Dashboard(web.root, {}), JOB, 0.05, print)
+    assert stopped == [JOB]
