@@ -34,6 +34,11 @@ class Source(_Section):
     """Where the images are."""
 
     uri: str = Field(min_length=1)
+    kind: Literal["auto", "images", "tar", "zip", "parquet", "video", "manifest"] = "auto"
+    members: str | None = Field(default=None, min_length=1)
+    frames_per_s: float = Field(default=1.0, gt=0, le=240)
+    image_column: str | None = Field(default=None, min_length=1)
+    prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
 

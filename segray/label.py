@@ -17,8 +17,9 @@ import threading
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ from segray.instances import Failure, ImageRef, Instances, Progress, Task, UnitR
 from segray.ledger import staged_name
 from segray.memory import Budget
 from segray.runtime import Engine
+from segray.sources.reading import Files, Portion
 from segray.storage import StorageOptions, Store, join
 
 _MESSAGE_CHARS = 2000
@@ -178,7 +180,9 @@ class Labeller:
         self._engine, self._contract, self._form, self._options = engine, contract, form, options
         self._limits, self._store, self._staged = limits, store, staged
         self._decoders = threading.Semaphore(cores + 1)
-        self._files, self._pixels = Budget((cores + 1) * _FILES_BYTES), Budget((cores + 1) * _PIXELS_BYTES)
+        self._files = Files(store, limits, Budget((cores + 1) * _FILES_BYTES))
+        self._pixels = Budget((cores + 1) * _PIXELS_BYTES)
+        self._submitting = threading.Lock()
         self._requests = threading.Semaphore(engine.requests)
         self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
         self._least_hw = engine.size_hw if scaled_decode else None
@@ -192,21 +196,26 @@ class Labeller:
     def close(self) -> None:
         """Stop the threads; running images are finished first."""
         self._pool.shutdown(cancel_futures=True)
+        self._files.close()
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
         """Label the task's images and stage their rows as one file.
 
         Raises WorldError or UserError when storage failed us: nothing is staged then.
         """
-        futures = [
-            self._pool.submit(self._one, (task.unit, task.start + i), task.attempt, ref) for i, ref in enumerate(refs)
-        ]
+        portions = self._files.portions(refs)
+        # Portions hold memory until their last image is read: nothing may come between that waits for memory too.
+        with self._submitting:
+            futures = {row: self._submit(task, row, refs[row], portion) for portion in portions for row in portion.rows}
         try:
-            results = [future.result() for future in futures]
+            results = [futures[row].result() for row in range(len(refs))]
         except BaseException:
-            for future in futures:
+            for future in futures.values():
                 future.cancel()
             raise
+        finally:
+            for portion in portions:
+                portion.close()
         outcomes = [outcome for outcome, _ in results]
         clock = _Stages("write")
         staged = stage(self._store, self._staged, task, outcomes, self._contract.labels)
@@ -221,10 +230,16 @@ class Labeller:
             since, self._accounted_s = now - self._accounted_s, now
         return {**cpu_seconds, "infer": since - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
 
-    def _one(self, place: tuple[int, int], attempt: int, ref: ImageRef) -> tuple[Outcome, _Stages]:
+    def _submit(self, task: Task, row: int, ref: ImageRef, portion: Portion) -> Future[tuple[Outcome, _Stages]]:
+        place = (task.unit, task.start + row)
+        return self._pool.submit(self._one, place, task.attempt, ref, lambda: portion.take(row))
+
+    def _one(
+        self, place: tuple[int, int], attempt: int, ref: ImageRef, take: Callable[[], AbstractContextManager[bytes]]
+    ) -> tuple[Outcome, _Stages]:
         clock = _Clock(self._watch, place)
         try:
-            return self._image(clock, attempt, ref), clock
+            return self._image(clock, attempt, ref, take), clock
         except (WorldError, UserError):
             raise
         except FileNotFoundError as exc:
@@ -237,9 +252,11 @@ class Labeller:
             clock.leave()
         return Outcome(ref, attempt, max(ref.size_bytes, 0), failure=failure), clock
 
-    def _image(self, clock: _Clock, attempt: int, ref: ImageRef) -> Outcome:
+    def _image(
+        self, clock: _Clock, attempt: int, ref: ImageRef, take: Callable[[], AbstractContextManager[bytes]]
+    ) -> Outcome:
         clock.enter("read")
-        size_hw, orientation, size_bytes, inputs = self._inputs(clock, ref)
+        size_hw, orientation, size_bytes, inputs = self._inputs(clock, take)
         clock.enter("wait")
         with self._requests:
             clock.enter("infer")
@@ -249,11 +266,11 @@ class Labeller:
         kept, dropped = writable(found, self._contract.labels)
         return Outcome(ref, attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
 
-    def _inputs(self, clock: _Clock, ref: ImageRef) -> tuple[tuple[int, int], int, int, Mapping[str, NDArray[Any]]]:
+    def _inputs(
+        self, clock: _Clock, take: Callable[[], AbstractContextManager[bytes]]
+    ) -> tuple[tuple[int, int], int, int, Mapping[str, NDArray[Any]]]:
         """Size and orientation of the picture, bytes of the file, and what the network takes; all else is let go."""
-        with self._files.lend(max(ref.size_bytes, 0)):
-            # One byte over the limit is enough for image.admit to see it.
-            data = self._store.read(ref.uri, self._limits.max_bytes + 1)
+        with take() as data:
             clock.enter("decode")
             header = image.admit(data, self._limits)
             clock.enter("wait")

@@ -3,6 +3,7 @@
 Knows where records lie and what they say; knows nothing of images, models' insides or Ray.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
+    ROOT/_segray/index/                               where the images in shards lie (sources/index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten as it proceeds
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
     ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible

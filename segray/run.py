@@ -28,7 +28,8 @@ from segray.instances import Task
 from segray.label import Recipe, options_of
 from segray.ledger import Identity, Run
 from segray.plan import Plan
-from segray.storage import StorageOptions, Store, absolute, shown
+from segray.sources.index import Index
+from segray.storage import StorageOptions, Store, absolute, join, shown
 from segray.tables import open_table
 from segray.vitals import Tally
 from segray.workers import Workers
@@ -116,11 +117,18 @@ def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
     if resumed is not None:
         return resumed
-    listed, total, seen = plan.build(sources.read(job.config.source.uri, job.store), committed)
+    listed, total, seen = plan.build(
+        sources.configured(job.config.source, job.store, _index(job, keep=not dry_run)), committed
+    )
     gone = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
         gone = _unlisted(job, images, committed, listed, seen)
     return _fresh(job, listed.head(limit), total, gone, dry_run)
+
+
+def _index(job: Job, keep: bool) -> Index:
+    """Where the images in shards lie, as earlier runs found them."""
+    return Index(job.store, join(job.root, "_segray", "index"), keep=keep)
 
 
 def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring: bool) -> _Work | None:

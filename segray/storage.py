@@ -157,6 +157,10 @@ class Store:
         """The object's bytes, or its first `max_bytes`, in one request."""
         return self._try(uri, lambda place: place.read(uri, 0, max_bytes))
 
+    def read_range(self, uri: str, start: int, size: int) -> bytes:
+        """`size` bytes of the object from byte `start` on, in one request; fewer at its end."""
+        return self._try(uri, lambda place: place.read(uri, start, size)) if size > 0 else b""
+
     def reader(self, uri: str) -> BinaryIO:
         """The object as a seekable binary file, read by ranges; for pyarrow and text readers."""
         if not scheme(uri):

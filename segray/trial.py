@@ -20,10 +20,13 @@ from segray.analytics.evaluate import Row, coco_results, count_objects, evaluate
 from segray.contracts.contract import Contract, Form, Options
 from segray.errors import ImageError, UserError
 from segray.instances import ImageRef
+from segray.memory import Budget
 from segray.runtime import Arrays, Engine
+from segray.sources.reading import Files
 from segray.storage import Store, shown
 
 ROUNDS, ROUND_S = 7, 0.7
+_FILES_BYTES = 256 * 2**20
 
 
 # ---- images ---------------------------------------------------------------------------------------
@@ -47,13 +50,13 @@ class Reader:
 
     def __init__(self, contract: Contract, form: Form, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
+        self._files = Files(store, image.Limits(), Budget(_FILES_BYTES))
         self.unread: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:
         """The inputs, and height and width of the image; None if it cannot be read."""
-        limits = image.Limits()
         try:
-            pixels = image.decode(self.store.read(ref.uri, limits.max_bytes + 1), limits).image
+            pixels = image.decode(self._files.read(ref)).image
         except (ImageError, FileNotFoundError) as error:
             self.unread[ref.uri] = str(error)
             return None

@@ -20,6 +20,7 @@ from swift_server import Swift
 from segray import sources
 from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
+from segray.sources import manifest
 from segray.storage import StorageOptions, Store, join
 
 TREE = (
@@ -335,7 +336,7 @@ def test_any_parquet_gives_references_or_is_refused(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 1)), max_size=40), st.sampled_from([1, 700, 2500]))
 def test_what_was_seen_is_known_however_much_it_is(repeats: list[tuple[int, int]], many: int) -> None:
-    seen, known = sources._Seen(), {}
+    seen, known = manifest._Seen(), {}
     for key, uri in [*((i, 0) for i in range(many)), *repeats]:
         before = seen.add(f"k{key}", f"u{uri}")
         assert before is (None if key not in known else known[key] == uri)
@@ -422,6 +423,7 @@ print(json.dumps(peak() - before))
 def test_a_million_listed_keys_cost_less_than_a_gigabyte() -> None:
     growth = peak_growth_mb("""
 from segray import sources
+
 from segray.storage import Entry, Store
 class Synthetic(Store):
     def exists(self, uri): return False
@@ -445,6 +447,7 @@ def test_a_manifest_of_a_million_costs_less_than_a_gigabyte(tmp_path: Path) -> N
         )
     growth = peak_growth_mb(f"""
 from segray import sources
+
 from segray.storage import Store
 def work():
     kept = list(sources.read({str(tmp_path / "m.txt")!r}, Store()))

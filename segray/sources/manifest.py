@@ -1,0 +1,199 @@
+"""Manifests: text, CSV and Parquet files that name images, or the files that hold them.
+
+Knows how a manifest is written and which keys it gives; opens nothing that it names.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, count
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import SourceError
+from segray.instances import ImageRef
+from segray.sources.names import extension
+from segray.storage import Store, absolute, join, parent, scheme
+
+# No URI is as long; a file that is no manifest may be one line of gigabytes.
+_LINE_CHARS = 2**17
+_BATCH_ROWS = 65_536
+_SHOWN_CHARS = 500
+_OTHER_SEPARATOR = re.compile(r"[;\t|]")
+_Row = tuple[str, str, str]
+
+
+def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRef]:
+    """Each key once, its first row; rows that repeat it must mean the same image."""
+    seen = _Seen()
+    for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
+        if not written or "\0" in written + key + version:
+            found = ascii((written, key, version)[: 3 if key or version else 1])[:200] if written else ""
+            do = "fill it in or drop the row"
+            raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, do=do)
+        ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
+        before = seen.add(ref.key, ref.uri)
+        if before is None:
+            yield ref
+        elif not before:
+            raise SourceError(
+                "One key for two images",
+                where=f"{uri}, image {number}",
+                found=repr(ref.key),
+                do="give each its own key",
+            )
+    if not len(seen):
+        raise SourceError("The manifest names no image", where=uri, do="write one URI per image into it")
+
+
+class _Seen:
+    """Which keys had which URI, as two hashes of 8 bytes each, in a table that is at most two thirds full.
+
+    A dict would take 200 bytes a key. That two of five million keys share a hash is a chance of one in a million, and
+    then the manifest is refused: their URIs differ.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._keys, self._uris = array("Q", bytes(8 * 1024)), array("Q", bytes(8 * 1024))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, key: str, uri: str) -> bool | None:
+        """Whether the key was seen with this URI; None if it was not seen before."""
+        hashed, identity = _hash(key), _hash(uri)
+        at = self._slot(hashed)
+        if self._keys[at]:
+            return self._uris[at] == identity
+        self._keys[at], self._uris[at] = hashed, identity
+        self._count += 1
+        if 3 * self._count > 2 * len(self._keys):
+            self._grow()
+        return None
+
+    def _slot(self, hashed: int) -> int:
+        """Where the hash is, or the free place where it belongs."""
+        keys, mask = self._keys, len(self._keys) - 1
+        at = hashed & mask
+        while keys[at] and keys[at] != hashed:
+            at = at + 1 & mask
+        return at
+
+    def _grow(self) -> None:
+        before = zip(self._keys, self._uris, strict=True)
+        self._keys, self._uris = (array("Q", bytes(16 * len(self._keys))) for _ in range(2))
+        for hashed, identity in before:
+            if hashed:
+                at = self._slot(hashed)
+                self._keys[at], self._uris[at] = hashed, identity
+
+
+def _hash(text: str) -> int:
+    """64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+def _resolve(written: str, folder: str) -> str:
+    if scheme(written) or written.startswith(("/", "~/", "file://")):
+        return absolute(written)
+    return absolute(join(folder, written.removeprefix("./")))
+
+
+def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
+    kind = extension(uri)
+    try:
+        with store.reader(uri) as file:
+            yield from _READERS[kind](file, extensions)
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The disk's own; Arrow's, of files that are not in its format, have no number.
+        found, do = str(error)[:_SHOWN_CHARS], f"write it as {FORMATS[kind]}"
+        raise SourceError("Cannot read the manifest", where=uri, found=found, do=do) from error
+
+
+class _FormatError(ValueError):
+    """A manifest that is not in its format."""
+
+
+def _lines(file: BinaryIO, newline: str) -> Iterator[str]:
+    """Each with its end. newline: "\\n", or "" for \\r\\n and \\r too, as csv wants it."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
+    for number in count(1):
+        line = text.readline(_LINE_CHARS)
+        if not line:
+            return
+        if len(line) == _LINE_CHARS:
+            raise _FormatError(f"line {number} has more than {_LINE_CHARS - 1} characters")
+        yield line
+
+
+def _text_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
+    for line in _lines(file, "\n"):
+        if line.strip():
+            yield line.rstrip("\r\n"), "", ""
+
+
+def _csv_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
+    reader = csv.reader(_lines(file, ""), strict=True)
+    rows: Iterator[list[str]] = (row for row in reader if any(cell.strip() for cell in row))
+    header = next(rows, [])
+    if len(header) == 1 and extension(header[0]) in extensions:
+        rows, header = chain([header], rows), ["uri"]  # no header: the first row is an image already
+    columns = [header.index(column) if column else None for column in _columns(header)]
+    for row in rows:
+        if len(row) != len(header):
+            raise _FormatError(f"line {reader.line_num} has {len(row)} columns, the header {len(header)}")
+        uri, key, version = ("" if column is None else row[column] for column in columns)
+        yield uri, key, version
+
+
+def _parquet_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
+    table = pq.ParquetFile(file)
+    columns = _columns(table.schema_arrow.names)
+    kind = table.schema_arrow.field(columns[0]).type
+    if not _is_text(kind):
+        raise _FormatError(f"column {columns[0]!r} holds {kind}, not text")
+    for batch in table.iter_batches(_BATCH_ROWS, columns=[column for column in columns if column]):
+        none = [None] * len(batch)
+        values = [batch.column(column).cast(pa.string()).to_pylist() if column else none for column in columns]
+        for uri, key, version in zip(*values, strict=True):
+            yield uri or "", key or "", version or ""
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column may hold URIs; bytes too, since not every writer says that its strings are some."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
+    return any(test(values) for test in (*tests, pa.types.is_large_binary, pa.types.is_null))
+
+
+def _columns(names: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """The columns that hold uri, key and version."""
+    if "uri" not in names and (len(names) != 1 or _OTHER_SEPARATOR.search(names[0])):
+        raise _FormatError(f"no column 'uri' among {', '.join(map(repr, names)) or 'none'}")
+    for column in ("uri", "key", "version"):
+        if names.count(column) > 1:
+            raise _FormatError(f"two columns {column!r}")
+    if "uri" not in names:
+        return names[0], None, None
+    return "uri", "key" if "key" in names else None, "version" if "version" in names else None
+
+
+_READERS: Mapping[str, Callable[[BinaryIO, frozenset[str]], Iterator[_Row]]] = {
+    "txt": _text_rows,
+    "csv": _csv_rows,
+    "parquet": _parquet_rows,
+}
+FORMATS: Mapping[str, str] = {
+    "txt": "UTF-8 text, one URI a line",
+    "csv": "UTF-8 CSV with commas and a header that names the column `uri`",
+    "parquet": "Parquet with a text column `uri`",
+}

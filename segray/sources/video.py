@@ -1,0 +1,180 @@
+"""Videos as frames at a given rate: which moments there are, and the picture of one.
+
+Knows OpenCV's reader of videos, which gets the file by ranges; planning asks it for length and rate alone. The frame
+of a moment is the first that is shown at it or later, found by its own time stamp, so that it is the same frame
+wherever reading began. Pictures are upright: OpenCV applies the rotation that the file tells.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable
+from typing import BinaryIO, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import ImageError
+from segray.instances import ImageRef
+from segray.sources.members import BrokenFileError, Shape
+from segray.sources.names import inside_uri
+from segray.storage import Entry
+
+# FFmpeg tells of broken files on stderr; they are told by their rows.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts"})
+_MOST_FRAMES = 1_000_000
+# Of time stamps, which containers round; a moment further ahead than SEEK_S is jumped to, MARGIN_S early.
+_EPSILON_S, _SEEK_S, _MARGIN_S = 0.0006, 10.0, 2.0
+_BMP_HEADER_BYTES = 54
+
+
+def refs(file: Entry, stream: BinaryIO, shape: Shape) -> list[ImageRef]:
+    """One for each moment: key FILE#t=SECONDS; sorted by key. size_bytes: of the picture as BMP. BrokenFileError."""
+    held = _Stream(stream)  # OpenCV lets go of it where it must not be the last to do so: without the GIL.
+    capture = _opened(held)
+    try:
+        fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    finally:
+        capture.release()
+    held.check()
+    if not (math.isfinite(fps) and 0 < fps <= 10_000 and frames >= 1):
+        raise BrokenFileError(f"the video does not tell its length: {frames:.0f} frames at {fps:.6g} a second")
+    moments = math.floor(((frames - 1) / fps + _EPSILON_S) * shape.frames_per_s) + 1
+    if moments > _MOST_FRAMES:
+        raise BrokenFileError(f"the video says that it has {frames:.0f} frames; more than {_MOST_FRAMES} would be read")
+    size_bytes = width * height * 3 + _BMP_HEADER_BYTES
+    found = []
+    for moment in range(moments):
+        milliseconds = round(1000 * moment / shape.frames_per_s)
+        key, uri = f"{file.key}#t={milliseconds / 1000:.3f}", inside_uri("video", file.uri, milliseconds)
+        found.append(ImageRef(key, uri, file.version, size_bytes))
+    return sorted(found, key=lambda ref: ref.key)
+
+
+class Frames:
+    """A video that is read forwards; threads must take turns. open_file: it, from its start."""
+
+    def __init__(self, open_file: Callable[[], BinaryIO], max_pixels: int, max_side_px: int) -> None:
+        self._open_file, self._most = open_file, (max_pixels, max_side_px)
+        self._open()
+
+    def close(self) -> None:
+        self._capture.release()
+        self._stream.close()
+
+    def at(self, milliseconds: int) -> NDArray[np.uint8]:
+        """The BGR picture of a moment; ImageError if the video ends, or breaks, before it."""
+        wanted_s = milliseconds / 1000 - _EPSILON_S
+        if self._now_s is None or wanted_s > self._now_s + _SEEK_S:
+            self._seek(wanted_s)
+        elif wanted_s < self._before_s:
+            self._restart()
+            self._seek(wanted_s)
+        while self._now_s is None or self._now_s < wanted_s:
+            if not self._grab():
+                raise ImageError("the video ends or breaks before this moment", stage="read", found=self._reached())
+        done, picture = self._capture.retrieve()
+        self._stream.check()
+        if not done or picture is None or picture.ndim != 3:
+            raise ImageError("this frame of the video cannot be decoded", stage="decode", found=self._reached())
+        return np.asarray(picture, np.uint8)
+
+    def _open(self) -> None:
+        self._stream = _Stream(self._open_file())
+        try:
+            self._capture = _opened(self._stream)
+        except BrokenFileError as error:
+            raise ImageError(str(error), stage="read") from error
+        self._before_s, self._now_s = -math.inf, cast(float | None, None)
+        width, height = (self._capture.get(each) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > self._most[0] or max(width, height) > self._most[1]:
+            self.close()
+            raise ImageError(f"frames of {width:.0f}x{height:.0f} are over image.max_pixels or image.max_side_px")
+
+    def _restart(self) -> None:
+        self.close()
+        self._open()
+
+    def _seek(self, wanted_s: float) -> None:
+        """Somewhere before the moment, if the video has an index that tells where."""
+        if wanted_s < _SEEK_S:
+            return
+        self._capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (wanted_s - _MARGIN_S))
+        self._before_s, self._now_s = -math.inf, None
+        if not self._grab() or self._now_s is None or self._now_s > wanted_s:
+            self._restart()
+        else:
+            self._before_s = self._now_s
+
+    def _grab(self) -> bool:
+        """Go on by a frame: the one that is shown first after `before_s`, at `now_s`."""
+        done = self._capture.grab()
+        self._stream.check()
+        if done:
+            self._before_s = -math.inf if self._now_s is None else self._now_s
+            self._now_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return bool(done)
+
+    def _reached(self) -> str:
+        return "no frame" if self._now_s is None else f"the last frame read is at {self._now_s:.3f} s"
+
+
+def as_bmp(picture: NDArray[np.uint8]) -> bytes:
+    """A file that says the same, and costs no more than a copy."""
+    done, data = cv2.imencode(".bmp", picture)
+    if not done:
+        raise ImageError("OpenCV could not copy the frame", stage="read", found=f"{picture.shape}")
+    return data.tobytes()
+
+
+class _Stream(io.BufferedIOBase):
+    """A file as OpenCV reads it. OpenCV would drop an error; it is kept, and raised by `check`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: Exception | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return self._file.read(-1 if size is None else size)
+        except Exception as error:
+            self._error = error
+            return b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except Exception as error:
+            self._error = self._error or (None if isinstance(error, ValueError) else error)
+            return -1
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def check(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def _opened(stream: _Stream) -> cv2.VideoCapture:
+    quiet = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(min(quiet, 2))
+    try:
+        one_thread = [cv2.CAP_PROP_N_THREADS, 1]
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, one_thread)  # type: ignore[call-overload]
+    except cv2.error as error:
+        raise BrokenFileError(f"not a video that OpenCV reads: {error.err}") from error
+    finally:
+        cv2.utils.logging.setLogLevel(quiet)
+    stream.check()
+    if not capture.isOpened():
+        raise BrokenFileError("not a video that OpenCV reads")
+    return cast(cv2.VideoCapture, capture)
