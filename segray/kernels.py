@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, types
 
 _I64, _I32, _U8, _F32, _BOOL = types.int64, types.int32, types.uint8, types.float32, types.boolean
+_F64, _U64 = types.float64, types.uint64
 
 
 def _in(kind: Any, dimensions: int) -> Any:
@@ -429,3 +430,64 @@ def greedy(boxes_xyxy: Any, order: Any, most: int, max_iou: float) -> Any:
             kept[n] = row
             n += 1
     return kept[:n].copy()
+
+
+# ---- matching -------------------------------------------------------------------------------------
+
+
+@_compiled(
+    types.void,
+    *(_in(_F64, 2), _in(_F64, 1), _in(_BOOL, 1), _in(_BOOL, 1), _in(_F64, 1), _in(_F64, 2), _in(_F64, 1), _BOOL),
+    *(_out(_U64, 1), _out(_U64, 1)),
+)
+def match(
+    ious: Any,
+    object_areas: Any,
+    crowd: Any,
+    ignore: Any,
+    areas: Any,
+    ranges: Any,
+    thresholds: Any,
+    lenient: bool,
+    matched: Any,
+    ignored: Any,
+) -> None:
+    """Which detections of one image and class find an object, as COCOeval.evaluateImg of pycocotools decides.
+
+    ious: (detections by falling score, objects). ranges: (r, 2) of object areas, both ends included. lenient: no
+    detection is wrong for want of an object. matched, ignored: (detections,), 0 at first; bit r * t + i is set for
+    range r and threshold i.
+    """
+    detections, objects = ious.shape
+    out, order, taken = np.empty(objects, np.bool_), np.empty(objects, np.int64), np.empty(objects, np.bool_)
+    for r in range(len(ranges)):
+        n = 0
+        for g in range(objects):
+            out[g] = ignore[g] or object_areas[g] < ranges[r, 0] or object_areas[g] > ranges[r, 1]
+            if not out[g]:
+                order[n] = g
+                n += 1
+        for g in range(objects):
+            if out[g]:
+                order[n] = g
+                n += 1
+        for i in range(len(thresholds)):
+            bit = np.uint64(1) << np.uint64(r * len(thresholds) + i)
+            taken[:] = False
+            for d in range(detections):
+                best, found = min(thresholds[i], 1 - 1e-10), -1
+                for g in order:
+                    if taken[g] and not crowd[g]:
+                        continue
+                    if found >= 0 and not out[found] and out[g]:
+                        break
+                    if ious[d, g] < best:
+                        continue
+                    best, found = ious[d, g], g
+                if found >= 0:
+                    taken[found] = True
+                    matched[d] |= bit
+                    if out[found]:
+                        ignored[d] |= bit
+                elif lenient or areas[d] < ranges[r, 0] or areas[d] > ranges[r, 1]:
+                    ignored[d] |= bit

@@ -17,8 +17,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from segray.errors import LabelSetError, UserError
-from segray.storage import StorageOptions, Store, join
+from segray.storage import StorageOptions, Store, join, name, parent
 
+CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 _APP_ID = "segray"  # of the transactions whose versions are batch numbers
 
 
@@ -40,10 +41,35 @@ def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | No
     return store.insist(root, opened)
 
 
+def resolved(root: str, options: StorageOptions) -> str:
+    """The label set that is meant: PARENT/CURRENT stands for the one that was promoted, anything else for itself."""
+    plain = root.rstrip("/")
+    if name(plain) != CURRENT:
+        return root
+    try:
+        return pointed_at(plain, Store(options))
+    except FileNotFoundError as exc:
+        do = "promote a label set beside it with `segray promote`, or give its own folder"
+        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
+
+
+def pointed_at(pointer: str, store: Store) -> str:
+    """The label set that this pointer names. Raises FileNotFoundError where there is no pointer."""
+    said = store.read(pointer, 4096).decode(errors="replace").strip()
+    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
+        raise LabelSetError(
+            "the pointer names no folder beside it",
+            where=pointer,
+            found=ascii(said)[:80],
+            do="run `segray promote ROOT` again",
+        )
+    return join(parent(pointer), said)
+
+
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
     """The committed instances of a label set, one row each, with the partition column `class`.
 
-    root: a folder or URL. storage_options: the fields of StorageOptions (endpoint_url, region, ...), or
+    root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of StorageOptions (endpoint_url, region, ...), or
     deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises LabelSetError where there is no label set.
     """
     return _dataset(root, "instances", storage_options)
@@ -55,6 +81,7 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
+    root = resolved(root, _storage_options(given))
     return _open(root, name, _delta_options(root, given)).to_pyarrow_dataset()
 
 
@@ -88,7 +115,8 @@ def _open(root: str, name: str, options: Mapping[str, str]) -> DeltaTable:
 class Snapshot:
     """Both tables of a label set as of one batch, so that they agree: each image's instances are all here.
 
-    batch: its number, 0 before the first. classes: name by category id, all that the model knows.
+    batch: its number, 0 before the first. classes: name by category id, all that the model knows. model: its
+    name, thresholds and what else label_set.json says made the labels.
     """
 
     root: str
@@ -96,6 +124,7 @@ class Snapshot:
     instances: ds.Dataset = field(repr=False)
     images: ds.Dataset = field(repr=False)
     classes: Mapping[int, str] = field(repr=False)
+    model: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def snapshot(
@@ -109,6 +138,7 @@ def snapshot(
         raise UserError("version and as_of both name a state of the label set", do="give one of them")
     if as_of is not None and as_of.tzinfo is None:
         raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
+    root = resolved(root, _storage_options(storage_options))
     merged = _delta_options(root, storage_options)
     images = _open(root, "images", merged)
     if as_of is not None:
@@ -123,7 +153,7 @@ def snapshot(
         _load_batch(instances, root, batch)
     options = _storage_options(storage_options)
     datasets = [table.to_pyarrow_dataset() for table in (instances, images)]
-    return Snapshot(root, batch, datasets[0], datasets[1], _classes(root, Store(options)))
+    return Snapshot(root, batch, datasets[0], datasets[1], *_record(root, Store(options)))
 
 
 def _load_moment(table: DeltaTable, root: str, moment: datetime) -> None:
@@ -168,12 +198,12 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
     return table.transaction_version(_APP_ID) or 0
 
 
-def _classes(root: str, store: Store) -> dict[int, str]:
-    """Names by category id, as the label set's record has them; none where there is no record."""
+def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any]]:
+    """Class names by category id, and the model, as label_set.json has them; nothing where there is none."""
     try:
         record = json.loads(store.read(join(root, "_segray", "label_set.json")))
-        return {int(each["id"]): str(each["name"]) for each in record["classes"]}
+        return {int(each["id"]): str(each["name"]) for each in record["classes"]}, dict(record["model"])
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (ValueError, KeyError, TypeError) as exc:
         raise LabelSetError("the label set's record is not readable", where=root, found=str(exc)) from exc

@@ -14,11 +14,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import segray
-from segray import rle, schema
+from segray import rle, schema, tables
 from segray.analytics.evaluate import Evaluation, coco_results, evaluate, evaluate_detections, read_truth
 from segray.errors import SourceError, UserError
 from segray.instances import Instances, image_id
+from segray.tables import Snapshot
 
 SIZE_HW = (90, 120)
 ROOT = "memory://labels"
@@ -74,7 +74,7 @@ def flawed(truth: Row) -> list[Row]:
     return rows[2:]
 
 
-def tables(truth: Row, detections: list[Row], **statuses: str) -> tuple[pa.Table, pa.Table]:
+def made(truth: Row, detections: list[Row], **statuses: str) -> tuple[pa.Table, pa.Table]:
     """The committed tables that hold these detections; statuses by file name stem override ok."""
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     instances = [
@@ -88,7 +88,7 @@ def tables(truth: Row, detections: list[Row], **statuses: str) -> tuple[pa.Table
     ]  # fmt: skip
     images = [
         {"image_key": name, "status": statuses.get(f"image_{Path(name).stem}", "ok"),
-         "height": SIZE_HW[0], "width": SIZE_HW[1]}
+         "height": SIZE_HW[0], "width": SIZE_HW[1], "n_instances": 3}
         for name in names.values()
     ]  # fmt: skip
     return pa.Table.from_pylist(instances, schema.INSTANCES), pa.Table.from_pylist(images)
@@ -106,8 +106,8 @@ def judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def run(truth: Row, instances: pa.Table, images: pa.Table, **options: Any) -> Evaluation:
         path = tmp_path / "truth.json"
         path.write_text(json.dumps(truth))
-        monkeypatch.setattr(segray, "scan", lambda root: ds.dataset(instances), raising=False)
-        monkeypatch.setattr(segray, "images", lambda root: ds.dataset(images), raising=False)
+        state = Snapshot(ROOT, 1, ds.dataset(instances), ds.dataset(images), options.pop("classes", {}))
+        monkeypatch.setattr(tables, "snapshot", lambda root, **_: state)
         return evaluate(ROOT, path, **options)
 
     return run
@@ -126,7 +126,7 @@ def pycocotools_alone(truth: Row, detections: list[Row], iou_type: str) -> np.nd
 
 
 def test_perfect_labels_score_one(truth: Row, judged: Any) -> None:
-    found = judged(truth, *tables(truth, perfect(truth)))
+    found = judged(truth, *made(truth, perfect(truth)))
     for scores in found.scores.values():
         assert scores.ap == scores.ap50 == scores.ap75 == scores.ar100 == pytest.approx(1)
         assert scores.class_ap == scores.class_ap50 == {"stop sign": pytest.approx(1), "toothbrush": pytest.approx(1)}
@@ -137,7 +137,7 @@ def test_perfect_labels_score_one(truth: Row, judged: Any) -> None:
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_scores_are_those_of_pycocotools(truth: Row, judged: Any, iou_type: str) -> None:
     detections = flawed(truth)
-    scores = judged(truth, *tables(truth, detections)).scores[iou_type]
+    scores = judged(truth, *made(truth, detections)).scores[iou_type]
     stats = pycocotools_alone(truth, detections, iou_type)
     assert 0.1 < stats[0] < 0.8
     mine = (scores.ap, scores.ap50, scores.ap75, scores.ap_small, scores.ap_medium, scores.ap_large, scores.ar100)
@@ -158,7 +158,7 @@ def test_no_detections_score_zero(truth: Row) -> None:
 
 def test_missing_and_failed_images_count_as_empty_unless_left_out(truth: Row, judged: Any) -> None:
     rows = [row for row in perfect(truth) if row["image_id"] not in (1, 2)]
-    instances, images = tables(truth, rows, image_2="failed")
+    instances, images = made(truth, rows, image_2="failed")
     images = images.slice(1)
     whole = judged(truth, instances, images)
     assert (whole.images, whole.labelled, whole.failed, whole.missing) == (6, 4, 1, 1)
@@ -169,7 +169,7 @@ def test_missing_and_failed_images_count_as_empty_unless_left_out(truth: Row, ju
 
 
 def test_unlisted_images_are_an_error_unless_allowed(truth: Row, judged: Any) -> None:
-    instances, images = tables(truth, perfect(truth))
+    instances, images = made(truth, perfect(truth))
     truth["images"] = truth["images"][:5]
     truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] < 6]
     with pytest.raises(UserError, match=r"1 of 6, such as 6\.jpg"):
@@ -179,7 +179,7 @@ def test_unlisted_images_are_an_error_unless_allowed(truth: Row, judged: Any) ->
 
 
 def test_a_truth_of_other_images_is_an_error_with_an_example_of_each(truth: Row, judged: Any) -> None:
-    instances, images = tables(truth, perfect(truth))
+    instances, images = made(truth, perfect(truth))
     for image in truth["images"]:
         image["file_name"] = "val/" + image["file_name"]
     with pytest.raises(UserError, match=r"label set: 1\.jpg, truth: val/1\.jpg"):
@@ -187,7 +187,7 @@ def test_a_truth_of_other_images_is_an_error_with_an_example_of_each(truth: Row,
 
 
 def test_an_image_of_another_size_is_an_error(truth: Row, judged: Any) -> None:
-    instances, images = tables(truth, perfect(truth))
+    instances, images = made(truth, perfect(truth))
     truth["images"][2] |= {"width": SIZE_HW[0], "height": SIZE_HW[1]}
     with pytest.raises(UserError, match="labelled as 120x90, truth 90x120"):
         judged(truth, instances, images)

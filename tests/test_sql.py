@@ -54,6 +54,7 @@ def test_views_show_one_state_and_earlier_ones_on_demand(root: str) -> None:
     assert rows(con, found) == rows(con, states) == []
 
 
+@pytest.mark.full
 def test_a_state_by_its_moment(tmp_path: Path) -> None:
     root = label_sets.write(tmp_path, {"a": picture((13, 0.9, SQUARE))})
     time.sleep(0.05)
@@ -71,6 +72,7 @@ def test_a_state_by_its_moment(tmp_path: Path) -> None:
         tables.snapshot(root, as_of=between, version=1)
 
 
+@pytest.mark.full
 def test_a_commit_that_reached_one_table_is_not_shown(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     commit_table = publish._commit_table
 
@@ -127,6 +129,7 @@ def test_null_gives_null(root: str) -> None:
     assert rows(con, f"SELECT {query} FROM (SELECT NULL::VARCHAR AS x)") == [(None,) * 7]
 
 
+@pytest.mark.full
 def test_masks_merged_by_image(root: str) -> None:
     con = duckdb.connect()
     segray.sql(con, root, version=1)

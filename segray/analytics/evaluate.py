@@ -1,51 +1,43 @@
-"""COCO average precision of a label set, by pycocotools on the committed tables.
+"""Average precision of a label set against COCO or LVIS truth, and what is wrong with its labels.
 
-Knows COCO's truth and result formats and the two tables; knows nothing of models or of how labels came to be.
-The numbers are pycocotools' own (COCOeval, maxDets 1, 10, 100); nothing is re-implemented here.
+Knows truth, label sets and which images of one belong to which of the other; what is computed of them is in judge and
+mistakes. Both are read in slices of keys, so a million images need no more memory than ten thousand.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
+import pyarrow as pa
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-import segray
+from segray import ledger, tables
+from segray.analytics import masks, protocols, slices, truth
+from segray.analytics.judge import IOU_TYPES, Found, Judge, Scores
+from segray.analytics.mistakes import Mistakes, Tally
+from segray.analytics.protocols import Protocol
+from segray.analytics.slices import Keys, Slice
+from segray.analytics.truth import Catalogue, Image
+from segray.contracts.labels import slug
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
+from segray.storage import StorageOptions, Store
+from segray.tables import Snapshot
 
-IOU_TYPES = ("segm", "bbox")
+__all__ = [
+    "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
+    "read_truth",
+]  # fmt: skip
+
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """COCO's summary for one IoU type, each 0..1.
-
-    ap: mean over IoU .50:.05:.95 and classes; ap50, ap75: at that IoU. ap_small, ap_medium, ap_large: by truth area
-    below 32², below 96², above; None where the truth has no such object. ar100: recall at 100 detections per image.
-    class_ap, class_ap50: by class name, for the classes that occur in the truth, in order of category id.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar100: float
-    class_ap: Mapping[str, float]
-    class_ap50: Mapping[str, float]
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,8 @@ class Evaluation:
 
     scores: by IoU type, "segm" or "bbox". images: evaluated images. labelled: those of them with status ok or empty;
     failed, missing: the rest, which count as images without detections. objects: in the truth, crowds not counted.
-    instances: detections that took part.
+    instances: detections that took part. cards: by model, box and mask AP in percent, that were measured by this
+    protocol. mistakes: by masks, or by boxes if only these were compared. notes: what to mind when reading this.
     """
 
     scores: Mapping[str, Scores]
@@ -64,43 +57,60 @@ class Evaluation:
     missing: int
     objects: int
     instances: int
+    protocol: str = "coco"
+    cards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    mistakes: Mistakes | None = None
+    notes: Sequence[str] = ()
 
 
 def evaluate(
     root: str,
-    truth: Path,
+    truth_path: Path | str,
     *,
     iou_types: Sequence[str] = IOU_TYPES,
     labelled_only: bool = False,
     allow_unlisted: bool = False,
+    allow_other_classes: bool = False,
+    protocol: str | None = None,
+    min_score: float = 0.5,
+    curves: bool = False,
+    version: int | None = None,
+    as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Evaluation:
-    """Compare the label set at `root` with a COCO truth file; `file_name` there is `image_key` here.
+    """Compare the label set at `root` with a truth file, COCO's or LVIS's; `file_name` there is `image_key` here.
 
     Every image of the truth is evaluated, and one that failed or was never labelled counts as an image without
     detections; labelled_only leaves these out instead. Labelled images that the truth does not list are an error,
-    as most often the wrong file was given; allow_unlisted ignores them. Raises SourceError if the truth cannot be
-    used and UserError if the two do not belong together: no common image, or other sizes.
+    as most often the wrong file was given; allow_unlisted ignores them. So are categories that the labels' model has
+    not or calls otherwise; allow_other_classes compares by id alone.
+
+    protocol: a name of protocols.PROTOCOLS, or of a model; None: lvis for LVIS's truth, else coco. min_score: of the
+    detections whose mistakes are counted. curves: also precision at each recall. version, as_of: an earlier state.
+
+    Raises SourceError if the truth cannot be used, LabelSetError if nothing is committed, and UserError if the two do
+    not belong together: no common image, other classes or other sizes.
     """
-    content = read_truth(truth)
-    images = segray.images(root, **storage_options).to_table(columns=["image_key", "status", "width", "height"])
-    labelled = {row["image_key"]: row for row in images.to_pylist()}
-    _check_keys(content, labelled, allow_unlisted, root, truth)
-    _check_sizes(content, labelled, root, truth)
-    if labelled_only:
-        content = _only(content, {key for key, row in labelled.items() if row["status"] != "failed"})
-    ids = {image["file_name"]: image["id"] for image in content["images"]}
-    detections = _detections(segray.scan(root, **storage_options), ids)
-    states = [labelled[key]["status"] if key in labelled else "missing" for key in ids]
-    return Evaluation(
-        scores=evaluate_detections(detections, content, iou_types=iou_types),
-        images=len(states),
-        labelled=sum(state in ("ok", "empty") for state in states),
-        failed=states.count("failed"),
-        missing=states.count("missing"),
-        objects=count_objects(content),
-        instances=len(detections),
-    )
+    options = StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()})
+    store, path = Store(options), str(truth_path)
+    _check_types(iou_types)
+    state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
+    keys = Keys()
+    listed = truth.catalogue(path, store, keys)
+    if not allow_other_classes:
+        _check_classes(listed, state)
+    _check_keys(listed, state, allow_unlisted, keys)
+    rules = _rules(protocol, listed)
+    parts = keys.cut()
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        sorted_truth = truth.Sorted(listed, parts, store, Path(folder))
+        if not sorted_truth.objects:
+            raise SourceError("the truth has no objects, so precision is undefined", where=path, do="give annotations")
+        panel = _Panel(listed.names, listed.frequency, rules, iou_types, min_score)
+        for number, part in enumerate(parts):
+            _judge_slice(state, part, sorted_truth.read(number), panel, labelled_only, path)
+    notes = _notes(panel, state, store, rules)
+    return panel.result(rules, notes, curves=curves)
 
 
 def evaluate_detections(
@@ -113,13 +123,14 @@ def evaluate_detections(
     """
     if not count_objects(truth):
         raise SourceError("the truth has no objects, so precision is undefined", do="give annotations")
-    unknown = set(iou_types) - set(IOU_TYPES)
-    if unknown:
-        raise UserError("no such IoU type", found=", ".join(sorted(unknown)), do=f"choose from {', '.join(IOU_TYPES)}")
-    # COCOeval writes into the annotations, needs iscrowd, and takes an object with id 0 for an unmatched one.
-    annotations = [{"iscrowd": 0, **row, "id": number} for number, row in enumerate(truth["annotations"], 1)]
-    content = {**truth, "annotations": annotations}
-    return {iou_type: _scores(detections, content, iou_type) for iou_type in iou_types}
+    _check_types(iou_types)
+    names = {row["id"]: row["name"] for row in truth["categories"]}
+    panel = _Panel(names, {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
+    objects, found = _by_image(truth["annotations"]), _by_image(detections)
+    for row in sorted(truth["images"], key=lambda row: row["id"]):
+        image = _image(row, objects.get(row["id"], []))
+        panel.add(image, _of_results(found.get(row["id"], []), iou_types), "the truth")
+    return dict(panel.scores(curves=False))
 
 
 def coco_results(image_id: int, found: Instances) -> list[Row]:
@@ -154,56 +165,268 @@ def count_objects(truth: Row) -> int:
     return sum(not row.get("iscrowd", 0) for row in truth["annotations"])
 
 
-def _check_keys(truth: Row, labelled: Mapping[str, Row], allow_unlisted: bool, root: str, path: Path) -> None:
-    names = {image["file_name"] for image in truth["images"]}
-    example = f"label set: {min(labelled, default='no images')}, truth: {min(names)}"
-    if not names & labelled.keys():
+# ---- does it belong together ----------------------------------------------------------------------
+
+
+def _check_types(iou_types: Sequence[str]) -> None:
+    unknown = set(iou_types) - set(IOU_TYPES)
+    if unknown or not iou_types:
+        raise UserError("no such IoU type", found=", ".join(sorted(unknown)), do=f"choose from {', '.join(IOU_TYPES)}")
+
+
+def _check_keys(listed: Catalogue, state: Snapshot, allow_unlisted: bool, keys: Keys) -> None:
+    """Compare the images of both, and have those of the label set take part in the choice of slices."""
+    common = total = 0
+    first, first_unlisted = "", ""
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"]):
+        names = batch.column("image_key").to_pylist()
+        if not names:
+            continue
+        known = listed.lists(names)
+        keys.add(names, (batch.column("n_instances").to_numpy() + 1.0).tolist())
+        common, total = common + int(known.sum()), total + len(names)
+        first = min(first or names[0], *names)
+        unlisted = [name for name, there in zip(names, known, strict=True) if not there]
+        if unlisted:
+            first_unlisted = min(first_unlisted or unlisted[0], *unlisted)
+    where = f"{state.root}, {listed.path}"
+    if not common:
         raise UserError(
-            "the truth and the label set have no image in common", where=f"{root}, {path}", found=example,
+            "the truth and the label set have no image in common", where=where,
+            found=f"label set: {first or 'no images'}, truth: {listed.example}",
             do="make the truth's file_name equal to image_key, the path below the dataset's root",
         )  # fmt: skip
-    unlisted = sorted(labelled.keys() - names)
-    if unlisted and not allow_unlisted:
+    if common < total and not allow_unlisted:
         raise UserError(
-            "the label set has images that the truth does not list", where=f"{root}, {path}",
-            found=f"{len(unlisted)} of {len(labelled)}, such as {unlisted[0]}",
+            "the label set has images that the truth does not list", where=where,
+            found=f"{total - common} of {total}, such as {first_unlisted}",
             do="check that this is the right truth; to leave them out, allow unlisted images",
         )  # fmt: skip
 
 
-def _check_sizes(truth: Row, labelled: Mapping[str, Row], root: str, path: Path) -> None:
+def _check_classes(listed: Catalogue, state: Snapshot) -> None:
+    """A category under another id scores 0 in silence; so we look first."""
+    if not state.classes:
+        return
+    ours = {number: slug(name) for number, name in state.classes.items()}
+    other = [
+        f"{number} is {name!r} in the truth, {state.classes.get(number, 'nothing')!r} in the labels"
+        for number, name in sorted(listed.names.items())
+        if ours.get(number) != slug(name)
+    ]
+    if other:
+        raise UserError(
+            "the truth has categories that the labels lack or call otherwise", where=f"{state.root}, {listed.path}",
+            found=f"{len(other)} of {len(listed.names)}: {'; '.join(other[:3])}{' ...' if len(other) > 3 else ''}",
+            do="give the truth of this model's classes; to compare by id alone, allow other classes",
+        )  # fmt: skip
+
+
+def _check_size(image: Image, row: Row, root: str, path: str) -> None:
     """pycocotools scores masks of different sizes as not overlapping, in silence; so we look first."""
-    for image in truth["images"]:
-        row = labelled.get(image["file_name"])
-        if row is None or row["status"] == "failed":
+    meant, found = image.size_hw, (row["height"], row["width"])
+    if meant != found:
+        raise UserError(
+            "an image has another size in the truth", where=f"{image.key} in {root} and {path}",
+            found=f"labelled as {found[1]}x{found[0]}, truth {meant[1]}x{meant[0]}",
+            do="label the images that the truth describes; coordinates are those of the upright image",
+        )  # fmt: skip
+
+
+def _rules(name: str | None, listed: Catalogue) -> Protocol:
+    return protocols.find(name or ("lvis" if listed.frequency else "coco"))
+
+
+def _notes(panel: _Panel, state: Snapshot, store: Store, rules: Protocol) -> list[str]:
+    notes = []
+    if panel.missing:
+        under_way = ledger.unfinished(store, state.root) is not None
+        notes.append(
+            f"{panel.missing} images of the truth are not labelled"
+            + (": the run is not finished" if under_way else ", which counts as finding nothing in them")
+        )
+    name, floor = state.model.get("name"), state.model.get("score_threshold")
+    if rules.cards and floor is not None and float(floor) > 0.05:
+        notes.append(f"the cards' figures are of all scores; these labels begin at {float(floor):g}")
+    if rules.cards and name not in rules.cards:
+        notes.append(f"this protocol is that of {' and '.join(rules.cards)}; the labels are of {name}")
+    return notes
+
+
+# ---- slice by slice -------------------------------------------------------------------------------
+
+
+def _judge_slice(
+    state: Snapshot, part: Slice, listed: Sequence[Image], panel: _Panel, labelled_only: bool, path: str
+) -> None:
+    if not listed:
+        return
+    rows = slices.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
+    labelled = {row["image_key"]: row for row in rows}
+    columns = ["class_id", "score", *_BOX, "height", "width", "rle"]
+    detections = dict(_detections(slices.instances(state, part, columns), panel.iou_types, state.root))
+    for image in listed:
+        row = labelled.get(image.key)
+        status = "missing" if row is None else str(row["status"])
+        if row is not None and status != "failed":
+            _check_size(image, row, state.root, path)
+        if labelled_only and status in ("missing", "failed"):
             continue
-        meant, found = (image["width"], image["height"]), (row["width"], row["height"])
-        if meant != found:
-            raise UserError(
-                "an image has another size in the truth", where=f"{image['file_name']} in {root} and {path}",
-                found=f"labelled as {found[0]}x{found[1]}, truth {meant[0]}x{meant[1]}",
-                do="label the images that the truth describes; coordinates are those of the upright image",
-            )  # fmt: skip
+        panel.count(status)
+        panel.add(image, detections.get(image.key, _nothing(panel.iou_types)), path)
 
 
-def _only(truth: Row, keys: set[str]) -> Row:
-    images = [image for image in truth["images"] if image["file_name"] in keys]
-    ids = {image["id"] for image in images}
-    return {**truth, "images": images, "annotations": [a for a in truth["annotations"] if a["image_id"] in ids]}
+class _Panel:
+    """All that judges an image, together."""
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        frequency: Mapping[int, str],
+        rules: Protocol,
+        iou_types: Sequence[str],
+        min_score: float,
+    ) -> None:
+        self.iou_types, self._names, self._rules = tuple(iou_types), names, rules
+        limits = {"segm": rules.mask_limits, "bbox": rules.box_limits}
+        self._judges = {each: Judge(each, names, limits[each], frequency) for each in iou_types}
+        self._tally = Tally(names, min_score)
+        self._states: dict[str, int] = {}
+        self.objects = self.instances = 0
+
+    @property
+    def missing(self) -> int:
+        return self._states.get("missing", 0)
+
+    def count(self, status: str) -> None:
+        self._states[status] = self._states.get(status, 0) + 1
+
+    def add(self, image: Image, detections: Found, path: str) -> None:
+        objects = truth.objects_of(image, path, self.iou_types)
+        self.objects += int((~objects.crowd).sum())
+        self.instances += len(detections)
+        detections = _counted(detections, image, objects, self._rules)
+        widened = _widened(detections, self._rules.widen_px)
+        for number, (iou_type, judge) in enumerate(self._judges.items()):
+            ious = widened.overlaps(objects, iou_type)
+            judge.add(image.id, objects, widened, ious, image.not_exhaustive)
+            if number == 0:
+                self._tally.add(objects, widened, ious)
+
+    def scores(self, *, curves: bool) -> Mapping[str, Scores]:
+        return {iou_type: judge.scores(curves=curves) for iou_type, judge in self._judges.items()}
+
+    def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
+        states = self._states
+        if not self.objects:
+            raise SourceError("the evaluated images have no objects, so precision is undefined", do="label more images")
+        return Evaluation(
+            scores=self.scores(curves=curves),
+            images=sum(states.values()),
+            labelled=states.get("ok", 0) + states.get("empty", 0),
+            failed=states.get("failed", 0),
+            missing=self.missing,
+            objects=self.objects,
+            instances=self.instances,
+            protocol=rules.name,
+            cards=rules.cards,
+            mistakes=self._tally.result(),
+            notes=notes,
+        )
 
 
-def _detections(instances: ds.Dataset, ids: Mapping[str, int]) -> list[Row]:
-    boxes = ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]
-    columns = ["image_key", "class_id", "score", *boxes, "height", "width", "rle"]
-    wanted = ds.field("image_key").isin(list(ids))
-    rows = []
-    for batch in instances.to_batches(columns=columns, filter=wanted):
-        rows += [
-            _result(ids[row["image_key"]], row["class_id"], row["score"], [row[name] for name in boxes], row["rle"],
-                    (row["height"], row["width"]))
-            for row in batch.to_pylist()
-        ]  # fmt: skip
-    return rows
+def _detections(found: pa.Table, iou_types: Sequence[str], root: str) -> Iterator[tuple[str, Found]]:
+    """What each image of a slice is said to show."""
+    if not found.num_rows:
+        return
+    counts, sizes = found.column("rle"), [found.column(name) for name in ("height", "width")]
+    good = masks.spans(counts, *sizes)
+    if not good.all():
+        row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
+        raise UserError(
+            "the label set has a mask that does not fit its image", where=f"{row['image_key']} in {root}",
+            found=f"instance {row['instance']}", do="look at it with `segray verify`",
+        )  # fmt: skip
+    areas = masks.rle_area(counts).to_numpy(zero_copy_only=False).astype(np.float64)
+    class_ids = found.column("class_id").to_numpy().astype(np.int64)
+    scores = found.column("score").to_numpy().astype(np.float64)
+    boxes = np.stack([found.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
+    first = 0
+    for key, rows in slices.groups(found):
+        these = slice(first, first + rows.num_rows)
+        first += rows.num_rows
+        shapes: dict[str, Any] = {"bbox": boxes[these]}
+        if "segm" in iou_types:
+            size = [rows.column(name)[0].as_py() for name in ("height", "width")]
+            shapes["segm"] = [{"size": size, "counts": text.encode()} for text in rows.column("rle").to_pylist()]
+        by_type = {"segm": areas[these], "bbox": boxes[these, 2] * boxes[these, 3]}
+        yield key, Found(class_ids[these], shapes, by_type, scores=scores[these])
+
+
+def _nothing(iou_types: Sequence[str]) -> Found:
+    empty = np.empty(0)
+    return Found(
+        empty.astype(np.int64), {each: np.empty((0, 4)) for each in iou_types}, dict.fromkeys(IOU_TYPES, empty)
+    )
+
+
+def _counted(detections: Found, image: Image, objects: Found, rules: Protocol) -> Found:
+    """The detections that count by LVIS's rules: the best so many, of categories that the truth tells of."""
+    if rules.per_image is None:
+        return detections
+    order = np.argsort(-detections.scores, kind="stable")[: rules.per_image]
+    if image.negative is not None:
+        told = set(objects.class_ids.tolist()) | image.negative
+        order = order[[category in told for category in detections.class_ids[order].tolist()]] if len(order) else order
+    return _picked(detections, order)
+
+
+def _picked(found: Found, order: NDArray[np.int64]) -> Found:
+    shapes = {
+        name: shape[order] if isinstance(shape, np.ndarray) else [shape[i] for i in order.tolist()]
+        for name, shape in found.shapes.items()
+    }
+    areas = {name: area[order] for name, area in found.areas.items()}
+    return Found(found.class_ids[order], shapes, areas, scores=found.scores[order])
+
+
+def _widened(found: Found, by_px: float) -> Found:
+    if not by_px or "bbox" not in found.shapes or not len(found):
+        return found
+    boxes = found.shapes["bbox"] + np.array([0, 0, by_px, by_px])
+    areas = {**found.areas, "bbox": boxes[:, 2] * boxes[:, 3]}
+    return Found(found.class_ids, {**found.shapes, "bbox": boxes}, areas, scores=found.scores)
+
+
+# ---- rows in memory -------------------------------------------------------------------------------
+
+
+def _by_image(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["image_id"], []).append(row)
+    return found
+
+
+def _image(row: Row, annotations: Sequence[Row]) -> Image:
+    return Image(row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations)
+
+
+def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> Found:
+    class_ids = np.array([row["category_id"] for row in rows], np.int64)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    shapes: dict[str, Any] = {}
+    areas: dict[str, NDArray[np.float64]] = dict.fromkeys(IOU_TYPES, np.empty(len(rows)))
+    if "bbox" in iou_types:
+        boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+        shapes["bbox"], areas["bbox"] = boxes, boxes[:, 2] * boxes[:, 3]
+    if "segm" in iou_types:
+        counts = [row["segmentation"]["counts"] for row in rows]
+        shapes["segm"] = [
+            {**row["segmentation"], "counts": text.encode()} for row, text in zip(rows, counts, strict=True)
+        ]
+        areas["segm"] = masks.rle_area(pa.array(counts, pa.string())).to_numpy(zero_copy_only=False).astype(np.float64)
+    return Found(class_ids, shapes, areas, scores=scores)
 
 
 def _result(
@@ -217,50 +440,3 @@ def _result(
         "bbox": bbox_xywh,
         "segmentation": segmentation,
     }
-
-
-def _for(iou_type: str, detections: Iterable[Row]) -> list[Row]:
-    """Results with one geometry only: given both, pycocotools would size masks by their boxes."""
-    other = "bbox" if iou_type == "segm" else "segmentation"
-    return [{name: value for name, value in row.items() if name != other} for row in detections]
-
-
-def _scores(detections: Sequence[Row], truth: Row, iou_type: str) -> Scores:
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO and COCOeval print their progress
-        coco = _indexed(truth)
-        results = coco.loadRes(_for(iou_type, detections)) if detections else _indexed({**truth, "annotations": []})
-        judge = COCOeval(coco, results, iou_type)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    summary = judge.stats
-    by_class = [_class_means(judge.eval["precision"][..., k, 0, -1]) for k in range(len(judge.params.catIds))]
-    names = [coco.cats[category]["name"] for category in judge.params.catIds]
-    occurring = [(name, means) for name, means in zip(names, by_class, strict=True) if means is not None]
-    return Scores(
-        ap=float(summary[0]),
-        ap50=float(summary[1]),
-        ap75=float(summary[2]),
-        ap_small=_or_none(summary[3]),
-        ap_medium=_or_none(summary[4]),
-        ap_large=_or_none(summary[5]),
-        ar100=float(summary[8]),
-        class_ap={name: means[0] for name, means in occurring},
-        class_ap50={name: means[1] for name, means in occurring},
-    )
-
-
-def _indexed(content: Row) -> COCO:
-    coco = COCO()
-    coco.dataset = content
-    coco.createIndex()
-    return coco
-
-
-def _class_means(precision: NDArray[np.float64]) -> tuple[float, float] | None:
-    """(10 IoUs, 101 recalls) of one class -> AP and AP50; COCOeval writes -1 for a class without truth."""
-    return None if precision.max() < 0 else (float(precision.mean()), float(precision[0].mean()))
-
-
-def _or_none(value: float) -> float | None:
-    return None if value < 0 else float(value)

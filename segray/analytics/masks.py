@@ -99,6 +99,13 @@ def rle_polygon(masks: Any, height: Any, width: Any) -> pa.Array:
 # ---- beside the functions of SQL ------------------------------------------------------------------
 
 
+def spans(masks: Any, height: Any, width: Any) -> NDArray[np.bool_]:
+    """Whether each mask's counts are well-formed and cover exactly an image of this size."""
+    (column, heights, widths), valid = _aligned(masks, height, width)
+    area, covered = kernels.areas(*_text(column), rle.MAX_GROUPS).T
+    return np.asarray(valid & (area >= 0) & (covered == _ints(heights) * _ints(widths)), np.bool_)
+
+
 def outlines(counts: str, size_hw: tuple[int, int]) -> list[NDArray[np.float64]]:
     """The rings (n, 2) x, y around a mask's pixels, corner by corner; outer rings turn right on the screen, holes left.
 

@@ -1,0 +1,73 @@
+"""How accuracy is measured for comparison: COCO's way, LVIS's, and those of the five model cards.
+
+Knows limits, box sides and the figures on the cards; knows nothing of truth or detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from segray.errors import UserError
+
+_COCO = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What differs from one way of measuring to another.
+
+    box_limits, mask_limits: detections per image and class, of which the last counts for precision. widen_px: what is
+    added to the width and height of detected boxes. per_image: detections that an image may have in all; None for any
+    number. cards: by model, the box and mask AP in percent that its card states, measured so on COCO val2017.
+    """
+
+    name: str
+    says: str
+    box_limits: tuple[int, int, int] = _COCO
+    mask_limits: tuple[int, int, int] = _COCO
+    widen_px: float = 0.0
+    per_image: int | None = None
+    cards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    each.name: each
+    for each in (
+        Protocol("coco", "COCOeval of pycocotools, at most 100 detections per image and class"),
+        Protocol(
+            "lvis", "LVIS: at most 300 detections per image, only where the truth is exhaustive",
+            (1, 10, 300), (1, 10, 300), per_image=300,
+        ),
+        Protocol(
+            "omz-mask-rcnn", "Open Model Zoo's coco_orig_precision, which adds 1 to the sides of boxes",
+            widen_px=1.0,
+            cards={
+                "mask_rcnn_inception_v2_coco": (27.1199, 21.4805),
+                "mask_rcnn_inception_resnet_v2_atrous_coco": (39.8619, 35.3628),
+            },
+        ),
+        Protocol(
+            "tf-object-detection", "TensorFlow's Object Detection API: COCOeval; its figures are nominal, +-1.5",
+            cards={"mask_rcnn_inception_resnet_v2_1024x1024": (39.0, 34.6)},
+        ),
+        Protocol(
+            "omz-yolact", "Open Model Zoo: masks by COCOeval, boxes by coco_precision, at most 20 per image and class",
+            box_limits=(1, 10, 20),
+            cards={"yolact-resnet50-fpn-pytorch": (30.69, 28.00)},
+        ),
+        Protocol(
+            "omz-instance-segmentation-security", "Open Model Zoo's coco_orig_precision, images fitted to 640x480",
+            widen_px=1.0,
+            cards={"instance-segmentation-security-0033": (38.6, 34.3)},
+        ),
+    )
+}  # fmt: skip
+
+
+def find(name: str) -> Protocol:
+    """By its own name, or by that of a model whose card was measured so; UserError for others."""
+    for each in PROTOCOLS.values():
+        if name == each.name or name in each.cards:
+            return each
+    raise UserError("no such protocol", found=name, do=f"choose from {', '.join(PROTOCOLS)}, or a model's name")

@@ -1,0 +1,131 @@
+"""A label set in slices: images in the order of their keys, some at a time, each with all its instances.
+
+Knows how to cut the keys into ranges that fit into memory and how to read one; knows nothing of what is done with
+them. Files are sorted by key and say which keys they hold, so a slice is read without the rest of the label set. How
+many images there are in all matters to nothing here but the time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from segray.errors import LabelSetError
+from segray.instances import image_id
+from segray.tables import Snapshot
+
+# A slice's rows, more or less: some 30 MB with their masks.
+SLICE_ROWS = 80_000
+_SAMPLED = 20_000
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The keys from `first` on, up to but without `end`; "" and None are the ends of all keys."""
+
+    first: str = ""
+    end: str | None = None
+
+    @property
+    def filter(self) -> pc.Expression:
+        chosen = ds.field("image_key") >= self.first
+        return chosen if self.end is None else chosen & (ds.field("image_key") < self.end)
+
+
+class Keys:
+    """A fair sample of weighted keys, by which all of them are cut into slices of about equal weight.
+
+    The sample is of those keys whose hashes are least, so the same keys give the same slices in whatever order.
+    """
+
+    def __init__(self, most: int = _SAMPLED) -> None:
+        self._most = most
+        self._sample: list[tuple[int, str, float]] = []  # a heap of -hash, key, weight
+        self.seen = 0
+        self._weight = 0.0
+
+    def add(self, keys: Iterable[str], weights: Iterable[float]) -> None:
+        for key, weight in zip(keys, weights, strict=True):
+            self.seen += 1
+            self._weight += weight
+            entry = -int(image_id(key)[:15], 16), key, weight
+            if len(self._sample) < self._most:
+                heapq.heappush(self._sample, entry)
+            elif entry > self._sample[0]:
+                heapq.heapreplace(self._sample, entry)
+
+    def cut(self, slice_weight: float = SLICE_ROWS) -> list[Slice]:
+        """All keys there could be, in slices; one at least."""
+        each = slice_weight * sum(weight for _, _, weight in self._sample) / max(self._weight, 1)
+        bounds, room = [""], each
+        for key, weight in sorted((key, weight) for _, key, weight in self._sample):
+            if room <= 0 and key > bounds[-1]:
+                bounds.append(key)
+                room += each
+            room -= weight
+        return [Slice(first, end) for first, end in zip(bounds, [*bounds[1:], None], strict=True)]
+
+
+def number_of(slices: Sequence[Slice], key: str) -> int:
+    """Which of all slices a key is in."""
+    return bisect_right(slices, key, key=lambda each: each.first) - 1
+
+
+def cut(*shown: Snapshot, slice_rows: float = SLICE_ROWS) -> list[Slice]:
+    """Slices of one label set, or of several together."""
+    keys = Keys()
+    for each in shown:
+        add_images(keys, each)
+    return keys.cut(slice_rows)
+
+
+def add_images(keys: Keys, shown: Snapshot) -> None:
+    """Every image of a label set, weighing as much as it has rows."""
+    for batch in shown.images.to_batches(columns=["image_key", "n_instances"]):
+        weights = pc.add(batch.column("n_instances"), 1)
+        keys.add(batch.column("image_key").to_pylist(), weights.to_pylist())
+
+
+def images(shown: Snapshot, part: Slice, columns: Sequence[str] | None = None) -> pa.Table:
+    """The slice's images, sorted by key."""
+    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=part.filter)
+    return table.sort_by("image_key")
+
+
+def instances(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+    """The slice's instances, sorted by key and number."""
+    chosen = part.filter if where is None else part.filter & where
+    table = shown.instances.to_table(columns=_named(columns, "image_key", "instance"), filter=chosen)
+    return table.sort_by([("image_key", "ascending"), ("instance", "ascending")])
+
+
+def groups(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each image, of a table that is sorted by key."""
+    keys = table.column("image_key").combine_chunks()
+    if not len(keys):
+        return
+    ends = pc.run_end_encode(keys).combine_chunks() if isinstance(keys, pa.ChunkedArray) else pc.run_end_encode(keys)
+    first = 0
+    for key, end in zip(ends.values.to_pylist(), ends.run_ends.to_pylist(), strict=True):
+        yield key, table.slice(first, end - first)
+        first = end
+
+
+def committed(shown: Snapshot) -> Snapshot:
+    """The same, unless nothing is committed yet, which raises LabelSetError."""
+    if shown.batch == 0:
+        raise LabelSetError(
+            "nothing of this label set is committed yet", where=shown.root, found="its first run is under way or broke",
+            do="wait for the first batch, or run `segray label` again",
+        )  # fmt: skip
+    return shown
+
+
+def _named(columns: Sequence[str] | None, *needed: str) -> list[str] | None:
+    return None if columns is None else [*(name for name in needed if name not in columns), *columns]
