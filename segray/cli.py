@@ -25,7 +25,9 @@ from segray.analytics.evaluate import Evaluation
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
 from segray.maintain import Maintenance
+from segray.promote import Promotion
 from segray.storage import StorageOptions
+from segray.tables import resolved
 from segray.verify import Report
 from segray.workers import Workers
 
@@ -129,7 +131,8 @@ def verify(
     """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
     from segray.verify import verify as check
 
-    report = check(root, StorageOptions(endpoint_url=endpoint_url))
+    options = StorageOptions(endpoint_url=endpoint_url)
+    report = check(resolved(root, options), options)
     if as_json:
         _print_json(asdict(report))
     else:
@@ -150,12 +153,31 @@ def maintain(
     """
     from segray.maintain import maintain as tidy
 
-    done = tidy(root, StorageOptions(endpoint_url=endpoint_url), grace_hours=grace_hours)
+    options = StorageOptions(endpoint_url=endpoint_url)
+    done = tidy(resolved(root, options), options, grace_hours=grace_hours)
     if as_json:
         _print_json(asdict(done))
     else:
         print(describe_maintenance(done))
     raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def promote(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set; its siblings are the other ones.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if it is broken, incomplete or smaller.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; write nothing.")] = False,
+    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make PARENT/CURRENT name this label set, for all readers of PARENT/CURRENT at once."""
+    from segray.promote import promote as point
+
+    done = point(root, StorageOptions(endpoint_url=endpoint_url), force=force, dry_run=dry_run)
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        print(describe_promotion(done))
 
 
 @app.command()
@@ -226,6 +248,13 @@ def describe_report(report: Report, most: int = 20) -> str:
     count = len(report.violations)
     shown = f", the first {most} shown" if count > most else ""
     return "\n".join([*lines, f"{count} violations{shown}" if count else "every promise is kept"])
+
+
+def describe_promotion(done: Promotion) -> str:
+    """What the pointer said and says, and what is to be doubted."""
+    says = f"names {done.current}" if done.written or done.before == done.current else f"would name {done.current}"
+    lines = [f"{done.pointer} {says}; before: {done.before or 'nothing'}"]
+    return "\n".join([*lines, *(f"despite: {doubt}" for doubt in done.doubts)])
 
 
 def describe_maintenance(done: Maintenance) -> str:

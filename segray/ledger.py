@@ -25,6 +25,8 @@ from segray import schema
 from segray.errors import LabelSetError
 from segray.instances import Task
 from segray.storage import Store, join
+from segray.storage import name as base
+from segray.tables import CURRENT
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def check(store: Store, root: str, identity: Identity) -> bool:
 
     Raises LabelSetError when the root belongs to another model, thresholds, class list or schema version.
     """
+    if base(root.rstrip("/")) == CURRENT:
+        raise LabelSetError(
+            "CURRENT is no label set, it names one", where=root, do="give output.root the label set's own folder"
+        )
     uri, mine = join(root, "_segray", "label_set.json"), identity.as_json()
     try:
         theirs = _load(store.read(uri), uri)
@@ -65,8 +71,9 @@ def check(store: Store, root: str, identity: Identity) -> bool:
         raise LabelSetError(
             "the output root belongs to another model",
             where=root,
-            found=_difference(theirs.get("model") or {}, mine["model"]),
-            do="use a new output.root for this model, or the model that the root was made with",
+            found=_difference(theirs, mine),
+            do="use a new output.root; once it is whole, `segray promote` makes readers of PARENT/CURRENT read it. Or "
+            "undo the change",
         )
     return True
 
@@ -78,10 +85,31 @@ def claim(store: Store, root: str, identity: Identity) -> None:
         check(store, root, identity)
 
 
-def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    keys = sorted(set(theirs) | set(mine))
-    changed = [f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} now" for k in keys if theirs.get(k) != mine.get(k)]
-    return "; ".join(changed) or "another class list"
+def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], most: int = 12) -> str:
+    """What the two records say of the model and of the classes, where they differ: key: old -> new."""
+    old, new = (_flat(record.get("model") or {}) | _classes(record.get("classes") or ()) for record in (theirs, mine))
+    changed = [
+        f"{key}: {_said(old.get(key))} -> {_said(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    rest = f"; and {len(changed) - most} more" if len(changed) > most else ""
+    return "; ".join(changed[:most]) + rest or "another fingerprint"
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "model.") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _classes(listed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"class {each['id']}": each["name"] for each in listed}
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else repr(value)
 
 
 @dataclass(frozen=True)

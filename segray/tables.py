@@ -69,8 +69,9 @@ def pointed_at(pointer: str, store: Store) -> str:
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
     """The committed instances of a label set, one row each, with the partition column `class`.
 
-    root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of StorageOptions (endpoint_url, region, ...), or
-    deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises LabelSetError where there is no label set.
+    root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of
+    StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises
+    LabelSetError where there is no label set.
     """
     return _dataset(root, "instances", storage_options)
 

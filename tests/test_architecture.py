@@ -48,7 +48,7 @@ LAYERS = (
     {"vitals"},
     {"cluster", "execute"},
     {"run", "metrics"},
-    {"verify", "maintain"},
+    {"verify", "maintain", "promote"},
     {"analytics", "scenes", "simulation"},
     {"trial"},
     {"quantize"},

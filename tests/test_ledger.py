@@ -24,7 +24,7 @@ def test_a_root_belongs_to_the_first_model_that_claims_it(tmp_path: Path) -> Non
     assert ledger.check(Store(), root, MINE) is False
     ledger.claim(Store(), root, MINE)
     ledger.claim(Store(), root, MINE)
-    with pytest.raises(LabelSetError, match=r"score_threshold: 0.05 there, 0.5 now"):
+    with pytest.raises(LabelSetError, match=r"model.score_threshold: 0.05 -> 0.5"):
         ledger.claim(Store(), root, OTHER)
 
 
