@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -151,20 +152,42 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
 
 
 def unlisted(
-    left: Listed, listed: NDArray[np.bool_], committed: Committed, batches: Iterable[pa.RecordBatch]
+    left: Listed, listed: NDArray[np.bool_], committed: Committed, batches: Callable[[], Iterable[pa.RecordBatch]]
 ) -> pa.Table:
     """The committed rows whose image the source lists in no version: schema.RETIRED, sorted by key.
 
     left, listed: as `build` found them. batches: columns image_key, version, batch of what `committed` was made of.
+    A file that held images and is listed as one itself could not be read; its images are not known to be gone.
     """
+    if listed.all():
+        return schema.RETIRED.empty_table()
+    rows = _rows_where(batches(), committed, ~listed)
+    rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], _among(left.table["image_key"], rows["image_key"]))))
+    above = [{key[: found.start()] for found in _WITHIN.finditer(key)} for key in rows["image_key"].to_pylist()]
+    holders = pa.array(sorted(set().union(*above)), pa.string())
+    unread = set(_among(left.table["image_key"], holders).to_pylist())
+    if len(rows):
+        unread |= set(_among(_rows_where(batches(), committed, listed, holders)["image_key"], holders).to_pylist())
+    return rows.filter(pa.array([not each & unread for each in above], pa.bool_())).sort_by("image_key")
+
+
+_WITHIN = re.compile("(?<=.)[/#]", re.DOTALL)
+
+
+def _rows_where(
+    batches: Iterable[pa.RecordBatch], committed: Committed, wanted: NDArray[np.bool_], keys: pa.Array | None = None
+) -> pa.Table:
+    """Rows by their places among the committed, of these images."""
     found = [schema.RETIRED.empty_table()]
-    for batch in () if listed.all() else batches:
+    for batch in batches:
         places = committed.places(batch.column("image_key"), batch.column("version"))
-        rows = pa.Table.from_batches([batch.filter(pa.array(~listed[places]))])
-        found.append(rows.select(schema.RETIRED.names).cast(schema.RETIRED))
-    rows = pa.concat_tables(found)
-    changed = pc.filter(left.table.column("image_key"), pc.is_in(left.table.column("image_key"), rows["image_key"]))
-    return rows.filter(pc.invert(pc.is_in(rows["image_key"], changed))).sort_by("image_key")
+        rows = pa.Table.from_batches([batch.filter(pa.array(wanted[places]))]).select(schema.RETIRED.names)
+        found.append((rows if keys is None else rows.filter(pc.is_in(rows["image_key"], keys))).cast(schema.RETIRED))
+    return pa.concat_tables(found)
+
+
+def _among(keys: pa.ChunkedArray, wanted: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    return keys.filter(pc.is_in(keys, wanted))
 
 
 _COMPACT = pa.schema([field.with_nullable(field.name == "uri") for field in schema.PLAN])

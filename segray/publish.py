@@ -140,23 +140,35 @@ def recover(root: str, options: StorageOptions, store: Store) -> int:
     instances, images = batch_numbers(root, options)
     if instances == images:
         return images
-    table = open_table(root, "instances", options)
-    if table is None or instances != images + 1:
+    if instances != images + 1:
         raise LabelSetError(
             "the two tables of the label set do not belong together",
             where=root,
             found=f"instances at batch {instances}, images at batch {images}",
             do="restore both from one backup; segray never leaves them further apart than one batch",
         )
-    history = store.insist(root, table.history)
-    record = next(entry[_RECORD_KEY] for entry in history if _RECORD_KEY in entry)
-    batch = Batch.parse(store.read(join(root, record)))
+    batch, record = _newest(root, options, store)
     store.insist(root, partial(_commit_table, root, options, "images", batch, record))
     return instances
 
 
+def _newest(root: str, options: StorageOptions, store: Store) -> tuple[Batch, str]:
+    """The last batch that reached `instances`, and where its record lies below the root."""
+    history = store.insist(root, _existing(root, "instances", options).history)
+    record = next(entry[_RECORD_KEY] for entry in history if _RECORD_KEY in entry)
+    return Batch.parse(store.read(join(root, record))), record
+
+
 def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
     """Make the batch visible. Raises ConflictError when another run took its number; nothing of ours shows then."""
+    try:
+        _commit(batch, run, options, store)
+    except ConflictError:
+        _discard(batch, run.root, options, store)
+        raise
+
+
+def _commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
     if batch_numbers(run.root, options) != (batch.number - 1, batch.number - 1):
         raise ConflictError(
             f"batch {batch.number} was committed by another run", where=run.root, do="the work left is planned again"
@@ -165,6 +177,25 @@ def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> Non
     store.put(join(run.root, record), batch.dump())
     for name in _TABLES:
         store.insist(run.root, partial(_commit_table, run.root, options, name, batch, record))
+
+
+def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> None:
+    """Delete the files of a batch that lost its number, as far as nobody has committed them or still can.
+
+    Another process may have resumed the same run and made the same files: so those that a log names stay, and those
+    of the batch that has reached `instances` alone, since whoever comes next commits it to `images` too.
+    """
+    instances, _ = batch_numbers(root, options)
+    if instances < batch.number:
+        return  # Only compaction was in the way: the number is free, and the same files may come again.
+    keep = {
+        (name, file.path) for name, changes in _newest(root, options, store)[0].tables.items() for file in changes.add
+    }
+    for name, changes in batch.tables.items():
+        live = {file.path for file in live_files(_existing(root, name, options))}
+        for path in {file.path for file in changes.add} - live - removed_files(root, options, name, 0):
+            if (name, path) not in keep:
+                store.delete(join(table_uri(root, name), path))
 
 
 def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:

@@ -88,8 +88,10 @@ def label(
             done.retired = sum(work.plan.retired.values())
             break
         whole = _carry_out(job, model.fingerprint, work, start_workers, done)
-        if limit is not None or (whole and not work.resumed):
+        if whole and (limit is not None or not work.resumed):
             break
+        if limit is not None:
+            limit = _not_committed(job, work.plan)
     return _summary(job, done)
 
 
@@ -108,9 +110,7 @@ class _Work:
 
 def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     """The run to resume, or a new one over what is not committed; None when all is done."""
-    batch = 0
-    if not dry_run and open_table(job.root, "images", job.options) is not None:
-        batch = publish.recover(job.root, job.options, job.store)
+    batch = 0 if dry_run else publish.recover(job.root, job.options, job.store)
     images = _images_table(job)
     committed = None if images is None else _committed(job, images)
     retiring = job.config.source.deleted == "retire" and limit is None
@@ -185,7 +185,9 @@ def _unlisted(
 ) -> pa.Table:
     """The rows to retire. Raises SourceError when there are more than the configuration allows."""
     columns = ["image_key", "version", "batch"]
-    gone = job.store.insist(job.root, lambda: plan.unlisted(listed, seen, committed, images.to_batches(columns)))
+    gone = job.store.insist(
+        job.root, lambda: plan.unlisted(listed, seen, committed, lambda: images.to_batches(columns))
+    )
     allowed = job.config.source.max_retired_fraction
     nothing = not len(listed) and not seen.any()
     if len(gone) > allowed * len(committed) or (len(gone) and nothing):
@@ -203,6 +205,13 @@ def _unlisted(
 def _images_table(job: Job) -> ds.Dataset | None:
     table = open_table(job.root, "images", job.options)
     return None if table is None else job.store.insist(job.root, table.to_pyarrow_dataset)
+
+
+def _not_committed(job: Job, planned: Plan) -> int:
+    """How many images of a plan have no row, whoever labelled the others."""
+    images = _images_table(job)
+    done = plan.committed_rows(planned, None if images is None else _committed(job, images))
+    return int((~done).sum())
 
 
 def _committed(job: Job, images: ds.Dataset) -> plan.Committed:
@@ -380,9 +389,7 @@ def identity_of(config: Config, model: zoo.Model) -> Identity:
         "form": model.form.name,
         "files_sha256": model.fingerprint,
         # Everything else in the section decides which rows come out.
-        **config.model.model_dump(
-            mode="json", exclude={"name", "form", "path", *rounding_alone}
-        ),
+        **config.model.model_dump(mode="json", exclude={"name", "form", "path", *rounding_alone}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Identity(digest, facts, classes)

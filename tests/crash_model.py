@@ -21,6 +21,8 @@ from functools import cache
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from deltalake.transaction import create_table_with_add_actions
@@ -32,7 +34,6 @@ from segray.errors import WorldError
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
 from segray.storage import StorageOptions, Store, join
-from segray.tables import open_table, table_uri
 from segray.workers import Event, Failed, Finished, Joined, Lost
 
 # ---- what can happen ------------------------------------------------------------------------------
@@ -78,9 +79,13 @@ class _Process:
 
 
 class World:
-    """Storage and the processes that write to it. points: what happened at which kind of write, how often."""
+    """Storage and the processes that write to it. points: what happened at which kind of write, how often.
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    always: images that the source lists whatever happens to others.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, always: frozenset[str] = frozenset()) -> None:
+        self.always = always
         self.points: Counter[tuple[str, str]] = Counter()
         self._processes: list[_Process] = []
         self._started = 0
@@ -97,7 +102,7 @@ class World:
 
     def label(self, config: Config, plan: Plan | None = None) -> int:
         """One process runs the command by its plan, to whatever end; how many writes it tried."""
-        me = _Process(Judge(config), plan or {})
+        me = _Process(Judge(config, self.always), plan or {})
         self._processes.append(me)
         try:
             run.label(config, Notes(), self._workers)
@@ -226,75 +231,100 @@ _TABLES = ("instances", "images")
 _OF_THE_RUN = {"batch", "run_id", "labelled_at", "attempts"}  # what may differ between histories
 
 
+@dataclass(frozen=True)
+class State:
+    """A table as one version of its log has it: the files that make it, and the last batch in it."""
+
+    batch: int = 0
+    live: frozenset[str] = frozenset()
+
+
 class Judge:
     """What readers of the log may see of one label set.
 
-    A file that some commit named never changes, so what they see changes with commits alone.
+    A file that some commit named never changes, nor does a commit; so either is read once. As every commit is judged,
+    what was read is all there is.
     """
 
-    _seen: ClassVar[dict[tuple[str, str, int], Rows]] = {}
+    _states: ClassVar[dict[str, list[State]]] = {}
+    _rows_of: ClassVar[dict[str, Rows]] = {}
+    _named: ClassVar[set[str]] = set()
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, always: frozenset[str] = frozenset()) -> None:
+        """always: images that no run may retire."""
+        self.config, self.always = config, always
         self.options = StorageOptions(**config.storage.model_dump())
         self._store = Store(self.options)
+        self._folders = {name: join(config.output.root, name) for name in _TABLES}
 
     def before(self, uri: str) -> bytes | None:
         """The bytes that this write may not change."""
-        return self._store.read(uri) if uri.endswith(".parquet") and uri in self.named() else None
+        return self._store.read(uri) if uri in self._named else None
 
     def after(self, uri: str, before: bytes | None) -> None:
         """This write took effect."""
         assert before is None or self._store.read(uri) == before, f"{uri} was committed, and written again"
+        if uri.endswith(("/commit", "/create")):
+            self._read_log(self._folders[uri.split("/")[-2]])
         if uri.endswith("/commit"):
             self._look()
 
-    def _look(self) -> None:
-        ahead, whole = publish.batch_numbers(self.config.output.root, self.options)
-        assert ahead - whole in (0, 1), f"instances at batch {ahead}, images at {whole}"
-        images, instances = self._snapshot("images", whole), self._snapshot("instances", whole)
-        counted = Counter(row["image_key"] for row in instances)
-        assert len({row["image_key"] for row in images}) == len(images), "an image has two rows"
-        assert {row["image_key"]: row["n_instances"] for row in images if row["n_instances"]} == counted
-        for rows, newest in ((images, whole), (instances, whole), (self._snapshot("instances", ahead), ahead)):
-            assert all(1 <= row["batch"] <= newest for row in rows)
-            assert len({(row["image_key"], row.get("instance")) for row in rows}) == len(rows), "a row is there twice"
+    def look_anew(self) -> None:
+        """The label set came to be in another way."""
+        for folder in self._folders.values():
+            self._read_log(folder)
+        self._look()
 
-    def _snapshot(self, name: str, batch: int) -> Rows:
-        """The table as batch `batch` left it: version 0 is its creation, and each batch is one version."""
-        root = self.config.output.root
-        if (root, name, batch) not in self._seen:
-            storage_options = self._store.delta_options(root) or None
-            table = DeltaTable(table_uri(root, name), version=batch, storage_options=storage_options)
-            assert (table.transaction_version(publish.APP_ID) or 0) == batch
-            self._seen[root, name, batch] = table.to_pyarrow_dataset().to_table().to_pylist()
-        return self._seen[root, name, batch]
+    def _read_log(self, folder: str) -> None:
+        """Add the versions that came since; version 0 is the table's creation, and each batch is one version."""
+        states, log = self._states.setdefault(folder, []), join(folder, "_delta_log")
+        for name in [name for name in self._store.names(log) if name.endswith(".json")][len(states) :]:
+            actions = [json.loads(line) for line in self._store.read(join(log, name)).splitlines()]
+            added = {join(folder, action["add"]["path"]) for action in actions if "add" in action}
+            removed = {join(folder, action["remove"]["path"]) for action in actions if "remove" in action}
+            batches = [each["txn"]["version"] for each in actions if each.get("txn", {}).get("appId") == publish.APP_ID]
+            assert batches == ([len(states)] if states else []), f"version {len(states)} is of the batches {batches}"
+            live = states[-1].live if states else frozenset()
+            assert removed <= live, "a file is removed that is not there"
+            states.append(State(len(states), live - removed | added))
+            self._named |= added
+
+    def _look(self) -> None:
+        images, instances = (self._states[self._folders[name]] for name in ("images", "instances"))
+        whole, ahead = images[-1].batch, instances[-1].batch
+        assert ahead - whole in (0, 1), f"instances at batch {ahead}, images at batch {whole}"
+        rows, found, newest = (self._rows(state) for state in (images[-1], instances[whole], instances[-1]))
+        keys = {row["image_key"] for row in rows}
+        assert len(keys) == len(rows), "an image has two rows"
+        counted = Counter(row["image_key"] for row in found)
+        assert {row["image_key"]: row["n_instances"] for row in rows if row["n_instances"]} == counted
+        for each, last in ((rows, whole), (found, whole), (newest, ahead)):
+            assert all(1 <= row["batch"] <= last for row in each)
+            assert len({(row["image_key"], row.get("instance")) for row in each}) == len(each), "a row is there twice"
+        lost = {row["image_key"] for row in self._rows(images[max(0, whole - 1)])} - keys
+        assert not lost & self.always, "the rows of images that were always listed are gone"
+        assert not lost or self.config.source.deleted == "retire"
+
+    def _rows(self, state: State) -> Rows:
+        return [row for uri in sorted(state.live) for row in self._read(uri)]
+
+    def _read(self, uri: str) -> Rows:
+        if uri not in self._rows_of:
+            self._rows_of[uri] = pq.ParquetFile(pa.BufferReader(self._store.read(uri))).read().to_pylist()
+        return self._rows_of[uri]
 
     def rows(self) -> dict[str, Rows]:
         """Both tables, without what tells one run from another."""
         found = {}
-        for name in _TABLES:
-            table = open_table(self.config.output.root, name, self.options)
-            assert table is not None
+        for name, folder in self._folders.items():
             rows = [
                 {key: value for key, value in row.items() if key not in _OF_THE_RUN}
-                for row in table.to_pyarrow_dataset().to_table().to_pylist()
+                for row in self._rows(self._states[folder][-1])
             ]
             found[name] = sorted(rows, key=lambda row: (row["image_key"], row.get("instance", 0)))
         return found
 
     def orphans(self) -> set[str]:
         """Data files in the table folders that no commit ever named: a plain glob reads them, and counts twice."""
-        root = self.config.output.root
-        there = {entry.uri for name in _TABLES for entry in self._store.list(join(root, name))}
-        return {uri for uri in there if uri.endswith(".parquet") and "_delta_log" not in uri} - self.named()
-
-    def named(self) -> set[str]:
-        """The data files that the log has ever added."""
-        found = set()
-        for folder in (join(self.config.output.root, name) for name in _TABLES):
-            log = join(folder, "_delta_log")
-            for version in (name for name in self._store.names(log) if name.endswith(".json")):
-                actions = [json.loads(line) for line in self._store.read(join(log, version)).splitlines()]
-                found |= {join(folder, action["add"]["path"]) for action in actions if "add" in action}
-        return found
+        there = {entry.uri for folder in self._folders.values() for entry in self._store.list(folder)}
+        return {uri for uri in there if uri.endswith(".parquet") and "_delta_log" not in uri} - self._named

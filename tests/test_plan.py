@@ -47,6 +47,25 @@ def test_only_new_and_changed_images_are_left() -> None:
     assert (keys(table), total) == (["b", "c"], 3)
 
 
+def test_what_is_listed_in_no_version_is_gone_but_not_what_lies_in_a_file_that_could_not_be_read() -> None:
+    known = [("a", "1"), ("b", "1"), ("c.tar/x/1", "1"), ("c.tar/2", "1"), ("d.mp4#t=1", "1"), ("e/f", "1"), ("g", "1")]
+    names = [key for key, _ in known]
+    table = pa.table({"image_key": names, "version": ["1"] * 7, "batch": pa.array(range(7), pa.int32())})
+    done = plan.Committed(table.to_batches(max_chunksize=2))
+
+    def gone(*rows: tuple[str, str]) -> list[tuple[str, int]]:
+        left, _, seen = plan.build(listed(*rows), done)
+        found = plan.unlisted(left, seen, done, lambda: table.to_batches(max_chunksize=3))
+        return [(row["image_key"], row["batch"]) for row in found.to_pylist()]
+
+    assert gone(*known) == []
+    assert gone(("b", "2"), ("d.mp4", "2"), ("e/f", "1")) == [("a", 0), ("c.tar/2", 3), ("c.tar/x/1", 2), ("g", 6)]
+    assert gone(("a", "1"), ("c.tar", "2"), ("g", "1")) == [("b", 1), ("d.mp4#t=1", 4), ("e/f", 5)]
+    table = table.set_column(0, "image_key", pa.array(["a", "b", "c.tar/x/1", "c.tar", "d.mp4#t=1", "e/f", "g"]))
+    done = plan.Committed(table.to_batches())
+    assert gone(("a", "1"), ("b", "1"), ("c.tar", "1"), ("d.mp4#t=1", "1"), ("e/f", "1")) == [("g", 6)]
+
+
 ROWS = st.lists(
     st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("12"), st.sampled_from(["/data/", "s3://b/", ""])),
     max_size=14,

@@ -257,6 +257,25 @@ def test_losing_a_race_plans_again_and_labels_nothing_twice(
     assert segray.scan(chosen.output.root).count_rows() == 20
 
 
+def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_more(
+    chosen: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, raced = publish.commit, []
+
+    def race(*args: Any) -> None:
+        if not raced:
+            raced.append(True)
+            run.label(chosen, Notes(), start(), limit=3)
+        commit(*args)
+
+    monkeypatch.setattr(publish, "commit", race)
+    run.label(chosen, Notes(), start(), limit=7)
+    assert keys(chosen) == ALL[:7]
+    there = {path for path in Path(chosen.output.root).glob("*/**/*.parquet") if "_segray" not in path.parts}
+    tables = (open_table(chosen.output.root, name, StorageOptions()) for name in ("images", "instances"))
+    assert len(there) == sum(len(publish.live_files(table)) for table in tables if table), "the loser's files are gone"
+
+
 def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     strict = chosen.model_copy(update={"max_failed_fraction": 0.0})
     summary = run.label(strict, Notes(), lambda recipe, c: Mortal(recipe, "07.jpg"))
