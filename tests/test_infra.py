@@ -77,7 +77,9 @@ def check_ray(words: list[str]) -> None:
 
 def called(text: str) -> Iterator[list[str]]:
     """Calls of segray and ray in a text of shell commands."""
-    for call in re.findall(r"(?<![\w@./-])(?:/opt/segray/bin/)?((?:segray|ray) [a-z][^;&|\n]*)", text):
+    for call in re.findall(
+        r"(?<![\w@./-])(?<!-[ng] )(?<!namespace )(?:/opt/segray/bin/)?((?:segray|ray) [a-z][^;&|\n]*)", text
+    ):
         words = shlex.split(call.replace("\\", " "), comments=True)
         yield [words[0].rpartition("/")[2], *words[1:]]
 
@@ -545,3 +547,48 @@ def test_units_name_what_the_environment_file_has_and_the_mode_is_always_said() 
     timer = (INFRA / "systemd/segray-nightly.timer").read_text()
     assert "Unit=" not in timer  # so it is the service of its name, which is there:
     assert (INFRA / "systemd/segray-nightly.service").exists()
+
+
+# ---- the pages ------------------------------------------------------------------------------------
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Shell blocks of a page, each with the text since the block before."""
+    parts = re.split(r"```(?:sh)?\n", (REPO / "docs" / page).read_text())
+    return list(zip(parts[::2], parts[1::2], strict=False))
+
+
+def test_every_command_of_the_tutorial_exists_and_says_how_far_it_was_tried() -> None:
+    found = blocks("cluster.md")
+    for before, block in found:
+        assert re.search(r"\b(Run|Checked)\b", before), block
+        for words in called(block.replace("\\\n", " ")):
+            (check_segray if words[0] == "segray" else check_ray)(words)
+        for name in re.findall(r"(?<![\w.@-])(?:/opt/segray/src/)?((?:infra|configs|jobs)/[\w./-]+)", block):
+            assert (REPO / name).exists(), name
+    assert {Path(name).name for name in re.findall(r"segray-\w+\.(?:service|timer)", str(found))} == {
+        path.name for path in (INFRA / "systemd").glob("segray-*.*")
+    }
+
+
+@pytest.mark.parametrize("page", ["cluster.md", "sizing.md"])
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    text = (REPO / "docs" / page).read_text()
+    for name in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (REPO / "docs" / name).exists(), name
+    for name in re.findall(r"`((?:infra|configs|jobs|docs)/[\w./-]+)`", text):
+        assert (REPO / name).exists(), name
+
+
+def test_the_sizing_page_computes_what_it_says() -> None:
+    lines = (REPO / "docs/sizing.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = [list(map(float, row[1:])) for row in cells if len(row) == 8 and row[1].isdigit()]
+    assert len(rows) == 3
+    for cpu_ms, *found in rows:
+        kb = 4000 if cpu_ms > 900 else 100
+        node_hours = cpu_ms * 1e6 / 3.6e6 / 0.85 / 7
+        images_per_s = 7 * 0.85 / (cpu_ms / 1000)
+        expected = [7 * node_hours, node_hours, images_per_s, images_per_s * kb * 8 / 1000]
+        assert found[:4] == pytest.approx(expected, rel=0.01, abs=0.5)
+        assert found[4:] == pytest.approx([node_hours * 0.36, node_hours * 0.15], abs=0.01)
