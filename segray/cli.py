@@ -55,6 +55,7 @@ def label(
     overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
+    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
     log_format: Log = logs.Format.TEXT,
     as_json: Json = False,
 ) -> None:
@@ -64,7 +65,7 @@ def label(
     screen = logs.Json() if log_format is logs.Format.JSON else console.watcher()
     try:
         submit.check_version()
-        chosen = config.load(configuration, overrides)
+        chosen = config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])])
         with observe.observed(chosen, screen) as watcher:
             summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
     except SegrayError as exc:

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -19,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from segray import dates
 from segray.errors import ConfigError
 
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -34,6 +36,7 @@ class Source(_Section):
     """Where the images are."""
 
     uri: str = Field(min_length=1)
+    base: str | None = Field(default=None, min_length=1)
     kind: Literal["auto", "images", "tar", "zip", "parquet", "video", "manifest"] = "auto"
     members: str | None = Field(default=None, min_length=1)
     frames_per_s: float = Field(default=1.0, gt=0, le=240)
@@ -130,6 +133,7 @@ class Config(_Section):
 
     source: Source
     output: Output
+    as_of: date | None = None
     model: Model
     image: Image = Image()
     workers: tuple[Pool, ...] = Field(default=(Pool(),), min_length=1)
@@ -166,10 +170,32 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
     chosen = copy.deepcopy(dict(values))
     for override in overrides:
         _apply(chosen, override)
+    _fill_dates(chosen, where)
     try:
         return Config.model_validate(chosen)
     except ValidationError as exc:
         raise _explained(exc, where) from exc
+
+
+def _fill_dates(values: dict[str, Any], where: str) -> None:
+    """Write the day into the addresses that ask for one; where keys then begin is before it."""
+    day = None if values.get("as_of") is None else dates.parsed(values["as_of"])
+    values["as_of"] = day
+    for section, name in (("source", "uri"), ("output", "root")):
+        chosen = values.get(section)
+        address = chosen.get(name) if isinstance(chosen, dict) else None
+        if not isinstance(chosen, dict) or not isinstance(address, str) or not dates.has_date(address):
+            continue
+        if day is None:
+            raise ConfigError(
+                f"{section}.{name} asks for a date, and none is given",
+                where=where,
+                found=address,
+                do="pass --as-of 2026-11-20, the day that the run is for; a run that is repeated then means the same",
+            )
+        chosen[name] = dates.filled(address, day, f"{section}.{name}")
+        if section == "source" and chosen.get("base") is None:
+            chosen["base"] = dates.before_dates(address) or None
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

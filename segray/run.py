@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from segray import image, ledger, plan, publish, runtime, schema, sources, zoo
+from segray import image, ledger, partitions, plan, publish, runtime, schema, sources, zoo
 from segray.config import Config
 from segray.contracts.labels import slug
 from segray.errors import AccessError, ConfigError, ConflictError, Interrupted, SegrayError, SourceError, WorldError
@@ -90,8 +90,8 @@ def label(
         whole = _carry_out(job, model.fingerprint, work, start_workers, done)
         if whole and (limit is not None or not work.resumed):
             break
-        if limit is not None:
-            limit = _not_committed(job, work.plan)
+        if limit is not None and not (limit := _not_committed(job, work.plan)):
+            break
     return _summary(job, done)
 
 
@@ -117,12 +117,12 @@ def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
     if resumed is not None:
         return resumed
-    listed, total, seen = plan.build(
-        sources.configured(job.config.source, job.store, _index(job, keep=not dry_run)), committed
-    )
+    part = partitions.of(job.config.source, job.store)
+    found = sources.configured(job.config.source, job.store, _index(job, keep=not dry_run))
+    listed, total, seen = plan.build(part.rebased(found), committed)
     gone = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        gone = _unlisted(job, images, committed, listed, seen)
+        gone = _unlisted(job, images, committed, listed, seen, part.prefix)
     return _fresh(job, listed.head(limit), total, gone, dry_run)
 
 
@@ -181,20 +181,27 @@ def _fresh(job: Job, listed: plan.Listed, total: int, gone: pa.Table, dry_run: b
 
 
 def _unlisted(
-    job: Job, images: ds.Dataset, committed: plan.Committed, listed: plan.Listed, seen: NDArray[np.bool_]
+    job: Job, images: ds.Dataset, committed: plan.Committed, listed: plan.Listed, seen: NDArray[np.bool_], prefix: str
 ) -> pa.Table:
-    """The rows to retire. Raises SourceError when there are more than the configuration allows."""
+    """The rows to retire. Raises SourceError when there are more than the configuration allows.
+
+    prefix: what the keys of the source begin with; rows of others are not its own.
+    """
     columns = ["image_key", "version", "batch"]
     gone = job.store.insist(
         job.root, lambda: plan.unlisted(listed, seen, committed, lambda: images.to_batches(columns))
     )
-    allowed = job.config.source.max_retired_fraction
+    allowed, of = job.config.source.max_retired_fraction, len(committed)
+    if prefix and len(gone):
+        own = pc.starts_with(pc.field("image_key"), prefix)
+        gone = gone.filter(own)
+        of = job.store.insist(job.root, lambda: images.count_rows(filter=own))
     nothing = not len(listed) and not seen.any()
-    if len(gone) > allowed * len(committed) or (len(gone) and nothing):
+    if len(gone) > allowed * of or (len(gone) and nothing):
         raise SourceError(
             "the source lacks too many images that the label set holds; nothing was retired",
             where=job.config.source.uri,
-            found=f"{len(gone)} of {len(committed)} are not listed, such as {shown(gone['image_key'][0].as_py())!r}; "
+            found=f"{len(gone)} of {of} are not listed, such as {shown(gone['image_key'][0].as_py())!r}; "
             f"source.max_retired_fraction allows {allowed:g}",
             do="see whether the source is whole; if it is, raise source.max_retired_fraction for this run, or keep the "
             "rows with source.deleted=keep",
@@ -370,7 +377,7 @@ def with_absolute_paths(config: Config) -> Config:
         return section.model_copy(update={name: absolute(uri)}) if uri else section
 
     update = {
-        "source": moved(config.source, "uri"),
+        "source": moved(moved(config.source, "uri"), "base"),
         "output": moved(config.output, "root"),
         "model": moved(config.model, "path"),
     }

@@ -36,13 +36,13 @@ HOMES = {
 
 # Lower layers first; a module imports only from its own line or lines above.
 LAYERS = (
-    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans", "kernels"},
+    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans", "dates", "kernels"},
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},
     {"yolact_graph", "ir5", "ir5_layers", "inspection", "tf_graph"},
     {"acquire"},
-    {"sources", "plan", "ledger", "tables", "datafiles"},
+    {"sources", "partitions", "plan", "ledger", "tables", "datafiles"},
     {"label", "scheduler", "publish", "pace", "placement"},
     {"workers", "actor"},
     {"vitals"},

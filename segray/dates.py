@@ -1,0 +1,62 @@
+"""Dates in addresses: s3://raw/dt={yesterday}/ as seen from a day that was given.
+
+Knows placeholders; knows no clock, so that a run that is repeated means the same day. "today" is the one exception,
+and has to be written.
+
+    {today} {yesterday}    2026-11-20, of the day given and of the one before
+    {today:%Y/%m/%d}       2026/11/20; of %Y %m %d %y %j %G %V %u and plain characters
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+
+from segray.errors import ConfigError
+
+_PLACEHOLDER = re.compile(r"\{(today|yesterday)(?::([^{}]*))?\}")
+_FORMAT = re.compile(r"(?:%[YmdyjGVu]|[^%])*")
+
+
+def has_date(address: str) -> bool:
+    """Whether a date is to be filled in."""
+    return _PLACEHOLDER.search(address) is not None
+
+
+def filled(address: str, day: date, where: str) -> str:
+    """The address of that day. Raises ConfigError for a format that is none; `where` names it."""
+    return _PLACEHOLDER.sub(partial(_text, day, where), address)
+
+
+def before_dates(address: str) -> str:
+    """The folder in which the first name with a date lies."""
+    found = _PLACEHOLDER.search(address)
+    assert found is not None
+    return address[: found.start()].rpartition("/")[0]
+
+
+def parsed(given: object) -> date:
+    """The day that `as_of` means: 2026-11-20, or today, in UTC."""
+    if isinstance(given, str) and given.strip() == "today":
+        return datetime.now(UTC).date()
+    try:
+        return given if type(given) is date else date.fromisoformat(str(given).strip())
+    except ValueError as exc:
+        raise ConfigError(
+            "as_of is no day", where="as_of", found=str(given), do="give it as 2026-11-20, or today"
+        ) from exc
+
+
+def _text(day: date, where: str, found: re.Match[str]) -> str:
+    chosen = day - timedelta(days=1) if found[1] == "yesterday" else day
+    if found[2] is None:
+        return chosen.isoformat()
+    if not found[2] or not _FORMAT.fullmatch(found[2]):
+        raise ConfigError(
+            "not the format of a date",
+            where=where,
+            found=found[0],
+            do="use %Y %m %d %y %j %G %V %u, as in {today:%Y/%m/%d}",
+        )
+    return chosen.strftime(found[2])
