@@ -85,6 +85,24 @@ def label(
 
 
 @app.command()
+def plan(
+    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
+    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
+    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would take, from its listing and a sample labelled on this machine; label and write nothing."""
+    from segray import estimate as job
+
+    chosen = config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])])
+    found = job.estimate(chosen, console.Plain())
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        print(job.describe(found, console.duration))
+
+
+@app.command()
 def quickstart(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to work.")] = Path("segray-quickstart"),
     count: Annotated[int, typer.Option(min=1, help="How many scenes to draw.")] = 64,

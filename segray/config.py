@@ -128,6 +128,27 @@ class Publish(_Section):
     timeout_s: float = Field(default=3600, gt=0)
 
 
+class NodeType(_Section):
+    """A kind of machine that a run may be paid for on. speed: of a core, where one of this machine's has 1."""
+
+    name: str = Field(min_length=1)
+    cpus: int = Field(ge=1)
+    speed: float = Field(default=1.0, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0)
+    price_per_hour: float | None = Field(default=None, ge=0)
+
+
+class Plan(_Section):
+    """What `segray plan` measures, and the prices that it multiplies with."""
+
+    sample_images: int = Field(default=64, ge=1, le=100_000)
+    sample_s: float = Field(default=15, ge=0)
+    nodes: tuple[NodeType, ...] = ()
+    price_per_1000_reads: float | None = Field(default=None, ge=0)
+    price_per_1000_writes: float | None = Field(default=None, ge=0)
+    price_per_gb_month: float | None = Field(default=None, ge=0)
+
+
 class Config(_Section):
     """Everything a run needs to know."""
 
@@ -140,6 +161,7 @@ class Config(_Section):
     cluster: Cluster = Cluster()
     storage: Storage = Storage()
     publish: Publish = Publish()
+    plan: Plan = Plan()
     unit_images: int = Field(default=256, ge=1, le=100_000)
     max_attempts: int = Field(default=3, ge=1, le=100)
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -26,6 +26,15 @@ def rss_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process may use: the machine's, or less in a container (cgroup v2 or v1); 0 if unknown."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if _STATM.exists() else []
+    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        if path.is_file() and (said := path.read_text().strip()).isdigit():
+            found.append(int(said))
+    return min(found, default=0)
+
+
 def end_above(most_bytes: float) -> None:
     """From now on, kill this process when it holds more. SIGKILL: nothing in it may need memory to end.
 

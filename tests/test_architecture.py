@@ -50,7 +50,7 @@ LAYERS = (
     {"run", "metrics"},
     {"verify", "maintain", "promote"},
     {"analytics", "scenes", "simulation"},
-    {"trial"},
+    {"trial", "estimate"},
     {"quantize"},
     {"heartbeat"},
     {"console", "status", "quickstart", "models_cli"},

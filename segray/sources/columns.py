@@ -22,7 +22,7 @@ from segray.storage import Entry
 EXTENSIONS = frozenset({"parquet"})
 # Wide enough that rows sort as they are numbered.
 _DIGITS = 9
-_BUFFER_BYTES, _BATCH_BYTES = 4 << 20, 4 << 20
+BUFFER_BYTES, _BATCH_BYTES = 4 << 20, 4 << 20
 # What Arrow lets out for files that are not what they say: ArrowException, UnicodeDecodeError, ...
 _BROKEN = (pa.ArrowException, ValueError, RuntimeError, LookupError, OverflowError)
 _USUAL = ("image", "img", "jpg", "png", "picture")
@@ -31,7 +31,7 @@ _USUAL = ("image", "img", "jpg", "png", "picture")
 def opened(file: BinaryIO) -> pq.ParquetFile:
     """A few pages at a time are read. Raises BrokenFileError if it is no Parquet file."""
     try:
-        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        table = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         table.schema_arrow.names  # noqa: B018  Names that are no text are found out here.
         return table
     except (*_BROKEN, OSError) as error:
