@@ -21,7 +21,7 @@ import yaml
 from clusters import Driver, command_of, marked
 from command import ENV, write_config
 from command import segray as command
-from test_job import free_port
+from heads import free_port
 
 import segray
 from segray.scenes import dataset
@@ -112,7 +112,7 @@ def cluster() -> Iterator[Autoscaled]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait(condition: Callable[[], bool], within_s: float = 120) -> None:
+def wait(condition: Callable[[], bool], within_s: float = 300) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -126,11 +126,11 @@ def test_workers_bring_the_nodes_that_they_need_and_the_nodes_go_when_nothing_is
     config = write_config(
         tmp_path / "run.yaml", tmp_path / "scenes" / "images", tmp_path / "labels", unit_images=8,
         workers=[{"count": 1, "num_cpus": 1}, {"count": 1, "num_cpus": 1, "resources": {"accelerator": 1}}],
-        cluster={"address": cluster.address, "autoscaling": True},
+        cluster={"address": cluster.address, "autoscaling": True, "start_timeout_s": 300},
     )  # fmt: skip
     assert cluster.nodes == 0
     driver = Driver(config)
-    assert driver.end(300) == 0, driver.text  # The head has no CPUs, so a node must have come.
+    assert driver.end(600) == 0, driver.text  # The head has no CPUs, so a node must have come.
     assert segray.images(str(tmp_path / "labels")).count_rows() == IMAGES
     verified = command("verify", tmp_path / "labels")
     assert verified.returncode == 0, verified.stdout

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import heads
 import pytest
+from heads import RAY
 
 import segray
 from segray.scenes import dataset
@@ -20,55 +19,13 @@ from segray.scenes import dataset
 pytestmark = pytest.mark.full
 
 REPO = Path(__file__).parents[1]
-RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port(taken: set[int]) -> int:
-    """A free port outside the range that Ray gives to its workers."""
-    for port in range(20_000 + secrets.randbelow(8_000), 32_000):
-        with socket.socket() as probe:
-            if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:
-                taken.add(port)
-                return port
-    raise RuntimeError("no free port between 20000 and 32000")
 
 
 @pytest.fixture(scope="module", params=["disabled", "token"])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which `ray job submit` reaches a fresh head."""
-    home = tmp_path_factory.mktemp("home")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    env |= {"HOME": str(home), "RAY_AUTH_MODE": request.param, "RAY_USAGE_STATS_ENABLED": "0"}
-    if request.param == "token":
-        env["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    taken: set[int] = set()
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port", "ray-client-server-port")
-    ports = {name: free_port(taken) for name in names}
-    log = (home / "head.log").open("wb")
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
-         "--object-store-memory=100000000", f"--temp-dir={tmp_path_factory.mktemp('ray')}",
-         *(f"--{name}={port}" for name, port in ports.items())],
-        env=env, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        wait_for_head(env, process, home / "head.log")
-        yield env
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for_head(env: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while subprocess.run([RAY, "job", "list"], env=env, capture_output=True).returncode != 0:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(1)
+    with heads.head(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("ray"), auth_mode=request.param) as it:
+        yield it.env
 
 
 def submit(env: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:

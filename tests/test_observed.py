@@ -1,0 +1,232 @@
+"""A run on a cluster seen from outside: `segray submit` that starts it, `segray status`, and a real Prometheus.
+
+Prometheus is taken from SEGRAY_PROMETHEUS or from PATH, promtool from beside it or from PATH; without them their tests
+are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import heads
+import pytest
+from command import segray as command
+from command import write_config
+from heads import Head
+
+import segray
+from segray import cli, config, submit
+from segray.errors import AccessError, ConfigError, ConflictError
+from segray.scenes import dataset
+
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")]  # Ray's own
+
+INFRA = Path(__file__).parents[1] / "infra" / "prometheus"
+IMAGES = 16
+NO_PROMETHEUS = "no prometheus in SEGRAY_PROMETHEUS or PATH"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted run that has ended. prometheus: the address of one that scraped meanwhile; None without one."""
+
+    head: Head
+    config: Path
+    root: str
+    job: str
+    result: dict[str, Any]
+    log: list[str]
+    prometheus: str | None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("run")
+    dataset.write(folder / "scenes", IMAGES, seed=7)
+    root = str(folder / "labels")
+    chosen = write_config(folder / "run.yaml", folder / "scenes" / "images", root, unit_images=4)
+    with ExitStack() as stack:
+        head = stack.enter_context(
+            heads.head(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("ray"), auth_mode="token")
+        )
+        binary = find("prometheus")
+        served = stack.enter_context(prometheus(binary, head, folder)) if binary else None
+        done = command(*send(head, chosen, "--log-format", "json", "--metadata", "team=vision"), env=elsewhere(head))
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = json.loads(done.stdout)
+        yield Run(head, chosen, root, told["job"], told["result"], done.stderr.splitlines(), served)
+
+
+def send(head: Head, chosen: Path, *arguments: str) -> list[str]:
+    """`segray submit`."""
+    asked = ["submit", str(chosen), "--address", head.address, "--python", sys.executable, "--start-timeout", "200"]
+    return [*asked, "--json", *arguments]
+
+
+def elsewhere(head: Head) -> dict[str, str]:
+    """An environment that names another cluster: the address that is given counts."""
+    return {**head.env, "RAY_ADDRESS": "http://127.0.0.1:1", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
+
+
+@pytest.fixture
+def shell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, run.head.env[name])
+
+
+def find(name: str) -> Path | None:
+    given = os.environ.get("SEGRAY_PROMETHEUS")
+    beside = Path(given).with_name(name) if given else None
+    found = str(beside) if beside is not None and beside.exists() else shutil.which(name)
+    return Path(found) if found else None
+
+
+@contextmanager
+def prometheus(binary: Path, head: Head, folder: Path) -> Iterator[str]:
+    """infra's configuration, looking every second, at the nodes that this head tells of."""
+    text = (INFRA / "prometheus.yml").read_text()
+    targets = head.folder / "prom_metrics_service_discovery.json"
+    for old, new in (
+        ("/tmp/ray/prom_metrics_service_discovery.json", str(targets)),
+        ("scrape_interval: 10s", "scrape_interval: 1s"),
+        ("refresh_interval: 30s", "refresh_interval: 1s"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    shutil.copy(INFRA / "alerts.yml", folder)
+    (folder / "prometheus.yml").write_text(text)
+    log = folder / "prometheus.log"
+    address = f"127.0.0.1:{heads.free_port(set())}"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [binary, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}",
+             f"--web.listen-address={address}"],
+            stdout=out, stderr=out, cwd=folder,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not ready(f"http://{address}/-/ready"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://{address}"
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def ask(address: str, query: str) -> dict[str, float]:
+    """What Prometheus answers, by the value of the one label that is left."""
+    url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        found = json.load(answer)["data"]["result"]
+    return {",".join(each["metric"].values()): float(each["value"][1]) for each in found}
+
+
+def test_the_submitted_run_labels_and_tells_how_it_went(run: Run) -> None:
+    assert segray.images(run.root).count_rows() == sum(run.result["images"].values()) == IMAGES
+    assert run.result["tally"]["ok"] + run.result["tally"]["empty"] == IMAGES
+    lines = [json.loads(line) for line in run.log if line.startswith("{")]
+    assert sum(line["ok"] + line["empty"] for line in lines if line["event"] == "unit") == IMAGES
+    info = submit.Dashboard(run.head.address, run.head.env).job(run.job)
+    assert info["metadata"] == {"segray": segray.__version__, "label_set": run.root, "team": "vision"}
+    assert run.head.env["RAY_AUTH_TOKEN"] not in json.dumps(info) + "".join(run.log)
+
+
+def test_its_status_is_told_by_the_label_set_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["status", run.root, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["beat"]["done"], found["beat"]["images"]) == ("done", IMAGES, IMAGES)
+    assert found["beat"]["driver"]["job"] == run.job
+
+
+def test_prometheus_counts_the_images(run: Run) -> None:
+    if run.prometheus is None:
+        pytest.skip(NO_PROMETHEUS)
+    deadline = time.monotonic() + 120
+    query = "sum by (status) (ray_segray_images_total)"
+    while sum(ask(run.prometheus, query).values()) < IMAGES:
+        assert time.monotonic() < deadline, ask(run.prometheus, query)
+        time.sleep(0.5)
+    tally = run.result["tally"]
+    assert ask(run.prometheus, query) == {name: tally[name] for name in ("ok", "empty") if tally[name]}
+    assert ask(run.prometheus, "sum(ray_segray_instances_total)") == {"": tally["instances"]}
+    assert ask(run.prometheus, "sum(ray_segray_read_bytes_total)") == {"": tally["bytes_read"]}
+    stages = ask(run.prometheus, "sum by (stage) (ray_segray_stage_seconds_total)")
+    assert stages == pytest.approx(tally["seconds"])
+    assert ask(run.prometheus, "sum(ray_segray_units_total)") == {"": 4}
+    assert ask(run.prometheus, "max_over_time(ray_segray_plan_images[1h])").popitem()[1] == IMAGES
+
+
+@pytest.mark.usefixtures("shell")
+def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dashboard = submit.Dashboard(run.head.address, run.head.env)
+    request = submit.Request(run.config, config.load(run.config), python=sys.executable)
+    following = submit.check(request, dashboard)
+    assert (run.job, following) == (f"{request.stem}-1", f"{request.stem}-2")
+    with dashboard.client() as client:
+        client.submit_job(entrypoint="sleep 600", submission_id=following)
+    try:
+        with pytest.raises(ConflictError, match="under way"):
+            submit.start(request, dashboard, following)
+        assert cli.run(send(run.head, run.config)) == 3
+        assert f"ray job stop {following}" in capsys.readouterr().err
+    finally:
+        dashboard.stop(following)
+
+
+@pytest.mark.usefixtures("shell")
+def test_a_missing_model_ends_with_the_runs_own_exit_code(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"name": "yolact-resnet50-fpn-pytorch", "path": "/nowhere/model.xml"}
+    source = run.config.parent / "scenes" / "images"
+    assert cli.run(send(run.head, write_config(tmp_path / "run.yaml", source, tmp_path / "labels", model=model))) == 2
+    told = capsys.readouterr()
+    assert "/nowhere/model.xml" in told.err
+    assert json.loads(told.out)["status"] == "FAILED"
+
+
+def test_a_wrong_token_none_and_too_large_a_driver_are_refused_at_once(run: Run) -> None:
+    wrong = {**run.head.env, "RAY_AUTH_TOKEN": "0" * 64}
+    with pytest.raises(AccessError, match="refuses the token"):
+        submit.Dashboard(run.head.address, wrong).check()
+    with pytest.raises(AccessError, match="asks for a token"):
+        submit.Dashboard(run.head.address, {}).check()
+    large = submit.Request(run.config, config.load(run.config), cpus=64)
+    with pytest.raises(ConfigError, match="no node of the cluster can hold the driver"):
+        submit.check(large, submit.Dashboard(run.head.address, run.head.env))
+
+
+def test_the_alerts_are_valid_and_ring_when_they_should() -> None:
+    promtool = find("promtool")
+    if promtool is None:
+        pytest.skip(NO_PROMETHEUS)
+    for arguments in (
+        ["check", "rules", INFRA / "alerts.yml"],
+        ["test", "rules", Path(__file__).with_name("alerts.yml")],
+    ):
+        done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
