@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -83,7 +84,37 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
 
 def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
     root = resolved(root, _storage_options(given))
-    return _open(root, name, _delta_options(root, given)).to_pyarrow_dataset()
+    return _readable(_open(root, name, _delta_options(root, given)))
+
+
+def _readable(table: DeltaTable) -> ds.Dataset:
+    """The table's files, each with what the log says of the values in it, by which readers leave files out.
+
+    deltalake says of a column of which the log knows no bounds that it is at least null and at most null, and then
+    a filter on it finds nothing.
+    """
+    whole = table.to_pyarrow_dataset()
+    told = {row["path"]: row for row in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
+    fragments = [
+        whole.format.make_fragment(
+            each.path, filesystem=whole.filesystem, partition_expression=_bounds(told[each.path], whole.schema)
+        )
+        for each in whole.get_fragments()
+    ]
+    return ds.FileSystemDataset(fragments, whole.schema, whole.format, whole.filesystem) if fragments else whole
+
+
+def _bounds(told: Mapping[str, Any], columns: pa.Schema) -> ds.Expression:
+    """What is true of all rows of a file."""
+    known = ds.scalar(True)
+    for column in columns:
+        field_ = ds.field(column.name)
+        if f"partition.{column.name}" in told:
+            known &= field_ == pa.scalar(told[f"partition.{column.name}"], column.type)
+        low, high = told.get(f"min.{column.name}"), told.get(f"max.{column.name}")
+        if low is not None and high is not None:
+            known &= (field_ >= pa.scalar(low, column.type)) & (field_ <= pa.scalar(high, column.type))
+    return known
 
 
 def _storage_options(given: Mapping[str, Any]) -> StorageOptions:
@@ -153,7 +184,7 @@ def snapshot(
     if as_of is not None or (instances.transaction_version(_APP_ID) or 0) != batch:
         _load_batch(instances, root, batch)
     options = _storage_options(storage_options)
-    datasets = [table.to_pyarrow_dataset() for table in (instances, images)]
+    datasets = [_readable(table) for table in (instances, images)]
     return Snapshot(root, batch, datasets[0], datasets[1], *_record(root, Store(options)))
 
 

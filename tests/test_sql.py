@@ -8,6 +8,8 @@ import duckdb
 import label_sets
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from label_sets import Image
 from swift_server import Swift
@@ -52,6 +54,20 @@ def test_views_show_one_state_and_earlier_ones_on_demand(root: str) -> None:
     assert rows(con, states) == [("a", "ok"), ("b", "empty")]
     segray.sql(con, root, version=0)
     assert rows(con, found) == rows(con, states) == []
+
+
+def test_a_filter_on_any_column_finds_its_rows(root: str) -> None:
+    """Also on those of whose values the log says nothing."""
+    for dataset in (segray.scan(root), segray.images(root)):
+        for row in dataset.to_table().to_pylist():
+            for name, value in row.items():
+                chosen = ds.field(name).is_null() if value is None else ds.field(name) == pa.scalar(value)
+                if isinstance(value, float):
+                    chosen = (ds.field(name) > value - 0.01) & (ds.field(name) < value + 0.01)
+                assert row in dataset.to_table(filter=chosen).to_pylist(), name
+    con = duckdb.connect()
+    segray.sql(con, root)
+    assert rows(con, "SELECT count(*) FROM instances WHERE area > 5 AND width = 10 AND rle = rle") == [(1,)]
 
 
 @pytest.mark.full

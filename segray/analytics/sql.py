@@ -15,6 +15,7 @@ import pyarrow as pa
 from segray import tables
 from segray.analytics import masks
 from segray.contracts.labels import slug
+from segray.errors import UserError
 from segray.tables import Snapshot
 
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
@@ -54,6 +55,15 @@ def sql(
         con.register("images", shown.images)
         con.register("classes", classes(shown))
     return shown
+
+
+def connect() -> Any:
+    """A connection to an empty DuckDB in memory; UserError where DuckDB is not installed."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UserError("this needs DuckDB", do="pip install 'segray[sql]'") from error
+    return duckdb.connect()
 
 
 def classes(shown: Snapshot) -> pa.Table:

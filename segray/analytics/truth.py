@@ -11,6 +11,7 @@ import json
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ class Catalogue:
     def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
         """Whether the truth has these images."""
         return np.isin(np.fromiter(map(_hash, keys), np.uint64), self.hashes)
+
+    def id_of(self, key: str) -> int:
+        """The id of the image with this key; SourceError where the truth has none."""
+        order, value = self._by_hash, np.uint64(_hash(key))
+        where = int(np.searchsorted(self.hashes, value, sorter=order))
+        if where == len(order) or self.hashes[order[where]] != value:
+            raise SourceError("the truth lacks an image of the label set", where=self.path, found=key)
+        return int(self.ids[order[where]])
+
+    @cached_property
+    def _by_hash(self) -> NDArray[np.int64]:
+        return np.argsort(self.hashes)
 
 
 def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:

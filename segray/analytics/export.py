@@ -1,0 +1,247 @@
+"""Write a label set, or a choice of it, in another tool's format.
+
+Knows what is chosen and that an export is there whole or not at all; knows nothing of the formats. The label set is
+read in slices of keys; results lie in a temporary place beside their own until they are complete.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from segray import schema, tables
+from segray.analytics import slices, truth
+from segray.analytics.formats import FORMATS, Format, Picture, Settings
+from segray.analytics.slices import Keys
+from segray.contracts.labels import slug
+from segray.errors import UserError
+from segray.storage import StorageOptions, Store
+from segray.tables import Snapshot
+
+_COLUMNS = (
+    "class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area", "height", "width", "rle",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a label set is meant.
+
+    classes: names or slugs; none: all. min_score, min_area_px, max_area_px: of instances, ends included. statuses: of
+    images; failed ones have no size and are never written. where: a condition in SQL on a row of `instances`, with the
+    functions of segray.sql. with_instances: leave out images of which nothing is chosen. sample: so many images of
+    those, always the same ones, drawn evenly.
+    """
+
+    classes: Sequence[str] = ()
+    min_score: float = 0.0
+    min_area_px: int = 0
+    max_area_px: int | None = None
+    statuses: Sequence[str] = ("ok", "empty")
+    where: str | None = None
+    with_instances: bool = False
+    sample: int | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. masks: run lengths or pixels, which are exact, or polygons. mean_iou, least_iou: of the first
+    thousand polygons with their masks, as pycocotools draws them; None without polygons."""
+
+    out: str
+    format: str
+    images: int
+    instances: int
+    masks: str
+    mean_iou: float | None = None
+    least_iou: float | None = None
+
+
+def export(
+    root: str,
+    to: str,
+    out: Path,
+    choice: Choice = Choice(),
+    *,
+    polygons: bool = False,
+    tolerance_px: float = 0.0,
+    copy_images: bool | None = None,
+    ids_from: str | None = None,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Any,
+) -> Exported:
+    """Write to `out`, a file or a folder as the format has it, which must not be there, or be an empty folder.
+
+    to: a name of formats.FORMATS. polygons: in COCO files, in place of run lengths. tolerance_px: how far polygons may
+    leave the pixels' edges, for fewer corners. copy_images: also the images; None: if they belong to the format.
+    ids_from: a COCO truth whose image ids are used, instead of numbers from 1. version, as_of: an earlier state.
+
+    Raises UserError, having written nothing, for an `out` that is taken, an unknown format or class, a condition that
+    is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if nothing is committed.
+    """
+    form = _format(to)
+    _check_free(out)
+    state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
+    _check_classes(choice, state)
+    store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
+    ids = None if ids_from is None else truth.catalogue(ids_from, store, Keys())
+    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")
+    copies = form.copies if copy_images is None else copy_images
+    settings = Settings(unfinished, state.classes, tolerance_px, polygons, store.read if copies else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if form.folder:
+            unfinished.mkdir()
+        writer = form.open(settings)
+        images = instances = 0
+        for picture in _pictures(state, choice):
+            writer.add(picture if ids is None else replace(picture, id=ids.id_of(picture.key)))
+            images, instances = images + 1, instances + len(picture.rows)
+        writer.close()
+        if not images:
+            raise UserError("nothing of the label set is chosen", where=root, found=str(choice), do="choose less")
+        unfinished.rename(out)
+    finally:
+        _remove(unfinished)
+    loss, kind = settings.loss, "polygons" if polygons and to == "coco" else form.masks
+    return Exported(
+        str(out), to, images, instances, kind, loss.mean_iou, loss.least if loss.measured else None
+    )  # fmt: skip
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise UserError("no such format", found=name, do=f"choose from {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _check_free(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError("the folder is not empty", where=str(out), do="choose another one, or empty it")
+    if out.exists() and not out.is_dir():
+        raise UserError("the file is there already", where=str(out), do="choose another name, or remove it")
+
+
+def _check_classes(choice: Choice, state: Snapshot) -> None:
+    known = {slug(name) for name in state.classes.values()}
+    unknown = [name for name in choice.classes if slug(name) not in known]
+    if unknown and known:
+        raise UserError(
+            "the labels have no such class", where=state.root, found=", ".join(unknown),
+            do=f"choose from {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}",
+        )  # fmt: skip
+
+
+def _remove(unfinished: Path) -> None:
+    """What an export that failed has left."""
+    for each in unfinished.parent.glob(f"{unfinished.name}*"):
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+
+
+# ---- what is chosen -------------------------------------------------------------------------------
+
+
+def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
+    """The chosen images in the order of their keys, numbered from 1."""
+    sampled = None if choice.sample is None else _sample(state, choice)
+    number = 0
+    for key, uri, size_hw, rows in _chosen(state, choice):
+        if sampled is None or key in sampled:
+            number += 1
+            yield Picture(number, key, uri, size_hw, rows.to_pylist() if rows is not None else [])
+
+
+def _sample(state: Snapshot, choice: Choice) -> set[str]:
+    """The keys of so many chosen images: those whose hashes are least."""
+    assert choice.sample is not None
+    columns = _Found("image_id", light=True)
+    drawn = ((identity, key) for key, identity, _, _ in _chosen(state, choice, columns))
+    return {key for _, key in heapq.nsmallest(choice.sample, drawn)}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is read of an image beside its key, and whether its instances are only looked for."""
+
+    column: str = "uri"
+    light: bool = False
+
+
+def _chosen(
+    state: Snapshot, choice: Choice, found: _Found = _Found()
+) -> Iterator[tuple[str, str, tuple[int, int], pa.Table | None]]:
+    """Key, uri (or another column), size and rows of each chosen image."""
+    condition = _condition(choice)
+    kept = _Where(choice.where)
+    needs_rows = not found.light or choice.with_instances
+    for part in slices.cut(state):
+        images = slices.images(state, part, [found.column, "status", "width", "height"])
+        images = images.filter(
+            pc.is_in(images.column("status"), pa.array([s for s in choice.statuses if s != "failed"]))
+        )
+        by_key: Mapping[str, pa.Table] = {}
+        if needs_rows:
+            columns = _COLUMNS if not found.light or choice.where else ("class_id",)
+            by_key = dict(slices.groups(kept(slices.instances(state, part, columns, condition))))
+        for row in images.to_pylist():
+            rows = by_key.get(row["image_key"])
+            if rows is not None or not choice.with_instances:
+                yield row["image_key"], row[found.column], (row["height"], row["width"]), rows
+
+
+def _condition(choice: Choice) -> pc.Expression:
+    chosen = ds.field("score") >= choice.min_score
+    if choice.classes:
+        chosen &= ds.field(schema.PARTITION).isin([slug(name) for name in choice.classes])
+    if choice.min_area_px:
+        chosen &= ds.field("area") >= choice.min_area_px
+    if choice.max_area_px is not None:
+        chosen &= ds.field("area") <= choice.max_area_px
+    return chosen
+
+
+class _Where:
+    """Keeps the rows for which a condition in SQL is true."""
+
+    def __init__(self, condition: str | None) -> None:
+        self._condition, self._con = condition, None
+        if condition is not None:
+            self._con = _duckdb()
+            self(_no_rows())
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._con is None:
+            return rows
+        self._con.register("instances", rows.append_column("_row", pa.array(range(rows.num_rows))))
+        query = f"SELECT _row FROM instances WHERE ({self._condition}\n) ORDER BY _row"
+        try:
+            found = self._con.execute(query).fetchall()
+        except Exception as error:  # All of DuckDB's, whose classes are not known without importing it.
+            raise UserError("the condition is no SQL on instances", found=f"{self._condition}: {error}") from error
+        return rows.take(pa.array([row for (row,) in found], pa.int64()))
+
+
+def _no_rows() -> pa.Table:
+    return schema.INSTANCES.empty_table().select(["image_key", "instance", *_COLUMNS])
+
+
+def _duckdb() -> Any:
+    from segray.analytics.sql import connect, sql
+
+    con = connect()
+    sql(con)
+    return con

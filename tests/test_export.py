@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import cv2
+import label_sets
+import numpy as np
+import pytest
+import yaml
+from label_sets import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from segray import rle
+from segray.analytics import polygons
+from segray.analytics.export import Choice, export
+from segray.analytics.formats import FORMATS, brush, row_runs
+from segray.errors import LabelSetError, UserError
+from segray.publish import create_tables
+from segray.storage import StorageOptions
+
+SIZE_HW = (40, 60)
+CLASSES = {13: "stop sign", 44: "bottle & <glass>", 90: "toothbrush"}
+
+
+def noise(seed: int) -> str:
+    """Parts, holes, parts within holes, pixels that touch at corners."""
+    mask = np.zeros(SIZE_HW, np.bool_)
+    mask[5:30, 8:40] = np.random.default_rng(seed).random((25, 32)) < 0.7
+    return rle.encode(mask)
+
+
+DISC = rle.encode(np.hypot(*np.ogrid[-20:20, -25:35]) < 14)
+WHOLE = rle.encode(np.ones(SIZE_HW, np.bool_))
+IMAGES = {
+    "a/1.jpg": Image(SIZE_HW, [(13, 0.9, noise(0)), (44, 0.4, DISC)]),
+    "b.png": Image(SIZE_HW, [(90, 0.1234567, WHOLE), (13, 0.05, noise(1))]),
+    "c.jpg": Image(SIZE_HW),
+    "d.jpg": Image((0, 0), failed=True),
+    "s3://bucket/../e.jpg": Image(SIZE_HW, [(44, 0.7, DISC)]),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("labels")
+    (folder / "image").write_bytes(b"an image")
+    shown = {key: Image(i.size_hw, i.found, i.failed, str(folder / "image")) for key, i in IMAGES.items()}
+    return label_sets.write(folder / "root", shown, classes=CLASSES)
+
+
+def found() -> list[tuple[str, int, str]]:
+    """Image, class and mask of all that should be exported, in order."""
+    return [(key, category, counts) for key, image in IMAGES.items() for category, _, counts in image.found]
+
+
+def coco(path: Path) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+@pytest.mark.parametrize("polygons_too", [False, True])
+def test_coco_is_read_by_pycocotools_and_loses_nothing(root: str, tmp_path: Path, polygons_too: bool) -> None:
+    done = export(root, "coco", tmp_path / "out.json", polygons=polygons_too)
+    assert (done.images, done.instances, done.least_iou) == (4, 5, 1.0 if polygons_too else None)
+    read = coco(tmp_path / "out.json")
+    masks = [rle.encode(read.annToMask(row)) for row in read.loadAnns(read.getAnnIds())]
+    assert masks == [counts for _, _, counts in found()]
+    assert {row["id"]: row["name"] for row in read.dataset["categories"]} == CLASSES
+    assert [row["file_name"] for row in read.dataset["images"]][:3] == ["a/1.jpg", "b.png", "c.jpg"]
+
+
+def test_results_are_loaded_by_pycocotools_with_the_truths_ids(root: str, tmp_path: Path) -> None:
+    listed = [{"id": 900 - i, "file_name": key, "height": 40, "width": 60} for i, key in enumerate(IMAGES)]
+    content = {"images": listed, "annotations": [], "categories": [{"id": i, "name": n} for i, n in CLASSES.items()]}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    export(root, "coco-results", tmp_path / "out.json", ids_from=str(tmp_path / "truth.json"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = coco(tmp_path / "truth.json").loadRes(str(tmp_path / "out.json"))
+    rows = results.loadAnns(results.getAnnIds())
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [(900, 13), (900, 44), (899, 90), (899, 13),
+                                                                      (896, 44)]  # fmt: skip
+    assert [rle.encode(results.annToMask(row)) for row in rows] == [counts for _, _, counts in found()]
+    assert rows[2]["score"] == 0.1234567
+
+
+def test_yolo_lines_are_the_masks(root: str, tmp_path: Path) -> None:
+    done = export(root, "yolo", tmp_path / "out")
+    assert done.least_iou == pytest.approx(1, abs=1e-3)
+    names = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"]
+    assert names == dict(enumerate(CLASSES.values()))
+    lines = (tmp_path / "out" / "labels" / "a" / "1.txt").read_text().splitlines()
+    number, *places = lines[1].split()
+    assert names[int(number)] == "bottle & <glass>"
+    ring = np.array(places, float).reshape(-1, 2) * [60, 40]
+    assert polygons.overlap([ring], DISC, SIZE_HW) > 0.99
+    assert (tmp_path / "out" / "labels" / "c.txt").read_text() == ""
+
+
+def test_fewer_corners_cost_what_is_said(root: str, tmp_path: Path) -> None:
+    exact = export(root, "labelme", tmp_path / "exact")
+    rough = export(root, "labelme", tmp_path / "rough", tolerance_px=2)
+    assert exact.least_iou == 1
+    assert rough.least_iou is not None
+    assert 0 < rough.least_iou < 1
+    corners = [sum(len(shape["points"]) for shape in json.loads((tmp_path / name / "a/1.json").read_text())["shapes"])
+               for name in ("exact", "rough")]  # fmt: skip
+    assert corners[1] < corners[0]
+
+
+def unpacked(data: list[int]) -> np.ndarray:
+    """rle-pack as thi.ng describes it, bit by bit."""
+    bits, at = "".join(f"{byte:08b}" for byte in data), 0
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        return int(bits[at - count : at], 2)
+
+    total, word, sizes = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < total:
+        same, length = take(1), take(sizes[take(2)]) + 1
+        values += [take(word)] * length if same else [take(word) for _ in range(length)]
+    return np.array(values, np.uint8)
+
+
+def test_label_studio_strokes_are_the_masks(root: str, tmp_path: Path) -> None:
+    export(root, "label-studio", tmp_path / "out.json")
+    tasks = json.loads((tmp_path / "out.json").read_text())
+    assert [task["data"]["image_key"] for task in tasks][:3] == ["a/1.jpg", "b.png", "c.jpg"]
+    results = [result for task in tasks for result in task["predictions"][0]["result"]]
+    for result, (_, category, counts) in zip(results, found(), strict=True):
+        pixels = unpacked(result["value"]["rle"]).reshape(*SIZE_HW, 4)
+        assert (pixels == 255 * rle.decode(counts, SIZE_HW)[..., None]).all()
+        assert result["value"]["brushlabels"] == [CLASSES[category]]
+
+
+def test_a_stroke_longer_than_a_run_can_be() -> None:
+    runs = np.array([0, 70_000, 3, 1])
+    assert (unpacked(brush(runs).tolist()) == np.repeat([255, 0, 255], 4 * runs[1:])).all()
+
+
+def test_cvat_masks_are_the_masks(root: str, tmp_path: Path) -> None:
+    export(root, "cvat", tmp_path / "out.xml")
+    tree = ET.parse(tmp_path / "out.xml")
+    assert [each.text for each in tree.iterfind(".//label/name")] == list(CLASSES.values())
+    rows = [(image.get("name"), mask) for image in tree.iterfind("image") for mask in image.iterfind("mask")]
+    for (_, mask), (_, category, counts) in zip(rows, found(), strict=True):
+        x, y, w, h = (int(mask.get(name) or -1) for name in ("left", "top", "width", "height"))
+        runs = [int(run) for run in (mask.get("rle") or "").split(",")]
+        whole = np.zeros(SIZE_HW, np.bool_)
+        whole[y : y + h, x : x + w] = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w)
+        assert rle.encode(whole) == counts
+        assert mask.get("label") == CLASSES[category]
+
+
+def test_png_holds_the_surer_instance_on_top(root: str, tmp_path: Path) -> None:
+    export(root, "png-instance", tmp_path / "instance")
+    export(root, "png-semantic", tmp_path / "semantic")
+    flags = cv2.IMREAD_UNCHANGED
+    instance = cv2.imread(str(tmp_path / "instance/masks/a/1.png"), flags)
+    semantic = cv2.imread(str(tmp_path / "semantic/masks/a/1.png"), flags)
+    first, second = (rle.decode(counts, SIZE_HW) for counts in (noise(0), DISC))
+    assert instance.dtype == np.uint16
+    assert (instance == np.where(first, 1, 2 * second)).all()
+    assert (semantic == np.where(first, 13, 44 * second)).all()
+    listed = json.loads((tmp_path / "instance/instances.json").read_text())
+    assert [row["instance"] for row in listed[0]["instances"]] == [0, 1]
+
+
+def test_imagefolder_has_the_images_beside_their_objects(root: str, tmp_path: Path) -> None:
+    export(root, "imagefolder", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()]
+    assert all((tmp_path / "out" / row["file_name"]).read_bytes() == b"an image" for row in rows)
+    assert [counts for row in rows for counts in row["objects"]["rle"]] == [counts for _, _, counts in found()]
+    assert ".." not in rows[3]["file_name"]
+
+
+def test_fiftyone_finds_images_where_they_are(root: str, tmp_path: Path) -> None:
+    export(root, "fiftyone", tmp_path / "out")
+    data = json.loads((tmp_path / "out/data.json").read_text())
+    read = coco(tmp_path / "out/labels.json")
+    assert set(data) == {row["file_name"] for row in read.dataset["images"]}
+    export(root, "fiftyone", tmp_path / "whole", copy_images=True)
+    assert (tmp_path / "whole/data/a/1.jpg").read_bytes() == b"an image"
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (Choice(classes=["Stop Sign"]), [0, 3]),
+        (Choice(min_score=0.4), [0, 1, 4]),
+        (Choice(min_area_px=700, max_area_px=2399), []),
+        (Choice(max_area_px=620), [0, 1, 3, 4]),
+        (Choice(where="class_name LIKE 'bottle%' AND rle_area(rle) > 10"), [1, 4]),
+        (Choice(where="rle_contains(rle, height, 0, 0)"), [2]),
+    ],
+)
+def test_choices_of_instances(root: str, tmp_path: Path, choice: Choice, kept: list[int]) -> None:
+    done = export(root, "coco", tmp_path / "out.json", choice)
+    assert done.images == 4
+    rows = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [row["segmentation"]["counts"] for row in rows] == [found()[i][2] for i in kept]
+
+
+def test_choices_of_images(root: str, tmp_path: Path) -> None:
+    def names(**choice: Any) -> list[str]:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        export(root, "coco", out, Choice(**choice))
+        return [row["file_name"] for row in json.loads(out.read_text())["images"]]
+
+    assert names(statuses=["empty"]) == ["c.jpg"]
+    assert names(with_instances=True, classes=["toothbrush"]) == ["b.png"]
+    assert len(names(sample=2)) == 2
+    assert names(sample=2) == names(sample=2)
+    assert set(names(sample=1)) <= set(names(sample=3))
+    assert names(sample=9, with_instances=True, where="score > 0.8") == ["a/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("to", "choice", "message"),
+    [
+        ("voc", Choice(), "choose from coco"),
+        ("coco", Choice(classes=["zebra"]), "no such class"),
+        ("coco", Choice(where="no_such_column = 1"), "no SQL"),
+        ("coco", Choice(where="score > 2", with_instances=True), "nothing of the label set is chosen"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    root: str, tmp_path: Path, to: str, choice: Choice, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        export(root, to, tmp_path / "out", choice)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_an_export_that_breaks_leaves_nothing(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    count = 0
+
+    def broken(*args: object) -> object:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise OSError("no space left")
+        return None
+
+    monkeypatch.setattr("segray.analytics.formats._write", broken)
+    monkeypatch.setattr("segray.analytics.formats._Array.add", broken)
+    monkeypatch.setattr("segray.analytics.formats._printable", lambda text: broken() or text)
+    with pytest.raises(OSError, match="no space left"):
+        export(root, to, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_stays_as_it_is(root: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for to, out in (("yolo", tmp_path), ("coco", tmp_path / "mine"), ("coco", tmp_path)):
+        with pytest.raises(UserError, match=r"not empty|there already"):
+            export(root, to, out)
+    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    export(root, "yolo", tmp_path / "empty")
+    assert (tmp_path / "empty" / "data.yaml").exists()
+
+
+def test_a_label_set_in_its_first_run_is_not_exported(tmp_path: Path) -> None:
+    create_tables(str(tmp_path / "young"), StorageOptions())
+    with pytest.raises(LabelSetError, match="committed yet"):
+        export(str(tmp_path / "young"), "coco", tmp_path / "out.json")
+
+
+def test_two_images_that_would_share_a_file_are_an_error(tmp_path: Path) -> None:
+    shown = {"a.jpg": Image(SIZE_HW, [(13, 0.9, DISC)]), "a.png": Image(SIZE_HW)}
+    root = label_sets.write(tmp_path / "root", shown, classes=CLASSES)
+    with pytest.raises(UserError, match="one file"):
+        export(root, "yolo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_polygon_is_its_mask() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(60):
+        mask = rng.random(rng.integers(1, 25, 2)) < rng.random()
+        counts = rle.encode(mask)
+        if mask.any():
+            for drawn in (polygons.parts(counts, mask.shape), [polygons.single(counts, mask.shape)]):
+                assert polygons.overlap(drawn, counts, mask.shape) == 1
+    assert polygons.parts(rle.encode(np.zeros((3, 3), np.bool_)), (3, 3)) == []
+    assert row_runs(WHOLE, SIZE_HW).tolist() == [0, 2400]
+    assert coco_mask.area({"size": SIZE_HW, "counts": WHOLE.encode()}) == 2400
