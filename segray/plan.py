@@ -147,7 +147,7 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
             done[places[places >= 0]] = True
             batch = batch.filter(pa.array(places < 0))
         kept.append(_compact(batch, base or ""))
-    table = _by_key_once(pa.Table.from_batches(kept, _COMPACT))
+    table = _by_key_once(_columns(kept))
     return Listed(table, base or ""), table.num_rows + int(done.sum()), done
 
 
@@ -202,16 +202,23 @@ def _compact(batch: pa.RecordBatch, base: str) -> pa.RecordBatch:
     return pa.record_batch([keys, needed, versions, sizes], _COMPACT)
 
 
-def _by_key_once(table: pa.Table) -> pa.Table:
-    """Sorted by key, each key once. Most listings are so already, and then nothing is copied."""
-    if _ascending(table.column("image_key")):
-        return table
-    order = pc.sort_indices(table.select(["image_key"]), sort_keys=[("image_key", "ascending")])
-    columns = {}
-    for name in table.column_names:  # One column at a time in two orders, not all.
-        columns[name] = table.column(name).take(order)
-        table = table.drop_columns([name])
-    table = pa.table(columns, _COMPACT)
+def _columns(batches: list[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
+    """The columns of the batches, which are let go."""
+    table = pa.Table.from_batches(batches, _COMPACT)
+    batches.clear()
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _by_key_once(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+    """Sorted by key, each key once. Most listings are so already, and then nothing is copied.
+
+    Takes the columns out of `columns`, so that one at a time is there in two orders.
+    """
+    if _ascending(columns["image_key"]):
+        return pa.table(columns, _COMPACT)
+    order = pc.sort_indices(pa.table({"key": columns["image_key"]}), sort_keys=[("key", "ascending")])
+    # Chunks are joined first, because taking from several joins them too, and keeps them.
+    table = pa.table({name: columns.pop(name).combine_chunks().take(order) for name in list(columns)}, _COMPACT)
     keys = table.column("image_key").combine_chunks()
     fresh = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))
     if pc.all(fresh).as_py():

@@ -76,7 +76,7 @@ def _missing(path: Path, what: str) -> ModelError:
     near = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
     found = f"in {folder}: {', '.join(near) or 'nothing'}"
     return ModelError(
-        f"{what}.", where=str(path), found=found, do="Check model.path; an IR is two files, .xml and .bin."
+        what, where=str(path), found=found, do="Check model.path; an IR is two files, .xml and .bin."
     )
 
 
