@@ -86,8 +86,9 @@ def connect(cluster: Cluster) -> None:
         raise ConfigError(
             "cannot join the Ray cluster",
             where=f"cluster.address={address}",
-            found=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
-            do="check the address, that RAY_AUTH_MODE is the cluster's, and RAY_AUTH_TOKEN in token mode",
+            found=" ".join(str(exc).split()) if "Version mismatch" in str(exc) else _first_line(exc),
+            do="check the address, that RAY_AUTH_MODE is the cluster's, RAY_AUTH_TOKEN in token mode, and that Ray and "
+            "Python are those of the cluster",
         ) from exc
 
 
@@ -197,6 +198,7 @@ class RayWorkers:
     def _bury(self, name: str, exc: RayError) -> list[Event]:
         """An actor is gone: ask its node what it was at. Who is to blame is known when the node answers, or is dead."""
         member = self._members.pop(name)
+        _check_installed(exc, member.seat.node)
         death = _Death(name, member, _first_line(exc), time.monotonic())
         with contextlib.suppress(RayError):
             ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
@@ -390,6 +392,16 @@ class RayWorkers:
         member.starting = start.remote(self._recipe, max(1, int(seat.cpus)))
         self._members[str(self._born)] = member
         self._born += 1
+
+
+def _check_installed(exc: RayError, node: str | None) -> None:
+    if "No module named 'segray" in str(exc):
+        raise ConfigError(
+            "a node of the cluster has no segray, or another one than the driver",
+            where=f"node {node}",
+            found=next(line.strip() for line in str(exc).splitlines() if "No module named 'segray" in line),
+            do="install the driver's version on every node, for the Python that `ray start` runs with",
+        ) from exc
 
 
 def _given_up(function: Callable[..., Any], exc: RayError) -> WorldError:

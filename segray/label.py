@@ -73,7 +73,8 @@ class Outcome:
 class Recipe:
     """All that a worker needs to build its Labeller, wherever it runs; travels between processes.
 
-    staged: where finished tasks are put. fingerprint: of the model files, which every worker checks against its own.
+    staged: where finished tasks are put. fingerprint: of the model files, which every worker checks against its own, as
+    it does with the driver's version of segray.
     """
 
     model: config.Model
@@ -81,6 +82,7 @@ class Recipe:
     limits: image.Limits
     storage: StorageOptions
     staged: str
+    version: str = segray.__version__
 
 
 def build(
@@ -91,8 +93,20 @@ def build(
     trail: a file on this machine that tells what was in flight if the process dies (flight.py).
     Raises ModelError when the files here are missing or are not the ones that the run began with.
     """
+    if recipe.version != segray.__version__:
+        raise ConfigError(
+            "a worker has another segray than the driver",
+            where=platform.node(),
+            found=f"{segray.__version__} there, {recipe.version} in the driver",
+            do="install the same version on every node",
+        )
     chosen = recipe.model
-    model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+    try:
+        model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+    except ModelError as exc:  # The driver has found it, so it is this machine that lacks it.
+        raise ModelError(
+            exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, do="give every node the same files"
+        ) from exc
     if model.fingerprint != recipe.fingerprint:
         raise ModelError(
             "the model files on this worker are not those the run began with",

@@ -122,6 +122,7 @@ def submit(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[int | None, typer.Option(min=1, help="As for `segray label`.")] = None,
+    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Come back as soon as the job exists.")] = False,
     python: Annotated[str, typer.Option(help="The interpreter that has segray, on the cluster's head.")] = "python",
     driver_cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for the driver.")] = 0.0,
@@ -145,7 +146,7 @@ def submit(
     arguments = ["--limit", str(limit)] if limit is not None else []
     request = submission.Request(
         configuration,
-        config.load(configuration, overrides),
+        config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])]),
         overrides,
         arguments,
         python,

@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
@@ -63,8 +64,13 @@ class Request:
     def entrypoint(self) -> str:
         """The driver's command line; its folder holds the configuration alone."""
         overrides = [part for each in self.overrides for part in ("--set", each)]
+        day = (
+            ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
+        )  # "today" may be another one there
         form = ["--log-format", self.log_format.value]
-        return shlex.join([self.python, "-m", "segray", "label", self.path.name, *overrides, *form, *self.arguments])
+        return shlex.join(
+            [self.python, "-m", "segray", "label", self.path.name, *overrides, *day, *form, *self.arguments]
+        )
 
     @property
     def stem(self) -> str:
@@ -311,17 +317,21 @@ def _overlap(job: str, found: str) -> ConflictError:
 def start(request: Request, dashboard: Dashboard, job: str) -> None:
     """Make the job. Raises ConflictError when another client was quicker with the same id."""
     environ = {logs.SUMMARY_ENV: "1", VERSION_ENV: segray.__version__, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}
-    metadata = {"segray": segray.__version__, "label_set": request.config.output.root, **request.metadata}
+    day = {"as_of": request.config.as_of.isoformat()} if request.config.as_of else {}
+    metadata = {"segray": segray.__version__, "label_set": request.config.output.root, **day, **request.metadata}
     with tempfile.TemporaryDirectory(prefix="segray-") as folder, dashboard.client() as client:
         shutil.copyfile(request.path, Path(folder) / request.path.name)
         try:
-            client.submit_job(
-                entrypoint=request.entrypoint,
-                submission_id=job,
-                runtime_env={"working_dir": folder, "env_vars": environ},
-                metadata=metadata,
-                entrypoint_num_cpus=request.cpus or None,
-                entrypoint_resources=dict(request.resources) or None,
+            _insist(
+                partial(
+                    client.submit_job,
+                    entrypoint=request.entrypoint,
+                    submission_id=job,
+                    runtime_env={"working_dir": folder, "env_vars": environ},
+                    metadata=metadata,
+                    entrypoint_num_cpus=request.cpus or None,
+                    entrypoint_resources=dict(request.resources) or None,
+                )
             )
         except (RuntimeError, OSError, ValueError) as exc:
             if "already" in str(exc) and job in str(exc):
@@ -332,6 +342,19 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
                 found=_last_line(str(exc)),
                 do="see the dashboard's log on the head; the same command tries again",
             ) from exc
+
+
+def _insist(submit: Callable[[], object]) -> None:
+    """A head that has just started answers before it has an agent that could run a job."""
+    deadline = time.monotonic() + _SILENT_S
+    while True:
+        try:
+            submit()
+            return
+        except RuntimeError as exc:
+            if "No available agent" not in str(exc) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
 
 
 def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callable[[str], None]) -> Outcome:

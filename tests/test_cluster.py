@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from command import ENV, write_config
 from command import segray as command
+from ray.exceptions import RayError
 
 import segray
+from segray import cluster, config
+from segray.errors import ConfigError
 from segray.scenes import dataset
 
 pytestmark = pytest.mark.full
@@ -60,10 +63,26 @@ def test_a_worker_that_fits_no_node_is_refused_with_what_is_asked_and_what_there
 
 def test_a_pool_larger_than_the_cluster_starts_with_what_fits(tmp_path: Path, images: Path) -> None:
     pool = {"count": 9, "num_cpus": 1}
-    config = write_config(tmp_path / "run.yaml", images, tmp_path / "labels", workers=[pool], unit_images=2)
-    done = command("label", config)
+    path = write_config(tmp_path / "run.yaml", images, tmp_path / "labels", workers=[pool], unit_images=2)
+    done = command("label", path)
     assert done.returncode == 0, done.stderr
     assert segray.images(str(tmp_path / "labels")).count_rows() == 8
+
+
+def test_a_node_without_segray_and_a_cluster_of_other_versions_are_told_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = "The actor died\nray.exceptions.RaySystemError: System error: No module named 'segray'\ntraceback"
+    with pytest.raises(ConfigError, match=r"(?s)no segray.*node n1.*install the driver's version on every node"):
+        cluster._check_installed(RayError(missing), "n1")
+    cluster._check_installed(RayError("out of memory"), "n1")
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n")
+
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    with pytest.raises(ConfigError, match=r"Ray: 2\.59\.0 Python: 3\.12\.1"):
+        cluster.connect(config.Cluster(address="head:6379"))
 
 
 def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arrive_as_raised() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+import segray
 from segray import config, image, rle, schema
 from segray.contracts import CONTRACTS
 from segray.contracts.contract import Form, ImageInput, Options
-from segray.errors import ConfigError, WorldError
+from segray.errors import ConfigError, ModelError, WorldError
 from segray.instances import Failure, ImageRef, Instances, Task
-from segray.label import Labeller, options_of, stage_failure, writable
+from segray.label import Labeller, Recipe, build, options_of, stage_failure, writable
 from segray.ledger import staged_task
 from segray.runtime import FakeEngine
-from segray.storage import Store
+from segray.storage import StorageOptions, Store
 
 LABELS = {13: "stop sign", 44: "bottle"}
 
@@ -199,3 +202,14 @@ def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str,
     with pytest.raises(ConfigError, match=rf"no choice of {next(iter(keys))}") as caught:
         chosen(name, **keys)
     assert caught.value.where == f"model.{next(iter(keys))}"
+
+
+def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(tmp_path: Path) -> None:
+    model = config.Model(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
+    recipe = Recipe(model, "f", image.Limits(), StorageOptions(), str(tmp_path))
+    with pytest.raises(
+        ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
+    ):
+        build(recipe, "CPU", 1)
+    with pytest.raises(ConfigError, match=rf"(?s){platform.node()}.*{segray.__version__} there, 0\.0\.9 in the driver"):
+        build(replace(recipe, version="0.0.9"), "CPU", 1)

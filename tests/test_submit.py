@@ -47,6 +47,13 @@ def test_the_driver_gets_what_the_shell_would_break(tmp_path: Path) -> None:
     )
 
 
+def test_the_day_is_that_of_the_submission_and_each_days_root_a_label_set_of_its_own(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "run.yaml", "s3://raw/dt={yesterday}", "s3://labels/dt={today}")
+    asked = [submit.Request(path, config.load(path, [f"as_of={day}"])) for day in ("2026-11-20", "2026-11-21")]
+    assert "--as-of 2026-11-20 --log-format" in asked[0].entrypoint
+    assert asked[0].stem != asked[1].stem
+
+
 def test_each_attempt_has_the_next_id_and_none_begins_beside_another(tmp_path: Path, web: Web) -> None:
     asked = request(tmp_path)
     others = [{"submission_id": "segray-else-9", "status": "RUNNING"}, {"submission_id": None, "status": "RUNNING"}]
