@@ -31,15 +31,18 @@ _QUICK = {
 
 
 class Nodes:
-    """A head without CPUs and two nodes with one each."""
+    """A head without CPUs and two nodes with one each. dashboard_port: of the job API; None for none."""
 
-    def __init__(self) -> None:
+    def __init__(self, dashboard_port: int | None = None) -> None:
+        self._dashboard = (
+            {} if dashboard_port is None else {"include_dashboard": True, "dashboard_port": dashboard_port}
+        )
         self._start()
 
     def _start(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {**_NODE, "num_cpus": 0, "_system_config": _QUICK}
+        head = {**_NODE, "num_cpus": 0, "_system_config": _QUICK, **self._dashboard}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             self.add()
@@ -61,11 +64,18 @@ class Nodes:
     def add(self) -> None:
         self._cluster.add_node(**_NODE)
 
+    def node_id(self, raylet: int) -> str:
+        """What Ray calls the node."""
+        return str(self._node(raylet).node_id)
+
     def kill_node(self, raylet: int) -> None:
         """Its workers die with it. Nobody comes in its place."""
-        node = next(node for node in self._cluster.worker_nodes if _raylet(node) == raylet)
+        node = self._node(raylet)
         self._cluster.worker_nodes.discard(node)
         _kill(node)
+
+    def _node(self, raylet: int) -> Any:
+        return next(node for node in self._cluster.worker_nodes if _raylet(node) == raylet)
 
     def kill_head(self) -> None:
         """The whole head node; then another cluster comes at another address, and the old nodes go."""
@@ -77,14 +87,14 @@ class Nodes:
 
 
 @contextmanager
-def nodes(**env: str) -> Iterator[Nodes]:
+def nodes(dashboard_port: int | None = None, **env: str) -> Iterator[Nodes]:
     """A cluster whose processes, and those of all drivers meanwhile, have `env`; none outlives the block."""
     mark = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENV, **env, **mark}.items():
             patch.setenv(name, value)
         try:
-            yield Nodes()
+            yield Nodes(dashboard_port)
         finally:
             for pid in set(marked(mark)) - {os.getpid()}:
                 with suppress(ProcessLookupError):
@@ -132,16 +142,18 @@ def command_of(pid: int) -> str:
 
 @dataclass
 class Driver:
-    """`segray label CONFIG` in a process of its own, with the time of each line that it prints."""
+    """`segray label CONFIG`, or another command, in a process of its own, with the time of each line that it prints."""
 
     config: Path
     inside: Sequence[str] = ()
+    command: str = "label"
+    options: Sequence[str] = ()
     process: subprocess.Popen[str] = field(init=False)
     lines: list[tuple[float, str]] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.process = start("label", self.config, inside=self.inside)
+        self.process = start(self.command, self.config, *self.options, inside=self.inside)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
