@@ -36,6 +36,8 @@ from segray.workers import InProcess
 
 _WARM_UP_SHARE = 0.15
 _TURNS = 8
+# Of its CPUs, what a labeller that waits for nothing keeps busy.
+_BUSY = 0.8
 _GB = 1e9
 _LIST_KEYS = 1000
 _PLAN_ROWS = 65_536
@@ -60,7 +62,8 @@ class Listed:
 
 @dataclass(frozen=True)
 class Sample:
-    """Images labelled here. seconds: of labelling `labelled` images, some of them more than once, after a warm-up.
+    """Images labelled here. seconds, cpu_seconds: of labelling `labelled` images, some of them more than once, after a
+    warm-up; the latter of the whole process.
 
     instances: mean of an image, with the standard error of that mean. bytes, megapixels: means of an image.
     row_bytes, file_bytes: of a row in the tables, and of a file besides. reads: requests for an image. rss_bytes: of
@@ -72,6 +75,7 @@ class Sample:
     failures: tuple[tuple[str, str, str], ...]
     labelled: int
     seconds: float
+    cpu_seconds: float
     startup_s: float
     instances: float
     instances_error: float
@@ -217,7 +221,9 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watch
         done = run.label(_in_its_stead(asked, chosen, Path(folder)), Watcher(), start)
         ((labeller, facts, startup_s),) = built
         try:
-            labelled, seconds = _measured(labeller, chosen, asked.plan.sample_s, len(chosen) / max(done.seconds, 1e-3))
+            labelled, seconds, cpu_seconds = _measured(
+                labeller, chosen, asked.plan.sample_s, len(chosen) / max(done.seconds, 1e-3)
+            )
         finally:
             labeller.close()
         images = tables.images(done.root).to_table().to_pylist()
@@ -230,6 +236,7 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watch
         failures=done.failures,
         labelled=labelled,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         startup_s=startup_s,
         instances=statistics.fmean(counts),
         instances_error=statistics.stdev(counts) / math.sqrt(len(counts)) if len(counts) > 1 else 0.0,
@@ -267,8 +274,8 @@ def _in_its_stead(asked: Config, chosen: Sequence[ImageRef], folder: Path) -> Co
     return asked.model_copy(update=update)
 
 
-def _measured(labeller: Labeller, refs: Sequence[ImageRef], least_s: float, guess: float) -> tuple[int, float]:
-    """Images and seconds of labelling them again and again, two tasks at a time as a worker of a run has them."""
+def _measured(labeller: Labeller, refs: Sequence[ImageRef], least_s: float, guess: float) -> tuple[int, float, float]:
+    """Images, seconds and CPU seconds of labelling them again and again, two tasks at a time as in a run."""
     images = max(len(refs), round(guess * least_s))
     again = cycle(refs)
 
@@ -277,11 +284,11 @@ def _measured(labeller: Labeller, refs: Sequence[ImageRef], least_s: float, gues
 
     turn(0, max(1, round(images * _WARM_UP_SHARE)))
     each = max(1, -(-images // _TURNS))
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(turn, number, each) for number in range(1, _TURNS + 1)]:
             done.result()
-    return each * _TURNS, time.monotonic() - began
+    return each * _TURNS, time.monotonic() - began, time.process_time() - cpu
 
 
 def _sizes(folder: Path) -> tuple[float, float]:
@@ -399,12 +406,18 @@ def _line(text: str) -> str:
 
 
 def _about_cpus(asked: Config, found: Estimate) -> Iterator[str]:
-    allowed, cores = runtime.available_cpus(), os.cpu_count() or 1
+    sample, allowed, cores = found.sample, runtime.available_cpus(), os.cpu_count() or 1
+    assert sample is not None
     if allowed < cores:
         yield f"this process may use {allowed} of the machine's {cores} CPUs (affinity or cgroup quota)"
     if found.threads > allowed:
         yield f"{found.threads} threads on {allowed} CPUs: the workers asked for do not fit here"
-    pool = asked.workers[0]
+    pool, busy = asked.workers[0], sample.cpu_seconds / sample.seconds
+    if pool.device == "CPU" and busy < _BUSY * found.threads:
+        yield (
+            f"the sample kept {busy:.1f} of {found.threads} CPUs busy: others took them, or storage was waited for; "
+            "measure on a quiet machine near the storage"
+        )
     if pool.device != "CPU" or found.threads < allowed:
         return
     if asked.cluster.address is not None:
