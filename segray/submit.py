@@ -37,7 +37,7 @@ from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, 
 
 # Set in the driver: the version of segray that submitted it.
 VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
-_ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 20.0, 1.0, 60.0, 60.0
+_ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 40.0, 1.0, 60.0, 60.0
 _STOP_S = 30
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _OURS = (1, 2, 3, 4, 130)
@@ -453,7 +453,9 @@ def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None
     if code in _OURS:
         return Outcome(job, status, int(code), result, f"exit code {code}: the log above says why")
     raise WorldError(
-        "the driver ended before the run did" if code is not None else "the job failed before the driver began",
+        "the driver ended before the run did"
+        if code is not None
+        else "the job failed, and its driver left no exit code",
         where=job,
         found=f"exit code {code}" if code is not None else _last_line(message),
         do="the same command resumes; too little memory on the head is the usual cause"

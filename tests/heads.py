@@ -77,7 +77,7 @@ def free_port(taken: set[int]) -> int:
 
 
 def _await(env: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while subprocess.run([RAY, "job", "list"], env=env, capture_output=True).returncode != 0:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

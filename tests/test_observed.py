@@ -63,7 +63,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         )
         binary = find("prometheus")
         served = stack.enter_context(prometheus(binary, head, folder)) if binary else None
-        done = command(*send(head, chosen, "--log-format", "json", "--metadata", "team=vision"), env=elsewhere(head))
+        done = command(
+            *send(head, chosen, "--log-format", "json", "--metadata", "team=vision"), env=elsewhere(head), timeout_s=900
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         told = json.loads(done.stdout)
         yield Run(head, chosen, root, told["job"], told["result"], done.stderr.splitlines(), served)
@@ -116,7 +118,7 @@ def prometheus(binary: Path, head: Head, folder: Path) -> Iterator[str]:
             stdout=out, stderr=out, cwd=folder,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready(f"http://{address}/-/ready"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -163,7 +165,7 @@ def test_its_status_is_told_by_the_label_set_alone(run: Run, capsys: pytest.Capt
 def test_prometheus_counts_the_images(run: Run) -> None:
     if run.prometheus is None:
         pytest.skip(NO_PROMETHEUS)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     query = "sum by (status) (ray_segray_images_total)"
     while sum(ask(run.prometheus, query).values()) < IMAGES:
         assert time.monotonic() < deadline, ask(run.prometheus, query)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from swift_server import Swift
 
 from segray import heartbeat, status
 from segray.errors import LabelSetError, WorldError
@@ -171,3 +173,16 @@ def test_what_cannot_be_written_is_told_once_and_fails_nothing(tmp_path: Path, m
     heart.close()
     assert heart.missed >= 3
     assert told == ["the heartbeat cannot be written, the run goes on: storage is down (503)"]
+
+
+@pytest.mark.full
+def test_a_heartbeat_in_a_bucket_is_read_from_anywhere(swift_env: Swift) -> None:
+    options = StorageOptions(endpoint_url=swift_env.endpoint_url)
+    root = f"s3://{swift_env.bucket()}/labels"
+    run = Run(root, "20270115T080000.000000Z-00000000")
+    run.save(Store(options), {"state": "running", "updated": stamp(time.time())})
+    heart = Heart(options, lambda text: pytest.fail(text), every_s=3600)
+    heart.beat(vitals(run, done=1))
+    heart.close()
+    found = status.status(root, options)
+    assert (found.state, found.beat["done"], found.run_id) == ("live", 1, run.id)
