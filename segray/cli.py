@@ -20,8 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import segray
-from segray import config, console, logs, models_cli, observe, orphans, remote_cli, submit
-from segray.analytics.evaluate import Evaluation
+from segray import analytics_cli, config, console, logs, models_cli, observe, orphans, remote_cli, submit
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
 from segray.maintain import Maintenance
@@ -38,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(models_cli.app, name="models")
+app.add_typer(analytics_cli.app)
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -120,25 +120,8 @@ def quickstart(
     else:
         print(console.describe(result.summary))
         print(f"look at: {result.sheet}")
-        print(describe_evaluation(result.evaluation))
+        print(analytics_cli.describe_evaluation(result.evaluation))
     raise typer.Exit(result.summary.exit_code)
-
-
-@app.command()
-def evaluate(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
-    truth: Annotated[Path, typer.Option(help="COCO JSON; file_name there is image_key here.")],
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare a label set with the truth: COCO average precision for masks and boxes."""
-    from segray.analytics.evaluate import evaluate as compare
-
-    result = compare(root, truth, endpoint_url=endpoint_url)
-    if as_json:
-        _print_json(asdict(result))
-    else:
-        print(describe_evaluation(result))
 
 
 @app.command()
@@ -246,16 +229,6 @@ def version() -> None:
 
 def _print_json(record: Mapping[str, Any]) -> None:
     print(json.dumps(record, indent=2, sort_keys=True))
-
-
-def describe_evaluation(result: Evaluation) -> str:
-    """AP by mask and box in two lines."""
-    names = {"segm": "mask", "bbox": "box"}
-    return "\n".join(
-        f"{names[kind]:>4} AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}  "
-        f"({result.objects} objects in {result.images} images)"
-        for kind, scores in result.scores.items()
-    )
 
 
 def describe_report(report: Report, most: int = 20) -> str:

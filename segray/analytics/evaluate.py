@@ -94,6 +94,8 @@ def evaluate(
     options = StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()})
     store, path = Store(options), str(truth_path)
     _check_types(iou_types)
+    if not store.exists(path):  # Said before the label set is looked at, which may take longer.
+        raise SourceError("no such truth file", where=path)
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     keys = Keys()
     listed = truth.catalogue(path, store, keys)

@@ -127,10 +127,15 @@ def turns_right(ring: NDArray[np.float64]) -> bool:
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
 
 
+def text_of(counts: Sequence[str]) -> _Text:
+    """Masks as the kernels take them."""
+    return _text(pa.array(counts, pa.large_string()))
+
+
 def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None = None) -> NDArray[np.float64]:
     """(len a, len b) intersection over union of masks of one image; over the area of a where b is a crowd."""
     rows, columns = np.repeat(np.arange(len(a)), len(b)), np.tile(np.arange(len(b)), len(a))
-    left, right = (_text(pa.array(side, pa.large_string())) for side in (a, b))
+    left, right = text_of(a), text_of(b)
     found = kernels.overlaps(
         left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
     )

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import label_sets
+import numpy as np
+import pytest
+from label_sets import Image
+
+from segray import cli, rle
+from segray.analytics import diff as comparison
+from segray.analytics import slices
+from segray.analytics.diff import KINDS, Gate, class_drift, diff, score_drift
+from segray.errors import LabelSetError, UserError
+from segray.publish import create_tables
+from segray.storage import StorageOptions
+
+SIZE_HW = (120, 160)
+
+
+def box(x: int, y: int, w: int, h: int, size_hw: tuple[int, int] = SIZE_HW) -> str:
+    return rle.encode_crop(np.ones((h, w), np.bool_), x, y, size_hw)
+
+
+def shown() -> dict[str, Image]:
+    """Six images with three instances each: a small, a medium and a large one."""
+    found = [(13, 0.9, box(0, 0, 20, 20)), (44, 0.8, box(30, 0, 50, 50)), (90, 0.7, box(30, 10, 120, 100))]
+    return {f"{i}.jpg": Image(SIZE_HW, found) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return label_sets.write(tmp_path_factory.mktemp("a"), shown())
+
+
+def test_a_label_set_does_not_differ_from_itself(root: str) -> None:
+    found = diff(root, root, fail_if=["changed>0", "gained>=1", "class_drift>0", "score_drift>0"])
+    assert found.kinds == {"kept": 18, "moved": 0, "renamed": 0, "gained": 0, "lost": 0}
+    assert (found.images, found.only_a, found.only_b, found.instances) == (6, 0, 0, (18, 18))
+    assert (found.renamed, found.most_changed, found.failed_gates) == ([], [], ())
+    assert (found.class_drift.p, found.score_drift.p) == (1, 1)
+
+
+def test_planted_changes_of_each_kind_are_found(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (6,))
+    images = shown()
+    small, medium, large = images["0.jpg"].found
+    images["0.jpg"] = Image(SIZE_HW, [(13, 0.9, box(5, 0, 20, 20)), medium, large])  # moved
+    images["1.jpg"] = Image(SIZE_HW, [small, (88, 0.8, medium[2]), large])  # renamed
+    images["2.jpg"] = Image(SIZE_HW, [small, medium])  # lost
+    images["3.jpg"] = Image(SIZE_HW, [small, medium, large, (13, 0.2, box(100, 0, 20, 10))])  # gained
+    images["4.jpg"] = Image((0, 0), failed=True)
+    images["6.jpg"] = images.pop("5.jpg")
+    found = diff(root, label_sets.write(tmp_path, images))
+    assert found.kinds == {"kept": 9, "moved": 1, "renamed": 1, "gained": 1, "lost": 4}
+    assert (found.images, found.only_a, found.only_b, found.newly_failed) == (5, 1, 1, 1)
+    assert found.renamed == [("bottle", "teddy bear", 1)]
+    assert found.by_class["stop sign"] == {"kept": 3, "moved": 1, "renamed": 0, "gained": 1, "lost": 1}
+    assert found.by_size["large"] == {"kept": 3, "moved": 0, "renamed": 0, "gained": 0, "lost": 2}
+    assert {each.key: each.weight for each in found.most_changed} == {
+        "0.jpg": pytest.approx(1 - 15 / 25), "1.jpg": 1, "2.jpg": 1, "3.jpg": 1, "4.jpg": 3,
+    }  # fmt: skip
+    assert found.most_changed[0].key == "4.jpg"
+    assert found.most_changed[0].kinds == {"lost": 3}
+
+
+def test_instances_of_one_class_find_each_other_first() -> None:
+    def side(*found: tuple[str, str]) -> comparison._Side:
+        names, rles = [name for name, _ in found], [counts for _, counts in found]
+        boxes = rle.bbox(rles, SIZE_HW)
+        return comparison._Side(names, np.ones(len(names)), boxes, np.asarray(rle.area(rles)), SIZE_HW, rles)
+
+    a = side(("cat", box(0, 0, 10, 10)), ("dog", box(0, 0, 10, 12)))
+    b = side(("dog", box(0, 0, 10, 10)), ("cat", box(0, 0, 10, 14)), ("cat", box(50, 50, 5, 5)))
+    assert [pair[:2] for pair in comparison.matches(a, b)] == [(1, 0), (0, 1)]
+
+
+def test_an_image_of_another_size_loses_all(root: str, tmp_path: Path) -> None:
+    images = shown() | {"0.jpg": Image((60, 160), [(13, 0.9, box(0, 0, 20, 20, (60, 160)))])}
+    found = diff(root, label_sets.write(tmp_path, images))
+    assert (found.resized, found.kinds["lost"], found.kinds["gained"]) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("gate", "fails"),
+    [("lost>15%", True), ("lost>17%", False), ("lost>=3", True), ("changed[stop sign]>0", False), ("kept<100%", True),
+     ("lost[toothbrush]>49%", True), ("gained[zebra]>0%", False), ("only_b>0", False), ("class_drift > 0.1", True)],
+)  # fmt: skip
+def test_gates(root: str, tmp_path: Path, gate: str, fails: bool) -> None:
+    found = Gate.parse(gate)
+    kinds = dict.fromkeys(KINDS, 0)
+    by_class = {
+        "stop sign": kinds | {"kept": 6},
+        "bottle": kinds | {"kept": 6},
+        "toothbrush": kinds | {"kept": 3, "lost": 3},
+    }
+    made = comparison.Difference(
+        6, 0, 0, 0, 0, 0, (18, 15), kinds | {"kept": 15, "lost": 3}, by_class, {}, [], [],
+        comparison.Drift(1, 0.5, 0.15), comparison.Drift(0, 1, 0),
+    )  # fmt: skip
+    assert found.fails(made) == fails
+
+
+@pytest.mark.parametrize("text", ["lost", "lost>", "found>2", "lost>1.2.3", "only_a[person]>2", "lost=3"])
+def test_what_is_no_gate_is_an_error(root: str, text: str) -> None:
+    with pytest.raises(UserError, match="no gate"):
+        diff(root, root, fail_if=[text])
+
+
+def test_label_sets_without_a_common_image_or_batch_are_an_error(root: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image in common"):
+        diff(root, label_sets.write(tmp_path / "b", {"x": Image(SIZE_HW)}))
+    create_tables(str(tmp_path / "young"), StorageOptions())
+    with pytest.raises(LabelSetError, match="committed yet"):
+        diff(root, str(tmp_path / "young"))
+
+
+def test_drift_is_small_between_samples_and_large_between_others() -> None:
+    rng = np.random.default_rng(0)
+    a, b = ({str(k): int(n) for k, n in enumerate(rng.multinomial(5000, [0.5, 0.3, 0.2]))} for _ in range(2))
+    assert class_drift(a, b).p > 0.05
+    other = class_drift(a, {"0": 4000, "1": 1000})
+    assert other.p < 1e-6
+    assert other.effect > 0.2
+    first, second = (np.bincount((rng.random(4000) * 1000).astype(int), minlength=1000) for _ in range(2))
+    assert score_drift(first, second).p > 0.05
+    shifted = score_drift(first, np.bincount((rng.random(4000) ** 2 * 1000).astype(int), minlength=1000))
+    assert shifted.p < 1e-6
+    assert shifted.effect == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.full
+def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "0.png"), np.full((*SIZE_HW, 3), 200, np.uint8))
+    images = {"0.png": Image(SIZE_HW, shown()["0.jpg"].found, uri=str(tmp_path / "0.png"))}
+    a = label_sets.write(tmp_path / "a", images)
+    b = label_sets.write(tmp_path / "b", {"0.png": Image(SIZE_HW, images["0.png"].found[:2], uri=images["0.png"].uri)})
+    assert cli.run(["diff", a, b, "--fail-if", "lost>50%", "--draw", str(tmp_path / "most.png")]) == 0
+    assert cv2.imread(str(tmp_path / "most.png")) is not None
+    assert "1 lost (33.3 %)" in capsys.readouterr().out
+    assert cli.run(["diff", a, b, "--fail-if", "lost>2%", "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["failed_gates"] == ["lost>2%"]
