@@ -23,6 +23,8 @@ from segray.status import Status
 from segray.status import status as look
 from segray.storage import StorageOptions
 
+_LATE_S = 20.0
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -73,7 +75,8 @@ def describe_status(found: Status) -> str:
 def _headline(found: Status) -> str:
     match found.state:
         case "live":
-            return str(found.beat.get("phase", "starting"))
+            silent = f", but no heartbeat for {duration(found.silent_s)}" if (found.silent_s or 0) > _LATE_S else ""
+            return f"{found.beat.get('phase', 'starting')}{silent}"
         case "gone":
             silent = duration(found.silent_s) if found.silent_s else "a while"
             return f"no heartbeat for {silent}: the driver is probably gone"
