@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from segray import dates
@@ -32,6 +32,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Tiles(_Section):
+    """How large images are cut into windows; sides in pixels."""
+
+    size: int = Field(ge=64, le=32_768)
+    overlap: float = Field(default=0.2, ge=0, lt=0.9)
+    whole: bool = True
+
+
 class Source(_Section):
     """Where the images are."""
 
@@ -44,6 +52,7 @@ class Source(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
+    tiles: Tiles | None = None
 
 
 class Output(_Section):
@@ -165,6 +174,12 @@ class Config(_Section):
     unit_images: int = Field(default=256, ge=1, le=100_000)
     max_attempts: int = Field(default=3, ge=1, le=100)
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.source.tiles and self.model.scaled_decode:
+            raise PydanticCustomError("scale", "source.tiles is for all pixels, model.scaled_decode for few; choose")
+        return self
 
     def digest(self) -> str:
         """A short hash of every value, for run records."""

@@ -341,6 +341,52 @@ def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: in
     return kept[: m + 1].copy()
 
 
+@_compiled(_out(_I64, 1), _in(_I64, 1), _I64, _I64, _I64, _I64)
+def placed_edges(runs: Any, rows: int, x0: int, y0: int, height: int) -> Any:
+    """Where a mask flips in an image of this height that has it at (x0, y0); runs, rows: of the mask by itself."""
+    spans, at = 0, np.int64(0)
+    for k in range(len(runs)):
+        if k % 2 and runs[k]:
+            spans += (at + runs[k] - 1) // rows - at // rows + 1
+        at += runs[k]
+    edges, n, at = np.empty(2 * spans, np.int64), 0, np.int64(0)
+    for k in range(len(runs)):
+        stop = at + runs[k]
+        while k % 2 and at < stop:  # column by column
+            column = at // rows
+            last = min(stop, (column + 1) * rows)
+            first = (x0 + column) * height + y0 - column * rows
+            edges[n], edges[n + 1] = first + at, first + last
+            n += 2
+            at = last
+        at = stop
+    return edges
+
+
+@_compiled(_out(_I64, 1), *_MASKS, _I64, _I64, _in(_I64, 2))
+def areas_within(text: Any, starts: Any, stops: Any, most_groups: int, height: int, windows: Any) -> Any:
+    """Pixels of each mask, of an image so high, inside its window x0, y0, x1, y1; -1 for malformed counts."""
+    found = np.zeros(len(starts), np.int64)
+    edges = np.empty(_longest(starts, stops), np.int64)
+    for i in range(len(starts)):
+        n = _edges_of(text, starts[i], stops[i], most_groups, edges)
+        if n < 0:
+            found[i] = -1
+            continue
+        x0, y0, x1, y1 = windows[i]
+        for k in range(1, n, 2):
+            at, stop = edges[k - 1], edges[k]
+            while at < stop:
+                column = at // height
+                last = min(stop, (column + 1) * height)
+                if x0 <= column < x1:
+                    low, high = max(at - column * height, y0), min(last - column * height, y1)
+                    if high > low:
+                        found[i] += high - low
+                at = last
+    return found
+
+
 # ---- outlines of pixels ---------------------------------------------------------------------------
 
 

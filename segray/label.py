@@ -17,9 +17,9 @@ import threading
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ from segray.memory import Budget
 from segray.runtime import Engine
 from segray.sources.reading import Files, Portion
 from segray.storage import StorageOptions, Store, join
+from segray.tiles import Tiles, merge, place, windows
 
 _MESSAGE_CHARS = 2000
 _OPENCV_ERRORS = 2
@@ -82,6 +83,7 @@ class Recipe:
     limits: image.Limits
     storage: StorageOptions
     staged: str
+    tiles: Tiles | None = None
     version: str = segray.__version__
 
 
@@ -140,6 +142,7 @@ def build(
         cores=cores,
         trail=trail,
         scaled_decode=chosen.scaled_decode,
+        tiles=recipe.tiles,
     )
     return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
 
@@ -190,6 +193,7 @@ class Labeller:
         cores: int,
         trail: Path | None = None,
         scaled_decode: bool = False,
+        tiles: Tiles | None = None,
     ) -> None:
         self._engine, self._contract, self._form, self._options = engine, contract, form, options
         self._limits, self._store, self._staged = limits, store, staged
@@ -200,6 +204,7 @@ class Labeller:
         self._requests = threading.Semaphore(engine.requests)
         self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
         self._least_hw = engine.size_hw if scaled_decode else None
+        self._tiles = tiles
         self._watch = Watch(trail)
         self._accounts, self._accounted_s = threading.Lock(), time.process_time()
 
@@ -270,29 +275,52 @@ class Labeller:
         self, clock: _Clock, attempt: int, ref: ImageRef, take: Callable[[], AbstractContextManager[bytes]]
     ) -> Outcome:
         clock.enter("read")
-        size_hw, orientation, size_bytes, inputs = self._inputs(clock, take)
+        if self._tiles is None:
+            with self._decoded(clock, take) as (picture, size_bytes):
+                inputs = self._contract.prepare(self._form, picture.image)
+                size_hw, orientation = picture.size_hw, picture.orientation
+                del picture
+            found = self._infer(clock, inputs, size_hw)
+        else:
+            with self._decoded(clock, take) as (picture, size_bytes):
+                size_hw, orientation = picture.size_hw, picture.orientation
+                found = self._in_windows(clock, picture.image, self._tiles)
+        kept, dropped = writable(found, self._contract.labels)
+        return Outcome(ref, attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
+
+    @contextmanager
+    def _decoded(
+        self, clock: _Clock, take: Callable[[], AbstractContextManager[bytes]]
+    ) -> Iterator[tuple[image.Decoded, int]]:
+        """The picture, whose memory is lent for the block, and the bytes of its file, which is let go."""
+        with ExitStack() as lent:
+            with take() as data:
+                clock.enter("decode")
+                header = image.admit(data, self._limits)
+                clock.enter("wait")
+                lent.enter_context(self._pixels.lend(header.decoding_bytes))
+                with self._decoders:
+                    clock.enter("decode")
+                    picture, size_bytes = image.load(data, header, self._limits, self._least_hw), len(data)
+                del data
+            yield picture, size_bytes
+
+    def _in_windows(self, clock: _Clock, picture: NDArray[np.uint8], tiles: Tiles) -> Instances:
+        """What is found in a large picture, one window after the other; other images are in flight meanwhile."""
+        parts, size_hw = [], picture.shape[:2]
+        for window in windows(size_hw, tiles):
+            clock.enter("decode")
+            inputs = self._contract.prepare(self._form, np.ascontiguousarray(picture[window.slices]))
+            parts.append((window, place(self._infer(clock, inputs, window.size_hw), window, size_hw)))
+        return parts[0][1] if len(parts) == 1 else merge(parts, size_hw, self._options.max_detections)
+
+    def _infer(self, clock: _Clock, inputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> Instances:
         clock.enter("wait")
         with self._requests:
             clock.enter("infer")
             with self._engine.infer(inputs) as outputs:
                 clock.enter("postprocess")
-                found = self._contract.decode(outputs, size_hw, self._options)
-        kept, dropped = writable(found, self._contract.labels)
-        return Outcome(ref, attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
-
-    def _inputs(
-        self, clock: _Clock, take: Callable[[], AbstractContextManager[bytes]]
-    ) -> tuple[tuple[int, int], int, int, Mapping[str, NDArray[Any]]]:
-        """Size and orientation of the picture, bytes of the file, and what the network takes; all else is let go."""
-        with take() as data:
-            clock.enter("decode")
-            header = image.admit(data, self._limits)
-            clock.enter("wait")
-            with self._pixels.lend(header.decoding_bytes), self._decoders:
-                clock.enter("decode")
-                decoded = image.load(data, header, self._limits, self._least_hw)
-                inputs = self._contract.prepare(self._form, decoded.image)
-                return decoded.size_hw, decoded.orientation, len(data), inputs
+                return self._contract.decode(outputs, size_hw, self._options)
 
 
 def writable(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:

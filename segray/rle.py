@@ -74,13 +74,13 @@ def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
         return int(area([counts])[0])
     from segray import kernels
 
-    found: NDArray[np.int64] = kernels.areas(*_joined(counts), MAX_GROUPS)[:, 0]
+    found: NDArray[np.int64] = kernels.areas(*joined(counts), MAX_GROUPS)[:, 0]
     if len(bad := np.flatnonzero(found < 0)):
         _parse(counts[bad[0]])  # Says what is wrong.
     return found
 
 
-def _joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+def joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """All counts in a row, as the kernels take them: their characters, and where each one's start and stop."""
     text = "".join(counts)
     if not text.isascii():
@@ -97,7 +97,7 @@ def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.fl
         return np.asarray(bbox([counts], size_hw)[0])
     from segray import kernels
 
-    masks, heights = _joined(counts), np.full(len(counts), size_hw[0], np.int64)
+    masks, heights = joined(counts), np.full(len(counts), size_hw[0], np.int64)
     area, covered = kernels.areas(*masks, MAX_GROUPS).T
     if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
         runs_of(counts[bad[0]], size_hw)  # Says what is wrong.
@@ -110,6 +110,17 @@ def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray
         return np.zeros((len(a), len(b)))
     left, right = ([_checked(counts, size_hw) for counts in side] for side in (a, b))
     return np.asarray(coco_mask.iou(left, right, [0] * len(right)), np.float64)
+
+
+def union(counts: Sequence[str], size_hw: tuple[int, int]) -> str:
+    """The mask of all pixels that any of these has; all span size_hw."""
+    from segray import kernels
+
+    edges = kernels.merged_edges(*joined(counts), MAX_GROUPS, 1)
+    if edges[-1] != size_hw[0] * size_hw[1]:
+        for one in counts:
+            runs_of(one, size_hw)  # Says what is wrong.
+    return from_edges(edges[:-1], size_hw)
 
 
 def _checked(counts: str, size_hw: tuple[int, int]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ HOMES = {
 
 # Lower layers first; a module imports only from its own line or lines above.
 LAYERS = (
-    {"", "errors", "instances", "rle", "geometry", "flight", "memory", "orphans", "dates", "kernels"},
+    {"", "errors", "instances", "rle", "geometry", "tiles", "flight", "memory", "orphans", "dates", "kernels"},
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},
