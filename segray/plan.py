@@ -83,24 +83,37 @@ class Committed:
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
         digests = [_digests(batch.column("image_key"), batch.column("version")) for batch in batches]
-        self._sorted = np.unique(np.concatenate([_digests(pa.array([]), pa.array([])), *digests]))
+        found = np.concatenate([np.zeros((0, 2), np.uint64), *digests])
+        del digests
+        found = found[np.argsort(found[:, 0])]
+        fresh = np.append(True, found[1:, 0] != found[:-1, 0])[: len(found)]
+        # Sorted by the first half; that two rows share one is a chance of one in a million for five million.
+        self._first, self._second = np.ascontiguousarray(found[fresh, 0]), np.ascontiguousarray(found[fresh, 1])
 
     def places(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:
         """For each image the place of its row among all rows, -1 where it has none of this version."""
         digests = _digests(keys, versions)
-        if not len(self._sorted):
+        if not len(self):
             return np.full(len(digests), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, digests), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == digests, at, -1)
+        at = np.minimum(np.searchsorted(self._first, digests[:, 0]), len(self) - 1)
+        return np.where((self._first[at] == digests[:, 0]) & (self._second[at] == digests[:, 1]), at, -1)
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self._first)
 
 
-def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.bytes_]:
-    rows = zip(keys.to_pylist(), versions.to_pylist(), strict=True)
-    joined = (f"{len(key)} {key}{version}".encode() for key, version in rows)
-    return np.frombuffer(b"".join(blake2b(each, digest_size=16).digest() for each in joined), "S16")
+def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.uint64]:
+    """(rows, 2)"""
+    lengths = pc.cast(pc.binary_length(keys), pa.string())
+    rows = pc.binary_join_element_wise(lengths, keys, versions, " ").cast(pa.large_string())
+    if isinstance(rows, pa.ChunkedArray):
+        rows = rows.combine_chunks()
+    # One string of all, cut by its offsets: a third of the time of as many Python strings.
+    _, offsets, data = rows.buffers()
+    ends = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1].tolist()
+    text = memoryview(data or b"")
+    digests = b"".join([blake2b(text[a:b], digest_size=16).digest() for a, b in pairwise(ends)])
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
