@@ -25,6 +25,7 @@ from segray.label import Labeller, Recipe, build, options_of, stage_failure, wri
 from segray.ledger import staged_task
 from segray.runtime import FakeEngine
 from segray.storage import StorageOptions, Store
+from segray.tiles import Tiles
 
 LABELS = {13: "stop sign", 44: "bottle"}
 
@@ -90,6 +91,38 @@ def test_a_slice_becomes_one_file_with_a_row_for_every_image_in_order(tmp_path: 
     assert (thing["class_name"], thing["area"], thing["bbox_w"], rows[0]["width"]) == ("stop sign", 48, 8.0, 8)
     assert rle.decode(thing["rle"], (6, 8)).all()
     assert {r["attempts"] for r in rows} == {2}
+
+
+class Bright(Whole):
+    """A contract whose model gives the picture back; decode finds the bright pixels, all of them as one thing."""
+
+    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
+        mask = outputs["mean"][0, :, :, 0] > 100
+        if not mask.any():
+            return Instances.empty(size_hw)
+        counts = (rle.encode(mask),)
+        x, y, w, h = rle.bbox(counts, size_hw)[0]
+        box = np.array([[x, y, x + w, y + h]], np.float32)
+        return Instances(np.array([13], np.int32), np.array([0.9], np.float32), box, counts, size_hw)
+
+
+@pytest.mark.parametrize("tiles", [None, Tiles(64, 0.3, whole=False), Tiles(64, 0.3)])
+def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: Tiles | None) -> None:
+    picture = np.zeros((150, 200, 3), np.uint8)
+    picture[20:120, 30:170] = 255
+    cv2.imwrite(str(tmp_path / "large.png"), picture)
+    contract: Any = Bright()
+    worker = Labeller(
+        FakeEngine(lambda inputs: {"mean": inputs["x"]}), contract, contract.forms["original"], Options(),
+        image.Limits(), Store(), str(tmp_path), cores=2, tiles=tiles,
+    )  # fmt: skip
+    done = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))])
+    worker.close()
+    (row,) = pq.read_table(tmp_path / done.staged).to_pylist()
+    (thing,) = row["instances"]
+    assert (row["width"], row["height"], thing["area"]) == (200, 150, 14_000)
+    assert (rle.decode(thing["rle"], (150, 200)) == (picture[..., 0] > 100)).all()
+    assert [thing[name] for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")] == [30, 20, 140, 100]
 
 
 def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:

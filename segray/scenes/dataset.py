@@ -54,7 +54,7 @@ def write(folder: Path, count: int, seed: int) -> Path:
         (images / _file_name(i)).write_bytes(_encoded(scene.image, Path(_file_name(i)).suffix))
         height, width = scene.owners.shape
         listed.append({"id": i + 1, "file_name": _file_name(i), "width": width, "height": height})
-        annotations += [{"id": len(annotations) + k, **row} for k, row in enumerate(_annotations(scene, i + 1), 1)]
+        annotations += [{"id": len(annotations) + k, **row} for k, row in enumerate(annotations_of(scene, i + 1), 1)]
     categories = [{"id": s.category_id, "name": s.name, "supercategory": "sticker"} for s in STICKERS]
     content = {"info": info, "images": listed, "annotations": annotations, "categories": categories}
     unfinished = truth.with_suffix(".new")
@@ -82,7 +82,7 @@ def _encoded(image: Image, suffix: str) -> bytes:
     return data.tobytes()
 
 
-def _annotations(scene: Scene, image_id: int) -> Iterator[dict[str, Any]]:
+def annotations_of(scene: Scene, image_id: int) -> Iterator[dict[str, Any]]:
     """COCO annotations of a scene, without their ids: tight box and full-image RLE of the visible pixels."""
     height, width = scene.owners.shape
     for index, category_id in enumerate(scene.category_ids):
