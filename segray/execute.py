@@ -69,13 +69,17 @@ class Job:
     def tally(self) -> Tally:
         return self.course.tally
 
-    def save(self, run: Run, state: str, images: int) -> None:
-        """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded."""
+    def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
+        """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded.
+
+        unreadable: of its images, those that could not be read when all others could.
+        """
         record = {
             "state": state,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
             "source": self.config.source.uri,
             "images": images,
+            "unreadable": unreadable,
             "identity": self.identity.as_json(),
             "config": self.config.model_dump(mode="json"),
             "segray": segray.__version__,
@@ -145,6 +149,11 @@ class Execution:
     def images_done(self) -> int:
         """Images of the plan that are labelled, committed or not."""
         return self._before + self._scheduler.images_done
+
+    @property
+    def images_unreadable(self) -> int:
+        """How many images the world failed, each alone."""
+        return self._scheduler.images_left_over
 
     def run(self) -> None:
         """Until everything is labelled and committed; raises WorldError when the world makes it impossible."""

@@ -31,6 +31,7 @@ from segray.plan import Plan
 from segray.sources.index import Index
 from segray.storage import StorageOptions, Store, absolute, join, shown
 from segray.tables import open_table
+from segray.tiles import Tiles
 from segray.vitals import Tally
 from segray.workers import Workers
 
@@ -134,7 +135,8 @@ def _index(job: Job, keep: bool) -> Index:
 def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring: bool) -> _Work | None:
     """What is left of the latest unfinished run over the same source. number: of the batch that comes next."""
     run = ledger.unfinished(job.store, job.root)
-    if run is None or run.record(job.store).get("source") != job.config.source.uri:
+    record = {} if run is None else run.record(job.store)
+    if run is None or record.get("source") != job.config.source.uri:
         return None
     frozen = plan.load(job.store, run.folder)
     if frozen is None:
@@ -152,6 +154,9 @@ def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring
     if not todo and not staged and not retire:
         job.save(run, "done", frozen.images)
         return None
+    left = sum(map(len, todo))
+    if record.get("state") == "stopped" and not staged and not retire and left in (record["unreadable"], frozen.images):
+        return None  # It got no further. A new plan has these images too, and those that came since.
     found = f"{before} of {frozen.images} images committed, {int(done.sum()) - before} staged"
     found += f", {sum(map(frozen.retired.__getitem__, retire))} to retire" * bool(retire)
     job.watcher.note(f"resuming run {run.id}: {found}")
@@ -270,12 +275,14 @@ def _retire(job: Job, work: _Work, done: _Done) -> None:
 
 def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> None:
     limits = image.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
-    recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged)
+    asked = job.config.source.tiles
+    tiles = None if asked is None else Tiles(**asked.model_dump())
+    recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
     began = time.monotonic()
     pool = start_workers(recipe, job.config)
     execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
     try:
-        with _ended(job, work, lambda: execution.images_done):
+        with _ended(job, work, lambda: execution.images_done, lambda: execution.images_unreadable):
             execution.run()
     finally:
         pool.close()
@@ -284,7 +291,9 @@ def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers,
 
 
 @contextmanager
-def _ended(job: Job, work: _Work, images_done: Callable[[], int]) -> Iterator[None]:
+def _ended(
+    job: Job, work: _Work, images_done: Callable[[], int], images_unreadable: Callable[[], int] = lambda: 0
+) -> Iterator[None]:
     """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
     images = work.plan.images
     try:
@@ -300,16 +309,16 @@ def _ended(job: Job, work: _Work, images_done: Callable[[], int]) -> Iterator[No
             do="run the same command again to go on",
         ) from None
     except (WorldError, AccessError) as exc:
-        _leave(job, work.run, "stopped", images)
+        _leave(job, work.run, "stopped", images, images_unreadable())
         if isinstance(exc, AccessError) and not images_done():
             raise
         raise _stopped(exc, images - images_done()) from exc
 
 
-def _leave(job: Job, run: Run, state: str, images: int) -> None:
+def _leave(job: Job, run: Run, state: str, images: int, unreadable: int = 0) -> None:
     """Say in the run's record why it ends, if storage still takes it; any state but "done" is resumed."""
     try:
-        job.save(run, state, images)
+        job.save(run, state, images, unreadable)
     except (WorldError, AccessError) as exc:
         job.watcher.note(f"run {run.id} is left as it stands: its record cannot be written ({exc.what})")
 
@@ -397,6 +406,7 @@ def identity_of(config: Config, model: zoo.Model) -> Identity:
         "files_sha256": model.fingerprint,
         # Everything else in the section decides which rows come out.
         **config.model.model_dump(mode="json", exclude={"name", "form", "path", *rounding_alone}),
+        **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Identity(digest, facts, classes)

@@ -10,7 +10,9 @@ The life of a task (a slice of a unit, see instances.Task):
        │                   ├─ worker lost, its process died: images in flight are suspects, each alone again
        └───────────────────┤  (attempt 2); the rest of the slice goes back (attempt + 1)
                            ├─ worker lost, its node died: the whole slice goes back, nobody is blamed
-                           └─ failed by the world, or stuck in storage: goes back; after `max_attempts` the run halts
+                           └─ failed by the world: goes back; after `max_attempts` it is halved, when all else is
+                              done; what fails alone is left over, and with that the run halts at its end; when
+                              half after half fails, or when it was stuck in storage, the run halts at once
 
     an image whose process died `max_attempts` times, all but the first alone ──Quarantine──> done, a failed row
 
@@ -108,6 +110,7 @@ class Names:
         return f"image {index} of unit {unit}"
 
 
+_WORLD_FAILS = "storage or the network failed again and again"
 # Stages in which an image does nothing of its own: storage is slow, or others are at work.
 _IDLE = ("read", "wait")
 
@@ -132,6 +135,10 @@ class Scheduler:
         self._policy, self._names = policy, names or Names()
         self._waiting = deque(tasks)
         self._suspects: deque[Task] = deque()
+        self._doubtful: deque[Task] = deque()  # what the world fails while it serves others
+        self._left_over: list[tuple[Task, str]] = []
+        self._done_at_failure: dict[tuple[int, int, int], int] = {}
+        self._in_vain = 0  # tries of what is doubtful, since an image got done
         self._workers: dict[str, _Worker] = {}
         self._node_deaths: Counter[Task] = Counter()
         self._busy_s: float | None = None
@@ -148,7 +155,12 @@ class Scheduler:
 
     @property
     def images_waiting(self) -> int:
-        return sum(len(task) for task in (*self._waiting, *self._suspects))
+        return sum(len(task) for task in (*self._waiting, *self._suspects, *self._doubtful))
+
+    @property
+    def images_left_over(self) -> int:
+        """Images that the world failed each alone, while it served others."""
+        return sum(len(task) for task, _ in self._left_over)
 
     @property
     def workers_of_use(self) -> int:
@@ -156,8 +168,12 @@ class Scheduler:
         if self.complete or self.halted:
             return 0
         busy = [state for state in self._workers.values() if state.running]
-        left = self.images_total - self.images_done - sum(len(task) for state in busy for task in state.running)
+        left = self._images_to_do - sum(len(task) for state in busy for task in state.running)
         return sum(not state.leaving for state in busy) + math.ceil(left / self._policy.least_images)
+
+    @property
+    def _images_to_do(self) -> int:
+        return self.images_total - self.images_done - self.images_left_over
 
     def joined(self, worker: str, now_s: float) -> list[Action]:
         """A worker is ready for tasks."""
@@ -169,6 +185,7 @@ class Scheduler:
         if not self._release(worker, task, now_s):
             return False, []
         self.images_done += len(task)
+        self._in_vain = 0
         state = self._workers[worker]
         state.pace.has_done(state.pace.given - sum(map(len, state.running)), now_s)
         self._bears_fruit(now_s)
@@ -179,7 +196,11 @@ class Scheduler:
         if not self._release(worker, task, now_s):
             return []
         self._workers[worker].pace.returns(len(task))
-        self._again("storage or the network failed again and again", worker, task, reason)
+        done_before = self._done_at_failure.setdefault((task.unit, task.start, task.stop), self.images_done)
+        if task.attempt < self._policy.max_attempts:
+            self._again(_WORLD_FAILS, worker, task, reason)
+        else:
+            self._narrow(worker, task, reason, done_before)
         return self._assign(now_s)
 
     def lost(
@@ -271,7 +292,7 @@ class Scheduler:
             return None
         if state.leaving:
             return "its node is being drained"
-        if self._waiting or self._suspects or now_s - state.last_sign_s <= self._policy.idle_s:
+        if self._queue or now_s - state.last_sign_s <= self._policy.idle_s:
             return None
         return "nothing is left for it to do"
 
@@ -285,7 +306,7 @@ class Scheduler:
         """Halt when time passes and nothing gets done."""
         assert self._busy_s is not None, "tick() sets it"
         idle_s = now_s - self._busy_s
-        if (self._waiting or self._suspects) and idle_s > self._policy.stall_timeout_s:
+        if self._queue and idle_s > self._policy.stall_timeout_s:
             self._halt("no worker comes", f"no worker for {idle_s:.0f} s")
         # One image that takes its node along, again and again, until it is set aside, is no reason yet.
         if len(self._setbacks) > 2 * self._policy.max_attempts and self._fruit_s is not None:
@@ -345,13 +366,30 @@ class Scheduler:
         else:
             self._waiting.append(task)
 
+    def _narrow(self, worker: str, task: Task, reason: str, done_before: int) -> None:
+        """The world fails this task: which of its images is it? Or is it all, when nothing got done meanwhile?"""
+        self._in_vain += 1
+        serves = self.images_done > done_before
+        if self._in_vain > self._policy.max_attempts * (4 if serves else 2):
+            self._again(_WORLD_FAILS, worker, task, reason)
+        elif len(task) == 1:
+            self._left_over.append((task, reason))
+        else:
+            middle = (task.start + task.stop) // 2
+            for half in (replace(task, stop=middle), replace(task, start=middle)):
+                self._done_at_failure[half.unit, half.start, half.stop] = -1 if serves else done_before
+                self._doubtful.append(half)
+
+    @property
+    def _queue(self) -> deque[Task]:
+        return self._waiting or self._suspects or self._doubtful
+
     def _next(self) -> Task | None:
-        queue = self._waiting or self._suspects
-        return queue[0] if queue else None
+        return self._queue[0] if self._queue else None
 
     def _take(self, most: int) -> Task:
         """The next task, or its first images; what is left of it stays first in the queue."""
-        task = (self._waiting or self._suspects).popleft()
+        task = self._queue.popleft()
         if most >= len(task):
             return task
         self._back(replace(task, start=task.start + most), first=True)
@@ -381,23 +419,27 @@ class Scheduler:
     def _assign(self, now_s: float) -> list[Action]:
         """A task for each worker that has none, and one behind it where that leaves enough for the others."""
         actions: list[Action] = []
+        if self._left_over and not self._queue and not any(state.running for state in self._workers.values()):
+            (task, reason), count = self._left_over[0], self.images_left_over
+            found = f"{self._names.image(task.unit, task.start)}: {reason}"
+            self._halt(f"{count} image{'s' * (count > 1)} could not be read, all others are labelled", found)
         if self.halted:
             return actions
         if self._fruit_s is None:
             self._fruit_s = now_s
         held = sum(len(task) for state in self._workers.values() for task in state.running)
         paces = {name: state.pace for name, state in self._workers.items() if state.takes_more}
-        shares = Shares(paces, self.images_total - self.images_done - held, self._policy.least_images)
+        shares = Shares(paces, self._images_to_do - held, self._policy.least_images)
         for depth in (0, 1):
             for name, state in self._workers.items():
-                task = self._next()
-                if task is None or len(state.running) != depth or not state.takes_more:
+                following = self._next()
+                if following is None or len(state.running) != depth or not state.takes_more:
                     continue
                 # What failed before goes to a worker of its own, and as it is.
-                alone = task.attempt > 1
+                alone = following.attempt > 1
                 if depth and (alone or state.running[0].attempt > 1):
                     continue
-                most = len(task) if alone else shares.of(name, len(task))
+                most = len(following) if alone else shares.of(name, len(following))
                 if not most:
                     continue
                 if not state.running:
