@@ -39,6 +39,7 @@ _MOST_FAILED_STARTS = 3
 # Of a node that is said to be alive; Ray's own verdict takes 15 s by default, or a minute when a link is down.
 _INQUEST_S = 90.0
 _FAREWELL_S = 2.0
+_NODE_DIED = "its node has died"  # Ray's words
 
 T = TypeVar("T")
 
@@ -203,8 +204,8 @@ class RayWorkers:
         with contextlib.suppress(RayError):
             ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
         node = member.home or member.seat.node
-        if node is None:
-            return [self._lost(death, None, alive=True)]
+        if node is None:  # It had not said yet where it is.
+            return [self._lost(death, None, alive=_NODE_DIED not in str(exc))]
         self._deaths[self._answered(self._ask, node, member.trail)] = death
         return []
 
