@@ -17,8 +17,11 @@ from swift_server import Swift
 import segray
 from segray import publish, rle, tables
 from segray.analytics import expressions as ex
+from segray.analytics.diff import diff
+from segray.analytics.evaluate import evaluate
+from segray.analytics.export import export
 from segray.errors import LabelSetError, UserError
-from segray.storage import StorageOptions
+from segray.storage import StorageOptions, Store
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
 BAR = rle.encode_crop(np.ones((1, 9), np.bool_), 0, 2, (8, 10))
@@ -163,14 +166,19 @@ def test_malformed_counts_fail_the_query() -> None:
 
 
 @pytest.mark.full
-def test_views_over_a_bucket(swift: Swift, swift_env: Swift) -> None:
-    root = f"s3://{swift.bucket()}/labels"
-    swift_env_options = {"endpoint_url": swift.endpoint_url}
+def test_everything_works_on_a_bucket(swift: Swift, swift_env: Swift, tmp_path: Path) -> None:
+    bucket, options = swift.bucket(), {"endpoint_url": swift.endpoint_url}
+    root, truth = f"s3://{bucket}/labels", f"s3://{bucket}/truth.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", swift.endpoint_url)
         label_sets.write(root, {"a": picture((13, 0.9, SQUARE))})
     con = duckdb.connect()
-    shown = segray.sql(con, root, **swift_env_options)
+    shown = segray.sql(con, root, **options)
     assert shown is not None
-    assert rows(con, "SELECT image_key, rle_area(rle) FROM instances WHERE score > 0.5") == [("a", 6)]
-    assert ex.scan(root, "images", **swift_env_options).collect()["image_key"].to_list() == ["a"]
+    assert rows(con, "SELECT image_key, rle_area(rle) FROM instances WHERE area > 0") == [("a", 6)]
+    assert ex.scan(root, "images", **options).collect()["image_key"].to_list() == ["a"]
+    done = export(root, "coco", tmp_path / "out.json", **options)
+    assert done.instances == 1
+    Store(StorageOptions(**options)).put(truth, (tmp_path / "out.json").read_bytes())
+    assert evaluate(root, truth, **options).scores["segm"].ap == pytest.approx(1)
+    assert diff(root, root, **options).kinds["kept"] == 1
