@@ -14,6 +14,7 @@ from segray.analytics.sheet import contact_sheet
 from segray.execute import Watcher
 from segray.run import StartWorkers, Summary, label
 from segray.scenes import dataset
+from segray.sources.reading import by_uri
 from segray.storage import Store
 
 _SEED = 20
@@ -49,5 +50,5 @@ def quickstart(folder: Path, count: int, watcher: Watcher, start_workers: StartW
     watcher.note("comparing with the truth and drawing a contact sheet")
     evaluation = evaluate(summary.root, truth)
     sheet = folder / "contact-sheet.png"
-    contact_sheet(summary.root, sheet, read=Store().read, title="segray quickstart")
+    contact_sheet(summary.root, sheet, read=by_uri(Store()), title="segray quickstart")
     return Result(summary, evaluation, sheet)

@@ -92,6 +92,7 @@ def test_every_shape_gives_the_bytes_that_went_in(shaped: Shaped, store: Store) 
     read = contents(found, store)
     assert {name: read[key] for name, key in shaped.keys.items()} == FILES
     assert {ref.key: files(store).read(ref) for ref in found} == read
+    assert {ref.key: reading.by_uri(store)(ref.uri) for ref in found} == read
 
 
 def test_what_changes_has_another_version(shaped: Shaped, store: Store, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from segray import kernels, rle, tables
 from segray.analytics import masks, sheet, slices
 from segray.analytics.slices import Slice
 from segray.errors import UserError
+from segray.sources.reading import by_uri
 from segray.storage import StorageOptions, Store
 from segray.tables import Snapshot
 
@@ -395,7 +396,7 @@ def _draw(
     old, new = states
     pairs = [(_picture(old, each.key, min_score), _picture(new, each.key, min_score)) for each in changed]
     whole = [pair for pair in pairs if all(picture.size_hw != (0, 0) for picture in pair)]
-    sheet.side_by_side(whole, out_png, read=store.read, title=f"{old.root}  >  {new.root}")
+    sheet.side_by_side(whole, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
 
 
 def _picture(state: Snapshot, key: str, min_score: float) -> sheet.Picture:

@@ -25,6 +25,7 @@ from segray.analytics.formats import FORMATS, Format, Picture, Settings
 from segray.analytics.slices import Keys
 from segray.contracts.labels import slug
 from segray.errors import UserError
+from segray.sources.reading import by_uri
 from segray.storage import StorageOptions, Store
 from segray.tables import Snapshot
 
@@ -98,7 +99,7 @@ def export(
     ids = None if ids_from is None else truth.catalogue(ids_from, store, Keys())
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")
     copies = form.copies if copy_images is None else copy_images
-    settings = Settings(unfinished, state.classes, tolerance_px, polygons, store.read if copies else None)
+    settings = Settings(unfinished, state.classes, tolerance_px, polygons, by_uri(store) if copies else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         if form.folder:

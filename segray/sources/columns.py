@@ -136,5 +136,8 @@ class Cells:
         self._batches = self._read()
 
     def _read(self) -> Iterator[pa.Array]:
-        for batch in self._table.iter_batches(self._batch_rows, row_groups=[self._group], columns=[self._name]):
+        batches = self._table.iter_batches(
+            self._batch_rows, row_groups=[self._group], columns=[self._name], use_threads=False
+        )
+        for batch in batches:
             yield batch.column(0)

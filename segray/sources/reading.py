@@ -29,6 +29,7 @@ PORTION_BYTES = 16 << 20
 # Between members that are read together: what a request costs in time is worth so many bytes.
 _GAP_BYTES = 256 << 10
 _MOST_CURSORS = 4
+_NOW_AND_THEN_BYTES = 256 << 20
 
 # The bytes of one image of a portion, by its row; raises ImageError if it has none.
 _Content = Callable[[int], bytes]
@@ -185,6 +186,12 @@ class Files:
         with self._cursors.hold((file, version), opened) as frames:
             found = _kept(part, lambda place: frames.at(place.numbers[0]))
         return lambda row: as_bmp(found(row))
+
+
+def by_uri(store: Store) -> Callable[[str], bytes]:
+    """What reads an image by its URI in the tables, wherever it lies; for one image now and then. Raises ImageError."""
+    files = Files(store, Limits(), Budget(_NOW_AND_THEN_BYTES))
+    return lambda uri: files.read(ImageRef(uri, uri))
 
 
 def _together(place: Inside) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from segray.storage import Entry
 # FFmpeg tells of broken files on stderr; they are told by their rows.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts"})
+EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"})
 _MOST_FRAMES = 1_000_000
 # Of time stamps, which containers round; a moment further ahead than SEEK_S is jumped to, MARGIN_S early.
 _EPSILON_S, _SEEK_S, _MARGIN_S = 0.0006, 10.0, 2.0
