@@ -191,7 +191,7 @@ class Files:
 def by_uri(store: Store) -> Callable[[str], bytes]:
     """What reads an image by its URI in the tables, wherever it lies; for one image now and then. Raises ImageError."""
     files = Files(store, Limits(), Budget(_NOW_AND_THEN_BYTES))
-    return lambda uri: files.read(ImageRef(uri, uri))
+    return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))
 
 
 def _together(place: Inside) -> tuple[str, ...]:
