@@ -50,9 +50,8 @@ from segray.datafiles import DataFile, Rows, Writer
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, join
-from segray.tables import open_table, table_uri
+from segray.tables import APP_ID, open_table, table_uri
 
-APP_ID = "segray"
 _TABLES = ("instances", "images")
 _RECORD_KEY = "segray_record"
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 32 * 2**20

@@ -21,7 +21,7 @@ from segray.errors import LabelSetError, UserError
 from segray.storage import StorageOptions, Store, join, name, parent
 
 CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
-_APP_ID = "segray"  # of the transactions whose versions are batch numbers
+APP_ID = "segray"  # of the transactions whose versions are batch numbers
 
 
 def table_uri(root: str, name: str) -> str:
@@ -175,13 +175,13 @@ def snapshot(
     images = _open(root, "images", merged)
     if as_of is not None:
         _load_moment(images, root, as_of)
-    batch = images.transaction_version(_APP_ID) or 0
+    batch = images.transaction_version(APP_ID) or 0
     if version is not None:
         _load_batch(images, root, version)
         batch = version
     instances = _open(root, "instances", merged)
     # A commit under way has reached instances and not yet images.
-    if as_of is not None or (instances.transaction_version(_APP_ID) or 0) != batch:
+    if as_of is not None or (instances.transaction_version(APP_ID) or 0) != batch:
         _load_batch(instances, root, batch)
     options = _storage_options(storage_options)
     datasets = [_readable(table) for table in (instances, images)]
@@ -200,7 +200,7 @@ def _load_moment(table: DeltaTable, root: str, moment: datetime) -> None:
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
     """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
-    low, high, latest = 0, table.version(), table.transaction_version(_APP_ID) or 0
+    low, high, latest = 0, table.version(), table.transaction_version(APP_ID) or 0
     if not 0 <= batch <= latest:
         raise LabelSetError(
             "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
@@ -227,7 +227,7 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
         table.load_as_version(state)
     except DeltaError:
         return None
-    return table.transaction_version(_APP_ID) or 0
+    return table.transaction_version(APP_ID) or 0
 
 
 def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any]]:

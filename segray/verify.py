@@ -26,9 +26,9 @@ from segray.datafiles import DataFile
 from segray.errors import LabelSetError, SegrayError
 from segray.instances import image_id
 from segray.ledger import Run
-from segray.publish import APP_ID, live_files
+from segray.publish import live_files
 from segray.storage import StorageOptions, Store, join
-from segray.tables import open_table, table_uri
+from segray.tables import APP_ID, open_table, table_uri
 
 TABLES = ("images", "instances")
 _STATUSES = ("ok", "empty", "failed")
