@@ -55,7 +55,7 @@ class Heart(Watcher):
             self._thread.start()
 
     def close(self) -> None:
-        """Write what is new once more, if storage answers."""
+        """Write once more, if storage answers, that this was the last."""
         self._ended.set()
         self._news.set()
         if self._thread is not None:
@@ -64,16 +64,14 @@ class Heart(Watcher):
     def _go(self) -> None:
         store = Store(self._options)
         failing = False
-        while True:
+        while not self._ended.is_set():
             self._news.wait()
             self._news.clear()
-            if (vitals := self._latest) is not None:
-                self._latest = None
-                failing = self._write(store, vitals, failing)
-            if self._ended.wait(self._every_s):
-                if self._latest is not None:
-                    self._write(store, self._latest, failing)
-                return
+            if self._latest is not None and not self._ended.is_set():
+                failing = self._write(store, self._latest, failing)
+            self._ended.wait(self._every_s)
+        if self._latest is not None:
+            self._write(store, self._latest, failing)
 
     def _write(self, store: Store, vitals: Vitals, failing: bool) -> bool:
         """Whether it failed."""
@@ -94,6 +92,7 @@ class Heart(Watcher):
             "run_id": vitals.run.id,
             "beat": self.beats,
             "missed": self.missed,
+            "ended": self._ended.is_set(),
             "every_s": self._every_s,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "driver": {"host": platform.node(), "pid": os.getpid(), "job": submission_id()},

@@ -63,9 +63,8 @@ def status(
     if run is None:
         return Status(root, "none", None, None, None, {}, {})
     record, beat = run.record(store), _beat(store, run)
-    state = str(record.get("state"))
-    if state != "running":
-        return Status(root, state, run.id, None, None, record, beat)
+    if (said := _said(record, beat)) is not None:
+        return Status(root, said, run.id, None, None, record, beat)
     signs = [_age_s(each, now()) for each in (beat.get("at"), record.get("updated"))]
     age_s = min((each for each in signs if each is not None), default=float("inf"))
     every_s = float(beat.get("every_s", heartbeat.EVERY_S))
@@ -76,8 +75,8 @@ def status(
     for _ in range(5):
         sleep(every_s / 2)
         record, new = run.record(store), _beat(store, run)
-        if record.get("state") != "running":
-            return Status(root, str(record.get("state")), run.id, None, None, record, new)
+        if (said := _said(record, new)) is not None:
+            return Status(root, said, run.id, None, None, record, new)
         if new.get("beat") != beat.get("beat") or new.get("at") != beat.get("at"):
             return Status(root, "live", run.id, 0.0, skew_s, record, new)
     # No beat came while somebody looked. A long commit or a throttled store may keep one back for a while.
@@ -98,6 +97,17 @@ def _latest(store: Store, root: str) -> Run | None:
             do="give the output.root of a run; for an object store that is not AWS's also --endpoint-url",
         )
     return None
+
+
+def _said(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:
+    """How the run says that it ended; None if that must be judged by signs of life.
+
+    A resumed run's record says how its former driver ended until it commits; its heartbeat is the new driver's.
+    """
+    state = str(record.get("state"))
+    if state == "done" or (state != "running" and beat.get("ended", True)):
+        return state
+    return "gone" if beat.get("ended") else None
 
 
 def _beat(store: Store, run: Run) -> dict[str, Any]:

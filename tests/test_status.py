@@ -41,7 +41,7 @@ class LabelSet:
 
     def __init__(self, root: Path, state: str = "running") -> None:
         self.root, self.run, self.state = str(root), Run(str(root), "20270115T080000.000000Z-00000000"), state
-        self.beats = 0
+        self.beats, self.ended = 0, state != "running"
 
     def beats_at(self, second: float) -> None:
         self.beats += 1
@@ -49,6 +49,7 @@ class LabelSet:
         beat = {
             "beat": self.beats,
             "every_s": 5.0,
+            "ended": self.ended,
             "at": stamp(second),
             "driver": {"host": "h", "pid": 7, "job": "segray-x-1"},
             **heartbeat.record(vitals(self.run)),
@@ -120,10 +121,20 @@ def test_a_run_that_ends_while_watched_has_ended(tmp_path: Path) -> None:
     labels.beats_at(NOW_S - 600)
 
     def end() -> None:
-        labels.state = "done"
+        labels.state, labels.ended = "done", True
         labels.beats_at(NOW_S)
 
     assert labels.look(meanwhile=end)[0].state == "done"
+
+
+def test_a_resumed_run_lives_though_its_record_still_says_how_it_was_left(tmp_path: Path) -> None:
+    labels = LabelSet(tmp_path, "interrupted")
+    labels.beats_at(NOW_S - 60)
+    assert labels.look()[0].state == "interrupted"
+    labels.ended = False
+    labels.beats_at(NOW_S - 2)
+    assert labels.look()[0].state == "live"
+    assert labels.look(NOW_S + 600)[0].state == "gone"
 
 
 def test_without_a_heartbeat_the_record_of_the_run_is_a_sign(tmp_path: Path) -> None:
@@ -140,20 +151,24 @@ def test_a_folder_that_is_no_label_set_is_refused(tmp_path: Path) -> None:
         status.status(str(tmp_path), StorageOptions())
 
 
+def await_beat(heart: Heart) -> None:
+    deadline = time.monotonic() + 60
+    while not heart.beats:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_heart_beats_while_there_is_news_and_once_more_at_the_end(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "r")
     heart = Heart(StorageOptions(), lambda text: pytest.fail(text), every_s=3600)
     heart.beat(vitals(run, done=1))
+    await_beat(heart)
     written = Path(uri_of(run))
-    deadline = threading.Event()
-    for _ in range(6000):
-        if written.exists():
-            break
-        deadline.wait(0.01)
+    assert json.loads(written.read_text())["ended"] is False
     heart.beat(vitals(run, done=2))
     heart.close()
     found = json.loads(written.read_text())
-    assert (found["done"], found["beat"], heart.beats) == (2, 1, 2)
+    assert (found["done"], found["beat"], found["ended"], heart.beats) == (2, 1, True, 2)
 
 
 def test_what_cannot_be_written_is_told_once_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +198,8 @@ def test_a_heartbeat_in_a_bucket_is_read_from_anywhere(swift_env: Swift) -> None
     run.save(Store(options), {"state": "running", "updated": stamp(time.time())})
     heart = Heart(options, lambda text: pytest.fail(text), every_s=3600)
     heart.beat(vitals(run, done=1))
-    heart.close()
+    await_beat(heart)
     found = status.status(root, options)
     assert (found.state, found.beat["done"], found.run_id) == ("live", 1, run.id)
+    heart.close()
+    assert status.status(root, options).state == "gone", "it ended, and did not say how"
