@@ -1,4 +1,4 @@
-"""`segray evaluate`, `export` and `diff`: what is made of labels.
+"""`segray evaluate`, `export`, `report` and `diff`: what is made of labels.
 
 Knows arguments and how results are shown; the work is done in analytics.
 """
@@ -163,6 +163,25 @@ def diff(
     else:
         print(describe_difference(found))
     raise typer.Exit(_GATE if found.failed_gates else 0)
+
+
+@app.command()
+def report(
+    root: Root,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where to write it: a path, or an address.")] = "report.html",
+    truth: Annotated[str | None, typer.Option(help="COCO or LVIS JSON, to say also how good the labels are.")] = None,
+    images: Annotated[int, typer.Option(min=0, max=60, help="How many images to show.")] = 12,
+    version: Version = None,
+    as_of: AsOf = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Write one web page on a label set: counts, classes, scores, failures, throughput, and images worth a look."""
+    from segray.analytics.report import report as page
+    from segray.storage import StorageOptions, Store
+
+    made = page(root, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
+    Store(StorageOptions(endpoint_url=endpoint_url)).put(out, made.encode())
+    print(f"{out}: {len(made) / 1e6:.1f} MB")
 
 
 def moment(text: str | None) -> datetime | None:

@@ -68,6 +68,7 @@ def label(
         chosen = config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])])
         with observe.observed(chosen, screen) as watcher:
             summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
+        page = None if dry_run else observe.report(chosen, summary, screen)
     except SegrayError as exc:
         if not isinstance(screen, logs.Json):
             raise
@@ -78,9 +79,11 @@ def label(
     elif logs.SUMMARY_ENV in os.environ:
         print(logs.summary_line(summary))
     if as_json:
-        _print_json(console.as_record(summary))
+        _print_json({**console.as_record(summary), "report": page})
     elif not isinstance(screen, logs.Json):
         print("dry run: nothing was written" if dry_run else console.describe(summary))
+        if page is not None:
+            print(f"report:  {page}")
     raise typer.Exit(summary.exit_code)
 
 

@@ -174,6 +174,7 @@ class Config(_Section):
     unit_images: int = Field(default=256, ge=1, le=100_000)
     max_attempts: int = Field(default=3, ge=1, le=100)
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
+    report: bool = True
 
     @model_validator(mode="after")
     def _one_scale(self) -> Self:

@@ -1,4 +1,4 @@
-"""Everyone who is told how a run goes: a terminal or a log, Prometheus, and the heartbeat.
+"""Everyone who is told how a run goes: a terminal or a log, Prometheus, and the heartbeat; and the report at its end.
 
 Knows who they are and when they are let go; what each makes of it is its own affair.
 """
@@ -16,6 +16,7 @@ from segray.instances import UnitReport
 from segray.ledger import Run
 from segray.logs import Json
 from segray.metrics import Metrics
+from segray.run import Summary
 from segray.storage import StorageOptions
 from segray.vitals import Vitals
 
@@ -58,3 +59,19 @@ def observed(chosen: Config, screen: Screen) -> Iterator[Watcher]:
             yield Together((screen, Metrics(), heart))
         finally:
             heart.close()
+
+
+def report(chosen: Config, summary: Summary, screen: Screen) -> str | None:
+    """Write the page of a run that came to its end; its address, None where there is none.
+
+    Whatever goes wrong is told and nothing more: the labels are whole without it.
+    """
+    if not chosen.report or not (summary.planned or summary.retired):
+        return None
+    try:
+        from segray.analytics import report as pages  # Not before: a run needs none of what this imports.
+
+        return pages.of_run(summary.root, **chosen.storage.model_dump())
+    except Exception as exc:
+        screen.note(f"there is no report, the labels are whole: {type(exc).__name__}: {exc}")
+        return None

@@ -48,7 +48,8 @@ svg text{fill:var(--soft);font:11px system-ui,"DejaVu Sans",sans-serif}
 svg .bar{fill:var(--bar)}svg .track{fill:var(--track)}svg .axis{stroke:var(--line)}
 details{margin:.35rem 0}summary{cursor:pointer;color:var(--soft);font-size:.88rem}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.5rem 1.25rem}
-.gallery img{width:100%;height:auto;display:block;border-radius:.4rem;background:var(--track)}
+.gallery img{width:100%;height:auto;max-height:22rem;object-fit:contain;display:block;
+border-radius:.4rem;background:var(--track)}
 .gallery b{color:var(--ink)}
 progress{width:100%;max-width:40rem;height:1.1rem;accent-color:var(--bar)}
 footer{padding:2.5rem 1.25rem 2rem;color:var(--soft);font-size:.88rem}
@@ -172,7 +173,7 @@ def histogram(title: str, unit: str, labels: Sequence[str], counts: Sequence[int
     numbers = table(title, [unit, "count"], [(name, f"{n:,}") for name, n in zip(labels, counts, strict=True)], "-n")
     return Markup(
         f'<figure class="chart"><figcaption>{text(title)}</figcaption><svg role="img" aria-label="{text(said)}" '
-        f'viewBox="0 0 {wide:.0f} {base + 36:.0f}">{"".join(parts)}</svg>{folded("Numbers", numbers)}</figure>'
+        f'viewBox="-12 0 {wide + 24:.0f} {base + 36:.0f}">{"".join(parts)}</svg>{folded("Numbers", numbers)}</figure>'
     )
 
 

@@ -87,6 +87,16 @@ def report(
     return page(f"Labels of {shown_uri(state.root)}", _head(found, record), parts, foot)
 
 
+def of_run(root: str, **storage_options: Any) -> str:
+    """Write the page into the folder of the latest run; returns its address. Raises as report."""
+    store = Store(StorageOptions(**storage_options))
+    run = latest_run(store, root)
+    if run is None:
+        raise UserError("no run is recorded here", where=root, do="run `segray label` first")
+    store.put(uri_of(run), report(root, **storage_options).encode())
+    return uri_of(run)
+
+
 def latest_run(store: Store, root: str) -> Run | None:
     """The run that was begun last, of those that have a record."""
     for name in reversed(store.names(join(root, "_segray", "runs"))):
@@ -238,13 +248,9 @@ def _throughput(found: Census, record: Mapping[str, Any]) -> str:
                 "request.", kind="soft",
             )
         )  # fmt: skip
-        published = record.get("published") or {}
-        parts.append(
-            paragraph(
-                f"Publishing beside it: {number(published.get('merge_s'), 1)} s of merging, "
-                f"{number(published.get('commit_s'), 1)} s of committing."
-            )
-        )
+        if published := record.get("published"):
+            merge, commit = (number(published.get(name), 1) for name in ("merge_s", "commit_s"))
+            parts.append(paragraph(f"Publishing beside it: {merge} s of merging, {commit} s of committing."))
     else:
         parts.append(paragraph("The latest run recorded no labelling of its own."))
     spans = [
@@ -299,12 +305,8 @@ def _images(found: Census) -> str:
                            ("failed", "could not be labelled"))
     ]  # fmt: skip
     counts = table("Images by status", ["status", "images", "", "share", "meaning"], rows, "-n-n-")
-    bounds = [0, *census.PER_IMAGE]
-    many = [
-        str(end) if end - bounds[i] <= 1 else f"{bounds[i] + 1}-{end}" for i, end in enumerate(census.PER_IMAGE)
-    ] + [f"> {census.PER_IMAGE[-1]}"]
     charts = [
-        histogram("Instances in an image", "instances", many, found.per_image.tolist()),
+        histogram("Instances in an image", "instances, up to", _labels(census.PER_IMAGE), found.per_image.tolist()),
         histogram("Sizes of the images", "megapixels, up to", _labels(census.MEGAPIXELS), found.megapixels.tolist()),
     ]
     return f'{counts}<div class="charts">{"".join(charts)}</div>'
@@ -452,7 +454,63 @@ def _figure(choice: Choice, one: Picture, data: str, size_wh: tuple[int, int]) -
     more = f" and {len(names) - 8} more classes" if len(names) > 8 else ""
     covered = sum(rle.area(each.rle) for each in one.labels) / max(1, one.size_hw[0] * one.size_hw[1])
     caption = Markup(
-        f"<b>{text(choice.kind)}</b>: {text(choice.why)}. {text(listed)}{text(more)}.<br>{text(choice.key)}"
+        f"<b>{text(choice.kind)}</b>: {text(choice.why)}.<br>Drawn: {text(listed)}{text(more)}.<br>{text(choice.key)}"
     )
     alt = f"{choice.key} with masks drawn over it: {listed}{more}; {min(covered, 1):.0%} of it covered"
     return picture(data, alt, size_wh, caption)
+
+
+# ---- while a run goes on --------------------------------------------------------------------------
+
+
+def live(beat: Mapping[str, Any]) -> str:
+    """How a run goes, as HTML that asks for itself again until the run has ended. beat: as heartbeat.json has it."""
+    done, images, ended = int(beat["done"]), int(beat["images"]), bool(beat.get("ended"))
+    labelled = beat["labelled"]
+    head = [
+        paragraph(f"Run {beat['run_id']}, driver on {beat['driver']['host']}", kind="soft"),
+        f'<p><label for="done">{done:,} of {images:,} images, {done / max(1, images):.1%}</label><br>'
+        f'<progress id="done" max="{max(1, images)}" value="{done}"></progress></p>',
+        figures(
+            [
+                ("phase", "ended" if ended else beat["phase"]),
+                ("images/s", number(beat["images_per_s"], 1)),
+                ("minutes left", "-" if ended or beat["eta_s"] is None else number(beat["eta_s"] / 60, 1)),
+                ("instances", number(labelled["instances"])),
+                ("failed", number(labelled["failed"])),
+                ("workers", number(beat["workers"])),
+            ]
+        ),
+        paragraph(
+            f"Written {beat['at']}."
+            + (
+                " The driver has ended."
+                if ended
+                else f" Written anew every {beat['every_s']:g} s; if it is much older,"
+            )
+            + ("" if ended else " look with segray status."),
+            kind="soft",
+        ),
+    ]
+    facts = [
+        ("units", number(beat["units"])),
+        ("units given out again", number(beat["retries"])),
+        ("workers lost", number(beat["lost_workers"])),
+        ("commits", number(beat["commits"])),
+        ("bytes read", _bytes(beat["bytes_read"])),
+        ("images waiting", number(beat["waiting"])),
+        ("images in flight", number(beat["in_flight"])),
+    ]
+    rows = [
+        (each["worker"], each["host"], each["device"], number(each["images"]), number(each["images_per_s"], 1),
+         number(each["in_flight"]), number(each["rss_mb"]),
+         f"{each['longest']['stage']}, {each['longest']['s']:g} s" if each["longest"] else "-")
+        for each in beat["slowest"]
+    ]  # fmt: skip
+    columns = ["worker", "host", "device", "images", "images/s", "in flight", "MiB", "oldest image"]
+    parts = [("counts", "This process so far", table("What this process did", ["What", "Count"], facts, "-n"))]
+    if rows:
+        parts.append(("workers", "Workers", table("Workers, the slowest first", columns, rows, "---nnnn-")))
+    title = f"{done / max(1, images):.0%} of a labelling run"
+    foot = paragraph(f"segray {segray.__version__}")
+    return page(title, "".join(head), parts, foot, None if ended else beat["every_s"])
