@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -36,12 +36,18 @@ def uri_of(run: Run) -> str:
 class Heart(Watcher):
     """Writes the latest vitals. A beat that cannot be written is counted and told once, and the next one is tried.
 
-    note: is told of it, from another thread.
+    note: is told of it, from another thread. live: a beat to a web page, which then lies beside it.
     """
 
-    def __init__(self, options: StorageOptions, note: Callable[[str], None], every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        options: StorageOptions,
+        note: Callable[[str], None],
+        every_s: float = EVERY_S,
+        live: Callable[[Mapping[str, Any]], str] | None = None,
+    ) -> None:
         self._options = replace(options, retries=0, timeout_s=min(options.timeout_s, _TIMEOUT_S))
-        self._note, self._every_s = note, every_s
+        self._note, self._every_s, self._live = note, every_s, live
         self._latest: Vitals | None = None
         self._news, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -76,7 +82,10 @@ class Heart(Watcher):
     def _write(self, store: Store, vitals: Vitals, failing: bool) -> bool:
         """Whether it failed."""
         try:
-            store.put(uri_of(vitals.run), (json.dumps(self._record(vitals)) + "\n").encode())
+            told = self._record(vitals)
+            store.put(uri_of(vitals.run), (json.dumps(told) + "\n").encode())
+            if self._live is not None:
+                store.put(vitals.run.page, self._live(told).encode())
         except (WorldError, AccessError) as exc:
             self.missed += 1
             if not failing:

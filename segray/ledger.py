@@ -5,6 +5,7 @@ Knows where records lie and what they say; knows nothing of images, models' insi
     ROOT/_segray/label_set.json                       written once, checked by every run
     ROOT/_segray/index/                               where the images in shards lie (sources/index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten as it proceeds
+    ROOT/_segray/runs/RUN_ID/report.html              a web page: live while the run goes on, then its report
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
     ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
     ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (publish.py)
@@ -126,6 +127,10 @@ class Run:
     @property
     def staged(self) -> str:
         return join(self.folder, "staged")
+
+    @property
+    def page(self) -> str:
+        return join(self.folder, "report.html")
 
     def save(self, store: Store, record: Mapping[str, Any]) -> None:
         """Write run.json whole."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from segray import console
+from segray.analytics.live import live
 from segray.config import Config
 from segray.execute import Watcher
 from segray.heartbeat import Heart
@@ -53,7 +54,8 @@ class Together(Watcher):
 @contextmanager
 def observed(chosen: Config, screen: Screen) -> Iterator[Watcher]:
     """The watchers of a run on a Ray cluster."""
-    heart = Heart(StorageOptions(**chosen.storage.model_dump()), screen.note)
+    options = StorageOptions(**chosen.storage.model_dump())
+    heart = Heart(options, screen.note, live=live if chosen.report else None)
     with screen:
         try:
             yield Together((screen, Metrics(), heart))

@@ -79,6 +79,16 @@ def number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
+def size(in_bytes: int) -> str:
+    """12345 -> "12 kB"."""
+    value = float(in_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.0f} PB"
+
+
 def paragraph(*sentences: object, kind: str = "") -> Markup:
     return Markup(f"<p{_class(kind)}>{' '.join(map(text, sentences))}</p>")
 

@@ -32,6 +32,7 @@ from segray.analytics.page import (
     paragraph,
     picture,
     share,
+    size,
     sparkline,
     table,
     text,
@@ -47,7 +48,6 @@ from segray.storage import StorageOptions, Store, join
 from segray.storage import shown as shown_uri
 from segray.tables import Snapshot
 
-FILE = "report.html"
 IMAGES, MOST_IMAGES = 12, 60
 _PICTURE_PX, _QUALITY = 720, 80
 _PICTURES_BYTES = 5_500_000  # of base64, all together
@@ -93,8 +93,8 @@ def of_run(root: str, **storage_options: Any) -> str:
     run = latest_run(store, root)
     if run is None:
         raise UserError("no run is recorded here", where=root, do="run `segray label` first")
-    store.put(uri_of(run), report(root, **storage_options).encode())
-    return uri_of(run)
+    store.put(run.page, report(root, **storage_options).encode())
+    return run.page
 
 
 def latest_run(store: Store, root: str) -> Run | None:
@@ -103,11 +103,6 @@ def latest_run(store: Store, root: str) -> Run | None:
         if store.exists(join(root, "_segray", "runs", name, "run.json")):
             return Run(root, name)
     return None
-
-
-def uri_of(run: Run) -> str:
-    """Where the page of a run lies: live while it goes on, then its report."""
-    return join(run.folder, FILE)
 
 
 # ---- choosing pictures ----------------------------------------------------------------------------
@@ -171,7 +166,7 @@ def _head(found: Census, record: Mapping[str, Any]) -> str:
         ("classes that occur", number(len(found.classes))),
         ("failed", f"{number(failed)} ({failed / max(1, found.images):.1%})"),
         ("mean score", number(mean, 3) if found.instances else "-"),
-        ("read", _bytes(found.bytes)),
+        ("read", size(found.bytes)),
     ]
     source = record.get("source")
     said = paragraph(f"Images of {shown_uri(str(source))}", kind="soft") if source else ""
@@ -365,15 +360,6 @@ def _evaluation(judged: judging.Evaluation) -> str:
     return "".join(parts)
 
 
-def _bytes(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.0f} PB"
-
-
 # ---- the gallery ----------------------------------------------------------------------------------
 
 
@@ -458,59 +444,3 @@ def _figure(choice: Choice, one: Picture, data: str, size_wh: tuple[int, int]) -
     )
     alt = f"{choice.key} with masks drawn over it: {listed}{more}; {min(covered, 1):.0%} of it covered"
     return picture(data, alt, size_wh, caption)
-
-
-# ---- while a run goes on --------------------------------------------------------------------------
-
-
-def live(beat: Mapping[str, Any]) -> str:
-    """How a run goes, as HTML that asks for itself again until the run has ended. beat: as heartbeat.json has it."""
-    done, images, ended = int(beat["done"]), int(beat["images"]), bool(beat.get("ended"))
-    labelled = beat["labelled"]
-    head = [
-        paragraph(f"Run {beat['run_id']}, driver on {beat['driver']['host']}", kind="soft"),
-        f'<p><label for="done">{done:,} of {images:,} images, {done / max(1, images):.1%}</label><br>'
-        f'<progress id="done" max="{max(1, images)}" value="{done}"></progress></p>',
-        figures(
-            [
-                ("phase", "ended" if ended else beat["phase"]),
-                ("images/s", number(beat["images_per_s"], 1)),
-                ("minutes left", "-" if ended or beat["eta_s"] is None else number(beat["eta_s"] / 60, 1)),
-                ("instances", number(labelled["instances"])),
-                ("failed", number(labelled["failed"])),
-                ("workers", number(beat["workers"])),
-            ]
-        ),
-        paragraph(
-            f"Written {beat['at']}."
-            + (
-                " The driver has ended."
-                if ended
-                else f" Written anew every {beat['every_s']:g} s; if it is much older,"
-            )
-            + ("" if ended else " look with segray status."),
-            kind="soft",
-        ),
-    ]
-    facts = [
-        ("units", number(beat["units"])),
-        ("units given out again", number(beat["retries"])),
-        ("workers lost", number(beat["lost_workers"])),
-        ("commits", number(beat["commits"])),
-        ("bytes read", _bytes(beat["bytes_read"])),
-        ("images waiting", number(beat["waiting"])),
-        ("images in flight", number(beat["in_flight"])),
-    ]
-    rows = [
-        (each["worker"], each["host"], each["device"], number(each["images"]), number(each["images_per_s"], 1),
-         number(each["in_flight"]), number(each["rss_mb"]),
-         f"{each['longest']['stage']}, {each['longest']['s']:g} s" if each["longest"] else "-")
-        for each in beat["slowest"]
-    ]  # fmt: skip
-    columns = ["worker", "host", "device", "images", "images/s", "in flight", "MiB", "oldest image"]
-    parts = [("counts", "This process so far", table("What this process did", ["What", "Count"], facts, "-n"))]
-    if rows:
-        parts.append(("workers", "Workers", table("Workers, the slowest first", columns, rows, "---nnnn-")))
-    title = f"{done / max(1, images):.0%} of a labelling run"
-    foot = paragraph(f"segray {segray.__version__}")
-    return page(title, "".join(head), parts, foot, None if ended else beat["every_s"])
