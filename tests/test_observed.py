@@ -177,7 +177,6 @@ def test_prometheus_counts_the_images(run: Run) -> None:
     stages = ask(run.prometheus, "sum by (stage) (ray_segray_stage_seconds_total)")
     assert stages == pytest.approx(tally["seconds"])
     assert ask(run.prometheus, "sum(ray_segray_units_total)") == {"": 4}
-    assert ask(run.prometheus, "max_over_time(ray_segray_plan_images[1h])").popitem()[1] == IMAGES
 
 
 @pytest.mark.usefixtures("shell")
