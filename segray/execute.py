@@ -72,7 +72,7 @@ class Job:
     def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
         """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded.
 
-        unreadable: of its images, those that could not be read when all others could.
+        unreadable: of its images, those that storage or the network failed when all others were labelled.
         """
         record = {
             "state": state,

@@ -422,7 +422,7 @@ class Scheduler:
         if self._left_over and not self._queue and not any(state.running for state in self._workers.values()):
             (task, reason), count = self._left_over[0], self.images_left_over
             found = f"{self._names.image(task.unit, task.start)}: {reason}"
-            self._halt(f"{count} image{'s' * (count > 1)} could not be read, all others are labelled", found)
+            self._halt(f"{count} image{'s' * (count > 1)} could not be labelled, all others are", found)
         if self.halted:
             return actions
         if self._fruit_s is None:

@@ -129,6 +129,32 @@ def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chose
     assert keys(chosen) == ALL
 
 
+def test_images_that_cannot_be_read_hold_up_no_others(chosen: config.Config) -> None:
+    dead = {"07.jpg", "12.jpg"}
+
+    class Dead(Stub):
+        def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+            if dead & {ref.key for ref in refs}:
+                raise WorldError("Storage cannot be reached", found="no such host")
+            return super().label(task, refs)
+
+    def starting(recipe: Recipe, c: config.Config) -> Workers:
+        return InProcess(Dead(recipe), FACTS)
+
+    for _ in range(2):
+        with pytest.raises(WorldError, match=r"2 images could not be labelled[\s\S]*2 images .* not labelled"):
+            run.label(chosen, Notes(), starting)
+        assert keys(chosen) == [key for key in ALL if key not in dead]
+    (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
+    with pytest.raises(WorldError, match="2 images could not be labelled"):
+        run.label(chosen, Notes(), starting)
+    assert keys(chosen) == [*(key for key in ALL if key not in dead), "99.jpg"]
+    dead.clear()
+    run.label(chosen, Notes(), starting)
+    assert keys(chosen) == [*ALL, "99.jpg"]
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
 class Mortal:
     """Workers of which one at a time lives; an image that kills takes its worker along."""
 

@@ -173,12 +173,38 @@ def test_a_late_report_of_a_lost_worker_does_not_count() -> None:
 
 
 def test_the_world_failing_again_and_again_halts_the_run() -> None:
-    scheduler = Scheduler(tasks_of([3]), whole(max_attempts=2))
+    scheduler = Scheduler(tasks_of([300]), whole(max_attempts=2))
     task = only_task(scheduler.joined("a", 0))
-    task = only_task(scheduler.failed("a", task, "503", 1))
-    assert scheduler.failed("a", task, "503", 2) == []
+    for now in range(1, 6):
+        task = only_task(scheduler.failed("a", task, "503", now))
+    assert scheduler.failed("a", task, "503", 6) == []
     assert scheduler.halted == Halt("storage or the network failed again and again", "worker a, unit 0, attempt 2: 503")
-    assert scheduler.images_waiting == 3
+    assert scheduler.images_waiting == 300
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_images_that_the_world_withholds_are_left_over_when_all_others_are_done(workers: int) -> None:
+    dead = {(1, 3), (1, 4), (2, 7)}
+    scheduler = Scheduler(tasks_of([8] * 5), whole())
+    waiting = [action for i in range(workers) for action in scheduler.joined(str(i), 0)]
+    now, done = 0.0, 0
+    while waiting:
+        now += 1
+        action = waiting.pop(0)
+        assert isinstance(action, Assign)
+        task = action.task
+        if any((task.unit, i) in dead for i in range(task.start, task.stop)):
+            waiting += scheduler.failed(action.worker, task, "no such host", now)
+        else:
+            counts, actions = scheduler.finished(action.worker, task, now)
+            done += len(task) * counts
+            waiting += actions
+    assert done == scheduler.images_done == 5 * 8 - len(dead)
+    assert not scheduler.complete
+    assert (scheduler.images_left_over, scheduler.workers_of_use) == (3, 0)
+    assert scheduler.halted is not None
+    assert scheduler.halted.what == "3 images could not be labelled, all others are"
+    assert "no such host" in scheduler.halted.found
 
 
 def test_a_hung_image_retires_its_worker_and_is_suspected_alone() -> None:
