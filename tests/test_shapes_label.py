@@ -159,7 +159,10 @@ def test_shards_in_a_bucket_are_labelled_through_ray(
         Store(options).put(f"s3://{bucket}/raw/{path.name}", path.read_bytes())
     root = f"s3://{bucket}/labels"
     storage = {"endpoint_url": swift_env.endpoint_url}
-    asked = write_config(tmp_path / "c.yaml", f"s3://{bucket}/raw/", root, unit_images=5, storage=storage)
-    done = command("label", asked)
+    patient = {"start_timeout_s": 600}
+    asked = write_config(
+        tmp_path / "c.yaml", f"s3://{bucket}/raw/", root, unit_images=5, storage=storage, cluster=patient
+    )
+    done = command("label", asked, timeout_s=900)
     assert done.returncode == 0, done.stderr
     assert rows(root, shaped.keys, endpoint_url=swift_env.endpoint_url) == expected
