@@ -229,7 +229,7 @@ def _fill_dates(values: dict[str, Any], where: str) -> None:
                 f"{section}.{name} asks for a date, and none is given",
                 where=where,
                 found=address,
-                do="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for and a repeated run too",
+                do="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for, repeated or not",
             )
         chosen[name] = dates.filled(address, day, f"{section}.{name}")
         if section == "source" and chosen.get("base") is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray import config, image, ledger, memory, plan, run, runtime, sources, tables, zoo
+from segray import config, image, ledger, memory, partitions, plan, run, runtime, sources, tables, zoo
 from segray.config import Config
 from segray.execute import Watcher
 from segray.instances import ImageRef, Task
@@ -169,7 +169,8 @@ def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Li
         rows = table.to_pyarrow_dataset()
         committed = store.insist(root, lambda: plan.Committed(rows.to_batches(columns)))
     index = Index(store, join(root, "_segray", "index"), keep=False)
-    left, total, _ = plan.build(sources.configured(asked.source, store, index), committed)
+    found = partitions.of(asked.source, store).rebased(sources.configured(asked.source, store, index))
+    left, total, _ = plan.build(found, committed)
     return left, total
 
 
