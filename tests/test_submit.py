@@ -180,3 +180,23 @@ def test_a_job_that_stays_pending_is_called_off(web: Web, monkeypatch: pytest.Mo
     with pytest.raises(WorldError, match=r"(?s)did not start within 0 s.*waiting for resources"):
         submit.follow(submit.Dashboard(web.root, {}), JOB, 0.05, print)
     assert stopped == [JOB]
+
+
+def test_a_head_that_has_no_agent_yet_is_waited_for_and_any_other_refusal_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    answers = iter(
+        [RuntimeError("500: No available agent to submit job"), None, RuntimeError("the id is already taken")]
+    )
+
+    def submit_job() -> None:
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    submit._insist(submit_job)
+    with pytest.raises(RuntimeError, match="already taken"):
+        submit._insist(submit_job)
+    monkeypatch.setattr(submit, "_SILENT_S", -1.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit._insist(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
