@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,17 +14,20 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shapes
 from numpy.typing import NDArray
 
 import segray
-from segray import config, image, rle, schema
+from segray import config, image, rle, schema, sources
 from segray.contracts import CONTRACTS
 from segray.contracts.contract import Form, ImageInput, Options
 from segray.errors import ConfigError, ModelError, WorldError
 from segray.instances import Failure, ImageRef, Instances, Task
 from segray.label import Labeller, Recipe, build, options_of, stage_failure, writable
 from segray.ledger import staged_task
+from segray.memory import Budget
 from segray.runtime import FakeEngine
+from segray.sources import reading
 from segray.storage import StorageOptions, Store
 from segray.tiles import Tiles
 
@@ -154,6 +158,39 @@ def test_a_fault_of_the_world_stages_nothing(tmp_path: Path) -> None:
     refs = [photo(tmp_path / "0.png", 1)]
     with pytest.raises(WorldError):
         labeller(tmp_path / "staged", store=Storm()).label(Task(0, 0, 1), refs)
+    assert not (tmp_path / "staged").exists()
+
+
+def shard(folder: Path) -> list[ImageRef]:
+    """Forty images in two shards."""
+    files = {f"{i:02d}.png": photo(folder / f"{i:02d}.png", 5 * i).uri for i in range(40)}
+    shaped = shapes.tar({name: Path(uri).read_bytes() for name, uri in files.items()}, folder / "shards")
+    return [ref for batch in sources.read(shaped.uri, Store()) for ref in sources.refs(batch)]
+
+
+def test_images_that_are_read_together_never_wait_for_each_others_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PORTION_BYTES", 3000)
+    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
+    worker._files = reading.Files(Store(), worker._limits, budget)
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(worker.label, Task(unit, 0, len(refs)), refs[:: (-1) ** unit]) for unit in range(6)]
+        assert [done.result(timeout=60).failed for done in tasks] == [0] * 6
+    assert budget._free == 4000
+
+
+def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path) -> None:
+    class Storm(Store):
+        def read_range(self, uri: str, start: int, size: int) -> bytes:
+            raise WorldError("slow down")
+
+    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
+    worker._files = reading.Files(Storm(), worker._limits, budget)
+    with pytest.raises(WorldError, match="slow down"):
+        worker.label(Task(0, 0, len(refs)), refs)
+    worker.close()
+    assert budget._free == 4000
     assert not (tmp_path / "staged").exists()
 
 
