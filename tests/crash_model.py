@@ -89,6 +89,7 @@ class World:
         self.points: Counter[tuple[str, str]] = Counter()
         self._processes: list[_Process] = []
         self._started = 0
+        self.put = Store.put  # as nobody's write
         for name in ("put", "create", "delete"):
             patch.setattr(Store, name, self._hooked(getattr(Store, name), lambda store, uri, *_: uri, _refuse_store))
         creation = self._hooked(create_table_with_add_actions, lambda uri, *_: f"{uri}/create", _refuse_delta)

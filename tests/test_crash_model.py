@@ -30,6 +30,7 @@ from crash_model import Fault, Judge, Plan, Race, World
 from swift_server import Swift
 
 from segray.config import Config, validate
+from segray.storage import Store, join
 from segray.verify import verify
 
 Dataset = Mapping[str, int]  # bytes by key
@@ -51,12 +52,14 @@ class History:
 
 @dataclass
 class Site:
-    """A dataset in a folder, and a new label set for each history."""
+    """A dataset in a folder, and a new label set for each history. nearby: the same site with label sets on a disk,
+    where what nothing disturbs is quicker to make."""
 
     world: World
     source: Path
     roots: Iterator[str]
     storage: Mapping[str, Any] = field(default_factory=dict)
+    nearby: Site | None = None
     _undisturbed: dict[str, Any] = field(default_factory=dict)
     _begun: dict[str, Config] = field(default_factory=dict)
 
@@ -78,6 +81,8 @@ class Site:
 
     def undisturbed(self, *datasets: Dataset) -> Any:
         """The rows of a label set that was brought up to date with each dataset in turn, and nothing else happened."""
+        if self.nearby is not None:
+            return self.nearby.undisturbed(*datasets)
         name = repr(datasets)
         if name not in self._undisturbed:
             chosen = self.config()
@@ -89,13 +94,23 @@ class Site:
 
     def _begin(self, chosen: Config, dataset: Dataset) -> None:
         """A label set of this dataset: a copy of one in which nothing was in the way."""
-        name = repr((chosen.source.deleted, dataset))
+        begun = (self.nearby or self).begun(dataset)
+        if self.nearby is None:
+            shutil.copytree(begun, chosen.output.root)
+        else:
+            store = Store(Judge(chosen).options)
+            for path in sorted(path for path in begun.rglob("*") if path.is_file()):
+                self.world.put(store, join(chosen.output.root, *path.relative_to(begun).parts), path.read_bytes())
+        Judge(chosen).look_anew()
+
+    def begun(self, dataset: Dataset) -> Path:
+        """A label set of this dataset, in which nothing was in the way."""
+        name = repr(dataset)
         if name not in self._begun:
-            self._begun[name] = self.config(deleted=chosen.source.deleted)
+            self._begun[name] = self.config()
             self.arrange(dataset)
             self.world.label(self._begun[name])
-        shutil.copytree(self._begun[name].output.root, chosen.output.root)
-        Judge(chosen).look_anew()
+        return Path(self._begun[name].output.root)
 
     def writes(self, dataset: Dataset, *earlier: Dataset, deleted: str = "keep") -> int:
         """How many writes bring a label set of the earlier datasets up to date with this one."""
@@ -109,7 +124,7 @@ class Site:
         """Let it happen, then judge."""
         chosen = self.config(history.retries, history.deleted)
         steps = list(history.steps)
-        if not self.storage and len(steps) > 1 and not steps[0][1]:
+        if len(steps) > 1 and not steps[0][1]:
             self._begin(chosen, steps.pop(0)[0])
         for dataset, plan in steps:
             self.arrange(dataset)
@@ -251,7 +266,7 @@ def _tell_all(site: Site, histories: Iterator[History], title: str, capsys: pyte
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_some_histories(family: Any, local: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _tell_all(local, islice(family(local), 3, None, 31), family.__name__, capsys) >= 3
+    assert _tell_all(local, islice(family(local), 3, None, 61), family.__name__, capsys) >= 2
 
 
 def _share(family: int, share: int, shares: int, folder: Path) -> tuple[int, Counter[tuple[str, str]]]:
@@ -293,5 +308,5 @@ def test_histories_on_a_real_object_store(
     chosen = random.Random(1).sample([history for family in FAMILIES for history in family(local)], sample)
     roots = (f"s3://{swift_env.bucket()}/labels" for _ in count())
     storage = {"endpoint_url": swift_env.endpoint_url, "region": "us-east-1"}
-    site = Site(local.world, tmp_path / "remote", roots, storage)
+    site = Site(local.world, local.source, roots, storage, local)
     assert _tell_all(site, iter(chosen), "on Swift", capsys) == sample
