@@ -21,7 +21,8 @@ from segray.analytics.evaluate import coco_results, evaluate_detections
 from segray.contracts.contract import Options
 from segray.instances import Instances
 from segray.scenes import dataset
-from segray.scenes.scene import STICKERS, draw_scene
+from segray.scenes.scene import draw_scene
+from segray.scenes.shapes import STICKERS
 
 Parts = list[tuple[tiles.Window, Instances]]
 SIZE_HW = (1600, 2000)

@@ -125,7 +125,8 @@ def build(
         device, cores, chosen.precision, chosen.cache_dir, fixed_shapes=chosen.fixed_shapes
     )
     with ThreadPoolExecutor(1) as beside:
-        loops = beside.submit(importlib.import_module, "segray.kernels")  # Takes seconds the first time on a machine.
+        # Takes seconds the first time on a machine.
+        loops = beside.submit(importlib.import_module, "segray.mask_kernels" if recipe.tiles else "segray.kernels")
         engine = runtime.compile(model.path, model.form, settings)
         loops.result()
     contract = model.contract.with_size(model.form.name, engine.size_hw)

@@ -95,13 +95,13 @@ def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.fl
     """The tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several; 0 for an empty mask."""
     if isinstance(counts, str):
         return np.asarray(bbox([counts], size_hw)[0])
-    from segray import kernels
+    from segray import kernels, mask_kernels
 
     masks, heights = joined(counts), np.full(len(counts), size_hw[0], np.int64)
     area, covered = kernels.areas(*masks, MAX_GROUPS).T
     if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
         runs_of(counts[bad[0]], size_hw)  # Says what is wrong.
-    return np.asarray(kernels.boxes(*masks, MAX_GROUPS, heights), np.float64)
+    return np.asarray(mask_kernels.boxes(*masks, MAX_GROUPS, heights), np.float64)
 
 
 def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
@@ -114,9 +114,9 @@ def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray
 
 def union(counts: Sequence[str], size_hw: tuple[int, int]) -> str:
     """The mask of all pixels that any of these has; all span size_hw."""
-    from segray import kernels
+    from segray import mask_kernels
 
-    edges = kernels.merged_edges(*joined(counts), MAX_GROUPS, 1)
+    edges = mask_kernels.merged_edges(*joined(counts), MAX_GROUPS, 1)
     if edges[-1] != size_hw[0] * size_hw[1]:
         for one in counts:
             runs_of(one, size_hw)  # Says what is wrong.

@@ -82,11 +82,13 @@ def place(found: Instances, window: Window, size_hw: tuple[int, int]) -> Instanc
     """What was found in a window, as instances of the whole image."""
     if not len(found):
         return Instances.empty(size_hw, found.unreadable)
-    from segray import kernels
+    from segray import mask_kernels
 
     inner, total = found.size_hw, size_hw[0]
     rles = tuple(
-        rle.from_edges(kernels.placed_edges(rle.runs_of(counts, inner), inner[0], window.x0, window.y0, total), size_hw)
+        rle.from_edges(
+            mask_kernels.placed_edges(rle.runs_of(counts, inner), inner[0], window.x0, window.y0, total), size_hw
+        )
         for counts in found.rles
     )
     boxes = found.boxes_xyxy + np.array([window.x0, window.y0] * 2, np.float32)
@@ -140,15 +142,15 @@ def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[N
     """Of each pair: whether it is one thing, and (n, 2) what share of either mask the other covers."""
     if not len(pairs):
         return np.zeros(0, np.bool_), np.zeros((0, 2))
-    from segray import kernels
+    from segray import mask_kernels
 
     text, starts, stops = rle.joined(seen.rles)
     i, j = pairs.T
-    shared, *areas = kernels.overlaps(text, starts[i], stops[i], text, starts[j], stops[j], rle.MAX_GROUPS).T
+    shared, *areas = mask_kernels.overlaps(text, starts[i], stops[i], text, starts[j], stops[j], rle.MAX_GROUPS).T
     height = seen.size_hw[0]
     # A mask lies in its own window, so what of it the other window saw is what lies in both.
-    mine = kernels.areas_within(text, starts[i], stops[i], rle.MAX_GROUPS, height, sides[j])
-    its = kernels.areas_within(text, starts[j], stops[j], rle.MAX_GROUPS, height, sides[i])
+    mine = mask_kernels.areas_within(text, starts[i], stops[i], rle.MAX_GROUPS, height, sides[j])
+    its = mask_kernels.areas_within(text, starts[j], stops[j], rle.MAX_GROUPS, height, sides[i])
     agreement = shared / np.maximum(mine + its - shared, 1)
     alike = (agreement >= SEAM_IOU) & (seen.class_ids[i] == seen.class_ids[j])
     return alike, np.stack([shared / np.maximum(area, 1) for area in areas], axis=1)

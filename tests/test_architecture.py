@@ -29,7 +29,7 @@ HOMES = {
     "typer": {"cli", "analytics_cli", "models_cli", "remote_cli"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"kernels"},
+    "numba": {"kernels", "mask_kernels"},
     "duckdb": {"analytics.sql"},
     "polars": {"analytics.expressions"},
     "nncf": {"quantize"},
@@ -38,7 +38,20 @@ HOMES = {
 
 # Lower layers first; a module imports only from its own line or lines above.
 LAYERS = (
-    {"", "errors", "instances", "rle", "geometry", "tiles", "flight", "memory", "orphans", "dates", "kernels"},
+    {
+        "",
+        "errors",
+        "instances",
+        "rle",
+        "geometry",
+        "tiles",
+        "flight",
+        "memory",
+        "orphans",
+        "dates",
+        "kernels",
+        "mask_kernels",
+    },
     {"schema", "config", "storage", "image", "contracts", "catalogue"},
     {"runtime", "fetch"},
     {"zoo"},

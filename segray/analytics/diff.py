@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segray import kernels, rle, tables
+from segray import mask_kernels, rle, tables
 from segray.analytics import masks, sheet, slices
 from segray.analytics.slices import Slice
 from segray.errors import UserError
@@ -246,7 +246,7 @@ def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
     if not len(rows):
         return []
     left, right = masks.text_of(a.rles), masks.text_of(b.rles)
-    shared = kernels.overlaps(
+    shared = mask_kernels.overlaps(
         left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
     )
     ious = masks.iou_of(shared)

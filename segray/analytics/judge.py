@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from segray import kernels
+from segray import mask_kernels
 
 IOU_TYPES = ("segm", "bbox")
 AREAS = ("all", "small", "medium", "large")
@@ -26,7 +26,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
 
 _ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
-_IN_MEMORY_ROWS, _SORTED_ROWS = 1_000_000, 2_000_000
+_IN_MEMORY_ROWS, _SORTED_ROWS = 100_000, 2_000_000
 _Floats = NDArray[np.float64]
 
 
@@ -139,7 +139,7 @@ class Judge:
             rows = np.zeros(len(mine), _ROW)
             rows["score"], rows["image"], rows["rank"] = detections.scores[mine], image, np.arange(len(mine))
             matched, ignored = np.zeros((2, len(mine)), np.uint64)
-            kernels.match(
+            mask_kernels.match(
                 np.ascontiguousarray(ious[np.ix_(mine, those)]), within, objects.crowd[those], ignore, areas[mine],
                 _RANGES, IOUS, category in lenient, matched, ignored,
             )  # fmt: skip

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segray import kernels, rle
+from segray import kernels, mask_kernels, rle
 
 BOX = pa.struct([pa.field(name, pa.int32()) for name in ("x", "y", "w", "h")])
 POLYGONS = pa.list_(pa.list_(pa.float64()))
@@ -36,7 +36,7 @@ def rle_area(masks: Any) -> pa.Array:
 def rle_bbox(masks: Any, height: Any) -> pa.Array:
     """The tightest boxes of whole pixels, {x, y, w, h} int32; 0 for an empty mask. height: of the image."""
     (column, heights), valid = _aligned(masks, height)
-    boxes = kernels.boxes(*_text(column), rle.MAX_GROUPS, _ints(heights))
+    boxes = mask_kernels.boxes(*_text(column), rle.MAX_GROUPS, _ints(heights))
     _check(np.where(boxes[:, 2] < 0, -1, 0), valid, [column])
     sides = [pa.array(boxes[:, k].astype(np.int32)) for k in range(4)]
     return pa.StructArray.from_arrays(sides, fields=list(BOX), mask=pa.array(~valid))
@@ -45,7 +45,7 @@ def rle_bbox(masks: Any, height: Any) -> pa.Array:
 def rle_iou(a: Any, b: Any) -> pa.Array:
     """Intersection over union of each mask of a with the one of b in the same row, float64; 0 for two empty masks."""
     (left, right), valid = _aligned(a, b)
-    found = kernels.overlaps(*_text(left), *_text(right), rle.MAX_GROUPS)
+    found = mask_kernels.overlaps(*_text(left), *_text(right), rle.MAX_GROUPS)
     _check(found[:, 0], valid, [left, right])
     return pa.array(iou_of(found), mask=~valid)
 
@@ -71,7 +71,7 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
             merged.append(None)
             continue
         least = last - first if intersect else 1
-        edges = kernels.merged_edges(text, starts[first:last], stops[first:last], rle.MAX_GROUPS, least)
+        edges = mask_kernels.merged_edges(text, starts[first:last], stops[first:last], rle.MAX_GROUPS, least)
         if edges[-1] < 0:
             why = "counts are malformed" if edges[-1] == -1 else "masks are of images of unlike sizes"
             raise ValueError(f"row {row}: {why}")
@@ -84,7 +84,7 @@ def rle_contains(masks: Any, height: Any, x: Any, y: Any) -> pa.Array:
     (column, heights, xs, ys), valid = _aligned(masks, height, x, y)
     tall, across, down = _ints(heights), _ints(xs), _ints(ys)
     positions = np.where((down >= 0) & (down < tall) & (across >= 0), across * tall + down, -1)
-    return pa.array(kernels.covers(*_text(column), rle.MAX_GROUPS, positions), mask=~valid)
+    return pa.array(mask_kernels.covers(*_text(column), rle.MAX_GROUPS, positions), mask=~valid)
 
 
 def rle_polygon(masks: Any, height: Any, width: Any) -> pa.Array:
@@ -116,7 +116,7 @@ def outlines(counts: str, size_hw: tuple[int, int]) -> list[NDArray[np.float64]]
         return []
     framed = np.zeros((h + 2, w + 2), np.bool_)
     framed[1:-1, 1:-1] = rle.decode(counts, size_hw)[y : y + h, x : x + w]
-    corners = kernels.rings(framed)
+    corners = mask_kernels.rings(framed)
     starts = np.flatnonzero(np.diff(corners[:, 2])) + 1
     return [part[:, :2] + np.array([x, y], np.float64) for part in np.split(corners, starts)]
 
@@ -136,7 +136,7 @@ def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None 
     """(len a, len b) intersection over union of masks of one image; over the area of a where b is a crowd."""
     rows, columns = np.repeat(np.arange(len(a)), len(b)), np.tile(np.arange(len(b)), len(a))
     left, right = text_of(a), text_of(b)
-    found = kernels.overlaps(
+    found = mask_kernels.overlaps(
         left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
     )
     _check(found[:, 0], np.ones(len(found), np.bool_), [])
