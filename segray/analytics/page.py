@@ -37,7 +37,8 @@ a{color:var(--bar)}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:0 0 .4rem;font-size:.88rem}
 th,td{text-align:left;padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{font-weight:600;white-space:nowrap}tbody th{font-weight:500}
+thead th{font-weight:600;white-space:nowrap}tbody th{font-weight:500;min-width:5rem}
+td:not(.n){min-width:4rem}
 .n{text-align:right;white-space:nowrap}
 td svg{display:block;margin-top:.3rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1.25rem 2rem}

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import pyarrow.dataset as ds
@@ -20,7 +20,6 @@ import pyarrow.dataset as ds
 import segray
 from segray import rle, tables
 from segray.analytics import census, slices
-from segray.analytics import evaluate as judging
 from segray.analytics.census import Census
 from segray.analytics.page import (
     Markup,
@@ -47,6 +46,9 @@ from segray.sources.reading import Files
 from segray.storage import StorageOptions, Store, join
 from segray.storage import shown as shown_uri
 from segray.tables import Snapshot
+
+if TYPE_CHECKING:
+    from segray.analytics.evaluate import Evaluation
 
 IMAGES, MOST_IMAGES = 12, 60
 _PICTURE_PX, _QUALITY = 720, 80
@@ -78,7 +80,7 @@ def report(
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
     found = census.count(state)
-    judged = None if truth is None else judging.evaluate(root, truth, version=state.batch, **storage_options)
+    judged = None if truth is None else _judged(state, truth, storage_options)
     run = latest_run(store, state.root)
     record = {} if run is None else run.record(store)
     parts = list(_sections(state, found, record, judged, choose(found, images), store))
@@ -95,6 +97,12 @@ def of_run(root: str, **storage_options: Any) -> str:
         raise UserError("no run is recorded here", where=root, do="run `segray label` first")
     store.put(run.page, report(root, **storage_options).encode())
     return run.page
+
+
+def _judged(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -> Evaluation:
+    from segray.analytics.evaluate import evaluate  # Not above: most pages need nothing of it.
+
+    return evaluate(state.root, truth, version=state.batch, **storage_options)
 
 
 def latest_run(store: Store, root: str) -> Run | None:
@@ -177,7 +185,7 @@ def _sections(
     state: Snapshot,
     found: Census,
     record: Mapping[str, Any],
-    judged: judging.Evaluation | None,
+    judged: Evaluation | None,
     choices: Sequence[Choice],
     store: Store,
 ) -> Iterator[Part]:
@@ -329,7 +337,7 @@ def _first_line(message: str) -> str:
     return message.splitlines()[0] if message.strip() else "no message"
 
 
-def _evaluation(judged: judging.Evaluation) -> str:
+def _evaluation(judged: Evaluation) -> str:
     columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
     names = {"segm": "masks", "bbox": "boxes"}
     rows = [
