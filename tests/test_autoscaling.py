@@ -40,7 +40,7 @@ _NOTHING = (
 
 
 class Autoscaled:
-    """A head that can bring one node of each kind, and does away with it nine seconds after its last worker."""
+    """A head that can bring one node of each kind, and does away with it fifteen seconds after its last worker."""
 
     def __init__(self, folder: Path, mark: dict[str, str]) -> None:
         taken: set[int] = set()
@@ -62,7 +62,7 @@ class Autoscaled:
             "cluster_name": "segray",
             "max_workers": 2,
             "upscaling_speed": 20,
-            "idle_timeout_minutes": 0.15,
+            "idle_timeout_minutes": 0.25,
             "provider": {
                 "type": "fake_multinode",
                 "gcs_address": self.address,
