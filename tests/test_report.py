@@ -27,10 +27,12 @@ from segray.analytics.live import live
 from segray.analytics.page import histogram, number, size, text
 from segray.analytics.report import choose, report
 from segray.console import Plain
-from segray.errors import LabelSetError, UserError
+from segray.errors import LabelSetError, UserError, WorldError
 from segray.heartbeat import Heart
+from segray.instances import ImageRef
 from segray.ledger import Run
 from segray.run import Summary
+from segray.sources.reading import Files
 from segray.storage import StorageOptions, Store, join
 from segray.vitals import Tally, Vitals
 
@@ -227,6 +229,19 @@ def test_an_image_of_another_size_is_not_drawn_over(root: str, tmp_path: Path) -
     page = Checked(report(root))
     assert page.all("img") == []
     assert "it is 30x30 now, and was labelled as 80x60" in page.text
+
+
+def test_storage_that_is_down_is_asked_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(files: Files, ref: ImageRef) -> bytes:
+        asked.append(ref.key)
+        raise WorldError("storage is down")
+
+    monkeypatch.setattr(Files, "read", refuse)
+    page = Checked(report(root))
+    assert len(asked) == 1
+    assert page.text.count("storage is down") == 9
 
 
 def test_pictures_without_room_are_left_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,11 @@ def report(
 
 
 def of_run(root: str, **storage_options: Any) -> str:
-    """Write the page into the folder of the latest run; returns its address. Raises as report."""
+    """Write the page into the folder of the latest run; returns its address. Raises as report.
+
+    storage_options: as StorageOptions, but what fails is tried once more only: a run waits for this.
+    """
+    storage_options["retries"] = min(1, storage_options.get("retries", 1))
     store = Store(StorageOptions(**storage_options))
     run = latest_run(store, root)
     if run is None:
@@ -375,13 +379,17 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> str:
     pictures = _pictures(state, [each.key for each in choices])
     colours = colours_of(each for each, _ in pictures.values())
     files = Files(store, Limits(max_pixels=census.MOST_PIXELS), Budget(_FILES_BYTES))
-    shown, gone, room, left_out = [], [], _PICTURES_BYTES, 0
+    shown, gone, room, left_out = [], list[str](), _PICTURES_BYTES, 0
+    down = None
     try:
         for choice in choices:
             one, version = pictures[choice.key]
             try:
+                if down is not None:  # Asking again for each of them would take long.
+                    raise down
                 data, size_wh = _drawn(one, version, colours, files)
             except (ImageError, WorldError, AccessError, FileNotFoundError) as exc:
+                down = exc if isinstance(exc, WorldError) else down
                 gone.append(f"{choice.key}: {_first_line(str(exc))}")
                 continue
             if len(data) > room:
