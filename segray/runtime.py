@@ -75,9 +75,7 @@ def _missing(path: Path, what: str) -> ModelError:
     there = [entry.name for entry in folder.iterdir()]
     near = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
     found = f"in {folder}: {', '.join(near) or 'nothing'}"
-    return ModelError(
-        what, where=str(path), found=found, do="Check model.path; an IR is two files, .xml and .bin."
-    )
+    return ModelError(what, where=str(path), found=found, do="Check model.path; an IR is two files, .xml and .bin.")
 
 
 def ir_version(xml: Path) -> int:

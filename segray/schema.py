@@ -79,9 +79,7 @@ PLAN = pa.schema(
 )
 
 # Committed rows that a run removes: of this image, and of this batch, so not of what came after.
-RETIRED = pa.schema(
-    [pa.field("image_key", pa.string(), nullable=False), pa.field("batch", pa.int32(), nullable=False)]
-)
+RETIRED = pa.schema([pa.field("image_key", pa.string(), nullable=False), pa.field("batch", pa.int32(), nullable=False)])
 
 _COMMON: Mapping[str, Any] = {
     "version": "2.6",
