@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusters import marked
+from ports import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -64,16 +64,6 @@ def head(home: Path, folder: Path, *, auth_mode: str) -> Iterator[Head]:
         for pid in set(marked(mark)) - {os.getpid()}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def free_port(taken: set[int]) -> int:
-    """A free port outside the range that Ray gives to its workers."""
-    for port in range(20_000 + secrets.randbelow(8_000), 32_000):
-        with socket.socket() as probe:
-            if port not in taken and probe.connect_ex(("127.0.0.1", port)) != 0:
-                taken.add(port)
-                return port
-    raise RuntimeError("no free port between 20000 and 32000")
 
 
 def _await(env: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:

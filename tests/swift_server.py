@@ -6,7 +6,6 @@ writes, logs included, is below the folder it is given, which must allow user ex
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from botocore.config import Config
 from botocore.session import Session
+from ports import free_port
 
 KEY, SECRET = "test:tester", "sEcReT-of-the-test-server"
 STORES = ("account", "container", "object")
@@ -132,7 +132,8 @@ class Swift:
 @contextmanager
 def serve(folder: Path, ready_within_s: float = 60.0) -> Iterator[Swift]:
     """Run Swift with its state below `folder` until the block ends, or this process does, however it ends."""
-    *store_ports, port = ports = _free_ports(len(STORES) + 1)
+    taken: set[int] = set()
+    *store_ports, port = ports = [free_port(taken) for _ in (*STORES, "proxy")]
     _configure(folder, ports)
     subprocess.run(
         [sys.executable, "-c", _RINGS.format(stores=STORES), folder, *map(str, store_ports)], check=True, timeout=60
@@ -143,14 +144,6 @@ def serve(folder: Path, ready_within_s: float = 60.0) -> Iterator[Swift]:
         yield server
     finally:
         server.stop()
-
-
-def _free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def _configure(folder: Path, ports: list[int]) -> None:

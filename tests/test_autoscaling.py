@@ -21,7 +21,7 @@ import yaml
 from clusters import Driver, command_of, marked
 from command import ENV, write_config
 from command import segray as command
-from heads import free_port
+from ports import free_port
 
 import segray
 from segray.scenes import dataset

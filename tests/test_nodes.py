@@ -15,7 +15,7 @@ import pytest
 from clusters import Driver, actors_of, nodes
 from command import segray as command
 from command import write_config
-from heads import free_port
+from ports import free_port
 from swift_server import Swift
 
 import segray

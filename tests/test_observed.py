@@ -25,6 +25,7 @@ import pytest
 from command import segray as command
 from command import write_config
 from heads import Head
+from ports import free_port
 
 import segray
 from segray import cli, config, submit
@@ -110,7 +111,7 @@ def prometheus(binary: Path, head: Head, folder: Path) -> Iterator[str]:
     shutil.copy(INFRA / "alerts.yml", folder)
     (folder / "prometheus.yml").write_text(text)
     log = folder / "prometheus.log"
-    address = f"127.0.0.1:{heads.free_port(set())}"
+    address = f"127.0.0.1:{free_port(set())}"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [binary, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,17 +187,17 @@ class Sorted:
 
     def _flush(self) -> None:
         for number, rows in self._waiting.items():
-            with (self._folder / f"{number}.truth").open("ab") as file:
-                pickle.dump(rows, file)
+            with (self._folder / f"{number}.truth").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows) + "\n")
         self._waiting, self._count = {}, 0
 
     def _rows(self, number: int) -> Iterator[tuple[int, Row]]:
         path = self._folder / f"{number}.truth"
         if not path.exists():
             return
-        with path.open("rb") as file:
-            while file.peek(1):
-                yield from pickle.load(file)
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield from json.loads(line)
 
 
 # ---- one image ------------------------------------------------------------------------------------
