@@ -173,7 +173,7 @@ def test_a_root_of_another_model_is_refused_before_any_image_is_read(tmp_path: P
     assert command("label", config, "--limit", 2).returncode == 0
     done = command("label", config, "--set", "model.score_threshold=0.5")
     assert done.returncode == 2
-    assert "score_threshold: 0.05 there, 0.5 now" in done.stderr
+    assert "model.score_threshold: 0.05 -> 0.5" in done.stderr
     assert segray.images(str(tmp_path / "labels")).count_rows() == 2
 
 
