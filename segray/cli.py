@@ -111,18 +111,22 @@ def quickstart(
     count: Annotated[int, typer.Option(min=1, help="How many scenes to draw.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw sticker scenes, label them on this machine, compare with the truth, draw a contact sheet."""
+    """Draw sticker scenes, label them on this machine, compare with the truth, draw and tell what came out."""
     from segray import quickstart as job
 
     with console.watcher() as watcher:
         result = job.quickstart(folder, count, watcher, start_workers)
     if as_json:
-        sheet = str(result.sheet)
-        record = {"summary": console.as_record(result.summary), "evaluation": asdict(result.evaluation), "sheet": sheet}
+        record = {
+            "summary": console.as_record(result.summary),
+            "evaluation": asdict(result.evaluation),
+            "sheet": str(result.sheet),
+            "report": str(result.page),
+        }
         _print_json(record)
     else:
         print(console.describe(result.summary))
-        print(f"look at: {result.sheet}")
+        print(f"look at: {result.sheet}  {result.page}")
         print(analytics_cli.describe_evaluation(result.evaluation))
     raise typer.Exit(result.summary.exit_code)
 

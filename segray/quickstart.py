@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segray import config
 from segray.analytics.evaluate import Evaluation, evaluate
+from segray.analytics.report import report
 from segray.analytics.sheet import contact_sheet
 from segray.execute import Watcher
 from segray.run import StartWorkers, Summary, label
@@ -22,21 +23,23 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class Result:
-    """What quickstart made. sheet: a PNG of overlays."""
+    """What quickstart made. sheet: a PNG of overlays. page: the label set's report, with its evaluation."""
 
     summary: Summary
     evaluation: Evaluation
     sheet: Path
+    page: Path
 
 
 def settings(folder: Path) -> config.Config:
-    """The configuration that quickstart runs with: configs/quickstart.yaml says the same."""
+    """The configuration that quickstart runs with: configs/quickstart.yaml says the same, but for the report, which here knows the truth."""
     return config.validate(
         {
             "source": {"uri": str(folder / "scenes" / "images")},
             "output": {"root": str(folder / "labels")},
             "model": {"name": "stickers"},
             "unit_images": 16,
+            "report": False,
         },
         "quickstart",
     )
@@ -47,8 +50,10 @@ def quickstart(folder: Path, count: int, watcher: Watcher, start_workers: StartW
     watcher.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
     truth = dataset.write(folder / "scenes", count, _SEED)
     summary = label(settings(folder), watcher, start_workers)
-    watcher.note("comparing with the truth and drawing a contact sheet")
+    watcher.note("comparing with the truth, drawing a contact sheet, writing a report")
     evaluation = evaluate(summary.root, truth)
     sheet = folder / "contact-sheet.png"
     contact_sheet(summary.root, sheet, read=by_uri(Store()), title="segray quickstart")
-    return Result(summary, evaluation, sheet)
+    page = folder / "report.html"
+    page.write_text(report(summary.root, truth=str(truth)), "utf-8")
+    return Result(summary, evaluation, sheet, page)

@@ -51,6 +51,7 @@ def test_quickstart_labels_measures_and_draws(tmp_path: Path) -> None:
     assert sum(result["summary"]["images"].values()) == 24
     assert result["evaluation"]["scores"]["segm"]["ap50"] > 0.85
     assert (tmp_path / "q" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert "AP50" in Path(result["report"]).read_text()
 
 
 def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> None:
