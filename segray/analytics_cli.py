@@ -1,4 +1,4 @@
-"""`segray evaluate`, `export`, `report` and `diff`: what is made of labels.
+"""`segray evaluate`, `export`, `report`, `diff`, `select` and `review`: what is made of labels.
 
 Knows arguments and how results are shown; the work is done in analytics.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from segray.analytics.diff import Difference
     from segray.analytics.evaluate import Evaluation
     from segray.analytics.export import Exported
+    from segray.analytics.review import Errors, Review
+    from segray.analytics.select import Selection
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -166,6 +168,75 @@ def diff(
 
 
 @app.command()
+def select(
+    root: Root,
+    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="A new file: what was chosen, and why.")],
+    take: Annotated[
+        list[str],
+        typer.Option(metavar="CRITERION=N", help="uncertain, disagree, rare, diverse or random; repeatable."),
+    ],
+    against: Annotated[str | None, typer.Option(metavar="ROOT_B", help="The label set to disagree with.")] = None,
+    to: Annotated[str | None, typer.Option(help="Export the images for label-studio, cvat, coco, ...")] = None,
+    tasks: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to export them: a new file.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores near it are uncertain.")] = 0.5,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Of labels that count and are exported.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another one draws another random sample.")] = 0,
+    version: Version = None,
+    as_of: AsOf = None,
+    endpoint_url: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Choose images worth a person's look, and a random sample that tells how good the labels are."""
+    from segray.analytics.select import select as choose
+
+    chosen = choose(
+        root,
+        shares(take),
+        out=out,
+        to=to,
+        tasks=tasks,
+        against=against,
+        threshold=threshold,
+        min_score=min_score,
+        seed=seed,
+        version=version,
+        as_of=moment(as_of),
+        endpoint_url=endpoint_url,
+    )
+    if as_json:
+        _print_json(asdict(chosen))
+    else:
+        print(f"{out}: {describe_selection(chosen)}")
+
+
+@app.command()
+def review(
+    root: Root,
+    selection: Annotated[Path, typer.Option(help="What `segray select` wrote.")],
+    corrected: Annotated[Path, typer.Option(help="JSON of Label Studio, CVAT for images 1.1, or COCO JSON.")],
+    truth: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the corrections as COCO truth.")] = None,
+    allow_unfinished: Annotated[bool, typer.Option(help="Leave out chosen images that are not done.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """What people's corrections say: errors by class with intervals, from the random sample."""
+    from segray.analytics.review import review as compare
+
+    found = compare(
+        root,
+        selection,
+        corrected,
+        truth_out=truth,
+        allow_unfinished=allow_unfinished,
+        endpoint_url=endpoint_url,
+    )
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        print(describe_review(found))
+
+
+@app.command()
 def report(
     root: Root,
     out: Annotated[str, typer.Option(metavar="FILE", help="Where to write it: a path, or an address.")] = "report.html",
@@ -182,6 +253,17 @@ def report(
     made = page(root, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
     Store(StorageOptions(endpoint_url=endpoint_url)).put(out, made.encode())
     print(f"{out}: {len(made) / 1e6:.1f} MB")
+
+
+def shares(given: Sequence[str]) -> dict[str, int]:
+    """How many images by criterion, from "uncertain=50"."""
+    found: dict[str, int] = {}
+    for text in given:
+        name, _, count = text.partition("=")
+        if not count.isdecimal() or name in found:
+            raise UserError("this does not say how many images to take", found=text, do="write uncertain=50, once each")
+        found[name] = int(count)
+    return found
 
 
 def moment(text: str | None) -> datetime | None:
@@ -268,6 +350,38 @@ def describe_difference(found: Difference) -> str:
     for name, drift in (("class mix", found.class_drift), ("scores", found.score_drift)):
         lines.append(f"drift of {name}: {drift.effect:.4f} (statistic {drift.statistic:.3f}, p {drift.p:.3g})")
     return "\n".join([*lines, *(f"gate failed: {gate}" for gate in found.failed_gates)])
+
+
+def describe_selection(found: Selection) -> str:
+    """How many images each criterion chose, and of how many."""
+    told = ", ".join(
+        f"{found.taken[name]} {name}" + (f" (of {count} asked for)" if found.taken[name] < count else "")
+        for name, count in found.take.items()
+    )
+    return f"{len(found.chosen)} of {found.images} images with {found.instances} instances: {told}"
+
+
+def describe_review(found: Review) -> str:
+    """Precision, recall and kinds of errors, by class, with their intervals."""
+    lines = [f"{found.reviewed} images reviewed, {found.sampled} of them a random sample of {found.population}"]
+    if found.total is not None:
+        rows = [("all classes", found.total), *found.classes.items()]
+        lines.append(f"{'':>20}  {'precision (95 %)':<22}{'recall (95 %)':<22}" + "  ".join(found.total.kinds))
+        lines += [f"{name:>20}  {_errors(errors)}" for name, errors in rows[: _SHOWN + 1]]
+        if len(rows) > _SHOWN + 1:
+            lines.append(f"{'':>20}  ... and {len(rows) - _SHOWN - 1} more")
+    if found.truth is not None:
+        lines.append(f"truth: {found.truth}")
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _errors(errors: Errors) -> str:
+    told = [
+        "none" if each.value is None else f"{each.value:.3f} ({each.low:.3f}..{each.high:.3f})"
+        for each in (errors.precision, errors.recall)
+    ]
+    kinds = "  ".join(f"{each.hits:>{len(kind)}}" for kind, each in errors.kinds.items())
+    return f"{told[0]:<22}{told[1]:<22}{kinds}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: int) -> str:

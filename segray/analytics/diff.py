@@ -99,6 +99,7 @@ def diff(
     min_score: float = 0.0,
     most: int = 20,
     draw: Path | None = None,
+    both_labelled: bool = False,
     version_a: int | None = None,
     as_of_a: datetime | None = None,
     version_b: int | None = None,
@@ -108,7 +109,9 @@ def diff(
     """Compare label set B with label set A, image by image of the same key.
 
     fail_if: gates as `Gate.parse` reads them. min_score: of instances that take part. most: images named as most
-    changed. draw: a PNG of these side by side. version_a ...: earlier states; so a label set is compared with itself.
+    changed. draw: a PNG of these side by side. both_labelled: leave out images that failed in
+    either. version_a ...: earlier states; so a label set is compared with itself.
+
     Raises LabelSetError as tables.snapshot, or if nothing is committed; UserError if no image is in both, or for a gate
     that cannot be read.
     """
@@ -119,7 +122,7 @@ def diff(
     )
     tally = _Tally(most)
     for part in slices.cut(*states):
-        _compare(states, part, min_score, tally)
+        _compare(states, part, min_score, tally, both_labelled)
     if not tally.images:
         raise UserError("the two label sets have no image in common", where=f"{root_a}, {root_b}")
     found = tally.result()
@@ -190,7 +193,9 @@ class Gate:
 # ---- slice by slice -------------------------------------------------------------------------------
 
 
-def _compare(states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally) -> None:
+def _compare(
+    states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally, both_labelled: bool
+) -> None:
     statuses, found = [], []
     for state in states:
         images = slices.images(state, part, ["image_key", "status"])
@@ -202,7 +207,7 @@ def _compare(states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, t
         a, b = statuses[0].get(key), statuses[1].get(key)
         if a is None or b is None:
             tally.only(a is None)
-        else:
+        elif not both_labelled or "failed" not in (a, b):
             tally.add(key, (a, b), found[0].get(key, nothing), found[1].get(key, nothing))
 
 

@@ -10,7 +10,7 @@ import heapq
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Choice:
     classes: names or slugs; none: all. min_score, min_area_px, max_area_px: of instances, ends included. statuses: of
     images; failed ones have no size and are never written. where: a condition in SQL on a row of `instances`, with the
     functions of segray.sql. with_instances: leave out images of which nothing is chosen. sample: so many images of
-    those, always the same ones, drawn evenly.
+    those, always the same ones, drawn evenly. keys: of images; None: all.
     """
 
     classes: Sequence[str] = ()
@@ -52,6 +52,7 @@ class Choice:
     where: str | None = None
     with_instances: bool = False
     sample: int | None = None
+    keys: frozenset[str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def export(
     is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if nothing is committed.
     """
     form = _format(to)
-    _check_free(out)
+    check_free(out)
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
     store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
@@ -127,7 +128,8 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Nothing, unless a file or a folder with something in it is there, which raises UserError."""
     if out.is_dir() and any(out.iterdir()):
         raise UserError("the folder is not empty", where=str(out), do="choose another one, or empty it")
     if out.exists() and not out.is_dir():
@@ -194,6 +196,10 @@ def _chosen(
         images = images.filter(
             pc.is_in(images.column("status"), pa.array([s for s in choice.statuses if s != "failed"]))
         )
+        if choice.keys is not None:
+            images = images.filter(pc.is_in(images.column("image_key"), pa.array(sorted(choice.keys), pa.string())))
+            if not images.num_rows:
+                continue
         by_key: Mapping[str, pa.Table] = {}
         if needs_rows:
             columns = _COLUMNS if not found.light or choice.where else ("class_id",)
@@ -212,6 +218,8 @@ def _condition(choice: Choice) -> pc.Expression:
         chosen &= ds.field("area") >= choice.min_area_px
     if choice.max_area_px is not None:
         chosen &= ds.field("area") <= choice.max_area_px
+    if choice.keys is not None:
+        chosen &= ds.field("image_key").isin(sorted(choice.keys))
     return chosen
 
 
