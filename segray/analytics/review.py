@@ -242,8 +242,9 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> E
     """The share of hits, from what each sampled image has of both. fraction: of all images, that were sampled.
 
     The variance is that of a ratio of totals over images drawn by chance (Cochran, Sampling Techniques, 6.4); the
-    interval is Wilson's for so many independent instances as have this variance, never more than there are but for the
-    part of the label set that was seen. Where all images agree, an image counts as one instance.
+    interval is Wilson's for so many independent instances as have this variance, fewer yet where it rests on few
+    images, never more than there are but for the part of the label set that was seen. Where all images agree, an image
+    counts as one instance.
     """
     y, x = np.array(hits, np.float64), np.array(of, np.float64)
     y, x = y[x > 0], x[x > 0]
@@ -256,10 +257,16 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> E
         worth = images
     else:
         variance = images / (images - 1) * float(((y - share * x) ** 2).sum()) / total**2
-        worth = min(total, share * (1 - share) / variance) if variance > 0 else total
+        worth = min(total, share * (1 - share) / variance * (Z / _student(images - 1)) ** 2) if variance > 0 else total
     unseen = 1 - fraction
     low, high = wilson(share, worth / unseen) if unseen > 0 else (share, share)
     return Estimate(int(y.sum()), int(total), share, low, high, *wilson(share, total))
+
+
+def _student(freedom: int) -> float:
+    """Student's quantile that Z is the limit of, after Abramowitz and Stegun 26.7.5; within 11 % from 2 degrees on."""
+    first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    return Z + first / freedom + second / freedom**2
 
 
 def wilson(share: float, number: float) -> tuple[float, float]:
