@@ -32,7 +32,7 @@ class Result:
 
 
 def settings(folder: Path) -> config.Config:
-    """The configuration that quickstart runs with: configs/quickstart.yaml says the same, but for the report, which here knows the truth."""
+    """The configuration that quickstart runs with: configs/quickstart.yaml says the same, but for the report."""
     return config.validate(
         {
             "source": {"uri": str(folder / "scenes" / "images")},
