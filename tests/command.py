@@ -42,7 +42,8 @@ def start(
 
 
 def write_config(path: Path, source: object, root: object, **more: Any) -> Path:
-    """A configuration for the embedded model, with further top-level keys."""
-    values = {"source": {"uri": str(source)}, "output": {"root": str(root)}, "model": {"name": "stickers"}} | more
+    """A configuration for the embedded model, with further top-level keys. Runs write no report if nothing is said."""
+    values = {"source": {"uri": str(source)}, "output": {"root": str(root)}, "model": {"name": "stickers"}}
+    values |= {"report": False} | more
     path.write_text(yaml.safe_dump(values))
     return path

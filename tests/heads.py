@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,10 @@ class Head:
 
 
 @contextmanager
-def head(home: Path, folder: Path, *, auth_mode: str) -> Iterator[Head]:
+def head(home: Path, *, auth_mode: str) -> Iterator[Head]:
     """A fresh head with two CPUs. None of its processes, nor of its jobs, outlives the block."""
+    # Ray's sockets lie below it, and their paths may have 107 bytes.
+    folder = Path("/tmp") / f"segray-{secrets.token_hex(3)}"
     mark = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | mark
     env |= {"HOME": str(home), "RAY_AUTH_MODE": auth_mode, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -64,6 +67,7 @@ def head(home: Path, folder: Path, *, auth_mode: str) -> Iterator[Head]:
         for pid in set(marked(mark)) - {os.getpid()}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _await(env: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:

@@ -55,7 +55,7 @@ def test_quickstart_labels_measures_and_draws(tmp_path: Path) -> None:
 
 
 def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> None:
-    config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=8)
+    config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=8, report=True)
     first = command("label", config)
     assert first.returncode == 0, first.stderr
     before = contents(tmp_path / "labels")
@@ -63,6 +63,8 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> No
     assert again.returncode == 0
     assert "nothing to do" in again.stderr
     assert contents(tmp_path / "labels") == before
+    (page,) = (tmp_path / "labels" / "_segray" / "runs").glob("*/report.html")
+    assert "refresh" not in page.read_text()  # the last word, in place of the page that was live
 
 
 def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: Path) -> None:

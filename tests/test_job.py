@@ -24,7 +24,7 @@ REPO = Path(__file__).parents[1]
 @pytest.fixture(scope="module", params=["disabled", "token"])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which `ray job submit` reaches a fresh head."""
-    with heads.head(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("ray"), auth_mode=request.param) as it:
+    with heads.head(tmp_path_factory.mktemp("home"), auth_mode=request.param) as it:
         yield it.env
 
 

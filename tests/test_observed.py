@@ -59,9 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     root = str(folder / "labels")
     chosen = write_config(folder / "run.yaml", folder / "scenes" / "images", root, unit_images=4)
     with ExitStack() as stack:
-        head = stack.enter_context(
-            heads.head(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("ray"), auth_mode="token")
-        )
+        head = stack.enter_context(heads.head(tmp_path_factory.mktemp("home"), auth_mode="token"))
         binary = find("prometheus")
         served = stack.enter_context(prometheus(binary, head, folder)) if binary else None
         done = command(
