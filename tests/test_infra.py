@@ -586,7 +586,7 @@ def test_the_sizing_page_computes_what_it_says() -> None:
     rows = [list(map(float, row[1:])) for row in cells if len(row) == 8 and row[1].isdigit()]
     assert len(rows) == 3
     for cpu_ms, *found in rows:
-        kb = 4000 if cpu_ms > 900 else 100
+        kb = 4000 if cpu_ms > 700 else 100
         node_hours = cpu_ms * 1e6 / 3.6e6 / 0.85 / 7
         images_per_s = 7 * 0.85 / (cpu_ms / 1000)
         expected = [7 * node_hours, node_hours, images_per_s, images_per_s * kb * 8 / 1000]

@@ -122,8 +122,8 @@ def _per_class(raw: _Raw, most: int) -> Picked:
     """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
     kept = []
     for label in np.flatnonzero((raw.scores > MIN_SCORE).any(axis=0)):
-        rows = _descending(raw.scores[:, label])
-        rows = rows[raw.scores[rows, label] > MIN_SCORE]
+        rows = np.flatnonzero(raw.scores[:, label] > MIN_SCORE)
+        rows = rows[_descending(raw.scores[rows, label])]
         kept.append((label, _greedy(raw.boxes_xyxy, rows, most)))
     return _picked(raw, kept)
 
