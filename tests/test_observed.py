@@ -29,7 +29,7 @@ from ports import free_port
 
 import segray
 from segray import cli, config, submit
-from segray.errors import AccessError, ConfigError, ConflictError
+from segray.errors import AccessError, ConfigError
 from segray.scenes import dataset
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")]  # Ray's own
@@ -79,12 +79,6 @@ def send(head: Head, chosen: Path, *arguments: str) -> list[str]:
 def elsewhere(head: Head) -> dict[str, str]:
     """An environment that names another cluster: the address that is given counts."""
     return {**head.env, "RAY_ADDRESS": "http://127.0.0.1:1", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
-
-
-@pytest.fixture
-def shell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, run.head.env[name])
 
 
 def find(name: str) -> Path | None:
@@ -178,35 +172,47 @@ def test_prometheus_counts_the_images(run: Run) -> None:
     assert ask(run.prometheus, "sum(ray_segray_units_total)") == {"": 4}
 
 
-@pytest.mark.usefixtures("shell")
-def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+_START = """
+import os, sys
+from pathlib import Path
+from segray import config, submit
+
+path, job = Path(sys.argv[1]), sys.argv[2]
+dashboard = submit.Dashboard(os.environ["RAY_API_SERVER_ADDRESS"], os.environ)
+submit.start(submit.Request(path, config.load(path), python=sys.executable), dashboard, job)
+"""
+
+
+def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(run: Run) -> None:
     dashboard = submit.Dashboard(run.head.address, run.head.env)
     request = submit.Request(run.config, config.load(run.config), python=sys.executable)
     following = submit.check(request, dashboard)
     assert (run.job, following) == (f"{request.stem}-1", f"{request.stem}-2")
-    with dashboard.client() as client:
-        client.submit_job(entrypoint="sleep 600", submission_id=following)
+    # In processes of their own, like all of Ray's clients: Ray remembers the token mode that it met first.
+    sleeps = [heads.RAY, "job", "submit", "--no-wait", "--submission-id", following, "--", "sleep", "600"]
+    subprocess.run(sleeps, env=run.head.env, check=True, capture_output=True, timeout=300)
     try:
-        with pytest.raises(ConflictError, match="under way"):
-            submit.start(request, dashboard, following)
-        assert cli.run(send(run.head, run.config)) == 3
-        assert f"ray job stop {following}" in capsys.readouterr().err
+        started = subprocess.run(
+            [sys.executable, "-c", _START, run.config, following],
+            env=run.head.env, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert "ConflictError" in started.stderr
+        assert "under way" in started.stderr
+        done = command(*send(run.head, run.config), env=elsewhere(run.head))
+        assert done.returncode == 3, done.stderr
+        assert f"ray job stop {following}" in done.stderr
     finally:
         dashboard.stop(following)
 
 
-@pytest.mark.usefixtures("shell")
-def test_a_missing_model_ends_with_the_runs_own_exit_code(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_model_ends_with_the_runs_own_exit_code(run: Run, tmp_path: Path) -> None:
     model = {"name": "yolact-resnet50-fpn-pytorch", "path": "/nowhere/model.xml"}
     source = run.config.parent / "scenes" / "images"
-    assert cli.run(send(run.head, write_config(tmp_path / "run.yaml", source, tmp_path / "labels", model=model))) == 2
-    told = capsys.readouterr()
-    assert "/nowhere/model.xml" in told.err
-    assert json.loads(told.out)["status"] == "FAILED"
+    chosen = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", model=model)
+    done = command(*send(run.head, chosen), env=elsewhere(run.head))
+    assert done.returncode == 2, done.stderr
+    assert "/nowhere/model.xml" in done.stderr
+    assert json.loads(done.stdout)["status"] == "FAILED"
 
 
 def test_a_wrong_token_none_and_too_large_a_driver_are_refused_at_once(run: Run) -> None:
