@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from command import ENV, start
+from ports import free_port
 
 _NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
 # A dead node is known after a second instead of fifteen.
@@ -34,6 +35,7 @@ class Nodes:
     """A head without CPUs and two nodes with one each. dashboard_port: of the job API; None for none."""
 
     def __init__(self, dashboard_port: int | None = None) -> None:
+        self._taken: set[int] = set()
         self._dashboard = (
             {} if dashboard_port is None else {"include_dashboard": True, "dashboard_port": dashboard_port}
         )
@@ -42,7 +44,7 @@ class Nodes:
     def _start(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {**_NODE, "num_cpus": 0, "_system_config": _QUICK, **self._dashboard}
+        head = {**self._node_args(), "num_cpus": 0, "_system_config": _QUICK, **self._dashboard}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             self.add()
@@ -62,7 +64,11 @@ class Nodes:
         return [pid for raylet in self.raylets for pid in actors_of(raylet)]
 
     def add(self) -> None:
-        self._cluster.add_node(**_NODE)
+        self._cluster.add_node(**self._node_args())
+
+    def _node_args(self) -> dict[str, Any]:
+        # Every node's agent would listen at the same port, and take no job where another cluster's agent has it.
+        return {**_NODE, "dashboard_agent_listen_port": free_port(self._taken)}
 
     def node_id(self, raylet: int) -> str:
         """What Ray calls the node."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shapes import SHAPES, Shaped, add
 
@@ -424,6 +424,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 
 
 @settings(max_examples=60, deadline=None)
+@example("hugging_face", [(197, 128)], 0)  # a path that is no text
 @given(
     st.sampled_from(["tar", "zip", "hugging_face"]),
     st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=6),

@@ -124,11 +124,13 @@ class Cells:
             self._end = self._first, str(error)
         if self._end is not None and row >= self._end[0]:
             raise ImageError("the column cannot be read up to this row", stage="read", found=self._end[1])
-        cell = self._cells[row - self._first].as_py()
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        cell = self._cells[row - self._first]
+        whole = isinstance(cell, pa.StructScalar) and cell.is_valid
+        data = (cell["bytes"] if whole else cell).as_py()
         if data is None:
-            path = cell.get("path") if isinstance(cell, dict) else None
-            raise ImageError("no image in this row", stage="read", found=f"null, path {path!r}" if path else "null")
+            path = cell["path"].as_buffer() if whole and "path" in cell.keys() else None  # noqa: SIM118
+            told = "null" if path is None else f"null, path {path.to_pybytes().decode('utf-8', 'replace')!r}"
+            raise ImageError("no image in this row", stage="read", found=told)
         return bytes(data)
 
     def _restart(self) -> None:
