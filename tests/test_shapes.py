@@ -425,6 +425,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 
 @settings(max_examples=60, deadline=None)
 @example("hugging_face", [(197, 128)], 0)  # a path that is no text
+@example("hugging_face", [(764, 128)], 0)  # a name of a column that is none
 @given(
     st.sampled_from(["tar", "zip", "hugging_face"]),
     st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=6),

@@ -67,7 +67,10 @@ def refs(file: Entry, table: pq.ParquetFile, shape: Shape) -> list[ImageRef]:
 def _bytes_of(group: Any, column: str) -> int:
     """As stored, of one column of a row group with all that is nested in it."""
     columns = (group.column(i) for i in range(group.num_columns))
-    return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    try:
+        return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    except UnicodeDecodeError as error:
+        raise BrokenFileError(f"a column's name is no text: {error}") from error
 
 
 def image_column(schema: pa.Schema, named: str | None) -> str | None:
