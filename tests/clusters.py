@@ -67,6 +67,8 @@ class Nodes:
         self._cluster.add_node(**self._node_args())
 
     def _node_args(self) -> dict[str, Any]:
+        if not self._dashboard:
+            return dict(_NODE)
         # Every node's agent would listen at the same port, and take no job where another cluster's agent has it.
         return {**_NODE, "dashboard_agent_listen_port": free_port(self._taken)}
 
