@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 import segray
-from segray import analytics_cli, config, console, logs, models_cli, observe, orphans, remote_cli, submit
+from segray import analytics_cli, config, console, logs, models_cli, observe, orphans, remote_cli, signals, submit
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
 from segray.maintain import Maintenance
@@ -273,28 +271,17 @@ def start_workers(recipe: Recipe, chosen: config.Config) -> Workers:
 
     try:
         cluster.connect(chosen.cluster)
-    except SystemExit as asked:  # Ray answers SIGTERM itself, from the moment it starts until ours are back.
+    except SystemExit as asked:  # Ray answers SIGTERM itself, from the moment it starts until our handlers are back.
         raise KeyboardInterrupt from asked
     finally:
-        stop_politely()
+        signals.listen()
+    signals.check()
     return cluster.RayWorkers(recipe, chosen.workers, chosen.cluster)
-
-
-def stop_politely() -> None:
-    """The first SIGINT or SIGTERM ends the command in order, the second at once. Ray puts its own there: call again."""
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, asked)
 
 
 def main() -> None:
     """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
-    stop_politely()
+    signals.listen()
     before = orphans.adopt()
     code = run(sys.argv[1:])
     orphans.end(before)  # Ray's agents look only once a minute whether their node lives.

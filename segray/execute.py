@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import segray
-from segray import publish, workers
+from segray import publish, signals, workers
 from segray.config import Config
 from segray.errors import ConfigError, WorldError
 from segray.instances import Failure, Task, UnitReport
@@ -166,6 +166,7 @@ class Execution:
 
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
+            signals.check()
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
                     self._carry_out(self._handle(event))

@@ -48,6 +48,7 @@ LAYERS = (
         "flight",
         "memory",
         "orphans",
+        "signals",
         "dates",
         "kernels",
         "mask_kernels",

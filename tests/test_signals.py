@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -132,6 +133,41 @@ def test_a_signal_while_the_cluster_and_its_workers_start(
     assert "run the same command again" in output
     assert "Traceback" not in output
     assert nothing_runs(mark)
+
+
+LOST = {
+    "while an object is finalised": """
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+signals.listen()
+Closing()
+""",
+    "to a library's own handler": """
+signals.listen()
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+os.kill(os.getpid(), signal.SIGTERM)
+signals.listen()
+""",
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_signal_whose_exception_is_lost_is_found_in_the_pipe(how: str) -> None:
+    then = """
+print("went on", flush=True)
+try:
+    signals.check()
+except KeyboardInterrupt as found:
+    print(found, flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    program = f"import os, signal\nfrom segray import signals\n{LOST[how]}{then}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["went on", "SIGTERM"], done.stderr
+    assert done.returncode == -signal.SIGTERM  # the second is left to the system
 
 
 def test_a_signal_before_anything_has_begun(tmp_path: Path, scenes: Path, mark: dict[str, str]) -> None:
