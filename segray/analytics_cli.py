@@ -5,8 +5,7 @@ Knows arguments and how results are shown; the work is done in analytics.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segray.errors import UserError
+from segray.options import Endpoint, Json, Root, print_json
 
 if TYPE_CHECKING:
     from segray.analytics.diff import Difference
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-Root = Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Endpoint = Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")]
 Version = Annotated[int | None, typer.Option(help="The label set as it was after this batch.")]
 AsOf = Annotated[str | None, typer.Option(metavar="TIME", help="As it was then: 2026-11-21T12:00, in UTC.")]
 
@@ -71,7 +68,7 @@ def evaluate(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
     else:
         print(describe_evaluation(result))
         print(describe_details(result))
@@ -126,7 +123,7 @@ def export(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        _print_json(asdict(done))
+        print_json(asdict(done))
     else:
         print(describe_export(done))
 
@@ -161,7 +158,7 @@ def diff(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         print(describe_difference(found))
     raise typer.Exit(_GATE if found.failed_gates else 0)
@@ -204,7 +201,7 @@ def select(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        _print_json(asdict(chosen))
+        print_json(asdict(chosen))
     else:
         print(f"{out}: {describe_selection(chosen)}")
 
@@ -231,7 +228,7 @@ def review(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         print(describe_review(found))
 
@@ -396,7 +393,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: int) -> s
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def _print_json(record: Mapping[str, Any]) -> None:
-    print(json.dumps(record, indent=2, sort_keys=True))

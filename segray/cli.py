@@ -6,14 +6,12 @@ of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,6 +20,7 @@ from segray import analytics_cli, config, console, logs, models_cli, observe, or
 from segray.errors import Interrupted, SegrayError, UserError
 from segray.label import Recipe
 from segray.maintain import Maintenance
+from segray.options import Configuration, Day, Endpoint, Json, Overrides, Root, load, print_json
 from segray.promote import Promotion
 from segray.storage import StorageOptions
 from segray.tables import resolved
@@ -37,8 +36,6 @@ app = typer.Typer(
 app.add_typer(models_cli.app, name="models")
 app.add_typer(analytics_cli.app)
 
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Log = Annotated[
     logs.Format, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of progress on standard error: text, or JSON lines.")
 ]
@@ -49,11 +46,11 @@ app.command()(remote_cli.submit)
 
 @app.command()
 def label(
-    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
-    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
+    configuration: Configuration,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
-    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
+    as_of: Day = None,
     log_format: Log = logs.Format.TEXT,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +60,7 @@ def label(
     screen = logs.Json() if log_format is logs.Format.JSON else console.watcher()
     try:
         submit.check_version()
-        chosen = config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])])
+        chosen = load(configuration, overrides, as_of)
         with observe.observed(chosen, screen) as watcher:
             summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
         page = None if dry_run else observe.report(chosen, summary, screen)
@@ -77,7 +74,7 @@ def label(
     elif logs.SUMMARY_ENV in os.environ:
         print(logs.summary_line(summary))
     if as_json:
-        _print_json({**console.as_record(summary), "report": page})
+        print_json({**console.as_record(summary), "report": page})
     elif not isinstance(screen, logs.Json):
         print("dry run: nothing was written" if dry_run else console.describe(summary))
         if page is not None:
@@ -87,18 +84,18 @@ def label(
 
 @app.command()
 def plan(
-    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
-    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
-    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
+    configuration: Configuration,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
+    as_of: Day = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run would take, from its listing and a sample labelled on this machine; label and write nothing."""
     from segray import estimate as job
 
-    chosen = config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])])
+    chosen = load(configuration, overrides, as_of)
     found = job.estimate(chosen, console.Plain())
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         print(job.describe(found, console.duration))
 
@@ -121,7 +118,7 @@ def quickstart(
             "sheet": str(result.sheet),
             "report": str(result.page),
         }
-        _print_json(record)
+        print_json(record)
     else:
         print(console.describe(result.summary))
         print(f"look at: {result.sheet}  {result.page}")
@@ -131,8 +128,8 @@ def quickstart(
 
 @app.command()
 def verify(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    root: Root,
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
@@ -141,7 +138,7 @@ def verify(
     options = StorageOptions(endpoint_url=endpoint_url)
     report = check(resolved(root, options), options)
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
     else:
         print(describe_report(report))
     raise typer.Exit(report.exit_code)
@@ -149,9 +146,9 @@ def verify(
 
 @app.command()
 def maintain(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")],
+    root: Root,
     grace_hours: Annotated[int, typer.Option(min=0, help="For how long replaced files are kept for readers.")] = 24,
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Compact small files, delete what nothing needs, checkpoint the logs. Safe at any moment, beside anything.
@@ -163,7 +160,7 @@ def maintain(
     options = StorageOptions(endpoint_url=endpoint_url)
     done = tidy(resolved(root, options), options, grace_hours=grace_hours)
     if as_json:
-        _print_json(asdict(done))
+        print_json(asdict(done))
     else:
         print(describe_maintenance(done))
     raise typer.Exit(done.exit_code)
@@ -174,7 +171,7 @@ def promote(
     root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set; its siblings are the other ones.")],
     force: Annotated[bool, typer.Option("--force", help="Even if it is broken, incomplete or smaller.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; write nothing.")] = False,
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Make PARENT/CURRENT name this label set, for all readers of PARENT/CURRENT at once."""
@@ -182,7 +179,7 @@ def promote(
 
     done = point(root, StorageOptions(endpoint_url=endpoint_url), force=force, dry_run=dry_run)
     if as_json:
-        _print_json(asdict(done))
+        print_json(asdict(done))
     else:
         print(describe_promotion(done))
 
@@ -207,7 +204,7 @@ def bench(
     remote: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the way r.")
     ] = None,
-    overrides: Set = [],  # noqa: B006 - typer reads it, nobody writes it
+    overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_json: Json = False,
 ) -> None:
     """Compare segray on this machine with a bare inference loop, a Ray Data job and a script, on the same images."""
@@ -221,7 +218,7 @@ def bench(
     load, laps = job.bench(asked, folder, console.Plain().note)
     found = report.record(load, laps)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print(report.describe(found))
 
@@ -230,10 +227,6 @@ def bench(
 def version() -> None:
     """Print segray's version."""
     print(segray.__version__)
-
-
-def _print_json(record: Mapping[str, Any]) -> None:
-    print(json.dumps(record, indent=2, sort_keys=True))
 
 
 def describe_report(report: Report, most: int = 20) -> str:

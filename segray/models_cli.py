@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from segray.acquire import Acquired, FormName, Told
 from segray.catalogue import CATALOGUE, Entry, File
 from segray.errors import ConfigError
 from segray.inspection import Fit, Inspection
+from segray.options import Endpoint, Json, print_json
 from segray.quantize import Quantised
 from segray.storage import StorageOptions, Store
 from segray.trial import Truth
@@ -33,7 +34,6 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `segray models list` shows it.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Leave a TensorFlow graph as OpenVINO converts it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 _LINE_S = 5.0
 _GATE = 4
@@ -43,7 +43,7 @@ _GATE = 4
 def list_models(as_json: Json = False) -> None:
     """Every model that segray can decode, with its size, average precision and licence."""
     if as_json:
-        _print_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
+        print_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
     else:
         print(_table(CATALOGUE.values()))
 
@@ -53,7 +53,7 @@ def show(name: Name, as_json: Json = False) -> None:
     """All that is known of one model: where it is published, how to convert it, what its card has wrong."""
     entry = catalogue.find(name, "NAME")
     if as_json:
-        _print_json(_record(entry))
+        print_json(_record(entry))
     else:
         print(describe(entry))
 
@@ -66,7 +66,7 @@ def inspect(
     """Which model a file is, what goes in and out, what it needs, or what it lacks. Exit code 2 if it fits none."""
     found = inspection.inspect(file)
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         print(describe_inspection(found))
     raise typer.Exit(0 if found.fits else 2)
@@ -114,7 +114,7 @@ def quantize(
     labels: Annotated[str | None, typer.Option(help='Your own classes, as JSON: {"1": "bolt", "2": "nut"}.')] = None,
     keep_float: Annotated[list[str], typer.Option(metavar="REGEX", help="Layers to leave in float; repeatable.")] = [],  # noqa: B006
     max_loss: Annotated[float, typer.Option(min=0, max=1, help="Exit code 4 if mask or box AP falls further.")] = 0.01,
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Write an int8 copy of a model, calibrated with your images; compare its speed and accuracy with the source's."""
@@ -134,7 +134,7 @@ def quantize(
             note=told.note,
         )
     if as_json:
-        _print_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
+        print_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
     else:
         print(describe_quantised(found, max_loss))
     raise typer.Exit(_GATE if found.loss > max_loss else 0)
@@ -187,17 +187,13 @@ def _parsed(labels: str) -> Any:
 # ---- results --------------------------------------------------------------------------------------
 
 
-def _print_json(record: Mapping[str, Any]) -> None:
-    print(json.dumps(record, indent=2, sort_keys=True, default=str))
-
-
 def _record(entry: Entry) -> dict[str, Any]:
     return asdict(entry) | {"how_to_get": entry.how_to_get, "size_bytes": entry.size_bytes}
 
 
 def _report(found: Acquired, as_json: bool) -> None:
     if as_json:
-        return _print_json(asdict(found))
+        return print_json(asdict(found))
     print("nothing to do: it is there" if found.already else f"{found.name} is ready, in its {found.form} form")
     return print(_configuration(found.name, found.xml))
 

@@ -10,27 +10,25 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from segray import config, logs
+from segray import logs
 from segray import submit as submission
 from segray.console import duration
 from segray.errors import ConfigError, Interrupted
+from segray.options import Configuration, Day, Endpoint, Json, Overrides, load
 from segray.status import Status
 from segray.status import status as look
 from segray.storage import StorageOptions
 
 _LATE_S = 20.0
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-
 
 def status(
     root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set: output.root of its runs.")],
-    endpoint_url: Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")] = None,
+    endpoint_url: Endpoint = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until the run ends.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,13 +117,11 @@ def _counts(labelled: Mapping[str, Any]) -> str:
 
 
 def submit(
-    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")],
+    configuration: Configuration,
     address: Annotated[str, typer.Option(help="Of the cluster's dashboard: http://HEAD:8265.")],
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
-    ] = [],  # noqa: B006 - typer reads it, nobody writes it
+    overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[int | None, typer.Option(min=1, help="As for `segray label`.")] = None,
-    as_of: Annotated[str | None, typer.Option(help="The day of {today} in addresses: 2026-11-20, or today.")] = None,
+    as_of: Day = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Come back as soon as the job exists.")] = False,
     python: Annotated[str, typer.Option(help="The interpreter that has segray, on the cluster's head.")] = "python",
     driver_cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for the driver.")] = 0.0,
@@ -149,7 +145,7 @@ def submit(
     arguments = ["--limit", str(limit)] if limit is not None else []
     request = submission.Request(
         configuration,
-        config.load(configuration, [*overrides, *([f"as_of={as_of}"] if as_of is not None else [])]),
+        load(configuration, overrides, as_of),
         overrides,
         arguments,
         python,

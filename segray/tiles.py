@@ -105,7 +105,7 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
     seen = _joined([found for _, found in parts], size_hw, sum(found.unreadable for _, found in parts))
     window_of = np.repeat(np.arange(len(parts)), [len(found) for _, found in parts])
     sides = np.array([(w.x0, w.y0, w.x1, w.y1) for w, _ in parts], np.int64).reshape(-1, 4)[window_of]
-    pairs = _neighbours(seen.boxes_xyxy, sides, window_of)
+    pairs = _neighbours(seen.boxes_xyxy, window_of)
     alike, covered = _compared(seen, sides, pairs)
     groups = _connected(len(seen), pairs[alike])
     things = [_united(seen, sides, group) for group in groups]
@@ -126,12 +126,12 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
 _Ints = NDArray[np.int64]
 
 
-def _neighbours(boxes_xyxy: NDArray[np.float32], sides: _Ints, window_of: NDArray[np.intp]) -> NDArray[np.intp]:
+def _neighbours(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) -> NDArray[np.intp]:
     """(n, 2) rows of different windows whose boxes meet, the first one lower."""
     order = np.argsort(boxes_xyxy[:, 0], kind="stable")
     found = []
-    for place_, i in enumerate(order):
-        rest = order[place_ + 1 :]
+    for at, i in enumerate(order):
+        rest = order[at + 1 :]
         rest = rest[: np.searchsorted(boxes_xyxy[rest, 0], boxes_xyxy[i, 2])]
         meets = (boxes_xyxy[rest, 1] < boxes_xyxy[i, 3]) & (boxes_xyxy[rest, 3] > boxes_xyxy[i, 1])
         found += [(min(i, j), max(i, j)) for j in rest[meets & (window_of[rest] != window_of[i])]]
