@@ -29,7 +29,7 @@ from segray.scenes import dataset
 
 pytestmark = pytest.mark.full
 
-IMAGES = 96
+IMAGES = 144
 RAY = Path(sys.executable).with_name("ray")
 # A silent node is known after nine seconds instead of a minute.
 QUICK = {
@@ -107,7 +107,8 @@ def test_a_worker_that_was_given_up_and_goes_on_changes_nothing(
     root = tmp_path / "labels"
     config = configure(tmp_path / "run.yaml", scenes, root, cluster.address)
     driver = Driver(config)
-    wait(lambda: staged(root) and len(cluster.actors) == 2, driver)
+    # One that is not ready yet has been given nothing, and stages nothing late.
+    wait(lambda: staged(root) and len(driver.times("worker ready")) == 2, driver)
     raylet = cluster.raylets[0]
     (worker,) = actors_of(raylet)
     for pid in (raylet, worker)[: 1 + frozen]:
