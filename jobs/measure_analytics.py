@@ -1,0 +1,111 @@
+"""`python jobs/measure_analytics.py 10000 100000 1000000`: what evaluate, diff and select take, by how many images.
+
+Makes two label sets of made-up detections, nine in ten of which are the same, and COCO truth of the first; then works
+on them in a process of its own each, and prints its seconds and its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segray import ledger, publish
+from segray.analytics.diff import diff
+from segray.analytics.evaluate import evaluate
+from segray.analytics.export import Choice, export
+from segray.analytics.select import select
+from segray.contracts.labels import COCO_NAMES, slug
+from segray.instances import ImageRef, Task
+from segray.ledger import Identity
+from segray.simulation import detections
+from segray.storage import StorageOptions, Store
+
+OPTIONS = StorageOptions()
+UNIT, BATCH_UNITS, FILE_ROWS, DISTINCT = 256, 200, 500_000, 20_000
+
+
+def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) -> None:
+    """Committed as a run commits, 51,200 images a batch. The same seed gives the same number of rows to an image."""
+    run, store = replace(ledger.new_run(root), id="made"), Store()
+    publish.create_tables(run.root, OPTIONS)
+    classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
+    ledger.claim(store, run.root, Identity("made", {}, classes))
+    stager = detections.Stager(pool, per_image, np.random.default_rng(0))
+    names = []
+    for unit, first in enumerate(range(0, images, UNIT)):
+        keys = [f"camera-{i // 10_000:04d}/IMG_{i:08d}.jpg" for i in range(first, min(images, first + UNIT))]
+        refs = [ImageRef(key, f"s3://bucket/{key}", f"{i:032x}", 100_000) for i, key in enumerate(keys, first)]
+        names.append(stager.stage(store, run.staged, Task(unit, 0, len(refs)), refs).staged)
+    for number, first in enumerate(range(0, len(names), BATCH_UNITS), 1):
+        some = tuple(names[first : first + BATCH_UNITS])
+        inputs = publish.Inputs(some, {"run_id": run.id}, FILE_ROWS)
+        publish.commit(publish.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
+
+
+def made(folder: Path, images: int, per_image: float) -> None:
+    """Label sets a and b, and truth.json of a's better half."""
+    rng = np.random.default_rng(1)
+    pool = detections.instances(detections.drawn(2000, rng), DISTINCT, rng)
+    rows = np.arange(DISTINCT)
+    label_set(str(folder / "a"), images, pool, per_image)
+    label_set(
+        str(folder / "b"), images, pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT))), per_image
+    )
+    export(str(folder / "a"), "coco", folder / "truth.json", Choice(min_score=0.5))
+
+
+WORK: dict[str, Callable[[Path], Any]] = {
+    "evaluate": lambda folder: evaluate(str(folder / "a"), folder / "truth.json"),
+    "diff": lambda folder: diff(str(folder / "a"), str(folder / "b")),
+    "select": lambda folder: select(
+        str(folder / "a"),
+        {"uncertain": 200, "rare": 200, "diverse": 200, "disagree": 200, "random": 200},
+        out=folder / "chosen.json",
+        against=str(folder / "b"),
+    ),
+}
+
+
+def measured(name: str, folder: Path) -> tuple[float, float]:
+    """Seconds and peak megabytes; to be called in a process of its own."""
+    began = time.monotonic()
+    WORK[name](folder)
+    # Not getrusage: a child inherits its parent's peak there.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return time.monotonic() - began, int(found[1]) * 1024 / 1e6
+
+
+def alone(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=int, nargs="+")
+    parser.add_argument("--per-image", type=float, default=3.0, help="instances, on average")
+    parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
+    options = parser.parse_args()
+    print(f"{'images':>10}  {'what':10} {'seconds':>8} {'peak MB':>8}")
+    for images in options.images:
+        with tempfile.TemporaryDirectory(prefix="segray-") as name:
+            alone(made, Path(name), images, options.per_image)
+            for what in options.only:
+                seconds, peak_mb = alone(measured, what, Path(name))
+                print(f"{images:>10,}  {what:10} {seconds:>8.0f} {peak_mb:>8.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
