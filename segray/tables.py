@@ -148,7 +148,8 @@ class Snapshot:
     """Both tables of a label set as of one batch, so that they agree: each image's instances are all here.
 
     batch: its number, 0 before the first. classes: name by category id, all that the model knows. model: its
-    name, thresholds and what else label_set.json says made the labels.
+    name, thresholds and what else label_set.json says made the labels. fingerprint: of all that, "" where nothing is
+    said.
     """
 
     root: str
@@ -157,6 +158,7 @@ class Snapshot:
     images: ds.Dataset = field(repr=False)
     classes: Mapping[int, str] = field(repr=False)
     model: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    fingerprint: str = field(default="", repr=False)
 
 
 def snapshot(
@@ -164,7 +166,8 @@ def snapshot(
 ) -> Snapshot:
     """The label set's latest state, or that after batch `version`, or that at the moment `as_of` (with a time zone).
 
-    storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it.
+    storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it, or
+    one whose files are deleted.
     """
     if version is not None and as_of is not None:
         raise UserError("version and as_of both name a state of the label set", do="give one of them")
@@ -172,30 +175,45 @@ def snapshot(
         raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
     root = resolved(root, _storage_options(storage_options))
     merged = _delta_options(root, storage_options)
-    images = _open(root, "images", merged)
+    store = Store(_storage_options(storage_options))
+    images, instances = (_open(root, name, merged) for name in ("images", "instances"))
+    latest = images.version(), instances.version()
     if as_of is not None:
-        _load_moment(images, root, as_of)
+        version = _batch_until(_open(root, "images", merged), root, as_of)
     batch = images.transaction_version(APP_ID) or 0
     if version is not None:
         _load_batch(images, root, version)
         batch = version
-    instances = _open(root, "instances", merged)
-    # A commit under way has reached instances and not yet images.
-    if as_of is not None or (instances.transaction_version(APP_ID) or 0) != batch:
+    if (instances.transaction_version(APP_ID) or 0) != batch:  # Also when a commit under way has not reached images.
         _load_batch(instances, root, batch)
-    options = _storage_options(storage_options)
-    datasets = [_readable(table) for table in (instances, images)]
-    return Snapshot(root, batch, datasets[0], datasets[1], *_record(root, Store(options)))
+    for kind, table, newest in (("images", images, latest[0]), ("instances", instances, latest[1])):
+        if table.version() < newest:
+            _check_kept(table, table_uri(root, kind), store)
+    return Snapshot(root, batch, _readable(instances), _readable(images), *_record(root, store))
 
 
-def _load_moment(table: DeltaTable, root: str, moment: datetime) -> None:
-    first = min(entry["timestamp"] for entry in table.history())
-    if moment.timestamp() * 1000 < first:
+def _check_kept(table: DeltaTable, uri: str, store: Store) -> None:
+    """Files that later states do without are deleted in the end."""
+    needed = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
+    gone = set(needed) - {entry.key for entry in store.list(uri)}
+    if gone:
+        raise LabelSetError(
+            "an earlier state of the label set can no longer be read", where=uri,
+            found=f"{len(gone)} of its {len(needed)} files were deleted by `segray maintain`, such as {min(gone)}",
+            do="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
+        )  # fmt: skip
+
+
+def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
+    """The last batch committed until then, as the log tells it: its files' times change as they are copied."""
+    until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
+    if not until:
         raise LabelSetError(
             "the label set's log does not reach back so far", where=root, found=f"asked for {moment.isoformat()}",
             do="ask for a later moment",
         )  # fmt: skip
-    table.load_as_version(moment)
+    table.load_as_version(max(until))
+    return table.transaction_version(APP_ID) or 0
 
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
@@ -230,12 +248,14 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
     return table.transaction_version(APP_ID) or 0
 
 
-def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any]]:
-    """Class names by category id, and the model, as label_set.json has them; nothing where there is none."""
+def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
+    """Class names by category id, the model and its fingerprint, as label_set.json has them; nothing where there is
+    none."""
     try:
         record = json.loads(store.read(join(root, "_segray", "label_set.json")))
-        return {int(each["id"]): str(each["name"]) for each in record["classes"]}, dict(record["model"])
+        names = {int(each["id"]): str(each["name"]) for each in record["classes"]}
+        return names, dict(record["model"]), str(record.get("fingerprint", ""))
     except FileNotFoundError:
-        return {}, {}
+        return {}, {}, ""
     except (ValueError, KeyError, TypeError) as exc:
         raise LabelSetError("the label set's record is not readable", where=root, found=str(exc)) from exc
