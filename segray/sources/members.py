@@ -7,6 +7,7 @@ no harm here; but keys become paths in other hands, so a name that would leave a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +54,7 @@ def refs(kind: str, file: Entry, members: Iterable[Member], shape: Shape, extens
     """
     chosen = _matcher(shape.members)
     found: dict[str, ImageRef] = {}
+    again: Counter[str] = Counter()
 
     def add(key: str, trouble: str, size_bytes: int = 0, numbers: tuple[int, ...] = ()) -> None:
         uri = unreadable_uri(file.uri, trouble) if trouble else inside_uri(kind, file.uri, *numbers)
@@ -65,8 +67,8 @@ def refs(kind: str, file: Entry, members: Iterable[Member], shape: Shape, extens
                 continue
             key = f"{file.key}/{name}"
             if key in found:
-                nth = sum(each.startswith(f"{key}#") for each in found) + 2
-                add(f"{key}#{nth}", f"another member of the archive has this name: {name}")
+                again[key] += 1
+                add(f"{key}#{again[key] + 1}", f"another member of the archive has this name: {name}")
             else:
                 add(key, _misnamed(name) or member.trouble, member.size_bytes, member.numbers)
     except BrokenFileError as error:
