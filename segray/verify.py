@@ -94,8 +94,7 @@ def verify(root: str, options: StorageOptions) -> Report:
     for file in files["instances"]:
         instances.read(file)
     instances.close(files["images"])
-    for run in done:
-        _check_plan(run, store, images.ids, findings)
+    _check_plans(root, done, store, images.ids, findings)
     counts = {"images": images.rows, "instances": instances.rows, "files": sum(map(len, files.values()))}
     return Report(tuple(findings.violations), tuple(findings.warnings), {**findings.counts, **counts})
 
@@ -438,32 +437,30 @@ def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
     return done
 
 
-def _check_plan(run: Run, store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
+def _check_plans(root: str, done: Iterable[Run], store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
     """That every image of a finished run's plan has its row, unless that run or a later one was to retire it."""
-    left: list[str] = []
-    try:
-        frozen = plan.load(store, run.folder)
-        for part in () if frozen is None else frozen.parts():
-            keys = part.column("image_key").to_pylist()
-            lost = np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids))
-            left += [keys[i] for i in lost]
-        if left:
-            left = sorted(set(left) - _retired_since(run, store))
-    except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
-        findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
-        return
-    if frozen is None:
-        findings.add("run", run.id, "done, but it has no whole plan")
-    elif left and not findings.unread:
-        findings.add("planned_image", run.id, f"{len(left)} of {frozen.images} images have no row, first {left[0]!r}")
+    finished, retired = {run.id for run in done}, set[str]()
+    for name in reversed(store.names(join(root, "_segray", "runs"))):
+        run = Run(root, name.rstrip("/"))
+        try:
+            frozen = plan.load(store, run.folder)
+            for part in () if frozen is None else frozen.retired:
+                retired.update(plan.retired(store, run.folder, part).column("image_key").to_pylist())
+            left = _without_row(frozen, ids) - retired if frozen and run.id in finished else set()
+        except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
+            findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
+            continue
+        if frozen is None and run.id in finished:
+            findings.add("run", run.id, "done, but it has no whole plan")
+        elif frozen and left and not findings.unread:
+            found = f"{len(left)} of {frozen.images} images have no row, first {min(left)!r}"
+            findings.add("planned_image", run.id, found)
 
 
-def _retired_since(run: Run, store: Store) -> set[str]:
-    """Keys of the images whose rows this run or later ones were to remove."""
+def _without_row(frozen: plan.Plan, ids: NDArray[np.uint64]) -> set[str]:
+    """Keys of the plan's images that are not among these."""
     found: set[str] = set()
-    for name in store.names(join(run.root, "_segray", "runs")):
-        later = Run(run.root, name.rstrip("/"))
-        frozen = plan.load(store, later.folder) if later.id >= run.id else None
-        for part in () if frozen is None else frozen.retired:
-            found |= set(plan.retired(store, later.folder, part).column("image_key").to_pylist())
+    for part in frozen.parts():
+        keys = part.column("image_key").to_pylist()
+        found.update(keys[i] for i in np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids)))
     return found

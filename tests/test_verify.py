@@ -282,6 +282,36 @@ def test_the_plan_of_a_run_that_goes_on_need_not_be_done(run: Run) -> None:
     assert kinds(run) == []
 
 
+def planned(run: Run, day: int, keys: list[str], gone: list[str]) -> None:
+    """A finished run of that day, to label these and to retire those."""
+    later = Run(run.root, f"202601{day:02d}T000000Z-a")
+    listed = {"image_key": keys, "uri": keys, "version": ["1"] * len(keys), "bytes": [9] * len(keys)}
+    retired = pa.table({"image_key": gone, "batch": [1] * len(gone)}, schema=schema.RETIRED)
+    plan.freeze(Store(), later.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8, retired)
+    later.save(Store(), {"state": "done", "updated": "2026-01-09T00:00:00+00:00"})
+
+
+def test_a_row_may_be_gone_once_its_run_or_a_later_one_retired_it(run: Run) -> None:
+    publish_rows(run, rows()[1:3])
+    planned(run, 2, ["d.jpg"], ["a.jpg"])
+    assert kinds(run) == ["planned_image"]
+    planned(run, 3, [], ["d.jpg"])
+    assert kinds(run) == []
+    planned(run, 4, ["a.jpg"], [])
+    (found,) = check(run).violations
+    assert (found.where, found.found) == ("20260104T000000Z-a", "1 of 1 images have no row, first 'a.jpg'")
+
+
+def test_each_plan_is_read_once_however_many_runs_retire(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_rows(run, rows()[1:])
+    for day in range(2, 8):
+        planned(run, day, ["a.jpg"], ["a.jpg"])
+    loaded, load = [], plan.load
+    monkeypatch.setattr(plan, "load", lambda store, folder: loaded.append(folder) or load(store, folder))
+    assert kinds(run) == []
+    assert len(loaded) == len(set(loaded)) == 7
+
+
 def test_half_a_commit_is_told_and_the_batch_before_is_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_rows(run, rows())
     commit_table = publish._commit_table
