@@ -5,6 +5,7 @@ import shlex
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from label_sets import Image
 
-from segray import cli, rle
+from segray import cli, maintain, rle
 from segray.analytics import corrections, slices
 from segray.analytics import select as selecting
 from segray.analytics.evaluate import evaluate
@@ -21,7 +22,8 @@ from segray.analytics.formats import brush, row_runs
 from segray.analytics.review import Review, estimate, review, wilson
 from segray.analytics.select import Selection, farthest, select
 from segray.contracts.labels import COCO_NAMES
-from segray.errors import SourceError, UserError
+from segray.errors import LabelSetError, SourceError, UserError
+from segray.storage import StorageOptions
 
 SIZE_HW = (60, 80)
 NAMES = COCO_NAMES
@@ -380,6 +382,38 @@ def test_a_selection_of_another_label_set_and_a_truth_that_is_there_are_refused(
         review(planted, selection, tasks)
     with pytest.raises(UserError, match="there already"):
         review(root, selection, tasks, truth_out=tasks)
+
+
+def test_a_selection_is_not_held_against_another_models_labels(drawn: Chosen, tmp_path: Path) -> None:
+    root, selection, tasks = drawn
+    other = Path(shutil.copytree(root, tmp_path / "v2"))
+    record = other / "_segray" / "label_set.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "fingerprint": "of v2"}))
+    (tmp_path / "CURRENT").write_text("v2")
+    for place in (other, tmp_path / "CURRENT"):
+        with pytest.raises(UserError, match=r"not of this label set(.|\n)*another model's(.|\n)*" + root):
+            reviewed((str(place), selection, tasks), tmp_path)
+
+
+def test_what_became_of_the_labels_since_changes_no_review(drawn: Chosen, tmp_path: Path) -> None:
+    root, selection, tasks = drawn
+    picked = {each.key for each in Selection.read(selection).chosen}
+    left = min({f"a b/é{key}" for key in shown()} - picked)
+    before = reviewed(drawn, tmp_path)
+
+    def again(labels: str) -> Review:
+        return replace(reviewed((labels, selection, tasks), tmp_path), root=root)
+
+    for changed in (left, min(picked)):
+        here = str(shutil.copytree(root, tmp_path / f"without {changed}"))
+        label_sets.write(here, {changed: Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))])})
+        assert again(here) == before
+        maintain.maintain(here, StorageOptions(), grace_hours=0)
+        if changed == left:
+            assert again(here) == before
+        else:
+            with pytest.raises(LabelSetError, match="can no longer be read"):
+                again(here)
 
 
 # ---- intervals ------------------------------------------------------------------------------------

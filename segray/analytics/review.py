@@ -104,17 +104,17 @@ def review(
 
     selection: a file that `select` wrote. corrected: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.
     truth_out: a COCO file to write, of all images that were looked at; `segray evaluate` reads it. allow_unfinished:
-    leave out chosen images that are not done. The labels are those of the batch that the selection was made of, with
-    the score that was exported.
+    leave out chosen images that are not done. The labels are those that the selection was made of, whatever became of
+    them since, with the score that was exported.
 
     Raises, having written nothing, SourceError for a selection or corrections that cannot be used, UserError for a
-    `truth_out` that is taken or a label set that is not the selection's, LabelSetError as tables.snapshot.
+    `truth_out` that is taken or a label set that is not the selection's, LabelSetError as tables.snapshot, or if chosen
+    images have been labelled anew and what they had before is deleted.
     """
     if truth_out is not None:
         check_free(truth_out)
     picked = Selection.read(selection)
-    state = slices.committed(tables.snapshot(root, version=picked.batch, **storage_options))
-    _check_images(state, picked)
+    state = _labels(root, picked, storage_options)
     found = corrections.read(corrected, picked.chosen, state.classes, allow_unfinished=allow_unfinished)
     sizes = {each.key: each.size_hw for each in picked.chosen}
     sample = sorted(picked.sample & found.keys())
@@ -135,18 +135,33 @@ def review(
     )
 
 
-def _check_images(state: Snapshot, picked: Selection) -> None:
-    keys = pa.array([each.key for each in picked.chosen], pa.string())
-    columns = ["image_key", "height", "width"]
-    rows = state.images.to_table(columns=columns, filter=pc.field("image_key").isin(keys)).to_pylist()
-    sizes = {row["image_key"]: (row["height"], row["width"]) for row in rows}
-    other = [each.key for each in picked.chosen if sizes.get(each.key) != each.size_hw]
+def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
+    """The labels that the selection was made of: today's, if these images still have them, else an earlier state."""
+    state = slices.committed(tables.snapshot(root, **storage_options))
+    if picked.fingerprint and state.fingerprint != picked.fingerprint:
+        raise _not_of(state, picked, "it is another model's")
+    if state.batch < picked.batch or any(batch > picked.batch for _, batch in _images(state, picked).values()):
+        state = tables.snapshot(state.root, version=picked.batch, **storage_options)
+    found = _images(state, picked)
+    other = [each.key for each in picked.chosen if each.key not in found or found[each.key][0] != each.size_hw]
     if other:
-        raise UserError(
-            "the selection is not of this label set", where=state.root,
-            found=f"{len(other)} images that it lacks or has in another size, such as {other[0]}",
-            do=f"give the label set that it was made of: {picked.root}",
-        )  # fmt: skip
+        raise _not_of(state, picked, f"{len(other)} images that it lacks or has in another size, such as {other[0]}")
+    return state
+
+
+def _images(state: Snapshot, picked: Selection) -> dict[str, tuple[tuple[int, int], int]]:
+    """Size (h, w) and batch of the chosen images, by key."""
+    keys = pa.array([each.key for each in picked.chosen], pa.string())
+    columns = ["image_key", "height", "width", "batch"]
+    rows = state.images.to_table(columns=columns, filter=pc.field("image_key").isin(keys)).to_pylist()
+    return {row["image_key"]: ((row["height"], row["width"]), row["batch"]) for row in rows}
+
+
+def _not_of(state: Snapshot, picked: Selection, found: str) -> UserError:
+    return UserError(
+        "the selection is not of this label set", where=state.root, found=found,
+        do=f"give the label set that it was made of: {picked.root}",
+    )  # fmt: skip
 
 
 def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ class Selection:
     batch: of the label set, so that the same labels can be read again. take: images asked for by criterion; taken:
     those found. images, instances: the population, which the random ones are a sample of: images that are ok or empty,
     and their instances of min_score and more. failed: images that are in neither. chosen: in the order of their keys.
+    fingerprint: of the model that made the labels; "" in selections that do not say it.
     """
 
     root: str
@@ -75,6 +76,7 @@ class Selection:
     seed: int
     against: str | None
     chosen: Sequence[Chosen] = field(repr=False)
+    fingerprint: str = ""
 
     @property
     def sample(self) -> frozenset[str]:
@@ -165,7 +167,7 @@ def select(
     taken = {name: len(reasons.get(name, {})) for name in take}
     selection = Selection(
         state.root, state.batch, dict(take), taken, found.images, found.instances, found.failed, min_score, threshold,
-        seed, against, chosen,
+        seed, against, chosen, state.fingerprint,
     )  # fmt: skip
     if not chosen:
         raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), do="add random")
