@@ -80,6 +80,14 @@ def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
     return found
 
 
+def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels of each mask, (n,) int64; -1 for counts that are none or do not span their image, of (n, 2)."""
+    from segray import kernels
+
+    found = kernels.areas(*joined([one if one.isascii() else "" for one in counts]), MAX_GROUPS)
+    return np.where(found[:, 1] == sizes_hw.prod(axis=1), found[:, 0], -1)
+
+
 def joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """All counts in a row, as the kernels take them: their characters, and where each one's start and stop."""
     text = "".join(counts)

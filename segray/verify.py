@@ -331,9 +331,8 @@ class _Instances(_Rows):
         self._check_masks(where, rows)
 
     def _check_masks(self, where: str, rows: pa.Table) -> None:
-        sizes = zip(_column(rows, "height").tolist(), _column(rows, "width").tolist(), strict=True)
-        masks = zip(rows.column("rle").to_pylist(), sizes, strict=True)
-        pixels = np.fromiter((_pixels(counts or "", size_hw) for counts, size_hw in masks), np.int64, rows.num_rows)
+        sizes_hw = np.stack([_column(rows, "height"), _column(rows, "width")], axis=1).astype(np.int64)
+        pixels = rle.pixels(pc.fill_null(rows.column("rle"), "").to_pylist(), sizes_hw)
         self.check("rle", where, rows, pixels < 0, "rle", "height", "width")
         area = _column(rows, "area")
         self.check("area", where, rows, (pixels >= 0) & ((area != pixels) | (area < 1)), "area", "rle")
@@ -368,14 +367,6 @@ class _Instances(_Rows):
                 key, said = (keys.column(i)[int(row)].as_py() for i in range(2))
                 place = int(np.searchsorted(self._images.ids, ids[row]))
                 self.findings.add(kind, key, f"n_instances {said}, {self._count[place]} rows ({file.path})")
-
-
-def _pixels(counts: str, size_hw: tuple[int, int]) -> int:
-    """Pixels of the mask; -1 for counts that are none, or that do not span the image."""
-    try:
-        return int(rle.runs_of(counts, size_hw)[1::2].sum())
-    except ValueError:
-        return -1
 
 
 def _short(ids: list[str]) -> NDArray[np.uint64]:

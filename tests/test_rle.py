@@ -126,12 +126,14 @@ def test_any_edges_round_trip(gaps: list[int], height: int) -> None:
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=130), max_size=40), st.integers(0, 9), st.integers(0, 9))
 @settings(max_examples=500, deadline=None)
 def test_any_text_is_a_mask_or_a_value_error(text: str, height: int, width: int) -> None:
+    (pixels,) = rle.pixels([text], np.array([[height, width]]))
     try:
         mask = rle.decode(text, (height, width))
     except ValueError:
+        assert pixels == -1
         return
     assert mask.shape == (height, width)
-    assert rle.area(text) == mask.sum()
+    assert rle.area(text) == mask.sum() == pixels
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,7 @@ def test_malformed_counts_are_value_errors(counts: str, complaint: str) -> None:
     for read in (rle.decode, rle.bbox, lambda c, size_hw: rle.iou([c], ["13"], size_hw)):
         with pytest.raises(ValueError, match=complaint.replace("...", r"\.\.\.")):
             read(counts, (2, 2))
+    assert rle.pixels(["13", counts, "04"], np.full((3, 2), 2)).tolist() == [3, -1, 4]
 
 
 @pytest.mark.parametrize(("x0", "y0"), [(-1, 0), (0, -1), (9, 0), (0, 7)])

@@ -106,6 +106,7 @@ ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], None]]] = [
     ("rle", instance(rle="not counts")),
     ("rle", instance(rle="03b0")),
     ("rle", instance(rle="")),
+    ("rle", instance(rle="03\u00e6")),
     ("area", instance(area=4)),
     ("area", instance(area=0, rle="d0")),
     ("bbox", instance(bbox_x=-1.0)),
