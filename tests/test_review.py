@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from label_sets import Image
 
-from segray import cli, maintain, rle
+from segray import cli, maintain, rle, tables
 from segray.analytics import corrections, slices
 from segray.analytics import select as selecting
 from segray.analytics.evaluate import evaluate
@@ -110,6 +110,20 @@ def test_the_same_labels_and_seed_give_the_same_choice_whatever_the_slices(
     assert select(planted, take) == found
     assert keys(select(planted, take, seed=1), "random") != keys(found, "random")
     assert keys(select(planted, {"random": 4}), "random") == keys(found, "random")
+
+
+def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
+    planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selecting, "_POOL", 4)
+    state = tables.snapshot(planted)
+    parts = slices.cut(state, slice_rows=9)
+    found = selecting._Found({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
+    for part in parts:
+        found.add(state, part)
+    assert len(parts) > 2
+    assert len(found._pool) == 4
+    assert all(vector.base is None for _, _, vector in found._pool)
 
 
 def test_a_random_sample_takes_every_image_equally_often(planted: str) -> None:

@@ -340,7 +340,8 @@ class _Found:
         drawn = heapq.nsmallest(most, ((_draw(key, DIVERSE), i) for i, key in enumerate(read.keys)))
         vectors = _features(read, [i for _, i in drawn], list(self._spread))
         fresh = [(tie, read.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
-        self._pool = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
+        kept = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A row keeps all of its matrix.
 
 
 def _draw(key: str, salt: str) -> int:
