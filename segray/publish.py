@@ -123,14 +123,23 @@ def _create_table(root: str, options: StorageOptions, name: str) -> None:
 
 
 def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
-    """The last batch committed to instances and to images; 0 before the first."""
+    """The last batch committed to instances and to images; 0 before the first.
+
+    Others may commit between the two reads, but to instances first: so images are read first, and again where the
+    difference is larger than that of a batch under way.
+    """
+    store = Store(options)
 
     def number(name: str) -> int:
         table = open_table(root, name, options)
         return 0 if table is None else table.transaction_version(APP_ID) or 0
 
-    store = Store(options)
-    instances, images = (store.insist(root, partial(number, name)) for name in _TABLES)
+    def read(name: str) -> int:
+        return store.insist(root, partial(number, name))
+
+    images, instances = read("images"), read("instances")
+    while instances > images + 1 and (later := read("images")) != images:
+        images, instances = later, read("instances")
     return instances, images
 
 

@@ -127,6 +127,26 @@ def test_a_crash_between_the_two_tables_is_finished_later(run: Run, monkeypatch:
     assert publish.recover(run.root, OPTIONS, Store()) == 1
 
 
+@pytest.mark.parametrize("commits", [1, 3])
+def test_batches_that_others_commit_while_the_numbers_are_read_are_no_damage(
+    run: Run, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    publish.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
+    waiting = [2, 3, 4][:commits]
+    open_table = publish.open_table
+
+    def overtaken(*which: Any) -> Any:
+        found = open_table(*which)
+        if waiting:
+            monkeypatch.setattr(publish, "open_table", open_table)
+            for number in waiting:
+                publish.commit(merged(run, number, [row(f"{number}.jpg", [13])]), run, OPTIONS, Store())
+        return found
+
+    monkeypatch.setattr(publish, "open_table", overtaken)
+    assert publish.recover(run.root, OPTIONS, Store()) == 1 + commits
+
+
 def test_of_two_runs_that_race_for_a_batch_one_wins(run: Run) -> None:
     other = Run(run.root, "20260101T000000Z-b")
     mine, theirs = merged(run, 1, [row("a.jpg", [13])]), merged(other, 1, [row("a.jpg", [44])])
