@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from segray import image, ledger, partitions, plan, publish, runtime, schema, sources, zoo
 from segray.config import Config
 from segray.contracts.labels import slug
-from segray.errors import AccessError, ConfigError, ConflictError, Interrupted, SegrayError, SourceError, WorldError
+from segray.errors import (
+    AccessError,
+    ConfigError,
+    ConflictError,
+    Interrupted,
+    SegrayError,
+    SourceError,
+    UserError,
+    WorldError,
+)
 from segray.execute import Execution, Job, Watcher
 from segray.instances import Task
 from segray.label import Recipe, options_of
@@ -107,6 +116,11 @@ class _Work:
     todo: list[Task]
     retire: list[str]  # parts of the plan's list
     resumed: bool
+
+    @property
+    def images_before(self) -> int:
+        """Images of the plan that earlier attempts labelled."""
+        return self.plan.images - sum(map(len, self.todo))
 
 
 def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
@@ -245,9 +259,8 @@ class _Done:
 
 def _carry_out(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> bool:
     """Retire, label and commit the plan; False when another run came between and the rest must be planned again."""
-    before = work.plan.images - sum(map(len, work.todo))
     try:
-        with _ended(job, work, lambda: before):
+        with _ended(job, work):
             _retire(job, work, done)
         if work.todo or work.staged:
             _label(job, fingerprint, work, start_workers, done)
@@ -279,10 +292,11 @@ def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers,
     tiles = None if asked is None else Tiles(**asked.model_dump())
     recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
     began = time.monotonic()
-    pool = start_workers(recipe, job.config)
+    with _ended(job, work):
+        pool = start_workers(recipe, job.config)
     execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
     try:
-        with _ended(job, work, lambda: execution.images_done, lambda: execution.images_unreadable):
+        with _ended(job, work, execution):
             execution.run()
     finally:
         pool.close()
@@ -291,11 +305,13 @@ def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers,
 
 
 @contextmanager
-def _ended(
-    job: Job, work: _Work, images_done: Callable[[], int], images_unreadable: Callable[[], int] = lambda: 0
-) -> Iterator[None]:
+def _ended(job: Job, work: _Work, execution: Execution | None = None) -> Iterator[None]:
     """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
     images = work.plan.images
+
+    def images_done() -> int:
+        return work.images_before if execution is None else execution.images_done
+
     try:
         yield
     except ConflictError:
@@ -308,10 +324,10 @@ def _ended(
             found=f"{images_done()} of {images} images of this run labelled",
             do="run the same command again to go on",
         ) from None
-    except (WorldError, AccessError) as exc:
-        _leave(job, work.run, "stopped", images, images_unreadable())
-        if isinstance(exc, AccessError) and not images_done():
-            raise
+    except (WorldError, UserError) as exc:
+        _leave(job, work.run, "stopped", images, execution.images_unreadable if execution else 0)
+        if isinstance(exc, UserError) and images_done() == work.images_before:
+            raise  # Nothing was done.
         raise _stopped(exc, images - images_done()) from exc
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from watchers import Notes
 import segray
 from segray import config, publish, run, schema
 from segray.datafiles import Rows, Writer
-from segray.errors import ConfigError, Interrupted, SourceError, WorldError
+from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
 from segray.storage import StorageOptions, Store
@@ -125,6 +126,49 @@ def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chose
     with pytest.raises(WorldError, match="the same command again"):
         run.label(chosen, Notes(), start(storm))
     assert 0 < len(keys(chosen)) < 20
+    run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
+
+
+def state(chosen: config.Config) -> str:
+    """As the latest run's record has it."""
+    (run_id,) = {path.parent.name for path in Path(chosen.output.root).glob("_segray/runs/*/run.json")}
+    record = Path(chosen.output.root, "_segray", "runs", run_id, "run.json").read_text()
+    return str(json.loads(record)["state"])
+
+
+def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_command(chosen: config.Config) -> None:
+    def late(task: Task) -> None:
+        if task.unit == 3:
+            raise ModelError("a worker has another model", found="fingerprint 12")
+
+    with pytest.raises(WorldError, match=r"a worker has another model[\s\S]*not labelled yet[\s\S]*same command"):
+        run.label(chosen, Notes(), start(late))
+    assert state(chosen) == "stopped"
+    watcher = Notes()
+    run.label(chosen, watcher, start())
+    assert any("0 of 20 images committed, 12 staged" in note for note in watcher.notes)
+    assert keys(chosen) == ALL
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "left"),
+    [
+        (ConfigError("cannot join the cluster"), ConfigError, "stopped"),
+        (WorldError("Ray could not start"), WorldError, "stopped"),
+        (KeyboardInterrupt(), Interrupted, "interrupted"),
+    ],
+    ids=["configuration", "world", "interrupt"],
+)
+def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
+    chosen: config.Config, error: BaseException, raised: type[Exception], left: str
+) -> None:
+    def refuse(recipe: Recipe, c: config.Config) -> Workers:
+        raise error
+
+    with pytest.raises(raised):
+        run.label(chosen, Notes(), refuse)
+    assert state(chosen) == left
     run.label(chosen, Notes(), start())
     assert keys(chosen) == ALL
 
