@@ -390,28 +390,30 @@ def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:
 
 def _tail(dashboard: Dashboard, job: str, line: Callable[[str], None]) -> None:
     """All of the job's output, line by line; after a lost connection from where it was."""
+    from aiohttp import ClientError
+
     seen, failures, waiting = 0, 0, ""
     while True:
         reached = 0
-        with dashboard.client() as client:
 
-            async def read(client: Any = client) -> None:
-                nonlocal seen, reached, waiting, failures
-                async for chunk in client.tail_job_logs(job):
-                    fresh = chunk[max(0, seen - reached) :]
-                    reached += len(chunk)
-                    if fresh:
-                        seen, failures = seen + len(fresh), 0
-                        *whole, waiting = (waiting + fresh).split("\n")
-                        for each in whole:
-                            line(each)
+        async def read(client: Any) -> None:
+            nonlocal seen, reached, waiting, failures
+            async for chunk in client.tail_job_logs(job):
+                fresh = chunk[max(0, seen - reached) :]
+                reached += len(chunk)
+                if fresh:
+                    seen, failures = seen + len(fresh), 0
+                    *whole, waiting = (waiting + fresh).split("\n")
+                    for each in whole:
+                        line(each)
 
-            try:
-                asyncio.run(read())
-            except (TimeoutError, RuntimeError, OSError) as exc:
-                found = _last_line(str(exc))
-            else:
-                found = "the log ended"
+        try:
+            with dashboard.client() as client:
+                asyncio.run(read(client))
+        except (TimeoutError, RuntimeError, OSError, ClientError) as exc:
+            found = _last_line(str(exc))
+        else:
+            found = "the log ended"
         if dashboard.job(job)["status"] in _TERMINAL and found == "the log ended":
             break
         failures += 1

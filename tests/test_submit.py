@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from command import write_config
 from web import Web
@@ -200,3 +203,35 @@ def test_a_head_that_has_no_agent_yet_is_waited_for_and_any_other_refusal_is_not
     monkeypatch.setattr(submit, "_SILENT_S", -1.0)
     with pytest.raises(RuntimeError, match="No available agent"):
         submit._insist(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
+
+
+def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    whole = ["first\n", "second\nthi", "rd\nfourth\n"]
+    refused = [ConnectionError("refused"), RuntimeError("502"), aiohttp.ServerDisconnectedError()]
+    breaks: list[Exception | int] = [*refused, 1, aiohttp.ClientError(), 2, 3]
+
+    class Log:
+        def __init__(self, chunks: int) -> None:
+            self._chunks = chunks
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            for chunk in whole[: self._chunks]:
+                yield chunk
+            if self._chunks < len(whole):
+                raise aiohttp.ServerDisconnectedError
+
+    @contextmanager
+    def client(dashboard: submit.Dashboard) -> Iterator[Log]:
+        found = breaks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        yield Log(found)
+
+    monkeypatch.setattr(submit, "_LOST_CONTACT", 4)
+    monkeypatch.setattr(submit.Dashboard, "client", client)
+    web.put(f"/api/jobs/{JOB}", json.dumps({"status": "SUCCEEDED", "driver_exit_code": 0}).encode())
+    lines: list[str] = []
+    assert submit.follow(submit.Dashboard(web.root, {}), JOB, 60, lines.append).exit_code == 0
+    assert lines == ["first", "second", "third", "fourth"]
+    assert breaks == []
