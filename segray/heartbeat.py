@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from segray.errors import AccessError, WorldError
+from segray.errors import SegrayError
 from segray.execute import Watcher
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, join
@@ -34,7 +34,7 @@ def uri_of(run: Run) -> str:
 
 
 class Heart(Watcher):
-    """Writes the latest vitals. A beat that cannot be written is counted and told once, and the next one is tried.
+    """Writes the latest vitals. A beat that fails is counted and told once, and the next one is tried.
 
     note: is told of it, from another thread. live: a beat to a web page, which then lies beside it.
     """
@@ -86,10 +86,11 @@ class Heart(Watcher):
             store.put(uri_of(vitals.run), (json.dumps(told) + "\n").encode())
             if self._live is not None:
                 store.put(vitals.run.page, self._live(told).encode())
-        except (WorldError, AccessError) as exc:
+        except Exception as exc:  # The run goes on without a heartbeat, but not in silence.
             self.missed += 1
             if not failing:
-                self._note(f"the heartbeat cannot be written, the run goes on: {exc.what} ({exc.found or exc.where})")
+                why = f"{exc.what} ({exc.found or exc.where})" if isinstance(exc, SegrayError) else repr(exc)
+                self._note(f"the heartbeat cannot be written, the run goes on: {why}")
             return True
         if failing:
             self._note(f"the heartbeat is written again, after {self.missed} that were not")

@@ -171,14 +171,24 @@ def test_a_heart_beats_while_there_is_news_and_once_more_at_the_end(tmp_path: Pa
     assert (found["done"], found["beat"], found["ended"], heart.beats) == (2, 1, True, 2)
 
 
-def test_what_cannot_be_written_is_told_once_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (WorldError("storage is down", found="503"), "storage is down (503)"),
+        (FileNotFoundError("not a directory"), "FileNotFoundError('not a directory')"),
+    ],
+    ids=["storage", "anything"],
+)
+def test_what_cannot_be_written_is_told_once_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
     told: list[str] = []
     seen = threading.Semaphore(0)
 
     def refuse(store: Store, uri: str, data: bytes) -> None:
         assert store.options.retries == 0
         seen.release()
-        raise WorldError("storage is down", found="503")
+        raise error
 
     monkeypatch.setattr(Store, "put", refuse)
     heart = Heart(StorageOptions(), told.append, every_s=0.001)
@@ -187,7 +197,7 @@ def test_what_cannot_be_written_is_told_once_and_fails_nothing(tmp_path: Path, m
         assert seen.acquire(timeout=60)
     heart.close()
     assert heart.missed >= 3
-    assert told == ["the heartbeat cannot be written, the run goes on: storage is down (503)"]
+    assert told == ["the heartbeat cannot be written, the run goes on: " + words]
 
 
 @pytest.mark.full
