@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -565,7 +565,7 @@ class _OpenVINOEngine:
             yield requests.compiled.outputs(request)
 
     def _requests_for(self, inputs: Arrays) -> _Requests:
-        """Those of the image's size. Who brings an image of a size that has come often makes its network."""
+        """Those of the image's size, whose network is made beside once the size has come often."""
         if not self._sizes:
             return self._any
         _, height, width, _ = inputs[self._image].shape
@@ -575,8 +575,12 @@ class _OpenVINOEngine:
             if self._seen[size_hw] != _OFTEN or self._sizes == len(self._fixed):
                 return self._fixed.get(size_hw, self._any)
             self._fixed[size_hw] = self._any  # taken; until it is made
-        self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
-        return self._fixed[size_hw]
+        threading.Thread(target=self._fix, args=(size_hw,), name="compile").start()
+        return self._any
+
+    def _fix(self, size_hw: tuple[int, int]) -> None:
+        with suppress(ModelError):  # Then the network for any size goes on with this one too.
+            self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
 
 
 @dataclass(frozen=True)

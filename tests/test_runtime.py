@@ -459,13 +459,44 @@ def test_sizes_that_come_often_get_networks_of_their_own(tmp_path: Path, monkeyp
     settings = DeviceSettings(threads=2, precision="f32", fixed_shapes=2)
     engine = runtime.compile(echo(tmp_path, (1, 3, -1, -1)), form(size_hw=None), settings)
     assert engine.size_hw is None
-    rng = np.random.default_rng(0)
     for _ in range(20):
-        for size_hw in ((6, 5), (9, 4), (3, 3)):
-            image = rng.integers(0, 256, (1, *size_hw, 3), np.uint8)
-            with engine.infer({"input.1": image}) as outputs:
-                np.testing.assert_array_equal(outputs["pixels"], image.transpose(0, 3, 1, 2))
-    assert sizes == [None, (6, 5), (9, 4)]
+        infer_all(engine, (6, 5), (9, 4), (3, 3))
+    await_compiling()
+    infer_all(engine, (6, 5), (9, 4), (3, 3))
+    assert sorted(sizes[1:]) == [(6, 5), (9, 4)]
+
+
+def infer_all(engine: runtime.Engine, *sizes_hw: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for size_hw in sizes_hw:
+        image = rng.integers(0, 256, (1, *size_hw, 3), np.uint8)
+        with engine.infer({"input.1": image}) as outputs:
+            np.testing.assert_array_equal(outputs["pixels"], image.transpose(0, 3, 1, 2))
+
+
+def await_compiling() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "compile":
+            thread.join(60)
+
+
+def test_a_size_that_cannot_be_fixed_goes_on_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, refused = runtime.compiled, []
+
+    def refusing(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Any:
+        if size_hw is not None:
+            refused.append(size_hw)
+            raise ModelError("no such shape")
+        return compiled(path, form, settings)
+
+    monkeypatch.setattr(runtime, "compiled", refusing)
+    settings = DeviceSettings(threads=2, precision="f32", fixed_shapes=2)
+    engine = runtime.compile(echo(tmp_path, (1, 3, -1, -1)), form(size_hw=None), settings)
+    for _ in range(20):
+        infer_all(engine, (6, 5))
+    await_compiling()
+    infer_all(engine, (6, 5))
+    assert refused == [(6, 5)]
 
 
 def test_all_requests_can_be_lent_at_once_and_the_next_caller_waits(tmp_path: Path) -> None:
