@@ -68,6 +68,13 @@ def asked(pool: Pool) -> dict[str, float]:
 
 def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) -> None:
     """Refuse what can never start; ConfigError. autoscaling: nodes that are not there yet may come."""
+    if any(pool.count is not None for pool in pools) and len(pools) > 1 and not all(pool.num_cpus for pool in pools):
+        raise ConfigError(
+            "with a count for one of several pools, what is left for the others cannot be known",
+            where="workers",
+            found=", ".join(f"{pool.device} count: {pool.count} num_cpus: {pool.num_cpus}" for pool in pools),
+            do="set num_cpus for each of them",
+        )
     for pool in pools:
         _check_gpu(pool, alone=len(nodes) == 1 and not autoscaling)
         if autoscaling and (pool.count is None or pool.num_cpus is None):

@@ -68,6 +68,13 @@ def test_what_can_never_start_is_refused_and_no_card_of_another_maker_is_given_t
     assert words in str(caught.value)
 
 
+def test_pools_of_which_one_is_counted_must_say_what_each_worker_takes() -> None:
+    for pools in ([Pool(count=1), Pool(count=1)], [GPUS.model_copy(update={"count": 1}), CPUS]):
+        with pytest.raises(ConfigError, match="set num_cpus for each"):
+            check(pools, [LARGE, INTEL], autoscaling=False)
+    check([Pool(count=1, num_cpus=2), Pool(count=1, num_cpus=3)], [LARGE], autoscaling=False)
+
+
 def test_what_fits_or_may_come_is_not_refused() -> None:
     check([CPUS, GPUS], [SMALL, INTEL], autoscaling=False)
     check([Pool(count=9, num_cpus=64), GPUS.model_copy(update={"count": 2})], [Node("head", {})], autoscaling=True)
