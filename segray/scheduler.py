@@ -45,7 +45,7 @@ from segray.pace import Pace, Shares
 class Policy:
     """max_attempts: tries of an image before it is quarantined, and of a slice against the world's faults.
 
-    image_timeout_s: longest an image may be worked on. stall_timeout_s: longest silence of a busy worker, and
+    image_timeout_s: longest an image may be in one stage. stall_timeout_s: longest silence of a busy worker, and
     longest time in which workers are lost and nothing gets done. least_images: of a unit, that are worth a task.
     idle_s: after which a worker is released when nothing waits.
     """
