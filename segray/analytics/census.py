@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segray.analytics.slices import FRUGAL
 from segray.tables import Snapshot
 
 SCORE_BINS = 20
@@ -115,11 +116,12 @@ def count(shown: Snapshot) -> Census:
         "image_id", "image_key", "bytes", "width", "height", "status", "n_instances", "stage", "error", "message",
         "run_id", "labelled_at",
     ]  # fmt: skip
-    for batch in shown.images.to_batches(columns=columns):
+    for batch in shown.images.to_batches(columns=columns, **FRUGAL):
         if batch.num_rows:
             images.add(pa.table(batch))
     instances = _Instances(images.sample.keys)
-    for batch in shown.instances.to_batches(columns=["image_key", "class_id", "class_name", "score", "area"]):
+    columns = ["image_key", "class_id", "class_name", "score", "area"]
+    for batch in shown.instances.to_batches(columns=columns, **FRUGAL):
         if batch.num_rows:
             instances.add(batch)
     return Census(

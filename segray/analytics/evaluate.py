@@ -180,7 +180,7 @@ def _check_keys(listed: Catalogue, state: Snapshot, allow_unlisted: bool, keys: 
     """Compare the images of both, and have those of the label set take part in the choice of slices."""
     common = total = 0
     first, first_unlisted = "", ""
-    for batch in state.images.to_batches(columns=["image_key", "n_instances"]):
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **slices.FRUGAL):
         names = batch.column("image_key").to_pylist()
         if not names:
             continue

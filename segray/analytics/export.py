@@ -191,19 +191,17 @@ def _chosen(
     condition = _condition(choice)
     kept = _Where(choice.where)
     needs_rows = not found.light or choice.with_instances
-    for part in slices.cut(state):
-        images = slices.images(state, part, [found.column, "status", "width", "height"])
-        images = images.filter(
-            pc.is_in(images.column("status"), pa.array([s for s in choice.statuses if s != "failed"]))
-        )
-        if choice.keys is not None:
-            images = images.filter(pc.is_in(images.column("image_key"), pa.array(sorted(choice.keys), pa.string())))
-            if not images.num_rows:
-                continue
+    every = slices.cut(state)
+    some = [(each, ds.scalar(True)) for each in every]
+    if choice.keys is not None:
+        some = [(each, slices.of_images(keys)) for each, keys in slices.holding(every, choice.keys)]
+    labelled = ds.field("status").isin(pa.array([each for each in choice.statuses if each != "failed"], pa.string()))
+    for part, those in some:
+        images = slices.images(state, part, [found.column, "status", "width", "height"], labelled & those)
         by_key: Mapping[str, pa.Table] = {}
         if needs_rows:
             columns = _COLUMNS if not found.light or choice.where else ("class_id",)
-            by_key = dict(slices.groups(kept(slices.instances(state, part, columns, condition))))
+            by_key = dict(slices.groups(kept(slices.instances(state, part, columns, condition & those))))
         for row in images.to_pylist():
             rows = by_key.get(row["image_key"])
             if rows is not None or not choice.with_instances:
@@ -218,8 +216,6 @@ def _condition(choice: Choice) -> pc.Expression:
         chosen &= ds.field("area") >= choice.min_area_px
     if choice.max_area_px is not None:
         chosen &= ds.field("area") <= choice.max_area_px
-    if choice.keys is not None:
-        chosen &= ds.field("image_key").isin(sorted(choice.keys))
     return chosen
 
 

@@ -151,9 +151,8 @@ def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) ->
 
 def _images(state: Snapshot, picked: Selection) -> dict[str, tuple[tuple[int, int], int]]:
     """Size (h, w) and batch of the chosen images, by key."""
-    keys = pa.array([each.key for each in picked.chosen], pa.string())
-    columns = ["image_key", "height", "width", "batch"]
-    rows = state.images.to_table(columns=columns, filter=pc.field("image_key").isin(keys)).to_pylist()
+    these = slices.of_images([each.key for each in picked.chosen])
+    rows = state.images.to_table(columns=["image_key", "height", "width", "batch"], filter=these).to_pylist()
     return {row["image_key"]: ((row["height"], row["width"]), row["batch"]) for row in rows}
 
 
@@ -182,11 +181,9 @@ def _pairs(
     state: Snapshot, sample: Sequence[str], found: Mapping[str, Objects], min_score: float
 ) -> list[tuple[str, Objects, pa.Table | None]]:
     """Key, corrected objects and labels of each image of the sample."""
-    if not sample:
-        return []
-    chosen = pc.field("image_key").isin(pa.array(sample, pa.string())) & (pc.field("score") >= min_score)
     labels: dict[str, pa.Table] = {}
-    for part in slices.cut(state):
+    for part, keys in slices.holding(slices.cut(state), sample):
+        chosen = slices.of_images(keys) & (pc.field("score") >= min_score)
         labels |= dict(slices.groups(slices.instances(state, part, ["class_id", "score", "rle"], chosen)))
     return [(key, found[key], labels.get(key)) for key in sample]
 

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -206,7 +205,7 @@ def _check_names(chosen: Sequence[Chosen]) -> None:
 def _chosen(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[Chosen]:
     keys = sorted({key for by_key in reasons.values() for key in by_key})
     columns = ["image_key", "uri", "height", "width"]
-    rows = state.images.to_table(columns=columns, filter=pc.field("image_key").isin(pa.array(keys, pa.string())))
+    rows = state.images.to_table(columns=columns, filter=slices.of_images(keys))
     return [
         Chosen(row["image_key"], row["uri"], (row["height"], row["width"]),
                {name: by_key[row["image_key"]] for name, by_key in reasons.items() if row["image_key"] in by_key})

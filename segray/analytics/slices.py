@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +25,8 @@ from segray.tables import Snapshot
 # A slice's rows, more or less: some 30 MB with their masks.
 SLICE_ROWS = 80_000
 _SAMPLED = 20_000
+# Of scans. Else pyarrow keeps every file's footer, some 50 kB, as long as the dataset lives; few are read again.
+FRUGAL: Mapping[str, Any] = {"cache_metadata": False}
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,38 @@ def cut(*shown: Snapshot, slice_rows: float = SLICE_ROWS) -> list[Slice]:
     return keys.cut(slice_rows)
 
 
+def holding(parts: Sequence[Slice], keys: Collection[str]) -> Iterator[tuple[Slice, list[str]]]:
+    """The slices in which any of these keys are, with these, sorted."""
+    by_part = groupby(sorted(keys), key=lambda key: number_of(parts, key))
+    return ((parts[number], list(those)) for number, those in by_part)
+
+
+def of_images(keys: Collection[str]) -> pc.Expression:
+    """Rows of these images. By the range of the keys alone, most files and row groups need no look."""
+    if not keys:
+        return ds.scalar(False)
+    key = ds.field("image_key")
+    return (key >= min(keys)) & (key <= max(keys)) & key.isin(pa.array(sorted(keys), pa.string()))
+
+
 def add_images(keys: Keys, shown: Snapshot) -> None:
     """Every image of a label set, weighing as much as it has rows."""
-    for batch in shown.images.to_batches(columns=["image_key", "n_instances"]):
+    for batch in shown.images.to_batches(columns=["image_key", "n_instances"], **FRUGAL):
         weights = pc.add(batch.column("n_instances"), 1)
         keys.add(batch.column("image_key").to_pylist(), weights.to_pylist())
 
 
-def images(shown: Snapshot, part: Slice, columns: Sequence[str] | None = None) -> pa.Table:
+def images(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
     """The slice's images, sorted by key."""
-    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=part.filter)
+    chosen = part.filter if where is None else part.filter & where
+    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=chosen, **FRUGAL)
     return table.sort_by("image_key")
 
 
 def instances(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
     """The slice's instances, sorted by key and number."""
     chosen = part.filter if where is None else part.filter & where
-    table = shown.instances.to_table(columns=_named(columns, "image_key", "instance"), filter=chosen)
+    table = shown.instances.to_table(columns=_named(columns, "image_key", "instance"), filter=chosen, **FRUGAL)
     return table.sort_by([("image_key", "ascending"), ("instance", "ascending")])
 
 
@@ -127,5 +146,5 @@ def committed(shown: Snapshot) -> Snapshot:
     return shown
 
 
-def _named(columns: Sequence[str] | None, *needed: str) -> list[str] | None:
-    return None if columns is None else [*(name for name in needed if name not in columns), *columns]
+def _named(columns: Sequence[str], *needed: str) -> list[str]:
+    return [*(name for name in needed if name not in columns), *columns]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import label_sets
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from label_sets import Image
+
+from segray import rle
+from segray.analytics import slices
+from segray.analytics.export import Choice, export
+from segray.analytics.slices import Slice
+from segray.tables import Snapshot
+
+SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
+
+
+def test_slices_that_hold_keys() -> None:
+    parts = [Slice("", "d"), Slice("d", "k"), Slice("k", None)]
+    assert list(slices.holding(parts, {"z", "a", "k", "b"})) == [(parts[0], ["a", "b"]), (parts[2], ["k", "z"])]
+    assert list(slices.holding(parts, set())) == []
+
+
+def test_a_filter_on_images_says_their_range() -> None:
+    table = pa.table({"image_key": list("abcdef")})
+    for keys in ({"b", "d"}, set("abcdef"), {"x"}, set[str]()):
+        found = ds.dataset(table).to_table(filter=slices.of_images(keys))
+        assert set(found.column("image_key").to_pylist()) == keys & set("abcdef")
+    assert 'image_key >= "b"' in str(slices.of_images({"b", "d"}))
+
+
+def test_an_export_of_some_images_reads_their_slices_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {f"{i:02d}.jpg": Image((8, 10), [(13, 0.9, SQUARE)]) for i in range(20)}
+    root = label_sets.write(tmp_path / "root", images)
+    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (5,))
+    read, instances = list[Slice](), slices.instances
+
+    def noted(shown: Snapshot, part: Slice, *rest: Any) -> pa.Table:
+        read.append(part)
+        return instances(shown, part, *rest)
+
+    monkeypatch.setattr(slices, "instances", noted)
+    done = export(root, "coco", tmp_path / "some.json", Choice(keys=frozenset({"03.jpg", "16.jpg", "17.jpg"})))
+    assert (done.images, done.instances) == (3, 3)
+    assert len(read) < 4
+    assert len(set(read)) == len(read)
+
+
+def test_footers_are_not_kept(tmp_path: Path) -> None:
+    """A file that was replaced is read anew, by its own footer."""
+    path = tmp_path / "a.parquet"
+
+    def write(rows: int) -> None:
+        keys = [f"{i:04d}" for i in range(rows)]
+        table = pa.table({"image_key": keys, "instance": [0] * rows, "n_instances": [1] * rows, "area": [5] * rows})
+        pq.write_table(table, path)
+
+    write(10)
+    whole = ds.dataset(path)
+    shown = Snapshot("made", 1, whole, whole, {})
+    for rows in (10, 2000):
+        write(rows)
+        assert slices.instances(shown, Slice(), ["area"]).num_rows == rows
+        assert slices.images(shown, Slice(), ["area"]).num_rows == rows
+        assert len(slices.cut(shown, slice_rows=rows)) >= 2
