@@ -299,11 +299,12 @@ class Labeller:
                 clock.enter("decode")
                 header = image.admit(data, self._limits)
                 clock.enter("wait")
-                lent.enter_context(self._pixels.lend(header.decoding_bytes))
+                keep = lent.enter_context(self._pixels.lend(header.decoding_bytes))
                 with self._decoders:
                     clock.enter("decode")
                     picture, size_bytes = image.load(data, header, self._limits, self._least_hw), len(data)
                 del data
+                keep(picture.image.nbytes)
             yield picture, size_bytes
 
     def _in_windows(self, clock: _Clock, picture: NDArray[np.uint8], tiles: Tiles) -> Instances:

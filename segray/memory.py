@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,15 +60,24 @@ class Budget:
         self._turn = threading.Lock()
 
     @contextmanager
-    def lend(self, asked_bytes: int) -> Iterator[None]:
-        """Wait until so much is free; who asks for more than there is gets all of it, alone."""
+    def lend(self, asked_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Wait until so much is free; who asks for more than there is gets all of it, alone.
+
+        Yields what gives back all but so many bytes before the end of the block.
+        """
         share = min(asked_bytes, self._total)
         with self._turn, self._returned:
             self._returned.wait_for(lambda: self._free >= share)
             self._free -= share
-        try:
-            yield
-        finally:
+
+        def keep(needed_bytes: int) -> None:
+            nonlocal share
             with self._returned:
-                self._free += share
+                self._free += share - min(share, needed_bytes)
+                share = min(share, needed_bytes)
                 self._returned.notify()
+
+        try:
+            yield keep
+        finally:
+            keep(0)

@@ -64,6 +64,17 @@ def test_a_budget_is_never_overdrawn_and_whoever_asks_for_all_of_it_gets_a_turn(
     assert held[0] == 0
 
 
+def test_what_a_borrower_needs_no_more_is_there_for_the_next_one() -> None:
+    budget = memory.Budget(100)
+    with budget.lend(5000) as keep:
+        keep(70)
+        keep(90)  # no more than it still has
+        with budget.lend(30):
+            pass
+    with budget.lend(100):
+        pass
+
+
 def test_a_budget_comes_back_when_the_borrower_fails() -> None:
     budget = memory.Budget(10)
     with pytest.raises(KeyError), budget.lend(10):
