@@ -146,14 +146,15 @@ class RayWorkers:
             self._answered(self._populate)
         self._ask_pulses(now)
         found, self._news = self._news, []
-        refs = [ref for member in self._members.values() for ref in self._awaited(member)] + list(self._deaths)
+        owners = {ref: name for name, member in self._members.items() for ref in self._awaited(member)}
+        refs = [*owners, *self._deaths]
         if not refs:
             time.sleep(min(timeout_s, 0.2))
             return found
         ready, rest = ray.wait(refs, timeout=timeout_s)
         more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
         for ref in [*ready, *more]:
-            found += self._decide(ref) if ref in self._deaths else self._collect(ref)
+            found += self._decide(ref) if ref in self._deaths else self._collect(ref, owners[ref])
         for ref in [ref for ref, death in self._deaths.items() if now - death.at_s > _INQUEST_S]:
             found.append(self._lost(self._deaths.pop(ref), None, alive=False))
         self._check_started(now)
@@ -167,11 +168,10 @@ class RayWorkers:
             if member.starting is None and member.pulse is None and now - member.pulsed_s > _PULSE_S:
                 member.pulse, member.pulsed_s = member.handle.progress.options(concurrency_group="pulse").remote(), now
 
-    def _collect(self, ref: Any) -> list[Event]:
-        owner = next(((n, m) for n, m in self._members.items() if ref in self._awaited(m)), None)
-        if owner is None:
+    def _collect(self, ref: Any, name: str) -> list[Event]:
+        member = self._members.get(name)
+        if member is None or ref not in self._awaited(member):  # Another of its calls has told that it is gone.
             return []
-        name, member = owner
         try:
             value = ray.get(ref)
         except RayTaskError as exc:
