@@ -109,6 +109,16 @@ def test_what_is_no_gate_is_an_error(root: str, text: str) -> None:
         diff(root, root, fail_if=[text])
 
 
+def test_a_gates_class_is_found_by_name_or_slug_and_must_be_there(root: str, tmp_path: Path) -> None:
+    images = shown() | {"0.jpg": Image(SIZE_HW, shown()["0.jpg"].found[1:])}
+    other = label_sets.write(tmp_path, images)
+    gates = ["lost[stop sign]>0", "lost[stop_sign]>0", "lost[Stop Sign]>0"]
+    assert list(diff(root, other, fail_if=gates).failed_gates) == gates
+    with pytest.raises(UserError, match=r"neither label set has(.|\n)*such as stop sign"):
+        diff(root, other, fail_if=["lost[stop sing]>0"])
+    assert diff(root, other, fail_if=["lost[zebra]>0"]).failed_gates == ()  # It is known, and in no image.
+
+
 def test_label_sets_without_a_common_image_or_batch_are_an_error(root: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image in common"):
         diff(root, label_sets.write(tmp_path / "b", {"x": Image(SIZE_HW)}))

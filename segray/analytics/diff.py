@@ -6,6 +6,7 @@ slices of keys, so a million images need no more memory than ten thousand.
 
 from __future__ import annotations
 
+import difflib
 import heapq
 import math
 import operator
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from segray import mask_kernels, rle, tables
 from segray.analytics import masks, sheet, slices
 from segray.analytics.slices import Slice
+from segray.contracts.labels import slug
 from segray.errors import UserError
 from segray.sources.reading import by_uri
 from segray.storage import StorageOptions, Store
@@ -113,13 +115,14 @@ def diff(
     either. version_a ...: earlier states; so a label set is compared with itself.
 
     Raises LabelSetError as tables.snapshot, or if nothing is committed; UserError if no image is in both, or for a gate
-    that cannot be read.
+    that cannot be read or is of a class that neither has.
     """
     gates = [Gate.parse(text) for text in fail_if]
     states = (
         slices.committed(tables.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         slices.committed(tables.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
     )
+    _check_classes(gates, states)
     tally = _Tally(most)
     for part in slices.cut(*states):
         _compare(states, part, min_score, tally, both_labelled)
@@ -149,7 +152,8 @@ _DRIFTS = ("class_drift", "score_drift")
 class Gate:
     """A condition that a difference must not meet, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
 
-    Percentages are of A's instances (of that class), or for images of those compared. changed: all kinds but kept.
+    A class is given by its name or its slug. Percentages are of A's instances (of that class), or for images of those
+    compared. changed: all kinds but kept.
     Drifts are compared by their effect.
     """
 
@@ -181,13 +185,28 @@ class Gate:
         elif self.what in _IMAGES:
             value, whole = getattr(found, self.what), found.images
         else:
-            kinds = found.kinds if self.class_name is None else found.by_class.get(self.class_name, {})
+            kinds = Counter[str]()
+            for name, of_class in found.by_class.items():
+                if self.class_name is None or slug(name) == slug(self.class_name):
+                    kinds.update(of_class)
             counted = KINDS[1:] if self.what == "changed" else (self.what,)
-            value = sum(kinds.get(kind, 0) for kind in counted)
+            value = sum(kinds[kind] for kind in counted)
             whole = sum(count for kind, count in kinds.items() if kind != "gained")
         if self.percent:
             value = 100 * value / whole if whole else math.inf * value if value else 0.0
         return self.compare(value, self.limit)
+
+
+def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
+    """A gate on a class that there is not would never fail."""
+    known = {slug(name): name for state in states for name in state.classes.values()}
+    for gate in gates:
+        if gate.class_name is not None and known and slug(gate.class_name) not in known:
+            near = difflib.get_close_matches(slug(gate.class_name), known) or sorted(known)[:10]
+            raise UserError(
+                "neither label set has the class of this gate", found=gate.text,
+                do=f"give one of their classes, such as {', '.join(known[each] for each in near)}",
+            )  # fmt: skip
 
 
 # ---- slice by slice -------------------------------------------------------------------------------
