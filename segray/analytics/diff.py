@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import mask_kernels, rle, tables
-from segray.analytics import masks, sheet, slices
+from segray.analytics import masks, outputs, sheet, slices
 from segray.analytics.slices import Slice
 from segray.contracts.labels import slug
 from segray.errors import UserError
@@ -118,6 +118,8 @@ def diff(
     that cannot be read or is of a class that neither has.
     """
     gates = [Gate.parse(text) for text in fail_if]
+    if draw is not None:
+        outputs.check_file(draw)
     states = (
         slices.committed(tables.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         slices.committed(tables.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),

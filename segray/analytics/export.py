@@ -1,14 +1,12 @@
 """Write a label set, or a choice of it, in another tool's format.
 
 Knows what is chosen and that an export is there whole or not at all; knows nothing of the formats. The label set is
-read in slices of keys; results lie in a temporary place beside their own until they are complete.
+read in slices of keys.
 """
 
 from __future__ import annotations
 
 import heapq
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from segray import schema, tables
-from segray.analytics import slices, truth
+from segray.analytics import outputs, slices, truth
 from segray.analytics.formats import FORMATS, Format, Picture, Settings
 from segray.analytics.slices import Keys
 from segray.contracts.labels import slug
@@ -93,29 +91,24 @@ def export(
     is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if nothing is committed.
     """
     form = _format(to)
-    check_free(out)
+    outputs.check_free(out, folder=form.folder)
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
     store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
     ids = None if ids_from is None else truth.catalogue(ids_from, store, Keys())
-    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")
     copies = form.copies if copy_images is None else copy_images
-    settings = Settings(unfinished, state.classes, tolerance_px, polygons, by_uri(store) if copies else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    images = instances = 0
+    with outputs.whole(out) as unfinished:
         if form.folder:
             unfinished.mkdir()
+        settings = Settings(unfinished, state.classes, tolerance_px, polygons, by_uri(store) if copies else None)
         writer = form.open(settings)
-        images = instances = 0
         for picture in _pictures(state, choice):
             writer.add(picture if ids is None else replace(picture, id=ids.id_of(picture.key)))
             images, instances = images + 1, instances + len(picture.rows)
         writer.close()
         if not images:
             raise UserError("nothing of the label set is chosen", where=root, found=str(choice), do="choose less")
-        unfinished.rename(out)
-    finally:
-        _remove(unfinished)
     loss, kind = settings.loss, "polygons" if polygons and to == "coco" else form.masks
     return Exported(
         str(out), to, images, instances, kind, loss.mean_iou, loss.least if loss.measured else None
@@ -128,14 +121,6 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def check_free(out: Path) -> None:
-    """Nothing, unless a file or a folder with something in it is there, which raises UserError."""
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError("the folder is not empty", where=str(out), do="choose another one, or empty it")
-    if out.exists() and not out.is_dir():
-        raise UserError("the file is there already", where=str(out), do="choose another name, or remove it")
-
-
 def _check_classes(choice: Choice, state: Snapshot) -> None:
     known = {slug(name) for name in state.classes.values()}
     unknown = [name for name in choice.classes if slug(name) not in known]
@@ -144,15 +129,6 @@ def _check_classes(choice: Choice, state: Snapshot) -> None:
             "the labels have no such class", where=state.root, found=", ".join(unknown),
             do=f"choose from {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}",
         )  # fmt: skip
-
-
-def _remove(unfinished: Path) -> None:
-    """What an export that failed has left."""
-    for each in unfinished.parent.glob(f"{unfinished.name}*"):
-        if each.is_dir():
-            shutil.rmtree(each)
-        else:
-            each.unlink()
 
 
 # ---- what is chosen -------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray import rle, tables
-from segray.analytics import corrections, slices
+from segray.analytics import corrections, outputs, slices
 from segray.analytics.corrections import Objects
-from segray.analytics.export import check_free
 from segray.analytics.judge import Found
 from segray.analytics.mistakes import Tally
 from segray.analytics.select import Chosen, Selection
@@ -112,7 +110,7 @@ def review(
     images have been labelled anew and what they had before is deleted.
     """
     if truth_out is not None:
-        check_free(truth_out)
+        outputs.check_free(truth_out)
     picked = Selection.read(selection)
     state = _labels(root, picked, storage_options)
     found = corrections.read(corrected, picked.chosen, state.classes, allow_unfinished=allow_unfinished)
@@ -313,10 +311,5 @@ def _write(out: Path, images: Sequence[Chosen], found: Mapping[str, Objects], cl
             )
     categories = [{"id": category, "name": name} for category, name in sorted(classes.items())]
     content = {"info": {"description": "corrected by people"}, "categories": categories}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")
-    try:
+    with outputs.whole(out) as unfinished:
         unfinished.write_text(json.dumps({**content, "images": listed, "annotations": annotations}), encoding="utf-8")
-        unfinished.rename(out)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import tables
-from segray.analytics import slices
+from segray.analytics import outputs, slices
 from segray.analytics.diff import diff
-from segray.analytics.export import Choice, check_free, export
+from segray.analytics.export import Choice, export
 from segray.analytics.formats import FORMATS, Picture
 from segray.analytics.slices import Slice
 from segray.errors import SourceError, UserError
@@ -84,13 +83,8 @@ class Selection:
 
     def write(self, out: Path) -> None:
         """As JSON, whole or not at all."""
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")
-        try:
+        with outputs.whole(out) as unfinished:
             unfinished.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-            unfinished.rename(out)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Selection:
@@ -140,9 +134,12 @@ def select(
     is taken, and a label set without images; LabelSetError as tables.snapshot, or if nothing is committed.
     """
     _check(take, against, to, tasks)
-    for path in (out, tasks):
-        if path is not None:
-            check_free(path)
+    if out is not None:
+        outputs.check_free(out)
+    if to is not None and tasks is not None:
+        outputs.check_free(tasks, folder=FORMATS[to].folder)
+        if out is not None and out.absolute() == tasks.absolute():
+            raise UserError("the choice and its tasks would be one file", where=str(out), do="give two names")
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     parts = slices.cut(state)
     spread = _spread(state, parts, min_score) if RARE in take or DIVERSE in take else {}

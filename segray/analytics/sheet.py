@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import segray
 from segray import rle
+from segray.analytics import outputs
 from segray.errors import UserError
 from segray.image import decode
 from segray.instances import image_id
@@ -338,6 +339,5 @@ def _write_header(sheet: Image.Image, title: str, shown: Sequence[Picture], colo
 def _save_whole(sheet: Image.Image, out_png: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
-    unfinished = out_png.with_name(out_png.name + ".new")
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(out_png)
+    with outputs.whole(out_png) as unfinished:
+        unfinished.write_bytes(buffer.getvalue())
