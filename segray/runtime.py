@@ -36,6 +36,8 @@ OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
 _OFTEN = 16  # images of one size: then the next ones are worth the seconds that a network for them takes
+# Enough for the first element of an IR.
+_HEAD_BYTES = 2**16
 
 
 # ---- files ----------------------------------------------------------------------------------------
@@ -80,8 +82,11 @@ def _missing(path: Path, what: str) -> ModelError:
 
 def ir_version(xml: Path) -> int:
     """The version of the IR at `xml`; ModelError if it is none."""
+    parser = ElementTree.XMLPullParser(events=("start",))
     try:
-        root: ElementTree.Element = next(ElementTree.iterparse(xml, events=("start",)))[1]
+        with xml.open("rb") as file:
+            parser.feed(file.read(_HEAD_BYTES))
+        _, root = next(parser.read_events())
         return int(root.attrib["version"])
     except (ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
         do = "Copy the file again, or convert the model again."
