@@ -52,12 +52,12 @@ class Rows:
 
     def add(self, rows: pa.Table) -> None:
         """More rows, all of one class. They should own their memory: a slice would keep the whole."""
+        if self._bytes > _WAITING_BYTES:  # What came last need not wait: no more may come.
+            self._spill()
         if rows.num_rows:
             name = rows.column("class_name")[0].as_py() if "class_name" in rows.column_names else ""
             self._parts.setdefault(name, []).append(rows)
             self._bytes += rows.nbytes
-        if self._bytes > _WAITING_BYTES:
-            self._spill()
 
     def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """The classes by name, each with its rows, which are let go on the way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def test_statistics_bound_what_is_in_the_file(tmp_path: Path) -> None:
     assert file.rows == 5
     assert '"minValues": {"image_key": "000005.jpg", "class_id": 5' in file.stats
     assert '"maxValues": {"image_key": "000009.jpg", "class_id": 9' in file.stats
+
+
+def test_rows_that_come_all_at_once_do_not_wait_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 1)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("there was no need"))
+    rows = Rows()
+    rows.add(instances(0, 50, "kite"))
+    (file,) = Writer(Store(), str(tmp_path), "c", {}, 100).write("instances", rows)
+    assert file.rows == 50
