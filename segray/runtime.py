@@ -86,8 +86,8 @@ def ir_version(xml: Path) -> int:
     try:
         with xml.open("rb") as file:
             parser.feed(file.read(_HEAD_BYTES))
-        _, root = next(parser.read_events())
-        return int(root.attrib["version"])
+        start: Any = next(parser.read_events())
+        return int(start[1].attrib["version"])
     except (ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
         do = "Copy the file again, or convert the model again."
         raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=repr(error), do=do) from error
