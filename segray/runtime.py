@@ -82,7 +82,7 @@ def _missing(path: Path, what: str) -> ModelError:
 
 def ir_version(xml: Path) -> int:
     """The version of the IR at `xml`; ModelError if it is none."""
-    parser = ElementTree.XMLPullParser(events=("start",))
+    parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(events=("start",))
     try:
         with xml.open("rb") as file:
             parser.feed(file.read(_HEAD_BYTES))
