@@ -14,9 +14,7 @@ import polars as pl
 import pytest
 
 import segray
-from segray import tables
 from segray.analytics import expressions as ex
-from segray.analytics import sql
 
 pytestmark = pytest.mark.full
 PAGE = Path(__file__).parents[1] / "docs" / "analytics.md"
@@ -41,13 +39,7 @@ def told(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def test_every_query_gives_what_the_page_says_in_both_engines(root: str) -> None:
     con = duckdb.connect()
     segray.sql(con, root)
-    frames = {
-        "pl": pl,
-        "ex": ex,
-        "instances": ex.scan(root),
-        "images": ex.scan(root, "images"),
-        "classes": pl.from_arrow(sql.classes(tables.snapshot(root))).lazy(),  # type: ignore[union-attr]
-    }
+    frames = {"pl": pl, "ex": ex, **ex.frames(root)._asdict()}
     text = PAGE.read_text(encoding="utf-8")
     queries = QUERY.findall(text)
     assert [int(number) for _, number, _, _, _ in queries] == list(range(1, 21))

@@ -10,8 +10,7 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
-import segray
-from segray import rle, schema
+from segray import rle, schema, tables
 from segray.analytics.sheet import (
     PALETTE,
     Candidate,
@@ -169,9 +168,8 @@ def test_pictures_of_a_label_set_are_its_rows_above_the_threshold(monkeypatch: p
          "height": SIZE_HW[0], "width": SIZE_HW[1]}
         for p in pictures
     ]  # fmt: skip
-    tables = pa.Table.from_pylist(instances, schema.INSTANCES), pa.Table.from_pylist(images)
-    monkeypatch.setattr(segray, "scan", lambda root: ds.dataset(tables[0]), raising=False)
-    monkeypatch.setattr(segray, "images", lambda root: ds.dataset(tables[1]), raising=False)
+    both = ds.dataset(pa.Table.from_pylist(instances, schema.INSTANCES)), ds.dataset(pa.Table.from_pylist(images))
+    monkeypatch.setattr(tables, "snapshot", lambda root: tables.Snapshot(root, 1, *both, {}))
     found = {p.key: p for p in pictures_of("root", 9, score_threshold=0.3)}
     assert {key: len(p.labels) for key, p in found.items()} == {"a.png": 3, "b.png": 0, "c.png": 0}
     assert found["a.png"].uri == "s3://b/a.png"

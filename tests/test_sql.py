@@ -129,6 +129,19 @@ def test_functions_are_the_same_in_duckdb_and_polars(root: str) -> None:
     assert (square["area"], square["away"], bar["area"], bar["away"]) == (6, True, 9, False)
 
 
+def test_frames_are_of_one_state_whatever_is_committed_later(root: str) -> None:
+    instances, images, classes = ex.frames(root)
+    earlier = ex.frames(root, version=1)
+    label_sets.write(root, {"b": picture((13, 0.9, SQUARE))})
+    assert instances.select("image_key").collect().rows() == [("a",)]
+    assert images.select("image_key", "status").sort("image_key").collect().rows() == [
+        ("a", "ok"), ("b", "empty"), ("c", "failed"),
+    ]  # fmt: skip
+    assert earlier.images.select(pl.len()).collect().item() == 2
+    assert classes.filter(pl.col("class_id") == 13).collect().rows() == [(13, "stop sign", "stop_sign")]
+    assert ex.scan(root).select(pl.len()).collect().item() == 2
+
+
 def test_null_gives_null(root: str) -> None:
     con = duckdb.connect()
     segray.sql(con)

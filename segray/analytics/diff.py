@@ -428,9 +428,6 @@ def _draw(
 def _picture(state: Snapshot, key: str, min_score: float) -> sheet.Picture:
     chosen = pc.field("image_key") == key
     (image,) = state.images.to_table(columns=["uri", "height", "width"], filter=chosen).to_pylist()
-    rows = state.instances.to_table(columns=list(_COLUMNS), filter=chosen & (pc.field("score") >= min_score))
-    labels = [
-        sheet.Label(row["class_id"], row["class_name"], row["score"], tuple(row[name] for name in _BOX), row["rle"])
-        for row in rows.to_pylist()
-    ]
+    rows = state.instances.to_table(columns=list(sheet.LABEL), filter=chosen & (pc.field("score") >= min_score))
+    labels = [sheet.Label.of(row) for row in rows.to_pylist()]
     return sheet.Picture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

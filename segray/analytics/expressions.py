@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 
 from segray import tables
-from segray.analytics import masks
+from segray.analytics import masks, sql
 
 Column = pl.Expr | str | int
 _BOX = pl.Struct(dict.fromkeys(("x", "y", "w", "h"), pl.Int32))
@@ -23,9 +23,24 @@ _BOX = pl.Struct(dict.fromkeys(("x", "y", "w", "h"), pl.Int32))
 def scan(
     root: str, table: str = "instances", *, version: int | None = None, as_of: datetime | None = None, **storage: Any
 ) -> pl.LazyFrame:
-    """A table of the label set, instances or images, in one exact state; arguments as tables.snapshot."""
-    shown = tables.snapshot(root, version=version, as_of=as_of, **storage)
-    return pl.scan_pyarrow_dataset({"instances": shown.instances, "images": shown.images}[table])
+    """One table of the label set: instances, images or classes. Two calls may see two states, unlike `frames`."""
+    found = frames(root, version=version, as_of=as_of, **storage)
+    return {"instances": found.instances, "images": found.images, "classes": found.classes}[table]
+
+
+class Frames(NamedTuple):
+    """The tables of one exact state. classes: class_id, class_name and class, the partition."""
+
+    instances: pl.LazyFrame
+    images: pl.LazyFrame
+    classes: pl.LazyFrame
+
+
+def frames(root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any) -> Frames:
+    """All tables of the label set, of one state whatever is committed later; arguments as tables.snapshot."""
+    shown = tables.snapshot(root, version=version, as_of=as_of, **storage_options)
+    instances, images = (pl.scan_pyarrow_dataset(each) for each in (shown.instances, shown.images))
+    return Frames(instances, images, pl.LazyFrame(sql.classes(shown)))
 
 
 def rle_area(rle: Column) -> pl.Expr:

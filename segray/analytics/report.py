@@ -36,7 +36,7 @@ from segray.analytics.page import (
     table,
     text,
 )
-from segray.analytics.sheet import Colour, Label, Picture, colours_of, draw
+from segray.analytics.sheet import LABEL, Colour, Label, Picture, colours_of, draw
 from segray.errors import AccessError, ImageError, UserError, WorldError
 from segray.image import Limits, decode
 from segray.instances import ImageRef
@@ -56,7 +56,6 @@ _PICTURES_BYTES = 5_500_000  # of base64, all together
 _SURE, _UNSURE_SHOWN = 0.3, 20
 _CLASSES_SHOWN, _CLASSES_LISTED, _KINDS_SHOWN, _RUNS_SHOWN = 30, 1500, 25, 12
 _FILES_BYTES = 64 << 20
-_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 Part = tuple[str, str, str]
 
@@ -416,10 +415,8 @@ def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, 
     for key in keys[1:]:
         wanted |= ds.field("image_key") == key  # Not isin: of that, readers cannot tell which files to leave out.
     labels: dict[str, list[Label]] = {key: [] for key in keys}
-    columns = ["image_key", "class_id", "class_name", "score", *_BOX, "rle"]
-    for row in state.instances.to_table(columns=columns, filter=wanted).to_pylist():
-        box = tuple(row[name] for name in _BOX)
-        labels[row["image_key"]].append(Label(row["class_id"], row["class_name"], row["score"], box, row["rle"]))
+    for row in state.instances.to_table(columns=["image_key", *LABEL], filter=wanted).to_pylist():
+        labels[row["image_key"]].append(Label.of(row))
     columns = ["image_key", "uri", "version", "height", "width"]
     images = {row["image_key"]: row for row in state.images.to_table(columns=columns, filter=wanted).to_pylist()}
     return {

@@ -18,9 +18,8 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-import segray
-from segray import rle
-from segray.analytics import outputs
+from segray import rle, tables
+from segray.analytics import outputs, slices
 from segray.errors import UserError
 from segray.image import decode
 from segray.instances import image_id
@@ -33,6 +32,7 @@ PALETTE: tuple[Colour, ...] = (
     (255, 77, 94), (46, 196, 255), (255, 190, 38), (168, 99, 255), (74, 222, 128), (255, 121, 198),
     (29, 209, 191), (255, 138, 52), (96, 130, 255), (190, 230, 60), (225, 100, 235), (235, 215, 130),
 )  # fmt: skip
+LABEL = ("class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "rle")
 _PAPER, _MAT, _INK, _FAINT = (17, 19, 24), (28, 31, 38), (236, 238, 242), (140, 147, 160)
 _TILE_WH, _GAP, _CAPTION, _HEADER = (440, 330), 20, 34, 92
 _TINT, _FINE = 0.42, 2
@@ -47,6 +47,12 @@ class Label:
     score: float
     bbox_xywh: tuple[float, float, float, float]
     rle: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Label:
+        """Of a row of instances, with the columns LABEL."""
+        box = (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"])
+        return cls(row["class_id"], row["class_name"], row["score"], box, row["rle"])
 
 
 @dataclass(frozen=True)
@@ -210,20 +216,21 @@ def candidate(picture: Picture) -> Candidate:
 
 def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any) -> list[Picture]:
     """The `count` images of a label set that are most worth a look, with the labels that reach score_threshold."""
-    columns = ["image_key", "uri", "width", "height", "status"]
-    rows = segray.images(root, **storage_options).to_table(columns=columns).to_pylist()
+    shown = tables.snapshot(root, **storage_options)
+    rows = shown.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
     images = {row["image_key"]: row for row in rows if row["status"] != "failed"}
-    instances, sure = segray.scan(root, **storage_options), ds.field("score") >= score_threshold
-    scores = instances.to_table(columns=["image_key", "score"], filter=sure)
+    sure = ds.field("score") >= score_threshold
+    scores = shown.instances.to_table(columns=["image_key", "score"], filter=sure)
     grouped = scores.group_by("image_key").aggregate([("score", "count"), ("score", "min")]).to_pylist()
     found = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
     keys = choose(
         [Candidate(k, *found.get(k, (0, 1.0)), row["width"] * row["height"]) for k, row in images.items()], count
     )
     labels: dict[str, list[Label]] = {key: [] for key in keys}
-    for row in instances.to_table(filter=sure & ds.field("image_key").isin(keys)).to_pylist():
-        box = (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"])
-        labels[row["image_key"]].append(Label(row["class_id"], row["class_name"], row["score"], box, row["rle"]))
+    for row in shown.instances.to_table(
+        columns=["image_key", *LABEL], filter=sure & slices.of_images(keys)
+    ).to_pylist():
+        labels[row["image_key"]].append(Label.of(row))
     return [
         Picture(key, images[key]["uri"], (images[key]["height"], images[key]["width"]), tuple(labels[key]))
         for key in keys
