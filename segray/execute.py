@@ -17,7 +17,7 @@ from typing import Any
 import segray
 from segray import publish, signals, workers
 from segray.config import Config
-from segray.errors import ConfigError, WorldError
+from segray.errors import ConfigError, ConflictError, WorldError
 from segray.instances import Failure, Task, UnitReport
 from segray.label import stage_failure
 from segray.ledger import Identity, Run
@@ -139,6 +139,7 @@ class Execution:
         self._staged = dict(staged)
         self._staged_images = sum(map(len, staged))
         self._merging: Future[publish.Batch] | None = None
+        self._inputs = publish.Inputs((), {}, 0)  # of the merge under way
         self._merging_since_s = 0.0
         self._before = frozen.images - self._scheduler.images_total
         self._joined = False
@@ -279,14 +280,24 @@ class Execution:
                 return
             batch, self._merging = self._merging.result(), None
             merged_s = self._clock()
-            publish.commit(batch, self._run, job.options, job.store)
+            try:
+                publish.commit(batch, self._run, job.options, job.store)
+            except ConflictError as exc:
+                if publish.recover(self._run.root, job.options, job.store) >= batch.number:
+                    raise
+                job.watcher.note(f"{exc.what}; merging them again")
+                self._merge(batch.number, self._inputs)
+                return
             job.course.committed(merged_s - self._merging_since_s, self._clock() - merged_s)
             job.save(self._run, "running", self._plan.images)
         if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
             return
         number = publish.recover(self._run.root, job.options, job.store) + 1
-        self._merging_since_s = self._clock()
-        self._merging = self._pool.call(publish.merge, self._run, number, self._next_batch(number), job.options)
+        self._merge(number, self._next_batch(number))
+
+    def _merge(self, number: int, inputs: publish.Inputs) -> None:
+        self._inputs, self._merging_since_s = inputs, self._clock()
+        self._merging = self._pool.call(publish.merge, self._run, number, inputs, self._job.options)
 
     def _check_merge(self) -> None:
         seconds = self._clock() - self._merging_since_s

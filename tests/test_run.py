@@ -15,7 +15,7 @@ import pytest
 from watchers import Notes
 
 import segray
-from segray import config, publish, run, schema
+from segray import config, maintain, publish, run, schema
 from segray.datafiles import Rows, Writer
 from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
@@ -469,6 +469,35 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
     _rewrite(chosen.output.root)
     run.label(retiring(chosen), Notes(), start())
     assert keys(chosen) == ALL[1:]
+    assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
+def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
+    chosen: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = chosen.model_copy(update={"publish": config.Publish(batch_images=2)})
+    run.label(small, Notes(), start())
+    for name in ALL[:3]:
+        (Path(chosen.source.uri) / name).write_bytes(b"changed")
+    merge, merges, started = publish.merge, [], []
+
+    def overtaken(*args: Any) -> publish.Batch:
+        batch = merge(*args)
+        if not merges:
+            maintain.maintain(chosen.output.root, StorageOptions(), limits=maintain.Limits(files=2))
+        merges.append(batch.number)
+        return batch
+
+    def starting(recipe: Recipe, c: config.Config) -> Workers:
+        started.append(1)
+        return start()(recipe, c)
+
+    monkeypatch.setattr(publish, "merge", overtaken)
+    watcher = Notes()
+    run.label(chosen, watcher, starting)
+    assert (len(merges), len(set(merges)), len(started)) == (2, 1, 1)
+    assert any("merging them again" in note for note in watcher.notes)
+    assert keys(chosen) == ALL
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 
 
