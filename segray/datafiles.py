@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from segray import schema
 from segray.contracts.labels import slug
-from segray.storage import Store, join
+from segray.storage import Store, abreast, join
 from segray.tables import table_uri
 
 # Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
@@ -41,6 +42,11 @@ class DataFile:
     rows: int
     partition: str | None = None
     stats: str = "{}"
+
+
+def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
+    """The bytes of these files of a table, one after another; the next ones are being read meanwhile."""
+    return abreast(lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes)
 
 
 class Rows:
@@ -115,18 +121,22 @@ class Writer:
     facts: Mapping[str, Any]
     file_rows: int
 
-    def write(self, name: str, rows: Rows, label: str = "") -> list[DataFile]:
-        """Write all rows of a table, class by class. label: tells rewritten files from fresh ones."""
-        files = []
+    def write(self, name: str, rows: Rows, rewritten: Iterable[tuple[str, Rows]] = ()) -> list[DataFile]:
+        """Write all rows of a table, class by class; then those of rewritten files, each under a label of its own."""
+        made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
+        return list(abreast(partial(self._put, name), made, lambda each: each[0].size_bytes))
+
+    def _encoded(self, name: str, rows: Rows, label: str) -> Iterator[tuple[DataFile, bytes]]:
         for class_name, parts in rows.take():
             partition = slug(class_name) if name == "instances" else None
             groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
             for number, file in groupby(groups, key=lambda group: group[0]):
                 stem = f"{self.stem}{label}-{number:03d}"
-                files.append(self._put(name, (group for _, group in file), stem, partition))
-        return files
+                yield self._encode(name, (group for _, group in file), stem, partition)
 
-    def _put(self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None) -> DataFile:
+    def _encode(
+        self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None
+    ) -> tuple[DataFile, bytes]:
         path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
         columns, settings, order = _FORMATS[name]
         arrow = schema.with_facts(columns, self.facts)
@@ -138,8 +148,12 @@ class Writer:
                 writer.write_table(rows.cast(arrow))
                 bounds.add(rows)
         data = sink.getvalue()
-        self.store.put(join(table_uri(self.root, name), path), data)
-        return DataFile(path, len(data), bounds.rows, partition, bounds.stats())
+        return DataFile(path, len(data), bounds.rows, partition, bounds.stats()), data
+
+    def _put(self, name: str, made: tuple[DataFile, bytes]) -> DataFile:
+        file, data = made
+        self.store.put(join(table_uri(self.root, name), file.path), data)
+        return file
 
 
 def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray import ledger, publish, schema
-from segray.datafiles import DataFile, Rows, Writer
+from segray.datafiles import DataFile, Rows, Writer, contents
 from segray.errors import ConflictError, LabelSetError
 from segray.ledger import Run
 from segray.publish import Changes
@@ -156,8 +156,7 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
     """
     store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
     tables, facts = [], []
-    for file in group:
-        data = store.read(join(table_uri(root, name), file.path))
+    for data in contents(store, root, name, group):
         table = pq.read_table(pa.BufferReader(data), partitioning=None, page_checksum_verification=True)
         facts.append(json.loads(table.schema.metadata[b"segray"]))
         tables.append(table.cast(arrow))

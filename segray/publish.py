@@ -46,10 +46,10 @@ from deltalake.transaction import (
 )
 
 from segray import plan, schema
-from segray.datafiles import DataFile, Rows, Writer
+from segray.datafiles import DataFile, Rows, Writer, contents
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
-from segray.storage import StorageOptions, Store, join
+from segray.storage import StorageOptions, Store, abreast, join
 from segray.tables import APP_ID, open_table, table_uri
 
 _TABLES = ("instances", "images")
@@ -383,10 +383,8 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     removed = sum(map(len, gone := [still_there(run, name, options) for name in inputs.retired]))
     replaced, tables = pa.concat_arrays(again + gone), {}
     for name, gathered in fresh.items():
-        add, remove = writer.write(name, gathered), []
-        for file, rest, label in _without(run.root, name, options, replaced):
-            add += writer.write(name, rest, label)
-            remove.append(file)
+        remove = _holding(run.root, name, options, replaced)
+        add = writer.write(name, gathered, _without(replaced, store, run.root, name, remove))
         tables[name] = Changes(tuple(add), tuple(remove))
     return Batch(number, run.id, images, instances, tables, inputs.retired, removed)
 
@@ -478,25 +476,29 @@ def _one_of(keys: pa.Array) -> pc.Expression:
     return (key >= bounds["min"]) & (key <= bounds["max"]) & key.isin(keys)
 
 
-def _without(root: str, name: str, options: StorageOptions, replaced: pa.Array) -> Iterator[tuple[DataFile, Rows, str]]:
-    """Files of the table that hold replaced images, each with its remaining rows and a label for their new file."""
-    if not len(replaced):
-        return
+def _holding(root: str, name: str, options: StorageOptions, keys: pa.Array) -> list[DataFile]:
+    """Files of the table that hold rows of these images."""
+    if not len(keys):
+        return []
     table = open_table(root, name, options)
     assert table is not None, "images that have rows come from a table that exists"
-    store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
-    held = _one_of(replaced)
-    for fragment in store.insist(root, lambda: list(table.to_pyarrow_dataset().get_fragments(filter=held))):
-        if not store.insist(root, partial(fragment.count_rows, filter=held)):
-            continue
-        data, rest = store.read(join(table_uri(root, name), fragment.path)), Rows()
-        file = pq.ParquetFile(pa.BufferReader(data))
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group).cast(arrow)
-            rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=replaced))))
-        partition = fragment.path.rpartition("/")[0].partition("=")[2] or None
-        removed = DataFile(fragment.path, len(data), file.metadata.num_rows, partition)
-        yield removed, rest, f"{_REST}-{_digest(fragment.path)}"
+    store, held, files = Store(options), _one_of(keys), {file.path: file for file in live_files(table)}
+    fragments = store.insist(root, lambda: list(table.to_pyarrow_dataset().get_fragments(filter=held)))
+    counts = abreast(lambda each: store.insist(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0)
+    return [files[each.path] for each, rows in zip(fragments, counts, strict=True) if rows]
+
+
+def _without(
+    keys: pa.Array, store: Store, root: str, name: str, files: Sequence[DataFile]
+) -> Iterator[tuple[str, Rows]]:
+    """What each file holds of other images, and a label for the file that is to hold it instead."""
+    arrow = schema.IMAGES if name == "images" else schema.INSTANCES
+    for file, data in zip(files, contents(store, root, name, files), strict=True):
+        rest, old = Rows(), pq.ParquetFile(pa.BufferReader(data))
+        for group in range(old.num_row_groups):
+            rows = old.read_row_group(group).cast(arrow)
+            rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=keys))))
+        yield f"{_REST}-{_digest(file.path)}", rest
 
 
 def _replaced_anew(root: str, options: StorageOptions, batch: Batch) -> Changes:
@@ -509,10 +511,10 @@ def _replaced_anew(root: str, options: StorageOptions, batch: Batch) -> Changes:
     tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
     keys = [table.column("image_key").combine_chunks() for table in tables]
     keys += [still_there(run, part, options) for part in batch.retired]
-    kept = list(_without(root, "images", options, pa.concat_arrays(keys)))
-    remove = [file for file, _, _ in kept]
+    replaced = pa.concat_arrays(keys)
+    remove = _holding(root, "images", options, replaced)
     token = _digest([f.path for f in (*fresh, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
     writer = Writer(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
-    rest = [f for _, rows, label in kept for f in writer.write("images", rows, label)]
+    rest = writer.write("images", Rows(), _without(replaced, store, root, "images", remove))
     return Changes((*fresh, *rest), tuple(remove))

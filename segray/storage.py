@@ -22,7 +22,9 @@ import re
 import stat
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,12 +45,14 @@ from fsspec.asyn import sync
 from segray.errors import AccessError, WorldError
 
 T = TypeVar("T")
+R = TypeVar("R")
 # Runs one request of a listing, again where that may help, on the place as it then is.
 _Attempt = Callable[[Callable[[Any], Any]], Any]
 
 _TEMPORARY = ".segray-tmp"  # ends the names of files that are not whole yet; no listing shows them
 _S3_SCHEMES = ("s3", "s3a")
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 20.0
+_ABREAST, _ABREAST_BYTES = 8, 64 * 2**20
 _REQUESTS_PER_CALL = 3  # of deltalake, more or less: the log's listing, its checkpoint, its last commits
 
 
@@ -233,6 +237,21 @@ class Store:
             if key not in self._places:
                 self._places[key] = _connect(key[1], self.options)
             return self._places[key]
+
+
+def abreast(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
+    """What the calls return, in the order of the items; a few are under way at once, as far as their sizes allow.
+
+    The items are made here, each when there is room for it. The first error ends it when what is under way has ended.
+    """
+    waiting: deque[tuple[Future[R], int]] = deque()
+    with ThreadPoolExecutor(_ABREAST, thread_name_prefix="abreast") as pool:
+        for item in items:
+            waiting.append((pool.submit(call, item), size_bytes(item)))
+            while len(waiting) == _ABREAST or sum(size for _, size in waiting) > _ABREAST_BYTES:
+                yield waiting.popleft()[0].result()
+        while waiting:
+            yield waiting.popleft()[0].result()
 
 
 class _Ranges(io.RawIOBase):

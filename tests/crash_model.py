@@ -1,9 +1,9 @@
 """A world in which processes die, writes are refused, answers are lost and runs race; and who judges it.
 
-The model: label() runs in this process, its one worker on the caller's thread, so that a history is a plain
-sequence of writes. A write is a Store.put, create or delete, the creation of a table, or a Delta commit. Each
-process has a plan: what happens at its k-th write. A process that died writes nothing more. After every write
-that took effect the judge looks at what readers of the log can see then.
+The model: label() runs in this process, its one worker and what storage does abreast on the caller's thread, so that
+a history is a plain sequence of writes. A write is a Store.put, create or delete, the creation of a table, or a Delta
+commit. Each process has a plan: what happens at its k-th write. A process that died writes nothing more. After every
+write that took effect the judge looks at what readers of the log can see then.
 
 Knows writes and invariants; knows nothing of which histories are worth trying.
 """
@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -100,6 +100,7 @@ class World:
             patch.setattr(module, name, cache(getattr(module, name)))
         patch.setattr(os, "fsync", lambda _: None)  # Power cuts are not in this model.
         patch.setattr(storage, "sleep", lambda _: None)
+        patch.setattr(storage, "ThreadPoolExecutor", Inline)
 
     def label(self, config: Config, plan: Plan | None = None) -> int:
         """One process runs the command by its plan, to whatever end; how many writes it tried."""
@@ -169,6 +170,18 @@ def kind(uri: str) -> str:
     if parts[-2] == "batches":
         return "batch inputs" if parts[-1].endswith("inputs.json") else "batch record"
     return parts[-2] if parts[-2] in ("plan", "staged") else parts[-1]
+
+
+class Inline(ThreadPoolExecutor):
+    """Calls in the order in which they are submitted; those after one that failed are made all the same."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*args, **kwargs))
+        except BaseException as exc:
+            done.set_exception(exc)
+        return done
 
 
 LABELS = {13: "stop sign", 44: "bottle"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from segray import datafiles, schema
 from segray.datafiles import Rows, Writer
+from segray.errors import WorldError
 from segray.storage import Store
 
 CLASSES = ("bottle", "kite", "stop sign")
@@ -84,6 +86,34 @@ def test_statistics_bound_what_is_in_the_file(tmp_path: Path) -> None:
     assert file.rows == 5
     assert '"minValues": {"image_key": "000005.jpg", "class_id": 5' in file.stats
     assert '"maxValues": {"image_key": "000009.jpg", "class_id": 9' in file.stats
+
+
+def test_files_are_put_several_at_a_time_and_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, all_under_way = Store.put, threading.Barrier(len(CLASSES))
+
+    def together(store: Store, uri: str, data: bytes) -> None:
+        all_under_way.wait(60)
+        put(store, uri, data)
+
+    monkeypatch.setattr(Store, "put", together)
+    assert [path.partition("/")[0] for path in written(tmp_path, [4])] == [
+        "class=bottle",
+        "class=kite",
+        "class=stop_sign",
+    ]
+
+
+def test_a_file_that_cannot_be_put_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Store.put
+
+    def refuse(store: Store, uri: str, data: bytes) -> None:
+        if "class=kite" in uri:
+            raise WorldError("storage is down")
+        put(store, uri, data)
+
+    monkeypatch.setattr(Store, "put", refuse)
+    with pytest.raises(WorldError, match="storage is down"):
+        written(tmp_path, [4])
 
 
 def test_rows_that_come_all_at_once_do_not_wait_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,6 +379,46 @@ def test_an_endpoint_without_a_scheme_is_refused() -> None:
 # Connections
 
 
+def test_what_goes_abreast_comes_in_order_whatever_ends_first() -> None:
+    last_ended = threading.Event()
+
+    def call(number: int) -> int:
+        assert number or last_ended.wait(60)  # The first ends when a later one has.
+        if number == 7:
+            last_ended.set()
+        return number
+
+    assert list(storage.abreast(call, range(30), lambda _: 0)) == list(range(30))
+
+
+def test_sizes_limit_what_goes_abreast() -> None:
+    started = ended = most = 0
+
+    def made() -> Iterator[int]:
+        nonlocal started, most
+        for size in (60, 4, 300, 1, 40, 40, 40):
+            started += size
+            most = max(most, started - ended)
+            yield size << 20
+
+    for size in storage.abreast(lambda size: size, made(), lambda size: size):
+        ended += size >> 20
+    assert (started, ended, most) == (485, 485, 364)  # never over 64 MiB, and one more
+
+
+def test_the_first_error_of_what_goes_abreast_is_raised_and_no_more_begun() -> None:
+    begun = []
+
+    def call(number: int) -> None:
+        begun.append(number)
+        if number >= 2:
+            raise WorldError(f"no {number}")
+
+    with pytest.raises(WorldError, match="no 2"):
+        list(storage.abreast(call, range(1000), lambda _: 0))
+    assert len(begun) < 20
+
+
 def test_a_store_travels_without_its_connections(tmp_path: Path) -> None:
     store = Store(StorageOptions(region="eu-west-1"))
     store.exists(str(tmp_path / "x"))
