@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from time import sleep
@@ -225,6 +225,7 @@ class Store:
                 if not verdict.may_pass or attempt >= retries:
                     raise verdict.error from error
                 if verdict.renew:
+                    _session.cache_clear()
                     with self._lock:
                         self._places.clear()
             sleep(random.uniform(0.5, 1) * min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2**attempt))
@@ -543,8 +544,17 @@ def _endpoint(options: StorageOptions) -> str | None:
     return options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def _delta_options(options: StorageOptions) -> dict[str, str]:
+@lru_cache(8)
+def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
+    """Asking anew costs milliseconds, or a request for a role's credentials; botocore renews these by itself."""
     session = Session()
+    for name in ("config_store", "credential_provider"):
+        session.get_component(name)  # Made when first asked for, which threads may not do at once.
+    return session
+
+
+def _delta_options(options: StorageOptions) -> dict[str, str]:
+    session = _session(os.getpid(), frozenset(each for each in os.environ.items() if each[0].startswith("AWS_")))
     region = options.region or session.get_config_variable("region") or "us-east-1"
     # Trying again is ours: deltalake's own ten attempts last some three seconds, and spare bodies that are cut short.
     chosen = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}

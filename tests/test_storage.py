@@ -453,6 +453,36 @@ def test_delta_options_come_from_options_and_environment(monkeypatch: pytest.Mon
     assert Store(StorageOptions(anonymous=True)).delta_options("s3://b/t")["AWS_SKIP_SIGNATURE"] == "true"
 
 
+def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expired(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    path, store = tmp_path / "credentials", Store(StorageOptions())
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setattr(storage, "sleep", lambda _: None)
+
+    def key() -> str:
+        return store.delta_options("s3://b/t")["AWS_ACCESS_KEY_ID"]
+
+    def now(name: str) -> None:
+        path.write_text(f"[default]\naws_access_key_id = {name}\naws_secret_access_key = secret\n")
+
+    def expired() -> str:
+        if key() == "first":
+            raise reply(400, "ExpiredToken")
+        return key()
+
+    now("first")
+    assert key() == "first"
+    now("second")
+    assert key() == "first"  # no file is read again
+    assert store.insist(str(tmp_path), expired) == "second"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "third")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    assert key() == "third"
+
+
 # A real S3 server
 
 
