@@ -95,7 +95,7 @@ def export(
     ] = None,
     with_instances: Annotated[bool, typer.Option(help="Leave out images of which no instance is chosen.")] = False,
     sample: Annotated[int | None, typer.Option(min=1, help="So many images, always the same.")] = None,
-    polygons: Annotated[bool, typer.Option(help="In COCO files, in place of run lengths.")] = False,
+    polygons: Annotated[bool, typer.Option(help="In coco, in place of run lengths.")] = False,
     tolerance_px: Annotated[float, typer.Option(min=0, help="How far polygons may leave the pixels' edges.")] = 0.0,
     copy_images: Annotated[bool | None, typer.Option(help="Also the images; else as the format needs.")] = None,
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids to use.")] = None,
@@ -320,9 +320,11 @@ def describe_details(result: Evaluation) -> str:
 def describe_export(done: Exported) -> str:
     """What was written, and what polygons lost."""
     line = f"{done.out}: {done.instances} instances in {done.images} images as {done.format}, masks as {done.masks}"
-    if done.mean_iou is None:
-        return line
-    return f"{line}\npolygons drawn again: mean IoU {done.mean_iou:.4f}, least {done.least_iou:.4f}"
+    if done.mean_iou is not None:
+        line += f"\npolygons drawn again: mean IoU {done.mean_iou:.4f}, least {done.least_iou:.4f}"
+    if done.lacks_images is not None:
+        line += f"\nthe images are not copied; {done.format} looks for them in {done.lacks_images} (--copy-images)"
+    return line
 
 
 def describe_difference(found: Difference) -> str:

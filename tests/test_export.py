@@ -20,6 +20,7 @@ from segray import rle
 from segray.analytics import polygons
 from segray.analytics.export import Choice, export
 from segray.analytics.formats import FORMATS, brush, row_runs
+from segray.analytics_cli import describe_export
 from segray.errors import LabelSetError, UserError
 from segray.publish import create_tables
 from segray.storage import StorageOptions
@@ -100,6 +101,59 @@ def test_yolo_lines_are_the_masks(root: str, tmp_path: Path) -> None:
     ring = np.array(places, float).reshape(-1, 2) * [60, 40]
     assert polygons.overlap([ring], DISC, SIZE_HW) > 0.99
     assert (tmp_path / "out" / "labels" / "c.txt").read_text() == ""
+
+
+def test_keys_that_end_as_no_image_does_stay_apart_and_their_files_end_as_their_bytes(tmp_path: Path) -> None:
+    ends = {
+        "drive.mp4#t=12.480": ".bmp",
+        "drive.mp4#t=12.960": ".bmp",
+        "photo.1": ".jpg",
+        "photo.2": ".PNG",
+        "x.JPG": "",
+    }
+    coded = {end: cv2.imencode(end or ".jpg", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes() for end in ends.values()}
+    for key, end in ends.items():
+        (tmp_path / key).write_bytes(coded[end])
+    shown = {key: Image(SIZE_HW, [(13, 0.9, DISC)], uri=str(tmp_path / key)) for key in ends}
+    labels = label_sets.write(tmp_path / "root", shown, classes=CLASSES)
+    images = {f"{key}{end.lower()}" for key, end in ends.items()}
+    stems = {"drive.mp4#t=12.480", "drive.mp4#t=12.960", "photo.1", "photo.2", "x"}
+
+    def listed(folder: Path) -> set[str]:
+        return {each.name for each in folder.iterdir()}
+
+    for copies in (True, False):
+        out = tmp_path / str(copies)
+        assert export(labels, "yolo", out / "yolo", copy_images=copies).images == 5
+        assert listed(out / "yolo" / "labels") == {f"{stem}.txt" for stem in stems}
+        export(labels, "labelme", out / "labelme", copy_images=copies)
+        assert listed(out / "labelme") == {f"{stem}.json" for stem in stems} | (images if copies else set())
+        paths = {json.loads(each.read_text())["imagePath"] for each in (out / "labelme").glob("*.json")}
+        assert paths == (images if copies else set(ends))
+        export(labels, "fiftyone", out / "fiftyone", copy_images=copies)
+        rows = json.loads((out / "fiftyone" / "labels.json").read_text())["images"]
+        data = (
+            listed(out / "fiftyone" / "data") if copies else set(json.loads((out / "fiftyone/data.json").read_text()))
+        )
+        assert {row["file_name"] for row in rows} == data == (images if copies else set(ends))
+    assert listed(tmp_path / "True" / "yolo" / "images") == images
+    export(labels, "png-semantic", tmp_path / "png")
+    assert listed(tmp_path / "png" / "masks") == {f"{stem}.png" for stem in stems}
+
+
+def test_yolo_looks_beside_its_file_and_what_is_not_there_is_said(root: str, tmp_path: Path) -> None:
+    done = export(root, "yolo", tmp_path / "out")
+    data = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert ("path" not in data, data["train"]) == (True, "images")
+    assert f"looks for them in {tmp_path}/out/images" in describe_export(done)
+    assert "looks for" not in describe_export(export(root, "yolo", tmp_path / "whole", copy_images=True))
+    assert "looks for" not in describe_export(export(root, "fiftyone", tmp_path / "fo"))
+
+
+@pytest.mark.parametrize("to", [name for name in FORMATS if name != "coco"])
+def test_polygons_are_refused_where_nothing_would_come_of_them(root: str, tmp_path: Path, to: str) -> None:
+    with pytest.raises(UserError, match="for coco alone"):
+        export(root, to, tmp_path / "out", polygons=True)
 
 
 def test_fewer_corners_cost_what_is_said(root: str, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ class Choice:
 @dataclass(frozen=True)
 class Exported:
     """What was written. masks: run lengths or pixels, which are exact, or polygons. mean_iou, least_iou: of the first
-    thousand polygons with their masks, as pycocotools draws them; None without polygons."""
+    thousand polygons with their masks, as pycocotools draws them; None without polygons. lacks_images: the folder where
+    the format's readers look for the images, which were not copied."""
 
     out: str
     format: str
@@ -65,6 +66,7 @@ class Exported:
     masks: str
     mean_iou: float | None = None
     least_iou: float | None = None
+    lacks_images: str | None = None
 
 
 def export(
@@ -83,14 +85,17 @@ def export(
 ) -> Exported:
     """Write to `out`, a file or a folder as the format has it, which must not be there, or be an empty folder.
 
-    to: a name of formats.FORMATS. polygons: in COCO files, in place of run lengths. tolerance_px: how far polygons may
+    to: a name of formats.FORMATS. polygons: in `coco`, in place of run lengths. tolerance_px: how far polygons may
     leave the pixels' edges, for fewer corners. copy_images: also the images; None: if they belong to the format.
     ids_from: a COCO truth whose image ids are used, instead of numbers from 1. version, as_of: an earlier state.
 
-    Raises UserError, having written nothing, for an `out` that is taken, an unknown format or class, a condition that
-    is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if nothing is committed.
+    Raises UserError, having written nothing, for an `out` that is taken, an unknown format or class, polygons in
+    another format, a condition that is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if
+    nothing is committed.
     """
     form = _format(to)
+    if polygons and to != "coco":
+        raise UserError("--polygons is for coco alone", found=to, do="yolo and labelme have polygons anyway")
     outputs.check_free(out, folder=form.folder)
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
@@ -109,9 +114,10 @@ def export(
         writer.close()
         if not images:
             raise UserError("nothing of the label set is chosen", where=root, found=str(choice), do="choose less")
-    loss, kind = settings.loss, "polygons" if polygons and to == "coco" else form.masks
+    loss, kind = settings.loss, "polygons" if polygons else form.masks
+    lacks = None if copies or form.looks_in is None else str(out / form.looks_in)
     return Exported(
-        str(out), to, images, instances, kind, loss.mean_iou, loss.least if loss.measured else None
+        str(out), to, images, instances, kind, loss.mean_iou, loss.least if loss.measured else None, lacks
     )  # fmt: skip
 
 

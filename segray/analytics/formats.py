@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from xml.sax.saxutils import quoteattr
@@ -23,6 +23,7 @@ from segray import rle
 from segray.analytics import polygons
 from segray.errors import UserError
 from segray.instances import image_id
+from segray.sources import IMAGE_EXTENSIONS
 
 Row = dict[str, Any]
 _LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
@@ -30,21 +31,31 @@ _LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
 
 @dataclass(frozen=True)
 class Picture:
-    """One image and its instances, as the tables have them. id: its number in the export, or in a given truth."""
+    """One image and its instances, as the tables have them. id: its number in the export, or in a given truth. ending:
+    of its file, where its key has none."""
 
     id: int
     key: str
     uri: str
     size_hw: tuple[int, int]
     rows: Sequence[Row]
+    ending: str = ""
 
     @property
     def file(self) -> PurePosixPath:
         """Where the image lies below a folder: its key, or a name of its own if that leaves the folder."""
         path = PurePosixPath(self.key)
         if "://" in self.key or path.is_absolute() or ".." in path.parts or not path.name:
-            return PurePosixPath(f"{image_id(self.key)}{path.suffix}")
-        return path
+            path = PurePosixPath(f"{image_id(self.key)}{path.suffix if _is_image(path) else ''}")
+        return PurePosixPath(f"{path}{self.ending}")
+
+    def beside(self, ending: str) -> PurePosixPath:
+        """The file's name with another ending: a video's frames differ in what looks like one."""
+        return self.file.with_suffix(ending) if _is_image(self.file) else PurePosixPath(f"{self.file}{ending}")
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    return path.suffix[1:].lower() in IMAGE_EXTENSIONS
 
 
 @dataclass
@@ -192,19 +203,22 @@ class FiftyOne:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._coco = Coco(Settings(settings.out / "labels.json", settings.classes))
-        self._data: dict[str, str] = {}
+        self._data = (settings.out / "data.json").open("w", encoding="utf-8") if settings.read is None else None
+        self._first = True
 
     def add(self, picture: Picture) -> None:
+        picture = _copied(picture, self._settings, "data")
         self._coco.add(picture)
-        if self._settings.read is None:
-            self._data[str(picture.file)] = picture.uri
-        else:
-            _copy(picture, self._settings, self._settings.out / "data")
+        if self._data is not None:
+            self._data.write("{" if self._first else ",")
+            self._data.write(f"\n{json.dumps(str(picture.file))}: {json.dumps(picture.uri)}")
+            self._first = False
 
     def close(self) -> None:
         self._coco.close()
-        if self._settings.read is None:
-            (self._settings.out / "data.json").write_text(json.dumps(self._data, indent=0), encoding="utf-8")
+        if self._data is not None:
+            self._data.write("{}" if self._first else "\n}\n")
+            self._data.close()
 
 
 # ---- polygons -------------------------------------------------------------------------------------
@@ -222,6 +236,7 @@ class Yolo:
         self._numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
 
     def add(self, picture: Picture) -> None:
+        picture = _copied(picture, self._settings, "images")
         height, width = picture.size_hw
         lines = []
         for row in picture.rows:
@@ -230,12 +245,11 @@ class Yolo:
                 self._settings.loss.add([ring], row, picture.size_hw)
                 places = " ".join(f"{value:.6g}" for value in (ring / [width, height]).ravel())
                 lines.append(f"{self._numbers[row['class_id']]} {places}\n")
-        _write(self._settings.out / "labels" / picture.file.with_suffix(".txt"), "".join(lines).encode())
-        _copy(picture, self._settings, self._settings.out / "images")
+        _write(self._settings.out / "labels" / picture.beside(".txt"), "".join(lines).encode())
 
     def close(self) -> None:
         names = [self._settings.classes[category] for category in self._numbers]
-        lines = ["path: .", "train: images", "val: images", "names:"]
+        lines = ["train: images", "val: images", "names:"]  # Without a path they are beside this file.
         lines += [f"  {i}: {json.dumps(name)}" for i, name in enumerate(names)]
         (self._settings.out / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -247,6 +261,7 @@ class Labelme:
         self._settings = settings
 
     def add(self, picture: Picture) -> None:
+        picture = _copied(picture, self._settings)
         shapes = []
         for number, row in enumerate(picture.rows):
             drawn = polygons.parts(row["rle"], picture.size_hw, self._settings.tolerance_px)
@@ -273,8 +288,7 @@ class Labelme:
             "imageHeight": height,
             "imageWidth": width,
         }
-        _write(self._settings.out / picture.file.with_suffix(".json"), json.dumps(content, indent=1).encode())
-        _copy(picture, self._settings, self._settings.out)
+        _write(self._settings.out / picture.beside(".json"), json.dumps(content, indent=1).encode())
 
     def close(self) -> None:
         return None
@@ -396,6 +410,7 @@ class Imagefolder:
         self._file = (settings.out / "metadata.jsonl").open("w", encoding="utf-8")
 
     def add(self, picture: Picture) -> None:
+        picture = _copied(picture, self._settings)
         rows = picture.rows
         objects = {
             "id": [row["instance"] for row in rows],
@@ -409,7 +424,6 @@ class Imagefolder:
         height, width = picture.size_hw
         record = {"file_name": str(picture.file), "image_key": picture.key, "height": height, "width": width}
         self._file.write(json.dumps({**record, "objects": objects}) + "\n")
-        _copy(picture, self._settings, self._settings.out)
 
     def close(self) -> None:
         self._file.close()
@@ -433,7 +447,7 @@ class Png:
         for row in sorted(picture.rows, key=lambda row: (row["score"], -row["instance"])):
             mask = rle.decode(row["rle"], picture.size_hw)
             pixels[mask] = row["class_id"] if self._semantic else row["instance"] + 1
-        path = picture.file.with_suffix(".png")
+        path = picture.beside(".png")
         _write(self._settings.out / "masks" / path, cv2.imencode(".png", pixels)[1].tobytes())
         if self._listed is not None:
             names = ("instance", "class_id", "class_name", "area")
@@ -453,32 +467,45 @@ class Png:
 @dataclass(frozen=True)
 class Format:
     """How a format is called and written. folder: else one file. masks: run lengths, polygons or pixels. copies: the
-    images belong to it."""
+    images belong to it. looks_in: where below the folder its readers look for images; None: they do not."""
 
     says: str
     open: Callable[[Settings], Writer]
     folder: bool = False
     masks: str = "run lengths"
     copies: bool = False
+    looks_in: str | None = None
 
 
 FORMATS: Mapping[str, Format] = {
     "coco": Format("COCO dataset JSON, also for CVAT", Coco),
     "coco-results": Format("COCO results JSON", CocoResults),
-    "yolo": Format("YOLO segmentation txt", Yolo, folder=True, masks="polygons"),
+    "yolo": Format("YOLO segmentation txt", Yolo, folder=True, masks="polygons", looks_in="images"),
     "label-studio": Format("Label Studio tasks with predictions", LabelStudio),
     "cvat": Format("CVAT for images 1.1", Cvat),
     "fiftyone": Format("FiftyOne, as COCODetectionDataset", FiftyOne, folder=True),
-    "labelme": Format("Labelme JSON", Labelme, folder=True, masks="polygons"),
+    "labelme": Format("Labelme JSON", Labelme, folder=True, masks="polygons", looks_in=""),
     "imagefolder": Format("Hugging Face imagefolder", Imagefolder, folder=True, copies=True),
     "png-instance": Format("PNG of instance numbers", lambda s: Png(s, semantic=False), folder=True, masks="pixels"),
     "png-semantic": Format("PNG of category ids", lambda s: Png(s, semantic=True), folder=True, masks="pixels"),
 }
 
 
-def _copy(picture: Picture, settings: Settings, folder: Path) -> None:
-    if settings.read is not None:
-        _write(folder / picture.file, settings.read(picture.uri))
+_ENDINGS = {
+    b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"RIFF": ".webp", b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}  # fmt: skip
+
+
+def _copied(picture: Picture, settings: Settings, folder: str = "") -> Picture:
+    """The picture with its image written below a folder of the export, if images are copied."""
+    if settings.read is None:
+        return picture
+    data = settings.read(picture.uri)
+    if not _is_image(picture.file):
+        picture = replace(picture, ending=next((end for magic, end in _ENDINGS.items() if data.startswith(magic)), ""))
+    _write(settings.out / folder / picture.file, data)
+    return picture
 
 
 def _write(path: Path, data: bytes) -> None:
