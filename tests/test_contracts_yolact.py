@@ -189,6 +189,26 @@ def test_decode_gives_what_the_references_give(
 
 @needs_reference
 @pytest.mark.full
+@pytest.mark.parametrize("nms", ["per_class", "fast", "cross_class"])
+def test_a_threshold_takes_away_what_is_below_it_and_changes_nothing_else(
+    seed_seven: Outputs, nms: Literal["per_class", "fast", "cross_class"]
+) -> None:
+    every = decode(seed_seven, (48, 64), nms=nms, max_detections=100_000)
+    thresholds = {1: 0.2, 3: 0.9}
+    for threshold in (float(every.scores[len(every) // 3]), 0.7):
+        least = np.array([thresholds.get(int(i), threshold) for i in every.class_ids], np.float32)
+        expected = every.take(every.scores >= least)
+        found = decode(
+            seed_seven, (48, 64), nms=nms, max_detections=100_000,
+            score_threshold=threshold, class_thresholds=thresholds,
+        )  # fmt: skip
+        assert found.rles == expected.rles
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+
+
+@needs_reference
+@pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (11, (17, 31)), (12, (1080, 1920)), (13, (3024, 4032))])
 def test_other_seeds_and_sizes(raw_of_seed: Any, seed: int, size_hw: tuple[int, int]) -> None:
     assert_as_oracle(raw_of_seed(seed), size_hw)

@@ -126,8 +126,11 @@ def chosen(
     order: NDArray[np.intp], class_ids: NDArray[np.int32], scores: NDArray[np.float32], options: Options
 ) -> NDArray[np.intp]:
     """Of rows in this order, those that reach the threshold of their class; at most options.max_detections."""
-    least = [options.class_thresholds.get(int(i), options.score_threshold) for i in class_ids[order]]
-    return order[scores[order] >= np.array(least, np.float32)][: options.max_detections]
+    least: Any = np.float32(options.score_threshold)
+    if options.class_thresholds:
+        least = np.array([options.class_thresholds.get(int(i), least) for i in class_ids[order]], np.float32)
+    reached: NDArray[np.intp] = order[scores[order] >= least]
+    return reached[: options.max_detections]
 
 
 def large_enough(found: Instances, options: Options) -> Instances:

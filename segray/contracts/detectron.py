@@ -57,9 +57,10 @@ class RawMasks(boxed.Boxed):
             "boxes": ("n", 4),
             "raw_masks": ("n", len(self.labels) + 1, "m", "m"),
         }
-        arrays = shaped(outputs, shapes, self.name)
-        classes, scores, boxes, masks = (array[arrays[0] != 0] for array in arrays)
-        own = boxed.own_channel(masks, classes)
+        *arrays, masks = shaped(outputs, shapes, self.name)
+        found = arrays[0] != 0
+        own = boxed.own_channel(masks, arrays[0])[found]  # Not of all of `masks`: that is a mask of every class.
+        classes, scores, boxes = (array[found] for array in arrays)
         boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
         category = boxed.nth_of(np.array(list(self.labels), np.int32), classes - 1)
         return boxed.Rows(category, scores, boxes_xyxy, own)

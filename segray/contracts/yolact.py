@@ -55,7 +55,7 @@ class Yolact(Contract):
         outputs: conf (1, p, k + 1) softmax with background first, boxes (1, p, 4) x1, y1, x2, y2 over the image's
         size, mask (1, p, c) coefficients, proto (1, s, s, c). All but nms="per_class" repair inverted boxes.
         """
-        raw, unreadable = _candidates(outputs, len(self.labels), self.name)
+        raw, unreadable = _candidates(outputs, len(self.labels), self.name, _below(options))
         prior, label, scores = _suppressed(raw, options)
         class_ids = np.array(list(self.labels), np.int32)[label]
         best = chosen(_descending(scores), class_ids, scores, options)
@@ -84,7 +84,16 @@ class _Raw:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str) -> tuple[_Raw, int]:
+def _below(options: Options) -> np.float32:
+    """A score that no threshold lets through, nor any score under it.
+
+    Suppression never looks down: leaving these out changes nothing that is kept.
+    """
+    least = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
+    return np.float32(np.nextafter(least, np.float32(-1)))
+
+
+def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, below: np.float32) -> tuple[_Raw, int]:
     """The priors with a class over the floor; and how many of those have a score or an edge that is not finite."""
     from segray import kernels
 
@@ -96,7 +105,7 @@ def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str) -
         do = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
         raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, do=do)
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
-    rows = np.flatnonzero(kernels.over(conf, MIN_SCORE))
+    rows = np.flatnonzero(kernels.over(conf, max(np.float32(MIN_SCORE), below)))
     scores, boxes = conf[rows, 1:], boxes[rows]
     finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
     raw = _Raw(scores[finite], boxes[finite], mask[rows[finite]], proto)
@@ -109,44 +118,46 @@ Picked = tuple[NDArray[np.intp], NDArray[np.intp], Floats]
 
 
 def _suppressed(raw: _Raw, options: Options) -> Picked:
+    below = _below(options)
     match options.nms:
         case "per_class":
-            return _per_class(raw, options.max_detections)
+            return _per_class(raw, options.max_detections, max(np.float32(MIN_SCORE), below))
         case "fast":
-            return _fast(raw)
+            return _fast(raw, below)
         case "cross_class":
-            return _cross_class(raw)
+            return _cross_class(raw, below)
 
 
-def _per_class(raw: _Raw, most: int) -> Picked:
+def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
     """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
     kept = []
-    for label in np.flatnonzero((raw.scores > MIN_SCORE).any(axis=0)):
-        rows = np.flatnonzero(raw.scores[:, label] > MIN_SCORE)
+    for label in np.flatnonzero((raw.scores > floor).any(axis=0)):
+        rows = np.flatnonzero(raw.scores[:, label] > floor)
         rows = rows[_descending(raw.scores[rows, label])]
         kept.append((label, _greedy(raw.boxes_xyxy, rows, most)))
     return _picked(raw, kept)
 
 
-def _fast(raw: _Raw) -> Picked:
+def _fast(raw: _Raw, below: np.float32) -> Picked:
     """Fast NMS within each class.
 
-    There is no floor within a class: low scores fill up the list, as in the original.
+    There is no floor within a class but the thresholds: low scores fill up the list, as in the original.
     """
     columns = np.arange(raw.scores.shape[1])
-    return _picked(raw, [(label, _clear(raw, raw.scores[:, label])) for label in columns])
+    return _picked(raw, [(label, _clear(raw, raw.scores[:, label], below)) for label in columns])
 
 
-def _cross_class(raw: _Raw) -> Picked:
+def _cross_class(raw: _Raw, below: np.float32) -> Picked:
     """Fast NMS over all classes at once, each prior as its best class alone."""
-    rows = _clear(raw, raw.scores.max(axis=1, initial=0))
+    rows = _clear(raw, raw.scores.max(axis=1, initial=0), below)
     label = raw.scores[rows].argmax(axis=1)
     return rows, label, raw.scores[rows, label]
 
 
-def _clear(raw: _Raw, scores: Floats) -> NDArray[np.intp]:
+def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
     """Of the best priors by these scores, those that overlap none above them, whether that one is kept or not."""
     rows = _descending(scores)[:FAST_NMS_TOP]
+    rows = rows[scores[rows] > below]
     boxes = raw.boxes_xyxy[rows]
     above = np.triu(_iou(boxes[:, None], boxes[None]), 1).max(axis=0, initial=0)
     clear: NDArray[np.intp] = rows[above <= MAX_IOU]
