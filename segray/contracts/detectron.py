@@ -59,7 +59,7 @@ class RawMasks(boxed.Boxed):
         }
         *arrays, masks = shaped(outputs, shapes, self.name)
         found = arrays[0] != 0
-        own = boxed.own_channel(masks, arrays[0])[found]  # Not of all of `masks`: that is a mask of every class.
+        own = boxed.own_channel(masks, arrays[0])[found]  # Picked before the rows are: `masks` is large.
         classes, scores, boxes = (array[found] for array in arrays)
         boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
         category = boxed.nth_of(np.array(list(self.labels), np.int32), classes - 1)
