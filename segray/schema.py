@@ -1,7 +1,6 @@
 """The Arrow schemas of a label set and how its Parquet files are written, as literals.
 
-Knows columns, types and encodings; knows nothing of storage or of who writes. Measured sizes behind the
-write settings: docs/decisions.md.
+Knows columns, types and encodings; knows nothing of storage or of who writes.
 """
 
 from __future__ import annotations
