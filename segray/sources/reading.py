@@ -100,7 +100,7 @@ class Files:
         groups: dict[tuple[str, ...], list[tuple[Inside | None, int]]] = defaultdict(list)
         for row, ref in enumerate(refs):
             place = inside(ref.uri)
-            alone = place is None or place.kind == "unreadable" or self._too_large(ref, place)
+            alone = place is None or place.kind == "unreadable" or self._too_large(place)
             at = (str(row),) if alone or place is None else _together(place)
             groups[at].append((place, row))
         found: list[Portion] = []
@@ -108,7 +108,7 @@ class Files:
             place, row = group[0]
             if place is None:
                 found.append(self._portion([row], refs[row].size_bytes, partial(self._whole, refs[row].uri)))
-            elif place.kind == "unreadable" or self._too_large(refs[row], place):
+            elif place.kind == "unreadable" or self._too_large(place):
                 found.append(self._portion([row], 0, partial(self._refused, place)))
             else:
                 found += self._parts([(each, row) for each, row in group if each is not None], refs)
@@ -124,7 +124,7 @@ class Files:
         """Let go of what is open."""
         self._cursors.close()
 
-    def _too_large(self, ref: ImageRef, place: Inside) -> bool:
+    def _too_large(self, place: Inside) -> bool:
         return place.kind in ("tar", "zip") and max(place.numbers[1:3]) > self._limits.max_bytes
 
     def _portion(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content]) -> Portion:
