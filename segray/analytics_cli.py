@@ -348,6 +348,7 @@ def describe_difference(found: Difference) -> str:
         lines.append(f"  {each.key}: {told}")
     for name, drift in (("class mix", found.class_drift), ("scores", found.score_drift)):
         lines.append(f"drift of {name}: {drift.effect:.4f} (statistic {drift.statistic:.3f}, p {drift.p:.3g})")
+    lines += [f"not drawn: {key}: {why}" for key, why in found.undrawn.items()]
     return "\n".join([*lines, *(f"gate failed: {gate}" for gate in found.failed_gates)])
 
 

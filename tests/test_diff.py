@@ -154,3 +154,27 @@ def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     assert "1 lost (33.3 %)" in capsys.readouterr().out
     assert cli.run(["diff", a, b, "--fail-if", "lost>2%", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["failed_gates"] == ["lost>2%"]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size_hw in (("0.png", SIZE_HW), ("1.png", (10, 10))):
+        cv2.imwrite(str(tmp_path / name), np.full((*size_hw, 3), 200, np.uint8))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    names = ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    found = shown()["0.jpg"].found
+    images = {name: Image(SIZE_HW, found, uri=str(tmp_path / name)) for name in names}
+    less = {name: Image(SIZE_HW, found[:2], uri=str(tmp_path / name)) for name in names[:4]}
+    a, b = label_sets.write(tmp_path / "a", images), tmp_path / "b"
+    label_sets.write(b, {**less, "4.png": Image((0, 0), failed=True)})
+    assert cli.run(["diff", a, str(b), "--fail-if", "lost>2%", "--draw", str(tmp_path / "new" / "most.png")]) == 4
+    out = capsys.readouterr().out
+    assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("not drawn")] == [
+        "4.png", "1.png", "2.png", "3.png",
+    ]  # fmt: skip
+    assert "7 lost" in out
+    assert cv2.imread(str(tmp_path / "new" / "most.png")) is not None
+    (tmp_path / "0.png").unlink()
+    assert set(diff(a, str(b), draw=tmp_path / "none.png").undrawn) == set(names)
+    assert not (tmp_path / "none.png").exists()

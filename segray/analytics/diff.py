@@ -13,7 +13,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Difference:
     instances: of A and of B in compared images. kinds: kept, same class and mask IoU >= .9; moved, same class and IoU
     >= .5; renamed, another class and IoU >= .5; gained; lost. by_class: kinds by class name, that of A but for gained
     ones; by_size: likewise by COCO's sizes. renamed: from, to and how many, most first. most_changed: images by
-    falling weight.
+    falling weight. undrawn: why some of these are not in the drawing, by key.
     """
 
     images: int
@@ -91,6 +91,7 @@ class Difference:
     class_drift: Drift
     score_drift: Drift
     failed_gates: Sequence[str] = field(default_factory=tuple)
+    undrawn: Mapping[str, str] = field(default_factory=dict)
 
 
 def diff(
@@ -111,8 +112,8 @@ def diff(
     """Compare label set B with label set A, image by image of the same key.
 
     fail_if: gates as `Gate.parse` reads them. min_score: of instances that take part. most: images named as most
-    changed. draw: a PNG of these side by side. both_labelled: leave out images that failed in
-    either. version_a ...: earlier states; so a label set is compared with itself.
+    changed. draw: a PNG of these side by side, as far as they can be read. both_labelled: leave out images
+    that failed in either. version_a ...: earlier states; so a label set is compared with itself.
 
     Raises LabelSetError as tables.snapshot, or if nothing is committed; UserError if no image is in both, or for a gate
     that cannot be read or is of a class that neither has.
@@ -131,11 +132,12 @@ def diff(
     if not tally.images:
         raise UserError("the two label sets have no image in common", where=f"{root_a}, {root_b}")
     found = tally.result()
+    failed = [gate.text for gate in gates if gate.fails(found)]
+    undrawn: Mapping[str, str] = {}
     if draw is not None and found.most_changed:
         store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
-        _draw(states, found.most_changed, min_score, draw, store)
-    failed = [gate.text for gate in gates if gate.fails(found)]
-    return Difference(**{**vars(found), "failed_gates": tuple(failed)})
+        undrawn = _draw(states, found.most_changed, min_score, draw, store)
+    return replace(found, failed_gates=tuple(failed), undrawn=undrawn)
 
 
 # ---- gates ----------------------------------------------------------------------------------------
@@ -418,11 +420,14 @@ def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
 
 def _draw(
     states: tuple[Snapshot, Snapshot], changed: Sequence[Change], min_score: float, out_png: Path, store: Store
-) -> None:
+) -> Mapping[str, str]:
+    """Draw those that can be drawn; why the others cannot, by key."""
     old, new = states
     pairs = [(_picture(old, each.key, min_score), _picture(new, each.key, min_score)) for each in changed]
-    whole = [pair for pair in pairs if all(picture.size_hw != (0, 0) for picture in pair)]
-    sheet.side_by_side(whole, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
+    failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]
+    whole = [pair for pair in pairs if pair not in failed]
+    left_out = sheet.side_by_side(whole, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
+    return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the two"), **left_out}
 
 
 def _picture(state: Snapshot, key: str, min_score: float) -> sheet.Picture:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segray import rle, tables
 from segray.analytics import outputs, slices
-from segray.errors import UserError
+from segray.errors import ImageError, UserError, WorldError
 from segray.image import decode
 from segray.instances import image_id
 
@@ -275,15 +275,28 @@ def contact_sheet(
 
 def side_by_side(
     pairs: Sequence[tuple[Picture, Picture]], out_png: Path, *, read: Callable[[str], bytes], title: str = ""
-) -> None:
-    """Write a PNG with two columns: each pair of pictures abreast, in this order. Raises as contact_sheet."""
-    shown = [picture for pair in pairs for picture in pair]
-    if not shown:
-        raise UserError("there is no labelled image to show")
-    colours = colours_of(shown)
-    sheet = _laid_out([_tile(picture, read, colours) for picture in shown], 2)
-    _write_header(sheet, title, shown, colours)
-    _save_whole(sheet, out_png)
+) -> dict[str, str]:
+    """Write a PNG with two columns: each pair of pictures abreast, in this order; none where no pair can be drawn.
+
+    Returns why pairs are left out, by key: they cannot be read, or are no longer what was labelled.
+    """
+    colours = colours_of(picture for pair in pairs for picture in pair)
+    shown, tiles, left_out = list[Picture](), list[Image.Image](), dict[str, str]()
+    down: WorldError | None = None
+    for pair in pairs:
+        try:
+            if down is not None:  # Asking again for each of them would take long.
+                raise down
+            tiles += [_tile(picture, read, colours) for picture in pair]
+            shown += pair
+        except (ImageError, WorldError, UserError, FileNotFoundError) as error:
+            down = error if isinstance(error, WorldError) else down
+            left_out[pair[0].key] = str(error).partition("\n")[0]
+    if shown:
+        sheet = _laid_out(tiles, 2)
+        _write_header(sheet, title, shown, colours)
+        _save_whole(sheet, out_png)
+    return left_out
 
 
 def _tile(picture: Picture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
@@ -328,13 +341,15 @@ def _laid_out(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def _write_header(sheet: Image.Image, title: str, shown: Sequence[Picture], colours: Mapping[int, Colour]) -> None:
     pen = ImageDraw.Draw(sheet)
+    names = {label.class_id: label.class_name for picture in shown for label in picture.labels}
     total = sum(len(picture.labels) for picture in shown)
-    facts = f"{len(shown)} images, {total} instances, {len(colours)} classes"
+    facts = f"{len(shown)} images, {total} instances, {len(names)} classes"
     pen.text((_GAP, 18), title or "segray", _INK, _font(24))
     pen.text((sheet.width - _GAP, 24), facts, _FAINT, _font(16), anchor="ra")
-    names = {label.class_id: label.class_name for picture in shown for label in picture.labels}
     x = float(_GAP)
     for class_id, colour in colours.items():
+        if class_id not in names:
+            continue
         wide = pen.textlength(names[class_id], _font(14)) + 36
         if x + wide > sheet.width - _GAP:
             break
