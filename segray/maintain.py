@@ -38,9 +38,8 @@ from segray.ledger import Run
 from segray.publish import Changes
 from segray.storage import StorageOptions, Store, join
 from segray.storage import name as base
-from segray.tables import open_table, table_uri
+from segray.tables import COMMIT_ORDER, open_table, table_uri
 
-TABLES = ("instances", "images")
 _ATTEMPTS = 3
 _UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it
 _OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # of a batch, or compacted
@@ -90,16 +89,16 @@ def maintain(
 
     now: for tests, the time that runs are compared with. Raises LabelSetError where there is no label set.
     """
-    if any(open_table(root, name, options) is None for name in TABLES):
+    if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
         raise LabelSetError("no label set here", where=root, do="check the path, or run `segray label` first")
     store, done = Store(options), Maintenance()
     done.batch = publish.recover(root, options, store)
-    for name in TABLES:
+    for name in COMMIT_ORDER:
         _compact(root, name, options, limits, done)
-    for name in TABLES:
+    for name in COMMIT_ORDER:
         _delete_unnamed(root, name, options, grace_hours, done)
     _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), done)
-    for name in TABLES:
+    for name in COMMIT_ORDER:
         publish.checkpoint(root, options, name)
     return done
 

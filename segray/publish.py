@@ -50,9 +50,8 @@ from segray.datafiles import DataFile, Rows, Writer, contents
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, abreast, join
-from segray.tables import APP_ID, open_table, table_uri
+from segray.tables import APP_ID, COMMIT_ORDER, open_table, table_uri
 
-_TABLES = ("instances", "images")
 _RECORD_KEY = "segray_record"
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 32 * 2**20
 _REST = "-rest"  # in the names of files that hold what is left of replaced ones
@@ -99,7 +98,7 @@ class Batch:
 
 def create_tables(root: str, options: StorageOptions) -> None:
     """Make both tables, empty, where they do not exist yet."""
-    for name in _TABLES:
+    for name in COMMIT_ORDER:
         Store(options).insist(root, partial(_create_table, root, options, name))
 
 
@@ -183,7 +182,7 @@ def _commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> No
         )
     record = f"_segray/runs/{run.id}/batches/b{batch.number:05d}-{secrets.token_hex(4)}.json"
     store.put(join(run.root, record), batch.dump())
-    for name in _TABLES:
+    for name in COMMIT_ORDER:
         store.insist(run.root, partial(_commit_table, run.root, options, name, batch, record))
 
 
@@ -370,7 +369,7 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     # processes resume one run at once, what the slower one writes over committed files is what they hold.
     token = _digest([run.id, number, asdict(inputs)])
     writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
-    fresh = {name: Rows() for name in _TABLES}
+    fresh = {name: Rows() for name in COMMIT_ORDER}
     committed, again = _committed(run.root, options), [pa.array([], pa.string())]
     images = instances = 0
     for rows in _staged(store, run, inputs.staged):

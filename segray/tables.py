@@ -22,6 +22,8 @@ from segray.storage import StorageOptions, Store, join, name, parent
 
 CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 APP_ID = "segray"  # of the transactions whose versions are batch numbers
+# A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
+COMMIT_ORDER = ("instances", "images")
 
 
 def table_uri(root: str, name: str) -> str:

@@ -28,9 +28,8 @@ from segray.instances import image_id
 from segray.ledger import Run
 from segray.publish import live_files
 from segray.storage import StorageOptions, Store, join
-from segray.tables import APP_ID, open_table, table_uri
+from segray.tables import APP_ID, COMMIT_ORDER, open_table, table_uri
 
-TABLES = ("images", "instances")
 _STATUSES = ("ok", "empty", "failed")
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
 _EXAMPLES = 1000  # images named one by one for each kind of violation that spans both tables
@@ -84,7 +83,7 @@ def verify(root: str, options: StorageOptions) -> Report:
     classes = _identity(root, store, findings)
     done = _finished_runs(root, store, findings)  # before the tables: a run that ends meanwhile has rows they lack
     files = _snapshot(root, options, store, findings)
-    for name in TABLES:
+    for name in files:
         _check_listing(root, name, files[name], store, findings)
     images = _Images(root, store, findings, findings.counts["batch"])
     for file in files["images"]:
@@ -124,9 +123,10 @@ def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[i
 def _snapshot(root: str, options: StorageOptions, store: Store, findings: _Findings) -> dict[str, list[DataFile]]:
     """The files of both tables as of the last batch that both have."""
     # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
-    images, instances = (open_table(root, name, options) for name in TABLES)
+    opened = {name: open_table(root, name, options) for name in reversed(COMMIT_ORDER)}
+    images, instances = opened["images"], opened["instances"]
     if images is None or instances is None:
-        missing = [name for name, table in zip(TABLES, (images, instances), strict=True) if table is None]
+        missing = [name for name, table in opened.items() if table is None]
         raise LabelSetError(
             "no label set here",
             where=root,

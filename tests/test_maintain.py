@@ -24,6 +24,7 @@ from segray.ledger import Identity, Run
 from segray.maintain import Limits, Maintenance
 from segray.publish import DataFile
 from segray.storage import Store, join
+from segray.tables import COMMIT_ORDER
 from segray.verify import verify
 
 EAGER = Limits(files=2)
@@ -68,7 +69,7 @@ def globbed(run: Run) -> int:
 
 
 def files(run: Run) -> dict[str, int]:
-    return {name: len(list(Path(run.root, name).rglob("[bc]*-*.parquet"))) for name in maintain.TABLES}
+    return {name: len(list(Path(run.root, name).rglob("[bc]*-*.parquet"))) for name in COMMIT_ORDER}
 
 
 def tidy(run: Run, grace_hours: int = 0, limits: Limits = EAGER) -> Maintenance:
