@@ -186,11 +186,9 @@ def _classes(classes: Mapping[str, int], most: int = 10) -> list[str]:
 
 def next_steps(root: str) -> list[str]:
     """Where the tables are and one line to query them."""
-    glob = f"{root.rstrip('/')}/instances/class=*/*.parquet"
-    query = (
-        f"SELECT class, count(*) AS n, avg(score) FROM read_parquet('{glob}', hive_partitioning=true) GROUP BY class"
-    )
+    query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
+    code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     return [
         f"tables:  {root}/instances  {root}/images",
-        f'query:   python -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"',
+        f'query:   python -c "{code}"',
     ]

@@ -46,7 +46,7 @@ def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
     assert "labelled 10 images in 5 s (2.0 images/s" in text
     assert "30  kite" in text
     assert "dropped: 4 empty_mask" in text
-    assert "/out/instances/class=*/*.parquet" in text
+    assert "segray.sql(duckdb, '/out')" in text
 
 
 def test_failures_are_named_with_their_reason_on_one_line() -> None:

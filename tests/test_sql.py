@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +17,7 @@ from label_sets import Image
 from swift_server import Swift
 
 import segray
-from segray import publish, rle, tables
+from segray import console, publish, rle, tables
 from segray.analytics import expressions as ex
 from segray.analytics.diff import diff
 from segray.analytics.evaluate import evaluate
@@ -57,6 +61,14 @@ def test_views_show_one_state_and_earlier_ones_on_demand(root: str) -> None:
     assert rows(con, states) == [("a", "ok"), ("b", "empty")]
     segray.sql(con, root, version=0)
     assert rows(con, found) == rows(con, states) == []
+
+
+def test_the_query_that_a_run_prints_counts_no_row_twice(root: str) -> None:
+    """The first batch's row of the changed image is still in a file."""
+    (line,) = [line for line in console.next_steps(root) if line.startswith("query:")]
+    command = shlex.split(line.removeprefix("query:"))
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True)
+    assert re.findall(r"│ (bottle|stop_sign) +│ +(\d+)", done.stdout) == [("bottle", "1")]
 
 
 def test_a_filter_in_sql_finds_its_rows(root: str) -> None:
