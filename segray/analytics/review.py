@@ -138,9 +138,11 @@ def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) ->
     state = slices.committed(tables.snapshot(root, **storage_options))
     if picked.fingerprint and state.fingerprint != picked.fingerprint:
         raise _not_of(state, picked, "it is another model's")
-    if state.batch < picked.batch or any(batch > picked.batch for _, batch in _images(state, picked).values()):
-        state = tables.snapshot(state.root, version=picked.batch, **storage_options)
     found = _images(state, picked)
+    other_batch = state.batch < picked.batch or any(batch > picked.batch for _, batch in found.values())
+    if other_batch or len(found) < len(picked.chosen):
+        state = tables.snapshot(state.root, version=picked.batch, **storage_options)
+        found = _images(state, picked)
     other = [each.key for each in picked.chosen if each.key not in found or found[each.key][0] != each.size_hw]
     if other:
         raise _not_of(state, picked, f"{len(other)} images that it lacks or has in another size, such as {other[0]}")
