@@ -21,17 +21,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray import config, image, ledger, memory, partitions, plan, run, runtime, sources, tables, zoo
+from segray import config, image, ledger, memory, plan, run, runtime, tables, zoo
 from segray.config import Config
 from segray.execute import Watcher
 from segray.instances import ImageRef, Task
-from segray.label import Labeller, Recipe, build
+from segray.label import WORKING_BYTES, Labeller, Recipe, build
 from segray.memory import Budget
 from segray.sources.columns import BUFFER_BYTES
-from segray.sources.index import Index
 from segray.sources.names import extension, inside
 from segray.sources.reading import Files
-from segray.storage import StorageOptions, Store, join
+from segray.storage import StorageOptions, Store
 from segray.workers import InProcess
 
 _WARM_UP_SHARE = 0.15
@@ -41,8 +40,6 @@ _BUSY = 0.8
 _GB = 1e9
 _LIST_KEYS = 1000
 _PLAN_ROWS = 65_536
-# For each core and one more: what label.py lends of files and pixels at a time.
-_WORKING_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -168,9 +165,7 @@ def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Li
     if table is not None:
         rows = table.to_pyarrow_dataset()
         committed = store.insist(root, lambda: plan.Committed(rows.to_batches(columns)))
-    index = Index(store, join(root, "_segray", "index"), keep=False)
-    found = partitions.of(asked.source, store).rebased(sources.configured(asked.source, store, index))
-    left, total, _ = plan.build(found, committed)
+    left, total, _, _ = run.listing(asked, store, committed, keep_index=False)
     return left, total
 
 
@@ -357,7 +352,7 @@ def _nodes(asked: Config, found: Estimate) -> Iterator[Node]:
         images_per_s = found.sample.images_per_s * kind.cpus * kind.speed / found.threads
         hours = found.listed.images / images_per_s / 3600
         cost = None if kind.price_per_hour is None else hours * kind.price_per_hour
-        needs = found.sample.rss_bytes + max(0, kind.cpus - found.threads) * _WORKING_BYTES
+        needs = found.sample.rss_bytes + max(0, kind.cpus - found.threads) * WORKING_BYTES
         yield Node(kind.name, kind.cpus, images_per_s, hours, cost, kind.memory_gb, needs / _GB)
 
 

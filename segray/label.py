@@ -48,6 +48,7 @@ _MESSAGE_CHARS = 2000
 _OPENCV_ERRORS = 2
 # For each core, of files read and of pixels decoded at a time; a photograph of 12 megapixels has 36 MB.
 _FILES_BYTES, _PIXELS_BYTES = 32 * 2**20, 96 * 2**20
+WORKING_BYTES = _FILES_BYTES + _PIXELS_BYTES
 
 
 @dataclass(frozen=True)

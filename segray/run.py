@@ -132,18 +132,20 @@ def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
     if resumed is not None:
         return resumed
-    part = partitions.of(job.config.source, job.store)
-    found = sources.configured(job.config.source, job.store, _index(job, keep=not dry_run))
-    listed, total, seen = plan.build(part.rebased(found), committed)
+    listed, total, seen, prefix = listing(job.config, job.store, committed, keep_index=not dry_run)
     gone = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        gone = _unlisted(job, images, committed, listed, seen, part.prefix)
+        gone = _unlisted(job, images, committed, listed, seen, prefix)
     return _fresh(job, listed.head(limit), total, gone, dry_run)
 
 
-def _index(job: Job, keep: bool) -> Index:
-    """Where the images in shards lie, as earlier runs found them."""
-    return Index(job.store, join(job.root, "_segray", "index"), keep=keep)
+def listing(
+    config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
+) -> tuple[plan.Listed, int, NDArray[np.bool_], str]:
+    """What the source lists, as plan.build says it, and what the keys of the source begin with."""
+    part = partitions.of(config.source, store)
+    index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
+    return *plan.build(part.rebased(sources.configured(config.source, store, index)), committed), part.prefix
 
 
 def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring: bool) -> _Work | None:
