@@ -30,6 +30,6 @@ def load(path: Path, overrides: Sequence[str], day: str | None) -> config.Config
     return config.load(path, [*overrides, *([] if day is None else [f"as_of={day}"])])
 
 
-def print_json(record: Mapping[str, Any]) -> None:
-    """For programs: sorted, indented, paths as text."""
-    print(json.dumps(record, indent=2, sort_keys=True, default=os.fspath))
+def print_json(record: Mapping[str, Any], indent: int | None = 2) -> None:
+    """For programs: sorted, indented (None: on one line), paths as text."""
+    print(json.dumps(record, indent=indent, sort_keys=True, default=os.fspath), flush=True)

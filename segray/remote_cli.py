@@ -5,7 +5,6 @@ Knows arguments and how answers are shown; what is asked is in status.py and sub
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from segray import logs
 from segray import submit as submission
 from segray.console import duration
 from segray.errors import ConfigError, Interrupted
-from segray.options import Configuration, Day, Endpoint, Json, Overrides, load
+from segray.options import Configuration, Day, Endpoint, Json, Overrides, load, print_json
 from segray.status import Status
 from segray.status import status as look
 from segray.storage import StorageOptions
@@ -40,7 +39,7 @@ def status(
     while True:
         found = look(root, options)
         if as_json:
-            print(json.dumps(found.as_json(), indent=None if watch else 2, sort_keys=True), flush=True)
+            print_json(found.as_json(), indent=None if watch else 2)
         else:
             print(describe_status(found), flush=True)
         if not watch or found.state != "live":
@@ -172,7 +171,7 @@ def submit(
             ) from None
     print(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}", file=sys.stderr)
     if as_json:
-        print(json.dumps(asdict(outcome), indent=2, sort_keys=True))
+        print_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
 
 
