@@ -280,6 +280,65 @@ def test_a_truth_is_read_in_any_order(tmp_path: Path, order: tuple[str, ...]) ->
     assert evaluate(str(tmp_path / "labels"), tmp_path / "truth.json").scores == whole.scores
 
 
+TEXT = (
+    r'{"info": {"a": "\"\\\ud83d\ude00 é"}, "year": -12.5e+3, "images": [{"id": 1}, {"id": -Infinity, "x": [true, null]}'
+    r', 7], "other": [1, 2.25], "annotations": [ ]}'
+)
+
+
+@pytest.mark.parametrize("read_chars", [1, 2, 3, 7, 16, 17, 50, 1000])
+def test_a_truth_is_the_same_wherever_its_pieces_end(monkeypatch: pytest.MonkeyPatch, read_chars: int) -> None:
+    monkeypatch.setattr(truth, "_READ_CHARS", read_chars)
+    found = list(truth._members(truth._Text(io.StringIO(TEXT)), "t", ("images", "annotations")))
+    content = json.loads(TEXT)
+    assert found == [("images", None), *(("images", row) for row in content["images"]), ("annotations", None)]
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"images": [{"id": 1,, "x": 2}', '{"images": [{"id": tru, "x": 2}', '{"images": [{"a": "\\x"}']
+)
+def test_a_truth_that_is_no_json_is_not_read_on(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    monkeypatch.setattr(truth, "_READ_CHARS", 100)
+    file = io.StringIO(broken + " " * 100_000)
+    with pytest.raises(ValueError, match=r"Expecting|Invalid"):
+        list(truth._members(truth._Text(file), "t", None))
+    assert file.tell() < 1000
+
+
+def test_rows_of_one_score_are_cut_between_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of about as many as are sorted at once, in the order that all together have."""
+    monkeypatch.setattr(judge, "_IN_MEMORY_ROWS", 300)
+    monkeypatch.setattr(judge, "_SORTED_ROWS", 200)
+    monkeypatch.setattr(judge, "_SAMPLED_ROWS", 400)
+    rng = np.random.default_rng(0)
+    rows, given = judge._Rows(), []
+    for image in rng.permutation(1000).tolist():
+        some = np.zeros(int(rng.integers(1, 4)), judge._ROW)
+        some["score"], some["image"], some["rank"] = 0.5 if image % 5 else rng.random(), image, np.arange(len(some))
+        rows.add(13, some)
+        given.append(some)
+    pieces = list(rows.of(13))
+    assert np.array_equal(np.concatenate(pieces), judge._sorted(np.concatenate(given)))
+    assert len(pieces) > 8
+    assert max(map(len, pieces)) < 300
+
+
+def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
+    content, _ = made(6, seed=3)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "sorted").mkdir()
+    keys, store = slices.Keys(), Store()
+    listed = truth.catalogue(str(tmp_path / "truth.json"), store, keys)
+    names = [row["file_name"] for row in content["images"]]
+    assert listed.lists([*names, "none.jpg", "zzz"]).tolist() == [True] * 6 + [False] * 2
+    parts = keys.cut(16)
+    assert len(parts) > 1
+    found = truth.Sorted(listed, parts, store, tmp_path / "sorted")
+    read = [image.key for number in range(len(parts)) for image in found.read(number)]
+    assert sorted(read) == sorted(names)
+    assert list((tmp_path / "sorted").iterdir()) == []
+
+
 def test_pycocotools_still_reads_polygons_as_we_write_them() -> None:
     mask = np.ones((4, 4), np.bool_)
     (polygon,) = (each.ravel().tolist() for each in masks.outlines(rle.encode(mask), (4, 4)))

@@ -1,11 +1,12 @@
 """COCO average precision, image by image: what COCOeval of pycocotools computes, without all images in memory.
 
-Knows objects, detections and how COCO scores them; knows nothing of files or label sets. Of each detection 34 bytes
+Knows objects, detections and how COCO scores them; knows nothing of files or label sets. Of each detection 36 bytes
 are kept, in a temporary file if there are many, and read by falling score; so memory does not grow with the images.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
 
 _ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
-_IN_MEMORY_ROWS, _SORTED_ROWS = 100_000, 2_000_000
+_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 100_000, 100_000, 2_000_000
 _Floats = NDArray[np.float64]
 
 
@@ -186,30 +187,32 @@ class _Rows:
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
         """By falling score, and among equals by image; in pieces."""
-        waiting = self._waiting.get(category, [])
-        stored = np.empty(0, _ROW)
+        parts = [np.concatenate([np.empty(0, _ROW), *self._waiting.get(category, [])])]
         if self._folder is not None and self._file(category).exists():
             stored = np.memmap(self._file(category), _ROW, "r")
-        if len(stored) + sum(map(len, waiting)) <= _SORTED_ROWS:
-            yield _sorted(np.concatenate([stored, *waiting]))
+            parts += np.array_split(stored, -(-len(stored) // _SORTED_ROWS))
+        total = sum(map(len, parts))
+        if total <= _SORTED_ROWS:
+            yield _sorted(np.concatenate(parts))
             return
-        # More than is sorted at once: by ranges of scores, each picked out of all rows.
-        parts = [*np.array_split(stored, -(-len(stored) // _SORTED_ROWS)), *waiting]
-        edges = np.linspace(0, 1, 4097)[1:-1]
-        counts = np.sum([np.bincount(np.digitize(part["score"], edges), minlength=4096) for part in parts], axis=0)
-        high = 4096
-        while high > 0:
-            low, rows = high - 1, counts[high - 1]
-            while low > 0 and rows + counts[low - 1] <= _SORTED_ROWS:
-                low, rows = low - 1, rows + counts[low - 1]
-            picked = [part[(bins >= low) & (bins < high)]
-                      for part in parts for bins in [np.digitize(part["score"], edges)]]  # fmt: skip
-            yield _sorted(np.concatenate(picked))
-            high = low
+        # A sample of them tells where to cut; each piece is picked out of all rows.
+        some = _sorted(np.concatenate([part[:: -(-total // _SAMPLED_ROWS)] for part in parts]))
+        pieces = -(-total // _SORTED_ROWS)
+        ends = np.zeros(2, _ROW)
+        ends["score"] = np.inf, -np.inf
+        marks = [ends[0], *some[[len(some) * k // pieces for k in range(1, pieces)]], ends[1]]
+        for first, end in itertools.pairwise(marks):
+            yield _sorted(np.concatenate([part[_from(part, first) & ~_from(part, end)] for part in parts]))
 
     def _file(self, category: int) -> Path:
         assert self._folder is not None
         return Path(self._folder.name, f"{category}.rows")
+
+
+def _from(rows: NDArray[Any], mark: Any) -> NDArray[np.bool_]:
+    """Which rows are of a lower score than this one, or of the same score and the same image or a later one."""
+    score = rows["score"]
+    return np.asarray((score < mark["score"]) | ((score == mark["score"]) & (rows["image"] >= mark["image"])))
 
 
 def _sorted(rows: NDArray[Any]) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """What images really show: COCO or LVIS truth, read piece by piece from a JSON file of any size.
 
 Knows both JSON formats and how to hold them to what COCO's scores need; knows nothing of label sets. A truth is sorted
-into slices of keys in temporary files; of each image 26 bytes stay in memory.
+into slices of keys in temporary files, each of which is gone once it was read; of each image 26 bytes stay in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from segray.storage import Store, shown
 
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20
+_LONGEST_WORD = 16  # characters of JSON that mean nothing before the last one is there
 _WRITTEN_ROWS = 50_000  # of all slices together, before they go to their files
 _OBJECT_WEIGHT = 8  # of an image of the truth, in rows of a slice
 
@@ -48,7 +49,7 @@ class Image:
 @dataclass(frozen=True)
 class Catalogue:
     """What a truth lists. names: category by id. frequency: LVIS's r, c or f by category id. ids: of the images, in
-    rising order; hashes: of their keys, in the same order. objects: not crowds."""
+    rising order; hashes: of their keys, in the same order."""
 
     path: str
     names: Mapping[int, str]
@@ -59,7 +60,9 @@ class Catalogue:
 
     def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
         """Whether the truth has these images."""
-        return np.isin(np.fromiter(map(_hash, keys), np.uint64), self.hashes)
+        values = np.fromiter(map(_hash, keys), np.uint64)
+        where = np.searchsorted(self.hashes, values, sorter=self._by_hash)
+        return np.asarray(self.hashes[self._by_hash[np.minimum(where, len(self.hashes) - 1)]] == values)
 
     def id_of(self, key: str) -> int:
         """The id of the image with this key; SourceError where the truth has none."""
@@ -116,7 +119,7 @@ def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
 def _check_distinct(found: Catalogue) -> None:
     if not len(found.ids):
         raise SourceError("the truth's images cannot be told apart by file_name", where=found.path, found="no images")
-    for what, values in (("id", found.ids), ("file_name", np.sort(found.hashes))):
+    for what, values in (("id", found.ids), ("file_name", found.hashes[found._by_hash])):
         if (values[1:] == values[:-1]).any():
             raise SourceError(
                 f"the truth's images cannot be told apart by {what}", where=found.path,
@@ -154,7 +157,7 @@ class Sorted:
         self._flush()
 
     def read(self, number: int) -> list[Image]:
-        """The images of one slice."""
+        """The images of one slice, whose file is gone then."""
         images: dict[int, Row] = {}
         annotations: dict[int, list[Row]] = {}
         for kind, row in self._rows(number):
@@ -198,6 +201,7 @@ class Sorted:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 yield from json.loads(line)
+        path.unlink()
 
 
 # ---- one image ------------------------------------------------------------------------------------
@@ -356,16 +360,19 @@ class _Text:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except ValueError:
-                if not self._more():
+            except json.JSONDecodeError as error:
+                # Only what breaks off goes on: text, or a word, number or escape at the very end.
+                broken_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
+                if not broken_off or not self._more():
                     raise
                 continue
-            if end == len(self._text) and self._more():
+            if end > len(self._text) - _LONGEST_WORD and self._more():
                 continue  # A number may go on.
             self._at = end
             return value
 
     def _more(self) -> bool:
         read = self._file.read(max(_READ_CHARS, len(self._text) - self._at))
-        self._text, self._at = self._text[self._at :] + read, 0
+        if read:
+            self._text, self._at = self._text[self._at :] + read, 0
         return bool(read)
