@@ -281,7 +281,7 @@ def test_a_truth_is_read_in_any_order(tmp_path: Path, order: tuple[str, ...]) ->
 
 
 TEXT = (
-    r'{"info": {"a": "\"\\\ud83d\ude00 é"}, "year": -12.5e+3, "images": [{"id": 1}, {"id": -Infinity, "x": [true, null]}'
+    r'{"info": {"a": "\"\\\ud83d\ude00 é"}, "y": -12.5e+3, "images": [{"id": 1}, {"id": -Infinity, "x": [true, null]}'
     r', 7], "other": [1, 2.25], "annotations": [ ]}'
 )
 
