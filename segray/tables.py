@@ -22,6 +22,7 @@ from segray.storage import StorageOptions, Store, join, name, parent
 
 CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 APP_ID = "segray"  # of the transactions whose versions are batch numbers
+_EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
 # A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
 COMMIT_ORDER = ("instances", "images")
 
@@ -151,7 +152,7 @@ class Snapshot:
 
     batch: its number, 0 before the first. classes: name by category id, all that the model knows. model: its
     name, thresholds and what else label_set.json says made the labels. fingerprint: of all that, "" where nothing is
-    said.
+    said. row_bytes: what an instance takes in storage on average, most of it the mask.
     """
 
     root: str
@@ -161,6 +162,7 @@ class Snapshot:
     classes: Mapping[int, str] = field(repr=False)
     model: Mapping[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str = field(default="", repr=False)
+    row_bytes: float = field(default=0.0, repr=False)
 
 
 def snapshot(
@@ -191,7 +193,15 @@ def snapshot(
     for kind, table, newest in (("images", images, latest[0]), ("instances", instances, latest[1])):
         if table.version() < newest:
             _check_kept(table, table_uri(root, kind), store)
-    return Snapshot(root, batch, _readable(instances), _readable(images), *_record(root, store))
+    return Snapshot(
+        root, batch, _readable(instances), _readable(images), *_record(root, store), row_bytes=_row_bytes(instances)
+    )
+
+
+def _row_bytes(table: DeltaTable) -> float:
+    files = pa.table(table.get_add_actions(flatten=True))
+    whole, rows = (sum(files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
+    return float(max(0, whole - _EMPTY_FILE_BYTES * files.num_rows) / max(rows, 1))
 
 
 def _check_kept(table: DeltaTable, uri: str, store: Store) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from label_sets import Image
 
-from segray import rle
-from segray.analytics import slices
+from segray import rle, tables
+from segray.analytics import slices, truth
 from segray.analytics.export import Choice, export
 from segray.analytics.slices import Slice
+from segray.storage import Store
 from segray.tables import Snapshot
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
@@ -49,6 +52,35 @@ def test_an_export_of_some_images_reads_their_slices_alone(tmp_path: Path, monke
     assert (done.images, done.instances) == (3, 3)
     assert len(read) < 4
     assert len(set(read)) == len(read)
+
+
+def test_large_masks_make_more_slices(tmp_path: Path) -> None:
+    """A slice is of about as many bytes, whatever the masks."""
+    noise, size_hw = np.random.default_rng(0), (200, 200)
+    kinds: dict[str, Callable[[], str]] = {
+        "plain": lambda: rle.encode_crop(np.ones((50, 50), np.bool_), 1, 1, size_hw),
+        "wild": lambda: rle.encode(noise.random(size_hw) < 0.5),
+    }
+    cuts = {}
+    for name, mask in kinds.items():
+        images = {f"{i:02d}.jpg": Image(size_hw, [(13, 0.9, mask()) for _ in range(3)]) for i in range(20)}
+        shown = tables.snapshot(label_sets.write(tmp_path / name, images))
+        cuts[name] = len(slices.cut(shown, slice_rows=160))
+    assert cuts["plain"] == 1
+    assert cuts["wild"] > 3
+
+
+def test_a_truth_weighs_what_its_file_does(tmp_path: Path) -> None:
+    for objects, least, most in ((1, 1, 2), (100, 8, 11)):
+        rows = [{"id": i, "image_id": i % 10, "category_id": 13, "bbox": [1.5] * 4, "segmentation": [[1.5] * 40]}
+                for i in range(10 * objects)]  # fmt: skip
+        listed = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(10)]
+        categories = [{"id": 13, "name": "stop sign"}]
+        content = {"images": listed, "categories": categories, "annotations": rows}
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        keys = slices.Keys()
+        truth.catalogue(str(tmp_path / "truth.json"), Store(), keys)
+        assert least <= len(keys.cut(50)) <= most
 
 
 def test_footers_are_not_kept(tmp_path: Path) -> None:

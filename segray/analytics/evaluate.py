@@ -185,7 +185,7 @@ def _check_keys(listed: Catalogue, state: Snapshot, allow_unlisted: bool, keys: 
         if not names:
             continue
         known = listed.lists(names)
-        keys.add(names, (batch.column("n_instances").to_numpy() + 1.0).tolist())
+        keys.add(names, slices.weights(state, batch.column("n_instances")))
         common, total = common + int(known.sum()), total + len(names)
         first = min(first or names[0], *names)
         unlisted = [name for name, there in zip(names, known, strict=True) if not there]

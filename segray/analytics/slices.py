@@ -22,8 +22,9 @@ from segray.errors import LabelSetError
 from segray.instances import image_id
 from segray.tables import Snapshot
 
-# A slice's rows, more or less: some 30 MB with their masks.
+# A slice's rows, more or less, and what one of them may take in storage before it counts as several.
 SLICE_ROWS = 80_000
+ROW_BYTES = 400
 _SAMPLED = 20_000
 # Of scans. Else pyarrow keeps every file's footer, some 50 kB, as long as the dataset lives; few are read again.
 FRUGAL: Mapping[str, Any] = {"cache_metadata": False}
@@ -63,6 +64,11 @@ class Keys:
                 heapq.heappush(self._sample, entry)
             elif entry > self._sample[0]:
                 heapq.heapreplace(self._sample, entry)
+
+    def scale(self, factor: float) -> None:
+        """Give all keys so far so many times their weight."""
+        self._sample = [(entry, key, weight * factor) for entry, key, weight in self._sample]
+        self._weight *= factor
 
     def cut(self, slice_weight: float = SLICE_ROWS) -> list[Slice]:
         """All keys there could be, in slices; one at least."""
@@ -104,10 +110,15 @@ def of_images(keys: Collection[str]) -> pc.Expression:
 
 
 def add_images(keys: Keys, shown: Snapshot) -> None:
-    """Every image of a label set, weighing as much as it has rows."""
+    """Every image of a label set, weighing as much as it has rows, large masks more."""
     for batch in shown.images.to_batches(columns=["image_key", "n_instances"], **FRUGAL):
-        weights = pc.add(batch.column("n_instances"), 1)
-        keys.add(batch.column("image_key").to_pylist(), weights.to_pylist())
+        keys.add(batch.column("image_key").to_pylist(), weights(shown, batch.column("n_instances")))
+
+
+def weights(shown: Snapshot, instances: pa.Array) -> list[float]:
+    """In rows of a slice, of images with so many instances."""
+    found: list[float] = pc.add(pc.multiply(instances, max(1.0, shown.row_bytes / ROW_BYTES)), 1).to_pylist()
+    return found
 
 
 def images(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:

@@ -30,7 +30,6 @@ Row = dict[str, Any]
 _READ_CHARS = 1 << 20
 _LONGEST_WORD = 16  # characters of JSON that mean nothing before the last one is there
 _WRITTEN_ROWS = 50_000  # of all slices together, before they go to their files
-_OBJECT_WEIGHT = 8  # of an image of the truth, in rows of a slice
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Catalogue:
 
 
 def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
-    """Read what a truth lists, and add its images to `keys`. Raises SourceError if it cannot be used."""
+    """Read what a truth lists, and add its images to `keys`, of which there are none yet. Raises SourceError."""
     names, frequency = {}, {}
     ids: list[NDArray[np.int64]] = []
     hashes: list[NDArray[np.uint64]] = []
@@ -89,7 +88,7 @@ def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
     def keep() -> None:
         ids.append(np.array(part_ids, np.int64))
         hashes.append(np.fromiter(map(_hash, part_keys), np.uint64))
-        keys.add(part_keys, [float(_OBJECT_WEIGHT)] * len(part_keys))
+        keys.add(part_keys, [1.0] * len(part_keys))
         part_ids.clear()
         part_keys.clear()
 
@@ -111,6 +110,7 @@ def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
         raise SourceError("the truth is not COCO JSON", where=path, found=f"no {', '.join(missing)}")
     all_ids, all_hashes = np.concatenate(ids), np.concatenate(hashes)
     order = np.argsort(all_ids, kind="stable")
+    keys.scale(max(1.0, store.stat(path).size_bytes / max(len(all_ids), 1) / slices.ROW_BYTES))
     found = Catalogue(path, names, frequency, all_ids[order], all_hashes[order], example)
     _check_distinct(found)
     return found
