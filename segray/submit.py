@@ -279,7 +279,10 @@ def _check_paths(config: Config) -> None:
 
 def _check_room(request: Request, dashboard: Dashboard) -> None:
     asked = {"CPU": request.cpus, **request.resources}
-    nodes = dashboard.nodes()
+    deadline = time.monotonic() + _SILENT_S
+    # A head that has just started answers before it knows of itself.
+    while not any(nodes := dashboard.nodes()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
     if not any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in nodes):
         have = [{name: node[name] for name in sorted(node) if not name.startswith("node:")} for node in nodes]
         raise ConfigError(

@@ -74,6 +74,16 @@ def test_a_driver_that_fits_no_living_node_is_refused(tmp_path: Path, web: Web) 
             submit.check(request(tmp_path, **more), cluster(web))
 
 
+def test_a_head_that_does_not_know_of_itself_yet_is_waited_for(
+    tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    answers = iter([[], [{}], [{"CPU": 2.0}]])
+    monkeypatch.setattr(submit.Dashboard, "nodes", lambda dashboard: next(answers))
+    assert submit.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
+    assert list(answers) == []
+
+
 def test_paths_that_mean_nothing_on_the_cluster_are_refused(tmp_path: Path, web: Web) -> None:
     with pytest.raises(ConfigError, match=r"output\.root is relative"):
         submit.check(request(tmp_path, root="labels"), cluster(web))
