@@ -139,7 +139,9 @@ def diff(
     most: Annotated[int, typer.Option(min=1, help="How many of the images that changed most.")] = 20,
     draw: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw these side by side.")] = None,
     version_a: Version = None,
+    as_of_a: AsOf = None,
     version_b: Version = None,
+    as_of_b: AsOf = None,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +156,9 @@ def diff(
         most=most,
         draw=draw,
         version_a=version_a,
+        as_of_a=moment(as_of_a),
         version_b=version_b,
+        as_of_b=moment(as_of_b),
         endpoint_url=endpoint_url,
     )
     if as_json:

@@ -86,7 +86,7 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
-    root = resolved(root, _storage_options(given))
+    root = resolved(root, store(given).options)
     return _readable(_open(root, name, _delta_options(root, given)))
 
 
@@ -120,13 +120,14 @@ def _bounds(told: Mapping[str, Any], columns: pa.Schema) -> ds.Expression:
     return known
 
 
-def _storage_options(given: Mapping[str, Any]) -> StorageOptions:
-    return StorageOptions(**{key: value for key, value in given.items() if not key.isupper()})
+def store(given: Mapping[str, Any]) -> Store:
+    """What reaches the storage that such storage_options as those of `scan` mean, but for deltalake's own names."""
+    return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
 
 
 def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
     native = {key: value for key, value in given.items() if key.isupper()}
-    merged = {**Store(_storage_options(given)).delta_options(root), **native}
+    merged = {**store(given).delta_options(root), **native}
     merged.pop("max_retries", None)  # Readers have nobody else who tries again for them.
     return merged
 
@@ -177,9 +178,9 @@ def snapshot(
         raise UserError("version and as_of both name a state of the label set", do="give one of them")
     if as_of is not None and as_of.tzinfo is None:
         raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
-    root = resolved(root, _storage_options(storage_options))
+    reach = store(storage_options)
+    root = resolved(root, reach.options)
     merged = _delta_options(root, storage_options)
-    store = Store(_storage_options(storage_options))
     images, instances = (_open(root, name, merged) for name in ("images", "instances"))
     latest = images.version(), instances.version()
     if as_of is not None:
@@ -192,9 +193,9 @@ def snapshot(
         _load_batch(instances, root, batch)
     for kind, table, newest in (("images", images, latest[0]), ("instances", instances, latest[1])):
         if table.version() < newest:
-            _check_kept(table, table_uri(root, kind), store)
+            _check_kept(table, table_uri(root, kind), reach)
     return Snapshot(
-        root, batch, _readable(instances), _readable(images), *_record(root, store), row_bytes=_row_bytes(instances)
+        root, batch, _readable(instances), _readable(images), *_record(root, reach), row_bytes=_row_bytes(instances)
     )
 
 

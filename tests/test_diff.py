@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -79,8 +81,9 @@ def test_instances_of_one_class_find_each_other_first() -> None:
 
 def test_an_image_of_another_size_loses_all(root: str, tmp_path: Path) -> None:
     images = shown() | {"0.jpg": Image((60, 160), [(13, 0.9, box(0, 0, 20, 20, (60, 160)))])}
+    images["1.jpg"] = Image((60, 160))
     found = diff(root, label_sets.write(tmp_path, images))
-    assert (found.resized, found.kinds["lost"], found.kinds["gained"]) == (1, 3, 1)
+    assert (found.resized, found.kinds["lost"], found.kinds["gained"]) == (2, 6, 1)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +142,19 @@ def test_drift_is_small_between_samples_and_large_between_others() -> None:
     shifted = score_drift(first, np.bincount((rng.random(4000) ** 2 * 1000).astype(int), minlength=1000))
     assert shifted.p < 1e-6
     assert shifted.effect == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = label_sets.write(tmp_path, shown())
+    time.sleep(0.01)
+    moment = datetime.now(UTC).isoformat()
+    time.sleep(0.01)
+    label_sets.write(tmp_path, {"0.jpg": Image(SIZE_HW)})
+    for state in (["--version-a", "1"], ["--as-of-a", moment]):
+        assert cli.run(["diff", root, root, "--json", *state]) == 0
+        assert json.loads(capsys.readouterr().out)["kinds"]["lost"] == 3
+    assert cli.run(["diff", root, root, "--json", "--as-of-b", moment]) == 0
+    assert json.loads(capsys.readouterr().out)["kinds"]["gained"] == 3
 
 
 @pytest.mark.full

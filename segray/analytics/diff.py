@@ -29,7 +29,7 @@ from segray.analytics.slices import Slice
 from segray.contracts.labels import slug
 from segray.errors import UserError
 from segray.sources.reading import by_uri
-from segray.storage import StorageOptions, Store
+from segray.storage import Store
 from segray.tables import Snapshot
 
 KINDS = ("kept", "moved", "renamed", "gained", "lost")
@@ -38,7 +38,7 @@ MATCH_IOU, KEPT_IOU = 0.5, 0.9
 _COLUMNS = ("class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area", "height", "width", "rle")
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _SCORE_BINS = 1000
-Row = dict[str, Any]
+_Shown = tuple[str, int, int]  # status, height and width of an image
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def diff(
     failed = [gate.text for gate in gates if gate.fails(found)]
     undrawn: Mapping[str, str] = {}
     if draw is not None and found.most_changed:
-        store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
-        undrawn = _draw(states, found.most_changed, min_score, draw, store)
+        undrawn = _draw(states, found.most_changed, min_score, draw, tables.store(storage_options))
     return replace(found, failed_gates=tuple(failed), undrawn=undrawn)
 
 
@@ -219,18 +218,18 @@ def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
 def _compare(
     states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally, both_labelled: bool
 ) -> None:
-    statuses, found = [], []
+    shown, found = [], []
     for state in states:
-        images = slices.images(state, part, ["image_key", "status"])
-        statuses.append(dict(zip(images.column(0).to_pylist(), images.column("status").to_pylist(), strict=True)))
+        images = slices.images(state, part, ["image_key", "status", "height", "width"]).to_pylist()
+        shown.append({row["image_key"]: (row["status"], row["height"], row["width"]) for row in images})
         rows = slices.instances(state, part, _COLUMNS, pc.field("score") >= min_score)
         found.append({key: _Side.of(table) for key, table in slices.groups(rows)})
     nothing = _Side.nothing()
-    for key in sorted(statuses[0].keys() | statuses[1].keys()):
-        a, b = statuses[0].get(key), statuses[1].get(key)
+    for key in sorted(shown[0].keys() | shown[1].keys()):
+        a, b = shown[0].get(key), shown[1].get(key)
         if a is None or b is None:
             tally.only(a is None)
-        elif not both_labelled or "failed" not in (a, b):
+        elif not both_labelled or "failed" not in (a[0], b[0]):
             tally.add(key, (a, b), found[0].get(key, nothing), found[1].get(key, nothing))
 
 
@@ -316,16 +315,16 @@ class _Tally:
     def only(self, b: bool) -> None:
         self._only[b] += 1
 
-    def add(self, key: str, statuses: tuple[str, str], a: _Side, b: _Side) -> None:
+    def add(self, key: str, shown: tuple[_Shown, _Shown], a: _Side, b: _Side) -> None:
         self.images += 1
-        failed = [status == "failed" for status in statuses]
+        failed = [status == "failed" for status, _, _ in shown]
         self._newly_failed += failed == [False, True]
         self._newly_read += failed == [True, False]
         for which, side in enumerate((a, b)):
             self._classes[which].update(side.names)
             bins = np.clip((side.scores * _SCORE_BINS).astype(np.int64), 0, _SCORE_BINS - 1)
             self._scores[which] += np.bincount(bins, minlength=_SCORE_BINS)
-        resized = a.size_hw is not None and b.size_hw is not None and a.size_hw != b.size_hw
+        resized = not any(failed) and shown[0][1:] != shown[1][1:]
         self._resized += resized
         same = not resized and a.names == b.names and a.rles == b.rles
         pairs = [(i, i, 1.0) for i in range(len(a))] if same else [] if resized else matches(a, b)

@@ -28,7 +28,7 @@ from segray.analytics.truth import Catalogue, Image
 from segray.contracts.labels import slug
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
-from segray.storage import StorageOptions, Store
+from segray.storage import Store
 from segray.tables import Snapshot
 
 __all__ = [
@@ -91,8 +91,7 @@ def evaluate(
     Raises SourceError if the truth cannot be used, LabelSetError if nothing is committed, and UserError if the two do
     not belong together: no common image, other classes or other sizes.
     """
-    options = StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()})
-    store, path = Store(options), str(truth_path)
+    store, path = tables.store(storage_options), str(truth_path)
     _check_types(iou_types)
     if not store.exists(path):  # Said before the label set is looked at, which may take longer.
         raise SourceError("no such truth file", where=path)
@@ -306,8 +305,8 @@ class _Panel:
     def add(self, image: Image, detections: Found, path: str) -> None:
         objects = truth.objects_of(image, path, self.iou_types)
         self.objects += int((~objects.crowd).sum())
-        self.instances += len(detections)
         detections = _counted(detections, image, objects, self._rules)
+        self.instances += len(detections)
         widened = _widened(detections, self._rules.widen_px)
         for number, (iou_type, judge) in enumerate(self._judges.items()):
             ious = widened.overlaps(objects, iou_type)

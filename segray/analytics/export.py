@@ -24,7 +24,6 @@ from segray.analytics.slices import Keys
 from segray.contracts.labels import slug
 from segray.errors import UserError
 from segray.sources.reading import by_uri
-from segray.storage import StorageOptions, Store
 from segray.tables import Snapshot
 
 _COLUMNS = (
@@ -99,7 +98,7 @@ def export(
     outputs.check_free(out, folder=form.folder)
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
-    store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
+    store = tables.store(storage_options)
     ids = None if ids_from is None else truth.catalogue(ids_from, store, Keys())
     copies = form.copies if copy_images is None else copy_images
     images = instances = 0

@@ -77,7 +77,7 @@ def report(
     if not 0 <= images <= MOST_IMAGES:
         raise UserError("so many images are not shown", found=str(images), do=f"choose 0 to {MOST_IMAGES}")
     state = slices.committed(tables.snapshot(root, version=version, as_of=as_of, **storage_options))
-    store = Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
+    store = tables.store(storage_options)
     found = census.count(state)
     judged = None if truth is None else _judged(state, truth, storage_options)
     run = latest_run(store, state.root)
