@@ -62,7 +62,9 @@ def connect() -> Any:
     try:
         import duckdb
     except ImportError as error:
-        raise UserError("this needs DuckDB", do="pip install 'segray[sql]'") from error
+        raise UserError(
+            "this needs DuckDB", do="pip install -c constraints.txt -e '.[sql]', or pip install duckdb"
+        ) from error
     return duckdb.connect()
 
 
