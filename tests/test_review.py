@@ -230,6 +230,7 @@ def test_corrections_that_change_nothing_find_no_error(root: str, tmp_path: Path
     assert (found.reviewed, found.sampled, found.population) == (8, 8, 13)
     assert found.total.precision.value == found.total.recall.value == 1
     assert all(each.hits == 0 for each in found.total.kinds.values())
+    assert any("does not say which images" in note for note in found.notes) == (to != "label-studio")
     assert found.total.objects == found.total.detections >= 21
     picked = {each.key for each in Selection.read(selection).chosen}
     objects = {key: [(c, counts) for c, _, counts in image.found] for key, image in shown().items()}

@@ -84,6 +84,12 @@ def read(
     return dict(sorted(found.items()))
 
 
+def tells_done(path: Path) -> bool:
+    """Whether such a file says which of its images are done: Label Studio's list of tasks does, the others do not."""
+    with path.open(encoding="utf-8-sig") as file:
+        return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
+
+
 def _category(label: str, ids: Mapping[str, int], name: str, path: Path) -> int:
     number = ids.get(label, ids.get(slug(label)))
     if number is None:

@@ -129,7 +129,7 @@ def review(
         counts.errors(ALL) if sample else None,
         {name: counts.errors(name) for name in counts.names},
         None if truth_out is None else str(truth_out),
-        _notes(picked, found, sample),
+        _notes(picked, found, sample, corrections.tells_done(corrected)),
     )
 
 
@@ -163,8 +163,10 @@ def _not_of(state: Snapshot, picked: Selection, found: str) -> UserError:
     )  # fmt: skip
 
 
-def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str]) -> list[str]:
+def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str], tells_done: bool) -> list[str]:
     notes = []
+    if not tells_done:
+        notes.append("this format does not say which images were looked at: all in the file count as if they were")
     if not sample:
         notes.append("no image of a random sample was looked at, so errors cannot be told: select some with random=50")
     if left := len(picked.chosen) - len(found):
