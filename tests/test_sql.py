@@ -23,6 +23,7 @@ from segray.analytics.diff import diff
 from segray.analytics.evaluate import evaluate
 from segray.analytics.export import export
 from segray.errors import LabelSetError, UserError
+from segray.maintain import maintain
 from segray.storage import StorageOptions, Store
 
 pytestmark = pytest.mark.full
@@ -195,3 +196,10 @@ def test_everything_works_on_a_bucket(swift: Swift, swift_env: Swift, tmp_path: 
     Store(StorageOptions(**options)).put(truth, (tmp_path / "out.json").read_bytes())
     assert evaluate(root, truth, **options).scores["segm"].ap == pytest.approx(1)
     assert diff(root, root, **options).kinds["kept"] == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", swift.endpoint_url)
+        label_sets.write(root, {"a": picture()})
+    assert diff(root, root, version_a=1, **options).kinds["lost"] == 1
+    maintain(root, StorageOptions(**options), grace_hours=0)
+    with pytest.raises(LabelSetError, match="were deleted"):
+        tables.snapshot(root, version=1, **options)
