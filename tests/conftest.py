@@ -10,6 +10,15 @@ import web as web_server
 from swift_server import Swift
 from web import Web
 
+# The files that take longest, in minutes, first: who begins last decides when all have ended.
+LONGEST = ("crash_model", "kills", "world_faults", "job", "end_to_end", "wrapped", "poison", "signals", "partition",
+           "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
