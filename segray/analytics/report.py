@@ -43,7 +43,7 @@ from segray.instances import ImageRef
 from segray.ledger import Run
 from segray.memory import Budget
 from segray.sources.reading import Files
-from segray.storage import StorageOptions, Store, join
+from segray.storage import Store, join
 from segray.storage import shown as shown_uri
 from segray.tables import Snapshot
 
@@ -94,7 +94,7 @@ def of_run(root: str, **storage_options: Any) -> str:
     storage_options: as StorageOptions, but what fails is tried once more only: a run waits for this.
     """
     storage_options["retries"] = min(1, storage_options.get("retries", 1))
-    store = Store(StorageOptions(**storage_options))
+    store = tables.store(storage_options)
     run = latest_run(store, root)
     if run is None:
         raise UserError("no run is recorded here", where=root, do="run `segray label` first")
