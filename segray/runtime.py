@@ -73,11 +73,16 @@ def model_files(path: Path) -> tuple[Path, ...]:
 
 
 def _missing(path: Path, what: str) -> ModelError:
+    do = "Check model.path; an IR is two files, .xml and .bin."
+    return ModelError(what, where=str(path), found=near(path), do=do)
+
+
+def near(path: Path) -> str:
+    """What lies where a file is missing, with names like its own first."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     there = [entry.name for entry in folder.iterdir()]
-    near = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
-    found = f"in {folder}: {', '.join(near) or 'nothing'}"
-    return ModelError(what, where=str(path), found=found, do="Check model.path; an IR is two files, .xml and .bin.")
+    alike = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
+    return f"in {folder}: {', '.join(alike) or 'nothing'}"
 
 
 def ir_version(xml: Path) -> int:

@@ -73,7 +73,10 @@ def _path(name: str, path: str | None) -> Path:
 
 
 def _check_readable(name: str, path: Path) -> None:
-    """What to do about an IR too old depends on the model: only here is it known which one is meant."""
+    """What to do about files that are missing or too old depends on the model: only here it is known which is meant."""
+    if not path.exists():
+        do = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
+        raise ModelError("The model does not exist.", where=str(path), found=runtime.near(path), do=do)
     if path.suffix == ".xml" and path.is_file() and (version := runtime.ir_version(path)) < runtime.OLDEST_IR:
         what = f"IR v{version} is no longer read by OpenVINO."
         raise ModelError(what, where=str(path), found=f"version {version}", do=HOW_TO_GET[name])
