@@ -1,6 +1,6 @@
 """kill -9 against running jobs on a real cluster: workers, nodes, the head, the driver, the store, at random moments.
 
-    pytest tests/test_kills.py                        24 kills
+    pytest tests/test_kills.py                        60 kills
     SEGRAY_KILLS=200 pytest -s tests/test_kills.py    the long run; -s shows what was seen
     SEGRAY_SEED=...                                   the same order of kills again
 
@@ -38,7 +38,7 @@ from segray.scenes import dataset
 
 pytestmark = pytest.mark.full
 
-KILLS = int(os.environ.get("SEGRAY_KILLS", "24"))
+KILLS = int(os.environ.get("SEGRAY_KILLS", "60"))
 SEED = int(os.environ.get("SEGRAY_SEED", time.time_ns() % 10**6))
 DRAWN, NAMES = 60, 4
 UNIT_IMAGES = 4
@@ -196,7 +196,8 @@ def run_with_kills(killer: Killer, configure: Callable[[str], Path]) -> None:
             for kind, at in killer.when(("head",)):
                 killer.record.noticed_s[kind].append(driver.lines[-1][0] - at)
         else:
-            assert (code, [kind for kind, _ in ended]) == (-signal.SIGKILL, ["driver"]), driver.text
+            assert code == -signal.SIGKILL, driver.text
+            assert killer.when(("driver",)), driver.text
     raise AssertionError("the run never came to its end")
 
 
