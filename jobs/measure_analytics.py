@@ -11,7 +11,7 @@ import multiprocessing
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,17 @@ def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) ->
         publish.commit(publish.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
 
 
-def made(folder: Path, images: int, per_image: float) -> None:
-    """Label sets a and b, and truth.json of a's better half."""
+def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> None:
+    """Label set a; b, if something is to compare them; and truth.json of a's better half, if something wants it."""
     rng = np.random.default_rng(1)
     pool = detections.instances(detections.drawn(2000, rng), DISTINCT, rng)
-    rows = np.arange(DISTINCT)
     label_set(str(folder / "a"), images, pool, per_image)
-    label_set(
-        str(folder / "b"), images, pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT))), per_image
-    )
-    export(str(folder / "a"), "coco", folder / "truth.json", Choice(min_score=0.5))
+    if {"diff", "select"} & set(what):
+        rows = np.arange(DISTINCT)
+        others = pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT)))
+        label_set(str(folder / "b"), images, others, per_image)
+    if "evaluate" in what:
+        export(str(folder / "a"), "coco", folder / "truth.json", Choice(min_score=0.5))
 
 
 WORK: dict[str, Callable[[Path], Any]] = {
@@ -101,7 +102,7 @@ def main() -> None:
     print(f"{'images':>10}  {'what':10} {'seconds':>8} {'peak MB':>8}")
     for images in options.images:
         with tempfile.TemporaryDirectory(prefix="segray-") as name:
-            alone(made, Path(name), images, options.per_image)
+            alone(made, Path(name), images, options.per_image, options.only)
             for what in options.only:
                 seconds, peak_mb = alone(measured, what, Path(name))
                 print(f"{images:>10,}  {what:10} {seconds:>8.0f} {peak_mb:>8.0f}", flush=True)
