@@ -42,11 +42,8 @@ class Plain(Watcher):
         rate = self._meter.update(done, now)
         if now - self._printed_s >= _LINE_S:
             self._printed_s = now
-            eta = duration(self._meter.eta_s(done))
-            self.note(
-                f"{done}/{self._meter.images} images, {instances} instances, {failed} failed, "
-                f"{rate:.1f} images/s, {eta} left"
-            )
+            pace = f", {rate:.1f} images/s, {duration(self._meter.eta_s(done))} left" if rate else ""
+            self.note(f"{done}/{self._meter.images} images, {instances} instances, {failed} failed{pace}")
 
     def __enter__(self) -> Self:
         return self
