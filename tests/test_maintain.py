@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -39,22 +40,32 @@ def good(key: str, class_ids: list[int], version: str = "1") -> dict[str, Any]:
     return found
 
 
+def empty(root: Path) -> Run:
+    """A label set without a batch."""
+    classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
+    ledger.claim(Store(), str(root), Identity("f" * 64, {"name": "test"}, classes))
+    publish.create_tables(str(root), OPTIONS)
+    return Run(str(root), "20260101T000000Z-a")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    root = str(tmp_path / "labels")
-    classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    ledger.claim(Store(), root, Identity("f" * 64, {"name": "test"}, classes))
-    publish.create_tables(root, OPTIONS)
-    return Run(root, "20260101T000000Z-a")
+    return empty(tmp_path / "labels")
+
+
+@pytest.fixture(scope="module")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = empty(tmp_path_factory.mktemp("small") / "labels")
+    for number in range(1, BATCHES + 1):
+        rows = [good(f"{number}-a.jpg", [13, 44]), good(f"{number}-b.jpg", [13])]
+        publish.commit(merged(made, number, rows), made, OPTIONS, Store())
+    return made
 
 
 @pytest.fixture
-def small(run: Run) -> Run:
+def small(_small: Run, tmp_path: Path) -> Run:
     """Four batches of two images, a file each per class and table."""
-    for number in range(1, BATCHES + 1):
-        rows = [good(f"{number}-a.jpg", [13, 44]), good(f"{number}-b.jpg", [13])]
-        publish.commit(merged(run, number, rows), run, OPTIONS, Store())
-    return run
+    return Run(str(shutil.copytree(_small.root, tmp_path / "labels")), _small.id)
 
 
 def rows(run: Run) -> tuple[Any, Any]:
