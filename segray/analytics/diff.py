@@ -1,7 +1,7 @@
 """Two label sets of the same images compared: what the second model keeps, moves, gains, loses and renames.
 
 Knows two snapshots and what counts as the same instance; knows nothing of which of them is right. Both are read in
-slices of keys, so a million images need no more memory than ten thousand.
+slices of keys, so a million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Average precision of a label set against COCO or LVIS truth, and what is wrong with its labels.
 
 Knows truth, label sets and which images of one belong to which of the other; what is computed of them is in judge and
-mistakes. Both are read in slices of keys, so a million images need no more memory than ten thousand.
+mistakes. Both are read in slices of keys, so a million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations
