@@ -27,7 +27,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
 
 _ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
-_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 100_000, 100_000, 2_000_000
+_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 100_000, 100_000, 250_000
 _Floats = NDArray[np.float64]
 
 
