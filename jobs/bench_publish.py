@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from segray import publish
+from segray import memory, publish
 from segray.datafiles import DataFile
 from segray.instances import ImageRef, Task
 from segray.ledger import Run
@@ -57,7 +57,13 @@ def published(root: str, names: list[str], batch_images: int, file_rows: int) ->
         rows += batch.instances
         files += batch.tables["instances"].add
     sizes = sorted(file.size_bytes for file in files)
-    return {"rows": rows, "s": merge_s + commit_s, "commit_s": commit_s, "sizes": sizes, "peak_mb": peak_mb()}
+    return {
+        "rows": rows,
+        "s": merge_s + commit_s,
+        "commit_s": commit_s,
+        "sizes": sizes,
+        "peak_mb": memory.peak_bytes() / 2**20,
+    }
 
 
 def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
@@ -78,13 +84,7 @@ def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
         spent_s += flattened_s + time.process_time() - began
         rows += table.num_rows
         sizes += [path.stat().st_size for path in Path(root, "plain", str(number)).rglob("*.parquet")]
-    return {"rows": rows, "s": spent_s, "commit_s": 0.0, "sizes": sorted(sizes), "peak_mb": peak_mb()}
-
-
-def peak_mb() -> float:
-    """Most memory that this process ever held."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+    return {"rows": rows, "s": spent_s, "commit_s": 0.0, "sizes": sorted(sizes), "peak_mb": memory.peak_bytes() / 2**20}
 
 
 def show(what: str, found: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segray import ledger, publish
+from segray import ledger, memory, publish
 from segray.analytics.diff import diff
 from segray.analytics.evaluate import evaluate
 from segray.analytics.export import Choice, export
@@ -81,10 +80,7 @@ def measured(name: str, folder: Path) -> tuple[float, float]:
     """Seconds and peak megabytes; to be called in a process of its own."""
     began = time.monotonic()
     WORK[name](folder)
-    # Not getrusage: a child inherits its parent's peak there.
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return time.monotonic() - began, int(found[1]) * 1024 / 1e6
+    return time.monotonic() - began, memory.peak_bytes() / 1e6
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:

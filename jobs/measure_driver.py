@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray import config, plan, run, sources
+from segray import config, memory, plan, run, sources
 from segray.errors import Interrupted
 from segray.execute import Watcher
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
@@ -101,11 +100,8 @@ def _committed(images: int) -> Iterator[pa.RecordBatch]:
 
 
 def peak_mb() -> float:
-    """Most resident memory of this process so far. Not getrusage: a child inherits its parent's peak there."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return round(int(found[1]) * 1024 / 1e6, 1)
+    """Most resident memory of this process so far."""
+    return round(memory.peak_bytes() / 1e6, 1)
 
 
 # ---- seconds until a resumed run labels ------------------------------------------------------------

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
+from segray import memory
 from segray.simulation import cluster, detections
 
 HEAD = (
@@ -36,15 +36,9 @@ def row(images: int, workers: int, mixed: bool, publish: bool) -> str:
     return (
         f"| {images:,} | {workers} | {'1 : 10' if mixed else 'equal'} | {outcome.ideal_s:,.0f} "
         f"| {outcome.efficiency:.3f} | {outcome.tail_idle:.1%} | {outcome.tasks:,} "
-        f"| {1000 * outcome.driver_s / outcome.tasks:.2f} | {peak_mb():.0f} "
+        f"| {1000 * outcome.driver_s / outcome.tasks:.2f} | {memory.peak_bytes() / 2**20:.0f} "
         f"| {f'{published / outcome.makespan_s:.1%} of the time' if publish else '-'} |"
     )
-
-
-def peak_mb() -> float:
-    """Most memory that this process ever held."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def main() -> None:

@@ -26,6 +26,15 @@ def rss_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_bytes(pid: int | str = "self") -> int:
+    """Most resident memory that a process has held so far; 0 if the kernel does not say. FileNotFoundError without it.
+
+    Not getrusage: a child inherits its parent's peak there.
+    """
+    status = (Path("/proc") / str(pid) / "status").read_text()
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
 def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process may use: the machine's, or less in a container (cgroup v2 or v1); 0 if unknown."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if _STATM.exists() else []

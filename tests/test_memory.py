@@ -40,6 +40,23 @@ def test_what_is_held_is_seen() -> None:
     assert int(done.stdout) > 60 * 2**20
 
 
+_HELD = """
+import os
+from segray import memory
+before = memory.rss_bytes()
+held = bytearray(b"x") * (64 * 2**20)
+del held
+print(memory.peak_bytes() - before, memory.peak_bytes() == memory.peak_bytes(os.getpid()))
+"""
+
+
+def test_a_peak_stays_when_the_memory_is_gone() -> None:
+    done = subprocess.run([sys.executable, "-c", _HELD], check=True, capture_output=True, text=True, timeout=60)
+    more_bytes, same = done.stdout.split()
+    assert int(more_bytes) > 60 * 2**20
+    assert same == "True"
+
+
 def test_a_process_that_swells_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", _SWELLS], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from segray import memory
+
 _PROC = Path("/proc")
 _EVERY_S = 0.2
 _RAYS_OWN = (b"raylet/raylet", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
@@ -86,7 +88,7 @@ class Watch:
             self._seen[pid, born] = _Process(self._role(pid), cpu=[(time.monotonic(), 0.0)])
         process = self._seen[pid, born]
         process.cpu.append((time.monotonic(), (int(fields[11]) + int(fields[12])) / _TICKS))
-        process.peak_rss_bytes = max(process.peak_rss_bytes, _peak_rss_bytes(pid))
+        process.peak_rss_bytes = max(process.peak_rss_bytes, memory.peak_bytes(pid))
 
     def _role(self, pid: int) -> str:
         if pid == self._pid:
@@ -116,13 +118,6 @@ def _machine_cpu_s() -> float:
     """What all processors have computed since the machine started: user, nice, system, irq, softirq, steal."""
     ticks = list(map(int, (_PROC / "stat").read_text().split(maxsplit=9)[1:9]))
     return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS
-
-
-def _peak_rss_bytes(pid: int) -> int:
-    for line in (_PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _at(samples: list[tuple[float, float]], moment_s: float) -> float:
