@@ -118,6 +118,15 @@ class _Called(Names):
         return f"{shown(ref.key)} (image {index} of unit {unit})"
 
 
+@dataclass(frozen=True)
+class _Merge:
+    """One on its way, what it merges, and since when."""
+
+    batch: Future[publish.Batch]
+    inputs: publish.Inputs
+    since_s: float
+
+
 class Execution:
     """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
 
@@ -138,9 +147,7 @@ class Execution:
         self._scheduler = Scheduler(todo, policy, self._names)
         self._staged = dict(staged)
         self._staged_images = sum(map(len, staged))
-        self._merging: Future[publish.Batch] | None = None
-        self._inputs = publish.Inputs((), {}, 0)  # of the merge under way
-        self._merging_since_s = 0.0
+        self._merging: _Merge | None = None
         self._before = frozen.images - self._scheduler.images_total
         self._joined = False
         self._beaten_s = float("-inf")
@@ -273,12 +280,12 @@ class Execution:
     def _publish(self) -> None:
         """Merge away from here, commit here; one batch at a time."""
         job = self._job
-        if self._merging is not None:
-            wait([self._merging], _WAIT_S if self._settled() else 0)
-            if not self._merging.done():
-                self._check_merge()
+        if (merge := self._merging) is not None:
+            wait([merge.batch], _WAIT_S if self._settled() else 0)
+            if not merge.batch.done():
+                self._check(merge)
                 return
-            batch, self._merging = self._merging.result(), None
+            batch, self._merging = merge.batch.result(), None
             merged_s = self._clock()
             try:
                 publish.commit(batch, self._run, job.options, job.store)
@@ -286,9 +293,9 @@ class Execution:
                 if publish.recover(self._run.root, job.options, job.store) >= batch.number:
                     raise
                 job.watcher.note(f"{exc.what}; merging them again")
-                self._merge(batch.number, self._inputs)
+                self._merge(batch.number, merge.inputs)
                 return
-            job.course.committed(merged_s - self._merging_since_s, self._clock() - merged_s)
+            job.course.committed(merged_s - merge.since_s, self._clock() - merged_s)
             job.save(self._run, "running", self._plan.images)
         if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
             return
@@ -296,11 +303,12 @@ class Execution:
         self._merge(number, self._next_batch(number))
 
     def _merge(self, number: int, inputs: publish.Inputs) -> None:
-        self._inputs, self._merging_since_s = inputs, self._clock()
-        self._merging = self._pool.call(publish.merge, self._run, number, inputs, self._job.options)
+        since_s = self._clock()
+        batch = self._pool.call(publish.merge, self._run, number, inputs, self._job.options)
+        self._merging = _Merge(batch, inputs, since_s)
 
-    def _check_merge(self) -> None:
-        seconds = self._clock() - self._merging_since_s
+    def _check(self, merge: _Merge) -> None:
+        seconds = self._clock() - merge.since_s
         if seconds > self._job.config.publish.timeout_s:
             raise WorldError(
                 "the run stopped: finished units were not merged in time",
