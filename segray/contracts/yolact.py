@@ -55,8 +55,9 @@ class Yolact(Contract):
         outputs: conf (1, p, k + 1) softmax with background first, boxes (1, p, 4) x1, y1, x2, y2 over the image's
         size, mask (1, p, c) coefficients, proto (1, s, s, c). All but nms="per_class" repair inverted boxes.
         """
-        raw, unreadable = _candidates(outputs, len(self.labels), self.name, _below(options))
-        prior, label, scores = _suppressed(raw, options)
+        below = _below(options)
+        raw, unreadable = _candidates(outputs, len(self.labels), self.name, below)
+        prior, label, scores = _suppressed(raw, options, below)
         class_ids = np.array(list(self.labels), np.int32)[label]
         best = chosen(_descending(scores), class_ids, scores, options)
         if not len(best):
@@ -117,8 +118,7 @@ def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, b
 Picked = tuple[NDArray[np.intp], NDArray[np.intp], Floats]
 
 
-def _suppressed(raw: _Raw, options: Options) -> Picked:
-    below = _below(options)
+def _suppressed(raw: _Raw, options: Options, below: np.float32) -> Picked:
     match options.nms:
         case "per_class":
             return _per_class(raw, options.max_detections, max(np.float32(MIN_SCORE), below))
