@@ -175,19 +175,14 @@ class Store:
         """Make `data` the whole content of `uri`. Readers see the old object or the new one, never a part."""
         self._try(uri, lambda place: place.put(uri, data))
 
-    def create(self, uri: str, data: bytes) -> bool:
-        """Like put, unless `uri` is there already: then nothing changes and the answer is False.
+    def create(self, uri: str, data: bytes) -> None:
+        """Like put, unless `uri` is there already: then nothing changes. Whoever must know whose it is, reads it.
 
-        Not every S3 server decides a race of simultaneous writers for exactly one of them (Swift does not).
+        No answer could tell: HTTP clients send a request again by themselves when an answer is lost (aiohttp does),
+        and then find what they wrote. Nor does every S3 server decide a race of simultaneous writers for exactly one
+        of them (Swift does not).
         """
-        attempts = count()
-
-        def attempt(place: _Place) -> bool:
-            again = next(attempts) > 0
-            # An attempt whose answer was lost may have succeeded: then the object that is in the way is ours.
-            return place.create(uri, data) or (again and place.read(uri, 0, None) == data)
-
-        return self._try(uri, attempt)
+        self._try(uri, lambda place: place.create(uri, data))
 
     def delete(self, uri: str) -> None:
         """Remove the object; none there is fine."""
@@ -293,7 +288,7 @@ class _Place(Protocol):
     def stat(self, uri: str) -> Entry: ...
     def read(self, uri: str, start: int, size: int | None) -> bytes: ...
     def put(self, uri: str, data: bytes) -> None: ...
-    def create(self, uri: str, data: bytes) -> bool: ...
+    def create(self, uri: str, data: bytes) -> None: ...
     def delete(self, uri: str) -> None: ...
 
 
@@ -355,14 +350,10 @@ class _Local:
         with _whole_file(path.parent, data) as temporary:
             temporary.replace(path)
 
-    def create(self, uri: str, data: bytes) -> bool:
+    def create(self, uri: str, data: bytes) -> None:
         path = Path(_local_path(uri))
-        with _whole_file(path.parent, data) as temporary:
-            try:
-                path.hardlink_to(temporary)
-            except FileExistsError:
-                return False
-        return True
+        with _whole_file(path.parent, data) as temporary, suppress(FileExistsError):
+            path.hardlink_to(temporary)
 
     def delete(self, uri: str) -> None:
         Path(_local_path(uri)).unlink()
@@ -503,15 +494,13 @@ class _S3:
         bucket, key = _bucket_and_object(uri)
         self._call("put_object", Bucket=bucket, Key=key, Body=data)
 
-    def create(self, uri: str, data: bytes) -> bool:
+    def create(self, uri: str, data: bytes) -> None:
         bucket, key = _bucket_and_object(uri)
         try:
             self._call("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except boto.ClientError as error:
-            if _status(error) == 412:
-                return False
-            raise
-        return True
+            if _status(error) != 412:
+                raise
 
     def delete(self, uri: str) -> None:
         bucket, key = _bucket_and_object(uri)
@@ -629,12 +618,9 @@ class _Other:
     def put(self, uri: str, data: bytes) -> None:
         self._pipe(uri, data, "overwrite")
 
-    def create(self, uri: str, data: bytes) -> bool:
-        try:
+    def create(self, uri: str, data: bytes) -> None:
+        with suppress(FileExistsError):
             self._pipe(uri, data, "create")
-        except FileExistsError:
-            return False
-        return True
 
     def _pipe(self, uri: str, data: bytes, mode: str) -> None:
         path = self._fs._strip_protocol(uri)
