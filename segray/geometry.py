@@ -181,7 +181,8 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
     Returns ascending positions column * height + row, an even number per column.
 
     Down an output column, values between two grid rows only rise or only fall, rounding included; so they cross 0.5
-    at most once there, and the crossing is found by bisection. Work grows with the grid's rows, not the image's.
+    at most once there, where a straight line would or in a row beside it. Work grows with the grid's rows, not the
+    image's.
     The arithmetic is that of OpenCV 5's x86 builds (columns first, one fused multiply-add per axis), so that
     pixels next to 0.5 fall on the same side.
     """

@@ -75,6 +75,8 @@ def _between(low: Any, high: Any, weight: Any) -> Any:
     return np.float32(np.float64(low) + np.float64(np.float32(high - low)) * np.float64(weight))
 
 
+# What lies between two values in _OVER, or two in _UNDER, is on their side of 0.5 however it is rounded.
+_UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
 _TAPS = (read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
@@ -93,36 +95,45 @@ def edges(
 ) -> Any:
     """See geometry.mask_edges."""
     rows = len(row_low)
-    # Where each run of rows between the same two grid rows begins; and where the last one ends.
-    bounds = np.append(np.flatnonzero(row_low[1:] != row_low[:-1]) + 1, rows)
+    # A cell: the rows from starts[k] to stops[k] - 1, which lie between the same two grid rows.
+    stops = np.append(np.flatnonzero(row_low[1:] != row_low[:-1]) + 1, rows)
+    starts = np.append(0, stops[:-1])
+    above, below = row_low[starts], row_high[starts]
+    across = np.ascontiguousarray(grid.T)
     found, n = np.empty(256, np.int64), 0
-    line = np.empty(grid.shape[0], np.float32)
+    line, surely = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
     for x in range(len(column_low)):
-        left, right, weight = column_low[x], column_high[x], column_weight[x]
-        for i in range(row_low[0], row_high[rows - 1] + 1):
-            line[i] = _between(grid[i, left], grid[i, right], weight)
+        left, right, weight = across[column_low[x]], across[column_high[x]], column_weight[x]
+        for i in range(len(line)):
+            value = _between(left[i], right[i], weight)
+            line[i] = value
+            under, over = (_UNDER[0] < value) & (value < _UNDER[1]), (_OVER[0] < value) & (value < _OVER[1])
+            surely[i] = under + 2 * over
         top = (first_column + x) * height + first_row
-        inside, start = False, 0
-        if n + 2 * len(bounds) + 1 > len(found):
-            found = np.concatenate((found, np.empty(len(found) + 2 * len(bounds), np.int64)))
-        for stop in bounds:
-            low, high = line[row_low[start]], line[row_high[start]]
+        inside = False
+        if n + 2 * len(stops) + 1 > len(found):
+            found = np.concatenate((found, np.empty(len(found) + 2 * len(stops), np.int64)))
+        for k in range(len(stops)):
+            if surely[above[k]] & surely[below[k]] & (1 + inside):
+                continue
+            low, high = line[above[k]], line[below[k]]
+            start, last = starts[k], stops[k] - 1
             begins = _between(low, high, row_weight[start]) > 0.5
-            ends = _between(low, high, row_weight[stop - 1]) > 0.5
+            ends = _between(low, high, row_weight[last]) > 0.5
             if begins != inside:
                 found[n] = top + start
                 n += 1
             if ends != begins:
-                before, after = start, stop - 1
-                while after - before > 1:
-                    middle = (before + after) >> 1
-                    if (_between(low, high, row_weight[middle]) > 0.5) == ends:
-                        after = middle
-                    else:
-                        before = middle
-                found[n] = top + after
+                # Where a straight line would cross, which is it or next to it.
+                share = ((0.5 - low) / (high - low) - row_weight[start]) / (row_weight[last] - row_weight[start])
+                at = min(max(start + int(share * (last - start)), start + 1), last)
+                while (_between(low, high, row_weight[at]) > 0.5) != ends:
+                    at += 1
+                while at - 1 > start and (_between(low, high, row_weight[at - 1]) > 0.5) == ends:
+                    at -= 1
+                found[n] = top + at
                 n += 1
-            inside, start = ends, stop
+            inside = ends
         if inside:
             found[n] = top + rows
             n += 1

@@ -125,6 +125,28 @@ def test_edges_are_those_of_the_resized_mask(
     assert (found == expected)[~near].all()
 
 
+def between(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return (low.astype(float) + (high - low).astype(float) * weight.astype(float)).astype(np.float32)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    st.sampled_from([2**-24, 1e-3, 1, 3, 1e6]),
+)
+@settings(max_examples=200, deadline=None)
+def test_edges_are_those_of_the_same_arithmetic_on_every_pixel(
+    seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int], spread: float
+) -> None:
+    steps = np.random.default_rng(seed).integers(-4, 5, grid_hw)
+    grid = (0.5 + spread * steps).astype(np.float32)
+    rows, columns = geometry.linear_taps(grid_hw[0], size_hw[0]), geometry.linear_taps(grid_hw[1], size_hw[1])
+    lines = between(grid[:, columns.low], grid[:, columns.high], columns.weight)
+    mask = between(lines[rows.low], lines[rows.high], rows.weight[:, None]) > 0.5
+    assert edge_counts(grid, size_hw) == rle.encode(mask)
+
+
 @pytest.mark.parametrize("size_hw", [(640, 427), (17, 31), (3024, 4032), (138, 138)])
 def test_edges_of_noise(size_hw: tuple[int, int]) -> None:
     grid = np.random.default_rng(5).random((138, 138), dtype=np.float32)
