@@ -371,7 +371,7 @@ def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
     parts = keys.cut(16)
     assert len(parts) > 1
     found = truth.Sorted(listed, parts, store, tmp_path / "sorted")
-    read = [image.key for number in range(len(parts)) for image in found.read(number)]
+    read = [image.key for number in range(len(parts)) for image in (found.read(number) if found.holds(number) else ())]
     assert sorted(read) == sorted(names)
     assert list((tmp_path / "sorted").iterdir()) == []
 

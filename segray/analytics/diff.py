@@ -223,14 +223,13 @@ def _compare(
         images = slices.images(state, part, ["image_key", "status", "height", "width"]).to_pylist()
         shown.append({row["image_key"]: (row["status"], row["height"], row["width"]) for row in images})
         rows = slices.instances(state, part, _COLUMNS, pc.field("score") >= min_score)
-        found.append({key: _Side.of(table) for key, table in slices.groups(rows)})
-    nothing = _Side.nothing()
+        found.append(slices.Groups(rows))
     for key in sorted(shown[0].keys() | shown[1].keys()):
         a, b = shown[0].get(key), shown[1].get(key)
         if a is None or b is None:
             tally.only(a is None)
         elif not both_labelled or "failed" not in (a[0], b[0]):
-            tally.add(key, (a, b), found[0].get(key, nothing), found[1].get(key, nothing))
+            tally.add(key, (a, b), _Side.of(found[0].get(key)), _Side.of(found[1].get(key)))
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,9 @@ class _Side:
         return len(self.names)
 
     @classmethod
-    def of(cls, rows: pa.Table) -> _Side:
+    def of(cls, rows: pa.Table | None) -> _Side:
+        if rows is None:
+            return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
         boxes = np.stack([rows.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
         return cls(
             rows.column("class_name").to_pylist(),
@@ -258,10 +259,6 @@ class _Side:
             (rows.column("height")[0].as_py(), rows.column("width")[0].as_py()),
             rows.column("rle").to_pylist(),
         )
-
-    @classmethod
-    def nothing(cls) -> _Side:
-        return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
 
 
 def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -109,7 +109,8 @@ def evaluate(
             raise SourceError("the truth has no objects, so precision is undefined", where=path, do="give annotations")
         panel = _Panel(listed.names, listed.frequency, rules, iou_types, min_score)
         for number, part in enumerate(parts):
-            _judge_slice(state, part, sorted_truth.read(number), panel, labelled_only, path)
+            if sorted_truth.holds(number):
+                _judge_slice(state, part, sorted_truth.read(number), panel, labelled_only, path)
     notes = _notes(panel, state, store, rules)
     return panel.result(rules, notes, curves=curves)
 
@@ -258,14 +259,12 @@ def _notes(panel: _Panel, state: Snapshot, store: Store, rules: Protocol) -> lis
 
 
 def _judge_slice(
-    state: Snapshot, part: Slice, listed: Sequence[Image], panel: _Panel, labelled_only: bool, path: str
+    state: Snapshot, part: Slice, listed: Iterable[Image], panel: _Panel, labelled_only: bool, path: str
 ) -> None:
-    if not listed:
-        return
     rows = slices.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
     columns = ["class_id", "score", *_BOX, "height", "width", "rle"]
-    detections = dict(_detections(slices.instances(state, part, columns), panel.iou_types, state.root))
+    detections = _Detections(slices.instances(state, part, columns), panel.iou_types, state.root)
     for image in listed:
         row = labelled.get(image.key)
         status = "missing" if row is None else str(row["status"])
@@ -274,7 +273,7 @@ def _judge_slice(
         if labelled_only and status in ("missing", "failed"):
             continue
         panel.count(status)
-        panel.add(image, detections.get(image.key, _nothing(panel.iou_types)), path)
+        panel.add(image, detections.of(image.key), path)
 
 
 class _Panel:
@@ -336,39 +335,39 @@ class _Panel:
         )
 
 
-def _detections(found: pa.Table, iou_types: Sequence[str], root: str) -> Iterator[tuple[str, Found]]:
-    """What each image of a slice is said to show."""
-    if not found.num_rows:
-        return
-    counts, sizes = found.column("rle"), [found.column(name) for name in ("height", "width")]
-    good = masks.spans(counts, *sizes)
-    if not good.all():
-        row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
-        raise UserError(
-            "the label set has a mask that does not fit its image", where=f"{row['image_key']} in {root}",
-            found=f"instance {row['instance']}", do="look at it with `segray verify`",
-        )  # fmt: skip
-    areas = masks.rle_area(counts).to_numpy(zero_copy_only=False).astype(np.float64)
-    class_ids = found.column("class_id").to_numpy().astype(np.int64)
-    scores = found.column("score").to_numpy().astype(np.float64)
-    boxes = np.stack([found.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
-    first = 0
-    for key, rows in slices.groups(found):
-        these = slice(first, first + rows.num_rows)
-        first += rows.num_rows
-        shapes: dict[str, Any] = {"bbox": boxes[these]}
-        if "segm" in iou_types:
-            size = [rows.column(name)[0].as_py() for name in ("height", "width")]
-            shapes["segm"] = [{"size": size, "counts": text.encode()} for text in rows.column("rle").to_pylist()]
-        by_type = {"segm": areas[these], "bbox": boxes[these, 2] * boxes[these, 3]}
-        yield key, Found(class_ids[these], shapes, by_type, scores=scores[these])
+class _Detections:
+    """What the images of a slice are said to show, from its instances sorted by key."""
 
+    def __init__(self, found: pa.Table, iou_types: Sequence[str], root: str) -> None:
+        sizes = [found.column(name) for name in ("height", "width")]
+        self._counts = found.column("rle").combine_chunks()
+        good = masks.spans(self._counts, *sizes)
+        if not good.all():
+            row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
+            raise UserError(
+                "the label set has a mask that does not fit its image", where=f"{row['image_key']} in {root}",
+                found=f"instance {row['instance']}", do="look at it with `segray verify`",
+            )  # fmt: skip
+        self._with_masks = "segm" in iou_types
+        self._sizes_hw = np.stack([size.to_numpy() for size in sizes], axis=1)
+        self._areas = masks.rle_area(self._counts).to_numpy(zero_copy_only=False).astype(np.float64)
+        self._class_ids = found.column("class_id").to_numpy().astype(np.int64)
+        self._scores = found.column("score").to_numpy().astype(np.float64)
+        self._boxes = np.stack([found.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        self._rows = slices.Groups(found).rows
 
-def _nothing(iou_types: Sequence[str]) -> Found:
-    empty = np.empty(0)
-    return Found(
-        empty.astype(np.int64), {each: np.empty((0, 4)) for each in iou_types}, dict.fromkeys(IOU_TYPES, empty)
-    )
+    def of(self, key: str) -> Found:
+        """Of one image; nothing if the slice has no instance of it."""
+        rows = self._rows.get(key, slice(0))
+        boxes = self._boxes[rows]
+        shapes: dict[str, Any] = {"bbox": boxes}
+        if self._with_masks:
+            shapes["segm"] = [
+                {"size": size_hw, "counts": text.encode()}
+                for size_hw, text in zip(self._sizes_hw[rows].tolist(), self._counts[rows].to_pylist(), strict=True)
+            ]
+        areas = {"segm": self._areas[rows], "bbox": boxes[:, 2] * boxes[:, 3]}
+        return Found(self._class_ids[rows], shapes, areas, scores=self._scores[rows])
 
 
 def _counted(detections: Found, image: Image, objects: Found, rules: Protocol) -> Found:

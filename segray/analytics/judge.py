@@ -27,7 +27,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
 
 _ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
-_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 100_000, 100_000, 250_000
+_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 20_000, 100_000, 100_000
 _Floats = NDArray[np.float64]
 
 
@@ -187,22 +187,28 @@ class _Rows:
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
         """By falling score, and among equals by image; in pieces."""
-        parts = [np.concatenate([np.empty(0, _ROW), *self._waiting.get(category, [])])]
-        if self._folder is not None and self._file(category).exists():
-            stored = np.memmap(self._file(category), _ROW, "r")
-            parts += np.array_split(stored, -(-len(stored) // _SORTED_ROWS))
-        total = sum(map(len, parts))
+        total = sum(map(len, self._parts(category)))
         if total <= _SORTED_ROWS:
-            yield _sorted(np.concatenate(parts))
+            yield _sorted(np.concatenate(list(self._parts(category))))
             return
         # A sample of them tells where to cut; each piece is picked out of all rows.
-        some = _sorted(np.concatenate([part[:: -(-total // _SAMPLED_ROWS)] for part in parts]))
+        step = -(-total // _SAMPLED_ROWS)
+        some = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
         pieces = -(-total // _SORTED_ROWS)
         ends = np.zeros(2, _ROW)
         ends["score"] = np.inf, -np.inf
         marks = [ends[0], *some[[len(some) * k // pieces for k in range(1, pieces)]], ends[1]]
         for first, end in itertools.pairwise(marks):
-            yield _sorted(np.concatenate([part[_from(part, first) & ~_from(part, end)] for part in parts]))
+            chosen = [part[_from(part, first) & ~_from(part, end)] for part in self._parts(category)]
+            yield _sorted(np.concatenate(chosen))
+
+    def _parts(self, category: int) -> Iterator[NDArray[Any]]:
+        """All of them, some at a time, in the order they came in. Read, not mapped: mapped pages count as memory."""
+        if self._folder is not None and self._file(category).exists():
+            with self._file(category).open("rb") as file:
+                while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
+                    yield rows
+        yield np.concatenate([np.empty(0, _ROW), *self._waiting.get(category, [])])
 
     def _file(self, category: int) -> Path:
         assert self._folder is not None

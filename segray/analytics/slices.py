@@ -135,16 +135,28 @@ def instances(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Ex
     return table.sort_by([("image_key", "ascending"), ("instance", "ascending")])
 
 
-def groups(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each image, of a table that is sorted by key."""
-    keys = table.column("image_key").combine_chunks()
-    if not len(keys):
-        return
-    ends = pc.run_end_encode(keys).combine_chunks() if isinstance(keys, pa.ChunkedArray) else pc.run_end_encode(keys)
-    first = 0
-    for key, end in zip(ends.values.to_pylist(), ends.run_ends.to_pylist(), strict=True):
-        yield key, table.slice(first, end - first)
-        first = end
+class Groups(Mapping[str, pa.Table]):
+    """The rows of each image, of a table that is sorted by key; cut out of it as they are asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self.rows: Mapping[str, slice] = {}  # where an image's rows are
+        keys = table.column("image_key").combine_chunks()
+        if len(keys):
+            runs = pc.run_end_encode(keys)
+            runs = runs.combine_chunks() if isinstance(runs, pa.ChunkedArray) else runs
+            ends = runs.run_ends.to_pylist()
+            self.rows = dict(zip(runs.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True))
+
+    def __getitem__(self, key: str) -> pa.Table:
+        where = self.rows[key]
+        return self._table.slice(where.start, where.stop - where.start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def committed(shown: Snapshot) -> Snapshot:

@@ -29,7 +29,7 @@ from segray.storage import Store, shown
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20
 _LONGEST_WORD = 16  # characters of JSON that mean nothing before the last one is there
-_WRITTEN_ROWS = 50_000  # of all slices together, before they go to their files
+_WRITTEN_ROWS = 10_000  # of all slices together, before they go to their files
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,9 @@ class Sorted:
     def __init__(self, listed: Catalogue, parts: Sequence[Slice], store: Store, folder: Path) -> None:
         self.path, self._folder, self._parts = listed.path, folder, parts
         self.objects = 0
-        self._waiting: dict[int, list[tuple[int, Row]]] = {}
+        self._waiting: dict[int, list[str]] = {}
         self._count = 0
         numbers = np.zeros(len(listed.ids), np.uint16 if len(parts) < 1 << 16 else np.uint32)
-        kinds = {"images": 0, "annotations": 1}
         placed, early = False, False
         for section, row in elements(self.path, store, ("images", "annotations")):
             if row is None:
@@ -145,7 +144,7 @@ class Sorted:
                 placed = True
                 number = slices.number_of(parts, key_of(row, self.path))
                 numbers[np.searchsorted(listed.ids, row["id"])] = number
-                self._keep(number, kinds[section], row)
+                self._keep(number, row["id"], row)
             elif not placed:
                 early = True
             else:
@@ -156,16 +155,22 @@ class Sorted:
                     self._place(row, listed, numbers)
         self._flush()
 
-    def read(self, number: int) -> list[Image]:
-        """The images of one slice, whose file is gone then."""
-        images: dict[int, Row] = {}
-        annotations: dict[int, list[Row]] = {}
-        for kind, row in self._rows(number):
-            if kind == 0:
-                images[row["id"]] = row
-            else:
-                annotations.setdefault(row["image_id"], []).append(row)
-        return [image_of(row, annotations.get(each, []), self.path) for each, row in sorted(images.items())]
+    def holds(self, number: int) -> bool:
+        """Whether a slice has images that were not read yet."""
+        return self._path(number).exists()
+
+    def read(self, number: int) -> Iterator[Image]:
+        """The images of one slice, by rising id. Its file is gone then."""
+        path = self._path(number)
+        lines: dict[int, list[bytes]] = {}  # of an image, its own row first; read as late as can be: text is short
+        with path.open("rb") as file:
+            for line in file:
+                image, _, text = line.partition(b" ")
+                lines.setdefault(int(image), []).append(text)
+        path.unlink()
+        for _, texts in sorted(lines.items()):
+            row, *annotations = map(json.loads, texts)
+            yield image_of(row, annotations, self.path)
 
     def _place(self, row: Row, listed: Catalogue, numbers: NDArray[Any]) -> None:
         where = int(np.searchsorted(listed.ids, row["image_id"]))
@@ -180,28 +185,22 @@ class Sorted:
                 found=f"annotation {row.get('id')}, category {row['category_id']}",
             )  # fmt: skip
         self.objects += not row.get("iscrowd", 0)
-        self._keep(int(numbers[where]), 1, row)
+        self._keep(int(numbers[where]), int(listed.ids[where]), row)
 
-    def _keep(self, number: int, kind: int, row: Row) -> None:
-        self._waiting.setdefault(number, []).append((kind, row))
+    def _keep(self, number: int, image: int, row: Row) -> None:
+        self._waiting.setdefault(number, []).append(f"{image} {json.dumps(row)}\n")
         self._count += 1
         if self._count >= _WRITTEN_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        for number, rows in self._waiting.items():
-            with (self._folder / f"{number}.truth").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows) + "\n")
+        for number, lines in self._waiting.items():
+            with self._path(number).open("a", encoding="ascii") as file:
+                file.writelines(lines)
         self._waiting, self._count = {}, 0
 
-    def _rows(self, number: int) -> Iterator[tuple[int, Row]]:
-        path = self._folder / f"{number}.truth"
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield from json.loads(line)
-        path.unlink()
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.truth"
 
 
 # ---- one image ------------------------------------------------------------------------------------
