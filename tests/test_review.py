@@ -244,6 +244,50 @@ def test_corrections_that_change_nothing_find_no_error(root: str, tmp_path: Path
     assert (scores["segm"].ap, scores["bbox"].ap) == (pytest.approx(1), pytest.approx(1))
 
 
+@pytest.mark.parametrize("to", ["label-studio", "cvat", "coco"])
+def test_blind_tasks_show_no_labels_and_what_is_drawn_from_nothing_is_matched_by_its_mask(
+    root: str, tmp_path: Path, to: str
+) -> None:
+    selection, shown_tasks, tasks = (tmp_path / name for name in ("s.json", "shown", "blind"))
+    select(root, {"random": 13}, to=to, tasks=shown_tasks)
+    picked = select(root, {"random": 13}, out=selection, to=to, tasks=tasks, blind=True)
+    assert Selection.read(selection).blind
+    content, told = tasks.read_text(), shown_tasks.read_text()
+    for trace in ('predictions": [{', '"predictions":[{', "brushlabels", "<mask", "counts", "score"):
+        assert trace not in content
+    assert any(trace in told for trace in ("brushlabels", "<mask", "counts"))
+    assert content.count("coco_url" if to == "coco" else "<image " if to == "cvat" else "image_key") == 13
+
+    drawn = {  # Boxes a pixel beside those of the labels; then a tv in place of one bottle.
+        each.key: [
+            (c, box(3 if i == 0 else 31, 2, 20, [20, 12][i]) if i < 2 else counts)
+            for i, (c, _, counts) in enumerate(shown()[each.key.removeprefix("a b/é")].found)
+        ]
+        for each in picked.chosen
+    }
+    drawn[max(key for key in drawn if drawn[key])][2] = (72, box(0, 50, 9, 9))
+    rows = [{"id": i, "file_name": key, "height": SIZE_HW[0], "width": SIZE_HW[1]} for i, key in enumerate(drawn)]
+    annotations = [
+        {"id": 0, "image_id": i, "category_id": c, "segmentation": {"size": list(SIZE_HW), "counts": counts}}
+        for i, objects in enumerate(drawn.values())
+        for c, counts in objects
+    ]
+    categories = [{"id": c, "name": name} for c, name in NAMES.items()]
+    everything = {"images": rows, "annotations": annotations, "categories": categories}
+    (tmp_path / "drawn.json").write_text(json.dumps(everything))
+    found = review(root, selection, tmp_path / "drawn.json")
+    assert found.total is not None
+    hits = {name: {kind: each.hits for kind, each in errors.kinds.items() if each.hits}
+            for name, errors in found.classes.items()}  # fmt: skip
+    assert hits == {"stop sign": {}, "bottle": {"spurious": 1}, "tv": {"missed": 1}}
+    assert found.total.precision.hits == found.total.recall.hits == 35
+    assert not any("--blind" in note for note in found.notes)
+
+
+def test_a_review_of_labels_that_people_saw_says_so(drawn: Chosen, tmp_path: Path) -> None:
+    assert any("--blind" in note for note in reviewed(drawn, tmp_path).notes)
+
+
 def result_of(row: dict[str, Any], name: str, counts: str) -> dict[str, Any]:
     value = {"format": "rle", "rle": brush(row_runs(counts, SIZE_HW)).tolist(), "brushlabels": [name]}
     return {**row, "id": "new", "value": value}

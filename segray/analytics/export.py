@@ -38,7 +38,7 @@ class Choice:
     classes: names or slugs; none: all. min_score, min_area_px, max_area_px: of instances, ends included. statuses: of
     images; failed ones have no size and are never written. where: a condition in SQL on a row of `instances`, with the
     functions of segray.sql. with_instances: leave out images of which nothing is chosen. sample: so many images of
-    those, always the same ones, drawn evenly. keys: of images; None: all.
+    those, always the same ones, drawn evenly. keys: of images; None: all. bare: the images alone, without instances.
     """
 
     classes: Sequence[str] = ()
@@ -50,6 +50,7 @@ class Choice:
     with_instances: bool = False
     sample: int | None = None
     keys: frozenset[str] | None = field(default=None, repr=False)
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def export(
     with outputs.whole(out) as unfinished:
         if form.folder:
             unfinished.mkdir()
-        settings = Settings(unfinished, state.classes, tolerance_px, polygons, by_uri(store) if copies else None)
+        read = by_uri(store) if copies else None
+        settings = Settings(unfinished, state.classes, tolerance_px, polygons, read, bare=choice.bare)
         writer = form.open(settings)
         for picture in _pictures(state, choice):
             writer.add(picture if ids is None else replace(picture, id=ids.id_of(picture.key)))
@@ -146,7 +148,7 @@ def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
     for key, uri, size_hw, rows in _chosen(state, choice):
         if sampled is None or key in sampled:
             number += 1
-            yield Picture(number, key, uri, size_hw, rows.to_pylist() if rows is not None else [])
+            yield Picture(number, key, uri, size_hw, [] if rows is None or choice.bare else rows.to_pylist())
 
 
 def _sample(state: Snapshot, choice: Choice) -> set[str]:
@@ -182,7 +184,7 @@ def _chosen(
         by_key: Mapping[str, pa.Table] = {}
         if needs_rows:
             columns = _COLUMNS if not found.light or choice.where else ("class_id",)
-            by_key = dict(slices.groups(kept(slices.instances(state, part, columns, condition & those))))
+            by_key = slices.Groups(kept(slices.instances(state, part, columns, condition & those)))
         for row in images.to_pylist():
             rows = by_key.get(row["image_key"])
             if rows is not None or not choice.with_instances:

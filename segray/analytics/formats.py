@@ -81,7 +81,7 @@ class Loss:
 class Settings:
     """What a writer needs to know. out: the file or folder to write. classes: name by category id. tolerance_px: by how
     much polygons may leave the mask. polygons: in COCO files, polygons in place of run lengths. read: the bytes of an
-    image; None where images are not copied."""
+    image; None where images are not copied. bare: not a word of what the labels are, not even that there are none."""
 
     out: Path
     classes: Mapping[int, str]
@@ -89,6 +89,7 @@ class Settings:
     polygons: bool = False
     read: Callable[[str], bytes] | None = None
     loss: Loss = field(default_factory=Loss)
+    bare: bool = False
 
 
 class Writer(Protocol):
@@ -304,7 +305,7 @@ class LabelStudio:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._array = _Array(settings.out)
+        self._array, self._bare = _Array(settings.out), settings.bare
 
     def add(self, picture: Picture) -> None:
         height, width = picture.size_hw
@@ -327,12 +328,8 @@ class LabelStudio:
             for row in picture.rows
         ]
         score = float(np.mean([_score(row) for row in picture.rows])) if picture.rows else 0.0
-        self._array.add(
-            {
-                "data": {"image": picture.uri, "image_key": picture.key},
-                "predictions": [{"model_version": "segray", "score": score, "result": results}],
-            }
-        )
+        predictions = [] if self._bare else [{"model_version": "segray", "score": score, "result": results}]
+        self._array.add({"data": {"image": picture.uri, "image_key": picture.key}, "predictions": predictions})
 
     def close(self) -> None:
         self._array.close()

@@ -171,6 +171,8 @@ def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str
         notes.append("no image of a random sample was looked at, so errors cannot be told: select some with random=50")
     if left := len(picked.chosen) - len(found):
         notes.append(f"{left} chosen images are not done; if these are the hard ones, the labels are worse than told")
+    if sample and not picked.blind:
+        notes.append("people who start from labels leave mistakes in them; `segray select --blind` shows them none")
     if picked.failed:
         notes.append(f"{picked.failed} images of the label set failed and are no part of this")
     return notes
@@ -186,7 +188,7 @@ def _pairs(
     labels: dict[str, pa.Table] = {}
     for part, keys in slices.holding(slices.cut(state), sample):
         chosen = slices.of_images(keys) & (pc.field("score") >= min_score)
-        labels |= dict(slices.groups(slices.instances(state, part, ["class_id", "score", "rle"], chosen)))
+        labels |= slices.Groups(slices.instances(state, part, ["class_id", "score", "rle"], chosen))
     return [(key, found[key], labels.get(key)) for key in sample]
 
 

@@ -59,7 +59,8 @@ class Selection:
     batch: of the label set, so that the same labels can be read again. take: images asked for by criterion; taken:
     those found. images, instances: the population, which the random ones are a sample of: images that are ok or empty,
     and their instances of min_score and more. failed: images that are in neither. chosen: in the order of their keys.
-    fingerprint: of the model that made the labels; "" in selections that do not say it.
+    fingerprint: of the model that made the labels; "" in selections that do not say it. blind: people shall see none of
+    the labels.
     """
 
     root: str
@@ -75,6 +76,7 @@ class Selection:
     against: str | None
     chosen: Sequence[Chosen] = field(repr=False)
     fingerprint: str = ""
+    blind: bool = False
 
     @property
     def sample(self) -> frozenset[str]:
@@ -112,6 +114,7 @@ def select(
     threshold: float = 0.5,
     min_score: float = 0.0,
     seed: int = 0,
+    blind: bool = False,
     version: int | None = None,
     as_of: datetime | None = None,
     **storage_options: Any,
@@ -122,7 +125,8 @@ def select(
     ones are drawn from all images, whatever the others choose. out: a JSON file to write. to, tasks: a format of
     formats.FORMATS and where to write the chosen images with their labels. against: the label set to disagree with.
     threshold: where scores are uncertain. min_score: of labels that count and that are exported; uncertain ones may
-    have less. seed: another one draws another random sample. version, as_of: an earlier state.
+    have less. seed: another one draws another random sample. blind: `tasks` are the images alone, so that people draw
+    from nothing and leave no mistake because it was there. version, as_of: an earlier state.
 
     - uncertain: most scores within MARGIN of the threshold, the nearer the more.
     - disagree: most instances that the other label set lacks, has besides, calls otherwise or moves, as `diff` counts.
@@ -163,14 +167,14 @@ def select(
     taken = {name: len(reasons.get(name, {})) for name in take}
     selection = Selection(
         state.root, state.batch, dict(take), taken, found.images, found.instances, found.failed, min_score, threshold,
-        seed, against, chosen, state.fingerprint,
+        seed, against, chosen, state.fingerprint, blind,
     )  # fmt: skip
     if not chosen:
         raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), do="add random")
     _check_names(chosen)
     if to is not None and tasks is not None:
         keys = frozenset(each.key for each in chosen)
-        choice = Choice(min_score=min_score, keys=keys)
+        choice = Choice(min_score=min_score, keys=keys, bare=blind)
         export(state.root, to, tasks, choice, version=state.batch, **storage_options)
     if out is not None:
         selection.write(out)
