@@ -145,7 +145,9 @@ class Writer:
         sink, bounds = io.BytesIO(), _Bounds()
         with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
             for rows in groups:
-                writer.write_table(rows.cast(arrow))
+                # The writer takes each piece of each column by itself, and rare classes come in many small ones.
+                rows = rows.combine_chunks()
+                writer.write_table(rows)
                 bounds.add(rows)
         data = sink.getvalue()
         return DataFile(path, len(data), bounds.rows, partition, bounds.stats()), data

@@ -28,7 +28,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import segray
@@ -348,10 +347,8 @@ def writable(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Ma
 
 def stage(store: Store, staged: str, task: Task, outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> str:
     """Write the outcomes as one staged file under a name unique to this attempt; returns the name."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(_table(outcomes, labels, datetime.now(UTC)), sink, **schema.STAGED_WRITE)
     name = staged_name(task)
-    store.put(join(staged, name), sink.getvalue().to_pybytes())
+    store.put(join(staged, name), schema.staged_bytes(_table(outcomes, labels, datetime.now(UTC))))
     return name
 
 

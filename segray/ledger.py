@@ -161,12 +161,12 @@ def unfinished(store: Store, root: str) -> Run | None:
 
 # ---- staged files ---------------------------------------------------------------------------------
 
-_STAGED = re.compile(r"u(\d+)\.(\d+)-(\d+)\.a(\d+)\.[0-9a-f]+\.parquet")
+_STAGED = re.compile(r"u(\d+)\.(\d+)-(\d+)\.a(\d+)\.[0-9a-f]+\.arrow")
 
 
 def staged_name(task: Task) -> str:
     """A name for a finished task's file, unique to this attempt."""
-    return f"u{task.unit:08d}.{task.start:06d}-{task.stop:06d}.a{task.attempt}.{secrets.token_hex(6)}.parquet"
+    return f"u{task.unit:08d}.{task.start:06d}-{task.stop:06d}.a{task.attempt}.{secrets.token_hex(6)}.arrow"
 
 
 def staged_task(name: str) -> Task | None:

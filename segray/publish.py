@@ -53,7 +53,7 @@ from segray.storage import StorageOptions, Store, abreast, join
 from segray.tables import APP_ID, COMMIT_ORDER, open_table, table_uri
 
 _RECORD_KEY = "segray_record"
-_READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 32 * 2**20
+_READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
 _REST = "-rest"  # in the names of files that hold what is left of replaced ones
 
 
@@ -411,9 +411,7 @@ def _staged(store: Store, run: Run, names: Sequence[str]) -> Iterator[pa.RecordB
     with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="staged") as pool:
         for first in range(0, len(names), _READ_AT_ONCE):
             uris = [join(run.staged, name) for name in names[first : first + _READ_AT_ONCE]]
-            waiting += [
-                pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False) for data in pool.map(store.read, uris)
-            ]
+            waiting += [schema.staged_rows(data) for data in pool.map(store.read, uris)]
             if first + _READ_AT_ONCE < len(names) and sum(table.nbytes for table in waiting) < _MERGED_AT_ONCE_BYTES:
                 continue
             rows, waiting = _by_key(pa.concat_tables(waiting)), []
@@ -438,19 +436,22 @@ def _images(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
 
 
 def _instances(rows: pa.RecordBatch, number: int) -> Iterator[pa.Table]:
-    """The instances within the rows, class by class; those of a class keep their order."""
+    """The instances within the rows, class by class, as slices of one table; those of a class keep their order."""
     lists = rows.column("instances")
     found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
-    image = pc.list_parent_indices(lists).to_numpy()
     classes = found["class_name"].dictionary_encode()
-    codes = classes.indices.to_numpy()
-    ends = np.cumsum(np.bincount(codes, minlength=len(classes.dictionary)))
-    for chosen in np.split(np.argsort(codes, kind="stable"), ends[:-1]):
-        columns = {name: column.take(pa.array(chosen)) for name, column in found.items()}
-        for name in ("image_id", "image_key", "height", "width"):
-            columns[name] = rows.column(name).take(pa.array(image[chosen]))
-        columns["batch"] = pa.array(np.full(len(chosen), number, np.int32))
-        yield pa.table({name: columns[name] for name in schema.INSTANCES.names}).cast(schema.INSTANCES)
+    # Of so few bits as numpy sorts by radix.
+    codes = classes.indices.to_numpy().astype(np.min_scalar_type(len(classes.dictionary)))
+    order = np.argsort(codes, kind="stable")
+    image = pa.array(pc.list_parent_indices(lists).to_numpy()[order])
+    columns = {name: column.take(pa.array(order)) for name, column in found.items()}
+    columns |= {name: rows.column(name).take(image) for name in ("image_id", "image_key", "height", "width")}
+    columns["batch"] = pa.array(np.full(len(order), number, np.int32))
+    sorted_rows = pa.Table.from_arrays([columns[name] for name in schema.INSTANCES.names], schema=schema.INSTANCES)
+    first = 0
+    for count in np.bincount(codes, minlength=len(classes.dictionary)).tolist():
+        yield sorted_rows.slice(first, count)
+        first += count
 
 
 # ---- replacing changed images ---------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import segray
 from segray import ledger, publish, rle, schema
@@ -48,10 +47,8 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
     publish.create_tables(run.root, options)
     ledger.claim(store, run.root, Identity("made", {}, tuple((i, name, slug(name)) for i, name in names.items())))
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.STAGED), sink, **schema.STAGED_WRITE)
     name = ledger.staged_name(Task(0, 0, len(rows)))
-    store.put(join(run.staged, name), sink.getvalue().to_pybytes())
+    store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
     number = publish.batch_numbers(run.root, options)[0] + 1
     batch = publish.merge(run, number, publish.Inputs((name,), {"run_id": run.id}, 1000), options)
     publish.commit(batch, run, options, store)

@@ -76,7 +76,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: 
     process = start("label", disturbed)
     staged = tmp_path / "b" / "_segray" / "runs"
     deadline = time.monotonic() + 120
-    while len(list(staged.glob("*/staged/*.parquet"))) < 3:
+    while len(list(staged.glob("*/staged/*.arrow"))) < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
@@ -92,7 +92,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path: Path, scenes: Path) -
     config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=4)
     process = start("label", config)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "labels" / "_segray" / "runs").glob("*/staged/*.parquet")):
+    while not list((tmp_path / "labels" / "_segray" / "runs").glob("*/staged/*.arrow")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)

@@ -62,7 +62,7 @@ def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, st
         env=head, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(root.glob("_segray/runs/*/staged/*.parquet")):
+    while not list(root.glob("_segray/runs/*/staged/*.arrow")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     subprocess.run([RAY, "job", "stop", name], env=head, check=True, capture_output=True, timeout=120)

@@ -41,7 +41,8 @@ def test_a_staged_name_tells_its_task_and_no_two_are_alike() -> None:
     task = Task(7, 0, 64, 2)
     assert ledger.staged_task(ledger.staged_name(task)) == task
     assert ledger.staged_name(task) != ledger.staged_name(task)
-    assert ledger.staged_task("something.parquet") is None
+    assert ledger.staged_task("something.arrow") is None
+    assert ledger.staged_task(ledger.staged_name(task).replace(".arrow", ".parquet")) is None, "as they once were"
 
 
 def test_of_overlapping_staged_files_each_image_is_taken_once() -> None:

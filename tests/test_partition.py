@@ -73,7 +73,7 @@ def wait(condition: Callable[[], object], driver: Driver | None = None, within_s
 
 
 def staged(root: Path) -> list[str]:
-    return [path.name for path in root.glob("_segray/runs/*/staged/*.parquet")]
+    return [path.name for path in root.glob("_segray/runs/*/staged/*.arrow")]
 
 
 def most_often(root: Path) -> int:

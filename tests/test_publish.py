@@ -41,10 +41,8 @@ def row(key: str, class_ids: Sequence[int], version: str = "1") -> dict[str, Any
 
 
 def staged(run: Run, unit: int, rows: list[dict[str, Any]]) -> str:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.STAGED), sink, **schema.STAGED_WRITE)
     name = staged_name(Task(unit, 0, len(rows)))
-    Store().put(join(run.staged, name), sink.getvalue().to_pybytes())
+    Store().put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
     return name
 
 

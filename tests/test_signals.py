@@ -68,7 +68,7 @@ def nothing_runs(mark: dict[str, str], within_s: float = 20) -> bool:
 
 
 def staged(root: Path) -> list[Path]:
-    return list(root.glob("_segray/runs/*/staged/*.parquet"))
+    return list(root.glob("_segray/runs/*/staged/*.arrow"))
 
 
 def data_files(root: Path) -> list[Path]:

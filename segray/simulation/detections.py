@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segray import rle, schema
@@ -134,10 +133,8 @@ class Stager:
     def stage(self, store: Store, staged: str, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
         """As label.stage, for images that were never read."""
         counts = self._rng.poisson(self._per_image, len(refs))
-        sink = pa.BufferOutputStream()
-        pq.write_table(self._table(task, refs, counts), sink, **schema.STAGED_WRITE)
         name = staged_name(task)
-        store.put(join(staged, name), sink.getvalue().to_pybytes())
+        store.put(join(staged, name), schema.staged_bytes(self._table(task, refs, counts)))
         empty = int((counts == 0).sum())
         return UnitReport(task, name, len(refs) - empty, empty, 0, int(counts.sum()))
 
