@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import properties
 import pytest
 import swift_server
 import web as web_server
+from hypothesis import settings
 from swift_server import Swift
 from web import Web
 
 # The files that take longest, in minutes, first: who begins last decides when all have ended.
 LONGEST = ("crash_model", "kills", "world_faults", "job", "end_to_end", "wrapped", "poison", "signals", "partition",
            "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "not full" in config.option.markexpr:
+        settings.load_profile(properties.FAST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +44,12 @@ def swift_env(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Swift:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", swift.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", swift.secret)
     return swift
+
+
+@pytest.fixture(scope="session")
+def raws(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the golden files' raw outputs are kept that a test had made."""
+    return tmp_path_factory.mktemp("raws")
 
 
 @pytest.fixture(scope="module")

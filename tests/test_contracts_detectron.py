@@ -85,8 +85,8 @@ def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
 
 @needs_reference
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
-def test_decode_gives_what_the_reference_gives(tmp_path: Path, size: str) -> None:
-    outputs = frames.raw(tmp_path, 7, "security")
+def test_decode_gives_what_the_reference_gives(raws: Path, size: str) -> None:
+    outputs = frames.raw(raws, 7, "security")
     width, height = map(int, size.split("x"))
     for name in RAW:
         found = segray.decode(name, outputs, (height, width))
@@ -96,8 +96,8 @@ def test_decode_gives_what_the_reference_gives(tmp_path: Path, size: str) -> Non
 @needs_reference
 @pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
-def test_other_seeds_and_sizes(tmp_path: Path, seed: int, size_hw: tuple[int, int]) -> None:
-    assert_as_oracle(frames.raw(tmp_path, seed, "security"), size_hw)
+def test_other_seeds_and_sizes(raws: Path, seed: int, size_hw: tuple[int, int]) -> None:
+    assert_as_oracle(frames.raw(raws, seed, "security"), size_hw)
 
 
 @pytest.mark.parametrize("name", OWN)

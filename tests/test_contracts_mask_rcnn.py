@@ -74,8 +74,8 @@ def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
 @needs_reference
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
 @pytest.mark.parametrize("side", [15, 33])
-def test_decode_gives_what_the_reference_gives(tmp_path: Path, side: int, size: str) -> None:
-    outputs = frames.raw(tmp_path, 7, f"mask_rcnn_reshape_{side}")
+def test_decode_gives_what_the_reference_gives(raws: Path, side: int, size: str) -> None:
+    outputs = frames.raw(raws, 7, f"mask_rcnn_reshape_{side}")
     width, height = map(int, size.split("x"))
     for name in NAMES:
         found = segray.decode(name, outputs, (height, width))
@@ -86,8 +86,8 @@ def test_decode_gives_what_the_reference_gives(tmp_path: Path, side: int, size: 
 @pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
 @pytest.mark.parametrize("side", [15, 33])
-def test_other_seeds_and_sizes(tmp_path: Path, seed: int, size_hw: tuple[int, int], side: int) -> None:
-    assert_as_oracle(frames.raw(tmp_path, seed, f"mask_rcnn_reshape_{side}"), size_hw)
+def test_other_seeds_and_sizes(raws: Path, seed: int, size_hw: tuple[int, int], side: int) -> None:
+    assert_as_oracle(frames.raw(raws, seed, f"mask_rcnn_reshape_{side}"), size_hw)
 
 
 # ---- the contract, case by case -------------------------------------------------------------------

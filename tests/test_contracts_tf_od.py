@@ -80,8 +80,8 @@ def test_decode_is_the_whole_frame_path_at_twelve_megapixels(paste: str) -> None
 
 @needs_reference
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
-def test_decode_gives_what_the_references_give(tmp_path: Path, size: str) -> None:
-    outputs = frames.raw(tmp_path, 7, "tf_od")
+def test_decode_gives_what_the_references_give(raws: Path, size: str) -> None:
+    outputs = frames.raw(raws, 7, "tf_od")
     width, height = map(int, size.split("x"))
     for name in TILED:
         frames.assert_as_golden(segray.decode(name, outputs, (height, width)), f"tf_od_{size}")
@@ -92,8 +92,8 @@ def test_decode_gives_what_the_references_give(tmp_path: Path, size: str) -> Non
 @pytest.mark.full
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
-def test_other_seeds_and_sizes(tmp_path: Path, seed: int, size_hw: tuple[int, int], paste: str) -> None:
-    assert_as_oracle(frames.raw(tmp_path, seed, "tf_od"), size_hw, paste)
+def test_other_seeds_and_sizes(raws: Path, seed: int, size_hw: tuple[int, int], paste: str) -> None:
+    assert_as_oracle(frames.raw(raws, seed, "tf_od"), size_hw, paste)
 
 
 # ---- the contract, case by case -------------------------------------------------------------------

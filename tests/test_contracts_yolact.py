@@ -130,6 +130,7 @@ def test_decode_is_the_whole_image_path(seed: int, size_hw: tuple[int, int]) -> 
     assert_as_oracle(made(seed), size_hw)
 
 
+@pytest.mark.full
 def test_decode_is_the_whole_image_path_at_twelve_megapixels() -> None:
     assert_as_oracle(made(4, things=20), (3024, 4032))
 

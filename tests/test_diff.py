@@ -172,6 +172,7 @@ def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     assert json.loads(capsys.readouterr().out)["failed_gates"] == ["lost>2%"]
 
 
+@pytest.mark.full
 def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

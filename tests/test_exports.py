@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import segray
 
 
@@ -16,6 +18,7 @@ def test_nothing_public_goes_unlisted() -> None:
     assert {name for name in ours if not name.startswith("_")} <= set(segray.__all__)
 
 
+@pytest.mark.full
 def test_no_submodule_takes_a_public_functions_name() -> None:
     code = "import segray, segray.cli, segray.run; print(callable(segray.scan), callable(segray.images))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

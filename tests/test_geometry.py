@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from properties import tried
 
 from segray import geometry, rle
 
@@ -113,7 +114,7 @@ def edge_counts(grid: np.ndarray, size_hw: tuple[int, int]) -> str:
     st.tuples(st.integers(1, 200), st.integers(1, 200)),
     st.sampled_from(["noise", "steps", "ones", "halves"]),
 )
-@settings(max_examples=200, deadline=None)
+@tried(200)
 def test_edges_are_those_of_the_resized_mask(
     seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int], kind: str
 ) -> None:
@@ -135,7 +136,7 @@ def between(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray
     st.tuples(st.integers(1, 100), st.integers(1, 100)),
     st.sampled_from([2**-24, 1e-3, 1, 3, 1e6]),
 )
-@settings(max_examples=200, deadline=None)
+@tried(200)
 def test_edges_are_those_of_the_same_arithmetic_on_every_pixel(
     seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int], spread: float
 ) -> None:

@@ -16,6 +16,8 @@ from segray.label import build
 from segray.storage import join
 from segray.workers import InProcess
 
+pytestmark = pytest.mark.full
+
 NAMES = (
     "a b.jpg",
     "a%20b.jpg",
@@ -69,7 +71,6 @@ def test_files_of_any_name_are_labelled_under_that_name(tmp_path: Path) -> None:
     assert label(str(tmp_path / "photos"), root).tally.images == 0
 
 
-@pytest.mark.full
 def test_keys_of_any_name_are_labelled_under_that_name(swift_env: Swift) -> None:
     bucket, client = swift_env.bucket(), swift_env.client()
     wanted = {key: 20 + i for i, key in enumerate((*NAMES, *KEYS_ONLY))}
@@ -101,7 +102,6 @@ def test_a_manifest_as_people_write_them(tmp_path: Path, start: bytes, end: str)
         assert (rows[key]["status"], rows[key]["stage"]) == ("failed", "read")
 
 
-@pytest.mark.full
 def test_objects_that_are_gone_by_the_time_they_are_read_are_failed_rows(swift_env: Swift) -> None:
     bucket, client = swift_env.bucket(), swift_env.client()
     client.put_object(Bucket=bucket, Key="there.jpg", Body=picture(20))

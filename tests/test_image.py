@@ -29,11 +29,12 @@ from hostile import (
     stored_for,
     with_broken_exif,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutants import mutant
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
+from properties import tried
 
 from segray.errors import ImageError
 from segray.image import Header, Limits, admit, decode, load, probe
@@ -264,6 +265,7 @@ print(len(files))
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets an address space limit")
 def test_bombs_allocate_nothing(request: pytest.FixtureRequest) -> None:
     command = [sys.executable, "-c", _UNDER_A_CEILING, str(request.path.parent)]
@@ -313,13 +315,13 @@ def decode_or_refuse(data: bytes) -> None:
 MAGICS = (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0+", b"RIFF\0\0\0\0WEBPVP8 ")
 
 
-@settings(max_examples=300, deadline=None)
+@tried(300)
 @given(st.sampled_from(MAGICS), st.binary(max_size=400))
 def test_random_bytes_are_refused_or_decoded(magic: bytes, noise: bytes) -> None:
     decode_or_refuse(magic + noise)
 
 
-@settings(max_examples=600, deadline=None)
+@tried(600)
 @given(
     st.sampled_from(WHOLE),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
@@ -339,13 +341,13 @@ def test_damaged_files_are_refused_or_decoded(
     decode_or_refuse(bytes(damaged[:first] + insert + damaged[last:]))
 
 
-@settings(max_examples=400, deadline=None)
+@tried(400)
 @given(st.sampled_from(WHOLE), st.integers(0, 2**32))
 def test_files_put_together_wrongly_are_refused_or_decoded(data: bytes, seed: int) -> None:
     decode_or_refuse(mutant(data, random.Random(seed)))
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(st.binary(max_size=120), st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b""]))
 def test_any_exif_is_harmless(noise: bytes, head: bytes) -> None:
     body = b"Exif\0\0" + head + noise
@@ -354,6 +356,7 @@ def test_any_exif_is_harmless(noise: bytes, head: bytes) -> None:
     assert decoded.orientation in ORIENTATIONS
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("orientation", "size_hw"), [(1, (1203, 1604)), (6, (1604, 1203))])
 def test_where_less_will_do_a_jpeg_is_decoded_smaller_and_tells_its_full_size(
     orientation: int, size_hw: tuple[int, int]

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import shapes
 from numpy.typing import NDArray
@@ -80,7 +79,7 @@ def test_a_slice_becomes_one_file_with_a_row_for_every_image_in_order(tmp_path: 
     report = labeller(tmp_path / "staged").label(task, refs)
     assert (report.ok, report.empty, report.failed, report.instances) == (2, 1, 2, 2)
     assert staged_task(report.staged) == task
-    table = pq.read_table(tmp_path / "staged" / report.staged)
+    table = schema.staged_rows((tmp_path / "staged" / report.staged).read_bytes())
     assert table.schema.remove_metadata().equals(schema.STAGED)
     rows = table.to_pylist()
     assert [(r["image_key"], r["status"], r["stage"]) for r in rows] == [
@@ -122,7 +121,7 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
     )  # fmt: skip
     done = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))])
     worker.close()
-    (row,) = pq.read_table(tmp_path / done.staged).to_pylist()
+    (row,) = schema.staged_rows((tmp_path / done.staged).read_bytes()).to_pylist()
     (thing,) = row["instances"]
     assert (row["width"], row["height"], thing["area"]) == (200, 150, 14_000)
     assert (rle.decode(thing["rle"], (150, 200)) == (picture[..., 0] > 100)).all()
@@ -132,7 +131,7 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
 def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
     (tmp_path / "big.png").write_bytes(b"\x89PNG" + bytes(200_000))
     report = labeller(tmp_path).label(Task(0, 0, 1), [ImageRef("big.png", str(tmp_path / "big.png"))])
-    row = pq.read_table(tmp_path / report.staged).to_pylist()[0]
+    row = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()[0]
     assert row["status"] == "failed"
     assert "100000" in row["message"] or "100_000" in row["message"] or "max_bytes" in row["message"]
 
@@ -145,7 +144,7 @@ def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
 
     refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((1, 7, 2))]
     report = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs)
-    rows = pq.read_table(tmp_path / report.staged).to_pylist()
+    rows = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
     assert (rows[1]["stage"], rows[1]["error"]) == ("infer", "RuntimeError")
 
@@ -228,7 +227,7 @@ def test_rows_that_the_table_cannot_hold_are_dropped_and_counted() -> None:
 def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> None:
     ref = ImageRef("a.png", "/a.png", "1", 5)
     report = stage_failure(Store(), str(tmp_path), Task(0, 3, 4, 3), ref, Failure("process", "WorkerLost", "killed"))
-    (row,) = pq.read_table(tmp_path / report.staged).to_pylist()
+    (row,) = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert (row["status"], row["stage"], row["attempts"], row["instances"]) == ("failed", "process", 3, [])
     assert report.failed == 1
 

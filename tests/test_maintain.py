@@ -157,6 +157,7 @@ def test_replaced_files_stay_for_the_grace_time_and_a_reader_of_an_old_snapshot_
     assert clean(small)
 
 
+@pytest.mark.full
 def test_labelling_goes_on_after_compaction_and_replaces_images_in_compacted_files(small: Run) -> None:
     tidy(small)
     publish.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
@@ -241,6 +242,7 @@ STEPS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
@@ -311,6 +313,7 @@ def test_images_compacted_between_the_two_commits_of_a_batch_are_still_replaced(
     assert clean(small)
 
 
+@pytest.mark.full
 def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_whole(small: Run) -> None:
     batch = merged(small, 5, [good("1-a.jpg", [44], version="2")])
     tidy(small, grace_hours=24)
@@ -365,6 +368,7 @@ def test_an_image_replaced_during_compaction_stays_replaced(small: Run, monkeypa
     assert clean(small)
 
 
+@pytest.mark.full
 def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         number = publish.batch_numbers(small.root, OPTIONS)[0] + 1

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import tried
 from pycocotools import mask as coco_mask
 
 from segray import rle
@@ -65,7 +66,7 @@ def check_against_pycocotools(seed: int, count: int) -> None:
 
 
 def test_bytes_are_those_of_pycocotools() -> None:
-    check_against_pycocotools(0, 5_000)
+    check_against_pycocotools(0, 1_000)
 
 
 @pytest.mark.full
@@ -111,7 +112,7 @@ def test_images_without_pixels(size_hw: tuple[int, int]) -> None:
 
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=60), st.integers(1, 30))
-@settings(max_examples=300, deadline=None)
+@tried(300)
 def test_any_edges_round_trip(gaps: list[int], height: int) -> None:
     edges = np.cumsum(gaps)[np.diff(np.cumsum(gaps), prepend=-1) > 0]
     width = -(-int(edges[-1] + 1) // height)
@@ -124,7 +125,7 @@ def test_any_edges_round_trip(gaps: list[int], height: int) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=130), max_size=40), st.integers(0, 9), st.integers(0, 9))
-@settings(max_examples=500, deadline=None)
+@tried(500)
 def test_any_text_is_a_mask_or_a_value_error(text: str, height: int, width: int) -> None:
     (pixels,) = rle.pixels([text], np.array([[height, width]]))
     try:
@@ -188,6 +189,7 @@ def test_iou() -> None:
     assert rle.iou(a, [], (9, 7)).shape == (2, 0)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not REAL.exists(), reason=f"no {REAL}")
 def test_real_masks_keep_their_bytes() -> None:
     with gzip.open(REAL) as file:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 
 from segray.instances import Progress, Task
 from segray.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Release, Retire, Scheduler
@@ -372,7 +373,7 @@ def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
     assert scheduler.tick(51) == []
 
 
-@settings(max_examples=300, deadline=None)
+@tried(300)
 @given(
     units=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     poison_share=st.sampled_from([0.0, 0.05, 0.3]),
@@ -447,7 +448,7 @@ def test_who_waits_for_a_quicker_worker_does_so_no_longer_when_that_one_hangs() 
     assert only_task(scheduler.tick(200)).unit == 4
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(
     units=st.lists(st.integers(1, 300), min_size=1, max_size=12),
     speeds=st.lists(st.sampled_from([0.3, 1.0, 10.0, 200.0]), min_size=1, max_size=6),

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapes
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import tried
 from shapes import SHAPES, Shaped, add
 
 from segray import config, plan, sources, storage
@@ -426,7 +427,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
     return Archives({kind: (path, path.read_bytes()) for kind, path in holders.items() if path is not None})
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60)
 @example("hugging_face", [(197, 128)], 0)  # a path that is no text
 @example("hugging_face", [(764, 128)], 0)  # a name of a column that is none
 @given(

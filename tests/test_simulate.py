@@ -25,12 +25,14 @@ def test_sixteen_workers_are_busy_and_end_together() -> None:
     assert outcome.tail_idle < 0.05
 
 
+@pytest.mark.full
 def test_a_pool_ten_times_slower_costs_the_other_nothing() -> None:
     outcome = simulated(10_000, Pool(8), Pool(8, SLOW))
     assert outcome.makespan_s <= 1.1 * outcome.ideal_s
     assert outcome.tail_idle < 0.05
 
 
+@pytest.mark.full
 def test_one_fast_worker_among_slow_ones() -> None:
     outcome = simulated(5_000, Pool(1), Pool(15, SLOW))
     assert outcome.makespan_s <= 1.1 * outcome.ideal_s

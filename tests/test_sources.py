@@ -13,8 +13,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 from swift_server import Swift
 
 from segray import sources
@@ -282,7 +283,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None)
+@tried(250)
 @given(
     st.sampled_from(["txt", "csv"]),
     st.sampled_from([b"", b"\xef\xbb\xbf", b"uri\n", b"uri,key,version\r\n"]),
@@ -307,7 +308,7 @@ COLUMNS = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@tried(150)
 @given(
     st.lists(st.tuples(st.sampled_from(["uri", "key", "version", "uri.x", ""]), st.sampled_from(COLUMNS)), max_size=3),
     st.integers(0, 4),
@@ -333,7 +334,8 @@ def test_any_parquet_gives_references_or_is_refused(
     refs_or_refusal(folder, "parquet", bytes(data[: int(length * len(data))] if cut else data))
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.full
+@tried(60)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 1)), max_size=40), st.sampled_from([1, 700, 2500]))
 def test_what_was_seen_is_known_however_much_it_is(repeats: list[tuple[int, int]], many: int) -> None:
     seen, known = manifest._Seen(), {}

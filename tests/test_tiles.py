@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import tried
 
 from segray import rle
 from segray.instances import Instances
@@ -58,7 +59,7 @@ def test_windows_cover_the_image_and_stay_in_it(
     assert not whole or found[-1] == Window(0, 0, size_hw[1], size_hw[0])
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60)
 @given(st.integers(0, 2**32 - 1))
 def test_a_mask_is_placed_pixel_by_pixel(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -51,10 +51,9 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
 
 def publish_rows(run: Run, rows: list[dict[str, Any]], options: StorageOptions = OPTIONS) -> None:
     """Commit the rows as the next batch, whatever they say."""
-    sink, store = pa.BufferOutputStream(), Store(options)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.STAGED), sink, **schema.STAGED_WRITE)
+    store = Store(options)
     name, number = staged_name(Task(0, 0, len(rows))), publish.batch_numbers(run.root, options)[0] + 1
-    store.put(join(run.staged, name), sink.getvalue().to_pybytes())
+    store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
     batch = publish.merge(run, number, publish.Inputs((name,), {"run_id": run.id}, 1000), options)
     publish.commit(batch, run, options, store)
 

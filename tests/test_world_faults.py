@@ -309,6 +309,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on(
     check_whole(settings.output.root, "")
 
 
+@pytest.mark.full
 def test_a_file_that_may_not_grow_is_never_seen_in_part(tmp_path: Path) -> None:
     script = (
         "import signal, sys\n"

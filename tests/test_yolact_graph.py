@@ -78,6 +78,7 @@ def test_names_follow_the_original_repository() -> None:
     assert shapes["prediction_layers.0.conf_layer.weight"] == (243, 256, 3, 3)
 
 
+@pytest.mark.full
 def test_random_weights_are_reproducible_and_complete() -> None:
     weights = yolact_graph.random_weights(5)
     assert {name: array.shape for name, array in weights.items()} == yolact_graph.shapes()
