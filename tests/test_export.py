@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from segray import rle
 from segray.analytics import polygons
 from segray.analytics.export import Choice, export
-from segray.analytics.formats import FORMATS, brush, row_runs
+from segray.analytics.formats import FORMATS, Picture, Settings, brush, row_runs
 from segray.analytics_cli import describe_export
 from segray.errors import LabelSetError, UserError
 from segray.publish import create_tables
@@ -243,6 +243,25 @@ def test_fiftyone_finds_images_where_they_are(root: str, tmp_path: Path) -> None
     assert set(data) == {row["file_name"] for row in read.dataset["images"]}
     export(root, "fiftyone", tmp_path / "whole", copy_images=True)
     assert (tmp_path / "whole/data/a/1.jpg").read_bytes() == b"an image"
+
+
+def test_fiftyone_cuts_masks_off_at_boxes_that_hold_them_whole(tmp_path: Path) -> None:
+    """Cut and put back as FiftyOne 1.22 does: cut at rounded corners, divided by the size, multiplied, truncated."""
+    size_hw, mask = (480, 640), np.zeros((480, 640), np.bool_)
+    mask[123:139, 1:42] = True  # 480 * (123 / 480) is a little less than 123, 640 * (1 / 640 + 41 / 640) than 42.
+    box = {"bbox_x": 5.4, "bbox_y": 125.6, "bbox_w": 30.0, "bbox_h": 9.0}  # the model's, smaller
+    row = {"class_id": 13, "score": 0.9, "area": int(mask.sum()), "rle": rle.encode(mask), **box}
+    writer = FORMATS["fiftyone"].open(Settings(tmp_path, CLASSES))
+    writer.add(Picture(1, "a.jpg", "/a.jpg", size_hw, [row]))
+    writer.close()
+    (given,) = json.loads((tmp_path / "labels.json").read_text())["annotations"]
+    x, y, w, h = given["bbox"]
+    cut = mask[round(y) : round(y + h), round(x) : round(x + w)]
+    assert cut.sum() == mask.sum()
+    left, right = (int(640 * part) for part in (x / 640, x / 640 + w / 640))
+    top, bottom = (int(480 * part) for part in (y / 480, y / 480 + h / 480))
+    assert (bottom - top, right - left) == cut.shape
+    assert (mask[top:bottom, left:right] == cut).all()
 
 
 @pytest.mark.parametrize(

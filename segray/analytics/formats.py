@@ -26,6 +26,7 @@ from segray.instances import image_id
 from segray.sources import IMAGE_EXTENSIONS
 
 Row = dict[str, Any]
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
 
 
@@ -199,7 +200,10 @@ class Coco:
 
 
 class FiftyOne:
-    """FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json that says where the images are."""
+    """FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json that says where the images are.
+
+    Boxes are those of the masks, not the model's: FiftyOne cuts a mask off at its box.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -209,7 +213,7 @@ class FiftyOne:
 
     def add(self, picture: Picture) -> None:
         picture = _copied(picture, self._settings, "data")
-        self._coco.add(picture)
+        self._coco.add(replace(picture, rows=[_boxed_by_mask(row, picture.size_hw) for row in picture.rows]))
         if self._data is not None:
             self._data.write("{" if self._first else ",")
             self._data.write(f"\n{json.dumps(str(picture.file))}: {json.dumps(picture.uri)}")
@@ -220,6 +224,13 @@ class FiftyOne:
         if self._data is not None:
             self._data.write("{}" if self._first else "\n}\n")
             self._data.close()
+
+
+def _boxed_by_mask(row: Row, size_hw: tuple[int, int]) -> Row:
+    """The row with the box of its mask. FiftyOne divides it by the image's size and later multiplies and cuts off what
+    is behind the point, so that 455 becomes 454.99... and 454; a thousandth of a pixel keeps it from that."""
+    x, y, w, h = rle.bbox(row["rle"], size_hw).tolist()
+    return {**row, **dict(zip(_BOX, (x + 2**-10, y + 2**-10, w, h), strict=True))}
 
 
 # ---- polygons -------------------------------------------------------------------------------------
@@ -519,7 +530,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _box(row: Row) -> list[float]:
-    return [float(row[name]) for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")]
+    return [float(row[name]) for name in _BOX]
 
 
 def _score(row: Row) -> float:
