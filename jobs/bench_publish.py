@@ -72,8 +72,8 @@ def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
     rows, spent_s = 0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):
         began = time.process_time()
-        found = [part for batch in publish._staged(Store(), run, names[first : first + step])
-                 for part in publish._instances(batch, number)]  # fmt: skip
+        found = [publish._instances(batch, number)
+                 for batch in publish._staged(Store(), run, names[first : first + step])]  # fmt: skip
         table = pa.concat_tables(found)
         flattened_s, began = time.process_time() - began, time.process_time()
         options = ds.ParquetFileFormat().make_write_options(compression="zstd")

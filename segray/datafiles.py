@@ -57,13 +57,14 @@ class Rows:
         self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
-        """More rows, all of one class. They should own their memory: a slice would keep the whole."""
+        """More rows, class after class. They should own their memory: a slice would keep the whole."""
+        if not rows.num_rows:
+            return
         if self._bytes > _WAITING_BYTES:  # What came last need not wait: no more may come.
             self._spill()
-        if rows.num_rows:
-            name = rows.column("class_name")[0].as_py() if "class_name" in rows.column_names else ""
-            self._parts.setdefault(name, []).append(rows)
-            self._bytes += rows.nbytes
+        self._bytes += rows.nbytes
+        for name, part in _by_class(rows):
+            self._parts.setdefault(name, []).append(part)
 
     def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """The classes by name, each with its rows, which are let go on the way."""
@@ -73,20 +74,19 @@ class Rows:
     def _spill(self) -> None:
         """Move what is in memory to a file without a name, which is gone with its last reader."""
         waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
-        batches = {
-            name: pa.concat_tables(parts).combine_chunks().to_batches() for name, parts in waiting.items() if parts
-        }
-        file = tempfile.TemporaryFile(prefix="segray-")  # noqa: SIM115  Closed with its last reader.
-        first = 0
-        with pa.ipc.new_file(file, next(iter(batches.values()))[0].schema) as writer:
-            for each in batches.values():
-                for batch in each:
+        waiting = {name: parts for name, parts in waiting.items() if parts}
+        file, counts = tempfile.TemporaryFile(prefix="segray-"), {}  # noqa: SIM115  Closed with its last reader.
+        with pa.ipc.new_file(file, next(iter(waiting.values()))[0].schema) as writer:
+            for name, parts in waiting.items():
+                batches = pa.concat_tables(parts).combine_chunks().to_batches()
+                for batch in batches:
                     writer.write_batch(batch)
-        reader = pa.ipc.open_file(file)
-        for name, each in batches.items():
+                counts[name] = len(batches)
+        reader, first = pa.ipc.open_file(file), 0
+        for name, count in counts.items():
             kept = [part for part in self._parts[name] if isinstance(part, _Spilled)]
-            self._parts[name] = [*kept, *(_Spilled(reader, first + i) for i in range(len(each)))]
-            first += len(each)
+            self._parts[name] = [*kept, *(_Spilled(reader, first + i) for i in range(count))]
+            first += count
         self._bytes = 0
 
 
@@ -99,6 +99,17 @@ class _Spilled:
 
     def read(self) -> pa.Table:
         return pa.Table.from_batches([self.file.get_batch(self.number)])
+
+
+def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The runs of rows of one class; of a table without classes all are one."""
+    if "class_name" not in rows.column_names:
+        yield "", rows
+        return
+    runs, first = pc.run_end_encode(rows.column("class_name").combine_chunks()), 0
+    for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield name, rows.slice(first, end - first)
+        first = end
 
 
 def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
@@ -146,9 +157,9 @@ class Writer:
         with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
             for rows in groups:
                 # The writer takes each piece of each column by itself, and rare classes come in many small ones.
-                rows = rows.combine_chunks()
-                writer.write_table(rows)
-                bounds.add(rows)
+                whole = rows.combine_chunks()
+                writer.write_table(whole)
+                bounds.add(whole)
         data = sink.getvalue()
         return DataFile(path, len(data), bounds.rows, partition, bounds.stats()), data
 

@@ -375,9 +375,9 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     for rows in _staged(store, run, inputs.staged):
         images += rows.num_rows
         fresh["images"].add(_images(rows, number, run.id))
-        for found in _instances(rows, number):
-            instances += found.num_rows
-            fresh["instances"].add(found)
+        found = _instances(rows, number)
+        instances += found.num_rows
+        fresh["instances"].add(found)
         again.append(_replaced(store, run.root, committed, rows.column("image_key")))
     removed = sum(map(len, gone := [still_there(run, name, options) for name in inputs.retired]))
     replaced, tables = pa.concat_arrays(again + gone), {}
@@ -435,8 +435,8 @@ def _images(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
     return pa.table({name: columns[name] for name in schema.IMAGES.names}).cast(schema.IMAGES)
 
 
-def _instances(rows: pa.RecordBatch, number: int) -> Iterator[pa.Table]:
-    """The instances within the rows, class by class, as slices of one table; those of a class keep their order."""
+def _instances(rows: pa.RecordBatch, number: int) -> pa.Table:
+    """The instances within the rows, class after class; those of a class keep their order."""
     lists = rows.column("instances")
     found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
     classes = found["class_name"].dictionary_encode()
@@ -447,11 +447,7 @@ def _instances(rows: pa.RecordBatch, number: int) -> Iterator[pa.Table]:
     columns = {name: column.take(pa.array(order)) for name, column in found.items()}
     columns |= {name: rows.column(name).take(image) for name in ("image_id", "image_key", "height", "width")}
     columns["batch"] = pa.array(np.full(len(order), number, np.int32))
-    sorted_rows = pa.Table.from_arrays([columns[name] for name in schema.INSTANCES.names], schema=schema.INSTANCES)
-    first = 0
-    for count in np.bincount(codes, minlength=len(classes.dictionary)).tolist():
-        yield sorted_rows.slice(first, count)
-        first += count
+    return pa.Table.from_arrays([columns[name] for name in schema.INSTANCES.names], schema=schema.INSTANCES)
 
 
 # ---- replacing changed images ---------------------------------------------------------------------

@@ -83,7 +83,7 @@ RETIRED = pa.schema([pa.field("image_key", pa.string(), nullable=False), pa.fiel
 _COMMON: Mapping[str, Any] = {
     "version": "2.6",
     "compression": "zstd",
-    "compression_level": 3,
+    "compression_level": 1,
     "write_page_index": True,
     "write_page_checksum": True,
     "data_page_size": 1 << 20,
@@ -115,6 +115,7 @@ IMAGES_WRITE: Mapping[str, Any] = {
         "width", "height", "status", "n_instances", "stage", "error", "message", "attempts", "batch", "run_id",
         "orientation",
     ],
+    "column_encoding": {"image_id": "DELTA_LENGTH_BYTE_ARRAY"},
 }  # fmt: skip
 PLAN_WRITE: Mapping[str, Any] = {**_COMMON, "row_group_size": 65_536}
 
