@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +7,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pytest
+import whole_frames as frames
 from numpy.typing import NDArray
 from PIL import Image
+from whole_frames import Outputs, needs_reference
 
 import segray
 from segray import rle
@@ -22,10 +21,6 @@ from segray.errors import ConfigError, ModelError
 from segray.instances import Instances
 
 NAME = "yolact-resnet50-fpn-pytorch"
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE}")
-
-Outputs = dict[str, NDArray[Any]]
 
 
 def decode(outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], **options: Any) -> Instances:
@@ -144,14 +139,8 @@ def test_the_prototypes_side_is_read_from_the_arrays(side: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def raw_of_seed(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def make(seed: int) -> Outputs:
-        folder = tmp_path_factory.mktemp("raw")
-        subprocess.run([sys.executable, REFERENCE / "make_raw.py", folder, str(seed)], check=True)
-        with np.load(folder / "yolact.npz") as arrays:
-            return dict(arrays)
-
-    return make
+def raw_of_seed(raws: Path) -> Any:
+    return lambda seed: frames.raw(raws, seed, "yolact")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +163,7 @@ def seed_seven(raw_of_seed: Any) -> Outputs:
 def test_decode_gives_what_the_references_give(
     seed_seven: Outputs, golden: str, nms: Literal["per_class", "fast"], box_px: float, same: float
 ) -> None:
-    listed = json.loads((REFERENCE / f"{golden}.json").read_text("utf-8"))
+    listed = frames.golden(golden)
     width, height = listed["image_size"]
     found = decode(seed_seven, (height, width), nms=nms)
     expected = listed["instances"]

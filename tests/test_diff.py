@@ -144,6 +144,7 @@ def test_drift_is_small_between_samples_and_large_between_others() -> None:
     assert shifted.effect == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.full
 def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = label_sets.write(tmp_path, shown())
     time.sleep(0.01)

@@ -31,6 +31,7 @@ def test_decoding_loads_neither_ray_nor_storage() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.full
 def test_openvino_tells_nobody_that_it_runs() -> None:
     code = "import segray.runtime, openvino.tools.ovc, sys; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

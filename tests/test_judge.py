@@ -216,6 +216,7 @@ def as_lvis(content: Row, rng: np.random.Generator) -> Row:
     return {"images": images, "annotations": objects, "categories": categories}
 
 
+@pytest.mark.full
 def test_the_numbers_of_lvis_are_those_of_its_package(tmp_path: Path) -> None:
     content, shown = made(60, seed=1)
     found = written(tmp_path, as_lvis(content, np.random.default_rng(1)), shown)

@@ -298,6 +298,7 @@ def half_commit(run: Run, number: int, monkeypatch: pytest.MonkeyPatch, between:
     monkeypatch.undo()
 
 
+@pytest.mark.full
 def test_images_compacted_between_the_two_commits_of_a_batch_are_still_replaced(
     small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +382,7 @@ def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: p
     clean(small)
 
 
+@pytest.mark.full
 def test_two_compactions_at_once_do_no_harm(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         if time == 1:

@@ -35,6 +35,7 @@ print(memory.rss_bytes() - before)
 """
 
 
+@pytest.mark.full
 def test_what_is_held_is_seen() -> None:
     done = subprocess.run([sys.executable, "-c", _HOLDS], check=True, capture_output=True, text=True, timeout=60)
     assert int(done.stdout) > 60 * 2**20
@@ -50,6 +51,7 @@ print(memory.peak_bytes() - before, memory.peak_bytes() == memory.peak_bytes(os.
 """
 
 
+@pytest.mark.full
 def test_a_peak_stays_when_the_memory_is_gone() -> None:
     done = subprocess.run([sys.executable, "-c", _HELD], check=True, capture_output=True, text=True, timeout=60)
     more_bytes, same = done.stdout.split()
@@ -57,6 +59,7 @@ def test_a_peak_stays_when_the_memory_is_gone() -> None:
     assert same == "True"
 
 
+@pytest.mark.full
 def test_a_process_that_swells_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", _SWELLS], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL

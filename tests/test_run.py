@@ -328,6 +328,7 @@ def test_losing_a_race_plans_again_and_labels_nothing_twice(
     assert segray.scan(chosen.output.root).count_rows() == 20
 
 
+@pytest.mark.full
 def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_more(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert files_of(tmp_path / "other")[name] != files_of(drawn)[name]
 
 
+@pytest.mark.full
 def test_truth_masks_are_the_drawn_pixels(drawn: Path) -> None:
     truth = truth_of(drawn)
     for image in truth["images"]:
@@ -74,6 +75,7 @@ def test_files_are_the_listed_ones_and_read_back_as_drawn(drawn: Path) -> None:
         assert np.abs(read.astype(int) - meant).mean() < (0.01 if name.endswith(".png") else 8)
 
 
+@pytest.mark.full
 def test_annotation_ids_start_at_one_and_are_unique(drawn: Path) -> None:
     ids = [row["id"] for row in truth_of(drawn)["annotations"]]
     assert ids == list(range(1, len(ids) + 1))

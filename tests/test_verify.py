@@ -132,6 +132,7 @@ ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], None]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "spoil"), ROWS, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(ROWS)])
 def test_a_spoiled_row_is_named(run: Run, kind: str, spoil: Callable[[list[dict[str, Any]]], None]) -> None:
     spoiled = rows()

@@ -441,8 +441,9 @@ def test_decode_by_the_name_on_the_model_card(
     assert share(partners(wanted, found)) == share(partners(found, wanted)) == 1
 
 
+@pytest.mark.full
 def test_two_scenes_through_the_form_with_everything_unlike(tmp_path: Path, models: Callable[[str], zoo.Model]) -> None:
-    """Padded, BGR, another layout, rows by class, masks of every class: smoke for the fast run."""
+    """Padded, BGR, another layout, rows by class, masks of every class."""
     dataset.write(tmp_path, 2, seed=43)
     two = Scenes(tmp_path, 2)
     expected, found = detected(zoo.resolve(STICKERS), two), detected(models("atrous-converted"), two)

@@ -104,6 +104,7 @@ def test_priors_are_those_of_a_plain_loop() -> None:
 # ---- weights that do not fit ----------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_what_older_releases_and_training_leave_in_the_checkpoint_is_ignored() -> None:
     extra: dict[str, NDArray[Any]] = {
         "backbone.layer1.0.conv1.weight": np.zeros((64, 64, 1, 1), np.float32),
