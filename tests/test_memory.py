@@ -35,6 +35,22 @@ print(memory.rss_bytes() - before)
 """
 
 
+# As the command does it: nothing that it imports before may have loaded Arrow, which settles its allocator then.
+_RETURNS = """
+from segray import __main__, memory
+memory.return_freed()
+import pyarrow
+print(pyarrow.default_memory_pool().backend_name)
+"""
+
+
+@pytest.mark.full
+def test_arrow_takes_the_allocator_that_gives_back_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    done = subprocess.run([sys.executable, "-c", _RETURNS], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "system\n"
+
+
 @pytest.mark.full
 def test_what_is_held_is_seen() -> None:
     done = subprocess.run([sys.executable, "-c", _HOLDS], check=True, capture_output=True, text=True, timeout=60)
