@@ -61,6 +61,18 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
     assert written(tmp_path / "a", [70, 50], 64) == written(tmp_path / "b", [70, 50], 64)
 
 
+def test_classes_that_come_together_are_written_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = written(tmp_path / "apart", [70, 1, 30])
+    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 20_000)
+    rows, first = Rows(), 0
+    for count in (70, 1, 30):
+        rows.add(pa.concat_tables([instances(first, count, class_name) for class_name in reversed(CLASSES)]))
+        rows.add(schema.INSTANCES.empty_table())
+        first += count
+    files = Writer(Store(), str(tmp_path / "together"), "b", {"run_id": "r"}, 10**6).write("instances", rows)
+    assert {file.path: (tmp_path / "together/instances" / file.path).read_bytes() for file in files} == expected
+
+
 @given(st.lists(st.integers(0, 40), max_size=8), st.integers(1, 30), st.integers(1, 60))
 def test_row_groups_and_files_are_full_but_for_the_last(pieces: list[int], most: int, file_rows: int) -> None:
     column = pa.array(range(sum(pieces)))
