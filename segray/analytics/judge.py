@@ -170,19 +170,19 @@ class _Rows:
     """Rows by category, in memory or, beyond so many, in a file for each category that is gone with this object."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[NDArray[Any]]] = {}
+        self._waiting: dict[int, list[bytes]] = {}  # smaller and joined sooner than arrays of a few rows each
         self._count = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def add(self, category: int, rows: NDArray[Any]) -> None:
         if len(rows):
-            self._waiting.setdefault(category, []).append(rows)
+            self._waiting.setdefault(category, []).append(rows.tobytes())
             self._count += len(rows)
         if self._count > _IN_MEMORY_ROWS:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="segray-")
             for each, parts in self._waiting.items():
                 with self._file(each).open("ab") as file:
-                    file.write(np.concatenate(parts).tobytes())
+                    file.writelines(parts)
             self._waiting, self._count = {}, 0
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
@@ -208,7 +208,7 @@ class _Rows:
             with self._file(category).open("rb") as file:
                 while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
                     yield rows
-        yield np.concatenate([np.empty(0, _ROW), *self._waiting.get(category, [])])
+        yield np.frombuffer(b"".join(self._waiting.get(category, [])), _ROW)
 
     def _file(self, category: int) -> Path:
         assert self._folder is not None
