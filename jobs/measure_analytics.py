@@ -1,7 +1,7 @@
 """`python jobs/measure_analytics.py 10000 100000 1000000`: what evaluate, diff and select take, by how many images.
 
 Makes two label sets of made-up detections, nine in ten of which are the same, and COCO truth of the first; then works
-on them in a process of its own each, and prints its seconds and its peak memory.
+on them in a process of its own each, and prints its CPU seconds, all imports included, and its peak memory.
 """
 
 from __future__ import annotations
@@ -77,11 +77,10 @@ WORK: dict[str, Callable[[Path], Any]] = {
 
 
 def measured(name: str, folder: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes; to be called in a process of its own, with the allocators of the command."""
+    """CPU seconds and peak megabytes; to be called in a process of its own, with the allocators of the command."""
     memory.return_freed()
-    began = time.monotonic()
     WORK[name](folder)
-    return time.monotonic() - began, memory.peak_bytes() / 1e6
+    return time.process_time(), memory.peak_bytes() / 1e6
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -97,7 +96,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     options = parser.parse_args()
     memory.return_freed()  # Arrow asks when it is loaded: children inherit it.
-    print(f"{'images':>10}  {'what':10} {'seconds':>8} {'peak MB':>8}")
+    print(f"{'images':>10}  {'what':10} {'CPU s':>8} {'peak MB':>8}")
     for images in options.images:
         with tempfile.TemporaryDirectory(prefix="segray-") as name:
             alone(made, Path(name), images, options.per_image, options.only)
