@@ -89,7 +89,7 @@ _COMMON: Mapping[str, Any] = {
     "data_page_size": 1 << 20,
 }
 
-# Three quarters of an instance's bytes are its mask; level 3 would save 3 % of them in nearly twice the time. Columns
+# Three quarters of an instance's bytes are its mask; level 3 would save 4 % of them in nearly twice the time. Columns
 # whose encoding leaves nothing to squeeze are not compressed. No BYTE_STREAM_SPLIT, though scores would be 5 % smaller:
 # Spark 4.1 cannot read it.
 _BARE = ("instance", "class_id", "class_name", "area", "height", "width", "batch")
