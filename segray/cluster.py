@@ -60,6 +60,7 @@ def connect(cluster: Cluster) -> None:
 
     Without an address a process inside a Ray job joins that job's cluster. A private cluster has no
     dashboard and listens on this machine only, so it needs no token.
+    Raises WorldError for a cluster that cannot be reached now, ConfigError for one that does not take us.
     """
     address = cluster.address or ("auto" if "RAY_ADDRESS" in os.environ else "local")
     if address == "local":
@@ -84,7 +85,8 @@ def connect(cluster: Cluster) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
-        raise ConfigError(
+        kind = WorldError if isinstance(exc, ConnectionError) else ConfigError
+        raise kind(
             "cannot join the Ray cluster",
             where=f"cluster.address={address}",
             found=" ".join(str(exc).split()) if "Version mismatch" in str(exc) else _first_line(exc),
