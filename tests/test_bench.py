@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_contracts_yolact import made as made_yolact
 
 from segray import cli, rle
 from segray.bench import report, textbook, yardstick
-from segray.bench.bench import Measured
+from segray.bench.bench import Measured, found_in
 from segray.bench.processes import Watch
 from segray.bench.workload import Workload
 from segray.contracts import CONTRACTS
@@ -150,6 +151,10 @@ def test_other_instances_and_busy_neighbours_are_told() -> None:
     text = report.describe(found)
     assert "did not find the same" in text
     assert "up to 40% of the processors" in text
+
+
+def test_a_model_that_finds_nothing_is_measured_too(tmp_path: Path) -> None:
+    assert found_in(tmp_path) == {"instances": 0}
 
 
 @pytest.mark.parametrize(

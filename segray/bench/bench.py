@@ -210,7 +210,7 @@ def run_way(way: str, load: Workload, folder: Path) -> Measured:
         watch.others_share(lap["began_s"], lap["ended_s"]),
         watch.peak_rss_bytes(),
         sum(file.stat().st_size for file in (folder / "labels").rglob("*") if file.is_file()),
-        _found(folder / "labels" / "instances"),
+        found_in(folder / "labels" / "instances"),
         lap["marks"],
         lap["facts"],
     )
@@ -221,12 +221,12 @@ def _alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
 
 
-def _found(table: Path) -> Mapping[str, float]:
+def found_in(table: Path) -> Mapping[str, float]:
     """What the masks of a table are like: how many, and in the median their share of the image and length of RLE."""
     if not table.is_dir():
         return {}
-    rows = ds.dataset(sorted(map(str, table.glob("class=*/*.parquet"))), format="parquet").to_table(list(_NUMBERS))
-    if not rows.num_rows:
+    files = sorted(map(str, table.glob("class=*/*.parquet")))
+    if not files or not (rows := ds.dataset(files, format="parquet").to_table(list(_NUMBERS))).num_rows:
         return {"instances": 0}
     area = pc.cast(rows["area"], pa.float64())
     share = pc.divide(area, pc.multiply(pc.cast(rows["height"], pa.float64()), pc.cast(rows["width"], pa.float64())))
