@@ -443,7 +443,7 @@ def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> 
             _check_harmless(member)
             path = into / member.name
             (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
-            # Not by tar.extract: of Python's 3.11 the first ones know no filter, and warn of nothing.
+            # Not by tar.extract, whose filter came with Python 3.11.4.
             if (content := tar.extractfile(member)) is not None:
                 with content, path.open("wb") as file:
                     shutil.copyfileobj(content, file)

@@ -153,7 +153,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
         return moved(self, target)
 
     if at == "unpack":
-        monkeypatch.setattr(tarfile.TarFile, "extract", stop)
+        monkeypatch.setattr(tarfile.TarFile, "extractfile", stop)
     elif at == "put":
         monkeypatch.setattr(Path, "replace", move)
     else:
