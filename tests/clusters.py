@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,16 @@ def marked(mark: dict[str, str]) -> Iterator[int]:
 def actors_of(raylet: int) -> list[int]:
     """The workers of a node: processes of the actor class whose parent is its raylet."""
     return [pid for pid in children_of(raylet) if command_of(pid).startswith("ray::_Actor")]
+
+
+def at_work(worker: int) -> bool:
+    """Whether it has an image in flight, by the trail that it keeps of them."""
+    for handle in Path(f"/proc/{worker}/fd").glob("*"):
+        with suppress(OSError):
+            target = handle.readlink()
+            if target.parent == Path(tempfile.gettempdir()) and target.name.startswith("segray-"):
+                return any(target.read_bytes())
+    return False
 
 
 def children_of(parent: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import heads
 import pytest
+from clusters import command_of, marked
 from heads import RAY
 
 import segray
@@ -65,6 +68,10 @@ def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, st
     while not list(root.glob("_segray/runs/*/staged/*.arrow")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    # Ray's command needs seconds to begin: that long nothing goes on.
+    for pid in marked({"SEGRAY_TEST_MARK": head["SEGRAY_TEST_MARK"]}):
+        if command_of(pid).startswith("ray::_Actor"):
+            os.kill(pid, signal.SIGSTOP)
     subprocess.run([RAY, "job", "stop", name], env=head, check=True, capture_output=True, timeout=120)
     listed = subprocess.run([RAY, "job", "status", name], env=head, capture_output=True, text=True).stdout
     assert "STOPPED" in listed.upper()
