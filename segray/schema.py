@@ -13,6 +13,7 @@ import pyarrow as pa
 
 VERSION = 1
 
+BBOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 INSTANCES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -21,10 +22,7 @@ INSTANCES = pa.schema(
         pa.field("class_id", pa.int32(), nullable=False),
         pa.field("class_name", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
-        pa.field("bbox_x", pa.float32(), nullable=False),
-        pa.field("bbox_y", pa.float32(), nullable=False),
-        pa.field("bbox_w", pa.float32(), nullable=False),
-        pa.field("bbox_h", pa.float32(), nullable=False),
+        *(pa.field(name, pa.float32(), nullable=False) for name in BBOX),
         pa.field("area", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
@@ -99,9 +97,7 @@ INSTANCES_WRITE: Mapping[str, Any] = {
     "row_group_size": 65_536,
     "compression": {f.name: "none" if f.name in _BARE else "zstd" for f in INSTANCES},
     "compression_level": {f.name: 1 for f in INSTANCES if f.name not in _BARE},
-    "use_dictionary": [
-        "instance", "class_id", "class_name", "height", "width", "batch", "bbox_x", "bbox_y", "bbox_w", "bbox_h",
-    ],
+    "use_dictionary": ["instance", "class_id", "class_name", "height", "width", "batch", *BBOX],
     "column_encoding": {
         "image_id": "DELTA_LENGTH_BYTE_ARRAY", "area": "DELTA_BINARY_PACKED", "rle": "DELTA_LENGTH_BYTE_ARRAY",
     },
@@ -124,7 +120,7 @@ _INSTANCES_FACTS: Mapping[str, Any] = {
     "primary_column": "rle",
     "columns": {
         "rle": {"encoding": "coco-rle-string", "order": "column-major", "size": ["height", "width"]},
-        "bbox": {"columns": ["bbox_x", "bbox_y", "bbox_w", "bbox_h"], "format": "xywh", "unit": "source pixels"},
+        "bbox": {"columns": list(BBOX), "format": "xywh", "unit": "source pixels"},
     },
     "orientation": "EXIF orientation applied; coordinates are those of the upright image",
 }

@@ -327,7 +327,7 @@ class _Instances(_Rows):
         x, y, w, h = (_column(rows, f"bbox_{side}").astype(np.float64) for side in "xywh")
         inside = (x >= 0) & (y >= 0) & (w >= 0) & (h >= 0)
         inside &= (x + w <= width + _ROUNDING_PX) & (y + h <= height + _ROUNDING_PX)
-        self.check("bbox", where, rows, ~inside, "bbox_x", "bbox_y", "bbox_w", "bbox_h", "width", "height")
+        self.check("bbox", where, rows, ~inside, *schema.BBOX, "width", "height")
         self._check_masks(where, rows)
 
     def _check_masks(self, where: str, rows: pa.Table) -> None:

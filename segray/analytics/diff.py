@@ -28,6 +28,7 @@ from segray.analytics import masks, outputs, sheet, slices
 from segray.analytics.slices import Slice
 from segray.contracts.labels import slug
 from segray.errors import UserError
+from segray.schema import BBOX
 from segray.sources.reading import by_uri
 from segray.storage import Store
 from segray.tables import Snapshot
@@ -35,8 +36,7 @@ from segray.tables import Snapshot
 KINDS = ("kept", "moved", "renamed", "gained", "lost")
 SIZES = ("small", "medium", "large")
 MATCH_IOU, KEPT_IOU = 0.5, 0.9
-_COLUMNS = ("class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area", "height", "width", "rle")
-_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+_COLUMNS = ("class_id", "class_name", "score", *BBOX, "area", "height", "width", "rle")
 _SCORE_BINS = 1000
 _Shown = tuple[str, int, int]  # status, height and width of an image
 
@@ -250,7 +250,7 @@ class _Side:
     def of(cls, rows: pa.Table | None) -> _Side:
         if rows is None:
             return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
-        boxes = np.stack([rows.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        boxes = np.stack([rows.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
         return cls(
             rows.column("class_name").to_pylist(),
             rows.column("score").to_numpy().astype(np.float64),

@@ -28,6 +28,7 @@ from segray.analytics.truth import Catalogue, Image
 from segray.contracts.labels import slug
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
+from segray.schema import BBOX
 from segray.storage import Store
 from segray.tables import Snapshot
 
@@ -37,7 +38,6 @@ __all__ = [
 ]  # fmt: skip
 
 Row = dict[str, Any]
-_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _judge_slice(
 ) -> None:
     rows = slices.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
-    columns = ["class_id", "score", *_BOX, "height", "width", "rle"]
+    columns = ["class_id", "score", *BBOX, "height", "width", "rle"]
     detections = _Detections(slices.instances(state, part, columns), panel.iou_types, state.root)
     for image in listed:
         row = labelled.get(image.key)
@@ -353,7 +353,7 @@ class _Detections:
         self._areas = masks.rle_area(self._counts).to_numpy(zero_copy_only=False).astype(np.float64)
         self._class_ids = found.column("class_id").to_numpy().astype(np.int64)
         self._scores = found.column("score").to_numpy().astype(np.float64)
-        self._boxes = np.stack([found.column(name).to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        self._boxes = np.stack([found.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
         self._rows = slices.Groups(found).rows
 
     def of(self, key: str) -> Found:

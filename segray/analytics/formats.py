@@ -23,10 +23,10 @@ from segray import rle
 from segray.analytics import polygons
 from segray.errors import UserError
 from segray.instances import image_id
+from segray.schema import BBOX
 from segray.sources import IMAGE_EXTENSIONS
 
 Row = dict[str, Any]
-_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
 
 
@@ -230,7 +230,7 @@ def _boxed_by_mask(row: Row, size_hw: tuple[int, int]) -> Row:
     """The row with the box of its mask. FiftyOne divides it by the image's size and later multiplies and cuts off what
     is behind the point, so that 455 becomes 454.99... and 454; a thousandth of a pixel keeps it from that."""
     x, y, w, h = rle.bbox(row["rle"], size_hw).tolist()
-    return {**row, **dict(zip(_BOX, (x + 2**-10, y + 2**-10, w, h), strict=True))}
+    return {**row, **dict(zip(BBOX, (x + 2**-10, y + 2**-10, w, h), strict=True))}
 
 
 # ---- polygons -------------------------------------------------------------------------------------
@@ -530,7 +530,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _box(row: Row) -> list[float]:
-    return [float(row[name]) for name in _BOX]
+    return [float(row[name]) for name in BBOX]
 
 
 def _score(row: Row) -> float:

@@ -23,6 +23,7 @@ from segray.analytics import outputs, slices
 from segray.errors import ImageError, UserError, WorldError
 from segray.image import decode
 from segray.instances import image_id
+from segray.schema import BBOX
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -32,7 +33,7 @@ PALETTE: tuple[Colour, ...] = (
     (255, 77, 94), (46, 196, 255), (255, 190, 38), (168, 99, 255), (74, 222, 128), (255, 121, 198),
     (29, 209, 191), (255, 138, 52), (96, 130, 255), (190, 230, 60), (225, 100, 235), (235, 215, 130),
 )  # fmt: skip
-LABEL = ("class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "rle")
+LABEL = ("class_id", "class_name", "score", *BBOX, "rle")
 _PAPER, _MAT, _INK, _FAINT = (17, 19, 24), (28, 31, 38), (236, 238, 242), (140, 147, 160)
 _TILE_WH, _GAP, _CAPTION, _HEADER = (440, 330), 20, 34, 92
 _TINT, _FINE = 0.42, 2
