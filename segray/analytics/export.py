@@ -26,9 +26,7 @@ from segray.errors import UserError
 from segray.sources.reading import by_uri
 from segray.tables import Snapshot
 
-_COLUMNS = (
-    "class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area", "height", "width", "rle",
-)  # fmt: skip
+_COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "width", "rle")
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
     """The chosen images in the order of their keys, numbered from 1."""
     sampled = None if choice.sample is None else _sample(state, choice)
     number = 0
-    for key, uri, size_hw, rows in _chosen(state, choice):
+    for key, uri, size_hw, rows in _chosen(state, choice, _Found(light=choice.bare)):
         if sampled is None or key in sampled:
             number += 1
             yield Picture(number, key, uri, size_hw, [] if rows is None or choice.bare else rows.to_pylist())
