@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from segray import schema
 from segray.contracts.labels import slug
 from segray.storage import Store, abreast, join
-from segray.tables import table_uri
+from segray.tables import runs, table_uri
 
 # Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
 _WAITING_BYTES = 192 * 2**20
@@ -106,10 +106,8 @@ def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     if "class_name" not in rows.column_names:
         yield "", rows
         return
-    runs, first = pc.run_end_encode(rows.column("class_name").combine_chunks()), 0
-    for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-        yield name, rows.slice(first, end - first)
-        first = end
+    for name, where in runs(rows.column("class_name")):
+        yield name, rows.slice(where.start, where.stop - where.start)
 
 
 def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:

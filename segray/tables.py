@@ -7,12 +7,13 @@ they are written.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -118,6 +119,16 @@ def _bounds(told: Mapping[str, Any], columns: pa.Schema) -> ds.Expression:
         if low is not None and high is not None:
             known &= (field_ >= pa.scalar(low, column.type)) & (field_ <= pa.scalar(high, column.type))
     return known
+
+
+def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
+    """Each run of equal values of a column, and which rows it is."""
+    if not len(column):
+        return
+    found = pc.run_end_encode(column.combine_chunks())
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    ends = found.run_ends.to_pylist()
+    yield from zip(found.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True)
 
 
 def store(given: Mapping[str, Any]) -> Store:

@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 
 from segray.errors import LabelSetError
 from segray.instances import image_id
-from segray.tables import Snapshot
+from segray.tables import Snapshot, runs
 
 # A slice's rows, more or less, and what one of them may take in storage before it counts as several.
 SLICE_ROWS = 80_000
@@ -140,13 +140,7 @@ class Groups(Mapping[str, pa.Table]):
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self.rows: Mapping[str, slice] = {}  # where an image's rows are
-        keys = table.column("image_key").combine_chunks()
-        if len(keys):
-            runs = pc.run_end_encode(keys)
-            runs = runs.combine_chunks() if isinstance(runs, pa.ChunkedArray) else runs
-            ends = runs.run_ends.to_pylist()
-            self.rows = dict(zip(runs.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True))
+        self.rows: Mapping[str, slice] = dict(runs(table.column("image_key")))  # where an image's rows are
 
     def __getitem__(self, key: str) -> pa.Table:
         where = self.rows[key]
