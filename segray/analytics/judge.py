@@ -187,7 +187,7 @@ class _Rows:
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
         """By falling score, and among equals by image; in pieces."""
-        total = sum(map(len, self._parts(category)))
+        total = self._total(category)
         if total <= _SORTED_ROWS:
             yield _sorted(np.concatenate(list(self._parts(category))))
             return
@@ -202,13 +202,22 @@ class _Rows:
             chosen = [part[_from(part, first) & ~_from(part, end)] for part in self._parts(category)]
             yield _sorted(np.concatenate(chosen))
 
+    def _total(self, category: int) -> int:
+        size_bytes = sum(map(len, self._waiting.get(category, [])))
+        if self._stored(category):
+            size_bytes += self._file(category).stat().st_size
+        return size_bytes // _ROW.itemsize
+
     def _parts(self, category: int) -> Iterator[NDArray[Any]]:
         """All of them, some at a time, in the order they came in. Read, not mapped: mapped pages count as memory."""
-        if self._folder is not None and self._file(category).exists():
+        if self._stored(category):
             with self._file(category).open("rb") as file:
                 while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
                     yield rows
         yield np.frombuffer(b"".join(self._waiting.get(category, [])), _ROW)
+
+    def _stored(self, category: int) -> bool:
+        return self._folder is not None and self._file(category).exists()
 
     def _file(self, category: int) -> Path:
         assert self._folder is not None
