@@ -129,7 +129,11 @@ def marked(mark: dict[str, str]) -> Iterator[int]:
 
 def actors_of(raylet: int) -> list[int]:
     """The workers of a node: processes of the actor class whose parent is its raylet."""
-    return [pid for pid in children_of(raylet) if command_of(pid).startswith("ray::_Actor")]
+    return [pid for pid in children_of(raylet) if is_actor(pid)]
+
+
+def is_actor(pid: int) -> bool:
+    return command_of(pid).startswith("ray::_Actor")
 
 
 def at_work(worker: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import heads
 import pytest
-from clusters import command_of, marked
+from clusters import is_actor, marked
 from heads import RAY
 
 import segray
@@ -70,7 +70,7 @@ def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, st
         time.sleep(0.1)
     # Ray's command needs seconds to begin: that long nothing goes on.
     for pid in marked({"SEGRAY_TEST_MARK": head["SEGRAY_TEST_MARK"]}):
-        if command_of(pid).startswith("ray::_Actor"):
+        if is_actor(pid):
             os.kill(pid, signal.SIGSTOP)
     subprocess.run([RAY, "job", "stop", name], env=head, check=True, capture_output=True, timeout=120)
     listed = subprocess.run([RAY, "job", "status", name], env=head, capture_output=True, text=True).stdout
