@@ -182,8 +182,7 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
 
     Down an output column, values between two grid rows only rise or only fall, rounding included; so they cross 0.5
     at most once there, where a straight line would or in a row beside it. Work grows with the grid's rows, not the
-    image's.
-    The arithmetic is that of OpenCV 5's x86 builds (columns first, one fused multiply-add per axis), so that
+    image's. The arithmetic is that of OpenCV 5's x86 builds (columns first, one fused multiply-add per axis), so that
     pixels next to 0.5 fall on the same side.
     """
     from segray import kernels
