@@ -121,18 +121,6 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
     return Taps(start, low, np.minimum(low + 1, source - 1), weight)
 
 
-def taps_on(taps: Taps, start: int, stop: int) -> Taps:
-    """The outputs that read any of source[start:stop], with low and high counted from start - 1.
-
-    That is the index into source[start:stop] with one pixel put before and one after.
-    """
-    span = slice(int(np.searchsorted(taps.high, start)), int(np.searchsorted(taps.low, stop)))
-    if span.stop <= span.start:
-        return Taps(0, taps.low[:0], taps.high[:0], taps.weight[:0])
-    shift = start - 1
-    return Taps(taps.first + span.start, taps.low[span] - shift, taps.high[span] - shift, taps.weight[span])
-
-
 def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: int) -> Taps:
     """One axis of a mask whose `side` pixels tile the box from low to high, source pixels; indices are into the mask
     with a pixel of 0 put before and after.
@@ -191,4 +179,30 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
         return np.zeros(0, np.int64)
     across, down = ((axis.first, axis.low, axis.high, axis.weight) for axis in (columns, rows))
     edges: NDArray[np.int64] = kernels.edges(np.ascontiguousarray(grid, np.float32), *down, *across, height)
+    return edges
+
+
+def cut_out(planes: NDArray[np.float32], cuts_xyxy: NDArray[np.int64], frame: float) -> NDArray[np.float32]:
+    """Of each plane of (r, c, n) its cut, columns x0..x1-1 and rows y0..y1-1, with a cell of `frame` on every side.
+
+    cuts_xyxy: (n, 4). All in a row, (sum of (y1 - y0 + 2) * (x1 - x0 + 2),).
+    """
+    from segray import kernels
+
+    cut: NDArray[np.float32] = kernels.cut_out(planes, cuts_xyxy, np.float32(frame))
+    return cut
+
+
+def edges_of_cuts(
+    cells: NDArray[np.float32], cuts_xyxy: NDArray[np.int64], rows: Taps, columns: Taps, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`mask_edges` of n grids that are 0 outside their cuts, at the cost of these; for rle.from_edges_of_all.
+
+    cells: of the cuts, as `cut_out` arranges them, framed by 0. rows, columns: of all n, which cover the whole image.
+    Returns the edges of all masks, and where each mask's stop, (n,).
+    """
+    from segray import kernels
+
+    taps = (array for axis in (rows, columns) for array in (axis.low, axis.high, axis.weight))
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = kernels.edges_of_cuts(cells, cuts_xyxy, *taps, height)
     return edges

@@ -27,6 +27,11 @@ def written(kind: Any, dimensions: int) -> Any:
     return types.Array(kind, dimensions, "C")
 
 
+def both(one: Any, other: Any) -> Any:
+    """A pair of results."""
+    return types.Tuple((one, other))  # type: ignore[no-untyped-call]
+
+
 def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile now, for these types alone. Integers wrap, floats round as numpy's do, no fused operations."""
 
@@ -140,6 +145,66 @@ def edges(
     return found[:n].copy()
 
 
+@compiled(written(F32, 1), read_only(F32, 3), read_only(I64, 2), F32)
+def cut_out(planes: Any, cuts: Any, frame: float) -> Any:
+    """See geometry.cut_out."""
+    size = 0
+    for x0, y0, x1, y1 in cuts:
+        size += (y1 - y0 + 2) * (x1 - x0 + 2)
+    flat, at = np.full(size, np.float32(frame)), 0
+    for i in range(len(cuts)):
+        x0, y0, x1, y1 = cuts[i]
+        for y in range(y0, y1):
+            at += x1 - x0 + 2
+            for x in range(x0, x1):
+                flat[at + 1 + x - x0] = planes[y, x, i]
+        at += 2 * (x1 - x0 + 2)
+    return flat
+
+
+@compiled(both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), *_TAPS, *_TAPS, I64)
+def edges_of_cuts(
+    grids: Any,
+    cuts: Any,
+    row_low: Any,
+    row_high: Any,
+    row_weight: Any,
+    column_low: Any,
+    column_high: Any,
+    column_weight: Any,
+    height: int,
+) -> Any:
+    """See geometry.edges_of_cuts."""
+    found, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(cuts), np.int64), 0
+    for i in range(len(cuts)):
+        x0, y0, x1, y1 = cuts[i]
+        grid = grids[at : at + (y1 - y0 + 2) * (x1 - x0 + 2)].reshape(y1 - y0 + 2, x1 - x0 + 2)
+        at += grid.size
+        # The outputs that read any of the cut; its frame is one before it, which makes up for the 1.
+        top, bottom = np.searchsorted(row_high, y0), np.searchsorted(row_low, y1)
+        left, right = np.searchsorted(column_high, x0), np.searchsorted(column_low, x1)
+        if top < bottom and left < right:
+            rows, columns = slice(top, bottom), slice(left, right)
+            one = edges(
+                grid,
+                top,
+                row_low[rows] - (y0 - 1),
+                row_high[rows] - (y0 - 1),
+                row_weight[rows],
+                left,
+                column_low[columns] - (x0 - 1),
+                column_high[columns] - (x0 - 1),
+                column_weight[columns],
+                height,
+            )
+            if n + len(one) > len(found):
+                found = np.concatenate((found[:n], np.empty(n + 2 * len(one), np.int64)))
+            found[n : n + len(one)] = one
+            n += len(one)
+        stops[i] = n
+    return found[:n].copy(), stops
+
+
 # ---- run lengths ----------------------------------------------------------------------------------
 
 
@@ -171,6 +236,22 @@ def text_of_edges(edges: Any, total: int) -> Any:
             text[used] = group + 48 + (32 if more else 0)
             used += 1
     return text[:used].copy()
+
+
+@compiled(both(written(U8, 1), written(I64, 1)), read_only(I64, 1), read_only(I64, 1), I64)
+def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
+    """Of several masks, whose edges stop there: all texts in a row, and where each of them stops."""
+    text, used, ends = np.empty(4096, np.uint8), 0, np.empty(len(stops), np.int64)
+    start = 0
+    for i in range(len(stops)):
+        one = text_of_edges(edges[start : stops[i]], total)
+        start = stops[i]
+        if used + len(one) > len(text):
+            text = np.concatenate((text[:used], np.empty(used + 2 * len(one), np.uint8)))
+        text[used : used + len(one)] = one
+        used += len(one)
+        ends[i] = used
+    return text[:used].copy(), ends
 
 
 MASKS = (
@@ -284,3 +365,25 @@ def greedy(boxes_xyxy: Any, order: Any, most: int, max_iou: float) -> Any:
             kept[n] = row
             n += 1
     return kept[:n].copy()
+
+
+@compiled(both(written(I64, 1), written(I64, 1)), read_only(F32, 2), read_only(F32, 2), I64, F32, F32)
+def per_class(scores: Any, boxes_xyxy: Any, most: int, floor: float, max_iou: float) -> Any:
+    """`greedy` within each class of the scores over the floor: rows and their classes, class by class, best first.
+
+    scores: (rows, classes). Of equal scores the later row comes first.
+    """
+    over_floor = 0
+    for value in scores.flat:
+        over_floor += value > floor
+    rows, labels, n = np.empty(over_floor, np.int64), np.empty(over_floor, np.int64), 0
+    for label in range(scores.shape[1]):
+        mine = np.flatnonzero(scores[:, label] > floor)
+        if len(mine) == 0:
+            continue
+        values = scores[:, label][mine]
+        kept = greedy(boxes_xyxy, mine[np.argsort(values, kind="mergesort")[::-1]], most, max_iou)
+        rows[n : n + len(kept)] = kept
+        labels[n : n + len(kept)] = label
+        n += len(kept)
+    return rows[:n].copy(), labels[:n].copy()

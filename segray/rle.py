@@ -10,6 +10,7 @@ what pycocotools gives. Malformed counts raise ValueError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -53,6 +54,15 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
 
     text = kernels.text_of_edges(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
     return str(text.tobytes(), "ascii")
+
+
+def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[str, ...]:
+    """`from_edges` of n masks of one image, whose edges lie one after the other and stop at stops, (n,)."""
+    from segray import kernels
+
+    codes, ends = kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
+    text, bounds = str(codes.tobytes(), "ascii"), [0, *ends.tolist()]
+    return tuple(text[start:stop] for start, stop in pairwise(bounds))
 
 
 # ---- decode ---------------------------------------------------------------------------------------

@@ -81,22 +81,45 @@ def test_fitting_into_a_window(size_hw: tuple[int, int], expected: tuple[int, in
     assert window.astype(int).sum() == 9 * 3 * expected[0] * expected[1]
 
 
-def test_taps_on_a_part() -> None:
-    part = geometry.taps_on(geometry.linear_taps(8, 16), 3, 5)
-    # Source pixels 3 and 4 are read by the outputs whose centres lie within one source pixel of theirs.
-    assert (part.first, len(part)) == (5, 6)
-    assert part.low.tolist() == [0, 0, 1, 1, 2, 2]
-    assert part.high.tolist() == [1, 1, 2, 2, 3, 3]
-    assert len(geometry.taps_on(geometry.linear_taps(8, 16), 5, 5)) <= 2
-    assert len(geometry.taps_on(geometry.linear_taps(100, 3), 0, 10)) == 0
-
-
 def test_no_output_no_edges() -> None:
-    none = geometry.taps_on(geometry.linear_taps(100, 3), 0, 10)
     some = geometry.linear_taps(4, 8)
+    none = geometry.Taps(0, some.low[:0], some.high[:0], some.weight[:0])
     grid = np.ones((4, 4), np.float32)
     assert geometry.mask_edges(grid, none, some, 8).shape == (0,)
     assert geometry.mask_edges(grid, some, none, 8).shape == (0,)
+
+
+def test_a_cut_that_no_output_reads_has_no_edges() -> None:
+    rows = columns = geometry.linear_taps(100, 3)
+    cuts = np.array([[0, 0, 10, 10], [5, 5, 5, 5]])
+    cells = geometry.cut_out(np.ones((100, 100, 2), np.float32), cuts, 0)
+    edges, stops = geometry.edges_of_cuts(cells, cuts, rows, columns, 3)
+    assert (edges.tolist(), stops.tolist()) == ([], [0, 0])
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    st.lists(st.tuples(*[st.integers(0, 30)] * 4), max_size=6),
+)
+@tried(200)
+def test_edges_of_cuts_are_those_of_grids_that_are_0_elsewhere(
+    seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int], boxes: list[tuple[int, int, int, int]]
+) -> None:
+    ends = np.sort(np.array(boxes, np.int64).reshape(-1, 2, 2), axis=1)
+    cuts = np.minimum(ends, grid_hw[::-1]).reshape(-1, 4)
+    planes = np.random.default_rng(seed).random((*grid_hw, len(cuts)), dtype=np.float32)
+    rows, columns = geometry.linear_taps(grid_hw[0], size_hw[0]), geometry.linear_taps(grid_hw[1], size_hw[1])
+    cells = geometry.cut_out(planes, cuts, 0)
+    assert len(cells) == ((cuts[:, 2:] - cuts[:, :2] + 2).prod(axis=1)).sum()
+    found = rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    alone = []
+    for i, (x0, y0, x1, y1) in enumerate(cuts):
+        grid = np.zeros(grid_hw, np.float32)
+        grid[y0:y1, x0:x1] = planes[y0:y1, x0:x1, i]
+        alone.append(rle.from_edges(geometry.mask_edges(grid, rows, columns, size_hw[0]), size_hw))
+    assert list(found) == alone
 
 
 def resized_counts(grid: np.ndarray, size_hw: tuple[int, int]) -> str:

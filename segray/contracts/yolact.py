@@ -130,12 +130,10 @@ def _suppressed(raw: _Raw, options: Options, below: np.float32) -> Picked:
 
 def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
     """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
-    kept = []
-    for label in np.flatnonzero((raw.scores > floor).any(axis=0)):
-        rows = np.flatnonzero(raw.scores[:, label] > floor)
-        rows = rows[_descending(raw.scores[rows, label])]
-        kept.append((label, _greedy(raw.boxes_xyxy, rows, most)))
-    return _picked(raw, kept)
+    from segray import kernels
+
+    rows, labels = kernels.per_class(raw.scores, raw.boxes_xyxy, most, floor, MAX_IOU)
+    return rows, labels, raw.scores[rows, labels]
 
 
 def _fast(raw: _Raw, below: np.float32) -> Picked:
@@ -170,14 +168,6 @@ def _picked(raw: _Raw, kept: list[tuple[np.intp, NDArray[np.intp]]]) -> Picked:
     return rows, labels, raw.scores[rows, labels]
 
 
-def _greedy(boxes_xyxy: Floats, order: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """Of rows in falling order of score, those that overlap no kept one before them."""
-    from segray import kernels
-
-    kept: NDArray[np.intp] = kernels.greedy(boxes_xyxy, np.ascontiguousarray(order), most, MAX_IOU)
-    return kept
-
-
 def _iou(a: Floats, b: Floats) -> Floats:
     """Boxes (..., 4) xyxy, broadcast -> (...); 0 where both are empty. Inverted boxes keep their signed areas."""
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -201,17 +191,14 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
     The cut leaves one pixel of the prototypes' own around the box, so a mask may reach a little beyond its box.
     """
     height, width, _ = prototypes.shape
-    rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
     left, right = _cut(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
     top, bottom = _cut(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
+    cuts = np.stack([left, top, right, bottom], axis=1)
     with np.errstate(all="ignore"):
         logits = prototypes @ coefficients.T  # Operands as in the references: another order, other last bits.
-    counts = []
-    for i, (x0, x1, y0, y1) in enumerate(zip(left, right, top, bottom, strict=True)):
-        grid = geometry.framed(_sigmoid(logits[y0:y1, x0:x1, i]))
-        edges = geometry.mask_edges(grid, geometry.taps_on(rows, y0, y1), geometry.taps_on(columns, x0, x1), size_hw[0])
-        counts.append(rle.from_edges(edges, size_hw))
-    return tuple(counts)
+    cells = _sigmoid(geometry.cut_out(logits, cuts, -np.inf))
+    rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
+    return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
 def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
