@@ -178,7 +178,7 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
     if not len(rows) or not len(columns):
         return np.zeros(0, np.int64)
     across, down = ((axis.first, axis.low, axis.high, axis.weight) for axis in (columns, rows))
-    edges: NDArray[np.int64] = kernels.edges(np.ascontiguousarray(grid, np.float32), *down, *across, height)
+    edges: NDArray[np.int64] = kernels.edges(np.ascontiguousarray(grid, np.float32), 0, 0, *down, *across, height)
     return edges
 
 
@@ -203,6 +203,9 @@ def edges_of_cuts(
     """
     from segray import kernels
 
+    x0, y0, x1, y1 = cuts_xyxy.T
+    first = np.searchsorted(columns.high, x0), np.searchsorted(rows.high, y0)
+    reading = np.stack([*first, np.searchsorted(columns.low, x1), np.searchsorted(rows.low, y1)], axis=1)
     taps = (array for axis in (rows, columns) for array in (axis.low, axis.high, axis.weight))
-    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = kernels.edges_of_cuts(cells, cuts_xyxy, *taps, height)
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = kernels.edges_of_cuts(cells, cuts_xyxy, reading, *taps, height)
     return edges

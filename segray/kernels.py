@@ -80,14 +80,25 @@ def _between(low: Any, high: Any, weight: Any) -> Any:
     return np.float32(np.float64(low) + np.float64(np.float32(high - low)) * np.float64(weight))
 
 
+@compiled(written(I64, 1), read_only(I64, 1), I64)
+def _grown(values: Any, room: int) -> Any:
+    """The values with room for as many more, and as many again."""
+    longer = np.empty(2 * (len(values) + room), np.int64)
+    for i in range(len(values)):
+        longer[i] = values[i]
+    return longer
+
+
 # What lies between two values in _OVER, or two in _UNDER, is on their side of 0.5 however it is rounded.
 _UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
 _TAPS = (read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
-@compiled(written(I64, 1), read_only(F32, 2), I64, *_TAPS, I64, *_TAPS, I64)
+@compiled(written(I64, 1), read_only(F32, 2), I64, I64, I64, *_TAPS, I64, *_TAPS, I64)
 def edges(
     grid: Any,
+    x0: int,
+    y0: int,
     first_row: int,
     row_low: Any,
     row_high: Any,
@@ -98,17 +109,23 @@ def edges(
     column_weight: Any,
     height: int,
 ) -> Any:
-    """See geometry.mask_edges."""
-    rows = len(row_low)
-    # A cell: the rows from starts[k] to stops[k] - 1, which lie between the same two grid rows.
-    stops = np.append(np.flatnonzero(row_low[1:] != row_low[:-1]) + 1, rows)
-    starts = np.append(0, stops[:-1])
-    above, below = row_low[starts], row_high[starts]
-    across = np.ascontiguousarray(grid.T)
+    """See geometry.mask_edges. x0, y0: where the grid begins in what the outputs read."""
+    # A cell: the rows from bounds[k] to bounds[k + 1] - 1, which lie between the same two grid rows.
+    bounds, above, below = np.empty((3, len(row_low) + 1), np.int64)
+    cells = 0
+    for y in range(len(row_low)):
+        if y == 0 or row_low[y] != row_low[y - 1]:
+            bounds[cells], above[cells], below[cells] = y, row_low[y] - y0, row_high[y] - y0
+            cells += 1
+    bounds[cells] = len(row_low)
+    across = np.empty((grid.shape[1], grid.shape[0]), np.float32)
+    for i in range(grid.shape[0]):
+        for j in range(grid.shape[1]):
+            across[j, i] = grid[i, j]
     found, n = np.empty(256, np.int64), 0
     line, surely = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
     for x in range(len(column_low)):
-        left, right, weight = across[column_low[x]], across[column_high[x]], column_weight[x]
+        left, right, weight = across[column_low[x] - x0], across[column_high[x] - x0], column_weight[x]
         for i in range(len(line)):
             value = _between(left[i], right[i], weight)
             line[i] = value
@@ -116,13 +133,13 @@ def edges(
             surely[i] = under + 2 * over
         top = (first_column + x) * height + first_row
         inside = False
-        if n + 2 * len(stops) + 1 > len(found):
-            found = np.concatenate((found, np.empty(len(found) + 2 * len(stops), np.int64)))
-        for k in range(len(stops)):
+        if n + 2 * cells + 1 > len(found):
+            found = _grown(found, 2 * cells + 1)
+        for k in range(cells):
             if surely[above[k]] & surely[below[k]] & (1 + inside):
                 continue
             low, high = line[above[k]], line[below[k]]
-            start, last = starts[k], stops[k] - 1
+            start, last = bounds[k], bounds[k + 1] - 1
             begins = _between(low, high, row_weight[start]) > 0.5
             ends = _between(low, high, row_weight[last]) > 0.5
             if begins != inside:
@@ -140,7 +157,7 @@ def edges(
                 n += 1
             inside = ends
         if inside:
-            found[n] = top + rows
+            found[n] = top + len(row_low)
             n += 1
     return found[:n].copy()
 
@@ -162,10 +179,13 @@ def cut_out(planes: Any, cuts: Any, frame: float) -> Any:
     return flat
 
 
-@compiled(both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), *_TAPS, *_TAPS, I64)
+@compiled(
+    both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), read_only(I64, 2), *_TAPS, *_TAPS, I64
+)
 def edges_of_cuts(
-    grids: Any,
+    cells: Any,
     cuts: Any,
+    reading: Any,
     row_low: Any,
     row_high: Any,
     row_weight: Any,
@@ -174,32 +194,33 @@ def edges_of_cuts(
     column_weight: Any,
     height: int,
 ) -> Any:
-    """See geometry.edges_of_cuts."""
+    """See geometry.edges_of_cuts. reading: (n, 4) the outputs that read any of the cut, x0, y0, x1, y1."""
     found, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(cuts), np.int64), 0
     for i in range(len(cuts)):
         x0, y0, x1, y1 = cuts[i]
-        grid = grids[at : at + (y1 - y0 + 2) * (x1 - x0 + 2)].reshape(y1 - y0 + 2, x1 - x0 + 2)
-        at += grid.size
-        # The outputs that read any of the cut; its frame is one before it, which makes up for the 1.
-        top, bottom = np.searchsorted(row_high, y0), np.searchsorted(row_low, y1)
-        left, right = np.searchsorted(column_high, x0), np.searchsorted(column_low, x1)
-        if top < bottom and left < right:
-            rows, columns = slice(top, bottom), slice(left, right)
+        rows, columns = y1 - y0 + 2, x1 - x0 + 2
+        grid = cells[at : at + rows * columns].reshape(rows, columns)
+        at += rows * columns
+        left, top, right, bottom = reading[i]
+        if left < right and top < bottom:
             one = edges(
                 grid,
+                x0 - 1,
+                y0 - 1,
                 top,
-                row_low[rows] - (y0 - 1),
-                row_high[rows] - (y0 - 1),
-                row_weight[rows],
+                row_low[top:bottom],
+                row_high[top:bottom],
+                row_weight[top:bottom],
                 left,
-                column_low[columns] - (x0 - 1),
-                column_high[columns] - (x0 - 1),
-                column_weight[columns],
+                column_low[left:right],
+                column_high[left:right],
+                column_weight[left:right],
                 height,
             )
             if n + len(one) > len(found):
-                found = np.concatenate((found[:n], np.empty(n + 2 * len(one), np.int64)))
-            found[n : n + len(one)] = one
+                found = _grown(found, len(one))
+            for k in range(len(one)):
+                found[n + k] = one[k]
             n += len(one)
         stops[i] = n
     return found[:n].copy(), stops
@@ -240,15 +261,12 @@ def text_of_edges(edges: Any, total: int) -> Any:
 
 @compiled(both(written(U8, 1), written(I64, 1)), read_only(I64, 1), read_only(I64, 1), I64)
 def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
-    """Of several masks, whose edges stop there: all texts in a row, and where each of them stops."""
-    text, used, ends = np.empty(4096, np.uint8), 0, np.empty(len(stops), np.int64)
-    start = 0
+    """See rle.from_edges_of_all: all texts in a row, and where each of them stops."""
+    text, used, ends = np.empty(13 * (len(edges) + len(stops)), np.uint8), 0, np.empty(len(stops), np.int64)
     for i in range(len(stops)):
-        one = text_of_edges(edges[start : stops[i]], total)
-        start = stops[i]
-        if used + len(one) > len(text):
-            text = np.concatenate((text[:used], np.empty(used + 2 * len(one), np.uint8)))
-        text[used : used + len(one)] = one
+        one = text_of_edges(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
+        for k in range(len(one)):
+            text[used + k] = one[k]
         used += len(one)
         ends[i] = used
     return text[:used].copy(), ends
@@ -342,18 +360,21 @@ def over(values: Any, floor: float) -> Any:
     return found
 
 
-@compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), I64, F32)
-def greedy(boxes_xyxy: Any, order: Any, most: int, max_iou: float) -> Any:
-    """Of rows in this order, those that overlap no kept one before them; at most so many."""
-    kept, n = np.empty(min(most, len(order)), np.int64), 0
-    for row in order:
-        if n == most:
-            break
-        x0, y0, x1, y1 = boxes_xyxy[row]
+@compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), read_only(I64, 1), I64, F32)
+def greedy(boxes_xyxy: Any, rows: Any, classes: Any, most: int, max_iou: float) -> Any:
+    """Of rows in falling order of score, class after class: where in it those are that overlap no kept one of their
+    class before them, at most so many a class."""
+    kept, n, first = np.empty(len(rows), np.int64), 0, 0
+    for at in range(len(rows)):
+        if at == 0 or classes[at] != classes[at - 1]:
+            first = n
+        if n - first == most:
+            continue
+        x0, y0, x1, y1 = boxes_xyxy[rows[at]]
         area = (x1 - x0) * (y1 - y0)
         clear = True
-        for k in kept[:n]:
-            a0, b0, a1, b1 = boxes_xyxy[k]
+        for k in kept[first:n]:
+            a0, b0, a1, b1 = boxes_xyxy[rows[k]]
             width = max(min(x1, a1) - max(x0, a0), np.float32(0))
             shared = width * max(min(y1, b1) - max(y0, b0), np.float32(0))
             union = (a1 - a0) * (b1 - b0) + area - shared
@@ -362,28 +383,6 @@ def greedy(boxes_xyxy: Any, order: Any, most: int, max_iou: float) -> Any:
                 clear = False
                 break
         if clear:
-            kept[n] = row
+            kept[n] = at
             n += 1
     return kept[:n].copy()
-
-
-@compiled(both(written(I64, 1), written(I64, 1)), read_only(F32, 2), read_only(F32, 2), I64, F32, F32)
-def per_class(scores: Any, boxes_xyxy: Any, most: int, floor: float, max_iou: float) -> Any:
-    """`greedy` within each class of the scores over the floor: rows and their classes, class by class, best first.
-
-    scores: (rows, classes). Of equal scores the later row comes first.
-    """
-    over_floor = 0
-    for value in scores.flat:
-        over_floor += value > floor
-    rows, labels, n = np.empty(over_floor, np.int64), np.empty(over_floor, np.int64), 0
-    for label in range(scores.shape[1]):
-        mine = np.flatnonzero(scores[:, label] > floor)
-        if len(mine) == 0:
-            continue
-        values = scores[:, label][mine]
-        kept = greedy(boxes_xyxy, mine[np.argsort(values, kind="mergesort")[::-1]], most, max_iou)
-        rows[n : n + len(kept)] = kept
-        labels[n : n + len(kept)] = label
-        n += len(kept)
-    return rows[:n].copy(), labels[:n].copy()

@@ -132,8 +132,13 @@ def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
     """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
     from segray import kernels
 
-    rows, labels = kernels.per_class(raw.scores, raw.boxes_xyxy, most, floor, MAX_IOU)
-    return rows, labels, raw.scores[rows, labels]
+    found = raw.scores.T
+    labels, rows = np.nonzero(found > floor)
+    scores = found[labels, rows]
+    order = np.lexsort((-rows, -scores, labels))  # Of equal scores the later one first, as in _descending.
+    rows, labels, scores = rows[order], labels[order], scores[order]
+    kept = kernels.greedy(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
+    return rows[kept], labels[kept], scores[kept]
 
 
 def _fast(raw: _Raw, below: np.float32) -> Picked:
