@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -50,6 +51,10 @@ class _Actor(Actor):
     def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
         return {**super().start(recipe, threads), "node": ray.get_runtime_context().get_node_id()}
 
+    def stay(self) -> None:
+        """Hold the main thread until the process ends: without a call Ray wakes it a hundred times a second."""
+        threading.Event().wait()
+
 
 # Two tasks at once, so that the second is read ahead while the first drains; the pulse never waits behind them.
 _GROUPS = {"start": 1, "label": 2, "pulse": 1}
@@ -66,6 +71,8 @@ def connect(cluster: Cluster) -> None:
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Processes that Ray starts ahead and nobody needs take a percent of a core each; these it ends at once.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
         try:
             ray.init(
                 address="local",
@@ -393,6 +400,7 @@ class RayWorkers:
         member = _Member(actor.remote(pool, trail), seat, trail, time.monotonic())
         start = member.handle.start.options(concurrency_group="start")
         member.starting = start.remote(self._recipe, max(1, int(seat.cpus)))
+        member.handle.stay.remote()
         self._members[str(self._born)] = member
         self._born += 1
 
