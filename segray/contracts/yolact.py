@@ -201,7 +201,7 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
     cuts = np.stack([left, top, right, bottom], axis=1)
     with np.errstate(all="ignore"):
         logits = prototypes @ coefficients.T  # Operands as in the references: another order, other last bits.
-    cells = _sigmoid(geometry.cut_out(logits, cuts, -np.inf))
+    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # Whose sigmoid is 0.
     rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
     return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
