@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,43 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from segray import runtime, zoo
+from segray import runtime
 from segray.bench.bench import size_hw
+from segray.bench.workload import Workload
 from segray.scenes.scene import draw_scene
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
-    """A compiled file with its inputs, and what a round took: (CPU seconds, wall seconds) an image."""
+    """A compiled file with its inputs."""
 
     file: Path
     form: str
     request: ov.InferRequest
     inputs: list[dict[int, NDArray[Any]]]
-    rounds: list[tuple[float, float]] = field(default_factory=list)
 
-    def infer(self) -> None:
+    def infer(self) -> tuple[float, float]:
+        """CPU and wall seconds an image."""
         cpu, wall = time.process_time(), time.monotonic()
         for tensors in self.inputs:
             self.request.infer(tensors, share_inputs=True)
         count = len(self.inputs)
-        self.rounds.append(((time.process_time() - cpu) / count, (time.monotonic() - wall) / count))
+        return (time.process_time() - cpu) / count, (time.monotonic() - wall) / count
 
 
 def candidate(name: str, file: Path, precision: str, scenes: list[NDArray[np.uint8]]) -> Candidate:
-    model = zoo.resolve(name, str(file), None, None)
-    compiled = runtime.compiled(model.path, model.form, runtime.DeviceSettings(precision=precision, hint="LATENCY"))
-    contract = model.contract.with_size(model.form.name, compiled.size_hw)
-    form = contract.forms[model.form.name]
+    model = {"name": name, "path": str(file), "precision": precision}
+    compiled, contract, form, _ = Workload("", (), model, runtime.available_cpus()).compiled("LATENCY")
     inputs = [compiled.inputs(contract.prepare(form, scene)) for scene in scenes]
     return Candidate(file, form.name, compiled.network.create_infer_request(), inputs)
 
 
-def told(candidates: list[Candidate]) -> None:
-    first = candidates[0].rounds
+def told(candidates: list[Candidate], rounds: list[list[tuple[float, float]]]) -> None:
+    """rounds: what `infer` gave, of each candidate in each round."""
     print(f"{'CPU s':>8} {'wall s':>8} {'to the first':>22}  file")
-    for one in candidates:
-        ratios = [mine[0] / its[0] for mine, its in zip(one.rounds, first, strict=True)]
-        cpu, wall = (statistics.median(values) for values in zip(*one.rounds, strict=True))
+    for i, one in enumerate(candidates):
+        ratios = [laps[i][0] / laps[0][0] for laps in rounds]
+        cpu, wall = (statistics.median(values) for values in zip(*(laps[i] for laps in rounds), strict=True))
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
         print(f"{cpu:8.3f} {wall:8.3f} {spread:>22}  {one.file} ({one.form})")
 
@@ -71,12 +70,8 @@ def main() -> None:
     scenes = [draw_scene(np.random.default_rng([0, i]), size_hw(asked.size)).image for i in range(asked.count)]
     candidates = [candidate(asked.name, file, asked.precision, scenes) for file in asked.files]
     for one in candidates:
-        one.infer()
-        one.rounds.clear()
-    for _ in range(asked.repeats):
-        for one in candidates:
-            one.infer()
-    told(candidates)
+        one.infer()  # The first time takes longer.
+    told(candidates, [[one.infer() for one in candidates] for _ in range(asked.repeats)])
 
 
 if __name__ == "__main__":
