@@ -2,7 +2,8 @@
 
 Knows arrays and arithmetic; what they mean is said where each is called (geometry, rle, contracts/yolact). Numba
 lives here. A function is compiled for the one signature it states when this module is first imported, which takes
-seconds, and is kept beside the source or in NUMBA_CACHE_DIR, from where it loads in milliseconds.
+seconds, and is kept beside the source or in NUMBA_CACHE_DIR, from where it loads in milliseconds. Loops are written out
+where an array function would do: Numba takes a second and more to compile one that sorts, searches or joins.
 """
 
 from __future__ import annotations

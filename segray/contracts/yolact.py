@@ -146,8 +146,10 @@ def _fast(raw: _Raw, below: np.float32) -> Picked:
 
     There is no floor within a class but the thresholds: low scores fill up the list, as in the original.
     """
-    columns = np.arange(raw.scores.shape[1])
-    return _picked(raw, [(label, _clear(raw, raw.scores[:, label], below)) for label in columns])
+    kept = [_clear(raw, scores, below) for scores in raw.scores.T]
+    rows = np.concatenate([np.zeros(0, np.intp), *kept])
+    labels = np.repeat(np.arange(len(kept)), list(map(len, kept)))
+    return rows, labels, raw.scores[rows, labels]
 
 
 def _cross_class(raw: _Raw, below: np.float32) -> Picked:
@@ -165,12 +167,6 @@ def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
     above = np.triu(_iou(boxes[:, None], boxes[None]), 1).max(axis=0, initial=0)
     clear: NDArray[np.intp] = rows[above <= MAX_IOU]
     return clear
-
-
-def _picked(raw: _Raw, kept: list[tuple[np.intp, NDArray[np.intp]]]) -> Picked:
-    rows = np.concatenate([np.zeros(0, np.intp), *(rows for _, rows in kept)])
-    labels = np.repeat(np.array([label for label, _ in kept], np.intp), [len(rows) for _, rows in kept])
-    return rows, labels, raw.scores[rows, labels]
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
