@@ -160,11 +160,8 @@ def estimate(asked: Config, watcher: Watcher) -> Estimate:
 
 def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Listed, int]:
     root, columns = asked.output.root, ["image_key", "version"]
-    table = tables.open_table(root, "images", options)
-    committed = None
-    if table is not None:
-        rows = table.to_pyarrow_dataset()
-        committed = store.insist(root, lambda: plan.Committed(rows.to_batches(columns)))
+    rows = tables.committed(root, "images", options)
+    committed = None if rows is None else store.insist(root, lambda: plan.Committed(rows.to_batches(columns)))
     left, total, _, _ = run.listing(asked, store, committed, keep_index=False)
     return left, total
 

@@ -133,7 +133,7 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
         assert table is not None, "looked at before"
-        found = groups(publish.live_files(table), limits)
+        found = groups(publish.files_of(table), limits)
         if not found:
             return
         add = [file for group in found for file in _merged(root, name, options, group, limits)]
@@ -176,7 +176,7 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
     """Delete compacted files of a lost race, if nobody can commit them any more."""
     table = open_table(root, name, options)
     assert table is not None, "looked at before"
-    live = {file.path for file in publish.live_files(table)}
+    live = {file.path for file in publish.files_of(table)}
     if all(file.path in live for file in changes.remove):
         return  # the next attempt, or another process, makes and commits the same files
     for file in changes.add:

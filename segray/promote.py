@@ -12,7 +12,7 @@ from segray import ledger
 from segray.errors import LabelSetError, UserError
 from segray.publish import live_files
 from segray.storage import StorageOptions, Store, absolute, join, name, parent
-from segray.tables import CURRENT, open_table, pointed_at
+from segray.tables import CURRENT, pointed_at, table_state
 from segray.verify import verify
 
 
@@ -72,8 +72,8 @@ def _doubts(root: str, other: str | None, options: StorageOptions, store: Store)
         found.append(f"run {run.id} has not come to its end")
     if not report.counts["images"]:
         found.append("it holds no image")
-    table = None if other is None else open_table(other, "images", options)
-    theirs = 0 if table is None else sum(file.rows for file in live_files(table))
+    state = None if other is None else table_state(other, "images", options)
+    theirs = 0 if state is None else sum(file.rows for file in live_files(state))
     if report.counts["images"] < theirs:
         found.append(f"it holds {report.counts['images']} images, and the current one {theirs}")
     return tuple(found)

@@ -45,12 +45,13 @@ from deltalake.transaction import (
     create_table_with_add_actions,
 )
 
-from segray import plan, schema
+from segray import datasets, plan, schema, tables
 from segray.datafiles import DataFile, Rows, Writer, contents
+from segray.delta_log import APP_ID, TableState, batch_of, state_of
 from segray.errors import ConflictError, LabelSetError, WorldError
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, abreast, join
-from segray.tables import APP_ID, COMMIT_ORDER, open_table, table_uri
+from segray.tables import COMMIT_ORDER, open_table, table_uri
 
 _RECORD_KEY = "segray_record"
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
@@ -131,7 +132,7 @@ def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
 
     def number(name: str) -> int:
         table = open_table(root, name, options)
-        return 0 if table is None else table.transaction_version(APP_ID) or 0
+        return 0 if table is None else batch_of(table)
 
     def read(name: str) -> int:
         return store.insist(root, partial(number, name))
@@ -199,7 +200,7 @@ def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> 
         (name, file.path) for name, changes in _newest(root, options, store)[0].tables.items() for file in changes.add
     }
     for name, changes in batch.tables.items():
-        live = {file.path for file in live_files(_existing(root, name, options))}
+        live = {file.path for file in files_of(_existing(root, name, options))}
         for path in {file.path for file in changes.add} - live - removed_files(root, options, name, 0):
             if (name, path) not in keep:
                 store.delete(join(table_uri(root, name), path))
@@ -207,7 +208,7 @@ def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> 
 
 def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:
     table = _existing(root, name, options)
-    if (table.transaction_version(APP_ID) or 0) >= batch.number:
+    if batch_of(table) >= batch.number:
         if _made_by(table, record):
             return  # by `recover`, or by an attempt of ours whose answer was lost
         raise ConflictError(f"batch {batch.number} was committed by another run", where=root)
@@ -243,14 +244,19 @@ def rearrange(root: str, options: StorageOptions, name: str, changes: Changes) -
     )
 
 
-def live_files(table: DeltaTable) -> list[DataFile]:
-    """The files that make the table's snapshot, by path; without their statistics."""
-    rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+def live_files(state: TableState) -> list[DataFile]:
+    """The files that make this state, by path; without their statistics."""
+    rows = state.files.to_pylist()
     files = [
         DataFile(row["path"], row["size_bytes"], row["num_records"], row.get(f"partition.{schema.PARTITION}"))
         for row in rows
     ]
     return sorted(files, key=lambda file: file.path)
+
+
+def files_of(table: DeltaTable) -> list[DataFile]:
+    """The files that make the snapshot which `table` has loaded, by path; without their statistics."""
+    return live_files(state_of(table, table.table_uri))
 
 
 def removed_files(root: str, options: StorageOptions, name: str, hours: int, *, unnamed: bool = False) -> set[str]:
@@ -279,7 +285,7 @@ def _gone(table: DeltaTable, changes: Changes) -> list[str]:
     """Files to be removed that the table does not have; the log itself would accept their removal in silence."""
     if not changes.remove:
         return []
-    return sorted({f.path for f in changes.remove} - {f.path for f in live_files(table)})
+    return sorted({f.path for f in changes.remove} - {f.path for f in files_of(table)})
 
 
 def _transact(
@@ -370,7 +376,7 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     token = _digest([run.id, number, asdict(inputs)])
     writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
     fresh = {name: Rows() for name in COMMIT_ORDER}
-    committed, again = _committed(run.root, options), [pa.array([], pa.string())]
+    committed, again = tables.committed(run.root, "images", options), [pa.array([], pa.string())]
     images = instances = 0
     for rows in _staged(store, run, inputs.staged):
         images += rows.num_rows
@@ -380,17 +386,17 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
         fresh["instances"].add(found)
         again.append(_replaced(store, run.root, committed, rows.column("image_key")))
     removed = sum(map(len, gone := [still_there(run, name, options) for name in inputs.retired]))
-    replaced, tables = pa.concat_arrays(again + gone), {}
+    replaced, changes = pa.concat_arrays(again + gone), {}
     for name, gathered in fresh.items():
         remove = _holding(run.root, name, options, replaced)
         add = writer.write(name, gathered, _without(replaced, store, run.root, name, remove))
-        tables[name] = Changes(tuple(add), tuple(remove))
-    return Batch(number, run.id, images, instances, tables, inputs.retired, removed)
+        changes[name] = Changes(tuple(add), tuple(remove))
+    return Batch(number, run.id, images, instances, changes, inputs.retired, removed)
 
 
 def still_there(run: Run, part: str, options: StorageOptions) -> pa.Array:
     """Of one part of the run's rows to remove: the keys of those that the table still has."""
-    store, committed = Store(options), _committed(run.root, options)
+    store, committed = Store(options), tables.committed(run.root, "images", options)
     rows = plan.retired(store, run.folder, part)
     if committed is None:
         return pa.array([], pa.string())
@@ -453,11 +459,6 @@ def _instances(rows: pa.RecordBatch, number: int) -> pa.Table:
 # ---- replacing changed images ---------------------------------------------------------------------
 
 
-def _committed(root: str, options: StorageOptions) -> ds.Dataset | None:
-    table = open_table(root, "images", options)
-    return None if table is None else Store(options).insist(root, table.to_pyarrow_dataset)
-
-
 def _replaced(store: Store, root: str, committed: ds.Dataset | None, keys: pa.Array) -> pa.Array:
     """Those of the keys that already have a committed row."""
     if committed is None:
@@ -476,10 +477,11 @@ def _holding(root: str, name: str, options: StorageOptions, keys: pa.Array) -> l
     """Files of the table that hold rows of these images."""
     if not len(keys):
         return []
-    table = open_table(root, name, options)
-    assert table is not None, "images that have rows come from a table that exists"
-    store, held, files = Store(options), _one_of(keys), {file.path: file for file in live_files(table)}
-    fragments = store.insist(root, lambda: list(table.to_pyarrow_dataset().get_fragments(filter=held)))
+    state = tables.table_state(root, name, options)
+    assert state is not None, "images that have rows come from a table that exists"
+    store, held, files = Store(options), _one_of(keys), {file.path: file for file in live_files(state)}
+    rows = datasets.dataset(state, options, store.delta_options(root))
+    fragments = list(rows.get_fragments(filter=held))
     counts = abreast(lambda each: store.insist(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0)
     return [files[each.path] for each, rows in zip(fragments, counts, strict=True) if rows]
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from segray import image, ledger, partitions, plan, publish, runtime, schema, sources, zoo
+from segray import image, ledger, partitions, plan, publish, runtime, schema, sources, tables, zoo
 from segray.config import Config
 from segray.contracts.labels import slug
 from segray.errors import (
@@ -39,7 +39,6 @@ from segray.ledger import Identity, Run
 from segray.plan import Plan
 from segray.sources.index import Index
 from segray.storage import StorageOptions, Store, absolute, join, shown
-from segray.tables import open_table
 from segray.tiles import Tiles
 from segray.vitals import Tally
 from segray.workers import Workers
@@ -126,7 +125,7 @@ class _Work:
 def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
     """The run to resume, or a new one over what is not committed; None when all is done."""
     batch = 0 if dry_run else publish.recover(job.root, job.options, job.store)
-    images = _images_table(job)
+    images = tables.committed(job.root, "images", job.options)
     committed = None if images is None else _committed(job, images)
     retiring = job.config.source.deleted == "retire" and limit is None
     resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
@@ -230,14 +229,9 @@ def _unlisted(
     return gone
 
 
-def _images_table(job: Job) -> ds.Dataset | None:
-    table = open_table(job.root, "images", job.options)
-    return None if table is None else job.store.insist(job.root, table.to_pyarrow_dataset)
-
-
 def _not_committed(job: Job, planned: Plan) -> int:
     """How many images of a plan have no row, whoever labelled the others."""
-    images = _images_table(job)
+    images = tables.committed(job.root, "images", job.options)
     done = plan.committed_rows(planned, None if images is None else _committed(job, images))
     return int((~done).sum())
 
@@ -370,10 +364,9 @@ def _summary(job: Job, done: _Done) -> Summary:
 
 
 def _images(job: Job, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
-    table = open_table(job.root, "images", job.options)
-    if table is None:
+    rows = tables.committed(job.root, "images", job.options)
+    if rows is None:
         return {}, ()
-    rows = table.to_pyarrow_dataset()
     status = pc.value_counts(rows.to_table(["status"]).column("status")).to_pylist()
     failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(most)
     failures = tuple((shown(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
@@ -382,12 +375,12 @@ def _images(job: Job, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, s
 
 def _classes(job: Job) -> dict[str, int]:
     """Committed instances by class name, most first; from the log alone."""
-    table = open_table(job.root, "instances", job.options)
-    if table is None:
+    state = tables.table_state(job.root, "instances", job.options)
+    if state is None:
         return {}
     names = {value: name for _, name, value in job.identity.classes}
     counts: dict[str, int] = {}
-    for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+    for action in state.files.select(["partition.class", "num_records"]).to_pylist():
         name = names[action["partition.class"]]
         counts[name] = counts.get(name, 0) + int(action["num_records"])
     return dict(sorted(counts.items(), key=lambda item: -item[1]))

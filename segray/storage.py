@@ -22,6 +22,7 @@ import re
 import stat
 import threading
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -124,8 +125,9 @@ class Store:
     def __init__(self, options: StorageOptions | None = None, known: Iterable[str] = ()) -> None:
         self.options = options or StorageOptions()
         self._known = {_bucket_and_key(uri)[0] for uri in known}
-        self._places: dict[tuple[int, str], _Place] = {}
+        self._places: dict[str, _Place] = {}
         self._lock = threading.Lock()
+        _stores.add(self)
 
     def __reduce__(self) -> tuple[type[Store], tuple[StorageOptions]]:
         return Store, (self.options,)
@@ -169,7 +171,11 @@ class Store:
         """The object as a seekable binary file, read by ranges; for pyarrow and text readers."""
         if not scheme(uri):
             return self._try(uri, lambda _: Path(_local_path(uri)).open("rb"))
-        return cast(BinaryIO, io.BufferedReader(_Ranges(self, uri), buffer_size=1 << 20))
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self, uri, self.stat(uri).size_bytes), buffer_size=1 << 20))
+
+    def ranges(self, uri: str, size_bytes: int) -> BinaryIO:
+        """The object of this size as a seekable binary file without a buffer: each read is one request."""
+        return cast(BinaryIO, _Ranges(self, uri, size_bytes))
 
     def put(self, uri: str, data: bytes) -> None:
         """Make `data` the whole content of `uri`. Readers see the old object or the new one, never a part."""
@@ -227,12 +233,25 @@ class Store:
         raise AssertionError("unreachable")
 
     def _place(self, uri: str) -> _Place:
-        # Keyed by process: connections and the event loop's thread do not survive a fork.
-        key = os.getpid(), scheme(uri)
+        kind = scheme(uri)
         with self._lock:
-            if key not in self._places:
-                self._places[key] = _connect(key[1], self.options)
-            return self._places[key]
+            if kind not in self._places:
+                self._places[kind] = _connect(kind, self.options)
+            return self._places[kind]
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _leave_to_the_parent() -> None:
+    """After a fork: use none of the parent's connections, and close none. A lock may have been taken by its threads."""
+    for store in _stores:
+        _inherited.append(store._places)
+        store._places, store._lock = {}, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def abreast(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
@@ -253,9 +272,8 @@ def abreast(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T]
 class _Ranges(io.RawIOBase):
     """A remote object as a raw, seekable file; each read is one ranged request of the store."""
 
-    def __init__(self, store: Store, uri: str) -> None:
-        self._store, self._uri, self._at = store, uri, 0
-        self._size = store.stat(uri).size_bytes
+    def __init__(self, store: Store, uri: str, size_bytes: int) -> None:
+        self._store, self._uri, self._size, self._at = store, uri, size_bytes, 0
 
     def readable(self) -> bool:
         return True

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 
+from segray import datasets, delta_log
+from segray.delta_log import TableState, batch_of
 from segray.errors import LabelSetError, UserError
 from segray.storage import StorageOptions, Store, join, name, parent
 
 CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
-APP_ID = "segray"  # of the transactions whose versions are batch numbers
 _EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
 # A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
 COMMIT_ORDER = ("instances", "images")
@@ -35,15 +36,20 @@ def table_uri(root: str, name: str) -> str:
 
 def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
     """The table's latest snapshot; None where there is no table. Raises as Store does."""
-    store = Store(options)
+    store, uri = Store(options), table_uri(root, name)
+    return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
 
-    def opened() -> DeltaTable | None:
-        try:
-            return DeltaTable(table_uri(root, name), storage_options=store.delta_options(root) or None)
-        except TableNotFoundError:
-            return None
 
-    return store.insist(root, opened)
+def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
+    """The table's latest state as plain values; None where there is no table. Raises as Store does."""
+    store, uri = Store(options), table_uri(root, name)
+    return store.insist(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
+
+
+def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
+    """The table's committed rows; None where there is no table. Raises as Store does."""
+    state = table_state(root, name, options)
+    return None if state is None else datasets.dataset(state, options, Store(options).delta_options(root))
 
 
 def resolved(root: str, options: StorageOptions) -> str:
@@ -87,38 +93,13 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
-    root = resolved(root, store(given).options)
-    return _readable(_open(root, name, _delta_options(root, given)))
-
-
-def _readable(table: DeltaTable) -> ds.Dataset:
-    """The table's files, each with what the log says of the values in it, by which readers leave files out.
-
-    deltalake says of a column of which the log knows no bounds that it is at least null and at most null, and then
-    a filter on it finds nothing.
-    """
-    whole = table.to_pyarrow_dataset()
-    told = {row["path"]: row for row in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
-    fragments = [
-        whole.format.make_fragment(
-            each.path, filesystem=whole.filesystem, partition_expression=_bounds(told[each.path], whole.schema)
-        )
-        for each in whole.get_fragments()
-    ]
-    return ds.FileSystemDataset(fragments, whole.schema, whole.format, whole.filesystem) if fragments else whole
-
-
-def _bounds(told: Mapping[str, Any], columns: pa.Schema) -> ds.Expression:
-    """What is true of all rows of a file."""
-    known = ds.scalar(True)
-    for column in columns:
-        field_ = ds.field(column.name)
-        if f"partition.{column.name}" in told:
-            known &= field_ == pa.scalar(told[f"partition.{column.name}"], column.type)
-        low, high = told.get(f"min.{column.name}"), told.get(f"max.{column.name}")
-        if low is not None and high is not None:
-            known &= (field_ >= pa.scalar(low, column.type)) & (field_ <= pa.scalar(high, column.type))
-    return known
+    reach = store(given)
+    root = resolved(root, reach.options)
+    options = _delta_options(root, given)
+    state = delta_log.run(delta_log.latest_state, table_uri(root, name), options)
+    if state is None:
+        raise _no_label_set(root, name)
+    return datasets.dataset(state, reach.options, options)
 
 
 def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
@@ -144,15 +125,16 @@ def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _open(root: str, name: str, options: Mapping[str, str]) -> DeltaTable:
-    try:
-        return DeltaTable(table_uri(root, name), storage_options=dict(options) or None)
-    except TableNotFoundError as exc:
-        raise LabelSetError(
-            "no label set here",
-            where=str(root),
-            found=f"no table {name}",
-            do="check the path, or run `segray label` first",
-        ) from exc
+    table = delta_log.open_table(table_uri(root, name), options)
+    if table is None:
+        raise _no_label_set(root, name)
+    return table
+
+
+def _no_label_set(root: str, name: str) -> LabelSetError:
+    return LabelSetError(
+        "no label set here", where=str(root), found=f"no table {name}", do="check the path, or run `segray label` first"
+    )
 
 
 # ---- both tables at once --------------------------------------------------------------------------
@@ -191,38 +173,78 @@ def snapshot(
         raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
     reach = store(storage_options)
     root = resolved(root, reach.options)
-    merged = _delta_options(root, storage_options)
-    images, instances = (_open(root, name, merged) for name in ("images", "instances"))
-    latest = images.version(), instances.version()
-    if as_of is not None:
-        version = _batch_until(_open(root, "images", merged), root, as_of)
-    batch = images.transaction_version(APP_ID) or 0
-    if version is not None:
-        _load_batch(images, root, version)
-        batch = version
-    if (instances.transaction_version(APP_ID) or 0) != batch:  # Also when a commit under way has not reached images.
-        _load_batch(instances, root, batch)
-    for kind, table, newest in (("images", images, latest[0]), ("instances", instances, latest[1])):
-        if table.version() < newest:
-            _check_kept(table, table_uri(root, kind), reach)
+    options = _delta_options(root, storage_options)
+    images, instances = delta_log.run(_states, root, options, reach.options, version, as_of)
+    rows = {
+        name: datasets.dataset(state, reach.options, options)
+        for name, state in (("instances", instances), ("images", images))
+    }
+    classes, model, fingerprint = _record(root, reach)
     return Snapshot(
-        root, batch, _readable(instances), _readable(images), *_record(root, reach), row_bytes=_row_bytes(instances)
+        root, images.batch, rows["instances"], rows["images"], classes, model, fingerprint, _row_bytes(instances)
     )
 
 
-def _row_bytes(table: DeltaTable) -> float:
-    files = pa.table(table.get_add_actions(flatten=True))
-    whole, rows = (sum(files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
-    return float(max(0, whole - _EMPTY_FILE_BYTES * files.num_rows) / max(rows, 1))
+def _states(
+    root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
+) -> tuple[TableState, TableState]:
+    """Images and instances as of one batch: the latest, that number, or the last until that moment."""
+    images, instances = (_open(root, name, options) for name in ("images", "instances"))
+    latest = images.version(), instances.version()
+    if as_of is not None:
+        version = _batch_until(_open(root, "images", options), root, as_of)
+    if version is not None:
+        _load_batch(images, root, version)
+    batch = batch_of(images)
+    if batch_of(instances) != batch:  # Also when a commit under way has not reached images.
+        _load_batch(instances, root, batch)
+    states = tuple(
+        delta_log.state_of(table, table_uri(root, kind))
+        for kind, table in (("images", images), ("instances", instances))
+    )
+    for state, newest in zip(states, latest, strict=True):
+        if state.version < newest:
+            _check_kept(state, Store(reach))
+    return states[0], states[1]
 
 
-def _check_kept(table: DeltaTable, uri: str, store: Store) -> None:
+def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int]:
+    """Images, the instances of no later batch, and the last batch of instances.
+
+    Raises LabelSetError where one of the tables is missing, and as Store does.
+    """
+    store = Store(options)
+    found: tuple[TableState, TableState, int] = store.insist(
+        root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root))
+    )
+    return found
+
+
+def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int]:
+    # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
+    images, instances = (_open(root, name, options) for name in reversed(COMMIT_ORDER))
+    number, ahead = batch_of(images), batch_of(instances)
+    while batch_of(instances) > number:
+        instances.load_as_version(instances.version() - 1)
+    states = [
+        delta_log.state_of(table, table_uri(root, kind))
+        for kind, table in (("images", images), ("instances", instances))
+    ]
+    return states[0], states[1], ahead
+
+
+def _row_bytes(instances: TableState) -> float:
+    whole, rows = (sum(instances.files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
+    return float(max(0, whole - _EMPTY_FILE_BYTES * instances.files.num_rows) / max(rows, 1))
+
+
+def _check_kept(state: TableState, store: Store) -> None:
     """Files that later states do without are deleted in the end."""
-    needed = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
-    gone = set(needed) - {entry.key for entry in store.list(uri)}
+    needed = state.files.column("path").to_pylist()
+    gone = set(needed) - {entry.key for entry in store.list(state.uri)}
     if gone:
         raise LabelSetError(
-            "an earlier state of the label set can no longer be read", where=uri,
+            "an earlier state of the label set can no longer be read", where=state.uri,
             found=f"{len(gone)} of its {len(needed)} files were deleted by `segray maintain`, such as {min(gone)}",
             do="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
         )  # fmt: skip
@@ -237,12 +259,12 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
             do="ask for a later moment",
         )  # fmt: skip
     table.load_as_version(max(until))
-    return table.transaction_version(APP_ID) or 0
+    return batch_of(table)
 
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
     """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
-    low, high, latest = 0, table.version(), table.transaction_version(APP_ID) or 0
+    low, high, latest = 0, table.version(), batch_of(table)
     if not 0 <= batch <= latest:
         raise LabelSetError(
             "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
@@ -269,7 +291,7 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
         table.load_as_version(state)
     except DeltaError:
         return None
-    return table.transaction_version(APP_ID) or 0
+    return batch_of(table)
 
 
 def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:

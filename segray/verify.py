@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from segray.instances import image_id
 from segray.ledger import Run
 from segray.publish import live_files
 from segray.storage import StorageOptions, Store, join
-from segray.tables import APP_ID, COMMIT_ORDER, open_table, table_uri
+from segray.tables import states_to_verify, table_uri
 
 _STATUSES = ("ok", "empty", "failed")
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
@@ -82,7 +81,7 @@ def verify(root: str, options: StorageOptions) -> Report:
     store, findings = Store(options), _Findings()
     classes = _identity(root, store, findings)
     done = _finished_runs(root, store, findings)  # before the tables: a run that ends meanwhile has rows they lack
-    files = _snapshot(root, options, store, findings)
+    files = _snapshot(root, options, findings)
     for name in files:
         _check_listing(root, name, files[name], store, findings)
     images = _Images(root, store, findings, findings.counts["batch"])
@@ -120,20 +119,10 @@ def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[i
     return classes
 
 
-def _snapshot(root: str, options: StorageOptions, store: Store, findings: _Findings) -> dict[str, list[DataFile]]:
+def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
     """The files of both tables as of the last batch that both have."""
-    # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
-    opened = {name: open_table(root, name, options) for name in reversed(COMMIT_ORDER)}
-    images, instances = opened["images"], opened["instances"]
-    if images is None or instances is None:
-        missing = [name for name, table in opened.items() if table is None]
-        raise LabelSetError(
-            "no label set here",
-            where=root,
-            found=f"no table {' and no table '.join(missing)}",
-            do="check the path, or run `segray label` first",
-        )
-    number, ahead = (table.transaction_version(APP_ID) or 0 for table in (images, instances))
+    images, instances, ahead = states_to_verify(root, options)
+    number = images.batch
     findings.counts["batch"] = number
     if ahead == number + 1:
         findings.warnings.append(
@@ -142,8 +131,6 @@ def _snapshot(root: str, options: StorageOptions, store: Store, findings: _Findi
         )
     elif ahead != number:
         findings.add("tables_apart", root, f"instances at batch {ahead}, images at batch {number}")
-    while (instances.transaction_version(APP_ID) or 0) > number:
-        store.insist(root, partial(instances.load_as_version, instances.version() - 1))
     return {"images": live_files(images), "instances": live_files(instances)}
 
 

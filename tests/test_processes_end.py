@@ -1,0 +1,79 @@
+"""Short scripts that read a label set end with 0, by themselves, from a folder and from S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import label_sets
+import pytest
+from swift_server import Swift
+
+from segray.storage import Store
+
+TIMES = int(os.environ.get("SEGRAY_SCRIPTS", "3"))
+WITHIN_S = 120
+
+# Each leaves while Arrow's threads may still be reading ahead.
+SCRIPTS = {
+    "head": "print(segray.scan(root).head(5).num_rows)",
+    "first batch": "print(next(segray.scan(root).to_batches()).num_rows > 0)",
+    "batches kept": "batches = segray.scan(root).to_batches(); print(next(batches).num_rows > 0)",
+    "table": "print(segray.scan(root).to_table(columns=['score']).num_rows)",
+    "filter": "import pyarrow.dataset as ds; print(segray.scan(root).head(3, filter=ds.field('score') > 0.5).num_rows)",
+    "polars": "import polars; print(polars.scan_pyarrow_dataset(segray.scan(root)).head(3).collect().height)",
+    "duckdb": "import duckdb\nc = duckdb.connect()\nc.register('t', segray.scan(root))\n"
+    "print(c.sql('SELECT * FROM t LIMIT 3').fetchall()[0][1])",
+    "sql": "import duckdb\nsegray.sql(duckdb, root)\nprint(duckdb.sql('SELECT rle FROM instances LIMIT 1').fetchall())",
+    "uncaught error": "next(segray.scan(root).to_batches()); raise SystemExit(0)",
+}
+THROUGH_PYTHON = "from segray import arrow_fs\narrow_fs.native = lambda uri, options: None\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("labels")
+    for batch in range(3):
+        images = label_sets.stickers(40, seed=batch)
+        label_sets.write(root, {f"{batch}-{key}": image for key, image in images.items()})
+    return str(root)
+
+
+@pytest.fixture
+def bucket(folder: str, swift_env: Swift, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", swift_env.endpoint_url)
+    root, store = f"s3://{swift_env.bucket()}/a b", Store()
+    for entry in store.list(folder):
+        store.put(f"{root}/{entry.key}", store.read(entry.uri))
+    return root
+
+
+def run(program: str, root: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"import segray\nroot = {root!r}\n{program}"],
+        capture_output=True, text=True, timeout=WITHIN_S, check=False,
+    )  # fmt: skip
+
+
+def endings(program: str, root: str, times: int) -> list[tuple[int, str]]:
+    return [(done.returncode, done.stderr) for done in (run(program, root) for _ in range(times))]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_reads_a_folder_ends_well(folder: str, script: str) -> None:
+    assert {code for code, _ in endings(SCRIPTS[script], folder, TIMES)} == {0}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_reads_s3_ends_well(bucket: str, script: str) -> None:
+    assert {code for code, _ in endings(SCRIPTS[script], bucket, TIMES)} == {0}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_read_through_python_is_waited_for(folder: str, script: str) -> None:
+    """As it is where Arrow has no file system of its own for a store."""
+    assert {code for code, _ in endings(THROUGH_PYTHON + SCRIPTS[script], folder, TIMES)} == {0}
