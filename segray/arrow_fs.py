@@ -8,6 +8,7 @@ for them.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import io
 import os
 import threading
@@ -74,6 +75,8 @@ def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
     if endpoint.path.strip("/"):
         return None  # an address with a path, which the client cannot be given
     kind, host = endpoint.scheme or "https", endpoint.netloc
+    global _s3_is_used
+    _s3_is_used = True
     timeout_s = float(options.get("timeout", "60s").removesuffix("s"))
     found = pafs.S3FileSystem(
         access_key=options.get("AWS_ACCESS_KEY_ID"),
@@ -210,6 +213,7 @@ _lock = threading.Lock()
 _calls = 0
 _last_call_s = 0.0
 _ending = False
+_s3_is_used = False
 
 
 @contextmanager
@@ -244,11 +248,27 @@ def drain(within_s: float = _DRAIN_S) -> None:
 
 
 def _forked() -> None:
-    """Threads of the parent read no more, and may have left the lock taken."""
+    """Forget what threads of the parent do here: they are not in the child, and may have left the lock taken."""
     global _lock, _calls
     _lock, _calls = threading.Lock(), 0
     _open.clear()
+    if _s3_is_used:
+        _exit_without_destructors()
 
 
-atexit.register(drain)
+def _exit_without_destructors() -> None:
+    """Let this process end when Python has ended, with Python's exit code.
+
+    The AWS SDK waits at exit for its own threads, which a forked child does not have: the child would hang or crash.
+    Source: on_exit(3); what is registered last is called first.
+    """
+    atexit.unregister(pafs.ensure_s3_finalized)
+    libc = ctypes.CDLL(None)
+    if on_exit := getattr(libc, "on_exit", None):
+        on_exit(libc._exit, None)
+        on_exit(libc.fcloseall, None)
+
+
+# Not by atexit: thread pools are shut down before that, and a request under way then fails instead of ending.
+threading._register_atexit(drain)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_forked)

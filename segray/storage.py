@@ -196,12 +196,16 @@ class Store:
             self._try(uri, lambda place: place.delete(uri))
 
     def insist(self, uri: str, call: Callable[[], T]) -> T:
-        """Make a call that reaches `uri` by deltalake: tried again and its errors translated as everything here.
+        """Make a call that reaches `uri` by deltalake or Arrow: tried again, its errors translated as all are here.
 
         The call must be safe to repeat after an attempt whose answer was lost. It makes several requests, each of
         which can fail it, so it is tried more often than one request is.
         """
         return self._try(uri, lambda _: call(), _REQUESTS_PER_CALL * self.options.retries)
+
+    def translated(self, uri: str, call: Callable[[], T]) -> T:
+        """Make a call that reaches `uri` and tries again by itself; its errors are translated as all are here."""
+        return self._try(uri, lambda _: call(), 0)
 
     def delta_options(self, uri: str) -> dict[str, str]:
         """deltalake's storage_options for the same place. They hold the secret: never log or store them."""
@@ -743,6 +747,11 @@ _DELTA_ANSWER = re.compile(
     r"(?:.*?<Code>(?P<code>\w+)</Code>(?:.*?<Message>(?P<message>[^<]*)<)?)?",
     re.DOTALL,
 )
+# Arrow's S3 client tells the SDK's name of the error, and what the store said of it.
+_ARROW_ANSWER = re.compile(r"AWS Error (?P<code>[A-Z_]+) during \w+ operation: (?P<message>.*)", re.DOTALL)
+_ARROW_STATUS = {"ACCESS_DENIED": 403, "SIGNATURE_DOES_NOT_MATCH": 403, "INVALID_ACCESS_KEY_ID": 403,
+                 "EXPIRED_TOKEN": 400, "NO_SUCH_KEY": 404, "NO_SUCH_BUCKET": 404, "RESOURCE_NOT_FOUND": 404,
+                 "SLOW_DOWN": 503}  # fmt: skip
 _DRAWN = re.compile(r"\x1b\[\d+m|↳")
 
 
@@ -750,6 +759,9 @@ def _judge_os(error: OSError, uri: str) -> _Verdict:
     number = error.errno
     if number is None and (answer := _DELTA_ANSWER.search(str(error))):
         return _judge_answer(int(answer["status"]), answer["code"] or answer["name"], answer["message"] or "", uri)
+    if number is None and (answer := _ARROW_ANSWER.search(str(error))) and answer["code"] in _ARROW_STATUS:
+        code = "".join(word.capitalize() for word in answer["code"].split("_"))
+        return _judge_answer(_ARROW_STATUS[answer["code"]], code, answer["message"], uri)
     if isinstance(error, FileNotFoundError) or number in _NO_SUCH_FILE:
         return _Verdict(_missing(uri, error.strerror or "no such object"))
     if isinstance(error, PermissionError) or number == errno.EROFS:

@@ -96,7 +96,8 @@ def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
     reach = store(given)
     root = resolved(root, reach.options)
     options = _delta_options(root, given)
-    state = delta_log.run(delta_log.latest_state, table_uri(root, name), options)
+    uri = table_uri(root, name)
+    state = reach.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, options))
     if state is None:
         raise _no_label_set(root, name)
     return datasets.dataset(state, reach.options, options)
@@ -174,7 +175,9 @@ def snapshot(
     reach = store(storage_options)
     root = resolved(root, reach.options)
     options = _delta_options(root, storage_options)
-    images, instances = delta_log.run(_states, root, options, reach.options, version, as_of)
+    images, instances = reach.translated(
+        root, lambda: delta_log.run(_states, root, options, reach.options, version, as_of)
+    )
     rows = {
         name: datasets.dataset(state, reach.options, options)
         for name, state in (("instances", instances), ("images", images))
