@@ -2,7 +2,7 @@
 
 import sys
 
-from segray.cli import main
+from segray.__main__ import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "label")

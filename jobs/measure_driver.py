@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 
 from segray import config, memory, plan, run, sources
 from segray.errors import Interrupted
-from segray.execute import Watcher
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
 from segray.scheduler import Policy, Scheduler
 from segray.storage import Entry, Store
+from segray.vitals import Watcher
 from segray.workers import Event, InProcess
 
 FACTS = {"device": "none", "precision": "f32", "host": "here"}

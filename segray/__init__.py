@@ -1,34 +1,42 @@
-"""Label whole image datasets with instance masks: OpenVINO models in Ray actors, Parquet masks out."""
+"""Label whole image datasets with instance masks: OpenVINO models in Ray actors, Parquet masks out.
+
+Each public name is imported when it is first asked for: `import segray` itself loads no library.
+"""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+import importlib
 
-from segray import rle
-from segray.contracts import decode
-from segray.instances import Instances
-
+TYPE_CHECKING = False  # As in typing, which takes its time to be imported.
 if TYPE_CHECKING:
-    from segray.analytics.sql import sql
-    from segray.tables import images, scan
+    from typing import Any
 
-# Importing OpenVINO tells Google Analytics of it. Without this module it does not, and lacks nothing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    from segray import rle
+    from segray.analytics.sql import sql
+    from segray.contracts import decode
+    from segray.instances import Instances
+    from segray.tables import images, scan
 
 __version__ = "0.1.0"
 
 __all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
 
+_HOMES = {
+    "Instances": "segray.instances",
+    "decode": "segray.contracts",
+    "images": "segray.tables",
+    "scan": "segray.tables",
+    "sql": "segray.analytics.sql",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Reading tables needs Delta and storage; decoding arrays should not load them.
-    if name in ("images", "scan"):
-        from segray import tables
-
-        return getattr(tables, name)
-    if name == "sql":
-        from segray.analytics import sql
-
-        return sql.sql
+    if name == "rle":
+        return importlib.import_module("segray.rle")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

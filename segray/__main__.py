@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from segray import memory
+from segray import signals, streams
 
 SLICED = ("evaluate", "diff", "select")  # read whole label sets, a little at a time
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1] in SLICED:
-        memory.return_freed()
-    from segray.cli import main as begin
+    streams.settle()
+    signals.listen()
+    with signals.ending_at_once():
+        from segray import memory
 
-    begin()
+        if sys.argv[1:2] and sys.argv[1] in SLICED:
+            memory.return_freed()
+        from segray import cli
+    cli.main()
 
 
 if __name__ == "__main__":

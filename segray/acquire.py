@@ -21,16 +21,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import segray
 from segray import fetch, inspection, runtime, zoo
-from segray.catalogue import Entry, Source
+from segray.catalogue import Entry, FormName, Source
 from segray.contracts import CONTRACTS
 from segray.errors import ConfigError, ModelError, WorldError
 from segray.tf_graph import lean
 
-FormName = Literal["original", "converted"]
 Note = Callable[[str], None]
 
 

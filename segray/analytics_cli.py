@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segray import signals
 from segray.errors import UserError
-from segray.options import Endpoint, Json, Root, print_json
+from segray.options import Endpoint, Json, Root, show_json
+from segray.streams import show
 
 if TYPE_CHECKING:
     from segray.analytics.diff import Difference
@@ -50,8 +52,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare a label set with the truth: average precision of masks and boxes, by class and size, and mistakes."""
-    from segray.analytics.evaluate import IOU_TYPES
-    from segray.analytics.evaluate import evaluate as compare
+    with signals.ending_at_once():
+        from segray.analytics.evaluate import IOU_TYPES
+        from segray.analytics.evaluate import evaluate as compare
 
     result = compare(
         root,
@@ -68,10 +71,10 @@ def evaluate(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        print_json(asdict(result))
+        show_json(asdict(result))
     else:
-        print(describe_evaluation(result))
-        print(describe_details(result))
+        show(describe_evaluation(result))
+        show(describe_details(result))
 
 
 @app.command()
@@ -105,8 +108,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write labels in another tool's format: whole or not at all."""
-    from segray.analytics.export import Choice
-    from segray.analytics.export import export as write
+    with signals.ending_at_once():
+        from segray.analytics.export import Choice
+        from segray.analytics.export import export as write
 
     choice = Choice(class_name, min_score, min_area, max_area, status or ("ok", "empty"), where, with_instances, sample)
     done = write(
@@ -123,9 +127,9 @@ def export(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        print_json(asdict(done))
+        show_json(asdict(done))
     else:
-        print(describe_export(done))
+        show(describe_export(done))
 
 
 @app.command()
@@ -146,7 +150,8 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """What label set B keeps, moves, renames, gains and loses of A. Exit code 4 when a gate fails."""
-    from segray.analytics.diff import diff as compare
+    with signals.ending_at_once():
+        from segray.analytics.diff import diff as compare
 
     found = compare(
         root_a,
@@ -162,9 +167,9 @@ def diff(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        print_json(asdict(found))
+        show_json(asdict(found))
     else:
-        print(describe_difference(found))
+        show(describe_difference(found))
     raise typer.Exit(_GATE if found.failed_gates else 0)
 
 
@@ -189,7 +194,8 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Choose images worth a person's look, and a random sample that tells how good the labels are."""
-    from segray.analytics.select import select as choose
+    with signals.ending_at_once():
+        from segray.analytics.select import select as choose
 
     chosen = choose(
         root,
@@ -207,9 +213,9 @@ def select(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        print_json(asdict(chosen))
+        show_json(asdict(chosen))
     else:
-        print(f"{out}: {describe_selection(chosen)}")
+        show(f"{out}: {describe_selection(chosen)}")
 
 
 @app.command()
@@ -223,7 +229,8 @@ def review(
     as_json: Json = False,
 ) -> None:
     """What people's corrections say: errors by class with intervals, from the random sample."""
-    from segray.analytics.review import review as compare
+    with signals.ending_at_once():
+        from segray.analytics.review import review as compare
 
     found = compare(
         root,
@@ -234,9 +241,9 @@ def review(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        print_json(asdict(found))
+        show_json(asdict(found))
     else:
-        print(describe_review(found))
+        show(describe_review(found))
 
 
 @app.command()
@@ -250,12 +257,13 @@ def report(
     endpoint_url: Endpoint = None,
 ) -> None:
     """Write one web page on a label set: counts, classes, scores, failures, throughput, and images worth a look."""
-    from segray.analytics.report import report as page
-    from segray.storage import StorageOptions, Store
+    with signals.ending_at_once():
+        from segray.analytics.report import report as page
+        from segray.storage import StorageOptions, Store
 
     made = page(root, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
     Store(StorageOptions(endpoint_url=endpoint_url)).put(out, made.encode())
-    print(f"{out}: {len(made) / 1e6:.1f} MB")
+    show(f"{out}: {len(made) / 1e6:.1f} MB")
 
 
 def shares(given: Sequence[str]) -> dict[str, int]:

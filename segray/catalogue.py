@@ -14,6 +14,7 @@ from typing import Literal
 from segray.errors import ConfigError
 
 # What `convert` starts from: what TensorFlow exports, a PyTorch checkpoint, an IR that OpenVINO reads, one it does not.
+FormName = Literal["original", "converted"]
 Kind = Literal["tensorflow", "checkpoint", "ir", "ir5", "embedded"]
 # None for a dimension that differs between files.
 Shape = tuple[int | None, ...]

@@ -2,6 +2,7 @@
 
 Knows options, exit codes and where output goes; the work is done elsewhere. Exit codes: 0 all done, 1 a fault
 of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130 interrupted.
+What a command works with is imported when it is called.
 """
 
 from __future__ import annotations
@@ -11,21 +12,37 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import segray
-from segray import analytics_cli, config, console, logs, models_cli, observe, orphans, remote_cli, signals, submit
+from segray import analytics_cli, models_cli, orphans, remote_cli, signals, streams
 from segray.errors import Interrupted, SegrayError, UserError
-from segray.label import Recipe
-from segray.maintain import Maintenance
-from segray.options import Configuration, Day, Endpoint, Json, Overrides, Root, load, print_json
-from segray.promote import Promotion
-from segray.storage import StorageOptions
-from segray.tables import resolved
-from segray.verify import Report
-from segray.workers import Workers
+from segray.options import (
+    Configuration,
+    Day,
+    Endpoint,
+    Json,
+    Log,
+    LogFormat,
+    Overrides,
+    Root,
+    duration,
+    load,
+    show_json,
+)
+from segray.streams import show
+
+if TYPE_CHECKING:
+    from segray.config import Config
+    from segray.label import Recipe
+    from segray.maintain import Maintenance
+    from segray.observe import Screen
+    from segray.promote import Promotion
+    from segray.run import Summary
+    from segray.verify import Report
+    from segray.workers import Workers
 
 app = typer.Typer(
     help="Label whole image datasets with instance masks.",
@@ -35,10 +52,6 @@ app = typer.Typer(
 )
 app.add_typer(models_cli.app, name="models")
 app.add_typer(analytics_cli.app)
-
-Log = Annotated[
-    logs.Format, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of progress on standard error: text, or JSON lines.")
-]
 
 app.command()(remote_cli.status)
 app.command()(remote_cli.submit)
@@ -51,35 +64,43 @@ def label(
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
     as_of: Day = None,
-    log_format: Log = logs.Format.TEXT,
+    log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
 ) -> None:
     """Bring a label set up to date with its dataset. The same command again resumes it."""
-    from segray import run
+    with signals.ending_at_once():
+        from segray import console, logs, observe, run, submit
 
-    screen = logs.Json() if log_format is logs.Format.JSON else console.watcher()
+    screen = logs.Json() if log_format is LogFormat.JSON else console.watcher()
     try:
         submit.check_version()
         chosen = load(configuration, overrides, as_of)
         with observe.observed(chosen, screen) as watcher:
             summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
         page = None if dry_run else observe.report(chosen, summary, screen)
+        _show_run(summary, page, screen, dry_run=dry_run, as_json=as_json)
     except SegrayError as exc:
         if not isinstance(screen, logs.Json):
             raise
         screen.error(exc)
         raise typer.Exit(exc.exit_code) from exc
+    raise typer.Exit(summary.exit_code)
+
+
+def _show_run(summary: Summary, page: str | None, screen: Screen, *, dry_run: bool, as_json: bool) -> None:
+    """Print how a run ended, in the forms that were asked for."""
+    from segray import console, logs
+
     if isinstance(screen, logs.Json):
         screen.summary(summary)
     elif logs.SUMMARY_ENV in os.environ:
-        print(logs.summary_line(summary))
+        show(logs.summary_line(summary))
     if as_json:
-        print_json({**console.as_record(summary), "report": page})
+        show_json({**console.as_record(summary), "report": page})
     elif not isinstance(screen, logs.Json):
-        print("dry run: nothing was written" if dry_run else console.describe(summary))
+        show("dry run: nothing was written" if dry_run else console.describe(summary))
         if page is not None:
-            print(f"report:  {page}")
-    raise typer.Exit(summary.exit_code)
+            show(f"report:  {page}")
 
 
 @app.command()
@@ -90,14 +111,16 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a run would take, from its listing and a sample labelled on this machine; label and write nothing."""
-    from segray import estimate as job
+    with signals.ending_at_once():
+        from segray import console
+        from segray import estimate as job
 
     chosen = load(configuration, overrides, as_of)
     found = job.estimate(chosen, console.Plain())
     if as_json:
-        print_json(asdict(found))
+        show_json(asdict(found))
     else:
-        print(job.describe(found, console.duration))
+        show(job.describe(found, duration))
 
 
 @app.command()
@@ -107,7 +130,9 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Draw sticker scenes, label them on this machine, compare with the truth, draw and tell what came out."""
-    from segray import quickstart as job
+    with signals.ending_at_once():
+        from segray import console
+        from segray import quickstart as job
 
     with console.watcher() as watcher:
         result = job.quickstart(folder, count, watcher, start_workers)
@@ -118,11 +143,11 @@ def quickstart(
             "sheet": str(result.sheet),
             "report": str(result.page),
         }
-        print_json(record)
+        show_json(record)
     else:
-        print(console.describe(result.summary))
-        print(f"look at: {result.sheet}  {result.page}")
-        print(analytics_cli.describe_evaluation(result.evaluation))
+        show(console.describe(result.summary))
+        show(f"look at: {result.sheet}  {result.page}")
+        show(analytics_cli.describe_evaluation(result.evaluation))
     raise typer.Exit(result.summary.exit_code)
 
 
@@ -133,14 +158,17 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
-    from segray.verify import verify as check
+    with signals.ending_at_once():
+        from segray.storage import StorageOptions
+        from segray.tables import resolved
+        from segray.verify import verify as check
 
     options = StorageOptions(endpoint_url=endpoint_url)
     report = check(resolved(root, options), options)
     if as_json:
-        print_json(asdict(report))
+        show_json(asdict(report))
     else:
-        print(describe_report(report))
+        show(describe_report(report))
     raise typer.Exit(report.exit_code)
 
 
@@ -155,14 +183,17 @@ def maintain(
 
     Until replaced files are deleted, readers of the plain glob count their rows twice; readers of the log never do.
     """
-    from segray.maintain import maintain as tidy
+    with signals.ending_at_once():
+        from segray.maintain import maintain as tidy
+        from segray.storage import StorageOptions
+        from segray.tables import resolved
 
     options = StorageOptions(endpoint_url=endpoint_url)
     done = tidy(resolved(root, options), options, grace_hours=grace_hours)
     if as_json:
-        print_json(asdict(done))
+        show_json(asdict(done))
     else:
-        print(describe_maintenance(done))
+        show(describe_maintenance(done))
     raise typer.Exit(done.exit_code)
 
 
@@ -175,13 +206,15 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make PARENT/CURRENT name this label set, for all readers of PARENT/CURRENT at once."""
-    from segray.promote import promote as point
+    with signals.ending_at_once():
+        from segray.promote import promote as point
+        from segray.storage import StorageOptions
 
     done = point(root, StorageOptions(endpoint_url=endpoint_url), force=force, dry_run=dry_run)
     if as_json:
-        print_json(asdict(done))
+        show_json(asdict(done))
     else:
-        print(describe_promotion(done))
+        show(describe_promotion(done))
 
 
 @app.command()
@@ -208,8 +241,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Compare segray on this machine with a bare inference loop, a Ray Data job and a script, on the same images."""
-    from segray.bench import bench as job
-    from segray.bench import report
+    with signals.ending_at_once():
+        from segray import console
+        from segray.bench import bench as job
+        from segray.bench import report
 
     asked = job.Asked(
         images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
@@ -218,15 +253,15 @@ def bench(
     load, laps = job.bench(asked, folder, console.Plain().note)
     found = report.record(load, laps)
     if as_json:
-        print_json(found)
+        show_json(found)
     else:
-        print(report.describe(found))
+        show(report.describe(found))
 
 
 @app.command()
 def version() -> None:
     """Print segray's version."""
-    print(segray.__version__)
+    show(segray.__version__)
 
 
 def describe_report(report: Report, most: int = 20) -> str:
@@ -258,14 +293,18 @@ def describe_maintenance(done: Maintenance) -> str:
     return "\n".join([*lines, f"{done.staged_deleted} staged files of finished runs deleted"])
 
 
-def start_workers(recipe: Recipe, chosen: config.Config) -> Workers:
+def start_workers(recipe: Recipe, chosen: Config) -> Workers:
     """Workers on the configured Ray cluster."""
-    from segray import cluster
-
     try:
+        from segray import cluster
+
         cluster.connect(chosen.cluster)
     except SystemExit as asked:  # Ray answers SIGTERM itself, from the moment it starts until our handlers are back.
         raise KeyboardInterrupt from asked
+    except Exception as exc:  # What becomes of a KeyboardInterrupt in the middle of an import, or of Ray's start.
+        if signals.came():
+            raise KeyboardInterrupt from exc
+        raise
     finally:
         signals.listen()
     signals.check()
@@ -274,12 +313,13 @@ def start_workers(recipe: Recipe, chosen: config.Config) -> Workers:
 
 def main() -> None:
     """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
-    signals.listen()
     before = orphans.adopt()
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+        signals.ignore()
+    except KeyboardInterrupt:  # While the command's end was told.
+        code = _interrupted()
     orphans.end(before)  # Ray's agents look only once a minute whether their node lives.
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -288,21 +328,33 @@ def run(arguments: list[str]) -> int:
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
         code = int(app(arguments, standalone_mode=False) or 0)
+        streams.check()
+    except Interrupted as exc:
+        return _failed(exc)
     except SegrayError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
+        return _interrupted() if signals.came() else _failed(exc)
     except (KeyboardInterrupt, typer.Abort):
-        code = Interrupted.exit_code
+        return _interrupted()
+    except SystemExit as exc:  # typer makes one of an EPIPE, wherever it came from, and Ray of a SIGTERM
+        return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
     except Exception as exc:
-        return _unexpected(exc)
-    if code == Interrupted.exit_code:  # typer makes it of a KeyboardInterrupt, in silence
-        print("error: interrupted\n  do:    run the same command again", file=sys.stderr)
-    return code
+        return _interrupted() if signals.came() else _unexpected(exc)
+    # typer makes this code of a KeyboardInterrupt, in silence
+    return _interrupted() if code == Interrupted.exit_code else code
 
 
-def _unexpected(exc: Exception) -> int:
+def _failed(exc: SegrayError) -> int:
+    streams.tell(f"error: {exc}")
+    return exc.exit_code
+
+
+def _interrupted() -> int:
+    return _failed(signals.INTERRUPTED)
+
+
+def _unexpected(exc: BaseException) -> int:
     if hasattr(exc, "format_message") and hasattr(exc, "exit_code"):
-        print(f"error: {exc.format_message()}\n  do:    segray --help", file=sys.stderr)
+        streams.tell(f"error: {exc.format_message()}\n  do:    segray --help")
         return UserError.exit_code
-    traceback.print_exc()
+    traceback.print_exception(exc)
     return SegrayError.exit_code

@@ -1,32 +1,34 @@
 """What a person sees: progress while a run goes on, and its summary.
 
 Knows terminals and words; knows nothing of how the numbers came about. On a terminal there is a bar with
-images/s and ETA; elsewhere (a job log, a file) plain lines at intervals.
+images/s and ETA; elsewhere (a job log, a file, a notebook) plain lines at intervals.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from segray.options import duration
+from segray.vitals import Watcher
 
-from segray.execute import Watcher
-from segray.run import Summary
+if TYPE_CHECKING:
+    from segray.run import Summary
 
 _LINE_S = 10.0
+_DUMB = ("dumb", "unknown")
 
 
 class Plain(Watcher):
     """Progress as lines of text: notes at once, counts every ten seconds."""
 
-    def __init__(self, out: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock = out, clock
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out or sys.stderr, clock
         self._meter = Meter()
         self._printed_s = 0.0
 
@@ -58,6 +60,9 @@ class Bar(Watcher):
     """Progress as a bar that redraws itself."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
         columns = (
             SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
         )  # fmt: skip
@@ -110,21 +115,18 @@ class Meter:
         return (self.images - done) / self._rate if self._rate else None
 
 
-def watcher(out: TextIO = sys.stderr) -> Plain | Bar:
-    """A bar on a terminal, lines elsewhere."""
-    return Bar() if out.isatty() else Plain(out)
+def watcher() -> Plain | Bar:
+    """Return a bar where a line can be redrawn, plain lines elsewhere."""
+    return Bar() if redraws(sys.stderr) else Plain()
 
 
-def duration(seconds: float | None) -> str:
-    """75 -> "1 min 15 s"; None -> "?"."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def redraws(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a person sees lines there redrawn. A notebook and most CI keep each redraw as a line of its own.
+
+    Source: JPY_PARENT_PID is set for each process that a Jupyter kernel starts, CI by all usual services.
+    """
+    kept = "JPY_PARENT_PID" in environ or environ.get("CI", "false").lower() not in ("", "0", "false")
+    return out.isatty() and not kept and environ.get("TERM", "").lower() not in _DUMB
 
 
 def as_record(summary: Summary) -> dict[str, Any]:

@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from segray import config, image, ledger, memory, plan, run, runtime, tables, zoo
 from segray.config import Config
-from segray.execute import Watcher
 from segray.instances import ImageRef, Task
 from segray.label import WORKING_BYTES, Labeller, Recipe, build
 from segray.memory import Budget
@@ -31,6 +30,7 @@ from segray.sources.columns import BUFFER_BYTES
 from segray.sources.names import extension, inside
 from segray.sources.reading import Files
 from segray.storage import StorageOptions, Store
+from segray.vitals import Watcher
 from segray.workers import InProcess
 
 _WARM_UP_SHARE = 0.15

@@ -24,29 +24,10 @@ from segray.ledger import Identity, Run
 from segray.plan import Plan
 from segray.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
 from segray.storage import StorageOptions, Store, shown
-from segray.vitals import Course, Tally, Vitals
+from segray.vitals import Course, Tally, Vitals, Watcher
 
 _WAIT_S = 0.5
 _BEAT_S = 2.0
-
-
-class Watcher:
-    """Who is told how the run goes; a subclass hears what it wants to."""
-
-    def note(self, text: str) -> None:
-        """Something happened that a person may want to know."""
-
-    def begin(self, images: int, resumed: int) -> None:
-        """Labelling starts: so many images in this run's plan, so many of them done before."""
-
-    def advance(self, done: int, instances: int, failed: int) -> None:
-        """So many images, instances and failures so far, the last two of this process."""
-
-    def unit(self, run: Run, host: str, report: UnitReport) -> None:
-        """A unit's result counts; it was labelled on `host`."""
-
-    def beat(self, vitals: Vitals) -> None:
-        """How it goes now: every few seconds while labelling, and once at its end, whatever the end."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from segray.errors import SegrayError
-from segray.execute import Watcher
 from segray.ledger import Run
 from segray.storage import StorageOptions, Store, join
-from segray.vitals import Vitals
+from segray.vitals import Vitals, Watcher
 
 EVERY_S = 5.0
 _TIMEOUT_S, _FAREWELL_S = 10.0, 5.0

@@ -13,16 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from segray import console, heartbeat
 from segray.errors import SegrayError
-from segray.execute import Watcher
 from segray.instances import UnitReport
-from segray.ledger import Run
-from segray.run import Summary
-from segray.vitals import Vitals
+from segray.vitals import Vitals, Watcher
+
+if TYPE_CHECKING:
+    from segray.ledger import Run
+    from segray.run import Summary
 
 # Where this is set, a run that tells its progress as text prints the summary line besides.
 SUMMARY_ENV = "SEGRAY_SUMMARY_LINE"
@@ -31,18 +31,11 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
 _LEAST_SECRET = 6
 
 
-class Format(StrEnum):
-    """How a run tells its progress."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class Json(Watcher):
     """Writes a run's lines."""
 
-    def __init__(self, out: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock = out, clock
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out or sys.stderr, clock
         self._run: str | None = None
         self._stage = "planning"
         self._begun: tuple[int, int] | None = None

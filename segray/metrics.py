@@ -13,8 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from segray.execute import Watcher
-from segray.vitals import Vitals
+from segray.vitals import Vitals, Watcher
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "segray_images_total": ("Images labelled, by status: ok, empty or failed.", ("status",)),

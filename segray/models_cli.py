@@ -12,21 +12,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from segray import acquire, catalogue, config, inspection, zoo
-from segray.acquire import Acquired, FormName, Told
-from segray.catalogue import CATALOGUE, Entry, File
+from segray import catalogue, signals
+from segray.catalogue import CATALOGUE, Entry, File, FormName
 from segray.errors import ConfigError
-from segray.inspection import Fit, Inspection
-from segray.options import Endpoint, Json, print_json
-from segray.quantize import Quantised
-from segray.storage import StorageOptions, Store
-from segray.trial import Truth
+from segray.options import Endpoint, Json, show_json
+from segray.streams import show as show_text
+from segray.streams import tell
+
+if TYPE_CHECKING:
+    from segray import zoo
+    from segray.acquire import Acquired, Told
+    from segray.inspection import Fit, Inspection
+    from segray.quantize import Quantised
 
 app = typer.Typer(
     help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
@@ -43,9 +44,9 @@ _GATE = 4
 def list_models(as_json: Json = False) -> None:
     """Every model that segray can decode, with its size, average precision and licence."""
     if as_json:
-        print_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
+        show_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
     else:
-        print(_table(CATALOGUE.values()))
+        show_text(_table(CATALOGUE.values()))
 
 
 @app.command()
@@ -53,9 +54,9 @@ def show(name: Name, as_json: Json = False) -> None:
     """All that is known of one model: where it is published, how to convert it, what its card has wrong."""
     entry = catalogue.find(name, "NAME")
     if as_json:
-        print_json(_record(entry))
+        show_json(_record(entry))
     else:
-        print(describe(entry))
+        show_text(describe(entry))
 
 
 @app.command()
@@ -64,11 +65,14 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Which model a file is, what goes in and out, what it needs, or what it lacks. Exit code 2 if it fits none."""
+    with signals.ending_at_once():
+        from segray import inspection
+
     found = inspection.inspect(file)
     if as_json:
-        print_json(asdict(found))
+        show_json(asdict(found))
     else:
-        print(describe_inspection(found))
+        show_text(describe_inspection(found))
     raise typer.Exit(0 if found.fits else 2)
 
 
@@ -80,6 +84,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a published model, verify, convert and check it. The same command again resumes, or does nothing."""
+    with signals.ending_at_once():
+        from segray import acquire
+
     with _teller() as told:
         found = acquire.pull(catalogue.find(name, "NAME"), into, plain=plain, told=told)
     _report(found, as_json)
@@ -95,6 +102,9 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert files that you have into an IR with a card beside it."""
+    with signals.ending_at_once():
+        from segray import acquire
+
     with _teller() as told:
         found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, told=told)
     _report(found, as_json)
@@ -118,7 +128,10 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Write an int8 copy of a model, calibrated with your images; compare its speed and accuracy with the source's."""
-    from segray import quantize as job
+    with signals.ending_at_once():
+        from segray import quantize as job
+        from segray.storage import StorageOptions, Store
+        from segray.trial import Truth
 
     source = _chosen(model, name, form, labels, images)
     judged = None if truth is None else Truth(truth, truth_images or images, truth_limit)
@@ -134,14 +147,16 @@ def quantize(
             note=told.note,
         )
     if as_json:
-        print_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
+        show_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
     else:
-        print(describe_quantised(found, max_loss))
+        show_text(describe_quantised(found, max_loss))
     raise typer.Exit(_GATE if found.loss > max_loss else 0)
 
 
 def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> zoo.Model:
     """The model that the arguments of `quantize` mean."""
+    from segray import config, zoo
+
     if model in CATALOGUE:
         name, path = model, _pulled(model)
     else:
@@ -167,6 +182,8 @@ def _pulled(name: str) -> str | None:
 
 def _told(path: Path) -> str:
     """Which model a file is, by its card or its outputs."""
+    from segray import inspection, zoo
+
     if stated := zoo.read_card(path).get("contract"):
         return str(stated)
     names = list(dict.fromkeys(fit.name for fit in inspection.inspect(path).fits))
@@ -193,9 +210,9 @@ def _record(entry: Entry) -> dict[str, Any]:
 
 def _report(found: Acquired, as_json: bool) -> None:
     if as_json:
-        return print_json(asdict(found))
-    print("nothing to do: it is there" if found.already else f"{found.name} is ready, in its {found.form} form")
-    return print(_configuration(found.name, found.xml))
+        return show_json(asdict(found))
+    show_text("nothing to do: it is there" if found.already else f"{found.name} is ready, in its {found.form} form")
+    return show_text(_configuration(found.name, found.xml))
 
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
@@ -310,29 +327,29 @@ def _aps(found: Quantised, precision: str) -> tuple[str, str]:
 
 @contextmanager
 def _teller() -> Iterator[Told]:
-    """Steps as lines; downloads as a bar on a terminal, as a line now and then elsewhere."""
-    out = sys.stderr
+    """Steps as lines; downloads as a bar where lines are redrawn, as a line now and then elsewhere."""
+    from segray import acquire, console
 
-    def note(text: str) -> None:
-        print(text, file=out, flush=True)
-
-    if not out.isatty():
-        yield Told(note, _Lines(out))
+    if not console.redraws(sys.stderr):
+        yield acquire.Told(tell, _Lines())
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     columns = (TextColumn("  "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=out), transient=True) as bar:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("")
-        yield Told(note, lambda done, total: bar.update(task, completed=done, total=total))
+        yield acquire.Told(tell, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 class _Lines:
     """Progress of a download as a line every five seconds."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._printed_s = out, time.monotonic()
+    def __init__(self) -> None:
+        self._printed_s = time.monotonic()
 
     def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
         if time.monotonic() - self._printed_s >= _LINE_S:
             self._printed_s = time.monotonic()
             total = "?" if total_bytes is None else f"{total_bytes / 1e6:.0f}"
-            print(f"  {done_bytes / 1e6:.0f} of {total} MB", file=self._out, flush=True)
+            tell(f"  {done_bytes / 1e6:.0f} of {total} MB")

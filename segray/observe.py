@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from segray import console
 from segray.analytics.live import live
 from segray.config import Config
-from segray.execute import Watcher
 from segray.heartbeat import Heart
 from segray.instances import UnitReport
 from segray.ledger import Run
@@ -19,7 +18,7 @@ from segray.logs import Json
 from segray.metrics import Metrics
 from segray.run import Summary
 from segray.storage import StorageOptions
-from segray.vitals import Vitals
+from segray.vitals import Vitals, Watcher
 
 Screen = console.Plain | console.Bar | Json
 

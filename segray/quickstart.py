@@ -12,11 +12,11 @@ from segray import config
 from segray.analytics.evaluate import Evaluation, evaluate
 from segray.analytics.report import report
 from segray.analytics.sheet import contact_sheet
-from segray.execute import Watcher
 from segray.run import StartWorkers, Summary, label
 from segray.scenes import dataset
 from segray.sources.reading import by_uri
 from segray.storage import Store
+from segray.vitals import Watcher
 
 _SEED = 20
 

@@ -5,22 +5,20 @@ Knows arguments and how answers are shown; what is asked is in status.py and sub
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segray import logs
-from segray import submit as submission
-from segray.console import duration
+from segray import signals, streams
 from segray.errors import ConfigError, Interrupted
-from segray.options import Configuration, Day, Endpoint, Json, Overrides, load, print_json
-from segray.status import Status
-from segray.status import status as look
-from segray.storage import StorageOptions
+from segray.options import Configuration, Day, Endpoint, Json, Log, LogFormat, Overrides, duration, load, show_json
+from segray.streams import show, tell
+
+if TYPE_CHECKING:
+    from segray.status import Status
 
 _LATE_S = 20.0
 
@@ -35,18 +33,22 @@ def status(
 
     Exit code 0: a run is going on, or nothing is left of the last one. 3: something is left and nobody works at it.
     """
+    with signals.ending_at_once():
+        from segray.status import status as look
+        from segray.storage import StorageOptions
+
     options = StorageOptions(endpoint_url=endpoint_url)
     while True:
         found = look(root, options)
         if as_json:
-            print_json(found.as_json(), indent=None if watch else 2)
+            show_json(found.as_json(), indent=None if watch else 2)
         else:
-            print(describe_status(found), flush=True)
-        if not watch or found.state != "live":
+            show(describe_status(found))
+        if not watch or found.state != "live" or streams.reader_gone():
             raise typer.Exit(found.exit_code)
         time.sleep(float(found.beat.get("every_s", 5.0)))
         if not as_json:
-            print(file=sys.stdout)
+            show("")
 
 
 def describe_status(found: Status) -> str:
@@ -131,9 +133,7 @@ def submit(
         list[str], typer.Option(metavar="KEY=VALUE", help="Shown with the job in Ray's dashboard; repeatable.")
     ] = [],  # noqa: B006
     start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the driver must have begun.")] = 60.0,
-    log_format: Annotated[
-        logs.Format, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of the driver's log: text, or JSON lines.")
-    ] = logs.Format.TEXT,
+    log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
 ) -> None:
     """Run `segray label CONFIG` as a job on a Ray cluster, follow it, and end with its exit code.
@@ -141,6 +141,9 @@ def submit(
     The token is taken from RAY_AUTH_TOKEN. While a job of the same label set is under way another is refused with exit
     code 3; Ctrl-C stops following, the job goes on.
     """
+    with signals.ending_at_once():
+        from segray import submit as submission
+
     arguments = ["--limit", str(limit)] if limit is not None else []
     request = submission.Request(
         configuration,
@@ -156,22 +159,21 @@ def submit(
     dashboard = submission.Dashboard(address)
     job = submission.check(request, dashboard)
     submission.start(request, dashboard, job)
-    print(f"job {job} on {dashboard.address}: {request.entrypoint}", file=sys.stderr, flush=True)
+    tell(f"job {job} on {dashboard.address}: {request.entrypoint}")
     if no_wait:
         outcome = submission.Outcome(job, "SUBMITTED", 0)
     else:
-        out = sys.stderr if as_json else sys.stdout
         try:
-            outcome = submission.follow(dashboard, job, start_timeout, lambda line: print(line, file=out, flush=True))
+            outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else show)
         except KeyboardInterrupt:
             raise Interrupted(
                 "not followed any more; the job goes on",
                 where=job,
                 do=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
             ) from None
-    print(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}", file=sys.stderr)
+    tell(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}")
     if as_json:
-        print_json(asdict(outcome))
+        show_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -32,7 +32,7 @@ from segray.errors import (
     UserError,
     WorldError,
 )
-from segray.execute import Execution, Job, Watcher
+from segray.execute import Execution, Job
 from segray.instances import Task
 from segray.label import Recipe, options_of
 from segray.ledger import Identity, Run
@@ -40,7 +40,7 @@ from segray.plan import Plan
 from segray.sources.index import Index
 from segray.storage import StorageOptions, Store, absolute, join, shown
 from segray.tiles import Tiles
-from segray.vitals import Tally
+from segray.vitals import Tally, Watcher
 from segray.workers import Workers
 
 StartWorkers = Callable[[Recipe, Config], Workers]

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from segray.contracts.contract import Form, ImageInput
 from segray.errors import ConfigError, ImageError, ModelError
+from segray.untracked import openvino as ov
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -1,18 +1,26 @@
 """SIGINT and SIGTERM: the first ends a command in order, the second at once, and none is lost.
 
 Knows signals; knows nothing of what is ended. Python drops an exception that a handler raises while an object is
-finalised, and libraries put handlers of their own; a signal is read from the pipe that Python writes it to then.
+finalised, and libraries put handlers of their own; a signal is read from the pipe that Python writes it to then. While
+modules are imported an exception may also become another one, or be caught: there a signal ends the process itself.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from segray.errors import Interrupted
+
+INTERRUPTED = Interrupted("interrupted", do="run the same command again")
 
 _ASKING = (signal.SIGINT, signal.SIGTERM)
 _reader = -1
+_came = False
+_ends_process = False
 
 
 def listen() -> None:
@@ -32,16 +40,53 @@ def listen() -> None:
 
 def check() -> None:
     """Raise KeyboardInterrupt if a signal came whose exception was lost. Nothing to do where nobody listens."""
-    came = b""
-    if _reader >= 0:
-        with suppress(BlockingIOError):
-            came = os.read(_reader, 4096)
+    came = _read()
     for number in _ASKING:
         if number in came:
             _asked(number, None)
 
 
+def came() -> bool:
+    """Return whether a signal has asked this process to end."""
+    return _came
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let a signal end the process, with the exit code and words of an interruption, in place of an exception.
+
+    For imports: nothing is begun that would have to be ended in order, and nothing can catch this.
+    """
+    global _ends_process
+    before, _ends_process = _ends_process, True
+    try:
+        yield
+        check()
+    finally:
+        _ends_process = before
+
+
+def ignore() -> None:
+    """Ignore further signals: the command has come to its end."""
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _read() -> bytes:
+    """Return the numbers of the signals that came since the last call."""
+    if _reader >= 0:
+        with suppress(BlockingIOError):
+            return os.read(_reader, 4096)
+    return b""
+
+
 def _asked(number: int, frame: FrameType | None) -> None:
+    global _came
+    _came = True
     for each in _ASKING:
         signal.signal(each, signal.SIG_DFL)
+    if _ends_process:
+        with suppress(OSError):  # Not through Python's streams: this may be in the middle of a write of theirs.
+            os.write(2, f"error: {INTERRUPTED}\n".encode())
+        os._exit(INTERRUPTED.exit_code)
     raise KeyboardInterrupt(signal.Signals(number).name)

@@ -28,12 +28,15 @@ from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import segray
 from segray import logs, storage
-from segray.config import Config
 from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
+from segray.options import LogFormat
+
+if TYPE_CHECKING:
+    from segray.config import Config
 
 # Set in the driver: the version of segray that submitted it.
 VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
@@ -58,7 +61,7 @@ class Request:
     cpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    log_format: logs.Format = logs.Format.TEXT
+    log_format: LogFormat = LogFormat.TEXT
 
     @property
     def entrypoint(self) -> str:

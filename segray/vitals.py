@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from segray.instances import Progress, UnitReport
-from segray.ledger import Run
 from segray.workers import Event, Joined, Lost, Pulse
+
+if TYPE_CHECKING:
+    from segray.ledger import Run
 
 _REMEMBERED_S = 60.0
 
@@ -99,6 +102,25 @@ class Vitals:
     @property
     def in_flight(self) -> int:
         return sum(each.in_flight for each in self.workers)
+
+
+class Watcher:
+    """Who is told how the run goes; a subclass hears what it wants to."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person may want to know."""
+
+    def begin(self, images: int, resumed: int) -> None:
+        """Labelling starts: so many images in this run's plan, so many of them done before."""
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        """So many images, instances and failures so far, the last two of this process."""
+
+    def unit(self, run: Run, host: str, report: UnitReport) -> None:
+        """A unit's result counts; it was labelled on `host`."""
+
+    def beat(self, vitals: Vitals) -> None:
+        """How it goes now: every few seconds while labelling, and once at its end, whatever the end."""
 
 
 @dataclass

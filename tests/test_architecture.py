@@ -13,13 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "segray"
 HOMES = {
     "ray": {"cluster", "metrics", "submit", "bench.ray_data"},
     "openvino": {
-        "runtime",
+        "untracked",
         "scenes.network",
         "yolact_graph",
         "ir5",
         "ir5_layers",
-        "bench.ways",
-        "bench.ray_data",
         *(f"tf_graph.{name}" for name in ("nodes", "passes", "suppression", "proof", "lean")),
     },
     "torch": {"scenes.network", "scenes.training", "yolact_graph"},
@@ -50,6 +48,8 @@ LAYERS = (
         "memory",
         "orphans",
         "signals",
+        "streams",
+        "untracked",
         "dates",
         "kernels",
         "mask_kernels",

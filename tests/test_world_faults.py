@@ -24,11 +24,11 @@ from watchers import Notes
 import segray
 from segray import config, run
 from segray.errors import SegrayError, WorldError
-from segray.execute import Watcher
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
 from segray.label import Outcome, Recipe, report, stage
 from segray.scenes import dataset
 from segray.storage import StorageOptions, Store, join
+from segray.vitals import Watcher
 from segray.workers import InProcess
 
 IMAGES = 24

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segray.execute import Watcher
+from segray.vitals import Watcher
 
 
 class Notes(Watcher):

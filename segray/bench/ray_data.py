@@ -16,13 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from segray.bench import textbook
 from segray.bench.ways import Lap
 from segray.bench.workload import Workload
 from segray.contracts.contract import Contract, Form
+from segray.untracked import openvino as ov
 
 _BATCH = 16
 _TASK_CPUS = 0.5

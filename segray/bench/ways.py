@@ -16,7 +16,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import openvino as ov
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from segray.instances import ImageRef, Task
 from segray.label import Recipe
 from segray.run import label
 from segray.runtime import Compiled
+from segray.untracked import openvino as ov
 from segray.workers import Event, Finished, Workers
 
 # Prepared images that the loops over ready tensors hold.

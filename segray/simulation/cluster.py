@@ -22,12 +22,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray import config, publish, schema
-from segray.execute import Execution, Job, Watcher
+from segray.execute import Execution, Job
 from segray.instances import ImageRef, Progress, Task, UnitReport
 from segray.ledger import Identity, Run, staged_name
 from segray.plan import Plan, cut
 from segray.simulation.detections import Stager
 from segray.storage import StorageOptions, Store
+from segray.vitals import Watcher
 from segray.workers import Event, Finished, Joined, Pulse
 
 _PULSE_S, _PART_ROWS = 1.0, 16_384

@@ -1,0 +1,129 @@
+"""Standard input, output and error of a command: whatever became of them, writing there never ends it.
+
+Knows descriptors 0, 1 and 2; knows nothing of what is written. Progress and log lines that standard error does not take
+are dropped. Of results that standard output does not take the command says so at its end, unless their reader has gone,
+as in `| head`, or standard output was closed from the start: then nobody wants them.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import stat
+import sys
+
+from segray.errors import WorldError
+
+TYPE_CHECKING = False  # As in typing, which takes its time to be imported.
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from _typeshed import ReadableBuffer
+
+_GONE = (errno.EPIPE, errno.ECONNRESET)
+_TERMINAL_GONE = (errno.EIO, errno.ENXIO)
+
+
+class _Descriptor(io.RawIOBase):
+    """Write to a descriptor; drop what it does not take, and never raise.
+
+    lost: why something was dropped, other than that the reader has gone. gone: whether the reader has gone.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._gone_errors = _GONE + (_TERMINAL_GONE if stat.S_ISCHR(os.fstat(number).st_mode) else ())
+        self.lost: OSError | None = None
+        self.gone = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._number
+
+    def isatty(self) -> bool:
+        return os.isatty(self._number)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return self._written(data)
+        except OSError as exc:
+            if exc.errno in self._gone_errors:
+                self._leave()
+            else:
+                self.lost = exc
+        return memoryview(data).nbytes
+
+    def _written(self, data: ReadableBuffer) -> int:
+        """Write as much as there is room for; wait for room where the descriptor itself does not."""
+        while True:
+            try:
+                return os.write(self._number, data)
+            except BlockingIOError:
+                select.select([], [self._number], [])
+
+    def _leave(self) -> None:
+        """Let the descriptor lead nowhere: libraries and child processes write to it too."""
+        self.gone = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._number)
+        os.close(nowhere)
+
+
+_output: _Descriptor | None = None
+
+
+def settle() -> None:
+    """Take over the standard streams of this process. Call it before anything opens a file.
+
+    A file opened while 0, 1 or 2 is closed would get that number, and then what libraries print there.
+    """
+    global _output
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it is never closed
+    _output = _Descriptor(1)
+    sys.stdout = _text(_output, sys.stdout)
+    sys.stderr = _text(_Descriptor(2), sys.stderr)
+
+
+def _text(descriptor: _Descriptor, before: TextIO | None) -> TextIO:
+    """Return a text stream as Python had opened it, which also writes what its encoding lacks."""
+    encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
+    lenient = "backslashreplace" if errors == "strict" else errors
+    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, lenient, line_buffering=True)
+
+
+def show(text: str) -> None:
+    """Print a result on standard output; raise WorldError if it could not be written."""
+    print(text, flush=True)
+    check()
+
+
+def check() -> None:
+    """Raise WorldError if standard output did not take something that was written to it so far."""
+    sys.stdout.flush()
+    if _output is not None and _output.lost is not None:
+        raise WorldError(
+            "the results could not be written",
+            where="standard output",
+            found=str(_output.lost),
+            do="make room there, or send standard output elsewhere, and run the same command again",
+        )
+
+
+def reader_gone() -> bool:
+    """Return whether nobody reads standard output any more, as far as writing there has told."""
+    return _output is not None and _output.gone
+
+
+def tell(text: str) -> None:
+    """Print a line for a person on standard error."""
+    print(text, file=sys.stderr, flush=True)
