@@ -15,12 +15,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segray.errors import SegrayError
-from segray.ledger import Run
 from segray.storage import StorageOptions, Store, join
 from segray.vitals import Vitals, Watcher
+
+if TYPE_CHECKING:
+    from segray.ledger import Run
 
 EVERY_S = 5.0
 _TIMEOUT_S, _FAREWELL_S = 10.0, 5.0

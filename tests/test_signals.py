@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import label_sets
 import pytest
+from command import ENV, start, write_config
 from command import segray as command
-from command import start, write_config
 
 import segray
 from segray.scenes import dataset
@@ -179,3 +180,106 @@ def test_a_signal_before_anything_has_begun(tmp_path: Path, scenes: Path, mark: 
     # While Python itself starts, nobody but the system answers, and in silence.
     assert process.returncode == 130 or (process.returncode, output) == (-signal.SIGTERM, "")
     assert nothing_runs(mark)
+
+
+# ---- while modules are imported -------------------------------------------------------------------
+
+WORDS = "error: interrupted\n  do:    run the same command again\n"
+
+
+def listens(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has put its handlers: before, Python itself is starting. SIGTERM's is the last of them."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return True
+
+
+def interrupted(arguments: list[str], after_s: float, number: signal.Signals, mark: dict[str, str]) -> int:
+    """Signal `segray ARGUMENTS` so long after it began to listen. Its exit code is to be its own, or 130."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segray", *arguments], env={**os.environ, **ENV, **mark},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not listens(process):
+        time.sleep(0.001)
+    time.sleep(after_s)
+    process.send_signal(number)
+    began = time.monotonic()
+    out, error = process.communicate(timeout=60)
+    told = after_s, number, out, error
+    assert process.returncode in (0, 130), told
+    assert "Traceback" not in error, told
+    assert "ignored" not in error, told
+    if process.returncode == 130:
+        assert time.monotonic() - began < 10, told
+        assert error.endswith(WORDS) or "error: interrupted; everything finished so far is kept" in error, told
+    else:
+        assert out, told
+    return process.returncode
+
+
+@pytest.mark.parametrize(("command", "every_s", "until_s"), [("version", 0.01, 0.4), ("verify", 0.05, 2.5),
+                                                            ("label", 0.1, 2.5)])  # fmt: skip
+def test_a_signal_at_any_moment_from_the_first_line_on(
+    tmp_path: Path, scenes: Path, mark: dict[str, str], command: str, every_s: float, until_s: float
+) -> None:
+    made = label_sets.write(tmp_path / "made", label_sets.stickers(2))
+    config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2)
+    arguments = {"version": ["version"], "verify": ["verify", made], "label": ["label", str(config)]}[command]
+    codes = [
+        interrupted(arguments, step * every_s, (signal.SIGINT, signal.SIGTERM)[step % 2], mark)
+        for step in range(round(until_s / every_s))
+    ]
+    assert codes[0] == 130
+    assert nothing_runs(mark)
+
+
+def ended(program: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_no_module_catches_a_signal_that_comes_while_it_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "catching.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    program = f"""
+import sys
+from segray import signals
+sys.path.insert(0, {str(tmp_path)!r})
+signals.listen()
+with signals.ending_at_once():
+    import catching
+"""
+    assert ended(program) == (130, WORDS)
+
+
+def test_a_signal_that_becomes_another_exception_is_an_interruption_all_the_same() -> None:
+    program = """
+import os, signal, sys
+from segray import cli, config, signals
+def load(*arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("half of a module")
+config.load = load
+sys.argv = ["segray", "label", "any.yaml"]
+signals.listen()
+cli.main()
+"""
+    assert ended(program) == (130, WORDS)
+
+
+def test_a_signal_after_a_commands_end_changes_nothing() -> None:
+    program = """
+import os, signal, sys
+from segray import cli, orphans, signals
+orphans.end = lambda spared: os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["segray", "version"]
+signals.listen()
+cli.main()
+"""
+    assert ended(program) == (0, "")

@@ -1,0 +1,78 @@
+"""Which libraries a command loads: those that it works with, and no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import label_sets
+import pytest
+
+LIBRARIES = ("numpy", "numba", "openvino", "ray", "cv2", "pyarrow", "deltalake", "fsspec", "yaml", "rich.progress")
+# What reading a label set takes; numba only where masks are compared or counted.
+TABLES = {"numpy", "pyarrow", "deltalake", "fsspec", "yaml"}
+
+PROGRAM = f"""
+import json, os, sys
+from segray import cli
+code = cli.run(sys.argv[1:])
+print(json.dumps([name for name in {LIBRARIES} if name in sys.modules]), file=sys.stderr, flush=True)
+os._exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(label_sets.write(tmp_path_factory.mktemp("made") / "labels", label_sets.stickers(2)))
+
+
+def loaded(*arguments: object) -> set[str]:
+    """The libraries that `segray ARGUMENTS` has loaded at its end."""
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"})
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["version", "--help", "label --help", "submit --help", "models --help", "models quantize --help", "models list",
+     "models show stickers", "nonsense", "label"],
+)  # fmt: skip
+def test_what_works_with_nothing_loads_nothing(arguments: str) -> None:
+    assert loaded(*arguments.split()) == set()
+
+
+@pytest.mark.parametrize("command", ["verify", "maintain", "status", "promote"])
+def test_what_reads_a_label_set_loads_no_models_and_no_cluster(root: Path, tmp_path: Path, command: str) -> None:
+    copy = shutil.copytree(root, tmp_path / "labels")
+    found = loaded(command, copy)
+    assert found >= {"pyarrow", "deltalake"}
+    assert found <= TABLES | ({"numba"} if command in ("verify", "promote") else set())
+
+
+@pytest.mark.full
+def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp_path: Path) -> None:
+    truth, page = tmp_path / "truth.json", tmp_path / "report.html"
+    for arguments in (
+        ("export", root, truth, "--to", "coco"),
+        ("evaluate", root, "--truth", truth),
+        ("diff", root, root),
+        ("report", root, "--out", page),
+        ("select", root, tmp_path / "picked.json", "--take", "random=1"),
+    ):
+        assert not loaded(*arguments) & {"openvino", "ray"}, arguments
+    assert truth.exists()
+    assert page.exists()
+
+
+def test_a_label_run_that_is_refused_or_has_nothing_to_do_loads_no_cluster(tmp_path: Path) -> None:
+    assert "ray" not in loaded("label", tmp_path / "nowhere.yaml")
+    config = tmp_path / "run.yaml"
+    config.write_text("source: {uri: photos}\noutput: {root: labels}\nmodel: {name: stickers}\n")
+    submitted = loaded("submit", config, "--address", "nowhere")
+    assert "fsspec" in submitted  # it got as far as to check the address
+    assert not submitted & {"ray", "openvino", "numba", "cv2", "pyarrow", "deltalake"}
