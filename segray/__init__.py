@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
 
+# Where public names live, and modules that are there without being imported by name.
 _HOMES = {
     "Instances": "segray.instances",
     "decode": "segray.contracts",
@@ -28,11 +29,12 @@ _HOMES = {
     "scan": "segray.tables",
     "sql": "segray.analytics.sql",
 }
+_MODULES = ("contracts", "errors", "geometry", "instances", "rle")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "rle":
-        return importlib.import_module("segray.rle")
+    if name in _MODULES:
+        return importlib.import_module(f"segray.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

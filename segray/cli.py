@@ -18,7 +18,7 @@ import typer
 
 import segray
 from segray import analytics_cli, models_cli, orphans, remote_cli, signals, streams
-from segray.errors import Interrupted, SegrayError, UserError
+from segray.errors import Interrupted, SegrayError, UserError, WorldError
 from segray.options import (
     Configuration,
     Day,
@@ -328,7 +328,6 @@ def run(arguments: list[str]) -> int:
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
         code = int(app(arguments, standalone_mode=False) or 0)
-        streams.check()
     except Interrupted as exc:
         return _failed(exc)
     except SegrayError as exc:
@@ -339,8 +338,18 @@ def run(arguments: list[str]) -> int:
         return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
     except Exception as exc:
         return _interrupted() if signals.came() else _unexpected(exc)
-    # typer makes this code of a KeyboardInterrupt, in silence
-    return _interrupted() if code == Interrupted.exit_code else code
+    if code == Interrupted.exit_code:  # typer makes it of a KeyboardInterrupt, in silence
+        return _interrupted()
+    return code or _written()
+
+
+def _written() -> int:
+    """Return the exit code of a command that came to a good end: not 0 if standard output has lost something."""
+    try:
+        streams.check()
+    except WorldError as exc:
+        return _failed(exc)
+    return 0
 
 
 def _failed(exc: SegrayError) -> int:

@@ -164,7 +164,7 @@ def submit(
         outcome = submission.Outcome(job, "SUBMITTED", 0)
     else:
         try:
-            outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else show)
+            outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else _follow)
         except KeyboardInterrupt:
             raise Interrupted(
                 "not followed any more; the job goes on",
@@ -175,6 +175,11 @@ def submit(
     if as_json:
         show_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
+
+
+def _follow(line: str) -> None:
+    """Print a line of the job's log. One that is lost is told at the end: following goes on."""
+    print(line, flush=True)
 
 
 def _pairs(given: list[str], option: str) -> dict[str, str]:

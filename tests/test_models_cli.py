@@ -461,11 +461,12 @@ def test_pull_and_convert_end_with_a_configuration(
     assert json.loads(capsys.readouterr().out)["xml"] == str(tmp_path / "out" / f"{TF}.xml")
 
 
-def test_progress_of_a_download_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_download_is_told_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from segray import models_cli
 
-    out = io.StringIO()
     monkeypatch.setattr(models_cli, "_LINE_S", 0.0)
-    models_cli._Lines(out)(3_000_000, 178_000_000)
-    models_cli._Lines(out)(3_000_000, None)
-    assert out.getvalue() == "  3 of 178 MB\n  3 of ? MB\n"
+    models_cli._Lines()(3_000_000, 178_000_000)
+    models_cli._Lines()(3_000_000, None)
+    assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"
