@@ -1,14 +1,16 @@
 """SIGINT and SIGTERM: the first ends a command in order, the second at once, and none is lost.
 
 Knows signals; knows nothing of what is ended. Python drops an exception that a handler raises while an object is
-finalised, and libraries put handlers of their own; a signal is read from the pipe that Python writes it to then. While
-modules are imported an exception may also become another one, or be caught: there a signal ends the process itself.
+finalised: it is raised again a moment later. Libraries put handlers of their own: a signal is read from the pipe that
+Python writes it to then. While modules are imported an exception may also become another one, or be caught: there a
+signal ends the process itself.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,6 +20,7 @@ from segray.errors import Interrupted
 INTERRUPTED = Interrupted("interrupted", do="run the same command again")
 
 _ASKING = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_S = 0.02
 _reader = -1
 _came = False
 _ends_process = False
@@ -34,12 +37,16 @@ def listen() -> None:
         os.set_blocking(_reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    sys.unraisablehook = _dropped
     for number in _ASKING:
-        signal.signal(number, _asked)
+        signal.signal(number, signal.SIG_DFL if _came else _asked)
 
 
 def check() -> None:
     """Raise KeyboardInterrupt if a signal came whose exception was lost. Nothing to do where nobody listens."""
+    if _reader < 0:
+        return
+    signal.setitimer(signal.ITIMER_REAL, 0)
     came = _read()
     for number in _ASKING:
         if number in came:
@@ -68,15 +75,15 @@ def ending_at_once() -> Iterator[None]:
 
 def ignore() -> None:
     """Ignore further signals: the command has come to its end."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _read() -> bytes:
     """Return the numbers of the signals that came since the last call."""
-    if _reader >= 0:
-        with suppress(BlockingIOError):
-            return os.read(_reader, 4096)
+    with suppress(BlockingIOError):
+        return os.read(_reader, 4096)
     return b""
 
 
@@ -90,3 +97,17 @@ def _asked(number: int, frame: FrameType | None) -> None:
             os.write(2, f"error: {INTERRUPTED}\n".encode())
         os._exit(INTERRUPTED.exit_code)
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _dropped(told: sys.UnraisableHookArgs) -> None:
+    """Raise a signal's exception again a moment later; let Python tell of any other that it drops."""
+    if _came and isinstance(told.exc_value, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _again)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(told)
+
+
+def _again(number: int, frame: FrameType | None) -> None:
+    _read()
+    raise KeyboardInterrupt

@@ -163,12 +163,28 @@ try:
     signals.check()
 except KeyboardInterrupt as found:
     print(found, flush=True)
+signals.listen()  # as after a library, while what was begun is ended
 os.kill(os.getpid(), signal.SIGTERM)
 """
     program = f"import os, signal\nfrom segray import signals\n{LOST[how]}{then}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["went on", "SIGTERM"], done.stderr
     assert done.returncode == -signal.SIGTERM  # the second is left to the system
+
+
+def test_an_exception_that_is_dropped_is_raised_again_in_silence() -> None:
+    program = f"""
+import os, signal, time
+from segray import signals
+try:
+    {LOST["while an object is finalised"].strip().replace(chr(10), chr(10) + "    ")}
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("asked")
+signals.check()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", "")
 
 
 def test_a_signal_before_anything_has_begun(tmp_path: Path, scenes: Path, mark: dict[str, str]) -> None:
