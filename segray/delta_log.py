@@ -34,7 +34,7 @@ _first_user_pid = 0  # the process in which deltalake's threads live
 
 @dataclass(frozen=True)
 class TableState:
-    """One state of a table. batch: the last batch number in it, 0 before the first.
+    """One state of a table.
 
     files: one row for each live file, with columns path, size_bytes, num_records and, for columns that the log has
     statistics of, min.NAME, max.NAME, null_count.NAME and partition.NAME.
@@ -42,7 +42,6 @@ class TableState:
 
     uri: str
     version: int
-    batch: int
     schema: pa.Schema
     files: pa.Table
 
@@ -87,13 +86,13 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
             do="drop these features with that tool: deletion vectors, column mapping",
         )
     return TableState(
-        uri, table.version(), batch_of(table), pa.schema(table.schema().to_arrow()),
+        uri, table.version(), pa.schema(table.schema().to_arrow()),
         pa.table(table.get_add_actions(flatten=True)),
     )  # fmt: skip
 
 
 def batch_of(table: DeltaTable) -> int:
-    """Return the last batch number in the state that `table` has loaded."""
+    """Return the last batch number in the state that `table` has loaded, 0 before the first. This reads its log."""
     return table.transaction_version(APP_ID) or 0
 
 

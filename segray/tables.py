@@ -175,7 +175,7 @@ def snapshot(
     reach = store(storage_options)
     root = resolved(root, reach.options)
     options = _delta_options(root, storage_options)
-    images, instances = reach.translated(
+    images, instances, batch = reach.translated(
         root, lambda: delta_log.run(_states, root, options, reach.options, version, as_of)
     )
     rows = {
@@ -183,22 +183,20 @@ def snapshot(
         for name, state in (("instances", instances), ("images", images))
     }
     classes, model, fingerprint = _record(root, reach)
-    return Snapshot(
-        root, images.batch, rows["instances"], rows["images"], classes, model, fingerprint, _row_bytes(instances)
-    )
+    return Snapshot(root, batch, rows["instances"], rows["images"], classes, model, fingerprint, _row_bytes(instances))
 
 
 def _states(
     root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
-) -> tuple[TableState, TableState]:
-    """Images and instances as of one batch: the latest, that number, or the last until that moment."""
+) -> tuple[TableState, TableState, int]:
+    """Images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
     images, instances = (_open(root, name, options) for name in ("images", "instances"))
     latest = images.version(), instances.version()
     if as_of is not None:
         version = _batch_until(_open(root, "images", options), root, as_of)
     if version is not None:
         _load_batch(images, root, version)
-    batch = batch_of(images)
+    batch = batch_of(images) if version is None else version
     if batch_of(instances) != batch:  # Also when a commit under way has not reached images.
         _load_batch(instances, root, batch)
     states = tuple(
@@ -208,22 +206,19 @@ def _states(
     for state, newest in zip(states, latest, strict=True):
         if state.version < newest:
             _check_kept(state, Store(reach))
-    return states[0], states[1]
+    return states[0], states[1], batch
 
 
-def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int]:
-    """Images, the instances of no later batch, and the last batch of instances.
+def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
+    """Images, the instances of no later batch, and the last batches of images and of instances.
 
     Raises LabelSetError where one of the tables is missing, and as Store does.
     """
     store = Store(options)
-    found: tuple[TableState, TableState, int] = store.insist(
-        root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root))
-    )
-    return found
+    return store.insist(root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root)))
 
 
-def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int]:
+def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int, int]:
     # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
     images, instances = (_open(root, name, options) for name in reversed(COMMIT_ORDER))
     number, ahead = batch_of(images), batch_of(instances)
@@ -233,7 +228,7 @@ def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState
         delta_log.state_of(table, table_uri(root, kind))
         for kind, table in (("images", images), ("instances", instances))
     ]
-    return states[0], states[1], ahead
+    return states[0], states[1], number, ahead
 
 
 def _row_bytes(instances: TableState) -> float:

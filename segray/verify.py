@@ -121,8 +121,7 @@ def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[i
 
 def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
     """The files of both tables as of the last batch that both have."""
-    images, instances, ahead = states_to_verify(root, options)
-    number = images.batch
+    images, instances, number, ahead = states_to_verify(root, options)
     findings.counts["batch"] = number
     if ahead == number + 1:
         findings.warnings.append(
