@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from segray import flight, memory
+from segray import flight, host, memory
 from segray.config import Pool
 from segray.errors import ConfigError
 from segray.instances import ImageRef, Place, Progress, Task, UnitReport
-from segray.label import Labeller, Recipe, build
+from segray.label import Labeller, Recipe, build, prepared
 
 # Times its ceiling. Below, a worker is replaced when it has finished; from here on its node is in danger.
 _KILLED_AT = 1.5
@@ -29,10 +30,13 @@ class Actor:
     def __init__(self, pool: Pool, trail: str) -> None:
         self._pool, self._trail = pool, _on_this_node(trail)
         self._labeller: Labeller | None = None
+        self._process = ExitStack()  # never closed: the process is the worker's own
         self._most_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
 
     def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
         """Load the model; the facts of its engine. threads: for a pool that names none."""
+        self._process.enter_context(prepared())
+        host.silence_videos()
         self._labeller, facts = build(recipe, self._pool.device, self._pool.threads or threads, self._trail)
         if self._most_bytes is not None:
             self._check_room(self._most_bytes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import segray
-from segray import analytics_cli, models_cli, orphans, remote_cli, signals, streams
+from segray import analytics_cli, host, models_cli, orphans, remote_cli, signals, streams
 from segray.errors import Interrupted, SegrayError, UserError, WorldError
 from segray.options import (
     Configuration,
@@ -296,23 +296,18 @@ def describe_maintenance(done: Maintenance) -> str:
 def start_workers(recipe: Recipe, chosen: Config) -> Workers:
     """Workers on the configured Ray cluster."""
     try:
-        from segray import cluster
-
-        cluster.connect(chosen.cluster)
-    except SystemExit as asked:  # Ray answers SIGTERM itself, from the moment it starts until our handlers are back.
-        raise KeyboardInterrupt from asked
+        with host.kept():  # Importing Ray changes the process too.
+            from segray import cluster
+        return cluster.start(recipe, chosen)
     except Exception as exc:  # What becomes of a KeyboardInterrupt in the middle of an import, or of Ray's start.
         if signals.came():
             raise KeyboardInterrupt from exc
         raise
-    finally:
-        signals.listen()
-    signals.check()
-    return cluster.RayWorkers(recipe, chosen.workers, chosen.cluster)
 
 
 def main() -> None:
     """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
+    host.silence_videos()
     before = orphans.adopt()
     try:
         code = run(sys.argv[1:])

@@ -11,21 +11,24 @@ import logging
 import math
 import os
 import secrets
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
 import ray._private.state
+import ray._private.worker
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segray import placement
+from segray import host, orphans, placement, signals
 from segray.actor import Actor, inquest
-from segray.config import Cluster, Pool
+from segray.config import Cluster, Config, Pool
 from segray.errors import ConfigError, SegrayError, UserError, WorldError
 from segray.instances import ImageRef, Place, Task
 from segray.label import Recipe
@@ -60,27 +63,181 @@ class _Actor(Actor):
 _GROUPS = {"start": 1, "label": 2, "pulse": 1}
 
 
+# Found in the environment of every process of a private cluster.
+_MARK = "SEGRAY_PRIVATE_CLUSTER"
+_HEAD, _PRIVATE = "gcs_server", "local"
+
+
+class _Connection:
+    """This process's connection to a cluster. Ray has one a process, so runs at the same time share it.
+
+    Whoever comes first makes it, whoever goes last ends it. A connection that the process made before is used and left.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._undo = contextlib.ExitStack()
+        self._cut_off = False
+        self._ending: Future[None] | None = None
+        self._mark = ""  # of the processes of a private cluster
+
+    def join(self, cluster: Cluster) -> None:
+        with self._lock:
+            if self._ending is not None:
+                self._ending.result()
+                self._ending = None
+            if self._runs or ray.is_initialized():
+                _check_same(cluster.address)
+            else:
+                with signals.kept(), host.kept(), contextlib.ExitStack() as undo:
+                    undo.enter_context(signals.kept(signals.FAULTS))
+                    undo.enter_context(host.at_work("ray", logging.WARNING))
+                    self._cut_off = False
+                    address = cluster.address or ("auto" if "RAY_ADDRESS" in os.environ else _PRIVATE)
+                    self._mark = secrets.token_hex(16) if address == _PRIVATE else ""
+                    over = threading.Event()
+                    undo.callback(over.set)
+                    undo.callback(self._shut_down)
+                    if threading.current_thread() is threading.main_thread():
+                        _init(address, self._mark)
+                    else:
+                        _on_a_thread_that_stays(over, _init, address, self._mark)
+                    logging.getLogger("ray").setLevel(logging.WARNING)
+                    self._undo = undo.pop_all()
+            self._runs += 1
+
+    def leave(self, *, cut_off: bool) -> None:
+        with self._lock:
+            self._runs -= 1
+            self._cut_off |= cut_off
+            if not self._runs:
+                self._undo.close()
+
+    def head_ended(self) -> bool:
+        """Whether the head of a private cluster has ended, as after a signal to all processes of a terminal."""
+        return bool(self._mark) and not orphans.runs_marked(_MARK, self._mark, _HEAD)
+
+    def _shut_down(self) -> None:
+        # Without a head Ray takes up to 20 s to see that nobody answers; and asked to do nothing it ends the process.
+        mark, nobody_answers = self._mark, self._cut_off or self.head_ended()
+        self._mark = ""
+        try:
+            if nobody_answers:
+                self._ending = apart(_shut_down, bool(mark))
+            else:
+                _shut_down(bool(mark))
+        finally:
+            if mark:
+                orphans.end_marked(_MARK, mark)
+
+
+def _shut_down(private: bool) -> None:
+    """Disconnect from Ray. private: its processes here are left to the caller, for they are deaf to Ray's SIGTERM."""
+    node = ray._private.worker._global_node
+    if private and node is not None:
+        node.all_processes.clear()
+    with signals.kept():  # Ray takes every handler of SIGTERM away with its own.
+        ray.shutdown()
+
+
+def _on_a_thread_that_stays(over: threading.Event, function: Callable[..., None], *args: Any) -> None:
+    """Run a function on a thread that lives until `over` is set.
+
+    The kernel kills Ray's processes when the thread ends that started them (prctl, PR_SET_PDEATHSIG), and the thread
+    of the first of several runs may end before the last run does.
+    """
+    done: Future[None] = Future()
+
+    def stay() -> None:
+        try:
+            function(*args)
+        except BaseException as exc:
+            done.set_exception(exc)
+        else:
+            done.set_result(None)
+            over.wait()
+
+    threading.Thread(target=stay, name="ray", daemon=True).start()
+    done.result()
+
+
+_connection = _Connection()
+
+
+def start(recipe: Recipe, chosen: Config) -> RayWorkers:
+    """Workers on the configured cluster. Their close() ends what was started for them."""
+    connect(chosen.cluster)
+    try:
+        signals.check()
+    except BaseException:
+        disconnect()
+        raise
+    return RayWorkers(recipe, chosen.workers, chosen.cluster)
+
+
 def connect(cluster: Cluster) -> None:
-    """Join the cluster, or start a private one on this machine.
+    """Join the cluster, or start a private one on this machine; use the process's own connection if it has one.
 
     Without an address a process inside a Ray job joins that job's cluster. A private cluster has no
     dashboard and listens on this machine only, so it needs no token.
     Raises WorldError for a cluster that cannot be reached now, ConfigError for one that does not take us.
     """
-    address = cluster.address or ("auto" if "RAY_ADDRESS" in os.environ else "local")
-    if address == "local":
+    try:
+        _connection.join(cluster)
+    except SystemExit as exc:
+        if exc.code != signal.SIGTERM:
+            raise
+        # Ray's answer to SIGTERM while it starts. The process's own comes first, if it has one.
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt("SIGTERM") from exc
+
+
+def disconnect(*, cut_off: bool = False) -> None:
+    """Leave the cluster; end it if it is private. cut_off: its head is gone, and nobody waits for an answer of it."""
+    _connection.leave(cut_off=cut_off)
+
+
+def _check_same(address: str | None) -> None:
+    """Raise ConfigError unless the configuration means the cluster that this process is connected to."""
+    joined = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto") and _numeric(address) != _numeric(joined):
+        raise ConfigError(
+            "this process is connected to another Ray cluster",
+            where=f"cluster.address={address}",
+            found=f"connected to {joined}",
+            do="leave cluster.address out, call ray.shutdown() before, or label in a process of its own",
+        )
+
+
+def _numeric(address: str) -> str:
+    """HOST:PORT with the host's number in place of its name."""
+    name, colon, port = address.rpartition(":")
+    try:
+        return f"{socket.gethostbyname(name)}{colon}{port}"
+    except OSError:
+        return address
+
+
+def _init(address: str, mark: str) -> None:
+    """Connect this process. mark: of the processes of a private cluster."""
+    # In another thread than the main one Ray warns that it cannot set its signal handler, which is as it should be.
+    level = logging.WARNING if threading.current_thread() is threading.main_thread() else logging.ERROR
+    if address == _PRIVATE:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Processes that Ray starts ahead and nobody needs take a percent of a core each; these it ends at once.
         os.environ.setdefault("RAY_num_workers_soft_limit", "0")
         try:
-            ray.init(
-                address="local",
-                num_cpus=available_cpus(),
-                include_dashboard=False,
-                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-                logging_level=logging.WARNING,
-            )
+            with host.environment([_MARK]), _deaf_children():
+                os.environ[_MARK] = mark
+                ray.init(
+                    address=_PRIVATE,
+                    num_cpus=available_cpus(),
+                    include_dashboard=False,
+                    object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+                    logging_level=level,
+                )
         except Exception as exc:  # Ray raises nothing more special when its processes are not up within 30 s.
             raise WorldError(
                 "Ray could not start on this machine",
@@ -90,7 +247,7 @@ def connect(cluster: Cluster) -> None:
             ) from exc
         return
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=level)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
         kind = WorldError if isinstance(exc, ConnectionError) else ConfigError
         raise kind(
@@ -100,6 +257,21 @@ def connect(cluster: Cluster) -> None:
             do="check the address, that RAY_AUTH_MODE is the cluster's, RAY_AUTH_TOKEN in token mode, and that Ray and "
             "Python are those of the cluster",
         ) from exc
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that are started in the block never get the signals that a terminal or a supervisor sends to all.
+
+    Ray's processes would die of them before the run has ended in order, and Ray would wait for them. A blocked signal
+    stays blocked in children; Ray does the same with SIGINT. In this process the other threads take it meanwhile, and
+    Python runs its handler.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -130,7 +302,7 @@ class _Death:
 
 
 class RayWorkers:
-    """The workers of a run on a Ray cluster; see workers.Workers."""
+    """The workers of a run on a Ray cluster; see workers.Workers. Made after connect(); close() disconnects."""
 
     def __init__(self, recipe: Recipe, pools: Sequence[Pool], cluster: Cluster) -> None:
         self._recipe, self._pools, self._cluster = recipe, pools, cluster
@@ -140,11 +312,15 @@ class RayWorkers:
         self._born = 0
         self._failed_starts = 0
         self._nodes_seen_s = 0.0
-        self._cut_off = False
+        self._cut_off = self._closed = False
         self._needed = math.inf
         self._news: list[Event] = []
-        placement.check(pools, self._answered(_nodes), autoscaling=cluster.autoscaling)
-        self._answered(self._populate)
+        try:
+            placement.check(pools, self._answered(_nodes), autoscaling=cluster.autoscaling)
+            self._answered(self._populate)
+        except BaseException:
+            self.close()
+            raise
 
     # ---- what happened ----
 
@@ -317,12 +493,14 @@ class RayWorkers:
             raise _given_up(function, exc) from exc
 
     def close(self) -> None:
-        if self._cut_off:  # Every call would wait for the head, and Ray would end the process.
+        if self._closed:
             return
-        self._cut_off = True
-        self._dismiss(list(self._members.values()))
+        self._closed = True
+        # Without a head every call would wait for it, and Ray would end the process.
+        if not (self._cut_off or _connection.head_ended()):
+            self._dismiss(list(self._members.values()))
         self._members.clear()
-        ray.shutdown()
+        disconnect(cut_off=self._cut_off)
 
     def _dismiss(self, members: Sequence[_Member]) -> None:
         """End workers, which leave nothing behind."""
@@ -342,7 +520,7 @@ class RayWorkers:
         Ray itself waits a minute, in the middle of the call, and then ends the process.
         """
         found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
-        if not self._cut_off:
+        if not (self._cut_off or self._closed):
             try:
                 return apart(call, *args).result(self._cluster.head_timeout_s)
             except RayError as exc:

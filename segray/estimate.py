@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from segray import config, image, ledger, memory, plan, run, runtime, tables, zoo
 from segray.config import Config
 from segray.instances import ImageRef, Task
-from segray.label import WORKING_BYTES, Labeller, Recipe, build
+from segray.label import WORKING_BYTES, Labeller, Recipe, build, prepared
 from segray.memory import Budget
 from segray.sources.columns import BUFFER_BYTES
 from segray.sources.names import extension, inside
@@ -210,7 +210,7 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watch
         built.append((labeller, facts, time.monotonic() - began))
         return _Kept(labeller, facts)
 
-    with tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
+    with prepared(), tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
         done = run.label(_in_its_stead(asked, chosen, Path(folder)), Watcher(), start)
         ((labeller, facts, startup_s),) = built
         try:

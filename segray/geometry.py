@@ -25,9 +25,8 @@ def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
     13 begins with the height where that costs less), several times faster: both passes are sums of whole lines, for
     which the image is turned on its side, a block of rows at a time.
     """
-    import cv2
-
     from segray import kernels
+    from segray.opencv import cv2
 
     height, width, channels = image_rgb.shape
     lines = np.ascontiguousarray(image_rgb).reshape(height, width * channels)
@@ -86,7 +85,7 @@ def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDA
 
 def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize (h, w, 3) uint8 to size_hw, whatever the aspect; bilinear, not antialiased, as cv2 does."""
-    import cv2
+    from segray.opencv import cv2
 
     return np.asarray(cv2.resize(image_rgb, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
 

@@ -22,11 +22,11 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -39,6 +39,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from segray.errors import ImageError
+from segray.opencv import cv2
 
 Pixels = NDArray[np.uint8]
 
@@ -433,9 +434,32 @@ _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
 
 # Pixels
 
-# Process-wide, and set here alone: Pillow's own limit and its warning would cut across Limits, which every decode here
-# has passed before Pillow sees the file.
-Image.MAX_IMAGE_PIXELS = None
+
+class _Unlimited:
+    """Lifts Pillow's own limit while a decode runs, in any number of threads; the process has it back after the last.
+
+    It is one for the process, and it would cut across Limits, which every decode here passes before Pillow sees the
+    file.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._decodes = threading.Lock(), 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._decodes:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._decodes += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._decodes -= 1
+            if not self._decodes:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+_unlimited = _Unlimited()
 
 # Pillow's readers by name, instead of Image.open, which tries the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
@@ -476,7 +500,7 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
 def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
     """The stored pixels in RGB (a TIFF's: upright), or ImageError with Pillow's reason."""
     try:
-        with _READERS[header.format](io.BytesIO(_BARE.get(header.format, bytes)(data))) as image:
+        with _unlimited, _READERS[header.format](io.BytesIO(_BARE.get(header.format, bytes)(data))) as image:
             _check_size(*image.size, limits)  # A file may tell its size twice; this is what Pillow will allocate.
             if header.format == "TIFF":
                 exif = image.getexif()

@@ -23,12 +23,11 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset14 as op
-from openvino.exceptions import OVError
 
 from segray.ir5_layers import DTYPES, KINDS, Layer, Output, Port, dims_of, fault, listed
+from segray.openvino import OVError, ov
+from segray.openvino import opset14 as op
 
 CONTRACT = "instance-segmentation-security-0033"
 CONTRACT_INPUTS = frozenset({"im_data", "im_info"})

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset14 as op
-from openvino.utils.node_factory import NodeFactory
 
 from segray.errors import ModelError
+from segray.openvino import NodeFactory, ov
+from segray.openvino import opset14 as op
 
 DTYPES: Mapping[str, Any] = {
     "FP32": np.float32,

@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -38,6 +37,7 @@ from segray.flight import Watch
 from segray.instances import Failure, ImageRef, Instances, Progress, Task, UnitReport
 from segray.ledger import staged_name
 from segray.memory import Budget
+from segray.opencv import cv2
 from segray.runtime import Engine
 from segray.sources.reading import Files, Portion
 from segray.storage import StorageOptions, Store, join
@@ -87,12 +87,32 @@ class Recipe:
     version: str = segray.__version__
 
 
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Set for the block what labelling needs of the whole process.
+
+    OpenCV computes on the thread that calls it: the threads of the pool are the parallelism. Libraries do not tell of
+    broken files on stderr: their rows tell of them.
+    """
+    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        cv2.setNumThreads(1)
+        cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
+        try:
+            yield
+        finally:
+            cv2.setNumThreads(threads)
+            cv2.utils.logging.setLogLevel(level)
+
+
 def build(
     recipe: Recipe, device: str, threads: int | None, trail: Path | None = None
 ) -> tuple[Labeller, Mapping[str, str]]:
     """Read and compile the model on this machine; the labeller, and the facts of its engine.
 
-    trail: a file on this machine that tells what was in flight if the process dies (flight.py).
+    trail: a file on this machine that tells what was in flight if the process dies (flight.py). The process is to be
+    prepared() for as long as the labeller is used.
     Raises ModelError when the files here are missing or are not the ones that the run began with.
     """
     if recipe.version != segray.__version__:
@@ -117,10 +137,6 @@ def build(
             do="give every node the same files",
         )
     cores = threads or runtime.available_cpus()
-    # The threads of the pool are the parallelism; a broken file is told by its row, not by a line on stderr.
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     settings = runtime.DeviceSettings(
         device, cores, chosen.precision, chosen.cache_dir, fixed_shapes=chosen.fixed_shapes
     )

@@ -1,6 +1,7 @@
-"""Nothing that a command starts outlives it, not even what its children started and left.
+"""Nothing that a command or a call starts outlives it, not even what its children started and left.
 
-Knows Linux's process tree; knows nothing of who starts what. On systems without /proc nothing is adopted or ended.
+Knows Linux's process tree and the environments of processes; knows nothing of who starts what.
+On systems without /proc nothing is adopted or ended.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,11 +37,56 @@ def end(spared: frozenset[int]) -> None:
                 os.waitpid(pid, 0)
 
 
+def end_marked(name: str, value: str) -> None:
+    """Kill every process that was started with this environment variable, and all below it.
+
+    A program that changes its title may write over its environment; it is found by its parent, which is stopped first,
+    so that it can start no other meanwhile.
+    """
+    mark, doomed = f"{name}={value}".encode(), set[int]()
+    while found := (_marked(mark) | _below(doomed)) - doomed:
+        _send(found, signal.SIGSTOP)
+        doomed |= found
+    _send(doomed, signal.SIGKILL)
+    for pid in doomed:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _send(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def runs_marked(name: str, value: str, program: str) -> bool:
+    """Whether a process runs that was started with this environment variable and has this in its command line."""
+    for pid in _marked(f"{name}={value}".encode()):
+        with suppress(OSError):
+            if program.encode() in (_PROC / str(pid) / "cmdline").read_bytes():
+                return True
+    return False
+
+
+def _marked(mark: bytes) -> set[int]:
+    found = set()
+    for path in _PROC.glob("[0-9]*/environ"):
+        with suppress(OSError):  # It has ended, or is another user's.
+            if mark in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
+    return found
+
+
 def _children() -> set[int]:
-    me, found = os.getpid(), set()
+    return _below({os.getpid()})
+
+
+def _below(parents: Collection[int]) -> set[int]:
+    """The processes whose parents these are."""
+    found = set()
     for path in _PROC.glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
             # The name before the last ")" may hold anything; the parent is the second field after it.
-            if int(path.read_text().rpartition(")")[2].split()[1]) == me:
+            if int(path.read_text().rpartition(")")[2].split()[1]) in parents:
                 found.add(int(path.parent.name))
     return found

@@ -24,7 +24,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import segray
-from segray import acquire, runtime, trial, zoo
+from segray import acquire, host, runtime, trial, zoo
 from segray.errors import ConfigError, ModelError, SegrayError, SourceError, UserError
 from segray.instances import ImageRef
 from segray.runtime import DeviceSettings, Engine
@@ -131,13 +131,17 @@ def quantize(
 
 def _nncf() -> Any:
     """The library; UserError if it is not installed."""
-    os.environ.setdefault("NNCF_CI", "1")  # It reports its use to its makers unless it is told otherwise.
+    loggers = logging.getLoggerClass()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where its log goes from now on
+        # Its log goes to stderr from now on.
+        with host.environment(["NNCF_CI"]), contextlib.redirect_stdout(sys.stderr):
+            os.environ.setdefault("NNCF_CI", "1")  # It reports its use to its makers unless it is told otherwise.
             import nncf
     except ImportError as error:
         do = "pip install -c constraints.txt -e '.[quantize]', or pip install nncf"
         raise UserError("NNCF, which quantises, is not installed.", found=str(error), do=do) from error
+    finally:
+        logging.setLoggerClass(loggers)
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -290,14 +290,14 @@ def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers,
     began = time.monotonic()
     with _ended(job, work):
         pool = start_workers(recipe, job.config)
-    execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
-    try:
-        with _ended(job, work, execution):
-            execution.run()
-    finally:
-        pool.close()
-        done.startup_s = done.startup_s or execution.ready_s - began
-        done.labelling_s += time.monotonic() - execution.ready_s
+    with closing(pool):
+        execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
+        try:
+            with _ended(job, work, execution):
+                execution.run()
+        finally:
+            done.startup_s = done.startup_s or execution.ready_s - began
+            done.labelling_s += time.monotonic() - execution.ready_s
 
 
 @contextmanager

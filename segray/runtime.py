@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from segray.contracts.contract import Form, ImageInput
 from segray.errors import ConfigError, ImageError, ModelError
-from segray.untracked import openvino as ov
+from segray.openvino import ov
 
 Arrays = Mapping[str, NDArray[Any]]
 

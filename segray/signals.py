@@ -1,9 +1,10 @@
-"""SIGINT and SIGTERM: the first ends a command in order, the second at once, and none is lost.
+"""Signals that ask a command to end: the first ends it in order, the second at once, and none is lost.
 
 Knows signals; knows nothing of what is ended. Python drops an exception that a handler raises while an object is
 finalised: it is raised again a moment later. Libraries put handlers of their own: a signal is read from the pipe that
 Python writes it to then. While modules are imported an exception may also become another one, or be caught: there a
 signal ends the process itself.
+Only commands listen. A program that calls segray as a library keeps its own handlers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -19,7 +21,12 @@ from segray.errors import Interrupted
 
 INTERRUPTED = Interrupted("interrupted", do="run the same command again")
 
-_ASKING = (signal.SIGINT, signal.SIGTERM)
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# A command that was started with them ignored, by nohup or in the background of a script, goes on ignoring them.
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+# What a fault of native code raises; libraries and faulthandler tell of it.
+FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
+_SIGACTION_BYTES = 1024  # more than any system's struct sigaction has
 _AGAIN_S = 0.02
 _reader = -1
 _came = False
@@ -39,7 +46,35 @@ def listen() -> None:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     sys.unraisablehook = _dropped
     for number in _ASKING:
-        signal.signal(number, signal.SIG_DFL if _came else _asked)
+        if not _ignored(number):
+            signal.signal(number, signal.SIG_DFL if _came else _asked)
+
+
+@contextmanager
+def kept(numbers: Sequence[int] = _ASKING) -> Iterator[None]:
+    """Put back after the block what this process does on these signals, whatever a library changes in it.
+
+    Libraries go past Python, which then still believes in its handler; so the system's own account is put back as well.
+    Only the main thread can set Python's handlers; other threads leave them as they are. Source: sigaction(2).
+    """
+    import ctypes  # Not before: commands listen before anything else is imported.
+
+    libc, main = ctypes.CDLL(None), threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers if main}
+    actions = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in numbers}
+    for number, action in actions.items():
+        libc.sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        if not _came:
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+            for number, action in actions.items():
+                libc.sigaction(number, action, None)
+        elif main:  # A command that is to end: its next signal is the system's.
+            listen()
 
 
 def check() -> None:
@@ -91,7 +126,8 @@ def _asked(number: int, frame: FrameType | None) -> None:
     global _came
     _came = True
     for each in _ASKING:
-        signal.signal(each, signal.SIG_DFL)
+        if not _ignored(each):
+            signal.signal(each, signal.SIG_DFL)
     if _ends_process:
         with suppress(OSError):  # Not through Python's streams: this may be in the middle of a write of theirs.
             os.write(2, f"error: {INTERRUPTED}\n".encode())
@@ -111,3 +147,7 @@ def _dropped(told: sys.UnraisableHookArgs) -> None:
 def _again(number: int, frame: FrameType | None) -> None:
     _read()
     raise KeyboardInterrupt
+
+
+def _ignored(number: int) -> bool:
+    return number in _MAY_BE_IGNORED and signal.getsignal(number) is signal.SIG_IGN

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
 
 from segray.contracts.yolact import FORMS
 from segray.errors import ModelError
+from segray.openvino import opset13 as op
+from segray.openvino import ov
 from segray.zoo import CARD
 
 CONTRACT = "yolact-resnet50-fpn-pytorch"

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from xml.sax.saxutils import quoteattr
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from segray import rle
 from segray.analytics import polygons
 from segray.errors import UserError
 from segray.instances import image_id
+from segray.opencv import cv2
 from segray.schema import BBOX
 from segray.sources import IMAGE_EXTENSIONS
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray.analytics import masks
+from segray.opencv import cv2
 
 Ring = NDArray[np.float64]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import pyarrow.dataset as ds
 
 import segray
@@ -42,6 +41,7 @@ from segray.image import Limits, decode
 from segray.instances import ImageRef
 from segray.ledger import Run
 from segray.memory import Budget
+from segray.opencv import cv2
 from segray.sources.reading import Files
 from segray.storage import Store, join
 from segray.storage import shown as shown_uri

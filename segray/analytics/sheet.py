@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from segray.analytics import outputs, slices
 from segray.errors import ImageError, UserError, WorldError
 from segray.image import decode
 from segray.instances import image_id
+from segray.opencv import cv2
 from segray.schema import BBOX
 
 Pixels = NDArray[np.uint8]

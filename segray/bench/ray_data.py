@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +21,8 @@ from segray.bench import textbook
 from segray.bench.ways import Lap
 from segray.bench.workload import Workload
 from segray.contracts.contract import Contract, Form
-from segray.untracked import openvino as ov
+from segray.opencv import cv2
+from segray.openvino import ov
 
 _BATCH = 16
 _TASK_CPUS = 0.5

@@ -14,7 +14,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +24,10 @@ from segray.bench import textbook
 from segray.bench.workload import Workload, pixels
 from segray.instances import ImageRef, Task
 from segray.label import Recipe
+from segray.opencv import cv2
+from segray.openvino import ov
 from segray.run import label
 from segray.runtime import Compiled
-from segray.untracked import openvino as ov
 from segray.workers import Event, Finished, Workers
 
 # Prepared images that the loops over ready tensors hold.
@@ -139,8 +139,7 @@ def _label(chosen: config.Config, folder: Path) -> Lap:
     marks: dict[str, float] = {}
 
     def start(recipe: Recipe, settings: config.Config) -> Workers:
-        cluster.connect(settings.cluster)
-        workers: Any = _Timed(cluster.RayWorkers(recipe, settings.workers, settings.cluster), marks)
+        workers: Any = _Timed(cluster.start(recipe, settings), marks)
         return workers  # type: ignore[no-any-return]
 
     with console.watcher() as watcher:

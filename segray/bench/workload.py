@@ -14,7 +14,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +21,7 @@ from segray import config, runtime, sources, zoo
 from segray.contracts.contract import Contract, Form, Options
 from segray.errors import ConfigError, WorldError
 from segray.label import options_of
+from segray.opencv import cv2
 from segray.runtime import Compiled, DeviceSettings
 from segray.scenes.scene import draw_scene
 from segray.storage import Store, join

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from segray import rle
 from segray.errors import SourceError, WorldError
+from segray.opencv import cv2
 from segray.scenes.scene import Image, Scene, draw_scene
 from segray.scenes.shapes import STICKERS
 

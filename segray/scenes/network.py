@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segray.openvino import ov
 from segray.scenes.shapes import STICKERS
 
 INPUT_PX = 550

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segray.opencv import cv2
 from segray.scenes.shapes import STICKERS, Layer, Sticker
 
 _SUBPIXELS = 2

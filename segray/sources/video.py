@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ImageError
 from segray.instances import ImageRef
+from segray.opencv import cv2
 from segray.sources.members import BrokenFileError, Shape
 from segray.sources.names import inside_uri
 from segray.storage import Entry
-
-# FFmpeg tells of broken files on stderr; they are told by their rows.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"})
 _MOST_FRAMES = 1_000_000

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from segray import runtime
+from segray.openvino import ov
 from segray.tf_graph import passes, proof
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import openvino as ov
+from segray.openvino import ov
 
 Node: TypeAlias = Any
 """A node of an OpenVINO graph."""

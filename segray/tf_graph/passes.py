@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
+from segray.openvino import opset13 as op
+from segray.openvino import ov
 from segray.tf_graph import suppression
 from segray.tf_graph.nodes import (
     OUTPUTS,

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
 
+from segray.openvino import opset13 as op
+from segray.openvino import ov
 from segray.tf_graph.nodes import OUTPUTS, kind, names, number
 
 Rows = Mapping[str, NDArray[np.float32]]

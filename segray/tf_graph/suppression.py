@@ -15,10 +15,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
 
+from segray.openvino import opset13 as op
+from segray.openvino import ov
 from segray.tf_graph.nodes import (
     Node,
     Output,
