@@ -12,14 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "segray"
 
 HOMES = {
     "ray": {"cluster", "metrics", "submit", "bench.ray_data"},
-    "openvino": {
-        "untracked",
-        "scenes.network",
-        "yolact_graph",
-        "ir5",
-        "ir5_layers",
-        *(f"tf_graph.{name}" for name in ("nodes", "passes", "suppression", "proof", "lean")),
-    },
+    "openvino": {"openvino"},
+    "cv2": {"opencv", "bench.textbook"},
     "torch": {"scenes.network", "scenes.training", "yolact_graph"},
     "s3fs": {"storage"},
     "fsspec": {"storage", "arrow_fs"},
@@ -48,8 +42,10 @@ LAYERS = (
         "memory",
         "orphans",
         "signals",
+        "host",
+        "opencv",
+        "openvino",
         "streams",
-        "untracked",
         "dates",
         "kernels",
         "mask_kernels",

@@ -274,17 +274,17 @@ def test_bombs_allocate_nothing(request: pytest.FixtureRequest) -> None:
     assert int(done.stdout) >= 14
 
 
-def test_pillow_keeps_its_strictness() -> None:
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    assert Image.MAX_IMAGE_PIXELS is None  # Limits stand in for it.
-
-
-def test_threads_do_not_disturb_each_other() -> None:
+def test_threads_do_not_disturb_each_other_nor_pillows_limit_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [name for name, (_, expected) in FILES.items() if expected == "ok"] * 8
     alone = {name: decode(FILES[name][0]).image for name in set(names)}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Limits stand in for it.
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda name: decode(FILES[name][0]).image, names))
     assert all(gap(image, alone[name]) == 0 for name, image in zip(names, together, strict=True))
+    with pytest.raises(ImageError):
+        decode(FILES["truncated.tif"][0])
+    assert Image.MAX_IMAGE_PIXELS == 1
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_an_image_error_travels_between_processes() -> None:
