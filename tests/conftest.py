@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import properties
 import pytest
@@ -44,12 +43,6 @@ def swift_env(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Swift:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", swift.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", swift.secret)
     return swift
-
-
-@pytest.fixture(scope="session")
-def raws(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the golden files' raw outputs are kept that a test had made."""
-    return tmp_path_factory.mktemp("raws")
 
 
 @pytest.fixture(scope="module")

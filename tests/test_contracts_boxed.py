@@ -11,7 +11,7 @@ import pytest
 import whole_frames as frames
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from whole_frames import Outputs
+from raw_outputs import Outputs
 
 from segray import rle
 from segray.contracts import CONTRACTS

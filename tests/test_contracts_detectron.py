@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
+import raw_outputs
 import whole_frames as frames
-from whole_frames import Outputs, needs_reference
+from raw_outputs import Outputs
 
 import segray
 from segray import rle
@@ -83,21 +82,19 @@ def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(raw_made(3), frames.TWELVE_MEGAPIXELS)
 
 
-@needs_reference
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
-def test_decode_gives_what_the_reference_gives(raws: Path, size: str) -> None:
-    outputs = frames.raw(raws, 7, "security")
+def test_decode_gives_what_the_reference_gives(size: str) -> None:
+    outputs = raw_outputs.draw(7)["security"]
     width, height = map(int, size.split("x"))
     for name in RAW:
         found = segray.decode(name, outputs, (height, width))
         frames.assert_as_golden(found, f"security_{size}", lambda label: COCO_IDS_80[label - 1])
 
 
-@needs_reference
 @pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
-def test_other_seeds_and_sizes(raws: Path, seed: int, size_hw: tuple[int, int]) -> None:
-    assert_as_oracle(frames.raw(raws, seed, "security"), size_hw)
+def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int]) -> None:
+    assert_as_oracle(raw_outputs.draw(seed)["security"], size_hw)
 
 
 @pytest.mark.parametrize("name", OWN)

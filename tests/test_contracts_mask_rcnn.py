@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import openvino as ov
 import pytest
+import raw_outputs
 import whole_frames as frames
 from openvino import opset13 as op
-from whole_frames import Outputs, needs_reference
+from raw_outputs import Outputs
 
 import segray
 from segray import rle, runtime, zoo
@@ -71,23 +72,21 @@ def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(made(3), frames.TWELVE_MEGAPIXELS)
 
 
-@needs_reference
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
 @pytest.mark.parametrize("side", [15, 33])
-def test_decode_gives_what_the_reference_gives(raws: Path, side: int, size: str) -> None:
-    outputs = frames.raw(raws, 7, f"mask_rcnn_reshape_{side}")
+def test_decode_gives_what_the_reference_gives(side: int, size: str) -> None:
+    outputs = raw_outputs.draw(7)[f"mask_rcnn_reshape_{side}"]
     width, height = map(int, size.split("x"))
     for name in NAMES:
         found = segray.decode(name, outputs, (height, width))
         frames.assert_as_golden(found, f"mask_rcnn_reshape_{side}_{size}")
 
 
-@needs_reference
 @pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
 @pytest.mark.parametrize("side", [15, 33])
-def test_other_seeds_and_sizes(raws: Path, seed: int, size_hw: tuple[int, int], side: int) -> None:
-    assert_as_oracle(frames.raw(raws, seed, f"mask_rcnn_reshape_{side}"), size_hw)
+def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], side: int) -> None:
+    assert_as_oracle(raw_outputs.draw(seed)[f"mask_rcnn_reshape_{side}"], size_hw)
 
 
 # ---- the contract, case by case -------------------------------------------------------------------

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
+import golden_files
 import numpy as np
 import pytest
-import whole_frames as frames
+import raw_outputs
 from numpy.typing import NDArray
 from PIL import Image
-from whole_frames import Outputs, needs_reference
+from raw_outputs import Outputs
 
 import segray
 from segray import rle
@@ -139,19 +139,10 @@ def test_the_prototypes_side_is_read_from_the_arrays(side: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def raw_of_seed(raws: Path) -> Any:
-    return lambda seed: frames.raw(raws, seed, "yolact")
+def seed_seven() -> Outputs:
+    return raw_outputs.draw(7)["yolact"]
 
 
-@pytest.fixture(scope="module")
-def seed_seven(raw_of_seed: Any) -> Outputs:
-    outputs: Outputs = raw_of_seed(7)
-    for array in outputs.values():
-        array.flags.writeable = False
-    return outputs
-
-
-@needs_reference
 @pytest.mark.parametrize(
     ("golden", "nms", "box_px", "same"),
     [
@@ -163,7 +154,7 @@ def seed_seven(raw_of_seed: Any) -> Outputs:
 def test_decode_gives_what_the_references_give(
     seed_seven: Outputs, golden: str, nms: Literal["per_class", "fast"], box_px: float, same: float
 ) -> None:
-    listed = frames.golden(golden)
+    listed = golden_files.decoded(golden)
     width, height = listed["image_size"]
     found = decode(seed_seven, (height, width), nms=nms)
     expected = listed["instances"]
@@ -177,7 +168,6 @@ def test_decode_gives_what_the_references_give(
         assert (rle.decode(a, (height, width)) != rle.decode(b, (height, width))).sum() <= 2
 
 
-@needs_reference
 @pytest.mark.full
 @pytest.mark.parametrize("nms", ["per_class", "fast", "cross_class"])
 def test_a_threshold_takes_away_what_is_below_it_and_changes_nothing_else(
@@ -197,11 +187,10 @@ def test_a_threshold_takes_away_what_is_below_it_and_changes_nothing_else(
         np.testing.assert_array_equal(found.class_ids, expected.class_ids)
 
 
-@needs_reference
 @pytest.mark.full
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (11, (17, 31)), (12, (1080, 1920)), (13, (3024, 4032))])
-def test_other_seeds_and_sizes(raw_of_seed: Any, seed: int, size_hw: tuple[int, int]) -> None:
-    assert_as_oracle(raw_of_seed(seed), size_hw)
+def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int]) -> None:
+    assert_as_oracle(raw_outputs.draw(seed)["yolact"], size_hw)
 
 
 # ---- the contract, case by case -------------------------------------------------------------------

@@ -8,6 +8,7 @@ import fnmatch
 import gzip
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -31,7 +32,6 @@ from segray import cli, config
 
 REPO = Path(__file__).parents[1]
 INFRA = REPO / "infra"
-CRDS = REPO.parent / "shared" / "kuberay-crds"
 OVERLAYS = ("base", "overlays/aws-spot", "overlays/s3-compatible", "overlays/intel-gpu")
 SUBMIT = "segray submit /etc/segray/nightly.yaml"
 LABEL = "segray label /etc/segray/nightly.yaml"
@@ -204,9 +204,10 @@ def of_kind(kind: str, overlay: str, name: str | None = None) -> dict[str, Any]:
 
 @cache
 def crd(kind: str) -> jsonschema.Draft202012Validator:
-    path = CRDS / f"ray.io_{kind}.yaml.gz"
-    if not path.exists():
-        pytest.skip("KubeRay's definitions are not here")
+    folder = os.environ.get("KUBERAY_CRDS")
+    if not folder:
+        pytest.skip("set KUBERAY_CRDS to the folder of KubeRay's ray.io_*.yaml.gz")
+    path = Path(folder) / f"ray.io_{kind}.yaml.gz"
     definition = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)
     (schema,) = [each["schema"]["openAPIV3Schema"] for each in definition["spec"]["versions"] if each["name"] == "v1"]
     schema["properties"]["metadata"] = {"type": "object"}

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import gzip
-import json
-from pathlib import Path
 from typing import Any
 
+import golden_files
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,8 +12,6 @@ from properties import tried
 from pycocotools import mask as coco_mask
 
 from segray import rle
-
-REAL = Path(__file__).parents[2] / "shared" / "data" / "yolact_resnet50_coco.json.gz"
 
 
 def coco_encode(mask: NDArray[Any]) -> str:
@@ -190,11 +186,8 @@ def test_iou() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not REAL.exists(), reason=f"no {REAL}")
 def test_real_masks_keep_their_bytes() -> None:
-    with gzip.open(REAL) as file:
-        images = json.load(file)["images"]
-    masks = [detection["mask"] for image in images for detection in image["dets"]]
+    masks = golden_files.real_masks()
     assert len(masks) > 3_000
     for mask in masks:
         counts, size_hw = mask["counts"], (mask["size"][0], mask["size"][1])

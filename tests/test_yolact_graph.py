@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import golden_files
 import numpy as np
 import openvino as ov
 import pytest
@@ -25,7 +26,6 @@ from segray.errors import ModelError
 from segray.instances import Instances
 from segray.runtime import DeviceSettings
 
-PHOTO = Path(__file__).parents[2] / "shared" / "photos" / "truck.jpg"
 OUTPUTS = ("conf", "boxes", "mask", "proto")
 EPSILON = 1e-5
 
@@ -343,9 +343,8 @@ def test_a_conversion_is_float32_and_says_what_it_is(converted: Mapping[str, Pat
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not PHOTO.exists(), reason=f"no {PHOTO}")
 def test_both_forms_give_the_same_masks(converted: Mapping[str, Path]) -> None:
-    image = np.asarray(Image.open(PHOTO).convert("RGB").resize((640, 427)))
+    image = np.asarray(Image.open(golden_files.PHOTO))
     one, other = (labelled(converted[form], image) for form in FORMS)
     assert len(one) > 10
     np.testing.assert_array_equal(one.class_ids, other.class_ids)

@@ -5,27 +5,19 @@ Written from the descriptions of the two ways to paste, sharing no code with seg
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import cv2
+import golden_files
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from segray import rle
 from segray.instances import Instances
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE}")
 SIZES_HW = [(17, 31), (31, 17), (427, 640), (640, 427), (1, 1)]
 TWELVE_MEGAPIXELS = (3024, 4032)
-
-Outputs = dict[str, NDArray[Any]]
 
 
 def tiled(mask: NDArray[np.float32], box_xyxy: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -80,26 +72,13 @@ def assert_same_masks(found: Instances, masks: list[NDArray[np.bool_]]) -> None:
 
 def assert_as_golden(found: Instances, name: str, category: Any = int) -> None:
     """The classes, scores, clipped boxes and masks of a golden file; category: its class -> COCO's id."""
-    expected = golden(name)["instances"]
+    expected = golden_files.decoded(name)["instances"]
     height, width = found.size_hw
     assert found.class_ids.tolist() == [category(row["class_id"]) for row in expected]
     np.testing.assert_allclose(found.scores, [row["score"] for row in expected], atol=1e-6)
     boxes = np.array([row["box"] for row in expected]).clip(0, [width, height] * 2)
     np.testing.assert_allclose(found.boxes_xyxy, boxes, atol=1e-3)
     assert_same_masks(found, [rle.decode(row["segmentation"]["counts"], found.size_hw) for row in expected])
-
-
-def golden(name: str) -> Any:
-    return json.loads((REFERENCE / f"{name}.json").read_text("utf-8"))
-
-
-def raw(folder: Path, seed: int, name: str) -> Outputs:
-    """The golden files' own raw outputs for a seed; made once in this folder."""
-    made = folder / str(seed)
-    if not made.exists():
-        subprocess.run([sys.executable, REFERENCE / "make_raw.py", made, str(seed)], check=True)
-    with np.load(made / f"{name}.npz") as arrays:
-        return dict(arrays)
 
 
 def blobs(rng: np.random.Generator, count: int, side: int) -> NDArray[np.float32]:
