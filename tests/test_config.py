@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import tried
 
 from segray import config
 from segray.errors import ConfigError
@@ -84,12 +87,67 @@ def test_a_missing_file_is_a_configuration_error() -> None:
         config.load("nowhere.yaml")
 
 
-@given(st.text(max_size=200))
-def test_any_text_loads_or_is_refused_clearly(text: str) -> None:
-    try:
-        config.validate(config._parse(text, "text"), "text")
-    except ConfigError as exc:
-        assert exc.what
+NO_YAML = ("[" * 5_000, "as_of: 2026-13-45", "? [1, 2]\n: 3", "a: *b", "a: \0", "a: b: c", "\t- 1")
+NO_MAPPING = {"- 1": "list", "text": "str", "5": "int", "2026-01-01": "date"}
+
+
+@pytest.mark.parametrize("text", NO_YAML, ids=lambda text: text[:20])
+def test_a_text_that_is_no_yaml_is_refused_with_the_reason(tmp_path: Path, text: str) -> None:
+    refused = refusal(tmp_path, text)
+    assert refused.what == "the configuration is not valid YAML"
+    assert refused.found
+
+
+@pytest.mark.parametrize("text", NO_MAPPING)
+def test_yaml_that_is_no_mapping_is_refused_with_its_kind(tmp_path: Path, text: str) -> None:
+    refused = refusal(tmp_path, text)
+    assert refused.what == "the configuration must be a mapping of keys"
+    assert (refused.found, refused.do) == (NO_MAPPING[text], "see configs/reference.yaml")
+
+
+def refusal(folder: Path, text: str) -> ConfigError:
+    file = folder / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert caught.value.where == str(file)
+    return caught.value
+
+
+WITH_POOL: dict[str, Any] = {**MINIMAL, "workers": [{"device": "CPU"}]}
+KEYS = sorted(config._keys(config.Config))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.dates(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(KEYS), VALUES)
+@tried(500)
+def test_any_value_of_a_key_is_taken_or_refused_by_the_name_of_the_key(key: str, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.yaml"
+        file.write_text(yaml.safe_dump(with_value(key, value)))
+        try:
+            taken = config.load(file)
+        except ConfigError as exc:
+            assert key in exc.what.replace(".0", "")
+            assert exc.do
+            return
+    assert config.validate(taken.model_dump(mode="json"), "") == taken
+
+
+def with_value(key: str, value: Any) -> dict[str, Any]:
+    """Return a configuration with this value under a dotted key; lists have one entry."""
+    values: dict[str, Any] = {**WITH_POOL, "plan": {"nodes": [{"name": "a", "cpus": 1}]}}
+    section = values = copy.deepcopy(values)
+    *parents, last = key.split(".")
+    for name in parents:
+        child = section.setdefault(name, {"size": 64} if name == "tiles" else {})
+        section = child[0] if isinstance(child, list) else child
+    section[last] = value
+    return values
 
 
 def test_the_digest_follows_the_values() -> None:

@@ -6,8 +6,12 @@ import gzip
 import hashlib
 import io
 import os
+import socket
 import tarfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +166,49 @@ def test_the_first_mirror_is_gone(web: Web, tmp_path: Path) -> None:
     assert [path for path, _ in web.asked] == ["/gone", "/b"]
 
 
-def test_a_server_that_does_not_answer_costs_a_few_tries(web: Web, tmp_path: Path) -> None:
-    urls = ["http://127.0.0.1:1/a", web.put("/b", CONTENT)]
-    fetch(urls, tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+@contextmanager
+def mute(silent: bool) -> Iterator[tuple[str, list[socket.socket]]]:
+    """An address that takes connections and answers none, and the connections. silent: they stay open."""
+    with ExitStack() as ends:
+        server = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
+        taken: list[socket.socket] = []
+
+        def take() -> None:
+            with suppress(OSError):  # The server is closed at the end.
+                while True:
+                    taken.append(server.accept()[0])
+                    ends.callback(taken[-1].close)
+                    if not silent:
+                        taken[-1].recv(1 << 16)
+                        taken[-1].close()
+
+        thread = threading.Thread(target=take)
+        ends.callback(thread.join)
+        ends.callback(server.shutdown, socket.SHUT_RDWR)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/a", taken
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_server_that_does_not_answer_costs_a_few_tries(web: Web, tmp_path: Path, silent: bool) -> None:
+    patience = Patience(retries=2, pause_s=0.001, timeout_s=0.2 if silent else 5)
+    began_s = time.monotonic()
+    with mute(silent) as (url, tries):
+        fetch([url, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=patience)
+    assert time.monotonic() - began_s < 30, "a try waits longer than timeout_s"
+    assert len(tries) == 1 + patience.retries
+    assert web.asked == [("/b", None)]
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_closed_port_is_tried_again_and_then_told(web: Web, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # It does not listen, so connections are refused.
+        closed = f"http://127.0.0.1:{bound.getsockname()[1]}/a"
+        with pytest.raises(WorldError, match=rf"{closed}: .*Connection refused.* \(0 bytes are kept\)"):
+            fetch([closed], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+        fetch([closed, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_busy_servers_are_asked_again_and_refusals_are_not(web: Web, tmp_path: Path) -> None:

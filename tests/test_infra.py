@@ -69,6 +69,7 @@ def check_ray(words: list[str]) -> None:
     command: Any = scripts.cli
     rest = words[1:]
     while hasattr(command, "commands"):
+        assert rest[0] in command.commands, f"there is no {' '.join(words)}"
         command, rest = command.commands[rest[0]], rest[1:]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in rest:
@@ -113,11 +114,32 @@ def test_every_command_and_option_exists(name: str) -> None:
         (check_segray if words[0] == "segray" else check_ray)(words)
 
 
-def test_a_command_that_does_not_exist_would_be_noticed() -> None:
-    for text in ("segray lable a.yaml", "segray submit a.yaml", "ray start --hed", "segray label --no-such a.yaml"):
-        ((words,),) = [list(called(text))]
-        with pytest.raises(Exception, match=r"."):
-            (check_segray if words[0] == "segray" else check_ray)(words)
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("segray lable a.yaml", "AssertionError", "there is no segray lable a.yaml"),
+        ("segray models lst", "AssertionError", "there is no segray models lst"),
+        ("segray submit a.yaml", "MissingParameter", "Missing option '--address'"),
+        ("segray label", "MissingParameter", "Missing argument 'CONFIG'"),
+        ("segray label --no-such a.yaml", "NoSuchOption", "No such option: --no-such"),
+        ("segray label --limit many a.yaml", "BadParameter", "Invalid value for '--limit'"),
+        ("ray strat --head", "AssertionError", "there is no ray strat --head"),
+        ("ray start --hed", "AssertionError", "ray start has no --hed"),
+    ],
+)
+def test_a_command_that_does_not_exist_would_be_noticed(text: str, kind: str, message: str) -> None:
+    (words,) = called(text)
+    with pytest.raises(Exception, match=r".") as caught:
+        (check_segray if words[0] == "segray" else check_ray)(words)
+    assert type(caught.value).__name__ == kind  # Typer's own come from click, or from its copy of click.
+    assert message in getattr(caught.value, "format_message", lambda: str(caught.value))()
+
+
+def test_commands_that_exist_are_not_noticed() -> None:
+    for words in called("segray label --limit 5 a.yaml && segray submit a.yaml --address http://head:8265"):
+        check_segray(words)
+    for words in called("ray start --head --port=6379; ray job submit --address http://head:8265"):
+        check_ray(words)
 
 
 def test_every_schedule_runs_the_same_command_at_the_same_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Mapping
@@ -129,11 +130,15 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
 
 
 def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
-    (tmp_path / "big.png").write_bytes(b"\x89PNG" + bytes(200_000))
-    report = labeller(tmp_path).label(Task(0, 0, 1), [ImageRef("big.png", str(tmp_path / "big.png"))])
-    row = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()[0]
-    assert row["status"] == "failed"
-    assert "100000" in row["message"] or "100_000" in row["message"] or "max_bytes" in row["message"]
+    """Both files are whole pictures with zeros behind them: cut anywhere there, they could still be decoded."""
+    refs = [photo(tmp_path / f"{size}.png", 200) for size in (100_000, 100_001)]
+    for ref in refs:
+        os.truncate(ref.uri, int(Path(ref.uri).stem))
+    report = labeller(tmp_path).label(Task(0, 0, 2), refs)
+    allowed, over = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
+    assert (allowed["status"], allowed["bytes"], allowed["n_instances"]) == ("ok", 100_000, 1)
+    assert (over["status"], over["error"], over["instances"]) == ("failed", "ImageError", [])
+    assert over["message"] == "more than 100000 bytes (image.max_bytes)"
 
 
 def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
