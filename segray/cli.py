@@ -44,6 +44,13 @@ if TYPE_CHECKING:
     from segray.verify import Report
     from segray.workers import Workers
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        show(segray.__version__)
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Label whole image datasets with instance masks.",
     no_args_is_help=True,
@@ -53,8 +60,33 @@ app = typer.Typer(
 app.add_typer(models_cli.app, name="models")
 app.add_typer(analytics_cli.app)
 
+
+@app.callback()
+def segray_options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print segray's version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Declare the options that belong to no command."""
+
+
 app.command()(remote_cli.status)
 app.command()(remote_cli.submit)
+
+
+@app.command("init")
+def write_configuration(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write. It must not exist.")] = Path(
+        "segray.yaml"
+    ),
+    every_key: Annotated[bool, typer.Option("--all", help="Write every key with its meaning and default.")] = False,
+) -> None:
+    """Write a commented configuration, ready for `segray label`."""
+    with signals.ending_at_once():
+        from segray import config
+
+    config.write_template(file, every_key=every_key)
+    show(f"wrote {file}\nnext:  edit source.uri, output.root and model; then: segray label {file}")
 
 
 @app.command()
@@ -356,9 +388,17 @@ def _interrupted() -> int:
     return _failed(signals.INTERRUPTED)
 
 
+def _usage_hint(exc: BaseException) -> str:
+    """Return what helps after wrong usage: for a missing CONFIG, the command that writes one."""
+    parameter = getattr(exc, "param", None)
+    if getattr(parameter, "name", None) == "configuration":
+        return "segray init FILE writes a configuration"
+    return "segray --help"
+
+
 def _unexpected(exc: BaseException) -> int:
     if hasattr(exc, "format_message") and hasattr(exc, "exit_code"):
-        streams.tell(f"error: {exc.format_message()}\n  do:    segray --help")
+        streams.tell(f"error: {exc.format_message()}\n  do:    {_usage_hint(exc)}")
         return UserError.exit_code
     traceback.print_exception(exc)
     return SegrayError.exit_code

@@ -23,6 +23,9 @@ from pydantic_core import PydanticCustomError
 from segray import dates
 from segray.errors import ConfigError
 
+TEMPLATES = Path(__file__).parent / "configs"
+_REFERENCE = "see every key: segray init --all reference.yaml"
+
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -198,9 +201,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
-            "cannot read the configuration", where=str(path), found=str(exc), do="check the path"
+            "cannot read the configuration",
+            where=str(path),
+            found=str(exc),
+            do="check the path, or write a configuration: segray init FILE",
         ) from exc
     return validate(_parse(text, str(path)), str(path), overrides)
+
+
+def write_template(file: Path, *, every_key: bool) -> None:
+    """Write a commented configuration to a new file: for a local folder, or the reference with every key.
+
+    Raises:
+        ConfigError: The file exists, or cannot be written.
+    """
+    template = TEMPLATES / ("reference.yaml" if every_key else "local.yaml")
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(template.read_text("utf-8"))
+    except FileExistsError as exc:
+        raise ConfigError("the file exists", where=str(file), do="choose another name, or delete the file") from exc
+    except OSError as exc:
+        raise ConfigError(
+            "cannot write the configuration", where=str(file), found=str(exc), do="check the path"
+        ) from exc
 
 
 def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
@@ -248,7 +272,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             "the configuration must be a mapping of keys",
             where=where,
             found=type(values).__name__,
-            do="see configs/reference.yaml",
+            do=_REFERENCE,
         )
     return values
 
@@ -303,16 +327,14 @@ def _explained(exc: ValidationError, where: str) -> ConfigError:
         near = difflib.get_close_matches(key, valid, 1, 0.5) or difflib.get_close_matches(
             path[-1], [name for name in valid if name.rsplit(".", 1)[0] == ".".join(path[:-1])] or valid, 1, 0.3
         )
-        advice = f"did you mean {near[0]}?" if near else "see configs/reference.yaml for every key"
+        advice = f"did you mean {near[0]}?" if near else _REFERENCE
         return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), do=advice)
     if problem["type"] == "secret":
         do = "give key and secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", do=do)
     if problem["type"] == "missing":
         return ConfigError(f"the configuration lacks {key}", where=where, do=f"add it, or pass --set {key}=...")
-    return ConfigError(
-        f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), do="see configs/reference.yaml"
-    )
+    return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), do=_REFERENCE)
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -27,7 +27,12 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-Configuration = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/reference.yaml.")]
+Configuration = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="A YAML file. `segray init` writes one; `segray init --all`: with every key."
+    ),
+]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import segray
 from segray import cli, config
 from segray.errors import Interrupted, UserError, WorldError
 
@@ -34,6 +36,34 @@ def test_help_and_version_end_with_0(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.run(["--help"]) == 0
     assert cli.run(["version"]) == 0
     assert "quickstart" in capsys.readouterr().out
+
+
+def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{segray.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["label"], ["plan"], ["submit", "--address", "x"], ["label", "nowhere.yaml"]])
+def test_who_has_no_configuration_is_told_what_writes_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    assert "segray init FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "template"), [([], "local"), (["--all"], "reference")])
+def test_init_writes_a_configuration_and_never_over_a_file(
+    options: list[str], template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    assert cli.run(["init", *options, str(file)]) == 0
+    assert f"segray label {file}" in capsys.readouterr().out
+    assert file.read_text() == (config.TEMPLATES / f"{template}.yaml").read_text()
+    file.write_text("mine")
+    assert cli.run(["init", *options, str(file)]) == 2
+    assert "the file exists" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+    assert cli.run(["init", str(tmp_path / "no" / "folder.yaml")]) == 2
 
 
 @pytest.mark.parametrize(
