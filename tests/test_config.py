@@ -102,7 +102,8 @@ def test_a_text_that_is_no_yaml_is_refused_with_the_reason(tmp_path: Path, text:
 def test_yaml_that_is_no_mapping_is_refused_with_its_kind(tmp_path: Path, text: str) -> None:
     refused = refusal(tmp_path, text)
     assert refused.what == "the configuration must be a mapping of keys"
-    assert (refused.found, refused.do) == (NO_MAPPING[text], "see configs/reference.yaml")
+    assert refused.found == NO_MAPPING[text]
+    assert "reference.yaml" in refused.do
 
 
 def refusal(folder: Path, text: str) -> ConfigError:
