@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from segray import rle
-    from segray.analytics.sql import sql
-    from segray.contracts import decode
+    from segray.analytics.query.duckdb_views import sql
     from segray.instances import Instances
-    from segray.tables import images, scan
+    from segray.label_set.snapshot import images, scan
+    from segray.models.registry import decode
 
 __version__ = "0.1.0"
 
@@ -24,12 +24,12 @@ __all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
 # Where public names live, and modules that are there without being imported by name.
 _HOMES = {
     "Instances": "segray.instances",
-    "decode": "segray.contracts",
-    "images": "segray.tables",
-    "scan": "segray.tables",
-    "sql": "segray.analytics.sql",
+    "decode": "segray.models.registry",
+    "images": "segray.label_set.snapshot",
+    "scan": "segray.label_set.snapshot",
+    "sql": "segray.analytics.query.duckdb_views",
 }
-_MODULES = ("contracts", "errors", "geometry", "instances", "rle")
+_MODULES = ("errors", "instances", "rle")
 
 
 def __getattr__(name: str) -> Any:

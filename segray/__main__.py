@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from segray import signals, streams
+from segray._system import signals, streams
 
 SLICED = ("evaluate", "diff", "select")  # read whole label sets, a little at a time
 
@@ -13,11 +13,11 @@ def main() -> None:
     streams.settle()
     signals.listen()
     with signals.ending_at_once():
-        from segray import memory
+        from segray._system import memory
 
         if sys.argv[1:2] and sys.argv[1] in SLICED:
             memory.return_freed()
-        from segray import cli
+        from segray.cli import main as cli
     cli.main()
 
 

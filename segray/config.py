@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from segray import dates
+from segray import _dates
 from segray.errors import ConfigError
 
 TEMPLATES = Path(__file__).parent / "configs"
@@ -241,12 +241,12 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
 
 def _fill_dates(values: dict[str, Any], where: str) -> None:
     """Write the day into the addresses that ask for one; where keys then begin is before it."""
-    day = None if values.get("as_of") is None else dates.parsed(values["as_of"])
+    day = None if values.get("as_of") is None else _dates.parsed(values["as_of"])
     values["as_of"] = day
     for section, name in (("source", "uri"), ("output", "root")):
         chosen = values.get(section)
         address = chosen.get(name) if isinstance(chosen, dict) else None
-        if not isinstance(chosen, dict) or not isinstance(address, str) or not dates.has_date(address):
+        if not isinstance(chosen, dict) or not isinstance(address, str) or not _dates.has_date(address):
             continue
         if day is None:
             raise ConfigError(
@@ -255,9 +255,9 @@ def _fill_dates(values: dict[str, Any], where: str) -> None:
                 found=address,
                 do="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for, repeated or not",
             )
-        chosen[name] = dates.filled(address, day, f"{section}.{name}")
+        chosen[name] = _dates.filled(address, day, f"{section}.{name}")
         if section == "source" and chosen.get("base") is None:
-            chosen["base"] = dates.before_dates(address) or None
+            chosen["base"] = _dates.before_dates(address) or None
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -50,17 +50,17 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
     edges: (n,) ascending positions column * h + row. A position given twice cancels: a mask that is closed at the
     bottom of one column and opened at the top of the next runs on.
     """
-    from segray import kernels
+    from segray.masks import _kernels
 
-    text = kernels.text_of_edges(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
+    text = _kernels.text_of_edges(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
     return str(text.tobytes(), "ascii")
 
 
 def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[str, ...]:
     """`from_edges` of n masks of one image, whose edges lie one after the other and stop at stops, (n,)."""
-    from segray import kernels
+    from segray.masks import _kernels
 
-    codes, ends = kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
+    codes, ends = _kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
     text, bounds = str(codes.tobytes(), "ascii"), [0, *ends.tolist()]
     return tuple(text[start:stop] for start, stop in pairwise(bounds))
 
@@ -82,9 +82,9 @@ def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
     """Pixels of one mask, an int, or of several, (n,) int64."""
     if isinstance(counts, str):
         return int(area([counts])[0])
-    from segray import kernels
+    from segray.masks import _kernels
 
-    found: NDArray[np.int64] = kernels.areas(*joined(counts), MAX_GROUPS)[:, 0]
+    found: NDArray[np.int64] = _kernels.areas(*joined(counts), MAX_GROUPS)[:, 0]
     if len(bad := np.flatnonzero(found < 0)):
         _parse(counts[bad[0]])  # Says what is wrong.
     return found
@@ -92,9 +92,9 @@ def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
 
 def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int64]:
     """Pixels of each mask, (n,) int64; -1 for counts that are none or do not span their image, of (n, 2)."""
-    from segray import kernels
+    from segray.masks import _kernels
 
-    found = kernels.areas(*joined([one if one.isascii() else "" for one in counts]), MAX_GROUPS)
+    found = _kernels.areas(*joined([one if one.isascii() else "" for one in counts]), MAX_GROUPS)
     return np.where(found[:, 1] == sizes_hw.prod(axis=1), found[:, 0], -1)
 
 
@@ -113,13 +113,13 @@ def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.fl
     """The tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several; 0 for an empty mask."""
     if isinstance(counts, str):
         return np.asarray(bbox([counts], size_hw)[0])
-    from segray import kernels, mask_kernels
+    from segray.masks import _kernels, _kernels_many
 
     masks, heights = joined(counts), np.full(len(counts), size_hw[0], np.int64)
-    area, covered = kernels.areas(*masks, MAX_GROUPS).T
+    area, covered = _kernels.areas(*masks, MAX_GROUPS).T
     if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
         runs_of(counts[bad[0]], size_hw)  # Says what is wrong.
-    return np.asarray(mask_kernels.boxes(*masks, MAX_GROUPS, heights), np.float64)
+    return np.asarray(_kernels_many.boxes(*masks, MAX_GROUPS, heights), np.float64)
 
 
 def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
@@ -132,9 +132,9 @@ def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray
 
 def union(counts: Sequence[str], size_hw: tuple[int, int]) -> str:
     """The mask of all pixels that any of these has; all span size_hw."""
-    from segray import mask_kernels
+    from segray.masks import _kernels_many
 
-    edges = mask_kernels.merged_edges(*joined(counts), MAX_GROUPS, 1)
+    edges = _kernels_many.merged_edges(*joined(counts), MAX_GROUPS, 1)
     if edges[-1] != size_hw[0] * size_hw[1]:
         for one in counts:
             runs_of(one, size_hw)  # Says what is wrong.

@@ -28,13 +28,16 @@ from deltalake import DeltaTable
 from deltalake.transaction import create_table_with_add_actions
 from watchers import Notes
 
-from segray import publish, run, runtime, storage, zoo
 from segray.config import Config
 from segray.errors import WorldError
+from segray.execution import run
+from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.worker_pool import Event, Failed, Finished, Joined, Lost
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
-from segray.label import Outcome, Recipe, report, stage
-from segray.storage import StorageOptions, Store, join
-from segray.workers import Event, Failed, Finished, Joined, Lost
+from segray.label_set import commit as publish
+from segray.models import engine, resolve
+from segray.storage import store as storage
+from segray.storage.store import StorageOptions, Store, join
 
 # ---- what can happen ------------------------------------------------------------------------------
 
@@ -96,7 +99,7 @@ class World:
         patch.setattr(publish, "create_table_with_add_actions", creation)
         commit = self._hooked(DeltaTable.create_write_transaction, _commit_uri, _refuse_delta)
         patch.setattr(DeltaTable, "create_write_transaction", commit)
-        for module, name in ((runtime, "signature"), (zoo, "resolve")):
+        for module, name in ((engine, "signature"), (resolve, "resolve")):
             patch.setattr(module, name, cache(getattr(module, name)))
         patch.setattr(os, "fsync", lambda _: None)  # Power cuts are not in this model.
         patch.setattr(storage, "sleep", lambda _: None)

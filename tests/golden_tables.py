@@ -21,14 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from golden_files import GOLDEN
 
-from segray import config, image, ledger, publish, schema, zoo
-from segray.contracts.labels import slug
-from segray.datafiles import Rows, Writer
+from segray import config
+from segray.execution.labeller import Recipe, build
+from segray.imaging import decode
 from segray.instances import ImageRef, Task
-from segray.label import Recipe, build
-from segray.ledger import Identity
-from segray.scenes import dataset
-from segray.storage import StorageOptions, Store
+from segray.label_set import commit, run_records, schema
+from segray.label_set.parquet_writer import Rows, Writer
+from segray.label_set.run_records import Identity
+from segray.models import resolve
+from segray.models.coco_labels import slug
+from segray.storage.store import StorageOptions, Store
+from segray.synthetic import dataset
 
 LABEL_SET, DATA_FILES = GOLDEN / "label_set.json", GOLDEN / "data_files.json"
 SCENES, SEED = 4, 15
@@ -53,18 +56,18 @@ def draw(folder: Path) -> list[ImageRef]:
 
 def label(root: Path, refs: list[ImageRef]) -> None:
     """Label these images by the embedded model, in this process, and commit them as one batch."""
-    run, options = ledger.new_run(str(root)), StorageOptions()
-    model = zoo.resolve(MODEL.name)
+    run, options = run_records.new_run(str(root)), StorageOptions()
+    model = resolve.resolve(MODEL.name)
     labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
-    publish.create_tables(run.root, options)
-    ledger.claim(Store(), run.root, Identity(MODEL.name, {}, labels))
-    labeller, _ = build(Recipe(MODEL, model.fingerprint, image.Limits(), options, run.staged), "CPU", 1)
+    commit.create_tables(run.root, options)
+    run_records.claim(Store(), run.root, Identity(MODEL.name, {}, labels))
+    labeller, _ = build(Recipe(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
     try:
         report = labeller.label(Task(0, 0, len(refs)), refs)
     finally:
         labeller.close()
-    batch = publish.merge(run, 1, publish.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
-    publish.commit(batch, run, options, Store())
+    batch = commit.merge(run, 1, commit.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
+    commit.commit(batch, run, options, Store())
 
 
 def tables(root: Path, folder: Path) -> dict[str, Table]:

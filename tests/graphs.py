@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import opset13 as op
 from test_runtime import TF_FLOAT, TF_SHAPE, TF_UINT8, _attribute, _field
 
-from segray.catalogue import CATALOGUE
+from segray.models.zoo import CATALOGUE
 
 TF_INT32 = 3
 Shapes = Mapping[str, Sequence[int | None]]

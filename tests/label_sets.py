@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 import segray
-from segray import ledger, publish, rle, schema
-from segray.contracts.labels import COCO_NAMES, slug
+from segray import rle
 from segray.instances import Task, image_id
-from segray.ledger import Identity
-from segray.scenes.dataset import scene_at
-from segray.storage import StorageOptions, Store, join
+from segray.label_set import commit, run_records, schema
+from segray.label_set.run_records import Identity
+from segray.models.coco_labels import COCO_NAMES, slug
+from segray.storage.store import StorageOptions, Store, join
+from segray.synthetic.dataset import scene_at
 
 # What differs from run to run whatever happens.
 VOLATILE = frozenset({"batch", "run_id", "labelled_at", "attempts"})
@@ -43,15 +44,15 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
 
     As segray publishes them: staged, merged, one commit for each table.
     """
-    names, run, store, options = classes or COCO_NAMES, ledger.new_run(str(root)), Store(), StorageOptions()
-    publish.create_tables(run.root, options)
-    ledger.claim(store, run.root, Identity("made", {}, tuple((i, name, slug(name)) for i, name in names.items())))
+    names, run, store, options = classes or COCO_NAMES, run_records.new_run(str(root)), Store(), StorageOptions()
+    commit.create_tables(run.root, options)
+    run_records.claim(store, run.root, Identity("made", {}, tuple((i, name, slug(name)) for i, name in names.items())))
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
-    name = ledger.staged_name(Task(0, 0, len(rows)))
+    name = run_records.staged_name(Task(0, 0, len(rows)))
     store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
-    number = publish.batch_numbers(run.root, options)[0] + 1
-    batch = publish.merge(run, number, publish.Inputs((name,), {"run_id": run.id}, 1000), options)
-    publish.commit(batch, run, options, store)
+    number = commit.batch_numbers(run.root, options)[0] + 1
+    batch = commit.merge(run, number, commit.Inputs((name,), {"run_id": run.id}, 1000), options)
+    commit.commit(batch, run, options, store)
     return run.root
 
 

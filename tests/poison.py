@@ -64,7 +64,7 @@ def plant(label):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "segray.label":
+        if name != "segray.execution.labeller":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -8,8 +8,8 @@ import pytest
 from command import segray as command
 from command import write_config
 
-from segray.analytics.evaluate import evaluate
-from segray.scenes import dataset
+from segray.analytics.evaluation.evaluate import evaluate
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -10,7 +10,8 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pytest
 
-from segray import arrow_fs, datasets
+from segray.label_set import dataset
+from segray.storage import arrow_fs
 
 ENDPOINT = {"AWS_ENDPOINT_URL": "http://localhost:9000", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -66,7 +67,7 @@ def test_azure_takes_its_account_from_options_or_the_address(uri: str) -> None:
 def test_bounds_say_nothing_of_a_column_with_unknown_nulls_and_keep_its_nulls() -> None:
     column = pa.field("x", pa.int32())
     for nulls, kept in ((None, [1, 5, None]), (0, [5]), (2, [5, None])):
-        bounds = datasets._bounds(column, 4, 6, nulls)
+        bounds = dataset._bounds(column, 4, 6, nulls)
         rows = ds.dataset(pa.table({"x": pa.array([1, 5, None], pa.int32())}))
         assert rows.to_table(filter=bounds).column("x").to_pylist() == kept
 

@@ -24,7 +24,7 @@ from command import segray as command
 from ports import free_port
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

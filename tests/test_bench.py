@@ -17,14 +17,15 @@ from swift_server import Swift
 from test_contracts_tf_od import made as made_boxed
 from test_contracts_yolact import made as made_yolact
 
-from segray import cli, rle
-from segray.bench import report, textbook, yardstick
-from segray.bench.bench import Measured, found_in
-from segray.bench.processes import Watch
+from segray import rle
+from segray.bench import naive, reference_model, report
+from segray.bench.process_stats import Watch
+from segray.bench.runner import Measured, found_in
 from segray.bench.workload import Workload
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Contract, Options
-from segray.yolact_graph import shapes
+from segray.cli import main
+from segray.conversion.yolact import shapes
+from segray.models.adapters.adapter import Contract, Options
+from segray.models.registry import CONTRACTS
 
 SIZE_HW = (120, 160)
 RAY_DATA = importlib.util.find_spec("pandas") is not None
@@ -46,7 +47,7 @@ def test_the_textbook_finds_what_segray_finds(name: str, made: Any) -> None:
     for seed in range(3):
         outputs = made(seed)
         found = contract.decode(outputs, SIZE_HW, options)
-        rows = textbook.rows(contract, outputs, "key", SIZE_HW, options)
+        rows = naive.rows(contract, outputs, "key", SIZE_HW, options)
         boxes = np.array([[r["bbox_x"], r["bbox_y"], r["bbox_w"], r["bbox_h"]] for r in rows])
         known = [i for i in range(len(found)) if int(found.class_ids[i]) in contract.labels and written(found, i)]
         assert [row["class_id"] for row in rows] == found.class_ids[known].tolist()
@@ -65,7 +66,7 @@ def written(found: Any, i: int) -> bool:
 
 @pytest.mark.full
 def test_the_yardstick_has_every_weight() -> None:
-    weights = yardstick.weights()
+    weights = reference_model.weights()
     assert {name: array.shape for name, array in weights.items()} == shapes()
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
 
@@ -170,7 +171,7 @@ def test_a_model_that_finds_nothing_is_measured_too(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["bench", *arguments]) == 2
+    assert main.run(["bench", *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -195,7 +196,7 @@ def measured(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.skipif(RAY_DATA, reason="pandas is installed")
 def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["bench", "--model-name", "stickers", "--only", "d"]) == 2
+    assert main.run(["bench", "--model-name", "stickers", "--only", "d"]) == 2
     assert "segray[bench]" in capsys.readouterr().err
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from segray import config, zoo
-from segray.catalogue import CATALOGUE, Entry, File, find
-from segray.contracts import CONTRACTS
+from segray import config
 from segray.errors import ConfigError
+from segray.models import resolve
+from segray.models.registry import CONTRACTS
+from segray.models.zoo import CATALOGUE, Entry, File, find
 
 DOCS = Path(__file__).parents[1] / "docs" / "models"
 FILES = [file for entry in CATALOGUE.values() for source in entry.sources for file in source.files]
@@ -44,7 +45,7 @@ def test_a_user_finds_a_page_and_a_way_to_get_it(entry: Entry) -> None:
     page = (DOCS / entry.page).read_text("utf-8")
     assert entry.name in page
     assert f"]({entry.page})" in (DOCS / "README.md").read_text("utf-8")
-    assert zoo.HOW_TO_GET[entry.name] == entry.how_to_get
+    assert resolve.HOW_TO_GET[entry.name] == entry.how_to_get
     if entry.sources:
         assert f"segray models pull {entry.name}" in entry.how_to_get
 
@@ -94,5 +95,5 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_0033_names_its_loadable_sibling() -> None:
     assert re.search(
         r"IR v5[\s\S]*instance-segmentation-security-0083",
-        zoo.HOW_TO_GET[find("instance-segmentation-security-0033").name],
+        resolve.HOW_TO_GET[find("instance-segmentation-security-0033").name],
     )

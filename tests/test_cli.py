@@ -9,7 +9,8 @@ import pytest
 import typer
 
 import segray
-from segray import cli, config
+from segray import config
+from segray.cli import main
 from segray.errors import Interrupted, UserError, WorldError
 
 
@@ -26,20 +27,20 @@ from segray.errors import Interrupted, UserError, WorldError
 def test_wrong_usage_ends_with_2_and_says_why(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(arguments) == 2
+    assert main.run(arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
 
 
 def test_help_and_version_end_with_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--help"]) == 0
-    assert cli.run(["version"]) == 0
+    assert main.run(["--help"]) == 0
+    assert main.run(["version"]) == 0
     assert "quickstart" in capsys.readouterr().out
 
 
 def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == 0
+    assert main.run(["--version"]) == 0
     assert capsys.readouterr().out == f"{segray.__version__}\n"
 
 
@@ -47,7 +48,7 @@ def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> Non
 def test_who_has_no_configuration_is_told_what_writes_one(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(arguments) == 2
+    assert main.run(arguments) == 2
     assert "segray init FILE" in capsys.readouterr().err
 
 
@@ -56,14 +57,14 @@ def test_init_writes_a_configuration_and_never_over_a_file(
     options: list[str], template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.yaml"
-    assert cli.run(["init", *options, str(file)]) == 0
+    assert main.run(["init", *options, str(file)]) == 0
     assert f"segray label {file}" in capsys.readouterr().out
     assert file.read_text() == (config.TEMPLATES / f"{template}.yaml").read_text()
     file.write_text("mine")
-    assert cli.run(["init", *options, str(file)]) == 2
+    assert main.run(["init", *options, str(file)]) == 2
     assert "the file exists" in capsys.readouterr().err
     assert file.read_text() == "mine"
-    assert cli.run(["init", str(tmp_path / "no" / "folder.yaml")]) == 2
+    assert main.run(["init", str(tmp_path / "no" / "folder.yaml")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,4 +84,4 @@ def test_every_ending_has_its_exit_code(raised: BaseException, code: int, monkey
         raise raised
 
     monkeypatch.setattr(config, "load", fail)
-    assert cli.run(["label", "any.yaml"]) == code
+    assert main.run(["label", "any.yaml"]) == code

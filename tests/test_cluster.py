@@ -14,15 +14,17 @@ from command import segray as command
 from ray.exceptions import RayError
 
 import segray
-from segray import cluster, config
+from segray import config
 from segray.errors import ConfigError
-from segray.scenes import dataset
+from segray.execution import ray_pool
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 
 _CALLS = """
 import os
-from segray import cluster, config, errors
+from segray.execution import ray_pool as cluster
+from segray import config, errors
 
 def die():
     os._exit(1)
@@ -74,15 +76,15 @@ def test_a_node_without_segray_and_a_cluster_of_other_versions_are_told_in_words
 ) -> None:
     missing = "The actor died\nray.exceptions.RaySystemError: System error: No module named 'segray'\ntraceback"
     with pytest.raises(ConfigError, match=r"(?s)no segray.*node n1.*install the driver's version on every node"):
-        cluster._check_installed(RayError(missing), "n1")
-    cluster._check_installed(RayError("out of memory"), "n1")
+        ray_pool._check_installed(RayError(missing), "n1")
+    ray_pool._check_installed(RayError("out of memory"), "n1")
 
     def refuse(**_: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n")
 
-    monkeypatch.setattr(cluster.ray, "init", refuse)
+    monkeypatch.setattr(ray_pool.ray, "init", refuse)
     with pytest.raises(ConfigError, match=r"Ray: 2\.59\.0 Python: 3\.12\.1"):
-        cluster.connect(config.Cluster(address="head:6379"))
+        ray_pool.connect(config.Cluster(address="head:6379"))
 
 
 def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arrive_as_raised() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 
-from segray.console import Meter, Plain, describe, duration
-from segray.run import Summary
-from segray.vitals import Tally
+from segray.execution.progress import Tally
+from segray.execution.run import Summary
+from segray.monitoring.console import Meter, Plain, describe, duration
 
 
 def test_durations_read_naturally() -> None:

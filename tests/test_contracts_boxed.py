@@ -14,12 +14,12 @@ from pycocotools import mask as coco_mask
 from raw_outputs import Outputs
 
 from segray import rle
-from segray.contracts import CONTRACTS
-from segray.contracts.boxed import MAX_SCORE
-from segray.contracts.contract import Options
 from segray.errors import ConfigError
+from segray.execution.labeller import writable
 from segray.instances import Instances
-from segray.label import writable
+from segray.models.adapters.adapter import Options
+from segray.models.adapters.box_masks import MAX_SCORE
+from segray.models.registry import CONTRACTS
 
 SIZE_HW = (120, 160)
 COUNT = 6

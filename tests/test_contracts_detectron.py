@@ -9,10 +9,10 @@ from raw_outputs import Outputs
 
 import segray
 from segray import rle
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Options
-from segray.contracts.labels import COCO_IDS_80
 from segray.errors import ModelError
+from segray.models.adapters.adapter import Options
+from segray.models.coco_labels import COCO_IDS_80
+from segray.models.registry import CONTRACTS
 
 RAW = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 OWN = {

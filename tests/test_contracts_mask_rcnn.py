@@ -13,11 +13,13 @@ from openvino import opset13 as op
 from raw_outputs import Outputs
 
 import segray
-from segray import rle, runtime, zoo
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Options
+from segray import rle
 from segray.errors import ModelError
 from segray.instances import Instances
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters.adapter import Options
+from segray.models.registry import CONTRACTS
 
 NAMES = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 NET_HW = (800, 1365)
@@ -222,7 +224,7 @@ def network(folder: Path, shape: tuple[int, ...], dtype: Any) -> Path:
 def test_the_converted_form_runs_at_the_size_and_in_the_layout_of_its_file(
     tmp_path: Path, shape: tuple[int, ...], dtype: Any
 ) -> None:
-    model = zoo.resolve(NAMES[0], str(network(tmp_path, shape, dtype)))
+    model = resolve.resolve(NAMES[0], str(network(tmp_path, shape, dtype)))
     assert model.form.name == "converted"
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(threads=1, precision="f32"))
     net_hw = tuple(sorted(set(shape) - {1, 3}))

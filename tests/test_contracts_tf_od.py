@@ -10,11 +10,11 @@ from raw_outputs import Outputs
 
 import segray
 from segray import rle
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Options
-from segray.contracts.labels import COCO_NAMES
 from segray.errors import ImageError, ModelError
 from segray.instances import Instances
+from segray.models.adapters.adapter import Options
+from segray.models.coco_labels import COCO_NAMES
+from segray.models.registry import CONTRACTS
 
 TILED = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 REFRAMED = "mask_rcnn_inception_resnet_v2_1024x1024"

@@ -14,11 +14,11 @@ from raw_outputs import Outputs
 
 import segray
 from segray import rle
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Options
-from segray.contracts.labels import COCO_IDS_80, COCO_NAMES
 from segray.errors import ConfigError, ModelError
 from segray.instances import Instances
+from segray.models.adapters.adapter import Options
+from segray.models.coco_labels import COCO_IDS_80, COCO_NAMES
+from segray.models.registry import CONTRACTS
 
 NAME = "yolact-resnet50-fpn-pytorch"
 

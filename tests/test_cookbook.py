@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 import segray
-from segray.analytics import expressions as ex
+from segray.analytics.query import polars_frames as ex
 
 pytestmark = pytest.mark.full
 PAGE = Path(__file__).parents[1] / "docs" / "analytics.md"

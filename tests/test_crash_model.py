@@ -30,8 +30,8 @@ from crash_model import Fault, Judge, Plan, Race, World
 from swift_server import Swift
 
 from segray.config import Config, validate
-from segray.storage import Store, join
-from segray.verify import verify
+from segray.label_set.validation import verify
+from segray.storage.store import Store, join
 
 Dataset = Mapping[str, int]  # bytes by key
 OLD: Dataset = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray import datafiles, schema
-from segray.datafiles import Rows, Writer
 from segray.errors import WorldError
-from segray.storage import Store
+from segray.label_set import parquet_writer, schema
+from segray.label_set.parquet_writer import Rows, Writer
+from segray.storage.store import Store
 
 CLASSES = ("bottle", "kite", "stop sign")
 
@@ -48,7 +48,7 @@ def test_rows_that_waited_on_disk_are_written_as_if_they_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = written(tmp_path / "memory", [70, 0, 50, 1])
-    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 20_000)
+    monkeypatch.setattr(parquet_writer, "_WAITING_BYTES", 20_000)
     found = written(tmp_path / "disk", [70, 0, 50, 1])
     assert found.keys() == expected.keys()
     for path, data in found.items():
@@ -63,7 +63,7 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
 
 def test_classes_that_come_together_are_written_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = written(tmp_path / "apart", [70, 1, 30])
-    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 20_000)
+    monkeypatch.setattr(parquet_writer, "_WAITING_BYTES", 20_000)
     rows, first = Rows(), 0
     for count in (70, 1, 30):
         rows.add(pa.concat_tables([instances(first, count, class_name) for class_name in reversed(CLASSES)]))
@@ -78,7 +78,7 @@ def test_row_groups_and_files_are_full_but_for_the_last(pieces: list[int], most:
     column = pa.array(range(sum(pieces)))
     ends = [sum(pieces[: i + 1]) for i in range(len(pieces))]
     parts = [pa.table({"n": column.slice(end - count, count)}) for end, count in zip(ends, pieces, strict=True)]
-    groups = list(datafiles._row_groups(parts, most, file_rows))
+    groups = list(parquet_writer._row_groups(parts, most, file_rows))
     assert [n for _, group in groups for n in group.column("n").to_pylist()] == column.to_pylist()
     files: dict[int, list[int]] = {}
     for number, group in groups:
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_put_ends_the_writing(tmp_path: Path, monkeypatch:
 
 
 def test_rows_that_come_all_at_once_do_not_wait_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datafiles, "_WAITING_BYTES", 1)
+    monkeypatch.setattr(parquet_writer, "_WAITING_BYTES", 1)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("there was no need"))
     rows = Rows()
     rows.add(instances(0, 50, "kite"))

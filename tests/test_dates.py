@@ -11,10 +11,11 @@ from test_run import start
 from watchers import Notes
 
 import segray
-from segray import config, dates, run
+from segray import _dates, config
 from segray.errors import ConfigError, SourceError
-from segray.storage import StorageOptions
-from segray.verify import verify
+from segray.execution import run
+from segray.label_set.validation import verify
+from segray.storage.store import StorageOptions
 
 MINIMAL: dict[str, Any] = {"model": {"name": "stickers"}, "output": {"root": "labels"}}
 
@@ -54,7 +55,7 @@ def test_a_date_must_be_given_and_be_one(tmp_path: Path) -> None:
 
 def test_today_is_that_of_utc() -> None:
     before = datetime.now(UTC).date()
-    assert before <= dates.parsed("today") <= before + timedelta(days=1)
+    assert before <= _dates.parsed("today") <= before + timedelta(days=1)
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from label_sets import Image
 
-from segray import cli, rle
-from segray.analytics import diff as comparison
-from segray.analytics import slices
-from segray.analytics.diff import KINDS, Gate, class_drift, diff, score_drift
+from segray import rle
+from segray.analytics.query import key_ranges
+from segray.analytics.reports import diff as comparison
+from segray.analytics.reports.diff import KINDS, Gate, class_drift, diff, score_drift
+from segray.cli import main
 from segray.errors import LabelSetError, UserError
-from segray.publish import create_tables
-from segray.storage import StorageOptions
+from segray.label_set.commit import create_tables
+from segray.storage.store import StorageOptions
 
 SIZE_HW = (120, 160)
 
@@ -46,7 +47,7 @@ def test_a_label_set_does_not_differ_from_itself(root: str) -> None:
 
 
 def test_planted_changes_of_each_kind_are_found(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (6,))
+    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (6,))
     images = shown()
     small, medium, large = images["0.jpg"].found
     images["0.jpg"] = Image(SIZE_HW, [(13, 0.9, box(5, 0, 20, 20)), medium, large])  # moved
@@ -152,9 +153,9 @@ def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.Capture
     time.sleep(0.01)
     label_sets.write(tmp_path, {"0.jpg": Image(SIZE_HW)})
     for state in (["--version-a", "1"], ["--as-of-a", moment]):
-        assert cli.run(["diff", root, root, "--json", *state]) == 0
+        assert main.run(["diff", root, root, "--json", *state]) == 0
         assert json.loads(capsys.readouterr().out)["kinds"]["lost"] == 3
-    assert cli.run(["diff", root, root, "--json", "--as-of-b", moment]) == 0
+    assert main.run(["diff", root, root, "--json", "--as-of-b", moment]) == 0
     assert json.loads(capsys.readouterr().out)["kinds"]["gained"] == 3
 
 
@@ -166,10 +167,10 @@ def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     images = {"0.png": Image(SIZE_HW, shown()["0.jpg"].found, uri=str(tmp_path / "0.png"))}
     a = label_sets.write(tmp_path / "a", images)
     b = label_sets.write(tmp_path / "b", {"0.png": Image(SIZE_HW, images["0.png"].found[:2], uri=images["0.png"].uri)})
-    assert cli.run(["diff", a, b, "--fail-if", "lost>50%", "--draw", str(tmp_path / "most.png")]) == 0
+    assert main.run(["diff", a, b, "--fail-if", "lost>50%", "--draw", str(tmp_path / "most.png")]) == 0
     assert cv2.imread(str(tmp_path / "most.png")) is not None
     assert "1 lost (33.3 %)" in capsys.readouterr().out
-    assert cli.run(["diff", a, b, "--fail-if", "lost>2%", "--json"]) == 4
+    assert main.run(["diff", a, b, "--fail-if", "lost>2%", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["failed_gates"] == ["lost>2%"]
 
 
@@ -186,7 +187,7 @@ def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others
     less = {name: Image(SIZE_HW, found[:2], uri=str(tmp_path / name)) for name in names[:4]}
     a, b = label_sets.write(tmp_path / "a", images), tmp_path / "b"
     label_sets.write(b, {**less, "4.png": Image((0, 0), failed=True)})
-    assert cli.run(["diff", a, str(b), "--fail-if", "lost>2%", "--draw", str(tmp_path / "new" / "most.png")]) == 4
+    assert main.run(["diff", a, str(b), "--fail-if", "lost>2%", "--draw", str(tmp_path / "new" / "most.png")]) == 4
     out = capsys.readouterr().out
     assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("not drawn")] == [
         "4.png", "1.png", "2.png", "3.png",

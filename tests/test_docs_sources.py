@@ -14,8 +14,9 @@ import shapes
 import yaml
 from shapes import Shaped
 
-from segray import config, sources
-from segray.storage import Store
+from segray import config
+from segray.sources import listing
+from segray.storage.store import Store
 
 PAGE = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
 SECTIONS = dict(zip(*[iter(re.split(r"^## (.*)$", PAGE, flags=re.M)[1:])] * 2, strict=True))
@@ -71,5 +72,5 @@ def test_an_example_gives_the_keys_that_the_page_says(name: str, tmp_path: Path)
     source = config.validate(
         {**given, "output": {"root": "labels"}, "model": {"name": "stickers"}}, "docs/sources.md"
     ).source.model_copy(update={"uri": shaped.uri})
-    found = [ref.key for batch in sources.configured(source, Store()) for ref in sources.refs(batch)]
+    found = [ref.key for batch in listing.configured(source, Store()) for ref in listing.refs(batch)]
     assert found == sorted(shaped.keys.values())

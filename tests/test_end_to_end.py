@@ -17,7 +17,7 @@ from command import start, write_config
 from hostile import hostile_files
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -26,9 +26,9 @@ from command import ENV, write_config
 from command import segray as command
 
 import segray
-from segray.scenes import dataset
-from segray.storage import StorageOptions
-from segray.verify import verify
+from segray.label_set.validation import verify
+from segray.storage.store import StorageOptions
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

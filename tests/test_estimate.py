@@ -13,10 +13,12 @@ import shapes
 from test_run import start
 from watchers import Notes
 
-from segray import config, console, estimate, run
+from segray import config
 from segray.errors import LabelSetError
-from segray.estimate import Estimate, Listed, Sample
-from segray.scenes import dataset
+from segray.execution import estimate, run
+from segray.execution.estimate import Estimate, Listed, Sample
+from segray.monitoring import console
+from segray.synthetic import dataset
 
 SAMPLE = Sample(
     images=40, failed=0, failures=(), labelled=200, seconds=10.0, cpu_seconds=19.0, startup_s=1.0, instances=3.0,
@@ -86,7 +88,7 @@ def test_what_may_go_wrong_is_warned_of(more: dict[str, Any], sample: dict[str, 
 
 
 def test_a_quota_and_a_full_node_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate.runtime, "available_cpus", lambda: 2)
+    monkeypatch.setattr(estimate.engine, "available_cpus", lambda: 2)
     monkeypatch.setattr(estimate.os, "cpu_count", lambda: 64)
     found = multiplied(chosen(cluster={"address": "auto"}, model={"name": "stickers", "precision": "f32"}), 10)
     assert [warning.split(":")[0] for warning in found.warnings] == [

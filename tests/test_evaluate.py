@@ -14,11 +14,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from segray import rle, schema, tables
-from segray.analytics.evaluate import Evaluation, coco_results, evaluate, evaluate_detections, read_truth
+from segray import rle
+from segray.analytics.evaluation.evaluate import Evaluation, coco_results, evaluate, evaluate_detections, read_truth
 from segray.errors import SourceError, UserError
 from segray.instances import Instances, image_id
-from segray.tables import Snapshot
+from segray.label_set import schema, snapshot
+from segray.label_set.snapshot import Snapshot
 
 SIZE_HW = (90, 120)
 ROOT = "memory://labels"
@@ -107,7 +108,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         path = tmp_path / "truth.json"
         path.write_text(json.dumps(truth))
         state = Snapshot(ROOT, 1, ds.dataset(instances), ds.dataset(images), options.pop("classes", {}))
-        monkeypatch.setattr(tables, "snapshot", lambda root, **_: state)
+        monkeypatch.setattr(snapshot, "snapshot", lambda root, **_: state)
         return evaluate(ROOT, path, **options)
 
     return run

@@ -17,13 +17,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segray import rle
-from segray.analytics import polygons
-from segray.analytics.export import Choice, export
-from segray.analytics.formats import FORMATS, Picture, Settings, brush, row_runs
-from segray.analytics_cli import describe_export
+from segray.analytics.export import polygons
+from segray.analytics.export.export import Choice, export
+from segray.analytics.export.formats import FORMATS, Picture, Settings, brush, row_runs
+from segray.cli.analytics import describe_export
 from segray.errors import LabelSetError, UserError
-from segray.publish import create_tables
-from segray.storage import StorageOptions
+from segray.label_set.commit import create_tables
+from segray.storage.store import StorageOptions
 
 SIZE_HW = (40, 60)
 CLASSES = {13: "stop sign", 44: "bottle & <glass>", 90: "toothbrush"}
@@ -327,9 +327,9 @@ def test_an_export_that_breaks_leaves_nothing(
             raise OSError("no space left")
         return None
 
-    monkeypatch.setattr("segray.analytics.formats._write", broken)
-    monkeypatch.setattr("segray.analytics.formats._Array.add", broken)
-    monkeypatch.setattr("segray.analytics.formats._printable", lambda text: broken() or text)
+    monkeypatch.setattr("segray.analytics.export.formats._write", broken)
+    monkeypatch.setattr("segray.analytics.export.formats._Array.add", broken)
+    monkeypatch.setattr("segray.analytics.export.formats._printable", lambda text: broken() or text)
     with pytest.raises(OSError, match="no space left"):
         export(root, to, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

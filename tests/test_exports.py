@@ -20,7 +20,7 @@ def test_nothing_public_goes_unlisted() -> None:
 
 @pytest.mark.full
 def test_no_submodule_takes_a_public_functions_name() -> None:
-    code = "import segray, segray.cli, segray.run; print(callable(segray.scan), callable(segray.images))"
+    code = "import segray, segray.cli.main, segray.execution.run; print(callable(segray.scan), callable(segray.images))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 

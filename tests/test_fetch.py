@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from web import Web
 
-from segray import fetch as module
+from segray.conversion import download as module
+from segray.conversion.download import Patience, fetch, unpack
 from segray.errors import ModelError, SegrayError, WorldError
-from segray.fetch import Patience, fetch, unpack
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from segray.flight import Watch, follow
+from segray.execution.in_flight import Watch, follow
 
 _DIES = """
 import os, pathlib, signal, sys
-from segray.flight import Watch
+from segray.execution.in_flight import Watch
 watch = Watch(pathlib.Path(sys.argv[1]))
 for index in range(3):
     watch.enter((7, index), "decode")

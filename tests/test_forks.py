@@ -12,7 +12,7 @@ import pytest
 from swift_server import Swift
 
 import segray
-from segray.storage import Store
+from segray.storage.store import Store
 
 pytestmark = pytest.mark.full
 WITHIN_S = 240
@@ -27,10 +27,11 @@ import polars
 import pyarrow.dataset as ds
 
 import segray
-from segray import tables
-from segray.analytics import diff, export
-from segray.storage import StorageOptions
-from segray.verify import verify
+from segray.label_set import snapshot as tables
+from segray.analytics.reports import diff
+from segray.analytics.export import export
+from segray.storage.store import StorageOptions
+from segray.label_set.validation import verify
 
 method, root, busy = sys.argv[1], sys.argv[2], sys.argv[3] == "busy"
 opened = segray.scan(root)
@@ -208,9 +209,9 @@ def test_a_parent_that_used_deltalake_by_itself_is_no_hindrance(tmp_path: Path, 
 WRITING = """
 import os, sys
 import segray
-from segray import maintain
+from segray.label_set import maintenance as maintain
 from segray.errors import UserError
-from segray.storage import StorageOptions
+from segray.storage.store import StorageOptions
 segray.scan(sys.argv[1])
 child = os.fork()
 if child == 0:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from properties import tried
 
-from segray import geometry, rle
+from segray import rle
+from segray.imaging import geometry
 
 
 def stretched_by_pillow(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import pytest
 from golden_tables import DATA_FILES, LABEL_SET, Table
 
 from segray import rle
-from segray.schema import BBOX
+from segray.label_set.schema import BBOX
 
 # CPUs may add up a network's f32 in another order. (With AVX-512 and with ONEDNN_MAX_CPU_ISA=AVX2 the bits are equal.)
 SCORE, BOX_PX, AREA_SHARE, MASK_IOU = 1e-4, 0.02, 0.002, 0.998

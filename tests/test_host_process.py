@@ -16,7 +16,7 @@ import pytest
 from clusters import marked
 from command import segray as command
 
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 
@@ -80,9 +80,9 @@ first = snapshot()
 import segray
 OURS = frozenset({"threads of OpenCV", "log level of OpenCV", "truncated images"})
 print(*changes(first, snapshot(), OURS))
-LEFT = ("__main__", "training", "network")
+LEFT = ("__main__",)
 for found in pkgutil.walk_packages(segray.__path__, "segray."):
-    if found.name.rpartition(".")[2] in LEFT:  # they run something, or need an extra
+    if found.name.rpartition(".")[2] in LEFT:  # these run something
         continue
     before = snapshot()
     importlib.import_module(found.name)
@@ -102,11 +102,21 @@ from pathlib import Path
 import cv2, duckdb, PIL.Image, PIL.ImageFile, numpy as np
 import segray
 from host_state import changes, snapshot
-from segray import config, console, image, inspection, maintain, quickstart, runtime, storage, verify, zoo
-from segray.analytics import census, diff, evaluate, export, report, review, select, sheet
+from segray import config
+from segray.monitoring import console
+from segray.imaging import decode as image
+from segray.conversion import inspect_model as inspection
+from segray.label_set import maintenance as maintain, validation as verify
+from segray.cli import quickstart
+from segray.models import engine as runtime, resolve as zoo
+from segray.storage import store as storage
+from segray.analytics.reports import statistics as census, diff, report, contact_sheet as sheet
+from segray.analytics.evaluation import evaluate
+from segray.analytics.export import export
+from segray.analytics.review import review, sampling as select
 from segray.errors import SegrayError
-from segray.estimate import estimate
-from segray.sources.reading import by_uri
+from segray.execution.estimate import estimate
+from segray.sources.reader import by_uri
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 root, truth = str(folder / "labels"), folder / "scenes" / "truth.json"
@@ -186,8 +196,10 @@ import _thread, asyncio, ctypes, os, signal, sys, threading, time
 from pathlib import Path
 import segray
 from host_state import changes, snapshot
-from segray import config, console, observe, run
-from segray.cli import start_workers
+from segray import config
+from segray.monitoring import console, session as observe
+from segray.execution import run
+from segray.cli.main import start_workers
 from segray.errors import Interrupted, SegrayError
 
 images, out = sys.argv[1], Path(sys.argv[2])
@@ -238,7 +250,7 @@ def judged(program: str, scenes: Path, out: Path, mark: dict[str, str]) -> str:
 
 def test_labelling_and_quickstart_in_the_main_thread(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
-from segray.quickstart import quickstart
+from segray.cli.quickstart import quickstart
 for call in lambda: label(out / "first"), lambda: quickstart(out / "quick", 8, console.Plain(), start_workers):
     same("labelling", call)
     print("left", others(), flush=True)

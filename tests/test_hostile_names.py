@@ -11,10 +11,11 @@ from swift_server import Swift
 from watchers import Notes
 
 import segray
-from segray import config, run
-from segray.label import build
-from segray.storage import join
-from segray.workers import InProcess
+from segray import config
+from segray.execution import run
+from segray.execution.labeller import build
+from segray.execution.worker_pool import InProcess
+from segray.storage.store import join
 
 pytestmark = pytest.mark.full
 

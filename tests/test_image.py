@@ -37,7 +37,7 @@ from PIL import Image, ImageFile, ImageOps
 from properties import tried
 
 from segray.errors import ImageError
-from segray.image import Header, Limits, admit, decode, load, probe
+from segray.imaging.decode import Header, Limits, admit, decode, load, probe
 
 FILES = hostile_files()
 WHOLE = [data for data, expected in FILES.values() if expected == "ok" and len(data) < 100_000]
@@ -240,7 +240,7 @@ def test_files_of_endless_parts_are_refused() -> None:
 _UNDER_A_CEILING = """
 import resource, sys
 from segray.errors import ImageError
-from segray.image import decode
+from segray.imaging.decode import decode
 sys.path.insert(0, sys.argv[1])
 from hostile import hostile_files
 swelling = ("bomb", "swells", "many_values")

@@ -18,7 +18,7 @@ TABLES = {"numpy", "pyarrow", "deltalake", "fsspec", "yaml"}
 
 PROGRAM = f"""
 import json, os, sys
-from segray import cli
+from segray.cli import main as cli
 code = cli.run(sys.argv[1:])
 print(json.dumps([name for name in {LIBRARIES} if name in sys.modules]), file=sys.stderr, flush=True)
 os._exit(code)

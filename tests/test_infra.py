@@ -28,7 +28,8 @@ import typer
 import yaml
 
 import segray
-from segray import cli, config
+from segray import config
+from segray.cli import main
 
 REPO = Path(__file__).parents[1]
 INFRA = REPO / "infra"
@@ -51,7 +52,7 @@ def constraint(package: str) -> str:
 
 @cache
 def commands() -> Any:
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(main.app)
 
 
 def check_segray(words: list[str]) -> None:

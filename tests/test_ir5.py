@@ -20,8 +20,9 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from segray import ir5, runtime
+from segray.conversion import ir_v5
 from segray.errors import ModelError
+from segray.models import engine
 
 Array = NDArray[Any]
 PRECISIONS = {"float32": "FP32", "float16": "FP16", "int32": "I32"}
@@ -472,7 +473,7 @@ def test_a_layer_computes_what_numpy_does(case: Case, tmp_path: Path) -> None:
     inputs = {f"in{index}": array for index, array in enumerate(case.inputs)}
     layer = Node("out", case.kind, list(inputs), [y.shape for y in case.outputs], case.attributes, case.blobs)
     xml = write(tmp_path, [*(source(name, array) for name, array in inputs.items()), layer])
-    found = infer(ir5.load(xml), **{name: array for name, array in inputs.items() if array.dtype.kind == "f"})
+    found = infer(ir_v5.load(xml), **{name: array for name, array in inputs.items() if array.dtype.kind == "f"})
     names = ["out"] if len(case.outputs) == 1 else [f"out.{index}" for index in range(len(case.outputs))]
     for name, expected in zip(names, case.outputs, strict=True):
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -491,7 +492,7 @@ def test_detections_are_the_best_after_nms_within_each_class(outputs: int, tmp_p
     inputs = {"rois": ROIS, "deltas": deltas, "scores": scores, "im_info": INFO}
     dims = [[20, 4], [20], [20], [20]][:outputs]
     layer = Node("out", f"{DETECTRON}DetectionOutput", list(inputs), dims, DETECTION)
-    found = infer(ir5.load(write(tmp_path, [*(source(*item) for item in inputs.items()), layer])), **inputs)
+    found = infer(ir_v5.load(write(tmp_path, [*(source(*item) for item in inputs.items()), layer])), **inputs)
     same_detections(found["out.0"], found["out.1"], found["out.2"], detections(ROIS, deltas, scores, 20))
     assert outputs == 3 or not found["out.3"].any()
 
@@ -510,7 +511,7 @@ def same_detections(boxes: Array, classes: Array, scores: Array, expected: list[
 
 def test_every_known_kind_is_tested() -> None:
     tested = {case.kind for case in CASES} | {"Input", "Const", f"{DETECTRON}DetectionOutput"}
-    assert tested == set(ir5.KINDS)
+    assert tested == set(ir_v5.KINDS)
 
 
 # ---- a small Mask R-CNN ---------------------------------------------------------------------------------
@@ -637,7 +638,7 @@ IM_INFO = np.array([[60, 64, 0.5]], np.float32)
 
 
 def test_a_small_mask_rcnn_sees_what_numpy_sees(tmp_path: Path) -> None:
-    model = ir5.load(write(tmp_path, mask_rcnn()))
+    model = ir_v5.load(write(tmp_path, mask_rcnn()))
     found = infer(model, im_data=IM_DATA, im_info=IM_INFO)
     best, masks = expected_of(IM_DATA, IM_INFO)
     assert len(best) == FOUND
@@ -647,11 +648,11 @@ def test_a_small_mask_rcnn_sees_what_numpy_sees(tmp_path: Path) -> None:
 
 def test_conversion_is_what_todays_openvino_reads(tmp_path: Path) -> None:
     xml, out = write(tmp_path, mask_rcnn()), tmp_path / "new" / "model.xml"
-    ir5.convert(xml, out)
-    ports = runtime.signature(out)
+    ir_v5.convert(xml, out)
+    ports = engine.signature(out)
     assert {name for port in ports.inputs for name in port.names} == {"im_data", "im_info"}
     assert {name for port in ports.outputs for name in port.names} >= {"boxes", "classes", "scores", "raw_masks"}
-    before, after = (infer(model, im_data=IM_DATA, im_info=IM_INFO) for model in (ir5.load(xml), runtime.read(out)))
+    before, after = (infer(model, im_data=IM_DATA, im_info=IM_INFO) for model in (ir_v5.load(xml), engine.read(out)))
     for name in ("boxes", "classes", "scores", "raw_masks"):
         np.testing.assert_array_equal(before[name], after[name])
     card = json.loads((tmp_path / "new" / "segray.json").read_text())
@@ -664,17 +665,17 @@ def test_conversion_is_what_todays_openvino_reads(tmp_path: Path) -> None:
 def test_half_precision_stays_half_on_disk_and_computes_alike(tmp_path: Path) -> None:
     (folder := tmp_path / "half").mkdir()
     whole, half = write(tmp_path, mask_rcnn()), write(folder, mask_rcnn(), half=True)
-    ir5.convert(half, folder / "model.xml")
+    ir_v5.convert(half, folder / "model.xml")
     assert (folder / "model.bin").stat().st_size < 0.6 * whole.with_suffix(".bin").stat().st_size
-    model = runtime.read(folder / "model.xml")
+    model = engine.read(folder / "model.xml")
     assert {port.get_element_type().get_type_name() for port in model.inputs} == {"f32"}
-    scores = [infer(m, im_data=IM_DATA, im_info=IM_INFO)["scores"] for m in (ir5.load(whole), model)]
+    scores = [infer(m, im_data=IM_DATA, im_info=IM_INFO)["scores"] for m in (ir_v5.load(whole), model)]
     np.testing.assert_allclose(*map(np.sort, scores), atol=0.02)
 
 
 def test_another_network_gets_no_card(tmp_path: Path) -> None:
-    ir5.convert(write(tmp_path, [source("in", X), Node("out", "ReLU", ["in"], [X.shape])]), tmp_path / "new.xml")
-    assert runtime.signature(tmp_path / "new.xml").outputs[0].names == ("out",)
+    ir_v5.convert(write(tmp_path, [source("in", X), Node("out", "ReLU", ["in"], [X.shape])]), tmp_path / "new.xml")
+    assert engine.signature(tmp_path / "new.xml").outputs[0].names == ("out",)
     assert not (tmp_path / "segray.json").exists()
 
 
@@ -683,7 +684,7 @@ def test_conversion_overwrites_no_source(name: str, tmp_path: Path) -> None:
     xml = write(tmp_path, mask_rcnn())
     before = xml.with_suffix(".bin").read_bytes()
     with pytest.raises(ModelError, match="cannot be written there"):
-        ir5.convert(xml, tmp_path / name)
+        ir_v5.convert(xml, tmp_path / name)
     assert xml.with_suffix(".bin").read_bytes() == before
 
 
@@ -736,22 +737,22 @@ BROKEN = {
 @pytest.mark.parametrize(("old", "new", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_refused_with_the_reason(old: str, new: str, message: str, tmp_path: Path) -> None:
     xml = write(tmp_path, SMALL)
-    assert ir5.load(xml).outputs[0].get_any_name() == "out"
+    assert ir_v5.load(xml).outputs[0].get_any_name() == "out"
     text = xml.read_text()
     assert old in text
     xml.write_text(text.replace(old, new, 1))
     with pytest.raises(ModelError, match=message):
-        ir5.load(xml)
+        ir_v5.load(xml)
 
 
 def test_missing_and_oversized_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     xml = write(tmp_path, SMALL)
-    monkeypatch.setattr(ir5, "MAX_XML_BYTES", 100)
+    monkeypatch.setattr(ir_v5, "MAX_XML_BYTES", 100)
     with pytest.raises(ModelError, match="too large"):
-        ir5.load(xml)
+        ir_v5.load(xml)
     xml.with_suffix(".bin").unlink()
     with pytest.raises(ModelError, match="one is missing"):
-        ir5.load(xml)
+        ir_v5.load(xml)
 
 
 @pytest.mark.parametrize(
@@ -770,4 +771,4 @@ def test_what_the_engine_did_not_do_is_refused(kind: str, attributes: dict[str, 
     sources = [source(f"in{index}", array) for index, array in enumerate(inputs)]
     layer = Node("out", f"{DETECTRON}{kind}", [node.name for node in sources], [[1]], attributes)
     with pytest.raises(ModelError, match="not known"):
-        ir5.load(write(tmp_path, [*sources, layer]))
+        ir_v5.load(write(tmp_path, [*sources, layer]))

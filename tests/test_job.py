@@ -17,7 +17,7 @@ from clusters import is_actor, marked
 from heads import RAY
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

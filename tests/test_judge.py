@@ -16,12 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segray import rle
-from segray.analytics import judge, masks, slices, truth
-from segray.analytics.evaluate import Evaluation, evaluate
+from segray.analytics.evaluation import coco_eval, ground_truth
+from segray.analytics.evaluation.evaluate import Evaluation, evaluate
+from segray.analytics.query import arrow_masks, key_ranges
 from segray.errors import LabelSetError, SourceError, UserError
-from segray.ledger import Run
-from segray.publish import create_tables
-from segray.storage import StorageOptions, Store
+from segray.label_set.commit import create_tables
+from segray.label_set.run_records import Run
+from segray.storage.store import StorageOptions, Store
 
 Row = dict[str, Any]
 CLASSES = {1: "person", 3: "car", 13: "stop sign", 90: "toothbrush"}
@@ -80,7 +81,7 @@ def annotation(rng: np.random.Generator, number: int, image: int, category: int,
     if kind == 1:
         segmentation["counts"] = rle.runs_of(counts, mask.shape).tolist()
     elif kind == 2:
-        segmentation = [each.ravel().tolist() for each in masks.outlines(counts, mask.shape)]
+        segmentation = [each.ravel().tolist() for each in arrow_masks.outlines(counts, mask.shape)]
     return {
         "id": number, "image_id": image, "category_id": category, "segmentation": segmentation,
         "bbox": rle.bbox(counts, mask.shape).tolist(), "area": float(rle.area(counts)),
@@ -120,7 +121,7 @@ def written(tmp_path: Path, content: Row, shown: dict[str, Image], **options: An
     return evaluate(root, tmp_path / "truth.json", **options)
 
 
-def numbers(scores: judge.Scores) -> list[float]:
+def numbers(scores: coco_eval.Scores) -> list[float]:
     """In the order of COCOeval.stats."""
     found = (scores.ap, scores.ap50, scores.ap75, scores.ap_small, scores.ap_medium, scores.ap_large, scores.ar1,
              scores.ar10, scores.ar100, scores.ar_small, scores.ar_medium, scores.ar_large)  # fmt: skip
@@ -130,12 +131,12 @@ def numbers(scores: judge.Scores) -> list[float]:
 @pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.full)])
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""
-    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (40,))
-    monkeypatch.setattr(truth, "_WRITTEN_ROWS", 10)
-    monkeypatch.setattr(truth, "_READ_CHARS", 100)
+    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (40,))
+    monkeypatch.setattr(ground_truth, "_WRITTEN_ROWS", 10)
+    monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
     if case == "spilled":
-        monkeypatch.setattr(judge, "_IN_MEMORY_ROWS", 50)
-        monkeypatch.setattr(judge, "_SORTED_ROWS", 30)
+        monkeypatch.setattr(coco_eval, "_IN_MEMORY_ROWS", 50)
+        monkeypatch.setattr(coco_eval, "_SORTED_ROWS", 30)
     content, shown = made(12, crowded=True)
     found = written(tmp_path, content, shown, curves=True)
     assert len(content["annotations"]) > 20
@@ -326,8 +327,8 @@ TEXT = (
 
 @pytest.mark.parametrize("read_chars", [1, 2, 3, 7, 16, 17, 50, 1000])
 def test_a_truth_is_the_same_wherever_its_pieces_end(monkeypatch: pytest.MonkeyPatch, read_chars: int) -> None:
-    monkeypatch.setattr(truth, "_READ_CHARS", read_chars)
-    found = list(truth._members(truth._Text(io.StringIO(TEXT)), "t", ("images", "annotations")))
+    monkeypatch.setattr(ground_truth, "_READ_CHARS", read_chars)
+    found = list(ground_truth._members(ground_truth._Text(io.StringIO(TEXT)), "t", ("images", "annotations")))
     content = json.loads(TEXT)
     assert found == [("images", None), *(("images", row) for row in content["images"]), ("annotations", None)]
 
@@ -336,27 +337,27 @@ def test_a_truth_is_the_same_wherever_its_pieces_end(monkeypatch: pytest.MonkeyP
     "broken", ['{"images": [{"id": 1,, "x": 2}', '{"images": [{"id": tru, "x": 2}', '{"images": [{"a": "\\x"}']
 )
 def test_a_truth_that_is_no_json_is_not_read_on(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    monkeypatch.setattr(truth, "_READ_CHARS", 100)
+    monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
     file = io.StringIO(broken + " " * 100_000)
     with pytest.raises(ValueError, match=r"Expecting|Invalid"):
-        list(truth._members(truth._Text(file), "t", None))
+        list(ground_truth._members(ground_truth._Text(file), "t", None))
     assert file.tell() < 1000
 
 
 def test_rows_of_one_score_are_cut_between_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces of about as many as are sorted at once, in the order that all together have."""
-    monkeypatch.setattr(judge, "_IN_MEMORY_ROWS", 300)
-    monkeypatch.setattr(judge, "_SORTED_ROWS", 200)
-    monkeypatch.setattr(judge, "_SAMPLED_ROWS", 400)
+    monkeypatch.setattr(coco_eval, "_IN_MEMORY_ROWS", 300)
+    monkeypatch.setattr(coco_eval, "_SORTED_ROWS", 200)
+    monkeypatch.setattr(coco_eval, "_SAMPLED_ROWS", 400)
     rng = np.random.default_rng(0)
-    rows, given = judge._Rows(), []
+    rows, given = coco_eval._Rows(), []
     for image in rng.permutation(1000).tolist():
-        some = np.zeros(int(rng.integers(1, 4)), judge._ROW)
+        some = np.zeros(int(rng.integers(1, 4)), coco_eval._ROW)
         some["score"], some["image"], some["rank"] = 0.5 if image % 5 else rng.random(), image, np.arange(len(some))
         rows.add(13, some)
         given.append(some)
     pieces = list(rows.of(13))
-    assert np.array_equal(np.concatenate(pieces), judge._sorted(np.concatenate(given)))
+    assert np.array_equal(np.concatenate(pieces), coco_eval._sorted(np.concatenate(given)))
     assert len(pieces) > 8
     assert max(map(len, pieces)) < 300
 
@@ -365,13 +366,13 @@ def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
     content, _ = made(6, seed=3)
     (tmp_path / "truth.json").write_text(json.dumps(content))
     (tmp_path / "sorted").mkdir()
-    keys, store = slices.Keys(), Store()
-    listed = truth.catalogue(str(tmp_path / "truth.json"), store, keys)
+    keys, store = key_ranges.Keys(), Store()
+    listed = ground_truth.catalogue(str(tmp_path / "truth.json"), store, keys)
     names = [row["file_name"] for row in content["images"]]
     assert listed.lists([*names, "none.jpg", "zzz"]).tolist() == [True] * 6 + [False] * 2
     parts = keys.cut(16)
     assert len(parts) > 1
-    found = truth.Sorted(listed, parts, store, tmp_path / "sorted")
+    found = ground_truth.Sorted(listed, parts, store, tmp_path / "sorted")
     read = [image.key for number in range(len(parts)) for image in (found.read(number) if found.holds(number) else ())]
     assert sorted(read) == sorted(names)
     assert list((tmp_path / "sorted").iterdir()) == []
@@ -379,5 +380,5 @@ def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
 
 def test_pycocotools_still_reads_polygons_as_we_write_them() -> None:
     mask = np.ones((4, 4), np.bool_)
-    (polygon,) = (each.ravel().tolist() for each in masks.outlines(rle.encode(mask), (4, 4)))
+    (polygon,) = (each.ravel().tolist() for each in arrow_masks.outlines(rle.encode(mask), (4, 4)))
     assert coco_mask.decode(coco_mask.frPyObjects([polygon], 4, 4)[0]).all()

@@ -34,7 +34,7 @@ from label_sets import contents
 from swift_server import Swift
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -18,18 +18,20 @@ import shapes
 from numpy.typing import NDArray
 
 import segray
-from segray import config, image, rle, schema, sources
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Form, ImageInput, Options
+from segray import config, rle
+from segray._system.memory import Budget
 from segray.errors import ConfigError, ModelError, WorldError
+from segray.execution.labeller import Labeller, Recipe, build, options_of, stage_failure, writable
+from segray.imaging import decode as image
+from segray.imaging.tiling import Tiles
 from segray.instances import Failure, ImageRef, Instances, Task
-from segray.label import Labeller, Recipe, build, options_of, stage_failure, writable
-from segray.ledger import staged_task
-from segray.memory import Budget
-from segray.runtime import FakeEngine
-from segray.sources import reading
-from segray.storage import StorageOptions, Store
-from segray.tiles import Tiles
+from segray.label_set import schema
+from segray.label_set.run_records import staged_task
+from segray.models.adapters.adapter import Form, ImageInput, Options
+from segray.models.engine import FakeEngine
+from segray.models.registry import CONTRACTS
+from segray.sources import listing, reader
+from segray.storage.store import StorageOptions, Store
 
 LABELS = {13: "stop sign", 44: "bottle"}
 
@@ -169,15 +171,15 @@ def shard(folder: Path) -> list[ImageRef]:
     """Forty images in two shards."""
     files = {f"{i:02d}.png": photo(folder / f"{i:02d}.png", 5 * i).uri for i in range(40)}
     shaped = shapes.tar({name: Path(uri).read_bytes() for name, uri in files.items()}, folder / "shards")
-    return [ref for batch in sources.read(shaped.uri, Store()) for ref in sources.refs(batch)]
+    return [ref for batch in listing.read(shaped.uri, Store()) for ref in listing.refs(batch)]
 
 
 def test_images_that_are_read_together_never_wait_for_each_others_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PORTION_BYTES", 3000)
+    monkeypatch.setattr(reader, "PORTION_BYTES", 3000)
     refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
-    worker._files = reading.Files(Store(), worker._limits, budget)
+    worker._files = reader.Files(Store(), worker._limits, budget)
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(worker.label, Task(unit, 0, len(refs)), refs[:: (-1) ** unit]) for unit in range(6)]
         assert [done.result(timeout=60).failed for done in tasks] == [0] * 6
@@ -190,7 +192,7 @@ def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path)
             raise WorldError("slow down")
 
     refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
-    worker._files = reading.Files(Storm(), worker._limits, budget)
+    worker._files = reader.Files(Storm(), worker._limits, budget)
     with pytest.raises(WorldError, match="slow down"):
         worker.label(Task(0, 0, len(refs)), refs)
     worker.close()

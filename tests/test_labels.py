@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segray.contracts.labels import COCO_IDS_80, COCO_NAMES, slug
+from segray.models.coco_labels import COCO_IDS_80, COCO_NAMES, slug
 
 
 def test_the_eighty_classes_and_their_gaps() -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray import ledger, plan, schema
 from segray.errors import LabelSetError
 from segray.instances import Task
-from segray.ledger import Identity, Run
-from segray.storage import Store
+from segray.label_set import plan, run_records, schema
+from segray.label_set.run_records import Identity, Run
+from segray.storage.store import Store
 
 MINE = Identity("f" * 64, {"name": "stickers", "score_threshold": 0.05}, ((13, "stop sign", "stop_sign"),))
 OTHER = Identity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.classes)
@@ -21,43 +21,45 @@ OTHER = Identity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.cl
 
 def test_a_root_belongs_to_the_first_model_that_claims_it(tmp_path: Path) -> None:
     root = str(tmp_path)
-    assert ledger.check(Store(), root, MINE) is False
-    ledger.claim(Store(), root, MINE)
-    ledger.claim(Store(), root, MINE)
+    assert run_records.check(Store(), root, MINE) is False
+    run_records.claim(Store(), root, MINE)
+    run_records.claim(Store(), root, MINE)
     with pytest.raises(LabelSetError, match=r"model.score_threshold: 0.05 -> 0.5"):
-        ledger.claim(Store(), root, OTHER)
+        run_records.claim(Store(), root, OTHER)
 
 
 def test_the_latest_run_that_is_not_done_is_resumed(tmp_path: Path) -> None:
     store, root = Store(), str(tmp_path)
-    assert ledger.unfinished(store, root) is None
+    assert run_records.unfinished(store, root) is None
     Run(root, "20260101T000000Z-a").save(store, {"state": "running"})
-    assert ledger.unfinished(store, root) == Run(root, "20260101T000000Z-a")
+    assert run_records.unfinished(store, root) == Run(root, "20260101T000000Z-a")
     Run(root, "20260102T000000Z-b").save(store, {"state": "done"})
-    assert ledger.unfinished(store, root) is None
+    assert run_records.unfinished(store, root) is None
 
 
 def test_a_staged_name_tells_its_task_and_no_two_are_alike() -> None:
     task = Task(7, 0, 64, 2)
-    assert ledger.staged_task(ledger.staged_name(task)) == task
-    assert ledger.staged_name(task) != ledger.staged_name(task)
-    assert ledger.staged_task("something.arrow") is None
-    assert ledger.staged_task(ledger.staged_name(task).replace(".arrow", ".parquet")) is None, "as they once were"
+    assert run_records.staged_task(run_records.staged_name(task)) == task
+    assert run_records.staged_name(task) != run_records.staged_name(task)
+    assert run_records.staged_task("something.arrow") is None
+    assert run_records.staged_task(run_records.staged_name(task).replace(".arrow", ".parquet")) is None, (
+        "as they once were"
+    )
 
 
 def test_of_overlapping_staged_files_each_image_is_taken_once() -> None:
     names = [
-        ledger.staged_name(t) for t in (Task(1, 0, 4), Task(1, 0, 8), Task(1, 8, 9), Task(1, 4, 12), Task(2, 3, 4))
+        run_records.staged_name(t) for t in (Task(1, 0, 4), Task(1, 0, 8), Task(1, 8, 9), Task(1, 4, 12), Task(2, 3, 4))
     ]
-    assert sorted((t.unit, t.start, t.stop) for t in ledger.chosen(names)) == [(1, 0, 8), (1, 8, 9), (2, 3, 4)]
+    assert sorted((t.unit, t.start, t.stop) for t in run_records.chosen(names)) == [(1, 0, 8), (1, 8, 9), (2, 3, 4)]
 
 
 def test_files_of_an_interrupted_batch_are_chosen_before_other_files_of_the_same_images() -> None:
-    first, again = (ledger.staged_name(Task(0, 0, 4, attempt)) for attempt in (1, 2))
-    halves = [ledger.staged_name(Task(1, start, start + 2, 1)) for start in (0, 2)]
-    whole = ledger.staged_name(Task(1, 0, 4, 1))
-    assert set(ledger.chosen([first, again, *halves, whole]).values()) == {first, whole}
-    assert set(ledger.chosen([first, again, *halves, whole], (again, halves[1])).values()) == {again, *halves}
+    first, again = (run_records.staged_name(Task(0, 0, 4, attempt)) for attempt in (1, 2))
+    halves = [run_records.staged_name(Task(1, start, start + 2, 1)) for start in (0, 2)]
+    whole = run_records.staged_name(Task(1, 0, 4, 1))
+    assert set(run_records.chosen([first, again, *halves, whole]).values()) == {first, whole}
+    assert set(run_records.chosen([first, again, *halves, whole], (again, halves[1])).values()) == {again, *halves}
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(1, 10), st.integers(1, 3)), max_size=12))
@@ -68,9 +70,9 @@ def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
     tasks = [
         Task(unit, start, min(start + size, 10 if unit < 2 else 7), attempt) for unit, start, size, attempt in pieces
     ]
-    names = [ledger.staged_name(task) for task in tasks if task.start < task.stop]
+    names = [run_records.staged_name(task) for task in tasks if task.start < task.stop]
     done = np.zeros(27, np.int64)
-    for task in ledger.chosen(names, names[::3]):
+    for task in run_records.chosen(names, names[::3]):
         done[frozen.rows(task)] += 1
     assert done.max(initial=0) <= 1
     for task in plan.left(frozen, done > 0):
@@ -79,5 +81,5 @@ def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
 
 
 def test_run_ids_sort_by_time_within_a_second() -> None:
-    ids = [ledger.new_run("root").id for _ in range(20)]
+    ids = [run_records.new_run("root").id for _ in range(20)]
     assert [each.partition("-")[0] for each in sorted(ids)] == [each.partition("-")[0] for each in ids]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from segray import logs
-from segray.console import as_record
 from segray.errors import WorldError
+from segray.execution.progress import Course, Tally
+from segray.execution.run import Summary
 from segray.instances import Task, UnitReport
-from segray.ledger import Run
-from segray.run import Summary
-from segray.vitals import Course, Tally
+from segray.label_set.run_records import Run
+from segray.monitoring import json_log
+from segray.monitoring.console import as_record
 
 RUN = Run("/labels", "r1")
 
@@ -25,7 +25,7 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 def test_every_line_is_an_object_that_says_which_run_and_stage() -> None:
     out, now, course = io.StringIO(), [0.0], Course()
-    log = logs.Json(out, lambda: now[0])
+    log = json_log.Json(out, lambda: now[0])
     log.note("7 images to label")
     log.begin(7, 0)
     for second in range(0, 25, 2):
@@ -49,17 +49,17 @@ def test_secrets_never_appear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "tOkEn-4712")
     out = io.StringIO()
-    logs.Json(out).note(f"the store said {secret} and tOkEn-4712")
+    json_log.Json(out).note(f"the store said {secret} and tOkEn-4712")
     assert lines(out)[0]["message"] == "the store said *** and ***"
 
 
 def test_the_summary_line_carries_the_result_and_is_found_again() -> None:
     tally = Tally(ok=3, merge_s=1.0, commit_s=0.5)
     summary = Summary("/out", {"ok": 3}, {"kite": 9}, tally, 6.0, 2.0, 3, 0, (), (), 0)
-    line = logs.summary_line(summary, "r1")
-    result = logs.result_of(line)
+    line = json_log.summary_line(summary, "r1")
+    result = json_log.result_of(line)
     assert result == json.loads(json.dumps(as_record(summary)))
     assert (result["images_per_s"], result["published_share"]) == (0.5, 0.25)
     assert result["next"] == "segray verify /out"
     for other in ("", "(raylet) spilled", '{"event": "summary"', '"event": "summary" is what it says', "[1]"):
-        assert logs.result_of(other) is None
+        assert json_log.result_of(other) is None

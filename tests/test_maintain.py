@@ -18,15 +18,15 @@ from deltalake import DeltaTable
 from test_publish import CLASSES, OPTIONS, merged, row, staged
 
 import segray
-from segray import ledger, maintain, publish, schema
-from segray.contracts.labels import slug
 from segray.errors import ConflictError, LabelSetError
-from segray.ledger import Identity, Run
-from segray.maintain import Limits, Maintenance
-from segray.publish import DataFile
-from segray.storage import Store, join
-from segray.tables import COMMIT_ORDER
-from segray.verify import verify
+from segray.label_set import commit, maintenance, run_records, schema
+from segray.label_set.commit import DataFile
+from segray.label_set.maintenance import Limits, Maintenance
+from segray.label_set.run_records import Identity, Run
+from segray.label_set.snapshot import COMMIT_ORDER
+from segray.label_set.validation import verify
+from segray.models.coco_labels import slug
+from segray.storage.store import Store, join
 
 EAGER = Limits(files=2)
 BATCHES = 4
@@ -43,8 +43,8 @@ def good(key: str, class_ids: list[int], version: str = "1") -> dict[str, Any]:
 def empty(root: Path) -> Run:
     """A label set without a batch."""
     classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    ledger.claim(Store(), str(root), Identity("f" * 64, {"name": "test"}, classes))
-    publish.create_tables(str(root), OPTIONS)
+    run_records.claim(Store(), str(root), Identity("f" * 64, {"name": "test"}, classes))
+    commit.create_tables(str(root), OPTIONS)
     return Run(str(root), "20260101T000000Z-a")
 
 
@@ -58,7 +58,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = empty(tmp_path_factory.mktemp("small") / "labels")
     for number in range(1, BATCHES + 1):
         rows = [good(f"{number}-a.jpg", [13, 44]), good(f"{number}-b.jpg", [13])]
-        publish.commit(merged(made, number, rows), made, OPTIONS, Store())
+        commit.commit(merged(made, number, rows), made, OPTIONS, Store())
     return made
 
 
@@ -84,7 +84,7 @@ def files(run: Run) -> dict[str, int]:
 
 
 def tidy(run: Run, grace_hours: int = 0, limits: Limits = EAGER) -> Maintenance:
-    return maintain.maintain(run.root, OPTIONS, grace_hours=grace_hours, limits=limits)
+    return maintenance.maintain(run.root, OPTIONS, grace_hours=grace_hours, limits=limits)
 
 
 def clean(run: Run) -> bool:
@@ -101,10 +101,10 @@ def age(run: Run, hours: float) -> None:
 
 
 def test_rows_are_the_same_and_files_fewer(small: Run) -> None:
-    before, numbers = rows(small), publish.batch_numbers(small.root, OPTIONS)
+    before, numbers = rows(small), commit.batch_numbers(small.root, OPTIONS)
     done = tidy(small)
     assert rows(small) == before
-    assert publish.batch_numbers(small.root, OPTIONS) == numbers == (BATCHES, BATCHES)
+    assert commit.batch_numbers(small.root, OPTIONS) == numbers == (BATCHES, BATCHES)
     assert done.compacted == {"instances": (8, 2), "images": (4, 1)}
     assert files(small) == {"instances": 2, "images": 1}
     assert globbed(small) == len(before[0]) == 12
@@ -160,7 +160,7 @@ def test_replaced_files_stay_for_the_grace_time_and_a_reader_of_an_old_snapshot_
 @pytest.mark.full
 def test_labelling_goes_on_after_compaction_and_replaces_images_in_compacted_files(small: Run) -> None:
     tidy(small)
-    publish.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
+    commit.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
     assert len(rows(small)[0]) == 11
     assert len(rows(small)[1]) == 8
     tidy(small)
@@ -173,7 +173,7 @@ def test_groups_fill_files_up_to_the_limits() -> None:
     many = [DataFile(f"class=a/{i}", 90, 10, "a") for i in range(5)]
     few = [DataFile(f"class=b/{i}", 90, 10, "b") for i in range(2)]
     large = [DataFile("class=a/x", 100, 10, "a"), DataFile("class=a/y", 10, 25, "a")]
-    found = maintain.groups([*large, *few, *many], limits)
+    found = maintenance.groups([*large, *few, *many], limits)
     assert [[f.path[-1] for f in group] for group in found] == [["0", "1"], ["2", "3"]]
 
 
@@ -184,7 +184,7 @@ def test_what_an_interrupted_merge_left_is_deleted_once_its_batch_is_taken(run: 
     merged(run, 1, [good("a.jpg", [13])])
     assert tidy(run).deleted == {"instances": 0, "images": 0}  # it might be committed yet
     other = Run(run.root, "20260101T000000Z-b")
-    publish.commit(merged(other, 1, [good("a.jpg", [13])]), other, OPTIONS, Store())
+    commit.commit(merged(other, 1, [good("a.jpg", [13])]), other, OPTIONS, Store())
     assert globbed(run) == 2
     assert tidy(run).deleted == {"instances": 1, "images": 1}
     assert globbed(run) == 1
@@ -208,12 +208,12 @@ def test_files_of_others_are_not_touched(small: Run) -> None:
 @pytest.mark.parametrize(("state", "kept"), [("done", 0), ("superseded", 0), ("running", 2), ("interrupted", 2)])
 def test_staged_files_go_when_their_run_is_over(run: Run, state: str, kept: int) -> None:
     name = staged(run, 0, [good("a.jpg", [13])])
-    publish.intend(run, 1, publish.Inputs((name,), {}, 1000), Store())
+    commit.intend(run, 1, commit.Inputs((name,), {}, 1000), Store())
     run.save(Store(), {"state": state, "updated": datetime.now(UTC).isoformat()})
     Run(run.root, "20260102T000000Z-b").save(Store(), {"state": "done", "updated": datetime.now(UTC).isoformat()})
     assert tidy(run, grace_hours=1).staged_deleted == 0
     later = datetime.now(UTC) + timedelta(hours=2)
-    maintain.maintain(run.root, OPTIONS, grace_hours=1, now=later)
+    maintenance.maintain(run.root, OPTIONS, grace_hours=1, now=later)
     left = Store().names(run.staged) + Store().names(join(run.folder, "batches"))
     assert len(left) == kept
 
@@ -232,13 +232,13 @@ class Crash(BaseException):
 
 
 STEPS: list[tuple[Any, str]] = [
-    (publish, "rearrange"),
-    (publish, "_transact"),
-    (publish, "removed_files"),
-    (publish, "checkpoint"),
+    (commit, "rearrange"),
+    (commit, "_transact"),
+    (commit, "removed_files"),
+    (commit, "checkpoint"),
     (Store, "put"),
     (Store, "delete"),
-    (maintain, "_delete_staged"),
+    (maintenance, "_delete_staged"),
 ]
 
 
@@ -284,7 +284,7 @@ def test_a_half_commit_is_finished_first(small: Run, monkeypatch: pytest.MonkeyP
 
 def half_commit(run: Run, number: int, monkeypatch: pytest.MonkeyPatch, between: Callable[[], None]) -> None:
     """Replace an image, and crash between the two tables after `between`."""
-    batch, commit_table = merged(run, number, [good("1-a.jpg", [44], version="2")]), publish._commit_table
+    batch, commit_table = merged(run, number, [good("1-a.jpg", [44], version="2")]), commit._commit_table
 
     def stop(root: str, options: Any, name: str, *rest: Any) -> None:
         if name == "images":
@@ -292,9 +292,9 @@ def half_commit(run: Run, number: int, monkeypatch: pytest.MonkeyPatch, between:
             raise Crash
         commit_table(root, options, name, *rest)
 
-    monkeypatch.setattr(publish, "_commit_table", stop)
+    monkeypatch.setattr(commit, "_commit_table", stop)
     with pytest.raises(Crash):
-        publish.commit(batch, run, OPTIONS, Store())
+        commit.commit(batch, run, OPTIONS, Store())
     monkeypatch.undo()
 
 
@@ -303,10 +303,10 @@ def test_images_compacted_between_the_two_commits_of_a_batch_are_still_replaced(
     small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compact() -> None:
-        maintain._compact(small.root, "images", OPTIONS, EAGER, Maintenance())
+        maintenance._compact(small.root, "images", OPTIONS, EAGER, Maintenance())
 
     half_commit(small, 5, monkeypatch, compact)
-    assert publish.recover(small.root, OPTIONS, Store()) == 5
+    assert commit.recover(small.root, OPTIONS, Store()) == 5
     images = rows(small)[1]
     assert [(r["version"], r["batch"]) for r in images if r["image_key"] == "1-a.jpg"] == [("2", 5)]
     assert len(images) == 8
@@ -319,9 +319,9 @@ def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_w
     batch = merged(small, 5, [good("1-a.jpg", [44], version="2")])
     tidy(small, grace_hours=24)
     with pytest.raises(ConflictError, match="rewritten meanwhile"):
-        publish.commit(batch, small, OPTIONS, Store())
-    assert publish.batch_numbers(small.root, OPTIONS) == (4, 4)
-    publish.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
+        commit.commit(batch, small, OPTIONS, Store())
+    assert commit.batch_numbers(small.root, OPTIONS) == (4, 4)
+    commit.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
     tidy(small)
     assert len(rows(small)[0]) == 11
     assert clean(small)
@@ -329,7 +329,7 @@ def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_w
 
 def racing(run: Run, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) -> None:
     """Let `meanwhile(n)` commit between the table's opening and the nth commit of maintenance."""
-    transact, seen = publish._transact, [0]
+    transact, seen = commit._transact, [0]
 
     def raced(*args: Any, **kwargs: Any) -> None:
         if kwargs.get("data_change") is False:
@@ -337,7 +337,7 @@ def racing(run: Run, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int],
             meanwhile(seen[0])
         transact(*args, **kwargs)
 
-    monkeypatch.setattr(publish, "_transact", raced)
+    monkeypatch.setattr(commit, "_transact", raced)
 
 
 def test_a_batch_committed_during_compaction_is_kept_and_compaction_tries_again(
@@ -345,7 +345,7 @@ def test_a_batch_committed_during_compaction_is_kept_and_compaction_tries_again(
 ) -> None:
     def meanwhile(time: int) -> None:
         if time == 1:
-            publish.commit(merged(small, 5, [good("5.jpg", [13])]), small, OPTIONS, Store())
+            commit.commit(merged(small, 5, [good("5.jpg", [13])]), small, OPTIONS, Store())
 
     racing(small, monkeypatch, meanwhile)
     done = tidy(small)
@@ -360,7 +360,7 @@ def test_a_batch_committed_during_compaction_is_kept_and_compaction_tries_again(
 def test_an_image_replaced_during_compaction_stays_replaced(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         if time == 1:
-            publish.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
+            commit.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
 
     racing(small, monkeypatch, meanwhile)
     assert tidy(small).exit_code == 0
@@ -372,8 +372,8 @@ def test_an_image_replaced_during_compaction_stays_replaced(small: Run, monkeypa
 @pytest.mark.full
 def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
-        number = publish.batch_numbers(small.root, OPTIONS)[0] + 1
-        publish.commit(merged(small, number, [good(f"new-{number}.jpg", [13])]), small, OPTIONS, Store())
+        number = commit.batch_numbers(small.root, OPTIONS)[0] + 1
+        commit.commit(merged(small, number, [good(f"new-{number}.jpg", [13])]), small, OPTIONS, Store())
 
     racing(small, monkeypatch, meanwhile)
     done = tidy(small)
@@ -386,7 +386,7 @@ def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: p
 def test_two_compactions_at_once_do_no_harm(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         if time == 1:
-            maintain._compact(small.root, "instances", OPTIONS, EAGER, Maintenance())
+            maintenance._compact(small.root, "instances", OPTIONS, EAGER, Maintenance())
 
     before = rows(small)
     racing(small, monkeypatch, meanwhile)
@@ -398,5 +398,5 @@ def test_two_compactions_at_once_do_no_harm(small: Run, monkeypatch: pytest.Monk
 
 def test_where_no_label_set_is_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(LabelSetError, match="no label set"):
-        maintain.maintain(str(tmp_path), OPTIONS)
+        maintenance.maintain(str(tmp_path), OPTIONS)
     assert list(tmp_path.iterdir()) == []

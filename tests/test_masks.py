@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from test_rle import coco, random_mask
 
 from segray import rle
-from segray.analytics import masks
+from segray.analytics.query import arrow_masks
 
 Mask = tuple[str, int, int]
 
@@ -36,16 +36,16 @@ def check_against_pycocotools(pairs: list[tuple[Mask, Mask]]) -> None:
     rows = [coco(counts, (h, w)) for counts, h, w in (a for a, _ in pairs)]
     others = [coco(counts, (h, w)) for counts, h, w in (b for _, b in pairs)]
     areas = [int(coco_mask.area(row)) for row in rows]  # One by one: many at once overflow in pycocotools 2.0.
-    assert masks.rle_area(pa.array(left)).to_pylist() == areas
-    boxes = masks.rle_bbox(pa.array(left), pa.array(heights))
+    assert arrow_masks.rle_area(pa.array(left)).to_pylist() == areas
+    boxes = arrow_masks.rle_bbox(pa.array(left), pa.array(heights))
     assert [tuple(box.values()) for box in boxes.to_pylist()] == [tuple(b) for b in coco_mask.toBbox(rows).tolist()]
     ious = [coco_mask.iou([a], [b], [0])[0, 0] for a, b in zip(rows, others, strict=True)]
-    assert np.abs(masks.rle_iou(pa.array(left), pa.array(right)).to_numpy() - ious).max() < 1e-12
+    assert np.abs(arrow_masks.rle_iou(pa.array(left), pa.array(right)).to_numpy() - ious).max() < 1e-12
     unions = [coco_mask.merge([a, b])["counts"].decode() for a, b in zip(rows, others, strict=True)]
     lists = pa.array([list(pair) for pair in zip(left, right, strict=True)])
-    assert masks.rle_merge(lists).to_pylist() == unions
+    assert arrow_masks.rle_merge(lists).to_pylist() == unions
     shared = [coco_mask.merge([a, b], True)["counts"].decode() for a, b in zip(rows, others, strict=True)]
-    assert masks.rle_merge(lists, intersect=True).to_pylist() == shared
+    assert arrow_masks.rle_merge(lists, intersect=True).to_pylist() == shared
 
 
 def test_what_works_on_runs_gives_what_pycocotools_gives() -> None:
@@ -69,11 +69,11 @@ def test_decoding_and_looking_up_agree_with_the_pixels() -> None:
     for _ in range(200):
         mask = random_mask(rng)
         (height, width), counts = mask.shape, rle.encode(mask)
-        (pixels,) = masks.rle_decode(counts, height, width).to_pylist()
+        (pixels,) = arrow_masks.rle_decode(counts, height, width).to_pylist()
         assert pixels == mask.tobytes()
         y, x = rng.integers(-1, height + 1), rng.integers(-1, width + 1)
         expected = bool(0 <= y < height and 0 <= x < width and mask[y, x])
-        assert masks.rle_contains(counts, height, int(x), int(y)).to_pylist() == [expected]
+        assert arrow_masks.rle_contains(counts, height, int(x), int(y)).to_pylist() == [expected]
 
 
 def filled(ring: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -89,15 +89,15 @@ def test_outlines_are_exact_and_pycocotools_draws_them_so() -> None:
     rng = np.random.default_rng(4)
     for _ in range(40):
         mask = random_mask(rng)
-        rings = masks.outlines(rle.encode(mask), mask.shape)
+        rings = arrow_masks.outlines(rle.encode(mask), mask.shape)
         drawn = [filled(ring, mask.shape) for ring in rings]
         assert (np.logical_xor.reduce([np.zeros_like(mask), *drawn]) == mask).all()
         outer = [(ring.ravel().tolist(), each) for ring, each in zip(rings, drawn, strict=True)
-                 if masks.turns_right(ring)]  # fmt: skip
+                 if arrow_masks.turns_right(ring)]  # fmt: skip
         for ring, each in outer[:5]:
             (theirs,) = coco_mask.frPyObjects([ring], *mask.shape)
             assert (coco_mask.decode(theirs) == each).all()
-        polygons = masks.rle_polygon(rle.encode(mask), *mask.shape).to_pylist()
+        polygons = arrow_masks.rle_polygon(rle.encode(mask), *mask.shape).to_pylist()
         assert polygons == [[ring for ring, _ in outer]]
 
 
@@ -109,27 +109,28 @@ def test_null_gives_null_and_slices_are_read_from_where_they_begin(kinds: list[A
     expected = [None if kind is None else 4 * kind for kind in kinds][first:]
     for type_ in (pa.string(), pa.large_string(), pa.string_view()):
         column = pa.array(counts, type_)
-        assert masks.rle_area(column[first:]).to_pylist() == expected
+        assert arrow_masks.rle_area(column[first:]).to_pylist() == expected
         assert (
-            masks.rle_area(pa.chunked_array([column, column], type_)[first:]).to_pylist()[: len(expected)] == expected
+            arrow_masks.rle_area(pa.chunked_array([column, column], type_)[first:]).to_pylist()[: len(expected)]
+            == expected
         )
-        boxes = masks.rle_bbox(column[first:], 4).to_pylist()
+        boxes = arrow_masks.rle_bbox(column[first:], 4).to_pylist()
         assert [box and box["w"] for box in boxes] == expected
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: masks.rle_area(pa.array(["04", "zz"])), "row 1: character 0"),
-        (lambda: masks.rle_area(pa.array(["04", "0é"])), "row 1: character 1"),
-        (lambda: masks.rle_area(pa.array([""])), "row 0"),
-        (lambda: masks.rle_area(pa.array([1])), "masks are text"),
-        (lambda: masks.rle_iou(pa.array(["04", "04"]), pa.array(["04", "05"])), "row 1: the two masks"),
-        (lambda: masks.rle_iou(pa.array(["04"]), pa.array(["0o"])), "row 0: counts end"),
-        (lambda: masks.rle_iou(pa.array(["04"]), pa.array(["04", "04"])), "unlike lengths"),
-        (lambda: masks.rle_merge(pa.array([["04", "05"]])), "row 0: masks are of images"),
-        (lambda: masks.rle_bbox("04", 0), "no height"),
-        (lambda: masks.rle_bbox("04", 2.5), "whole numbers"),
+        (lambda: arrow_masks.rle_area(pa.array(["04", "zz"])), "row 1: character 0"),
+        (lambda: arrow_masks.rle_area(pa.array(["04", "0é"])), "row 1: character 1"),
+        (lambda: arrow_masks.rle_area(pa.array([""])), "row 0"),
+        (lambda: arrow_masks.rle_area(pa.array([1])), "masks are text"),
+        (lambda: arrow_masks.rle_iou(pa.array(["04", "04"]), pa.array(["04", "05"])), "row 1: the two masks"),
+        (lambda: arrow_masks.rle_iou(pa.array(["04"]), pa.array(["0o"])), "row 0: counts end"),
+        (lambda: arrow_masks.rle_iou(pa.array(["04"]), pa.array(["04", "04"])), "unlike lengths"),
+        (lambda: arrow_masks.rle_merge(pa.array([["04", "05"]])), "row 0: masks are of images"),
+        (lambda: arrow_masks.rle_bbox("04", 0), "no height"),
+        (lambda: arrow_masks.rle_bbox("04", 2.5), "whole numbers"),
     ],
 )
 def test_what_cannot_be_a_mask_is_an_error_with_its_row(call: Any, message: str) -> None:
@@ -139,7 +140,7 @@ def test_what_cannot_be_a_mask_is_an_error_with_its_row(call: Any, message: str)
 
 def test_an_empty_list_has_no_union_and_one_with_a_null_neither() -> None:
     lists = pa.array([[], None, ["04", None], ["04", "13"]])
-    assert masks.rle_merge(lists).to_pylist() == [None, None, None, "04"]
+    assert arrow_masks.rle_merge(lists).to_pylist() == [None, None, None, "04"]
 
 
 def test_iou_of_each_with_each_and_of_crowds() -> None:
@@ -147,5 +148,5 @@ def test_iou_of_each_with_each_and_of_crowds() -> None:
     a[:, :3], b[:, 2:] = True, True
     codes = [rle.encode(a), rle.encode(b)]
     expected = coco_mask.iou([coco(c, (4, 6)) for c in codes], [coco(c, (4, 6)) for c in codes], [0, 1])
-    assert np.allclose(masks.iou_matrix(codes, codes, [False, True]), expected)
-    assert masks.iou_matrix([], codes).shape == (0, 2)
+    assert np.allclose(arrow_masks.iou_matrix(codes, codes, [False, True]), expected)
+    assert arrow_masks.iou_matrix([], codes).shape == (0, 2)

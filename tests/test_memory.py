@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from segray import memory
+from segray._system import memory
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured through /proc")
 
 _SWELLS = """
 import time
-from segray import memory
+from segray._system import memory
 memory.end_above(memory.rss_bytes() + 50 * 2**20)
 hoard = []
 for _ in range(400):
@@ -28,7 +28,7 @@ for _ in range(400):
 
 # In a process of its own: of a large one the system may take pages back meanwhile.
 _HOLDS = """
-from segray import memory
+from segray._system import memory
 before = memory.rss_bytes()
 held = bytearray(b"x") * (64 * 2**20)
 print(memory.rss_bytes() - before)
@@ -37,7 +37,8 @@ print(memory.rss_bytes() - before)
 
 # As the command does it: nothing that it imports before may have loaded Arrow, which settles its allocator then.
 _RETURNS = """
-from segray import __main__, memory
+from segray import __main__
+from segray._system import memory
 memory.return_freed()
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
@@ -59,7 +60,7 @@ def test_what_is_held_is_seen() -> None:
 
 _HELD = """
 import os
-from segray import memory
+from segray._system import memory
 before = memory.rss_bytes()
 held = bytearray(b"x") * (64 * 2**20)
 del held

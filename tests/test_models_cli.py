@@ -18,13 +18,18 @@ import pytest
 import test_ir5
 from web import Web
 
-from segray import acquire, catalogue, cli, fetch, inspection, runtime, yolact_graph, zoo
-from segray.acquire import Told, convert, pull
-from segray.catalogue import CATALOGUE, Entry, File, Source
+from segray.cli import main
+from segray.conversion import download, inspect_model, yolact
+from segray.conversion import pull as acquire
+from segray.conversion.inspect_model import inspect
+from segray.conversion.pull import Told, convert, pull
 from segray.errors import ConfigError, ModelError, WorldError
-from segray.inspection import inspect
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models import zoo as catalogue
+from segray.models.zoo import CATALOGUE, Entry, File, Source
 
-HASTY = fetch.Patience(retries=1, pause_s=0.001, timeout_s=5)
+HASTY = download.Patience(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 HUB, YOLACT = "mask_rcnn_inception_resnet_v2_1024x1024", "yolact-resnet50-fpn-pytorch"
 OLD, SIBLING = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
@@ -66,7 +71,7 @@ def test_pull_leaves_a_model_that_the_zoo_takes(web: Web, tmp_path: Path) -> Non
     folder = tmp_path / TF
     assert names(folder) == ["download", f"{TF}.bin", f"{TF}.xml", "segray.json"]
     assert [step.split()[0] for step in steps] == ["fetching", "unpacking", "converting"]
-    model = zoo.resolve(TF, str(found.xml))
+    model = resolve.resolve(TF, str(found.xml))
     assert (model.form.name, found.already) == ("original", False)
     card = json.loads((folder / "segray.json").read_text())
     assert (card["contract"], card["form"], card["labels"]["90"]) == (TF, "original", "toothbrush")
@@ -75,7 +80,7 @@ def test_pull_leaves_a_model_that_the_zoo_takes(web: Web, tmp_path: Path) -> Non
 
 
 def test_the_converted_graph_computes_what_the_frozen_one_did(web: Web, tmp_path: Path) -> None:
-    model = zoo.resolve(TF, str(pull(published(web, archive()), tmp_path).xml))
+    model = resolve.resolve(TF, str(pull(published(web, archive()), tmp_path).xml))
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(threads=1, precision="f32"))
     picture = np.full((4, 5, 3), 2, np.uint8)
     with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
@@ -130,7 +135,7 @@ def test_an_interruption_leaves_no_half_model_and_the_next_call_goes_on(
     assert not (tmp_path / TF / "segray.json").exists()
     monkeypatch.undo()
     found = pull(entry, tmp_path)
-    assert zoo.resolve(TF, str(found.xml)).form.name == "original"
+    assert resolve.resolve(TF, str(found.xml)).form.name == "original"
     assert names(tmp_path / TF) == ["download", f"{TF}.bin", f"{TF}.xml", "segray.json"]
     assert len(web.asked) == 1
 
@@ -198,7 +203,7 @@ def test_two_files_of_an_ir_are_pulled(web: Web, tmp_path: Path) -> None:
         for suffix in (".xml", ".bin")
     )
     found = pull(replace(CATALOGUE[SIBLING], sources=(Source(files, f"{SIBLING}.xml", "an IR"),)), tmp_path / "models")
-    assert zoo.resolve(SIBLING, str(found.xml)).form.name == "converted"
+    assert resolve.resolve(SIBLING, str(found.xml)).form.name == "converted"
     assert f"{SIBLING}.xml.sha256" in names(found.xml.parent / "download")
 
 
@@ -227,7 +232,7 @@ def test_convert_takes_a_frozen_graph(tmp_path: Path) -> None:
     (tmp_path / "graph.pb").write_bytes(GRAPH)
     found = convert(CATALOGUE[TF], tmp_path / "graph.pb", tmp_path / "out")
     assert names(tmp_path / "out") == [f"{TF}.bin", f"{TF}.xml", "segray.json"]
-    assert zoo.resolve(TF, str(found.xml)).form.name == "original"
+    assert resolve.resolve(TF, str(found.xml)).form.name == "original"
 
 
 def test_convert_takes_an_owners_network_of_other_sizes(tmp_path: Path) -> None:
@@ -251,10 +256,10 @@ def test_convert_makes_yolact_of_its_checkpoint(tmp_path: Path, monkeypatch: pyt
         graphs.yolact(xml)
         (xml.parent / "segray.json").write_text(json.dumps({"contract": YOLACT, "form": form}))
 
-    monkeypatch.setattr(yolact_graph, "convert", made)
+    monkeypatch.setattr(yolact, "convert", made)
     (tmp_path / "y.pth").write_bytes(b"")
     found = convert(CATALOGUE[YOLACT], tmp_path / "y.pth", tmp_path / "out", form=form)
-    assert found.form == zoo.resolve(YOLACT, str(found.xml)).form.name == (form or "converted")
+    assert found.form == resolve.resolve(YOLACT, str(found.xml)).form.name == (form or "converted")
 
 
 def test_only_yolact_is_made_of_a_checkpoint(tmp_path: Path) -> None:
@@ -265,7 +270,7 @@ def test_only_yolact_is_made_of_a_checkpoint(tmp_path: Path) -> None:
 def test_convert_rewrites_an_old_ir(tmp_path: Path) -> None:
     found = convert(CATALOGUE[OLD], test_ir5.write(tmp_path, test_ir5.mask_rcnn()), tmp_path / "out")
     assert names(tmp_path / "out") == [f"{OLD}.bin", f"{OLD}.xml", "segray.json"]
-    assert zoo.resolve(OLD, str(found.xml)).form.name == "converted"
+    assert resolve.resolve(OLD, str(found.xml)).form.name == "converted"
     assert [fit.name for fit in inspect(found.xml).fits] == [OLD]
 
 
@@ -301,7 +306,7 @@ def test_a_failed_conversion_keeps_the_earlier_one(tmp_path: Path) -> None:
 
 def test_the_zoo_says_once_and_clearly_what_to_do_about_an_old_ir(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"IR v5 is no longer read[\s\S]*segray models pull {OLD}[\s\S]*{SIBLING}"):
-        zoo.resolve(OLD, str(old_ir(tmp_path)))
+        resolve.resolve(OLD, str(old_ir(tmp_path)))
 
 
 # ---- inspect --------------------------------------------------------------------------------------
@@ -382,8 +387,8 @@ def test_inspect_refuses_an_image_of_another_kind(tmp_path: Path) -> None:
     assert "another shape" in found.nearest.absent[0]
 
 
-def text(found: inspection.Inspection) -> str:
-    from segray.models_cli import describe_inspection
+def text(found: inspect_model.Inspection) -> str:
+    from segray.cli.models import describe_inspection
 
     return describe_inspection(found)
 
@@ -412,35 +417,35 @@ def test_inspect_of_other_kinds(tmp_path: Path) -> None:
 
 
 def test_list_has_every_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["models", "list"]) == 0
+    assert main.run(["models", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(CATALOGUE)
-    assert cli.run(["models", "list", "--json"]) == 0
+    assert main.run(["models", "list", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)["models"]] == list(CATALOGUE)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_show_has_every_fact(capsys: pytest.CaptureFixture[str], name: str) -> None:
     entry = CATALOGUE[name]
-    assert cli.run(["models", "show", name]) == 0
+    assert main.run(["models", "show", name]) == 0
     shown = capsys.readouterr().out
     for fact in (entry.what, entry.licence, entry.command, entry.how_to_get, *entry.errors, f"  name: {name}"):
         assert fact in shown
     for file in (file for source in entry.sources for file in source.files):
         assert all(fact in shown for fact in (*file.urls, file.sha256, file.sha384) if fact)
-    assert cli.run(["models", "show", name, "--json"]) == 0
+    assert main.run(["models", "show", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == name
 
 
 def test_an_unknown_name_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["models", "show", "yolact"]) == 2
+    assert main.run(["models", "show", "yolact"]) == 2
     assert f"mean '{YOLACT}'" in capsys.readouterr().err
 
 
 def test_inspect_exits_2_if_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["models", "inspect", str(graphs.yolact(tmp_path / "y.xml")), "--json"]) == 0
+    assert main.run(["models", "inspect", str(graphs.yolact(tmp_path / "y.xml")), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"][0]["name"] == YOLACT
-    assert cli.run(["models", "inspect", str(old_ir(tmp_path))]) == 2
+    assert main.run(["models", "inspect", str(old_ir(tmp_path))]) == 2
     assert SIBLING in capsys.readouterr().out
 
 
@@ -448,25 +453,25 @@ def test_pull_and_convert_end_with_a_configuration(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(catalogue.CATALOGUE, TF, published(web, archive()))  # type: ignore[arg-type]
-    assert cli.run(["models", "pull", TF, "--into", str(tmp_path)]) == 0
+    assert main.run(["models", "pull", TF, "--into", str(tmp_path)]) == 0
     told = capsys.readouterr()
     assert f"  path: {tmp_path / TF / TF}.xml" in told.out
     assert "converting" in told.err
-    assert cli.run(["models", "pull", TF, "--into", str(tmp_path), "--json"]) == 0
+    assert main.run(["models", "pull", TF, "--into", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["already"] is True
     shutil.rmtree(tmp_path / TF)
     (tmp_path / "graph.pb").write_bytes(GRAPH)
     arguments = ["models", "convert", TF, str(tmp_path / "graph.pb"), "--out", str(tmp_path / "out"), "--json"]
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     assert json.loads(capsys.readouterr().out)["xml"] == str(tmp_path / "out" / f"{TF}.xml")
 
 
 def test_progress_of_a_download_is_told_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from segray import models_cli
+    from segray.cli import models
 
-    monkeypatch.setattr(models_cli, "_LINE_S", 0.0)
-    models_cli._Lines()(3_000_000, 178_000_000)
-    models_cli._Lines()(3_000_000, None)
+    monkeypatch.setattr(models, "_LINE_S", 0.0)
+    models._Lines()(3_000_000, 178_000_000)
+    models._Lines()(3_000_000, None)
     assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"

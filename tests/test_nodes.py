@@ -19,7 +19,7 @@ from ports import free_port
 from swift_server import Swift
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

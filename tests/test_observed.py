@@ -28,9 +28,10 @@ from heads import Head
 from ports import free_port
 
 import segray
-from segray import cli, config, submit
+from segray import config
+from segray.cli import main, ray_jobs
 from segray.errors import AccessError, ConfigError
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")]  # Ray's own
 
@@ -143,13 +144,13 @@ def test_the_submitted_run_labels_and_tells_how_it_went(run: Run) -> None:
     assert run.result["tally"]["ok"] + run.result["tally"]["empty"] == IMAGES
     lines = [json.loads(line) for line in run.log if line.startswith("{")]
     assert sum(line["ok"] + line["empty"] for line in lines if line["event"] == "unit") == IMAGES
-    info = submit.Dashboard(run.head.address, run.head.env).job(run.job)
+    info = ray_jobs.Dashboard(run.head.address, run.head.env).job(run.job)
     assert info["metadata"] == {"segray": segray.__version__, "label_set": run.root, "team": "vision"}
     assert run.head.env["RAY_AUTH_TOKEN"] not in json.dumps(info) + "".join(run.log)
 
 
 def test_its_status_is_told_by_the_label_set_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["status", run.root, "--json"]) == 0
+    assert main.run(["status", run.root, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["beat"]["done"], found["beat"]["images"]) == ("done", IMAGES, IMAGES)
     assert found["beat"]["driver"]["job"] == run.job
@@ -175,7 +176,8 @@ def test_prometheus_counts_the_images(run: Run) -> None:
 _START = """
 import os, sys
 from pathlib import Path
-from segray import config, submit
+from segray import config
+from segray.cli import ray_jobs as submit
 
 path, job = Path(sys.argv[1]), sys.argv[2]
 dashboard = submit.Dashboard(os.environ["RAY_API_SERVER_ADDRESS"], os.environ)
@@ -184,9 +186,9 @@ submit.start(submit.Request(path, config.load(path), python=sys.executable), das
 
 
 def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(run: Run) -> None:
-    dashboard = submit.Dashboard(run.head.address, run.head.env)
-    request = submit.Request(run.config, config.load(run.config), python=sys.executable)
-    following = submit.check(request, dashboard)
+    dashboard = ray_jobs.Dashboard(run.head.address, run.head.env)
+    request = ray_jobs.Request(run.config, config.load(run.config), python=sys.executable)
+    following = ray_jobs.check(request, dashboard)
     assert (run.job, following) == (f"{request.stem}-1", f"{request.stem}-2")
     # In processes of their own, like all of Ray's clients: Ray remembers the token mode that it met first.
     sleeps = [heads.RAY, "job", "submit", "--no-wait", "--submission-id", following, "--", "sleep", "600"]
@@ -218,12 +220,12 @@ def test_a_missing_model_ends_with_the_runs_own_exit_code(run: Run, tmp_path: Pa
 def test_a_wrong_token_none_and_too_large_a_driver_are_refused_at_once(run: Run) -> None:
     wrong = {**run.head.env, "RAY_AUTH_TOKEN": "0" * 64}
     with pytest.raises(AccessError, match="refuses the token"):
-        submit.Dashboard(run.head.address, wrong).check()
+        ray_jobs.Dashboard(run.head.address, wrong).check()
     with pytest.raises(AccessError, match="asks for a token"):
-        submit.Dashboard(run.head.address, {}).check()
-    large = submit.Request(run.config, config.load(run.config), cpus=64)
+        ray_jobs.Dashboard(run.head.address, {}).check()
+    large = ray_jobs.Request(run.config, config.load(run.config), cpus=64)
     with pytest.raises(ConfigError, match="no node of the cluster can hold the driver"):
-        submit.check(large, submit.Dashboard(run.head.address, run.head.env))
+        ray_jobs.check(large, ray_jobs.Dashboard(run.head.address, run.head.env))
 
 
 def test_the_alerts_are_valid_and_ring_when_they_should() -> None:

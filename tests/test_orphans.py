@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 # A child that starts a process of its own session and dies; the command ends all but a child that it had before.
 _COMMAND = """
 import subprocess, sys
-from segray import orphans
+from segray._system import child_processes as orphans
 spared = subprocess.Popen(["sleep", "60"])
 known = orphans.adopt()
 leave = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL, start_new_session=True).pid)"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from label_sets import Image
 
-from segray import cli, rle
-from segray.analytics import outputs
-from segray.analytics.diff import diff
-from segray.analytics.export import export
-from segray.analytics.select import select
+from segray import rle
+from segray.analytics.export.export import export
+from segray.analytics.query import atomic_output
+from segray.analytics.reports.diff import diff
+from segray.analytics.review.sampling import select
+from segray.cli import main
 from segray.errors import UserError
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
@@ -27,7 +28,7 @@ def test_what_cannot_become_whole_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new" / "a[1]*.json"
 
     def write(end: str) -> None:
-        with outputs.whole(out) as unfinished:
+        with atomic_output.whole(out) as unfinished:
             unfinished.with_name(unfinished.name + end).write_text("a")
             raise OSError("full")
 
@@ -35,7 +36,7 @@ def test_what_cannot_become_whole_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="full"):
             write(end)
     assert list((tmp_path / "new").iterdir()) == []
-    with outputs.whole(out) as unfinished:
+    with atomic_output.whole(out) as unfinished:
         unfinished.write_text("b")
         assert not out.exists()
     assert [each.read_text() for each in (tmp_path / "new").iterdir()] == ["b"]
@@ -58,7 +59,7 @@ def test_an_address_is_no_local_folder(
     command: str, place: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert cli.run([{"ROOT": root, "OUT": place}.get(word, word) for word in command.split()]) == 2
+    assert main.run([{"ROOT": root, "OUT": place}.get(word, word) for word in command.split()]) == 2
     assert "local files alone" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -69,7 +70,7 @@ def test_a_file_is_not_written_where_a_folder_is_and_that_is_said_first(
     def unread(*_: Any, **__: Any) -> None:
         raise AssertionError("the label set is read")
 
-    monkeypatch.setattr("segray.tables.snapshot", unread)
+    monkeypatch.setattr("segray.label_set.snapshot.snapshot", unread)
     for call in (
         lambda: export(root, "coco", tmp_path),
         lambda: select(root, {"random": 1}, out=tmp_path),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segray.pace import Pace, Shares
+from segray.execution.chunk_sizing import Pace, Shares
 
 
 def pace(images_per_s: float, *, left: int = 0, in_flight: int = 0) -> Pace:

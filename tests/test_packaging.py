@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from versions import minimums
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 REPO = Path(__file__).parents[1]
 
@@ -57,7 +57,9 @@ def sources(folder: str, pattern: str) -> set[str]:
 def test_the_wheel_holds_the_package_and_its_configurations(built: Distribution) -> None:
     files = in_wheel(built)
     assert {name for name in files if name.startswith("segray/") and name.endswith(".py")} == sources("segray", "*.py")
-    assert {"segray/py.typed", "segray/scenes/model/stickers.xml", "segray/scenes/model/stickers.bin"} <= set(files)
+    assert {"segray/py.typed", "segray/synthetic/model/stickers.xml", "segray/synthetic/model/stickers.bin"} <= set(
+        files
+    )
     for name in sources("configs", "*.yaml"):
         assert files[f"segray/{name}"] == (REPO / name).read_bytes()
     assert {name.split("/")[0] for name in files} == {"segray", f"segray-{segray.__version__}.dist-info"}

@@ -24,8 +24,8 @@ from command import ENV, write_config
 from command import segray as command
 from label_sets import contents
 
-from segray.ledger import staged_task
-from segray.scenes import dataset
+from segray.label_set.run_records import staged_task
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

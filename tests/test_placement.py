@@ -9,7 +9,7 @@ import pytest
 
 from segray.config import Pool
 from segray.errors import ConfigError
-from segray.placement import Node, Seat, check, missing
+from segray.execution.placement import Node, Seat, check, missing
 
 SMALL, LARGE = Node("small", {"CPU": 4.0}), Node("large", {"CPU": 16.0})
 INTEL = Node("intel", {"CPU": 8.0, "intel_gpu": 1.0})

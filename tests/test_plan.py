@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray import plan, schema
 from segray.errors import SegrayError
 from segray.instances import Task
-from segray.sources import REF_SCHEMA
-from segray.storage import Store
+from segray.label_set import plan, schema
+from segray.sources.listing import REF_SCHEMA
+from segray.storage.store import Store
 
 
 def listed(*rows: tuple[str, str]) -> list[pa.RecordBatch]:
@@ -162,8 +162,8 @@ def test_what_is_left_are_the_runs_between_done_images(tmp_path: Path) -> None:
 _A_MILLION = """
 from pathlib import Path
 import pyarrow as pa
-from segray import plan
-from segray.storage import Store
+from segray.label_set import plan
+from segray.storage.store import Store
 
 def batches(count):
     for first in range(0, count, 65536):

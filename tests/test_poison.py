@@ -14,7 +14,7 @@ from label_sets import contents
 from poison import environment, poison
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -10,7 +10,7 @@ import label_sets
 import pytest
 from swift_server import Swift
 
-from segray.storage import Store
+from segray.storage.store import Store
 
 TIMES = int(os.environ.get("SEGRAY_SCRIPTS", "3"))
 WITHIN_S = 120
@@ -28,7 +28,7 @@ SCRIPTS = {
     "sql": "import duckdb\nsegray.sql(duckdb, root)\nprint(duckdb.sql('SELECT rle FROM instances LIMIT 1').fetchall())",
     "uncaught error": "next(segray.scan(root).to_batches()); raise SystemExit(0)",
 }
-THROUGH_PYTHON = "from segray import arrow_fs\narrow_fs.native = lambda uri, options: None\n"
+THROUGH_PYTHON = "from segray.storage import arrow_fs\narrow_fs.native = lambda uri, options: None\n"
 
 
 @pytest.fixture(scope="module")

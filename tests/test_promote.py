@@ -9,12 +9,13 @@ from test_run import chosen, start  # noqa: F401  chosen is a fixture
 from watchers import Notes
 
 import segray
-from segray import config, run
+from segray import config
 from segray.errors import LabelSetError, UserError, WorldError
+from segray.execution import run
 from segray.instances import Task
-from segray.promote import promote
-from segray.storage import StorageOptions
-from segray.tables import resolved
+from segray.label_set.promotion import promote
+from segray.label_set.snapshot import resolved
+from segray.storage.store import StorageOptions
 
 OPTIONS = StorageOptions()
 

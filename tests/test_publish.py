@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import segray
-from segray import publish, schema
 from segray.errors import ConflictError
 from segray.instances import Task, image_id
-from segray.ledger import Run, staged_name
-from segray.storage import StorageOptions, Store, join
+from segray.label_set import commit, schema
+from segray.label_set.run_records import Run, staged_name
+from segray.storage.store import StorageOptions, Store, join
 
 OPTIONS = StorageOptions()
 CLASSES = {13: "stop sign", 44: "bottle"}
@@ -48,26 +48,26 @@ def staged(run: Run, unit: int, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    publish.create_tables(str(tmp_path), OPTIONS)
+    commit.create_tables(str(tmp_path), OPTIONS)
     return Run(str(tmp_path), "20260101T000000Z-a")
 
 
-def merged(run: Run, number: int, *units: list[dict[str, Any]], file_rows: int = 1000) -> publish.Batch:
+def merged(run: Run, number: int, *units: list[dict[str, Any]], file_rows: int = 1000) -> commit.Batch:
     names = [staged(run, unit, rows) for unit, rows in enumerate(units)]
-    return publish.merge(run, number, publish.Inputs(tuple(names), {"run_id": run.id}, file_rows), OPTIONS)
+    return commit.merge(run, number, commit.Inputs(tuple(names), {"run_id": run.id}, file_rows), OPTIONS)
 
 
 def test_new_tables_read_as_empty_everywhere(run: Run) -> None:
     assert segray.scan(run.root).count_rows() == segray.images(run.root).count_rows() == 0
     assert pl.scan_delta(f"{run.root}/instances").collect().height == 0
-    assert publish.batch_numbers(run.root, OPTIONS) == (0, 0)
+    assert commit.batch_numbers(run.root, OPTIONS) == (0, 0)
 
 
 def test_a_batch_is_sorted_by_class_and_key_and_invisible_until_committed(run: Run) -> None:
     batch = merged(run, 1, [row("b.jpg", [44, 13]), row("c.jpg", [])], [row("a.jpg", [13])])
     assert (batch.images, batch.instances) == (3, 3)
     assert segray.scan(run.root).count_rows() == 0
-    publish.commit(batch, run, OPTIONS, Store())
+    commit.commit(batch, run, OPTIONS, Store())
     table = segray.scan(run.root).to_table()
     assert table.schema.names == schema.INSTANCES_WITH_PARTITION.names
     found = sorted((r["class"], r["class_id"], r["image_key"], r["instance"], r["batch"]) for r in table.to_pylist())
@@ -78,11 +78,11 @@ def test_a_batch_is_sorted_by_class_and_key_and_invisible_until_committed(run: R
         for r in segray.images(run.root).to_table().to_pylist()
     }
     assert images == {"a.jpg": ("ok", 1, run.id), "b.jpg": ("ok", 2, run.id), "c.jpg": ("empty", 0, run.id)}
-    assert publish.batch_numbers(run.root, OPTIONS) == (1, 1)
+    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
 
 
 def test_every_reader_sees_the_same_rows(run: Run) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [13, 44]), row("b.jpg", [13])]), run, OPTIONS, Store())
+    commit.commit(merged(run, 1, [row("a.jpg", [13, 44]), row("b.jpg", [13])]), run, OPTIONS, Store())
     glob = f"{run.root}/instances/class=*/*.parquet"
     query = f"select class, count(*) from read_parquet('{glob}', hive_partitioning=true) group by all order by all"
     assert duckdb.sql(query).fetchall() == [("bottle", 1), ("stop_sign", 2)]
@@ -92,7 +92,7 @@ def test_every_reader_sees_the_same_rows(run: Run) -> None:
 
 
 def test_files_carry_the_schema_to_the_letter_and_what_it_means(run: Run) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
+    commit.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
     (file,) = Path(run.root, "instances", "class=stop_sign").glob("*.parquet")
     found = pq.read_schema(file)
     assert found.remove_metadata().equals(schema.INSTANCES)
@@ -110,56 +110,56 @@ def test_large_classes_are_cut_into_files(run: Run) -> None:
 
 def test_a_crash_between_the_two_tables_is_finished_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = merged(run, 1, [row("a.jpg", [13])])
-    commit_table = publish._commit_table
+    commit_table = commit._commit_table
 
     def crash(root: str, options: StorageOptions, name: str, *rest: Any) -> None:
         if name == "images":
             raise KeyboardInterrupt
         commit_table(root, options, name, *rest)
 
-    monkeypatch.setattr(publish, "_commit_table", crash)
+    monkeypatch.setattr(commit, "_commit_table", crash)
     with pytest.raises(KeyboardInterrupt):
-        publish.commit(batch, run, OPTIONS, Store())
+        commit.commit(batch, run, OPTIONS, Store())
     monkeypatch.undo()
-    assert publish.batch_numbers(run.root, OPTIONS) == (1, 0)
-    assert publish.recover(run.root, OPTIONS, Store()) == 1
-    assert publish.batch_numbers(run.root, OPTIONS) == (1, 1)
+    assert commit.batch_numbers(run.root, OPTIONS) == (1, 0)
+    assert commit.recover(run.root, OPTIONS, Store()) == 1
+    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
     assert segray.images(run.root).to_table().column("image_key").to_pylist() == ["a.jpg"]
-    assert publish.recover(run.root, OPTIONS, Store()) == 1
+    assert commit.recover(run.root, OPTIONS, Store()) == 1
 
 
 @pytest.mark.parametrize("commits", [1, 3])
 def test_batches_that_others_commit_while_the_numbers_are_read_are_no_damage(
     run: Run, monkeypatch: pytest.MonkeyPatch, commits: int
 ) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
+    commit.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
     waiting = [2, 3, 4][:commits]
-    open_table = publish.open_table
+    open_table = commit.open_table
 
     def overtaken(*which: Any) -> Any:
         found = open_table(*which)
         if waiting:
-            monkeypatch.setattr(publish, "open_table", open_table)
+            monkeypatch.setattr(commit, "open_table", open_table)
             for number in waiting:
-                publish.commit(merged(run, number, [row(f"{number}.jpg", [13])]), run, OPTIONS, Store())
+                commit.commit(merged(run, number, [row(f"{number}.jpg", [13])]), run, OPTIONS, Store())
         return found
 
-    monkeypatch.setattr(publish, "open_table", overtaken)
-    assert publish.recover(run.root, OPTIONS, Store()) == 1 + commits
+    monkeypatch.setattr(commit, "open_table", overtaken)
+    assert commit.recover(run.root, OPTIONS, Store()) == 1 + commits
 
 
 def test_of_two_runs_that_race_for_a_batch_one_wins(run: Run) -> None:
     other = Run(run.root, "20260101T000000Z-b")
     mine, theirs = merged(run, 1, [row("a.jpg", [13])]), merged(other, 1, [row("a.jpg", [44])])
-    publish.commit(theirs, other, OPTIONS, Store())
+    commit.commit(theirs, other, OPTIONS, Store())
     with pytest.raises(ConflictError):
-        publish.commit(mine, run, OPTIONS, Store())
+        commit.commit(mine, run, OPTIONS, Store())
     assert segray.scan(run.root).to_table().column("class_id").to_pylist() == [44]
 
 
 def test_a_changed_image_replaces_its_rows_in_the_same_commit(run: Run) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [13, 44]), row("b.jpg", [13])]), run, OPTIONS, Store())
-    publish.commit(merged(run, 2, [row("a.jpg", [13], version="2")]), run, OPTIONS, Store())
+    commit.commit(merged(run, 1, [row("a.jpg", [13, 44]), row("b.jpg", [13])]), run, OPTIONS, Store())
+    commit.commit(merged(run, 2, [row("a.jpg", [13], version="2")]), run, OPTIONS, Store())
     rows = segray.scan(run.root).to_table().to_pylist()
     assert sorted((r["image_key"], r["class_id"], r["batch"]) for r in rows) == [("a.jpg", 13, 2), ("b.jpg", 13, 1)]
     images = segray.images(run.root).to_table().to_pylist()
@@ -167,24 +167,24 @@ def test_a_changed_image_replaces_its_rows_in_the_same_commit(run: Run) -> None:
 
 
 def test_an_empty_batch_of_instances_commits(run: Run) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [])]), run, OPTIONS, Store())
-    assert publish.batch_numbers(run.root, OPTIONS) == (1, 1)
+    commit.commit(merged(run, 1, [row("a.jpg", [])]), run, OPTIONS, Store())
+    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
     assert segray.images(run.root).count_rows() == 1
 
 
 def test_an_attempt_repeated_after_a_crash_leaves_no_second_copy(run: Run) -> None:
-    inputs = publish.Inputs((staged(run, 0, [row("a.jpg", [13])]),), {"run_id": run.id}, 1000)
-    publish.intend(run, 1, inputs, Store())
-    publish.merge(run, 1, inputs, OPTIONS)
-    again = publish.merge(run, 1, publish.intended(run, 1, Store()) or pytest.fail("forgotten"), OPTIONS)
-    publish.commit(again, run, OPTIONS, Store())
+    inputs = commit.Inputs((staged(run, 0, [row("a.jpg", [13])]),), {"run_id": run.id}, 1000)
+    commit.intend(run, 1, inputs, Store())
+    commit.merge(run, 1, inputs, OPTIONS)
+    again = commit.merge(run, 1, commit.intended(run, 1, Store()) or pytest.fail("forgotten"), OPTIONS)
+    commit.commit(again, run, OPTIONS, Store())
     assert len(list(Path(run.root, "instances").glob("class=*/*.parquet"))) == 1
-    assert publish.intended(run, 2, Store()) is None
+    assert commit.intended(run, 2, Store()) is None
 
 
 def test_what_another_worker_says_of_itself_makes_other_files(run: Run) -> None:
     names = (staged(run, 0, [row("a.jpg", [13])]),)
-    mine, theirs = (publish.merge(run, 1, publish.Inputs(names, {"host": host}, 1000), OPTIONS) for host in ("a", "bb"))
+    mine, theirs = (commit.merge(run, 1, commit.Inputs(names, {"host": host}, 1000), OPTIONS) for host in ("a", "bb"))
     for name in ("instances", "images"):
         assert {f.path for f in mine.tables[name].add}.isdisjoint(f.path for f in theirs.tables[name].add)
 
@@ -194,21 +194,21 @@ def test_the_rows_do_not_depend_on_how_much_is_merged_at_once(run: Run, monkeypa
     names = tuple(staged(run, unit, rows) for unit, rows in enumerate(units))
 
     def rows_of(host: str) -> list[Any]:
-        batch = publish.merge(run, 1, publish.Inputs(names, {"host": host}, 1000), OPTIONS)
+        batch = commit.merge(run, 1, commit.Inputs(names, {"host": host}, 1000), OPTIONS)
         assert (batch.images, batch.instances) == (20, sum(len(r["instances"]) for rows in units for r in rows))
         paths = [Path(run.root, name, file.path) for name in batch.tables for file in batch.tables[name].add]
         return [pq.read_table(path, partitioning=None).to_pylist() for path in paths]
 
     together = rows_of("a")
-    monkeypatch.setattr(publish, "_READ_AT_ONCE", 1)
-    monkeypatch.setattr(publish, "_MERGED_AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(commit, "_READ_AT_ONCE", 1)
+    monkeypatch.setattr(commit, "_MERGED_AT_ONCE_BYTES", 1)
     assert rows_of("b") == together
 
 
 def test_files_without_a_replaced_image_are_left_alone(run: Run) -> None:
-    publish.commit(merged(run, 1, [row("a.jpg", [13]), row("c.jpg", [44])], file_rows=1), run, OPTIONS, Store())
+    commit.commit(merged(run, 1, [row("a.jpg", [13]), row("c.jpg", [44])], file_rows=1), run, OPTIONS, Store())
     batch = merged(run, 2, [row("b.jpg", [13]), row("c.jpg", [44], version="2")])
     assert [file.partition for file in batch.tables["instances"].remove] == ["bottle"]
     assert len(batch.tables["images"].remove) == 1
-    publish.commit(batch, run, OPTIONS, Store())
+    commit.commit(batch, run, OPTIONS, Store())
     assert sorted(segray.images(run.root).to_table().column("image_key").to_pylist()) == ["a.jpg", "b.jpg", "c.jpg"]

@@ -16,13 +16,17 @@ import wrapped
 from openvino import opset13 as op
 from watchers import Notes
 
-from segray import cli, config, label, quantize, run, runtime, trial, zoo
-from segray.analytics.evaluate import evaluate
+from segray import config
+from segray.analytics.evaluation.evaluate import evaluate
+from segray.cli import main
+from segray.conversion import compare, quantize
+from segray.conversion.inspect_model import inspect
 from segray.errors import ConfigError, LabelSetError, ModelError, UserError
-from segray.inspection import inspect
-from segray.scenes import dataset
-from segray.storage import Store
-from segray.workers import InProcess
+from segray.execution import labeller, run
+from segray.execution.worker_pool import InProcess
+from segray.models import engine, resolve
+from segray.storage.store import Store
+from segray.synthetic import dataset
 
 TF = "mask_rcnn_inception_v2_coco"
 
@@ -64,9 +68,9 @@ def test_the_last_layers_of_the_outputs_that_are_read_stay_in_float() -> None:
 def test_the_rule_finds_the_heads_behind_suppression_and_mask_heads(key: str) -> None:
     """The network's own heads: for five scales boxes and mask coefficients; prototypes; the table of classes."""
     form = wrapped.WRAPPED[key]
-    contract = zoo.CONTRACTS[form.name].forms[form.form]
+    contract = resolve.CONTRACTS[form.name].forms[form.form]
     kept = quantize.float_names(form.make(), contract.outputs)
-    own = quantize.float_names(runtime.read(zoo.EMBEDDED), ("conf", "boxes", "mask", "proto"))
+    own = quantize.float_names(engine.read(resolve.EMBEDDED), ("conf", "boxes", "mask", "proto"))
     heads = {name for name in own if name.endswith(("Convolution", "MatMul")) or "Convolution_" in name}
     assert len(heads) == 12
     assert heads <= kept
@@ -79,7 +83,7 @@ def test_the_rule_finds_the_heads_behind_suppression_and_mask_heads(key: str) ->
 def test_without_nncf_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UserError, match=r"not installed[\s\S]*\[quantize\]"):
-        quantize.quantize(zoo.resolve("stickers"), str(tmp_path), tmp_path / "out", Store())
+        quantize.quantize(resolve.resolve("stickers"), str(tmp_path), tmp_path / "out", Store())
 
 
 def test_int8_on_the_float_model_ends_before_any_image_is_read(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def any_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("any_nncf")
 def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
-    model = zoo.resolve("stickers", str(test_runtime.quantised(tmp_path)), "converted")
+    model = resolve.resolve("stickers", str(test_runtime.quantised(tmp_path)), "converted")
     with pytest.raises(ConfigError, match="quantised already"):
         quantize.quantize(model, str(tmp_path), tmp_path / "out", Store())
 
@@ -109,9 +113,9 @@ def test_inspect_says_that_a_model_is_quantised(tmp_path: Path) -> None:
 def test_the_folder_of_another_model_is_left_alone(tmp_path: Path, card: dict[str, Any]) -> None:
     (tmp_path / "segray.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="holds another model"):
-        quantize.quantize(zoo.resolve("stickers"), str(tmp_path), tmp_path, Store())
+        quantize.quantize(resolve.resolve("stickers"), str(tmp_path), tmp_path, Store())
     with pytest.raises(ModelError, match=r"holds another model[\s\S]*--out"):
-        quantize.quantize(zoo.resolve("stickers"), str(tmp_path), zoo.EMBEDDED.parent, Store())
+        quantize.quantize(resolve.resolve("stickers"), str(tmp_path), resolve.EMBEDDED.parent, Store())
     assert [path.name for path in tmp_path.iterdir()] == ["segray.json"]
 
 
@@ -128,7 +132,7 @@ def test_arguments_that_mean_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["models", "quantize", *arguments, "--images", "images"]) == 2
+    assert main.run(["models", "quantize", *arguments, "--images", "images"]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -137,14 +141,14 @@ def test_a_loss_beyond_the_bound_is_told_by_words_and_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 ) -> None:
     """The worse of mask and box counts."""
-    speed = trial.Speed("cpu", ({"f32": 4.0, "bf16": 8.0, "int8": 12.0},))
-    accuracy = trial.Accuracy(("a.png",), 3, {"f32": 0.8, "int8": 0.81}, {"f32": 0.8, "int8": 0.7})
+    speed = compare.Speed("cpu", ({"f32": 4.0, "bf16": 8.0, "int8": 12.0},))
+    accuracy = compare.Accuracy(("a.png",), 3, {"f32": 0.8, "int8": 0.81}, {"f32": 0.8, "int8": 0.7})
     found = quantize.Quantised(
         "stickers", "converted", Path("out/stickers-int8.xml"), 32, {"int8": 48, "float": 12},
         {"source": 3_800_000, "int8": 2_300_000}, speed, accuracy, calibrated=1,
     )  # fmt: skip
     monkeypatch.setattr(quantize, "quantize", lambda *args, **options: found)
-    assert cli.run(["models", "quantize", "stickers", "--images", "images", *arguments]) == code
+    assert main.run(["models", "quantize", "stickers", "--images", "images", *arguments]) == code
     said = capsys.readouterr().out
     assert ("AP fell by 0.100" in said) == (code == 4)
     assert "3.00 times as fast as f32, 1.50 times as fast as bf16" in said
@@ -184,10 +188,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         "--out": folder / "int8",
     }
     with pytest.MonkeyPatch.context() as patch, (folder / "out.json").open("w") as out:
-        patch.setattr(trial, "ROUND_S", 0.05)
+        patch.setattr(compare, "ROUND_S", 0.05)
         patch.setattr(sys, "stdout", out)
         flat = [str(part) for pair in arguments.items() for part in pair]
-        code = cli.run(["models", "quantize", "stickers", *flat, "--json"])
+        code = main.run(["models", "quantize", "stickers", *flat, "--json"])
     return Made(folder, code, json.loads((folder / "out.json").read_text()))
 
 
@@ -209,19 +213,21 @@ def test_the_card_says_how_it_came_to_be(made: Made) -> None:
     assert sorted(path.name for path in made.xml.parent.iterdir()) == [
         "segray.json", "stickers-int8.bin", "stickers-int8.xml",
     ]  # fmt: skip
-    card = zoo.read_card(made.xml)
+    card = resolve.read_card(made.xml)
     assert (card["precision"], card["form"]) == ("int8", "converted")
-    assert card["source"]["fingerprint"] == zoo.resolve("stickers").fingerprint
+    assert card["source"]["fingerprint"] == resolve.resolve("stickers").fingerprint
     assert card["calibration"]["samples"] == SAMPLES  # the broken one left out
-    assert card["files"] == {file.name: zoo.sha256(file) for file in zoo.resolve("stickers", str(made.xml)).files}
+    assert card["files"] == {
+        file.name: resolve.sha256(file) for file in resolve.resolve("stickers", str(made.xml)).files
+    }
     assert card["versions"].keys() == {"segray", "openvino", "nncf"}
     assert card["accuracy"]["mask_ap"].keys() == {"f32", "int8"}
 
 
 @pytest.mark.full
 def test_it_labels_like_any_model_into_another_label_set(made: Made) -> None:
-    def start(recipe: label.Recipe, chosen: config.Config) -> InProcess:
-        return InProcess(*label.build(recipe, "CPU", None))
+    def start(recipe: labeller.Recipe, chosen: config.Config) -> InProcess:
+        return InProcess(*labeller.build(recipe, "CPU", None))
 
     chosen = settings(made.folder, path=str(made.xml), precision="int8")
     summary = run.label(chosen, Notes(), start, limit=16)

@@ -20,21 +20,23 @@ import pytest
 from label_sets import Image
 from swift_server import Swift
 
-from segray import config, ledger, observe, rle, tables
-from segray.analytics import census
-from segray.analytics import report as pages
-from segray.analytics.live import live
-from segray.analytics.page import histogram, number, size, text
-from segray.analytics.report import choose, report
-from segray.console import Plain
+from segray import config, rle
+from segray.analytics.reports import report as pages
+from segray.analytics.reports import statistics
+from segray.analytics.reports.html import histogram, number, size, text
+from segray.analytics.reports.live_page import live
+from segray.analytics.reports.report import choose, report
 from segray.errors import LabelSetError, UserError, WorldError
-from segray.heartbeat import Heart
+from segray.execution.progress import Tally, Vitals
+from segray.execution.run import Summary
 from segray.instances import ImageRef
-from segray.ledger import Run
-from segray.run import Summary
-from segray.sources.reading import Files
-from segray.storage import StorageOptions, Store, join
-from segray.vitals import Tally, Vitals
+from segray.label_set import run_records, snapshot
+from segray.label_set.run_records import Run
+from segray.monitoring import session
+from segray.monitoring.console import Plain
+from segray.monitoring.heartbeat import Heart
+from segray.sources.reader import Files
+from segray.storage.store import StorageOptions, Store, join
 
 SIZE_HW = (60, 80)
 EVIL = {1: "<script>alert(1)</script>", 2: '"><img src=x onerror=alert(2)>', 3: "a&amp;b'\u202egnp.exe"}
@@ -132,11 +134,11 @@ def test_the_page_is_whole_and_can_be_read_by_anybody(root: str) -> None:
 
 def test_its_numbers_are_those_of_the_tables(root: str) -> None:
     duckdb = pytest.importorskip("duckdb")
-    from segray.analytics.sql import sql
+    from segray.analytics.query.duckdb_views import sql
 
     con = duckdb.connect()
     sql(con, root)
-    counted = census.count(tables.snapshot(root))
+    counted = statistics.count(snapshot.snapshot(root))
 
     def rows(query: str) -> list[tuple[object, ...]]:
         return list(con.execute(query).fetchall())
@@ -164,12 +166,12 @@ def test_its_numbers_are_those_of_the_tables(root: str) -> None:
 
 
 def test_pictures_are_chosen_for_a_reason_each(root: str) -> None:
-    chosen = choose(census.count(tables.snapshot(root)), 5)
+    chosen = choose(statistics.count(snapshot.snapshot(root)), 5)
     kinds = {each.kind: each.key for each in chosen}
     assert kinds["Typical"].startswith("typical-")
     assert (kinds["Lowest confidence"], kinds["Most crowded"]) == ("unsure.png", "crowd.png")
     assert kinds["Rare class"] == "zebra.png"
-    everything = choose(census.count(tables.snapshot(root)), 60)
+    everything = choose(statistics.count(snapshot.snapshot(root)), 60)
     keys = [each.key for each in everything]
     assert len(keys) == len(set(keys)) == 9
     assert "bare.png" in keys
@@ -177,8 +179,8 @@ def test_pictures_are_chosen_for_a_reason_each(root: str) -> None:
 
 
 def test_a_sample_is_the_same_in_whatever_parts_rows_come(root: str) -> None:
-    images = tables.snapshot(root).images.to_table()
-    whole, parts = census._Images(), census._Images()
+    images = snapshot.snapshot(root).images.to_table()
+    whole, parts = statistics._Images(), statistics._Images()
     whole.add(images)
     for i in range(len(images)):
         parts.add(images.slice(len(images) - 1 - i, 1))
@@ -189,7 +191,7 @@ def test_a_sample_is_the_same_in_whatever_parts_rows_come(root: str) -> None:
 
 
 def test_only_the_first_so_many_are_kept() -> None:
-    kept = census._First(3, ("n_instances", "descending"))
+    kept = statistics._First(3, ("n_instances", "descending"))
     for start in range(0, 100, 10):
         rows = [
             {"image_id": f"{i:02d}", "image_key": f"k{i}", "n_instances": i % 50, "pixels": 1}
@@ -303,7 +305,7 @@ def vitals(run: Run) -> Vitals:
 
 
 def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> None:
-    run = ledger.new_run(str(tmp_path))
+    run = run_records.new_run(str(tmp_path))
     told: list[bool] = []
 
     def page(beat: Mapping[str, object]) -> str:
@@ -340,23 +342,23 @@ def settings(root: str, **given: object) -> config.Config:
 
 
 def test_a_run_leaves_its_report_beside_its_record(root: str) -> None:
-    run = ledger.new_run(root)
+    run = run_records.new_run(root)
     workers = [{"precision": "bf16", "device": "CPU", "device_name": "A CPU", "host": "h", "openvino": "2026.4"}]
     done = {"ok": 8, "empty": 1, "failed": 4}
     spent = {"read": 0.5, "infer": 2.0}
     run.save(Store(), {"state": "done", "source": "photos", "workers": workers, "labelled": done, "seconds": spent})
-    where = observe.report(settings(root), ended(root), Plain())
+    where = session.report(settings(root), ended(root), Plain())
     assert where == run.page
     said = Checked(Path(run.page).read_text()).text
     assert "bf16" in said
     assert re.search(r"infer\s+2\.0\s+80%\s+-\s+153\.8\s+6\.5", said)
-    assert observe.report(settings(root, report=False), ended(root), Plain()) is None
-    assert observe.report(settings(root), replace(ended(root), planned=0), Plain()) is None
+    assert session.report(settings(root, report=False), ended(root), Plain()) is None
+    assert session.report(settings(root), replace(ended(root), planned=0), Plain()) is None
 
 
 def test_a_report_that_fails_is_told_and_fails_nothing(tmp_path: Path) -> None:
     said = io.StringIO()
-    assert observe.report(settings(str(tmp_path)), ended(str(tmp_path)), Plain(said)) is None
+    assert session.report(settings(str(tmp_path)), ended(str(tmp_path)), Plain(said)) is None
     assert "there is no report, the labels are whole: UserError: no run is recorded here" in said.getvalue()
 
 
@@ -364,7 +366,7 @@ def test_a_report_that_fails_is_told_and_fails_nothing(tmp_path: Path) -> None:
 def test_a_label_set_in_a_bucket_is_reported_into_it(root: str, swift_env: Swift) -> None:
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)
     store, remote = Store(options), f"s3://{swift_env.bucket()}/labels"
-    ledger.new_run(root).save(Store(), {"state": "done"})
+    run_records.new_run(root).save(Store(), {"state": "done"})
     for path in Path(root).rglob("*"):
         if path.is_file():
             store.put(join(remote, str(path.relative_to(root))), path.read_bytes())

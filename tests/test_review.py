@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 from label_sets import Image
 
-from segray import cli, maintain, rle, tables
-from segray.analytics import corrections, slices
-from segray.analytics import select as selecting
-from segray.analytics.evaluate import evaluate
-from segray.analytics.formats import brush, row_runs
-from segray.analytics.review import Review, estimate, review, wilson
-from segray.analytics.select import Selection, farthest, select
-from segray.contracts.labels import COCO_NAMES
+from segray import rle
+from segray.analytics.evaluation.evaluate import evaluate
+from segray.analytics.export.formats import brush, row_runs
+from segray.analytics.query import key_ranges
+from segray.analytics.review import annotation_import
+from segray.analytics.review import sampling as selecting
+from segray.analytics.review.review import Review, estimate, review, wilson
+from segray.analytics.review.sampling import Selection, farthest, select
+from segray.cli import main
 from segray.errors import LabelSetError, SourceError, UserError
-from segray.storage import StorageOptions
+from segray.label_set import maintenance, snapshot
+from segray.models.coco_labels import COCO_NAMES
+from segray.storage.store import StorageOptions
 
 SIZE_HW = (60, 80)
 NAMES = COCO_NAMES
@@ -73,7 +76,7 @@ def keys(found: Selection, criterion: str) -> list[str]:
 def test_each_criterion_picks_the_images_made_for_it_and_says_why(
     planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (9,))
     images = shown()
     changed = {
         "05.jpg": Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))]),
@@ -106,7 +109,7 @@ def test_the_same_labels_and_seed_give_the_same_choice_whatever_the_slices(
     monkeypatch.setattr(selecting, "_POOL", 8)
     take = {"uncertain": 2, "rare": 3, "diverse": 2, "random": 4}
     found = select(planted, take)
-    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (9,))
     assert select(planted, take) == found
     assert keys(select(planted, take, seed=1), "random") != keys(found, "random")
     assert keys(select(planted, {"random": 4}), "random") == keys(found, "random")
@@ -116,8 +119,8 @@ def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
     planted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selecting, "_POOL", 4)
-    state = tables.snapshot(planted)
-    parts = slices.cut(state, slice_rows=9)
+    state = snapshot.snapshot(planted)
+    parts = key_ranges.cut(state, slice_rows=9)
     found = selecting._Found({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
     for part in parts:
         found.add(state, part)
@@ -365,10 +368,10 @@ def test_label_studios_own_strokes_with_literals_and_soft_edges_are_read() -> No
     for word in words[15:]:
         bits += "1" + "00" + "000" + f"{word:08b}"
     data = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
-    assert corrections.unbrushed(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
+    assert annotation_import.unbrushed(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
     for broken, size_hw in ((data[:20], (2, 3)), (data, (3, 3))):
         with pytest.raises(ValueError, match="brush stroke"):
-            corrections.unbrushed(broken, size_hw)
+            annotation_import.unbrushed(broken, size_hw)
 
 
 def skip_one(content: Any) -> None:
@@ -469,7 +472,7 @@ def test_what_became_of_the_labels_since_changes_no_review(drawn: Chosen, tmp_pa
         here = str(shutil.copytree(root, tmp_path / f"without {changed}"))
         label_sets.write(here, {changed: Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))])})
         assert again(here) == before
-        maintain.maintain(here, StorageOptions(), grace_hours=0)
+        maintenance.maintain(here, StorageOptions(), grace_hours=0)
         if changed == left:
             assert again(here) == before
         else:
@@ -536,16 +539,16 @@ def test_an_interval_is_about_as_wide_as_resampled_images_say() -> None:
 def test_the_two_commands(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     selection, tasks, truth = (str(tmp_path / name) for name in ("s.json", "tasks.xml", "truth.json"))
     asked = ["--take", "random=6", "--take", "rare=2", "--to", "cvat", "--tasks", tasks]
-    assert cli.run(["select", root, selection, *asked]) == 0
+    assert main.run(["select", root, selection, *asked]) == 0
     assert "of 13 images with 36 instances: 6 random, 2 rare" in capsys.readouterr().out
-    assert cli.run(["review", root, "--selection", selection, "--corrected", tasks, "--truth", truth]) == 0
+    assert main.run(["review", root, "--selection", selection, "--corrected", tasks, "--truth", truth]) == 0
     out = capsys.readouterr().out
     assert "6 of them a random sample of 13" in out
     assert "1.000 (" in out
-    assert cli.run(["review", root, "--selection", selection, "--corrected", tasks, "--json"]) == 0
+    assert main.run(["review", root, "--selection", selection, "--corrected", tasks, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sampled"] == 6
-    assert cli.run(["select", root, selection, "--take", "random"]) == 2
-    assert cli.run(["select", root, selection, "--take", "random=2"]) == 2  # it is there
+    assert main.run(["select", root, selection, "--take", "random"]) == 2
+    assert main.run(["select", root, selection, "--take", "random=2"]) == 2  # it is there
 
 
 @pytest.mark.full
@@ -557,7 +560,7 @@ def test_the_commands_of_the_page_run(root: str, tmp_path: Path, monkeypatch: py
     for name in ("labels", "labels-v2"):
         shutil.copytree(root, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert cli.run(commands[0]) == 0
+    assert main.run(commands[0]) == 0
     Path("corrected.json").write_text(json.dumps(studio(Path("tasks.json"))))
-    assert cli.run(commands[1]) == 0
-    assert cli.run(["evaluate", "labels", "--truth", "truth.json", "--allow-unlisted"]) == 0
+    assert main.run(commands[1]) == 0
+    assert main.run(["evaluate", "labels", "--truth", "truth.json", "--allow-unlisted"]) == 0

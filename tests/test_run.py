@@ -15,15 +15,18 @@ import pytest
 from watchers import Notes
 
 import segray
-from segray import config, maintain, publish, run, schema
-from segray.datafiles import Rows, Writer
+from segray import config
 from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
+from segray.execution import run
+from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.worker_pool import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
-from segray.label import Outcome, Recipe, report, stage
-from segray.storage import StorageOptions, Store
-from segray.tables import open_table
-from segray.verify import verify
-from segray.workers import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
+from segray.label_set import commit as publish
+from segray.label_set import maintenance, schema
+from segray.label_set.parquet_writer import Rows, Writer
+from segray.label_set.snapshot import open_table
+from segray.label_set.validation import verify
+from segray.storage.store import StorageOptions, Store
 
 FACTS = {"device": "FAKE", "precision": "f32", "host": "here"}
 LABELS = {13: "stop sign"}
@@ -490,7 +493,7 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
     def overtaken(*args: Any) -> publish.Batch:
         batch = merge(*args)
         if not merges:
-            maintain.maintain(chosen.output.root, StorageOptions(), limits=maintain.Limits(files=2))
+            maintenance.maintain(chosen.output.root, StorageOptions(), limits=maintenance.Limits(files=2))
         merges.append(batch.number)
         return batch
 

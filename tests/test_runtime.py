@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from segray import runtime
-from segray.contracts.contract import Form, ImageInput
 from segray.errors import ConfigError, ImageError, ModelError
-from segray.runtime import DeviceSettings, FakeEngine, available_cpus
+from segray.models import engine as runtime
+from segray.models.adapters.adapter import Form, ImageInput
+from segray.models.engine import DeviceSettings, FakeEngine, available_cpus
 
 SIZE_HW = (6, 5)
 F32 = DeviceSettings(threads=2, precision="f32")

@@ -13,8 +13,8 @@ from command import write_config
 from swift_server import Swift
 
 import segray
-from segray.scenes import dataset
-from segray.storage import StorageOptions, Store
+from segray.storage.store import StorageOptions, Store
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from segray import rle
-from segray.contracts.labels import COCO_NAMES
 from segray.errors import SourceError
-from segray.scenes import dataset
-from segray.scenes.scene import draw_scene
-from segray.scenes.shapes import STICKERS
+from segray.models.coco_labels import COCO_NAMES
+from segray.synthetic import dataset
+from segray.synthetic.scene import draw_scene
+from segray.synthetic.shapes import STICKERS
 
 COUNT, SEED = 13, 5
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import tried
 
+from segray.execution.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Release, Retire, Scheduler
 from segray.instances import Progress, Task
-from segray.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Release, Retire, Scheduler
 
 
 def tasks_of(units: list[int]) -> list[Task]:

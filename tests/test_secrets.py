@@ -20,8 +20,8 @@ from swift_server import Swift
 import segray
 from segray import config
 from segray.errors import AccessError, ConfigError
-from segray.scenes import dataset
-from segray.storage import StorageOptions, Store
+from segray.storage.store import StorageOptions, Store
+from segray.synthetic import dataset
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 PASSWORD, TOKEN, SIGNATURE = "pAsSwOrD-4711", "tOkEn-4712", "sIgNaTuRe-4713"

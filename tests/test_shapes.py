@@ -22,15 +22,18 @@ from hypothesis import strategies as st
 from properties import tried
 from shapes import SHAPES, Shaped, add
 
-from segray import config, plan, sources, storage
+from segray import config
+from segray._system.memory import Budget
 from segray.errors import ImageError, SourceError
-from segray.image import Limits, decode
+from segray.imaging.decode import Limits, decode
 from segray.instances import ImageRef
-from segray.memory import Budget
-from segray.sources import reading, tar, video
-from segray.sources.index import Index
-from segray.sources.names import inside
-from segray.storage import StorageOptions, Store
+from segray.label_set import plan
+from segray.sources import listing, tar_archive, video
+from segray.sources import reader as reading
+from segray.sources.shard_index import Index
+from segray.sources.uris import inside
+from segray.storage import store as storage
+from segray.storage.store import StorageOptions, Store
 
 
 def png(value: int, size_wh: tuple[int, int] = (8, 6)) -> bytes:
@@ -50,7 +53,7 @@ def store() -> Store:
 
 def refs(shaped: Shaped, store: Store, index: Index | None = None) -> list[ImageRef]:
     asked = config.Source(uri=shaped.uri, **shaped.source)
-    return [ref for batch in sources.configured(asked, store, index) for ref in sources.refs(batch)]
+    return [ref for batch in listing.configured(asked, store, index) for ref in listing.refs(batch)]
 
 
 def files(store: Store, limits: Limits = LIMITS) -> reading.Files:
@@ -83,7 +86,7 @@ def test_every_shape_gives_the_same_references_twice_sorted_with_versions(shaped
     assert found == refs(shaped, store)
     assert [ref.key for ref in found] == sorted(shaped.keys.values())
     assert all(ref.version for ref in found)
-    listed, total, _ = plan.build(sources.configured(config.Source(uri=shaped.uri, **shaped.source), store), None)
+    listed, total, _ = plan.build(listing.configured(config.Source(uri=shaped.uri, **shaped.source), store), None)
     assert (len(listed), total) == (len(FILES), len(FILES))
     assert listed.rows(0, 99).column("uri").to_pylist() == [ref.uri for ref in found]
 
@@ -508,9 +511,9 @@ def test_a_video_over_the_limits_fails_before_a_frame_is_decoded(store: Store, t
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each shard whose headers are read."""
-    read = tar.members
+    read = tar_archive.members
     found: list[int] = []
-    monkeypatch.setattr(tar, "members", lambda *each: (found.append(1), read(*each))[1])
+    monkeypatch.setattr(tar_archive, "members", lambda *each: (found.append(1), read(*each))[1])
     return found
 
 

@@ -17,11 +17,12 @@ from swift_server import Swift
 from watchers import Notes
 
 import segray
-from segray import config, run
-from segray.label import Labeller, Recipe, build
-from segray.scenes import dataset
-from segray.storage import StorageOptions, Store
-from segray.workers import InProcess
+from segray import config
+from segray.execution import run
+from segray.execution.labeller import Labeller, Recipe, build
+from segray.execution.worker_pool import InProcess
+from segray.storage.store import StorageOptions, Store
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 

@@ -10,8 +10,8 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
-from segray import rle, schema, tables
-from segray.analytics.sheet import (
+from segray import rle
+from segray.analytics.reports.contact_sheet import (
     PALETTE,
     Candidate,
     Label,
@@ -25,6 +25,7 @@ from segray.analytics.sheet import (
 )
 from segray.errors import UserError
 from segray.instances import image_id
+from segray.label_set import schema, snapshot
 
 SIZE_HW = (120, 160)
 
@@ -170,7 +171,7 @@ def test_pictures_of_a_label_set_are_its_rows_above_the_threshold(monkeypatch: p
         for p in pictures
     ]  # fmt: skip
     both = ds.dataset(pa.Table.from_pylist(instances, schema.INSTANCES)), ds.dataset(pa.Table.from_pylist(images))
-    monkeypatch.setattr(tables, "snapshot", lambda root: tables.Snapshot(root, 1, *both, {}))
+    monkeypatch.setattr(snapshot, "snapshot", lambda root: snapshot.Snapshot(root, 1, *both, {}))
     found = {p.key: p for p in pictures_of("root", 9, score_threshold=0.3)}
     assert {key: len(p.labels) for key, p in found.items()} == {"a.png": 3, "b.png": 0, "c.png": 0}
     assert found["a.png"].uri == "s3://b/a.png"

@@ -18,7 +18,7 @@ from command import ENV, start, write_config
 from command import segray as command
 
 import segray
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 
@@ -166,7 +166,7 @@ except KeyboardInterrupt as found:
 signals.listen()  # as after a library, while what was begun is ended
 os.kill(os.getpid(), signal.SIGTERM)
 """
-    program = f"import os, signal\nfrom segray import signals\n{LOST[how]}{then}"
+    program = f"import os, signal\nfrom segray._system import signals\n{LOST[how]}{then}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["went on", "SIGTERM"], done.stderr
     assert done.returncode == -signal.SIGTERM  # the second is left to the system
@@ -175,7 +175,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 def test_an_exception_that_is_dropped_is_raised_again_in_silence() -> None:
     program = f"""
 import os, signal, time
-from segray import signals
+from segray._system import signals
 try:
     {LOST["while an object is finalised"].strip().replace(chr(10), chr(10) + "    ")}
     time.sleep(30)
@@ -263,7 +263,7 @@ def test_no_module_catches_a_signal_that_comes_while_it_is_imported(tmp_path: Pa
     )
     program = f"""
 import sys
-from segray import signals
+from segray._system import signals
 sys.path.insert(0, {str(tmp_path)!r})
 signals.listen()
 with signals.ending_at_once():
@@ -275,7 +275,9 @@ with signals.ending_at_once():
 def test_a_signal_that_becomes_another_exception_is_an_interruption_all_the_same() -> None:
     program = """
 import os, signal, sys
-from segray import cli, config, signals
+from segray.cli import main as cli
+from segray import config
+from segray._system import signals
 def load(*arguments):
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -292,7 +294,8 @@ cli.main()
 def test_a_signal_after_a_commands_end_changes_nothing() -> None:
     program = """
 import os, signal, sys
-from segray import cli, orphans, signals
+from segray.cli import main as cli
+from segray._system import child_processes as orphans, signals
 orphans.end = lambda spared: os.kill(os.getpid(), signal.SIGINT)
 sys.argv = ["segray", "version"]
 signals.listen()

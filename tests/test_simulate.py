@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import segray
+from benchmarks import synthetic_rows
+from benchmarks.simulated_cluster import Load, Outcome, Pool, simulate
 from segray import rle
-from segray.simulation import detections
-from segray.simulation.cluster import Load, Outcome, Pool, simulate
 
 SLOW = 5.0
 
@@ -42,9 +42,9 @@ def test_the_same_load_gives_the_same_outcome() -> None:
     assert simulated(2_000, Pool(3)).labelled_s == simulated(2_000, Pool(3)).labelled_s
 
 
-def stager(seed: int = 0) -> detections.Stager:
+def stager(seed: int = 0) -> synthetic_rows.Stager:
     rng = np.random.default_rng(seed)
-    return detections.Stager(detections.instances(detections.drawn(20, rng), 60, rng), 3, rng)
+    return synthetic_rows.Stager(synthetic_rows.instances(synthetic_rows.drawn(20, rng), 60, rng), 3, rng)
 
 
 def test_what_is_published_is_every_image_once(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_is_published_is_every_image_once(tmp_path: Path) -> None:
 
 def test_made_up_masks_are_what_their_rows_say() -> None:
     rng = np.random.default_rng(1)
-    for row in detections.instances(detections.drawn(20, rng), 60, rng).to_pylist():
+    for row in synthetic_rows.instances(synthetic_rows.drawn(20, rng), 60, rng).to_pylist():
         mask = rle.decode(row["rle"], (480, 640))
         assert mask.sum() == row["area"] == rle.area(row["rle"])
         assert rle.bbox(row["rle"], (480, 640)).tolist() == [row[f"bbox_{name}"] for name in "xywh"]

@@ -13,41 +13,43 @@ import pyarrow.parquet as pq
 import pytest
 from label_sets import Image
 
-from segray import rle, tables
-from segray.analytics import slices, truth
-from segray.analytics.export import Choice, export
-from segray.analytics.slices import Slice
-from segray.storage import Store
-from segray.tables import Snapshot
+from segray import rle
+from segray.analytics.evaluation import ground_truth
+from segray.analytics.export.export import Choice, export
+from segray.analytics.query import key_ranges
+from segray.analytics.query.key_ranges import Slice
+from segray.label_set import snapshot
+from segray.label_set.snapshot import Snapshot
+from segray.storage.store import Store
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
 
 
 def test_slices_that_hold_keys() -> None:
     parts = [Slice("", "d"), Slice("d", "k"), Slice("k", None)]
-    assert list(slices.holding(parts, {"z", "a", "k", "b"})) == [(parts[0], ["a", "b"]), (parts[2], ["k", "z"])]
-    assert list(slices.holding(parts, set())) == []
+    assert list(key_ranges.holding(parts, {"z", "a", "k", "b"})) == [(parts[0], ["a", "b"]), (parts[2], ["k", "z"])]
+    assert list(key_ranges.holding(parts, set())) == []
 
 
 def test_a_filter_on_images_says_their_range() -> None:
     table = pa.table({"image_key": list("abcdef")})
     for keys in ({"b", "d"}, set("abcdef"), {"x"}, set[str]()):
-        found = ds.dataset(table).to_table(filter=slices.of_images(keys))
+        found = ds.dataset(table).to_table(filter=key_ranges.of_images(keys))
         assert set(found.column("image_key").to_pylist()) == keys & set("abcdef")
-    assert 'image_key >= "b"' in str(slices.of_images({"b", "d"}))
+    assert 'image_key >= "b"' in str(key_ranges.of_images({"b", "d"}))
 
 
 def test_an_export_of_some_images_reads_their_slices_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = {f"{i:02d}.jpg": Image((8, 10), [(13, 0.9, SQUARE)]) for i in range(20)}
     root = label_sets.write(tmp_path / "root", images)
-    monkeypatch.setattr(slices.Keys.cut, "__defaults__", (5,))
-    read, instances = list[Slice](), slices.instances
+    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (5,))
+    read, instances = list[Slice](), key_ranges.instances
 
     def noted(shown: Snapshot, part: Slice, *rest: Any) -> pa.Table:
         read.append(part)
         return instances(shown, part, *rest)
 
-    monkeypatch.setattr(slices, "instances", noted)
+    monkeypatch.setattr(key_ranges, "instances", noted)
     done = export(root, "coco", tmp_path / "some.json", Choice(keys=frozenset({"03.jpg", "16.jpg", "17.jpg"})))
     assert (done.images, done.instances) == (3, 3)
     assert len(read) < 4
@@ -64,8 +66,8 @@ def test_large_masks_make_more_slices(tmp_path: Path) -> None:
     cuts = {}
     for name, mask in kinds.items():
         images = {f"{i:02d}.jpg": Image(size_hw, [(13, 0.9, mask()) for _ in range(3)]) for i in range(20)}
-        shown = tables.snapshot(label_sets.write(tmp_path / name, images))
-        cuts[name] = len(slices.cut(shown, slice_rows=160))
+        shown = snapshot.snapshot(label_sets.write(tmp_path / name, images))
+        cuts[name] = len(key_ranges.cut(shown, slice_rows=160))
     assert cuts["plain"] == 1
     assert cuts["wild"] > 3
 
@@ -78,8 +80,8 @@ def test_a_truth_weighs_what_its_file_does(tmp_path: Path) -> None:
         categories = [{"id": 13, "name": "stop sign"}]
         content = {"images": listed, "categories": categories, "annotations": rows}
         (tmp_path / "truth.json").write_text(json.dumps(content))
-        keys = slices.Keys()
-        truth.catalogue(str(tmp_path / "truth.json"), Store(), keys)
+        keys = key_ranges.Keys()
+        ground_truth.catalogue(str(tmp_path / "truth.json"), Store(), keys)
         assert least <= len(keys.cut(50)) <= most
 
 
@@ -97,6 +99,6 @@ def test_footers_are_not_kept(tmp_path: Path) -> None:
     shown = Snapshot("made", 1, whole, whole, {})
     for rows in (10, 2000):
         write(rows)
-        assert slices.instances(shown, Slice(), ["area"]).num_rows == rows
-        assert slices.images(shown, Slice(), ["area"]).num_rows == rows
-        assert len(slices.cut(shown, slice_rows=rows)) >= 2
+        assert key_ranges.instances(shown, Slice(), ["area"]).num_rows == rows
+        assert key_ranges.images(shown, Slice(), ["area"]).num_rows == rows
+        assert len(key_ranges.cut(shown, slice_rows=rows)) >= 2

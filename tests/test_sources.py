@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from properties import tried
 from swift_server import Swift
 
-from segray import sources
 from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
-from segray.sources import manifest
-from segray.storage import StorageOptions, Store, join
+from segray.sources import listing, manifest
+from segray.storage.store import StorageOptions, Store, join
 
 TREE = (
     "a b.JPG",
@@ -62,7 +61,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> Iterat
 
 
 def all_refs(uri: str, store: Store) -> list[ImageRef]:
-    return [ref for batch in sources.read(uri, store) for ref in sources.refs(batch)]
+    return [ref for batch in listing.read(uri, store) for ref in listing.refs(batch)]
 
 
 def keys(uri: str, store: Store) -> list[str]:
@@ -85,7 +84,7 @@ def test_a_folder_gives_every_visible_image_sorted(store: Store, root: str) -> N
 
 
 def test_the_extensions_can_be_chosen(store: Store, root: str) -> None:
-    (batch,) = sources.read(root, store, extensions=frozenset({"txt"}))
+    (batch,) = listing.read(root, store, extensions=frozenset({"txt"}))
     assert batch["key"].to_pylist() == ["notes.txt"]
 
 
@@ -108,12 +107,12 @@ def test_uris_do_not_depend_on_the_working_directory(
 def test_references_come_in_batches_of_one_schema(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "REF_BATCH_ROWS", 2)
+    monkeypatch.setattr(listing, "REF_BATCH_ROWS", 2)
     for i in range(5):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
-    batches = list(sources.read(str(tmp_path), store))
+    batches = list(listing.read(str(tmp_path), store))
     assert [len(batch) for batch in batches] == [2, 2, 1]
-    assert all(batch.schema.equals(sources.REF_SCHEMA) for batch in batches)
+    assert all(batch.schema.equals(listing.REF_SCHEMA) for batch in batches)
 
 
 # Globs
@@ -424,9 +423,9 @@ print(json.dumps(peak() - before))
 @pytest.mark.full
 def test_a_million_listed_keys_cost_less_than_a_gigabyte() -> None:
     growth = peak_growth_mb("""
-from segray import sources
+from segray.sources import listing as sources
 
-from segray.storage import Entry, Store
+from segray.storage.store import Entry, Store
 class Synthetic(Store):
     def exists(self, uri): return False
     def list(self, uri, *, prefix=""):
@@ -448,9 +447,9 @@ def test_a_manifest_of_a_million_costs_less_than_a_gigabyte(tmp_path: Path) -> N
             f"s3://a-bucket/camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg\n" for i in range(1_000_000)
         )
     growth = peak_growth_mb(f"""
-from segray import sources
+from segray.sources import listing as sources
 
-from segray.storage import Store
+from segray.storage.store import Store
 def work():
     kept = list(sources.read({str(tmp_path / "m.txt")!r}, Store()))
     assert sum(map(len, kept)) == 1_000_000

@@ -17,14 +17,16 @@ from label_sets import Image
 from swift_server import Swift
 
 import segray
-from segray import console, publish, rle, tables
-from segray.analytics import expressions as ex
-from segray.analytics.diff import diff
-from segray.analytics.evaluate import evaluate
-from segray.analytics.export import export
+from segray import rle
+from segray.analytics.evaluation.evaluate import evaluate
+from segray.analytics.export.export import export
+from segray.analytics.query import polars_frames as ex
+from segray.analytics.reports.diff import diff
 from segray.errors import LabelSetError, UserError
-from segray.maintain import maintain
-from segray.storage import StorageOptions, Store
+from segray.label_set import commit, snapshot
+from segray.label_set.maintenance import maintain
+from segray.monitoring import console
+from segray.storage.store import StorageOptions, Store
 
 pytestmark = pytest.mark.full
 
@@ -84,29 +86,29 @@ def test_a_state_by_its_moment(tmp_path: Path) -> None:
     between = datetime.now(UTC)
     time.sleep(0.05)
     label_sets.write(tmp_path, {"b": picture((13, 0.9, SQUARE))})
-    assert tables.snapshot(root, as_of=between).batch == 1
-    assert tables.snapshot(root, as_of=between).instances.count_rows() == 1
-    assert tables.snapshot(root, as_of=datetime.now(UTC) + timedelta(days=1)).instances.count_rows() == 2
+    assert snapshot.snapshot(root, as_of=between).batch == 1
+    assert snapshot.snapshot(root, as_of=between).instances.count_rows() == 1
+    assert snapshot.snapshot(root, as_of=datetime.now(UTC) + timedelta(days=1)).instances.count_rows() == 2
     with pytest.raises(LabelSetError, match="does not reach back"):
-        tables.snapshot(root, as_of=between - timedelta(days=1))
+        snapshot.snapshot(root, as_of=between - timedelta(days=1))
     with pytest.raises(UserError, match="time zone"):
-        tables.snapshot(root, as_of=datetime(2026, 1, 1))
+        snapshot.snapshot(root, as_of=datetime(2026, 1, 1))
     with pytest.raises(UserError, match="both"):
-        tables.snapshot(root, as_of=between, version=1)
+        snapshot.snapshot(root, as_of=between, version=1)
 
 
 def test_a_commit_that_reached_one_table_is_not_shown(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit_table = publish._commit_table
+    commit_table = commit._commit_table
 
     def half(root: str, options: StorageOptions, name: str, *rest: object) -> None:
         if name == "images":
             raise KeyboardInterrupt
         commit_table(root, options, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publish, "_commit_table", half)
+    monkeypatch.setattr(commit, "_commit_table", half)
     with pytest.raises(KeyboardInterrupt):
         label_sets.write(root, {"d": picture((13, 0.9, SQUARE))})
-    shown = tables.snapshot(root)
+    shown = snapshot.snapshot(root)
     assert (shown.batch, shown.instances.count_rows(), shown.images.count_rows()) == (2, 1, 3)
 
 
@@ -202,4 +204,4 @@ def test_everything_works_on_a_bucket(swift: Swift, swift_env: Swift, tmp_path: 
     assert diff(root, root, version_a=1, **options).kinds["lost"] == 1
     maintain(root, StorageOptions(**options), grace_hours=0)
     with pytest.raises(LabelSetError, match="were deleted"):
-        tables.snapshot(root, version=1, **options)
+        snapshot.snapshot(root, version=1, **options)

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from swift_server import Swift
 
-from segray import heartbeat, status
+from segray.cli.remote import describe_status
 from segray.errors import LabelSetError, WorldError
-from segray.heartbeat import Heart, uri_of
+from segray.execution.progress import Course, Vitals
+from segray.execution.worker_pool import Joined, Pulse
 from segray.instances import Progress
-from segray.ledger import Run
-from segray.remote_cli import describe_status
-from segray.storage import StorageOptions, Store
-from segray.vitals import Course, Vitals
-from segray.workers import Joined, Pulse
+from segray.label_set.run_records import Run
+from segray.monitoring import heartbeat, status
+from segray.monitoring.heartbeat import Heart, uri_of
+from segray.storage.store import StorageOptions, Store
 
 NOW_S = 1_800_000_000.0
 

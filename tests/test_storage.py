@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from swift_server import Swift, serve
 
-from segray import storage
 from segray.errors import AccessError, WorldError
-from segray.storage import Entry, StorageOptions, Store, absolute, join, parent, scheme
+from segray.storage import store as storage
+from segray.storage.store import Entry, StorageOptions, Store, absolute, join, parent, scheme
 
 ODD_NAMES = ("a b.jpg", "a%20b.jpg", "naïve+é&=;'(#?.jpg", "日本語.jpg", "line\nbreak.jpg", "trailing ", "[x]*.jpg")
 

@@ -18,7 +18,7 @@ import pytest
 from command import ENV, segray, write_config
 
 import segray as reader
-from segray.scenes import dataset
+from segray.synthetic import dataset
 
 LOST = "error: the results could not be written"
 IMAGES = 8
@@ -228,7 +228,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(shape: str, tmp_path: Path) 
     file = tmp_path / "data"
     program = f"""
 import os, subprocess, sys
-from segray import signals, streams
+from segray._system import signals, streams
 streams.settle()
 signals.listen()
 with open({str(file)!r}, "w") as data:
@@ -248,7 +248,7 @@ with open({str(file)!r}, "w") as data:
 def test_once_the_reader_has_gone_libraries_and_children_write_to_nowhere() -> None:
     program = """
 import os, subprocess, sys, time
-from segray import streams
+from segray._system import streams
 streams.settle()
 while not streams.reader_gone():
     streams.show("line")
@@ -264,7 +264,7 @@ sys.exit(7 if child.returncode == 0 and not child.stderr else 1)
 def test_lines_wait_for_a_reader_that_is_slow() -> None:
     program = """
 import os
-from segray import streams
+from segray._system import streams
 os.set_blocking(1, False)
 streams.settle()
 for number in range(50_000):
@@ -278,7 +278,7 @@ streams.check()
 
 def test_what_an_encoding_lacks_is_written_all_the_same() -> None:
     program = r"""
-from segray import streams
+from segray._system import streams
 streams.settle()
 streams.show("a \u2192 b \udcff")
 """
@@ -290,7 +290,9 @@ streams.show("a \u2192 b \udcff")
 def test_a_watched_status_ends_when_nobody_reads_it_any_more() -> None:
     program = """
 import os, sys
-from segray import cli, status, streams
+from segray.cli import main as cli
+from segray.monitoring import status
+from segray._system import streams
 streams.settle()
 live = status.Status("labels", "live", "r", None, None, {}, {"every_s": 0.01, "images": 2, "done": 1,
     "images_per_s": 1.0, "eta_s": 1.0, "labelled": {"ok": 1, "empty": 0, "failed": 0}, "retries": 0,
@@ -306,7 +308,8 @@ os._exit(cli.run(["status", "labels", "--watch"]))
 # ---- terminals ------------------------------------------------------------------------------------
 
 PROGRESS = """
-from segray import console, streams
+from segray.monitoring import console
+from segray._system import streams
 streams.settle()
 with console.watcher() as watcher:
     watcher.note("begins")

@@ -16,24 +16,25 @@ from command import write_config
 from web import Web
 
 import segray
-from segray import cli, config, submit
+from segray import config
+from segray.cli import main, ray_jobs
 from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
 
 JOB = "segray-photos-1"
 
 
-def request(tmp_path: Path, **more: Any) -> submit.Request:
+def request(tmp_path: Path, **more: Any) -> ray_jobs.Request:
     path = write_config(tmp_path / "run.yaml", "s3://raw/photos", more.pop("root", "s3://labels/Photos 2026/"))
-    return submit.Request(path, config.load(path), **more)
+    return ray_jobs.Request(path, config.load(path), **more)
 
 
-def cluster(web: Web, *, ray: str = version("ray"), jobs: Any = ()) -> submit.Dashboard:
+def cluster(web: Web, *, ray: str = version("ray"), jobs: Any = ()) -> ray_jobs.Dashboard:
     """A dashboard as Ray answers: one node with two CPUs."""
     nodes = [{"state": "ALIVE", "resources_total": {"CPU": 2.0}}, {"state": "DEAD", "resources_total": {"CPU": 64.0}}]
     web.put("/api/version", json.dumps({"ray_version": ray}).encode())
     web.put("/api/v0/nodes?limit=10000&detail=1", json.dumps({"data": {"result": {"result": nodes}}}).encode())
     web.put("/api/jobs/", json.dumps(list(jobs)).encode())
-    return submit.Dashboard(web.root, {})
+    return ray_jobs.Dashboard(web.root, {})
 
 
 def test_the_id_is_that_of_the_label_set_however_it_is_written(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_the_driver_gets_what_the_shell_would_break(tmp_path: Path) -> None:
 
 def test_the_day_is_that_of_the_submission_and_each_days_root_a_label_set_of_its_own(tmp_path: Path) -> None:
     path = write_config(tmp_path / "run.yaml", "s3://raw/dt={yesterday}", "s3://labels/dt={today}")
-    asked = [submit.Request(path, config.load(path, [f"as_of={day}"])) for day in ("2026-11-20", "2026-11-21")]
+    asked = [ray_jobs.Request(path, config.load(path, [f"as_of={day}"])) for day in ("2026-11-20", "2026-11-21")]
     assert "--as-of 2026-11-20 --log-format" in asked[0].entrypoint
     assert asked[0].stem != asked[1].stem
 
@@ -60,45 +61,45 @@ def test_the_day_is_that_of_the_submission_and_each_days_root_a_label_set_of_its
 def test_each_attempt_has_the_next_id_and_none_begins_beside_another(tmp_path: Path, web: Web) -> None:
     asked = request(tmp_path)
     others = [{"submission_id": "segray-else-9", "status": "RUNNING"}, {"submission_id": None, "status": "RUNNING"}]
-    assert submit.check(asked, cluster(web, jobs=others)) == f"{asked.stem}-1"
+    assert ray_jobs.check(asked, cluster(web, jobs=others)) == f"{asked.stem}-1"
     ended = [{"submission_id": f"{asked.stem}-{n}", "status": s} for n, s in ((2, "FAILED"), (10, "SUCCEEDED"))]
-    assert submit.check(asked, cluster(web, jobs=[*others, *ended])) == f"{asked.stem}-11"
+    assert ray_jobs.check(asked, cluster(web, jobs=[*others, *ended])) == f"{asked.stem}-11"
     with pytest.raises(ConflictError, match=r"(?s)under way.*-12.*pending.*ray job stop"):
-        submit.check(asked, cluster(web, jobs=[*ended, {"submission_id": f"{asked.stem}-12", "status": "PENDING"}]))
+        ray_jobs.check(asked, cluster(web, jobs=[*ended, {"submission_id": f"{asked.stem}-12", "status": "PENDING"}]))
 
 
 def test_a_driver_that_fits_no_living_node_is_refused(tmp_path: Path, web: Web) -> None:
-    assert submit.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
+    assert ray_jobs.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
     for more in ({"cpus": 3.0}, {"resources": {"intel_gpu": 1.0}}):
         with pytest.raises(ConfigError, match="no node of the cluster can hold the driver"):
-            submit.check(request(tmp_path, **more), cluster(web))
+            ray_jobs.check(request(tmp_path, **more), cluster(web))
 
 
 def test_a_head_that_does_not_know_of_itself_yet_is_waited_for(
     tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "_POLL_S", 0.0)
     answers = iter([[], [{}], [{"CPU": 2.0}]])
-    monkeypatch.setattr(submit.Dashboard, "nodes", lambda dashboard: next(answers))
-    assert submit.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
+    monkeypatch.setattr(ray_jobs.Dashboard, "nodes", lambda dashboard: next(answers))
+    assert ray_jobs.check(request(tmp_path, cpus=2.0), cluster(web)).endswith("-1")
     assert list(answers) == []
 
 
 def test_paths_that_mean_nothing_on_the_cluster_are_refused(tmp_path: Path, web: Web) -> None:
     with pytest.raises(ConfigError, match=r"output\.root is relative"):
-        submit.check(request(tmp_path, root="labels"), cluster(web))
+        ray_jobs.check(request(tmp_path, root="labels"), cluster(web))
     assert web.asked == []
 
 
 def test_another_version_of_ray_is_named(tmp_path: Path, web: Web) -> None:
     with pytest.raises(ConfigError, match=r"(?s)another version of Ray.*1\.13\.0 there.*install ray==1\.13\.0"):
-        submit.check(request(tmp_path), cluster(web, ray="1.13.0"))
+        ray_jobs.check(request(tmp_path), cluster(web, ray="1.13.0"))
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head:6379", "auto", "http://", "http://user:pw@head:8265"])
 def test_what_is_no_dashboards_address_is_refused_unasked(address: str) -> None:
     with pytest.raises(ConfigError, match="http://HEAD:8265") as refused:
-        submit.Dashboard(address, {})
+        ray_jobs.Dashboard(address, {})
     assert "pw@" not in str(refused.value)
 
 
@@ -114,7 +115,7 @@ def test_what_is_no_dashboards_address_is_refused_unasked(address: str) -> None:
 def test_whoever_else_answers_is_told_from_ray(web: Web, page: Any, said: str, kind: type[SegrayError]) -> None:
     web.put("/api/version", **page)
     with pytest.raises(kind, match=said):
-        submit.Dashboard(web.root, {}).check()
+        ray_jobs.Dashboard(web.root, {}).check()
 
 
 def test_nobody_there() -> None:
@@ -122,7 +123,7 @@ def test_nobody_there() -> None:
         bound.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"(?s)no Ray dashboard answers.*refused.*8265"):
-            submit.Dashboard(address, {}).check()
+            ray_jobs.Dashboard(address, {}).check()
 
 
 def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) -> None:
@@ -136,14 +137,14 @@ def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) ->
         ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "t"}, None),
     ]
     for environ, token in modes:
-        dashboard = submit.Dashboard(web.root, environ)
+        dashboard = ray_jobs.Dashboard(web.root, environ)
         assert dashboard.auth_mode == ("token" if token else "disabled")
         assert dashboard._token == token
     with pytest.raises(ConfigError, match="there is none"):
-        submit.Dashboard(web.root, {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
+        ray_jobs.Dashboard(web.root, {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
     web.put("/api/version", b"", statuses=[403])
     with pytest.raises(AccessError, match="refuses the token") as refused:
-        submit.Dashboard(web.root, {"RAY_AUTH_TOKEN": "sEcReT"}).check()
+        ray_jobs.Dashboard(web.root, {"RAY_AUTH_TOKEN": "sEcReT"}).check()
     assert "sEcReT" not in str(refused.value)
 
 
@@ -158,7 +159,7 @@ def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) ->
     ],
 )
 def test_the_runs_own_exit_code_is_the_commands(told: dict[str, Any], code: int) -> None:
-    assert submit._outcome(told, JOB, None, missing=False).exit_code == code
+    assert ray_jobs._outcome(told, JOB, None, missing=False).exit_code == code
 
 
 @pytest.mark.parametrize(
@@ -174,31 +175,31 @@ def test_ends_that_are_not_the_runs_say_whose_they_are(
     told: dict[str, Any], missing: bool, kind: type[SegrayError], said: str
 ) -> None:
     with pytest.raises(kind, match=f"(?s){said}"):
-        submit._outcome(told, JOB, None, missing=missing)
+        ray_jobs._outcome(told, JOB, None, missing=missing)
 
 
 def test_a_driver_of_another_version_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(submit.VERSION_ENV, "0.0.1")
-    assert cli.run(["label", "any.yaml"]) == 2
+    monkeypatch.setenv(ray_jobs.VERSION_ENV, "0.0.1")
+    assert main.run(["label", "any.yaml"]) == 2
     assert f"{segray.__version__} here, 0.0.1 submitted" in capsys.readouterr().err
 
 
 def test_a_job_that_stays_pending_is_called_off(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
-    monkeypatch.setattr(submit.Dashboard, "stop", lambda self, job: stopped.append(job))
-    monkeypatch.setattr(submit, "_POLL_S", 0.01)
+    monkeypatch.setattr(ray_jobs.Dashboard, "stop", lambda self, job: stopped.append(job))
+    monkeypatch.setattr(ray_jobs, "_POLL_S", 0.01)
     web.put(f"/api/jobs/{JOB}", json.dumps({"status": "PENDING", "message": "waiting for resources"}).encode())
     with pytest.raises(WorldError, match=r"(?s)did not start within 0 s.*waiting for resources"):
-        submit.follow(submit.Dashboard(web.root, {}), JOB, 0.05, print)
+        ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 0.05, print)
     assert stopped == [JOB]
 
 
 def test_a_head_that_has_no_agent_yet_is_waited_for_and_any_other_refusal_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "_POLL_S", 0.0)
     answers = iter(
         [RuntimeError("500: No available agent to submit job"), None, RuntimeError("the id is already taken")]
     )
@@ -207,16 +208,16 @@ def test_a_head_that_has_no_agent_yet_is_waited_for_and_any_other_refusal_is_not
         if (answer := next(answers)) is not None:
             raise answer
 
-    submit._insist(submit_job)
+    ray_jobs._insist(submit_job)
     with pytest.raises(RuntimeError, match="already taken"):
-        submit._insist(submit_job)
-    monkeypatch.setattr(submit, "_SILENT_S", -1.0)
+        ray_jobs._insist(submit_job)
+    monkeypatch.setattr(ray_jobs, "_SILENT_S", -1.0)
     with pytest.raises(RuntimeError, match="No available agent"):
-        submit._insist(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
+        ray_jobs._insist(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
 
 
 def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "_POLL_S", 0.0)
     whole = ["first\n", "second\nthi", "rd\nfourth\n"]
     refused = [ConnectionError("refused"), RuntimeError("502"), aiohttp.ServerDisconnectedError()]
     breaks: list[Exception | int] = [*refused, 1, aiohttp.ClientError(), 2, 3]
@@ -232,16 +233,16 @@ def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypat
                 raise aiohttp.ServerDisconnectedError
 
     @contextmanager
-    def client(dashboard: submit.Dashboard) -> Iterator[Log]:
+    def client(dashboard: ray_jobs.Dashboard) -> Iterator[Log]:
         found = breaks.pop(0)
         if isinstance(found, Exception):
             raise found
         yield Log(found)
 
-    monkeypatch.setattr(submit, "_LOST_CONTACT", 4)
-    monkeypatch.setattr(submit.Dashboard, "client", client)
+    monkeypatch.setattr(ray_jobs, "_LOST_CONTACT", 4)
+    monkeypatch.setattr(ray_jobs.Dashboard, "client", client)
     web.put(f"/api/jobs/{JOB}", json.dumps({"status": "SUCCEEDED", "driver_exit_code": 0}).encode())
     lines: list[str] = []
-    assert submit.follow(submit.Dashboard(web.root, {}), JOB, 60, lines.append).exit_code == 0
+    assert ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 60, lines.append).exit_code == 0
     assert lines == ["first", "second", "third", "fourth"]
     assert breaks == []

@@ -14,9 +14,10 @@ import pytest
 from label_sets import Image
 
 import segray
-from segray import maintain, rle, tables
+from segray import rle
 from segray.errors import LabelSetError
-from segray.storage import StorageOptions
+from segray.label_set import maintenance, snapshot
+from segray.storage.store import StorageOptions
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
 
@@ -50,20 +51,20 @@ def test_a_moment_is_that_of_the_commits_whatever_times_a_copys_files_have(tmp_p
     copy = Path(shutil.copytree(tmp_path / "made", tmp_path / "copy"))
     for path in copy.rglob("*.json"):
         os.utime(path, (moment.timestamp() + touched_s,) * 2)
-    shown = tables.snapshot(str(copy), as_of=moment)
+    shown = snapshot.snapshot(str(copy), as_of=moment)
     assert (shown.batch, shown.instances.count_rows()) == (1, 1)
 
 
 def test_an_earlier_state_whose_files_are_deleted_is_refused_at_once(tmp_path: Path) -> None:
     moment = changed_between(tmp_path)
     root = str(tmp_path)
-    assert tables.snapshot(root, version=1).instances.count_rows() == 1
-    maintain.maintain(root, StorageOptions(), grace_hours=0)
+    assert snapshot.snapshot(root, version=1).instances.count_rows() == 1
+    maintenance.maintain(root, StorageOptions(), grace_hours=0)
     for state in ({"version": 1}, {"as_of": moment}):
         with pytest.raises(LabelSetError, match="1 of its 1 files were deleted"):
-            tables.snapshot(root, **state)  # type: ignore[arg-type]
-    assert tables.snapshot(root, version=2).images.count_rows() == 1
-    assert tables.snapshot(root).images.count_rows() == 1
+            snapshot.snapshot(root, **state)  # type: ignore[arg-type]
+    assert snapshot.snapshot(root, version=2).images.count_rows() == 1
+    assert snapshot.snapshot(root).images.count_rows() == 1
 
 
 def test_a_moment_before_compaction_is_read_from_what_compaction_made_of_it(tmp_path: Path) -> None:
@@ -71,6 +72,6 @@ def test_a_moment_before_compaction_is_read_from_what_compaction_made_of_it(tmp_
         label_sets.write(tmp_path, {key: Image((8, 10), [(13, 0.9, SQUARE)])})
     moment = datetime.now(UTC)
     time.sleep(0.01)
-    done = maintain.maintain(str(tmp_path), StorageOptions(), grace_hours=0, limits=maintain.Limits(files=2))
+    done = maintenance.maintain(str(tmp_path), StorageOptions(), grace_hours=0, limits=maintenance.Limits(files=2))
     assert done.deleted["instances"] == 2
-    assert tables.snapshot(str(tmp_path), as_of=moment).instances.count_rows() == 2
+    assert snapshot.snapshot(str(tmp_path), as_of=moment).instances.count_rows() == 2

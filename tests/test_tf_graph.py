@@ -15,12 +15,12 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from segray import runtime
-from segray.tf_graph import lean, passes, proof, suppression
-from segray.tf_graph.nodes import OUTPUTS, dims, end, given, kind, names, of_kind, replace
+from segray.conversion.tensorflow import convert, equivalence, nms, passes
+from segray.conversion.tensorflow.graph import OUTPUTS, dims, end, given, kind, names, of_kind, replace
+from segray.models import engine
 
 EXPORTED = Path(__file__).parent / "tf_graphs"
-RELEASES = {"2018": suppression.Order(True, True), "2020": suppression.Order(False, True)}
+RELEASES = {"2018": nms.Order(True, True), "2020": nms.Order(False, True)}
 
 
 def exported(release: str, folder: Path) -> Path:
@@ -32,7 +32,7 @@ def exported(release: str, folder: Path) -> Path:
 
 def prepared(path: Path) -> ov.Model:
     """Read, for one image, without loops: as suppression finds it."""
-    model = runtime.read(path)
+    model = engine.read(path)
     model.reshape({model.inputs[0]: ov.PartialShape([1, -1, -1, 3])})
     passes.inline_loops(model)
     passes.drop_arrays(model)
@@ -50,16 +50,16 @@ def run(model: ov.Model, *arrays: Any) -> list[Any]:
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_graph_is_rewritten_to_give_the_same_rows(release: str, tmp_path: Path) -> None:
     path, xml, notes = exported(release, tmp_path), tmp_path / "m.xml", []
-    done = lean.save(path, xml, notes.append)
+    done = convert.save(path, xml, notes.append)
     assert {name for name, count in done["rewritten"].items() if count} == set(done["rewritten"]), notes
     assert done["rewritten"]["loops inlined"] == 5
     assert done["rewritten"]["suppressions merged"] == 3
-    before, after = runtime.read(path), runtime.read(xml)
+    before, after = engine.read(path), engine.read(xml)
     assert not list(of_kind(after, "Loop", "If", "SpaceToBatch"))
     assert {name for port in after.outputs for name in names(port) & set(OUTPUTS)} == set(OUTPUTS)
     for size_hw in ((37, 110), (200, 150)):
-        image = proof.noise(size_hw, seed=size_hw[0])
-        found = proof.compared(proof.rows(before, image), proof.rows(after, image))
+        image = equivalence.noise(size_hw, seed=size_hw[0])
+        found = equivalence.compared(equivalence.rows(before, image), equivalence.rows(after, image))
         assert found.rows == found.equal > 0
         assert (found.extra, found.difference < 1e-5) == (0, True), found
 
@@ -67,14 +67,14 @@ def test_a_graph_is_rewritten_to_give_the_same_rows(release: str, tmp_path: Path
 @pytest.mark.full
 @pytest.mark.parametrize("release", RELEASES)
 def test_only_the_order_of_the_release_is_proven(release: str, tmp_path: Path) -> None:
-    found = suppression.find(prepared(exported(release, tmp_path)))
+    found = nms.find(prepared(exported(release, tmp_path)))
     assert found is not None
     assert (found.classes, found.rows, found.per_class) == (3, 20, 12)
     assert (found.iou, found.least_score) == pytest.approx((0.6, 0.45))
     for clip_first in (True, False):
         for reframe in (True, False):
-            order = suppression.Order(clip_first, reframe)
-            assert suppression.proven(found, order) == (order == RELEASES[release]), order
+            order = nms.Order(clip_first, reframe)
+            assert nms.proven(found, order) == (order == RELEASES[release]), order
 
 
 @pytest.mark.full
@@ -90,9 +90,9 @@ def test_a_rewrite_that_changes_rows_is_not_taken(tmp_path: Path, monkeypatch: p
 
     path, notes = exported("2018", tmp_path), []
     monkeypatch.setattr(passes, "trim_rows", spoil)
-    assert lean.save(path, tmp_path / "m.xml", notes.append) == {}
+    assert convert.save(path, tmp_path / "m.xml", notes.append) == {}
     assert "other rows" in notes[-1]
-    assert list(of_kind(runtime.read(tmp_path / "m.xml"), "Loop"))
+    assert list(of_kind(engine.read(tmp_path / "m.xml"), "Loop"))
 
 
 @pytest.mark.full
@@ -102,9 +102,9 @@ def test_a_rewrite_that_fails_leaves_the_graph_as_it_is(tmp_path: Path, monkeypa
 
     path, notes = exported("2020", tmp_path), []
     monkeypatch.setattr(passes, "drop_reshapes", fail)
-    assert lean.save(path, tmp_path / "m.xml", notes.append) == {}
+    assert convert.save(path, tmp_path / "m.xml", notes.append) == {}
     assert "an unexpected graph" in notes[-1]
-    assert list(of_kind(runtime.read(tmp_path / "m.xml"), "Loop"))
+    assert list(of_kind(engine.read(tmp_path / "m.xml"), "Loop"))
 
 
 # ---- parts ----------------------------------------------------------------------------------------
@@ -166,8 +166,8 @@ def test_a_graph_without_anything_to_rewrite_is_left_alone(tmp_path: Path) -> No
         node = op.broadcast(op.reduce_sum(op.convert(image, np.float32), [0, 1, 2, 3]), np.array(shape))
         node.output(0).tensor.set_names({name})
         results.append(op.result(node))
-    runtime.save(ov.Model(results, [image], "m"), tmp_path / "a.xml")
-    assert lean.save(tmp_path / "a.xml", tmp_path / "b.xml", lambda text: None) == {}
+    engine.save(ov.Model(results, [image], "m"), tmp_path / "a.xml")
+    assert convert.save(tmp_path / "a.xml", tmp_path / "b.xml", lambda text: None) == {}
 
 
 def test_an_outputs_end_lies_above_its_changes_of_shape() -> None:
@@ -194,7 +194,7 @@ def some_rows(count: int, seed: int = 0) -> dict[str, Any]:
 def test_rows_that_swapped_are_equal() -> None:
     rows = some_rows(10)
     order = [1, 0, *range(2, 10)]
-    found = proof.compared(rows, {name: array[order] for name, array in rows.items()})
+    found = equivalence.compared(rows, {name: array[order] for name, array in rows.items()})
     assert (found.rows, found.equal, found.extra, found.holds) == (10, 10, 0, True)
 
 
@@ -203,11 +203,11 @@ def test_a_row_that_changed_is_seen(name: str) -> None:
     rows = some_rows(10)
     other = {**rows, name: rows[name].copy()}
     other[name][4] += 1
-    found = proof.compared(rows, other)
+    found = equivalence.compared(rows, other)
     assert (found.equal, found.extra, found.holds) == (9, 1, False)
 
 
 def test_a_row_too_many_is_seen() -> None:
     rows = some_rows(10)
-    assert not proof.compared({name: array[:9] for name, array in rows.items()}, rows).holds
-    assert not proof.compared(rows, {name: array[:9] for name, array in rows.items()}).holds
+    assert not equivalence.compared({name: array[:9] for name, array in rows.items()}, rows).holds
+    assert not equivalence.compared(rows, {name: array[:9] for name, array in rows.items()}).holds

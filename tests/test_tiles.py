@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from properties import tried
 
 from segray import rle
+from segray.imaging.tiling import Tiles, Window, merge, place, windows
 from segray.instances import Instances
-from segray.tiles import Tiles, Window, merge, place, windows
 
 SIZE_HW = (300, 400)
 TILES = Tiles(160, 0.25)

@@ -13,9 +13,9 @@ from test_host_process import run
 
 import segray
 from segray import rle
-from segray.scenes import dataset
-from segray.storage import StorageOptions
-from segray.verify import verify
+from segray.label_set.validation import verify
+from segray.storage.store import StorageOptions
+from segray.synthetic import dataset
 
 pytestmark = pytest.mark.full
 
@@ -71,7 +71,8 @@ CALLS = """
 import itertools, os, sys, threading
 from pathlib import Path
 import duckdb, segray
-from segray import memory, tables
+from segray._system import memory
+from segray.label_set import snapshot as tables
 
 def by_scan(root):
     return None, segray.scan(root).to_table(["image_id"]).num_rows

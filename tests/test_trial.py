@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from segray import trial
-from segray.contracts.contract import Contract, Form, ImageInput, Options
+from segray.conversion import compare
+from segray.conversion.compare import Reader, Speed, Truth
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
+from segray.models.adapters.adapter import Contract, Form, ImageInput, Options
+from segray.models.engine import FakeEngine
 from segray.rle import encode_crop
-from segray.runtime import FakeEngine
-from segray.storage import Store
-from segray.trial import Reader, Speed, Truth
+from segray.storage.store import Store
 
 SIZE_HW = (8, 10)
 FORM = Form("converted", ImageInput("image", None, "NHWC", "RGB", None, None), ("brightness",))
@@ -71,13 +71,13 @@ def reader() -> Reader:
 
 
 def test_each_engine_is_judged_on_the_same_images(folder: Path) -> None:
-    found = trial.accuracy({"sighted": SIGHTED, "blind": BLIND}, reader(), truth_of(folder))
+    found = compare.accuracy({"sighted": SIGHTED, "blind": BLIND}, reader(), truth_of(folder))
     assert found.mask_ap == found.box_ap == {"sighted": pytest.approx(1), "blind": 0}
     assert (len(found.uris), found.objects) == (12, 6)
 
 
 def test_a_limit_spreads_over_the_truth(folder: Path) -> None:
-    found = trial.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder, 4))
+    found = compare.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder, 4))
     assert [Path(uri).name for uri in found.uris] == ["00.png", "03.png", "06.png", "09.png"]
     assert found.objects == 2
 
@@ -86,7 +86,7 @@ def test_images_that_are_not_there_are_not_judged_and_broken_ones_find_nothing(f
     (folder / "images" / "01.png").unlink()
     (folder / "images" / "03.png").write_bytes(b"no picture")
     readers = reader()
-    found = trial.accuracy({"sighted": SIGHTED}, readers, truth_of(folder))
+    found = compare.accuracy({"sighted": SIGHTED}, readers, truth_of(folder))
     assert (len(found.uris), found.objects) == (11, 5)
     assert found.mask_ap["sighted"] == pytest.approx(0.8, abs=0.02)  # 4 of 5
     assert list(readers.unread) == [str(folder / "images" / "03.png")]
@@ -97,21 +97,21 @@ def test_a_truth_of_other_images_is_refused(folder: Path) -> None:
     (folder / "more").mkdir()
     (folder / "images" / "00.png").rename(folder / "more" / "else.png")
     with pytest.raises(UserError, match=r"nothing in common[\s\S]*else\.png, truth: 00\.png"):
-        trial.accuracy({"sighted": SIGHTED}, reader(), Truth(folder / "truth.json", str(folder / "more")))
+        compare.accuracy({"sighted": SIGHTED}, reader(), Truth(folder / "truth.json", str(folder / "more")))
 
 
 def test_a_truth_of_other_sizes_is_refused(folder: Path) -> None:
     cv2.imwrite(str(folder / "images" / "05.png"), np.zeros((10, 8, 3), np.uint8))
     with pytest.raises(UserError, match=r"another size[\s\S]*05\.png[\s\S]*8x10, truth 10x8"):
-        trial.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder))
+        compare.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder))
 
 
 def test_a_sample_is_spread_over_the_listing(folder: Path) -> None:
     images = str(folder / "images")
-    assert [ref.key for ref in trial.spread(images, Store(), 3)] == ["00.png", "04.png", "08.png"]
-    assert len(trial.spread(images, Store(), 300)) == 12
+    assert [ref.key for ref in compare.spread(images, Store(), 3)] == ["00.png", "04.png", "08.png"]
+    assert len(compare.spread(images, Store(), 300)) == 12
     with pytest.raises(SourceError):
-        trial.spread(str(folder / "none"), Store(), 3)
+        compare.spread(str(folder / "none"), Store(), 3)
 
 
 def test_speed_compares_round_by_round() -> None:
@@ -122,9 +122,9 @@ def test_speed_compares_round_by_round() -> None:
 
 
 def test_every_engine_takes_part_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "ROUNDS", 3)
-    monkeypatch.setattr(trial, "ROUND_S", 0.001)
+    monkeypatch.setattr(compare, "ROUNDS", 3)
+    monkeypatch.setattr(compare, "ROUND_S", 0.001)
     inputs = [{"image": np.zeros((1, 2, 2, 3), np.uint8)}]
-    found = trial.speed({"a": SIGHTED, "b": FakeEngine(SIGHTED.function, requests=1, delay_s=0.002)}, inputs)
+    found = compare.speed({"a": SIGHTED, "b": FakeEngine(SIGHTED.function, requests=1, delay_s=0.002)}, inputs)
     assert [sorted(each) for each in found.rounds] == [["a", "b"]] * 3
     assert all(rate > 0 for each in found.rounds for rate in each.values())

@@ -15,14 +15,15 @@ from swift_server import Swift
 from test_maintain import good
 from test_publish import CLASSES, OPTIONS, merged
 
-from segray import cli, ledger, plan, publish, schema
-from segray.contracts.labels import slug
+from segray.cli import main
 from segray.errors import LabelSetError
 from segray.instances import Task, image_id
-from segray.ledger import Identity, Run, staged_name
-from segray.maintain import Limits, maintain
-from segray.storage import StorageOptions, Store, join
-from segray.verify import Report, verify
+from segray.label_set import commit, plan, run_records, schema
+from segray.label_set.maintenance import Limits, maintain
+from segray.label_set.run_records import Identity, Run, staged_name
+from segray.label_set.validation import Report, verify
+from segray.models.coco_labels import slug
+from segray.storage.store import StorageOptions, Store, join
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
@@ -41,8 +42,8 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
     """An empty label set with a finished run's plan."""
     store, run = Store(options), Run(root, "20260101T000000Z-a")
     classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    ledger.claim(store, root, Identity("f" * 64, {"name": "test"}, classes))
-    publish.create_tables(root, options)
+    run_records.claim(store, root, Identity("f" * 64, {"name": "test"}, classes))
+    commit.create_tables(root, options)
     listed = {"image_key": KEYS, "uri": KEYS, "version": ["1"] * 4, "bytes": [9] * 4}
     plan.freeze(store, run.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8)
     run.save(store, {"state": "done", "updated": "2026-01-01T00:00:00+00:00"})
@@ -52,10 +53,10 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
 def publish_rows(run: Run, rows: list[dict[str, Any]], options: StorageOptions = OPTIONS) -> None:
     """Commit the rows as the next batch, whatever they say."""
     store = Store(options)
-    name, number = staged_name(Task(0, 0, len(rows))), publish.batch_numbers(run.root, options)[0] + 1
+    name, number = staged_name(Task(0, 0, len(rows))), commit.batch_numbers(run.root, options)[0] + 1
     store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
-    batch = publish.merge(run, number, publish.Inputs((name,), {"run_id": run.id}, 1000), options)
-    publish.commit(batch, run, options, store)
+    batch = commit.merge(run, number, commit.Inputs((name,), {"run_id": run.id}, 1000), options)
+    commit.commit(batch, run, options, store)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_a_score_that_is_no_number_is_named(run: Run) -> None:
 
 def test_an_image_of_which_a_later_batch_repeats_the_row_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_rows(run, rows())
-    monkeypatch.setattr(publish, "_replaced", lambda *args: pa.array([], pa.string()))
+    monkeypatch.setattr(commit, "_replaced", lambda *args: pa.array([], pa.string()))
     publish_rows(run, [good("c.jpg", [])])
     assert {(v.kind, v.where) for v in check(run).violations} == {("image_twice", "c.jpg")}
 
@@ -315,21 +316,21 @@ def test_each_plan_is_read_once_however_many_runs_retire(run: Run, monkeypatch: 
 
 def test_half_a_commit_is_told_and_the_batch_before_is_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_rows(run, rows())
-    commit_table = publish._commit_table
+    commit_table = commit._commit_table
 
     def stop(root: str, options: Any, name: str, *rest: Any) -> None:
         if name == "images":
             raise KeyboardInterrupt
         commit_table(root, options, name, *rest)
 
-    monkeypatch.setattr(publish, "_commit_table", stop)
+    monkeypatch.setattr(commit, "_commit_table", stop)
     with pytest.raises(KeyboardInterrupt):
         publish_rows(run, [good("a.jpg", [44], version="2"), good("e.jpg", [13])])
     monkeypatch.undo()
     report = check(run)
     assert report.violations == ()
     assert any("batch 2 has reached `instances` but not `images`" in warning for warning in report.warnings)
-    publish.recover(run.root, OPTIONS, Store())
+    commit.recover(run.root, OPTIONS, Store())
     assert check(run).counts["batch"] == 2
     assert check(run).violations == ()
 
@@ -344,19 +345,19 @@ def test_where_no_label_set_is_it_says_so(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_wrong_and_ends_with_3(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     publish_rows(run, rows())
-    assert cli.run(["verify", run.root]) == 0
+    assert main.run(["verify", run.root]) == 0
     assert "every promise is kept" in capsys.readouterr().out
     file(run, BOTTLE).unlink()
-    assert cli.run(["verify", run.root]) == 3
+    assert main.run(["verify", run.root]) == 3
     assert "file_missing: instances/class=bottle/" in capsys.readouterr().out
-    assert cli.run(["verify", run.root, "--json"]) == 3
+    assert main.run(["verify", run.root, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["violations"][0]["kind"] == "file_missing"
-    assert cli.run(["verify", run.root + "-not"]) == 2
+    assert main.run(["verify", run.root + "-not"]) == 2
 
 
 def test_the_command_shows_twenty_of_many(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     publish_rows(run, rows() + [good(f"{i}.jpg", [13]) | {"n_instances": 2} for i in range(30)])
-    assert cli.run(["verify", run.root]) == 3
+    assert main.run(["verify", run.root]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 22
     assert lines[-1] == "30 violations, the first 20 shown"
@@ -368,7 +369,7 @@ def test_in_a_bucket(swift_env: Swift) -> None:
     root = f"s3://{swift_env.bucket()}/labels"
     run = make(root, options)
     publish_rows(run, rows(), options)
-    assert cli.run(["verify", root, "--endpoint-url", swift_env.endpoint_url]) == 0
+    assert main.run(["verify", root, "--endpoint-url", swift_env.endpoint_url]) == 0
     publish_rows(run, [good("e.jpg", [13, 44]), good("a.jpg", [13], version="2")], options)
     done = maintain(root, options, grace_hours=0, limits=Limits(files=2))
     assert done.compacted == {"instances": (2, 1), "images": (2, 1)}

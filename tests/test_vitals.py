@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from segray import metrics
+from segray.execution.progress import Course, Vitals
+from segray.execution.worker_pool import Joined, Lost, Pulse
 from segray.instances import Progress, Task, UnitReport
-from segray.ledger import Run
-from segray.vitals import Course, Vitals
-from segray.workers import Joined, Lost, Pulse
+from segray.label_set.run_records import Run
+from segray.monitoring import prometheus
 
 INFRA = Path(__file__).parents[1] / "infra"
 RUN = Run("/labels", "r1")
@@ -87,8 +87,8 @@ class Recorded:
 
 
 def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, course, exported = Recorder(), Course(), metrics.Metrics()
-    monkeypatch.setattr(metrics.importlib, "import_module", lambda name: told)
+    told, course, exported = Recorder(), Course(), prometheus.Metrics()
+    monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
     course.saw(joined("0"), 0.0)
     course.saw(Pulse("0", Progress(5, ((0, 1, "infer", 1.0),), 9_000)), 1.0)
     for unit in range(3):
@@ -107,7 +107,7 @@ def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(mo
     assert (told.values["segray_units_total",], told.values["segray_retries_total",]) == (3, 1)
     assert told.values["segray_workers", "CPU"] == told.values["segray_worker_rss_bytes", "a"] == 0
     assert told.values["segray_done_images",] == 15
-    assert {name for name, *_ in told.values} == {*metrics.COUNTERS, *metrics.GAUGES}
+    assert {name for name, *_ in told.values} == {*prometheus.COUNTERS, *prometheus.GAUGES}
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -122,11 +122,11 @@ def expressions() -> list[tuple[str, str]]:
 
 def test_every_expression_asks_for_a_name_that_is_exported() -> None:
     asked = {name for _, text in expressions() for name in re.findall(r"\bray_\w+", text)}
-    assert asked <= metrics.NAMES, asked - metrics.NAMES
+    assert asked <= prometheus.NAMES, asked - prometheus.NAMES
     shown = {name for file, text in expressions() if file == "dashboard" for name in re.findall(r"\bray_\w+", text)}
-    assert shown == metrics.NAMES, "the dashboard shows all that there is"
+    assert shown == prometheus.NAMES, "the dashboard shows all that there is"
 
 
 def test_no_tag_can_grow_without_bound() -> None:
-    tags = {tag for _, tags in (*metrics.COUNTERS.values(), *metrics.GAUGES.values()) for tag in tags}
+    tags = {tag for _, tags in (*prometheus.COUNTERS.values(), *prometheus.GAUGES.values()) for tag in tags}
     assert tags == {"status", "stage", "device", "host"}

@@ -22,14 +22,15 @@ from swift_server import Swift
 from watchers import Notes
 
 import segray
-from segray import config, run
+from segray import config
 from segray.errors import SegrayError, WorldError
+from segray.execution import run
+from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.progress import Watcher
+from segray.execution.worker_pool import InProcess
 from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
-from segray.label import Outcome, Recipe, report, stage
-from segray.scenes import dataset
-from segray.storage import StorageOptions, Store, join
-from segray.vitals import Watcher
-from segray.workers import InProcess
+from segray.storage.store import StorageOptions, Store, join
+from segray.synthetic import dataset
 
 IMAGES = 24
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts", "uri")
@@ -315,7 +316,7 @@ def test_a_file_that_may_not_grow_is_never_seen_in_part(tmp_path: Path) -> None:
         "import signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from segray.errors import WorldError\n"
-        "from segray.storage import Store\n"
+        "from segray.storage.store import Store\n"
         "try:\n"
         "    Store().put(sys.argv[1], bytes(100_000))\n"
         "except WorldError as error:\n"

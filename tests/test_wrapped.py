@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from wrapped import PADDED_HW, WINDOW_HW, WRAPPED
 
 import segray
-from segray import geometry, image, rle, runtime, zoo
-from segray.analytics.evaluate import Row, coco_results, evaluate_detections, read_truth
-from segray.contracts import yolact
-from segray.contracts.contract import Contract, Form, Options
-from segray.contracts.labels import COCO_NAMES
+from segray import rle
+from segray.analytics.evaluation.evaluate import Row, coco_results, evaluate_detections, read_truth
+from segray.imaging import decode, geometry
 from segray.instances import Instances
-from segray.scenes import dataset
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters import yolact
+from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.coco_labels import COCO_NAMES
+from segray.synthetic import dataset
 
 Outputs = dict[str, NDArray[Any]]
 Size = tuple[int, int]
@@ -51,7 +54,7 @@ class Scenes:
 
     def pictures(self) -> Iterator[NDArray[np.uint8]]:
         for listed in self.truth()["images"]:
-            yield image.decode((self.folder / dataset.IMAGES / listed["file_name"]).read_bytes()).image
+            yield decode.decode((self.folder / dataset.IMAGES / listed["file_name"]).read_bytes()).image
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +72,28 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], zoo.Model]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], resolve.Model]:
     """A wrapped form as segray loads it from disk."""
     folder = tmp_path_factory.mktemp("wrapped-models")
 
-    def model(key: str) -> zoo.Model:
+    def model(key: str) -> resolve.Model:
         if key == STICKERS:
-            return zoo.resolve(STICKERS)
+            return resolve.resolve(STICKERS)
         wrapped, place = WRAPPED[key], folder / key
         place.mkdir(exist_ok=True)
-        return zoo.resolve(wrapped.name, str(wrapped.save(place)), wrapped.form)
+        return resolve.resolve(wrapped.name, str(wrapped.save(place)), wrapped.form)
 
     return model
 
 
 @pytest.fixture(scope="module")
 def expected(scenes: Scenes) -> list[Instances]:
-    return detected(zoo.resolve(STICKERS), scenes)
+    return detected(resolve.resolve(STICKERS), scenes)
 
 
 @pytest.fixture(scope="module")
 def few_expected(few: Scenes) -> list[Instances]:
-    return detected(zoo.resolve(STICKERS), few)
+    return detected(resolve.resolve(STICKERS), few)
 
 
 # ---- mistakes -------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ class Mistake:
     options: Options = field(default_factory=Options)
 
 
-def detected(model: zoo.Model, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
+def detected(model: resolve.Model, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
     """What segray finds with this model, scene by scene."""
     contract, form = mistake.contract(model.contract), mistake.form(model.form)
     engine = runtime.compile(model.path, form, runtime.DeviceSettings("CPU", None, "f32"))
@@ -399,7 +402,7 @@ def side(key: str) -> int:
 @pytest.mark.full
 @pytest.mark.parametrize("key", [key for key in WRAPPED if key not in LIKE_OTHERS])
 def test_every_form_reports_the_same_instances(
-    key: str, models: Callable[[str], zoo.Model], scenes: Scenes, expected: list[Instances]
+    key: str, models: Callable[[str], resolve.Model], scenes: Scenes, expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), scenes), expected, scenes, side(key))
     print(key, agreed)
@@ -409,7 +412,7 @@ def test_every_form_reports_the_same_instances(
 @pytest.mark.full
 @pytest.mark.parametrize("key", [STICKERS, *WRAPPED])
 def test_few_scenes_suffice_for_agreement(
-    key: str, models: Callable[[str], zoo.Model], few: Scenes, few_expected: list[Instances]
+    key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), few), few_expected, few, side(key))
     print(key, agreed)
@@ -419,7 +422,7 @@ def test_few_scenes_suffice_for_agreement(
 @pytest.mark.full
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, mistakes in MISTAKES.items() for name in mistakes])
 def test_a_misread_form_does_not_agree(
-    key: str, name: str, models: Callable[[str], zoo.Model], few: Scenes, few_expected: list[Instances]
+    key: str, name: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), few, MISTAKES[key][name]), few_expected, few, side(key))
     print(key, name, agreed.faults(side(key)), agreed)
@@ -429,7 +432,7 @@ def test_a_misread_form_does_not_agree(
 @pytest.mark.full
 @pytest.mark.parametrize("key", WRAPPED)
 def test_decode_by_the_name_on_the_model_card(
-    key: str, models: Callable[[str], zoo.Model], few: Scenes, few_expected: list[Instances]
+    key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
 ) -> None:
     picture, wanted = next(
         (picture, wanted) for picture, wanted in zip(few.pictures(), few_expected, strict=True) if len(wanted) > 2
@@ -442,11 +445,13 @@ def test_decode_by_the_name_on_the_model_card(
 
 
 @pytest.mark.full
-def test_two_scenes_through_the_form_with_everything_unlike(tmp_path: Path, models: Callable[[str], zoo.Model]) -> None:
+def test_two_scenes_through_the_form_with_everything_unlike(
+    tmp_path: Path, models: Callable[[str], resolve.Model]
+) -> None:
     """Padded, BGR, another layout, rows by class, masks of every class."""
     dataset.write(tmp_path, 2, seed=43)
     two = Scenes(tmp_path, 2)
-    expected, found = detected(zoo.resolve(STICKERS), two), detected(models("atrous-converted"), two)
+    expected, found = detected(resolve.resolve(STICKERS), two), detected(models("atrous-converted"), two)
     for a, b in zip(expected, found, strict=True):
         assert partners(a, b)
         assert share(partners(a, b)) == share(partners(b, a)) == 1

@@ -19,12 +19,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray import rle, runtime, yolact_graph, zoo
-from segray.contracts.contract import Options
-from segray.contracts.yolact import FORMS
+from segray import rle
+from segray.conversion import yolact
 from segray.errors import ModelError
 from segray.instances import Instances
-from segray.runtime import DeviceSettings
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters.adapter import Options
+from segray.models.adapters.yolact import FORMS
+from segray.models.engine import DeviceSettings
 
 OUTPUTS = ("conf", "boxes", "mask", "proto")
 EPSILON = 1e-5
@@ -34,13 +37,13 @@ Arrays = Mapping[str, NDArray[Any]]
 
 def zeros() -> dict[str, NDArray[Any]]:
     """Weights of the right names and shapes."""
-    return {name: np.zeros(shape, np.float32) for name, shape in yolact_graph.shapes().items()}
+    return {name: np.zeros(shape, np.float32) for name, shape in yolact.shapes().items()}
 
 
 def unlike_training(seed: int) -> dict[str, NDArray[Any]]:
     """Random weights in which no batch norm is the identity and no bias is zero."""
     rng = np.random.default_rng(seed)
-    weights: dict[str, NDArray[Any]] = dict(yolact_graph.random_weights(seed))
+    weights: dict[str, NDArray[Any]] = dict(yolact.random_weights(seed))
     for name, array in weights.items():
         if array.ndim == 1:
             drawn = rng.uniform(0.5, 1.5, array.shape)
@@ -60,15 +63,15 @@ def infer(model: ov.Model, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def test_as_many_weights_as_the_published_checkpoint() -> None:
     # 127,300,392 bytes: these, the layers it holds beside them, and under 256 bytes of description an array.
-    read = sum(map(math.prod, yolact_graph.shapes().values()))
+    read = sum(map(math.prod, yolact.shapes().values()))
     semantic, third_downsampling = 80 * 256 + 80, 256 * 256 * 9 + 256
     rest = 127_300_392 - 4 * (read + semantic + third_downsampling)
     assert read == 31_197_503
-    assert 0 < rest < 256 * (len(yolact_graph.shapes()) + 4 + 53)
+    assert 0 < rest < 256 * (len(yolact.shapes()) + 4 + 53)
 
 
 def test_names_follow_the_original_repository() -> None:
-    shapes = yolact_graph.shapes()
+    shapes = yolact.shapes()
     assert shapes["backbone.conv1.weight"] == (64, 3, 7, 7)
     assert shapes["backbone.layers.1.0.downsample.0.weight"] == (512, 256, 1, 1)
     assert shapes["backbone.layers.3.2.bn3.running_var"] == (2048,)
@@ -80,12 +83,12 @@ def test_names_follow_the_original_repository() -> None:
 
 @pytest.mark.full
 def test_random_weights_are_reproducible_and_complete() -> None:
-    weights = yolact_graph.random_weights(5)
-    assert {name: array.shape for name, array in weights.items()} == yolact_graph.shapes()
+    weights = yolact.random_weights(5)
+    assert {name: array.shape for name, array in weights.items()} == yolact.shapes()
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     name = "fpn.pred_layers.2.weight"
-    np.testing.assert_array_equal(weights[name], yolact_graph.random_weights(5)[name])
-    assert not np.array_equal(weights[name], yolact_graph.random_weights(6)[name])
+    np.testing.assert_array_equal(weights[name], yolact.random_weights(5)[name])
+    assert not np.array_equal(weights[name], yolact.random_weights(6)[name])
 
 
 def test_priors_are_those_of_a_plain_loop() -> None:
@@ -96,7 +99,7 @@ def test_priors_are_those_of_a_plain_loop() -> None:
                 for ratio in (1, 1 / 2, 2):
                     length = scale * math.sqrt(ratio) / 550
                     expected.append([(column + 0.5) / side, (row + 0.5) / side, length, length])
-    priors = yolact_graph.priors_cxcywh()
+    priors = yolact.priors_cxcywh()
     assert priors.dtype == np.float32
     np.testing.assert_array_equal(priors, np.array(expected, np.float32))
 
@@ -112,7 +115,7 @@ def test_what_older_releases_and_training_leave_in_the_checkpoint_is_ignored() -
         "fpn.downsample_layers.2.weight": np.zeros((256, 256, 3, 3), np.float32),
         "semantic_seg_conv.bias": np.zeros(80, np.float32),
     }
-    model = yolact_graph.build(zeros() | extra)
+    model = yolact.build(zeros() | extra)
     assert [port.get_any_name() for port in model.inputs] == ["input.1"]
     shapes = {port.get_any_name(): [*port.shape] for port in model.outputs}
     assert shapes == {
@@ -127,19 +130,19 @@ def test_missing_weights_are_named() -> None:
     weights = zeros()
     del weights["fpn.downsample_layers.1.bias"]
     with pytest.raises(ModelError, match=r"missing: fpn\.downsample_layers\.1\.bias"):
-        yolact_graph.build(weights)
+        yolact.build(weights)
 
 
 def test_a_deeper_backbone_is_named_and_not_cut() -> None:
     unknown = {f"backbone.layers.2.{block}.conv1.weight": np.zeros((256, 1024, 1, 1)) for block in range(6, 23)}
     with pytest.raises(ModelError, match=r"unknown: backbone\.layers\.2\.6\.conv1\.weight, .* and 13 more"):
-        yolact_graph.build(zeros() | unknown)
+        yolact.build(zeros() | unknown)
 
 
 def test_weights_of_another_shape_say_both() -> None:
     twenty_classes = {"prediction_layers.0.conf_layer.bias": np.zeros(63, np.float32)}
     with pytest.raises(ModelError, match=r"of another shape: .*conf_layer\.bias \[63\], not \[243\]"):
-        yolact_graph.build(zeros() | twenty_classes)
+        yolact.build(zeros() | twenty_classes)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, kind: str
     else:
         torch.save(content, pth, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(ModelError, match=r"(?s)cannot be read.*evil\.pth.*mkdir") as caught:
-        yolact_graph.convert(pth, tmp_path / "ir" / "yolact.xml")
+        yolact.convert(pth, tmp_path / "ir" / "yolact.xml")
     assert "weights_only" not in str(caught.value)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["evil.pth"]
 
@@ -174,13 +177,13 @@ def test_a_damaged_checkpoint_says_where(tmp_path: Path, content: bytes) -> None
     pth = tmp_path / "damaged.pth"
     pth.write_bytes(content)
     with pytest.raises(ModelError, match=r"(?s)cannot be read.*damaged\.pth"):
-        yolact_graph.read(pth)
+        yolact.read(pth)
 
 
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     with pytest.raises(ModelError, match="does not exist"):
-        yolact_graph.read(tmp_path / "absent.pth")
+        yolact.read(tmp_path / "absent.pth")
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -189,7 +192,7 @@ def test_a_checkpoint_that_is_no_flat_dict(tmp_path: Path, nested: bool) -> None
     pth = tmp_path / "nested.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}} if nested else [torch.zeros(1)], pth)
     with pytest.raises(ModelError, match=r"(?s)no flat dict of tensors.*(a dict of dict|list)"):
-        yolact_graph.read(pth)
+        yolact.read(pth)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "2019"])
@@ -197,17 +200,17 @@ def test_arrays_are_read_as_float32_from_both_of_pytorchs_formats(tmp_path: Path
     torch = pytest.importorskip("torch")
     state = OrderedDict(a=torch.full((2,), 0.5, dtype=torch.bfloat16), b=torch.tensor(7))
     torch.save(state, tmp_path / "small.pth", _use_new_zipfile_serialization=zipped)
-    arrays = yolact_graph.read(tmp_path / "small.pth")
+    arrays = yolact.read(tmp_path / "small.pth")
     assert {name: array.dtype for name, array in arrays.items()} == {"a": np.float32, "b": np.float32}
     np.testing.assert_array_equal(arrays["a"], [0.5, 0.5])
     assert arrays["b"] == 7
 
 
 def test_another_model_in_the_folder_keeps_its_card(tmp_path: Path) -> None:
-    (tmp_path / zoo.CARD).write_text("{}")
+    (tmp_path / resolve.CARD).write_text("{}")
     with pytest.raises(ModelError, match="another model's card"):
-        yolact_graph.convert(tmp_path / "weights.pth", tmp_path / "yolact.xml")
-    assert (tmp_path / zoo.CARD).read_text() == "{}"
+        yolact.convert(tmp_path / "weights.pth", tmp_path / "yolact.xml")
+    assert (tmp_path / resolve.CARD).read_text() == "{}"
 
 
 # ---- parity ---------------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ class Reference:
         return self.torch.cat(outputs, 1)
 
     def boxes(self, offsets: Any) -> Any:
-        priors = self.torch.from_numpy(yolact_graph.priors_cxcywh())
+        priors = self.torch.from_numpy(yolact.priors_cxcywh())
         centre = priors[:, :2] + 0.1 * offsets[..., :2] * priors[:, 2:]
         size = priors[:, 2:] * (0.2 * offsets[..., 2:]).exp()
         return self.torch.cat([centre - size / 2, centre + size / 2], -1)
@@ -295,7 +298,7 @@ class Reference:
 def test_parity_with_pytorch() -> None:
     weights = unlike_training(3)
     image = np.random.default_rng(4).normal(0, 1, (1, 3, 550, 550)).astype(np.float32)
-    expected, found = Reference(weights)(image), infer(yolact_graph.build(weights), image)
+    expected, found = Reference(weights)(image), infer(yolact.build(weights), image)
     for name in OUTPUTS:
         assert expected[name].std() > 1e-2 or name == "conf", f"{name} is too flat to tell anything"
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
@@ -309,8 +312,8 @@ def test_the_converted_form_is_the_original_behind_bgr_mean_and_scale() -> None:
     mean, scale = (
         np.array(values).reshape(1, 3, 1, 1) for values in (FORMS["original"].image.mean, FORMS["original"].image.scale)
     )
-    original = infer(yolact_graph.build(weights), (rgb - mean) / scale)
-    converted = infer(yolact_graph.build(weights, "converted"), rgb[:, ::-1])
+    original = infer(yolact.build(weights), (rgb - mean) / scale)
+    converted = infer(yolact.build(weights, "converted"), rgb[:, ::-1])
     for name in OUTPUTS:
         np.testing.assert_allclose(converted[name], original[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -324,10 +327,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("yolact")
     paths = {"pth": folder / "yolact.pth", **{form: folder / form / "yolact.xml" for form in FORMS}}
-    state = {name: torch.from_numpy(array) for name, array in yolact_graph.random_weights(0).items()}
+    state = {name: torch.from_numpy(array) for name, array in yolact.random_weights(0).items()}
     torch.save(state, paths["pth"])
-    yolact_graph.convert(paths["pth"], paths["original"], form="original")
-    yolact_graph.convert(paths["pth"], paths["converted"])
+    yolact.convert(paths["pth"], paths["original"], form="original")
+    yolact.convert(paths["pth"], paths["converted"])
     return paths
 
 
@@ -335,11 +338,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("form", list(FORMS))
 def test_a_conversion_is_float32_and_says_what_it_is(converted: Mapping[str, Path], form: str) -> None:
     xml = converted[form]
-    card = json.loads((xml.parent / zoo.CARD).read_text())
+    card = json.loads((xml.parent / resolve.CARD).read_text())
     source = {"file": "yolact.pth", "sha256": sha256(converted["pth"].read_bytes()).hexdigest()}
-    assert (card["contract"], card["form"], card["source"]) == (yolact_graph.CONTRACT, form, source)
+    assert (card["contract"], card["form"], card["source"]) == (yolact.CONTRACT, form, source)
     assert xml.with_suffix(".bin").stat().st_size > 4 * 31_000_000
-    assert zoo.resolve(yolact_graph.CONTRACT, str(xml)).form == FORMS[form]
+    assert resolve.resolve(yolact.CONTRACT, str(xml)).form == FORMS[form]
 
 
 @pytest.mark.full
@@ -357,7 +360,7 @@ def test_both_forms_give_the_same_masks(converted: Mapping[str, Path]) -> None:
 
 def labelled(xml: Path, image_rgb: NDArray[Any]) -> Instances:
     """The whole way from files to instances, as a run goes it."""
-    model = zoo.resolve(yolact_graph.CONTRACT, str(xml))
+    model = resolve.resolve(yolact.CONTRACT, str(xml))
     engine = runtime.compile(model.path, model.form, DeviceSettings(threads=2, precision="f32"))
     height, width, _ = image_rgb.shape
     with engine.infer(model.contract.prepare(model.form, image_rgb)) as outputs:

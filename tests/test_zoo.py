@@ -14,10 +14,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from segray import runtime, zoo
-from segray.contracts import CONTRACTS
-from segray.contracts.contract import Form, ImageInput
 from segray.errors import ConfigError, ModelError
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters.adapter import Form, ImageInput
+from segray.models.registry import CONTRACTS
 
 YOLACT = "yolact-resnet50-fpn-pytorch"
 YOLACT_OUTPUTS = ("conf", "boxes", "mask", "proto")
@@ -38,7 +39,7 @@ def model(folder: Path, outputs: Sequence[str] = YOLACT_OUTPUTS) -> Path:
 
 
 def card(folder: Path, **content: Any) -> None:
-    (folder / zoo.CARD).write_text(json.dumps(content))
+    (folder / resolve.CARD).write_text(json.dumps(content))
 
 
 def two_forms() -> Any:
@@ -54,28 +55,28 @@ def two_forms() -> Any:
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no model 'yolact-resnet50'[\s\S]*mean 'yolact-resnet50-fpn-pytorch'"):
-        zoo.resolve("yolact-resnet50")
+        resolve.resolve("yolact-resnet50")
 
 
 def test_a_known_name_without_a_decoder_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "CONTRACTS", {"stickers": None})
+    monkeypatch.setattr(resolve, "CONTRACTS", {"stickers": None})
     with pytest.raises(ConfigError, match=r"0033 cannot be decoded yet[\s\S]*stickers"):
-        zoo.resolve("instance-segmentation-security-0033", "x.xml")
+        resolve.resolve("instance-segmentation-security-0033", "x.xml")
 
 
 def test_every_contract_is_a_known_name() -> None:
-    assert set(CONTRACTS) <= set(zoo.HOW_TO_GET)
+    assert set(CONTRACTS) <= set(resolve.HOW_TO_GET)
 
 
 def test_a_model_without_a_path_says_how_to_get_it() -> None:
     with pytest.raises(ConfigError, match=r"needs its files[\s\S]*yolact_resnet50_54_800000\.pth"):
-        zoo.resolve(YOLACT)
+        resolve.resolve(YOLACT)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     model(tmp_path)
     with pytest.raises(ModelError, match=r"does not exist[\s\S]*model\.xml[\s\S]*segray models pull yolact"):
-        zoo.resolve(YOLACT, str(tmp_path / "modle.xml"), "original")
+        resolve.resolve(YOLACT, str(tmp_path / "modle.xml"), "original")
 
 
 # ---- form -----------------------------------------------------------------------------------------
@@ -83,14 +84,14 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["original", "converted"])
 def test_the_form_of_the_configuration(tmp_path: Path, form: str) -> None:
-    found = zoo.resolve(YOLACT, str(model(tmp_path)), form)
+    found = resolve.resolve(YOLACT, str(model(tmp_path)), form)
     assert (found.name, found.form) == (YOLACT, CONTRACTS[YOLACT].forms[form])
     assert found.files == (tmp_path / "model.xml", tmp_path / "model.bin")
 
 
 def test_yolact_does_not_tell_its_form_and_the_question_explains_both(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        zoo.resolve(YOLACT, str(model(tmp_path)))
+        resolve.resolve(YOLACT, str(model(tmp_path)))
     assert caught.value.where == "model.form"
     assert "'original' if it takes normalised RGB, with mean (123.675" in caught.value.do
     assert "'converted' if it takes BGR 0..255, with mean and scale inside" in caught.value.do
@@ -99,25 +100,25 @@ def test_yolact_does_not_tell_its_form_and_the_question_explains_both(tmp_path: 
 def test_the_card_tells_the_form(tmp_path: Path) -> None:
     xml = model(tmp_path)
     card(tmp_path, contract=YOLACT, form="original", trained="by hand")
-    assert zoo.resolve(YOLACT, str(xml)).form.name == "original"
-    assert zoo.resolve(YOLACT, str(xml), "original").form.name == "original"
+    assert resolve.resolve(YOLACT, str(xml)).form.name == "original"
+    assert resolve.resolve(YOLACT, str(xml), "original").form.name == "original"
     with pytest.raises(ConfigError, match="stated twice"):
-        zoo.resolve(YOLACT, str(xml), "converted")
+        resolve.resolve(YOLACT, str(xml), "converted")
 
 
 def test_a_card_of_another_model_or_no_json(tmp_path: Path) -> None:
     xml = model(tmp_path)
     card(tmp_path, contract=TF, form="original")
     with pytest.raises(ConfigError, match=f"another model[\\s\\S]*{TF}"):
-        zoo.resolve(YOLACT, str(xml))
-    (tmp_path / zoo.CARD).write_text("{")
+        resolve.resolve(YOLACT, str(xml))
+    (tmp_path / resolve.CARD).write_text("{")
     with pytest.raises(ModelError, match="not JSON"):
-        zoo.resolve(YOLACT, str(xml))
+        resolve.resolve(YOLACT, str(xml))
 
 
 def test_a_form_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no form 'openvino'[\s\S]*original or converted"):
-        zoo.resolve(YOLACT, str(model(tmp_path)), "openvino")
+        resolve.resolve(YOLACT, str(model(tmp_path)), "openvino")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,8 @@ def test_a_form_that_does_not_exist(tmp_path: Path) -> None:
 def test_outputs_tell_the_form_where_forms_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], form: str
 ) -> None:
-    monkeypatch.setattr(zoo, "CONTRACTS", {TF: two_forms()})
-    assert zoo.resolve(TF, str(model(tmp_path, outputs))).form.name == form
+    monkeypatch.setattr(resolve, "CONTRACTS", {TF: two_forms()})
+    assert resolve.resolve(TF, str(model(tmp_path, outputs))).form.name == form
 
 
 # ---- fingerprint ----------------------------------------------------------------------------------
@@ -140,47 +141,47 @@ def test_the_fingerprint_follows_content_and_form_but_not_place(tmp_path: Path) 
     for suffix in (".xml", ".bin"):
         (tmp_path / "b" / "model").with_suffix(suffix).rename(moved.with_suffix(suffix))
 
-    first = zoo.resolve(YOLACT, str(xml), "original").fingerprint
+    first = resolve.resolve(YOLACT, str(xml), "original").fingerprint
     assert len(first) == 64
-    assert zoo.resolve(YOLACT, str(moved), "original").fingerprint == first
-    assert zoo.resolve(YOLACT, str(xml), "converted").fingerprint != first
+    assert resolve.resolve(YOLACT, str(moved), "original").fingerprint == first
+    assert resolve.resolve(YOLACT, str(xml), "converted").fingerprint != first
     weights = bytearray(xml.with_suffix(".bin").read_bytes())
     weights[-1] ^= 1
     xml.with_suffix(".bin").write_bytes(weights)
-    assert zoo.resolve(YOLACT, str(xml), "original").fingerprint != first
+    assert resolve.resolve(YOLACT, str(xml), "original").fingerprint != first
     moved.write_text(moved.read_text() + "\n")
-    assert zoo.resolve(YOLACT, str(moved), "original").fingerprint != first
+    assert resolve.resolve(YOLACT, str(moved), "original").fingerprint != first
 
 
 def test_the_fingerprint_covers_every_file_of_a_saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "CONTRACTS", {TF: two_forms()})
+    monkeypatch.setattr(resolve, "CONTRACTS", {TF: two_forms()})
     (tmp_path / "variables").mkdir()
     (tmp_path / "saved_model.pb").write_bytes(b"graph")
     weights = tmp_path / "variables" / "variables.data"
     weights.write_bytes(b"one")
-    first = zoo.resolve(TF, str(tmp_path), "original")
+    first = resolve.resolve(TF, str(tmp_path), "original")
     assert first.files == (tmp_path / "saved_model.pb", weights)
-    assert zoo.resolve(TF, str(tmp_path / "saved_model.pb"), "original").fingerprint == first.fingerprint
+    assert resolve.resolve(TF, str(tmp_path / "saved_model.pb"), "original").fingerprint == first.fingerprint
     card(tmp_path, contract=TF, form="original")
-    assert zoo.resolve(TF, str(tmp_path)).fingerprint == first.fingerprint
+    assert resolve.resolve(TF, str(tmp_path)).fingerprint == first.fingerprint
     weights.write_bytes(b"two")
-    assert zoo.resolve(TF, str(tmp_path)).fingerprint != first.fingerprint
+    assert resolve.resolve(TF, str(tmp_path)).fingerprint != first.fingerprint
 
 
 def test_own_classes_change_the_contract_but_not_the_fingerprint(tmp_path: Path) -> None:
     xml = str(model(tmp_path))
-    own = zoo.resolve(YOLACT, xml, "original", {2: "nut", 1: "bolt"})
+    own = resolve.resolve(YOLACT, xml, "original", {2: "nut", 1: "bolt"})
     assert list(own.contract.labels.items()) == [(1, "bolt"), (2, "nut")]
-    assert own.fingerprint == zoo.resolve(YOLACT, xml, "original").fingerprint
+    assert own.fingerprint == resolve.resolve(YOLACT, xml, "original").fingerprint
 
 
 # ---- the embedded model ---------------------------------------------------------------------------
 
 
 def test_stickers_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "EMBEDDED", model(tmp_path))
+    monkeypatch.setattr(resolve, "EMBEDDED", model(tmp_path))
     card(tmp_path, contract=YOLACT, form="converted")
-    found = zoo.resolve("stickers")
+    found = resolve.resolve("stickers")
     assert (found.path, found.form.name) == (tmp_path / "model.xml", "converted")
     assert found.contract is CONTRACTS["stickers"]
 
@@ -188,14 +189,14 @@ def test_stickers_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.full
 def test_an_exported_sticker_network_serves_its_contract(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the sticker network needs the train extra")
-    from segray.contracts.labels import COCO_IDS_80
-    from segray.scenes.network import StickerNet, export
-    from segray.scenes.shapes import STICKERS
+    from segray.models.coco_labels import COCO_IDS_80
+    from segray.synthetic.shapes import STICKERS
+    from training.network import StickerNet, export
 
     xml = tmp_path / "stickers.xml"
     export(StickerNet().eval(), [COCO_IDS_80.index(sticker.category_id) + 1 for sticker in STICKERS], xml)
     card(tmp_path, contract=YOLACT, form="converted")
-    found = zoo.resolve("stickers", str(xml))
+    found = resolve.resolve("stickers", str(xml))
     engine = runtime.compile(found.path, found.form, runtime.DeviceSettings(threads=1, precision="f32"))
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     with engine.infer(found.contract.prepare(found.form, picture)) as outputs:

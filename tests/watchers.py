@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segray.vitals import Watcher
+from segray.execution.progress import Watcher
 
 
 class Notes(Watcher):

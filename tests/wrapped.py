@@ -16,9 +16,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from segray import zoo
-from segray.contracts.contract import Paste
-from segray.contracts.labels import COCO_IDS_80
+from segray.models import resolve
+from segray.models.adapters.adapter import Paste
+from segray.models.coco_labels import COCO_IDS_80
 
 Node = Any
 
@@ -68,7 +68,7 @@ class Things:
 
 def raw_outputs(picture_bgr: Node) -> dict[str, Node]:
     """The network on (1, 3, 550, 550) float32 BGR, 0..255 -> conf, boxes, mask, proto."""
-    model = ov.Core().read_model(zoo.EMBEDDED)
+    model = ov.Core().read_model(resolve.EMBEDDED)
     for reader in model.inputs[0].get_target_inputs():
         reader.replace_source_output(picture_bgr.output(0))
     return {port.any_name: port.get_node().input_value(0) for port in model.outputs}

@@ -6,18 +6,18 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from segray import orphans
+from segray._system import child_processes
 from segray.bench.workload import Workload
 
 if __name__ == "__main__":
-    from segray.bench.ways import WAYS
+    from segray.bench.variants import WAYS
 
     way, workload, folder = sys.argv[1], Workload.load(Path(sys.argv[2])), Path(sys.argv[3])
-    before = orphans.adopt()
+    before = child_processes.adopt()
     try:
         lap = WAYS[way](workload, folder)
         (folder / "lap.json").write_text(json.dumps(asdict(lap)), "utf-8")
     finally:
-        orphans.end(before)
+        child_processes.end(before)
     sys.stderr.flush()
     os._exit(0)

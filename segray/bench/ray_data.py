@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.bench import textbook
-from segray.bench.ways import Lap
+from segray.bench import naive
+from segray.bench.variants import Lap
 from segray.bench.workload import Workload
-from segray.contracts.contract import Contract, Form
-from segray.opencv import cv2
-from segray.openvino import ov
+from segray.imaging.opencv import cv2
+from segray.models.adapters.adapter import Contract, Form
+from segray.models.openvino import ov
 
 _BATCH = 16
 _TASK_CPUS = 0.5
@@ -35,7 +35,7 @@ def prepare(row: dict[str, Any], contract: Contract, form: Form) -> list[dict[st
     picture = cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
     if picture is None:
         return []
-    inputs = textbook.prepare(contract, form, np.asarray(picture, np.uint8))
+    inputs = naive.prepare(contract, form, np.asarray(picture, np.uint8))
     tensors = {name: array[0] for name, array in inputs.items()}
     return [{"path": row["path"], "height": picture.shape[0], "width": picture.shape[1], **tensors}]
 
@@ -50,18 +50,18 @@ class Predict:
         Path(mark).write_text(json.dumps(time.monotonic()), "utf-8")
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        rows: list[list[textbook.Row]] = [[] for _ in batch["path"]]
+        rows: list[list[naive.Row]] = [[] for _ in batch["path"]]
         for i, (path, height, width) in enumerate(zip(batch["path"], batch["height"], batch["width"], strict=True)):
             tensors = {name: np.asarray(batch[name][i])[None] for name in batch if name not in _ABOUT}
             self._queue.start_async(self._compiled.inputs(tensors), (rows, i, str(path), (int(height), int(width))))
         self._queue.wait_all()
         flat = [row for found in rows for row in found]
-        return {name: [row[name] for row in flat] for name in textbook.COLUMNS}
+        return {name: [row[name] for row in flat] for name in naive.COLUMNS}
 
-    def _finished(self, request: Any, job: tuple[list[list[textbook.Row]], int, str, tuple[int, int]]) -> None:
+    def _finished(self, request: Any, job: tuple[list[list[naive.Row]], int, str, tuple[int, int]]) -> None:
         rows, i, path, size_hw = job
         outputs = self._compiled.outputs(request)
-        rows[i] = textbook.rows(self._contract, outputs, path, size_hw, self._options)
+        rows[i] = naive.rows(self._contract, outputs, path, size_hw, self._options)
 
 
 def run(load: Workload, folder: Path) -> Lap:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from segray.bench.bench import WAYS, Measured, of
+from segray.bench.runner import WAYS, Measured, of
 from segray.bench.workload import Workload
 
 # Of the processors; beyond it images/s say more of the neighbours than of the ways.

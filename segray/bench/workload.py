@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray import config, runtime, sources, zoo
-from segray.contracts.contract import Contract, Form, Options
+from segray import config
 from segray.errors import ConfigError, WorldError
-from segray.label import options_of
-from segray.opencv import cv2
-from segray.runtime import Compiled, DeviceSettings
-from segray.scenes.scene import draw_scene
-from segray.storage import Store, join
+from segray.execution.labeller import options_of
+from segray.imaging.opencv import cv2
+from segray.models import engine, resolve
+from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.engine import Compiled, DeviceSettings
+from segray.sources import listing
+from segray.storage.store import Store, join
+from segray.synthetic.scene import draw_scene
 
 _SEED = 0
 # As many bytes per pixel as photographs have, so that they are as slow to decode.
@@ -78,14 +80,14 @@ class Workload:
         model, contract, form, options = self.resolved()
         chosen = self.configuration(Path()).model
         settings = DeviceSettings(threads=self.threads, precision=chosen.precision, hint=hint)
-        compiled = runtime.compiled(model.path, form, settings)
+        compiled = engine.compiled(model.path, form, settings)
         contract = contract.with_size(form.name, compiled.size_hw)
         return compiled, contract, contract.forms[form.name], options
 
-    def resolved(self) -> tuple[zoo.Model, Contract, Form, Options]:
+    def resolved(self) -> tuple[resolve.Model, Contract, Form, Options]:
         """The model's files, contract, form and options."""
         chosen = self.configuration(Path()).model
-        model = zoo.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+        model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
         return model, model.contract, model.form, options_of(chosen, model.contract)
 
 
@@ -101,7 +103,7 @@ def copied(images: Iterable[str], prefix: str, store: Store) -> None:
 
 def listed(uri: str, count: int) -> tuple[str, ...]:
     """The first `count` images of a local folder, glob or manifest, by key."""
-    found = [ref.uri for batch in sources.read(uri, Store()) for ref in sources.refs(batch)]
+    found = [ref.uri for batch in listing.read(uri, Store()) for ref in listing.refs(batch)]
     if strangers := [uri for uri in found if not Path(uri).is_file()]:
         do = "Copy them here first; the benchmark reads local files."
         raise ConfigError("These images are not local files.", where=uri, found=strangers[0], do=do)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ImageError
+from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
-from segray.opencv import cv2
-from segray.sources.members import BrokenFileError, Shape
-from segray.sources.names import inside_uri
-from segray.storage import Entry
+from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.uris import inside_uri
+from segray.storage.store import Entry
 
 EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"})
 _MOST_FRAMES = 1_000_000

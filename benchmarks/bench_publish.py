@@ -1,0 +1,130 @@
+"""`python -m benchmarks.bench_publish`: how fast staged files become committed tables, in CPU seconds of one process.
+
+Stages made-up detections (or real ones, varied, with --detections), merges and commits them in batches, and writes
+the same rows by pyarrow.dataset.write_dataset, each in a process of its own. Nothing here is read from anywhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from benchmarks import synthetic_rows
+from segray._system import memory
+from segray.instances import ImageRef, Task
+from segray.label_set import commit
+from segray.label_set.parquet_writer import DataFile
+from segray.label_set.run_records import Run
+from segray.storage.store import StorageOptions, Store
+
+OPTIONS = StorageOptions()
+UNIT, PER_IMAGE = 256, 7
+
+
+def stage(root: str, instances: int, distinct: int, source: str | None) -> list[str]:
+    """Staged files with so many instances, `distinct` of which differ; their names, in the order of the plan."""
+    rng = np.random.default_rng(0)
+    shapes = synthetic_rows.real(Path(source)) if source else synthetic_rows.drawn(2000, rng)
+    stager = synthetic_rows.Stager(synthetic_rows.instances(shapes, min(distinct, instances), rng), PER_IMAGE, rng)
+    run, store, names = Run(root, "bench"), Store(), []
+    for unit, first in enumerate(range(0, instances // PER_IMAGE, UNIT)):
+        keys = {i: f"raw/2026/11/{i:010d}-a-name-of-common-length.jpg" for i in range(first, first + UNIT)}
+        refs = [ImageRef(key, f"s3://bucket/{key}", f"{i * 2654435761:032x}", 100_000) for i, key in keys.items()]
+        names.append(stager.stage(store, run.staged, Task(unit, 0, UNIT), refs).staged)
+    return names
+
+
+def published(root: str, names: list[str], batch_images: int, file_rows: int) -> dict[str, Any]:
+    """Merge and commit all of it."""
+    commit.create_tables(root, OPTIONS)
+    run, step = Run(root, "bench"), max(1, batch_images // UNIT)
+    files: list[DataFile] = []
+    rows, merge_s, commit_s = 0, 0.0, 0.0
+    for number, first in enumerate(range(0, len(names), step), 1):
+        inputs = commit.Inputs(tuple(names[first : first + step]), {"run_id": run.id}, file_rows)
+        began = time.process_time()
+        batch = commit.merge(run, number, inputs, OPTIONS)
+        merged = time.process_time()
+        commit.commit(batch, run, OPTIONS, Store())
+        merge_s, commit_s = merge_s + merged - began, commit_s + time.process_time() - merged
+        rows += batch.instances
+        files += batch.tables["instances"].add
+    sizes = sorted(file.size_bytes for file in files)
+    return {
+        "rows": rows,
+        "s": merge_s + commit_s,
+        "commit_s": commit_s,
+        "sizes": sizes,
+        "peak_mb": memory.peak_bytes() / 2**20,
+    }
+
+
+def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
+    """The same rows, unsorted, by pyarrow alone, with its defaults and zstd; nothing is committed."""
+    run, step, sizes = Run(root, "bench"), max(1, batch_images // UNIT), []
+    rows, spent_s = 0, 0.0
+    for number, first in enumerate(range(0, len(names), step), 1):
+        began = time.process_time()
+        found = [commit._instances(batch, number)
+                 for batch in commit._staged(Store(), run, names[first : first + step])]  # fmt: skip
+        table = pa.concat_tables(found)
+        flattened_s, began = time.process_time() - began, time.process_time()
+        options = ds.ParquetFileFormat().make_write_options(compression="zstd")
+        ds.write_dataset(
+            table, f"{root}/plain/{number}", format="parquet", file_options=options,
+            partitioning=ds.partitioning(pa.schema([("class_name", pa.string())]), flavor="hive"),
+        )  # fmt: skip
+        spent_s += flattened_s + time.process_time() - began
+        rows += table.num_rows
+        sizes += [path.stat().st_size for path in Path(root, "plain", str(number)).rglob("*.parquet")]
+    return {"rows": rows, "s": spent_s, "commit_s": 0.0, "sizes": sorted(sizes), "peak_mb": memory.peak_bytes() / 2**20}
+
+
+def show(what: str, found: dict[str, Any]) -> None:
+    sizes = found["sizes"]
+    print(
+        f"{what:<28} {found['rows'] / found['s']:>9,.0f} instances/s/core  "
+        f"{sum(sizes) / found['rows']:>6.1f} B/instance  peak {found['peak_mb']:>5.0f} MB  "
+        f"commits {found['commit_s']:.2f} s  {len(sizes)} files, {sizes[0] / 1e3:.0f} kB to {sizes[-1] / 1e6:.1f} MB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--instances", type=int, default=1_000_000)
+    parser.add_argument("--distinct", type=int, default=350_000)
+    parser.add_argument("--detections", help="what YOLACT's eval.py wrote with --output_web_json")
+    parser.add_argument("--batch-images", type=int, nargs="+", default=[50_000])
+    parser.add_argument("--file-rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=1, help="best of so many, for a machine that is not quiet")
+    chosen = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as work:
+        with spawn.Pool(1) as process:
+            names = process.apply(stage, (work, chosen.instances, chosen.distinct, chosen.detections))
+        staged = sum(path.stat().st_size for path in Path(Run(work, "bench").staged).iterdir())
+        print(f"{len(names)} staged files, {staged / 1e6:.0f} MB")
+        for batch_images in chosen.batch_images:
+            for what, call in (("segray", published), ("pyarrow's write_dataset", plain)):
+                found = []
+                for number in range(chosen.rounds):
+                    root = f"{work}/{what[:6]}{batch_images}-{number}"
+                    Path(root, "_segray", "runs").mkdir(parents=True)
+                    Path(Run(root, "bench").folder).symlink_to(Run(work, "bench").folder)
+                    with spawn.Pool(1) as process:
+                        rest = (chosen.file_rows,) if call is published else ()
+                        found.append(process.apply(call, (root, names, batch_images, *rest)))
+                show(f"{what} ({batch_images:,})", min(found, key=lambda one: one["s"]))
+
+
+if __name__ == "__main__":
+    main()

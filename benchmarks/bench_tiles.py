@@ -1,0 +1,127 @@
+"""`python -m benchmarks.bench_tiles`: AP on large scenes, whole, in tiles, and with SAHI's merging.
+
+The same windows, network and detections go into segray's merging and, where the package sahi is installed, into its
+GREEDYNMM with intersection over the smaller mask, each with and without the look at the whole image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.analytics.evaluation.evaluate import coco_results, evaluate_detections
+from segray.imaging import tiling
+from segray.instances import Instances
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters.adapter import Options
+from segray.synthetic import dataset
+from segray.synthetic.scene import draw_scene
+from segray.synthetic.shapes import STICKERS
+
+Parts = list[tuple[tiling.Window, Instances]]
+SIZE_HW = (1600, 2000)
+OPTIONS = Options(max_detections=300)
+
+
+def sahi(parts: Parts, size_hw: tuple[int, int]) -> Instances:
+    """SAHI's default: greedy non-maximum merging within a class, intersection over smaller at least 0.5."""
+    combine: Any = importlib.import_module("sahi.postprocess.combine")
+    prediction: Any = importlib.import_module("sahi.prediction").ObjectPrediction
+    objects = []
+    for _, found in parts:
+        for i, counts in enumerate(found.rles):
+            outline = polygons(rle.decode(counts, size_hw))
+            if outline:
+                objects.append(
+                    prediction(
+                        segmentation=outline,
+                        category_id=int(found.class_ids[i]),
+                        category_name=str(found.class_ids[i]),
+                        score=float(found.scores[i]),
+                        shift_amount=[0, 0],
+                        full_shape=list(size_hw),
+                    )
+                )
+    merge = combine.GreedyNMMPostprocess(match_threshold=0.5, match_metric="IOS", class_agnostic=False)
+    merged = merge(objects)
+    masks = [each.mask.bool_mask[: size_hw[0], : size_hw[1]] for each in merged]
+    boxes = np.array([each.bbox.to_xyxy() for each in merged], np.float32).reshape(-1, 4)
+    return Instances(
+        np.array([each.category.id for each in merged], np.int32),
+        np.array([each.score.value for each in merged], np.float32),
+        boxes,
+        tuple(rle.encode(np.asarray(mask, np.bool_)) for mask in masks),
+        size_hw,
+    )
+
+
+def polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
+    """As SAHI takes masks."""
+    import cv2
+
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [contour.ravel().astype(float).tolist() for contour in found if len(contour) >= 3]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--things", type=int, default=70, help="most in a scene")
+    parser.add_argument("--size", type=int, default=550)
+    parser.add_argument("--overlap", type=float, default=0.2)
+    chosen = parser.parse_args()
+    model = resolve.resolve("stickers", None)
+    engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(precision="f32"))
+    images: list[dict[str, Any]] = []
+    truth: list[dict[str, Any]] = []
+    results: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    seconds: defaultdict[str, float] = defaultdict(float)
+
+    def look(picture: NDArray[np.uint8], window: tiling.Window) -> tuple[tiling.Window, Instances]:
+        inputs = model.contract.prepare(model.form, np.ascontiguousarray(picture[window.slices]))
+        with engine.infer(inputs) as outputs:
+            return window, tiling.place(model.contract.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
+
+    for i in range(chosen.scenes):
+        lengths = (24.0, 700.0)  # the largest do not fit into a window
+        scene = draw_scene(
+            np.random.default_rng([3, i]), SIZE_HW, max_things=chosen.things, lengths_px=lengths, frame_px=550
+        )
+        images.append({"id": i + 1, "file_name": f"{i}.png", "width": SIZE_HW[1], "height": SIZE_HW[0]})
+        truth += [{"id": len(truth) + k, **row} for k, row in enumerate(dataset.annotations_of(scene, i + 1), 1)]
+        cut = tiling.windows(SIZE_HW, tiling.Tiles(chosen.size, chosen.overlap, whole=True))
+        with ThreadPoolExecutor(engine.requests) as pool:
+            parts: Parts = list(pool.map(lambda window, scene=scene: look(scene.image, window), cut))
+        ways: dict[str, Any] = {
+            "whole image": lambda p: p[-1][1],
+            "tiles": lambda p: tiling.merge(p[:-1], SIZE_HW, OPTIONS.max_detections),
+            "tiles and whole": lambda p: tiling.merge(p, SIZE_HW, OPTIONS.max_detections),
+        }
+        if importlib.util.find_spec("sahi"):
+            ways["SAHI, tiles"] = lambda p: sahi(p[:-1], SIZE_HW)
+            ways["SAHI, tiles and whole"] = lambda p: sahi(p, SIZE_HW)
+        for name, way in ways.items():
+            began = time.process_time()
+            found = way(parts)
+            seconds[name] += time.process_time() - began
+            results[name] += coco_results(i + 1, found)
+    categories = [{"id": s.category_id, "name": s.name} for s in STICKERS]
+    listed = {"images": images, "annotations": truth, "categories": categories}
+    print(f"{chosen.scenes} scenes of {SIZE_HW[1]}x{SIZE_HW[0]}, {len(truth)} things, windows of {chosen.size}")
+    print("| | mask AP | AP50 | rows | CPU s an image, merging |\n|---|---|---|---|---|")
+    for name, rows in results.items():
+        scores = evaluate_detections(rows, listed)["segm"]
+        print(f"| {name} | {scores.ap:.3f} | {scores.ap50:.3f} | {len(rows)} | {seconds[name] / chosen.scenes:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

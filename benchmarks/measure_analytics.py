@@ -1,0 +1,110 @@
+"""`python -m benchmarks.measure_analytics 10000 100000 1000000`: cost of evaluate, diff and select by images.
+
+Makes two label sets of made-up detections, nine in ten of which are the same, and COCO truth of the first; then works
+on them in a process of its own each, and prints its CPU seconds, all imports included, and its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks import synthetic_rows
+from segray._system import memory
+from segray.analytics.evaluation.evaluate import evaluate
+from segray.analytics.export.export import Choice, export
+from segray.analytics.reports.diff import diff
+from segray.analytics.review.sampling import select
+from segray.instances import ImageRef, Task
+from segray.label_set import commit, run_records
+from segray.label_set.run_records import Identity
+from segray.models.coco_labels import COCO_NAMES, slug
+from segray.storage.store import StorageOptions, Store
+
+OPTIONS = StorageOptions()
+UNIT, BATCH_UNITS, FILE_ROWS, DISTINCT = 256, 200, 500_000, 20_000
+
+
+def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) -> None:
+    """Committed as a run commits, 51,200 images a batch. The same seed gives the same number of rows to an image."""
+    run, store = replace(run_records.new_run(root), id="made"), Store()
+    commit.create_tables(run.root, OPTIONS)
+    classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
+    run_records.claim(store, run.root, Identity("made", {}, classes))
+    stager = synthetic_rows.Stager(pool, per_image, np.random.default_rng(0))
+    names = []
+    for unit, first in enumerate(range(0, images, UNIT)):
+        keys = [f"camera-{i // 10_000:04d}/IMG_{i:08d}.jpg" for i in range(first, min(images, first + UNIT))]
+        refs = [ImageRef(key, f"s3://bucket/{key}", f"{i:032x}", 100_000) for i, key in enumerate(keys, first)]
+        names.append(stager.stage(store, run.staged, Task(unit, 0, len(refs)), refs).staged)
+    for number, first in enumerate(range(0, len(names), BATCH_UNITS), 1):
+        some = tuple(names[first : first + BATCH_UNITS])
+        inputs = commit.Inputs(some, {"run_id": run.id}, FILE_ROWS)
+        commit.commit(commit.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
+
+
+def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> None:
+    """Label set a; b, if something is to compare them; and truth.json of a's better half, if something wants it."""
+    rng = np.random.default_rng(1)
+    pool = synthetic_rows.instances(synthetic_rows.drawn(2000, rng), DISTINCT, rng)
+    label_set(str(folder / "a"), images, pool, per_image)
+    if {"diff", "select"} & set(what):
+        rows = np.arange(DISTINCT)
+        others = pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT)))
+        label_set(str(folder / "b"), images, others, per_image)
+    if "evaluate" in what:
+        export(str(folder / "a"), "coco", folder / "truth.json", Choice(min_score=0.5))
+
+
+WORK: dict[str, Callable[[Path], Any]] = {
+    "evaluate": lambda folder: evaluate(str(folder / "a"), folder / "truth.json"),
+    "diff": lambda folder: diff(str(folder / "a"), str(folder / "b")),
+    "select": lambda folder: select(
+        str(folder / "a"),
+        {"uncertain": 200, "rare": 200, "diverse": 200, "disagree": 200, "random": 200},
+        out=folder / "chosen.json",
+        against=str(folder / "b"),
+    ),
+}
+
+
+def measured(name: str, folder: Path) -> tuple[float, float]:
+    """CPU seconds and peak megabytes; to be called in a process of its own, with the allocators of the command."""
+    memory.return_freed()
+    WORK[name](folder)
+    return time.process_time(), memory.peak_bytes() / 1e6
+
+
+def alone(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=int, nargs="+")
+    parser.add_argument("--per-image", type=float, default=3.0, help="instances, on average")
+    parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
+    options = parser.parse_args()
+    memory.return_freed()  # Arrow asks when it is loaded: children inherit it.
+    print(f"{'images':>10}  {'what':10} {'CPU s':>8} {'peak MB':>8}")
+    for images in options.images:
+        with tempfile.TemporaryDirectory(prefix="segray-") as name:
+            alone(made, Path(name), images, options.per_image, options.only)
+            for what in options.only:
+                seconds, peak_mb = alone(measured, what, Path(name))
+                print(f"{images:>10,}  {what:10} {seconds:>8.0f} {peak_mb:>8.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What a large dataset costs the driver: memory of a plan, and seconds until an interrupted run labels again.
+
+python -m benchmarks.measure_driver plan [--images 5000000] [--order sorted|shuffled] [--committed 0]
+python -m benchmarks.measure_driver resume FOLDER [--units 10000] [--more 500] [--unit-images 256] [--instances 3]
+
+`plan` lists made-up objects and takes them through all that a run does before its first image, in FOLDER's stead a
+temporary one. `resume` first builds a label set in FOLDER, unless it is there, by a run that is interrupted after so
+many units, without inference: every image gets the same instances. Then it measures the same command, to the moment
+when a worker is given its first task. Both print one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray import config
+from segray._system import memory
+from segray.errors import Interrupted
+from segray.execution import run
+from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.progress import Watcher
+from segray.execution.scheduler import Policy, Scheduler
+from segray.execution.worker_pool import Event, InProcess
+from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.label_set import plan
+from segray.sources import listing
+from segray.storage.store import Entry, Store
+
+FACTS = {"device": "none", "precision": "f32", "host": "here"}
+
+
+def main() -> None:
+    options = _options()
+    print(json.dumps(options.measure(options)))
+
+
+# ---- memory of a plan -----------------------------------------------------------------------------
+
+
+def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
+    imported_mb, began = peak_mb(), time.monotonic()
+    committed = plan.Committed(_committed(options.committed)) if options.committed else None
+    batches = listing.read("s3://a-bucket/raw", Listing(options.images, options.order == "shuffled"))
+    listed, total, _ = plan.build(batches, committed)
+    with tempfile.TemporaryDirectory() as folder:
+        frozen = plan.freeze(Store(), folder, listed, 256)
+    Scheduler(frozen.tasks(), Policy())
+    assert total == options.images
+    assert frozen.images == options.images - options.committed
+    return {
+        "images": total,
+        "order": options.order,
+        "committed": options.committed,
+        "seconds": round(time.monotonic() - began, 1),
+        "imported_mb": imported_mb,
+        "peak_mb": peak_mb(),
+        "bytes_an_image": round((peak_mb() - imported_mb) * 1e6 / total),
+    }
+
+
+class Listing(Store):
+    """A bucket that holds so many objects, with names, versions and sizes as cameras and S3 give them."""
+
+    def __init__(self, images: int, shuffled: bool = False) -> None:
+        super().__init__()
+        self._images, self._shuffled = images, shuffled
+
+    def exists(self, uri: str) -> bool:
+        return False
+
+    def list(self, uri: str, *, prefix: str = "") -> Iterator[Entry]:
+        order: Sequence[int] = range(self._images)
+        if self._shuffled:
+            order = np.random.default_rng(0).permutation(self._images)  # type: ignore[assignment]
+        for i in map(int, order):
+            yield Entry(f"{uri}/{key(i)}", key(i), version(i), 2_000_000 + i)
+
+
+def key(i: int) -> str:
+    return f"camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg"
+
+
+def version(i: int) -> str:
+    return f"{i * 2654435761 % 2**64:016x}{i:016x}"
+
+
+def _committed(images: int) -> Iterator[pa.RecordBatch]:
+    """As the table `images` would give it, for the first so many."""
+    for first in range(0, images, 65_536):
+        rows = range(first, min(images, first + 65_536))
+        yield pa.record_batch({"image_key": [key(i) for i in rows], "version": [version(i) for i in rows]})
+
+
+def peak_mb() -> float:
+    """Most resident memory of this process so far."""
+    return round(memory.peak_bytes() / 1e6, 1)
+
+
+# ---- seconds until a resumed run labels ------------------------------------------------------------
+
+
+class Pretender:
+    """A labeller that finds the same instances everywhere, and is interrupted after so many units."""
+
+    def __init__(self, recipe: Recipe, units: int, instances: int) -> None:
+        self._staged, self._left = recipe.staged, units
+        box = np.array([[0, 0, 2, 2]], np.float32).repeat(instances, 0)
+        classes = np.full(instances, 13, np.int32)
+        self._found = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
+
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+        outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=self._found) for ref in refs]
+        self._left -= 1
+        return report(task, stage(Store(), self._staged, task, outcomes, {13: "stop sign"}), outcomes, {})
+
+    @property
+    def done(self) -> bool:
+        return self._left <= 0
+
+    def progress(self) -> Progress:
+        return Progress(0)
+
+    def close(self) -> None: ...
+
+
+class Interrupting(InProcess):
+    """Ends the run once its labeller has done enough."""
+
+    def __init__(self, labeller: Pretender) -> None:
+        super().__init__(labeller, FACTS)
+        self._pretender = labeller
+
+    def events(self, timeout_s: float) -> list[Event]:
+        if self._pretender.done:
+            raise KeyboardInterrupt
+        return super().events(timeout_s)
+
+    def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+        if not self._pretender.done:
+            super().assign(worker, task, refs)
+
+
+class Started(Exception):
+    """A worker was given its first task."""
+
+
+class Starting(InProcess):
+    def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
+        raise Started
+
+
+class Quiet(Watcher):
+    """A watcher that says nothing but what happens."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def measure_resume(options: argparse.Namespace) -> dict[str, Any]:
+    folder: Path = options.folder
+    if options.measured_from is None:
+        if not (folder / "labels").exists():
+            _build(folder, options)
+        command = [sys.executable, *sys.argv, "--measured-from", str(time.time())]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    try:
+        run.label(_config(folder, options), Quiet(), lambda recipe, c: Starting(Pretender(recipe, 1, 1), FACTS))
+    except Started:
+        seconds = time.time() - options.measured_from
+    return {"units": options.units, "images": options.units * options.unit_images, "seconds": round(seconds, 1),
+            "peak_mb": peak_mb()}  # fmt: skip
+
+
+def _build(folder: Path, options: argparse.Namespace) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = range((options.units + options.more) * options.unit_images)
+    columns = {"uri": [f"s3://a-bucket/{key(i)}" for i in rows], "version": [version(i) for i in rows]}
+    pq.write_table(pa.table(columns), folder / "images.parquet")
+    try:
+        run.label(
+            _config(folder, options),
+            Quiet(),
+            lambda recipe, c: Interrupting(Pretender(recipe, options.units, options.instances)),
+        )
+    except Interrupted as end:
+        print(end, file=sys.stderr)
+
+
+def _config(folder: Path, options: argparse.Namespace) -> config.Config:
+    values = {
+        "source": {"uri": str(folder / "images.parquet")},
+        "output": {"root": str(folder / "labels")},
+        "model": {"name": "stickers"},
+        "unit_images": options.unit_images,
+    }
+    return config.validate(values, "measure_driver")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("plan")
+    one.add_argument("--images", type=int, default=5_000_000)
+    one.add_argument("--order", choices=("sorted", "shuffled"), default="sorted")
+    one.add_argument("--committed", type=int, default=0)
+    one.set_defaults(measure=measure_plan)
+    other = commands.add_parser("resume")
+    other.add_argument("folder", type=Path)
+    other.add_argument("--units", type=int, default=10_000)
+    other.add_argument("--more", type=int, default=500)
+    other.add_argument("--unit-images", type=int, default=256)
+    other.add_argument("--instances", type=int, default=3)
+    other.add_argument("--measured-from", type=float, help=argparse.SUPPRESS)
+    other.set_defaults(measure=measure_resume)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Matters of the operating system: memory, signals, child processes, standard streams."""

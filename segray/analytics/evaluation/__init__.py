@@ -1,0 +1,1 @@
+"""Compare a label set with a truth."""

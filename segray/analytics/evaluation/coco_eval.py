@@ -1,0 +1,349 @@
+"""COCO average precision, image by image: what COCOeval of pycocotools computes, without all images in memory.
+
+Knows objects, detections and how COCO scores them; knows nothing of files or label sets. Of each detection 36 bytes
+are kept, in a temporary file if there are many, and read by falling score; so memory does not grow with the images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from segray.masks import _kernels_many
+
+IOU_TYPES = ("segm", "bbox")
+AREAS = ("all", "small", "medium", "large")
+_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], np.float64)
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+BINS = 10  # of scores, for calibration
+
+_ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
+_IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 20_000, 100_000, 100_000
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one image shows, or is said to show; all of one length.
+
+    shapes: by IoU type, xywh boxes (n, 4) or masks as pycocotools has them. areas: by IoU type, of objects alike.
+    scores: of detections. crowd: of objects, those that stand for many. ignore: of objects, those that need not be
+    found.
+    """
+
+    class_ids: NDArray[np.int64]
+    shapes: Mapping[str, Any]
+    areas: Mapping[str, _Floats]
+    scores: _Floats = field(default_factory=lambda: np.empty(0))
+    crowd: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    ignore: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def overlaps(self, objects: Found, iou_type: str) -> _Floats:
+        """(len self, len objects) IoU; over one's own area alone where the object is a crowd."""
+        if not len(self) or not len(objects):
+            return np.zeros((len(self), len(objects)))
+        crowd = objects.crowd.astype(np.uint8).tolist()
+        return np.asarray(coco_mask.iou(self.shapes[iou_type], objects.shapes[iou_type], crowd), np.float64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO's summary for one IoU type, each 0..1; None where the truth has no such object.
+
+    ap: mean over IoU .50:.05:.95 and classes; ap50, ap75: at that IoU. ap_small, ap_medium, ap_large: by truth area
+    below 32², below 96², above. ar1, ar10, ar100: recall at so many detections per image and class (of another limit
+    than 100: the last of them). class_ap, class_ap50, class_ar: by class name, for the classes that occur in the truth,
+    in order of category id; class_sizes: AP of small, medium and large objects of each. frequency_ap: of LVIS's rare,
+    common and frequent classes. calibration: scores in ten bins, from low to high. curves: by class, precision at 101
+    recalls at IoU .50 and .75.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar100: float
+    class_ap: Mapping[str, float]
+    class_ap50: Mapping[str, float]
+    ar1: float = 0.0
+    ar10: float = 0.0
+    ar_small: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
+    class_ar: Mapping[str, float] = field(default_factory=dict)
+    class_sizes: Mapping[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
+    frequency_ap: Mapping[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether a score says how often a detection is right (at IoU .50).
+
+    Of each bin: detections, their mean score, and which part of them is right; None where a bin is empty. error:
+    mean distance of the two, weighted by detections (ECE).
+    """
+
+    detections: Sequence[int]
+    score: Sequence[float | None]
+    precision: Sequence[float | None]
+    error: float
+
+
+class Judge:
+    """Scores of one IoU type. categories: name by id, those that count. limits: detections per image and class, COCO's
+    maxDets; precision is that at the last. frequency: by category id, where the truth tells it."""
+
+    def __init__(
+        self,
+        iou_type: str,
+        categories: Mapping[int, str],
+        limits: Sequence[int] = (1, 10, 100),
+        frequency: Mapping[int, str] | None = None,
+    ) -> None:
+        self._type, self._limits = iou_type, tuple(limits)
+        self._categories = dict(sorted(categories.items()))
+        self._frequency = frequency or {}
+        self._objects = {category: np.zeros(len(AREAS), np.int64) for category in self._categories}
+        self._rows = _Rows()
+
+    def add(
+        self, image: int, objects: Found, detections: Found, ious: _Floats, lenient: frozenset[int] = frozenset()
+    ) -> None:
+        """Judge one image. image: its id in the truth, which decides between equal scores. ious: of all with all.
+        lenient: categories of which the truth does not have every object."""
+        areas, object_areas = detections.areas[self._type], objects.areas[self._type]
+        for category in np.union1d(objects.class_ids, detections.class_ids).tolist():
+            if category not in self._categories:
+                continue
+            those = np.flatnonzero(objects.class_ids == category)
+            mine = np.flatnonzero(detections.class_ids == category)
+            mine = mine[np.argsort(-detections.scores[mine], kind="stable")][: self._limits[-1]]
+            within, ignore = object_areas[those], objects.ignore[those]
+            counted = ~ignore & (within >= _RANGES[:, :1]) & (within <= _RANGES[:, 1:])
+            self._objects[category] += counted.sum(axis=1)
+            rows = np.zeros(len(mine), _ROW)
+            rows["score"], rows["image"], rows["rank"] = detections.scores[mine], image, np.arange(len(mine))
+            matched, ignored = np.zeros((2, len(mine)), np.uint64)
+            _kernels_many.match(
+                np.ascontiguousarray(ious[np.ix_(mine, those)]), within, objects.crowd[those], ignore, areas[mine],
+                _RANGES, IOUS, category in lenient, matched, ignored,
+            )  # fmt: skip
+            rows["matched"], rows["ignored"] = matched, ignored
+            self._rows.add(category, rows)
+
+    def scores(self, *, curves: bool = False) -> Scores:
+        """Of all images so far. curves: also the precision at each recall."""
+        bins = np.zeros((3, BINS))
+        found = {}
+        for category in self._categories:
+            tallies = _Tallies(self._limits, self._objects[category])
+            for rows in self._rows.of(category):
+                tallies.add(rows)
+                bins += _binned(rows)
+            if tallies.objects[0]:
+                found[category] = tallies
+        return _summary(
+            {self._categories[c]: t for c, t in found.items()},
+            {self._categories[c]: self._frequency[c] for c in found if c in self._frequency},
+            bins,
+            curves,
+        )
+
+
+class _Rows:
+    """Rows by category, in memory or, beyond so many, in a file for each category that is gone with this object."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[bytes]] = {}  # smaller and joined sooner than arrays of a few rows each
+        self._count = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def add(self, category: int, rows: NDArray[Any]) -> None:
+        if len(rows):
+            self._waiting.setdefault(category, []).append(rows.tobytes())
+            self._count += len(rows)
+        if self._count > _IN_MEMORY_ROWS:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="segray-")
+            for each, parts in self._waiting.items():
+                with self._file(each).open("ab") as file:
+                    file.writelines(parts)
+            self._waiting, self._count = {}, 0
+
+    def of(self, category: int) -> Iterator[NDArray[Any]]:
+        """By falling score, and among equals by image; in pieces."""
+        total = self._total(category)
+        if total <= _SORTED_ROWS:
+            yield _sorted(np.concatenate(list(self._parts(category))))
+            return
+        # A sample of them tells where to cut; each piece is picked out of all rows.
+        step = -(-total // _SAMPLED_ROWS)
+        some = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
+        pieces = -(-total // _SORTED_ROWS)
+        ends = np.zeros(2, _ROW)
+        ends["score"] = np.inf, -np.inf
+        marks = [ends[0], *some[[len(some) * k // pieces for k in range(1, pieces)]], ends[1]]
+        for first, end in itertools.pairwise(marks):
+            chosen = [part[_from(part, first) & ~_from(part, end)] for part in self._parts(category)]
+            yield _sorted(np.concatenate(chosen))
+
+    def _total(self, category: int) -> int:
+        size_bytes = sum(map(len, self._waiting.get(category, [])))
+        if self._stored(category):
+            size_bytes += self._file(category).stat().st_size
+        return size_bytes // _ROW.itemsize
+
+    def _parts(self, category: int) -> Iterator[NDArray[Any]]:
+        """All of them, some at a time, in the order they came in. Read, not mapped: mapped pages count as memory."""
+        if self._stored(category):
+            with self._file(category).open("rb") as file:
+                while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
+                    yield rows
+        yield np.frombuffer(b"".join(self._waiting.get(category, [])), _ROW)
+
+    def _stored(self, category: int) -> bool:
+        return self._folder is not None and self._file(category).exists()
+
+    def _file(self, category: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name, f"{category}.rows")
+
+
+def _from(rows: NDArray[Any], mark: Any) -> NDArray[np.bool_]:
+    """Which rows are of a lower score than this one, or of the same score and the same image or a later one."""
+    score = rows["score"]
+    return np.asarray((score < mark["score"]) | ((score == mark["score"]) & (rows["image"] >= mark["image"])))
+
+
+def _sorted(rows: NDArray[Any]) -> NDArray[Any]:
+    return rows[np.lexsort((rows["rank"], rows["image"], -rows["score"]))]
+
+
+class _Tallies:
+    """One category's precision and recall, from detections by falling score.
+
+    precision: (areas, IoUs, recalls) at the last limit. recall: (limits + areas but all, IoUs): all areas at each
+    limit, then each other area at the last.
+    """
+
+    def __init__(self, limits: Sequence[int], objects: NDArray[np.int64]) -> None:
+        self.objects = objects
+        # Small, medium and large at the last limit, after all areas at each.
+        self._cases = [(0, limit) for limit in limits] + [(area, limits[-1]) for area in range(1, len(AREAS))]
+        self._right = np.zeros((len(self._cases), len(IOUS)), np.int64)
+        self._wrong = np.zeros_like(self._right)
+        self._limits = len(limits)
+        self._best = np.zeros((len(AREAS), len(IOUS), len(RECALLS) + 1))
+
+    def add(self, rows: NDArray[Any]) -> None:
+        for case, (area, limit) in enumerate(self._cases):
+            if not self.objects[area]:
+                continue
+            kept = rows if rows["rank"].max(initial=0) < limit else rows[rows["rank"] < limit]
+            for i in range(len(IOUS)):
+                bit = np.uint64(area * len(IOUS) + i)
+                counted = (kept["ignored"] >> bit) & np.uint64(1) == 0
+                right = ((kept["matched"] >> bit) & np.uint64(1)).astype(np.bool_)[counted]
+                before = self._right[case, i], self._wrong[case, i]
+                if case >= self._limits - 1:
+                    self._note(area, i, right, *before)
+                total = int(right.sum())
+                self._right[case, i] += total
+                self._wrong[case, i] += len(right) - total
+
+    def _note(self, area: int, i: int, right: NDArray[np.bool_], before: int, wrong_before: int) -> None:
+        """Of each stretch between two of the recalls, the best precision."""
+        where = np.flatnonzero(right)  # Precision is greatest where a detection is right.
+        if not len(where):
+            return
+        hits = before + np.arange(1, len(where) + 1)
+        precision = hits / (hits + wrong_before + where - np.arange(len(where)) + np.spacing(1))
+        reached = np.searchsorted(RECALLS, hits / self.objects[area], side="right")
+        firsts = np.flatnonzero(np.diff(reached, prepend=-1))
+        best = self._best[area, i]
+        best[reached[firsts]] = np.maximum(best[reached[firsts]], np.maximum.reduceat(precision, firsts))
+
+    @property
+    def precision(self) -> _Floats:
+        """At each recall the best of that recall or more; -1 where there is no such object."""
+        best = np.maximum.accumulate(self._best[..., :0:-1], axis=-1)[..., ::-1]
+        return np.where(self.objects[:, None, None] > 0, best, -1)
+
+    def recall(self, case: int) -> _Floats:
+        """By IoU, of a limit's number or, negative, of an area counted from the last; -1 without objects."""
+        area = self._cases[case][0]
+        return self._right[case] / self.objects[area] if self.objects[area] else np.full(len(IOUS), -1.0)
+
+
+def _binned(rows: NDArray[Any]) -> _Floats:
+    """(3, BINS): detections, sums of scores, and right ones, at IoU .50 whatever the area."""
+    counted = rows[rows["ignored"] & np.uint64(1) == 0]
+    bins = np.clip((counted["score"] * BINS).astype(np.int64), 0, BINS - 1)
+    right = (counted["matched"] & np.uint64(1)).astype(np.float64)
+    return np.array([np.bincount(bins, weights, BINS) for weights in (None, counted["score"], right)])
+
+
+def _summary(found: Mapping[str, _Tallies], frequency: Mapping[str, str], bins: _Floats, with_curves: bool) -> Scores:
+    precision = {name: tallies.precision for name, tallies in found.items()}
+    every = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
+    areas = {name: _mean(every[:, k]) for k, name in enumerate(AREAS)}
+    recalls = [_mean(np.stack([tallies.recall(case) for tallies in found.values()])) for case in (0, 1, 2, -3, -2, -1)]
+    kinds = {"r": "rare", "c": "common", "f": "frequent"}
+    by_frequency = {
+        word: _mean(np.stack(chosen))
+        for kind, word in kinds.items()
+        if (chosen := [precision[name][0] for name, its in frequency.items() if its == kind])
+    }
+    return Scores(
+        ap=areas["all"] or 0.0,
+        ap50=_mean(every[:, 0, 0]) or 0.0,
+        ap75=_mean(every[:, 0, 5]) or 0.0,
+        ap_small=areas["small"],
+        ap_medium=areas["medium"],
+        ap_large=areas["large"],
+        ar1=recalls[0] or 0.0,
+        ar10=recalls[1] or 0.0,
+        ar100=recalls[2] or 0.0,
+        ar_small=recalls[3],
+        ar_medium=recalls[4],
+        ar_large=recalls[5],
+        class_ap={name: float(values[0].mean()) for name, values in precision.items()},
+        class_ap50={name: float(values[0, 0].mean()) for name, values in precision.items()},
+        class_ar={name: float(tallies.recall(2).mean()) for name, tallies in found.items()},
+        class_sizes={name: (_mean(v[1]), _mean(v[2]), _mean(v[3])) for name, v in precision.items()},
+        frequency_ap={word: value for word, value in by_frequency.items() if value is not None},
+        calibration=_calibration(bins),
+        curves={
+            name: {"0.50": np.round(values[0, 0], 6).tolist(), "0.75": np.round(values[0, 5], 6).tolist()}
+            for name, values in (precision.items() if with_curves else ())
+        },
+    )
+
+
+def _mean(values: _Floats) -> float | None:
+    """Of those that are not -1."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _calibration(bins: _Floats) -> Calibration:
+    counts, scores, right = bins
+    means = [None if not n else float(s / n) for n, s in zip(counts, scores, strict=True)]
+    parts = [None if not n else float(r / n) for n, r in zip(counts, right, strict=True)]
+    error = float(np.abs(right - scores).sum() / max(counts.sum(), 1))
+    return Calibration([int(n) for n in counts], means, parts, error)

@@ -1,0 +1,1 @@
+"""Write a label set in the formats of other tools."""

@@ -1,0 +1,77 @@
+"""Masks as polygons: exact, or with fewer corners, and what that loses.
+
+Knows outlines along pixel edges; knows nothing of file formats. Holes and parts are joined to one polygon by bridges of
+no width where a format wants one. pycocotools draws the exact polygons as the very masks they were made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from segray.analytics.query import arrow_masks
+from segray.imaging.opencv import cv2
+
+Ring = NDArray[np.float64]
+
+
+def parts(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> list[Ring]:
+    """One polygon (n, 2) x, y for each part of a mask, its holes joined to it; no corner further off than tolerance_px.
+
+    A part that the tolerance leaves without area is given exactly.
+    """
+    rings = arrow_masks.outlines(counts, size_hw)
+    outer = [ring for ring in rings if arrow_masks.turns_right(ring)]
+    holes: list[list[Ring]] = [[] for _ in outer]
+    for ring in rings:
+        if not arrow_masks.turns_right(ring):
+            holes[_around(ring, outer)].append(ring)
+    return [
+        _joined([_simple(ring, tolerance_px), *(_simple(hole, tolerance_px) for hole in within)])
+        for ring, within in zip(outer, holes, strict=True)
+    ]
+
+
+def single(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> Ring:
+    """The whole mask as one polygon; (0, 2) for an empty one."""
+    found = parts(counts, size_hw, tolerance_px)
+    return _joined(found) if found else np.empty((0, 2))
+
+
+def overlap(polygons: Sequence[Ring], counts: str, size_hw: tuple[int, int]) -> float:
+    """IoU of what pycocotools draws of the polygons with the mask that they were made of."""
+    flat = [polygon.ravel().tolist() for polygon in polygons]
+    drawn = coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))
+    mask = {"size": list(size_hw), "counts": counts.encode()}
+    return float(coco_mask.iou([drawn], [mask], [0])[0, 0])
+
+
+def _simple(ring: Ring, tolerance_px: float) -> Ring:
+    if not tolerance_px:
+        return ring
+    fewer = cv2.approxPolyDP(ring.astype(np.float32)[:, None], tolerance_px, True)[:, 0].astype(np.float64)
+    return fewer if len(fewer) >= 3 else ring
+
+
+def _around(hole: Ring, outer: Sequence[Ring]) -> int:
+    """Which part a hole is in: that of the pixel on the right of its first side."""
+    (x, y), (along_x, along_y) = hole[0], np.sign(hole[1] - hole[0])
+    pixel = float(x + (along_x - along_y) / 2), float(y + (along_x + along_y) / 2)
+    sizes = [(ring.max(0) - ring.min(0)).prod() if cv2.pointPolygonTest(ring.astype(np.float32), pixel, False) > 0
+             else np.inf for ring in outer]  # fmt: skip
+    return int(np.argmin(sizes))  # Others around it have it in a hole of their own.
+
+
+def _joined(rings: Sequence[Ring]) -> Ring:
+    """One closed line along all rings: from the nearest corner of what there is to the next ring, around it, back."""
+    line = rings[0]
+    for ring in rings[1:]:
+        distances = np.abs(line[:, None] - ring[None]).sum(axis=2) if len(line) * len(ring) < 4_000_000 else None
+        here, there = (0, 0) if distances is None else divmod(int(distances.argmin()), len(ring))
+        turned = np.roll(ring, -there, axis=0)
+        bend = np.array([[turned[0, 0], line[here, 1]]])  # Along pixel edges, where drawing there and back cancels.
+        line = np.concatenate([line[: here + 1], bend, turned, turned[:1], bend, line[here:]])
+    return line

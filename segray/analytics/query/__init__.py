@@ -1,0 +1,1 @@
+"""Rows of a label set for DuckDB, Polars and Arrow."""

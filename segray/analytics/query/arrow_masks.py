@@ -1,0 +1,225 @@
+"""Masks as Arrow columns: area, box, overlap, union, outline of many COCO RLEs at a time.
+
+Knows Arrow arrays and the kernels; knows nothing of tables or query engines. Area, box, overlap, union and membership
+work on the runs and never make an image. Arguments are Arrow arrays, chunked or not, of equal length, or scalars that
+go with every row; null in any of them gives null. Masks are text as pycocotools has it; sizes are pixels. Malformed
+counts, and masks of different images where they should be of one, raise ValueError with the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.masks import _kernels, _kernels_many
+
+BOX = pa.struct([pa.field(name, pa.int32()) for name in ("x", "y", "w", "h")])
+POLYGONS = pa.list_(pa.list_(pa.float64()))
+_Ints = NDArray[np.int64]
+_Text = tuple[NDArray[np.uint8], _Ints, _Ints]  # all counts in a row, and where each mask's start and stop
+
+
+def rle_area(masks: Any) -> pa.Array:
+    """Pixels set in each mask, int64."""
+    (column,), valid = _aligned(masks)
+    text = _text(column)
+    areas = _kernels.areas(*text, rle.MAX_GROUPS)[:, 0]
+    _check(areas, valid, [column])
+    return pa.array(areas, mask=~valid)
+
+
+def rle_bbox(masks: Any, height: Any) -> pa.Array:
+    """The tightest boxes of whole pixels, {x, y, w, h} int32; 0 for an empty mask. height: of the image."""
+    (column, heights), valid = _aligned(masks, height)
+    boxes = _kernels_many.boxes(*_text(column), rle.MAX_GROUPS, _ints(heights))
+    _check(np.where(boxes[:, 2] < 0, -1, 0), valid, [column])
+    sides = [pa.array(boxes[:, k].astype(np.int32)) for k in range(4)]
+    return pa.StructArray.from_arrays(sides, fields=list(BOX), mask=pa.array(~valid))
+
+
+def rle_iou(a: Any, b: Any) -> pa.Array:
+    """Intersection over union of each mask of a with the one of b in the same row, float64; 0 for two empty masks."""
+    (left, right), valid = _aligned(a, b)
+    found = _kernels_many.overlaps(*_text(left), *_text(right), rle.MAX_GROUPS)
+    _check(found[:, 0], valid, [left, right])
+    return pa.array(iou_of(found), mask=~valid)
+
+
+def rle_decode(masks: Any, height: Any, width: Any) -> pa.Array:
+    """The pixels of each mask, row by row, one byte 0 or 1 each, height * width bytes of binary."""
+    (column, heights, widths), valid = _aligned(masks, height, width)
+    rows = zip(column.to_pylist(), heights.to_pylist(), widths.to_pylist(), valid.tolist(), strict=True)
+    pixels = [rle.decode(counts, (h, w)).tobytes() if good else None for counts, h, w, good in rows]
+    return pa.array(pixels, pa.large_binary())
+
+
+def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
+    """The union (or the intersection) of each list's masks, text; null for an empty list or one with a null in it."""
+    column = _array(lists)
+    masks = column.flatten()
+    text, starts, stops = _text(masks.cast(pa.large_string()))
+    bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))])
+    unknown = np.concatenate([[0], np.cumsum(masks.is_null().to_numpy(zero_copy_only=False))])
+    merged: list[str | None] = []
+    for row, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        if first == last or unknown[first] != unknown[last]:
+            merged.append(None)
+            continue
+        least = last - first if intersect else 1
+        edges = _kernels_many.merged_edges(text, starts[first:last], stops[first:last], rle.MAX_GROUPS, least)
+        if edges[-1] < 0:
+            why = "counts are malformed" if edges[-1] == -1 else "masks are of images of unlike sizes"
+            raise ValueError(f"row {row}: {why}")
+        merged.append(_kernels.text_of_edges(edges[:-1], edges[-1]).tobytes().decode())
+    return pa.array(merged, pa.string())
+
+
+def rle_contains(masks: Any, height: Any, x: Any, y: Any) -> pa.Array:
+    """Whether each mask has pixel (x, y), counted from 0 at the top left; false outside the image."""
+    (column, heights, xs, ys), valid = _aligned(masks, height, x, y)
+    tall, across, down = _ints(heights), _ints(xs), _ints(ys)
+    positions = np.where((down >= 0) & (down < tall) & (across >= 0), across * tall + down, -1)
+    return pa.array(_kernels_many.covers(*_text(column), rle.MAX_GROUPS, positions), mask=~valid)
+
+
+def rle_polygon(masks: Any, height: Any, width: Any) -> pa.Array:
+    """COCO polygons, lists of [x, y, x, y, ...]: the exact outlines of each mask along pixel edges; see `outlines`."""
+    (column, heights, widths), valid = _aligned(masks, height, width)
+    rows = zip(column.to_pylist(), heights.to_pylist(), widths.to_pylist(), valid.tolist(), strict=True)
+    found = [[ring.ravel() for ring in outlines(c, (h, w)) if turns_right(ring)] if good else None
+             for c, h, w, good in rows]  # fmt: skip
+    return pa.array(found, POLYGONS)
+
+
+# ---- beside the functions of SQL ------------------------------------------------------------------
+
+
+def spans(masks: Any, height: Any, width: Any) -> NDArray[np.bool_]:
+    """Whether each mask's counts are well-formed and cover exactly an image of this size."""
+    (column, heights, widths), valid = _aligned(masks, height, width)
+    area, covered = _kernels.areas(*_text(column), rle.MAX_GROUPS).T
+    return np.asarray(valid & (area >= 0) & (covered == _ints(heights) * _ints(widths)), np.bool_)
+
+
+def outlines(counts: str, size_hw: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """The rings (n, 2) x, y around a mask's pixels, corner by corner; outer rings turn right on the screen, holes left.
+
+    Coordinates are those of pixel edges: the image spans 0..w, 0..h.
+    """
+    x, y, w, h = rle.bbox(counts, size_hw).astype(int)
+    if not w:
+        return []
+    framed = np.zeros((h + 2, w + 2), np.bool_)
+    framed[1:-1, 1:-1] = rle.decode(counts, size_hw)[y : y + h, x : x + w]
+    corners = _kernels_many.rings(framed)
+    starts = np.flatnonzero(np.diff(corners[:, 2])) + 1
+    return [part[:, :2] + np.array([x, y], np.float64) for part in np.split(corners, starts)]
+
+
+def turns_right(ring: NDArray[np.float64]) -> bool:
+    """Whether a ring is the outer outline of something, not of a hole in it."""
+    x, y = ring.T
+    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
+
+
+def text_of(counts: Sequence[str]) -> _Text:
+    """Masks as the kernels take them."""
+    return _text(pa.array(counts, pa.large_string()))
+
+
+def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None = None) -> NDArray[np.float64]:
+    """(len a, len b) intersection over union of masks of one image; over the area of a where b is a crowd."""
+    rows, columns = np.repeat(np.arange(len(a)), len(b)), np.tile(np.arange(len(b)), len(a))
+    left, right = text_of(a), text_of(b)
+    found = _kernels_many.overlaps(
+        left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
+    )
+    _check(found[:, 0], np.ones(len(found), np.bool_), [])
+    ratios = iou_of(found) if crowd is None else iou_of(found, np.tile(np.asarray(crowd, np.bool_), len(a)))
+    return np.reshape(ratios, (len(a), len(b)))
+
+
+def iou_of(found: _Ints, crowd: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """(n, 3) pixels in common, area, area -> IoU; over the first area alone where the second is a crowd."""
+    shared, area, other = found.T
+    whole = area + other - shared
+    if crowd is not None:
+        whole = np.where(crowd, area, whole)
+    return np.asarray(np.divide(shared, whole, out=np.zeros(len(found)), where=whole > 0), np.float64)
+
+
+# ---- columns --------------------------------------------------------------------------------------
+
+
+def _aligned(*columns: Any) -> tuple[list[pa.Array], NDArray[np.bool_]]:
+    """Arrays of one length, and which rows have no null. Text as large_string, numbers as int64."""
+    lengths = {len(column) for column in columns if isinstance(column, pa.Array | pa.ChunkedArray)}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of unlike lengths: {sorted(lengths)}")
+    length = lengths.pop() if lengths else 1
+    arrays = [_array(column, length) for column in columns]
+    valid = np.ones(length, np.bool_)
+    for array in arrays:
+        if array.null_count:
+            valid &= array.is_valid().to_numpy(zero_copy_only=False)
+    return arrays, valid
+
+
+def _array(column: Any, length: int = 1) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    elif not isinstance(column, pa.Array):
+        column = pa.repeat(column if isinstance(column, pa.Scalar) else pa.scalar(column), length)
+    kind = column.type
+    if isinstance(column, pa.DictionaryArray):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_string(kind) or kind in (pa.string_view(), pa.binary(), pa.large_binary()):
+        return column.cast(pa.large_string())
+    return column.cast(pa.int64()) if pa.types.is_integer(kind) else column
+
+
+def _text(column: pa.Array) -> _Text:
+    """Views of the column's own memory; an empty range for null."""
+    if column.type != pa.large_string():
+        raise ValueError(f"masks are text, not {column.type}")
+    if not len(column):
+        return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    text = np.empty(0, np.uint8) if data is None or not data.size else np.frombuffer(data, np.uint8)
+    return text, bounds[:-1], bounds[1:]
+
+
+def _ints(column: pa.Array) -> _Ints:
+    if column.type != pa.int64():
+        raise ValueError(f"sizes and positions are whole numbers, not {column.type}")
+    return np.asarray(column.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _check(found: _Ints, valid: NDArray[np.bool_], columns: Sequence[pa.Array]) -> None:
+    """Raise for the first bad row, saying what is wrong with it."""
+    bad = np.flatnonzero((found < 0) & valid)
+    if not len(bad):
+        return
+    row, code = int(bad[0]), int(found[bad[0]])
+    if code == -3:
+        raise ValueError(f"row {row}: the two masks are of images of unlike sizes")
+    why = "counts are malformed, or the image has no height"
+    if columns:
+        try:
+            rle.area(columns[0 if code == -1 else 1][row].as_py())
+        except ValueError as error:
+            why = str(error)
+    raise ValueError(f"row {row}: {why}")
+
+
+FUNCTIONS: dict[str, Callable[..., pa.Array]] = {
+    function.__name__: function
+    for function in (rle_area, rle_bbox, rle_iou, rle_decode, rle_merge, rle_contains, rle_polygon)
+}

@@ -1,0 +1,89 @@
+"""A label set in DuckDB: its tables as views, and functions over masks.
+
+Knows a DuckDB connection and what to put there; knows nothing of how masks are computed with. DuckDB reads through
+pyarrow, so columns and rows that a query does not need are not read, and storage is reached as everywhere in segray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from segray.analytics.query import arrow_masks
+from segray.errors import UserError
+from segray.label_set import snapshot
+from segray.label_set.snapshot import Snapshot
+from segray.models.coco_labels import slug
+
+_SIGNATURES: Mapping[str, tuple[list[str], str]] = {
+    "rle_area": (["VARCHAR"], "BIGINT"),
+    "rle_bbox": (["VARCHAR", "BIGINT"], "STRUCT(x INTEGER, y INTEGER, w INTEGER, h INTEGER)"),
+    "rle_iou": (["VARCHAR", "VARCHAR"], "DOUBLE"),
+    "rle_decode": (["VARCHAR", "BIGINT", "BIGINT"], "BLOB"),
+    "rle_merge": (["VARCHAR[]"], "VARCHAR"),
+    "rle_contains": (["VARCHAR", "BIGINT", "BIGINT", "BIGINT"], "BOOLEAN"),
+    "rle_polygon": (["VARCHAR", "BIGINT", "BIGINT"], "DOUBLE[][]"),
+}
+
+
+def sql(
+    con: Any,
+    root: str | None = None,
+    *,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Any,
+) -> Snapshot | None:
+    """Make a DuckDB connection know masks and, given a root, a label set; returns the snapshot it shows.
+
+    con: a duckdb connection, or the module itself for its default one. root: a folder or URL, whose tables become the
+    views `instances` (with the partition column `class`), `images` and `classes` (class_id, class_name, class). They
+    show one exact state whatever is committed later: the latest, that after batch `version`, or that at `as_of`; call
+    again for a newer one. storage_options: as segray.scan.
+
+    Functions: rle_area(rle), rle_bbox(rle, height), rle_iou(rle, rle), rle_decode(rle, height, width),
+    rle_merge([rle, ...]), rle_contains(rle, height, x, y), rle_polygon(rle, height, width); NULL gives NULL. See
+    segray.analytics.query.arrow_masks for what they return. Raises LabelSetError as tables.snapshot does.
+    """
+    shown = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    _functions(con)
+    if shown is not None:
+        con.register("instances", shown.instances)
+        con.register("images", shown.images)
+        con.register("classes", classes(shown))
+    return shown
+
+
+def connect() -> Any:
+    """A connection to an empty DuckDB in memory; UserError where DuckDB is not installed."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UserError(
+            "this needs DuckDB", do="pip install -c constraints.txt -e '.[sql]', or pip install duckdb"
+        ) from error
+    return duckdb.connect()
+
+
+def classes(shown: Snapshot) -> pa.Table:
+    """The class list as a table: class_id, class_name and class, the partition."""
+    names = list(shown.classes.values())
+    columns = {"class_id": list(shown.classes), "class_name": names, "class": [slug(name) for name in names]}
+    kinds = [("class_id", pa.int32()), ("class_name", pa.string()), ("class", pa.string())]
+    return pa.table(columns, schema=pa.schema(kinds))
+
+
+def _functions(con: Any) -> None:
+    """Replace the functions of an earlier call, so that calling again changes nothing."""
+    known = {"rle_merge": lambda lists: arrow_masks.rle_merge(lists)}  # DuckDB counts the parameters.
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = known.get(name, arrow_masks.FUNCTIONS[name])
+        if con.execute("SELECT count(*) FROM duckdb_functions() WHERE function_name = ?", [name]).fetchall()[0][0]:
+            con.remove_function(name)
+        con.create_function(
+            name, function, [con.type(kind) for kind in arguments], con.type(result), type="arrow",
+            null_handling="special",
+        )  # fmt: skip

@@ -1,0 +1,437 @@
+"""Two label sets of the same images compared: what the second model keeps, moves, gains, loses and renames.
+
+Knows two snapshots and what counts as the same instance; knows nothing of which of them is right. Both are read in
+slices of keys, so a million images need little more memory than ten thousand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.analytics.query import arrow_masks, atomic_output, key_ranges
+from segray.analytics.query.key_ranges import Slice
+from segray.analytics.reports import contact_sheet
+from segray.errors import UserError
+from segray.label_set import snapshot
+from segray.label_set.schema import BBOX
+from segray.label_set.snapshot import Snapshot
+from segray.masks import _kernels_many
+from segray.models.coco_labels import slug
+from segray.sources.reader import by_uri
+from segray.storage.store import Store
+
+KINDS = ("kept", "moved", "renamed", "gained", "lost")
+SIZES = ("small", "medium", "large")
+MATCH_IOU, KEPT_IOU = 0.5, 0.9
+_COLUMNS = ("class_id", "class_name", "score", *BBOX, "area", "height", "width", "rle")
+_SCORE_BINS = 1000
+_Shown = tuple[str, int, int]  # status, height and width of an image
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one image. kinds: its instances by kind. weight: gained, lost and renamed ones, and of moved ones
+    what IoU they lack to 1."""
+
+    key: str
+    weight: float
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one distribution is from another. statistic: chi-square of the class mix, Kolmogorov and Smirnov's D of
+    the scores. p: of as much between samples of one distribution, if instances were independent; effect: Cramer's V,
+    or D again, which do not grow with the number of instances."""
+
+    statistic: float
+    p: float
+    effect: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What B has that differs from A.
+
+    images: compared, those that both have. only_a, only_b: images that one of them alone has. resized: compared images
+    that have another size, whose instances are lost and gained. newly_failed, newly_read: images with labels in one
+    and failed in the other.
+
+    instances: of A and of B in compared images. kinds: kept, same class and mask IoU >= .9; moved, same class and IoU
+    >= .5; renamed, another class and IoU >= .5; gained; lost. by_class: kinds by class name, that of A but for gained
+    ones; by_size: likewise by COCO's sizes. renamed: from, to and how many, most first. most_changed: images by
+    falling weight. undrawn: why some of these are not in the drawing, by key.
+    """
+
+    images: int
+    only_a: int
+    only_b: int
+    resized: int
+    newly_failed: int
+    newly_read: int
+    instances: tuple[int, int]
+    kinds: Mapping[str, int]
+    by_class: Mapping[str, Mapping[str, int]]
+    by_size: Mapping[str, Mapping[str, int]]
+    renamed: Sequence[tuple[str, str, int]]
+    most_changed: Sequence[Change]
+    class_drift: Drift
+    score_drift: Drift
+    failed_gates: Sequence[str] = field(default_factory=tuple)
+    undrawn: Mapping[str, str] = field(default_factory=dict)
+
+
+def diff(
+    root_a: str,
+    root_b: str,
+    *,
+    fail_if: Sequence[str] = (),
+    min_score: float = 0.0,
+    most: int = 20,
+    draw: Path | None = None,
+    both_labelled: bool = False,
+    version_a: int | None = None,
+    as_of_a: datetime | None = None,
+    version_b: int | None = None,
+    as_of_b: datetime | None = None,
+    **storage_options: Any,
+) -> Difference:
+    """Compare label set B with label set A, image by image of the same key.
+
+    fail_if: gates as `Gate.parse` reads them. min_score: of instances that take part. most: images named as most
+    changed. draw: a PNG of these side by side, as far as they can be read. both_labelled: leave out images
+    that failed in either. version_a ...: earlier states; so a label set is compared with itself.
+
+    Raises LabelSetError as tables.snapshot, or if nothing is committed; UserError if no image is in both, or for a gate
+    that cannot be read or is of a class that neither has.
+    """
+    gates = [Gate.parse(text) for text in fail_if]
+    if draw is not None:
+        atomic_output.check_file(draw)
+    states = (
+        key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
+        key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
+    )
+    _check_classes(gates, states)
+    tally = _Tally(most)
+    for part in key_ranges.cut(*states):
+        _compare(states, part, min_score, tally, both_labelled)
+    if not tally.images:
+        raise UserError("the two label sets have no image in common", where=f"{root_a}, {root_b}")
+    found = tally.result()
+    failed = [gate.text for gate in gates if gate.fails(found)]
+    undrawn: Mapping[str, str] = {}
+    if draw is not None and found.most_changed:
+        undrawn = _draw(states, found.most_changed, min_score, draw, snapshot.store(storage_options))
+    return replace(found, failed_gates=tuple(failed), undrawn=undrawn)
+
+
+# ---- gates ----------------------------------------------------------------------------------------
+
+
+_GATE = re.compile(r"\s*([a-z_]+)(?:\[(.+)\])?\s*(>=|<=|>|<)\s*([0-9.]+)\s*(%?)\s*")
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
+}  # fmt: skip
+_COUNTS = (*KINDS, "changed")
+_IMAGES = ("only_a", "only_b", "resized", "newly_failed", "newly_read")
+_DRIFTS = ("class_drift", "score_drift")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition that a difference must not meet, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
+
+    A class is given by its name or its slug. Percentages are of A's instances (of that class), or for images of those
+    compared. changed: all kinds but kept.
+    Drifts are compared by their effect.
+    """
+
+    text: str
+    what: str
+    class_name: str | None
+    compare: Callable[[float, float], bool]
+    limit: float
+    percent: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        found = _GATE.fullmatch(text)
+        known = (*_COUNTS, *_IMAGES, *_DRIFTS)
+        if found is None or found[1] not in known or (found[2] and found[1] not in _COUNTS):
+            raise UserError(
+                "this is no gate", found=text, do=f"write lost>2% or lost[person]>10, with one of {', '.join(known)}"
+            )
+        what, name, sign, number, percent = found.groups()
+        try:
+            return cls(text, what, name, _COMPARE[sign], float(number), percent == "%")
+        except ValueError as error:
+            raise UserError("this is no gate", found=text, do="write a number after the sign") from error
+
+    def fails(self, found: Difference) -> bool:
+        """Whether the difference meets the condition."""
+        if self.what in _DRIFTS:
+            value, whole = getattr(found, self.what).effect, 1
+        elif self.what in _IMAGES:
+            value, whole = getattr(found, self.what), found.images
+        else:
+            kinds = Counter[str]()
+            for name, of_class in found.by_class.items():
+                if self.class_name is None or slug(name) == slug(self.class_name):
+                    kinds.update(of_class)
+            counted = KINDS[1:] if self.what == "changed" else (self.what,)
+            value = sum(kinds[kind] for kind in counted)
+            whole = sum(count for kind, count in kinds.items() if kind != "gained")
+        if self.percent:
+            value = 100 * value / whole if whole else math.inf * value if value else 0.0
+        return self.compare(value, self.limit)
+
+
+def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
+    """A gate on a class that there is not would never fail."""
+    known = {slug(name): name for state in states for name in state.classes.values()}
+    for gate in gates:
+        if gate.class_name is not None and known and slug(gate.class_name) not in known:
+            near = difflib.get_close_matches(slug(gate.class_name), known) or sorted(known)[:10]
+            raise UserError(
+                "neither label set has the class of this gate", found=gate.text,
+                do=f"give one of their classes, such as {', '.join(known[each] for each in near)}",
+            )  # fmt: skip
+
+
+# ---- slice by slice -------------------------------------------------------------------------------
+
+
+def _compare(
+    states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally, both_labelled: bool
+) -> None:
+    shown, found = [], []
+    for state in states:
+        images = key_ranges.images(state, part, ["image_key", "status", "height", "width"]).to_pylist()
+        shown.append({row["image_key"]: (row["status"], row["height"], row["width"]) for row in images})
+        rows = key_ranges.instances(state, part, _COLUMNS, pc.field("score") >= min_score)
+        found.append(key_ranges.Groups(rows))
+    for key in sorted(shown[0].keys() | shown[1].keys()):
+        a, b = shown[0].get(key), shown[1].get(key)
+        if a is None or b is None:
+            tally.only(a is None)
+        elif not both_labelled or "failed" not in (a[0], b[0]):
+            tally.add(key, (a, b), _Side.of(found[0].get(key)), _Side.of(found[1].get(key)))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One image's instances in one label set, as columns."""
+
+    names: list[str]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    areas: NDArray[np.int64]
+    size_hw: tuple[int, int] | None
+    rles: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def of(cls, rows: pa.Table | None) -> _Side:
+        if rows is None:
+            return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
+        boxes = np.stack([rows.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
+        return cls(
+            rows.column("class_name").to_pylist(),
+            rows.column("score").to_numpy().astype(np.float64),
+            boxes,
+            rows.column("area").to_numpy().astype(np.int64),
+            (rows.column("height")[0].as_py(), rows.column("width")[0].as_py()),
+            rows.column("rle").to_pylist(),
+        )
+
+
+def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
+    """Which instance of a is which of b, and their mask IoU, at least .5: best pairs first, of one class before others.
+
+    Only masks whose tight boxes touch are compared.
+    """
+    rows, columns = np.nonzero(_touching(_tight(a), _tight(b)))
+    if not len(rows):
+        return []
+    left, right = arrow_masks.text_of(a.rles), arrow_masks.text_of(b.rles)
+    shared = _kernels_many.overlaps(
+        left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
+    )
+    ious = arrow_masks.iou_of(shared)
+    other = np.array([a.names[i] != b.names[j] for i, j in zip(rows, columns, strict=True)])
+    taken_a, taken_b, found = set[int](), set[int](), []
+    for k in np.lexsort((columns, rows, -ious, other)).tolist():
+        i, j = int(rows[k]), int(columns[k])
+        if ious[k] >= MATCH_IOU and shared[k, 0] > 0 and i not in taken_a and j not in taken_b:
+            taken_a.add(i)
+            taken_b.add(j)
+            found.append((i, j, float(ious[k])))
+    return found
+
+
+def _tight(side: _Side) -> NDArray[np.float64]:
+    assert side.size_hw is not None or not len(side)
+    return rle.bbox(side.rles, side.size_hw) if side.size_hw else np.empty((0, 4))
+
+
+def _touching(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])
+    return np.asarray((high > low).all(axis=2))
+
+
+class _Tally:
+    """All counts, and the images that changed most."""
+
+    def __init__(self, most: int) -> None:
+        self.images = self._resized = self._newly_failed = self._newly_read = 0
+        self._only = [0, 0]
+        self._kinds: dict[str, Counter[str]] = {}
+        self._sizes: dict[str, Counter[str]] = {name: Counter() for name in SIZES}
+        self._renamed: Counter[tuple[str, str]] = Counter()
+        self._most, self._changed = most, list[tuple[float, str, Counter[str]]]()
+        self._classes: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self._scores = np.zeros((2, _SCORE_BINS), np.int64)
+
+    def only(self, b: bool) -> None:
+        self._only[b] += 1
+
+    def add(self, key: str, shown: tuple[_Shown, _Shown], a: _Side, b: _Side) -> None:
+        self.images += 1
+        failed = [status == "failed" for status, _, _ in shown]
+        self._newly_failed += failed == [False, True]
+        self._newly_read += failed == [True, False]
+        for which, side in enumerate((a, b)):
+            self._classes[which].update(side.names)
+            bins = np.clip((side.scores * _SCORE_BINS).astype(np.int64), 0, _SCORE_BINS - 1)
+            self._scores[which] += np.bincount(bins, minlength=_SCORE_BINS)
+        resized = not any(failed) and shown[0][1:] != shown[1][1:]
+        self._resized += resized
+        same = not resized and a.names == b.names and a.rles == b.rles
+        pairs = [(i, i, 1.0) for i in range(len(a))] if same else [] if resized else matches(a, b)
+        self._count(key, a, b, pairs)
+
+    def _count(self, key: str, a: _Side, b: _Side, pairs: Sequence[tuple[int, int, float]]) -> None:
+        here, weight = Counter[str](), 0.0
+        for i, j, iou in pairs:
+            if a.names[i] != b.names[j]:
+                kind = "renamed"
+                self._renamed[a.names[i], b.names[j]] += 1
+                weight += 1
+            else:
+                kind = "kept" if iou >= KEPT_IOU else "moved"
+                weight += 1 - iou if kind == "moved" else 0
+            self._note(here, kind, a.names[i], int(a.areas[i]))
+        lost, gained = set(range(len(a))) - {i for i, _, _ in pairs}, set(range(len(b))) - {j for _, j, _ in pairs}
+        for kind, side, which in (("lost", a, lost), ("gained", b, gained)):
+            for k in which:
+                self._note(here, kind, side.names[k], int(side.areas[k]))
+        weight += len(lost) + len(gained)
+        if weight:
+            push = heapq.heappush if len(self._changed) < self._most else heapq.heappushpop
+            push(self._changed, (weight, key, here))
+
+    def _note(self, here: Counter[str], kind: str, name: str, area: int) -> None:
+        here[kind] += 1
+        self._kinds.setdefault(name, Counter())[kind] += 1
+        self._sizes[SIZES[(area >= 32**2) + (area >= 96**2)]][kind] += 1
+
+    def result(self) -> Difference:
+        total = Counter[str]()
+        for counts in self._kinds.values():
+            total.update(counts)
+        changed = sorted(self._changed, key=lambda each: (-each[0], each[1]))
+        return Difference(
+            images=self.images,
+            only_a=self._only[0],
+            only_b=self._only[1],
+            resized=self._resized,
+            newly_failed=self._newly_failed,
+            newly_read=self._newly_read,
+            instances=(self._classes[0].total(), self._classes[1].total()),
+            kinds={kind: total[kind] for kind in KINDS},
+            by_class={name: {kind: counts[kind] for kind in KINDS} for name, counts in sorted(self._kinds.items())},
+            by_size={name: {kind: counts[kind] for kind in KINDS} for name, counts in self._sizes.items()},
+            renamed=[(old, new, count) for (old, new), count in self._renamed.most_common()],
+            most_changed=[Change(key, round(weight, 6), dict(kinds)) for weight, key, kinds in changed],
+            class_drift=class_drift(*self._classes),
+            score_drift=score_drift(*self._scores),
+        )
+
+
+# ---- drift ----------------------------------------------------------------------------------------
+
+
+def class_drift(a: Mapping[str, int], b: Mapping[str, int]) -> Drift:
+    """Chi-square test of homogeneity on two class mixes."""
+    names = sorted(a.keys() | b.keys())
+    table = np.array([[side.get(name, 0) for name in names] for side in (a, b)], np.float64)
+    total = table.sum()
+    if not names or not table.sum(axis=1).all():
+        return Drift(0.0, 1.0, float(bool(names)))
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / total
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    freedom = len(names) - 1
+    return Drift(statistic, _chi_square_tail(statistic, freedom), math.sqrt(statistic / total))
+
+
+def _chi_square_tail(statistic: float, freedom: int) -> float:
+    """Wilson and Hilferty's approximation, good to about 0.01."""
+    if not freedom or statistic <= 0:
+        return 1.0
+    spread = 2 / (9 * freedom)
+    return 0.5 * math.erfc((((statistic / freedom) ** (1 / 3)) - (1 - spread)) / math.sqrt(2 * spread))
+
+
+def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
+    """Kolmogorov and Smirnov's test on two histograms of scores with the same bins."""
+    total_a, total_b = int(a.sum()), int(b.sum())
+    if not total_a or not total_b:
+        return Drift(0.0, 1.0, float(total_a != total_b))
+    distance = float(np.abs(np.cumsum(a) / total_a - np.cumsum(b) / total_b).max())
+    root = math.sqrt(total_a * total_b / (total_a + total_b))
+    scaled = (root + 0.12 + 0.11 / root) * distance
+    tail = 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * scaled * scaled) for k in range(1, 101))
+    return Drift(distance, min(1.0, max(0.0, tail)) if scaled > 0.2 else 1.0, distance)
+
+
+# ---- pictures -------------------------------------------------------------------------------------
+
+
+def _draw(
+    states: tuple[Snapshot, Snapshot], changed: Sequence[Change], min_score: float, out_png: Path, store: Store
+) -> Mapping[str, str]:
+    """Draw those that can be drawn; why the others cannot, by key."""
+    old, new = states
+    pairs = [(_picture(old, each.key, min_score), _picture(new, each.key, min_score)) for each in changed]
+    failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]
+    whole = [pair for pair in pairs if pair not in failed]
+    left_out = contact_sheet.side_by_side(whole, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
+    return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the two"), **left_out}
+
+
+def _picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.Picture:
+    chosen = pc.field("image_key") == key
+    (image,) = state.images.to_table(columns=["uri", "height", "width"], filter=chosen).to_pylist()
+    rows = state.instances.to_table(columns=list(contact_sheet.LABEL), filter=chosen & (pc.field("score") >= min_score))
+    labels = [contact_sheet.Label.of(row) for row in rows.to_pylist()]
+    return contact_sheet.Picture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

@@ -1,0 +1,1 @@
+"""Choose images for people, and read their corrections."""

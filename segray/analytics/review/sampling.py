@@ -1,0 +1,386 @@
+"""Images of a label set that are worth a person's look, and why.
+
+Knows scores, classes, sizes and another label set; knows nothing of what the person then finds. Images are read in
+slices of keys. What is kept of them is the chosen ones, a number for each class, and for `diverse` a fair pool of a
+few thousand. The same labels and seed give the same choice.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segray.analytics.export.export import Choice, export
+from segray.analytics.export.formats import FORMATS, Picture
+from segray.analytics.query import atomic_output, key_ranges
+from segray.analytics.query.key_ranges import Slice
+from segray.analytics.reports.diff import diff
+from segray.errors import SourceError, UserError
+from segray.instances import image_id
+from segray.label_set import snapshot
+from segray.label_set.snapshot import Snapshot
+
+UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
+MARGIN = 0.2  # A score so far from the threshold is no longer uncertain.
+_POOL = 4000
+_FORMAT = "segray selection 1"
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One image. why: what each criterion that chose it says of it."""
+
+    key: str
+    uri: str
+    size_hw: tuple[int, int]
+    why: Mapping[str, str]
+
+    @property
+    def file(self) -> str:
+        """How exports call the image."""
+        return str(Picture(0, self.key, self.uri, self.size_hw, ()).file)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen of which label set.
+
+    batch: of the label set, so that the same labels can be read again. take: images asked for by criterion; taken:
+    those found. images, instances: the population, which the random ones are a sample of: images that are ok or empty,
+    and their instances of min_score and more. failed: images that are in neither. chosen: in the order of their keys.
+    fingerprint: of the model that made the labels; "" in selections that do not say it. blind: people shall see none of
+    the labels.
+    """
+
+    root: str
+    batch: int
+    take: Mapping[str, int]
+    taken: Mapping[str, int]
+    images: int
+    instances: int
+    failed: int
+    min_score: float
+    threshold: float
+    seed: int
+    against: str | None
+    chosen: Sequence[Chosen] = field(repr=False)
+    fingerprint: str = ""
+    blind: bool = False
+
+    @property
+    def sample(self) -> frozenset[str]:
+        """Keys of the random control sample."""
+        return frozenset(each.key for each in self.chosen if RANDOM in each.why)
+
+    def write(self, out: Path) -> None:
+        """As JSON, whole or not at all."""
+        with atomic_output.whole(out) as unfinished:
+            unfinished.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Selection:
+        """Raises SourceError for a file that `write` did not write."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            rows = [{**row, "size_hw": tuple(row["size_hw"])} for row in content.pop("chosen")]
+            return cls(**content, chosen=tuple(Chosen(**row) for row in rows))
+        except FileNotFoundError as error:
+            raise SourceError("no such selection", where=str(path), do="make one with `segray select`") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SourceError("this is no selection", where=str(path), found=repr(error)[:120]) from error
+
+
+def select(
+    root: str,
+    take: Mapping[str, int],
+    *,
+    out: Path | None = None,
+    to: str | None = None,
+    tasks: Path | None = None,
+    against: str | None = None,
+    threshold: float = 0.5,
+    min_score: float = 0.0,
+    seed: int = 0,
+    blind: bool = False,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Any,
+) -> Selection:
+    """Choose images of a label set; failed ones are never chosen.
+
+    take: how many by each of CRITERIA. An image that several choose is there once, with all their reasons; the random
+    ones are drawn from all images, whatever the others choose. out: a JSON file to write. to, tasks: a format of
+    formats.FORMATS and where to write the chosen images with their labels. against: the label set to disagree with.
+    threshold: where scores are uncertain. min_score: of labels that count and that are exported; uncertain ones may
+    have less. seed: another one draws another random sample. blind: `tasks` are the images alone, so that people draw
+    from nothing and leave no mistake because it was there. version, as_of: an earlier state.
+
+    - uncertain: most scores within MARGIN of the threshold, the nearer the more.
+    - disagree: most instances that the other label set lacks, has besides, calls otherwise or moves, as `diff` counts.
+    - rare: classes that few images show.
+    - diverse: each time the image least like those already taken, by its mix of classes, sizes and number of instances.
+    - random: by the hash of its key and the seed.
+
+    Raises UserError, having written nothing, for a criterion that is none, a number below 1, an `out` or `tasks` that
+    is taken, and a label set without images; LabelSetError as tables.snapshot, or if nothing is committed.
+    """
+    _check(take, against, to, tasks)
+    if out is not None:
+        atomic_output.check_free(out)
+    if to is not None and tasks is not None:
+        atomic_output.check_free(tasks, folder=FORMATS[to].folder)
+        if out is not None and out.absolute() == tasks.absolute():
+            raise UserError("the choice and its tasks would be one file", where=str(out), do="give two names")
+    state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
+    parts = key_ranges.cut(state)
+    spread = _spread(state, parts, min_score) if RARE in take or DIVERSE in take else {}
+    found = _Found(take, threshold, min_score, seed, spread)
+    for part in parts:
+        found.add(state, part)
+    if not found.images:
+        raise UserError("the label set has no images to choose from", where=root, found=f"{found.failed} failed")
+    reasons = found.reasons()
+    if against is not None:
+        other = diff(
+            state.root, against, min_score=min_score, most=take[DISAGREE], both_labelled=True, version_a=state.batch,
+            **storage_options,
+        )  # fmt: skip
+        told = {
+            each.key: ", ".join(f"{n} {kind}" for kind, n in each.kinds.items() if kind != "kept")
+            for each in other.most_changed
+        }
+        reasons[DISAGREE] = {key: f"{kinds} in {against}" for key, kinds in told.items()}
+    chosen = _chosen(state, reasons)
+    taken = {name: len(reasons.get(name, {})) for name in take}
+    selection = Selection(
+        state.root, state.batch, dict(take), taken, found.images, found.instances, found.failed, min_score, threshold,
+        seed, against, chosen, state.fingerprint, blind,
+    )  # fmt: skip
+    if not chosen:
+        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), do="add random")
+    _check_names(chosen)
+    if to is not None and tasks is not None:
+        keys = frozenset(each.key for each in chosen)
+        choice = Choice(min_score=min_score, keys=keys, bare=blind)
+        export(state.root, to, tasks, choice, version=state.batch, **storage_options)
+    if out is not None:
+        selection.write(out)
+    return selection
+
+
+def _check(take: Mapping[str, int], against: str | None, to: str | None, tasks: Path | None) -> None:
+    unknown = [name for name in take if name not in CRITERIA]
+    if unknown or not take:
+        raise UserError("no such criterion", found=", ".join(unknown), do=f"choose from {', '.join(CRITERIA)}")
+    if few := [f"{name}={count}" for name, count in take.items() if count < 1]:
+        raise UserError("a criterion takes one image at least", found=", ".join(few))
+    if (DISAGREE in take) != (against is not None):
+        raise UserError("`disagree` and the label set to disagree with go together", do="give both, or neither")
+    if (to is None) != (tasks is None):
+        raise UserError("a format and where to write it go together", do="give both, or neither")
+    if to is not None and to not in FORMATS:
+        raise UserError("no such format", found=to, do=f"choose from {', '.join(FORMATS)}")
+
+
+def _check_names(chosen: Sequence[Chosen]) -> None:
+    """Corrections come back by the name that an export gives an image."""
+    names = Counter(each.file for each in chosen)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise UserError("two chosen images have one name in an export", found=str(PurePosixPath(twice[0])))
+
+
+def _chosen(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[Chosen]:
+    keys = sorted({key for by_key in reasons.values() for key in by_key})
+    columns = ["image_key", "uri", "height", "width"]
+    rows = state.images.to_table(columns=columns, filter=key_ranges.of_images(keys))
+    return [
+        Chosen(row["image_key"], row["uri"], (row["height"], row["width"]),
+               {name: by_key[row["image_key"]] for name, by_key in reasons.items() if row["image_key"] in by_key})
+        for row in rows.sort_by("image_key").to_pylist()
+    ]  # fmt: skip
+
+
+# ---- slice by slice -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of a slice that may be chosen, and their instances as columns. owners: which image each is of."""
+
+    keys: list[str]
+    failed: int
+    owners: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+    scores: _Floats
+    areas: _Floats
+    counted: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, state: Snapshot, part: Slice, min_score: float) -> _Part:
+        images = key_ranges.images(state, part, ["status"])
+        labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
+        keys = labelled.column("image_key").combine_chunks()
+        rows = key_ranges.instances(state, part, ["class_id", "score", "area"])
+        owners = pc.index_in(rows.column("image_key"), value_set=keys)
+        rows, owners = rows.filter(owners.is_valid()), owners.drop_null()
+        return cls(
+            keys.to_pylist(),
+            images.num_rows - labelled.num_rows,
+            owners.to_numpy().astype(np.int64),
+            rows.column("class_id").to_numpy().astype(np.int64),
+            rows.column("score").to_numpy().astype(np.float64),
+            rows.column("area").to_numpy().astype(np.float64),
+            pc.greater_equal(rows.column("score"), min_score).to_numpy().astype(np.bool_),
+        )
+
+    def classes(self) -> NDArray[np.int64]:
+        """(n, 2) image and class, each pair once, of instances that count."""
+        pairs = np.stack([self.owners, self.class_ids], axis=1)[self.counted]
+        return np.unique(pairs, axis=0) if len(pairs) else pairs
+
+
+def _spread(state: Snapshot, parts: Sequence[Slice], min_score: float) -> dict[int, int]:
+    """How many images show each class, by category id."""
+    found = Counter[int]()
+    for part in parts:
+        ids, counts = np.unique(_Part.read(state, part, min_score).classes()[:, 1], return_counts=True)
+        found.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+    return dict(sorted(found.items()))
+
+
+class _Found:
+    """The best so far by each criterion: value, a number that decides between equal ones, key, reason."""
+
+    def __init__(
+        self, take: Mapping[str, int], threshold: float, min_score: float, seed: int, spread: Mapping[int, int]
+    ) -> None:
+        self.images = self.instances = self.failed = 0
+        self._take, self._threshold, self._min_score, self._seed, self._spread = (
+            take,
+            threshold,
+            min_score,
+            seed,
+            spread,
+        )
+        self._best: dict[str, list[tuple[float, int, str, str]]] = {UNCERTAIN: [], RARE: [], RANDOM: []}
+        self._pool: list[tuple[int, str, _Floats]] = []
+        self._names: dict[int, str] = {}
+
+    def add(self, state: Snapshot, part: Slice) -> None:
+        read = _Part.read(state, part, self._min_score)
+        self.images += len(read.keys)
+        self.instances += int(read.counted.sum())
+        self.failed += read.failed
+        self._names = self._names or dict(state.classes)
+        if UNCERTAIN in self._take:
+            self._keep(UNCERTAIN, self._uncertain(read))
+        if RARE in self._take:
+            self._keep(RARE, self._rare(read))
+        if RANDOM in self._take:
+            drawn = ((0.0, _draw(key, f"random {self._seed}"), key, "drawn by chance") for key in read.keys)
+            self._keep(RANDOM, drawn)
+        if DIVERSE in self._take:
+            self._pool_up(read)
+
+    def reasons(self) -> dict[str, dict[str, str]]:
+        """By criterion, what it says of the keys that it chose, best first."""
+        found = {name: {key: why for _, _, key, why in rows} for name, rows in self._best.items() if name in self._take}
+        if DIVERSE in self._take:
+            order = farthest(np.array([vector for _, _, vector in self._pool]), self._take[DIVERSE])
+            found[DIVERSE] = {
+                self._pool[i][1]: f"{distance:.2f} from what was taken before" if n else "the most typical"
+                for n, (i, distance) in enumerate(order)
+            }
+        return found
+
+    def _keep(self, name: str, rows: Iterable[tuple[float, int, str, str]]) -> None:
+        best = heapq.nsmallest(self._take[name], [*self._best[name], *((-v, h, k, w) for v, h, k, w in rows)])
+        self._best[name] = [(-value, tie, key, why) for value, tie, key, why in best]
+
+    def _uncertain(self, read: _Part) -> list[tuple[float, int, str, str]]:
+        nearness = np.maximum(0, 1 - np.abs(read.scores - self._threshold) / MARGIN)
+        values = np.bincount(read.owners, nearness, len(read.keys))
+        counts = np.bincount(read.owners, nearness > 0, len(read.keys)).astype(int)
+        return [
+            (round(float(values[i]), 6), _draw(read.keys[i], UNCERTAIN), read.keys[i],
+             f"scores within {MARGIN:g} of {self._threshold:g}: {counts[i]}")
+            for i in np.flatnonzero(values).tolist()
+        ]  # fmt: skip
+
+    def _rare(self, read: _Part) -> list[tuple[float, int, str, str]]:
+        pairs = read.classes()
+        weights = np.array([1 / self._spread[each] for each in pairs[:, 1].tolist()])
+        values = np.bincount(pairs[:, 0], weights, len(read.keys))
+        rarest: dict[int, int] = {}
+        for image, category in pairs.tolist():
+            if image not in rarest or self._spread[category] < self._spread[rarest[image]]:
+                rarest[image] = category
+        return [
+            (round(float(values[i]), 9), _draw(read.keys[i], RARE), read.keys[i],
+             f"{self._names.get(category, category)}, images that show it: {self._spread[category]}")
+            for i, category in rarest.items()
+        ]  # fmt: skip
+
+    def _pool_up(self, read: _Part) -> None:
+        most = max(_POOL, 4 * self._take[DIVERSE])
+        drawn = heapq.nsmallest(most, ((_draw(key, DIVERSE), i) for i, key in enumerate(read.keys)))
+        vectors = _features(read, [i for _, i in drawn], list(self._spread))
+        fresh = [(tie, read.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
+        kept = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A row keeps all of its matrix.
+
+
+def _draw(key: str, salt: str) -> int:
+    return int(image_id(f"{salt}\n{key}")[:15], 16)
+
+
+# ---- diverse --------------------------------------------------------------------------------------
+
+
+def _features(read: _Part, images: Sequence[int], categories: Sequence[int]) -> _Floats:
+    """(n, classes + 4) of these images: square roots of the shares of classes and of three sizes, so that each of the
+    two has length 1, and a fifth of the logarithm of how many instances there are."""
+    rows = {image: row for row, image in enumerate(images)}
+    columns = {category: column for column, category in enumerate(categories)}
+    found = np.zeros((len(images), len(categories) + 4))
+    sizes = len(categories) + (read.areas >= 32**2).astype(int) + (read.areas >= 96**2)
+    for k in np.flatnonzero(read.counted & np.isin(read.owners, list(rows))).tolist():
+        row = rows[int(read.owners[k])]
+        found[row, columns[int(read.class_ids[k])]] += 1
+        found[row, sizes[k]] += 1
+    totals = found[:, len(categories) : -1].sum(axis=1)
+    found = np.sqrt(found / np.maximum(totals, 1)[:, None])
+    found[:, -1] = np.log1p(totals) / 5
+    return np.asarray(found, np.float64)
+
+
+def farthest(vectors: _Floats, most: int) -> list[tuple[int, float]]:
+    """Rows in the order of a farthest-point traversal, with their distance from those before: first the one nearest to
+    the mean, then again and again the one farthest from all before; it ends where all that is left is like one of them.
+    """
+    if not len(vectors):
+        return []
+    first = int(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).argmin())
+    order = [(first, 0.0)]
+    distances = np.linalg.norm(vectors - vectors[first], axis=1)
+    while len(order) < most:
+        row = int(distances.argmax())
+        if distances[row] <= 1e-9:
+            break
+        order.append((row, float(distances[row])))
+        distances = np.minimum(distances, np.linalg.norm(vectors - vectors[row], axis=1))
+    return order

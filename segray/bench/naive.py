@@ -1,0 +1,155 @@
+"""Reading a model's outputs as its authors' scripts do: every mask over the full image, then pycocotools.
+
+Knows what a user writes who has not met segray; the other ways of the benchmark are made of it. Must find what
+segray finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.adapters.box_masks import Boxed
+from segray.models.adapters.yolact import MAX_IOU, MIN_SCORE, Yolact
+from segray.models.coco_labels import slug
+
+Arrays = Mapping[str, NDArray[Any]]
+Row = dict[str, Any]
+
+COLUMNS = (
+    "image_key", "instance", "class_id", "class_name", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area",
+    "height", "width", "rle", "class",
+)  # fmt: skip
+
+
+def prepare(contract: Contract, form: Form, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """The model's inputs; for YOLACT with Pillow, as its accuracy was measured."""
+    if not isinstance(contract, Yolact):
+        return contract.prepare(form, image_rgb)
+    height, width = form.window_hw
+    resized = Image.fromarray(image_rgb).resize((width, height), Image.Resampling.BILINEAR)
+    return {form.image.name: np.asarray(resized)[None]}
+
+
+def rows(contract: Contract, outputs: Arrays, key: str, size_hw: tuple[int, int], options: Options) -> list[Row]:
+    """A row for every instance in one image."""
+    height, width = size_hw
+    found: list[Row] = []
+    for class_id, score, box_xyxy, mask in _detections(contract, outputs, size_hw, options):
+        box = np.clip(box_xyxy, 0, [width, height, width, height])
+        area = int(np.count_nonzero(mask))
+        if not area or box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        counts = coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
+        x0, y0, x1, y1 = map(float, box)
+        name = contract.labels[class_id]
+        values = (
+            key, len(found), class_id, name, float(score), x0, y0, x1 - x0, y1 - y0, area,
+            height, width, counts, slug(name),
+        )  # fmt: skip
+        found.append(dict(zip(COLUMNS, values, strict=True)))
+    return found
+
+
+# Class id, score, box in source pixels, mask over the full image.
+Detection = tuple[int, float, NDArray[np.floating[Any]], NDArray[np.bool_]]
+
+
+def _detections(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+    """The best, best first."""
+    if isinstance(contract, Boxed):
+        return _boxed(contract, outputs, size_hw, options)
+    return _yolact(contract, outputs, size_hw, options)
+
+
+# ---- YOLACT ---------------------------------------------------------------------------------------
+
+
+def _yolact(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+    conf, boxes, coefficients, proto = (outputs[name][0] for name in ("conf", "boxes", "mask", "proto"))
+    kept = [
+        (label, row)
+        for label in range(conf.shape[1] - 1)
+        for row in _suppressed(boxes, conf[:, label + 1], options.max_detections)
+    ]
+    kept = sorted(kept, key=lambda pair: conf[pair[1], pair[0] + 1])[::-1]
+    kept = [(label, row) for label, row in kept if conf[row, label + 1] >= options.score_threshold]
+    ids = list(contract.labels)
+    height, width = size_hw
+    for label, row in kept[: options.max_detections]:
+        scores = 1 / (1 + np.exp(-(proto @ coefficients[row])))
+        mask = cv2.resize(_cropped(scores, boxes[row]), (width, height)) > 0.5
+        yield ids[label], conf[row, label + 1], boxes[row] * [width, height, width, height], mask
+
+
+def _suppressed(boxes: NDArray[np.float32], scores: NDArray[np.float32], most: int) -> list[int]:
+    """Greedy non-maximum suppression of one class."""
+    order = np.flatnonzero(scores > MIN_SCORE)
+    order = order[np.argsort(scores[order], kind="stable")[::-1]]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept: list[int] = []
+    while len(order) and len(kept) < most:
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        x0, y0 = np.maximum(boxes[best, 0], boxes[order, 0]), np.maximum(boxes[best, 1], boxes[order, 1])
+        x1, y1 = np.minimum(boxes[best, 2], boxes[order, 2]), np.minimum(boxes[best, 3], boxes[order, 3])
+        shared = np.maximum(x1 - x0, 0) * np.maximum(y1 - y0, 0)
+        order = order[shared / (areas[best] + areas[order] - shared) <= MAX_IOU]
+    return kept
+
+
+def _cropped(scores: NDArray[np.float32], box_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero outside the box, a pixel of the prototypes' own around it left."""
+    height, width = scores.shape
+    columns, rows = np.arange(width), np.arange(height)
+    x0, y0, x1, y1 = np.clip(box_xyxy * [width, height, width, height] + [-1, -1, 1, 1], 0, [width, height] * 2)
+    inside = ((rows >= y0) & (rows < y1))[:, None] & ((columns >= x0) & (columns < x1))
+    return np.asarray(scores * inside, np.float32)
+
+
+# ---- a small mask for every box -------------------------------------------------------------------
+
+
+def _boxed(contract: Boxed, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+    found = contract.rows(outputs, size_hw)
+    order = np.argsort(-found.scores, kind="stable")
+    order = order[found.scores[order] >= max(options.score_threshold, 1e-9)][: options.max_detections]
+    paste = _reframed if (options.paste or contract.paste) == "reframe" else _tiled
+    for i in order:
+        if int(found.classes[i]) in contract.labels:
+            box = found.boxes_xyxy[i]
+            yield int(found.classes[i]), found.scores[i], box, paste(found.masks[i], box, size_hw)
+
+
+def _tiled(mask: NDArray[np.float32], box_xyxy: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """As Detectron pastes."""
+    side, box = len(mask), box_xyxy.astype(np.float32)
+    centre, half = (box[2:] + box[:2]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
+    x0, y0 = (centre - half).astype(int)
+    x1, y1 = (centre + half).astype(int)
+    resized = cv2.resize(np.pad(mask, 1), (max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1))) > 0.5
+    whole = np.zeros(size_hw, np.bool_)
+    top, bottom = np.clip([y0, y1 + 1], 0, size_hw[0])
+    left, right = np.clip([x0, x1 + 1], 0, size_hw[1])
+    whole[top:bottom, left:right] = resized[top - y0 : bottom - y0, left - x0 : right - x0]
+    return whole
+
+
+def _reframed(mask: NDArray[np.float32], box_xyxy: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """As TensorFlow's object detection pastes: the image's frame cut out of the mask, which spans its box."""
+    reach = len(mask) - 1
+    rows, columns = (
+        ((np.arange(n) * (n / max(n - 1, 1)) - low) / max(high - low, 1e-4 * n) * reach).astype(np.float32)
+        for low, high, n in zip(box_xyxy[1::-1], box_xyxy[:1:-1], size_hw, strict=True)
+    )
+    x, y = np.meshgrid(columns, rows)
+    resized = cv2.remap(mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    inside = ((rows >= 0) & (rows <= reach))[:, None] & ((columns >= 0) & (columns <= reach))
+    return np.asarray((resized > 0.5) & inside)

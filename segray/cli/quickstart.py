@@ -1,0 +1,59 @@
+"""The main job from nothing: draw scenes, label them, measure, look.
+
+Knows the order of the steps; every step is one that users have too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segray import config
+from segray.analytics.evaluation.evaluate import Evaluation, evaluate
+from segray.analytics.reports.contact_sheet import contact_sheet
+from segray.analytics.reports.report import report
+from segray.execution.progress import Watcher
+from segray.execution.run import StartWorkers, Summary, label
+from segray.sources.reader import by_uri
+from segray.storage.store import Store
+from segray.synthetic import dataset
+
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What quickstart made. sheet: a PNG of overlays. page: the label set's report, with its evaluation."""
+
+    summary: Summary
+    evaluation: Evaluation
+    sheet: Path
+    page: Path
+
+
+def settings(folder: Path) -> config.Config:
+    """The configuration that quickstart runs with: configs/quickstart.yaml says the same, but for the report."""
+    return config.validate(
+        {
+            "source": {"uri": str(folder / "scenes" / "images")},
+            "output": {"root": str(folder / "labels")},
+            "model": {"name": "stickers"},
+            "unit_images": 16,
+            "report": False,
+        },
+        "quickstart",
+    )
+
+
+def quickstart(folder: Path, count: int, watcher: Watcher, start_workers: StartWorkers) -> Result:
+    """Draw `count` scenes below folder, label them with the embedded model, compare with the truth, draw a sheet."""
+    watcher.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
+    truth = dataset.write(folder / "scenes", count, _SEED)
+    summary = label(settings(folder), watcher, start_workers)
+    watcher.note("comparing with the truth, drawing a contact sheet, writing a report")
+    evaluation = evaluate(summary.root, truth)
+    sheet = folder / "contact-sheet.png"
+    contact_sheet(summary.root, sheet, read=by_uri(Store()), title="segray quickstart")
+    page = folder / "report.html"
+    page.write_text(report(summary.root, truth=str(truth)), "utf-8")
+    return Result(summary, evaluation, sheet, page)

@@ -1,0 +1,477 @@
+"""`segray label` as a job on a Ray cluster far away, through the job API of its dashboard.
+
+Knows addresses, tokens, job ids, entrypoints and how a job ends; knows nothing of what a run does. Everything that can
+be wrong with the cluster or the request is asked before a job exists: an infeasible one would wait for ever, and could
+not even be stopped. One label set has one job at a time: its id comes of the root, and Ray refuses an id twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import segray
+from segray.cli.options import LogFormat
+from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
+from segray.monitoring import json_log
+from segray.storage import store
+
+if TYPE_CHECKING:
+    from segray.config import Config
+
+# Set in the driver: the version of segray that submitted it.
+VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
+_ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 40.0, 1.0, 60.0, 60.0
+_STOP_S = 30
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+_OURS = (1, 2, 3, 4, 130)
+_LOST_CONTACT = 5
+# Of Ray's loggers; what they tell of uploads and sockets is no news to whoever submits.
+_CHATTERS = ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run. python: the interpreter on the cluster that has segray. resources: of the driver, besides cpus."""
+
+    path: Path
+    config: Config
+    overrides: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+    python: str = "python"
+    cpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    log_format: LogFormat = LogFormat.TEXT
+
+    @property
+    def entrypoint(self) -> str:
+        """The driver's command line; its folder holds the configuration alone."""
+        overrides = [part for each in self.overrides for part in ("--set", each)]
+        day = (
+            ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
+        )  # "today" may be another one there
+        form = ["--log-format", self.log_format.value]
+        return shlex.join(
+            [self.python, "-m", "segray", "label", self.path.name, *overrides, *day, *form, *self.arguments]
+        )
+
+    @property
+    def stem(self) -> str:
+        """What the ids of all jobs of the label set begin with."""
+        root, endpoint = self.config.output.root.rstrip("/"), self.config.storage.endpoint_url or ""
+        name = re.sub(r"[^a-z0-9]+", "-", store.name(root).lower()).strip("-")[:40] or "root"
+        digest = hashlib.sha256(json.dumps([endpoint, root]).encode()).hexdigest()
+        return f"segray-{name}-{digest[:10]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. exit_code: the run's own; result: as `segray label --json`, None if it came to none."""
+
+    job: str
+    status: str
+    exit_code: int
+    result: Mapping[str, Any] | None = None
+    message: str = ""
+
+
+def check_version() -> None:
+    """In a submitted driver: that both sides have the same segray."""
+    theirs = os.environ.get(VERSION_ENV, segray.__version__)
+    if theirs != segray.__version__:
+        raise ConfigError(
+            "the cluster's segray is not the one that submitted the job",
+            where=f"the driver, {os.uname().nodename}",
+            found=f"{segray.__version__} here, {theirs} submitted",
+            do="install the same version on both sides",
+        )
+
+
+# ---- the dashboard --------------------------------------------------------------------------------
+
+
+class Dashboard:
+    """Ray's HTTP interface at one address, with timeouts and errors that say what to do."""
+
+    def __init__(self, address: str, environ: Mapping[str, str] = os.environ) -> None:
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ConfigError(
+                "not the address of a Ray dashboard",
+                where="--address",
+                found=store.shown(address),
+                do="give http://HEAD:8265",
+            )
+        self.address = f"{parts.scheme}://{parts.netloc}"
+        self._token = _token(environ)
+
+    @property
+    def auth_mode(self) -> str:
+        return "token" if self._token else "disabled"
+
+    def check(self) -> None:
+        """That a Ray of this version answers and takes the token."""
+        found, mine = self.get("/api/version").get("ray_version"), version("ray")
+        if not found:
+            raise self._other("no Ray version in its answer")
+        if found.split(".")[:2] != mine.split(".")[:2]:
+            raise ConfigError(
+                "the cluster has another version of Ray",
+                where=self.address,
+                found=f"{found} there, {mine} here",
+                do=f"install ray=={found} here, or bring the cluster to {mine}",
+            )
+        self.nodes()  # the first answer that a token guards
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each living node has in all."""
+        answer = self.get("/api/v0/nodes?limit=10000&detail=1")
+        found = answer.get("data", {}).get("result", {}).get("result", [])
+        return [dict(each.get("resources_total") or {}) for each in found if each.get("state") == "ALIVE"]
+
+    def jobs(self) -> list[dict[str, Any]]:
+        found: Any = self.get("/api/jobs/")
+        return [each for each in found if each.get("submission_id")]
+
+    def job(self, job: str) -> dict[str, Any]:
+        """What Ray says of a job that is there; WorldError when the dashboard is silent for a minute."""
+        deadline = time.monotonic() + _SILENT_S
+        while True:
+            try:
+                return dict(self.get(f"/api/jobs/{job}"))
+            except UserError as exc:
+                if time.monotonic() > deadline:
+                    raise WorldError(
+                        "lost contact with the cluster",
+                        where=self.address,
+                        found=f"{exc.what} ({exc.found})",
+                        do=f"if it lives the job goes on: `ray job logs -f {job}`; else the same command resumes",
+                    ) from exc
+            time.sleep(_POLL_S)
+
+    def stop(self, job: str) -> None:
+        """Ask for it; whether it stops is seen in job()."""
+        self.get(f"/api/jobs/{job}/stop", b"{}")
+
+    def get(self, path: str, data: bytes | None = None) -> Any:
+        """The JSON at a path; with data, of a POST."""
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = urllib.request.Request(self.address + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as exc:
+            if exc.code in (401, 403):
+                raise self._refused(exc.code) from exc
+            raise self._other(f"{exc.code} {exc.reason} for {path}") from exc
+        except (OSError, HTTPException) as exc:
+            reason = getattr(exc, "reason", exc)
+            raise ConfigError(
+                "no Ray dashboard answers at this address",
+                where=self.address,
+                found=str(reason) or type(exc).__name__,
+                do="check host and port (8265 unless --dashboard-port says otherwise), the network between, and that "
+                "the head was started with --dashboard-host if it is another machine",
+            ) from exc
+        except ValueError as exc:
+            raise self._other("an answer that is not JSON") from exc
+
+    def _refused(self, code: int) -> AccessError:
+        if self._token:
+            what, do = "the cluster refuses the token", "set RAY_AUTH_TOKEN to the token that its head was started with"
+        else:
+            what, do = "the cluster asks for a token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or _PATH)"
+        return AccessError(what, where=self.address, found=f"{code}", do=do)
+
+    def _other(self, found: str) -> ConfigError:
+        do = "give the address of the cluster's dashboard, http://HEAD:8265"
+        return ConfigError("this is not a Ray dashboard", where=self.address, found=found, do=do)
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Ray's own client. It would rather believe its environment than the address that it is given."""
+        changed = {"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None, "RAY_AUTH_MODE": self.auth_mode}
+        if self._token:
+            changed["RAY_AUTH_TOKEN"] = self._token
+        before = {name: os.environ.get(name) for name in changed}
+        _set(changed)
+        try:
+            jobs = importlib.import_module("ray.job_submission")
+            for name in _CHATTERS:
+                logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+            yield jobs.JobSubmissionClient(self.address)
+        finally:
+            _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The token to show, if any. Ray's order; without RAY_AUTH_MODE a token in the environment is meant to be used."""
+    mode, token, path = (environ.get(name, "") for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if mode == "disabled" or (not mode and not token and not path):
+        return None
+    file = Path(path) if path else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    if not token:
+        with suppress(OSError):
+            token = file.read_text(encoding="utf-8")
+    if not token.strip():
+        raise ConfigError(
+            "RAY_AUTH_MODE is token, and there is none",
+            where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
+            found=f"nothing in {file}",
+            do="set RAY_AUTH_TOKEN to the token that the cluster's head was started with",
+        )
+    return token.strip()
+
+
+# ---- before there is a job ------------------------------------------------------------------------
+
+
+def check(request: Request, dashboard: Dashboard) -> str:
+    """The id that the job will have. Raises UserError for what can never run, ConflictError while another runs."""
+    _check_paths(request.config)
+    dashboard.check()
+    _check_room(request, dashboard)
+    return _next_id(request.stem, dashboard)
+
+
+def _check_paths(config: Config) -> None:
+    """That local paths mean something on another machine: a relative one would lie in the job's own folder."""
+    for key, uri in (
+        ("source.uri", config.source.uri),
+        ("output.root", config.output.root),
+        ("model.path", config.model.path),
+    ):
+        if uri and not store.scheme(uri) and not uri.removeprefix("file://").startswith("/"):
+            raise ConfigError(
+                f"{key} is relative, and the job runs in a folder of its own",
+                where=key,
+                found=uri,
+                do="give an absolute path that every node of the cluster has, or a URL",
+            )
+
+
+def _check_room(request: Request, dashboard: Dashboard) -> None:
+    asked = {"CPU": request.cpus, **request.resources}
+    deadline = time.monotonic() + _SILENT_S
+    # A head that has just started answers before it knows of itself.
+    while not any(nodes := dashboard.nodes()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    if not any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in nodes):
+        have = [{name: node[name] for name in sorted(node) if not name.startswith("node:")} for node in nodes]
+        raise ConfigError(
+            "no node of the cluster can hold the driver",
+            where="--driver-cpus, --driver-resource",
+            found=f"asked for {asked}; the nodes have {have}",
+            do="ask for less (the driver needs about one CPU, the workers ask for their own), or add a node",
+        )
+
+
+def _next_id(stem: str, dashboard: Dashboard) -> str:
+    number = 0
+    for job in dashboard.jobs():
+        found = re.fullmatch(rf"{re.escape(stem)}-(\d+)", job["submission_id"])
+        if found is None:
+            continue
+        if job["status"] not in _TERMINAL:
+            raise _overlap(job["submission_id"], job["status"].lower())
+        number = max(number, int(found[1]))
+    return f"{stem}-{number + 1}"
+
+
+def _overlap(job: str, found: str) -> ConflictError:
+    return ConflictError(
+        "a job for this label set is under way",
+        where=job,
+        found=found,
+        do=f"wait for it (`ray job logs -f {job}`), or end it with `ray job stop {job}`",
+    )
+
+
+# ---- the job --------------------------------------------------------------------------------------
+
+
+def start(request: Request, dashboard: Dashboard, job: str) -> None:
+    """Make the job. Raises ConflictError when another client was quicker with the same id."""
+    environ = {json_log.SUMMARY_ENV: "1", VERSION_ENV: segray.__version__, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}
+    day = {"as_of": request.config.as_of.isoformat()} if request.config.as_of else {}
+    metadata = {"segray": segray.__version__, "label_set": request.config.output.root, **day, **request.metadata}
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder, dashboard.client() as client:
+        shutil.copyfile(request.path, Path(folder) / request.path.name)
+        try:
+            _insist(
+                partial(
+                    client.submit_job,
+                    entrypoint=request.entrypoint,
+                    submission_id=job,
+                    runtime_env={"working_dir": folder, "env_vars": environ},
+                    metadata=metadata,
+                    entrypoint_num_cpus=request.cpus or None,
+                    entrypoint_resources=dict(request.resources) or None,
+                )
+            )
+        except (RuntimeError, OSError, ValueError) as exc:
+            if "already" in str(exc) and job in str(exc):
+                raise _overlap(job, "another client submitted it at the same time") from exc
+            raise WorldError(
+                "the cluster did not take the job",
+                where=dashboard.address,
+                found=_last_line(str(exc)),
+                do="see the dashboard's log on the head; the same command tries again",
+            ) from exc
+
+
+def _insist(submit: Callable[[], object]) -> None:
+    """A head that has just started answers before it has an agent that could run a job."""
+    deadline = time.monotonic() + _SILENT_S
+    while True:
+        try:
+            submit()
+            return
+        except RuntimeError as exc:
+            if "No available agent" not in str(exc) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
+
+
+def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callable[[str], None]) -> Outcome:
+    """Show the job's output until it ends. show: gets each line, without the one that holds the result."""
+    _await_start(dashboard, job, start_timeout_s)
+    found: dict[str, Any] = {"result": None, "missing": False}
+
+    def line(text: str) -> None:
+        result = json_log.result_of(text)
+        found["result"] = result or found["result"]
+        found["missing"] = found["missing"] or "No module named segray" in text
+        if result is None:
+            show(text)
+
+    _tail(dashboard, job, line)
+    return _outcome(_ended(dashboard, job), job, found["result"], missing=found["missing"])
+
+
+def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (told := dashboard.job(job))["status"] == "PENDING":
+        if time.monotonic() > deadline:
+            with suppress(SegrayError):
+                dashboard.stop(job)
+            raise WorldError(
+                f"the job did not start within {timeout_s:.0f} s and was called off",
+                where=job,
+                found=told.get("message") or "pending",
+                do="see in `ray status` what the cluster is short of; --start-timeout waits longer",
+            )
+        time.sleep(_POLL_S)
+
+
+def _tail(dashboard: Dashboard, job: str, line: Callable[[str], None]) -> None:
+    """All of the job's output, line by line; after a lost connection from where it was."""
+    from aiohttp import ClientError
+
+    seen, failures, waiting = 0, 0, ""
+    while True:
+        reached = 0
+
+        async def read(client: Any) -> None:
+            nonlocal seen, reached, waiting, failures
+            async for chunk in client.tail_job_logs(job):
+                fresh = chunk[max(0, seen - reached) :]
+                reached += len(chunk)
+                if fresh:
+                    seen, failures = seen + len(fresh), 0
+                    *whole, waiting = (waiting + fresh).split("\n")
+                    for each in whole:
+                        line(each)
+
+        try:
+            with dashboard.client() as client:
+                asyncio.run(read(client))
+        except (TimeoutError, RuntimeError, OSError, ClientError) as exc:
+            found = _last_line(str(exc))
+        else:
+            found = "the log ended"
+        if dashboard.job(job)["status"] in _TERMINAL and found == "the log ended":
+            break
+        failures += 1
+        if failures >= _LOST_CONTACT:
+            break
+        time.sleep(_POLL_S)
+    if waiting:
+        line(waiting)
+
+
+def _ended(dashboard: Dashboard, job: str) -> dict[str, Any]:
+    """What Ray says of the job when it has ended."""
+    deadline = time.monotonic() + _ENDING_S
+    while (told := dashboard.job(job))["status"] not in _TERMINAL:
+        if time.monotonic() > deadline:
+            raise WorldError(
+                "the job's output cannot be followed any more",
+                where=job,
+                found=f"it is {told['status'].lower()}",
+                do=f"it goes on; `ray job logs -f {job}` follows it, `segray status ROOT` tells how it goes",
+            )
+        time.sleep(_POLL_S)
+    return told
+
+
+def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None, *, missing: bool) -> Outcome:
+    status, code, message = told["status"], told.get("driver_exit_code"), told.get("message") or ""
+    if status == "SUCCEEDED":
+        return Outcome(job, status, 0, result)
+    if status == "STOPPED":
+        return Outcome(job, status, 130, result, "stopped; the same command goes on where it was")
+    if missing or code == 127:
+        raise ConfigError(
+            "the head of the cluster has no segray",
+            where=job,
+            found="No module named segray" if missing else "no such interpreter",
+            do="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
+        )
+    if code in _OURS:
+        return Outcome(job, status, int(code), result, f"exit code {code}: the log above says why")
+    raise WorldError(
+        "the driver ended before the run did"
+        if code is not None
+        else "the job failed, and its driver left no exit code",
+        where=job,
+        found=f"exit code {code}" if code is not None else _last_line(message),
+        do="the same command resumes; too little memory on the head is the usual cause"
+        if code is not None
+        else "see the job in the dashboard",
+    )
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")[:500]

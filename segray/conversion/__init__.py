@@ -1,0 +1,1 @@
+"""Fetch, convert, inspect and quantise models."""

@@ -1,0 +1,205 @@
+"""Engines side by side on the same images: how fast each is, and how accurate.
+
+Knows images, the clock, COCO truth and the engines it is given, by any names; knows nothing of how their models were
+made.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from segray._system.memory import Budget
+from segray.analytics.evaluation.evaluate import Row, coco_results, count_objects, evaluate_detections, read_truth
+from segray.errors import ImageError, UserError
+from segray.imaging import decode
+from segray.instances import ImageRef
+from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.engine import Arrays, Engine
+from segray.sources import listing
+from segray.sources.reader import Files
+from segray.storage.store import Store, shown
+
+ROUNDS, ROUND_S = 7, 0.7
+_FILES_BYTES = 256 * 2**20
+
+
+# ---- images ---------------------------------------------------------------------------------------
+
+
+def spread(uri: str, store: Store, most: int) -> list[ImageRef]:
+    """At most so many images of the dataset, at even distances in the order of its listing."""
+    table = pa.Table.from_batches(listing.read(uri, store), listing.REF_SCHEMA)
+    rows = table.take(pa.array(_evenly(table.num_rows, most), pa.int64()))
+    return [ref for batch in rows.to_batches() for ref in listing.refs(batch)]
+
+
+def _evenly(count: int, most: int | None) -> list[int]:
+    """At most so many of the numbers below count, at even distances."""
+    kept = count if most is None else min(count, most)
+    return [i * count // kept for i in range(kept)]
+
+
+class Reader:
+    """Images as a contract prepares them. unread: why others could not be read, by URI. Threads may share it."""
+
+    def __init__(self, contract: Contract, form: Form, store: Store) -> None:
+        self.contract, self.form, self.store = contract, form, store
+        self._files = Files(store, decode.Limits(), Budget(_FILES_BYTES))
+        self.unread: dict[str, str] = {}
+
+    def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:
+        """The inputs, and height and width of the image; None if it cannot be read."""
+        try:
+            pixels = decode.decode(self._files.read(ref)).image
+        except (ImageError, FileNotFoundError) as error:
+            self.unread[ref.uri] = str(error)
+            return None
+        return self.contract.prepare(self.form, pixels), (pixels.shape[0], pixels.shape[1])
+
+    def first(self, refs: Sequence[ImageRef], most: int) -> list[Arrays]:
+        """The inputs of the first images that can be read, at most so many."""
+        found: list[Arrays] = []
+        for ref in refs:
+            if len(found) < most and (prepared := self.read(ref)) is not None:
+                found.append(prepared[0])
+        return found
+
+    def trouble(self) -> str:
+        """One of the images that could not be read, and why; "" if there is none."""
+        return next((f"{shown(uri)}: {' '.join(why.split())}" for uri, why in self.unread.items()), "")
+
+
+# ---- speed ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the networks alone, on one machine. rounds: images/s by engine, in rounds in which all took turns."""
+
+    device: str
+    rounds: tuple[Mapping[str, float], ...]
+
+    def images_per_s(self) -> dict[str, float]:
+        """By engine, the median round."""
+        return {name: statistics.median(each[name] for each in self.rounds) for name in self.rounds[0]}
+
+    def over(self, name: str) -> dict[str, float]:
+        """How many times as fast the engine `name` is as each other one: the median of what the rounds say."""
+        others = [other for other in self.rounds[0] if other != name]
+        return {other: statistics.median(each[name] / each[other] for each in self.rounds) for other in others}
+
+
+def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
+    """Let the engines take turns on these inputs, after one turn that does not count."""
+    for engine in engines.values():
+        _images_per_s(engine, inputs, 0)
+    rounds = [{name: _images_per_s(engine, inputs, ROUND_S) for name, engine in engines.items()} for _ in range(ROUNDS)]
+    return Speed(next(iter(engines.values())).facts.get("device_name", ""), tuple(rounds))
+
+
+def _images_per_s(engine: Engine, inputs: Sequence[Arrays], seconds: float) -> float:
+    """With as many threads as keep the device busy, for so long; each infers once at least."""
+    began = time.perf_counter()
+
+    def work(thread: int) -> int:
+        done = 0
+        while not done or time.perf_counter() < began + seconds:
+            with engine.infer(inputs[(thread + done) % len(inputs)]):
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(engine.requests) as pool:
+        done = sum(pool.map(work, range(engine.requests)))
+    return done / (time.perf_counter() - began)
+
+
+# ---- accuracy -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What accuracy is measured on. path: COCO JSON, whose `file_name` is the key of an image in the dataset `images`.
+
+    most: at most so many images, at even distances; None for all that are there.
+    """
+
+    path: Path
+    images: str
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Average precision, 0..1, by engine, on the same images. uris: of these images. objects: in their truth."""
+
+    uris: tuple[str, ...]
+    objects: int
+    mask_ap: Mapping[str, float]
+    box_ap: Mapping[str, float]
+
+
+def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Accuracy:
+    """Of each engine, on the images of the truth that are there; one that cannot be read has no detections.
+
+    Raises UserError if the truth and the images do not belong together: none in common, or other sizes.
+    """
+    content, refs = _judged(truth, reader.store)
+    found: dict[str, list[Row]] = {name: [] for name in engines}
+    with ThreadPoolExecutor(max(engine.requests for engine in engines.values())) as pool:
+        for rows in pool.map(lambda row: _detected(engines, reader, row, refs[row["file_name"]]), content["images"]):
+            for name, results in rows.items():
+                found[name] += results
+    scores = {name: evaluate_detections(rows, content) for name, rows in found.items()}
+    return Accuracy(
+        uris=tuple(refs[row["file_name"]].uri for row in content["images"]),
+        objects=count_objects(content),
+        mask_ap={name: by_type["segm"].ap for name, by_type in scores.items()},
+        box_ap={name: by_type["bbox"].ap for name, by_type in scores.items()},
+    )
+
+
+def _judged(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
+    """The truth of the images that are there, and where these are, by key."""
+    content = read_truth(truth.path)
+    names = {row["file_name"] for row in content["images"]}
+    there = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
+    refs = {ref.key: ref for ref in there if ref.key in names}
+    if not refs:
+        raise UserError(
+            "the truth and the images have nothing in common",
+            where=f"{truth.path}, {shown(truth.images)}",
+            found=f"images: {there[0].key}, truth: {min(names)}",
+            do="make the truth's file_name equal to the path below the dataset's root, or give --truth-images",
+        )
+    listed = [row for row in content["images"] if row["file_name"] in refs]
+    images = [listed[i] for i in _evenly(len(listed), truth.most)]
+    ids = {row["id"] for row in images}
+    annotations = [row for row in content["annotations"] if row["image_id"] in ids]
+    return {**content, "images": images, "annotations": annotations}, refs
+
+
+def _detected(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:
+    """What each engine finds in one image, in COCO's result format."""
+    prepared = reader.read(ref)
+    if prepared is None:
+        return {}
+    inputs, size_hw = prepared
+    if size_hw != (row["height"], row["width"]):
+        raise UserError(
+            "an image has another size in the truth",
+            where=ref.key,
+            found=f"{size_hw[1]}x{size_hw[0]}, truth {row['width']}x{row['height']}",
+            do="give the images that the truth describes; coordinates are those of the upright image",
+        )
+    rows = {}
+    for name, engine in engines.items():
+        with engine.infer(inputs) as outputs:
+            rows[name] = coco_results(row["id"], reader.contract.decode(outputs, size_hw, Options()))
+    return rows

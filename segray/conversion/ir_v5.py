@@ -1,0 +1,241 @@
+"""OpenVINO IR v5 (2019 R1: an .xml and a .bin) -> a model of today's opset, which OpenVINO reads again.
+
+Knows the v5 files and how layers are joined; what a layer means is in ir5_layers.py. Knows nothing of images, devices
+or of what outputs mean.
+
+A v5 file declares every shape. Each layer's inferred shape is compared with the declared one, so a misread attribute
+that changes a shape cannot pass; one that changes values alone could.
+
+No published v5 file was at hand when this was written: it is tested on files written by hand from the documentation and
+the engine's sources, and on no real network. Out of reach: IR v2-4, v6 and v7, recurrent layers, SSD and YOLO heads,
+quantised networks, a <pre-process> section and padding in Interp. Each of these is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.conversion.ir_v5_layers import DTYPES, KINDS, Layer, Output, Port, dims_of, fault, listed
+from segray.models.openvino import OVError, ov
+from segray.models.openvino import opset14 as op
+
+CONTRACT = "instance-segmentation-security-0033"
+CONTRACT_INPUTS = frozenset({"im_data", "im_info"})
+CONTRACT_OUTPUTS = frozenset({"classes", "scores", "boxes", "raw_masks"})
+MAX_XML_BYTES = 16 << 20
+
+
+def load(xml: Path) -> ov.Model:
+    """The v5 network at `xml`, its .bin beside it, as a model that today's OpenVINO compiles and saves.
+
+    Input and output tensors carry the v5 names; outputs are all ports that no layer consumes, as in v5. Floating
+    point inputs and outputs are float32, as the engine presented them. Shapes are those of the file.
+    Raises ModelError for what is not a v5 network, is inconsistent, or is not known here.
+    """
+    root = _tree(xml)
+    layers = _layers(root, xml)
+    sources = _sources(root, layers, xml)
+    made: dict[tuple[int, int], Output] = {}
+    for layer in _in_order(layers, sources, xml):
+        arguments = [made[sources[layer.id, port.id]] for port in layer.inputs]
+        for index, (port, output) in enumerate(zip(layer.outputs, _build(layer, arguments), strict=True)):
+            output.get_tensor().add_names({layer.output_name(index)})
+            made[layer.id, port.id] = output
+    return _model(root.get("name", xml.stem), layers, made, set(sources.values()))
+
+
+def convert(xml: Path, out_xml: Path) -> None:
+    """Rewrite the v5 network at `xml` as IR v11 at `out_xml`, its .bin beside it; blobs keep their precision.
+
+    If the network has the inputs and outputs of instance-segmentation-security-0033, a segray.json beside it says so,
+    with the sha256 of the v5 files. Raises ModelError as `load` does, or if `out_xml` would overwrite the source.
+    """
+    if out_xml.suffix != ".xml" or out_xml.resolve() == xml.resolve():
+        do = "Give another path, ending in .xml."
+        raise fault(str(out_xml), "The converted network cannot be written there.", f"source {xml}", do)
+    model = load(xml)
+    out_xml.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(model, out_xml, compress_to_fp16=False)
+    if _names(model.inputs) == CONTRACT_INPUTS and _names(model.outputs) >= CONTRACT_OUTPUTS:
+        sha256 = {file.name: _sha256(file) for file in (xml, xml.with_suffix(".bin"))}
+        card = {"contract": CONTRACT, "form": "converted", "converted_from": {"ir_version": 5, "sha256": sha256}}
+        out_xml.with_name("segray.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+
+
+def _names(ports: Iterable[Any]) -> set[str]:
+    return {name for port in ports for name in port.get_names()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ---- the file ----------------------------------------------------------------------------------------
+
+
+def _tree(xml: Path) -> Element:
+    """The root of a v5 network. A document type, and with it every entity, is refused."""
+    if not xml.is_file() or not xml.with_suffix(".bin").is_file():
+        raise fault(str(xml), "An IR is two files, .xml and .bin; one is missing.", do="Copy both.")
+    if xml.stat().st_size > MAX_XML_BYTES:
+        raise fault(str(xml), "The .xml is too large for a network.", f"{xml.stat().st_size} bytes")
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def refuse(name: str, *_: object) -> None:
+        raise fault(str(xml), "The .xml has a document type, which no IR has.", f"<!DOCTYPE {name}>")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.CharacterDataHandler = builder.start, builder.data
+    parser.EndElementHandler = builder.end
+    try:
+        parser.Parse(xml.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise fault(str(xml), "The .xml cannot be parsed.", str(error), "Copy the file again.") from error
+    root: Element = builder.close()
+    if root.tag != "net" or root.get("version") != "5":
+        found = f"<{root.tag}> version {root.get('version')!r}"
+        raise fault(str(xml), "This is not an IR v5.", found, "Versions 10 and newer need no conversion.")
+    if root.find("pre-process") is not None:
+        raise fault(str(xml), "The network has a <pre-process> section, which is not converted.")
+    return root
+
+
+def _layers(root: Element, xml: Path) -> dict[int, Layer]:
+    """All layers by id, in the order of the file."""
+    file = xml.with_suffix(".bin")
+    weights = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+    layers: dict[int, Layer] = {}
+    names: set[str] = set()
+    for element in root.iterfind("layers/layer"):
+        layer = _layer(element, weights, str(xml))
+        if layer.id in layers or layer.name in names:
+            raise fault(layer.where, "Another layer has the same id or name.")
+        layers[layer.id] = layer
+        names.add(layer.name)
+    return layers
+
+
+def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> Layer:
+    name, kind = element.get("name", ""), element.get("type", "")
+    where = f"{file}: {kind} layer {name!r}"
+    data, precision = element.find("data"), element.get("precision", "FP32")
+    if kind not in KINDS:
+        raise fault(where, "This kind of layer is not known.", repr(kind), f"Known are {listed(KINDS)}.")
+    if precision not in DTYPES:
+        raise fault(where, "This precision is not known.", repr(precision), f"Known are {listed(DTYPES)}.")
+    return Layer(
+        where=where,
+        id=_whole(element.get("id"), where),
+        name=name,
+        kind=kind,
+        precision=precision,
+        attributes={} if data is None else data.attrib,
+        inputs=_ports(element, "input", where),
+        outputs=_ports(element, "output", where),
+        blobs={blob.tag: _blob(blob, weights, where) for blob in _blobs(element)},
+    )
+
+
+def _ports(element: Element, side: str, where: str) -> tuple[Port, ...]:
+    ports = [
+        Port(_whole(port.get("id"), where), tuple(_whole(dim.text, where) for dim in port.iterfind("dim")))
+        for port in element.iterfind(f"{side}/port")
+    ]
+    if len({port.id for port in ports}) < len(ports):
+        raise fault(where, "Two ports have the same id.", str([port.id for port in ports]))
+    return tuple(sorted(ports, key=lambda port: port.id))
+
+
+def _blobs(element: Element) -> list[Element]:
+    """In <blobs>, or as older writers have it, in the layer itself."""
+    return [*element.iterfind("blobs/*"), *element.iterfind("weights"), *element.iterfind("biases")]
+
+
+def _blob(element: Element, weights: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    offset, size = _whole(element.get("offset"), where), _whole(element.get("size"), where)
+    if offset + size > weights.size:
+        found = f"{size} bytes from {offset}, in a .bin of {weights.size} bytes"
+        raise fault(where, f"{element.tag!r} lies beyond the end of the .bin.", found, "Copy both files again.")
+    return weights[offset : offset + size]
+
+
+def _whole(text: str | None, where: str) -> int:
+    if text is None or len(text) > 18 or not (text.isascii() and text.strip().isdigit()):
+        raise fault(where, "A number in the .xml is not a whole number from 0.", repr(text))
+    return int(text)
+
+
+def _sources(root: Element, layers: Mapping[int, Layer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
+    """For each input port (layer, port), the output port that feeds it."""
+    inputs = {(layer.id, port.id) for layer in layers.values() for port in layer.inputs}
+    outputs = {(layer.id, port.id) for layer in layers.values() for port in layer.outputs}
+    sources: dict[tuple[int, int], tuple[int, int]] = {}
+    for edge in root.iterfind("edges/edge"):
+        ends = ("from-layer", "from-port", "to-layer", "to-port")
+        from_layer, from_port, to_layer, to_port = (_whole(edge.get(key), str(xml)) for key in ends)
+        start, end = (from_layer, from_port), (to_layer, to_port)
+        if start not in outputs or end not in inputs or end in sources:
+            what = "An edge joins ports that do not exist, or one that is already fed."
+            raise fault(str(xml), what, f"layer {from_layer} port {from_port} -> layer {to_layer} port {to_port}")
+        sources[end] = start
+    if unfed := sorted(inputs - set(sources)):
+        raise fault(layers[unfed[0][0]].where, "An input has no edge.", f"port {unfed[0][1]}")
+    return sources
+
+
+def _in_order(
+    layers: Mapping[int, Layer], sources: Mapping[tuple[int, int], tuple[int, int]], xml: Path
+) -> list[Layer]:
+    feeders = {layer.id: [sources[layer.id, port.id][0] for port in layer.inputs] for layer in layers.values()}
+    try:
+        return [layers[key] for key in TopologicalSorter(feeders).static_order()]
+    except CycleError as error:
+        found = " <- ".join(layers[key].name for key in error.args[1])
+        raise fault(str(xml), "The edges run in a circle.", found) from error
+
+
+# ---- the graph ----------------------------------------------------------------------------------------
+
+
+def _build(layer: Layer, arguments: list[Output]) -> list[Output]:
+    """The layer's outputs, as many as it declares and of the declared shapes."""
+    try:
+        made = KINDS[layer.kind](layer, *arguments)
+    except (RuntimeError, OVError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        found = f"inputs {[list(port.dims) for port in layer.inputs]}: {lines[-1] if lines else error!r}"
+        raise fault(layer.where, "OpenVINO cannot build this layer.", found) from error
+    outputs = made.outputs() if isinstance(made, ov.Node) else made if isinstance(made, list) else [made]
+    declared = [list(port.dims) for port in layer.outputs]
+    shapes = [dims_of(output) for output in outputs[: len(declared)]]
+    if shapes != declared:
+        found = f"declared {declared}, inferred {shapes}"
+        raise fault(layer.where, "The layer's output shape is not the one that the file declares.", found)
+    return outputs[: len(declared)]
+
+
+def _model(
+    name: str, layers: Mapping[int, Layer], made: Mapping[tuple[int, int], Output], consumed: set[tuple[int, int]]
+) -> ov.Model:
+    parameters = [made[layer.id, layer.outputs[0].id].get_node() for layer in layers.values() if layer.kind == "Input"]
+    results = [
+        op.result(made[layer.id, port.id])
+        for layer in layers.values()
+        for port in layer.outputs
+        if layer.kind not in ("Input", "Const") and (layer.id, port.id) not in consumed
+    ]
+    try:
+        return ov.Model(results, parameters, name)
+    except RuntimeError as error:
+        raise fault(name, "OpenVINO refuses the network as a whole.", str(error).strip().splitlines()[-1]) from error

@@ -1,0 +1,466 @@
+"""The layers of an OpenVINO IR v5: what each of them is in today's opset.
+
+Knows attributes, blobs and operations; knows nothing of files, edges or networks.
+
+What a v5 attribute means is what the 2019 R1 engine made of it: an attribute that it never read is not read here
+either, and defaults are the engine's. Facts from the layer catalogue of the 2019 R1 documentation and from the engine's
+published sources (inference-engine/src/extension, .../shape_infer/built-in, ie_layer_validators.cpp). Some differ from
+today's opset: strided-slice masks are inverted, poolings round up unless told otherwise, batch normalisation keeps
+its variance in "weights" and its mean in "biases".
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import ModelError
+from segray.models.openvino import NodeFactory, ov
+from segray.models.openvino import opset14 as op
+
+DTYPES: Mapping[str, Any] = {
+    "FP32": np.float32,
+    "FP16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
+_TRUE, _FALSE = ("true", "1"), ("false", "0")
+
+Dims: TypeAlias = tuple[int, ...]
+Output: TypeAlias = Any
+"""One output of an OpenVINO node: an ov.Output, which carries no type information."""
+Made: TypeAlias = Any
+"""What a layer became: a node all of whose outputs are the layer's, one output, or a list of outputs."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a layer: its id, unique within the layer, and its declared shape."""
+
+    id: int
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One <layer>. precision: of its blobs. inputs, outputs: by port id. blobs: bytes of the .bin, by name."""
+
+    where: str
+    id: int
+    name: str
+    kind: str
+    precision: str
+    attributes: Mapping[str, str]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    blobs: Mapping[str, NDArray[np.uint8]]
+
+    def output_name(self, index: int) -> str:
+        """As the 2019 engine named it: the layer's name, with ".index" where there are several outputs."""
+        return self.name if len(self.outputs) == 1 else f"{self.name}.{index}"
+
+    def text(self, key: str, default: str | None = None, among: Sequence[str] = ()) -> str:
+        value = self.attributes.get(key, default)
+        if value is None:
+            raise fault(self.where, f"The attribute {key!r} is missing.", f"attributes {', '.join(self.attributes)}")
+        if among and value.lower() not in among:
+            raise fault(self.where, f"The value of {key!r} is not known.", repr(value), f"Known are {listed(among)}.")
+        return value.lower() if among else value
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        return self.text(key, None if default is None else str(default), (*_TRUE, *_FALSE)) in _TRUE
+
+    def numbers(self, key: str, default: str | None = None) -> list[float]:
+        text = self.text(key, default)
+        try:
+            return [float(part) for part in text.split(",") if part.strip()]
+        except ValueError as error:
+            raise fault(self.where, f"{key!r} is not a list of numbers.", repr(text)) from error
+
+    def integers(self, key: str, default: str | None = None) -> list[int]:
+        values = self.numbers(key, default)
+        if not all(value.is_integer() for value in values):
+            raise fault(self.where, f"{key!r} is not a list of whole numbers.", repr(self.text(key, default)))
+        return [int(value) for value in values]
+
+    def number(self, key: str, default: str | None = None) -> float:
+        return self._only(key, self.numbers(key, default))
+
+    def integer(self, key: str, default: str | None = None) -> int:
+        return int(self._only(key, self.integers(key, default)))
+
+    def _only(self, key: str, values: Sequence[float]) -> float:
+        if len(values) != 1:
+            raise fault(self.where, f"{key!r} is not one number.", str(values))
+        return values[0]
+
+    def array(self, key: str, dims: Sequence[int]) -> NDArray[Any]:
+        """The blob of this name in this shape; it must be exactly as long as the shape says."""
+        dtype = np.dtype(DTYPES[self.precision])
+        blob, size = self.blobs.get(key), math.prod(dims) * dtype.itemsize
+        if blob is None or blob.size != size:
+            found = "no such blob" if blob is None else f"{blob.size} bytes"
+            raise fault(self.where, f"{key!r} should be {list(dims)} {self.precision}, {size} bytes.", found)
+        array: NDArray[Any] = np.array(blob).view(dtype)
+        return array.reshape(dims)
+
+    def weights(self, key: str, dims: Sequence[int]) -> Output:
+        """The blob as float32 in the graph; stored as it is in the .bin."""
+        return _floats(op.constant(self.array(key, dims)).output(0))
+
+
+def fault(where: str, what: str, found: str = "", do: str = "") -> ModelError:
+    return ModelError(what, where=where, found=found, do=do)
+
+
+def listed(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
+
+
+def dims_of(x: Output) -> list[int]:
+    """The inferred shape; -1 where it is not known, and [-1] where not even the rank is."""
+    if x.get_partial_shape().rank.is_dynamic:
+        return [-1]
+    return [dim.get_length() if dim.is_static else -1 for dim in x.get_partial_shape()]
+
+
+def _floats(x: Output) -> Output:
+    return x if x.get_element_type() == ov.Type.f32 else op.convert(x, np.float32).output(0)
+
+
+def _ints(x: Output) -> Output:
+    return op.convert(x, np.int64).output(0)
+
+
+def _number(value: float) -> Output:
+    return op.constant(np.float32(value)).output(0)
+
+
+def _per_channel(rank: int, channels: int) -> list[int]:
+    return [1, channels] + [1] * (rank - 2)
+
+
+# ---- one function per kind of layer --------------------------------------------------------------------
+
+
+def _input(layer: Layer) -> Made:
+    dtype = DTYPES[layer.precision]
+    return op.parameter(list(layer.outputs[0].dims), np.float32 if dtype == np.float16 else dtype, layer.name)
+
+
+def _const(layer: Layer) -> Made:
+    constant = op.constant(layer.array("custom", layer.outputs[0].dims)).output(0)
+    return _floats(constant) if layer.precision == "FP16" else constant
+
+
+def _window(layer: Layer) -> dict[str, Any]:
+    """Strides, pads and automatic padding, which convolutions and poolings share."""
+    ones, zeros = (",".join([digit] * len(layer.integers("kernel"))) for digit in "10")
+    auto_pad = layer.text("auto_pad", "explicit", ("", "explicit", "notset", "same_upper", "same_lower", "valid"))
+    return {
+        "strides": layer.integers("strides", ones),
+        "pads_begin": layer.integers("pads_begin", zeros),
+        "pads_end": layer.integers("pads_end", layer.text("pads_begin", zeros)),
+        "auto_pad": "explicit" if auto_pad in ("", "notset") else auto_pad,
+    }
+
+
+def _biased(layer: Layer, x: Made, channels: int) -> Made:
+    if "biases" not in layer.blobs:
+        return x
+    return op.add(x, layer.weights("biases", _per_channel(len(dims_of(x.output(0))), channels)))
+
+
+def _convolution(layer: Layer, x: Output) -> Made:
+    group, channels = layer.integer("group", "1"), layer.integer("output")
+    dims = [channels // group, dims_of(x)[1] // group, *layer.integers("kernel")]
+    return _convolve(layer, x, dims, op.convolution, op.group_convolution)
+
+
+def _deconvolution(layer: Layer, x: Output) -> Made:
+    layer.text("auto_pad", "explicit", ("", "explicit", "notset"))
+    group, channels = layer.integer("group", "1"), layer.integer("output")
+    dims = [dims_of(x)[1] // group, channels // group, *layer.integers("kernel")]
+    return _convolve(layer, x, dims, op.convolution_backprop_data, op.group_convolution_backprop_data)
+
+
+def _convolve(layer: Layer, x: Output, dims: list[int], plain: Callable[..., Any], grouped: Callable[..., Any]) -> Made:
+    """dims: of one group's weights; the groups lie one after the other in the blob."""
+    group = layer.integer("group", "1")
+    dilations = layer.integers("dilations", ",".join(["1"] * len(layer.integers("kernel"))))
+    filters = layer.weights("weights", dims if group == 1 else [group, *dims])
+    convolved = (plain if group == 1 else grouped)(x, filters, dilations=dilations, **_window(layer))
+    return _biased(layer, convolved, layer.integer("output"))
+
+
+def _fully_connected(layer: Layer, x: Output) -> Made:
+    channels, rows = layer.integer("out-size"), dims_of(x)[0]
+    flat = op.reshape(x, np.array([rows, -1]), False).output(0)
+    weights = layer.weights("weights", [channels, dims_of(flat)[1]])
+    return _biased(layer, op.matmul(flat, weights, False, True), channels)
+
+
+def _pooling(layer: Layer, x: Output) -> Made:
+    # Rounding up, the 2019 engine dropped a last window that begins beyond the image, as today's ceil_torch does.
+    rounding = {"ceil": "ceil_torch", "floor": "floor"}[layer.text("rounding_type", "ceil", ("ceil", "floor"))]
+    shared = {**_window(layer), "kernel_shape": layer.integers("kernel"), "rounding_type": rounding}
+    if layer.text("pool-method", "max", ("max", "avg")) == "avg":
+        return op.avg_pool(x, exclude_pad=layer.flag("exclude-pad", False), **shared)
+    return op.max_pool(x, dilations=[1] * len(shared["kernel_shape"]), **shared).output(0)
+
+
+_ELTWISE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "sum": op.add,
+    "mul": op.multiply,
+    "prod": op.multiply,
+    "max": op.maximum,
+    "min": op.minimum,
+    "sub": op.subtract,
+    "div": op.divide,
+    "pow": op.power,
+    "squared_diff": op.squared_difference,
+}
+
+
+def _eltwise(layer: Layer, *inputs: Output) -> Made:
+    operation = layer.text("operation", "sum", tuple(_ELTWISE))
+    coefficients = layer.numbers("coeff", "")
+    operands = [_floats(x) for x in inputs]
+    if any(coefficient != 1 for coefficient in coefficients):
+        if operation != "sum":
+            raise fault(layer.where, "Coefficients are known for sums alone.", f"{operation} of {coefficients}")
+        pairs = zip(coefficients, operands, strict=True)
+        operands = [op.multiply(x, _number(coefficient)).output(0) for coefficient, x in pairs]
+    return functools.reduce(_ELTWISE[operation], operands)
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
+    "sigmoid": op.sigmoid,
+    "tanh": op.tanh,
+    "relu": op.relu,
+    "relu6": lambda x: op.clamp(x, 0.0, 6.0),
+    "exp": op.exp,
+}
+
+
+def _activation(layer: Layer, x: Output) -> Made:
+    return _ACTIVATIONS[layer.text("type", None, tuple(_ACTIVATIONS))](_floats(x))
+
+
+def _relu(layer: Layer, x: Output) -> Made:
+    slope = layer.number("negative_slope", "0")
+    return op.prelu(x, _number(slope)) if slope else op.relu(x)
+
+
+def _power(layer: Layer, x: Output) -> Made:
+    """(scale x + shift) ^ power, without the parts that change nothing; networks use it to name their outputs."""
+    power, scale, shift = (layer.number(key) for key in ("power", "scale", "shift"))
+    x = _floats(x)
+    scaled = x if scale == 1 else op.multiply(x, _number(scale)).output(0)
+    shifted = scaled if shift == 0 else op.add(scaled, _number(shift)).output(0)
+    return shifted if power == 1 else op.power(shifted, _number(power))
+
+
+def _scale_shift(layer: Layer, x: Output) -> Made:
+    dims = _per_channel(len(dims_of(x)), dims_of(x)[1])
+    scaled = op.multiply(x, layer.weights("weights", dims))
+    return op.add(scaled, layer.weights("biases", dims)) if "biases" in layer.blobs else scaled
+
+
+def _batch_normalization(layer: Layer, x: Output) -> Made:
+    channels = [dims_of(x)[1]]
+    mean, variance = layer.weights("biases", channels), layer.weights("weights", channels)
+    one, zero = (op.constant(np.full(channels, value, np.float32)) for value in (1, 0))
+    return op.batch_norm_inference(x, one, zero, mean, variance, layer.number("epsilon"))
+
+
+def _split(layer: Layer, x: Output) -> Made:
+    """Split and Slice alike: the declared outputs say where to cut."""
+    axis = layer.integer("axis", "1")
+    return op.variadic_split(x, np.int64(axis), np.array([port.dims[axis] for port in layer.outputs]))
+
+
+def _reshape(layer: Layer, x: Output, shape: Output | None = None) -> Made:
+    return op.reshape(x, np.array(layer.integers("dim")) if shape is None else _ints(shape), True)
+
+
+def _flatten(layer: Layer, x: Output) -> Made:
+    dims, axis = dims_of(x), layer.integer("axis", "1")
+    end = layer.integer("end_axis", "-1") % len(dims)
+    return op.reshape(x, np.array([*dims[:axis], math.prod(dims[axis : end + 1]), *dims[end + 1 :]]), False)
+
+
+def _crop(layer: Layer, x: Output, like: Output | None = None) -> Made:
+    """By `dim`, by `crop_end`, or to the shape of a second input; axes, offsets and sizes are parallel lists."""
+    axes = layer.integers("axis")
+    begin = layer.integers("crop_begin" if "crop_begin" in layer.attributes else "offset")
+    if "crop_end" in layer.attributes:
+        end = [dims_of(x)[axis] - cut for axis, cut in zip(axes, layer.integers("crop_end"), strict=True)]
+    else:
+        sizes = layer.integers("dim") if like is None else [dims_of(like)[axis] for axis in axes]
+        end = [start + size for start, size in zip(begin, sizes, strict=True)]
+    return op.slice(x, np.array(begin), np.array(end), np.ones(len(axes), np.int64), np.array(axes))
+
+
+def _strided_slice(layer: Layer, x: Output, begin: Output, end: Output, strides: Output | None = None) -> Made:
+    def mask(key: str) -> list[int]:
+        return [int(digit) for digit in layer.text(key, "") if digit in "01"]
+
+    return op.strided_slice(
+        x,
+        _ints(begin),
+        _ints(end),
+        np.ones(dims_of(begin), np.int64) if strides is None else _ints(strides),
+        begin_mask=[1 - used for used in mask("begin_mask")],
+        end_mask=[1 - used for used in mask("end_mask")],
+        new_axis_mask=mask("new_axis_mask"),
+        shrink_axis_mask=mask("shrink_axis_mask"),
+        ellipsis_mask=mask("ellipsis_mask"),
+    )
+
+
+def _resample(layer: Layer, x: Output, size: Output | None = None) -> Made:
+    """Half-pixel sampling. The size is a factor of the input's, rounded up, or the declared one."""
+    kind = layer.text("type", None, ("caffe.resampleparameter.nearest", "caffe.resampleparameter.linear"))
+    spatial = list(layer.outputs[0].dims[2:])
+    if size is None and "factor" in layer.attributes:
+        spatial = [math.ceil(side * layer.number("factor")) for side in dims_of(x)[2:]]
+    mode, axes = kind.rpartition(".")[2], np.arange(2, len(dims_of(x)))
+    antialias = layer.flag("antialias", False) and mode == "linear"
+    return op.interpolate(
+        x, np.array(spatial), mode, "sizes", nearest_mode="round_prefer_ceil", antialias=antialias, axes=axes
+    )
+
+
+def _interp(layer: Layer, x: Output) -> Made:
+    """Bilinear, to the declared size, as the 2019 engine did whatever the attributes said."""
+    if layer.integer("pad_beg", "0") or layer.integer("pad_end", "0"):
+        raise fault(layer.where, "Interp with padding is not known.", str(dict(layer.attributes)))
+    corners = "align_corners" if layer.flag("align_corners", True) else "asymmetric"
+    size, axes = np.array(layer.outputs[0].dims[2:]), np.array([2, 3])
+    return op.interpolate(x, size, "linear_onnx", "sizes", coordinate_transformation_mode=corners, axes=axes)
+
+
+def _tile(layer: Layer, x: Output) -> Made:
+    repeats = np.ones(len(dims_of(x)), np.int64)
+    repeats[layer.integer("axis")] = layer.integer("tiles")
+    return op.tile(x, repeats)
+
+
+def _topk(layer: Layer, x: Output, k: Output) -> Made:
+    mode, sort = layer.text("mode", None, ("max", "min")), layer.text("sort", None, ("value", "index", "none"))
+    return op.topk(x, op.reshape(_ints(k), np.empty(0, np.int64), False), layer.integer("axis"), mode, sort)
+
+
+# ---- Mask R-CNN heads: the same layers exist in opset 6 --------------------------------------------------
+
+
+def _detectron(layer: Layer, inputs: Sequence[Output], **attributes: object) -> Made:
+    return NodeFactory("opset6").create(layer.kind, list(inputs), attributes)
+
+
+def _image_info(im_info: Output, dims: list[int]) -> Output:
+    """[height, width, scale]: the engine read three floats, today's operations want an exact rank."""
+    return im_info if dims_of(im_info) == dims else op.reshape(im_info, np.array(dims), False).output(0)
+
+
+def _prior_grid(layer: Layer, priors: Output, features: Output, im_data: Output) -> Made:
+    """priors (p, 4), features (1, c, h, w), image -> priors shifted to each cell, (h w p, 4) or (h, w, p, 4)."""
+    grid_hw = layer.integer("h", "0"), layer.integer("w", "0")
+    if any(side not in (0, real) for side, real in zip(grid_hw, dims_of(features)[2:], strict=True)):
+        found = f"grid {grid_hw}, features {dims_of(features)}"
+        raise fault(layer.where, "A grid of another size than the features is not known.", found)
+    strides = {key: layer.number(key, "0") for key in ("stride_x", "stride_y")}
+    return _detectron(layer, (priors, features, im_data), flatten=layer.flag("flatten", True), h=0, w=0, **strides)
+
+
+def _proposals(layer: Layer, im_info: Output, anchors: Output, deltas: Output, scores: Output) -> Made:
+    """im_info, anchors (h w a, 4), deltas (4 a, h, w), scores (a, h, w) -> rois (n, 4), their scores (n,)."""
+    counts = {key: layer.integer(key) for key in ("pre_nms_count", "post_nms_count")}
+    limits = {key: layer.number(key) for key in ("min_size", "nms_threshold")}
+    return _detectron(layer, (_image_info(im_info, [3]), anchors, deltas, scores), **counts, **limits)
+
+
+def _top_rois(layer: Layer, rois: Output, scores: Output) -> Made:
+    """rois (n, 4), scores (n,) -> the best max_rois of them, (m, 4)."""
+    return _detectron(layer, (rois, scores), max_rois=layer.integer("max_rois"))
+
+
+def _roi_features(layer: Layer, rois: Output, *features: Output) -> Made:
+    """rois (n, 4), feature maps -> (n, c, side, side), rois. Always spread over levels and in order, as the engine."""
+    layer.text("distribute_rois_between_levels", "1", _TRUE)
+    layer.text("preserve_rois_order", "1", _TRUE)
+    layer.text("image_id", "0", ("0",))
+    sizes = {key: layer.integer(key) for key in ("output_size", "sampling_ratio")}
+    scales = layer.integers("pyramid_scales")
+    return _detectron(layer, (rois, *features), pyramid_scales=scales, aligned=False, **sizes)
+
+
+def _detection_output(layer: Layer, rois: Output, deltas: Output, scores: Output, im_info: Output) -> Made:
+    """rois (n, 4), deltas (n, 4 c), scores (n, c), im_info -> boxes (m, 4), classes (m,), scores (m,), images (m,).
+
+    The fourth output, the image's index, is declared by some writers; the batch is 1, so it is zero.
+    """
+    layer.text("class_agnostic_box_regression", "0", _FALSE)
+    counts = {key: layer.integer(key) for key in ("num_classes", "post_nms_count", "max_detections_per_image")}
+    limits = {key: layer.number(key) for key in ("score_threshold", "nms_threshold", "max_delta_log_wh")}
+    found = _detectron(
+        layer,
+        (rois, deltas, scores, _image_info(im_info, [1, 3])),
+        class_agnostic_box_regression=False,
+        deltas_weights=layer.numbers("deltas_weights"),
+        **counts,
+        **limits,
+    )
+    image = op.broadcast(np.int32(0), np.array([counts["max_detections_per_image"]]))
+    return [*found.outputs(), image.output(0)]
+
+
+KINDS: Mapping[str, Callable[..., Made]] = {
+    "Activation": _activation,
+    "BatchNormalization": _batch_normalization,
+    "Broadcast": lambda layer, x, shape: op.broadcast(x, _ints(shape)),
+    "Clamp": lambda layer, x: op.clamp(x, layer.number("min"), layer.number("max")),
+    "Concat": lambda layer, *inputs: op.concat(list(inputs), layer.integer("axis", "1")),
+    "Const": _const,
+    "Convolution": _convolution,
+    "Crop": _crop,
+    "Deconvolution": _deconvolution,
+    "Eltwise": _eltwise,
+    "Expand": lambda layer, x, shape: op.broadcast(x, _ints(shape)),
+    "ExperimentalDetectronDetectionOutput": _detection_output,
+    "ExperimentalDetectronGenerateProposalsSingleImage": _proposals,
+    "ExperimentalDetectronPriorGridGenerator": _prior_grid,
+    "ExperimentalDetectronROIFeatureExtractor": _roi_features,
+    "ExperimentalDetectronTopKROIs": _top_rois,
+    "Flatten": _flatten,
+    "FullyConnected": _fully_connected,
+    "Gather": lambda layer, x, indices: op.gather(x, _ints(indices), np.int64(layer.integer("axis", "0"))),
+    "Input": _input,
+    "Interp": _interp,
+    "Permute": lambda layer, x: op.transpose(x, np.array(layer.integers("order"))),
+    "Pooling": _pooling,
+    "Power": _power,
+    "ReLU": _relu,
+    "Resample": _resample,
+    "Reshape": _reshape,
+    "ScaleShift": _scale_shift,
+    "Sigmoid": lambda layer, x: op.sigmoid(x),
+    "Slice": _split,
+    "SoftMax": lambda layer, x: op.softmax(x, layer.integer("axis", "1")),
+    "Split": _split,
+    "Squeeze": lambda layer, x, axes: op.squeeze(x, _ints(axes)),
+    "StridedSlice": _strided_slice,
+    "Tile": _tile,
+    "TopK": _topk,
+    "Unsqueeze": lambda layer, x, axes: op.unsqueeze(x, _ints(axes)),
+}

@@ -1,0 +1,146 @@
+"""The nodes of an OpenVINO graph: what they are, who reads them, where values come from and where they go.
+
+Knows how to read and rewire a graph, and the names that TensorFlow's exporter gives its outputs; knows no rewrite.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from segray.models.openvino import ov
+
+Node: TypeAlias = Any
+"""A node of an OpenVINO graph."""
+Output: TypeAlias = Any
+"""One output of a node."""
+Dims: TypeAlias = tuple[int | None, ...]
+"""A shape, None where it is open."""
+
+OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "detection_masks", "num_detections")
+"""What is read of the exporter's outputs: boxes (1, rows, 4), scores and classes (1, rows), masks (1, rows, m, m)."""
+
+
+def kind(node: Node) -> str:
+    """The type of the operation."""
+    return str(node.get_type_name())
+
+
+def of_kind(model: ov.Model, *kinds: str) -> Iterator[Node]:
+    """Nodes in the order in which they are computed; the graph may be changed meanwhile."""
+    return (node for node in model.get_ordered_ops() if kind(node) in kinds)
+
+
+def names(port: Output) -> set[str]:
+    """The tensor names of a model's output, as the exporter gave them."""
+    return {name.removesuffix(":0") for name in port.get_names()}
+
+
+def dims(value: Output) -> Dims:
+    """The shape; () also where not even the number of dimensions is known."""
+    shape = value.get_partial_shape()
+    return () if shape.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in shape)
+
+
+def first(value: Output) -> int | None:
+    """The length of the first dimension, None if it is open or absent."""
+    return next(iter(dims(value)), None)
+
+
+def constant(value: Output) -> Any:
+    """The array that `value` always is, None if that is open."""
+    node = value.get_node()
+    return node.data if kind(node) == "Constant" else None
+
+
+def number(value: Output) -> float | None:
+    """The one number that `value` always is, None if that is open."""
+    array = constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def sources(node: Node) -> list[Output]:
+    """What a node reads."""
+    return [node.input_value(index) for index in range(node.get_input_size())]
+
+
+def users(value: Output) -> list[Node]:
+    """Who reads a value."""
+    return [target.get_node() for target in value.get_target_inputs()]
+
+
+def downward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
+    """All nodes that read these values, directly or not; nothing beyond those at which it ends."""
+    return _reached(users, lambda node: node.outputs(), values, ends)
+
+
+def upward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
+    """All nodes from which these values come; nothing beyond those at which it ends."""
+    return _reached(lambda value: [value.get_node()], sources, values, ends)
+
+
+def _reached(
+    across: Callable[[Output], list[Node]],
+    along: Callable[[Node], list[Output]],
+    values: Collection[Output],
+    ends: Callable[[Node], bool],
+) -> set[Node]:
+    found: set[Node] = set()
+    waiting = deque(node for value in values for node in across(value))
+    while waiting:
+        node = waiting.popleft()
+        if node not in found:
+            found.add(node)
+            if not ends(node):
+                waiting.extend(other for value in along(node) for other in across(value))
+    return found
+
+
+def replace(old: Output, new: Output) -> None:
+    """Whoever reads `old` reads `new`."""
+    for target in list(old.get_target_inputs()):
+        target.replace_source_output(new)
+
+
+@contextmanager
+def substituted(pairs: Sequence[tuple[Output, Output]]) -> Iterator[None]:
+    """Whoever reads the first of a pair reads the second meanwhile, so that a part of the graph can be run alone."""
+    targets = [(list(old.get_target_inputs()), old, new) for old, new in pairs]
+    try:
+        for each, _, new in targets:
+            for target in each:
+                target.replace_source_output(new)
+        yield
+    finally:
+        for each, old, _ in targets:
+            for target in each:
+                target.replace_source_output(old)
+
+
+def given(model: ov.Model, name: str) -> Output:
+    """What the model gives under this name."""
+    return next(port for port in model.outputs if name in names(port)).get_node().input_value(0)
+
+
+def end(model: ov.Model, name: str) -> Output:
+    """Where an output's values are made: above its changes of shape and type and above constants added to it."""
+    value = given(model, name)
+    while _passes(node := value.get_node()):
+        value = node.input_value(0)
+    return value
+
+
+def _passes(node: Node) -> bool:
+    if kind(node) == "Concat":
+        return bool(node.get_input_size() == 1)
+    if kind(node) == "Add":
+        return constant(node.input_value(1)) is not None
+    return kind(node) in ("Unsqueeze", "Squeeze", "Reshape", "Convert")
+
+
+def row_count(model: ov.Model) -> int | None:
+    """How many rows the outputs have, None if that is open."""
+    shapes = [dims(given(model, name)) for name in OUTPUTS[:4]]
+    return next((shape[1] for shape in shapes if len(shape) > 1 and shape[1] is not None), None)

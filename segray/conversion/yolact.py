@@ -1,0 +1,368 @@
+"""YOLACT ResNet-50 FPN in OpenVINO's opset, straight from the weights of the original repository's checkpoint.
+
+Knows the layers, the names of their weights and the priors; of files, only how a checkpoint is read (`read`, which
+needs the `train` extra) and where a converted model goes (`convert`); knows nothing of devices or of detections.
+
+The network is Bolya et al., "YOLACT: Real-time Instance Segmentation" (ICCV 2019) in the configuration
+yolact_resnet50 at 550 pixels: a ResNet-50 with the stride in the 3x3 convolutions, five pyramid levels, one
+prediction head for all of them, 19,248 priors, 32 prototypes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import ModelError
+from segray.models.adapters.yolact import FORMS
+from segray.models.openvino import opset13 as op
+from segray.models.openvino import ov
+from segray.models.resolve import CARD
+
+CONTRACT = "yolact-resnet50-fpn-pytorch"
+INPUT_PX = 550
+CLASSES = 81
+PROTOTYPES = 32
+VARIANCES = (0.1, 0.2)
+LEVEL_SIDES = (69, 35, 18, 9, 5)
+PRIOR_SIDES_PX = (24.0, 48.0, 96.0, 192.0, 384.0)
+ASPECTS = (1.0, 0.5, 2.0)
+
+_STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
+_WIDTH = 256
+_HEAD = "prediction_layers.0"
+_NORM_EPSILON = 1e-5
+# What the original leaves out when it loads (its names before 1.0, a third downsampling) or uses in training only.
+_UNUSED = re.compile(
+    r"backbone\.layer(?!s)|fpn\.downsample_layers\.(?![01]\.)|semantic_seg_conv\.|.*\.num_batches_tracked$"
+)
+
+Weights = Mapping[str, NDArray[Any]]
+Floats = NDArray[np.float32]
+Node = Any
+
+
+# ---- layers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A square convolution, padded by half its kernel. name, norm: prefixes in the state dict.
+
+    norm: the batch norm that follows, in place of a bias; empty for a convolution with a bias.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    norm: str = ""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The arrays of this layer by name."""
+        kernel = {f"{self.name}.weight": (self.outputs, self.inputs, self.kernel, self.kernel)}
+        if not self.norm:
+            return kernel | {f"{self.name}.bias": (self.outputs,)}
+        return kernel | {
+            f"{self.norm}.{of}": (self.outputs,) for of in ("weight", "bias", "running_mean", "running_var")
+        }
+
+
+def layers() -> Iterator[Layer]:
+    """Every convolution that inference needs, in the order of the computation."""
+    yield Layer("backbone.conv1", 3, 64, 7, 2, "backbone.bn1")
+    inputs = 64
+    for stage, (blocks, width) in enumerate(_STAGES):
+        for block in range(blocks):
+            yield from _bottleneck(f"backbone.layers.{stage}.{block}", inputs, width, 2 if stage and not block else 1)
+            inputs = 4 * width
+    for index, (_, width) in enumerate(reversed(_STAGES[1:])):
+        yield Layer(f"fpn.lat_layers.{index}", 4 * width, _WIDTH, 1)
+        yield Layer(f"fpn.pred_layers.{index}", _WIDTH, _WIDTH, 3)
+    yield from (Layer(f"fpn.downsample_layers.{index}", _WIDTH, _WIDTH, 3, 2) for index in range(2))
+    yield from (Layer(f"proto_net.{index}", _WIDTH, _WIDTH, 3) for index in (0, 2, 4, 8))
+    yield Layer("proto_net.10", _WIDTH, PROTOTYPES, 1)
+    yield Layer(f"{_HEAD}.upfeature.0", _WIDTH, _WIDTH, 3)
+    for head, columns in (("bbox", 4), ("conf", CLASSES), ("mask", PROTOTYPES)):
+        yield Layer(f"{_HEAD}.{head}_layer", _WIDTH, len(ASPECTS) * columns, 3)
+
+
+def _bottleneck(name: str, inputs: int, width: int, stride: int) -> Iterator[Layer]:
+    yield Layer(f"{name}.conv1", inputs, width, 1, 1, f"{name}.bn1")
+    yield Layer(f"{name}.conv2", width, width, 3, stride, f"{name}.bn2")
+    yield Layer(f"{name}.conv3", width, 4 * width, 1, 1, f"{name}.bn3")
+    if inputs != 4 * width:
+        yield Layer(f"{name}.downsample.0", inputs, 4 * width, 1, stride, f"{name}.downsample.1")
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """The arrays that `build` reads, by their name in the state dict."""
+    return {name: shape for layer in layers() for name, shape in layer.shapes.items()}
+
+
+def random_weights(seed: int) -> dict[str, Floats]:
+    """Untrained float32 weights with every name and shape of `shapes`, for benchmarks.
+
+    He et al.'s scale, but less where sums or outputs would grow without training. How many of a photograph's priors
+    pass YOLACT's floor of 0.05 depends on the seed: none to thousands, mostly of one class; about 1,000 with seed 0.
+    """
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Floats] = {}
+    for layer in layers():
+        kernel, *others = layer.shapes.items()
+        gain = 1 / 8 if layer.name.endswith(("_layer", "proto_net.10")) else 1
+        deviation = gain * (2 / (layer.inputs * layer.kernel**2)) ** 0.5
+        weights[kernel[0]] = rng.standard_normal(kernel[1], np.float32) * np.float32(deviation)
+        for name, shape in others:
+            one = 1 / 4 if name.endswith("bn3.weight") else 1
+            weights[name] = np.full(shape, one * name.endswith((".weight", ".running_var")), np.float32)
+    weights[f"{_HEAD}.conf_layer.bias"][::CLASSES] = 8
+    return weights
+
+
+def priors_cxcywh() -> Floats:
+    """The (19248, 4) priors: centre and size over the input's side; by level, row, column, aspect.
+
+    All are squares, their sides by the root of the aspect ratio: what the published weights were trained with.
+    """
+    return np.concatenate([_level(side, scale) for side, scale in zip(LEVEL_SIDES, PRIOR_SIDES_PX, strict=True)])
+
+
+def _level(side: int, scale_px: float) -> Floats:
+    centres = (np.arange(side) + 0.5) / side
+    level = np.empty((side, side, len(ASPECTS), 4), np.float32)
+    level[..., 0] = centres[:, None]
+    level[..., 1] = centres[:, None, None]
+    level[..., 2:] = scale_px * np.sqrt(ASPECTS)[:, None] / INPUT_PX
+    return level.reshape(-1, 4)
+
+
+# ---- the graph ------------------------------------------------------------------------------------
+
+
+def build(weights: Weights, form: Literal["original", "converted"] = "original") -> ov.Model:
+    """The network with these weights, all of it in float32.
+
+    weights: the state dict as arrays; what only training or older releases use may be there or not. Input `input.1`
+    float32 (1, 3, 550, 550): normalised RGB in the original form, BGR 0..255 in the converted one. Outputs conf
+    (1, 19248, 81) softmax, boxes (1, 19248, 4) x1, y1, x2, y2 over the input's side, mask (1, 19248, 32), proto
+    (1, 138, 138, 32). Raises ModelError for weights that are missing, unknown or of another shape.
+    """
+    _check(weights)
+    image = op.parameter([1, 3, INPUT_PX, INPUT_PX], np.float32, name="input.1")
+    image.output(0).tensor.set_names({"input.1"})
+    x: Node = image
+    if form == "converted":
+        x, weights = _normalised(image), _for_bgr(weights)
+    net = {layer.name: _convolution(layer, weights) for layer in layers()}
+    pyramid = _pyramid(net, _backbone(net, x))
+    scores, offsets, coefficients = _heads(net, pyramid)
+    outputs = {
+        "conf": op.softmax(scores, axis=2),
+        "boxes": _boxes(offsets),
+        "mask": op.tanh(coefficients),
+        "proto": _prototypes(net, pyramid[0]),
+    }
+    for name, node in outputs.items():
+        node.output(0).tensor.set_names({name})
+    return ov.Model([op.result(node, name=name) for name, node in outputs.items()], [image], CONTRACT)
+
+
+def _check(weights: Weights) -> None:
+    wanted = shapes()
+    other = [name for name in wanted if name in weights and np.shape(weights[name]) != wanted[name]]
+    faults = {
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted and not _UNUSED.match(name)],
+        "of another shape": [f"{name} {[*np.shape(weights[name])]}, not {[*wanted[name]]}" for name in other],
+    }
+    if any(faults.values()):
+        raise ModelError(
+            "These are not the weights of YOLACT ResNet-50 FPN with 80 classes.",
+            found="; ".join(f"{fault}: {_few(names)}" for fault, names in faults.items() if names),
+            do="Give yolact_resnet50_54_800000.pth, or weights trained with yolact_resnet50_config on COCO's classes.",
+        )
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _normalised(image_bgr: Node) -> Node:
+    """Explicit, and not folded into the first convolution: its zero padding stands for the mean, not for black."""
+    stated = FORMS["original"].image
+    mean, scale = (np.array(rgb, np.float32)[::-1].reshape(1, 3, 1, 1) for rgb in (stated.mean, stated.scale))
+    return op.divide(op.subtract(image_bgr, np.ascontiguousarray(mean)), np.ascontiguousarray(scale))
+
+
+def _for_bgr(weights: Weights) -> Weights:
+    first = "backbone.conv1.weight"
+    return {**weights, first: weights[first][:, ::-1]}
+
+
+def _convolution(layer: Layer, weights: Weights) -> Callable[[Node], Node]:
+    """The layer as a function on nodes; called again, it shares its constants."""
+    kernel, bias = (op.constant(np.ascontiguousarray(array, np.float32)) for array in _folded(layer, weights))
+    return partial(_convolve, layer, kernel, bias)
+
+
+def _folded(layer: Layer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Kernel and bias (1, outputs, 1, 1), with the batch norm, if any, multiplied in."""
+    kernel = weights[f"{layer.name}.weight"]
+    if not layer.norm:
+        return kernel, weights[f"{layer.name}.bias"].reshape(1, -1, 1, 1)
+    gamma, beta, mean, variance = (
+        weights[f"{layer.norm}.{of}"].astype(np.float64) for of in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = gamma / np.sqrt(variance + _NORM_EPSILON)
+    return kernel * factor.reshape(-1, 1, 1, 1), (beta - mean * factor).reshape(1, -1, 1, 1)
+
+
+def _convolve(layer: Layer, kernel: Node, bias: Node, x: Node) -> Node:
+    stride, padding = [layer.stride] * 2, [layer.kernel // 2] * 2
+    return op.add(op.convolution(x, kernel, stride, padding, padding, [1, 1]), bias)
+
+
+Net = Mapping[str, Callable[[Node], Node]]
+
+
+def _backbone(net: Net, image: Node) -> list[Node]:
+    """The features at strides 8, 16 and 32."""
+    x = op.relu(net["backbone.conv1"](image))
+    x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
+    features = []
+    for stage, (blocks, _) in enumerate(_STAGES):
+        for block in range(blocks):
+            x = _residual(net, f"backbone.layers.{stage}.{block}", x)
+        features.append(x)
+    return features[1:]
+
+
+def _residual(net: Net, block: str, x: Node) -> Node:
+    inner = op.relu(net[f"{block}.conv1"](x))
+    inner = op.relu(net[f"{block}.conv2"](inner))
+    shortcut = net.get(f"{block}.downsample.0", lambda same: same)
+    return op.relu(op.add(net[f"{block}.conv3"](inner), shortcut(x)))
+
+
+def _pyramid(net: Net, features: Sequence[Node]) -> list[Node]:
+    """256 channels at five strides, finest first. The weights are numbered from the coarsest of the features."""
+    x = net["fpn.lat_layers.0"](features[-1])
+    levels = [x]
+    for index, feature in enumerate(features[-2::-1], 1):
+        x = op.add(_enlarged(x, LEVEL_SIDES[2 - index]), net[f"fpn.lat_layers.{index}"](feature))
+        levels.append(x)
+    levels = [op.relu(net[f"fpn.pred_layers.{index}"](level)) for index, level in enumerate(levels)][::-1]
+    for index in range(2):
+        levels.append(net[f"fpn.downsample_layers.{index}"](levels[-1]))
+    return levels
+
+
+def _enlarged(x: Node, side: int) -> Node:
+    """Bilinear with half-pixel centres, to side x side."""
+    sizes, axes = np.array([side, side], np.int64), np.array([2, 3], np.int64)
+    return op.interpolate(x, sizes, "linear_onnx", "sizes", coordinate_transformation_mode="half_pixel", axes=axes)
+
+
+def _prototypes(net: Net, finest: Node) -> Node:
+    x = finest
+    for index in (0, 2, 4):
+        x = op.relu(net[f"proto_net.{index}"](x))
+    x = op.relu(net["proto_net.8"](_enlarged(x, 2 * LEVEL_SIDES[0])))
+    return _channels_last(op.relu(net["proto_net.10"](x)))
+
+
+def _heads(net: Net, pyramid: Sequence[Node]) -> tuple[Node, Node, Node]:
+    """Class scores (1, 19248, 81), box offsets (1, 19248, 4) and mask coefficients (1, 19248, 32), all linear."""
+    shared = [op.relu(net[f"{_HEAD}.upfeature.0"](level)) for level in pyramid]
+
+    def head(name: str, columns: int) -> Node:
+        levels = [_channels_last(net[f"{_HEAD}.{name}_layer"](level)) for level in shared]
+        return op.concat([op.reshape(level, [1, -1, columns], special_zero=False) for level in levels], axis=1)
+
+    return head("conf", CLASSES), head("bbox", 4), head("mask", PROTOTYPES)
+
+
+def _channels_last(x: Node) -> Node:
+    return op.transpose(x, [0, 2, 3, 1])
+
+
+def _boxes(offsets: Node) -> Node:
+    """SSD's decoding of (1, 19248, 4) offsets: centres move by the prior's size, sizes grow by exponents."""
+    centres, sizes = np.split(priors_cxcywh()[None], 2, axis=2)
+    shifts, growths = op.split(offsets, np.int64(2), 2).outputs()
+    centre = op.add(op.multiply(shifts, sizes * np.float32(VARIANCES[0])), centres)
+    half = op.multiply(op.exp(op.multiply(growths, np.float32(VARIANCES[1]))), sizes / 2)
+    return op.concat([op.subtract(centre, half), op.add(centre, half)], axis=2)
+
+
+# ---- files ----------------------------------------------------------------------------------------
+
+
+def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "converted") -> None:
+    """Write the checkpoint `pth` as a float32 IR, `xml` and its .bin, with the card that says what they are.
+
+    xml: in a folder of its own, which is made if need be; an earlier conversion is replaced. form: as in `build`.
+    Raises ModelError for a checkpoint that cannot be read or holds other weights, and for a folder with another model.
+    """
+    card = xml.parent / CARD
+    if card.exists() and not xml.exists():
+        do = "Convert into a folder of its own."
+        raise ModelError("The folder holds another model's card.", where=str(card), do=do)
+    try:
+        model = build(read(pth), form)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(pth), found=error.found, do=error.do) from error
+    xml.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(model, xml, compress_to_fp16=False)
+    with pth.open("rb") as stream:
+        source = {"file": pth.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    facts = {"contract": CONTRACT, "form": form, "source": source, "openvino": ov.__version__}
+    card.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def read(pth: Path) -> dict[str, Floats]:
+    """The arrays of a checkpoint by name, as float32; no code in the file is run. Needs the `train` extra.
+
+    Raises ModelError if PyTorch or the file is missing, or if it is no flat dict of tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        do = "Install segray[train]; a converted model no longer needs it."
+        raise ModelError("Reading a .pth needs PyTorch.", where=str(pth), found=str(error), do=do) from error
+    if not pth.is_file():
+        raise ModelError("The checkpoint does not exist.", where=str(pth), do="Check the path.")
+    try:
+        state = torch.load(pth, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged pickles raise anything.
+        do = "Copy or download the file again; segray reads tensors only and runs no code from a checkpoint."
+        raise ModelError("The checkpoint cannot be read.", where=str(pth), found=_reason(error), do=do) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        do = "Save the state dict alone."
+        raise ModelError("The checkpoint is no flat dict of tensors.", where=str(pth), found=_kind(state), do=do)
+    return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
+
+
+def _reason(error: Exception) -> str:
+    """The error in brief: what was refused, without PyTorch's advice to trust the file after all."""
+    refused = re.search(r"GLOBAL \S+|Unsupported [^\n]*", str(error))
+    return refused[0] if refused else f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+
+
+def _kind(state: object) -> str:
+    if not isinstance(state, dict):
+        return type(state).__name__
+    return "a dict of " + ", ".join(sorted({type(value).__name__ for value in state.values()}))

@@ -1,0 +1,81 @@
+"""A worker's process: the labeller, how much memory it may hold, and what is left to read when it dies.
+
+Knows what is done in the process and on its node; knows nothing of Ray, which calls it (cluster.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from segray._system import host_process, memory
+from segray.config import Pool
+from segray.errors import ConfigError
+from segray.execution import in_flight
+from segray.execution.labeller import Labeller, Recipe, build, prepared
+from segray.instances import ImageRef, Place, Progress, Task, UnitReport
+
+# Times its ceiling. Below, a worker is replaced when it has finished; from here on its node is in danger.
+_KILLED_AT = 1.5
+
+
+class Actor:
+    """`start` does the work that may fail, so that its error arrives as it was raised.
+
+    trail: a name unique to this process, for inquest().
+    """
+
+    def __init__(self, pool: Pool, trail: str) -> None:
+        self._pool, self._trail = pool, _on_this_node(trail)
+        self._labeller: Labeller | None = None
+        self._process = ExitStack()  # never closed: the process is the worker's own
+        self._most_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
+
+    def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
+        """Load the model; the facts of its engine. threads: for a pool that names none."""
+        self._process.enter_context(prepared())
+        host_process.silence_videos()
+        self._labeller, facts = build(recipe, self._pool.device, self._pool.threads or threads, self._trail)
+        if self._most_bytes is not None:
+            self._check_room(self._most_bytes)
+            memory.end_above(self._most_bytes * _KILLED_AT)
+        return facts
+
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+        """See Labeller.label."""
+        return self._started().label(task, refs)
+
+    def progress(self) -> Progress:
+        """See Labeller.progress; with the memory of this process."""
+        return replace(self._started().progress(), rss_bytes=memory.rss_bytes(), max_rss_bytes=self._most_bytes)
+
+    def leave(self) -> None:
+        """Leave nothing behind on the node."""
+        self._trail.unlink(missing_ok=True)
+
+    def _check_room(self, most_bytes: int) -> None:
+        held = memory.rss_bytes()
+        if held > most_bytes:
+            self.leave()
+            raise ConfigError(
+                "the model alone needs more memory than a worker may hold",
+                where="workers: max_rss_mb",
+                found=f"{held / 2**20:.0f} MiB after loading, {most_bytes / 2**20:.0f} allowed",
+                do="allow at least twice as much, or leave max_rss_mb out",
+            )
+
+    def _started(self) -> Labeller:
+        assert self._labeller is not None, "start() comes first"
+        return self._labeller
+
+
+def inquest(trail: str) -> tuple[Place, ...]:
+    """What a dead actor was at. Runs on its node, so that an answer also says that the node lives."""
+    return in_flight.follow(_on_this_node(trail))
+
+
+def _on_this_node(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / name

@@ -1,0 +1,315 @@
+"""One frozen plan carried out: the event loop between workers, scheduler and publishing.
+
+Knows what to do with every event and action, and when a batch is due. What to label was decided before (run.py);
+who labels what is the scheduler's decision; how rows become visible is publish.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import segray
+from segray._system import signals
+from segray.config import Config
+from segray.errors import ConfigError, ConflictError, WorldError
+from segray.execution import worker_pool
+from segray.execution.labeller import stage_failure
+from segray.execution.progress import Course, Tally, Vitals, Watcher
+from segray.execution.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
+from segray.instances import Failure, Task, UnitReport
+from segray.label_set import commit
+from segray.label_set.plan import Plan
+from segray.label_set.run_records import Identity, Run
+from segray.storage.store import StorageOptions, Store, shown
+
+_WAIT_S = 0.5
+_BEAT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step of a run shares. course and facts grow while it runs; facts holds each worker's."""
+
+    config: Config
+    options: StorageOptions
+    store: Store
+    identity: Identity
+    watcher: Watcher
+    course: Course = field(default_factory=Course)
+    facts: list[Mapping[str, str]] = field(default_factory=list)
+
+    @property
+    def root(self) -> str:
+        return self.config.output.root
+
+    @property
+    def tally(self) -> Tally:
+        return self.course.tally
+
+    def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
+        """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded.
+
+        unreadable: of its images, those that storage or the network failed when all others were labelled.
+        """
+        record = {
+            "state": state,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": self.config.source.uri,
+            "images": images,
+            "unreadable": unreadable,
+            "identity": self.identity.as_json(),
+            "config": self.config.model_dump(mode="json"),
+            "segray": segray.__version__,
+            "workers": self.facts,
+            "labelled": {name: getattr(self.tally, name) for name in ("ok", "empty", "failed", "instances")},
+            "published": {"merge_s": round(self.tally.merge_s, 3), "commit_s": round(self.tally.commit_s, 3)},
+            "seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in self.tally.cpu_seconds.items()},
+        }
+        run.save(self.store, record)
+
+    def provenance(self, run: Run) -> dict[str, Any]:
+        """Where the rows of a batch come from, for the metadata of its files; worker by worker, each kind once."""
+        kinds = sorted({json.dumps(dict(facts), sort_keys=True) for facts in self.facts})
+        return {
+            "run_id": run.id,
+            "identity": self.identity.as_json(),
+            "workers": [json.loads(kind) for kind in kinds],
+            "segray": segray.__version__,
+            "config": self.config.digest(),
+        }
+
+
+class _Called(Names):
+    """Images by their keys, workers with their hosts."""
+
+    def __init__(self, frozen: Plan) -> None:
+        self._plan = frozen
+        self.hosts: dict[str, str] = {}
+
+    def worker(self, worker: str) -> str:
+        return f"worker {worker} on {self.hosts.get(worker, 'an unknown node')}"
+
+    def image(self, unit: int, index: int) -> str:
+        (ref,) = self._plan.refs(Task(unit, index, index + 1))
+        return f"{shown(ref.key)} (image {index} of unit {unit})"
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """One on its way, what it merges, and since when."""
+
+    batch: Future[commit.Batch]
+    inputs: commit.Inputs
+    since_s: float
+
+
+class Execution:
+    """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
+
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        frozen: Plan,
+        staged: Mapping[Task, str],
+        todo: Iterable[Task],
+        pool: worker_pool.Workers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._job, self._run, self._plan, self._pool, self._clock = job, run, frozen, pool, clock
+        config = job.config
+        policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
+        self._names = _Called(frozen)
+        self._scheduler = Scheduler(todo, policy, self._names)
+        self._staged = dict(staged)
+        self._staged_images = sum(map(len, staged))
+        self._merging: _Merge | None = None
+        self._before = frozen.images - self._scheduler.images_total
+        self._joined = False
+        self._beaten_s = float("-inf")
+        self.ready_s = clock()
+
+    @property
+    def images_done(self) -> int:
+        """Images of the plan that are labelled, committed or not."""
+        return self._before + self._scheduler.images_done
+
+    @property
+    def images_unreadable(self) -> int:
+        """How many images the world failed, each alone."""
+        return self._scheduler.images_left_over
+
+    def run(self) -> None:
+        """Until everything is labelled and committed; raises WorldError when the world makes it impossible."""
+        self._job.watcher.begin(self._plan.images, self._before)
+        self._job.course.begins()
+        try:
+            self._work()
+        finally:
+            self._job.watcher.beat(self._vitals())
+
+    def _work(self) -> None:
+        while not self._settled() or self._merging or self._staged:
+            signals.check()
+            if not self._settled():
+                for event in self._pool.events(_WAIT_S):
+                    self._carry_out(self._handle(event))
+                self._carry_out(self._scheduler.tick(self._clock()))
+                self._pool.need(self._scheduler.workers_of_use)
+            self._publish()
+            tally = self._job.tally
+            self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
+            if self._clock() - self._beaten_s >= _BEAT_S:
+                self._beaten_s = self._clock()
+                self._job.watcher.beat(self._vitals())
+        if (halt := self._scheduler.halted) is not None:
+            raise WorldError(
+                f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, do="mend the cause"
+            )
+
+    def _vitals(self) -> Vitals:
+        images, waiting = self._plan.images, self._scheduler.images_waiting
+        return self._job.course.vitals(
+            self._run, images=images, done=self.images_done, waiting=waiting, labelling=not self._settled()
+        )
+
+    def _settled(self) -> bool:
+        """Whether no more work will come from the workers."""
+        return self._scheduler.complete or self._scheduler.halted is not None
+
+    # ---- events and actions ----
+
+    def _handle(self, event: worker_pool.Event) -> list[Action]:
+        now, scheduler, note = self._clock(), self._scheduler, self._job.watcher.note
+        self._job.course.saw(event, now)
+        match event:
+            case worker_pool.Joined(worker, facts):
+                self._names.hosts[worker] = facts.get("host", "an unknown node")
+                self._admit(worker, facts, now)
+                return scheduler.joined(worker, now)
+            case worker_pool.Finished(worker, report):
+                counts, actions = scheduler.finished(worker, report.task, now)
+                if counts:
+                    self._accept(report, self._names.hosts.get(worker, "?"))
+                return actions
+            case worker_pool.Failed(worker, task, error):
+                found = f"{error.what}: {error.found}" if error.found else error.what
+                note(f"{self._names.worker(worker)}: {found}; unit {task.unit} goes back to the queue")
+                return scheduler.failed(worker, task, found, now)
+            case worker_pool.Lost(worker, reason, blame, in_flight):
+                note(f"{self._names.worker(worker)} is lost: {reason}")
+                return scheduler.lost(worker, reason, now, blame_images=blame, in_flight=in_flight)
+            case worker_pool.Leaving(worker):
+                note(f"{self._names.worker(worker)} gets nothing new: its node is being drained")
+                scheduler.leaving(worker)
+                return []
+            case worker_pool.Pulse(worker, progress):
+                scheduler.pulse(worker, progress, now)
+                return []
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Assign(worker, task):
+                    self._job.course.assigned(task.attempt)
+                    self._pool.assign(worker, task, self._plan.refs(task))
+                case Retire(worker, reason):
+                    self._job.course.left(worker)
+                    self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
+                    self._pool.retire(worker)
+                case Release(worker, reason):
+                    self._job.course.left(worker, released=True)
+                    self._job.watcher.note(f"{self._names.worker(worker)} is released: {reason}")
+                    self._pool.release(worker)
+                case Quarantine(task, reason):
+                    (ref,) = self._plan.refs(task)
+                    self._job.watcher.note(f"{shown(ref.key)} is set aside after {task.attempt} attempts: {reason}")
+                    failure = Failure("process", "WorkerLost", reason)
+                    self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
+
+    def _admit(self, worker: str, facts: Mapping[str, str], now: float) -> None:
+        """Remember a worker's facts; `precision: auto` may not mean two precisions in one run."""
+        if not self._joined:
+            self._joined, self.ready_s = True, now
+        others = {known["precision"] for known in self._job.facts if "precision" in known}
+        mine = facts.get("precision")
+        if self._job.config.model.precision == "auto" and mine and others - {mine}:
+            raise ConfigError(
+                "the workers of this run compute in different precisions",
+                where="model.precision=auto",
+                found=f"{mine} on {facts.get('host', '?')}, {', '.join(sorted(others))} on others",
+                do="set model.precision to f32, or int8 if quantised (the same everywhere), or to one that all have",
+            )
+        self._job.facts.append(facts)
+        described = [facts[name] for name in ("device_name", "precision") if name in facts]
+        called = self._names.worker(worker).removeprefix("worker ")
+        self._job.watcher.note(f"worker ready: {', '.join([called, *described])}")
+
+    def _accept(self, report: UnitReport, host: str = "") -> None:
+        self._job.course.accepted(report)
+        self._job.watcher.unit(self._run, host, report)
+        self._staged[report.task] = report.staged
+        self._staged_images += len(report.task)
+
+    # ---- publishing ----
+
+    def _publish(self) -> None:
+        """Merge away from here, commit here; one batch at a time."""
+        job = self._job
+        if (merge := self._merging) is not None:
+            wait([merge.batch], _WAIT_S if self._settled() else 0)
+            if not merge.batch.done():
+                self._check(merge)
+                return
+            batch, self._merging = merge.batch.result(), None
+            merged_s = self._clock()
+            try:
+                commit.commit(batch, self._run, job.options, job.store)
+            except ConflictError as exc:
+                if commit.recover(self._run.root, job.options, job.store) >= batch.number:
+                    raise
+                job.watcher.note(f"{exc.what}; merging them again")
+                self._merge(batch.number, merge.inputs)
+                return
+            job.course.committed(merged_s - merge.since_s, self._clock() - merged_s)
+            job.save(self._run, "running", self._plan.images)
+        if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
+            return
+        number = commit.recover(self._run.root, job.options, job.store) + 1
+        self._merge(number, self._next_batch(number))
+
+    def _merge(self, number: int, inputs: commit.Inputs) -> None:
+        since_s = self._clock()
+        batch = self._pool.call(commit.merge, self._run, number, inputs, self._job.options)
+        self._merging = _Merge(batch, inputs, since_s)
+
+    def _check(self, merge: _Merge) -> None:
+        seconds = self._clock() - merge.since_s
+        if seconds > self._job.config.publish.timeout_s:
+            raise WorldError(
+                "the run stopped: finished units were not merged in time",
+                where=self._job.root,
+                found=f"a merge that has not ended for {seconds:.0f} s",
+                do="see whether storage answers; allow more with publish.timeout_s, or merge less with"
+                " publish.batch_images",
+            )
+
+    def _next_batch(self, number: int) -> commit.Inputs:
+        """What the batch is made of: as an interrupted attempt at it was, else of all that is staged."""
+        job, tasks = self._job, sorted(self._staged, key=lambda task: (task.unit, task.start))
+        names = tuple(self._staged[task] for task in tasks)
+        inputs = commit.intended(self._run, number, job.store)
+        if inputs is None or not set(inputs.staged) <= set(names):
+            inputs = commit.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
+            commit.intend(self._run, number, inputs, job.store)
+        merged = set(inputs.staged)
+        self._staged = {task: name for task, name in self._staged.items() if name not in merged}
+        self._staged_images = sum(map(len, self._staged))
+        return inputs

@@ -1,0 +1,206 @@
+"""Large images in windows: where the windows lie, and how what was found in them becomes one image's instances.
+
+Knows masks, boxes and scores; knows nothing of networks or files. What two windows found is one thing if it is of
+one class and their masks agree where both windows saw: cut to the windows' common part, their IoU is at least SEAM_IOU.
+That holds for a thing cut in two however long its parts are, of which IoU of the whole masks, or the intersection
+over the smaller one alone, say little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.instances import Instances
+
+SEAM_IOU = 0.5
+# From this share on, what a seam cut off is a part of what another window saw.
+COVERED = 0.8
+# A thing whose box ends so near a seam, in sides of the window, was cut by it: predicted boxes fall a little short.
+_AT_SEAM = 0.02
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How images are cut. size: of a window's sides, pixels. overlap: share of it that neighbours have in common.
+
+    whole: the image as a whole is looked at too, for what is larger than a window.
+    """
+
+    size: int
+    overlap: float = 0.2
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image, pixels: x0, y0 inclusive, x1, y1 exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Of the image's rows and columns."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+
+def windows(size_hw: tuple[int, int], tiles: Tiles) -> list[Window]:
+    """All windows of an image, row by row, the whole image last if it is one of them.
+
+    Windows that would leave the image are moved back into it, so all are of one size, but that of the whole. An image
+    that fits into one window is just that.
+    """
+    height, width = size_hw
+    if max(height, width) <= tiles.size:
+        return [Window(0, 0, width, height)]
+    found = [
+        Window(x, y, min(x + tiles.size, width), min(y + tiles.size, height))
+        for y in _starts(height, tiles)
+        for x in _starts(width, tiles)
+    ]
+    return [*found, Window(0, 0, width, height)] if tiles.whole else found
+
+
+def _starts(length: int, tiles: Tiles) -> list[int]:
+    """Where windows begin along one side."""
+    step, last = max(1, tiles.size - round(tiles.size * tiles.overlap)), max(0, length - tiles.size)
+    return [*range(0, last, step), last]
+
+
+def place(found: Instances, window: Window, size_hw: tuple[int, int]) -> Instances:
+    """What was found in a window, as instances of the whole image."""
+    if not len(found):
+        return Instances.empty(size_hw, found.unreadable)
+    from segray.masks import _kernels_many
+
+    inner, total = found.size_hw, size_hw[0]
+    rles = tuple(
+        rle.from_edges(
+            _kernels_many.placed_edges(rle.runs_of(counts, inner), inner[0], window.x0, window.y0, total), size_hw
+        )
+        for counts in found.rles
+    )
+    boxes = found.boxes_xyxy + np.array([window.x0, window.y0] * 2, np.float32)
+    return Instances(found.class_ids, found.scores, boxes, rles, size_hw, found.unreadable)
+
+
+def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], most: int) -> Instances:
+    """One image's instances, best first, at most so many, of what each window found (`place`d already).
+
+    Of a thing that several windows saw, the mask of the smallest one that saw all of it is taken, with the highest
+    score of all; if every one of them cut it, the union of their masks. A piece that was cut off, and that something
+    larger of another window covers nearly all of, is no thing of its own, whatever class it was taken for.
+    """
+    seen = _joined([found for _, found in parts], size_hw, sum(found.unreadable for _, found in parts))
+    window_of = np.repeat(np.arange(len(parts)), [len(found) for _, found in parts])
+    sides = np.array([(w.x0, w.y0, w.x1, w.y1) for w, _ in parts], np.int64).reshape(-1, 4)[window_of]
+    pairs = _neighbours(seen.boxes_xyxy, window_of)
+    alike, covered = _compared(seen, sides, pairs)
+    groups = _connected(len(seen), pairs[alike])
+    things = [_united(seen, sides, group) for group in groups]
+    thing_of = np.zeros(len(seen), np.intp)
+    for number, group in enumerate(groups):
+        thing_of[group] = number
+    hidden = np.zeros(len(things), np.bool_)
+    areas = rle.area([thing.rles[0] for thing, _ in things]) if things else np.zeros(0)
+    for (i, j), shares in zip(pairs[~alike], covered[~alike], strict=True):
+        for piece, other, share in ((i, j, shares[0]), (j, i, shares[1])):
+            mine, its = thing_of[piece], thing_of[other]
+            hidden[mine] |= things[mine][1] and share >= COVERED and areas[its] > areas[mine]
+    kept = [thing for (thing, _), gone in zip(things, hidden, strict=True) if not gone]
+    kept.sort(key=lambda thing: -float(thing.scores[0]))
+    return _joined(kept[:most], size_hw, seen.unreadable)
+
+
+_Ints = NDArray[np.int64]
+
+
+def _neighbours(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(n, 2) rows of different windows whose boxes meet, the first one lower."""
+    order = np.argsort(boxes_xyxy[:, 0], kind="stable")
+    found = []
+    for at, i in enumerate(order):
+        rest = order[at + 1 :]
+        rest = rest[: np.searchsorted(boxes_xyxy[rest, 0], boxes_xyxy[i, 2])]
+        meets = (boxes_xyxy[rest, 1] < boxes_xyxy[i, 3]) & (boxes_xyxy[rest, 3] > boxes_xyxy[i, 1])
+        found += [(min(i, j), max(i, j)) for j in rest[meets & (window_of[rest] != window_of[i])]]
+    return np.array(found, np.intp).reshape(-1, 2)
+
+
+def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Of each pair: whether it is one thing, and (n, 2) what share of either mask the other covers."""
+    if not len(pairs):
+        return np.zeros(0, np.bool_), np.zeros((0, 2))
+    from segray.masks import _kernels_many
+
+    text, starts, stops = rle.joined(seen.rles)
+    i, j = pairs.T
+    shared, *areas = _kernels_many.overlaps(text, starts[i], stops[i], text, starts[j], stops[j], rle.MAX_GROUPS).T
+    height = seen.size_hw[0]
+    # A mask lies in its own window, so what of it the other window saw is what lies in both.
+    mine = _kernels_many.areas_within(text, starts[i], stops[i], rle.MAX_GROUPS, height, sides[j])
+    its = _kernels_many.areas_within(text, starts[j], stops[j], rle.MAX_GROUPS, height, sides[i])
+    agreement = shared / np.maximum(mine + its - shared, 1)
+    alike = (agreement >= SEAM_IOU) & (seen.class_ids[i] == seen.class_ids[j])
+    return alike, np.stack([shared / np.maximum(area, 1) for area in areas], axis=1)
+
+
+def _connected(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
+    """The rows 0..n-1 in groups that pairs connect, in the order of each group's first."""
+    leader = list(range(n))
+
+    def first(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = i = leader[leader[i]]
+        return i
+
+    for i, j in pairs.tolist():
+        low, high = sorted((first(i), first(j)))
+        leader[high] = low
+    groups: dict[int, list[int]] = {}
+    for i in range(n):
+        groups.setdefault(first(i), []).append(i)
+    return list(groups.values())
+
+
+def _united(seen: Instances, sides: _Ints, group: list[int]) -> tuple[Instances, bool]:
+    """One thing of the rows that saw it, and whether all of them saw it cut."""
+    boxes, around = seen.boxes_xyxy[group], sides[group]
+    spans = np.stack([around[:, 2] - around[:, 0], around[:, 3] - around[:, 1]] * 2, axis=1)
+    frame = np.array([0, 0, seen.size_hw[1], seen.size_hw[0]])
+    cut = ((np.abs(boxes - around) <= _AT_SEAM * spans) & (around != frame)).any(axis=1)
+    best = max(seen.scores[group])
+    if not cut.all():
+        whole = min((row for row, is_cut in zip(range(len(group)), cut, strict=True) if not is_cut),
+                    key=lambda row: (spans[row, 0] * spans[row, 1], -seen.scores[group[row]]))  # fmt: skip
+        box, counts = boxes[whole], seen.rles[group[whole]]
+    else:
+        box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+        counts = rle.union([seen.rles[row] for row in group], seen.size_hw)
+    thing = Instances(
+        seen.class_ids[group[:1]], np.array([best], np.float32), box[None].astype(np.float32), (counts,), seen.size_hw
+    )
+    return thing, bool(cut.all())
+
+
+def _joined(things: Sequence[Instances], size_hw: tuple[int, int], unreadable: int) -> Instances:
+    empty = Instances.empty(size_hw)
+    return Instances(
+        np.concatenate([empty.class_ids, *(thing.class_ids for thing in things)]),
+        np.concatenate([empty.scores, *(thing.scores for thing in things)]),
+        np.concatenate([empty.boxes_xyxy, *(thing.boxes_xyxy for thing in things)]),
+        tuple(counts for thing in things for counts in thing.rles),
+        size_hw,
+        unreadable,
+    )

@@ -1,0 +1,160 @@
+"""A table's files as an Arrow dataset, in this process and in those forked from it.
+
+Knows fragments, the statistics that let readers leave files out, and forks; knows nothing of logs or label sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+from deltalake.fs import DeltaStorageHandler
+
+from segray.label_set.delta_log import TableState
+from segray.storage import arrow_fs
+from segray.storage.store import StorageOptions, Store, join, scheme
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a dataset is made of again in another process. delta_options: deltalake's, with the credentials."""
+
+    state: TableState
+    storage: StorageOptions
+    delta_options: Mapping[str, str]
+    filter: ds.Expression | None = None
+
+
+def dataset(state: TableState, storage: StorageOptions, delta_options: Mapping[str, str]) -> TableDataset:
+    """Return the rows of one state of a table. storage and delta_options: two names of one place."""
+    return TableDataset(_Source(state, storage, delta_options))
+
+
+class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
+    """The files of one state of a table.
+
+    A forked child shares its parent's connections and locks with it, so there every call is answered by a dataset that
+    the child has made anew.
+    """
+
+    def __init__(self, source: _Source) -> None:
+        self._source, self._pid = source, os.getpid()
+        self._of_child: TableDataset | None = None
+        filesystem, format_ = (
+            _filesystem(source),
+            ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True)),
+        )
+        fragments = [
+            format_.make_fragment(path, filesystem=filesystem, partition_expression=bounds, file_size=size)
+            for path, size, bounds in _files(source.state)
+        ]
+        super().__init__(fragments, source.state.schema, format_, filesystem)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (self._source,)
+
+    def _here(self) -> TableDataset:
+        """Return this dataset as the present process can read it."""
+        if self._pid == os.getpid():
+            return self
+        if self._of_child is None or self._of_child._pid != os.getpid():
+            self._of_child = _remade(self._source)
+        return self._of_child
+
+    def filter(self, expression: ds.Expression) -> TableDataset:
+        """Return the dataset with a filter that every scan applies, beside those that it has."""
+        mine = self._source.filter
+        source = replace(self._source, filter=expression if mine is None else mine & expression)
+        found = cast(TableDataset, super().filter(expression))
+        found._source, found._pid, found._of_child = source, self._pid, None
+        return found
+
+    def scanner(self, *args: Any, **kwargs: Any) -> ds.Scanner:
+        """As pyarrow's; to_table, to_batches, head, take and count_rows all come here."""
+        return super(TableDataset, self._here()).scanner(*args, **kwargs)
+
+    def get_fragments(self, filter: ds.Expression | None = None) -> Iterator[ds.Fragment]:
+        """As pyarrow's."""
+        return cast("Iterator[ds.Fragment]", super(TableDataset, self._here()).get_fragments(filter))
+
+    def sort_by(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
+        """As pyarrow's."""
+        return super(TableDataset, self._here()).sort_by(*args, **kwargs)
+
+    def join(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
+        """As pyarrow's."""
+        return super(TableDataset, self._here()).join(*args, **kwargs)
+
+    def join_asof(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
+        """As pyarrow's."""
+        return super(TableDataset, self._here()).join_asof(*args, **kwargs)
+
+    def replace_schema(self, schema: pa.Schema) -> TableDataset:
+        """Return the dataset with another schema."""
+        return _remade(replace(self._source, state=replace(self._source.state, schema=schema)))
+
+
+def _remade(source: _Source) -> TableDataset:
+    found = TableDataset(replace(source, filter=None))
+    return found if source.filter is None else found.filter(source.filter)
+
+
+def _filesystem(source: _Source) -> pafs.FileSystem:
+    uri, options = source.state.uri, source.delta_options
+    sizes = dict(zip(*(source.state.files.column(name).to_pylist() for name in ("path", "size_bytes")), strict=True))
+    if _is_fork() and scheme(uri):
+        store = Store(source.storage)
+        return arrow_fs.through_python(lambda path: store.ranges(join(uri, path), sizes[path]), sizes)
+    found = arrow_fs.native(uri, options)
+    if found is not None:
+        return found
+    handler = DeltaStorageHandler(uri, dict(options), sizes)
+    return arrow_fs.through_python(partial(_opened, handler), sizes)
+
+
+def _opened(handler: DeltaStorageHandler, path: str) -> BinaryIO:
+    return cast(BinaryIO, handler.open_input_file(path))
+
+
+def _files(state: TableState) -> Iterator[tuple[str, int, ds.Expression]]:
+    """Yield path, size in bytes and what the log says of all rows of each file."""
+    known = [column for column in state.schema if f"min.{column.name}" in state.files.column_names]
+    for file in state.files.to_pylist():
+        bounds = ds.scalar(True)
+        for column in state.schema:
+            if (key := f"partition.{column.name}") in file:
+                bounds &= ds.field(column.name) == pa.scalar(file[key], column.type)
+        for column in known:
+            bounds &= _bounds(column, *(file.get(f"{word}.{column.name}") for word in ("min", "max", "null_count")))
+        yield file["path"], file["size_bytes"], bounds
+
+
+def _bounds(column: pa.Field, least: Any, most: Any, nulls: int | None) -> ds.Expression:
+    """Return what these statistics say of a column's values: nothing where one of them is missing."""
+    if least is None or most is None or nulls is None:
+        return ds.scalar(True)
+    field = ds.field(column.name)
+    within = (field >= pa.scalar(least, column.type)) & (field <= pa.scalar(most, column.type))
+    return within if not nulls else within | field.is_null()
+
+
+_forked = False
+
+
+def _is_fork() -> bool:
+    """Tell whether this process was forked from one in which Arrow's clients may hold connections and locks."""
+    return _forked
+
+
+def _mark_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_mark_fork)

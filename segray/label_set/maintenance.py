@@ -1,0 +1,236 @@
+"""Keep a label set small and tidy: compact small files, delete what nothing needs any more, checkpoint the logs.
+
+Knows which files belong together and what may go when; changes no row. Every step may be interrupted, repeated, or
+run beside readers and beside `segray label`:
+
+    1. finish a batch that reached only one table    as the next run would
+    2. write compacted files, then one commit        in the log the old files leave as the new ones come
+    3. delete data files that the log does not name  once the grace time has passed
+    4. delete staged files of runs that are over     likewise
+    5. checkpoint                                    so that readers open the log fast
+
+Replaced files stay for the grace time, because readers of the log may still be reading an older snapshot. Readers of
+the plain glob count their rows twice until step 3 of a later call. Hence the defaults: a class is compacted only when
+it has many small files, so seldom, and a day is the grace. Whoever reads by the glob alone calls it with a grace of 0
+while nothing else reads: steps 2 and 3 then follow each other at once. Files that a merge or compaction still under
+way might commit are kept for a day whatever the grace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import ConflictError, LabelSetError
+from segray.label_set import commit, run_records, schema
+from segray.label_set.commit import Changes
+from segray.label_set.parquet_writer import DataFile, Rows, Writer, contents
+from segray.label_set.run_records import Run
+from segray.label_set.snapshot import COMMIT_ORDER, open_table, table_uri
+from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import name as base
+
+_ATTEMPTS = 3
+_UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it
+_OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # of a batch, or compacted
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is worth compacting. A class (or the images table) with at least `files` small files is.
+
+    Small: fewer than small_bytes and less than half of file_rows. A compacted file has at most file_rows rows and is
+    made of at most file_bytes.
+    """
+
+    files: int = 8
+    small_bytes: int = 128 << 20
+    file_bytes: int = 512 << 20
+    file_rows: int = 2_000_000
+
+
+@dataclass
+class Maintenance:
+    """What was done. compacted: by table, (files before, files after) of what was rewritten. waiting: data files that
+    the log does not name and that are still within their grace. conflicts: tables left as they were because others
+    kept committing."""
+
+    batch: int = 0
+    compacted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    staged_deleted: int = 0
+    conflicts: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return ConflictError.exit_code if self.conflicts else 0
+
+
+def maintain(
+    root: str,
+    options: StorageOptions,
+    *,
+    grace_hours: int = 24,
+    limits: Limits = Limits(),
+    now: datetime | None = None,
+) -> Maintenance:
+    """Do all steps. grace_hours: for how long replaced files and staged work are kept.
+
+    now: for tests, the time that runs are compared with. Raises LabelSetError where there is no label set.
+    """
+    if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
+        raise LabelSetError("no label set here", where=root, do="check the path, or run `segray label` first")
+    store, done = Store(options), Maintenance()
+    done.batch = commit.recover(root, options, store)
+    for name in COMMIT_ORDER:
+        _compact(root, name, options, limits, done)
+    for name in COMMIT_ORDER:
+        _delete_unnamed(root, name, options, grace_hours, done)
+    _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), done)
+    for name in COMMIT_ORDER:
+        commit.checkpoint(root, options, name)
+    return done
+
+
+# ---- compaction -----------------------------------------------------------------------------------
+
+
+def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
+    """Which files to make one of, partition by partition, in the order of their names."""
+    small: dict[str | None, list[DataFile]] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        if file.size_bytes < limits.small_bytes and 2 * file.rows < limits.file_rows:
+            small.setdefault(file.partition, []).append(file)
+    enough = [group for group in small.values() if len(group) >= limits.files]
+    return [part for group in enough for part in _filled(group, limits) if len(part) > 1]
+
+
+def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile]]:
+    """The files in turn, as many together as the limits allow."""
+    part: list[DataFile] = []
+    for file in files:
+        rows, size = (sum(getattr(f, what) for f in (*part, file)) for what in ("rows", "size_bytes"))
+        if part and (rows > limits.file_rows or size > limits.file_bytes):
+            yield part
+            part = []
+        part.append(file)
+    yield part
+
+
+def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done: Maintenance) -> None:
+    """One commit that replaces small files of the table by large ones; none if there are too few."""
+    for _ in range(_ATTEMPTS):
+        table = open_table(root, name, options)
+        assert table is not None, "looked at before"
+        found = groups(commit.files_of(table), limits)
+        if not found:
+            return
+        add = [file for group in found for file in _merged(root, name, options, group, limits)]
+        changes = Changes(tuple(add), tuple(file for group in found for file in group))
+        try:
+            commit.rearrange(root, options, name, changes)
+        except ConflictError:
+            _discard(root, name, options, changes)
+            continue
+        done.compacted[name] = len(changes.remove), len(changes.add)
+        return
+    done.conflicts.append(name)
+
+
+def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile], limits: Limits) -> list[DataFile]:
+    """The group's rows in files of their own, sorted as all files are.
+
+    Named by what they are made of: an attempt that is repeated after a crash overwrites its own files.
+    """
+    store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
+    tables, facts = [], []
+    for data in contents(store, root, name, group):
+        table = pq.read_table(pa.BufferReader(data), partitioning=None, page_checksum_verification=True)
+        facts.append(json.loads(table.schema.metadata[b"segray"]))
+        tables.append(table.cast(arrow))
+    token = hashlib.sha256(json.dumps([file.path for file in group]).encode()).hexdigest()[:16]
+    order = ["image_key", "instance"] if name == "instances" else ["image_key"]
+    rows = Rows()
+    rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
+    return Writer(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
+
+
+def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the rows of several files come from: each kind once, under `merged_from`."""
+    kinds = [kind for each in facts for kind in each.get("merged_from", [each])]
+    return {"merged_from": list({json.dumps(kind, sort_keys=True): kind for kind in kinds}.values())}
+
+
+def _discard(root: str, name: str, options: StorageOptions, changes: Changes) -> None:
+    """Delete compacted files of a lost race, if nobody can commit them any more."""
+    table = open_table(root, name, options)
+    assert table is not None, "looked at before"
+    live = {file.path for file in commit.files_of(table)}
+    if all(file.path in live for file in changes.remove):
+        return  # the next attempt, or another process, makes and commits the same files
+    for file in changes.add:
+        if file.path not in live:
+            Store(options).delete(join(table_uri(root, name), file.path))
+
+
+# ---- deletion -------------------------------------------------------------------------------------
+
+
+def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, done: Maintenance) -> None:
+    """Delete data files that the log does not name: replaced ones, and what interrupted merges left."""
+    store, find = Store(options), partial(commit.removed_files, root, options, name)
+    # Batch numbers come first: a file of a number that was taken by then can never be committed after.
+    number = min(commit.batch_numbers(root, options))
+    replaced = find(grace_hours)
+    abandoned = {path for path in find(grace_hours, unnamed=True) if _batch_of(path) <= number}
+    old = find(max(grace_hours, _UNCOMMITTED_HOURS), unnamed=True)
+    there = {entry.key for entry in store.list(table_uri(root, name)) if _OURS.fullmatch(base(entry.key))}
+    go = there & (replaced | abandoned | old)
+    for path in sorted(go):
+        store.delete(join(table_uri(root, name), path))
+    done.deleted[name], done.waiting[name] = len(go), len(there & find(0, unnamed=True) - go)
+
+
+def _batch_of(path: str) -> float:
+    """The number of the batch that a merge wrote the file for; infinity for files of compaction."""
+    found = _OURS.fullmatch(base(path))
+    return int(found["batch"]) if found and found["batch"] else math.inf
+
+
+def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance) -> None:
+    """Delete staged files and batch inputs of runs that were over before then and that no run will resume."""
+    latest = run_records.unfinished(store, root)
+    for name in store.names(join(root, "_segray", "runs")):
+        run = Run(root, name.rstrip("/"))
+        if (latest is not None and run.id == latest.id) or not _over(run, store, before):
+            continue
+        inputs = [each for each in store.names(join(run.folder, "batches")) if each.endswith("-inputs.json")]
+        go = [join(run.staged, each) for each in store.names(run.staged)]
+        go += [join(run.folder, "batches", each) for each in inputs]
+        for uri in go:
+            store.delete(uri)
+        done.staged_deleted += len(go)
+
+
+def _over(run: Run, store: Store, before: datetime) -> bool:
+    try:
+        record = run.record(store)
+    except FileNotFoundError:
+        return False
+    updated = record.get("updated")
+    return (
+        record.get("state") in ("done", "superseded")
+        and updated is not None
+        and datetime.fromisoformat(updated) <= before
+    )

@@ -1,0 +1,214 @@
+"""Rows to the Parquet files of a table: row groups, file sizes, names, statistics.
+
+Knows how data files are cut and encoded, and holds little memory however many rows come. Knows nothing of logs,
+batches or where the rows are from. A file is put when it is complete; no reader of the log sees it yet.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segray.label_set import schema
+from segray.label_set.snapshot import runs, table_uri
+from segray.models.coco_labels import slug
+from segray.storage.store import Store, abreast, join
+
+# Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
+_WAITING_BYTES = 192 * 2**20
+
+_FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
+    "instances": (schema.INSTANCES, schema.INSTANCES_WRITE, ("image_key", "instance")),
+    "images": (schema.IMAGES, schema.IMAGES_WRITE, ("image_key",)),
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
+
+    path: str
+    size_bytes: int
+    rows: int
+    partition: str | None = None
+    stats: str = "{}"
+
+
+def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
+    """The bytes of these files of a table, one after another; the next ones are being read meanwhile."""
+    return abreast(lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes)
+
+
+class Rows:
+    """Rows of one table gathered by class, if it has any; those of a class keep their order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[pa.Table | _Spilled]] = {}
+        self._bytes = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """More rows, class after class. They should own their memory: a slice would keep the whole."""
+        if not rows.num_rows:
+            return
+        if self._bytes > _WAITING_BYTES:  # What came last need not wait: no more may come.
+            self._spill()
+        self._bytes += rows.nbytes
+        for name, part in _by_class(rows):
+            self._parts.setdefault(name, []).append(part)
+
+    def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
+        """The classes by name, each with its rows, which are let go on the way."""
+        for name in sorted(self._parts):
+            yield name, _drained(self._parts.pop(name))
+
+    def _spill(self) -> None:
+        """Move what is in memory to a file without a name, which is gone with its last reader."""
+        waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
+        waiting = {name: parts for name, parts in waiting.items() if parts}
+        file, counts = tempfile.TemporaryFile(prefix="segray-"), {}  # noqa: SIM115  Closed with its last reader.
+        with pa.ipc.new_file(file, next(iter(waiting.values()))[0].schema) as writer:
+            for name, parts in waiting.items():
+                batches = pa.concat_tables(parts).combine_chunks().to_batches()
+                for batch in batches:
+                    writer.write_batch(batch)
+                counts[name] = len(batches)
+        reader, first = pa.ipc.open_file(file), 0
+        for name, count in counts.items():
+            kept = [part for part in self._parts[name] if isinstance(part, _Spilled)]
+            self._parts[name] = [*kept, *(_Spilled(reader, first + i) for i in range(count))]
+            first += count
+        self._bytes = 0
+
+
+@dataclass(frozen=True)
+class _Spilled:
+    """One record batch of a temporary file."""
+
+    file: pa.ipc.RecordBatchFileReader
+    number: int
+
+    def read(self) -> pa.Table:
+        return pa.Table.from_batches([self.file.get_batch(self.number)])
+
+
+def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The runs of rows of one class; of a table without classes all are one."""
+    if "class_name" not in rows.column_names:
+        yield "", rows
+        return
+    for name, where in runs(rows.column("class_name")):
+        yield name, rows.slice(where.start, where.stop - where.start)
+
+
+def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        yield part.read() if isinstance(part, _Spilled) else part
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes rows as whole data files, not yet visible to readers of the log.
+
+    stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
+    """
+
+    store: Store
+    root: str
+    stem: str
+    facts: Mapping[str, Any]
+    file_rows: int
+
+    def write(self, name: str, rows: Rows, rewritten: Iterable[tuple[str, Rows]] = ()) -> list[DataFile]:
+        """Write all rows of a table, class by class; then those of rewritten files, each under a label of its own."""
+        made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
+        return list(abreast(partial(self._put, name), made, lambda each: each[0].size_bytes))
+
+    def _encoded(self, name: str, rows: Rows, label: str) -> Iterator[tuple[DataFile, bytes]]:
+        for class_name, parts in rows.take():
+            partition = slug(class_name) if name == "instances" else None
+            groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
+            for number, file in groupby(groups, key=lambda group: group[0]):
+                stem = f"{self.stem}{label}-{number:03d}"
+                yield self._encode(name, (group for _, group in file), stem, partition)
+
+    def _encode(
+        self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None
+    ) -> tuple[DataFile, bytes]:
+        path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
+        columns, settings, order = _FORMATS[name]
+        arrow = schema.with_facts(columns, self.facts)
+        sorting = pq.SortingColumn.from_ordering(arrow, [(column, "ascending") for column in order])
+        options = {key: value for key, value in settings.items() if key != "row_group_size"}
+        sink, bounds = io.BytesIO(), _Bounds()
+        with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
+            for rows in groups:
+                # The writer takes each piece of each column by itself, and rare classes come in many small ones.
+                whole = rows.combine_chunks()
+                writer.write_table(whole)
+                bounds.add(whole)
+        data = sink.getvalue()
+        return DataFile(path, len(data), bounds.rows, partition, bounds.stats()), data
+
+    def _put(self, name: str, made: tuple[DataFile, bytes]) -> DataFile:
+        file, data = made
+        self.store.put(join(table_uri(self.root, name), file.path), data)
+        return file
+
+
+def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """The rows in pieces of `most`, fewer at the end of a file, each with the number of its file."""
+    waiting: list[pa.Table] = []
+    number = written = count = 0
+    for part in parts:
+        while part.num_rows:
+            room = min(most, file_rows - written) - count
+            waiting.append(part.slice(0, room))
+            count += waiting[-1].num_rows
+            part = part.slice(room)
+            if waiting[-1].num_rows == room:
+                yield number, pa.concat_tables(waiting)
+                written += count
+                waiting, count = [], 0
+                if written == file_rows:
+                    number, written = number + 1, 0
+    if waiting:
+        yield number, pa.concat_tables(waiting)
+
+
+class _Bounds:
+    """Delta's statistics of a file: least and greatest of the columns that readers prune by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._low: dict[str, Any] = {}
+        self._high: dict[str, Any] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += rows.num_rows
+        for name in ("image_key", "class_id", "score", "batch", "status"):
+            if name in rows.column_names:
+                pair = pc.min_max(rows.column(name)).as_py()
+                self._low[name] = min(pair["min"], self._low.get(name, pair["min"]))
+                self._high[name] = max(pair["max"], self._high.get(name, pair["max"]))
+
+    def stats(self) -> str:
+        return json.dumps(
+            {
+                "numRecords": self.rows,
+                "minValues": self._low,
+                "maxValues": self._high,
+                "nullCount": dict.fromkeys(self._low, 0),
+            }
+        )

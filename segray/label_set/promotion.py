@@ -1,0 +1,79 @@
+"""Which of several label sets beside each other readers should read: PARENT/CURRENT names its folder.
+
+Knows when a label set may be promoted; labels nothing and moves nothing. The pointer is one small object, so that it
+changes for all readers at once, on a disk as in a bucket; tables.py follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segray.errors import LabelSetError, UserError
+from segray.label_set import run_records
+from segray.label_set.commit import live_files
+from segray.label_set.snapshot import CURRENT, pointed_at, table_state
+from segray.label_set.validation import verify
+from segray.storage.store import StorageOptions, Store, absolute, join, name, parent
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What the pointer says. before: what it said, None if there was none. doubts: why it should not have changed."""
+
+    pointer: str
+    current: str
+    before: str | None
+    doubts: tuple[str, ...]
+    written: bool
+
+
+def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run: bool = False) -> Promotion:
+    """Make PARENT/CURRENT name the label set at `root`.
+
+    Raises LabelSetError where it is broken, incomplete, or has fewer images than the one it would take the place of,
+    unless force; where there is none at all, always.
+    """
+    store, uri = Store(options), absolute(root.rstrip("/"))
+    folder, above = name(uri), parent(uri)
+    if folder == CURRENT or not above or above.endswith(":/"):
+        raise UserError(
+            "a label set is promoted by its own folder, which lies in another",
+            where=root,
+            do="give PARENT/NAME; readers then read PARENT/CURRENT",
+        )
+    pointer = join(above, CURRENT)
+    before = _before(pointer, store)
+    doubts = _doubts(uri, None if before in (None, folder) else join(above, str(before)), options, store)
+    if doubts and not force:
+        raise LabelSetError(
+            "this label set should not be read instead of another yet",
+            where=root,
+            found="; ".join(doubts),
+            do="run `segray label` to its end and see `segray verify`; or promote it as it is with --force",
+        )
+    if not dry_run and before != folder:
+        store.put(pointer, f"{folder}\n".encode())
+    return Promotion(pointer, folder, before, doubts, written=not dry_run and before != folder)
+
+
+def _before(pointer: str, store: Store) -> str | None:
+    try:
+        return name(pointed_at(pointer, store))
+    except FileNotFoundError:
+        return None
+
+
+def _doubts(root: str, other: str | None, options: StorageOptions, store: Store) -> tuple[str, ...]:
+    report = verify(root, options)
+    found = [f"{each.kind}: {each.where}: {each.found}" for each in report.violations[:3]]
+    if len(report.violations) > 3:
+        found.append(f"and {len(report.violations) - 3} violations more")
+    if (run := run_records.unfinished(store, root)) is not None:
+        found.append(f"run {run.id} has not come to its end")
+    if not report.counts["images"]:
+        found.append("it holds no image")
+    state = None if other is None else table_state(other, "images", options)
+    theirs = 0 if state is None else sum(file.rows for file in live_files(state))
+    if report.counts["images"] < theirs:
+        found.append(f"it holds {report.counts['images']} images, and the current one {theirs}")
+    return tuple(found)

@@ -1,0 +1,209 @@
+"""The `_segray/` folder of a label set: its identity, its runs, the names of staged files.
+
+Knows where records lie and what they say; knows nothing of images, models' insides or Ray.
+
+    ROOT/_segray/label_set.json                       written once, checked by every run
+    ROOT/_segray/index/                               where the images in shards lie (sources/index.py)
+    ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten as it proceeds
+    ROOT/_segray/runs/RUN_ID/report.html              a web page: live while the run goes on, then its report
+    ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
+    ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
+    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (publish.py)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from segray.errors import LabelSetError
+from segray.instances import Task
+from segray.label_set import schema
+from segray.label_set.snapshot import CURRENT
+from segray.storage.store import Store, join
+from segray.storage.store import name as base
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a label set one: the model with everything that changes its answers."""
+
+    fingerprint: str
+    model: Mapping[str, Any]
+    classes: tuple[tuple[int, str, str], ...]  # category id, name, slug
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": schema.VERSION,
+            "fingerprint": self.fingerprint,
+            "model": dict(self.model),
+            "classes": [{"id": i, "name": name, "slug": slug} for i, name, slug in self.classes],
+        }
+
+
+def check(store: Store, root: str, identity: Identity) -> bool:
+    """Whether `root` already is this identity's label set; False where there is none yet. Writes nothing.
+
+    Raises LabelSetError when the root belongs to another model, thresholds, class list or schema version.
+    """
+    if base(root.rstrip("/")) == CURRENT:
+        raise LabelSetError(
+            "CURRENT is no label set, it names one", where=root, do="give output.root the label set's own folder"
+        )
+    uri, mine = join(root, "_segray", "label_set.json"), identity.as_json()
+    try:
+        theirs = _load(store.read(uri), uri)
+    except FileNotFoundError:
+        return False
+    if theirs.get("schema_version") != schema.VERSION:
+        raise LabelSetError(
+            "the output root was written with another schema version",
+            where=root,
+            found=f"version {theirs.get('schema_version')}, this segray writes {schema.VERSION}",
+            do="use a new output.root",
+        )
+    if theirs.get("fingerprint") != identity.fingerprint or theirs.get("classes") != mine["classes"]:
+        raise LabelSetError(
+            "the output root belongs to another model",
+            where=root,
+            found=_difference(theirs, mine),
+            do="use a new output.root; once it is whole, `segray promote` makes readers of PARENT/CURRENT read it. Or "
+            "undo the change",
+        )
+    return True
+
+
+def claim(store: Store, root: str, identity: Identity) -> None:
+    """Make `root` this identity's label set, or check that it already is; raises as `check`."""
+    if not check(store, root, identity):
+        store.create(join(root, "_segray", "label_set.json"), _dump(identity.as_json()))
+        check(store, root, identity)
+
+
+def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], most: int = 12) -> str:
+    """What the two records say of the model and of the classes, where they differ: key: old -> new."""
+    old, new = (_flat(record.get("model") or {}) | _classes(record.get("classes") or ()) for record in (theirs, mine))
+    changed = [
+        f"{key}: {_said(old.get(key))} -> {_said(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    rest = f"; and {len(changed) - most} more" if len(changed) > most else ""
+    return "; ".join(changed[:most]) + rest or "another fingerprint"
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "model.") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _classes(listed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"class {each['id']}": each["name"] for each in listed}
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else repr(value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. `id` sorts by time of creation."""
+
+    root: str
+    id: str
+
+    @property
+    def folder(self) -> str:
+        return join(self.root, "_segray", "runs", self.id)
+
+    @property
+    def staged(self) -> str:
+        return join(self.folder, "staged")
+
+    @property
+    def page(self) -> str:
+        return join(self.folder, "report.html")
+
+    def save(self, store: Store, record: Mapping[str, Any]) -> None:
+        """Write run.json whole."""
+        store.put(join(self.folder, "run.json"), _dump({"run_id": self.id, **record}))
+
+    def record(self, store: Store) -> dict[str, Any]:
+        uri = join(self.folder, "run.json")
+        return _load(store.read(uri), uri)
+
+
+def new_run(root: str, now: datetime | None = None) -> Run:
+    """A run with a fresh id: UTC time of creation, to the microsecond for its order, and four random bytes."""
+    stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
+    return Run(root, f"{stamp}-{secrets.token_hex(4)}")
+
+
+def unfinished(store: Store, root: str) -> Run | None:
+    """The latest run whose plan was frozen and whose work is not all committed."""
+    for name in reversed(store.names(join(root, "_segray", "runs"))):
+        run = Run(root, name.rstrip("/"))
+        try:
+            state = run.record(store).get("state")
+        except FileNotFoundError:
+            continue
+        return run if state != "done" else None
+    return None
+
+
+# ---- staged files ---------------------------------------------------------------------------------
+
+_STAGED = re.compile(r"u(\d+)\.(\d+)-(\d+)\.a(\d+)\.[0-9a-f]+\.arrow")
+
+
+def staged_name(task: Task) -> str:
+    """A name for a finished task's file, unique to this attempt."""
+    return f"u{task.unit:08d}.{task.start:06d}-{task.stop:06d}.a{task.attempt}.{secrets.token_hex(6)}.arrow"
+
+
+def staged_task(name: str) -> Task | None:
+    """The task that a staged file holds, from its name; None for foreign files."""
+    found = _STAGED.fullmatch(name)
+    if found is None:
+        return None
+    unit, start, stop, attempt = (int(part) for part in found.groups())
+    return Task(unit, start, stop, attempt)
+
+
+def chosen(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
+    """Staged files that together hold each image at most once.
+
+    Those in `first` win (an interrupted batch was made of them), then wide slices, then earlier attempts.
+    """
+    tasks = [(task, name) for name in names if (task := staged_task(name)) is not None]
+    tasks.sort(key=lambda item: (item[1] not in first, item[0].start, -item[0].stop, item[0].attempt, item[1]))
+    taken: dict[Task, str] = {}
+    held: defaultdict[int, int] = defaultdict(int)  # a bit for each image of the unit
+    for task, name in tasks:
+        images = ((1 << len(task)) - 1) << task.start
+        if not held[task.unit] & images:
+            taken[task] = name
+            held[task.unit] |= images
+    return taken
+
+
+def _dump(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _load(data: bytes, uri: str) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except ValueError as exc:
+        raise LabelSetError("a record of the label set is not valid JSON", where=uri, found=str(exc)) from exc
+    if not isinstance(record, dict):
+        raise LabelSetError("a record of the label set is not a JSON object", where=uri, found=type(record).__name__)
+    return record

@@ -1,0 +1,305 @@
+"""Read the committed tables of a label set: exact snapshots, never a file that no commit names.
+
+Knows where the tables lie, how storage is reached and which commits of the two belong together; knows nothing of how
+they are written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from segray.errors import LabelSetError, UserError
+from segray.label_set import dataset, delta_log
+from segray.label_set.delta_log import TableState, batch_of
+from segray.storage.store import StorageOptions, Store, join, name, parent
+
+CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
+_EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
+# A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
+COMMIT_ORDER = ("instances", "images")
+
+
+def table_uri(root: str, name: str) -> str:
+    """Where a table lies. name: instances or images."""
+    return join(root, name)
+
+
+def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
+    """The table's latest snapshot; None where there is no table. Raises as Store does."""
+    store, uri = Store(options), table_uri(root, name)
+    return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
+
+
+def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
+    """The table's latest state as plain values; None where there is no table. Raises as Store does."""
+    store, uri = Store(options), table_uri(root, name)
+    return store.insist(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
+
+
+def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
+    """The table's committed rows; None where there is no table. Raises as Store does."""
+    state = table_state(root, name, options)
+    return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
+
+
+def resolved(root: str, options: StorageOptions) -> str:
+    """The label set that is meant: PARENT/CURRENT stands for the one that was promoted, anything else for itself."""
+    plain = root.rstrip("/")
+    if name(plain) != CURRENT:
+        return root
+    try:
+        return pointed_at(plain, Store(options))
+    except FileNotFoundError as exc:
+        do = "promote a label set beside it with `segray promote`, or give its own folder"
+        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
+
+
+def pointed_at(pointer: str, store: Store) -> str:
+    """The label set that this pointer names. Raises FileNotFoundError where there is no pointer."""
+    said = store.read(pointer, 4096).decode(errors="replace").strip()
+    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
+        raise LabelSetError(
+            "the pointer names no folder beside it",
+            where=pointer,
+            found=ascii(said)[:80],
+            do="run `segray promote ROOT` again",
+        )
+    return join(parent(pointer), said)
+
+
+def scan(root: str, **storage_options: Any) -> ds.Dataset:
+    """The committed instances of a label set, one row each, with the partition column `class`.
+
+    root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of
+    StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises
+    LabelSetError where there is no label set.
+    """
+    return _dataset(root, "instances", storage_options)
+
+
+def images(root: str, **storage_options: Any) -> ds.Dataset:
+    """The committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
+    return _dataset(root, "images", storage_options)
+
+
+def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
+    reach = store(given)
+    root = resolved(root, reach.options)
+    options = _delta_options(root, given)
+    uri = table_uri(root, name)
+    state = reach.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, options))
+    if state is None:
+        raise _no_label_set(root, name)
+    return dataset.dataset(state, reach.options, options)
+
+
+def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
+    """Each run of equal values of a column, and which rows it is."""
+    if not len(column):
+        return
+    found = pc.run_end_encode(column.combine_chunks())
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    ends = found.run_ends.to_pylist()
+    yield from zip(found.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True)
+
+
+def store(given: Mapping[str, Any]) -> Store:
+    """What reaches the storage that such storage_options as those of `scan` mean, but for deltalake's own names."""
+    return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
+
+
+def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
+    native = {key: value for key, value in given.items() if key.isupper()}
+    merged = {**store(given).delta_options(root), **native}
+    merged.pop("max_retries", None)  # Readers have nobody else who tries again for them.
+    return merged
+
+
+def _open(root: str, name: str, options: Mapping[str, str]) -> DeltaTable:
+    table = delta_log.open_table(table_uri(root, name), options)
+    if table is None:
+        raise _no_label_set(root, name)
+    return table
+
+
+def _no_label_set(root: str, name: str) -> LabelSetError:
+    return LabelSetError(
+        "no label set here", where=str(root), found=f"no table {name}", do="check the path, or run `segray label` first"
+    )
+
+
+# ---- both tables at once --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Both tables of a label set as of one batch, so that they agree: each image's instances are all here.
+
+    batch: its number, 0 before the first. classes: name by category id, all that the model knows. model: its
+    name, thresholds and what else label_set.json says made the labels. fingerprint: of all that, "" where nothing is
+    said. row_bytes: what an instance takes in storage on average, most of it the mask.
+    """
+
+    root: str
+    batch: int
+    instances: ds.Dataset = field(repr=False)
+    images: ds.Dataset = field(repr=False)
+    classes: Mapping[int, str] = field(repr=False)
+    model: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    fingerprint: str = field(default="", repr=False)
+    row_bytes: float = field(default=0.0, repr=False)
+
+
+def snapshot(
+    root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+) -> Snapshot:
+    """The label set's latest state, or that after batch `version`, or that at the moment `as_of` (with a time zone).
+
+    storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it, or
+    one whose files are deleted.
+    """
+    if version is not None and as_of is not None:
+        raise UserError("version and as_of both name a state of the label set", do="give one of them")
+    if as_of is not None and as_of.tzinfo is None:
+        raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
+    reach = store(storage_options)
+    root = resolved(root, reach.options)
+    options = _delta_options(root, storage_options)
+    images, instances, batch = reach.translated(
+        root, lambda: delta_log.run(_states, root, options, reach.options, version, as_of)
+    )
+    rows = {
+        name: dataset.dataset(state, reach.options, options)
+        for name, state in (("instances", instances), ("images", images))
+    }
+    classes, model, fingerprint = _record(root, reach)
+    return Snapshot(root, batch, rows["instances"], rows["images"], classes, model, fingerprint, _row_bytes(instances))
+
+
+def _states(
+    root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
+) -> tuple[TableState, TableState, int]:
+    """Images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
+    images, instances = (_open(root, name, options) for name in ("images", "instances"))
+    latest = images.version(), instances.version()
+    if as_of is not None:
+        version = _batch_until(_open(root, "images", options), root, as_of)
+    if version is not None:
+        _load_batch(images, root, version)
+    batch = batch_of(images) if version is None else version
+    if batch_of(instances) != batch:  # Also when a commit under way has not reached images.
+        _load_batch(instances, root, batch)
+    states = tuple(
+        delta_log.state_of(table, table_uri(root, kind))
+        for kind, table in (("images", images), ("instances", instances))
+    )
+    for state, newest in zip(states, latest, strict=True):
+        if state.version < newest:
+            _check_kept(state, Store(reach))
+    return states[0], states[1], batch
+
+
+def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
+    """Images, the instances of no later batch, and the last batches of images and of instances.
+
+    Raises LabelSetError where one of the tables is missing, and as Store does.
+    """
+    store = Store(options)
+    return store.insist(root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root)))
+
+
+def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int, int]:
+    # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
+    images, instances = (_open(root, name, options) for name in reversed(COMMIT_ORDER))
+    number, ahead = batch_of(images), batch_of(instances)
+    while batch_of(instances) > number:
+        instances.load_as_version(instances.version() - 1)
+    states = [
+        delta_log.state_of(table, table_uri(root, kind))
+        for kind, table in (("images", images), ("instances", instances))
+    ]
+    return states[0], states[1], number, ahead
+
+
+def _row_bytes(instances: TableState) -> float:
+    whole, rows = (sum(instances.files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
+    return float(max(0, whole - _EMPTY_FILE_BYTES * instances.files.num_rows) / max(rows, 1))
+
+
+def _check_kept(state: TableState, store: Store) -> None:
+    """Files that later states do without are deleted in the end."""
+    needed = state.files.column("path").to_pylist()
+    gone = set(needed) - {entry.key for entry in store.list(state.uri)}
+    if gone:
+        raise LabelSetError(
+            "an earlier state of the label set can no longer be read", where=state.uri,
+            found=f"{len(gone)} of its {len(needed)} files were deleted by `segray maintain`, such as {min(gone)}",
+            do="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
+        )  # fmt: skip
+
+
+def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
+    """The last batch committed until then, as the log tells it: its files' times change as they are copied."""
+    until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
+    if not until:
+        raise LabelSetError(
+            "the label set's log does not reach back so far", where=root, found=f"asked for {moment.isoformat()}",
+            do="ask for a later moment",
+        )  # fmt: skip
+    table.load_as_version(max(until))
+    return batch_of(table)
+
+
+def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
+    """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
+    low, high, latest = 0, table.version(), batch_of(table)
+    if not 0 <= batch <= latest:
+        raise LabelSetError(
+            "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
+            do="give the number of a committed batch",
+        )  # fmt: skip
+    if batch == latest:
+        return
+    while high - low > 1:  # `high` is too new, `low` is not, as far as the log still tells.
+        middle = (low + high) // 2
+        if (_batch_of_state(table, middle) or 0) > batch:
+            high = middle
+        else:
+            low = middle
+    if _batch_of_state(table, low) != batch:
+        raise LabelSetError(
+            "the label set's log does not reach back so far", where=root, found=f"asked for batch {batch}",
+            do="ask for a later version",
+        )  # fmt: skip
+
+
+def _batch_of_state(table: DeltaTable, state: int) -> int | None:
+    """Load this state; the last batch in it, None if the log no longer has it."""
+    try:
+        table.load_as_version(state)
+    except DeltaError:
+        return None
+    return batch_of(table)
+
+
+def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
+    """Class names by category id, the model and its fingerprint, as label_set.json has them; nothing where there is
+    none."""
+    try:
+        record = json.loads(store.read(join(root, "_segray", "label_set.json")))
+        names = {int(each["id"]): str(each["name"]) for each in record["classes"]}
+        return names, dict(record["model"]), str(record.get("fingerprint", ""))
+    except FileNotFoundError:
+        return {}, {}, ""
+    except (ValueError, KeyError, TypeError) as exc:
+        raise LabelSetError("the label set's record is not readable", where=root, found=str(exc)) from exc

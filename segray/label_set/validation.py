@@ -1,0 +1,444 @@
+"""Check every promise of a label set against what is in storage, and name each broken one.
+
+Knows the invariants; changes nothing. Files are read one row group at a time; what stays in memory is some 30 bytes
+for each image, and the plan of one run at a time.
+
+Violations are breaches that a reader of the log can meet. Warnings are what only readers of the plain glob meet, or
+what the next run mends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.errors import LabelSetError, SegrayError
+from segray.instances import image_id
+from segray.label_set import plan, schema
+from segray.label_set.commit import live_files
+from segray.label_set.parquet_writer import DataFile
+from segray.label_set.run_records import Run
+from segray.label_set.snapshot import states_to_verify, table_uri
+from segray.storage.store import StorageOptions, Store, join
+
+_STATUSES = ("ok", "empty", "failed")
+_ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
+_EXAMPLES = 1000  # images named one by one for each kind of violation that spans both tables
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken promise. kind: which one. where: file, image or run. found: what is there, with a count of rows."""
+
+    kind: str
+    where: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found. counts: batch, files, images, instances, runs, unlisted_files."""
+
+    violations: tuple[Violation, ...]
+    warnings: tuple[str, ...]
+    counts: Mapping[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.violations else 0
+
+
+@dataclass
+class _Findings:
+    violations: list[Violation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    unread: bool = False  # some rows could not be read, so counts across tables mean nothing
+
+    def add(self, kind: str, where: str, found: str) -> None:
+        self.violations.append(Violation(kind, where, found))
+
+    def add_rows(self, kind: str, where: str, bad: NDArray[np.bool_], found: Callable[[int], str]) -> None:
+        """One violation for all bad rows of a row group, with the first as the example."""
+        if bad.any():
+            rows = int(bad.sum())
+            self.add(kind, where, f"{found(int(bad.argmax()))} ({rows} row{'s' * (rows > 1)})")
+
+
+def verify(root: str, options: StorageOptions) -> Report:
+    """Read the whole label set, as of the last whole batch, and name what breaks a promise.
+
+    Raises LabelSetError where there is no label set at all, and AccessError or WorldError as storage does.
+    """
+    store, findings = Store(options), _Findings()
+    classes = _identity(root, store, findings)
+    done = _finished_runs(root, store, findings)  # before the tables: a run that ends meanwhile has rows they lack
+    files = _snapshot(root, options, findings)
+    for name in files:
+        _check_listing(root, name, files[name], store, findings)
+    images = _Images(root, store, findings, findings.counts["batch"])
+    for file in files["images"]:
+        images.read(file)
+    images.close()
+    instances = _Instances(root, store, findings, findings.counts["batch"], classes, images)
+    for file in files["instances"]:
+        instances.read(file)
+    instances.close(files["images"])
+    _check_plans(root, done, store, images.ids, findings)
+    counts = {"images": images.rows, "instances": instances.rows, "files": sum(map(len, files.values()))}
+    return Report(tuple(findings.violations), tuple(findings.warnings), {**findings.counts, **counts})
+
+
+# ---- identity and batches -------------------------------------------------------------------------
+
+
+def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[int, str]]:
+    """The class list by slug: category id and name; empty, and a violation, when label_set.json is no use."""
+    uri = join(root, "_segray", "label_set.json")
+    try:
+        record = json.loads(store.read(uri))
+        classes = {entry["slug"]: (int(entry["id"]), str(entry["name"])) for entry in record["classes"]}
+        if record["schema_version"] != schema.VERSION:
+            findings.add("label_set", uri, f"schema version {record['schema_version']}, not {schema.VERSION}")
+        if not record["fingerprint"] or len(classes) != len(record["classes"]):
+            findings.add("label_set", uri, "no fingerprint, or two classes with one slug")
+    except FileNotFoundError:
+        findings.add("label_set", uri, "no such file")
+        return {}
+    except (ValueError, KeyError, TypeError) as exc:
+        findings.add("label_set", uri, f"not a label set's record: {type(exc).__name__}: {exc}")
+        return {}
+    return classes
+
+
+def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
+    """The files of both tables as of the last batch that both have."""
+    images, instances, number, ahead = states_to_verify(root, options)
+    findings.counts["batch"] = number
+    if ahead == number + 1:
+        findings.warnings.append(
+            f"batch {ahead} has reached `instances` but not `images` yet; the next `segray label` or `segray maintain` "
+            "finishes it. Checked as of the batch before."
+        )
+    elif ahead != number:
+        findings.add("tables_apart", root, f"instances at batch {ahead}, images at batch {number}")
+    return {"images": live_files(images), "instances": live_files(instances)}
+
+
+def _check_listing(root: str, name: str, files: Iterable[DataFile], store: Store, findings: _Findings) -> None:
+    """That the files of the log are there, whole; and which others a plain glob would read too."""
+    listed = {
+        entry.key: entry.size_bytes
+        for entry in store.list(table_uri(root, name))
+        if entry.key.endswith(".parquet") and not entry.key.startswith("_delta_log/")
+    }
+    for file in files:
+        size = listed.pop(file.path, None)
+        where = join(name, file.path)
+        if size is None:
+            findings.add("file_missing", where, f"no such file; the log says {file.size_bytes} bytes")
+        elif size != file.size_bytes:
+            findings.add("file_size", where, f"{size} bytes; the log says {file.size_bytes}")
+    findings.counts["unlisted_files"] = findings.counts.get("unlisted_files", 0) + len(listed)
+    if listed:
+        findings.warnings.append(
+            f"{name}: {len(listed)} data files that the log does not name, such as {min(listed)}: replaced, or left by "
+            "an interrupted merge. Readers of the log never see them, readers of the plain glob do. "
+            "`segray maintain` deletes them after its grace time."
+        )
+
+
+# ---- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rows:
+    """What reading the files of either table has in common."""
+
+    root: str
+    store: Store
+    findings: _Findings
+    batch: int
+    rows: int = 0
+
+    def groups(self, name: str, file: DataFile, expected: pa.Schema) -> Iterator[pa.Table]:
+        """The row groups of a file, checksums verified; a violation where they cannot be read."""
+        where = join(name, file.path)
+        try:
+            with (
+                self.store.reader(join(table_uri(self.root, name), file.path)) as source,
+                pq.ParquetFile(source, page_checksum_verification=True) as parquet,
+            ):
+                if parquet.metadata.num_rows != file.rows:
+                    self.findings.add("file_rows", where, f"{parquet.metadata.num_rows}; the log says {file.rows}")
+                if not parquet.schema_arrow.equals(expected):
+                    self.findings.add("file_schema", where, _difference(parquet.schema_arrow, expected))
+                    self.findings.unread = True
+                    return
+                for group in range(parquet.num_row_groups):
+                    table = parquet.read_row_group(group)
+                    self.rows += table.num_rows
+                    yield table
+        except FileNotFoundError:
+            self.findings.unread = True  # named by the listing
+        except (pa.ArrowException, OSError) as exc:
+            self.findings.unread = True
+            self.findings.add("file_unreadable", where, f"{type(exc).__name__}: {exc}"[:300])
+
+    def check(self, kind: str, where: str, rows: pa.Table, bad: NDArray[np.bool_], *columns: str) -> None:
+        """Name bad rows by image_key and the values of `columns`."""
+
+        def example(row: int) -> str:
+            shown = {name: rows.column(name)[row].as_py() for name in ("image_key", *columns)}
+            return ", ".join(f"{name} {value!r}" for name, value in shown.items())[:300]
+
+        self.findings.add_rows(kind, where, bad, example)
+
+    def check_common(self, where: str, rows: pa.Table) -> NDArray[np.uint64]:
+        """What holds for rows of both tables; returns the images' short ids, (rows,) uint64."""
+        for name in (f.name for f in rows.schema if not f.nullable and rows.column(f.name).null_count):
+            self.check("null", where, rows, _numpy(pc.is_null(rows.column(name))), name)
+        keys = pc.fill_null(rows.column("image_key"), "").combine_chunks().dictionary_encode()
+        if isinstance(keys, pa.ChunkedArray):
+            keys = keys.combine_chunks()
+        distinct = [image_id(key) for key in keys.dictionary.to_pylist()]
+        expected = pa.array(distinct, pa.string()).take(keys.indices)
+        self.check("image_id", where, rows, _false(pc.equal(rows.column("image_id"), expected)), "image_id")
+        number = _column(rows, "batch")
+        self.check("batch", where, rows, (number < 1) | (number > self.batch), "batch")
+        ids = _short(distinct)
+        return np.asarray(ids[keys.indices.to_numpy()], np.uint64)
+
+
+class _Images(_Rows):
+    """Reads `images`; afterwards ids, ascending (n,) uint64, and n_instances, (n,) int64, hold each image once."""
+
+    def __init__(self, root: str, store: Store, findings: _Findings, batch: int) -> None:
+        super().__init__(root, store, findings, batch)
+        self._ids: list[NDArray[np.uint64]] = []
+        self._counts: list[NDArray[np.int64]] = []
+        self.ids = np.zeros(0, np.uint64)
+        self.n_instances = np.zeros(0, np.int64)
+        self.twice = np.zeros(0, np.uint64)
+
+    def read(self, file: DataFile) -> None:
+        where = join("images", file.path)
+        for rows in self.groups("images", file, schema.IMAGES):
+            self._ids.append(self.check_common(where, rows))
+            self._counts.append(_column(rows, "n_instances"))
+            self._check_status(where, rows)
+
+    def _check_status(self, where: str, rows: pa.Table) -> None:
+        status, counts = rows.column("status"), _column(rows, "n_instances")
+        known = {name: ~_false(pc.equal(status, name)) for name in _STATUSES}
+        ok, failed = known["ok"], known["failed"]
+        self.check("status", where, rows, ~(ok | known["empty"] | failed), "status")
+        wrong = (ok & (counts < 1)) | (~ok & (counts != 0))
+        self.check("status_count", where, rows, wrong, "status", "n_instances")
+        stage, error, message = (_numpy(pc.is_valid(rows.column(name))) for name in ("stage", "error", "message"))
+        wrong = np.where(failed, ~(stage & error & message), stage | error | message)
+        self.check("failure", where, rows, wrong, "status", "stage", "error", "message")
+        # A failed image may never have had a size that anyone could read.
+        least = np.where(failed, 0, 1)
+        small = (_column(rows, "width") < least) | (_column(rows, "height") < least)
+        self.check("size", where, rows, small, "width", "height")
+
+    def close(self) -> None:
+        ids = np.concatenate([self.ids, *self._ids])
+        counts = np.concatenate([self.n_instances, *self._counts])
+        self._ids, self._counts = [], []
+        self.ids, first, times = np.unique(ids, return_index=True, return_counts=True)
+        self.n_instances, self.twice = counts[first], self.ids[times > 1]
+
+    def at(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where each id is among `ids`, and whether it is there at all."""
+        if not len(self.ids):
+            return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return place, self.ids[place] == ids
+
+
+class _Instances(_Rows):
+    """Reads `instances`, against the class list and the images."""
+
+    def __init__(
+        self,
+        root: str,
+        store: Store,
+        findings: _Findings,
+        batch: int,
+        classes: Mapping[str, tuple[int, str]],
+        images: _Images,
+    ) -> None:
+        super().__init__(root, store, findings, batch)
+        self._classes, self._images = classes, images
+        self._count = np.zeros(len(images.ids), np.int64)
+        # The sum of a random-looking value of each instance number: that it is 0..n-1, in whatever files and order.
+        self._marks = np.zeros(len(images.ids), np.uint64)
+
+    def read(self, file: DataFile) -> None:
+        where = join("instances", file.path)
+        expected_folder = f"{schema.PARTITION}={file.partition}"
+        if file.path.rpartition("/")[0] != expected_folder:
+            self.findings.add("partition", where, f"the log says it belongs to {expected_folder}")
+        for rows in self.groups("instances", file, schema.INSTANCES):
+            self._tally(where, rows, self.check_common(where, rows))
+            self._check_values(where, rows, file.partition or "")
+
+    def _tally(self, where: str, rows: pa.Table, ids: NDArray[np.uint64]) -> None:
+        place, known = self._images.at(ids)
+        if not self.findings.unread:
+            self.check("no_image", where, rows, ~known, "instance")
+        number = _column(rows, "instance")
+        np.add.at(self._count, place[known], 1)
+        np.add.at(self._marks, place[known], _mark(number[known]))
+
+    def _check_values(self, where: str, rows: pa.Table, partition: str) -> None:
+        if self._classes:
+            class_id, name = self._classes.get(partition, (-1, ""))
+            wrong = _false(pc.equal(rows.column("class_name"), name)) | (_column(rows, "class_id") != class_id)
+            self.check("class", where, rows, wrong, "class_id", "class_name")
+        score = _column(rows, "score")
+        self.check("score", where, rows, ~((score >= 0) & (score <= 1)), "score")
+        width, height = _column(rows, "width"), _column(rows, "height")
+        self.check("size", where, rows, (width < 1) | (height < 1), "width", "height")
+        x, y, w, h = (_column(rows, f"bbox_{side}").astype(np.float64) for side in "xywh")
+        inside = (x >= 0) & (y >= 0) & (w >= 0) & (h >= 0)
+        inside &= (x + w <= width + _ROUNDING_PX) & (y + h <= height + _ROUNDING_PX)
+        self.check("bbox", where, rows, ~inside, *schema.BBOX, "width", "height")
+        self._check_masks(where, rows)
+
+    def _check_masks(self, where: str, rows: pa.Table) -> None:
+        sizes_hw = np.stack([_column(rows, "height"), _column(rows, "width")], axis=1).astype(np.int64)
+        pixels = rle.pixels(pc.fill_null(rows.column("rle"), "").to_pylist(), sizes_hw)
+        self.check("rle", where, rows, pixels < 0, "rle", "height", "width")
+        area = _column(rows, "area")
+        self.check("area", where, rows, (pixels >= 0) & ((area != pixels) | (area < 1)), "area", "rle")
+
+    def close(self, files: Iterable[DataFile]) -> None:
+        """What only both tables together show. files: those of `images`, to name images from."""
+        images, findings = self._images, self.findings
+        if findings.unread:
+            findings.warnings.append("rows were not counted across the tables: some files could not be read")
+            return
+        once = ~np.isin(images.ids, images.twice)
+        counted = self._count == images.n_instances
+        wrong = {
+            "image_twice": ~once,
+            "n_instances": once & ~counted,
+            "instance_numbers": once & counted & (self._marks != _marks_up_to(images.n_instances)),
+        }
+        for kind, bad in wrong.items():
+            if bad.any():
+                self._name(kind, np.flatnonzero(bad), files)
+
+    def _name(self, kind: str, places: NDArray[np.int64], files: Iterable[DataFile]) -> None:
+        if len(places) > _EXAMPLES:
+            self.findings.warnings.append(f"{kind}: {len(places)} images, of which {_EXAMPLES} are named")
+        wanted = self._images.ids[places[:_EXAMPLES]]
+        for file in files:
+            uri = join(table_uri(self.root, "images"), file.path)
+            with self.store.reader(uri) as source:
+                keys = pq.read_table(source, columns=["image_key", "n_instances"])
+            ids = _short([image_id(key) for key in keys.column("image_key").to_pylist()])
+            for row in np.flatnonzero(np.isin(ids, wanted)):
+                key, said = (keys.column(i)[int(row)].as_py() for i in range(2))
+                place = int(np.searchsorted(self._images.ids, ids[row]))
+                self.findings.add(kind, key, f"n_instances {said}, {self._count[place]} rows ({file.path})")
+
+
+def _short(ids: list[str]) -> NDArray[np.uint64]:
+    """The first 64 bits of image ids, (n,) uint64."""
+    return np.frombuffer(bytes.fromhex("".join(each[:16] for each in ids)), ">u8").astype(np.uint64)
+
+
+def _mark(numbers: NDArray[Any]) -> NDArray[np.uint64]:
+    """A well-mixed 64-bit value for each number (the finaliser of SplitMix64, Steele et al., 2014)."""
+    z = (numbers.astype(np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _marks_up_to(counts: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The sum of the marks of 0..count-1 for each count."""
+    most = int(counts.max(initial=0))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mark(np.arange(most)), dtype=np.uint64)])
+    return sums[np.maximum(counts, 0)]
+
+
+def _column(rows: pa.Table, name: str) -> NDArray[Any]:
+    column = rows.column(name)
+    return np.asarray((pc.fill_null(column, 0) if column.null_count else column).to_numpy())
+
+
+def _numpy(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return np.asarray(mask.to_numpy(), np.bool_)
+
+
+def _false(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Where a comparison is false or null."""
+    return ~_numpy(pc.fill_null(mask, False))
+
+
+def _difference(found: pa.Schema, expected: pa.Schema) -> str:
+    theirs, mine = (dict.fromkeys(str(f) + " not null" * (not f.nullable) for f in s) for s in (found, expected))
+    gone, new = [f for f in mine if f not in theirs], [f for f in theirs if f not in mine]
+    return f"missing: {', '.join(gone) or 'none'}; unknown: {', '.join(new) or 'none'}"[:300]
+
+
+# ---- runs -----------------------------------------------------------------------------------------
+
+
+def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
+    """Runs that say of themselves that all they planned is committed."""
+    runs = [Run(root, name.rstrip("/")) for name in store.names(join(root, "_segray", "runs"))]
+    findings.counts["runs"] = len(runs)
+    done = []
+    for run in runs:
+        try:
+            if run.record(store).get("state") == "done":
+                done.append(run)
+        except FileNotFoundError:
+            continue  # killed before its record was written
+        except LabelSetError as exc:
+            findings.add("run", run.id, f"{exc.what}: {exc.found}")
+    return done
+
+
+def _check_plans(root: str, done: Iterable[Run], store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
+    """That every image of a finished run's plan has its row, unless that run or a later one was to retire it."""
+    finished, retired = {run.id for run in done}, set[str]()
+    for name in reversed(store.names(join(root, "_segray", "runs"))):
+        run = Run(root, name.rstrip("/"))
+        try:
+            frozen = plan.load(store, run.folder)
+            for part in () if frozen is None else frozen.retired:
+                retired.update(plan.retired(store, run.folder, part).column("image_key").to_pylist())
+            left = _without_row(frozen, ids) - retired if frozen and run.id in finished else set()
+        except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
+            findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
+            continue
+        if frozen is None and run.id in finished:
+            findings.add("run", run.id, "done, but it has no whole plan")
+        elif frozen and left and not findings.unread:
+            found = f"{len(left)} of {frozen.images} images have no row, first {min(left)!r}"
+            findings.add("planned_image", run.id, found)
+
+
+def _without_row(frozen: plan.Plan, ids: NDArray[np.uint64]) -> set[str]:
+    """Keys of the plan's images that are not among these."""
+    found: set[str] = set()
+    for part in frozen.parts():
+        keys = part.column("image_key").to_pylist()
+        found.update(keys[i] for i in np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids)))
+    return found

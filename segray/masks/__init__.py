@@ -1,0 +1,1 @@
+"""Compiled kernels over masks, boxes and priors. Numba lives here."""

@@ -1,0 +1,1 @@
+"""One module for each model family: what its inputs and outputs mean."""

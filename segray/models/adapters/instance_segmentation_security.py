@@ -1,0 +1,104 @@
+"""Intel's instance-segmentation-security models, in the two contracts that share the name.
+
+Knows their outputs and how images are fitted for them; knows nothing of files or of OpenVINO. Both take BGR 0..255,
+mean and scale inside, and give boxes [x0, y0, x1, y1] in pixels of the network's input, masks with sigmoid applied.
+Sizes, resizing and the numbering of classes are those of Open Model Zoo's model cards and accuracy-check files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.imaging import geometry
+from segray.models.adapters import box_masks
+from segray.models.adapters.adapter import Form, ImageInput, shaped
+
+_RAW_OUTPUTS = ("classes", "scores", "boxes", "raw_masks")
+_OWN_OUTPUTS = ("labels", "boxes", "masks")
+
+
+def raw_masks(window_hw: tuple[int, int]) -> Mapping[str, Form]:
+    """The forms of RawMasks."""
+    image = ImageInput("im_data", window_hw, "NCHW", "BGR", None, None, resizable=True)
+    return {"converted": Form("converted", image, _RAW_OUTPUTS)}
+
+
+def own_masks(window_hw: tuple[int, int]) -> Mapping[str, Form]:
+    """The forms of OwnMasks."""
+    image = ImageInput("image", window_hw, "NCHW", "BGR", None, None, resizable=True)
+    return {"converted": Form("converted", image, _OWN_OUTPUTS)}
+
+
+@dataclass(frozen=True)
+class RawMasks(box_masks.Boxed):
+    """The contract of 0033 and 0083: a mask of every class for every box; class 0 is background and filler."""
+
+    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The image fitted and padded; im_info float32 (1, 3): height and width before padding, and the scale."""
+        size_hw = image_rgb.shape[0], image_rgb.shape[1]
+        fitted = geometry.fitted(size_hw, form.window_hw)
+        scale = min(form.window_hw[0] / size_hw[0], form.window_hw[1] / size_hw[1])
+        info = np.array([[*fitted, scale]], np.float32)
+        return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "im_info": info}
+
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
+        """The rows of a class other than background.
+
+        outputs: classes (n,), scores (n,), boxes (n, 4), raw_masks (n, k + 1, m, m) for k names in the label map.
+        """
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "classes": ("n",),
+            "scores": ("n",),
+            "boxes": ("n", 4),
+            "raw_masks": ("n", len(self.labels) + 1, "m", "m"),
+        }
+        *arrays, masks = shaped(outputs, shapes, self.name)
+        found = arrays[0] != 0
+        own = box_masks.own_channel(masks, arrays[0])[found]  # Picked before the rows are: `masks` is large.
+        classes, scores, boxes = (array[found] for array in arrays)
+        boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
+        category = box_masks.nth_of(np.array(list(self.labels), np.int32), classes - 1)
+        return box_masks.Rows(category, scores, boxes_xyxy, own)
+
+
+@dataclass(frozen=True)
+class OwnMasks(box_masks.Boxed):
+    """The contract of 0002, 0091, 0228, 1039 and 1040: one mask for each box, classes counted from 0 without
+    background, the score beside the box; filler has boxes of 0.
+
+    padded: images are fitted and padded, as 0002 and 0091 were measured; stretched otherwise.
+    """
+
+    padded: bool = True
+
+    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The image at the network's size."""
+        into = geometry.fit_and_pad if self.padded else geometry.resize
+        return {form.image.name: into(image_rgb, form.window_hw)[None]}
+
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
+        """The rows that are no filler.
+
+        outputs: labels (n,), boxes (n, 5) with the score last, masks (n, m, m).
+        """
+        shapes = {"labels": ("n",), "boxes": ("n", 5), "masks": ("n", "m", "m")}
+        arrays = shaped(outputs, shapes, self.name)
+        labels, boxes, masks = (array[arrays[1][:, :4].any(axis=1)] for array in arrays)
+        window_hw = self.forms["converted"].window_hw
+        boxes_xyxy = _unfitted(boxes[:, :4], size_hw, geometry.fitted(size_hw, window_hw) if self.padded else window_hw)
+        category = box_masks.nth_of(np.array(list(self.labels), np.int32), labels)
+        return box_masks.Rows(category, boxes[:, 4], boxes_xyxy, masks)
+
+
+def _unfitted(
+    boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], fitted_hw: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Boxes in pixels of the resized image -> source pixels, each axis by its own scale, in float32."""
+    scale_xy = [fitted_hw[1] / size_hw[1], fitted_hw[0] / size_hw[0]]
+    boxes: NDArray[np.float32] = np.divide(boxes_xyxy, np.array(scale_xy * 2, np.float32))
+    return boxes

@@ -1,0 +1,68 @@
+"""TensorFlow's Mask R-CNN as the Model Optimizer converted it for Open Model Zoo, beside the form as exported.
+
+Knows the outputs reshape_do_2d and masks and the inputs image_tensor and image_info; knows nothing of files or of
+OpenVINO. Rows are [image_id, label, confidence, x0, y0, x1, y1], grouped by label, boxes normalised to the network's
+input; they end at the first image_id of -1, after which zeros follow that look like image 0. Masks have a channel for
+each of the classes 1..90, sigmoid applied.
+
+Images are fitted into the network's input and padded at the right and bottom, as Open Model Zoo's accuracy checker
+does; its demo's stretching distorts them. image_info is the network's size, padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.imaging import geometry
+from segray.models.adapters import box_masks, tf_object_detection
+from segray.models.adapters.adapter import Form, ImageInput, shaped
+
+_OUTPUTS = ("reshape_do_2d", "masks")
+FORMS: Mapping[str, Form] = {
+    "original": tf_object_detection.original("image_tensor"),
+    "converted": Form(
+        "converted", ImageInput("image_tensor", (800, 1365), "NHWC", "BGR", None, None, resizable=True), _OUTPUTS
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MaskRcnn(tf_object_detection.DetectionApi):
+    """The contract in both forms; which one the outputs are in is told by their names."""
+
+    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Converted: the image fitted and padded, and image_info float32 (1, 3) of the network's h, w and 1."""
+        if form.name == "original":
+            return super().prepare(form, image_rgb)
+        info = np.array([[*form.window_hw, 1]], np.float32)
+        return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "image_info": info}
+
+    def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
+        """Converted: the rows before the end mark.
+
+        outputs: reshape_do_2d (n, 7), masks (n, k, m, m), k the last class of the label map.
+        """
+        if not any(name.removesuffix(":0") in _OUTPUTS for name in outputs):
+            return super().rows(outputs, size_hw)
+        shapes = {"reshape_do_2d": ("n", 7), "masks": ("n", max(self.labels), "m", "m")}
+        table, masks = shaped(outputs, shapes, self.name)
+        end = np.flatnonzero(np.append(table[:, 0] == -1, True))[0]
+        classes, scores, boxes = table[:end, 1], table[:end, 2], table[:end, 3:]
+        own = box_masks.own_channel(masks[:end], classes - 1)
+        boxes_xyxy = _to_source(boxes, size_hw, self.forms["converted"].window_hw)
+        return box_masks.Rows(classes, scores, boxes_xyxy, own)
+
+
+def _to_source(
+    boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], window_hw: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Boxes over the padded window, 0..1 -> source pixels, undoing the fit of each axis exactly."""
+    height, width = geometry.fitted(size_hw, window_hw)
+    scale_xy = [window_hw[1] / (width / size_hw[1]), window_hw[0] / (height / size_hw[0])]
+    boxes: NDArray[np.float64] = boxes_xyxy.astype(np.float64) * np.array(scale_xy * 2)
+    return boxes

@@ -1,0 +1,215 @@
+"""YOLACT: per-prior class scores, boxes and mask coefficients, and the prototypes that the masks are made of.
+
+Knows the outputs of the repository's network (Bolya et al., "YOLACT: Real-time Instance Segmentation", ICCV 2019) and
+the two ways to read them; knows nothing of files or of OpenVINO. Shapes come from the arrays.
+
+The default follows Open Model Zoo's accuracy checker, with which the model card's numbers were measured; nms="fast"
+follows the original repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.errors import ModelError
+from segray.imaging import geometry
+from segray.instances import Instances
+from segray.models.adapters.adapter import Contract, Form, ImageInput, Options, chosen, large_enough, named
+
+Floats = NDArray[np.float32]
+
+MIN_SCORE = 0.05
+MAX_IOU = 0.5
+FAST_NMS_TOP = 200
+
+_OUTPUTS = ("conf", "boxes", "mask", "proto")
+_SIZE_HW = (550, 550)
+FORMS: Mapping[str, Form] = {
+    "original": Form(
+        "original",
+        ImageInput("input.1", _SIZE_HW, "NCHW", "RGB", (123.675, 116.78, 103.94), (58.395, 57.12, 57.375)),
+        _OUTPUTS,
+    ),
+    "converted": Form("converted", ImageInput("input.1", _SIZE_HW, "NCHW", "BGR", None, None), _OUTPUTS),
+}
+
+
+@dataclass(frozen=True)
+class Yolact(Contract):
+    """The contract."""
+
+    choices = frozenset({"nms"})
+
+    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The image, stretched to the network's square."""
+        return {form.image.name: geometry.stretch(image_rgb, form.image.size_hw or _SIZE_HW)[None]}
+
+    def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
+        """Every detection the reference keeps, best first, an empty mask or box among them.
+
+        outputs: conf (1, p, k + 1) softmax with background first, boxes (1, p, 4) x1, y1, x2, y2 over the image's
+        size, mask (1, p, c) coefficients, proto (1, s, s, c). All but nms="per_class" repair inverted boxes.
+        """
+        below = _below(options)
+        raw, unreadable = _candidates(outputs, len(self.labels), self.name, below)
+        prior, label, scores = _suppressed(raw, options, below)
+        class_ids = np.array(list(self.labels), np.int32)[label]
+        best = chosen(_descending(scores), class_ids, scores, options)
+        if not len(best):
+            return Instances.empty(size_hw, unreadable)
+        boxes = raw.boxes_xyxy[prior[best]]
+        if options.nms != "per_class":
+            boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+        masks = _masks(raw.coefficients[prior[best]], raw.prototypes, boxes, size_hw)
+        pixels = geometry.to_pixels(boxes, size_hw)
+        found = Instances(class_ids[best], scores[best], pixels, masks, size_hw, unreadable)
+        return large_enough(found, options)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Of n candidates: scores (n, k) without background, boxes_xyxy (n, 4), coefficients (n, c); and the prototypes,
+    (rows, columns, c)."""
+
+    scores: Floats
+    boxes_xyxy: Floats
+    coefficients: Floats
+    prototypes: Floats
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+def _below(options: Options) -> np.float32:
+    """A score that no threshold lets through, nor any score under it.
+
+    Suppression never looks down: leaving these out changes nothing that is kept.
+    """
+    least = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
+    return np.float32(np.nextafter(least, np.float32(-1)))
+
+
+def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, below: np.float32) -> tuple[_Raw, int]:
+    """The priors with a class over the floor; and how many of those have a score or an edge that is not finite."""
+    from segray.masks import _kernels
+
+    arrays = named(outputs, _OUTPUTS, where)
+    shapes = [np.shape(array) for array in arrays]
+    priors, side_hw, depth = shapes[0][1:2], shapes[3][1:3], shapes[3][3:4]
+    if shapes != [(1, *priors, classes + 1), (1, *priors, 4), (1, *priors, *depth), (1, *side_hw, *depth)]:
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in zip(_OUTPUTS, shapes, strict=True))
+        do = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
+        raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, do=do)
+    conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
+    rows = np.flatnonzero(_kernels.over(conf, max(np.float32(MIN_SCORE), below)))
+    scores, boxes = conf[rows, 1:], boxes[rows]
+    finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
+    raw = _Raw(scores[finite], boxes[finite], mask[rows[finite]], proto)
+    return raw, len(rows) - len(raw.scores)
+
+
+# ---- suppression: rows of candidates, class indices, scores ---------------------------------------
+
+Picked = tuple[NDArray[np.intp], NDArray[np.intp], Floats]
+
+
+def _suppressed(raw: _Raw, options: Options, below: np.float32) -> Picked:
+    match options.nms:
+        case "per_class":
+            return _per_class(raw, options.max_detections, max(np.float32(MIN_SCORE), below))
+        case "fast":
+            return _fast(raw, below)
+        case "cross_class":
+            return _cross_class(raw, below)
+
+
+def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
+    """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
+    from segray.masks import _kernels
+
+    found = raw.scores.T
+    labels, rows = np.nonzero(found > floor)
+    scores = found[labels, rows]
+    order = np.lexsort((-rows, -scores, labels))  # Of equal scores the later one first, as in _descending.
+    rows, labels, scores = rows[order], labels[order], scores[order]
+    kept = _kernels.greedy(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
+    return rows[kept], labels[kept], scores[kept]
+
+
+def _fast(raw: _Raw, below: np.float32) -> Picked:
+    """Fast NMS within each class.
+
+    There is no floor within a class but the thresholds: low scores fill up the list, as in the original.
+    """
+    kept = [_clear(raw, scores, below) for scores in raw.scores.T]
+    rows = np.concatenate([np.zeros(0, np.intp), *kept])
+    labels = np.repeat(np.arange(len(kept)), list(map(len, kept)))
+    return rows, labels, raw.scores[rows, labels]
+
+
+def _cross_class(raw: _Raw, below: np.float32) -> Picked:
+    """Fast NMS over all classes at once, each prior as its best class alone."""
+    rows = _clear(raw, raw.scores.max(axis=1, initial=0), below)
+    label = raw.scores[rows].argmax(axis=1)
+    return rows, label, raw.scores[rows, label]
+
+
+def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
+    """Of the best priors by these scores, those that overlap none above them, whether that one is kept or not."""
+    rows = _descending(scores)[:FAST_NMS_TOP]
+    rows = rows[scores[rows] > below]
+    boxes = raw.boxes_xyxy[rows]
+    above = np.triu(_iou(boxes[:, None], boxes[None]), 1).max(axis=0, initial=0)
+    clear: NDArray[np.intp] = rows[above <= MAX_IOU]
+    return clear
+
+
+def _iou(a: Floats, b: Floats) -> Floats:
+    """Boxes (..., 4) xyxy, broadcast -> (...); 0 where both are empty. Inverted boxes keep their signed areas."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = sides.clip(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    ratio: Floats = np.divide(shared, union, out=np.zeros_like(union), where=union != 0)
+    return ratio
+
+
+def _descending(scores: Floats) -> NDArray[np.intp]:
+    """Best first; of equal scores the later one first, as reversing a sort gives."""
+    return np.argsort(scores, kind="stable")[::-1]
+
+
+# ---- masks ----------------------------------------------------------------------------------------
+
+
+def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw: tuple[int, int]) -> tuple[str, ...]:
+    """Sigmoid of prototypes @ coefficients, cut to the box, resized to the image, over 0.5.
+
+    The cut leaves one pixel of the prototypes' own around the box, so a mask may reach a little beyond its box.
+    """
+    height, width, _ = prototypes.shape
+    left, right = _cut(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
+    top, bottom = _cut(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
+    cuts = np.stack([left, top, right, bottom], axis=1)
+    with np.errstate(all="ignore"):
+        logits = prototypes @ coefficients.T  # Operands as in the references: another order, other last bits.
+    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # Whose sigmoid is 0.
+    rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
+    return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+
+
+def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The prototype pixels j with low * side - 1 <= j < high * side + 1, as start and stop; stop >= start."""
+    start = np.ceil(np.clip(low * side - 1, 0, side)).astype(np.intp)
+    stop = np.ceil(np.clip(high * side + 1, 0, side)).astype(np.intp)
+    return start, np.maximum(start, stop)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    with np.errstate(all="ignore"):
+        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)

@@ -1,0 +1,614 @@
+"""OpenVINO: read a model, check it against a contract, compile it, lend out infer requests. And a fake engine.
+
+Knows ports, names, layouts, precision and threads; knows nothing of labels, boxes, masks or storage. The only
+module that imports openvino, but for the export in scenes/network.py. Nothing here survives pickling or fork:
+compile in the process that infers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import functools
+import math
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import ConfigError, ImageError, ModelError
+from segray.models.adapters.adapter import Form, ImageInput
+from segray.models.openvino import ov
+
+Arrays = Mapping[str, NDArray[Any]]
+
+OLDEST_IR = 10
+_CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+_SUFFIXES = (".xml", ".onnx", ".pb")
+_OFTEN = 16  # images of one size: then the next ones are worth the seconds that a network for them takes
+# Enough for the first element of an IR.
+_HEAD_BYTES = 2**16
+
+
+# ---- files ----------------------------------------------------------------------------------------
+
+
+def model_root(path: Path) -> Path:
+    """What OpenVINO opens: the path itself, but the folder for the saved_model.pb inside it."""
+    return path.parent if path.name == "saved_model.pb" else path
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The files that make up the model at `path`, sorted; ModelError if any is missing or cannot be a model.
+
+    path: IR (.xml, its .bin beside it), .onnx, frozen graph (.pb), SavedModel folder or its saved_model.pb.
+    """
+    path = model_root(path)
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise _missing(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
+        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    if not path.is_file():
+        raise _missing(path, "The model does not exist.")
+    if path.suffix not in _SUFFIXES:
+        do = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
+        raise ModelError("This is no model file segray reads.", where=str(path), found=f"suffix {path.suffix!r}", do=do)
+    if path.suffix != ".xml":
+        return (path,)
+    _check_ir_version(path)
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise _missing(weights, "The weights beside the .xml are missing.")
+    return (path, weights)
+
+
+def _missing(path: Path, what: str) -> ModelError:
+    do = "Check model.path; an IR is two files, .xml and .bin."
+    return ModelError(what, where=str(path), found=near(path), do=do)
+
+
+def near(path: Path) -> str:
+    """What lies where a file is missing, with names like its own first."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    there = [entry.name for entry in folder.iterdir()]
+    alike = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
+    return f"in {folder}: {', '.join(alike) or 'nothing'}"
+
+
+def ir_version(xml: Path) -> int:
+    """The version of the IR at `xml`; ModelError if it is none."""
+    parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(events=("start",))
+    try:
+        with xml.open("rb") as file:
+            parser.feed(file.read(_HEAD_BYTES))
+        start: Any = next(parser.read_events())
+        return int(start[1].attrib["version"])
+    except (ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
+        do = "Copy the file again, or convert the model again."
+        raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=repr(error), do=do) from error
+
+
+def _check_ir_version(xml: Path) -> None:
+    version = ir_version(xml)
+    if version < OLDEST_IR:
+        raise ModelError(
+            f"IR v{version} is no longer read by OpenVINO; v{OLDEST_IR} and newer are.",
+            where=str(xml),
+            found=f"version {version}, OpenVINO {ov.__version__}",
+            do="Convert the original model again; segray models inspect tells whether segray can rewrite this one.",
+        )
+
+
+# ---- ports ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: all its tensor names without ":0", element type as OpenVINO writes it ("u8", "f32").
+
+    shape: None for a dimension that is known only at inference, or for all of it.
+    """
+
+    names: tuple[str, ...]
+    element_type: str
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        dimensions = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{'|'.join(self.names) or '(no name)'} {self.element_type} [{dimensions}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives, in the model's own order; the order means nothing.
+
+    quantised: its layers compute in int8 where they can, whatever precision the rest is given.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    quantised: bool = False
+
+
+def read(path: Path) -> ov.Model:
+    """The model at `path`, as it is on disk; ModelError says why it cannot be read."""
+    model_files(path)
+    try:
+        return _core().read_model(model_root(path))
+    except RuntimeError as error:
+        do = "Copy the files again, or convert the model again."
+        raise ModelError("OpenVINO cannot read the model.", where=str(path), found=_reason(error), do=do) from error
+
+
+def signature(path: Path) -> Signature:
+    """The ports of the model at `path`. Reads the whole model, which takes a minute for large frozen graphs."""
+    return described(read(path))
+
+
+def described(model: ov.Model) -> Signature:
+    """The ports of a model that was read, and whether it is quantised."""
+    quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return replace(_signature(model), quantised=quantised)
+
+
+def save(model: ov.Model, xml: Path) -> None:
+    """Write the model as an IR of today: `xml` and its .bin, every weight in the precision it has."""
+    try:
+        ov.save_model(model, xml, compress_to_fp16=False)
+    except RuntimeError as error:
+        do = "Free some space or choose another folder."
+        raise ModelError("OpenVINO cannot write the model.", where=str(xml), found=_reason(error), do=do) from error
+
+
+def check(found: Signature, form: Form, where: str = "") -> None:
+    """ModelError unless a model with these ports can serve this form of a contract."""
+    if absent := absent_outputs(found, form):
+        raise ModelError(
+            f"This model is of another kind: outputs {', '.join(absent)} are missing for the {form.name} form.",
+            where=where,
+            found=f"outputs {'; '.join(map(str, found.outputs))}",
+            do=f"Check model.name and model.form; expected outputs are {', '.join(form.outputs)}.",
+        )
+    _model_layout(found.inputs[_image_index(found, form.image, where)], form.image, where)
+
+
+def check_precision(found: Signature, precision: str, where: str = "") -> None:
+    """ConfigError if model.precision contradicts the file: int8 is made beforehand, and cannot be unmade."""
+    if precision == "int8" and not found.quantised:
+        what, found_there = "This model is not quantised, so it cannot compute in int8.", "float layers alone"
+        do = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
+        raise ConfigError(what, where=where, found=found_there, do=do)
+    if precision not in ("auto", "int8") and found.quantised:
+        what, asked = "This model is quantised: its layers compute in int8.", f"model.precision: {precision}"
+        do = "Set model.precision to int8 or auto, or model.path to the model that it was made from."
+        raise ConfigError(what, where=where, found=asked, do=do)
+
+
+def absent_outputs(found: Signature, form: Form) -> list[str]:
+    """The outputs of this form that a model with these ports does not give."""
+    return [name for name in form.outputs if _index(found.outputs, name) is None]
+
+
+@functools.cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+def _signature(model: ov.Model | ov.CompiledModel) -> Signature:
+    return Signature(tuple(map(_port, model.inputs)), tuple(map(_port, model.outputs)))
+
+
+def _port(port: Any) -> Port:
+    partial = port.get_partial_shape()
+    shape = None if partial.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in partial)
+    names = tuple(sorted({name.removesuffix(":0") for name in port.get_names()}))
+    return Port(names, port.get_element_type().get_type_name(), shape)
+
+
+def _index(ports: Sequence[Port], name: str) -> int | None:
+    return next((index for index, port in enumerate(ports) if name in port.names), None)
+
+
+def _image_index(found: Signature, image: ImageInput, where: str) -> int:
+    """The image's port: by name, or the only input, whose name depends on who converted the model."""
+    index = 0 if len(found.inputs) == 1 else _index(found.inputs, image.name)
+    if index is None:
+        ports = f"inputs {'; '.join(map(str, found.inputs))}"
+        raise ModelError(f"The model has no input {image.name!r}.", where=where, found=ports, do="Check model.name.")
+    return index
+
+
+def _model_layout(port: Port, image: ImageInput, where: str) -> str:
+    """The layout the model itself wants: the declared one, unless its 3 channels are plainly elsewhere."""
+    for layout in (image.layout, "NHWC", "NCHW"):
+        if _fits(port.shape, layout, None if image.resizable else image.size_hw):
+            return layout
+    expected = f"{image.layout} with 3 channels, height and width {image.size_hw or 'any'}"
+    raise ModelError("The image input has another shape.", where=where, found=str(port), do=f"Expected: {expected}.")
+
+
+def _fits(shape: tuple[int | None, ...] | None, layout: str, size_hw: tuple[int, int] | None) -> bool:
+    expected = _shape(layout, size_hw)
+    if shape is None:
+        return True
+    return len(shape) == 4 and all(
+        None in (have, want) or have == want for have, want in zip(shape, expected, strict=True)
+    )
+
+
+def _shape(layout: str, size_hw: tuple[int, int] | None) -> tuple[int | None, ...]:
+    height, width = size_hw or (None, None)
+    dimensions = {"N": 1, "C": 3, "H": height, "W": width}
+    return tuple(dimensions[axis] for axis in layout)
+
+
+def _size_hw(port: Port) -> tuple[int, int] | None:
+    """Height and width of a compiled image input, NHWC; None if either is open."""
+    _, height, width, _ = port.shape or (None,) * 4
+    return None if height is None or width is None else (height, width)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an OpenVINO message; the lines before it name its own source files."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+
+
+# ---- compilation ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Where and how to run. device: one of OpenVINO's ("CPU", "GPU.0"). threads: None for available_cpus().
+
+    precision: "f32", "bf16", "f16"; "int8" for a quantised model, with f32 where it has floats; or "auto" for the
+    device's default, which differs between machines.
+    cache_dir: where compiled models are kept; None for nowhere. hint: THROUGHPUT, or LATENCY for one image at a time.
+    fixed_shapes: how many image sizes get a network of their own, where the model takes any (see `compile`).
+    """
+
+    device: str = "CPU"
+    threads: int | None = None
+    precision: str = "auto"
+    cache_dir: str | None = None
+    hint: str = "THROUGHPUT"
+    fixed_shapes: int = 0
+
+
+class Engine(Protocol):
+    """A compiled model that several threads share.
+
+    requests: how many threads keep the device busy. facts: what took effect: openvino, device, device_name,
+    precision ("int8+f32" of a quantised model), streams, threads. size_hw: of the images it takes, None for any.
+    """
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def facts(self) -> Mapping[str, str]: ...
+    @property
+    def size_hw(self) -> tuple[int, int] | None: ...
+
+    def infer(self, inputs: Arrays) -> AbstractContextManager[Arrays]:
+        """Run one image; the named outputs are views of the device's buffers, valid inside the `with` only.
+
+        inputs: what the contract prepared; images uint8 (1, h, w, 3) RGB. Blocks while all requests are lent.
+        Raises ImageError(stage="infer") if the network refuses this input, ModelError if no input ever fits.
+        """
+        ...
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: its affinity mask, cut by the container's CFS quota (cgroup v2 or v1), rounded up.
+
+    OpenVINO respects the mask by itself, but not the quota.
+    """
+    affinity, quota = len(os.sched_getaffinity(0)), _quota(cgroup)
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    v2, v1 = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
+    if v2.is_file():
+        quota, period = v2.read_text().split()
+    elif v1.is_file():
+        quota, period = v1.read_text(), v1.with_name("cpu.cfs_period_us").read_text()
+    else:
+        return None
+    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
+    """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput.
+
+    A network that takes images of any size is compiled again for each of the first `settings.fixed_shapes` sizes
+    that come often: layers whose paddings depend on the size fold then, which pays for atrous convolutions. Sums may
+    round otherwise in it.
+    """
+    first = compiled(path, form, settings)
+    sizes = settings.fixed_shapes if first.size_hw is None else 0
+    return _OpenVINOEngine(first, form.image.name, lambda size_hw: compiled(path, form, settings, size_hw), sizes)
+
+
+def compiled(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Compiled:
+    """The same without an engine, for those who drive requests otherwise; size_hw: for images of this size alone."""
+    _check_device(settings)
+    model = read(path)
+    found = described(model)
+    check(found, form, str(path))
+    check_precision(found, settings.precision, str(path))
+    image = _image_index(found, form.image, str(path))
+    layout = _model_layout(found.inputs[image], form.image, str(path))
+    try:
+        _keep_outputs(model, form.outputs)
+        _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw or size_hw))
+        model = _embed(model, image, form.image, layout)
+        with _turn(settings.cache_dir):
+            network = _core().compile_model(model, settings.device, _options(settings))
+    except RuntimeError as error:
+        do = "Try another device or precision, or convert the model again."
+        raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
+    return Compiled(network, form, image, _facts(network, settings, found.quantised))
+
+
+@contextmanager
+def _turn(cache_dir: str | None) -> Iterator[None]:
+    """One compile at a time on a machine: the first fills the cache, the others read it."""
+    if cache_dir is None:
+        yield
+        return
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        file = (Path(cache_dir) / "segray.lock").open("w")
+    except OSError as error:
+        what, do = "The folder for compiled models cannot be used.", "Choose another, or null, as model.cache_dir."
+        raise ModelError(what, where=cache_dir, found=str(error), do=do) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def precisions(device: str = "CPU") -> tuple[str, ...]:
+    """What the device can compute in, of "f32", "bf16", "f16" and "int8"."""
+    able = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name, capability in _CAPABILITY.items() if capability in able)
+
+
+def _check_device(settings: DeviceSettings) -> None:
+    device, there = settings.device, _core().available_devices
+    if not any(device in (name, name.split(".")[0], f"{name}.0") for name in there):
+        do = "Choose one of those."
+        if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
+            do += " OpenVINO's GPU means an Intel GPU with its driver; NVIDIA cards are not supported."
+        raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(there)}", do=do)
+    if settings.precision not in ("auto", *precisions(device)):
+        what = f"The device cannot compute in {settings.precision}."
+        found = f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {', '.join(precisions(device))}"
+        raise ModelError(
+            what, where=f"device {device}", found=found, do="Choose one of those, or auto, as model.precision."
+        )
+
+
+def _options(settings: DeviceSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": settings.hint,
+        "INFERENCE_NUM_THREADS": settings.threads or available_cpus(),
+        # Pinned, every process on a host takes the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    known = _core().get_property(settings.device, "SUPPORTED_PROPERTIES")
+    options = {name: value for name, value in options.items() if name in known}
+    if settings.precision != "auto":
+        options["INFERENCE_PRECISION_HINT"] = _of_floats(settings.precision)
+    if settings.cache_dir:
+        options["CACHE_DIR"] = settings.cache_dir
+    return options
+
+
+def _of_floats(precision: str) -> str:
+    """What the float layers compute in: of a quantised model f32, so that it gives the same rows everywhere."""
+    return "f32" if precision == "int8" else precision
+
+
+def _keep_outputs(model: ov.Model, names: Sequence[str]) -> None:
+    wanted = {_index(_signature(model).outputs, name) for name in names}
+    for index, port in enumerate(model.outputs):
+        if index not in wanted:
+            model.remove_result(port.get_node())
+
+
+def _fix_shape(port: Any, model: ov.Model, shape: tuple[int | None, ...]) -> None:
+    """Make the image input static where the contract knows its size: faster, and outputs become static too."""
+    if None not in shape and port.get_partial_shape().is_dynamic:
+        model.reshape({port: ov.PartialShape(list(shape))})
+
+
+def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Model:
+    """Put colour order, layout, type, mean and scale into the graph, behind a uint8 NHWC RGB input."""
+    steps = ov.preprocess.PrePostProcessor(model)
+    port = steps.input(index)
+    port.model().set_layout(ov.Layout(layout))
+    port.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    if image.colour == "BGR":
+        port.preprocess().reverse_channels()
+    if image.mean is not None or image.scale is not None:
+        port.preprocess().convert_element_type(ov.Type.f32)
+    if image.mean is not None:
+        port.preprocess().mean(list(image.mean))
+    if image.scale is not None:
+        port.preprocess().scale(list(image.scale))
+    return steps.build()
+
+
+def as_stored(model: ov.Model, form: Form, inputs: Arrays) -> tuple[NDArray[Any], ...]:
+    """What a contract prepared, as the graph on disk takes it, in its own order: for those who do not `compile` it.
+
+    inputs: as for Engine.infer; they must be what the model takes. The image gets the colour order, mean, scale,
+    layout and type that `compile` builds into its copy of the graph.
+    """
+    found, image = _signature(model), form.image
+    index = _image_index(found, image, form.name)
+    pixels = inputs[image.name][..., ::-1] if image.colour == "BGR" else inputs[image.name]
+    if image.mean is not None:
+        pixels = pixels - np.array(image.mean, np.float32)
+    if image.scale is not None:
+        pixels = pixels / np.array(image.scale, np.float32)
+    if _model_layout(found.inputs[index], image, form.name) == "NCHW":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    others = {name: array for name, array in inputs.items() if name != image.name}
+    arrays = [
+        pixels if i == index else next(array for name, array in others.items() if name in port.names)
+        for i, port in enumerate(found.inputs)
+    ]
+    dtypes = [port.get_element_type().to_dtype() for port in model.inputs]
+    return tuple(np.ascontiguousarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True))
+
+
+def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool) -> dict[str, str]:
+    known = compiled.get_property("SUPPORTED_PROPERTIES")
+
+    def effective(name: str) -> str:
+        return str(compiled.get_property(name)) if name in known else ""
+
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if _of_floats(settings.precision) not in ("auto", precision):
+        found, do = f"{precision} took effect", "Choose that, or auto, as model.precision."
+        raise ModelError(f"The device did not take {settings.precision}.", where=settings.device, found=found, do=do)
+    return {
+        "openvino": ov.__version__,
+        "device": settings.device,
+        "device_name": _core().get_property(settings.device, "FULL_DEVICE_NAME"),
+        "precision": f"int8+{precision}" if quantised else precision,
+        "streams": effective("NUM_STREAMS"),
+        "threads": effective("INFERENCE_NUM_THREADS"),
+    }
+
+
+# ---- engines --------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as of an Engine."""
+
+    def __init__(self, network: ov.CompiledModel, form: Form, image: int, facts: Mapping[str, str]) -> None:
+        self.network, self.facts = network, facts
+        ports = _signature(network)
+        self.size_hw = _size_hw(ports.inputs[image])
+        self._inputs = {name: index for index, port in enumerate(ports.inputs) for name in port.names}
+        self._inputs[form.image.name] = image
+        self._dtypes = [port.get_element_type().to_dtype() for port in network.inputs]
+        self._outputs = {name: _index(ports.outputs, name) for name in form.outputs}
+
+    def inputs(self, arrays: Arrays) -> dict[int, NDArray[Any]]:
+        """Inputs by port. OpenVINO would run on without one that is missing, and would wrap floats into uint8."""
+        by_port = {self._inputs[name]: array for name, array in arrays.items() if name in self._inputs}
+        fits = len(by_port) == len(arrays) == len(self._dtypes)
+        if not fits or any(self._dtypes[index] != array.dtype for index, array in by_port.items()):
+            given = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+            taken = ", ".join(f"{name} {self._dtypes[index]}" for name, index in self._inputs.items())
+            what = "The model takes other inputs than its contract prepares."
+            raise ModelError(
+                what, found=f"prepared {given}; the model takes {taken}", do="Check model.name and model.form."
+            )
+        return by_port
+
+    def outputs(self, request: ov.InferRequest) -> dict[str, NDArray[Any]]:
+        """The form's outputs of a request that is done, by name: views of its buffers."""
+        return {name: request.get_output_tensor(index).data for name, index in self._outputs.items()}
+
+
+class _Requests:
+    """The infer requests of one network, made when they are needed, each lent to one thread at a time."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+
+    @contextmanager
+    def lend(self) -> Iterator[ov.InferRequest]:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self.compiled.network.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.put(request)
+
+
+class _OpenVINOEngine:
+    """A network for any size, and networks for the sizes that came often; `requests` of them work at a time."""
+
+    def __init__(
+        self, compiled: Compiled, image: str, compile_for: Callable[[tuple[int, int]], Compiled], sizes: int
+    ) -> None:
+        self._any, self._image, self._compile_for, self._sizes = _Requests(compiled), image, compile_for, sizes
+        self.facts, self.size_hw = compiled.facts, compiled.size_hw
+        # One more than the device works on, so that it never waits for a thread that is still decoding.
+        self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
+        self._turns = threading.Semaphore(self.requests)
+        self._fixed: dict[tuple[int, int], _Requests] = {}
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._counting = threading.Lock()
+
+    @contextmanager
+    def infer(self, inputs: Arrays) -> Iterator[Arrays]:
+        requests = self._requests_for(inputs)
+        by_port = requests.compiled.inputs(inputs)
+        with self._turns, requests.lend() as request:
+            try:
+                request.start_async(by_port, share_inputs=True)
+                request.wait()
+            except RuntimeError as error:
+                found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items())
+                what = f"The network refused the image: {_reason(error)}"
+                raise ImageError(what, stage="infer", found=found) from error
+            yield requests.compiled.outputs(request)
+
+    def _requests_for(self, inputs: Arrays) -> _Requests:
+        """Those of the image's size, whose network is made beside once the size has come often."""
+        if not self._sizes:
+            return self._any
+        _, height, width, _ = inputs[self._image].shape
+        size_hw = (height, width)
+        with self._counting:
+            self._seen[size_hw] += 1
+            if self._seen[size_hw] != _OFTEN or self._sizes == len(self._fixed):
+                return self._fixed.get(size_hw, self._any)
+            self._fixed[size_hw] = self._any  # taken; until it is made
+        threading.Thread(target=self._fix, args=(size_hw,), name="compile").start()
+        return self._any
+
+    def _fix(self, size_hw: tuple[int, int]) -> None:
+        with suppress(ModelError):  # Then the network for any size goes on with this one too.
+            self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
+
+
+@dataclass(frozen=True)
+class FakeEngine:
+    """An Engine over a function, for tests. As strict as the real one: outputs are spoiled when the `with` ends."""
+
+    function: Callable[[Arrays], Arrays]
+    requests: int = 2
+    facts: Mapping[str, str] = field(default_factory=lambda: {"device": "FAKE", "precision": "f32"})
+    delay_s: float = 0.0
+    size_hw: tuple[int, int] | None = None
+
+    @contextmanager
+    def infer(self, inputs: Arrays) -> Iterator[Arrays]:
+        time.sleep(self.delay_s)
+        outputs = {name: np.array(array, order="C") for name, array in self.function(inputs).items()}
+        try:
+            yield outputs
+        finally:
+            for array in outputs.values():
+                array.reshape(-1).view(np.uint8).fill(255)

@@ -1,0 +1,157 @@
+"""Where each model comes from, in which form it is, and what identifies it.
+
+Knows names, files, the card beside a model and fingerprints; knows nothing of devices or of what outputs mean.
+
+A card is a file `segray.json` beside the model (in the folder of a SavedModel): {"contract": name, "form": name},
+and whatever else its maker wants to say. It settles what the model file alone cannot tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segray.errors import ConfigError, ModelError
+from segray.models import engine, zoo
+from segray.models.adapters.adapter import Contract, Form, ImageInput
+from segray.models.registry import CONTRACTS
+
+CARD = "segray.json"
+EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
+
+HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.CATALOGUE.items()}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A contract plus files on disk. fingerprint: 64 hex digits over file contents, contract and form."""
+
+    name: str
+    contract: Contract
+    form: Form
+    path: Path
+    files: tuple[Path, ...]
+    fingerprint: str
+
+
+def resolve(
+    name: str, path: str | None = None, form: str | None = None, labels: Mapping[int, str] | None = None
+) -> Model:
+    """The model that the configuration means: model.name, model.path, model.form and model.labels.
+
+    Raises ConfigError for what the configuration must settle, ModelError for files that cannot be this model.
+    """
+    contract = _contract(name)
+    place = _path(name, path)
+    _check_readable(name, place)
+    files = tuple(file for file in engine.model_files(place) if file.name != CARD)
+    chosen = _form(contract, name, place, form)
+    fingerprint = _fingerprint(place, files, contract.name, chosen.name)
+    if labels is not None:
+        contract = contract.with_labels(labels)
+    return Model(name, contract, chosen, place, files, fingerprint)
+
+
+def _contract(name: str) -> Contract:
+    zoo.find(name)
+    if name not in CONTRACTS:
+        found = f"contracts: {', '.join(CONTRACTS)}"
+        raise ConfigError(f"{name} cannot be decoded yet.", where="model.name", found=found, do="Choose one of those.")
+    return CONTRACTS[name]
+
+
+def _path(name: str, path: str | None) -> Path:
+    if path is not None:
+        return engine.model_root(Path(path))
+    if name != "stickers":
+        raise ConfigError(f"{name} needs its files.", where="model.path", found="nothing", do=HOW_TO_GET[name])
+    return EMBEDDED
+
+
+def _check_readable(name: str, path: Path) -> None:
+    """What to do about files that are missing or too old depends on the model: only here it is known which is meant."""
+    if not path.exists():
+        do = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
+        raise ModelError("The model does not exist.", where=str(path), found=engine.near(path), do=do)
+    if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
+        what = f"IR v{version} is no longer read by OpenVINO."
+        raise ModelError(what, where=str(path), found=f"version {version}", do=HOW_TO_GET[name])
+
+
+def _form(contract: Contract, name: str, path: Path, asked: str | None) -> Form:
+    """The form asked for or on the card; else the only one whose outputs the file has."""
+    card = _card(path, contract, name)
+    stated = card.get("form")
+    if asked and stated and asked != stated:
+        found, do = f"the card says {stated!r}, model.form {asked!r}", "Remove model.form, or correct the card."
+        raise ConfigError("The model's form is stated twice.", where=str(path), found=found, do=do)
+    chosen = asked or stated or _told_by_outputs(contract, path)
+    if chosen not in contract.forms:
+        do = f"Choose {' or '.join(contract.forms)}."
+        raise ConfigError(f"{name} has no form {chosen!r}.", where="model.form", found=repr(chosen), do=do)
+    return contract.forms[chosen]
+
+
+def _card(path: Path, contract: Contract, name: str) -> Mapping[str, Any]:
+    card = read_card(path)
+    if card.get("contract", name) not in (name, contract.name):
+        what = f"The card beside the model speaks of another model than {name}."
+        do = "Check model.name and model.path."
+        raise ConfigError(what, where=str(path), found=f"contract {card.get('contract')!r}", do=do)
+    return card
+
+
+def read_card(path: Path) -> Mapping[str, Any]:
+    """The card beside the model file at `path`, or in that folder; empty if there is none."""
+    file = (path if path.is_dir() else path.parent) / CARD
+    if not file.is_file():
+        return {}
+    try:
+        card = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        do = "Correct or remove it."
+        raise ModelError("The card beside the model is not JSON.", where=str(file), found=str(error), do=do) from error
+    if not isinstance(card, dict):
+        do = "Correct or remove it."
+        raise ModelError("The card beside the model is no JSON object.", where=str(file), found=repr(card)[:80], do=do)
+    return card
+
+
+def _told_by_outputs(contract: Contract, path: Path) -> str:
+    forms = list(contract.forms.values())
+    if len(forms) > 1:
+        found = engine.signature(path)
+        forms = [form for form in forms if not engine.absent_outputs(found, form)] or forms
+    if len(forms) == 1:
+        return forms[0].name
+    raise ConfigError(
+        f"The file does not tell in which form {contract.name} is.",
+        where="model.form",
+        found=f"nothing in the configuration, no {CARD} beside {path}",
+        do="Set model.form: " + "; ".join(f"{form.name!r} if {_describe(form.image)}" for form in forms) + ".",
+    )
+
+
+def _describe(image: ImageInput) -> str:
+    if image.mean is None and image.scale is None:
+        return f"it takes {image.colour} 0..255, with mean and scale inside"
+    return f"it takes normalised {image.colour}, with mean {image.mean} and scale {image.scale} outside"
+
+
+def _fingerprint(path: Path, files: tuple[Path, ...], contract: str, form: str) -> str:
+    lines = [f"contract {contract}", f"form {form}"]
+    for file in files:
+        digest = sha256(file)
+        # A model that was renamed or moved is the same model; inside a SavedModel names have a meaning.
+        lines.append(f"{file.relative_to(path) if path.is_dir() else file.suffix} {digest}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Of the file's content, as 64 hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Tell how a run goes: terminal, log, heartbeat, Prometheus."""

@@ -1,0 +1,193 @@
+"""What a person sees: progress while a run goes on, and its summary.
+
+Knows terminals and words; knows nothing of how the numbers came about. On a terminal there is a bar with
+images/s and ETA; elsewhere (a job log, a file, a notebook) plain lines at intervals.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from segray.cli.options import duration
+from segray.execution.progress import Watcher
+
+if TYPE_CHECKING:
+    from segray.execution.run import Summary
+
+_LINE_S = 10.0
+_DUMB = ("dumb", "unknown")
+
+
+class Plain(Watcher):
+    """Progress as lines of text: notes at once, counts every ten seconds."""
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out or sys.stderr, clock
+        self._meter = Meter()
+        self._printed_s = 0.0
+
+    def note(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._out, flush=True)
+
+    def begin(self, images: int, resumed: int) -> None:
+        self._meter = Meter(images, resumed)
+        self._printed_s = self._clock()
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        now = self._clock()
+        rate = self._meter.update(done, now)
+        if now - self._printed_s >= _LINE_S:
+            self._printed_s = now
+            pace = f", {rate:.1f} images/s, {duration(self._meter.eta_s(done))} left" if rate else ""
+            self.note(f"{done}/{self._meter.images} images, {instances} instances, {failed} failed{pace}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class Bar(Watcher):
+    """Progress as a bar that redraws itself."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        columns = (
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task("planning", total=None)
+        self._meter = Meter()
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def begin(self, images: int, resumed: int) -> None:
+        self._meter = Meter(images, resumed)
+        self._bar.reset(self._task, total=images, completed=resumed, description="starting workers")
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        rate = self._meter.update(done, time.monotonic())
+        eta = duration(self._meter.eta_s(done))
+        text = f"{rate:.1f} images/s, {eta} left, {instances} instances, {failed} failed"
+        self._bar.update(self._task, completed=done, description=text if rate else "starting workers")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class Meter:
+    """Images per second since the first image came, and what that says of the rest."""
+
+    def __init__(self, images: int = 0, resumed: int = 0) -> None:
+        self.images = images
+        self._first: tuple[float, int] | None = None
+        self._seen = resumed
+        self._rate = 0.0
+
+    def update(self, done: int, now_s: float) -> float:
+        """The mean rate at this moment; 0 before there is one."""
+        if self._first is None:
+            if done > self._seen:
+                self._first = (now_s, done)
+        elif now_s > self._first[0]:
+            self._rate = (done - self._first[1]) / (now_s - self._first[0])
+        return self._rate
+
+    def eta_s(self, done: int) -> float | None:
+        return (self.images - done) / self._rate if self._rate else None
+
+
+def watcher() -> Plain | Bar:
+    """Return a bar where a line can be redrawn, plain lines elsewhere."""
+    return Bar() if redraws(sys.stderr) else Plain()
+
+
+def redraws(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a person sees lines there redrawn. A notebook and most CI keep each redraw as a line of its own.
+
+    Source: JPY_PARENT_PID is set for each process that a Jupyter kernel starts, CI by all usual services.
+    """
+    kept = "JPY_PARENT_PID" in environ or environ.get("CI", "false").lower() not in ("", "0", "false")
+    return out.isatty() and not kept and environ.get("TERM", "").lower() not in _DUMB
+
+
+def as_record(summary: Summary) -> dict[str, Any]:
+    """The whole summary for a machine. published_share: of the seconds, merging and committing; it goes on beside."""
+    return {
+        **asdict(summary),
+        "images_per_s": round(rate(summary), 3),
+        "published_share": round(_published_share(summary), 4),
+        "next": "the same command again" if summary.exit_code else f"segray verify {summary.root}",
+    }
+
+
+def rate(summary: Summary) -> float:
+    """Images per second from the first worker's readiness to the last commit."""
+    return summary.tally.images / summary.seconds if summary.seconds else 0.0
+
+
+def _published_share(summary: Summary) -> float:
+    return (summary.tally.merge_s + summary.tally.commit_s) / max(summary.seconds, 1e-9)
+
+
+def describe(summary: Summary) -> str:
+    """The summary for a person: what was done, what failed, what to look at next."""
+    tally, images = summary.tally, summary.images
+    lines = []
+    if summary.retired:
+        lines.append(f"retired {summary.retired} images that the source no longer lists")
+    if tally.images:
+        lines.append(
+            f"labelled {tally.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "
+            f"workers ready after {summary.startup_s:.1f} s): {tally.instances} instances"
+        )
+        lines.append(
+            f"published beside it: {tally.merge_s:.1f} s of merging, {tally.commit_s:.1f} s of committing "
+            f"({_published_share(summary):.0%} of the time)"
+        )
+    counts = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
+    lines.append(f"the label set holds {sum(images.values())} images ({counts or 'none'})")
+    lines += _classes(summary.classes)
+    if tally.dropped:
+        lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(tally.dropped.items())))
+    for key, stage, message in summary.failures:
+        lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
+    if summary.exit_code:
+        share = images.get("failed", 0) / max(1, sum(images.values()))
+        lines.append(f"{share:.1%} of the images failed, more than max_failed_fraction allows: exit code 3")
+    lines += ["", *next_steps(summary.root)]
+    return "\n".join(lines)
+
+
+def _classes(classes: Mapping[str, int], most: int = 10) -> list[str]:
+    shown = [f"  {count:>9,}  {name}" for name, count in list(classes.items())[:most]]
+    rest = len(classes) - most
+    return shown + ([f"             and {rest} more classes"] if rest > 0 else [])
+
+
+def next_steps(root: str) -> list[str]:
+    """Where the tables are and one line to query them."""
+    query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
+    code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
+    return [
+        f"tables:  {root}/instances  {root}/images",
+        f'query:   python -c "{code}"',
+    ]

@@ -1,0 +1,124 @@
+"""A run as JSON, one object a line, for whoever collects logs.
+
+Knows the lines: note, begin, progress, unit, summary and error, each with `at`, `level`, `event`, `run` and `stage`
+(planning, starting, labelling or publishing) as far as they are known. What Ray itself prints is not JSON and may stand
+between them. Secrets of the environment are blanked wherever they turn up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from segray.errors import SegrayError
+from segray.execution.progress import Vitals, Watcher
+from segray.instances import UnitReport
+from segray.monitoring import console, heartbeat
+
+if TYPE_CHECKING:
+    from segray.execution.run import Summary
+    from segray.label_set.run_records import Run
+
+# Where this is set, a run that tells its progress as text prints the summary line besides.
+SUMMARY_ENV = "SEGRAY_SUMMARY_LINE"
+_PROGRESS_S = 10.0
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+_LEAST_SECRET = 6
+
+
+class Json(Watcher):
+    """Writes a run's lines."""
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out or sys.stderr, clock
+        self._run: str | None = None
+        self._stage = "planning"
+        self._begun: tuple[int, int] | None = None
+        self._told_s = 0.0
+
+    def note(self, text: str) -> None:
+        self._tell("note", message=text)
+
+    def begin(self, images: int, resumed: int) -> None:
+        self._begun = images, resumed
+
+    def beat(self, vitals: Vitals) -> None:
+        self._run, self._stage = vitals.run.id, vitals.phase
+        if self._begun is not None:
+            images, resumed = self._begun
+            self._begun, self._told_s = None, self._clock()
+            self._tell("begin", images=images, resumed=resumed)
+        if self._clock() - self._told_s >= _PROGRESS_S:
+            self._told_s = self._clock()
+            found = heartbeat.record(vitals)
+            self._tell("progress", **{name: found[name] for name in found if name not in ("phase", "slowest")})
+
+    def unit(self, run: Run, host: str, report: UnitReport) -> None:
+        task = report.task
+        self._run, self._stage = run.id, "labelling"
+        self._tell(
+            "unit",
+            unit=task.unit,
+            start=task.start,
+            stop=task.stop,
+            attempt=task.attempt,
+            host=host,
+            ok=report.ok,
+            empty=report.empty,
+            failed=report.failed,
+            instances=report.instances,
+            bytes_read=report.bytes_read,
+            seconds={name: round(value, 3) for name, value in report.seconds.items()},
+            dropped=dict(report.dropped),
+        )
+
+    def summary(self, summary: Summary) -> None:
+        """The end of a run that came to its end."""
+        print(summary_line(summary, self._run), file=self._out, flush=True)
+
+    def error(self, error: SegrayError) -> None:
+        """The end of one that did not."""
+        told = {"found": error.found, "where": error.where, "do": error.do}
+        self._tell("error", "error", message=error.what, **told, exit_code=error.exit_code)
+
+    def _tell(self, event: str, level: str = "info", **values: Any) -> None:
+        print(_line(event, level, self._run, self._stage, values), file=self._out, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def summary_line(summary: Summary, run: str | None = None) -> str:
+    """The result of a run as a line of such a log."""
+    level = "error" if summary.exit_code else "info"
+    return _line("summary", level, run, None, {"result": console.as_record(summary)})
+
+
+def result_of(line: str) -> dict[str, Any] | None:
+    """The result in a summary line; None for any other line, whatever is on it."""
+    if '"event": "summary"' not in line:
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    result = found.get("result") if isinstance(found, dict) else None
+    return result if isinstance(result, dict) else None
+
+
+def _line(event: str, level: str, run: str | None, stage: str | None, values: Mapping[str, Any]) -> str:
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = {"at": at, "level": level, "event": event, "run": run, "stage": stage, **values}
+    text = json.dumps(record)
+    for name in _SECRETS:
+        if len(secret := os.environ.get(name, "")) >= _LEAST_SECRET:
+            text = text.replace(json.dumps(secret)[1:-1], "***")
+    return text

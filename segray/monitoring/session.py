@@ -1,0 +1,78 @@
+"""Everyone who is told how a run goes: a terminal or a log, Prometheus, and the heartbeat; and the report at its end.
+
+Knows who they are and when they are let go; what each makes of it is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from segray.analytics.reports.live_page import live
+from segray.config import Config
+from segray.execution.progress import Vitals, Watcher
+from segray.execution.run import Summary
+from segray.instances import UnitReport
+from segray.label_set.run_records import Run
+from segray.monitoring import console
+from segray.monitoring.heartbeat import Heart
+from segray.monitoring.json_log import Json
+from segray.monitoring.prometheus import Metrics
+from segray.storage.store import StorageOptions
+
+Screen = console.Plain | console.Bar | Json
+
+
+class Together(Watcher):
+    """Several watchers as one; each is told in turn."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def note(self, text: str) -> None:
+        for each in self._watchers:
+            each.note(text)
+
+    def begin(self, images: int, resumed: int) -> None:
+        for each in self._watchers:
+            each.begin(images, resumed)
+
+    def advance(self, done: int, instances: int, failed: int) -> None:
+        for each in self._watchers:
+            each.advance(done, instances, failed)
+
+    def unit(self, run: Run, host: str, report: UnitReport) -> None:
+        for each in self._watchers:
+            each.unit(run, host, report)
+
+    def beat(self, vitals: Vitals) -> None:
+        for each in self._watchers:
+            each.beat(vitals)
+
+
+@contextmanager
+def observed(chosen: Config, screen: Screen) -> Iterator[Watcher]:
+    """The watchers of a run on a Ray cluster."""
+    options = StorageOptions(**chosen.storage.model_dump())
+    heart = Heart(options, screen.note, live=live if chosen.report else None)
+    with screen:
+        try:
+            yield Together((screen, Metrics(), heart))
+        finally:
+            heart.close()
+
+
+def report(chosen: Config, summary: Summary, screen: Screen) -> str | None:
+    """Write the page of a run that came to its end; its address, None where there is none.
+
+    Whatever goes wrong is told and nothing more: the labels are whole without it.
+    """
+    if not chosen.report or not (summary.planned or summary.retired):
+        return None
+    try:
+        from segray.analytics.reports import report as pages  # Not before: a run needs none of what this imports.
+
+        return pages.of_run(summary.root, **chosen.storage.model_dump())
+    except Exception as exc:
+        screen.note(f"there is no report, the labels are whole: {type(exc).__name__}: {exc}")
+        return None

@@ -1,0 +1,58 @@
+"""One part of a larger dataset as the source: its keys begin at the dataset's folder, not at the part's.
+
+So images of two days that have one name have two keys, and what is no longer listed is only looked for among the keys
+of this part. Knows paths and keys; lists nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from segray import config
+from segray.errors import ConfigError
+from segray.sources.uris import WILDCARD, inside, split_glob
+from segray.storage.store import Store, parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """root: the folder that the source's keys are paths below. prefix: what its keys begin with, "" for all."""
+
+    root: str
+    prefix: str
+
+    def rebased(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Batches of sources.REF_SCHEMA with the prefix before each key that is a path below the root.
+
+        Keys that a manifest gives stay as they are.
+        """
+        for batch in batches:
+            if not self.prefix:
+                yield batch
+                continue
+            keys, uris = (batch.column(name).to_pylist() for name in ("key", "uri"))
+            below = [self.prefix + key if self._is_path(key, uri) else key for key, uri in zip(keys, uris, strict=True)]
+            yield batch.set_column(0, batch.schema.field(0), pa.array(below, pa.string()))
+
+    def _is_path(self, key: str, uri: str) -> bool:
+        place = inside(uri)
+        file = uri if place is None else place.file
+        return file.startswith(f"{self.root}/") and key.startswith(file[len(self.root) + 1 :])
+
+
+def of(source: config.Source, store: Store) -> Part:
+    """The part that the configuration asks for. Raises ConfigError when source.uri does not lie in source.base."""
+    uri = source.uri
+    if source.base is None:
+        return Part("", "")
+    if not uri.endswith("/") and store.exists(uri):
+        root = parent(uri)
+    else:
+        root = split_glob(uri)[0] if WILDCARD.search(uri) else uri
+    root, base = root.rstrip("/"), source.base.rstrip("/")
+    if root != base and not root.startswith(f"{base}/"):
+        raise ConfigError("source.uri does not lie in source.base", where=uri, found=base, do="correct one of them")
+    return Part(root, f"{root[len(base) + 1 :]}/" if root != base else "")

@@ -1,0 +1,329 @@
+"""Where the images of a dataset are: folders, buckets, manifests, archives, columns and videos, as references.
+
+Knows which files count as images and which hold images; planning opens the indexes of the latter and no image.
+References travel in columns, REF_BATCH_ROWS at a time, so that a million of them stay well below 1 GB.
+
+    photos/  s3://bucket/photos  gs://...   every image below, by extension; key = path below the folder
+    photos/**/*.jpg  s3://bucket/2024-*/*   what the pattern names, whatever its extension; key = path below
+                                            the folders that come before the first wildcard
+    photo.jpg                               one image; key = its name
+    list.txt                                one URI a line (UTF-8); key = the URI as written
+    list.csv  list.parquet                  column `uri`, or the only column; optional columns `key`, `version`
+    .../manifest.json                       an S3 Inventory report; keys and versions as listing would give them
+
+    shards/  train-*.tar  a.zip             what holds images is taken apart wherever it is listed: key = FILE/MEMBER,
+    table.parquet                           FILE/ROW for a column of image bytes,
+    drive.mp4                               FILE#t=12.480 for frames at `frames_per_s`; version = that of the file
+
+A folder that holds images and shards is one of images, unless `kind` says otherwise. In folders, hidden files and
+folders (.name) and the folders in BOOKKEEPING are passed over. Wildcards are *, ? and [...] within a name and ** for
+any number of folders; they match a leading dot only where it is written. A name that exists is taken as it is,
+wildcards or not. Relative URIs in a manifest start at its folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from difflib import get_close_matches
+from itertools import islice
+
+import pyarrow as pa
+
+from segray import config
+from segray.errors import SourceError
+from segray.instances import ImageRef
+from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
+from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.shard_index import Index
+from segray.sources.uris import WILDCARD, extension, is_hidden, listed, pattern, split_glob
+from segray.storage.store import Entry, Store, absolute, name, parent, scheme
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
+REF_BATCH_ROWS = 65_536
+REF_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+    ]
+)
+AUTO = Shape()
+# Shards whose indexes are read at a time.
+_AHEAD = 8
+
+
+def read(
+    uri: str,
+    store: Store,
+    *,
+    extensions: frozenset[str] = IMAGE_EXTENSIONS,
+    shape: Shape = AUTO,
+    index: Index | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The dataset at `uri` in batches of REF_SCHEMA, each key once; sorted by key, but for manifests and inventories.
+
+    extensions: lower case, without the dot. index: of shards, where they are remembered.
+    Raises SourceError if there is no such dataset, it holds no image, or its manifest cannot be read, and what Store
+    raises. A shard that cannot be read is one reference, which says why.
+    """
+    uri = absolute(uri)
+    yield from _batches(_Reading(store, extensions, shape, index).refs(uri), uri)
+    if index is not None:
+        index.forget()
+
+
+def configured(source: config.Source, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
+    """`read`, as the configuration asks."""
+    chosen = Shape(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
+    return read(source.uri, store, shape=chosen, index=index)
+
+
+def refs(batch: pa.RecordBatch) -> list[ImageRef]:
+    """The rows of a batch of REF_SCHEMA."""
+    return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+
+
+def _batches(found: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
+    while rows := list(islice(found, REF_BATCH_ROWS)):
+        values = zip(*((ref.key, ref.uri, ref.version, ref.size_bytes) for ref in rows), strict=True)
+        try:
+            yield pa.RecordBatch.from_arrays(
+                [pa.array(column, field.type) for column, field in zip(values, REF_SCHEMA, strict=True)],
+                schema=REF_SCHEMA,
+            )
+        except UnicodeEncodeError as error:
+            raise SourceError(
+                "A name that is not UTF-8", where=uri, found=ascii(error.object), do="rename the file or move it away"
+            ) from error
+
+
+class _Reading:
+    """One dataset being read, with what was asked of it."""
+
+    def __init__(self, store: Store, extensions: frozenset[str], shape: Shape, index: Index | None) -> None:
+        self._store, self._extensions, self._shape, self._index = store, extensions, shape, index
+
+    def refs(self, uri: str) -> Iterator[ImageRef]:
+        if not uri.endswith("/") and self._store.exists(uri):
+            return self._file(uri)
+        if WILDCARD.search(uri):
+            return self._taken(self._glob(uri))
+        return self._chosen(_listing(uri, self._store), uri)
+
+    # ---- what there is ----
+
+    def _file(self, uri: str) -> Iterator[ImageRef]:
+        kind, last = self._shape.kind, extension(uri)
+        if s3_inventory.is_report(uri) and kind != "manifest":
+            return self._chosen(s3_inventory.entries(uri, self._store, self._shape.prefix), uri)
+        named = last in manifest.FORMATS and kind in ("auto", "images", "manifest", *_HOLDERS)
+        if named and not (last == "parquet" and (kind == "parquet" or (kind == "auto" and self._has_images(uri)))):
+            found = manifest.refs(uri, self._store, self._extensions)
+            return found if kind not in _HOLDERS else self._taken(map(self._entry, found))
+        if kind in _HOLDERS or (kind == "auto" and last in _HOLDER_OF) or last in self._extensions:
+            return self._taken(iter([self._store.stat(uri)]))
+        holders = listed(_HOLDER_OF)
+        if uri.lower().endswith(tar_archive.COMPRESSED):
+            raise SourceError(
+                "A compressed tar cannot be read from its middle",
+                where=uri,
+                do="decompress it; images gain nothing by it",
+            )
+        raise SourceError(
+            "Neither an image nor a manifest",
+            where=uri,
+            found=f"a file with extension {last!r}",
+            do=f"give a folder, a glob, an image ({listed(self._extensions)}), a file that holds images ({holders}) "
+            f"or a manifest ({listed(manifest.FORMATS)})",
+        )
+
+    def _entry(self, ref: ImageRef) -> Entry:
+        """A file that a manifest names."""
+        there = self._store.stat(ref.uri)
+        return Entry(ref.uri, ref.key, ref.version or there.version, there.size_bytes)
+
+    def _has_images(self, uri: str) -> bool:
+        """Whether a Parquet file holds images, and does not name them."""
+        try:
+            with self._store.reader(uri) as file:
+                schema = parquet_images.opened(file).schema_arrow
+        except BrokenFileError:
+            return False
+        if self._shape.image_column is None and "uri" in schema.names:
+            return False
+        return parquet_images.image_column(schema, self._shape.image_column) is not None
+
+    def _chosen(self, entries: Iterator[Entry], uri: str) -> Iterator[ImageRef]:
+        """Of a listing, by extension: images, or what holds some."""
+        kind = self._shape.kind
+        wanted = _HOLDERS[kind].EXTENSIONS if kind in _HOLDERS else self._extensions
+        others: Counter[str] = Counter()  # counted until there is an image: then nobody will ask
+        holders: list[Entry] = []
+        found = False
+
+        def fitting() -> Iterator[Entry]:
+            nonlocal found
+            for entry in entries:
+                last, hidden = extension(entry.key), is_hidden(entry.key)
+                if last in wanted and not hidden:
+                    found = True
+                    yield entry
+                elif not found:
+                    if kind == "auto" and last in _HOLDER_OF and not hidden:
+                        holders.append(entry)
+                    others[("hidden " if hidden else "") + (f".{last}" if last else "without extension")] += 1
+
+        yield from self._taken(fitting())
+        if found:
+            return
+        kinds = {_HOLDER_OF[extension(entry.key)] for entry in holders}
+        if len(kinds) == 1:
+            yield from self._taken(iter(holders))
+            return
+        shown = ", ".join(f"{each} {n}" for each, n in others.most_common(8))
+        do = f"give a folder, prefix or glob with images ({listed(wanted)}); a glob takes any extension"
+        if kinds:
+            do = f"set source.kind to one of {listed(kinds)}"
+        raise SourceError(
+            "Files of several kinds that hold images" if kinds else "No images here",
+            where=uri,
+            found=f"{others.total()} files: {shown}" if others else "no files at all",
+            do=do,
+        )
+
+    def _glob(self, uri: str) -> Iterator[Entry]:
+        root, glob = split_glob(uri)
+        matches = pattern(glob).fullmatch
+        files = found = 0
+        for entry in _listing(root, self._store, prefix=WILDCARD.split(glob)[0]):
+            files += 1
+            if matches(entry.key):
+                found += 1
+                yield entry
+        if not found:
+            raise SourceError(
+                "No file matches the glob",
+                where=uri,
+                found=f"{files} files below {root} begin as the pattern does",
+                do="correct the pattern: * stays within one folder, ** spans any number, case counts",
+            )
+
+    # ---- what it holds ----
+
+    def _taken(self, entries: Iterator[Entry]) -> Iterator[ImageRef]:
+        """Images as they are, and what holds some taken apart, several at a time; in order."""
+        waiting: deque[Future[list[ImageRef]]] = deque()
+        pool: ThreadPoolExecutor | None = None
+        empty: list[Entry] = []
+        any_image = False
+        try:
+            for entry in entries:
+                kind = self._kind(entry)
+                if kind is None:
+                    yield from _done(waiting)
+                    any_image = True
+                    yield ImageRef(entry.key, entry.uri, entry.version, entry.size_bytes)
+                    continue
+                pool = pool or ThreadPoolExecutor(_AHEAD, thread_name_prefix="index")
+                waiting.append(pool.submit(self._inside, kind, entry))
+                empty = [*empty, entry][:3]
+                if len(waiting) > _AHEAD:
+                    for ref in waiting.popleft().result():
+                        any_image = True
+                        yield ref
+            for ref in _done(waiting):
+                any_image = True
+                yield ref
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        if empty and not any_image:
+            raise SourceError(
+                "No images in these files",
+                where=", ".join(entry.uri for entry in empty),
+                found=f"no member with one of the extensions {listed(self._extensions)}"
+                + (f" that matches {self._shape.members!r}" if self._shape.members else ""),
+                do="give files that hold images, or correct source.members",
+            )
+
+    def _kind(self, entry: Entry) -> str | None:
+        """How the file is taken apart; None for an image."""
+        if self._shape.kind != "auto":
+            return self._shape.kind if self._shape.kind in _HOLDERS else None
+        return _HOLDER_OF.get(extension(entry.key) or extension(entry.uri))
+
+    def _inside(self, kind: str, file: Entry) -> list[ImageRef]:
+        if self._index is not None and kind == "tar":
+            return self._index.refs(file, self._shape, self._extensions, lambda: self._read(kind, file))
+        return self._read(kind, file)
+
+    def _read(self, kind: str, file: Entry) -> list[ImageRef]:
+        try:
+            return _READERS[kind](self._store, file, self._shape, self._extensions)
+        except BrokenFileError as error:
+            return [archives.broken(file, str(error))]
+        except FileNotFoundError:
+            return [archives.broken(file, "the file is gone")]
+
+
+def _done(waiting: deque[Future[list[ImageRef]]]) -> Iterator[ImageRef]:
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[Entry]:
+    try:
+        yield from store.list(uri, prefix=prefix)
+    except FileNotFoundError as error:
+        raise SourceError(
+            "No such folder or file", where=uri, found=_nearby(uri, store), do="correct source.uri"
+        ) from error
+
+
+def _nearby(uri: str, store: Store) -> str:
+    """What lies where `uri` was looked for; only of local folders, because a bucket may list for hours."""
+    if scheme(uri):
+        return ""
+    folder = parent(uri) or "/"
+    names = store.names(folder)
+    close = get_close_matches(name(uri), names) or names[:5]
+    return f"{folder} holds {', '.join(close)}" if close else f"{folder} is empty or missing"
+
+
+# What holds images, by kind
+
+_HOLDERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
+_HOLDER_OF: Mapping[str, str] = {last: kind for kind, module in _HOLDERS.items() for last in module.EXTENSIONS}
+
+
+def _tar(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+    def part(start: int, size: int) -> bytes:
+        return store.read_range(file.uri, start, size)
+
+    return archives.refs("tar", file, tar_archive.members(part, file.size_bytes), shape, extensions)
+
+
+def _zip(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+    with store.reader(file.uri) as stream:
+        return archives.refs("zip", file, zip_archive.members(stream), shape, extensions)
+
+
+def _parquet(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+    with store.reader(file.uri) as stream:
+        return parquet_images.refs(file, parquet_images.opened(stream), shape)
+
+
+def _video(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+    with store.reader(file.uri) as stream:
+        return video.refs(file, stream, shape)
+
+
+_READERS: Mapping[str, Callable[[Store, Entry, Shape, frozenset[str]], list[ImageRef]]] = {
+    "tar": _tar,
+    "zip": _zip,
+    "parquet": _parquet,
+    "video": _video,
+}

@@ -1,0 +1,148 @@
+"""Parquet files with a column of image bytes: which cells are images, and how they are read, row group by row group.
+
+Knows Parquet; the column is one of bytes, or of structs with a field `bytes`, as Hugging Face writes it. Planning
+reads footers alone: keys are row numbers. Pages are read in order from the start of a row group, since that is what
+Parquet allows, so a reader that goes on where another stopped is kept open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import ImageError, SourceError
+from segray.instances import ImageRef
+from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.uris import inside_uri
+from segray.storage.store import Entry
+
+EXTENSIONS = frozenset({"parquet"})
+# Wide enough that rows sort as they are numbered.
+_DIGITS = 9
+BUFFER_BYTES, _BATCH_BYTES = 4 << 20, 4 << 20
+# What Arrow lets out for files that are not what they say: ArrowException, UnicodeDecodeError, ...
+_BROKEN = (pa.ArrowException, ValueError, RuntimeError, LookupError, OverflowError)
+_USUAL = ("image", "img", "jpg", "png", "picture")
+
+
+def opened(file: BinaryIO) -> pq.ParquetFile:
+    """A few pages at a time are read. Raises BrokenFileError if it is no Parquet file."""
+    try:
+        table = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        table.schema_arrow.names  # noqa: B018  Names that are no text are found out here.
+        return table
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BrokenFileError(f"not a Parquet file, or a broken one: {error}") from error
+
+
+def refs(file: Entry, table: pq.ParquetFile, shape: Shape) -> list[ImageRef]:
+    """One for each row: key FILE/ROW, counted from 0. size_bytes: the mean of the row group. Raises SourceError."""
+    schema = table.schema_arrow
+    column = image_column(schema, shape.image_column)
+    if column is None:
+        raise SourceError(
+            "No column of images in this Parquet file",
+            where=file.uri,
+            found=", ".join(f"{field.name}: {field.type}" for field in schema)[:500],
+            do="name one of bytes, or of structs with a field `bytes`, with source.image_column",
+        )
+    if table.metadata.num_rows > file.size_bytes:
+        raise BrokenFileError(f"it says that {file.size_bytes} bytes hold {table.metadata.num_rows} images")
+    index, found, row = schema.get_field_index(column), [], 0
+    for group in range(table.metadata.num_row_groups):
+        facts = table.metadata.row_group(group)
+        mean = _bytes_of(facts, column) // max(1, facts.num_rows)
+        for i in range(facts.num_rows):
+            uri = inside_uri("parquet", file.uri, index, group, i)
+            found.append(ImageRef(f"{file.key}/{row:0{_DIGITS}d}", uri, file.version, mean))
+            row += 1
+    return found
+
+
+def _bytes_of(group: Any, column: str) -> int:
+    """As stored, of one column of a row group with all that is nested in it."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    try:
+        return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    except UnicodeDecodeError as error:
+        raise BrokenFileError(f"a column's name is no text: {error}") from error
+
+
+def image_column(schema: pa.Schema, named: str | None) -> str | None:
+    """The column that holds images: the one named, the only one that may, or one with a usual name."""
+    fitting = [field.name for field in schema if _holds_bytes(field.type)]
+    if named is not None:
+        return named if named in fitting else None
+    usual = [each for each in _USUAL if each in fitting]
+    return fitting[0] if len(fitting) == 1 else next(iter(usual), None)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+class Cells:
+    """The images of one column of a row group, in the order of its rows."""
+
+    def __init__(self, file: BinaryIO, column: int, group: int) -> None:
+        self._file, self._group = file, group
+        try:
+            self._table = opened(file)
+            self._name = self._table.schema_arrow.field(column).name
+            facts = self._table.metadata.row_group(group)
+            mean = _bytes_of(facts, self._name) // max(1, facts.num_rows)
+        except (BrokenFileError, *_BROKEN) as error:
+            raise ImageError(
+                "the Parquet file is not the one that was planned", stage="read", found=str(error)
+            ) from error
+        self._batch_rows = min(1024, max(1, _BATCH_BYTES // max(1, mean)))
+        # From where on, and why, nothing can be read.
+        self._end: tuple[int, str] | None = None
+        self._first, self._cells = 0, pa.array([])
+        self._batches = self._read()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def at(self, row: int) -> bytes:
+        """The bytes of the row's image; ImageError if there are none, or the file cannot be read up to it."""
+        if row < self._first:
+            self._restart()
+        try:
+            while self._end is None and row >= self._first + len(self._cells):
+                self._first += len(self._cells)
+                self._cells = next(self._batches)
+        except StopIteration:
+            self._end = self._first, "the row group ends before this row"
+        except (*_BROKEN, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self._end = self._first, str(error)
+        if self._end is not None and row >= self._end[0]:
+            raise ImageError("the column cannot be read up to this row", stage="read", found=self._end[1])
+        cell = self._cells[row - self._first]
+        whole = isinstance(cell, pa.StructScalar) and cell.is_valid
+        data = (cell["bytes"] if whole else cell).as_py()
+        if data is None:
+            path = cell["path"].as_buffer() if whole and "path" in cell.keys() else None  # noqa: SIM118
+            told = "null" if path is None else f"null, path {path.to_pybytes().decode('utf-8', 'replace')!r}"
+            raise ImageError("no image in this row", stage="read", found=told)
+        return bytes(data)
+
+    def _restart(self) -> None:
+        self._first, self._cells = 0, pa.array([])
+        self._batches = self._read()
+
+    def _read(self) -> Iterator[pa.Array]:
+        batches = self._table.iter_batches(
+            self._batch_rows, row_groups=[self._group], columns=[self._name], use_threads=False
+        )
+        for batch in batches:
+            yield batch.column(0)

@@ -1,0 +1,326 @@
+"""The bytes of images as a worker reads them: files of their own, and portions of files that hold many.
+
+Knows that neighbours in a shard are read together, by one ranged request for up to PORTION_BYTES, and that memory is
+lent before it is filled; knows nothing of decoding. A shard is not held open from its beginning to its end: inference
+would let the connection wait, and what broke off would be read again from the start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from segray._system.memory import Budget
+from segray.errors import ImageError, WorldError
+from segray.imaging.decode import Limits
+from segray.instances import ImageRef
+from segray.sources import tar_archive, zip_archive
+from segray.sources.parquet_images import Cells
+from segray.sources.uris import Inside, inside
+from segray.sources.video import Frames, as_bmp
+from segray.storage.store import Store
+
+PORTION_BYTES = 16 << 20
+# Between members that are read together: what a request costs in time is worth so many bytes.
+_GAP_BYTES = 256 << 10
+_MOST_CURSORS = 4
+_NOW_AND_THEN_BYTES = 256 << 20
+
+# The bytes of one image of a portion, by its row; raises ImageError if it has none.
+_Content = Callable[[int], bytes]
+
+
+class Portion:
+    """Images that are read together. rows: which of the references, in the order in which to take them.
+
+    Threads may take them at once; the first reads for all. Every row is to be taken once, or the portion closed.
+    """
+
+    def __init__(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content], budget: Budget) -> None:
+        self.rows = tuple(rows)
+        self._size, self._load, self._budget = size_bytes, load, budget
+        self._loading, self._counting = threading.Lock(), threading.Lock()
+        self._left, self._taking = len(self.rows), 0
+        self._loan = ExitStack()
+        self._content: _Content | None = None
+        self._error: Exception | None = None
+
+    @contextmanager
+    def take(self, row: int) -> Iterator[bytes]:
+        """The bytes of an image, while they are needed."""
+        with self._counting:
+            self._left -= 1
+            self._taking += 1
+        try:
+            yield self._loaded()(row)
+        finally:
+            with self._counting:
+                self._taking -= 1
+                self._release_if_done()
+
+    def close(self) -> None:
+        """Nobody will take what is left."""
+        with self._counting:
+            self._left = 0
+            self._error = self._error or WorldError("the portion was given up")
+            self._release_if_done()
+
+    def _loaded(self) -> _Content:
+        with self._loading:
+            if self._content is None and self._error is None:
+                self._loan.enter_context(self._budget.lend(self._size))
+                try:
+                    self._content = self._load()
+                except Exception as error:
+                    self._error = error
+            if self._content is None:
+                raise self._error or AssertionError("unreachable")
+            return self._content
+
+    def _release_if_done(self) -> None:
+        if self._left <= 0 and not self._taking:
+            self._content = None
+            self._loan.close()
+
+
+class Files:
+    """The files of a store, with a memory of those that are read from front to back. Threads may share it."""
+
+    def __init__(self, store: Store, limits: Limits, budget: Budget) -> None:
+        self._store, self._limits, self._budget = store, limits, budget
+        self._cursors = _Cursors(_MOST_CURSORS)
+
+    def portions(self, refs: Sequence[ImageRef]) -> list[Portion]:
+        """Every image in one portion, in an order that reads each file from front to back."""
+        groups: dict[tuple[str, ...], list[tuple[Inside | None, int]]] = defaultdict(list)
+        for row, ref in enumerate(refs):
+            place = inside(ref.uri)
+            alone = place is None or place.kind == "unreadable" or self._too_large(place)
+            at = (str(row),) if alone or place is None else _together(place)
+            groups[at].append((place, row))
+        found: list[Portion] = []
+        for group in groups.values():
+            place, row = group[0]
+            if place is None:
+                found.append(self._portion([row], refs[row].size_bytes, partial(self._whole, refs[row].uri)))
+            elif place.kind == "unreadable" or self._too_large(place):
+                found.append(self._portion([row], 0, partial(self._refused, place)))
+            else:
+                found += self._parts([(each, row) for each, row in group if each is not None], refs)
+        return found
+
+    def read(self, ref: ImageRef) -> bytes:
+        """One image alone; raises as Portion.take."""
+        (portion,) = self.portions([ref])
+        with portion.take(0) as data:
+            return data
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._cursors.close()
+
+    def _too_large(self, place: Inside) -> bool:
+        return place.kind in ("tar", "zip") and max(place.numbers[1:3]) > self._limits.max_bytes
+
+    def _portion(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content]) -> Portion:
+        return Portion(rows, max(size_bytes, 0), load, self._budget)
+
+    def _parts(self, group: list[tuple[Inside, int]], refs: Sequence[ImageRef]) -> Iterator[Portion]:
+        """One group's images, front to back, in portions."""
+        group.sort(key=lambda each: (each[0].numbers, each[1]))
+        kind, file = group[0][0].kind, group[0][0].file
+        if kind in ("tar", "zip"):
+            for span in _spans([_Span(*_extent(place), [(place, row)]) for place, row in group]):
+                rows = [row for _, row in span.images]
+                yield self._portion(rows, span.stop - span.start, partial(self._span, kind, file, span))
+            return
+        for part in _by_size(group, refs):
+            size_bytes = sum(max(refs[row].size_bytes, 0) for _, row in part)
+            load = self._cells if kind == "parquet" else self._frames
+            yield self._portion([row for _, row in part], size_bytes, partial(load, refs[part[0][1]].version, part))
+
+    # ---- what loading means ----
+
+    def _whole(self, uri: str) -> _Content:
+        # One byte over the limit is enough for image.admit to see it.
+        data = self._store.read(uri, self._limits.max_bytes + 1)
+        return lambda row: data
+
+    def _refused(self, place: Inside) -> _Content:
+        if place.kind == "unreadable":
+            raise ImageError(place.reason, stage="read", where=place.file)
+        found = f"{max(place.numbers[1:3])} bytes"
+        raise ImageError(f"more than {self._limits.max_bytes} bytes (image.max_bytes)", stage="read", found=found)
+
+    def _span(self, kind: str, file: str, span: _Span) -> _Content:
+        data = memoryview(self._store.read_range(file, span.start, span.stop - span.start))
+        places = {row: place for place, row in span.images}
+
+        def content(row: int) -> bytes:
+            numbers = places[row].numbers
+            part = data[max(0, numbers[0] - span.start) :]
+            if kind == "zip":
+                return zip_archive.extract(part, *numbers[1:])
+            header = bytes(data[max(0, numbers[0] - tar_archive.BLOCK_BYTES - span.start) : numbers[0] - span.start])
+            return _member(header, bytes(part[: numbers[1]]), numbers[1])
+
+        return content
+
+    def _cells(self, version: str, part: list[tuple[Inside, int]]) -> _Content:
+        file, (column, group, _) = part[0][0].file, part[0][0].numbers
+        key = (file, version, str(column), str(group))
+        with self._cursors.hold(key, lambda: Cells(self._store.reader(file), column, group)) as cells:
+            return _kept(part, lambda place: cells.at(place.numbers[2]))
+
+    def _frames(self, version: str, part: list[tuple[Inside, int]]) -> _Content:
+        file, limits = part[0][0].file, self._limits
+
+        def opened() -> Frames:
+            return Frames(lambda: self._store.reader(file), limits.max_pixels, limits.max_side_px)
+
+        with self._cursors.hold((file, version), opened) as frames:
+            found = _kept(part, lambda place: frames.at(place.numbers[0]))
+        return lambda row: as_bmp(found(row))
+
+
+def by_uri(store: Store) -> Callable[[str], bytes]:
+    """What reads an image by its URI in the tables, wherever it lies; for one image now and then. Raises ImageError."""
+    files = Files(store, Limits(), Budget(_NOW_AND_THEN_BYTES))
+    return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))
+
+
+def _together(place: Inside) -> tuple[str, ...]:
+    """What the images of a portion have in common."""
+    same = place.numbers[:2] if place.kind == "parquet" else ()
+    return (place.kind, place.file, *map(str, same))
+
+
+def _kept(part: list[tuple[Inside, int]], read: Callable[[Inside], Any]) -> Callable[[int], Any]:
+    """Each image read now; one that cannot be read costs its neighbours nothing."""
+    found: dict[int, Any] = {}
+    for place, row in part:
+        try:
+            found[row] = read(place)
+        except ImageError as error:
+            found[row] = error
+
+    def content(row: int) -> Any:
+        if isinstance(found[row], ImageError):
+            raise found[row]
+        return found.pop(row)
+
+    return content
+
+
+def _member(header: bytes, data: bytes, size_bytes: int) -> bytes:
+    if len(data) < size_bytes:
+        found = f"{len(data)} of {size_bytes} bytes"
+        raise ImageError("the archive ends inside this member", stage="read", found=found)
+    if not tar_archive.intact(header, size_bytes):
+        raise ImageError("the shard is not the one that was planned", stage="read", found="another header at its place")
+    return data
+
+
+# ---- which bytes are read together ----------------------------------------------------------------
+
+
+@dataclass
+class _Span:
+    """Bytes start..stop-1 of a file, and the images in them."""
+
+    start: int
+    stop: int
+    images: list[tuple[Inside, int]] = field(default_factory=list)
+
+
+def _extent(place: Inside) -> tuple[int, int]:
+    offset, stored = place.numbers[:2]
+    if place.kind == "tar":  # with its header, which tells whether it is still the same member
+        return max(0, offset - tar_archive.BLOCK_BYTES), offset + stored
+    return offset, offset + stored + zip_archive.SLACK_BYTES
+
+
+def _spans(members: list[_Span]) -> list[_Span]:
+    """Members that lie close together in one span each, of PORTION_BYTES at most unless one alone has more."""
+    found = members[:1]
+    for each in members[1:]:
+        last, stop = found[-1], max(found[-1].stop, each.stop)
+        if each.start - last.stop <= _GAP_BYTES and stop - last.start <= PORTION_BYTES:
+            last.stop = stop
+            last.images += each.images
+        else:
+            found.append(each)
+    return found
+
+
+def _by_size(group: list[tuple[Inside, int]], refs: Sequence[ImageRef]) -> list[list[tuple[Inside, int]]]:
+    parts: list[list[tuple[Inside, int]]] = []
+    held = 0
+    for each in group:
+        size_bytes = max(refs[each[1]].size_bytes, 0)
+        if not parts or held + size_bytes > PORTION_BYTES:
+            parts.append([])
+            held = 0
+        parts[-1].append(each)
+        held += size_bytes
+    return parts
+
+
+# ---- files that are read from front to back --------------------------------------------------------
+
+
+@dataclass
+class _Held:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    cursor: Any = None
+    users: int = 0
+
+
+class _Cursors:
+    """Open readers that go on where they stopped; the last few are kept."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._held: OrderedDict[tuple[str, ...], _Held] = OrderedDict()
+
+    @contextmanager
+    def hold(self, key: tuple[str, ...], opened: Callable[[], Any]) -> Iterator[Any]:
+        """The reader of this key, for one thread at a time. One that an error came out of is opened anew."""
+        with self._lock:
+            held = self._held.setdefault(key, _Held())
+            self._held.move_to_end(key)
+            held.users += 1
+            idle = [each for each, other in self._held.items() if not other.users]
+            leaving = [self._held.pop(each) for each in idle[: max(0, len(self._held) - self._most)]]
+        for each in leaving:
+            _close(each)
+        try:
+            with held.lock:
+                try:
+                    if held.cursor is None:
+                        held.cursor = opened()
+                    yield held.cursor
+                except BaseException:
+                    _close(held)
+                    raise
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def close(self) -> None:
+        with self._lock:
+            leaving, self._held = list(self._held.values()), OrderedDict()
+        for each in leaving:
+            with each.lock:
+                _close(each)
+
+
+def _close(held: _Held) -> None:
+    cursor, held.cursor = held.cursor, None
+    if cursor is not None:
+        cursor.close()

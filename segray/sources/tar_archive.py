@@ -1,0 +1,119 @@
+"""Tar and WebDataset shards: where their members lie.
+
+Knows tar headers; decodes no member. Where members are small, the shard is read in one pass, by requests that grow to
+MANY_BYTES; where they are large, bodies are skipped: a jump costs a request, which takes about as long as SKIP_BYTES.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO, cast
+
+from segray.sources.archives import BrokenFileError, Member
+
+EXTENSIONS = frozenset({"tar"})
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+BLOCK_BYTES = 512
+MANY_BYTES, SKIP_BYTES, FEW_BYTES = 8 << 20, 1 << 20, 64 << 10
+# The longest header that tarfile may read into memory at once; real ones are below 1 MB.
+_HEADER_BYTES = 16 << 20
+
+# (offset, size) -> that part of a file; shorter at its end.
+ReadRange = Callable[[int, int], bytes]
+
+
+def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
+    """The regular files of a shard, and its links; numbers: offset, size. BrokenFileError where it breaks off."""
+    stream = _Headers(read, size_bytes)
+    last = -1
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as archive:
+            while (found := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                if found.offset_data <= last or found.size < 0:
+                    raise BrokenFileError(f"the header at byte {found.offset} does not make sense")
+                last = found.offset_data
+                if not found.isdir():
+                    yield _member(found, size_bytes)
+            end = archive.offset
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BrokenFileError(f"not a tar file, or a broken one: {error}") from error
+    _check_end(stream, end, size_bytes)
+
+
+def _member(found: tarfile.TarInfo, size_bytes: int) -> Member:
+    trouble = ""
+    if not found.isreg() or found.issparse():
+        kind = "a link" if found.islnk() or found.issym() else "a sparse or special file"
+        trouble = f"{kind} in an archive is not read"
+    elif found.offset_data + found.size > size_bytes:
+        trouble = f"the archive ends inside this member, after {size_bytes} bytes"
+    return Member(found.name, found.size, (found.offset_data, found.size), trouble)
+
+
+def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
+    """tarfile takes a header that it cannot read for the end of the archive."""
+    if end >= size_bytes:
+        return
+    stream.seek(end)
+    if stream.read(BLOCK_BYTES).strip(b"\0"):
+        raise BrokenFileError(f"no tar header at byte {end} of {size_bytes}; what comes after is unknown")
+
+
+def intact(header: bytes, size_bytes: int) -> bool:
+    """Whether these 512 bytes are the header of a member of this size."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == size_bytes
+    except tarfile.TarError:
+        return False
+
+
+class _Headers(io.RawIOBase):
+    """A shard as tarfile reads it, header after header."""
+
+    def __init__(self, read: ReadRange, size_bytes: int) -> None:
+        self._read, self._size = read, size_bytes
+        self._at = self._start = 0
+        self._data, self._next_bytes = b"", FEW_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        target = offset + (0, self._at, self._size)[whence]
+        if target < 0:
+            raise ValueError(f"an offset of {target}")
+        self._at = target
+        return target
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        parts, wanted = [], max(0, min(size, self._size - self._at))
+        while wanted > 0:
+            part = self._part(wanted)
+            if not part:
+                break
+            parts.append(part)
+            self._at += len(part)
+            wanted -= len(part)
+        return b"".join(parts)
+
+    def _part(self, wanted: int) -> bytes:
+        at = self._at - self._start
+        if not 0 <= at < len(self._data):
+            near = 0 <= at - len(self._data) <= SKIP_BYTES
+            self._next_bytes = min(MANY_BYTES, 4 * self._next_bytes) if near and self._data else FEW_BYTES
+            self._start, at = self._at, 0
+            self._data = self._read(self._start, max(wanted, self._next_bytes))
+        return self._data[at : at + wanted]

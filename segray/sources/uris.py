@@ -1,0 +1,131 @@
+"""What a name says: extensions, hidden names, glob patterns, and where an image lies inside another file.
+
+Knows strings; opens nothing.
+
+An image inside another file has a URI of its own, PLACE://NUMBERS::FILE, which the worker reads by:
+
+    tar-member://1536+45123::s3://bucket/train-0001.tar    bytes 1536..46658 of the shard
+    zip-member://0+812+1000+2923::photos.zip               offset of the local header, bytes stored, bytes, CRC-32
+    parquet-cell://0+3+17::train.parquet                   column, row group, row of the group
+    video-frame://12480::drive.mp4                         milliseconds
+    unreadable://REASON::train-0001.tar                    none: why there is nothing to read, percent-encoded
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from segray.errors import SourceError
+from segray.storage.store import name, scheme
+
+BOOKKEEPING = frozenset({"_delta_log", "_segray", "_temporary", "__MACOSX"})
+
+
+def extension(path: str) -> str:
+    """Lower case, without the dot; "" if there is none."""
+    return name(path).rpartition(".")[2].lower() if "." in name(path) else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def is_hidden(key: str) -> bool:
+    # "." and ".." are folders like any other in an object store.
+    return any((part.startswith(".") and part.strip(".")) or part in BOOKKEEPING for part in key.split("/"))
+
+
+# Inside other files
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where an image lies in another file. kind: tar, zip, parquet, video or unreadable; see the head of this module.
+
+    reason: of an unreadable one.
+    """
+
+    kind: str
+    file: str
+    numbers: tuple[int, ...] = ()
+    reason: str = ""
+
+
+_SCHEMES = {
+    "tar": "tar-member",
+    "zip": "zip-member",
+    "parquet": "parquet-cell",
+    "video": "video-frame",
+    "unreadable": "unreadable",
+}
+_NUMBERS = {"tar": 2, "zip": 4, "parquet": 3, "video": 1}
+_KINDS = {scheme: kind for kind, scheme in _SCHEMES.items()}
+_INSIDE = re.compile(rf"({'|'.join(_KINDS)})://([^:]*)::(.+)", re.DOTALL)
+
+
+def inside_uri(kind: str, file: str, *numbers: int) -> str:
+    return f"{_SCHEMES[kind]}://{'+'.join(map(str, numbers))}::{file}"
+
+
+def unreadable_uri(file: str, reason: str) -> str:
+    return f"unreadable://{quote(reason[:300], safe='')}::{file}"
+
+
+def inside(uri: str) -> Inside | None:
+    """Where in which file; None for a file of its own. One that is badly written is unreadable."""
+    found = _INSIDE.fullmatch(uri)
+    if found is None:
+        return None
+    kind, file = _KINDS[found[1]], found[3]
+    if kind == "unreadable":
+        return Inside(kind, file, reason=unquote(found[2]))
+    if not re.fullmatch(r"\d{1,18}(\+\d{1,18})*", found[2]) or found[2].count("+") != _NUMBERS[kind] - 1:
+        return Inside("unreadable", file, reason=f"no place of this kind: {found[2][:100]}")
+    return Inside(kind, file, tuple(map(int, found[2].split("+"))))
+
+
+# Globs
+
+WILDCARD = re.compile(r"[*?\[]")
+_TOKEN = re.compile(r"(\*+|\?|\[!?[^/\]]+\])")
+_ANY_FOLDERS = r"(?:(?!\.)[^/]+/)*"
+
+
+def split_glob(uri: str) -> tuple[str, str]:
+    """The folder before the first wildcard, and the pattern below it."""
+    parts = uri.split("/")
+    first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
+    if scheme(uri) and first < 3:
+        raise SourceError("A bucket's name cannot be a pattern", where=uri, do="name the bucket, then the pattern")
+    return "/".join(parts[:first]) or "/", "/".join(parts[first:])
+
+
+def pattern(glob: str) -> re.Pattern[str]:
+    """The regular expression for a whole key."""
+    *folders, last = glob.split("/")
+    parts = [_ANY_FOLDERS if folder == "**" else _name_pattern(folder) + "/" for folder in folders]
+    parts += [_ANY_FOLDERS, _name_pattern("*")] if last == "**" else [_name_pattern(last)]
+    try:
+        return re.compile("".join(parts), re.DOTALL)
+    except re.error as error:
+        raise SourceError("Not a glob pattern", where=glob, found=str(error), do="correct the [...] part") from error
+
+
+def _name_pattern(part: str) -> str:
+    visible = r"(?!\.)" if WILDCARD.match(part) else ""
+    return visible + "".join(_token_pattern(token) for token in _TOKEN.split(part))
+
+
+def _token_pattern(token: str) -> str:
+    if token.startswith("*"):
+        return "[^/]*"
+    if token == "?":
+        return "[^/]"
+    if not _TOKEN.fullmatch(token):
+        return re.escape(token)
+    negated, characters = token[1] == "!", token[1:-1].removeprefix("!")
+    inside = "".join(each if each == "-" else re.escape(each) for each in characters)
+    return f"[^/{inside}]" if negated else f"[{inside}]"

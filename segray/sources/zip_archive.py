@@ -1,0 +1,87 @@
+"""Zip archives: where their members lie, and the bytes of one.
+
+Knows the central directory, which is all that is read to plan, and local headers; never unpacks to a disk.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from segray.errors import ImageError
+from segray.sources.archives import BrokenFileError, Member
+
+EXTENSIONS = frozenset({"zip"})
+# What lies between a local header's start and the data: 30 bytes, the name again, and extra fields, mostly short.
+_LOCAL = struct.Struct("<4s5H3I2H")
+SLACK_BYTES = 1024
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED = 1
+
+
+def members(file: IO[bytes]) -> Iterator[Member]:
+    """The files of an archive; numbers: offset of the local header, bytes stored, bytes, CRC-32."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = archive.infolist()
+    # What zipfile lets out for broken directories.
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        struct.error,
+        ValueError,
+        EOFError,
+        io.UnsupportedOperation,
+    ) as error:
+        raise BrokenFileError(f"not a zip file, or a broken one: {error}") from error
+    for each in found:
+        if not each.is_dir():
+            numbers = (each.header_offset, each.compress_size, each.file_size, each.CRC)
+            yield Member(each.filename, each.file_size, numbers, _trouble(each))
+
+
+def _trouble(member: zipfile.ZipInfo) -> str:
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link in an archive is not read"
+    if member.flag_bits & _ENCRYPTED:
+        return "it is encrypted"
+    if member.header_offset < 0:
+        return "its place is before the archive's beginning"
+    if member.compress_type not in (_STORED, _DEFLATED):
+        return f"it is compressed by method {member.compress_type}; segray reads stored and deflated members"
+    return ""
+
+
+def extract(data: memoryview, stored_bytes: int, size_bytes: int, crc: int) -> bytes:
+    """The member whose local header begins the data. Raises ImageError for any that is not what was planned."""
+    try:
+        signature, _, _, method, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
+    except struct.error as error:
+        raise _changed("the archive ends before it") from error
+    if signature != b"PK\3\4":
+        raise _changed("no local header at its place")
+    start = _LOCAL.size + name_bytes + extra_bytes
+    stored = data[start : start + stored_bytes]
+    if len(stored) < stored_bytes:
+        raise _changed("the archive ends inside it, or its header is longer than any real one")
+    found = bytes(stored) if method == _STORED else _inflated(stored, size_bytes)
+    if len(found) != size_bytes or zlib.crc32(found) != crc:
+        raise _changed("its bytes do not have the checksum of the archive's directory")
+    return found
+
+
+def _inflated(stored: memoryview, size_bytes: int) -> bytes:
+    """No more than one byte over what the directory promises, whatever the stream holds."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size_bytes + 1)
+    except zlib.error as error:
+        raise _changed(f"it cannot be inflated: {error}") from error
+
+
+def _changed(found: str) -> ImageError:
+    return ImageError("a broken member of a zip archive", stage="read", found=found)

@@ -1,0 +1,274 @@
+"""Arrow's own file systems for the places that deltalake's storage options name.
+
+Knows how local paths, S3, Google and Azure are reached without Python; knows nothing of tables. Arrow's threads may
+read through these while the interpreter ends. Through a file system written in Python they must not: `drain` waits
+for them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import io
+import os
+import threading
+import time
+import urllib.request
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+from fsspec import AbstractFileSystem
+
+from segray.storage.store import absolute, scheme
+
+_DRAIN_S = 10.0
+_QUIET_S = 0.5
+
+# What deltalake's options and its environment variables are called, and what they mean here.
+_S3_OPTIONS = {
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ALLOW_HTTP", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE",
+    "AWS_CONDITIONAL_PUT", "AWS_S3_ALLOW_UNSAFE_RENAME", "timeout", "max_retries",
+}  # fmt: skip
+_AZURE_OPTIONS = {
+    "account_name": ("AZURE_STORAGE_ACCOUNT_NAME",),
+    "account_key": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY"),
+    "sas_token": ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"),
+    "client_id": ("AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID"),
+    "client_secret": ("AZURE_STORAGE_CLIENT_SECRET", "AZURE_CLIENT_SECRET"),
+    "tenant_id": ("AZURE_STORAGE_TENANT_ID", "AZURE_TENANT_ID", "AZURE_STORAGE_AUTHORITY_ID"),
+}
+_AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+_AZURE_EMULATOR = "AZURE_STORAGE_USE_EMULATOR"
+# The account that every Azurite has, as its documentation gives it.
+_AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_AZURITE = {"account_name": "devstoreaccount1", "account_key": _AZURITE_KEY}
+_AZURITE_HOST = "127.0.0.1:10000"
+# With one of these, deltalake uses credentials that Arrow's client cannot be given.
+_GOOGLE_ELSEWHERE = {
+    "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL",
+    "GOOGLE_SKIP_SIGNATURE", "SERVICE_ACCOUNT",
+}  # fmt: skip
+
+
+def native(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
+    """Return a file system without Python whose root is the folder `uri`; None where Arrow has none for it.
+
+    options: deltalake's storage options. They hold every credential; the environment is read where deltalake does.
+    """
+    kind = scheme(uri)
+    if not kind:
+        return pafs.SubTreeFileSystem(absolute(uri), pafs.LocalFileSystem())
+    make = {"s3": _s3, "s3a": _s3, "gs": _google, "gcs": _google}.get(kind)
+    make = _azure if kind in ("az", "azure", "abfs", "abfss", "adl") else make
+    return None if make is None else make(uri, options)
+
+
+def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
+    if not set(options) <= _S3_OPTIONS:
+        return None
+    endpoint = urlsplit(options.get("AWS_ENDPOINT_URL") or options.get("AWS_ENDPOINT") or "")
+    if endpoint.path.strip("/"):
+        return None  # an address with a path, which the client cannot be given
+    kind, host = endpoint.scheme or "https", endpoint.netloc
+    global _s3_is_used
+    _s3_is_used = True
+    timeout_s = float(options.get("timeout", "60s").removesuffix("s"))
+    found = pafs.S3FileSystem(
+        access_key=options.get("AWS_ACCESS_KEY_ID"),
+        secret_key=options.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=options.get("AWS_SESSION_TOKEN"),
+        anonymous=_is_on(options.get("AWS_SKIP_SIGNATURE")),
+        region=options.get("AWS_REGION") or options.get("AWS_DEFAULT_REGION"),
+        scheme=kind,
+        endpoint_override=host or None,
+        proxy_options=_proxy(kind, host or "amazonaws.com"),
+        force_virtual_addressing=_is_on(options.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")),
+        connect_timeout=min(10.0, timeout_s),
+        request_timeout=timeout_s,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=7),
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
+    )
+    return pafs.SubTreeFileSystem(_path(uri), found)
+
+
+def _google(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
+    if set(options) - {"timeout", "max_retries"} or any(map(os.environ.get, _GOOGLE_ELSEWHERE)):
+        return None
+    return pafs.SubTreeFileSystem(_path(uri), pafs.GcsFileSystem()) if hasattr(pafs, "GcsFileSystem") else None
+
+
+def _azure(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
+    known = {name for names in _AZURE_OPTIONS.values() for name in names} | {*_AZURE_ENDPOINTS, _AZURE_EMULATOR}
+    if not set(options) <= known | {"AZURE_ALLOW_HTTP", "timeout", "max_retries"}:
+        return None
+    if not hasattr(pafs, "AzureFileSystem"):
+        return None
+    told = {**os.environ, **options}
+    given = {key: next((told[name] for name in names if told.get(name)), None) for key, names in _AZURE_OPTIONS.items()}
+    address = urlsplit(uri)
+    container, _, host = address.netloc.partition("@")
+    if host:  # abfss://container@account.dfs.core.windows.net/path
+        given["account_name"] = host.split(".")[0]
+    endpoint = urlsplit(next((told[name] for name in _AZURE_ENDPOINTS if told.get(name)), ""))
+    kind, authority = endpoint.scheme, endpoint.netloc
+    if _is_on(told.get(_AZURE_EMULATOR)):
+        kind, authority = kind or "http", authority or _AZURITE_HOST
+        given |= {key: given[key] or value for key, value in _AZURITE.items()}
+    if not given["account_name"]:
+        return None
+    where = dict.fromkeys(("blob_storage_authority", "dfs_storage_authority"), authority or None)
+    how = dict.fromkeys(("blob_storage_scheme", "dfs_storage_scheme"), kind or None)
+    found = pafs.AzureFileSystem(**{key: value for key, value in (given | where | how).items() if value})
+    return pafs.SubTreeFileSystem(f"{container}/{address.path.strip('/')}".rstrip("/"), found)
+
+
+def _path(uri: str) -> str:
+    return uri.partition("://")[2].rstrip("/")
+
+
+def _is_on(text: str | None) -> bool:
+    return (text or "").lower() in ("true", "1", "yes", "on")
+
+
+def _proxy(kind: str, host: str) -> str | None:
+    """Return the proxy of the environment for this host: other clients look there by themselves, Arrow's does not."""
+    proxy = urllib.request.getproxies().get(kind)
+    return None if not proxy or urllib.request.proxy_bypass(host) else proxy
+
+
+# ---- through Python -------------------------------------------------------------------------------
+
+
+def through_python(open_file: Callable[[str], BinaryIO], sizes: Mapping[str, int]) -> pafs.FileSystem:
+    """Return a file system of these files, by path, whose bytes come from `open_file`.
+
+    Whoever reads through it is waited for when the interpreter ends.
+    """
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_Files(open_file, sizes)))
+
+
+class _Files(AbstractFileSystem):  # type: ignore[misc]
+    """What Arrow asks of a file system to read files whose names and sizes are known."""
+
+    cachable = False
+
+    def __init__(self, open_file: Callable[[str], BinaryIO], sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self._open_file, self._sizes = open_file, sizes
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if path not in self._sizes:
+            raise FileNotFoundError(path)
+        return {"name": path, "type": "file", "size": self._sizes[path]}
+
+    def open(self, path: str, *_: Any, **__: Any) -> io.RawIOBase:
+        with _reading():
+            return _File(self._open_file(path), self._sizes[path])
+
+
+class _File(io.RawIOBase):
+    """A file that counts the calls in it; after `drain` began, every call fails."""
+
+    def __init__(self, source: BinaryIO, size_bytes: int) -> None:
+        self._source, self._size = source, size_bytes
+        _open.add(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._source.seek(offset, whence)
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        with _reading():
+            return self._source.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()
+
+
+_open: weakref.WeakSet[_File] = weakref.WeakSet()
+_lock = threading.Lock()
+_calls = 0
+_last_call_s = 0.0
+_ending = False
+_s3_is_used = False
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    global _calls, _last_call_s
+    with _lock:
+        if _ending:
+            raise OSError("the interpreter ends")
+        _calls += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _calls -= 1
+            _last_call_s = time.monotonic()
+
+
+def drain(within_s: float = _DRAIN_S) -> None:
+    """Let no thread read through Python any more, and wait until none does.
+
+    A file that somebody still holds stays open: it is not waited for once all calls have ended.
+    """
+    global _ending
+    with _lock:
+        _ending = True
+    began = time.monotonic()
+    while _open and time.monotonic() - began < within_s:
+        now = time.monotonic()
+        if not _calls and now - max(_last_call_s, began) > _QUIET_S:
+            return
+        time.sleep(0.01)
+
+
+def _forked() -> None:
+    """Forget what threads of the parent do here: they are not in the child, and may have left the lock taken."""
+    global _lock, _calls
+    _lock, _calls = threading.Lock(), 0
+    _open.clear()
+    if _s3_is_used:
+        _exit_without_destructors()
+
+
+def _exit_without_destructors() -> None:
+    """Let this process end when Python has ended, with Python's exit code.
+
+    The AWS SDK waits at exit for its own threads, which a forked child does not have: the child would hang or crash.
+    Source: on_exit(3); what is registered last is called first.
+    """
+    atexit.unregister(pafs.ensure_s3_finalized)
+    libc = ctypes.CDLL(None)
+    if on_exit := getattr(libc, "on_exit", None):
+        on_exit(libc._exit, None)
+        on_exit(libc.fcloseall, None)
+
+
+# Not by atexit: thread pools are shut down before that, and a request under way then fails instead of ending.
+threading._register_atexit(drain)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,52 @@
+"""How well a model finds the stickers: decode its outputs on scenes with known truth, and score them.
+
+Knows a model file, a scene folder and the path between them; knows nothing of label sets, Ray or training.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from segray.analytics.evaluation.evaluate import (
+    Evaluation,
+    Row,
+    coco_results,
+    count_objects,
+    evaluate_detections,
+    read_truth,
+)
+from segray.imaging import decode
+from segray.models import engine as runtime
+from segray.models import resolve
+from segray.models.adapters.adapter import Options
+from segray.synthetic.dataset import IMAGES, TRUTH
+
+
+def evaluate_model(xml: Path, scenes_folder: Path, precision: str, *, threads: int | None = None) -> Evaluation:
+    """Score the sticker model at `xml` on a folder that dataset.write made, with its contract's usual options.
+
+    precision: f32, bf16, f16 or auto. threads: CPU threads of the engine; all that the process may use by default.
+    """
+    model = resolve.resolve("stickers", str(xml))
+    engine = runtime.compile(model.path, model.form, runtime.DeviceSettings("CPU", threads, precision))
+    truth = read_truth(scenes_folder / TRUTH)
+
+    def detect(listed: Row) -> list[Row]:
+        picture = decode.decode((scenes_folder / IMAGES / listed["file_name"]).read_bytes()).image
+        with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
+            found = model.contract.decode(outputs, (listed["height"], listed["width"]), Options())
+        return coco_results(listed["id"], found)
+
+    with ThreadPoolExecutor(engine.requests) as pool:
+        detections = [row for rows in pool.map(detect, truth["images"]) for row in rows]
+    images = len(truth["images"])
+    return Evaluation(
+        scores=evaluate_detections(detections, truth),
+        images=images,
+        labelled=images,
+        failed=0,
+        missing=0,
+        objects=count_objects(truth),
+        instances=len(detections),
+    )
