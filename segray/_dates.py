@@ -1,7 +1,7 @@
-"""Dates in addresses: s3://raw/dt={yesterday}/ as seen from a day that was given.
+"""Dates in addresses, s3://raw/dt={yesterday}/ as seen from a day that was given, and durations in words.
 
-Knows placeholders; knows no clock, so that a run that is repeated means the same day. "today" is the one exception,
-and has to be written.
+Knows placeholders and units; knows no clock, so that a run that is repeated means the same day. "today" is the one
+exception, and has to be written.
 
     {today} {yesterday}    2026-11-20, of the day given and of the one before
     {today:%Y/%m/%d}       2026/11/20; of %Y %m %d %y %j %G %V %u and plain characters
@@ -60,3 +60,15 @@ def _text(day: date, where: str, found: re.Match[str]) -> str:
             do="use %Y %m %d %y %j %G %V %u, as in {today:%Y/%m/%d}",
         )
     return chosen.strftime(found[2])
+
+
+def duration(seconds: float | None) -> str:
+    """75 -> "1 min 15 s"; None -> "?"."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

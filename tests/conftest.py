@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 
 import properties
@@ -18,11 +20,21 @@ LONGEST = ("crash_model", "kills", "world_faults", "job", "end_to_end", "wrapped
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "not full" in config.option.markexpr:
+    # One seed for all processes of a session; SEGRAY_SEED repeats it.
+    os.environ.setdefault("SEGRAY_SEED", str(time.time_ns() % 10**6))
+    if config.option.markexpr == "unit":
         settings.load_profile(properties.FAST)
 
 
+def pytest_report_header() -> str:
+    return f"SEGRAY_SEED={os.environ['SEGRAY_SEED']}"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in ("integration", "chaos")):
+            item.add_marker("unit")
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 

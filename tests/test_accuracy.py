@@ -11,7 +11,7 @@ from command import write_config
 from segray.analytics.evaluation.evaluate import evaluate
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from ports import free_port
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 RAY = Path(sys.executable).with_name("ray")
 IMAGES = 24

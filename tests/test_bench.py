@@ -64,7 +64,7 @@ def written(found: Any, i: int) -> bool:
     return bool(rle.area((found.rles[i],))[0] > 0 and x1 > x0 and y1 > y0)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_yardstick_has_every_weight() -> None:
     weights = reference_model.weights()
     assert {name: array.shape for name, array in weights.items()} == shapes()
@@ -85,7 +85,7 @@ if len(sys.argv) > 1:
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_process_and_its_children_are_measured_from_outside() -> None:
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", _BUSY, _BUSY])
@@ -200,7 +200,7 @@ def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixtur
     assert "segray[bench]" in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
     ways = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
     assert set(measured["images_per_s"]) == ways
@@ -221,7 +221,7 @@ def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
     assert measured["bytes_written"]["segray"] > 10_000
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_no_stage_has_become_slow(measured: dict[str, Any]) -> None:
     """CPU seconds beside those of inference in the same run; each bound is about three times what is usual."""
     parts = measured["cpu_s_per_image"]["segray"]

@@ -19,7 +19,7 @@ from segray.errors import ConfigError
 from segray.execution import ray_pool
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 _CALLS = """
 import os

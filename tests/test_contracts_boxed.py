@@ -267,7 +267,7 @@ def test_a_label_map_is_sorted_and_its_names_can_be_folders() -> None:
 # ---- speed ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 def test_twelve_megapixels_cost_no_full_frames(paste: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)

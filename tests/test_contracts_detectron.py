@@ -77,7 +77,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int]) -> None:
         assert_as_oracle(raw_made(seed), size_hw)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(raw_made(3), frames.TWELVE_MEGAPIXELS)
 
@@ -91,7 +91,7 @@ def test_decode_gives_what_the_reference_gives(size: str) -> None:
         frames.assert_as_golden(found, f"security_{size}", lambda label: COCO_IDS_80[label - 1])
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
 def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int]) -> None:
     assert_as_oracle(raw_outputs.draw(seed)["security"], size_hw)

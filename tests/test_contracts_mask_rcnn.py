@@ -69,7 +69,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int], side: int) -> 
         assert_as_oracle(made(seed, side), size_hw)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(made(3), frames.TWELVE_MEGAPIXELS)
 
@@ -84,7 +84,7 @@ def test_decode_gives_what_the_reference_gives(side: int, size: str) -> None:
         frames.assert_as_golden(found, f"mask_rcnn_reshape_{side}_{size}")
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
 @pytest.mark.parametrize("side", [15, 33])
 def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], side: int) -> None:

@@ -72,7 +72,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int], side: int, pas
         assert_as_oracle(made(seed, side), size_hw, paste)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels(paste: str) -> None:
     assert_as_oracle(made(3, count=25), frames.TWELVE_MEGAPIXELS, paste)
@@ -87,7 +87,7 @@ def test_decode_gives_what_the_references_give(size: str) -> None:
     frames.assert_as_golden(segray.decode(REFRAMED, outputs, (height, width)), f"tf_hub_{size}")
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
 def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], paste: str) -> None:

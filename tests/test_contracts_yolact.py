@@ -125,7 +125,7 @@ def test_decode_is_the_whole_image_path(seed: int, size_hw: tuple[int, int]) -> 
     assert_as_oracle(made(seed), size_hw)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_decode_is_the_whole_image_path_at_twelve_megapixels() -> None:
     assert_as_oracle(made(4, things=20), (3024, 4032))
 
@@ -168,7 +168,7 @@ def test_decode_gives_what_the_references_give(
         assert (rle.decode(a, (height, width)) != rle.decode(b, (height, width))).sum() <= 2
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("nms", ["per_class", "fast", "cross_class"])
 def test_a_threshold_takes_away_what_is_below_it_and_changes_nothing_else(
     seed_seven: Outputs, nms: Literal["per_class", "fast", "cross_class"]
@@ -187,7 +187,7 @@ def test_a_threshold_takes_away_what_is_below_it_and_changes_nothing_else(
         np.testing.assert_array_equal(found.class_ids, expected.class_ids)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (11, (17, 31)), (12, (1080, 1920)), (13, (3024, 4032))])
 def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int]) -> None:
     assert_as_oracle(raw_outputs.draw(seed)["yolact"], size_hw)

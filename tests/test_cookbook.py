@@ -16,7 +16,7 @@ import pytest
 import segray
 from segray.analytics.query import polars_frames as ex
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 PAGE = Path(__file__).parents[1] / "docs" / "analytics.md"
 QUERY = re.compile(r"(### (\d+)\. .+?\n```sql\n(.+?)```\n\n```python\n(.+?)```\n\n```text\n)(.*?)```", re.DOTALL)
 

@@ -276,7 +276,7 @@ def _share(family: int, share: int, shares: int, folder: Path) -> tuple[int, Cou
         return told, site.world.points
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_all_histories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In as many processes as there are cores, four at most."""
     processes, shares = min(4, len(os.sched_getaffinity(0))), 4
@@ -299,7 +299,7 @@ def test_all_histories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert told.total() >= 500
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_histories_on_a_real_object_store(
     local: Site, tmp_path: Path, swift_env: Swift, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,7 +89,7 @@ def test_days_are_labelled_beside_each_other(days: Path, uri: str) -> None:
     assert keys(days) == FIRST + SECOND
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_only_the_day_in_question_is_retired(days: Path) -> None:
     uri, retire = "raw/dt={today}/", {"deleted": "retire", "max_retired_fraction": 0.25}
     label(days, uri, "as_of=2026-03-01", **retire)

@@ -145,7 +145,7 @@ def test_drift_is_small_between_samples_and_large_between_others() -> None:
     assert shifted.effect == pytest.approx(0.25, abs=0.03)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = label_sets.write(tmp_path, shown())
     time.sleep(0.01)
@@ -159,7 +159,7 @@ def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["kinds"]["gained"] == 3
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +174,7 @@ def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     assert json.loads(capsys.readouterr().out)["failed_gates"] == ["lost>2%"]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

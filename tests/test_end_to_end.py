@@ -19,7 +19,7 @@ from hostile import hostile_files
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts")
 

@@ -102,7 +102,7 @@ def test_a_quota_and_a_full_node_are_warned_of(monkeypatch: pytest.MonkeyPatch) 
 # ---- with the embedded model ----------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_plan_counts_measures_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset.write(tmp_path / "scenes", 16, seed=5)
     scenes = {path.name: path.read_bytes() for path in sorted((tmp_path / "scenes" / "images").iterdir())}
@@ -127,7 +127,7 @@ def test_a_plan_counts_measures_and_writes_nothing(tmp_path: Path, monkeypatch: 
     json.dumps(asdict(found))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_plan_counts_what_is_left_and_minds_whose_root_it_is(tmp_path: Path) -> None:
     dataset.write(tmp_path / "scenes", 6, seed=5)
     file = tmp_path / "c.yaml"

@@ -271,8 +271,10 @@ def test_fiftyone_cuts_masks_off_at_boxes_that_hold_them_whole(tmp_path: Path) -
         (Choice(min_score=0.4), [0, 1, 4]),
         (Choice(min_area_px=700, max_area_px=2399), []),
         (Choice(max_area_px=620), [0, 1, 3, 4]),
-        pytest.param(Choice(where="class_name LIKE 'bottle%' AND rle_area(rle) > 10"), [1, 4], marks=pytest.mark.full),
-        pytest.param(Choice(where="rle_contains(rle, height, 0, 0)"), [2], marks=pytest.mark.full),
+        pytest.param(
+            Choice(where="class_name LIKE 'bottle%' AND rle_area(rle) > 10"), [1, 4], marks=pytest.mark.integration
+        ),
+        pytest.param(Choice(where="rle_contains(rle, height, 0, 0)"), [2], marks=pytest.mark.integration),
     ],
 )
 def test_choices_of_instances(root: str, tmp_path: Path, choice: Choice, kept: list[int]) -> None:
@@ -282,7 +284,7 @@ def test_choices_of_instances(root: str, tmp_path: Path, choice: Choice, kept: l
     assert [row["segmentation"]["counts"] for row in rows] == [found()[i][2] for i in kept]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_choices_of_images(root: str, tmp_path: Path) -> None:
     def names(**choice: Any) -> list[str]:
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
@@ -302,7 +304,7 @@ def test_choices_of_images(root: str, tmp_path: Path) -> None:
     [
         ("voc", Choice(), "choose from coco"),
         ("coco", Choice(classes=["zebra"]), "no such class"),
-        pytest.param("coco", Choice(where="no_such_column = 1"), "no SQL", marks=pytest.mark.full),
+        pytest.param("coco", Choice(where="no_such_column = 1"), "no SQL", marks=pytest.mark.integration),
         ("coco", Choice(min_score=0.99, with_instances=True), "nothing of the label set is chosen"),
     ],
 )

@@ -18,7 +18,7 @@ def test_nothing_public_goes_unlisted() -> None:
     assert {name for name in ours if not name.startswith("_")} <= set(segray.__all__)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_no_submodule_takes_a_public_functions_name() -> None:
     code = "import segray, segray.cli.main, segray.execution.run; print(callable(segray.scan), callable(segray.images))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -31,7 +31,7 @@ def test_decoding_loads_neither_ray_nor_storage() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("module", ["runtime", "bench.ways"])
 def test_openvino_tells_nobody_that_it_runs(module: str) -> None:
     code = f"""

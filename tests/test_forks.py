@@ -14,7 +14,7 @@ from swift_server import Swift
 import segray
 from segray.storage.store import Store
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 WITHIN_S = 240
 
 # Everything that a child may do with what its parent opened, and by itself.

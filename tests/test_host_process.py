@@ -18,7 +18,7 @@ from command import segray as command
 
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 IMAGES = 24
 TESTS = Path(__file__).parent

@@ -17,7 +17,7 @@ from segray.execution.labeller import build
 from segray.execution.worker_pool import InProcess
 from segray.storage.store import join
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 NAMES = (
     "a b.jpg",

@@ -265,7 +265,7 @@ print(len(files))
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets an address space limit")
 def test_bombs_allocate_nothing(request: pytest.FixtureRequest) -> None:
     command = [sys.executable, "-c", _UNDER_A_CEILING, str(request.path.parent)]
@@ -356,7 +356,7 @@ def test_any_exif_is_harmless(noise: bytes, head: bytes) -> None:
     assert decoded.orientation in ORIENTATIONS
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("orientation", "size_hw"), [(1, (1203, 1604)), (6, (1604, 1203))])
 def test_where_less_will_do_a_jpeg_is_decoded_smaller_and_tells_its_full_size(
     orientation: int, size_hw: tuple[int, int]

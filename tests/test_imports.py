@@ -54,7 +54,7 @@ def test_what_reads_a_label_set_loads_no_models_and_no_cluster(root: Path, tmp_p
     assert found <= TABLES | ({"numba"} if command in ("verify", "promote") else set())
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp_path: Path) -> None:
     truth, page = tmp_path / "truth.json", tmp_path / "report.html"
     for arguments in (

@@ -256,13 +256,13 @@ def problems(job: dict[str, Any]) -> list[str]:
     return [f"{'/'.join(map(str, error.path))}: {error.message}" for error in crd("rayjobs").iter_errors(job)]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_rayjob_is_what_kuberay_takes(overlay: str) -> None:
     assert problems(of_kind("RayJob", overlay)) == []
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_wrong_rayjob_would_be_noticed() -> None:
     job = of_kind("RayJob", "base")
     job["spec"]["ttlSecondsAfterFinish"] = 1

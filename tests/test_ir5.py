@@ -467,7 +467,7 @@ CASES += [
 ]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind} {case.name}")
 def test_a_layer_computes_what_numpy_does(case: Case, tmp_path: Path) -> None:
     inputs = {f"in{index}": array for index, array in enumerate(case.inputs)}

@@ -19,7 +19,7 @@ from heads import RAY
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 REPO = Path(__file__).parents[1]
 

@@ -128,7 +128,7 @@ def numbers(scores: coco_eval.Scores) -> list[float]:
     return [-1 if value is None else value for value in found]
 
 
-@pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.full)])
+@pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.integration)])
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""
     monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (40,))
@@ -151,7 +151,7 @@ def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytes
             assert scores.class_ar[name] == pytest.approx(theirs.eval["recall"][:, k, 0, -1].mean(), abs=1e-9)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_all_numbers_are_those_of_pycocotools_for_many_images(tmp_path: Path) -> None:
     content, shown = made(250, seed=1, crowded=True)
     for iou_type, scores in written(tmp_path, content, shown).scores.items():
@@ -159,7 +159,7 @@ def test_all_numbers_are_those_of_pycocotools_for_many_images(tmp_path: Path) ->
         assert numbers(scores) == pytest.approx(theirs, abs=1e-9)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_cards_protocols_differ_where_they_say(tmp_path: Path) -> None:
     content, shown = made(12, seed=2, crowded=True)
     plain = written(tmp_path, content, shown)
@@ -217,7 +217,7 @@ def as_lvis(content: Row, rng: np.random.Generator) -> Row:
     return {"images": images, "annotations": objects, "categories": categories}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_numbers_of_lvis_are_those_of_its_package(tmp_path: Path) -> None:
     content, shown = made(60, seed=1)
     found = written(tmp_path, as_lvis(content, np.random.default_rng(1)), shown)
@@ -261,7 +261,7 @@ def test_each_kind_of_mistake_is_told(tmp_path: Path) -> None:
     assert scores.calibration.precision[2] == 1
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_label_set_of_other_classes_or_without_a_batch_is_an_error(tmp_path: Path) -> None:
     content, shown = made(3)
     content["categories"][0]["name"] = "bicycle"
@@ -275,7 +275,7 @@ def test_a_label_set_of_other_classes_or_without_a_batch_is_an_error(tmp_path: P
         evaluate(str(tmp_path / "young"), tmp_path / "truth.json")
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_run_that_goes_on_is_told(tmp_path: Path) -> None:
     content, shown = made(4)
     some = dict(list(shown.items())[:3])
@@ -286,7 +286,7 @@ def test_a_run_that_goes_on_is_told(tmp_path: Path) -> None:
     assert evaluate(str(tmp_path / "labels"), tmp_path / "truth.json").notes[0].endswith("the run is not finished")
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -308,7 +308,7 @@ def test_a_broken_annotation_is_named(tmp_path: Path, change: Row, message: str)
         written(tmp_path, content, shown)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("order", [("annotations", "images", "categories"), ("categories", "annotations", "images")])
 def test_a_truth_is_read_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
     content, shown = made(4)

@@ -36,10 +36,10 @@ from swift_server import Swift
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 KILLS = int(os.environ.get("SEGRAY_KILLS", "60"))
-SEED = int(os.environ.get("SEGRAY_SEED", time.time_ns() % 10**6))
+SEED = int(os.environ["SEGRAY_SEED"])
 DRAWN, NAMES = 60, 4
 UNIT_IMAGES = 4
 # Of every twenty kills.

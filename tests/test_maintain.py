@@ -157,7 +157,7 @@ def test_replaced_files_stay_for_the_grace_time_and_a_reader_of_an_old_snapshot_
     assert clean(small)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_labelling_goes_on_after_compaction_and_replaces_images_in_compacted_files(small: Run) -> None:
     tidy(small)
     commit.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
@@ -242,7 +242,7 @@ STEPS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
@@ -298,7 +298,7 @@ def half_commit(run: Run, number: int, monkeypatch: pytest.MonkeyPatch, between:
     monkeypatch.undo()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_images_compacted_between_the_two_commits_of_a_batch_are_still_replaced(
     small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +314,7 @@ def test_images_compacted_between_the_two_commits_of_a_batch_are_still_replaced(
     assert clean(small)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_whole(small: Run) -> None:
     batch = merged(small, 5, [good("1-a.jpg", [44], version="2")])
     tidy(small, grace_hours=24)
@@ -369,7 +369,7 @@ def test_an_image_replaced_during_compaction_stays_replaced(small: Run, monkeypa
     assert clean(small)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         number = commit.batch_numbers(small.root, OPTIONS)[0] + 1
@@ -382,7 +382,7 @@ def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: p
     clean(small)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_two_compactions_at_once_do_no_harm(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
         if time == 1:

@@ -52,12 +52,12 @@ def test_what_works_on_runs_gives_what_pycocotools_gives() -> None:
     check_against_pycocotools(made(300))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_fifty_thousand_masks_are_those_of_pycocotools() -> None:
     check_against_pycocotools(made(25_000, seed=1))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_real_masks_are_those_of_pycocotools() -> None:
     found = real()
     assert len(found) > 3_000

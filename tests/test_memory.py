@@ -45,14 +45,14 @@ print(pyarrow.default_memory_pool().backend_name)
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_arrow_takes_the_allocator_that_gives_back_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
     done = subprocess.run([sys.executable, "-c", _RETURNS], check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout == "system\n"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_what_is_held_is_seen() -> None:
     done = subprocess.run([sys.executable, "-c", _HOLDS], check=True, capture_output=True, text=True, timeout=60)
     assert int(done.stdout) > 60 * 2**20
@@ -68,7 +68,7 @@ print(memory.peak_bytes() - before, memory.peak_bytes() == memory.peak_bytes(os.
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_peak_stays_when_the_memory_is_gone() -> None:
     done = subprocess.run([sys.executable, "-c", _HELD], check=True, capture_output=True, text=True, timeout=60)
     more_bytes, same = done.stdout.split()
@@ -76,7 +76,7 @@ def test_a_peak_stays_when_the_memory_is_gone() -> None:
     assert same == "True"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_process_that_swells_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", _SWELLS], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL

@@ -21,7 +21,7 @@ from swift_server import Swift
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 RAY = Path(sys.executable).with_name("ray")
 IMAGES = 192

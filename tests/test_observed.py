@@ -33,7 +33,7 @@ from segray.cli import main, ray_jobs
 from segray.errors import AccessError, ConfigError
 from segray.synthetic import dataset
 
-pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")]  # Ray's own
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")]  # Ray's own
 
 INFRA = Path(__file__).parents[1] / "infra" / "prometheus"
 IMAGES = 16

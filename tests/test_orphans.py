@@ -26,7 +26,7 @@ spared.kill()
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_children_and_their_orphans_end_and_what_was_there_before_is_spared() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=30

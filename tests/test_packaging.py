@@ -22,7 +22,7 @@ from segray.synthetic import dataset
 
 REPO = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 
 @dataclass(frozen=True)

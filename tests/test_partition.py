@@ -27,7 +27,7 @@ from label_sets import contents
 from segray.label_set.run_records import staged_task
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 IMAGES = 144
 RAY = Path(sys.executable).with_name("ray")

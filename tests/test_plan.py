@@ -182,7 +182,7 @@ print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_million_images_are_planned_in_less_than_half_a_gigabyte(tmp_path: Path) -> None:
     code = _A_MILLION.replace("FOLDER", repr(str(tmp_path)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,7 +16,7 @@ from poison import environment, poison
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 MAX_ATTEMPTS = 3
 KILLERS = {5: ("decode", "segfault"), 17: ("infer", "segfault"), 26: ("decode", "hang"), 34: ("decode", "hoard")}

@@ -60,19 +60,19 @@ def endings(program: str, root: str, times: int) -> list[tuple[int, str]]:
     return [(done.returncode, done.stderr) for done in (run(program, root) for _ in range(times))]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_that_reads_a_folder_ends_well(folder: str, script: str) -> None:
     assert {code for code, _ in endings(SCRIPTS[script], folder, TIMES)} == {0}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_that_reads_s3_ends_well(bucket: str, script: str) -> None:
     assert {code for code, _ in endings(SCRIPTS[script], bucket, TIMES)} == {0}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_is_read_through_python_is_waited_for(folder: str, script: str) -> None:
     """As it is where Arrow has no file system of its own for a store."""

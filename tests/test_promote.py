@@ -41,7 +41,7 @@ def test_readers_of_the_pointer_follow_it(chosen: config.Config) -> None:  # noq
     assert not promote(f"{parent}/v2", OPTIONS).written
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_what_is_not_whole_is_promoted_only_if_told(chosen: config.Config) -> None:  # noqa: F811
     def storm(task: Task) -> None:
         if task.unit == 3:

@@ -195,7 +195,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder, code, json.loads((folder / "out.json").read_text()))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_ap_falls_by_a_hundredth_at_most(made: Made) -> None:
     assert made.code == 0
     accuracy = made.record["accuracy"]
@@ -208,7 +208,7 @@ def test_ap_falls_by_a_hundredth_at_most(made: Made) -> None:
     assert {"f32", "int8"} <= made.record["speed"]["rounds"][0].keys()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_card_says_how_it_came_to_be(made: Made) -> None:
     assert sorted(path.name for path in made.xml.parent.iterdir()) == [
         "segray.json", "stickers-int8.bin", "stickers-int8.xml",
@@ -224,7 +224,7 @@ def test_the_card_says_how_it_came_to_be(made: Made) -> None:
     assert card["accuracy"]["mask_ap"].keys() == {"f32", "int8"}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_it_labels_like_any_model_into_another_label_set(made: Made) -> None:
     def start(recipe: labeller.Recipe, chosen: config.Config) -> InProcess:
         return InProcess(*labeller.build(recipe, "CPU", None))

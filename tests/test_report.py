@@ -362,7 +362,7 @@ def test_a_report_that_fails_is_told_and_fails_nothing(tmp_path: Path) -> None:
     assert "there is no report, the labels are whole: UserError: no run is recorded here" in said.getvalue()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_label_set_in_a_bucket_is_reported_into_it(root: str, swift_env: Swift) -> None:
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)
     store, remote = Store(options), f"s3://{swift_env.bucket()}/labels"
@@ -374,7 +374,7 @@ def test_a_label_set_in_a_bucket_is_reported_into_it(root: str, swift_env: Swift
     assert len(Checked(store.read(where).decode()).all("img")) == 9
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(root: str, tmp_path: Path) -> None:
     browser = shutil.which(os.environ.get("CHROMIUM", "chromium"))
     if browser is None:

@@ -129,7 +129,7 @@ def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
     assert all(vector.base is None for _, _, vector in found._pool)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_random_sample_takes_every_image_equally_often(planted: str) -> None:
     drawn = [key for seed in range(20) for key in select(planted, {"random": 4}, seed=seed).sample]
     counts = [drawn.count(key) for key in [*(f"{i:02d}.jpg" for i in range(12)), "empty.jpg"]]
@@ -458,7 +458,7 @@ def test_a_selection_is_not_held_against_another_models_labels(drawn: Chosen, tm
             reviewed((str(place), selection, tasks), tmp_path)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_what_became_of_the_labels_since_changes_no_review(drawn: Chosen, tmp_path: Path) -> None:
     root, selection, tasks = drawn
     picked = {each.key for each in Selection.read(selection).chosen}
@@ -551,7 +551,7 @@ def test_the_two_commands(root: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main.run(["select", root, selection, "--take", "random=2"]) == 2  # it is there
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_commands_of_the_page_run(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "analytics.md").read_text(encoding="utf-8")
     lines = page.split("## What people say")[1].split("```sh\n")[1].split("```")[0].splitlines()

@@ -65,7 +65,7 @@ def test_bytes_are_those_of_pycocotools() -> None:
     check_against_pycocotools(0, 1_000)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_bytes_are_those_of_pycocotools_for_many_masks() -> None:
     check_against_pycocotools(1, 100_000)
 
@@ -185,7 +185,7 @@ def test_iou() -> None:
     assert rle.iou(a, [], (9, 7)).shape == (2, 0)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_real_masks_keep_their_bytes() -> None:
     masks = golden_files.real_masks()
     assert len(masks) > 3_000

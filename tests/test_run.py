@@ -176,7 +176,7 @@ def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
     assert keys(chosen) == ALL
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_images_that_cannot_be_read_hold_up_no_others(chosen: config.Config) -> None:
     dead = {"07.jpg", "12.jpg"}
 
@@ -331,7 +331,7 @@ def test_losing_a_race_plans_again_and_labels_nothing_twice(
     assert segray.scan(chosen.output.root).count_rows() == 20
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_more(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,7 +400,7 @@ def gone(chosen: config.Config, *names: str) -> None:
         (Path(chosen.source.uri) / name).unlink()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_otherwise(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
     gone(chosen, "00.jpg", "07.jpg", "19.jpg")
@@ -419,7 +419,7 @@ def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_othe
     assert again.retired == 0
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_images_that_come_back_are_labelled_anew(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
     path = Path(chosen.source.uri) / "07.jpg"
@@ -454,7 +454,7 @@ def test_a_source_that_lost_too_much_is_refused_and_nothing_is_retired(chosen: c
     assert keys(chosen) == ALL
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_retirement_that_compaction_overtakes_is_finished(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,7 +480,7 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,7 +366,7 @@ def test_int8_of_a_float_model_names_the_command_that_makes_it(tmp_path: Path) -
         runtime.check_precision(runtime.signature(xml), precision)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_precision_the_cpu_lacks_is_refused(tmp_path: Path) -> None:
     # Capped to AVX2, no CPU has f16 arithmetic; OpenVINO alone would silently take another precision.
     code = (

@@ -16,7 +16,7 @@ import segray
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path, drawn: Path) -> None:
     dataset.write(tmp_path / "again", COUNT, SEED)
     assert files_of(tmp_path / "again") == files_of(drawn)
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert files_of(tmp_path / "other")[name] != files_of(drawn)[name]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_truth_masks_are_the_drawn_pixels(drawn: Path) -> None:
     truth = truth_of(drawn)
     for image in truth["images"]:
@@ -62,7 +62,7 @@ def test_truth_masks_are_the_drawn_pixels(drawn: Path) -> None:
         assert tuple(row["category_id"] for row in rows) == scene.category_ids
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_files_are_the_listed_ones_and_read_back_as_drawn(drawn: Path) -> None:
     listed = {image["file_name"]: image for image in truth_of(drawn)["images"]}
     assert set(listed) == {path.name for path in (drawn / dataset.IMAGES).iterdir()}
@@ -75,13 +75,13 @@ def test_files_are_the_listed_ones_and_read_back_as_drawn(drawn: Path) -> None:
         assert np.abs(read.astype(int) - meant).mean() < (0.01 if name.endswith(".png") else 8)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_annotation_ids_start_at_one_and_are_unique(drawn: Path) -> None:
     ids = [row["id"] for row in truth_of(drawn)["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_scenes_vary_in_size_and_content() -> None:
     scenes = [dataset.scene_at(SEED, i) for i in range(48)]
     sizes = [scene.owners.shape for scene in scenes]

@@ -109,7 +109,7 @@ def environment(swift: Swift, ray_folder: Path, **more: str) -> Mapping[str, str
     return {**keys, "RAY_TMPDIR": str(ray_folder), **more}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_run_leaves_the_secret_nowhere(swift: Swift, tmp_path: Path, ray_folder: Path) -> None:
     dataset.write(tmp_path / "scenes", 6, seed=9)
     source, root = swift.bucket(), swift.bucket()
@@ -150,7 +150,7 @@ def keys_of(env: Mapping[str, str]) -> dict[str, str]:
     return {name: env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("local", [True, False], ids=["local-to-s3", "s3-to-s3"])
 def test_refused_credentials_are_not_repeated(swift: Swift, tmp_path: Path, ray_folder: Path, local: bool) -> None:
     bucket = swift.bucket()

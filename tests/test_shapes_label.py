@@ -24,7 +24,7 @@ from segray.execution.worker_pool import InProcess
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 Rows = dict[str, list[Any]]
 

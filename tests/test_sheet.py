@@ -136,7 +136,7 @@ def test_contact_sheet_is_a_whole_png_of_the_chosen_images(tmp_path: Path) -> No
         assert sheet.height < narrow[1]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_contact_sheet_is_the_same_each_time(tmp_path: Path) -> None:
     pictures = [picture(f"{'long-' * 30}{i}.png", i) for i in range(4)]
     for name in ("a.png", "b.png"):

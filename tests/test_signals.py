@@ -20,7 +20,7 @@ from command import segray as command
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 IMAGES = 48
 

@@ -25,14 +25,14 @@ def test_sixteen_workers_are_busy_and_end_together() -> None:
     assert outcome.tail_idle < 0.05
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_pool_ten_times_slower_costs_the_other_nothing() -> None:
     outcome = simulated(10_000, Pool(8), Pool(8, SLOW))
     assert outcome.makespan_s <= 1.1 * outcome.ideal_s
     assert outcome.tail_idle < 0.05
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_one_fast_worker_among_slow_ones() -> None:
     outcome = simulated(5_000, Pool(1), Pool(15, SLOW))
     assert outcome.makespan_s <= 1.1 * outcome.ideal_s
@@ -63,7 +63,7 @@ def test_made_up_masks_are_what_their_rows_say() -> None:
         assert rle.bbox(row["rle"], (480, 640)).tolist() == [row[f"bbox_{name}"] for name in "xywh"]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("images", [10_000, 100_000])
 @pytest.mark.parametrize("pools", [(Pool(16),), (Pool(32), Pool(32, SLOW))], ids=["16", "64 mixed"])
 def test_the_figures_hold_at_every_size(images: int, pools: tuple[Pool, ...]) -> None:

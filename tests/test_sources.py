@@ -333,7 +333,7 @@ def test_any_parquet_gives_references_or_is_refused(
     refs_or_refusal(folder, "parquet", bytes(data[: int(length * len(data))] if cut else data))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @tried(60)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 1)), max_size=40), st.sampled_from([1, 700, 2500]))
 def test_what_was_seen_is_known_however_much_it_is(repeats: list[tuple[int, int]], many: int) -> None:
@@ -380,7 +380,7 @@ def test_a_name_that_no_table_can_hold_stops_with_its_name(store: Store, tmp_pat
 # A real S3 server
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_prefixes_globs_and_manifests(swift_env: Swift) -> None:
     store, bucket = Store(StorageOptions(endpoint_url=swift_env.endpoint_url)), swift_env.bucket()
     root = f"s3://{bucket}/photos"
@@ -420,7 +420,7 @@ print(json.dumps(peak() - before))
     return float(json.loads(done.stdout))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_million_listed_keys_cost_less_than_a_gigabyte() -> None:
     growth = peak_growth_mb("""
 from segray.sources import listing as sources
@@ -440,7 +440,7 @@ def work():
     assert growth < 1_000
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_manifest_of_a_million_costs_less_than_a_gigabyte(tmp_path: Path) -> None:
     with (tmp_path / "m.txt").open("w") as file:
         file.writelines(

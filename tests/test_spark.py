@@ -16,7 +16,7 @@ import segray
 from segray.label_set import maintenance
 from segray.storage.store import StorageOptions
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 pytest.importorskip("pyspark", reason="the recipe is run where pyspark is")
 PAGE = Path(__file__).parents[1] / "docs" / "analytics.md"
 

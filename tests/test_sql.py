@@ -28,7 +28,7 @@ from segray.label_set.maintenance import maintain
 from segray.monitoring import console
 from segray.storage.store import StorageOptions, Store
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
 BAR = rle.encode_crop(np.ones((1, 9), np.bool_), 0, 2, (8, 10))

@@ -200,7 +200,7 @@ def test_what_cannot_be_written_is_told_once_and_fails_nothing(
     assert told == ["the heartbeat cannot be written, the run goes on: " + words]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_heartbeat_in_a_bucket_is_read_from_anywhere(swift_env: Swift) -> None:
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)
     root = f"s3://{swift_env.bucket()}/labels"

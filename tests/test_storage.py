@@ -478,7 +478,7 @@ def s3(swift_env: Swift) -> Store:
     return Store(StorageOptions(endpoint_url=swift_env.endpoint_url, retries=0))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_lists_more_than_a_page_in_order_with_odd_names(s3: Store, swift_env: Swift) -> None:
     bucket, client = swift_env.bucket(), swift_env.client()
     wanted = sorted([*(f"p/{i % 7}/{i:04d}.jpg" for i in range(1_200)), *(f"p/odd/{each}" for each in ODD_NAMES)])
@@ -498,7 +498,7 @@ def test_s3_lists_more_than_a_page_in_order_with_odd_names(s3: Store, swift_env:
     assert keys(s3, f"s3://{bucket}/nothing") == []
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_objects_are_written_read_and_removed(s3: Store, swift_env: Swift) -> None:
     root = f"s3://{swift_env.bucket()}/a"
     for each in ODD_NAMES:
@@ -517,7 +517,7 @@ def test_s3_objects_are_written_read_and_removed(s3: Store, swift_env: Swift) ->
     assert s3.read(join(root, "fence")) == b"1"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_reads_parquet_by_ranges_and_in_many_threads(s3: Store, swift_env: Swift) -> None:
     uri = f"s3://{swift_env.bucket()}/t.parquet"
     table = pa.table({"x": list(range(500_000))})
@@ -536,7 +536,7 @@ def test_s3_reads_parquet_by_ranges_and_in_many_threads(s3: Store, swift_env: Sw
     assert whole == [buffer.getvalue().size] * 16
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_reads_a_large_object_in_one_request(s3: Store, swift_env: Swift) -> None:
     uri, asked = f"s3://{swift_env.bucket()}/large", []
     s3.put(uri, b"x" * 8_000_000)
@@ -546,7 +546,7 @@ def test_s3_reads_a_large_object_in_one_request(s3: Store, swift_env: Swift) -> 
     assert asked == ["GetObject"]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_deltalake_reaches_the_same_place(s3: Store, swift_env: Swift) -> None:
     uri = f"s3://{swift_env.bucket()}/a b/table"
     deltalake.write_deltalake(uri, pa.table({"x": [1, 2]}), storage_options=s3.delta_options(uri))
@@ -557,7 +557,7 @@ def test_deltalake_reaches_the_same_place(s3: Store, swift_env: Swift) -> None:
     assert s3.names(join(uri, "_delta_log")) == ["00000000000000000000.json"]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("operation", ["list", "read", "put", "names", "exists"])
 def test_s3_says_at_once_that_the_secret_is_wrong(
     swift_env: Swift, monkeypatch: pytest.MonkeyPatch, operation: str
@@ -571,7 +571,7 @@ def test_s3_says_at_once_that_the_secret_is_wrong(
     assert "not-the-secret" not in f"{caught.value}{caught.value.__cause__}"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_says_at_once_that_there_are_no_credentials(
     swift_env: Swift, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -585,14 +585,14 @@ def test_s3_says_at_once_that_there_are_no_credentials(
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_s3_names_the_bucket_that_is_missing(s3: Store) -> None:
     for operation in (lambda: list(s3.list("s3://no-such-one/x")), lambda: s3.put("s3://no-such-one/x", b"")):
         with pytest.raises(AccessError, match=r"No such bucket[\s\S]*no-such-one"):
             operation()
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_server_that_dies_is_the_worlds_fault(
     swift_env: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

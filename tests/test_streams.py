@@ -124,7 +124,7 @@ def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path)
     check(arguments, {"folder": tmp_path}, [*ERR_BROKEN, *OUT_UNWANTED, *OUT_FULL])
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -181,7 +181,7 @@ def whole(root: Path) -> bool:
     return done and "</html>" in page and reader.images(str(root)).count_rows() == IMAGES
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "shape",
     ["{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}", "{} 2>/dev/full", "{} <&- >&- 2>&-",
@@ -195,7 +195,7 @@ def test_a_run_labels_everything_whoever_listens(shape: str, scenes: Path, tmp_p
     assert segray("verify", tmp_path / "labels").returncode == 0
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("shape", "code"), [("{} 2>{log} | true; exit ${{PIPESTATUS[0]}}", 0),
                                             ("{} 2>{log} >/dev/full", 3)])  # fmt: skip
 def test_a_log_that_can_be_written_is_complete(shape: str, code: int, scenes: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def run(model: ov.Model, *arrays: Any) -> list[Any]:
 # ---- real graphs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_graph_is_rewritten_to_give_the_same_rows(release: str, tmp_path: Path) -> None:
     path, xml, notes = exported(release, tmp_path), tmp_path / "m.xml", []
@@ -64,7 +64,7 @@ def test_a_graph_is_rewritten_to_give_the_same_rows(release: str, tmp_path: Path
         assert (found.extra, found.difference < 1e-5) == (0, True), found
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("release", RELEASES)
 def test_only_the_order_of_the_release_is_proven(release: str, tmp_path: Path) -> None:
     found = nms.find(prepared(exported(release, tmp_path)))
@@ -77,7 +77,7 @@ def test_only_the_order_of_the_release_is_proven(release: str, tmp_path: Path) -
             assert nms.proven(found, order) == (order == RELEASES[release]), order
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_rewrite_that_changes_rows_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(model: ov.Model) -> int:
         boxes = end(model, "detection_boxes")
@@ -95,7 +95,7 @@ def test_a_rewrite_that_changes_rows_is_not_taken(tmp_path: Path, monkeypatch: p
     assert list(of_kind(engine.read(tmp_path / "m.xml"), "Loop"))
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_rewrite_that_fails_leaves_the_graph_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(model: ov.Model) -> int:
         raise RuntimeError("an unexpected graph")

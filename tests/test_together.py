@@ -17,7 +17,7 @@ from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.integration
 
 IMAGES = 24
 BATCHES, PER_BATCH, INSTANCES = 60, 3, 2

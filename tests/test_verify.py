@@ -133,7 +133,7 @@ ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], None]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("kind", "spoil"), ROWS, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(ROWS)])
 def test_a_spoiled_row_is_named(run: Run, kind: str, spoil: Callable[[list[dict[str, Any]]], None]) -> None:
     spoiled = rows()
@@ -363,7 +363,7 @@ def test_the_command_shows_twenty_of_many(run: Run, capsys: pytest.CaptureFixtur
     assert lines[-1] == "30 violations, the first 20 shown"
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_in_a_bucket(swift_env: Swift) -> None:
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)
     root = f"s3://{swift_env.bucket()}/labels"

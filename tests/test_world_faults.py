@@ -117,7 +117,7 @@ def check_whole(root: str, endpoint_url: str) -> None:
 # ---- one store ------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "passing",
     [
@@ -145,7 +145,7 @@ def test_a_store_comes_through_what_passes(weather: Proxy, swift_env: Swift, pas
     assert weather.faults > 0
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("lasting", "says"),
     [
@@ -170,7 +170,7 @@ def test_a_store_gives_up_within_its_budget(weather: Proxy, swift_env: Swift, la
 # ---- a run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "passing",
     [
@@ -197,7 +197,7 @@ AFTER_SOME = {"wanted": "raw/.*jpg", "skip": 12}
 COMMITS = {"wanted": "PUT .*images/_delta_log", "skip": 1}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "lasting",
     [
@@ -231,7 +231,7 @@ def test_a_run_that_cannot_go_on_says_what_is_left_and_is_resumed(
     check_whole(settings.output.root, weather.endpoint_url)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_command_ends_with_3_when_credentials_expire_and_the_same_command_completes(
     weather: Proxy, swift_env: Swift, tmp_path: Path
 ) -> None:
@@ -310,7 +310,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on(
     check_whole(settings.output.root, "")
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_a_file_that_may_not_grow_is_never_seen_in_part(tmp_path: Path) -> None:
     script = (
         "import signal, sys\n"

@@ -399,7 +399,7 @@ def side(key: str) -> int:
 # ---- tests ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("key", [key for key in WRAPPED if key not in LIKE_OTHERS])
 def test_every_form_reports_the_same_instances(
     key: str, models: Callable[[str], resolve.Model], scenes: Scenes, expected: list[Instances]
@@ -409,7 +409,7 @@ def test_every_form_reports_the_same_instances(
     assert agreed.faults(side(key)) == [], agreed
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("key", [STICKERS, *WRAPPED])
 def test_few_scenes_suffice_for_agreement(
     key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
@@ -419,7 +419,7 @@ def test_few_scenes_suffice_for_agreement(
     assert agreed.faults(side(key)) == [], agreed
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, mistakes in MISTAKES.items() for name in mistakes])
 def test_a_misread_form_does_not_agree(
     key: str, name: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
@@ -429,7 +429,7 @@ def test_a_misread_form_does_not_agree(
     assert agreed.faults(side(key)), agreed
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("key", WRAPPED)
 def test_decode_by_the_name_on_the_model_card(
     key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
@@ -444,7 +444,7 @@ def test_decode_by_the_name_on_the_model_card(
     assert share(partners(wanted, found)) == share(partners(found, wanted)) == 1
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_two_scenes_through_the_form_with_everything_unlike(
     tmp_path: Path, models: Callable[[str], resolve.Model]
 ) -> None:

@@ -81,7 +81,7 @@ def test_names_follow_the_original_repository() -> None:
     assert shapes["prediction_layers.0.conf_layer.weight"] == (243, 256, 3, 3)
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_random_weights_are_reproducible_and_complete() -> None:
     weights = yolact.random_weights(5)
     assert {name: array.shape for name, array in weights.items()} == yolact.shapes()
@@ -107,7 +107,7 @@ def test_priors_are_those_of_a_plain_loop() -> None:
 # ---- weights that do not fit ----------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_what_older_releases_and_training_leave_in_the_checkpoint_is_ignored() -> None:
     extra: dict[str, NDArray[Any]] = {
         "backbone.layer1.0.conv1.weight": np.zeros((64, 64, 1, 1), np.float32),
@@ -294,7 +294,7 @@ class Reference:
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_parity_with_pytorch() -> None:
     weights = unlike_training(3)
     image = np.random.default_rng(4).normal(0, 1, (1, 3, 550, 550)).astype(np.float32)
@@ -305,7 +305,7 @@ def test_parity_with_pytorch() -> None:
     assert expected["conf"][..., 1:].max() > 0.3
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_the_converted_form_is_the_original_behind_bgr_mean_and_scale() -> None:
     weights = unlike_training(8)
     rgb = np.random.default_rng(9).integers(0, 256, (1, 3, 550, 550)).astype(np.float32)
@@ -334,7 +334,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.full
+@pytest.mark.integration
 @pytest.mark.parametrize("form", list(FORMS))
 def test_a_conversion_is_float32_and_says_what_it_is(converted: Mapping[str, Path], form: str) -> None:
     xml = converted[form]
@@ -345,7 +345,7 @@ def test_a_conversion_is_float32_and_says_what_it_is(converted: Mapping[str, Pat
     assert resolve.resolve(yolact.CONTRACT, str(xml)).form == FORMS[form]
 
 
-@pytest.mark.full
+@pytest.mark.integration
 def test_both_forms_give_the_same_masks(converted: Mapping[str, Path]) -> None:
     image = np.asarray(Image.open(golden_files.PHOTO))
     one, other = (labelled(converted[form], image) for form in FORMS)

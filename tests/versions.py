@@ -30,7 +30,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPO = Path(__file__).parents[1]
-UNIT = ("-m", "not full")
+UNIT = ("-m", "unit")
 EXTRAS = "dev"
 SCENES = 16
 

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.bench import naive
-from segray.bench.variants import Lap
-from segray.bench.workload import Workload
+from segray.bench.workload import Lap, Workload
 from segray.imaging.opencv import cv2
 from segray.models.adapters.adapter import Contract, Form
 from segray.models.openvino import ov

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from segray import config
 from segray.bench import naive
-from segray.bench.workload import Workload, pixels
+from segray.bench.workload import Lap, Workload, pixels
 from segray.execution.labeller import Recipe
 from segray.execution.run import label
 from segray.execution.worker_pool import Event, Finished, Workers
@@ -33,22 +32,6 @@ from segray.models.openvino import ov
 # Prepared images that the loops over ready tensors hold.
 _MOST_TENSORS = 32
 _INSTANCES = "labels/instances"
-
-
-@dataclass(frozen=True)
-class Lap:
-    """What a way says of itself.
-
-    began_s, ended_s: time.monotonic() of the timed part. images: in it. cpu_seconds: of its stages, in sum.
-    marks: further moments. facts: of the device.
-    """
-
-    began_s: float
-    ended_s: float
-    images: int
-    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
-    marks: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- (a) and (b): what the machine can do ---------------------------------------------------------

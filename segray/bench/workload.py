@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,22 @@ _QUALITY = 95
 # Drawn scenes beyond these are further names of the same files.
 _MOST_SCENES = 32
 _COPIES = 8
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What a way says of itself.
+
+    began_s, ended_s: time.monotonic() of the timed part. images: in it. cpu_seconds: of its stages, in sum.
+    marks: further moments. facts: of the device.
+    """
+
+    began_s: float
+    ended_s: float
+    images: int
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The segray command."""
+"""The `segray` command: arguments in, exit codes out."""

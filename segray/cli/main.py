@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import segray
+from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
 from segray.cli import analytics, models
@@ -30,7 +31,6 @@ from segray.cli.options import (
     LogFormat,
     Overrides,
     Root,
-    duration,
     load,
     show_json,
 )

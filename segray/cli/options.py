@@ -56,15 +56,3 @@ def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
 def show_json(record: Mapping[str, Any], indent: int | None = 2) -> None:
     """For programs: sorted, indented (None: on one line), paths as text."""
     streams.show(json.dumps(record, indent=indent, sort_keys=True, default=os.fspath))
-
-
-def duration(seconds: float | None) -> str:
-    """75 -> "1 min 15 s"; None -> "?"."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segray._dates import duration
 from segray._system import signals, streams
 from segray._system.streams import show, tell
-from segray.cli.options import Configuration, Day, Endpoint, Json, Log, LogFormat, Overrides, duration, load, show_json
+from segray.cli.options import Configuration, Day, Endpoint, Json, Log, LogFormat, Overrides, load, show_json
 from segray.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from segray.cli.options import duration
+from segray._dates import duration
 from segray.execution.progress import Watcher
 
 if TYPE_CHECKING:
