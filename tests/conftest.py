@@ -15,8 +15,8 @@ from swift_server import Swift
 from web import Web
 
 # The files that take longest, in minutes, first: who begins last decides when all have ended.
-LONGEST = ("crash_model", "kills", "world_faults", "job", "end_to_end", "wrapped", "poison", "signals", "partition",
-           "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+LONGEST = ("crash_model", "kills", "infrastructure_faults", "job", "end_to_end", "wrapped", "crashing_images", "forks",
+           "streams", "signals", "host_process", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,51 @@
+"""The recipe for Spark of docs/analytics.md, as it stands there. Runs where pyspark and Java are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import label_sets
+import pytest
+
+import segray
+from segray.label_set import maintenance
+from segray.storage.store import StorageOptions
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("pyspark", reason="the recipe is run where pyspark is")
+PAGE = Path(__file__).parents[2] / "docs" / "analytics.md"
+
+
+@pytest.mark.skipif(not (os.environ.get("JAVA_HOME") or shutil.which("java")), reason="Spark needs Java")
+def test_spark_sees_the_rows_of_the_snapshot_after_replacement_and_compaction(tmp_path: Path) -> None:
+    root, scenes = tmp_path / "labels", label_sets.stickers(3)
+    for key, image in scenes.items():
+        label_sets.write(root, {key: image})
+    first = min(scenes)
+    label_sets.write(root, {first: replace(scenes[first], found=scenes[first].found[:1])})
+    maintenance.maintain(str(root), StorageOptions(), limits=maintenance.Limits(files=2))  # Replaced files stay a day.
+    rows = segray.scan(str(root)).count_rows()
+    recipe = PAGE.read_text(encoding="utf-8").split("## Spark")[1].split("```python\n")[1].split("```")[0]
+    told = """
+print("counted", instances.count(), images.count(), instances.where(rle_area("rle") == col("area")).count())
+pairs = instances.alias("a").join(instances.alias("b"), ["image_key", "instance"])
+print("alike", pairs.where(rle_iou(col("a.rle"), col("b.rle")) == 1).count())
+print("folder", spark.read.parquet("labels/instances").count() > instances.count())
+print("class", dict(instances.dtypes)["class"])
+"""
+    (tmp_path / "recipe.py").write_text(recipe + told)
+    done = subprocess.run(
+        [sys.executable, "recipe.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_SUBMIT_ARGS": "--master local[1] pyspark-shell"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"counted {rows} 3 {rows}\nalike {rows}\nfolder True\nclass string\n" in done.stdout

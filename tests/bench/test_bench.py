@@ -1,0 +1,241 @@
+"""bench: the textbook finds what segray finds; processes are measured; laps become a record; all ways run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import segray
+from swift_server import Swift
+from test_tf_object_detection import made as made_boxed
+from test_yolact_adapter import made as made_yolact
+
+from segray import rle
+from segray.bench import naive, reference_model, report
+from segray.bench.process_stats import Watch
+from segray.bench.runner import Measured, found_in
+from segray.bench.workload import Workload
+from segray.cli import main
+from segray.conversion.yolact import shapes
+from segray.models.adapters.adapter import Contract, Options
+from segray.models.registry import CONTRACTS
+
+SIZE_HW = (120, 160)
+RAY_DATA = importlib.util.find_spec("pandas") is not None
+
+# ---- the textbook ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("yolact-resnet50-fpn-pytorch", lambda seed: made_yolact(seed, side=40, priors=300, things=30)),
+        ("mask_rcnn_inception_v2_coco", made_boxed),
+        ("mask_rcnn_inception_resnet_v2_1024x1024", made_boxed),
+    ],
+)
+def test_the_textbook_finds_what_segray_finds(name: str, made: Any) -> None:
+    contract: Contract = CONTRACTS[name]
+    options = Options(score_threshold=0.1, max_detections=40)
+    for seed in range(3):
+        outputs = made(seed)
+        found = contract.decode(outputs, SIZE_HW, options)
+        rows = naive.rows(contract, outputs, "key", SIZE_HW, options)
+        boxes = np.array([[r["bbox_x"], r["bbox_y"], r["bbox_w"], r["bbox_h"]] for r in rows])
+        known = [i for i in range(len(found)) if int(found.class_ids[i]) in contract.labels and written(found, i)]
+        assert [row["class_id"] for row in rows] == found.class_ids[known].tolist()
+        corners = found.boxes_xyxy[known]
+        np.testing.assert_allclose(boxes, np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]), atol=1e-3)
+        areas = np.array([row["area"] for row in rows])
+        # TensorFlow's paste goes through OpenCV's remap, whose weights have 5 bits.
+        np.testing.assert_allclose(areas, rle.area(tuple(found.rles[i] for i in known)), rtol=0.05, atol=3)
+        assert len(rows) > 10
+
+
+def written(found: Any, i: int) -> bool:
+    x0, y0, x1, y1 = found.boxes_xyxy[i]
+    return bool(rle.area((found.rles[i],))[0] > 0 and x1 > x0 and y1 > y0)
+
+
+@pytest.mark.integration
+def test_the_yardstick_has_every_weight() -> None:
+    weights = reference_model.weights()
+    assert {name: array.shape for name, array in weights.items()} == shapes()
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+
+
+# ---- measuring ------------------------------------------------------------------------------------
+
+_BUSY = """
+import subprocess, sys, time
+held = bytearray(200 * 2**20)
+if len(sys.argv) > 1:
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+while time.process_time() < 1:
+    pass
+if len(sys.argv) > 1:
+    child.wait()
+"""
+
+
+@pytest.mark.integration
+def test_a_process_and_its_children_are_measured_from_outside() -> None:
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", _BUSY, _BUSY])
+    with Watch(process.pid) as watch:
+        assert process.wait() == 0
+    spent = watch.cpu_seconds(began, time.monotonic())
+    # Looked at five times a second: a little at the end is missed.
+    assert 0.7 < spent["driver"] < 1.3
+    assert 0.7 < spent["ray"] < 1.3
+    peak = watch.peak_rss_bytes()
+    assert 200 * 2**20 < peak["driver"] < 300 * 2**20
+    assert peak["all"] > 400 * 2**20
+    assert sum(watch.cpu_seconds(began - 2, began - 1).values()) == 0
+
+
+# ---- the record -----------------------------------------------------------------------------------
+
+
+def lap(way: str, seconds: float, **more: Any) -> Measured:
+    values: dict[str, Any] = {
+        "images": 10, "started_s": 90.0, "began_s": 100.0, "ended_s": 100 + seconds, "exited_s": 105 + seconds,
+        "stages": {}, "roles": {"driver": 1.0, "worker": 4.0, "ray": 0.5}, "others_share": 0.0,
+        "peak_rss_bytes": {"driver": 1, "worker": 2, "all": 3}, "bytes_written": 5, "found": {}, "marks": {},
+        "facts": {},
+    }  # fmt: skip
+    return Measured(way, **{**values, **more})
+
+
+TABLE = {"instances": 7, "classes": 2, "median_share": 0.01, "mean_share": 0.02, "median_rle_chars": 9.0}
+
+
+def test_ratios_are_made_within_a_round() -> None:
+    stages = {"infer": 2.5, "decode": 1.0}
+    marks = {"first_unit_s": 101.0, "last_unit_s": 102.0, "first_commit_s": 102.5}
+    laps = []
+    for ceiling, mine, other in ((1, 2, 8), (2, 4, 4), (10, 11, 22)):
+        laps += [
+            lap("ceiling", ceiling, roles={"driver": 2.0}, stages={"infer": 2.0}),
+            lap("segray", mine, stages=stages, found=TABLE, marks=marks),
+            lap("ray_data", other, found=TABLE),
+        ]
+    load = Workload("", ("a.jpg",) * 10, {"name": "stickers"}, 2)
+    found = report.record(load, laps)
+    assert found["ratio_to_ceiling"] == 0.5
+    assert found["spread"]["ratio_to_ceiling"] == [0.5, pytest.approx(10 / 11, abs=1e-3)]
+    assert found["ratio_to_ray_data"] == 2.0
+    assert found["ratio_to_script"] is None
+    assert found["images_per_s"] == {"ceiling": 5.0, "segray": 2.5, "ray_data": 1.25}
+    assert found["cpu_s_per_image"]["segray"] == {
+        "infer": 0.25, "decode": 0.1, "merge": 0.05, "driver": 0.1, "ray": 0.05, "all": 0.55,
+    }  # fmt: skip
+    assert found["cpu_s_per_image"]["ray_data"] == {"driver": 0.1, "worker": 0.4, "ray": 0.05, "all": 0.55}
+    assert found["cpu_ratio_to_ceiling"] == pytest.approx(0.2 / 0.55, abs=1e-3)
+    assert (found["startup_s"]["segray"], found["first_unit_s"], found["first_commit_s"]) == (10, 11, 12.5)
+    assert found["same_instances"] is True
+    assert "warning" not in report.describe(found)
+    assert "0.7 instances an image" in report.describe(found)
+
+
+def test_other_instances_and_busy_neighbours_are_told() -> None:
+    laps = [lap("segray", 1, found=TABLE), lap("script", 1, found=TABLE | {"instances": 8}, others_share=0.4)]
+    found = report.record(Workload("", ("a.jpg",), {"name": "stickers"}, 2), laps)
+    assert found["same_instances"] is False
+    text = report.describe(found)
+    assert "did not find the same" in text
+    assert "up to 40% of the processors" in text
+
+
+def test_a_model_that_finds_nothing_is_measured_too(tmp_path: Path) -> None:
+    assert found_in(tmp_path) == {"instances": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "640"], "WIDTHxHEIGHT"),
+        (["--only", "abx"], "a ceiling, b floor"),
+        (["--only", "cr"], "--remote"),
+        (["--images", "nowhere", "--model-name", "stickers"], "nowhere"),
+        (["--model-name", "stickres"], "stickers"),
+        (["--precision", "f8"], "precision"),
+        (["--model-name", "stickers", "--set", "unit_image=3"], "unit_images"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+# ---- all of it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every way once, on the embedded model in f32, which every machine computes in."""
+    only = "abcder" if RAY_DATA else "abcer"
+    folder = tmp_path_factory.mktemp("bench")
+    done = segray(
+        "bench", "--model-name", "stickers", "--count", 48, "--repeats", 1, "--precision", "f32", "--only", only,
+        "--folder", folder, "--remote", f"s3://{swift.bucket()}/copies/",
+        "--set", f"storage.endpoint_url={swift.endpoint_url}", "--json",
+        env={"AWS_ACCESS_KEY_ID": swift.key, "AWS_SECRET_ACCESS_KEY": swift.secret, "AWS_REGION": "us-east-1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(RAY_DATA, reason="pandas is installed")
+def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", "--model-name", "stickers", "--only", "d"]) == 2
+    assert "segray[bench]" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
+    ways = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
+    assert set(measured["images_per_s"]) == ways
+    assert measured["same_instances"] is True
+    assert measured["found"]["segray"]["instances"] > 48
+    assert measured["facts"]["precision"] == "f32"
+    for name in (
+        "ratio_to_ceiling",
+        "ratio_to_script",
+        "ratio_with_startup",
+        "cpu_ratio_to_ceiling",
+        "ratio_remote_to_local",
+    ):
+        assert measured[name] > 0, name
+    assert (measured["ratio_to_ray_data"] is not None) == RAY_DATA
+    assert 0 < measured["startup_s"]["segray"] < measured["first_unit_s"] < measured["first_commit_s"]
+    assert measured["peak_rss_bytes"]["segray"]["worker"] > 50 * 2**20
+    assert measured["bytes_written"]["segray"] > 10_000
+
+
+@pytest.mark.integration
+def test_no_stage_has_become_slow(measured: dict[str, Any]) -> None:
+    """CPU seconds beside those of inference in the same run; each bound is about three times what is usual."""
+    parts = measured["cpu_s_per_image"]["segray"]
+    usual = {
+        "read": 0.005,
+        "decode": 0.045,
+        "postprocess": 0.04,
+        "write": 0.1,
+        "driver": 0.04,
+        "ray": 0.1,
+        "merge": 0.4,
+    }
+    alone = measured["cpu_s_per_image"]["ceiling"]["infer"]
+    found = {name: round(parts.get(name, 0.0) / alone, 4) for name in usual}
+    assert {name: share for name, share in found.items() if share > 3 * usual[name]} == {}
+    assert parts["infer"] < 1.5 * alone
+    assert set(parts) <= {*usual, "infer", "wait", "prepare", "merge", "all"}

@@ -1,0 +1,132 @@
+"""What is counted while a run goes, and which numbers leave for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from segray.execution.progress import Course, Vitals
+from segray.execution.worker_pool import Joined, Lost, Pulse
+from segray.instances import Progress, Task, UnitReport
+from segray.label_set.run_records import Run
+from segray.monitoring import prometheus
+
+INFRA = Path(__file__).parents[2] / "infra"
+RUN = Run("/labels", "r1")
+
+
+def report(unit: int, ok: int = 4, failed: int = 0) -> UnitReport:
+    task = Task(unit, 0, ok + failed)
+    return UnitReport(task, "u", ok, 0, failed, 3 * ok, 100 * ok, {"read": 1.5, "infer": 2.0}, {"infer": 1.0})
+
+
+def joined(worker: str, host: str = "a", device: str = "CPU") -> Joined:
+    return Joined(worker, {"host": host, "device": device})
+
+
+def look(course: Course, done: int = 0, waiting: int = 0) -> Vitals:
+    return course.vitals(RUN, images=100, done=done, waiting=waiting, labelling=True)
+
+
+def test_rates_are_of_the_last_minute_and_tell_when_it_will_be_done() -> None:
+    course = Course()
+    course.saw(joined("0"), 0.0)
+    assert look(course).eta_s is None
+    for second in range(1, 601):
+        course.saw(Pulse("0", Progress(2 * second if second < 300 else 600 + (second - 300) // 2)), float(second))
+    found = look(course, done=50)
+    assert found.images_per_s == pytest.approx(0.5, rel=0.1)
+    assert found.eta_s == pytest.approx(100, rel=0.1)
+
+
+def test_the_lost_are_counted_and_work_no_more() -> None:
+    course = Course()
+    course.saw(joined("0"), 0.0)
+    course.saw(joined("1", "b"), 0.0)
+    course.saw(Pulse("1", Progress(3, ((7, 1, "infer", 2.0), (7, 2, "read", 9.0)), 5_000)), 4.0)
+    (_, other) = look(course).workers
+    assert (other.in_flight, other.rss_bytes, other.longest) == (2, 5_000, ("read", 9.0))
+    course.saw(Lost("1", "killed", True), 5.0)
+    course.left("1")
+    course.saw(joined("2"), 5.0)
+    course.left("2", released=True)
+    course.saw(Pulse("1", Progress(9)), 6.0)
+    found = look(course)
+    assert [each.worker for each in found.workers] == ["0"]
+    assert found.lost == 1
+
+
+class Recorder:
+    """ray.util.metrics, without Ray."""
+
+    def __init__(self) -> None:
+        self.values: Counter[tuple[str, ...]] = Counter()
+
+    def Counter(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Recorded:  # noqa: N802
+        return Recorded(self, name, tag_keys)
+
+    Gauge = Counter
+
+
+class Recorded:
+    def __init__(self, to: Recorder, name: str, keys: tuple[str, ...]) -> None:
+        self._to, self._name, self._keys = to, name, keys
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        assert value > 0
+        assert tuple(tags) == self._keys
+        self._to.values[self._name, *tags.values()] += value
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        assert tuple(tags) == self._keys
+        self._to.values[self._name, *tags.values()] = value
+
+
+def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, course, exported = Recorder(), Course(), prometheus.Metrics()
+    monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
+    course.saw(joined("0"), 0.0)
+    course.saw(Pulse("0", Progress(5, ((0, 1, "infer", 1.0),), 9_000)), 1.0)
+    for unit in range(3):
+        course.assigned(unit)
+        course.accepted(report(unit, failed=1))
+        exported.beat(look(course, done=5 * unit, waiting=80))
+        exported.beat(look(course, done=5 * unit, waiting=80))
+    course.committed(2.0, 0.5)
+    course.saw(Lost("0", "killed", True), 5.0)
+    exported.beat(look(course, done=15))
+    assert told.values["segray_images_total", "ok"] == 12
+    assert told.values["segray_images_total", "failed"] == 3
+    assert ("segray_images_total", "empty") not in told.values
+    assert told.values["segray_stage_seconds_total", "infer"] == 6.0
+    assert told.values["segray_publish_seconds_total", "merge"] == 2.0
+    assert (told.values["segray_units_total",], told.values["segray_retries_total",]) == (3, 1)
+    assert told.values["segray_workers", "CPU"] == told.values["segray_worker_rss_bytes", "a"] == 0
+    assert told.values["segray_done_images",] == 15
+    assert {name for name, *_ in told.values} == {*prometheus.COUNTERS, *prometheus.GAUGES}
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Every expression of the dashboard and of the alerts, with the file that it is in."""
+    dashboard = json.loads((INFRA / "grafana" / "segray.json").read_text())
+    found = [("dashboard", target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    rules = (INFRA / "prometheus" / "alerts.yml").read_text()
+    return found + [
+        ("alerts", line) for line in rules.splitlines() if "ray_" in line and not line.lstrip().startswith("#")
+    ]
+
+
+def test_every_expression_asks_for_a_name_that_is_exported() -> None:
+    asked = {name for _, text in expressions() for name in re.findall(r"\bray_\w+", text)}
+    assert asked <= prometheus.NAMES, asked - prometheus.NAMES
+    shown = {name for file, text in expressions() if file == "dashboard" for name in re.findall(r"\bray_\w+", text)}
+    assert shown == prometheus.NAMES, "the dashboard shows all that there is"
+
+
+def test_no_tag_can_grow_without_bound() -> None:
+    tags = {tag for _, tags in (*prometheus.COUNTERS.values(), *prometheus.GAUGES.values()) for tag in tags}
+    assert tags == {"status", "stage", "device", "host"}
