@@ -19,11 +19,12 @@ import pyarrow.dataset as ds
 
 from benchmarks import synthetic_rows
 from segray._system import memory
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.label_set import commit
 from segray.label_set.parquet_writer import DataFile
 from segray.label_set.run_records import Run
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Task
 
 OPTIONS = StorageOptions()
 UNIT, PER_IMAGE = 256, 7

@@ -24,11 +24,12 @@ from segray.analytics.evaluation.evaluate import evaluate
 from segray.analytics.export.export import Choice, export
 from segray.analytics.reports.diff import diff
 from segray.analytics.review.sampling import select
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.label_set import commit, run_records
 from segray.label_set.run_records import Identity
 from segray.models.coco_labels import COCO_NAMES, slug
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Task
 
 OPTIONS = StorageOptions()
 UNIT, BATCH_UNITS, FILE_ROWS, DISTINCT = 256, 200, 500_000, 20_000

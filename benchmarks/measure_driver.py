@@ -33,10 +33,11 @@ from segray.execution.labeller import Outcome, Recipe, report, stage
 from segray.execution.progress import Watcher
 from segray.execution.scheduler import Policy, Scheduler
 from segray.execution.worker_pool import Event, InProcess
-from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.instances import ImageRef, Instances
 from segray.label_set import plan
 from segray.sources import listing
 from segray.storage.store import Entry, Store
+from segray.tasks import Progress, Task, UnitReport
 
 FACTS = {"device": "none", "precision": "f32", "host": "here"}
 

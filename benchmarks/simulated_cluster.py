@@ -26,11 +26,12 @@ from segray import config
 from segray.execution.event_loop import Execution, Job
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import Event, Finished, Joined, Pulse
-from segray.instances import ImageRef, Progress, Task, UnitReport
+from segray.instances import ImageRef
 from segray.label_set import commit, schema
 from segray.label_set.plan import Plan, cut
 from segray.label_set.run_records import Identity, Run, staged_name
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Progress, Task, UnitReport
 
 _PULSE_S, _PART_ROWS = 1.0, 16_384
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.instances import ImageRef, Task, UnitReport
+from segray.instances import ImageRef
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
 from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import Store, join
+from segray.tasks import Task, UnitReport
 
 _SIZE_HW = (480, 640)
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -25,9 +25,10 @@ from segray.execution.labeller import Recipe
 from segray.execution.run import label
 from segray.execution.worker_pool import Event, Finished, Workers
 from segray.imaging.opencv import cv2
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.models.engine import Compiled
 from segray.models.openvino import ov
+from segray.tasks import Task
 
 # Prepared images that the loops over ready tensors hold.
 _MOST_TENSORS = 32

@@ -16,7 +16,8 @@ from segray.config import Pool
 from segray.errors import ConfigError
 from segray.execution import in_flight
 from segray.execution.labeller import Labeller, Recipe, build, prepared
-from segray.instances import ImageRef, Place, Progress, Task, UnitReport
+from segray.instances import ImageRef
+from segray.tasks import Place, Progress, Task, UnitReport
 
 # Times its ceiling. Below, a worker is replaced when it has finished; from here on its node is in danger.
 _KILLED_AT = 1.5

@@ -30,13 +30,14 @@ from segray.execution.labeller import WORKING_BYTES, Labeller, Recipe, build, pr
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
 from segray.imaging import decode
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.label_set import plan, run_records, snapshot
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
 from segray.sources.reader import Files
 from segray.sources.uris import extension, inside
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Task
 
 _WARM_UP_SHARE = 0.15
 _TURNS = 8

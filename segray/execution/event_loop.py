@@ -22,11 +22,12 @@ from segray.execution import worker_pool
 from segray.execution.labeller import stage_failure
 from segray.execution.progress import Course, Tally, Vitals, Watcher
 from segray.execution.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
-from segray.instances import Failure, Task, UnitReport
+from segray.instances import Failure
 from segray.label_set import commit
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import Identity, Run
 from segray.storage.store import StorageOptions, Store, shown
+from segray.tasks import Task, UnitReport
 
 _WAIT_S = 0.5
 _BEAT_S = 2.0

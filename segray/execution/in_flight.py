@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from segray.instances import Place, Progress
+from segray.tasks import Place, Progress
 
 _STAGES = ("", "read", "decode", "wait", "infer", "postprocess")
 _RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero when nothing is here

@@ -37,7 +37,7 @@ from segray.execution.in_flight import Watch
 from segray.imaging import decode
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import Tiles, merge, place, windows
-from segray.instances import Failure, ImageRef, Instances, Progress, Task, UnitReport
+from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
 from segray.models import engine as runtime
@@ -46,6 +46,7 @@ from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Engine
 from segray.sources.reader import Files, Portion
 from segray.storage.store import StorageOptions, Store, join
+from segray.tasks import Progress, Task, UnitReport
 
 _MESSAGE_CHARS = 2000
 _OPENCV_ERRORS = 2

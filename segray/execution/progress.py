@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segray.execution.worker_pool import Event, Joined, Lost, Pulse
-from segray.instances import Progress, UnitReport
+from segray.tasks import Progress, UnitReport
 
 if TYPE_CHECKING:
     from segray.label_set.run_records import Run

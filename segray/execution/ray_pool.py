@@ -34,8 +34,9 @@ from segray.execution.actor import Actor, inquest
 from segray.execution.labeller import Recipe
 from segray.execution.placement import Node, Seat
 from segray.execution.worker_pool import Event, Failed, Finished, Joined, Leaving, Lost, Pulse, apart
-from segray.instances import ImageRef, Place, Task
+from segray.instances import ImageRef
 from segray.models.engine import available_cpus
+from segray.tasks import Place, Task
 
 _PULSE_S = 1.0
 _NODES_S = 5.0

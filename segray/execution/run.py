@@ -36,7 +36,6 @@ from segray.execution.progress import Tally, Watcher
 from segray.execution.worker_pool import Workers
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
-from segray.instances import Task
 from segray.label_set import commit, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import Identity, Run
@@ -46,6 +45,7 @@ from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.shard_index import Index
 from segray.storage.store import StorageOptions, Store, absolute, join, shown
+from segray.tasks import Task
 
 StartWorkers = Callable[[Recipe, Config], Workers]
 

@@ -3,7 +3,7 @@
 Knows tasks, workers, attempts, suspects and deadlines. Knows nothing of Ray, storage, images or clocks: the
 caller reports events with the time they happened and carries out the actions that come back.
 
-The life of a task (a slice of a unit, see instances.Task):
+The life of a task (a slice of a unit, see tasks.Task):
 
     waiting ──Assign──> running ──finished──> done
        ^                   │
@@ -38,7 +38,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from segray.execution.chunk_sizing import Pace, Shares
-from segray.instances import Place, Progress, Task
+from segray.tasks import Place, Progress, Task
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from segray.errors import UserError, WorldError
-from segray.instances import ImageRef, Place, Progress, Task, UnitReport
+from segray.instances import ImageRef
+from segray.tasks import Place, Progress, Task, UnitReport
 
 T = TypeVar("T")
 

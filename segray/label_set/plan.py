@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segray.errors import SegrayError
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.label_set import schema
 from segray.storage.store import Store, join
+from segray.tasks import Task
 
 _PART_ROWS, _PARTS_KEPT = 131_072, 3
 

@@ -23,11 +23,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from segray.errors import LabelSetError
-from segray.instances import Task
 from segray.label_set import schema
 from segray.label_set.snapshot import CURRENT
 from segray.storage.store import Store, join
 from segray.storage.store import name as base
+from segray.tasks import Task
 
 
 @dataclass(frozen=True)

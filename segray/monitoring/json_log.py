@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from segray.errors import SegrayError
 from segray.execution.progress import Vitals, Watcher
-from segray.instances import UnitReport
 from segray.monitoring import console, heartbeat
+from segray.tasks import UnitReport
 
 if TYPE_CHECKING:
     from segray.execution.run import Summary

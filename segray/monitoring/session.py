@@ -12,13 +12,13 @@ from segray.analytics.reports.live_page import live
 from segray.config import Config
 from segray.execution.progress import Vitals, Watcher
 from segray.execution.run import Summary
-from segray.instances import UnitReport
 from segray.label_set.run_records import Run
 from segray.monitoring import console
 from segray.monitoring.heartbeat import Heart
 from segray.monitoring.json_log import Json
 from segray.monitoring.prometheus import Metrics
 from segray.storage.store import StorageOptions
+from segray.tasks import UnitReport
 
 Screen = console.Plain | console.Bar | Json
 

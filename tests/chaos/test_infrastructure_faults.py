@@ -28,9 +28,10 @@ from segray.execution import run
 from segray.execution.labeller import Outcome, Recipe, report, stage
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
-from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.instances import ImageRef, Instances
 from segray.storage.store import StorageOptions, Store, join
 from segray.synthetic import dataset
+from segray.tasks import Progress, Task, UnitReport
 
 IMAGES = 24
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts", "uri")

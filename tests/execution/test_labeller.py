@@ -24,7 +24,7 @@ from segray.errors import ConfigError, ModelError, WorldError
 from segray.execution.labeller import Labeller, Recipe, build, options_of, stage_failure, writable
 from segray.imaging import decode as image
 from segray.imaging.tiling import Tiles
-from segray.instances import Failure, ImageRef, Instances, Task
+from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task
 from segray.models.adapters.adapter import Form, ImageInput, Options
@@ -32,6 +32,7 @@ from segray.models.engine import FakeEngine
 from segray.models.registry import CONTRACTS
 from segray.sources import listing, reader
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Task
 
 LABELS = {13: "stop sign", 44: "bottle"}
 

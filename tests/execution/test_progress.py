@@ -11,9 +11,9 @@ import pytest
 
 from segray.execution.progress import Course, Vitals
 from segray.execution.worker_pool import Joined, Lost, Pulse
-from segray.instances import Progress, Task, UnitReport
 from segray.label_set.run_records import Run
 from segray.monitoring import prometheus
+from segray.tasks import Progress, Task, UnitReport
 
 INFRA = Path(__file__).parents[2] / "infra"
 RUN = Run("/labels", "r1")

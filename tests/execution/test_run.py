@@ -20,13 +20,14 @@ from segray.errors import ConfigError, Interrupted, ModelError, SourceError, Wor
 from segray.execution import run
 from segray.execution.labeller import Outcome, Recipe, report, stage
 from segray.execution.worker_pool import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
-from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.instances import ImageRef, Instances
 from segray.label_set import commit as publish
 from segray.label_set import maintenance, schema
 from segray.label_set.parquet_writer import Rows, Writer
 from segray.label_set.snapshot import open_table
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Progress, Task, UnitReport
 
 FACTS = {"device": "FAKE", "precision": "f32", "host": "here"}
 LABELS = {13: "stop sign"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from properties import tried
 
 from segray.execution.scheduler import Action, Assign, Halt, Names, Policy, Quarantine, Release, Retire, Scheduler
-from segray.instances import Progress, Task
+from segray.tasks import Progress, Task
 
 
 def tasks_of(units: list[int]) -> list[Task]:

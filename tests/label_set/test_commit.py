@@ -15,10 +15,11 @@ import pytest
 
 import segray
 from segray.errors import ConflictError
-from segray.instances import Task, image_id
+from segray.instances import image_id
 from segray.label_set import commit, schema
 from segray.label_set.run_records import Run, staged_name
 from segray.storage.store import StorageOptions, Store, join
+from segray.tasks import Task
 
 OPTIONS = StorageOptions()
 CLASSES = {13: "stop sign", 44: "bottle"}

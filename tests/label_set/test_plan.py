@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segray.errors import SegrayError
-from segray.instances import Task
 from segray.label_set import plan, schema
 from segray.sources.listing import REF_SCHEMA
 from segray.storage.store import Store
+from segray.tasks import Task
 
 
 def listed(*rows: tuple[str, str]) -> list[pa.RecordBatch]:

@@ -12,10 +12,10 @@ import segray
 from segray import config
 from segray.errors import LabelSetError, UserError, WorldError
 from segray.execution import run
-from segray.instances import Task
 from segray.label_set.promotion import promote
 from segray.label_set.snapshot import resolved
 from segray.storage.store import StorageOptions
+from segray.tasks import Task
 
 OPTIONS = StorageOptions()
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segray.errors import LabelSetError
-from segray.instances import Task
 from segray.label_set import plan, run_records, schema
 from segray.label_set.run_records import Identity, Run
 from segray.storage.store import Store
+from segray.tasks import Task
 
 MINE = Identity("f" * 64, {"name": "stickers", "score_threshold": 0.05}, ((13, "stop sign", "stop_sign"),))
 OTHER = Identity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.classes)

@@ -17,13 +17,14 @@ from test_maintenance import good
 
 from segray.cli import main
 from segray.errors import LabelSetError
-from segray.instances import Task, image_id
+from segray.instances import image_id
 from segray.label_set import commit, plan, run_records, schema
 from segray.label_set.maintenance import Limits, maintain
 from segray.label_set.run_records import Identity, Run, staged_name
 from segray.label_set.validation import Report, verify
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store, join
+from segray.tasks import Task
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 

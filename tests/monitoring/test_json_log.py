@@ -11,10 +11,10 @@ import pytest
 from segray.errors import WorldError
 from segray.execution.progress import Course, Tally
 from segray.execution.run import Summary
-from segray.instances import Task, UnitReport
 from segray.label_set.run_records import Run
 from segray.monitoring import json_log
 from segray.monitoring.console import as_record
+from segray.tasks import Task, UnitReport
 
 RUN = Run("/labels", "r1")
 

@@ -16,11 +16,11 @@ from segray.cli.remote import describe_status
 from segray.errors import LabelSetError, WorldError
 from segray.execution.progress import Course, Vitals
 from segray.execution.worker_pool import Joined, Pulse
-from segray.instances import Progress
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat, status
 from segray.monitoring.heartbeat import Heart, uri_of
 from segray.storage.store import StorageOptions, Store
+from segray.tasks import Progress
 
 NOW_S = 1_800_000_000.0
 

@@ -33,11 +33,12 @@ from segray.errors import WorldError
 from segray.execution import run
 from segray.execution.labeller import Outcome, Recipe, report, stage
 from segray.execution.worker_pool import Event, Failed, Finished, Joined, Lost
-from segray.instances import ImageRef, Instances, Progress, Task, UnitReport
+from segray.instances import ImageRef, Instances
 from segray.label_set import commit as publish
 from segray.models import engine, resolve
 from segray.storage import store as storage
 from segray.storage.store import StorageOptions, Store, join
+from segray.tasks import Progress, Task, UnitReport
 
 # ---- what can happen ------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from golden_files import GOLDEN
 from segray import config
 from segray.execution.labeller import Recipe, build
 from segray.imaging import decode
-from segray.instances import ImageRef, Task
+from segray.instances import ImageRef
 from segray.label_set import commit, run_records, schema
 from segray.label_set.parquet_writer import Rows, Writer
 from segray.label_set.run_records import Identity
@@ -32,6 +32,7 @@ from segray.models import resolve
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
+from segray.tasks import Task
 
 LABEL_SET, DATA_FILES = GOLDEN / "label_set.json", GOLDEN / "data_files.json"
 SCENES, SEED = 4, 15

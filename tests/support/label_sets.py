@@ -12,12 +12,13 @@ import pyarrow as pa
 
 import segray
 from segray import rle
-from segray.instances import Task, image_id
+from segray.instances import image_id
 from segray.label_set import commit, run_records, schema
 from segray.label_set.run_records import Identity
 from segray.models.coco_labels import COCO_NAMES, slug
 from segray.storage.store import StorageOptions, Store, join
 from segray.synthetic.dataset import scene_at
+from segray.tasks import Task
 
 # What differs from run to run whatever happens.
 VOLATILE = frozenset({"batch", "run_id", "labelled_at", "attempts"})
