@@ -76,3 +76,56 @@ def test_a_module_that_says_nothing_would_be_noticed(tmp_path: Path) -> None:
     for name, text in texts.items():
         (tmp_path / f"{name}.py").write_text(text)
     assert silent(tmp_path) == {"none", "empty", "word", "late"}
+
+
+# ---- private names --------------------------------------------------------------------------------
+
+# Public in spite of its name (CPython documents it), and a function of the C library.
+NOT_PRIVATE = {"os._exit", "libc._exit"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """Return the private names that a module gives to its functions, classes, variables and attributes."""
+    found = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_of_self(node)}
+    return found | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def is_of_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def foreign_private_names(path: Path) -> set[str]:
+    """Return the private names of others that a file reads or imports."""
+    tree = parsed(path)
+    own, found = own_names(tree), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names if any(map(is_private, each.name.split(".")))}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("segray"):
+            names = [f"{node.module}.{each.name}" for each in node.names]
+            found |= {name for name in names if any(map(is_private, name.split(".")))}
+    own_imports = {name for name in found if name.startswith(("segray.", "_typeshed."))}
+    return found - own_imports - NOT_PRIVATE
+
+
+def test_private_names_of_libraries_are_used_in_one_module() -> None:
+    found = {name: foreign_private_names(path) for name, path in modules().items()}
+    assert {name for name, names in found.items() if names} == {"_compat"}, found
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import ray._private.state", "from ray._private import worker", "from ray import _raylet",
+     "files._strip_protocol(u)", "threading._register_atexit(print)", "x = state._private.y"],
+)  # fmt: skip
+def test_a_private_name_of_a_library_elsewhere_would_be_noticed(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(f"import os\nfrom segray import _compat\nclass A:\n  def f(self): self._mine = self\n{line}\n")
+    assert len(foreign_private_names(file)) == 1

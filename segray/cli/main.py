@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import segray
+from segray._compat import usage_message
 from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
@@ -394,15 +395,14 @@ def _interrupted() -> int:
 
 def _usage_hint(exc: BaseException) -> str:
     """Return what helps after wrong usage: for a missing CONFIG, the command that writes one."""
-    parameter = getattr(exc, "param", None)
-    if getattr(parameter, "name", None) == "configuration":
+    if isinstance(exc, typer.BadParameter) and exc.param is not None and exc.param.name == "configuration":
         return "segray init FILE writes a configuration"
     return "segray --help"
 
 
 def _unexpected(exc: BaseException) -> int:
-    if hasattr(exc, "format_message") and hasattr(exc, "exit_code"):
-        streams.tell(f"error: {exc.format_message()}\n  do:    {_usage_hint(exc)}")
+    if (message := usage_message(exc)) is not None:
+        streams.tell(f"error: {message}\n  do:    {_usage_hint(exc)}")
         return UserError.exit_code
     traceback.print_exception(exc)
     return SegrayError.exit_code

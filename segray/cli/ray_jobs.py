@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segray
+from segray._compat import RAY_JOB_CLIENT_LOGGERS
 from segray.cli.options import LogFormat
 from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
 from segray.monitoring import json_log
@@ -46,8 +47,6 @@ _STOP_S = 30
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _OURS = (1, 2, 3, 4, 130)
 _LOST_CONTACT = 5
-# Of Ray's loggers; what they tell of uploads and sockets is no news to whoever submits.
-_CHATTERS = ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
 
 
 @dataclass(frozen=True)
@@ -220,8 +219,9 @@ class Dashboard:
         _set(changed)
         try:
             jobs = importlib.import_module("ray.job_submission")
-            for name in _CHATTERS:
-                logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+            # What they tell of uploads and sockets is no news to whoever submits.
+            for name in RAY_JOB_CLIENT_LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
             yield jobs.JobSubmissionClient(self.address)
         finally:
             _set(before)

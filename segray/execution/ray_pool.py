@@ -21,11 +21,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
-import ray._private.state
-import ray._private.worker
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segray import _compat
 from segray._system import child_processes, host_process, signals
 from segray.config import Cluster, Config, Pool
 from segray.errors import ConfigError, SegrayError, UserError, WorldError
@@ -45,7 +44,6 @@ _MOST_FAILED_STARTS = 3
 # Of a node that is said to be alive; Ray's own verdict takes 15 s by default, or a minute when a link is down.
 _INQUEST_S = 90.0
 _FAREWELL_S = 2.0
-_NODE_DIED = "its node has died"  # Ray's words
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ _GROUPS = {"start": 1, "label": 2, "pulse": 1}
 
 # Found in the environment of every process of a private cluster.
 _MARK = "SEGRAY_PRIVATE_CLUSTER"
-_HEAD, _PRIVATE = "gcs_server", "local"
+_PRIVATE = "local"
 
 
 class _Connection:
@@ -118,7 +116,7 @@ class _Connection:
 
     def head_ended(self) -> bool:
         """Whether the head of a private cluster has ended, as after a signal to all processes of a terminal."""
-        return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _HEAD)
+        return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _compat.RAY_HEAD)
 
     def _shut_down(self) -> None:
         # Without a head Ray takes up to 20 s to see that nobody answers; and asked to do nothing it ends the process.
@@ -136,9 +134,8 @@ class _Connection:
 
 def _shut_down(private: bool) -> None:
     """Disconnect from Ray. private: its processes here are left to the caller, for they are deaf to Ray's SIGTERM."""
-    node = ray._private.worker._global_node
-    if private and node is not None:
-        node.all_processes.clear()
+    if private:
+        _compat.leave_ray_processes()
     with signals.kept():  # Ray takes every handler of SIGTERM away with its own.
         ray.shutdown()
 
@@ -228,8 +225,7 @@ def _init(address: str, mark: str) -> None:
     if address == _PRIVATE:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Processes that Ray starts ahead and nobody needs take a percent of a core each; these it ends at once.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+        _compat.start_no_spare_ray_workers()  # They take a percent of a core each.
         try:
             with host_process.environment([_MARK]), _deaf_children():
                 os.environ[_MARK] = mark
@@ -392,7 +388,7 @@ class RayWorkers:
             ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
         node = member.home or member.seat.node
         if node is None:  # It had not said yet where it is.
-            return [self._lost(death, None, alive=_NODE_DIED not in str(exc))]
+            return [self._lost(death, None, alive=not _compat.is_node_death(exc))]
         self._deaths[self._answered(self._ask, node, member.trail)] = death
         return []
 
@@ -606,7 +602,7 @@ def _given_up(function: Callable[..., Any], exc: RayError) -> WorldError:
 
 def _nodes() -> list[Node]:
     """The living nodes."""
-    draining = ray._private.state.state.get_draining_nodes()
+    draining = _compat.ray_draining_nodes()
     return [
         Node(node["NodeID"], node["Resources"], node["NodeID"] in draining)
         for node in ray.nodes()  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from segray._compat import is_panic
 from segray.errors import UserError, WorldError
 
 P = ParamSpec("P")
@@ -60,7 +61,7 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
     except TableNotFoundError:
         return None
     except BaseException as error:
-        if not _is_panic(error):
+        if not is_panic(error):
             raise
         raise UserError("deltalake cannot run in this process", where=uri, found=str(error), do=_SPAWN) from error
 
@@ -109,17 +110,13 @@ def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return function(*args, **kwargs)
     except UserError as error:
-        if error.__cause__ is None or not _is_panic(error.__cause__):
+        if error.__cause__ is None or not is_panic(error.__cause__):
             raise
     return _in_new_process(function, args, kwargs)  # The parent has used deltalake without segray.
 
 
 def _is_forked_from_a_user() -> bool:
     return _first_user_pid not in (0, os.getpid())
-
-
-def _is_panic(error: BaseException) -> bool:
-    return type(error).__name__ == "PanicException"  # pyo3 has no importable class of it
 
 
 def _in_new_process(function: Callable[P, T], args: tuple[object, ...], kwargs: Mapping[str, object]) -> T:

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, cast
 
+from segray._compat import forget_members, next_header
 from segray.sources.archives import BrokenFileError, Member
 
 EXTENSIONS = frozenset({"tar"})
@@ -31,13 +32,13 @@ def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as archive:
             while (found := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                forget_members(archive)
                 if found.offset_data <= last or found.size < 0:
                     raise BrokenFileError(f"the header at byte {found.offset} does not make sense")
                 last = found.offset_data
                 if not found.isdir():
                     yield _member(found, size_bytes)
-            end = archive.offset
+            end = next_header(archive)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -7,7 +7,6 @@ for them.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import io
 import os
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 from fsspec import AbstractFileSystem
 
+from segray._compat import call_before_threads_end, leave_arrow_s3_at_exit
 from segray.storage.store import absolute, scheme
 
 _DRAIN_S = 10.0
@@ -262,7 +262,7 @@ def _exit_without_destructors() -> None:
     The AWS SDK waits at exit for its own threads, which a forked child does not have: the child would hang or crash.
     Source: on_exit(3); what is registered last is called first.
     """
-    atexit.unregister(pafs.ensure_s3_finalized)
+    leave_arrow_s3_at_exit(pafs)
     libc = ctypes.CDLL(None)
     if on_exit := getattr(libc, "on_exit", None):
         on_exit(libc._exit, None)
@@ -270,5 +270,5 @@ def _exit_without_destructors() -> None:
 
 
 # Not by atexit: thread pools are shut down before that, and a request under way then fails instead of ending.
-threading._register_atexit(drain)  # type: ignore[attr-defined]
+call_before_threads_end(drain)
 os.register_at_fork(after_in_child=_forked)

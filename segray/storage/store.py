@@ -43,6 +43,7 @@ from botocore import exceptions as boto
 from botocore.session import Session
 from fsspec.asyn import sync
 
+from segray._compat import load_session, path_in, s3_client
 from segray.errors import AccessError, WorldError
 
 T = TypeVar("T")
@@ -465,7 +466,7 @@ class _S3:
         return cast(dict[str, Any], sync(self._fs.loop, self._request, method, parameters))
 
     async def _request(self, method: str, parameters: Mapping[str, Any]) -> Any:
-        client = await self._fs.set_session()
+        client = await s3_client(self._fs)
         reply = await getattr(client, method)(**parameters)
         if method == "get_object":
             async with reply["Body"] as body:
@@ -559,8 +560,7 @@ def _endpoint(options: StorageOptions) -> str | None:
 def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
     """Asking anew costs milliseconds, or a request for a role's credentials; botocore renews these by itself."""
     session = Session()
-    for name in ("config_store", "credential_provider"):
-        session.get_component(name)  # Made when first asked for, which threads may not do at once.
+    load_session(session)
     return session
 
 
@@ -609,7 +609,7 @@ class _Other:
                 yield self._entry(join(root, below), below, found[each])
 
     def _children(self, uri: str) -> dict[str, dict[str, Any]]:
-        path = self._fs._strip_protocol(uri).rstrip("/")
+        path = path_in(self._fs, uri).rstrip("/")
         found = self._fs.ls(path, detail=True)
         if len(found) == 1 and found[0]["type"] == "file" and found[0]["name"].rstrip("/") == path:
             raise FileNotFoundError(errno.ENOENT, "a file, not a folder", uri)
@@ -627,14 +627,14 @@ class _Other:
         return list(self._children(uri))
 
     def stat(self, uri: str) -> Entry:
-        found = self._fs.info(self._fs._strip_protocol(uri))
+        found = self._fs.info(path_in(self._fs, uri))
         if found["type"] != "file":
             raise FileNotFoundError(errno.ENOENT, "no such object", uri)
         return self._entry(uri, name(uri), found)
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
         stop = None if size is None else start + size
-        data = self._fs.cat_file(self._fs._strip_protocol(uri), start=start or None, end=stop)
+        data = self._fs.cat_file(path_in(self._fs, uri), start=start or None, end=stop)
         return cast(bytes, data if size is None else data[:size])
 
     def put(self, uri: str, data: bytes) -> None:
@@ -645,12 +645,12 @@ class _Other:
             self._pipe(uri, data, "create")
 
     def _pipe(self, uri: str, data: bytes, mode: str) -> None:
-        path = self._fs._strip_protocol(uri)
+        path = path_in(self._fs, uri)
         self._fs.makedirs(parent(path), exist_ok=True)
         self._fs.pipe_file(path, data, mode=mode)
 
     def delete(self, uri: str) -> None:
-        self._fs.rm_file(self._fs._strip_protocol(uri))
+        self._fs.rm_file(path_in(self._fs, uri))
 
 
 # What fsspec's file systems call the content's identity, most exact first.
