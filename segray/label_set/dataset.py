@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
 
+from segray.errors import UserError
 from segray.label_set.delta_log import TableState
 from segray.storage import arrow_fs
 from segray.storage.store import StorageOptions, Store, join, scheme
@@ -79,6 +80,10 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         """As pyarrow's; to_table, to_batches, head, take and count_rows all come here."""
         return super(TableDataset, self._here()).scanner(*args, **kwargs)
 
+    def to_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        """As pyarrow's. Batches that a process has begun to read cannot go on in its forks: UserError there."""
+        return _of_this_process(super().to_batches(*args, **kwargs))
+
     def get_fragments(self, filter: ds.Expression | None = None) -> Iterator[ds.Fragment]:
         """As pyarrow's."""
         return cast("Iterator[ds.Fragment]", super(TableDataset, self._here()).get_fragments(filter))
@@ -98,6 +103,19 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
     def replace_schema(self, schema: pa.Schema) -> TableDataset:
         """Return the dataset with another schema."""
         return _remade(replace(self._source, state=replace(self._source.state, schema=schema)))
+
+
+def _of_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    pid = os.getpid()
+    while True:
+        if os.getpid() != pid:  # Asked for the next batch, Arrow would wait for threads that are not here.
+            raise UserError(
+                "batches were begun before this process was forked", do="call to_batches() after the fork, in the child"
+            )
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _remade(source: _Source) -> TableDataset:

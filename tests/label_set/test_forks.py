@@ -206,6 +206,30 @@ def test_a_parent_that_used_deltalake_by_itself_is_no_hindrance(tmp_path: Path, 
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
+BEGUN = """
+import os, sys
+import segray
+from segray.errors import UserError
+batches = segray.scan(sys.argv[1]).to_batches()
+next(batches)
+child = os.fork()
+if child == 0:
+    try:
+        sum(batch.num_rows for batch in batches)
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sum(batch.num_rows for batch in batches) > 0)
+"""
+
+
+def test_batches_that_the_parent_has_begun_are_refused_in_words(tmp_path: Path, folder: str) -> None:
+    done = run(tmp_path / "program.py", BEGUN, folder)
+    assert done.returncode == 0, done.stderr
+    assert "after the fork" in done.stdout
+    assert done.stdout.endswith("\n0 True\n")
+
+
 WRITING = """
 import os, sys
 import segray
