@@ -262,6 +262,7 @@ print(segray.images(str(out / "quick" / "labels")).count_rows())
     assert output.count("left []") == 2
 
 
+@pytest.mark.chaos
 def test_labelling_in_a_thread_and_within_a_running_loop(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
 def in_a_thread():
@@ -326,6 +327,7 @@ ray.shutdown()
     assert "still here True" in output
 
 
+@pytest.mark.chaos
 def test_runs_at_the_same_time_share_the_connection(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
 workers = [{"count": 1, "num_cpus": 0.5}]
@@ -350,6 +352,7 @@ print("left", others(), flush=True)
     assert "left []" in output
 
 
+@pytest.mark.chaos
 def test_errors_and_ctrl_c(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
 same("before Ray", lambda: label(out / "model", model={"name": "nothing"}))
@@ -377,6 +380,7 @@ same("again", lambda: label(out / "labelling"))
     assert "labelled" in output.rpartition("left []")[2], output
 
 
+@pytest.mark.chaos
 def test_sigterm_while_ray_starts_goes_to_the_programs_own_handler(
     scenes: Path, tmp_path: Path, mark: dict[str, str]
 ) -> None:
@@ -398,6 +402,7 @@ print("left", others(), flush=True)
     assert "left []" in output
 
 
+@pytest.mark.chaos
 def test_a_program_ends_of_sigterm_as_if_segray_were_not_there(
     scenes: Path, tmp_path: Path, mark: dict[str, str]
 ) -> None:

@@ -200,7 +200,7 @@ def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixtur
     assert "segray[bench]" in capsys.readouterr().err
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
     ways = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
     assert set(measured["images_per_s"]) == ways
@@ -221,7 +221,7 @@ def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
     assert measured["bytes_written"]["segray"] > 10_000
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 def test_no_stage_has_become_slow(measured: dict[str, Any]) -> None:
     """CPU seconds beside those of inference in the same run; each bound is about three times what is usual."""
     parts = measured["cpu_s_per_image"]["segray"]

@@ -176,10 +176,10 @@ def test_a_store_gives_up_within_its_budget(weather: Proxy, swift_env: Swift, la
     "passing",
     [
         Weather(Reply(503, "SlowDown"), skip=20, seconds=5),
-        Weather(Reset(), share=0.1),
-        Weather(Reset(late=True), "PUT", share=0.2),
-        Weather(Truncate(), "GET", share=0.1),
-        Weather(Stall(0.5), share=0.05),
+        pytest.param(Weather(Reset(), share=0.1), marks=pytest.mark.chaos),
+        pytest.param(Weather(Reset(late=True), "PUT", share=0.2), marks=pytest.mark.chaos),
+        pytest.param(Weather(Truncate(), "GET", share=0.1), marks=pytest.mark.chaos),
+        pytest.param(Weather(Stall(0.5), share=0.05), marks=pytest.mark.chaos),
     ],
     ids=repr,
 )
@@ -203,11 +203,11 @@ COMMITS = {"wanted": "PUT .*images/_delta_log", "skip": 1}
     "lasting",
     [
         Weather(Reply(403, "ExpiredToken"), **AFTER_SOME),
-        Weather(Reply(404, "NoSuchBucket"), **AFTER_SOME),
-        Weather(Stall(30), **AFTER_SOME),
-        Weather(Reset(), skip=60),
+        pytest.param(Weather(Reply(404, "NoSuchBucket"), **AFTER_SOME), marks=pytest.mark.chaos),
+        pytest.param(Weather(Stall(30), **AFTER_SOME), marks=pytest.mark.chaos),
+        pytest.param(Weather(Reset(), skip=60), marks=pytest.mark.chaos),
         Weather(Reply(503, "SlowDown"), **COMMITS),
-        Weather(Reset(late=True), **COMMITS),
+        pytest.param(Weather(Reset(late=True), **COMMITS), marks=pytest.mark.chaos),
     ],
     ids=repr,
 )

@@ -150,13 +150,16 @@ def check(path: Path, method: str, root: str, when: str) -> None:
     assert "panicked" not in done.stderr
 
 
-@pytest.mark.parametrize("when", ["idle", "busy"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    ("method", "when"),
+    [("fork", "busy"), ("spawn", "idle"), pytest.param("fork", "idle", marks=pytest.mark.chaos),
+     pytest.param("spawn", "busy", marks=pytest.mark.chaos)],
+)  # fmt: skip
 def test_children_read_a_folder(tmp_path: Path, folder: str, method: str, when: str) -> None:
     check(tmp_path / "program.py", method, folder, when)
 
 
-@pytest.mark.parametrize("when", ["idle", "busy"])
+@pytest.mark.parametrize("when", [pytest.param("idle", marks=pytest.mark.chaos), "busy"])
 def test_forked_children_read_s3(tmp_path: Path, bucket: str, when: str) -> None:
     check(tmp_path / "program.py", "fork", bucket, when)
 

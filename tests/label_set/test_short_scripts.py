@@ -12,7 +12,7 @@ from swift_server import Swift
 
 from segray.storage.store import Store
 
-TIMES = int(os.environ.get("SEGRAY_SCRIPTS", "3"))
+TIMES = int(os.environ.get("SEGRAY_SCRIPTS", "1"))
 WITHIN_S = 120
 
 # Each leaves while Arrow's threads may still be reading ahead.

@@ -399,7 +399,7 @@ def side(key: str) -> int:
 # ---- tests ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.parametrize("key", [key for key in WRAPPED if key not in LIKE_OTHERS])
 def test_every_form_reports_the_same_instances(
     key: str, models: Callable[[str], resolve.Model], scenes: Scenes, expected: list[Instances]

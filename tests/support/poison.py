@@ -44,7 +44,7 @@ def strike(stage):
 
 
 def plant(label):
-    load, enter = label.image.load, label._Clock.enter
+    load, enter = label.decode.load, label._Clock.enter
 
     def poisoned_load(data, *more):
         mark = data.rfind(MARK)
@@ -59,7 +59,7 @@ def plant(label):
         elif stage != "decode":
             strike(stage)
 
-    label.image.load, label._Clock.enter = poisoned_load, poisoned_enter
+    label.decode.load, label._Clock.enter = poisoned_load, poisoned_enter
 
 
 class Finder(importlib.abc.MetaPathFinder):

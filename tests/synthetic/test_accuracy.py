@@ -11,7 +11,7 @@ from command import write_config
 from segray.analytics.evaluation.evaluate import evaluate
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture(scope="module")
