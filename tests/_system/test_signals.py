@@ -236,8 +236,10 @@ def interrupted(arguments: list[str], after_s: float, number: signal.Signals, ma
     return process.returncode
 
 
-@pytest.mark.parametrize(("command", "every_s", "until_s"), [("version", 0.01, 0.4), ("verify", 0.1, 2.5),
-                                                            pytest.param("label", 0.1, 2.5, marks=pytest.mark.chaos)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "every_s", "until_s"),
+    [("version", 0.01, 0.4), ("verify", 0.1, 2.5), pytest.param("label", 0.1, 2.5, marks=pytest.mark.chaos)],
+)
 def test_a_signal_at_any_moment_from_the_first_line_on(
     tmp_path: Path, scenes: Path, mark: dict[str, str], command: str, every_s: float, until_s: float
 ) -> None:
