@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in ("integration", "chaos")):
             item.add_marker("unit")
+        if item.get_closest_marker("chaos"):
+            item.add_marker(pytest.mark.timeout(3600))
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
