@@ -232,7 +232,7 @@ def test_a_run_that_cannot_go_on_says_what_is_left_and_is_resumed(
     check_whole(settings.output.root, weather.endpoint_url)
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 def test_the_command_ends_with_3_when_credentials_expire_and_the_same_command_completes(
     weather: Proxy, swift_env: Swift, tmp_path: Path
 ) -> None:

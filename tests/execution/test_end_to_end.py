@@ -67,6 +67,7 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> No
     assert "refresh" not in page.read_text()  # the last word, in place of the page that was live
 
 
+@pytest.mark.chaos
 def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: Path) -> None:
     undisturbed = write_config(tmp_path / "a.yaml", scenes / "images", tmp_path / "a", unit_images=4)
     assert command("label", undisturbed).returncode == 0

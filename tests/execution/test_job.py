@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 REPO = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=["disabled", "token"])
+@pytest.fixture(scope="module", params=[pytest.param("disabled", marks=pytest.mark.chaos), "token"])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which `ray job submit` reaches a fresh head."""
     with heads.head(tmp_path_factory.mktemp("home"), auth_mode=request.param) as it:

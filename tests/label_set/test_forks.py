@@ -159,7 +159,8 @@ def test_children_read_a_folder(tmp_path: Path, folder: str, method: str, when: 
     check(tmp_path / "program.py", method, folder, when)
 
 
-@pytest.mark.parametrize("when", [pytest.param("idle", marks=pytest.mark.chaos), "busy"])
+@pytest.mark.chaos
+@pytest.mark.parametrize("when", ["idle", "busy"])
 def test_forked_children_read_s3(tmp_path: Path, bucket: str, when: str) -> None:
     check(tmp_path / "program.py", "fork", bucket, when)
 
