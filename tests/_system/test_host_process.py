@@ -21,7 +21,6 @@ from segray.synthetic import dataset
 pytestmark = pytest.mark.integration
 
 IMAGES = 24
-TESTS = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def mark() -> Iterator[dict[str, str]]:
 def environment(mark: dict[str, str]) -> dict[str, str]:
     """Nothing of Ray's, which a user's program does not set, and where the tests' own modules lie."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SEGRAY_"))}
-    path = os.pathsep.join(filter(None, [str(TESTS), str(TESTS.parent), kept.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [*sys.path, kept.get("PYTHONPATH")]))
     return {**kept, **mark, "PYTHONPATH": path}
 
 
@@ -298,7 +297,7 @@ def test_a_host_that_has_started_ray_keeps_it(scenes: Path, tmp_path: Path, mark
 import ray
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 signal.signal(signal.SIGTERM, lambda number, frame: None)
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
 
 @ray.remote(num_cpus=0)
 class Kept:

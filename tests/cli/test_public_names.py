@@ -32,7 +32,7 @@ def test_decoding_loads_neither_ray_nor_storage() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("module", ["runtime", "bench.ways"])
+@pytest.mark.parametrize("module", ["models.engine", "bench.variants"])
 def test_openvino_tells_nobody_that_it_runs(module: str) -> None:
     code = f"""
 import sys

@@ -349,7 +349,7 @@ def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_mo
     assert keys(chosen) == ALL[:7]
     there = {path for path in Path(chosen.output.root).glob("*/**/*.parquet") if "_segray" not in path.parts}
     tables = (open_table(chosen.output.root, name, StorageOptions()) for name in ("images", "instances"))
-    assert len(there) == sum(len(publish.live_files(table)) for table in tables if table), "the loser's files are gone"
+    assert len(there) == sum(len(publish.files_of(table)) for table in tables if table), "the loser's files are gone"
 
 
 def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,4 +518,4 @@ def _rewrite(root: str) -> None:
     rows = Rows()
     rows.add(table.to_pyarrow_dataset().to_table().cast(schema.IMAGES).sort_by("image_key"))
     files = tuple(Writer(Store(), root, "c0", {}, 1000).write("images", rows))
-    publish.rearrange(root, StorageOptions(), "images", publish.Changes(files, tuple(publish.live_files(table))))
+    publish.rearrange(root, StorageOptions(), "images", publish.Changes(files, tuple(publish.files_of(table))))
