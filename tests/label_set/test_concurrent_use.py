@@ -140,6 +140,7 @@ def test_readers_beside_a_writer_see_whole_batches_and_never_fewer(labels: str) 
     assert states > 10
 
 
+@pytest.mark.chaos
 def test_a_thousand_reads_hold_no_more_than_a_few(tmp_path: Path) -> None:
     labels = str(tmp_path / "labels")
     commit(labels, 0)
