@@ -344,14 +344,16 @@ def start_workers(recipe: Recipe, chosen: Config) -> Workers:
 
 def main() -> None:
     """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
-    host_process.silence_videos()
-    before = child_processes.adopt()
+    before: frozenset[int] | None = None
     try:
+        host_process.silence_videos()
+        before = child_processes.adopt()
         code = run(sys.argv[1:])
         signals.ignore()
-    except KeyboardInterrupt:  # While the command's end was told.
+    except KeyboardInterrupt:  # Before the command began, or while its end was told.
         code = _interrupted()
-    child_processes.end(before)  # Ray's agents look only once a minute whether their node lives.
+    if before is not None:
+        child_processes.end(before)  # Ray's agents look only once a minute whether their node lives.
     os._exit(code)
 
 
