@@ -47,10 +47,8 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
     def __init__(self, source: _Source) -> None:
         self._source, self._pid = source, os.getpid()
         self._of_child: TableDataset | None = None
-        filesystem, format_ = (
-            _filesystem(source),
-            ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True)),
-        )
+        filesystem = _filesystem(source)
+        format_ = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
         fragments = [
             format_.make_fragment(path, filesystem=filesystem, partition_expression=bounds, file_size=size)
             for path, size, bounds in _files(source.state)
@@ -125,13 +123,13 @@ def _remade(source: _Source) -> TableDataset:
 
 def _filesystem(source: _Source) -> pafs.FileSystem:
     uri, options = source.state.uri, source.delta_options
+    connections_are_the_parents = _is_fork() and scheme(uri)
+    if not connections_are_the_parents and (found := arrow_fs.native(uri, options)) is not None:
+        return found
     sizes = dict(zip(*(source.state.files.column(name).to_pylist() for name in ("path", "size_bytes")), strict=True))
-    if _is_fork() and scheme(uri):
+    if connections_are_the_parents:
         store = Store(source.storage)
         return arrow_fs.through_python(lambda path: store.ranges(join(uri, path), sizes[path]), sizes)
-    found = arrow_fs.native(uri, options)
-    if found is not None:
-        return found
     handler = DeltaStorageHandler(uri, dict(options), sizes)
     return arrow_fs.through_python(partial(_opened, handler), sizes)
 
