@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_package_and_its_configurations(built: Distribution)
     assert {"segray/py.typed", "segray/synthetic/model/stickers.xml", "segray/synthetic/model/stickers.bin"} <= set(
         files
     )
+    assert sources("segray/analytics/reports/templates", "*") <= set(files)
     for name in sources("configs", "*.yaml"):
         assert files[f"segray/{name}"] == (REPO / name).read_bytes()
     assert {name.split("/")[0] for name in files} == {"segray", f"segray-{segray.__version__}.dist-info"}
@@ -105,6 +106,8 @@ def test_the_wheel_in_an_empty_folder_labels_images_with_the_configuration_that_
     assert labelled.returncode == 0, labelled.stderr
     assert "the label set holds 4 images" in labelled.stdout
     assert (folder / "labels" / "images").is_dir()
+    (page,) = (folder / "labels").glob("_segray/runs/*/report.html")
+    assert "Where the time of 4 images of the latest run went" in page.read_text()
 
 
 def called(arguments: Sequence[str], site: Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
+import jinja2
 import label_sets
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from swift_server import Swift
 from segray import config, rle
 from segray.analytics.reports import report as pages
 from segray.analytics.reports import statistics
-from segray.analytics.reports.html import histogram, number, size, text
+from segray.analytics.reports.html import environment, number, percent, short, size, visible
 from segray.analytics.reports.live_page import live
 from segray.analytics.reports.report import choose, report
 from segray.errors import LabelSetError, UserError, WorldError
@@ -40,6 +42,8 @@ from segray.storage.store import StorageOptions, Store, join
 
 SIZE_HW = (60, 80)
 EVIL = {1: "<script>alert(1)</script>", 2: '"><img src=x onerror=alert(2)>', 3: "a&amp;b'\u202egnp.exe"}
+HOSTILE = "\"'><script>alert(7)</script><a href=javascript:alert(8)>\u202e"
+URLS = {"src", "href", "srcset", "srcdoc", "action", "formaction", "xlink:href", "background", "poster", "data", "ping"}
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -62,8 +66,9 @@ class Checked(HTMLParser):
         assert tag not in {"script", "iframe", "object", "link", "base", "form"}
         for name, value in found.items():
             assert not name.startswith("on")
+            assert name != "style"
             assert "://" not in (value or "") or name in {"alt", "aria-label"}
-            if name in {"src", "href"}:
+            if name in URLS:
                 assert (value or "").startswith(("data:image/jpeg;base64,", "#"))
         self.seen.append((tag, found))
         if tag not in VOID:
@@ -130,6 +135,8 @@ def test_the_page_is_whole_and_can_be_read_by_anybody(root: str) -> None:
     for chart in page.all("svg"):
         assert chart.get("aria-hidden") or (chart.get("role") == "img" and chart.get("aria-label"))
     assert {"name": "viewport", "content": "width=device-width,initial-scale=1"} in page.all("meta")
+    allowed = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert {"http-equiv": "Content-Security-Policy", "content": allowed} in page.all("meta")
 
 
 def test_its_numbers_are_those_of_the_tables(root: str) -> None:
@@ -217,6 +224,46 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert {each["src"][:5] for each in checked.all("img") if each["src"]} == {"data:"}
 
 
+def test_whatever_a_run_recorded_is_text(root: str) -> None:
+    worker = dict.fromkeys(("precision", "device", "device_name", "host", "openvino"), HOSTILE)
+    record = dict.fromkeys(("state", "run_id", "segray", "source"), HOSTILE)
+    spent = {"seconds": {HOSTILE: 1.0}, "cpu_seconds": {HOSTILE: 1.0}, "labelled": {"ok": 1}, "workers": [worker]}
+    run_records.new_run(root).save(Store(), {**record, **spent, "config": {HOSTILE: HOSTILE}})
+    page = Checked(report(root, images=0))
+    assert page.text.count("<script>alert(7)</script>") == 12
+    assert "\u202e" not in page.text
+
+
+def test_whatever_a_heartbeat_says_is_text() -> None:
+    longest = {"stage": HOSTILE, "s": 1.0}
+    slow = {**_slow(), "worker": HOSTILE, "host": HOSTILE, "device": HOSTILE, "longest": longest}
+    driver = {"host": HOSTILE}
+    beat = {**_beat(), "run_id": HOSTILE, "driver": driver, "at": HOSTILE, "phase": HOSTILE, "slowest": [slow]}
+    page = Checked(live(beat))
+    assert page.text.count("<script>alert(7)</script>") == 8
+    assert "\u202e" not in page.text
+
+
+def test_a_template_escapes_each_value_and_lacks_none() -> None:
+    made = environment().from_string('<i title="{{ value }}">{{ value }}</i>').render(value=HOSTILE)
+    parsed = Checked(made)
+    (found,) = parsed.all("i")
+    assert found["title"] == parsed.text == HOSTILE.replace("\u202e", "\\u202e")
+    assert "<script" not in made
+    with pytest.raises(jinja2.UndefinedError, match="'value' is undefined"):
+        environment().from_string("{{ value }}").render()
+
+
+@pytest.mark.parametrize("name", environment().list_templates(["jinja"]))
+def test_no_template_turns_escaping_off_or_takes_an_address_from_a_value(name: str) -> None:
+    assert environment().loader is not None
+    source = environment().loader.get_source(environment(), name)[0]
+    assert not re.search(r"\|\s*safe|autoescape|Markup", source)
+    assert not re.search(r"[\w-]=\s*\{\{", source), "an attribute without quotes"
+    for value in re.findall(r'\b(?:src|href)="([^"]*)"', source):
+        assert re.fullmatch(r"#\{\{ name \}\}|data:image/jpeg;base64,\{\{ each\.jpeg \| e \}\}", value)
+
+
 def test_pictures_that_are_gone_or_changed_are_named(root: str, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "pixels")
     page = Checked(report(root))
@@ -287,14 +334,23 @@ def test_a_truth_brings_an_evaluation(root: str, tmp_path: Path) -> None:
 
 
 def test_text_says_what_cannot_be_seen_and_cuts_what_is_too_long() -> None:
-    assert text("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
-    assert text(text("<")) == "&lt;"
-    assert text("\ud800\u200b") == "\\ud800\\u200b"
-    assert text("é字\n") == "é字\n"
-    assert len(text("x" * 1000, 50)) < 60
+    assert visible("\ud800\u200b") == "\\ud800\\u200b"
+    assert visible("é字\n") == "é字\n"
+    assert len(visible("x" * 1000, 50)) < 60
+    escaped = environment().from_string("{{ value }}|{{ value | e }}|{{ value | e | e }}").render(value="<b>&\"'")
+    assert html.unescape(escaped).split("|") == ["<b>&\"'"] * 3
     assert (number(None), number(12345.6), number(0.5, 2)) == ("-", "12,346", "0.50")
     assert (size(0), size(1500), size(12_345_678)) == ("0 B", "1.5 kB", "12 MB")
-    Checked(histogram("empty", "none", ["0", "1"], [0, 0]))
+    assert (percent(1, 8), percent(3, 0), percent(1, 3, 0)) == ("12.5%", "0.0%", "33%")
+    assert [short(n) for n in (7, 1000, 1234, 12_345, 10_000_000)] == ["7", "1k", "1234", "12k", "10M"]
+
+
+def test_a_histogram_of_nothing_is_a_chart() -> None:
+    template = environment().from_string(
+        "{% from 'parts.html.jinja' import histogram %}{{ histogram('empty', 'units', ['0', '1'], [0, 0]) }}"
+    )
+    (chart,) = Checked(template.render()).all("svg")
+    assert chart["aria-label"] == "empty: 0 in all, most at none units; the numbers are in the table below"
 
 
 # ---- while a run goes on, and at its end ----------------------------------------------------------
@@ -323,13 +379,16 @@ def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> 
     assert {"http-equiv": "refresh", "content": "5"} in Checked(live(beat)).all("meta")
 
 
-def _beat() -> dict[str, object]:
-    slow = {"worker": "<1>", "host": "<h>", "device": "CPU", "images": 1, "images_per_s": 0.5, "in_flight": 1,
+def _slow() -> dict[str, object]:
+    return {"worker": "<1>", "host": "<h>", "device": "CPU", "images": 1, "images_per_s": 0.5, "in_flight": 1,
             "rss_mb": 5, "longest": {"stage": "infer", "s": 1.0}}  # fmt: skip
+
+
+def _beat() -> dict[str, object]:
     return {"run_id": "r", "driver": {"host": "<script>"}, "at": "now", "every_s": 5.0, "phase": "labelling", "done": 1,
             "images": 2, "eta_s": 60.0, "images_per_s": 1.0, "labelled": {"instances": 1, "failed": 0}, "workers": 1,
             "units": 1, "retries": 0, "lost_workers": 0, "commits": 0, "bytes_read": 5, "waiting": 0, "in_flight": 1,
-            "slowest": [slow]}  # fmt: skip
+            "slowest": [_slow()]}  # fmt: skip
 
 
 def ended(root: str) -> Summary:

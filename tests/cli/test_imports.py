@@ -12,7 +12,8 @@ from pathlib import Path
 import label_sets
 import pytest
 
-LIBRARIES = ("numpy", "numba", "openvino", "ray", "cv2", "pyarrow", "deltalake", "fsspec", "yaml", "rich.progress")
+LIBRARIES = ("numpy", "numba", "openvino", "ray", "cv2", "pyarrow", "deltalake", "fsspec", "yaml", "rich.progress",
+             "jinja2")  # fmt: skip
 # What reading a label set takes; numba only where masks are compared or counted.
 TABLES = {"numpy", "pyarrow", "deltalake", "fsspec", "yaml"}
 
@@ -64,7 +65,9 @@ def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp
         ("report", root, "--out", page),
         ("select", root, tmp_path / "picked.json", "--take", "random=1"),
     ):
-        assert not loaded(*arguments) & {"openvino", "ray"}, arguments
+        libraries = loaded(*arguments)
+        assert not libraries & {"openvino", "ray"}, arguments
+        assert ("jinja2" in libraries) == (arguments[0] == "report"), arguments
     assert truth.exists()
     assert page.exists()
 

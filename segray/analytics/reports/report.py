@@ -1,7 +1,7 @@
 """A label set on one web page: what was run, what came out, what failed, and pictures worth a look.
 
-Knows what is on the page and which images are shown, and why; what is counted is in census, HTML in page. The page is
-one file without script or address, a few megabytes at most however large the label set is.
+Knows which sections the page has and which images are shown, and why; `statistics` counts, and the template writes. The
+page is one file without script or address, a few megabytes at most however large the label set is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,21 +22,7 @@ from segray._system.memory import Budget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture, colours_of, draw
-from segray.analytics.reports.html import (
-    Markup,
-    figures,
-    folded,
-    histogram,
-    number,
-    page,
-    paragraph,
-    picture,
-    share,
-    size,
-    sparkline,
-    table,
-    text,
-)
+from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import Census
 from segray.errors import AccessError, ImageError, UserError, WorldError
 from segray.imaging.decode import Limits, decode
@@ -56,10 +42,17 @@ IMAGES, MOST_IMAGES = 12, 60
 _PICTURE_PX, _QUALITY = 720, 80
 _PICTURES_BYTES = 5_500_000  # of base64, all together
 _SURE, _UNSURE_SHOWN = 0.3, 20
-_CLASSES_SHOWN, _CLASSES_LISTED, _KINDS_SHOWN, _RUNS_SHOWN = 30, 1500, 25, 12
 _FILES_BYTES = 64 << 20
-
-Part = tuple[str, str, str]
+_SECTIONS = {
+    "evaluation": "How good the labels are",
+    "gallery": "Images worth a look",
+    "classes": "Classes and scores",
+    "images": "Images",
+    "failures": "Failures",
+    "throughput": "Throughput",
+    "run": "What was run",
+}
+_STAGES = ("read", "decode", "wait", "infer", "postprocess", "write")
 
 
 def report(
@@ -84,10 +77,23 @@ def report(
     judged = None if truth is None else _judged(state, truth, storage_options)
     run = latest_run(store, state.root)
     record = {} if run is None else run.record(store)
-    parts = list(_sections(state, found, record, judged, choose(found, images), store))
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    foot = paragraph(f"segray {segray.__version__}, {made}. Exact state after batch {state.batch}.")
-    return page(f"Labels of {shown_uri(state.root)}", _head(found, record), parts, foot)
+    choices = choose(found, images)
+    missing = {"evaluation": judged is None, "gallery": not choices, "failures": not found.failures}
+    return render(
+        "report.html.jinja",
+        sections={name: title for name, title in _SECTIONS.items() if not missing.get(name)},
+        root=shown_uri(state.root),
+        batch=state.batch,
+        model=state.model,
+        found=found,
+        classes=sorted(found.classes.values(), key=lambda each: (-each.instances, each.name)),
+        labels=_LABELS,
+        gallery=_gallery(state, choices, store) if choices else None,
+        version=segray.__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **_evaluated(judged),
+        **_recorded(record),
+    )
 
 
 def of_run(root: str, **storage_options: Any) -> str:
@@ -167,222 +173,108 @@ def _some(instances: int) -> str:
     return f"{instances:,} instance{'s' * (instances != 1)}"
 
 
-# ---- sections -------------------------------------------------------------------------------------
+# ---- what the template shows ----------------------------------------------------------------------
 
 
-def _head(found: Census, record: Mapping[str, Any]) -> str:
-    failed = found.statuses.get("failed", 0)
-    mean = sum(each.mean_score * each.instances for each in found.classes.values()) / max(1, found.instances)
-    pairs = [
-        ("images", number(found.images)),
-        ("instances", number(found.instances)),
-        ("classes that occur", number(len(found.classes))),
-        ("failed", f"{number(failed)} ({failed / max(1, found.images):.1%})"),
-        ("mean score", number(mean, 3) if found.instances else "-"),
-        ("read", size(found.bytes)),
-    ]
-    source = record.get("source")
-    said = paragraph(f"Images of {shown_uri(str(source))}", kind="soft") if source else ""
-    return f"{said}{figures(pairs)}"
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of labelling took, summed over the threads of all workers. cpu_seconds: None where not recorded."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float | None
 
 
-def _sections(
-    state: Snapshot,
-    found: Census,
-    record: Mapping[str, Any],
-    judged: Evaluation | None,
-    choices: Sequence[Choice],
-    store: Store,
-) -> Iterator[Part]:
-    if judged is not None:
-        yield "evaluation", "How good the labels are", _evaluation(judged)
-    if choices:
-        yield "gallery", "Images worth a look", _gallery(state, choices, store)
-    yield "classes", "Classes and scores", _classes(found)
-    yield "images", "Images", _images(found)
-    if found.failures:
-        yield "failures", "Failures", _failures(found)
-    yield "throughput", "Throughput", _throughput(found, record)
-    yield "run", "What was run", _run(state, record)
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a run: how many, and each value that they reported, "" where none did."""
+
+    count: int
+    hosts: int
+    precision: str
+    device: str
+    device_name: str
+    openvino: str
 
 
-def _run(state: Snapshot, record: Mapping[str, Any]) -> str:
-    model = dict(state.model)
-    workers = record.get("workers") or []
-
-    def told(name: str) -> str:
-        return ", ".join(sorted({str(each[name]) for each in workers if name in each})) or "not recorded"
-
-    facts: list[tuple[str, object]] = [
-        ("Model", model.get("name", "not recorded")),
-        ("Model files, sha256", model.get("files_sha256", "not recorded")),
-        ("Form", model.get("form", "not recorded")),
-        ("Score threshold", model.get("score_threshold", "not recorded")),
-        ("Detections an image", model.get("max_detections", "not recorded")),
-        ("Suppression", model.get("nms", "not recorded")),
-        ("Precision in effect", told("precision")),
-        ("Device", f"{told('device')}: {told('device_name')}"),
-        ("Workers", f"{len(workers)} on {len({each.get('host') for each in workers})} hosts" if workers else "none"),
-        ("Source", shown_uri(str(record.get("source", "not recorded")))),
-        ("segray", record.get("segray", "not recorded")),
-        ("OpenVINO", told("openvino")),
-        ("Latest run", f"{record.get('run_id', 'none')}, {record.get('state', 'unknown')}"),
-        ("State shown", f"after batch {state.batch}"),
-    ]
-    config = json.dumps(record.get("config", {}), indent=1, sort_keys=True)
-    whole = Markup(f"<pre>{text(config, 40_000)}</pre>")
-    more = folded("The whole configuration of the latest run", whole) if record.get("config") else ""
-    return table("The model, and the latest run", ["What", "Value"], facts) + more
-
-
-def _throughput(found: Census, record: Mapping[str, Any]) -> str:
-    parts = []
-    seconds, cpu = record.get("seconds") or {}, record.get("cpu_seconds") or {}
-    images = sum(int((record.get("labelled") or {}).get(name, 0)) for name in ("ok", "empty", "failed"))
-    if seconds and images:
-        order = ["read", "decode", "wait", "infer", "postprocess", "write"]
-        names = [*(each for each in order if each in seconds), *sorted(seconds.keys() - set(order))]
-        total = sum(seconds.values())
-        rows = [
-            (name, number(seconds[name], 1), share(seconds[name], total), f"{seconds[name] / max(total, 1e-9):.0%}",
-             number(cpu.get(name), 1), number(1000 * seconds[name] / images, 1), _rate(images, seconds[name]))
-            for name in names
-        ]  # fmt: skip
-        head = ["stage", "seconds", "", "share", "CPU seconds", "ms an image", "images/s in one thread"]
-        parts.append(table(f"Where the time of {images:,} images of the latest run went", head, rows, "-n-nnnn"))
-        parts.append(
-            paragraph(
-                "Seconds are summed over the threads of all workers, which work at once; wait is for a free inference "
-                "request.", kind="soft",
-            )
-        )  # fmt: skip
-        if published := record.get("published"):
-            merge, commit = (number(published.get(name), 1) for name in ("merge_s", "commit_s"))
-            parts.append(paragraph(f"Publishing beside it: {merge} s of merging, {commit} s of committing."))
-    else:
-        parts.append(paragraph("The latest run recorded no labelling of its own."))
-    spans = [
-        (each.run_id, number(each.images), f"{each.first:%Y-%m-%d %H:%M:%S}", f"{each.last:%Y-%m-%d %H:%M:%S}")
-        for each in found.runs[:_RUNS_SHOWN]
-    ]
-    head = ["run", "images", "first unit done, UTC", "last unit done"]
-    parts.append(table("Runs whose rows are in this label set, the latest first", head, spans, "-n--"))
-    if len(found.runs) > _RUNS_SHOWN:
-        parts.append(paragraph(f"And {len(found.runs) - _RUNS_SHOWN} earlier runs.", kind="soft"))
-    return "".join(parts)
-
-
-def _rate(images: int, seconds: float) -> str:
-    return number(images / seconds, 1) if seconds >= 1e-3 else "-"
-
-
-def _classes(found: Census) -> str:
-    if not found.classes:
-        return paragraph("No instance was found in any image.")
-    ends = [f"{i / statistics.SCORE_BINS:.2f}" for i in range(statistics.SCORE_BINS)]
-    sides = _labels(statistics.SIDES_PX)
-    charts = [
-        histogram("Scores of all instances", "score from", ends, found.scores.tolist(), every=4),
-        histogram("Sizes of the masks", "pixels along a side, up to", sides, found.sides.tolist(), every=2),
-    ]
-    ordered = sorted(found.classes.values(), key=lambda each: (-each.instances, each.name))
-    top = ordered[0].instances
-    rows = [
-        (each.name, number(each.instances), share(each.instances, top), f"{each.instances / found.instances:.1%}",
-         number(each.mean_score, 3), sparkline(each.scores.tolist(), f"scores of {each.name}, from 0 to 1"),
-         *(number(size) for size in each.sizes))
-        for each in ordered
-    ]  # fmt: skip
-    head = ["class", "instances", "", "share", "mean score", "scores 0 to 1", *statistics.SIZES]
-    kinds = "-n-nn-nnn"
-    parts = [f'<div class="charts">{"".join(charts)}</div>']
-    parts.append(table("Instances by class; small is below 32² pixels, large from 96² on", head,
-                       rows[:_CLASSES_SHOWN], kinds))  # fmt: skip
-    if rest := rows[_CLASSES_SHOWN:_CLASSES_LISTED]:
-        parts.append(folded(f"{len(rest)} more classes", table("Instances of the rarer classes", head, rest, kinds)))
-    if len(rows) > _CLASSES_LISTED:
-        parts.append(paragraph(f"{len(rows) - _CLASSES_LISTED} classes, the rarest, are left out.", kind="soft"))
-    return "".join(parts)
-
-
-def _images(found: Census) -> str:
-    rows = [
-        (name, number(found.statuses.get(name, 0)), share(found.statuses.get(name, 0), found.images),
-         f"{found.statuses.get(name, 0) / max(1, found.images):.1%}", said)
-        for name, said in (("ok", "labelled, with instances"), ("empty", "labelled, nothing found"),
-                           ("failed", "could not be labelled"))
-    ]  # fmt: skip
-    counts = table("Images by status", ["status", "images", "", "share", "meaning"], rows, "-n-n-")
-    charts = [
-        histogram("Instances in an image", "instances, up to", _labels(statistics.PER_IMAGE), found.per_image.tolist()),
-        histogram(
-            "Sizes of the images", "megapixels, up to", _labels(statistics.MEGAPIXELS), found.megapixels.tolist()
-        ),
-    ]
-    return f'{counts}<div class="charts">{"".join(charts)}</div>'
-
-
-def _labels(ends: Sequence[float]) -> list[str]:
+def _ends(ends: Sequence[float]) -> list[str]:
     return [*(f"{end:g}" for end in ends), "more"]
 
 
-def _failures(found: Census) -> str:
-    rows = [
-        (each.stage, each.error, number(each.count),
-         Markup("<br>".join(f"{text(key)}: {text(_first_line(message))}" for key, message in each.examples)))
-        for each in found.failures[:_KINDS_SHOWN]
-    ]  # fmt: skip
-    said = table("Failed images by stage and error", ["stage", "error", "images", "such as"], rows, "--n-")
-    rest = found.failures[_KINDS_SHOWN:]
-    if rest:
-        left = sum(each.count for each in rest)
-        said = Markup(said + paragraph(f"And {len(rest)} other kinds with {left:,} images.", kind="soft"))
-    return said
+_LABELS = {
+    "scores": [f"{i / statistics.SCORE_BINS:.2f}" for i in range(statistics.SCORE_BINS)],
+    "sides": _ends(statistics.SIDES_PX),
+    "per_image": _ends(statistics.PER_IMAGE),
+    "megapixels": _ends(statistics.MEGAPIXELS),
+}
 
 
-def _first_line(message: str) -> str:
-    return message.splitlines()[0] if message.strip() else "no message"
+def _evaluated(judged: Evaluation | None) -> dict[str, Any]:
+    """Return what the template shows of an evaluation."""
+    if judged is None:
+        return {}
+    kinds = {} if judged.mistakes is None else judged.mistakes.kinds
+    scores = next(iter(judged.scores.values()))
+    return {
+        "evaluation": judged,
+        "mistakes": {name: sum(counts.values()) for name, counts in kinds.items()},
+        "best_first": sorted(scores.class_ap.items(), key=lambda item: (-item[1], item[0])),
+    }
 
 
-def _evaluation(judged: Evaluation) -> str:
-    columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
-    names = {"segm": "masks", "bbox": "boxes"}
-    rows = [
-        (names[kind], *(number(getattr(scores, column), 3) for column in columns))
-        for kind, scores in judged.scores.items()
-    ]
-    head = ["", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR"]
-    said = (
-        f"{judged.objects:,} objects in {judged.images:,} images of the truth, protocol {judged.protocol}; "
-        f"{judged.labelled:,} labelled, {judged.failed:,} failed, {judged.missing:,} missing"
-    )
-    parts = [paragraph(said), *(paragraph(f"Note: {note}.") for note in judged.notes)]
-    parts.append(table("Average precision and recall, 0 to 1", head, rows, "-nnnnnnn"))
-    if judged.mistakes is not None:
-        kinds = {name: sum(counts.values()) for name, counts in judged.mistakes.kinds.items()}
-        whole = sum(kinds.values())
-        found = [(name, number(n), share(n, whole), f"{n / max(1, whole):.1%}") for name, n in kinds.items()]
-        caption = f"What detections with a score from {judged.mistakes.min_score:g} on are, and objects missed"
-        parts.append(table(caption, ["kind", "count", "", "share"], found, "-n-n"))
-    kind, scores = next(iter(judged.scores.items()))
-    by_class = [
-        (name, number(ap, 3), share(ap, 1.0), number(scores.class_ap50.get(name), 3),
-         number(scores.class_ar.get(name), 3))
-        for name, ap in sorted(scores.class_ap.items(), key=lambda item: (-item[1], item[0]))[:_CLASSES_LISTED]
-    ]  # fmt: skip
-    caption = f"By class, {names[kind]}, the best first"
-    parts.append(table(caption, ["class", "AP", "", "AP50", "AR"], by_class, "-n-nn"))
-    return "".join(parts)
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template shows of the latest run. record: empty where there is none."""
+    seconds, cpu = record.get("seconds") or {}, record.get("cpu_seconds") or {}
+    labelled = sum(int((record.get("labelled") or {}).get(name, 0)) for name in ("ok", "empty", "failed"))
+    names = [*(each for each in _STAGES if each in seconds), *sorted(seconds.keys() - set(_STAGES))]
+    config = record.get("config")
+    return {
+        "record": {**record, "source": shown_uri(str(record["source"]))} if "source" in record else record,
+        "workers": _workers(record.get("workers") or []),
+        "labelled": labelled,
+        "stages": [Stage(name, seconds[name], cpu.get(name)) for name in names] if labelled else [],
+        "config": json.dumps(config, indent=1, sort_keys=True) if config else None,
+    }
+
+
+def _workers(recorded: Sequence[Mapping[str, Any]]) -> Workers:
+    def told(name: str) -> str:
+        return ", ".join(sorted({str(each[name]) for each in recorded if name in each}))
+
+    hosts = len({each.get("host") for each in recorded})
+    return Workers(len(recorded), hosts, told("precision"), told("device"), told("device_name"), told("openvino"))
 
 
 # ---- the gallery ----------------------------------------------------------------------------------
 
 
-def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> str:
+@dataclass(frozen=True)
+class Figure:
+    """A picture on the page. jpeg: in base64. listed: how many instances of which classes are drawn; covered: the
+    share of the image below them."""
+
+    choice: Choice
+    jpeg: str
+    size_wh: tuple[int, int]
+    listed: str
+    covered: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """unread: key and error of each image that cannot be shown. left_out: how many had no room on the page."""
+
+    figures: Sequence[Figure]
+    unread: Sequence[str]
+    left_out: int
+    min_score: float = _SURE
+
+
+def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Gallery:
     pictures = _pictures(state, [each.key for each in choices])
     colours = colours_of(each for each, _ in pictures.values())
     files = Files(store, Limits(max_pixels=statistics.MOST_PIXELS), Budget(_FILES_BYTES))
-    shown, gone, room, left_out = [], list[str](), _PICTURES_BYTES, 0
+    shown, unread, room, left_out = list[Figure](), list[str](), _PICTURES_BYTES, 0
     down = None
     try:
         for choice in choices:
@@ -390,27 +282,19 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> str:
             try:
                 if down is not None:  # Asking again for each of them would take long.
                     raise down
-                data, size_wh = _drawn(one, version, colours, files)
+                jpeg, size_wh = _drawn(one, version, colours, files)
             except (ImageError, WorldError, AccessError, FileNotFoundError) as exc:
                 down = exc if isinstance(exc, WorldError) else down
-                gone.append(f"{choice.key}: {_first_line(str(exc))}")
+                unread.append(f"{choice.key}: {first_line(str(exc))}")
                 continue
-            if len(data) > room:
+            if len(jpeg) > room:
                 left_out += 1
                 continue
-            room -= len(data)
-            shown.append(_figure(choice, one, data, size_wh))
+            room -= len(jpeg)
+            shown.append(_figure(choice, one, jpeg, size_wh))
     finally:
         files.close()
-    parts = [f'<div class="gallery">{"".join(shown)}</div>'] if shown else []
-    if parts:
-        parts.insert(0, paragraph(f"Drawn are instances with a score from {_SURE:g} on.", kind="soft"))
-    if gone:
-        items = "".join(f"<li>{text(each)}</li>" for each in gone)
-        parts.append(f"<p>{len(gone)} of the chosen images cannot be shown:</p><ul>{items}</ul>")
-    if left_out:
-        parts.append(paragraph(f"{left_out} more were left out to keep this page small.", kind="soft"))
-    return "".join(parts)
+    return Gallery(shown, unread, left_out)
 
 
 def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, str]]:
@@ -439,7 +323,7 @@ def _worth_drawing(labels: Sequence[Label]) -> list[Label]:
 
 
 def _drawn(one: Picture, version: str, colours: Mapping[int, Colour], files: Files) -> tuple[str, tuple[int, int]]:
-    """The overlay as a data URI, and its size."""
+    """The overlay as a JPEG in base64, and its size."""
     image = decode(files.read(ImageRef(one.key, one.uri, version)), Limits(max_pixels=statistics.MOST_PIXELS)).image
     height, width = image.shape[:2]
     if (height, width) != one.size_hw:
@@ -448,16 +332,12 @@ def _drawn(one: Picture, version: str, colours: Mapping[int, Colour], files: Fil
     size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     overlay = draw(image, one.labels, colours, size_wh=size_wh)
     whole = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-    return f"data:image/jpeg;base64,{base64.b64encode(whole).decode()}", size_wh
+    return base64.b64encode(whole).decode(), size_wh
 
 
-def _figure(choice: Choice, one: Picture, data: str, size_wh: tuple[int, int]) -> Markup:
+def _figure(choice: Choice, one: Picture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
     names = Counter(each.class_name for each in one.labels)
     listed = ", ".join(f"{count} {name}" for name, count in names.most_common(8)) or "no mask"
     more = f" and {len(names) - 8} more classes" if len(names) > 8 else ""
     covered = sum(rle.area(each.rle) for each in one.labels) / max(1, one.size_hw[0] * one.size_hw[1])
-    caption = Markup(
-        f"<b>{text(choice.kind)}</b>: {text(choice.why)}.<br>Drawn: {text(listed)}{text(more)}.<br>{text(choice.key)}"
-    )
-    alt = f"{choice.key} with masks drawn over it: {listed}{more}; {min(covered, 1):.0%} of it covered"
-    return picture(data, alt, size_wh, caption)
+    return Figure(choice, jpeg, size_wh, listed + more, min(covered, 1))

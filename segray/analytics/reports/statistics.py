@@ -104,6 +104,12 @@ class Census:
         return sum(each.instances for each in self.classes.values())
 
     @property
+    def mean_score(self) -> float | None:
+        """The mean over all instances, None where there is none."""
+        whole = sum(each.mean_score * each.instances for each in self.classes.values())
+        return whole / self.instances if self.instances else None
+
+    @property
     def usual_instances(self) -> int:
         """The median of instances in the images that have any, of the sample."""
         return int(np.median([each.instances for each in self.sample])) if self.sample else 0
