@@ -1,6 +1,6 @@
-"""What a process and all below it take of the machine: CPU seconds, peak memory. Read from /proc, from outside.
+"""What a process and all below it take of the machine: CPU seconds, peak memory. Read from outside.
 
-Knows Linux's process tree; knows nothing of what the processes do, but that Ray's workers are called ray::.
+Knows the process tree; knows nothing of what the processes do, but that Ray's workers are called ray::.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
+
+import psutil
 
 from segray._system import memory
 
-_PROC = Path("/proc")
 _EVERY_S = 0.2
-_RAYS_OWN = (b"raylet/raylet", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
-_TICKS = os.sysconf("SC_CLK_TCK")
+_RAYS_OWN = ("raylet/raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 @dataclass
@@ -37,8 +36,8 @@ class Watch:
     or ray (all else that it started)."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._seen: dict[tuple[int, str], _Process] = {}
+        self._root = psutil.Process(pid)
+        self._seen: dict[psutil.Process, _Process] = {}
         self._machine: list[tuple[float, float]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -76,48 +75,40 @@ class Watch:
     def _look(self) -> None:
         while not self._done.wait(_EVERY_S):
             self._machine.append((time.monotonic(), _machine_cpu_s()))
-            for pid in self._tree():
-                # It may end at any moment.
-                with suppress(FileNotFoundError, ProcessLookupError, IndexError):
-                    self._note(pid)
+            with suppress(psutil.NoSuchProcess):
+                for process in (self._root, *self._root.children(recursive=True)):
+                    # It may end at any moment.
+                    with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+                        self._note(process)
 
-    def _note(self, pid: int) -> None:
-        fields = _stat(pid)
-        born = fields[19]
-        if (pid, born) not in self._seen:
-            self._seen[pid, born] = _Process(self._role(pid), cpu=[(time.monotonic(), 0.0)])
-        process = self._seen[pid, born]
-        process.cpu.append((time.monotonic(), (int(fields[11]) + int(fields[12])) / _TICKS))
-        process.peak_rss_bytes = max(process.peak_rss_bytes, memory.peak_bytes(pid))
+    def _note(self, process: psutil.Process) -> None:
+        if process not in self._seen:
+            self._seen[process] = _Process(self._role(process), cpu=[(time.monotonic(), 0.0)])
+        seen, spent = self._seen[process], process.cpu_times()
+        seen.cpu.append((time.monotonic(), spent.user + spent.system))
+        seen.peak_rss_bytes = max(seen.peak_rss_bytes, memory.peak_bytes(process.pid))
 
-    def _role(self, pid: int) -> str:
-        if pid == self._pid:
+    def _role(self, process: psutil.Process) -> str:
+        if process == self._root:
             return "driver"
-        command = (_PROC / str(pid) / "cmdline").read_bytes()
-        works = command.startswith(b"ray::") or b"default_worker.py" in command
+        command = _command(process)
+        works = command.startswith("ray::") or "default_worker.py" in command
         # The raylet's own command line holds that of its workers.
         return "worker" if works and not any(name in command for name in _RAYS_OWN) else "ray"
 
-    def _tree(self) -> list[int]:
-        parents: dict[int, int] = {}
-        for path in _PROC.glob("[0-9]*"):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                parents[int(path.name)] = int(_stat(int(path.name))[1])
-        tree = [self._pid] if self._pid in parents else []
-        for pid in tree:
-            tree += [child for child, parent in parents.items() if parent == pid]
-        return tree
 
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; the name before may hold anything."""
-    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+def _command(process: psutil.Process) -> str:
+    """The command line; empty when the process has ended and its parent does not know yet."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.ZombieProcess:
+        return ""
 
 
 def _machine_cpu_s() -> float:
     """What all processors have computed since the machine started: user, nice, system, irq, softirq, steal."""
-    ticks = list(map(int, (_PROC / "stat").read_text().split(maxsplit=9)[1:9]))
-    return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS
+    times = psutil.cpu_times()
+    return float(sum(times[:8]) - times.idle - times.iowait)
 
 
 def _at(samples: list[tuple[float, float]], moment_s: float) -> float:

@@ -101,6 +101,28 @@ def test_a_process_and_its_children_are_measured_from_outside() -> None:
     assert sum(watch.cpu_seconds(began - 2, began - 1).values()) == 0
 
 
+_ENDS_UNSEEN = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.3: pass"])
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+print("ended", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.integration
+def test_a_process_that_ended_before_it_was_seen_is_counted_while_its_parent_does_not_wait_for_it() -> None:
+    began = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", _ENDS_UNSEEN], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ended\n"
+        with Watch(process.pid) as watch:
+            time.sleep(0.5)
+        process.kill()
+    # User and system time come in whole hundredths each.
+    assert 0.25 < watch.cpu_seconds(began, time.monotonic())["ray"] < 0.6
+
+
 # ---- the record -----------------------------------------------------------------------------------
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import label_sets
 import pytest
 
-LIBRARIES = ("numpy", "numba", "openvino", "ray", "cv2", "pyarrow", "deltalake", "fsspec", "yaml", "rich.progress",
-             "jinja2")  # fmt: skip
+LIBRARIES = (
+    "numpy", "numba", "openvino", "ray", "cv2", "pyarrow", "deltalake", "fsspec", "yaml", "rich.progress", "jinja2",
+    "psutil",
+)  # fmt: skip
 # What reading a label set takes; numba only where masks are compared or counted.
 TABLES = {"numpy", "pyarrow", "deltalake", "fsspec", "yaml"}
 

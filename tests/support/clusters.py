@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command import ENV, start
 from ports import free_port
@@ -148,12 +149,9 @@ def at_work(worker: int) -> bool:
 
 def children_of(parent: int) -> list[int]:
     """The processes whose parent it is."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return sorted(found)
+    with suppress(psutil.NoSuchProcess):
+        return sorted(child.pid for child in psutil.Process(parent).children())
+    return []
 
 
 def command_of(pid: int) -> str:
