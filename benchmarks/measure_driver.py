@@ -29,15 +29,16 @@ from segray import config
 from segray._system import memory
 from segray.errors import Interrupted
 from segray.execution import run
-from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.events import PoolEvent
+from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.progress import Watcher
 from segray.execution.scheduler import Policy, Scheduler
-from segray.execution.worker_pool import Event, InProcess
+from segray.execution.worker_pool import InProcess
 from segray.instances import ImageRef, Instances
 from segray.label_set import plan
 from segray.sources import listing
 from segray.storage.store import Entry, Store
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import Progress, Task, TaskReport
 
 FACTS = {"device": "none", "precision": "f32", "host": "here"}
 
@@ -121,10 +122,11 @@ class Pretender:
         classes = np.full(instances, 13, np.int32)
         self._found = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=self._found) for ref in refs]
         self._left -= 1
-        return report(task, stage(Store(), self._staged, task, outcomes, {13: "stop sign"}), outcomes, {})
+        rows = dict(zip(task.indices, outcomes, strict=True))
+        return TaskReport(task, stage(Store(), self._staged, task, rows, {13: "stop sign"}))
 
     @property
     def done(self) -> bool:
@@ -143,7 +145,7 @@ class Interrupting(InProcess):
         super().__init__(labeller, FACTS)
         self._pretender = labeller
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         if self._pretender.done:
             raise KeyboardInterrupt
         return super().events(timeout_s)

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from benchmarks.synthetic_rows import Stager
 from segray import config
 from segray.execution.event_loop import Execution, Job
+from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined
 from segray.execution.progress import Watcher
-from segray.execution.worker_pool import Event, Finished, Joined, Pulse
 from segray.instances import ImageRef
 from segray.label_set import commit, schema
 from segray.label_set.plan import Plan, cut
 from segray.label_set.run_records import Identity, Run, staged_name
 from segray.storage.store import StorageOptions, Store
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport
 
 _PULSE_S, _PART_ROWS = 1.0, 16_384
 
@@ -133,7 +133,7 @@ def simulate(load: Load, root: str | None = None, stager: Stager | None = None, 
 
     cluster = Cluster(load, frozen, stage, timed=timed)
     kind = _Unpublished if root is None else _Published
-    execution = kind(job, run, frozen, {}, frozen.tasks(), cluster, lambda: cluster.now_s)
+    execution = kind(job, run, frozen, {}, frozen.tasks(), cluster, clock=lambda: cluster.now_s)
     execution.run()
     cluster.close()
     commit_s = max(0.0, execution.publish_s - cluster.merge_s)
@@ -212,27 +212,27 @@ class Cluster:
         }
         self._images_left, self._merged_at_s = load.images, 0.0
         self._numbers = count()
-        self._coming: list[tuple[float, int, Event]] = []
+        self._coming: list[tuple[float, int, PoolEvent]] = []
         for worker in self._workers:
-            self._send(0.0, Joined(worker, {"host": worker}))
+            self._send(0.0, WorkerJoined(worker, {"host": worker}))
         self._pulse_at_s = _PULSE_S
         self._left_s = time.process_time()
 
     # ---- workers.Workers ----
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         with self._away():
             if self._coming[0][0] > self.now_s:
                 self.now_s = min(self._coming[0][0], self._pulse_at_s, self.now_s + timeout_s)
-            found: list[Event] = []
+            found: list[PoolEvent] = []
             while self._coming and self._coming[0][0] <= self.now_s:
                 found.append(heapq.heappop(self._coming)[2])
-                if isinstance(found[-1], Finished):
+                if isinstance(found[-1], TaskFinished):
                     self._images_left -= len(found[-1].report.task)
                     self.labelled_s = self.now_s
             if self._pulse_at_s <= self.now_s:
                 self._pulse_at_s = self.now_s + _PULSE_S
-                found += [Pulse(name, self._progress(worker)) for name, worker in self._workers.items()]
+                found += [ProgressUpdate(name, self._progress(worker)) for name, worker in self._workers.items()]
             return found
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
@@ -249,7 +249,7 @@ class Cluster:
             self.tasks += 1
             self.work += float(work.sum())
             done_s = last_s + self._load.stage_s + self._load.report_s
-            self._send(done_s, Finished(worker, self._stage(task, refs)))
+            self._send(done_s, TaskFinished(worker, TaskReport(task, (self._stage(task, refs),))))
 
     def retire(self, worker: str) -> None:
         raise AssertionError(f"nothing is wrong with worker {worker}")
@@ -291,7 +291,7 @@ class Cluster:
         yield
         self._left_s = time.process_time()
 
-    def _send(self, at_s: float, event: Event) -> None:
+    def _send(self, at_s: float, event: PoolEvent) -> None:
         heapq.heappush(self._coming, (at_s, next(self._numbers), event))
 
     def _progress(self, worker: _Worker) -> Progress:
@@ -300,5 +300,5 @@ class Cluster:
         worker.coming = left
         now_s = self.now_s
         return Progress(
-            worker.finished, tuple((u, i, "infer", now_s - at_s) for _, at_s, u, i in left if at_s <= now_s)
+            worker.finished, tuple(InFlight(u, i, "infer", now_s - at_s) for _, at_s, u, i in left if at_s <= now_s)
         )

@@ -31,6 +31,10 @@ class SegrayError(Exception):
         details = (("where", self.where), ("found", self.found), ("do", self.do))
         return "\n".join([self.what, *(f"  {name + ':':<7}{text}" for name, text in details if text)])
 
+    def short(self) -> str:
+        """Return what went wrong and what was found, on one line."""
+        return f"{self.what}: {self.found}" if self.found else self.what
+
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.found, self.do)
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from segray import config
 from segray.bench import naive
 from segray.bench.workload import Lap, Workload, pixels
+from segray.execution.events import PoolEvent, TaskFinished
 from segray.execution.labeller import Recipe
 from segray.execution.run import label
-from segray.execution.worker_pool import Event, Finished, Workers
+from segray.execution.worker_pool import Workers
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.models.engine import Compiled
@@ -90,9 +91,9 @@ class _Timed:
     def __init__(self, workers: Workers, marks: dict[str, float]) -> None:
         self._workers, self._marks = workers, marks
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         events = self._workers.events(timeout_s)
-        if any(isinstance(event, Finished) for event in events):
+        if any(isinstance(event, TaskFinished) for event in events):
             self._marks.setdefault("first_unit_s", time.monotonic())
             self._marks["last_unit_s"] = time.monotonic()
         return events

@@ -17,7 +17,7 @@ from segray.errors import ConfigError
 from segray.execution import in_flight
 from segray.execution.labeller import Labeller, Recipe, build, prepared
 from segray.instances import ImageRef
-from segray.tasks import Place, Progress, Task, UnitReport
+from segray.tasks import InFlight, Progress, Task, TaskReport
 
 # Times its ceiling. Below, a worker is replaced when it has finished; from here on its node is in danger.
 _KILLED_AT = 1.5
@@ -45,7 +45,7 @@ class Actor:
             memory.end_above(self._most_bytes * _KILLED_AT)
         return facts
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         """See Labeller.label."""
         return self._started().label(task, refs)
 
@@ -73,7 +73,7 @@ class Actor:
         return self._labeller
 
 
-def inquest(trail: str) -> tuple[Place, ...]:
+def inquest(trail: str) -> tuple[InFlight, ...]:
     """What a dead actor was at. Runs on its node, so that an answer also says that the node lives."""
     return in_flight.follow(_on_this_node(trail))
 

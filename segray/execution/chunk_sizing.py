@@ -60,8 +60,8 @@ class Pace:
 
     @property
     def images_per_s(self) -> float | None:
-        """None before it has finished anything."""
-        return self._images / self._seconds if self._images and self._seconds else None
+        """None before it has finished anything, or when that was too long ago."""
+        return self._images / self._seconds or None if self._seconds else None
 
 
 class Shares:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,9 +19,27 @@ from segray._system import signals
 from segray.config import Config
 from segray.errors import ConfigError, ConflictError, WorldError
 from segray.execution import worker_pool
+from segray.execution.event_log import EventLog
+from segray.execution.events import (
+    Accept,
+    Action,
+    Assign,
+    Event,
+    PoolEvent,
+    ProgressUpdate,
+    Quarantine,
+    ReleaseWorker,
+    ReplaceWorker,
+    TaskFailed,
+    TaskFinished,
+    Tick,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
 from segray.execution.labeller import stage_failure
 from segray.execution.progress import Course, Tally, Vitals, Watcher
-from segray.execution.scheduler import Action, Assign, Names, Policy, Quarantine, Release, Retire, Scheduler
+from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.instances import Failure
 from segray.label_set import commit
 from segray.label_set.plan import Plan
@@ -56,7 +74,7 @@ class Job:
     def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
         """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded.
 
-        unreadable: of its images, those that storage or the network failed when all others were labelled.
+        unreadable: of its images, those that storage withheld to the end.
         """
         record = {
             "state": state,
@@ -87,15 +105,12 @@ class Job:
         }
 
 
-class _Called(Names):
-    """Images by their keys, workers with their hosts."""
+class PlanNames(DisplayNames):
+    """Name images by their keys."""
 
     def __init__(self, frozen: Plan) -> None:
+        super().__init__()
         self._plan = frozen
-        self.hosts: dict[str, str] = {}
-
-    def worker(self, worker: str) -> str:
-        return f"worker {worker} on {self.hosts.get(worker, 'an unknown node')}"
 
     def image(self, unit: int, index: int) -> str:
         (ref,) = self._plan.refs(Task(unit, index, index + 1))
@@ -112,7 +127,10 @@ class _Merge:
 
 
 class Execution:
-    """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left."""
+    """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left.
+
+    withheld_before: keys of images that storage withheld from an earlier run to its end.
+    """
 
     def __init__(
         self,
@@ -122,13 +140,18 @@ class Execution:
         staged: Mapping[Task, str],
         todo: Iterable[Task],
         pool: worker_pool.Workers,
+        withheld_before: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job, self._run, self._plan, self._pool, self._clock = job, run, frozen, pool, clock
         config = job.config
         policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
-        self._names = _Called(frozen)
-        self._scheduler = Scheduler(todo, policy, self._names)
+        self._names = PlanNames(frozen)
+        tasks = list(todo)
+        images = {(task.unit, index) for task in tasks for index in task.indices} if withheld_before else set()
+        withheld = images.intersection(frozen.positions(withheld_before))
+        self._scheduler = Scheduler(tasks, policy, self._names, withheld)
+        self._log = EventLog(job.store, run.folder, tasks, policy, withheld, job.watcher.note, clock)
         self._staged = dict(staged)
         self._staged_images = sum(map(len, staged))
         self._merging: _Merge | None = None
@@ -143,17 +166,22 @@ class Execution:
         return self._before + self._scheduler.images_done
 
     @property
-    def images_unreadable(self) -> int:
-        """How many images the world failed, each alone."""
-        return self._scheduler.images_left_over
+    def left_over(self) -> dict[str, str]:
+        """The images that storage withheld to the end: the last error of each by key."""
+        return {
+            ref.key: reason
+            for (unit, index), reason in self._scheduler.left_over.items()
+            for ref in self._plan.refs(Task(unit, index, index + 1))
+        }
 
     def run(self) -> None:
-        """Until everything is labelled and committed; raises WorldError when the world makes it impossible."""
+        """Label and commit everything but what storage withholds; raise WorldError when nothing gets done any more."""
         self._job.watcher.begin(self._plan.images, self._before)
         self._job.course.begins()
         try:
             self._work()
         finally:
+            self._log.flush(self._scheduler.state, last=True)
             self._job.watcher.beat(self._vitals())
 
     def _work(self) -> None:
@@ -161,8 +189,9 @@ class Execution:
             signals.check()
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
-                    self._carry_out(self._handle(event))
-                self._carry_out(self._scheduler.tick(self._clock()))
+                    self._handle(event)
+                self._carry_out(self._step(Tick(), self._clock()))
+                self._log.flush(self._scheduler.state)
                 self._pool.need(self._scheduler.workers_of_use)
             self._publish()
             tally = self._job.tally
@@ -183,37 +212,34 @@ class Execution:
 
     def _settled(self) -> bool:
         """Whether no more work will come from the workers."""
-        return self._scheduler.complete or self._scheduler.halted is not None
+        return self._scheduler.settled or self._scheduler.halted is not None
 
     # ---- events and actions ----
 
-    def _handle(self, event: worker_pool.Event) -> list[Action]:
-        now, scheduler, note = self._clock(), self._scheduler, self._job.watcher.note
-        self._job.course.saw(event, now)
+    def _handle(self, event: PoolEvent) -> None:
+        now_s, note = self._clock(), self._job.watcher.note
+        self._job.course.saw(event, now_s)
+        actions = self._step(event, now_s)
         match event:
-            case worker_pool.Joined(worker, facts):
-                self._names.hosts[worker] = facts.get("host", "an unknown node")
-                self._admit(worker, facts, now)
-                return scheduler.joined(worker, now)
-            case worker_pool.Finished(worker, report):
-                counts, actions = scheduler.finished(worker, report.task, now)
-                if counts:
-                    self._accept(report, self._names.hosts.get(worker, "?"))
-                return actions
-            case worker_pool.Failed(worker, task, error):
-                found = f"{error.what}: {error.found}" if error.found else error.what
-                note(f"{self._names.worker(worker)}: {found}; unit {task.unit} goes back to the queue")
-                return scheduler.failed(worker, task, found, now)
-            case worker_pool.Lost(worker, reason, blame, in_flight):
+            case WorkerJoined(worker, facts):
+                self._admit(worker, facts, now_s)
+            case TaskFinished(worker, report) if report.withheld:
+                count, first = len(report.withheld), report.withheld[0]
+                of = f"storage withheld {count} of {len(report.task)} images of unit {report.task.unit}"
+                note(f"{self._names.worker(worker)}: {of}, which will be tried again: {first.reason}")
+            case TaskFailed(worker, task, reason):
+                note(f"{self._names.worker(worker)}: {reason}; unit {task.unit} goes back to the queue")
+            case WorkerLost(worker, reason):
                 note(f"{self._names.worker(worker)} is lost: {reason}")
-                return scheduler.lost(worker, reason, now, blame_images=blame, in_flight=in_flight)
-            case worker_pool.Leaving(worker):
+            case WorkerDraining(worker):
                 note(f"{self._names.worker(worker)} gets nothing new: its node is being drained")
-                scheduler.leaving(worker)
-                return []
-            case worker_pool.Pulse(worker, progress):
-                scheduler.pulse(worker, progress, now)
-                return []
+            case TaskFinished() | ProgressUpdate():
+                pass
+        self._carry_out(actions)
+
+    def _step(self, event: Event, now_s: float) -> list[Action]:
+        self._log.record(event, now_s)
+        return self._scheduler.handle(event, now_s)
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -221,11 +247,14 @@ class Execution:
                 case Assign(worker, task):
                     self._job.course.assigned(task.attempt)
                     self._pool.assign(worker, task, self._plan.refs(task))
-                case Retire(worker, reason):
+                case Accept(worker, report):
+                    for staged in report.staged:
+                        self._accept(staged, self._names.hosts.get(worker, "?"))
+                case ReplaceWorker(worker, reason):
                     self._job.course.left(worker)
                     self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
-                case Release(worker, reason):
+                case ReleaseWorker(worker, reason):
                     self._job.course.left(worker, released=True)
                     self._job.watcher.note(f"{self._names.worker(worker)} is released: {reason}")
                     self._pool.release(worker)

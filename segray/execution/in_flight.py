@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from segray.tasks import Place, Progress
+from segray.tasks import InFlight, Progress
 
 _STAGES = ("", "read", "decode", "wait", "infer", "postprocess")
 _RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero when nothing is here
@@ -41,9 +41,10 @@ class Watch:
                 self._slots[place] = self._free.pop() if self._free else len(self._slots)
             self._mark(self._slots[place], _RECORD.pack(*place, _STAGES.index(stage)))
 
-    def leave(self, place: tuple[int, int]) -> None:
+    def leave(self, place: tuple[int, int], *, finished: bool = True) -> None:
+        """Take an image out of flight. finished: whether it gets a row."""
         with self._lock:
-            self._finished += 1
+            self._finished += finished
             if self._here.pop(place, None) is not None:
                 self._free.append(self._slots.pop(place))
                 self._mark(self._free[-1], bytes(_RECORD.size))
@@ -51,7 +52,7 @@ class Watch:
     def progress(self) -> Progress:
         now = time.monotonic()
         with self._lock:
-            here = tuple((*place, stage, now - since) for place, (stage, since) in self._here.items())
+            here = tuple(InFlight(*place, stage, round(now - since, 3)) for place, (stage, since) in self._here.items())
             return Progress(self._finished, here)
 
     def _mark(self, slot: int, record: bytes) -> None:
@@ -59,7 +60,7 @@ class Watch:
             os.pwrite(self._file, record, slot * _RECORD.size)
 
 
-def follow(trail: Path) -> tuple[Place, ...]:
+def follow(trail: Path) -> tuple[InFlight, ...]:
     """Where a dead worker was, in seconds unknown (0.0); nothing when it left no trail. Removes the trail."""
     try:
         data = trail.read_bytes()
@@ -67,4 +68,4 @@ def follow(trail: Path) -> tuple[Place, ...]:
         return ()
     trail.unlink(missing_ok=True)
     records = _RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size])
-    return tuple((unit, index, _STAGES[stage], 0.0) for unit, index, stage in records if stage)
+    return tuple(InFlight(unit, index, _STAGES[stage], 0.0) for unit, index, stage in records if stage)

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Engine
 from segray.sources.reader import Files, Portion
 from segray.storage.store import StorageOptions, Store, join
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _MESSAGE_CHARS = 2000
 _OPENCV_ERRORS = 2
@@ -90,6 +90,10 @@ class Recipe:
     staged: str
     tiles: Tiles | None = None
     version: str = segray.__version__
+
+
+# One image's row, the error with which storage withheld it, or None for not tried; and its seconds by stage.
+_Answer: TypeAlias = "tuple[Outcome | WithheldImage | None, _Stages]"
 
 
 @contextmanager
@@ -201,6 +205,29 @@ def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
     return ids[str(key)]
 
 
+class _Outage:
+    """Tell a task whose storage gives nothing from one in which storage withholds some images.
+
+    most: images that may be withheld while none is served. Safe from any thread.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._most, self._withheld, self._served = most, 0, False
+
+    @property
+    def certain(self) -> bool:
+        """Whether so many images were withheld, and none served, that no further one is worth a try."""
+        return not self._served and self._withheld >= self._most
+
+    def served(self) -> None:
+        self._served = True
+
+    def withheld(self) -> None:
+        with self._lock:
+            self._withheld += 1
+
+
 class Labeller:
     """One compiled model and the threads that feed it. `label` may be called from several threads at once."""
 
@@ -226,7 +253,8 @@ class Labeller:
         self._pixels = Budget((cores + 1) * _PIXELS_BYTES)
         self._submitting = threading.Lock()
         self._requests = threading.Semaphore(engine.requests)
-        self._pool = ThreadPoolExecutor(engine.requests + max(4, 2 * cores), thread_name_prefix="image")
+        self._threads = engine.requests + max(4, 2 * cores)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="image")
         self._least_hw = engine.size_hw if scaled_decode else None
         self._tiles = tiles
         self._watch = Watch(trail)
@@ -241,15 +269,20 @@ class Labeller:
         self._pool.shutdown(cancel_futures=True)
         self._files.close()
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
-        """Label the task's images and stage their rows as one file.
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
+        """Label the task's images, in order of `task.indices`, and stage their rows.
 
-        Raises WorldError or UserError when storage failed us: nothing is staged then.
+        An image that storage withheld has no row; the report names it. Each run of neighbouring images that have one
+        becomes a staged file, and the first of these carries the seconds of the whole task.
+        Raises WorldError when the rows cannot be staged, UserError when storage refuses access.
         """
         portions = self._files.portions(refs)
         # Portions hold memory until their last image is read: nothing may come between that waits for memory too.
         with self._submitting:
-            futures = {row: self._submit(task, row, refs[row], portion) for portion in portions for row in portion.rows}
+            outage = _Outage(self._threads)
+            futures = {
+                row: self._submit(task, row, refs[row], portion, outage) for portion in portions for row in portion.rows
+            }
         try:
             results = [futures[row].result() for row in range(len(refs))]
         except BaseException:
@@ -259,12 +292,21 @@ class Labeller:
         finally:
             for portion in portions:
                 portion.close()
-        outcomes = [outcome for outcome, _ in results]
+        answers = dict(zip(task.indices, (answer for answer, _ in results), strict=True))
+        outcomes = {index: answer for index, answer in answers.items() if isinstance(answer, Outcome)}
+        return TaskReport(
+            task,
+            self._stage(task, outcomes, [clock for _, clock in results]) if outcomes else (),
+            tuple(answer for answer in answers.values() if isinstance(answer, WithheldImage)),
+            tuple(index for index, answer in answers.items() if answer is None),
+        )
+
+    def _stage(self, task: Task, outcomes: Mapping[int, Outcome], clocks: Sequence[_Stages]) -> tuple[UnitReport, ...]:
         clock = _Stages("write")
-        staged = stage(self._store, self._staged, task, outcomes, self._contract.labels)
+        first, *rest = stage(self._store, self._staged, task, outcomes, self._contract.labels)
         clock.stop()
-        spent = _summed([clock, *(clock for _, clock in results)])
-        return replace(report(task, staged, outcomes, spent.seconds), cpu_seconds=self._shared_out(spent.cpu_seconds))
+        spent = _summed([clock, *clocks])
+        return replace(first, seconds=dict(spent.seconds), cpu_seconds=self._shared_out(spent.cpu_seconds)), *rest
 
     def _shared_out(self, cpu_seconds: Mapping[str, float]) -> Mapping[str, float]:
         """CPU seconds by stage, with what the process computed since the last report and no stage did as inference."""
@@ -273,18 +315,32 @@ class Labeller:
             since, self._accounted_s = now - self._accounted_s, now
         return {**cpu_seconds, "infer": since - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
 
-    def _submit(self, task: Task, row: int, ref: ImageRef, portion: Portion) -> Future[tuple[Outcome, _Stages]]:
-        place = (task.unit, task.start + row)
-        return self._pool.submit(self._one, place, task.attempt, ref, lambda: portion.take(row))
+    def _submit(self, task: Task, row: int, ref: ImageRef, portion: Portion, outage: _Outage) -> Future[_Answer]:
+        place = (task.unit, task.indices[row])
+        return self._pool.submit(self._one, place, task.attempt, ref, lambda: portion.take(row), outage)
 
     def _one(
-        self, place: tuple[int, int], attempt: int, ref: ImageRef, take: Callable[[], AbstractContextManager[bytes]]
-    ) -> tuple[Outcome, _Stages]:
+        self,
+        place: tuple[int, int],
+        attempt: int,
+        ref: ImageRef,
+        take: Callable[[], AbstractContextManager[bytes]],
+        outage: _Outage,
+    ) -> _Answer:
+        if outage.certain:
+            return None, _Stages("read")
         clock = _Clock(self._watch, place)
+        withheld = False
         try:
-            return self._image(clock, attempt, ref, take), clock
-        except (WorldError, UserError):
+            outcome = self._image(clock, attempt, ref, take)
+            outage.served()
+            return outcome, clock
+        except UserError:
             raise
+        except WorldError as exc:
+            withheld = True
+            outage.withheld()
+            return WithheldImage(place[1], exc.short()), clock
         except FileNotFoundError as exc:
             failure = Failure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
@@ -292,7 +348,7 @@ class Labeller:
         except Exception as exc:  # Whatever one image provokes must not cost its neighbours their rows.
             failure = Failure(clock.stage, type(exc).__name__, str(exc))
         finally:
-            clock.leave()
+            clock.leave(finished=not withheld)
         return Outcome(ref, attempt, max(ref.size_bytes, 0), failure=failure), clock
 
     def _image(
@@ -368,21 +424,29 @@ def writable(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Ma
 # ---- staging --------------------------------------------------------------------------------------
 
 
-def stage(store: Store, staged: str, task: Task, outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> str:
-    """Write the outcomes as one staged file under a name unique to this attempt; returns the name."""
-    name = staged_name(task)
-    store.put(join(staged, name), schema.staged_bytes(_table(outcomes, labels, datetime.now(UTC))))
-    return name
+def stage(
+    store: Store, staged: str, task: Task, outcomes: Mapping[int, Outcome], labels: Mapping[int, str]
+) -> tuple[UnitReport, ...]:
+    """Write the outcomes of a task, by index in the unit: each run of neighbours as one file, unique to this attempt.
+
+    Return a report of each file, in order; without seconds.
+    """
+    reports = []
+    for run in Task.of(task.unit, sorted(outcomes), task.attempt).runs():
+        rows, name = [outcomes[index] for index in run.indices], staged_name(run)
+        store.put(join(staged, name), schema.staged_bytes(_table(rows, labels, datetime.now(UTC))))
+        reports.append(_report(run, name, rows))
+    return tuple(reports)
 
 
 def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: Failure) -> UnitReport:
     """Stage a single failed row, for an image that no worker survived."""
     outcome = Outcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
-    return report(task, stage(store, staged, task, [outcome], {}), [outcome], {})
+    (report,) = stage(store, staged, task, {task.start: outcome}, {})
+    return report
 
 
-def report(task: Task, name: str, outcomes: Sequence[Outcome], seconds: Mapping[str, float]) -> UnitReport:
-    """The small account of a staged file."""
+def _report(task: Task, name: str, outcomes: Sequence[Outcome]) -> UnitReport:
     status = Counter(outcome.status for outcome in outcomes)
     dropped: Counter[str] = Counter()
     for outcome in outcomes:
@@ -395,7 +459,6 @@ def report(task: Task, name: str, outcomes: Sequence[Outcome], seconds: Mapping[
         failed=status["failed"],
         instances=sum(len(outcome.instances) for outcome in outcomes if outcome.instances is not None),
         bytes_read=sum(outcome.bytes_read for outcome in outcomes),
-        seconds=dict(seconds),
         dropped=dict(dropped),
     )
 
@@ -481,9 +544,9 @@ class _Clock(_Stages):
         self.stage = stage
         self._watch.enter(self._place, stage)
 
-    def leave(self) -> None:
+    def leave(self, *, finished: bool) -> None:
         self.stop()
-        self._watch.leave(self._place)
+        self._watch.leave(self._place, finished=finished)
 
 
 def _summed(clocks: Sequence[_Stages]) -> _Stages:

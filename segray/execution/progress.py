@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segray.execution.worker_pool import Event, Joined, Lost, Pulse
+from segray.execution.events import PoolEvent, ProgressUpdate, WorkerJoined, WorkerLost
 from segray.tasks import Progress, UnitReport
 
 if TYPE_CHECKING:
@@ -140,17 +140,17 @@ class _Member:
         self.seen_s, self.progress = now_s, progress
 
     def condition(self, worker: str) -> Condition:
-        places = self.progress.in_flight
-        oldest = max(places, key=lambda place: place[3], default=None)
+        in_flight = self.progress.in_flight
+        oldest = max(in_flight, key=lambda image: image.seconds, default=None)
         return Condition(
             worker,
             self.host,
             self.device,
             self.progress.finished,
             self.images / self.seconds if self.seconds else 0.0,
-            len(places),
+            len(in_flight),
             self.progress.rss_bytes,
-            None if oldest is None else (oldest[2], oldest[3]),
+            None if oldest is None else (oldest.stage, oldest.seconds),
         )
 
 
@@ -166,14 +166,14 @@ class Course:
         """A plan is taken up, with workers of its own."""
         self._members.clear()
 
-    def saw(self, event: Event, now_s: float) -> None:
+    def saw(self, event: PoolEvent, now_s: float) -> None:
         """A worker joined, was lost, or says what it does."""
         match event:
-            case Joined(worker, facts):
+            case WorkerJoined(worker, facts):
                 self._members[worker] = _Member(facts.get("host", "?"), facts.get("device", "?"), now_s)
-            case Pulse(worker, progress) if worker in self._members:
+            case ProgressUpdate(worker, progress) if worker in self._members:
                 self._members[worker].pulse(progress, now_s)
-            case Lost(worker):
+            case WorkerLost(worker):
                 self.left(worker)
 
     def left(self, worker: str, *, released: bool = False) -> None:

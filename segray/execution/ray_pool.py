@@ -30,12 +30,21 @@ from segray.config import Cluster, Config, Pool
 from segray.errors import ConfigError, SegrayError, UserError, WorldError
 from segray.execution import placement
 from segray.execution.actor import Actor, inquest
+from segray.execution.events import (
+    PoolEvent,
+    ProgressUpdate,
+    TaskFailed,
+    TaskFinished,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
 from segray.execution.labeller import Recipe
 from segray.execution.placement import Node, Seat
-from segray.execution.worker_pool import Event, Failed, Finished, Joined, Leaving, Lost, Pulse, apart
+from segray.execution.worker_pool import run_in_daemon_thread
 from segray.instances import ImageRef
 from segray.models.engine import available_cpus
-from segray.tasks import Place, Task
+from segray.tasks import InFlight, Task
 
 _PULSE_S = 1.0
 _NODES_S = 5.0
@@ -124,7 +133,7 @@ class _Connection:
         self._mark = ""
         try:
             if nobody_answers:
-                self._ending = apart(_shut_down, bool(mark))
+                self._ending = run_in_daemon_thread(_shut_down, bool(mark))
             else:
                 _shut_down(bool(mark))
         finally:
@@ -312,7 +321,7 @@ class RayWorkers:
         self._nodes_seen_s = 0.0
         self._cut_off = self._closed = False
         self._needed = math.inf
-        self._news: list[Event] = []
+        self._news: list[PoolEvent] = []
         try:
             placement.check(pools, self._answered(_nodes), autoscaling=cluster.autoscaling)
             self._answered(self._populate)
@@ -322,7 +331,7 @@ class RayWorkers:
 
     # ---- what happened ----
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         """Whatever is ready; raises UserError when a worker says that no retry can help, WorldError when Ray cannot."""
         now = time.monotonic()
         if now - self._nodes_seen_s > _NODES_S:
@@ -351,7 +360,7 @@ class RayWorkers:
             if member.starting is None and member.pulse is None and now - member.pulsed_s > _PULSE_S:
                 member.pulse, member.pulsed_s = member.handle.progress.options(concurrency_group="pulse").remote(), now
 
-    def _collect(self, ref: Any, name: str) -> list[Event]:
+    def _collect(self, ref: Any, name: str) -> list[PoolEvent]:
         member = self._members.get(name)
         if member is None or ref not in self._awaited(member):  # Another of its calls has told that it is gone.
             return []
@@ -363,23 +372,23 @@ class RayWorkers:
             return self._bury(name, exc)
         if ref == member.starting:
             member.starting, member.home, self._failed_starts = None, value["node"], 0
-            return [Joined(name, value)]
+            return [WorkerJoined(name, value)]
         if ref == member.pulse:
             member.pulse = None
-            return [Pulse(name, value)]
+            return [ProgressUpdate(name, value)]
         del member.tasks[ref]
-        return [Finished(name, value)]
+        return [TaskFinished(name, value)]
 
-    def _trouble(self, name: str, member: _Member, ref: Any, exc: RayTaskError) -> list[Event]:
+    def _trouble(self, name: str, member: _Member, ref: Any, exc: RayTaskError) -> list[PoolEvent]:
         """A call raised: the world's fault is an event, a user's is final, anything else is ours."""
         cause = exc.cause if isinstance(exc.cause, Exception) else exc
         if isinstance(cause, UserError):
             raise cause from exc
         if ref in member.tasks and isinstance(cause, WorldError):
-            return [Failed(name, member.tasks.pop(ref), cause)]
+            return [TaskFailed(name, member.tasks.pop(ref), cause.short())]
         raise SegrayError("a worker met an error of segray's own", where=f"worker {name}", found=str(cause)) from exc
 
-    def _bury(self, name: str, exc: RayError) -> list[Event]:
+    def _bury(self, name: str, exc: RayError) -> list[PoolEvent]:
         """An actor is gone: ask its node what it was at. Who is to blame is known when the node answers, or is dead."""
         member = self._members.pop(name)
         _check_installed(exc, member.seat.node)
@@ -397,7 +406,7 @@ class RayWorkers:
         function: Any = ray.remote(num_cpus=0, max_retries=1)(inquest)
         return function.options(scheduling_strategy=pinned).remote(trail)
 
-    def _decide(self, ref: Any) -> list[Event]:
+    def _decide(self, ref: Any) -> list[PoolEvent]:
         death = self._deaths.pop(ref)
         try:
             return [self._lost(death, ray.get(ref), alive=True)]
@@ -406,7 +415,7 @@ class RayWorkers:
         except RayError:
             return [self._lost(death, None, alive=False)]
 
-    def _lost(self, death: _Death, in_flight: tuple[Place, ...] | None, *, alive: bool) -> Lost:
+    def _lost(self, death: _Death, in_flight: tuple[InFlight, ...] | None, *, alive: bool) -> WorkerLost:
         """Replace the dead on a living node; elsewhere _populate finds a place."""
         started = death.member.starting is None
         if alive:
@@ -414,7 +423,7 @@ class RayWorkers:
             self._check_starts(death)
             self._succeed(death.member)
         reason = death.reason if alive else f"its node is gone ({death.reason})"
-        return Lost(death.name, reason, blame_images=alive and started, in_flight=in_flight)
+        return WorkerLost(death.name, reason, blame_images=alive and started, in_flight=in_flight)
 
     def _check_starts(self, death: _Death) -> None:
         if self._failed_starts >= _MOST_FAILED_STARTS:
@@ -470,9 +479,9 @@ class RayWorkers:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if any(member.tasks for member in self._members.values()):
-            return apart(self.remotely, function, *args)
+            return run_in_daemon_thread(self.remotely, function, *args)
         # Nothing is left that this process could keep waiting, and a new one starts slower than most last merges end.
-        return apart(function, *args)
+        return run_in_daemon_thread(function, *args)
 
     def remotely(self, function: Callable[..., Any], *args: Any) -> Any:
         """What a function returns in another process of the cluster; WorldError if that dies again and again."""
@@ -520,7 +529,7 @@ class RayWorkers:
         found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
         if not (self._cut_off or self._closed):
             try:
-                return apart(call, *args).result(self._cluster.head_timeout_s)
+                return run_in_daemon_thread(call, *args).result(self._cluster.head_timeout_s)
             except RayError as exc:
                 found = _first_line(exc)
             except TimeoutError:
@@ -552,7 +561,7 @@ class RayWorkers:
                 continue
             member.leaving = True
             if member.starting is None:
-                self._news.append(Leaving(name))
+                self._news.append(WorkerDraining(name))
             else:
                 self._dismiss([self._members.pop(name)])
 

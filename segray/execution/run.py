@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,17 +94,30 @@ def label(
     options = StorageOptions(**config.storage.model_dump())
     job = Job(config, options, Store(options), identity_of(config, model), watcher)
     run_records.check(job.store, job.root, job.identity)
-    done = _Done()
-    while (work := _next_work(job, limit, dry_run)) is not None:
-        done.planned += work.plan.images
-        if dry_run:
-            done.retired = sum(work.plan.retired.values())
+    done = _Done(withheld_before=run_records.left_over(job.store, job.root))
+    if dry_run:
+        step = next_step(job, limit=limit, resumable=False)
+        _tell(job, step)
+        if isinstance(step, Start):
+            done.planned, done.retired = len(step.listed), len(step.gone)
+        return _summary(job, done)
+    while True:
+        batch = commit.recover(job.root, options, job.store)
+        step = next_step(job, limit=limit, number=batch + 1, over=done.runs, left_over=done.left_over)
+        _tell(job, step)
+        if isinstance(step, Nothing):
             break
+        work = step if isinstance(step, Resume) else _freeze(job, step)
+        done.planned += work.plan.images
         whole = _carry_out(job, model.fingerprint, work, start_workers, done)
-        if whole and (limit is not None or not work.resumed):
+        if whole and (limit is not None or isinstance(step, Start)):
             break
         if limit is not None and not (limit := _not_committed(job, work.plan)):
             break
+    if done.left_over or done.withheld_before:
+        run_records.save_left_over(job.store, job.root, done.left_over)
+    if done.left_over:
+        raise _left_over_error(job, done.left_over)
     return _summary(job, done)
 
 
@@ -112,13 +125,14 @@ def label(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Resume:
+    """Go on with a run. todo: tasks of its frozen plan that are left; retire: parts of its list of rows to remove."""
+
     run: Run
     plan: Plan
     staged: Mapping[Task, str]
     todo: list[Task]
-    retire: list[str]  # parts of the plan's list
-    resumed: bool
+    retire: list[str]
 
     @property
     def images_before(self) -> int:
@@ -126,20 +140,51 @@ class _Work:
         return self.plan.images - sum(map(len, self.todo))
 
 
-def _next_work(job: Job, limit: int | None, dry_run: bool) -> _Work | None:
-    """The run to resume, or a new one over what is not committed; None when all is done."""
-    batch = 0 if dry_run else commit.recover(job.root, job.options, job.store)
+@dataclass(frozen=True)
+class Start:
+    """Begin a run. listed: images without a row, of `total` in the source; gone: rows whose image is gone."""
+
+    listed: plan.Listed
+    total: int
+    gone: pa.Table
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """All `total` images of the source have a row."""
+
+    total: int
+
+
+Step = Resume | Start | Nothing
+
+
+def next_step(
+    job: Job,
+    *,
+    limit: int | None,
+    resumable: bool = True,
+    number: int = 1,
+    over: Container[str] = (),
+    left_over: Collection[str] = (),
+) -> Step:
+    """Decide what comes next. Reads the label set and the source, writes nothing of a run.
+
+    number: of the batch that comes next. over: ids of runs that are not to be resumed. left_over: keys of images that
+    are not to be planned again.
+    """
     images = snapshot.committed(job.root, "images", job.options)
     committed = None if images is None else _committed(job, images)
     retiring = job.config.source.deleted == "retire" and limit is None
-    resumed = None if dry_run else _resumable(job, committed, batch + 1, retiring)
-    if resumed is not None:
-        return resumed
-    listed, total, seen, prefix = listing(job.config, job.store, committed, keep_index=not dry_run)
+    resume = _resumable(job, committed, number, retiring, over) if resumable else None
+    if resume is not None:
+        return resume
+    listed, total, seen, prefix = listing(job.config, job.store, committed, keep_index=resumable)
     gone = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
         gone = _unlisted(job, images, committed, listed, seen, prefix)
-    return _fresh(job, listed.head(limit), total, gone, dry_run)
+    listed = listed.without(left_over).head(limit)
+    return Start(listed, total, gone) if len(listed) or len(gone) else Nothing(total)
 
 
 def listing(
@@ -151,57 +196,56 @@ def listing(
     return *plan.build(part.rebased(sources.configured(config.source, store, index)), committed), part.prefix
 
 
-def _resumable(job: Job, committed: plan.Committed | None, number: int, retiring: bool) -> _Work | None:
-    """What is left of the latest unfinished run over the same source. number: of the batch that comes next."""
+def _resumable(
+    job: Job, committed: plan.Committed | None, number: int, retiring: bool, over: Container[str]
+) -> Resume | None:
+    """Return what is left of the latest unfinished run over the same source. number: of the batch that comes next."""
     run = run_records.unfinished(job.store, job.root)
-    record = {} if run is None else run.record(job.store)
-    if run is None or record.get("source") != job.config.source.uri:
+    if run is None or run.id in over or run.record(job.store).get("source") != job.config.source.uri:
         return None
     frozen = plan.load(job.store, run.folder)
     if frozen is None:
         return None
     done = plan.committed_rows(frozen, committed)
-    before = int(done.sum())
     inputs = commit.intended(run, number, job.store)
     names = run_records.chosen(job.store.names(run.staged), inputs.staged if inputs else ())
     staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
     for task in staged:
         done[frozen.rows(task)] = True
-    todo = plan.left(frozen, done)
     # What is not removed now, a later run finds again.
     retire = [name for name in frozen.retired if retiring and len(commit.still_there(run, name, job.options))]
-    if not todo and not staged and not retire:
-        job.save(run, "done", frozen.images)
-        return None
-    left = sum(map(len, todo))
-    if record.get("state") == "stopped" and not staged and not retire and left in (record["unreadable"], frozen.images):
-        return None  # It got no further. A new plan has these images too, and those that came since.
-    found = f"{before} of {frozen.images} images committed, {int(done.sum()) - before} staged"
-    found += f", {sum(map(frozen.retired.__getitem__, retire))} to retire" * bool(retire)
-    job.watcher.note(f"resuming run {run.id}: {found}")
-    return _Work(run, frozen, staged, todo, retire, resumed=True)
+    return Resume(run, frozen, staged, plan.left(frozen, done), retire)
 
 
-def _fresh(job: Job, listed: plan.Listed, total: int, gone: pa.Table, dry_run: bool) -> _Work | None:
-    """A new run over what the source has and the tables lack, and what the tables have and the source lacks."""
-    source, unit_images = job.config.source.uri, job.config.unit_images
-    retiring = f", and {len(gone)} that it no longer has to retire" * bool(len(gone))
-    if len(listed):
-        job.watcher.note(f"{len(listed)} of {total} images to label{retiring}")
-    else:
-        nothing = "nothing to label" if retiring else "nothing to do"
-        job.watcher.note(f"{nothing}: all {total} images of {source} are labelled{retiring}")
-    if not len(listed) and not retiring:
-        return None
+def _freeze(job: Job, step: Start) -> Resume:
+    """Write a new run and its plan."""
     run = run_records.new_run(job.root)
-    if dry_run:
-        counted = replace(plan.of(listed, unit_images), retired={"": len(gone)})
-        return _Work(run, counted, {}, [], [], resumed=False)
     run_records.claim(job.store, job.root, job.identity)
     commit.create_tables(job.root, job.options)
-    frozen = plan.freeze(job.store, run.folder, listed, unit_images, gone, job.config.publish.batch_images)
+    config = job.config
+    frozen = plan.freeze(job.store, run.folder, step.listed, config.unit_images, step.gone, config.publish.batch_images)
     job.save(run, "running", frozen.images)
-    return _Work(run, frozen, {}, frozen.tasks(), list(frozen.retired), resumed=False)
+    return Resume(run, frozen, {}, frozen.tasks(), list(frozen.retired))
+
+
+def _tell(job: Job, step: Step) -> None:
+    """Say what comes next."""
+    match step:
+        case Resume(run, frozen, staged, todo, retire) if staged or todo or retire:
+            waiting = sum(map(len, staged))
+            parts = [f"{step.images_before - waiting} of {frozen.images} images committed, {waiting} staged"]
+            if retire:
+                parts.append(f"{sum(frozen.retired[name] for name in retire)} to retire")
+            job.watcher.note(f"resuming run {run.id}: {', '.join(parts)}")
+        case Start(listed, total, gone):
+            what = f"{len(listed)} of {total} images to label" if len(listed) else _all_labelled(job, total, "label")
+            job.watcher.note(f"{what}, and {len(gone)} that it no longer has to retire" if len(gone) else what)
+        case Nothing(total):
+            job.watcher.note(_all_labelled(job, total, "do"))
+
+
+def _all_labelled(job: Job, total: int, verb: str) -> str:
+    return f"nothing to {verb}: all {total} images of {job.config.source.uri} are labelled"
 
 
 def _unlisted(
@@ -249,15 +293,22 @@ def _committed(job: Job, images: ds.Dataset) -> plan.Committed:
 
 @dataclass
 class _Done:
-    """What this process did, plan after plan; planned and retired are images."""
+    """What this process did, plan after plan; planned and retired are images.
 
+    withheld_before, left_over: images that storage withheld to the end, of an earlier process and of this one, by key.
+    runs: ids of those that left some over.
+    """
+
+    withheld_before: Mapping[str, str] = field(default_factory=dict)
+    left_over: dict[str, str] = field(default_factory=dict)
+    runs: set[str] = field(default_factory=set)
     planned: int = 0
     retired: int = 0
     startup_s: float = 0.0
     labelling_s: float = 0.0
 
 
-def _carry_out(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> bool:
+def _carry_out(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> bool:
     """Retire, label and commit the plan; False when another run came between and the rest must be planned again."""
     try:
         with _ended(job, work):
@@ -268,11 +319,14 @@ def _carry_out(job: Job, fingerprint: str, work: _Work, start_workers: StartWork
         job.watcher.note(f"{exc.what}; planning again")
         job.save(work.run, "superseded", work.plan.images)
         return False
-    job.save(work.run, "done", work.plan.images)
+    if work.run.id in done.runs:
+        job.save(work.run, "stopped", work.plan.images, len(done.left_over))
+    else:
+        job.save(work.run, "done", work.plan.images)
     return True
 
 
-def _retire(job: Job, work: _Work, done: _Done) -> None:
+def _retire(job: Job, work: Resume, done: _Done) -> None:
     """Remove the rows of images that are gone, one commit after another. That needs no worker."""
     for name in work.retire:
         number = commit.recover(job.root, job.options, job.store) + 1
@@ -286,7 +340,7 @@ def _retire(job: Job, work: _Work, done: _Done) -> None:
             done.retired += batch.removed
 
 
-def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers, done: _Done) -> None:
+def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
     limits = decode.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
     tiles = None if asked is None else Tiles(**asked.model_dump())
@@ -295,17 +349,20 @@ def _label(job: Job, fingerprint: str, work: _Work, start_workers: StartWorkers,
     with _ended(job, work):
         pool = start_workers(recipe, job.config)
     with closing(pool):
-        execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool)
+        execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool, done.withheld_before)
         try:
             with _ended(job, work, execution):
                 execution.run()
+            if left_over := execution.left_over:
+                done.left_over |= left_over
+                done.runs.add(work.run.id)
         finally:
             done.startup_s = done.startup_s or execution.ready_s - began
             done.labelling_s += time.monotonic() - execution.ready_s
 
 
 @contextmanager
-def _ended(job: Job, work: _Work, execution: Execution | None = None) -> Iterator[None]:
+def _ended(job: Job, work: Resume, execution: Execution | None = None) -> Iterator[None]:
     """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
     images = work.plan.images
 
@@ -325,16 +382,16 @@ def _ended(job: Job, work: _Work, execution: Execution | None = None) -> Iterato
             do="run the same command again to go on",
         ) from None
     except (WorldError, UserError) as exc:
-        _leave(job, work.run, "stopped", images, execution.images_unreadable if execution else 0)
+        _leave(job, work.run, "stopped", images)
         if isinstance(exc, UserError) and images_done() == work.images_before:
             raise  # Nothing was done.
         raise _stopped(exc, images - images_done()) from exc
 
 
-def _leave(job: Job, run: Run, state: str, images: int, unreadable: int = 0) -> None:
+def _leave(job: Job, run: Run, state: str, images: int) -> None:
     """Say in the run's record why it ends, if storage still takes it; any state but "done" is resumed."""
     try:
-        job.save(run, state, images, unreadable)
+        job.save(run, state, images)
     except (WorldError, AccessError) as exc:
         job.watcher.note(f"run {run.id} is left as it stands: its record cannot be written ({exc.what})")
 
@@ -344,6 +401,17 @@ def _stopped(exc: SegrayError, left: int) -> WorldError:
     found = "; ".join(part for part in (exc.found, f"{left} images of this run not labelled yet") if part)
     do = "; ".join(part for part in (exc.do, "then run the same command again to go on") if part)
     return WorldError(exc.what, where=exc.where, found=found, do=do)
+
+
+def _left_over_error(job: Job, images: Mapping[str, str]) -> WorldError:
+    key, reason = next(iter(images.items()))
+    count = len(images)
+    return WorldError(
+        f"{count} {'image' if count == 1 else 'images'} could not be labelled, all others are",
+        where=job.config.source.uri,
+        found=f"storage withheld {shown(key)}: {reason}",
+        do=f"run the same command again to try them; {join(job.root, '_segray', 'left_over.json')} lists them",
+    )
 
 
 # ---- how it ended ---------------------------------------------------------------------------------

@@ -1,53 +1,70 @@
-"""Who labels what, when: a pure state machine.
+"""Decide which worker labels what, and when: a pure state machine.
 
-Knows tasks, workers, attempts, suspects and deadlines. Knows nothing of Ray, storage, images or clocks: the
-caller reports events with the time they happened and carries out the actions that come back.
+Knows tasks, workers, attempts, suspects and deadlines. Knows nothing of Ray, storage, images or clocks. The caller
+gives every event to `Scheduler.handle` with the time at which it happened, and carries out the actions that come back.
+The same events give the same actions, so a recorded run can be replayed (event_log.py).
 
-The life of a task (a slice of a unit, see tasks.Task):
+The life of a task (images of a unit, see tasks.Task):
 
-    waiting ──Assign──> running ──finished──> done
+    waiting ──Assign──> running ──TaskFinished──> done
        ^                   │
-       │                   ├─ worker lost, its process died: images in flight are suspects, each alone again
-       └───────────────────┤  (attempt 2); the rest of the slice goes back (attempt + 1)
-                           ├─ worker lost, its node died: the whole slice goes back, nobody is blamed
-                           └─ failed by the world: goes back; after `max_attempts` it is halved, when all else is
-                              done; what fails alone is left over, and with that the run halts at its end; when
-                              half after half fails, or when it was stuck in storage, the run halts at once
+       │                   ├─ WorkerLost, its process died: each image in flight becomes a suspect and is tried
+       └───────────────────┤  alone; the rest goes back with attempt + 1
+                           ├─ WorkerLost, its node died: the task goes back, and no image is blamed
+                           └─ storage withheld some of its images: only these are tried again, last of all
 
-    an image whose process died `max_attempts` times, all but the first alone ──Quarantine──> done, a failed row
+    A suspect whose process died in `max_attempts` attempts ──Quarantine──> done, as a failed row.
+    An image that storage withheld in `max_attempts` tries ──> left over: no row.
 
-What waits is given out in pieces that shrink near the end, by each worker's speed (pace.py).
+A try of a withheld image counts only when storage has served another image since it first withheld this one, or when an
+earlier run left the image over. Without that, storage as a whole is at fault. The run halts when no image was labelled
+for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile.
 
-A worker that holds too much memory finishes what it runs, gets nothing new and is retired; nobody is blamed. One whose
-node is being drained likewise, and so does one for which nothing is left; they are released, and nobody comes instead.
+A task on its second attempt has its worker to itself, so a death has one possible cause. Every death raises an attempt
+or splits a task, so the machine comes to an end. The death of a node counts as the process's own when it is the
+`max_attempts`th for the same task, for an image may take its node along.
 
-A task on its second attempt or later has its worker to itself, so a death has one possible cause. Every death
-raises the attempt of all it touched or narrows the slice, so the machine always comes to an end; a node's death
-does so when it is the `max_attempts`th for the same task, for an image may take its whole node along.
-
-Suspects come last, each tried until it is clear what it is. So when worker after worker is lost with images that
-nobody suspects, and no image gets done anywhere, the fault is not the images': the run halts.
+Waiting tasks are cut to sizes that shrink near the end, by each worker's speed (chunk_sizing.py). A worker over its
+memory limit finishes what it runs and is replaced. One whose node is being drained finishes likewise and is released.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 from segray.execution.chunk_sizing import Pace, Shares
-from segray.tasks import Place, Progress, Task
+from segray.execution.events import (
+    Accept,
+    Action,
+    Assign,
+    Event,
+    ProgressUpdate,
+    Quarantine,
+    ReleaseWorker,
+    ReplaceWorker,
+    TaskFailed,
+    TaskFinished,
+    Tick,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
+from segray.tasks import InFlight, Progress, Task, TaskReport, WithheldImage
 
 
 @dataclass(frozen=True)
 class Policy:
-    """max_attempts: tries of an image before it is quarantined, and of a slice against the world's faults.
+    """Limits of a run.
 
-    image_timeout_s: longest an image may be in one stage. stall_timeout_s: longest silence of a busy worker, and
-    longest time in which workers are lost and nothing gets done. least_images: of a unit, that are worth a task.
-    idle_s: after which a worker is released when nothing waits.
+    max_attempts: tries of an image before it is quarantined or left over. image_timeout_s: longest time of an image in
+    one stage. stall_timeout_s: longest silence of a busy worker, and longest time without a labelled image while tasks
+    fail. least_images: fewest images of a waiting task that are worth a task of their own. idle_s: a worker with
+    nothing to do is released after so long. retry_s: delay before an image that storage withheld is tried again,
+    doubled for each further try.
     """
 
     max_attempts: int = 3
@@ -55,64 +72,33 @@ class Policy:
     stall_timeout_s: float = 600.0
     least_images: int = 4
     idle_s: float = 15.0
-
-
-@dataclass(frozen=True)
-class Assign:
-    """Send the task to the worker."""
-
-    worker: str
-    task: Task
-
-
-@dataclass(frozen=True)
-class Retire:
-    """Kill the worker and bring another; its tasks are already back in the queue."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Release:
-    """Let the worker go; it has no tasks, and nobody needs to come in its place."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Quarantine:
-    """Record the one image of this task as failed: it killed or hung its process `task.attempt` times."""
-
-    task: Task
-    reason: str
-
-
-Action = Assign | Retire | Release | Quarantine
+    retry_s: float = 5.0
 
 
 @dataclass(frozen=True)
 class Halt:
-    """Why nothing more is assigned: what kind of fault, and what was found."""
+    """Why nothing more is assigned: the kind of fault, and what was found."""
 
     what: str
     found: str
 
 
-class Names:
-    """What workers and images are called in reasons."""
+class DisplayNames:
+    """Name workers and images in reasons. hosts: of the workers that joined, where they told it."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, str] = {}
 
     def worker(self, worker: str) -> str:
-        return f"worker {worker}"
+        return f"worker {worker} on {self.hosts[worker]}" if worker in self.hosts else f"worker {worker}"
 
     def image(self, unit: int, index: int) -> str:
         return f"image {index} of unit {unit}"
 
 
-_WORLD_FAILS = "storage or the network failed again and again"
-# Stages in which an image does nothing of its own: storage is slow, or others are at work.
-_IDLE = ("read", "wait")
+# Stages in which an image computes nothing: it waits for storage or for other images.
+_IDLE_STAGES = ("read", "wait")
+_LONGEST_RETRY_S, _MOST_DOUBLINGS = 60.0, 8
 
 
 @dataclass
@@ -120,333 +106,473 @@ class _Worker:
     last_sign_s: float
     pace: Pace
     running: list[Task] = field(default_factory=list)
-    pulse: Progress = field(default_factory=lambda: Progress(0))
-    leaving: bool = False
+    progress: Progress = field(default_factory=lambda: Progress(0))
+    draining: bool = False
 
     @property
     def takes_more(self) -> bool:
-        return not self.leaving and not self.pulse.swollen
+        return not self.draining and not self.progress.over_memory_limit
+
+    @property
+    def at_work(self) -> list[InFlight]:
+        """The images that the worker computes on."""
+        return [image for image in self.progress.in_flight if image.stage not in _IDLE_STAGES]
+
+
+@dataclass
+class _Withheld:
+    """An image that storage withheld. since_s: first time. reason: last time. tries: those that count."""
+
+    since_s: float
+    reason: str = ""
+    tries: int = 0
+
+
+@dataclass
+class _SinceSuccess:
+    """What went wrong since an image was last labelled, at `at_s`. counts: by kind of failure.
+
+    first: no image was labelled yet; `at_s` is when the first task was assigned.
+    """
+
+    at_s: float
+    first: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    last: str = ""
+
+    def add(self, kind: str, reason: str) -> None:
+        self.counts[kind] += 1
+        self.last = reason
 
 
 class Scheduler:
-    """The state machine. Every method takes the time in seconds and returns actions to carry out, in order."""
+    """The state machine. `handle` is the only method that changes it."""
 
-    def __init__(self, tasks: Iterable[Task], policy: Policy, names: Names | None = None) -> None:
-        self._policy, self._names = policy, names or Names()
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        policy: Policy,
+        names: DisplayNames | None = None,
+        withheld_before: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """withheld_before: unit and index of images that storage withheld from an earlier run to the end."""
+        self._policy, self._names = policy, names or DisplayNames()
         self._waiting = deque(tasks)
         self._suspects: deque[Task] = deque()
-        self._doubtful: deque[Task] = deque()  # what the world fails while it serves others
-        self._left_over: list[tuple[Task, str]] = []
-        self._done_at_failure: dict[tuple[int, int, int], int] = {}
-        self._in_vain = 0  # tries of what is doubtful, since an image got done
+        self._retries: list[tuple[float, int, Task]] = []  # a heap by the time before which the task waits
+        self._retries_made = 0
+        self._withheld = {at: _Withheld(-math.inf) for at in withheld_before}
+        self._left_over: dict[tuple[int, int], str] = {}
         self._workers: dict[str, _Worker] = {}
         self._node_deaths: Counter[Task] = Counter()
-        self._busy_s: float | None = None
-        self._setbacks: list[str] = []  # since an image last got done, which was at _fruit_s
-        self._fruit_s: float | None = None
+        self._last_busy_s: float | None = None
+        self._since_success: _SinceSuccess | None = None  # None before the first task is assigned
         self.halted: Halt | None = None
         self.images_total = sum(len(task) for task in self._waiting)
         self.images_done = 0
 
+    # ---- what the caller may read ----
+
     @property
     def complete(self) -> bool:
-        """Every image is done or quarantined."""
+        """Whether every image is labelled or quarantined."""
         return self.images_done == self.images_total
 
     @property
     def images_waiting(self) -> int:
-        return sum(len(task) for task in (*self._waiting, *self._suspects, *self._doubtful))
+        """Images that no worker has."""
+        return sum(len(task) for task in self._queued())
+
+    @property
+    def left_over(self) -> Mapping[tuple[int, int], str]:
+        """Images that storage withheld in every try that counts, by unit and index: the last error of each."""
+        return self._left_over
 
     @property
     def images_left_over(self) -> int:
-        """Images that the world failed each alone, while it served others."""
-        return sum(len(task) for task, _ in self._left_over)
+        return len(self._left_over)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every image is labelled, quarantined or left over."""
+        return self.images_done + self.images_left_over == self.images_total
 
     @property
     def workers_of_use(self) -> int:
-        """How many workers have something to do, or would have if they were there now; 0 when all is over."""
-        if self.complete or self.halted:
+        """How many workers have something to do, or would have if they were there; 0 when the run is over."""
+        if self.settled or self.halted:
             return 0
-        busy = [state for state in self._workers.values() if state.running]
-        left = self._images_to_do - sum(len(task) for state in busy for task in state.running)
-        return sum(not state.leaving for state in busy) + math.ceil(left / self._policy.least_images)
+        busy = [worker for worker in self._workers.values() if worker.running]
+        unassigned = self._images_to_do - self._images_running
+        return sum(not worker.draining for worker in busy) + math.ceil(unassigned / self._policy.least_images)
+
+    def state(self) -> dict[str, object]:
+        """Return the state as plain values, to compare with that of a replay."""
+        return {
+            "done": self.images_done,
+            "waiting": [[task.unit, *task.indices] for task in self._waiting],
+            "suspects": [[task.unit, *task.indices, task.attempt] for task in self._suspects],
+            "retries": [[at_s, task.unit, *task.indices] for at_s, _, task in sorted(self._retries)],
+            "left_over": sorted(map(list, self._left_over)),
+            "running": {
+                name: [[task.unit, *task.indices] for task in worker.running] for name, worker in self._workers.items()
+            },
+            "halted": None if self.halted is None else [self.halted.what, self.halted.found],
+        }
+
+    def validate(self) -> None:
+        """Raise AssertionError unless the state is consistent. For tests; it walks over every image."""
+        running = [task for worker in self._workers.values() for task in worker.running]
+        held = [(task.unit, index) for task in (*self._queued(), *running) for index in task.indices]
+        assert len(set(held)) == len(held), "an image is in two tasks"
+        assert not set(held) & set(self._left_over), "an image that is left over is in a task"
+        assert len(held) + self.images_left_over + self.images_done == self.images_total, "an image is lost or doubled"
+        assert all(len(task) == 1 and task.attempt > 1 for task in self._suspects), "a suspect is not tried alone"
+        assert self._withheld.keys() <= set(held), "a withheld image is done, yet remembered"
+        for name, worker in self._workers.items():
+            assert len(worker.running) <= 2, f"worker {name} has more than one task behind its first"
+            isolated = any(task.attempt > 1 for task in worker.running)
+            assert not isolated or len(worker.running) == 1, f"worker {name} runs a later attempt beside another task"
+            assert worker.pace.left >= 0
+
+    # ---- events ----
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """Change the state by an event and return the actions to carry out, in order. now_s never goes back."""
+        match event:
+            case WorkerJoined(name, facts):
+                if "host" in facts:
+                    self._names.hosts[name] = facts["host"]
+                self._workers[name] = _Worker(now_s, Pace(now_s))
+                actions: list[Action] = []
+            case TaskFinished(name, report):
+                if not self._give_back(name, report.task, now_s):
+                    return []
+                self._on_finished(name, report, now_s)
+                actions = [Accept(name, report)]
+            case TaskFailed(name, task, reason):
+                if not self._give_back(name, task, now_s):
+                    return []
+                self._workers[name].pace.returns(len(task))
+                self._withhold(name, task, [WithheldImage(index, reason) for index in task.indices], now_s)
+                actions = []
+            case WorkerLost(name, reason, blame_images, in_flight):
+                actions = self._on_lost(name, reason, blame_images=blame_images, in_flight=in_flight)
+            case WorkerDraining(name):
+                if name in self._workers:
+                    self._workers[name].draining = True
+                return []
+            case ProgressUpdate(name, progress):
+                self._on_progress(name, progress, now_s)
+                return []
+            case Tick():
+                return self._on_tick(now_s)
+        return actions + self._assign(now_s)
+
+    def _on_finished(self, name: str, report: TaskReport, now_s: float) -> None:
+        worker, missing = self._workers[name], len(report.withheld) + len(report.untried)
+        worker.pace.returns(missing)
+        worker.pace.has_done(worker.pace.given - sum(map(len, worker.running)), now_s)
+        if staged := len(report.task) - missing:
+            self.images_done += staged
+            self._on_success(now_s)
+        if self._withheld:
+            for index in {*report.task.indices}.difference(report.untried, (image.index for image in report.withheld)):
+                self._withheld.pop((report.task.unit, index), None)
+        self._withhold(name, report.task, report.withheld, now_s)
+        if report.untried:
+            for index in report.untried:
+                self._withheld.setdefault((report.task.unit, index), _Withheld(now_s, report.withheld[-1].reason))
+            self._retry(report.task, report.untried, self._policy.retry_s, now_s)
+
+    def _on_success(self, now_s: float) -> None:
+        self._since_success = _SinceSuccess(now_s)
+
+    def _on_progress(self, name: str, progress: Progress, now_s: float) -> None:
+        """Take over what a worker does. An update that shows no change is not a sign of life."""
+        worker = self._workers.get(name)
+        if worker is None:
+            return
+        finished = progress.finished - worker.progress.finished
+        if finished or _stages(progress) != _stages(worker.progress):
+            worker.last_sign_s = now_s
+        if finished > 0:
+            self._on_success(now_s)
+        worker.pace.in_flight = max(worker.pace.in_flight, len(progress.in_flight))
+        if worker.pace.left:
+            worker.pace.has_done(min(worker.pace.done + finished, worker.pace.given), now_s)
+        worker.progress = progress
+
+    def _on_lost(
+        self, name: str, reason: str, *, blame_images: bool, in_flight: Iterable[InFlight] | None
+    ) -> list[Action]:
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return []
+        reason = f"{self._names.worker(name)}: {reason}"
+        if any(len(task) > 1 or task.attempt == 1 for task in worker.running):  # The death of a suspect is expected.
+            self._failure("died", reason)
+        images = worker.progress.in_flight if in_flight is None else in_flight
+        at_work = {(image.unit, image.index) for image in images if image.stage not in _IDLE_STAGES}
+        actions: list[Action] = []
+        for task in worker.running:
+            if not blame_images and (worker.draining or self._is_chance(task)):
+                self._waiting.append(task)
+            elif len(task) == 1 and task.attempt >= self._policy.max_attempts:
+                self.images_done += 1
+                self._withheld.pop((task.unit, task.start), None)
+                actions.append(Quarantine(task, reason))
+            else:
+                self._isolate(task, [index for index in task.indices if (task.unit, index) in at_work])
+        return actions
+
+    def _on_tick(self, now_s: float) -> list[Action]:
+        if self._last_busy_s is None or any(worker.running for worker in self._workers.values()):
+            self._last_busy_s = now_s
+        actions: list[Action] = []
+        for name, worker in list(self._workers.items()):
+            actions += self._check_worker(name, worker, now_s)
+        self._check_stalled(self._last_busy_s, now_s)
+        # A worker that had better wait for a quicker one need not when that one becomes slow.
+        idle = any(not worker.running for worker in self._workers.values())
+        return actions + self._assign(now_s) if idle or actions or not self._workers else actions
+
+    def _check_worker(self, name: str, worker: _Worker, now_s: float) -> list[Action]:
+        """Let a worker go that has nothing to do, holds too much memory, is silent or is stuck in an image."""
+        if not worker.running:
+            if worker.draining:
+                return self._remove(ReleaseWorker(name, "its node is being drained"))
+            if not any(self._queued()) and now_s - worker.last_sign_s > self._policy.idle_s:
+                return self._remove(ReleaseWorker(name, "nothing is left for it to do"))
+            if worker.progress.over_memory_limit:
+                return self._remove(ReplaceWorker(name, f"it holds {worker.progress.rss_bytes / 2**20:.0f} MiB"))
+            return []
+        late = [image for image in worker.at_work if image.seconds > self._policy.image_timeout_s]
+        silent_s = now_s - worker.last_sign_s
+        if late:
+            reason = self._where(late)
+            lost = self._on_lost(name, reason, blame_images=True, in_flight=late)
+        elif silent_s > self._policy.stall_timeout_s:
+            reason = f"no progress for {silent_s:.0f} s; {self._where_is(worker)}"
+            if worker.at_work:
+                lost = self._on_lost(name, reason, blame_images=True, in_flight=None)
+            else:
+                self._on_stuck(name, reason, now_s)
+                lost = []
+        else:
+            return []
+        return [ReplaceWorker(name, reason), *lost]
+
+    def _remove(self, action: ReleaseWorker | ReplaceWorker) -> list[Action]:
+        del self._workers[action.worker]
+        return [action]
+
+    def _on_stuck(self, name: str, reason: str, now_s: float) -> None:
+        """Take the tasks of a worker back that waits for storage, or does nothing at all."""
+        worker = self._workers.pop(name)
+        reading = {(image.unit, image.index) for image in worker.progress.in_flight}
+        self._failure("stuck", f"{self._names.worker(name)}, unit {worker.running[0].unit}: {reason}")
+        for task in reversed(worker.running):
+            stuck = [index for index in task.indices if not reading or (task.unit, index) in reading]
+            self._withhold(name, task, [WithheldImage(index, reason) for index in stuck], now_s, count=False)
+            if rest := [index for index in task.indices if index not in stuck]:
+                self._waiting.appendleft(Task.of(task.unit, rest, task.attempt))
+
+    # ---- failures ----
+
+    def _failure(self, kind: str, reason: str) -> None:
+        if self._since_success is not None:
+            self._since_success.add(kind, reason)
+
+    def _check_stalled(self, last_busy_s: float, now_s: float) -> None:
+        """Halt when time passes and nothing gets done."""
+        limit_s, since = self._policy.stall_timeout_s, self._since_success
+        if any(self._queued()) and now_s - last_busy_s > limit_s:
+            self._halt("no worker comes", f"no worker for {now_s - last_busy_s:.0f} s")
+        if since is None or now_s - since.at_s <= limit_s:
+            return
+        # One image may kill worker after worker until it is quarantined, and a new worker may get a hung one going.
+        least = {"withheld": 1, "stuck": self._policy.max_attempts, "died": 2 * self._policy.max_attempts + 1}
+        if any(since.counts[kind] >= count for kind, count in least.items()):
+            if self._give_up_withheld():
+                return
+            count = since.counts.total()
+            found = (
+                f"no image for {now_s - since.at_s:.0f} s, while {count} {_plural(count, 'task')} failed, hung or died"
+            )
+            self._halt("nothing gets done", f"{found}; the last: {since.last}")
+
+    def _give_up_withheld(self) -> bool:
+        """Leave everything over that is not labelled, if it is all withheld by storage. Return whether it is."""
+        running = [task for worker in self._workers.values() for task in worker.running]
+        images = [(task.unit, index) for task in (*self._queued(), *running) for index in task.indices]
+        if not self.images_done or any(at not in self._withheld for at in images):
+            return False
+        self._left_over |= {at: self._withheld.pop(at).reason for at in images}
+        self._waiting.clear()
+        self._suspects.clear()
+        self._retries.clear()
+        for worker in self._workers.values():
+            worker.running.clear()
+        return True
+
+    def _halt(self, what: str, found: str) -> None:
+        self.halted = self.halted or Halt(what, found)
+
+    def _withhold(
+        self, name: str, task: Task, images: Sequence[WithheldImage], now_s: float, *, count: bool = True
+    ) -> None:
+        """Queue the images that storage withheld for another try, or leave them over after the last one.
+
+        count: whether to count the failure against the run's progress; the caller did if not.
+        """
+        if not images:
+            return
+        if count:
+            self._failure("withheld", f"{self._names.worker(name)}, unit {task.unit}: {images[0].reason}")
+        again, tries = [], 0
+        for image in images:
+            at = (task.unit, image.index)
+            state = self._withheld.setdefault(at, _Withheld(now_s))
+            state.reason = image.reason
+            state.tries += self._has_served_since(state.since_s)
+            if state.tries >= self._policy.max_attempts:
+                del self._withheld[at]
+                self._left_over[at] = image.reason
+            else:
+                again.append(image.index)
+                tries = max(tries, state.tries)
+        if again:
+            self._retry(task, again, self._policy.retry_s * 2 ** min(max(0, tries - 1), _MOST_DOUBLINGS), now_s)
+
+    def _has_served_since(self, since_s: float) -> bool:
+        if since_s == -math.inf:
+            return True
+        last = self._since_success
+        return last is not None and not last.first and last.at_s >= since_s
+
+    def _retry(self, task: Task, indices: Sequence[int], delay_s: float, now_s: float) -> None:
+        """Queue images of a task to be tried again later."""
+        self._retries_made += 1
+        at_s = now_s + min(delay_s, _LONGEST_RETRY_S, self._policy.stall_timeout_s / 4)
+        heapq.heappush(self._retries, (at_s, self._retries_made, Task.of(task.unit, indices, task.attempt)))
+
+    def _is_chance(self, task: Task) -> bool:
+        """Count the death of a task's node. Return whether it is put down to chance."""
+        self._node_deaths[task] += 1
+        return self._node_deaths[task] < self._policy.max_attempts
+
+    def _isolate(self, task: Task, suspects: Sequence[int]) -> None:
+        """Queue a task again whose process died: each suspect alone, the rest together."""
+        if len(task) == 1:
+            self._waiting.appendleft(replace(task, attempt=task.attempt + 1))
+            return
+        parts = [[index for index in task.indices if index not in set(suspects)]]
+        if not suspects and task.attempt > 1:
+            # It had the worker to itself and left no trace of which image: halve it.
+            parts = [list(task.indices[: len(task) // 2]), list(task.indices[len(task) // 2 :])]
+        for indices in filter(None, parts):
+            if len(indices) == 1:
+                suspects = sorted({*suspects, *indices})
+            else:
+                self._waiting.append(Task.of(task.unit, indices, task.attempt + 1))
+        # An image answers for its own deaths alone, not for those of the task that it was in.
+        self._suspects.extend(Task.of(task.unit, [index], 2) for index in suspects)
+
+    def _where_is(self, worker: _Worker) -> str:
+        if worker.progress.in_flight:
+            return self._where(worker.progress.in_flight)
+        return f"unit {worker.running[0].unit} is with it, none of its images in flight"
+
+    def _where(self, images: Sequence[InFlight]) -> str:
+        oldest = max(images, key=lambda image: image.seconds)
+        where = f"{self._names.image(oldest.unit, oldest.index)} has been in {oldest.stage} for {oldest.seconds:.0f} s"
+        return f"{where} (and {len(images) - 1} more)" if len(images) > 1 else where
+
+    # ---- queue and assignment ----
+
+    @property
+    def _images_running(self) -> int:
+        return sum(len(task) for worker in self._workers.values() for task in worker.running)
 
     @property
     def _images_to_do(self) -> int:
         return self.images_total - self.images_done - self.images_left_over
 
-    def joined(self, worker: str, now_s: float) -> list[Action]:
-        """A worker is ready for tasks."""
-        self._workers[worker] = _Worker(now_s, Pace(now_s))
-        return self._assign(now_s)
+    def _queued(self) -> Iterable[Task]:
+        yield from self._waiting
+        yield from self._suspects
+        yield from (task for *_, task in self._retries)
 
-    def finished(self, worker: str, task: Task, now_s: float) -> tuple[bool, list[Action]]:
-        """A worker finished a task. The first value says whether its result counts (it still owned the task)."""
-        if not self._release(worker, task, now_s):
-            return False, []
-        self.images_done += len(task)
-        self._in_vain = 0
-        state = self._workers[worker]
-        state.pace.has_done(state.pace.given - sum(map(len, state.running)), now_s)
-        self._bears_fruit(now_s)
-        return True, self._assign(now_s)
-
-    def failed(self, worker: str, task: Task, reason: str, now_s: float) -> list[Action]:
-        """The world failed a task (storage, network); the worker lives."""
-        if not self._release(worker, task, now_s):
-            return []
-        self._workers[worker].pace.returns(len(task))
-        done_before = self._done_at_failure.setdefault((task.unit, task.start, task.stop), self.images_done)
-        if task.attempt < self._policy.max_attempts:
-            self._again(_WORLD_FAILS, worker, task, reason)
-        else:
-            self._narrow(worker, task, reason, done_before)
-        return self._assign(now_s)
-
-    def lost(
-        self, worker: str, reason: str, now_s: float, *, blame_images: bool, in_flight: Iterable[Place] | None = None
-    ) -> list[Action]:
-        """A worker is gone. blame_images: its process died on a living node, so an image may be the cause.
-
-        in_flight: where it was when it died; None when only its last pulse can tell.
-        """
-        state = self._workers.pop(worker, None)
-        if state is None:
-            return []
-        reason = f"{self._names.worker(worker)}: {reason}"
-        if any(len(task) > 1 or task.attempt == 1 for task in state.running):
-            self._setbacks.append(reason)  # The death of a suspect is no surprise.
-        places = state.pulse.in_flight if in_flight is None else in_flight
-        at_work = {(unit, index) for unit, index, stage, _ in places if stage not in _IDLE}
-        actions: list[Action] = []
-        for task in state.running:
-            if not blame_images and (state.leaving or self._forgiven(task)):
-                self._back(task)
-                continue
-            suspects = [i for i in range(task.start, task.stop) if (task.unit, i) in at_work]
-            actions += self._split(task, suspects, reason)
-        return actions + self._assign(now_s)
-
-    def leaving(self, worker: str) -> None:
-        """Its node is being drained: it may finish what it runs, and gets nothing new."""
-        if worker in self._workers:
-            self._workers[worker].leaving = True
-
-    def pulse(self, worker: str, progress: Progress, now_s: float) -> None:
-        """What a worker says it is doing; a pulse that shows no change is not a sign of life."""
-        state = self._workers.get(worker)
-        if state is None:
-            return
-        here = {(unit, index, stage) for unit, index, stage, _ in progress.in_flight}
-        before = {(unit, index, stage) for unit, index, stage, _ in state.pulse.in_flight}
-        if progress.finished != state.pulse.finished or here != before:
-            state.last_sign_s = now_s
-        if progress.finished > state.pulse.finished:
-            self._bears_fruit(now_s)
-        state.pace.in_flight = max(state.pace.in_flight, len(progress.in_flight))
-        if state.pace.left:
-            fresh = progress.finished - state.pulse.finished
-            state.pace.has_done(min(state.pace.done + fresh, state.pace.given), now_s)
-        state.pulse = progress
-
-    def tick(self, now_s: float) -> list[Action]:
-        """Time passes: workers with an image past its deadline, or silent for too long, are retired.
-
-        When nobody has worked for as long, because no worker comes, or when nothing got done however many workers
-        were replaced, the run halts.
-        """
-        if self._busy_s is None or any(state.running for state in self._workers.values()):
-            self._busy_s = now_s
-        actions: list[Action] = []
-        for name, state in list(self._workers.items()):
-            if (why := self._let_go(state, now_s)) is not None:
-                del self._workers[name]
-                actions.append(Release(name, why))
-                continue
-            if state.pulse.swollen and not state.running:
-                del self._workers[name]
-                actions.append(Retire(name, f"it holds {state.pulse.rss_bytes / 2**20:.0f} MiB of memory"))
-                continue
-            at_work = [place for place in state.pulse.in_flight if place[2] not in _IDLE]
-            late = [place for place in at_work if place[3] > self._policy.image_timeout_s]
-            silent_s = now_s - state.last_sign_s
-            if late:
-                reason = self._been(late)
-                state.pulse = replace(state.pulse, in_flight=tuple(late))
-            elif state.running and silent_s > self._policy.stall_timeout_s:
-                reason = f"no progress for {silent_s:.0f} s; {self._whereabouts(state)}"
-            else:
-                continue
-            actions.append(Retire(name, reason))
-            actions += (
-                self.lost(name, reason, now_s, blame_images=True) if at_work else self._stuck(name, reason, now_s)
-            )
-        self._consider(now_s)
-        # Who had better wait for a quicker worker need not when that one gets slow.
-        idle = any(not state.running for state in self._workers.values())
-        return actions + self._assign(now_s) if idle else actions
-
-    def _let_go(self, state: _Worker, now_s: float) -> str | None:
-        """Why a worker should go for good; None when it should not."""
-        if state.running:
-            return None
-        if state.leaving:
-            return "its node is being drained"
-        if self._queue or now_s - state.last_sign_s <= self._policy.idle_s:
-            return None
-        return "nothing is left for it to do"
-
-    # ---- when nothing gets done ----
-
-    def _bears_fruit(self, now_s: float) -> None:
-        self._fruit_s = now_s
-        self._setbacks.clear()
-
-    def _consider(self, now_s: float) -> None:
-        """Halt when time passes and nothing gets done."""
-        assert self._busy_s is not None, "tick() sets it"
-        idle_s = now_s - self._busy_s
-        if self._queue and idle_s > self._policy.stall_timeout_s:
-            self._halt("no worker comes", f"no worker for {idle_s:.0f} s")
-        # One image that takes its node along, again and again, until it is set aside, is no reason yet.
-        if len(self._setbacks) > 2 * self._policy.max_attempts and self._fruit_s is not None:
-            barren_s = now_s - self._fruit_s
-            if barren_s > self._policy.stall_timeout_s:
-                found = f"no image for {barren_s:.0f} s, while {len(self._setbacks)} tasks failed, hung or died"
-                self._halt("nothing gets done", f"{found}; the last: {self._setbacks[-1]}")
-
-    def _halt(self, what: str, found: str) -> None:
-        self.halted = self.halted or Halt(what, found)
-
-    def _stuck(self, worker: str, reason: str, now_s: float) -> list[Action]:
-        """A worker is retired in which no image was at work: storage or the worker itself is at fault."""
-        for task in reversed(self._workers.pop(worker).running):
-            # Each time takes long: with all other tasks before it, the last time would be days away.
-            self._again("nothing moves", worker, task, reason, first=True)
-        return self._assign(now_s)
-
-    def _again(self, what: str, worker: str, task: Task, reason: str, *, first: bool = False) -> None:
-        """The world failed a task: it goes back, and the last time the run halts."""
-        last = task.attempt >= self._policy.max_attempts
-        self._setbacks.append(f"{self._names.worker(worker)}, unit {task.unit}, attempt {task.attempt}: {reason}")
-        if last:
-            self._halt(what, self._setbacks[-1])
-        self._back(task if last else replace(task, attempt=task.attempt + 1), first=first)
-
-    def _whereabouts(self, state: _Worker) -> str:
-        """What a silent worker is at."""
-        if state.pulse.in_flight:
-            return self._been(state.pulse.in_flight)
-        return f"unit {state.running[0].unit} is with it, none of its images in flight"
-
-    def _been(self, places: Sequence[Place]) -> str:
-        unit, index, stage, seconds = max(places, key=lambda place: place[3])
-        others = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-        return f"{self._names.image(unit, index)} has been in {stage} for {seconds:.0f} s{others}"
-
-    # ---- tasks ----
-
-    def _release(self, worker: str, task: Task, now_s: float) -> bool:
-        state = self._workers.get(worker)
-        if state is None or task not in state.running:
+    def _give_back(self, name: str, task: Task, now_s: float) -> bool:
+        """Take a task from its worker. Return whether the worker still had it."""
+        worker = self._workers.get(name)
+        if worker is None or task not in worker.running:
             return False
-        state.running.remove(task)
-        state.last_sign_s = now_s
+        worker.running.remove(task)
+        worker.last_sign_s = now_s
         return True
 
-    def _forgiven(self, task: Task) -> bool:
-        """Whether the death of its node is put down to chance: an image may take its whole node along."""
-        self._node_deaths[task] += 1
-        return self._node_deaths[task] < self._policy.max_attempts
+    def _next(self, now_s: float) -> Task | None:
+        """Return the next task: a waiting one, else a suspect, else withheld images whose delay is over."""
+        for queue in (self._waiting, self._suspects):
+            if queue:
+                return queue[0]
+        if self._retries and self._retries[0][0] <= now_s:
+            return self._retries[0][2]
+        return None
 
-    def _back(self, task: Task, *, first: bool = False) -> None:
-        """Into the queue, at its end or before all others."""
-        if first:
-            self._waiting.appendleft(task)
+    def _take(self, task: Task, most: int) -> Task:
+        """Take the next task out of its queue, or just its first images; the rest stays first."""
+        rest = Task.of(task.unit, task.indices[most:], task.attempt) if most < len(task) else None
+        for queue in (self._waiting, self._suspects):
+            if queue:
+                queue.popleft()
+                if rest:
+                    queue.appendleft(rest)
+                break
         else:
-            self._waiting.append(task)
-
-    def _narrow(self, worker: str, task: Task, reason: str, done_before: int) -> None:
-        """The world fails this task: which of its images is it? Or is it all, when nothing got done meanwhile?"""
-        self._in_vain += 1
-        serves = self.images_done > done_before
-        if self._in_vain > self._policy.max_attempts * (4 if serves else 2):
-            self._again(_WORLD_FAILS, worker, task, reason)
-        elif len(task) == 1:
-            self._left_over.append((task, reason))
-        else:
-            middle = (task.start + task.stop) // 2
-            for half in (replace(task, stop=middle), replace(task, start=middle)):
-                self._done_at_failure[half.unit, half.start, half.stop] = -1 if serves else done_before
-                self._doubtful.append(half)
-
-    @property
-    def _queue(self) -> deque[Task]:
-        return self._waiting or self._suspects or self._doubtful
-
-    def _next(self) -> Task | None:
-        return self._queue[0] if self._queue else None
-
-    def _take(self, most: int) -> Task:
-        """The next task, or its first images; what is left of it stays first in the queue."""
-        task = self._queue.popleft()
-        if most >= len(task):
-            return task
-        self._back(replace(task, start=task.start + most), first=True)
-        return replace(task, stop=task.start + most)
-
-    def _split(self, task: Task, suspects: list[int], reason: str) -> list[Action]:
-        """Take a slice whose process died apart: suspects alone, the rest in the runs between them."""
-        if len(task) == 1:
-            if task.attempt >= self._policy.max_attempts:
-                self.images_done += 1
-                return [Quarantine(task, reason)]
-            self._back(replace(task, attempt=task.attempt + 1), first=True)
-            return []
-        if not suspects and task.attempt > 1:
-            # It died alone and left no trace of which image: halve it.
-            cuts = [task.start, (task.start + task.stop) // 2, task.stop]
-        else:
-            cuts = sorted({task.start, task.stop, *suspects, *(index + 1 for index in suspects)})
-        for start, stop in pairwise(cuts):
-            # An image answers for its own deaths alone, not for those of the slice that it was in.
-            if stop - start == 1:
-                self._suspects.append(Task(task.unit, start, stop, 2))
-            else:
-                self._back(Task(task.unit, start, stop, task.attempt + 1))
-        return []
+            at_s, number, _ = heapq.heappop(self._retries)
+            if rest:
+                heapq.heappush(self._retries, (at_s, number, rest))
+        return Task.of(task.unit, task.indices[:most], task.attempt)
 
     def _assign(self, now_s: float) -> list[Action]:
-        """A task for each worker that has none, and one behind it where that leaves enough for the others."""
+        """Give each idle worker a task, and put a second behind the first where enough is left for the others."""
+        if self.settled or self.halted:
+            return []
+        sizes = self._shares()
         actions: list[Action] = []
-        if self._left_over and not self._queue and not any(state.running for state in self._workers.values()):
-            (task, reason), count = self._left_over[0], self.images_left_over
-            found = f"{self._names.image(task.unit, task.start)}: {reason}"
-            self._halt(f"{count} image{'s' * (count > 1)} could not be labelled, all others are", found)
-        if self.halted:
-            return actions
-        if self._fruit_s is None:
-            self._fruit_s = now_s
-        held = sum(len(task) for state in self._workers.values() for task in state.running)
-        paces = {name: state.pace for name, state in self._workers.items() if state.takes_more}
-        shares = Shares(paces, self._images_to_do - held, self._policy.least_images)
         for depth in (0, 1):
-            for name, state in self._workers.items():
-                following = self._next()
-                if following is None or len(state.running) != depth or not state.takes_more:
+            for name, worker in self._workers.items():
+                if len(worker.running) != depth or not worker.takes_more or (task := self._next(now_s)) is None:
                     continue
-                # What failed before goes to a worker of its own, and as it is.
-                alone = following.attempt > 1
-                if depth and (alone or state.running[0].attempt > 1):
+                # A later attempt goes to a worker of its own, uncut.
+                isolated = task.attempt > 1
+                if depth and (isolated or worker.running[0].attempt > 1):
                     continue
-                most = len(following) if alone else shares.of(name, len(following))
+                most = len(task) if isolated else sizes.of(name, len(task))
                 if not most:
                     continue
-                if not state.running:
-                    state.last_sign_s = now_s
-                task = self._take(most)
-                state.running.append(task)
-                state.pace.takes(len(task), now_s)
-                shares.waiting -= len(task)
+                task = self._take(task, most)
+                if not worker.running:
+                    worker.last_sign_s = now_s
+                worker.running.append(task)
+                worker.pace.takes(len(task), now_s)
+                sizes.waiting -= len(task)
+                self._since_success = self._since_success or _SinceSuccess(now_s, first=True)
+                self._last_busy_s = now_s
                 actions.append(Assign(name, task))
         return actions
+
+    def _shares(self) -> Shares:
+        paces: Mapping[str, Pace] = {name: worker.pace for name, worker in self._workers.items() if worker.takes_more}
+        return Shares(paces, self._images_to_do - self._images_running, self._policy.least_images)
+
+
+def _stages(progress: Progress) -> set[tuple[int, int, str]]:
+    return {(image.unit, image.index, image.stage) for image in progress.in_flight}
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"

@@ -10,76 +10,20 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from segray.errors import UserError, WorldError
+from segray.execution.events import PoolEvent, ProgressUpdate, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.instances import ImageRef
-from segray.tasks import Place, Progress, Task, UnitReport
+from segray.tasks import Progress, Task, TaskReport
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A worker is ready. facts: device, precision, threads, versions."""
-
-    worker: str
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A worker staged a task."""
-
-    worker: str
-    report: UnitReport
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The world failed a task; the worker lives."""
-
-    worker: str
-    task: Task
-    error: WorldError
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker is gone; blame_images: its process died while its node lived.
-
-    in_flight: where it was when it died; None when that is not known.
-    """
-
-    worker: str
-    reason: str
-    blame_images: bool
-    in_flight: tuple[Place, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """What a worker is doing."""
-
-    worker: str
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """A worker's node is being drained: it may finish what it runs and should get nothing new."""
-
-    worker: str
-
-
-Event = Joined | Finished | Failed | Lost | Pulse | Leaving
 
 
 class Workers(Protocol):
     """A pool of labellers. Errors that no retry mends (wrong model, wrong credentials) are raised by events()."""
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         """What happened since the last call, waiting up to timeout_s for something."""
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
@@ -101,7 +45,7 @@ class Workers(Protocol):
         """Let go of everything."""
 
 
-def apart(function: Callable[..., T], *args: Any) -> Future[T]:
+def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
     """Run a function on a thread of its own, which does not keep this process from ending."""
     answer: Future[T] = Future()
 
@@ -118,7 +62,7 @@ def apart(function: Callable[..., T], *args: Any) -> Future[T]:
 class Labels(Protocol):
     """What a worker holds: label.Labeller, or a double of it."""
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport: ...
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport: ...
 
     def progress(self) -> Progress: ...
 
@@ -130,12 +74,12 @@ class InProcess:
 
     def __init__(self, labeller: Labels, facts: Mapping[str, str]) -> None:
         self._labeller = labeller
-        self._events: queue.Queue[Event | UserError] = queue.Queue()
+        self._events: queue.Queue[PoolEvent | UserError] = queue.Queue()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="worker")
-        self._events.put(Joined("0", facts))
+        self._events.put(WorkerJoined("0", facts))
 
-    def events(self, timeout_s: float) -> list[Event]:
-        found: list[Event] = [Pulse("0", self._labeller.progress())]
+    def events(self, timeout_s: float) -> list[PoolEvent]:
+        found: list[PoolEvent] = [ProgressUpdate("0", self._labeller.progress())]
         try:
             while True:
                 event = self._events.get(timeout=timeout_s)
@@ -151,13 +95,13 @@ class InProcess:
 
     def _run(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         try:
-            self._events.put(Finished(worker, self._labeller.label(task, refs)))
+            self._events.put(TaskFinished(worker, self._labeller.label(task, refs)))
         except WorldError as exc:
-            self._events.put(Failed(worker, task, exc))
+            self._events.put(TaskFailed(worker, task, exc.short()))
         except UserError as exc:
             self._events.put(exc)
         except Exception as exc:
-            self._events.put(Lost(worker, repr(exc), blame_images=True))
+            self._events.put(WorkerLost(worker, repr(exc), blame_images=True))
 
     def retire(self, worker: str) -> None:
         raise WorldError("a stuck image holds this process", do="run on a cluster, where a worker can be replaced")

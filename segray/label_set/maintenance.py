@@ -209,7 +209,7 @@ def _batch_of(path: str) -> float:
 
 
 def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance) -> None:
-    """Delete staged files and batch inputs of runs that were over before then and that no run will resume."""
+    """Delete staged files, batch inputs and event logs of runs that were over before then and that none will resume."""
     latest = run_records.unfinished(store, root)
     for name in store.names(join(root, "_segray", "runs")):
         run = Run(root, name.rstrip("/"))
@@ -218,6 +218,7 @@ def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance)
         inputs = [each for each in store.names(join(run.folder, "batches")) if each.endswith("-inputs.json")]
         go = [join(run.staged, each) for each in store.names(run.staged)]
         go += [join(run.folder, "batches", each) for each in inputs]
+        go += [join(run.folder, "events", each) for each in store.names(join(run.folder, "events"))]
         for uri in go:
             store.delete(uri)
         done.staged_deleted += len(go)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -60,12 +60,27 @@ class Plan:
         return [Task(unit, 0, int(size)) for unit, size in enumerate(np.diff(self.starts))]
 
     def rows(self, task: Task) -> slice:
-        """Where the task's images lie in the list."""
+        """Return where the images from the task's first to its last lie in the list."""
         first = int(self.starts[task.unit])
         return slice(first + task.start, first + task.stop)
 
     def refs(self, task: Task) -> list[ImageRef]:
-        """The images of a task, in order. Raises SegrayError when the frozen list was changed."""
+        """Return the images of a task, in order. Raises SegrayError when the frozen list was changed."""
+        refs = self._refs(task)
+        return [refs[index - task.start] for index in task.only] if task.only else refs
+
+    def positions(self, keys: Collection[str]) -> list[tuple[int, int]]:
+        """Return unit and index of each of these images that the plan has, in order."""
+        if not keys:
+            return []
+        wanted = pa.array(sorted(keys), pa.string())
+        masks = [pc.is_in(part.column("image_key"), wanted).to_numpy() for part in self.parts()]
+        rows = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *masks]))
+        units = np.searchsorted(self.starts, rows, side="right") - 1
+        return list(zip(units.tolist(), (rows - self.starts[units]).tolist(), strict=True))
+
+    def _refs(self, task: Task) -> list[ImageRef]:
+        """Return all images from the task's first to its last."""
         refs, (at, end) = [], (self.rows(task).start, self.rows(task).stop)
         while at < end:
             number, first = divmod(at, self.part_rows)
@@ -129,6 +144,13 @@ class Listed:
 
     def head(self, most: int | None) -> Listed:
         return Listed(self.table.slice(0, most), self.base)
+
+    def without(self, keys: Collection[str]) -> Listed:
+        """Return the list without these images."""
+        if not keys:
+            return self
+        held = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
+        return Listed(self.table.filter(pc.invert(held)), self.base)
 
     def rows(self, first: int, most: int) -> pa.Table:
         """As schema.PLAN, every URI in full."""

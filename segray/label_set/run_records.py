@@ -3,11 +3,13 @@
 Knows where records lie and what they say; knows nothing of images, models' insides or Ray.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
+    ROOT/_segray/left_over.json                       images that storage withheld from the last run to its end
     ROOT/_segray/index/                               where the images in shards lie (sources/index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten as it proceeds
     ROOT/_segray/runs/RUN_ID/report.html              a web page: live while the run goes on, then its report
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
     ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
+    ROOT/_segray/runs/RUN_ID/events/                  what the scheduler was told (execution/event_log.py)
     ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (publish.py)
 """
 
@@ -20,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from segray.errors import LabelSetError
@@ -157,6 +160,26 @@ def unfinished(store: Store, root: str) -> Run | None:
             continue
         return run if state != "done" else None
     return None
+
+
+# ---- images that are left over --------------------------------------------------------------------
+
+_MOST_LEFT_OVER = 100_000
+
+
+def left_over(store: Store, root: str) -> dict[str, str]:
+    """Return the images that storage withheld from the last run to its end: the last error of each by key."""
+    uri = join(root, "_segray", "left_over.json")
+    try:
+        return dict(_load(store.read(uri), uri).get("images", {}))
+    except FileNotFoundError:
+        return {}
+
+
+def save_left_over(store: Store, root: str, images: Mapping[str, str]) -> None:
+    """Write what `left_over` returns, but so many images at most."""
+    kept = dict(islice(images.items(), _MOST_LEFT_OVER))
+    store.put(join(root, "_segray", "left_over.json"), _dump({"count": len(images), "images": kept}))
 
 
 # ---- staged files ---------------------------------------------------------------------------------

@@ -25,13 +25,13 @@ import segray
 from segray import config
 from segray.errors import SegrayError, WorldError
 from segray.execution import run
-from segray.execution.labeller import Outcome, Recipe, report, stage
+from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
 from segray.instances import ImageRef, Instances
 from segray.storage.store import StorageOptions, Store, join
 from segray.synthetic import dataset
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import Progress, Task, TaskReport
 
 IMAGES = 24
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts", "uri")
@@ -43,9 +43,10 @@ class Reader:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._store = recipe, Store(recipe.storage)
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         outcomes = [self._outcome(task, ref) for ref in refs]
-        return report(task, stage(self._store, self._recipe.staged, task, outcomes, {13: "stop sign"}), outcomes, {})
+        rows = dict(zip(task.indices, outcomes, strict=True))
+        return TaskReport(task, stage(self._store, self._recipe.staged, task, rows, {13: "stop sign"}))
 
     def _outcome(self, task: Task, ref: ImageRef) -> Outcome:
         data = self._store.read(ref.uri)

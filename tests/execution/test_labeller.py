@@ -32,7 +32,7 @@ from segray.models.engine import FakeEngine
 from segray.models.registry import CONTRACTS
 from segray.sources import listing, reader
 from segray.storage.store import StorageOptions, Store
-from segray.tasks import Task
+from segray.tasks import Task, WithheldImage
 
 LABELS = {13: "stop sign", 44: "bottle"}
 
@@ -80,7 +80,7 @@ def test_a_slice_becomes_one_file_with_a_row_for_every_image_in_order(tmp_path: 
     refs.insert(1, ImageRef("broken.png", str(tmp_path / "broken.png")))
     refs.append(ImageRef("gone.png", str(tmp_path / "gone.png")))
     task = Task(3, 0, 5, 2)
-    report = labeller(tmp_path / "staged").label(task, refs)
+    (report,) = labeller(tmp_path / "staged").label(task, refs).staged
     assert (report.ok, report.empty, report.failed, report.instances) == (2, 1, 2, 2)
     assert staged_task(report.staged) == task
     table = schema.staged_rows((tmp_path / "staged" / report.staged).read_bytes())
@@ -123,7 +123,7 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
         FakeEngine(lambda inputs: {"mean": inputs["x"]}), contract, contract.forms["original"], Options(),
         image.Limits(), Store(), str(tmp_path), cores=2, tiles=tiles,
     )  # fmt: skip
-    done = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))])
+    (done,) = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))]).staged
     worker.close()
     (row,) = schema.staged_rows((tmp_path / done.staged).read_bytes()).to_pylist()
     (thing,) = row["instances"]
@@ -137,7 +137,7 @@ def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
     refs = [photo(tmp_path / f"{size}.png", 200) for size in (100_000, 100_001)]
     for ref in refs:
         os.truncate(ref.uri, int(Path(ref.uri).stem))
-    report = labeller(tmp_path).label(Task(0, 0, 2), refs)
+    (report,) = labeller(tmp_path).label(Task(0, 0, 2), refs).staged
     allowed, over = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert (allowed["status"], allowed["bytes"], allowed["n_instances"]) == ("ok", 100_000, 1)
     assert (over["status"], over["error"], over["instances"]) == ("failed", "ImageError", [])
@@ -151,21 +151,55 @@ def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
         return {"mean": np.array([200], np.float32)}
 
     refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((1, 7, 2))]
-    report = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs)
+    (report,) = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs).staged
     rows = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
     assert (rows[1]["stage"], rows[1]["error"]) == ("infer", "RuntimeError")
 
 
-def test_a_fault_of_the_world_stages_nothing(tmp_path: Path) -> None:
-    class Storm(Store):
-        def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-            raise WorldError("slow down")
+class Storm(Store):
+    """Storage that withholds some files, and counts how often it is asked."""
 
-    refs = [photo(tmp_path / "0.png", 1)]
-    with pytest.raises(WorldError):
-        labeller(tmp_path / "staged", store=Storm()).label(Task(0, 0, 1), refs)
+    def __init__(self, withheld: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._withholds, self.asked = withheld, 0
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        self.asked += 1
+        if self._withholds(uri):
+            raise WorldError("slow down", found="503")
+        return super().read(uri, max_bytes)
+
+
+def test_what_storage_withholds_is_named_and_the_rest_is_staged(tmp_path: Path) -> None:
+    refs = [photo(tmp_path / f"{i}.png", i) for i in range(6)]
+    store = Storm(lambda uri: uri.endswith(("/2.png", "/5.png")))
+    worker = labeller(tmp_path / "staged", store=store)
+    task = Task(4, 10, 20, 1, (10, 11, 13, 14, 15, 19))
+    report = worker.label(task, refs)
+    assert report.withheld == (WithheldImage(13, "slow down: 503"), WithheldImage(19, "slow down: 503"))
+    assert [part.task for part in report.staged] == [Task(4, 10, 12), Task(4, 14, 16)]
+    rows = [
+        row["image_key"]
+        for part in report.staged
+        for row in schema.staged_rows((tmp_path / "staged" / part.staged).read_bytes()).to_pylist()
+    ]
+    assert rows == [refs[i].key for i in (0, 1, 3, 4)]
+    assert report.staged[0].seconds["infer"] > 0
+    assert report.staged[1].seconds == {}
+    assert worker.progress().finished == 4
+
+
+def test_an_outage_stages_nothing_and_is_not_asked_for_every_image(tmp_path: Path) -> None:
+    refs = [photo(tmp_path / f"{i}.png", i) for i in range(200)]
+    store = Storm(lambda uri: True)
+    worker = labeller(tmp_path / "staged", store=store)
+    report = worker.label(Task(0, 0, 200), refs)
+    assert report.staged == ()
+    assert len(report.withheld) == store.asked < 100
+    assert len(report.withheld) + len(report.untried) == 200
     assert not (tmp_path / "staged").exists()
+    assert worker.progress().finished == 0
 
 
 def shard(folder: Path) -> list[ImageRef]:
@@ -183,7 +217,7 @@ def test_images_that_are_read_together_never_wait_for_each_others_memory(
     worker._files = reader.Files(Store(), worker._limits, budget)
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(worker.label, Task(unit, 0, len(refs)), refs[:: (-1) ** unit]) for unit in range(6)]
-        assert [done.result(timeout=60).failed for done in tasks] == [0] * 6
+        assert [sum(part.failed for part in done.result(timeout=60).staged) for done in tasks] == [0] * 6
     assert budget._free == 4000
 
 
@@ -194,8 +228,9 @@ def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path)
 
     refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
     worker._files = reader.Files(Storm(), worker._limits, budget)
-    with pytest.raises(WorldError, match="slow down"):
-        worker.label(Task(0, 0, len(refs)), refs)
+    report = worker.label(Task(0, 0, len(refs)), refs)
+    assert {image.reason for image in report.withheld} == {"slow down"}
+    assert (report.staged, len(report.withheld) + len(report.untried)) == ((), 40)
     worker.close()
     assert budget._free == 4000
     assert not (tmp_path / "staged").exists()
@@ -213,10 +248,10 @@ def test_progress_names_the_image_and_stage_in_flight(tmp_path: Path) -> None:
     thread = threading.Thread(target=worker.label, args=(Task(4, 2, 3), [photo(tmp_path / "0.png", 1)]))
     thread.start()
     assert entered.wait(10)
-    ((unit, index, stage, _),) = worker.progress().in_flight
+    (image,) = worker.progress().in_flight
     leave.set()
     thread.join()
-    assert (unit, index, stage) == (4, 2, "infer")
+    assert (image.unit, image.index, image.stage) == (4, 2, "infer")
     assert worker.progress().finished == 1
     assert worker.progress().in_flight == ()
 

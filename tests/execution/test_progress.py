@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from segray.execution.events import ProgressUpdate, WorkerJoined, WorkerLost
 from segray.execution.progress import Course, Vitals
-from segray.execution.worker_pool import Joined, Lost, Pulse
 from segray.label_set.run_records import Run
 from segray.monitoring import prometheus
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import InFlight, Progress, Task, UnitReport
 
 INFRA = Path(__file__).parents[2] / "infra"
 RUN = Run("/labels", "r1")
@@ -24,8 +24,8 @@ def report(unit: int, ok: int = 4, failed: int = 0) -> UnitReport:
     return UnitReport(task, "u", ok, 0, failed, 3 * ok, 100 * ok, {"read": 1.5, "infer": 2.0}, {"infer": 1.0})
 
 
-def joined(worker: str, host: str = "a", device: str = "CPU") -> Joined:
-    return Joined(worker, {"host": host, "device": device})
+def joined(worker: str, host: str = "a", device: str = "CPU") -> WorkerJoined:
+    return WorkerJoined(worker, {"host": host, "device": device})
 
 
 def look(course: Course, done: int = 0, waiting: int = 0) -> Vitals:
@@ -37,7 +37,9 @@ def test_rates_are_of_the_last_minute_and_tell_when_it_will_be_done() -> None:
     course.saw(joined("0"), 0.0)
     assert look(course).eta_s is None
     for second in range(1, 601):
-        course.saw(Pulse("0", Progress(2 * second if second < 300 else 600 + (second - 300) // 2)), float(second))
+        course.saw(
+            ProgressUpdate("0", Progress(2 * second if second < 300 else 600 + (second - 300) // 2)), float(second)
+        )
     found = look(course, done=50)
     assert found.images_per_s == pytest.approx(0.5, rel=0.1)
     assert found.eta_s == pytest.approx(100, rel=0.1)
@@ -47,14 +49,16 @@ def test_the_lost_are_counted_and_work_no_more() -> None:
     course = Course()
     course.saw(joined("0"), 0.0)
     course.saw(joined("1", "b"), 0.0)
-    course.saw(Pulse("1", Progress(3, ((7, 1, "infer", 2.0), (7, 2, "read", 9.0)), 5_000)), 4.0)
+    course.saw(
+        ProgressUpdate("1", Progress(3, (InFlight(7, 1, "infer", 2.0), InFlight(7, 2, "read", 9.0)), 5_000)), 4.0
+    )
     (_, other) = look(course).workers
     assert (other.in_flight, other.rss_bytes, other.longest) == (2, 5_000, ("read", 9.0))
-    course.saw(Lost("1", "killed", True), 5.0)
+    course.saw(WorkerLost("1", "killed", True), 5.0)
     course.left("1")
     course.saw(joined("2"), 5.0)
     course.left("2", released=True)
-    course.saw(Pulse("1", Progress(9)), 6.0)
+    course.saw(ProgressUpdate("1", Progress(9)), 6.0)
     found = look(course)
     assert [each.worker for each in found.workers] == ["0"]
     assert found.lost == 1
@@ -90,14 +94,14 @@ def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(mo
     told, course, exported = Recorder(), Course(), prometheus.Metrics()
     monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
     course.saw(joined("0"), 0.0)
-    course.saw(Pulse("0", Progress(5, ((0, 1, "infer", 1.0),), 9_000)), 1.0)
+    course.saw(ProgressUpdate("0", Progress(5, (InFlight(0, 1, "infer", 1.0),), 9_000)), 1.0)
     for unit in range(3):
         course.assigned(unit)
         course.accepted(report(unit, failed=1))
         exported.beat(look(course, done=5 * unit, waiting=80))
         exported.beat(look(course, done=5 * unit, waiting=80))
     course.committed(2.0, 0.5)
-    course.saw(Lost("0", "killed", True), 5.0)
+    course.saw(WorkerLost("0", "killed", True), 5.0)
     exported.beat(look(course, done=15))
     assert told.values["segray_images_total", "ok"] == 12
     assert told.values["segray_images_total", "failed"] == 3

@@ -18,8 +18,9 @@ import segray
 from segray import config
 from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
 from segray.execution import run
-from segray.execution.labeller import Outcome, Recipe, report, stage
-from segray.execution.worker_pool import Event, Finished, InProcess, Joined, Lost, Pulse, Workers
+from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined, WorkerLost
+from segray.execution.labeller import Outcome, Recipe, stage
+from segray.execution.worker_pool import InProcess, Workers
 from segray.instances import ImageRef, Instances
 from segray.label_set import commit as publish
 from segray.label_set import maintenance, schema
@@ -27,7 +28,7 @@ from segray.label_set.parquet_writer import Rows, Writer
 from segray.label_set.snapshot import open_table
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import InFlight, Progress, Task, TaskReport, WithheldImage
 
 FACTS = {"device": "FAKE", "precision": "f32", "host": "here"}
 LABELS = {13: "stop sign"}
@@ -39,13 +40,14 @@ class Stub:
     def __init__(self, recipe: Recipe, before: Callable[[Task], None] = lambda task: None) -> None:
         self._recipe, self._before = recipe, before
 
-    def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+    def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         self._before(task)
         found = Instances(
             np.array([13], np.int32), np.ones(1, np.float32), np.array([[0, 0, 2, 2]], np.float32), ("04",), (2, 2)
         )
         outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=found) for ref in refs]
-        return report(task, stage(Store(), self._recipe.staged, task, outcomes, LABELS), outcomes, {})
+        rows = dict(zip(task.indices, outcomes, strict=True))
+        return TaskReport(task, stage(Store(), self._recipe.staged, task, rows, LABELS))
 
     def progress(self) -> Progress:
         return Progress(0)
@@ -108,7 +110,7 @@ def test_an_interrupted_run_is_resumed_from_its_own_plan(chosen: config.Config) 
 
         stopped = False
 
-        def events(self, timeout_s: float) -> list[Event]:
+        def events(self, timeout_s: float) -> list[PoolEvent]:
             if self.stopped:
                 raise KeyboardInterrupt
             return super().events(timeout_s)
@@ -127,6 +129,7 @@ def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chose
         if task.unit == 3:
             raise WorldError("storage is down", found="503")
 
+    chosen = chosen.model_copy(update={"cluster": config.Cluster(stall_timeout_s=2)})  # Retries come quickly, too.
     with pytest.raises(WorldError, match="the same command again"):
         run.label(chosen, Notes(), start(storm))
     assert 0 < len(keys(chosen)) < 20
@@ -178,22 +181,28 @@ def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
 
 
 @pytest.mark.integration
-def test_images_that_cannot_be_read_hold_up_no_others(chosen: config.Config) -> None:
+def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) -> None:
+    chosen = chosen.model_copy(update={"cluster": config.Cluster(stall_timeout_s=2)})  # Retries come quickly, too.
     dead = {"07.jpg", "12.jpg"}
+    record = Path(chosen.output.root) / "_segray" / "left_over.json"
 
     class Dead(Stub):
-        def label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
-            if dead & {ref.key for ref in refs}:
-                raise WorldError("Storage cannot be reached", found="no such host")
-            return super().label(task, refs)
+        def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
+            read = {index: ref for index, ref in zip(task.indices, refs, strict=True) if ref.key not in dead}
+            withheld = [WithheldImage(index, "no such host") for index in task.indices if index not in read]
+            if not read:
+                return TaskReport(task, (), tuple(withheld))
+            done = super().label(Task.of(task.unit, list(read), task.attempt), list(read.values()))
+            return TaskReport(task, done.staged, tuple(withheld))
 
     def starting(recipe: Recipe, c: config.Config) -> Workers:
         return InProcess(Dead(recipe), FACTS)
 
     for _ in range(2):
-        with pytest.raises(WorldError, match=r"2 images could not be labelled[\s\S]*2 images .* not labelled"):
+        with pytest.raises(WorldError, match=r"2 images could not be labelled[\s\S]*07.jpg: no such host"):
             run.label(chosen, Notes(), starting)
         assert keys(chosen) == [key for key in ALL if key not in dead]
+        assert json.loads(record.read_text())["images"] == dict.fromkeys(sorted(dead), "no such host")
     (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
     with pytest.raises(WorldError, match="2 images could not be labelled"):
         run.label(chosen, Notes(), starting)
@@ -201,6 +210,7 @@ def test_images_that_cannot_be_read_hold_up_no_others(chosen: config.Config) -> 
     dead.clear()
     run.label(chosen, Notes(), starting)
     assert keys(chosen) == [*ALL, "99.jpg"]
+    assert json.loads(record.read_text()) == {"count": 0, "images": {}}
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 
 
@@ -209,10 +219,10 @@ class Mortal:
 
     def __init__(self, recipe: Recipe, killer: str) -> None:
         self._stub, self._killer = Stub(recipe), killer
-        self._events: list[Event] = [Joined("0", FACTS)]
+        self._events: list[PoolEvent] = [WorkerJoined("0", FACTS)]
         self._lives = 0
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         found, self._events = self._events, []
         return found
 
@@ -222,14 +232,14 @@ class Mortal:
             return
         if bad:
             self._lives += 1
-            in_flight = ((task.unit, task.start + bad[0], "decode", 0.0),)
+            in_flight = (InFlight(task.unit, task.indices[bad[0]], "decode", 0.0),)
             self._events += [
-                Pulse(worker, Progress(0, in_flight)),
-                Lost(worker, "killed by signal 11", blame_images=True),
-                Joined(str(self._lives), FACTS),
+                ProgressUpdate(worker, Progress(0, in_flight)),
+                WorkerLost(worker, "killed by signal 11", blame_images=True),
+                WorkerJoined(str(self._lives), FACTS),
             ]
         else:
-            self._events.append(Finished(worker, self._stub.label(task, refs)))
+            self._events.append(TaskFinished(worker, self._stub.label(task, refs)))
 
     def retire(self, worker: str) -> None: ...
 
@@ -268,19 +278,19 @@ class Hanging(Mortal):
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         self._at = self._at or (time.monotonic(), task)
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         time.sleep(0.002)
         found = super().events(timeout_s)
         if self._at is not None:
             since_s, task = self._at
-            place = (task.unit, task.start, "infer", time.monotonic() - since_s)
-            found.append(Pulse(str(self._lives), Progress(0, (place,))))
+            place = InFlight(task.unit, task.start, "infer", time.monotonic() - since_s)
+            found.append(ProgressUpdate(str(self._lives), Progress(0, (place,))))
         return found
 
     def retire(self, worker: str) -> None:
         self._at = None
         self._lives += 1
-        self._events.append(Joined(str(self._lives), FACTS))
+        self._events.append(WorkerJoined(str(self._lives), FACTS))
 
 
 def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Config) -> None:
@@ -360,8 +370,8 @@ def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monke
 
 def test_two_precisions_under_auto_are_refused(chosen: config.Config) -> None:
     class Mixed(InProcess):
-        def events(self, timeout_s: float) -> list[Event]:
-            return [Joined("1", {**FACTS, "precision": "bf16"}), *super().events(timeout_s)]
+        def events(self, timeout_s: float) -> list[PoolEvent]:
+            return [WorkerJoined("1", {**FACTS, "precision": "bf16"}), *super().events(timeout_s)]
 
     with pytest.raises(ConfigError, match="different precisions"):
         run.label(chosen, Notes(), lambda recipe, c: Mixed(Stub(recipe), FACTS))

@@ -31,14 +31,14 @@ from watchers import Notes
 from segray.config import Config
 from segray.errors import WorldError
 from segray.execution import run
-from segray.execution.labeller import Outcome, Recipe, report, stage
-from segray.execution.worker_pool import Event, Failed, Finished, Joined, Lost
+from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
+from segray.execution.labeller import Outcome, Recipe, stage
 from segray.instances import ImageRef, Instances
 from segray.label_set import commit as publish
 from segray.models import engine, resolve
 from segray.storage import store as storage
 from segray.storage.store import StorageOptions, Store, join
-from segray.tasks import Progress, Task, UnitReport
+from segray.tasks import Progress, Task, TaskReport
 
 # ---- what can happen ------------------------------------------------------------------------------
 
@@ -196,27 +196,30 @@ class Here:
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, str], world: World) -> None:
         self._recipe, self._facts, self._world = recipe, facts, world
-        self._events: list[Event] = [Joined("0", facts)]
+        self._events: list[PoolEvent] = [WorkerJoined("0", facts)]
         self._lives = 1
 
-    def events(self, timeout_s: float) -> list[Event]:
+    def events(self, timeout_s: float) -> list[PoolEvent]:
         found, self._events = self._events, []
         return found
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         try:
-            self._events.append(Finished(worker, self._label(task, refs)))
+            self._events.append(TaskFinished(worker, self._label(task, refs)))
         except WorldError as exc:
-            self._events.append(Failed(worker, task, exc))
+            self._events.append(TaskFailed(worker, task, exc.short()))
         except WorkerDied:
             self._world.revive()
-            self._events += [Lost(worker, "killed", blame_images=True), Joined(str(self._lives), self._facts)]
+            self._events += [
+                WorkerLost(worker, "killed", blame_images=True),
+                WorkerJoined(str(self._lives), self._facts),
+            ]
             self._lives += 1
 
-    def _label(self, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
+    def _label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         outcomes = [Outcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref)) for ref in refs]
-        name = stage(Store(self._recipe.storage), self._recipe.staged, task, outcomes, LABELS)
-        return report(task, name, outcomes, {})
+        rows = dict(zip(task.indices, outcomes, strict=True))
+        return TaskReport(task, stage(Store(self._recipe.storage), self._recipe.staged, task, rows, LABELS))
 
     def retire(self, worker: str) -> None: ...
 

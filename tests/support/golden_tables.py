@@ -64,7 +64,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     run_records.claim(Store(), run.root, Identity(MODEL.name, {}, labels))
     labeller, _ = build(Recipe(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
     try:
-        report = labeller.label(Task(0, 0, len(refs)), refs)
+        (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:
         labeller.close()
     batch = commit.merge(run, 1, commit.Inputs((report.staged,), {"run_id": run.id}, 1000), options)

@@ -1,0 +1,224 @@
+"""Keep what the scheduler was told, in the run's folder, so that the run can be replayed.
+
+Knows events as lines of JSON, and the files that hold them; knows nothing of what events mean.
+
+    RUN/events/20261129T120000.000000Z-00001.jsonl.gz     one series of files for each process that worked on the run
+
+The first line of a series has the scheduler's tasks and policy. Each other line is an event with its time, or the
+scheduler's state when a file was written. `python -m segray.execution.replay RUN` reads them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from segray.errors import SegrayError, UserError, WorldError
+from segray.execution.events import (
+    Event,
+    ProgressUpdate,
+    TaskFailed,
+    TaskFinished,
+    Tick,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
+from segray.execution.scheduler import Policy
+from segray.execution.worker_pool import run_in_daemon_thread
+from segray.storage.store import Store, join
+from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
+
+_FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20
+_LAST_FLUSH_S = 5.0  # how long the end of a run waits for storage
+
+
+class EventLog:
+    """Write the events of one process. The run goes on without its log when storage does not take it.
+
+    folder: the run's. note: is told once when the log cannot be written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        tasks: Iterable[Task],
+        policy: Policy,
+        withheld_before: Iterable[tuple[int, int]],
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._store, self._base, self._note, self._clock = store, join(folder, "events", stamp), note, clock
+        packed = [_packed_task(task) for task in tasks]
+        withheld = sorted(withheld_before)
+        self._lines = [_dump({"policy": asdict(policy), "tasks": packed, "withheld_before": withheld})]
+        self._chars, self._files, self._flushed_s = 0, 0, clock()
+        self._writing: Future[None] | None = None
+        self._failed = False
+
+    def record(self, event: Event, now_s: float) -> None:
+        """Add an event that the scheduler is about to handle."""
+        if self._failed:
+            return
+        line = _dump([now_s, type(event).__name__, _packed(event)])
+        self._lines.append(line)
+        self._chars += len(line)
+
+    def flush(self, state: Callable[[], Mapping[str, object]], *, last: bool = False) -> None:
+        """Write what is buffered, away from this thread, when it is much or old; at the end of the run in any case.
+
+        state: gives the scheduler's state, which a replay is compared with.
+        """
+        due = last or self._chars > _FLUSH_CHARS or self._clock() - self._flushed_s > _FLUSH_S
+        if self._failed or not due:
+            return
+        if self._writing is not None:
+            wait([self._writing], _LAST_FLUSH_S if last else 0)
+            if not self._writing.done():
+                return
+            self._check(self._writing)
+        self._files += 1
+        data = "".join([*self._lines, _dump({"state": state()})]).encode()
+        uri = f"{self._base}-{self._files:05d}.jsonl.gz"
+        self._lines, self._chars, self._flushed_s = [], 0, self._clock()
+        self._writing = run_in_daemon_thread(self._put, uri, data)
+        if last:
+            wait([self._writing], _LAST_FLUSH_S)
+            if self._writing.done():
+                self._check(self._writing)
+
+    def _put(self, uri: str, data: bytes) -> None:
+        self._store.put(uri, gzip.compress(data, 6, mtime=0))
+
+    def _check(self, writing: Future[None]) -> None:
+        error = writing.exception()
+        if isinstance(error, (WorldError, UserError)):
+            self._failed, self._lines = True, []
+            self._note(f"the event log of this run ends here: it cannot be written ({error.short()})")
+        elif error is not None:
+            raise error
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """The events of one process, in order. A mapping among them is the scheduler's state at that point."""
+
+    policy: Policy
+    tasks: tuple[Task, ...]
+    withheld_before: frozenset[tuple[int, int]]
+    events: Callable[[], Iterator[tuple[float, Event] | Mapping[str, Any]]]
+
+
+def read(store: Store, folder: str) -> list[Series]:
+    """Return the event log of the run in `folder`, one series for each process, oldest first.
+
+    Raises SegrayError when a file is missing or is not an event log.
+    """
+    names = [name for name in store.names(join(folder, "events")) if name.endswith(".jsonl.gz")]
+    return [_series(store, folder, list(group)) for _, group in groupby(names, lambda name: name.rpartition("-")[0])]
+
+
+def _series(store: Store, folder: str, names: list[str]) -> Series:
+    uris = [join(folder, "events", name) for name in names]
+    for number, name in enumerate(names, start=1):
+        if not name.endswith(f"-{number:05d}.jsonl.gz"):
+            raise SegrayError("a file of the event log is missing", where=folder, found=f"{name} as file {number}")
+    head = next(_lines(store, uris[:1]))
+
+    def events() -> Iterator[tuple[float, Event] | Mapping[str, Any]]:
+        for line in _lines(store, uris):
+            if isinstance(line, dict):
+                if "state" in line:
+                    yield line["state"]
+                continue
+            now_s, kind, fields = line
+            yield now_s, _unpacked(kind, fields)
+
+    withheld = frozenset((unit, index) for unit, index in head["withheld_before"])
+    return Series(Policy(**head["policy"]), tuple(map(_task, head["tasks"])), withheld, events)
+
+
+def _lines(store: Store, uris: Iterable[str]) -> Iterator[Any]:
+    for uri in uris:
+        try:
+            yield from map(json.loads, gzip.decompress(store.read(uri)).splitlines())
+        except (ValueError, EOFError, gzip.BadGzipFile) as error:
+            raise SegrayError("a file of the event log cannot be read", where=uri, found=str(error)) from error
+
+
+# ---- events as JSON -------------------------------------------------------------------------------
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":")) + "\n"
+
+
+def _packed(event: Event) -> Any:
+    match event:
+        case ProgressUpdate(worker, progress):
+            in_flight = _packed_images(progress.in_flight)
+            return [worker, progress.finished, in_flight, progress.rss_bytes, progress.max_rss_bytes]
+        case WorkerLost(worker, reason, blame_images, in_flight):
+            return [worker, reason, blame_images, None if in_flight is None else _packed_images(in_flight)]
+        case TaskFailed(worker, task, reason):
+            return [worker, _packed_task(task), reason]
+        case TaskFinished(worker, report):
+            staged = [{**asdict(part), "task": _packed_task(part.task)} for part in report.staged]
+            withheld = [[image.index, image.reason] for image in report.withheld]
+            return [worker, _packed_task(report.task), staged, withheld, report.untried]
+        case WorkerJoined(worker, facts):
+            return [worker, dict(facts)]
+        case WorkerDraining(worker):
+            return [worker]
+        case Tick():
+            return []
+
+
+def _unpacked(kind: str, fields: list[Any]) -> Event:
+    match kind, fields:
+        case "ProgressUpdate", [worker, finished, in_flight, rss_bytes, max_rss_bytes]:
+            return ProgressUpdate(worker, Progress(finished, _images(in_flight), rss_bytes, max_rss_bytes))
+        case "WorkerLost", [worker, reason, blame_images, in_flight]:
+            return WorkerLost(worker, reason, blame_images, None if in_flight is None else _images(in_flight))
+        case "TaskFailed", [worker, task, reason]:
+            return TaskFailed(worker, _task(task), reason)
+        case "TaskFinished", [worker, task, staged, withheld, untried]:
+            reports = tuple(UnitReport(**{**part, "task": _task(part["task"])}) for part in staged)
+            images = tuple(WithheldImage(*image) for image in withheld)
+            return TaskFinished(worker, TaskReport(_task(task), reports, images, tuple(untried)))
+        case "WorkerJoined", [worker, facts]:
+            return WorkerJoined(worker, facts)
+        case "WorkerDraining", [worker]:
+            return WorkerDraining(worker)
+        case "Tick", []:
+            return Tick()
+    raise SegrayError("the event log has an event that this segray does not know", found=kind)
+
+
+def _packed_task(task: Task) -> list[Any]:
+    return [task.unit, task.start, task.stop, task.attempt, *([list(task.only)] if task.only else [])]
+
+
+def _task(fields: list[Any]) -> Task:
+    unit, start, stop, attempt, *only = fields
+    return Task(unit, start, stop, attempt, tuple(only[0]) if only else ())
+
+
+def _packed_images(images: Iterable[InFlight]) -> list[list[Any]]:
+    return [[image.unit, image.index, image.stage, image.seconds] for image in images]
+
+
+def _images(fields: Iterable[list[Any]]) -> tuple[InFlight, ...]:
+    return tuple(InFlight(*image) for image in fields)

@@ -1,0 +1,158 @@
+"""Replay a run from its event log: `python -m segray.execution.replay ROOT/_segray/runs/RUN_ID`.
+
+Knows how to print what happened, to one image or worker if asked. It gives the events to a new scheduler, validates
+its state after each, and compares it with the recorded states. Exits with 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from segray.errors import SegrayError
+from segray.execution import event_log
+from segray.execution.event_loop import PlanNames
+from segray.execution.events import (
+    Accept,
+    Action,
+    Assign,
+    Event,
+    ProgressUpdate,
+    Quarantine,
+    ReleaseWorker,
+    ReplaceWorker,
+    TaskFailed,
+    TaskFinished,
+    Tick,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
+from segray.execution.scheduler import DisplayNames, Scheduler
+from segray.label_set import plan
+from segray.storage.store import StorageOptions, Store, absolute
+from segray.tasks import Task
+
+# How many states of small runs are validated; validation walks over every image.
+_VALIDATED_IMAGES = 20_000
+
+
+class Difference(SegrayError):
+    """The replay came to another state than the run did."""
+
+
+def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[float, Event, list[Action]]]:
+    """Give a new scheduler the events of a process. Yield each with the actions that it causes.
+
+    Raises Difference where the state is not the recorded one, AssertionError where it is inconsistent.
+    """
+    count = 0
+    for entry in series.events():
+        if isinstance(entry, Mapping):
+            _compare(scheduler.state(), entry, count)
+            continue
+        now_s, event = entry
+        count += 1
+        actions = scheduler.handle(event, now_s)
+        if scheduler.images_total <= _VALIDATED_IMAGES:
+            scheduler.validate()
+        yield now_s, event, actions
+
+
+def _compare(replayed: Mapping[str, Any], recorded: Mapping[str, Any], count: int) -> None:
+    for key in recorded:
+        if replayed[key] != recorded[key]:
+            raise Difference(
+                "the replay came to another state than the run",
+                where=f"{key}, after event {count}",
+                found=f"{replayed[key]!r}, recorded {recorded[key]!r}",
+                do="replay with the version of segray that the run had",
+            )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the events of a run; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m segray.execution.replay", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", help="the run's folder, ROOT/_segray/runs/RUN_ID")
+    parser.add_argument("--image", metavar="UNIT:INDEX", help="print only what concerns this image")
+    parser.add_argument("--worker", help="print only what concerns this worker")
+    parser.add_argument("--endpoint-url", help="of an S3 store other than AWS")
+    asked = parser.parse_args(args)
+    store, folder = Store(StorageOptions(endpoint_url=asked.endpoint_url)), absolute(asked.run.rstrip("/"))
+    image = tuple(int(part) for part in asked.image.split(":")) if asked.image else None
+    try:
+        frozen, found = plan.load(store, folder), event_log.read(store, folder)
+        if frozen is None or not found:
+            raise SegrayError("no event log is here", where=folder, do="give the folder ROOT/_segray/runs/RUN_ID")
+        for number, series in enumerate(found, start=1):
+            _print(number, series, PlanNames(frozen), image, asked.worker)
+    except SegrayError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(number: int, series: event_log.Series, names: DisplayNames, image: Any, worker: str | None) -> None:
+    print(f"process {number}: {sum(map(len, series.tasks))} images in {len(series.tasks)} tasks; {series.policy}")
+    scheduler = Scheduler(series.tasks, series.policy, names, series.withheld_before)
+    begin_s, count = None, 0
+    for now_s, event, actions in replay(series, scheduler):
+        begin_s, count = now_s if begin_s is None else begin_s, count + 1
+        lines = [text for each in (event, *actions) if _concerns(each, image, worker) and (text := _told(each, names))]
+        for at, text in enumerate(lines):
+            print(f"{now_s - begin_s:10.2f} s  {'' if not at else '-> '}{text}")
+    end = "complete" if scheduler.complete else scheduler.halted or f"{scheduler.images_left_over} left over"
+    print(f"{count} events replayed to the recorded state: {scheduler.images_done} images done, {end}")
+
+
+def _concerns(each: Event | Action, image: tuple[int, ...] | None, worker: str | None) -> bool:
+    task = _task_of(each)
+    if image is not None and (task is None or task.unit != image[0] or image[1] not in task.indices):
+        return isinstance(each, WorkerLost) and image[:2] in {(at.unit, at.index) for at in each.in_flight or ()}
+    return worker is None or getattr(each, "worker", None) == worker
+
+
+def _task_of(each: Event | Action) -> Task | None:
+    report = getattr(each, "report", None)
+    return getattr(each, "task", None) if report is None else report.task
+
+
+def _told(each: Event | Action, names: DisplayNames) -> str:
+    """One line, or nothing for what happens every second."""
+    match each:
+        case Tick() | ProgressUpdate() | Accept():
+            return ""
+        case WorkerJoined(worker):
+            return f"{names.worker(worker)} joins"
+        case WorkerDraining(worker):
+            return f"{names.worker(worker)} is on a node that is being drained"
+        case WorkerLost(worker, reason, blame_images, in_flight):
+            at_work = "known from its last progress"
+            if in_flight is not None:
+                at_work = ", ".join(f"{at.unit}:{at.index} {at.stage}" for at in in_flight) or "none"
+            blamed = f"images in flight: {at_work}" if blame_images else "no image is blamed"
+            return f"{names.worker(worker)} is lost: {reason}; {blamed}"
+        case TaskFinished(worker, report):
+            rest = f", withheld {[at.index for at in report.withheld]}" if report.withheld else ""
+            return f"{names.worker(worker)} finished {_range(report.task)}{rest}"
+        case TaskFailed(worker, task, reason):
+            return f"{names.worker(worker)} failed {_range(task)}: {reason}"
+        case Assign(worker, task):
+            return f"assign {_range(task)} to {names.worker(worker)}"
+        case ReplaceWorker(worker, reason):
+            return f"replace {names.worker(worker)}: {reason}"
+        case ReleaseWorker(worker, reason):
+            return f"release {names.worker(worker)}: {reason}"
+        case Quarantine(task, reason):
+            return f"quarantine {names.image(task.unit, task.start)}: {reason}"
+
+
+def _range(task: Task) -> str:
+    images = ",".join(map(str, task.only)) if task.only else f"{task.start}..{task.stop - 1}"
+    return f"unit {task.unit} images {images} attempt {task.attempt}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
