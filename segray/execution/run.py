@@ -104,6 +104,8 @@ def label(
     while True:
         batch = commit.recover(job.root, options, job.store)
         step = next_step(job, limit=limit, number=batch + 1, over=done.runs, left_over=done.left_over)
+        if isinstance(step, Nothing) and done.left_over:
+            break  # Not all is labelled; the error says so.
         _tell(job, step)
         if isinstance(step, Nothing):
             break
