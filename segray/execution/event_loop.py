@@ -60,6 +60,7 @@ class Job:
     store: Store
     identity: Identity
     watcher: Watcher
+    retry_s: float = Policy.retry_s
     course: Course = field(default_factory=Course)
     facts: list[Mapping[str, str]] = field(default_factory=list)
 
@@ -145,7 +146,9 @@ class Execution:
     ) -> None:
         self._job, self._run, self._plan, self._pool, self._clock = job, run, frozen, pool, clock
         config = job.config
-        policy = Policy(config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s)
+        policy = Policy(
+            config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s, retry_s=job.retry_s
+        )
         self._names = PlanNames(frozen)
         tasks = list(todo)
         images = {(task.unit, index) for task in tasks for index in task.indices} if withheld_before else set()

@@ -33,6 +33,7 @@ from segray.errors import (
 from segray.execution.event_loop import Execution, Job
 from segray.execution.labeller import Recipe, options_of
 from segray.execution.progress import Tally, Watcher
+from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import Workers
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
@@ -79,10 +80,12 @@ def label(
     *,
     limit: int | None = None,
     dry_run: bool = False,
+    retry_s: float = Policy.retry_s,
 ) -> Summary:
     """Label what is not labelled yet, and commit it.
 
-    limit: at most so many images, the first by key, and nothing is retired. dry_run: count, write nothing.
+    limit: at most so many images, the first by key, and nothing is retired. dry_run: count, write nothing. retry_s:
+    delay before an image that storage withheld is tried again.
     Raises UserError before any image is read; WorldError or Interrupted with everything committed kept.
     """
     config = with_absolute_paths(config)
@@ -92,7 +95,7 @@ def label(
     engine.check(found, model.form, str(model.path))
     engine.check_precision(found, config.model.precision, str(model.path))
     options = StorageOptions(**config.storage.model_dump())
-    job = Job(config, options, Store(options), identity_of(config, model), watcher)
+    job = Job(config, options, Store(options), identity_of(config, model), watcher, retry_s)
     run_records.check(job.store, job.root, job.identity)
     done = _Done(withheld_before=run_records.left_over(job.store, job.root))
     if dry_run:

@@ -129,9 +129,8 @@ def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chose
         if task.unit == 3:
             raise WorldError("storage is down", found="503")
 
-    chosen = chosen.model_copy(update={"cluster": config.Cluster(stall_timeout_s=2)})  # Retries come quickly, too.
     with pytest.raises(WorldError, match="the same command again"):
-        run.label(chosen, Notes(), start(storm))
+        run.label(chosen, Notes(), start(storm), retry_s=0.01)
     assert 0 < len(keys(chosen)) < 20
     run.label(chosen, Notes(), start())
     assert keys(chosen) == ALL
@@ -182,7 +181,6 @@ def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
 
 @pytest.mark.integration
 def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) -> None:
-    chosen = chosen.model_copy(update={"cluster": config.Cluster(stall_timeout_s=2)})  # Retries come quickly, too.
     dead = {"07.jpg", "12.jpg"}
     record = Path(chosen.output.root) / "_segray" / "left_over.json"
 
@@ -201,16 +199,16 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
     for _ in range(2):
         watcher = Notes()
         with pytest.raises(WorldError, match=r"2 images could not be labelled[\s\S]*07.jpg: no such host"):
-            run.label(chosen, watcher, starting)
+            run.label(chosen, watcher, starting, retry_s=0.01)
         assert not [note for note in watcher.notes if "nothing to" in note]
         assert keys(chosen) == [key for key in ALL if key not in dead]
         assert json.loads(record.read_text())["images"] == dict.fromkeys(sorted(dead), "no such host")
     (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
     with pytest.raises(WorldError, match="2 images could not be labelled"):
-        run.label(chosen, Notes(), starting)
+        run.label(chosen, Notes(), starting, retry_s=0.01)
     assert keys(chosen) == [*(key for key in ALL if key not in dead), "99.jpg"]
     dead.clear()
-    run.label(chosen, Notes(), starting)
+    run.label(chosen, Notes(), starting, retry_s=0.01)
     assert keys(chosen) == [*ALL, "99.jpg"]
     assert json.loads(record.read_text()) == {"count": 0, "images": {}}
     assert verify(chosen.output.root, StorageOptions()).violations == ()
