@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
+import heads
 import properties
 import pytest
 import swift_server
@@ -14,9 +15,10 @@ from hypothesis import settings
 from swift_server import Swift
 from web import Web
 
-# The files that take longest, in minutes, first: who begins last decides when all have ended.
-LONGEST = ("crash_model", "kills", "infrastructure_faults", "job", "end_to_end", "wrapped", "crashing_images", "forks",
-           "streams", "signals", "host_process", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+# The files that take longest first: who begins last decides when all have ended.
+LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults", "end_to_end",
+           "wrapped", "tensorflow", "crashing_images", "short_scripts", "s3", "session", "quantize", "forks", "store",
+           "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     """A real S3 server for the whole session: `endpoint_url`, `key`, `secret` and `bucket()`."""
     pytest.importorskip("swift", reason="the S3 server of the tests is the package `swift`")
-    with swift_server.serve(tmp_path_factory.mktemp("swift")) as server:
+    folder = tmp_path_factory.mktemp("swift")
+    with swift_server.in_memory(folder) as folder, swift_server.serve(folder) as server:
         yield server
 
 
@@ -71,3 +74,22 @@ def web(_web: Web) -> Web:
     _web.pages.clear()
     _web.asked.clear()
     return _web
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A cluster for the whole session, for commands that kill nothing: those that are given RAY_ADDRESS join it."""
+    with heads.shared() as address:
+        yield address
+
+
+@pytest.fixture
+def shared_ray(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test's commands join the session's cluster, in place of a private one for each."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+
+@pytest.fixture
+def own_ray(shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private cluster for each command of a test, in a module that shares one."""
+    monkeypatch.delenv("RAY_ADDRESS")

@@ -19,7 +19,7 @@ from hostile import hostile_files
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
 
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts")
 
@@ -43,6 +43,7 @@ def contents(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return instances, images
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_quickstart_labels_measures_and_draws(tmp_path: Path) -> None:
     done = command("quickstart", tmp_path / "q", "--count", 24, "--json")
     assert done.returncode == 0, done.stderr
@@ -68,6 +69,7 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> No
 
 
 @pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
 def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: Path) -> None:
     undisturbed = write_config(tmp_path / "a.yaml", scenes / "images", tmp_path / "a", unit_images=4)
     assert command("label", undisturbed).returncode == 0

@@ -1,4 +1,4 @@
-"""A Ray head of its own, as `ray start --head` makes one, for tests that come to it from outside.
+"""Ray heads for tests that come to them from outside: one as `ray start --head` makes it, one that tests share.
 
 Knows ports, tokens and how it all ends; knows nothing of what is submitted.
 """
@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clusters import marked
+from command import ENV
 from ports import free_port
+from swift_server import KEY, SECRET
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -30,6 +33,41 @@ class Head:
     env: dict[str, str]
     address: str
     folder: Path
+
+
+# It ends with its parent, whose end of the pipe then closes.
+_SHARED = """
+import sys, ray
+ray.init(
+    address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="ERROR",
+    log_to_driver=False,
+)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def shared() -> Iterator[str]:
+    """The address of a small cluster without dashboard or token, for commands that kill nothing.
+
+    The workers of all commands know the key of the tests' S3 server.
+    """
+    mark = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SHARED], env=env | ENV | keys | mark, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
+    finally:
+        _kill(process, mark)  # It holds nothing that anyone wants, and Ray takes seconds to end.
 
 
 @contextmanager
@@ -59,15 +97,25 @@ def head(home: Path, *, auth_mode: str) -> Iterator[Head]:
         yield Head(env, address, folder)
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        _end(process, mark)
         log.close()
-        for pid in set(marked(mark)) - {os.getpid()}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[Any], mark: dict[str, str]) -> None:
+    """Wait for a process that has been told to end, and kill what is left of it."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    _kill(process, mark)
+
+
+def _kill(process: subprocess.Popen[Any], mark: dict[str, str]) -> None:
+    """Kill a process and all that have its mark."""
+    process.kill()
+    process.wait()
+    for pid in set(marked(mark)) - {os.getpid()}:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _await(env: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
