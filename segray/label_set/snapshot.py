@@ -20,10 +20,10 @@ from deltalake.exceptions import DeltaError
 
 from segray.errors import LabelSetError, UserError
 from segray.label_set import dataset, delta_log
+from segray.label_set.current_pointer import resolved
 from segray.label_set.delta_log import TableState, batch_of
-from segray.storage.store import StorageOptions, Store, join, name, parent
+from segray.storage.store import StorageOptions, Store, join
 
-CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 _EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
 # A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
 COMMIT_ORDER = ("instances", "images")
@@ -50,31 +50,6 @@ def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | Non
     """The table's committed rows; None where there is no table. Raises as Store does."""
     state = table_state(root, name, options)
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
-
-
-def resolved(root: str, options: StorageOptions) -> str:
-    """The label set that is meant: PARENT/CURRENT stands for the one that was promoted, anything else for itself."""
-    plain = root.rstrip("/")
-    if name(plain) != CURRENT:
-        return root
-    try:
-        return pointed_at(plain, Store(options))
-    except FileNotFoundError as exc:
-        do = "promote a label set beside it with `segray promote`, or give its own folder"
-        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
-
-
-def pointed_at(pointer: str, store: Store) -> str:
-    """The label set that this pointer names. Raises FileNotFoundError where there is no pointer."""
-    said = store.read(pointer, 4096).decode(errors="replace").strip()
-    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
-        raise LabelSetError(
-            "the pointer names no folder beside it",
-            where=pointer,
-            found=ascii(said)[:80],
-            do="run `segray promote ROOT` again",
-        )
-    return join(parent(pointer), said)
 
 
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
