@@ -36,7 +36,7 @@ from segray.execution.progress import Tally, Watcher
 from segray.execution.worker_pool import Workers
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
-from segray.label_set import commit, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import Identity, Run
 from segray.models import engine, resolve
@@ -207,13 +207,13 @@ def _resumable(
     if frozen is None:
         return None
     done = plan.committed_rows(frozen, committed)
-    inputs = commit.intended(run, number, job.store)
+    inputs = batches.read_batch_inputs(run, number, job.store)
     names = run_records.chosen(job.store.names(run.staged), inputs.staged if inputs else ())
     staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
     for task in staged:
         done[frozen.rows(task)] = True
     # What is not removed now, a later run finds again.
-    retire = [name for name in frozen.retired if retiring and len(commit.still_there(run, name, job.options))]
+    retire = [name for name in frozen.retired if retiring and len(merge.keys_still_present(run, name, job.options))]
     return Resume(run, frozen, staged, plan.left(frozen, done), retire)
 
 
@@ -330,11 +330,11 @@ def _retire(job: Job, work: Resume, done: _Done) -> None:
     """Remove the rows of images that are gone, one commit after another. That needs no worker."""
     for name in work.retire:
         number = commit.recover(job.root, job.options, job.store) + 1
-        inputs = commit.intended(work.run, number, job.store, retiring=True)
+        inputs = batches.read_batch_inputs(work.run, number, job.store, retiring=True)
         if inputs is None or inputs.retired != (name,):
-            inputs = commit.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
-            commit.intend(work.run, number, inputs, job.store)
-        batch = commit.merge(work.run, number, inputs, job.options)
+            inputs = batches.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
+            batches.write_batch_inputs(work.run, number, inputs, job.store)
+        batch = merge.merge(work.run, number, inputs, job.options)
         if batch.removed:
             commit.commit(batch, work.run, job.options, job.store)
             done.retired += batch.removed

@@ -32,11 +32,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.errors import ConflictError, LabelSetError
-from segray.label_set import commit, run_records, schema
-from segray.label_set.commit import Changes
-from segray.label_set.parquet_writer import DataFile, Rows, Writer, contents
+from segray.label_set import commit, run_records, schema, snapshot
+from segray.label_set.batches import batch_numbers
+from segray.label_set.delta_log import Changes, DataFile, files_of
+from segray.label_set.parquet_writer import Rows, Writer, contents
 from segray.label_set.run_records import Run
-from segray.label_set.snapshot import COMMIT_ORDER, open_table, table_uri
+from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store, join
 from segray.storage.store import name as base
 
@@ -99,7 +100,7 @@ def maintain(
         _delete_unnamed(root, name, options, grace_hours, done)
     _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), done)
     for name in COMMIT_ORDER:
-        commit.checkpoint(root, options, name)
+        _checkpoint(root, name, options)
     return done
 
 
@@ -133,13 +134,13 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
         assert table is not None, "looked at before"
-        found = groups(commit.files_of(table), limits)
+        found = groups(files_of(table), limits)
         if not found:
             return
         add = [file for group in found for file in _merged(root, name, options, group, limits)]
         changes = Changes(tuple(add), tuple(file for group in found for file in group))
         try:
-            commit.rearrange(root, options, name, changes)
+            commit.replace_files(root, options, name, changes)
         except ConflictError:
             _discard(root, name, options, changes)
             continue
@@ -176,7 +177,7 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
     """Delete compacted files of a lost race, if nobody can commit them any more."""
     table = open_table(root, name, options)
     assert table is not None, "looked at before"
-    live = {file.path for file in commit.files_of(table)}
+    live = {file.path for file in files_of(table)}
     if all(file.path in live for file in changes.remove):
         return  # the next attempt, or another process, makes and commits the same files
     for file in changes.add:
@@ -189,9 +190,9 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
 
 def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, done: Maintenance) -> None:
     """Delete data files that the log does not name: replaced ones, and what interrupted merges left."""
-    store, find = Store(options), partial(commit.removed_files, root, options, name)
+    store, find = Store(options), partial(snapshot.removed_files, root, name, options)
     # Batch numbers come first: a file of a number that was taken by then can never be committed after.
-    number = min(commit.batch_numbers(root, options))
+    number = min(batch_numbers(root, options))
     replaced = find(grace_hours)
     abandoned = {path for path in find(grace_hours, unnamed=True) if _batch_of(path) <= number}
     old = find(max(grace_hours, _UNCOMMITTED_HOURS), unnamed=True)
@@ -235,3 +236,11 @@ def _over(run: Run, store: Store, before: datetime) -> bool:
         and updated is not None
         and datetime.fromisoformat(updated) <= before
     )
+
+
+# ---- logs -----------------------------------------------------------------------------------------
+
+
+def _checkpoint(root: str, name: str, options: StorageOptions) -> None:
+    """Sum up the table's log in one file, so that readers need not read every commit."""
+    Store(options).insist(root, require_table(root, name, options).create_checkpoint)

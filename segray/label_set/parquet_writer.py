@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.label_set import schema
+from segray.label_set.delta_log import DataFile
 from segray.label_set.snapshot import runs, table_uri
 from segray.models.coco_labels import slug
 from segray.storage.store import Store, abreast, join
@@ -31,17 +32,6 @@ _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
     "instances": (schema.INSTANCES, schema.INSTANCES_WRITE, ("image_key", "instance")),
     "images": (schema.IMAGES, schema.IMAGES_WRITE, ("image_key",)),
 }
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
-
-    path: str
-    size_bytes: int
-    rows: int
-    partition: str | None = None
-    stats: str = "{}"
 
 
 def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:

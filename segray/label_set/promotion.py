@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from segray.errors import LabelSetError, UserError
 from segray.label_set import run_records
-from segray.label_set.commit import live_files
 from segray.label_set.current_pointer import CURRENT, named_folder, write_pointer
+from segray.label_set.delta_log import live_files
 from segray.label_set.snapshot import table_state
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store, absolute, join, name, parent

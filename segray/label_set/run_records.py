@@ -10,7 +10,7 @@ Knows where records lie and what they say; knows nothing of images, models' insi
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
     ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
     ROOT/_segray/runs/RUN_ID/events/                  what the scheduler was told (execution/event_log.py)
-    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (publish.py)
+    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (batches.py)
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +39,24 @@ def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | No
     """The table's latest snapshot; None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
+
+
+def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
+    """Return the latest snapshot of a table that must exist. Raises LabelSetError where it is gone."""
+    table = open_table(root, name, options)
+    if table is None:
+        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), do="restore it")
+    return table
+
+
+def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, unnamed: bool = False) -> set[str]:
+    """Return the paths that a commit removed at least so many hours ago, deleted by now or not.
+
+    unnamed: also the files in the table's folder that are so old and that the log does not name.
+    """
+    table = require_table(root, name, options)
+    find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
+    return set(Store(options).insist(root, find))
 
 
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:

@@ -24,8 +24,7 @@ from segray import rle
 from segray.errors import LabelSetError, SegrayError
 from segray.instances import image_id
 from segray.label_set import plan, schema
-from segray.label_set.commit import live_files
-from segray.label_set.parquet_writer import DataFile
+from segray.label_set.delta_log import DataFile, live_files
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import states_to_verify, table_uri
 from segray.storage.store import StorageOptions, Store, join

@@ -25,7 +25,7 @@ from segray import config
 from segray.execution.labeller import Recipe, build
 from segray.imaging import decode
 from segray.instances import ImageRef
-from segray.label_set import commit, run_records, schema
+from segray.label_set import batches, commit, merge, run_records, schema
 from segray.label_set.parquet_writer import Rows, Writer
 from segray.label_set.run_records import Identity
 from segray.models import resolve
@@ -67,7 +67,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
         (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:
         labeller.close()
-    batch = commit.merge(run, 1, commit.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
+    batch = merge.merge(run, 1, batches.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, Store())
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import segray
 from segray import rle
 from segray.instances import image_id
-from segray.label_set import commit, run_records, schema
+from segray.label_set import batches, commit, merge, run_records, schema
 from segray.label_set.run_records import Identity
 from segray.models.coco_labels import COCO_NAMES, slug
 from segray.storage.store import StorageOptions, Store, join
@@ -51,8 +51,8 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
     name = run_records.staged_name(Task(0, 0, len(rows)))
     store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
-    number = commit.batch_numbers(run.root, options)[0] + 1
-    batch = commit.merge(run, number, commit.Inputs((name,), {"run_id": run.id}, 1000), options)
+    number = batches.batch_numbers(run.root, options)[0] + 1
+    batch = merge.merge(run, number, batches.Inputs((name,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, store)
     return run.root
 
