@@ -43,7 +43,7 @@ from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.instances import Failure
 from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store, shown
 from segray.tasks import Task, UnitReport
 
@@ -58,7 +58,7 @@ class Job:
     config: Config
     options: StorageOptions
     store: Store
-    identity: Identity
+    identity: LabelSetIdentity
     watcher: Watcher
     course: Course = field(default_factory=Course)
     facts: list[Mapping[str, str]] = field(default_factory=list)

@@ -38,7 +38,7 @@ from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
@@ -208,7 +208,7 @@ def _resumable(
         return None
     done = plan.committed_rows(frozen, committed)
     inputs = batches.read_batch_inputs(run, number, job.store)
-    names = run_records.chosen(job.store.names(run.staged), inputs.staged if inputs else ())
+    names = run_records.select_staged(job.store.names(run.staged), inputs.staged if inputs else ())
     staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
     for task in staged:
         done[frozen.rows(task)] = True
@@ -220,7 +220,7 @@ def _resumable(
 def _freeze(job: Job, step: Start) -> Resume:
     """Write a new run and its plan."""
     run = run_records.new_run(job.root)
-    run_records.claim(job.store, job.root, job.identity)
+    run_records.create_or_check(job.store, job.root, job.identity)
     commit.create_tables(job.root, job.options)
     config = job.config
     frozen = plan.freeze(job.store, run.folder, step.listed, config.unit_images, step.gone, config.publish.batch_images)
@@ -476,7 +476,7 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def identity_of(config: Config, model: resolve.Model) -> Identity:
+def identity_of(config: Config, model: resolve.Model) -> LabelSetIdentity:
     """What makes the label set: files, contract, form, thresholds, class list."""
     labels = model.contract.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
@@ -492,4 +492,4 @@ def identity_of(config: Config, model: resolve.Model) -> Identity:
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Identity(digest, facts, classes)
+    return LabelSetIdentity(digest, facts, classes)

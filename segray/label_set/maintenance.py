@@ -35,7 +35,7 @@ from segray.errors import ConflictError, LabelSetError
 from segray.label_set import commit, run_records, schema, snapshot
 from segray.label_set.batches import batch_numbers
 from segray.label_set.delta_log import Changes, DataFile, files_of
-from segray.label_set.parquet_writer import Rows, Writer, contents
+from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store, join
@@ -62,9 +62,11 @@ class Limits:
 
 @dataclass
 class Maintenance:
-    """What was done. compacted: by table, (files before, files after) of what was rewritten. waiting: data files that
-    the log does not name and that are still within their grace. conflicts: tables left as they were because others
-    kept committing."""
+    """What maintenance did.
+
+    compacted: by table, how many files were rewritten, and into how many. waiting: data files that the log does not
+    name and that are still within their grace. conflicts: tables left as they were because others kept committing.
+    """
 
     batch: int = 0
     compacted: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -108,7 +110,7 @@ def maintain(
 
 
 def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
-    """Which files to make one of, partition by partition, in the order of their names."""
+    """Return which files to make one of, partition by partition, in the order of their names."""
     small: dict[str | None, list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.size_bytes < limits.small_bytes and 2 * file.rows < limits.file_rows:
@@ -118,7 +120,7 @@ def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
 
 
 def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile]]:
-    """The files in turn, as many together as the limits allow."""
+    """Yield the files in turn, as many together as the limits allow."""
     part: list[DataFile] = []
     for file in files:
         rows, size = (sum(getattr(f, what) for f in (*part, file)) for what in ("rows", "size_bytes"))
@@ -130,7 +132,7 @@ def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile
 
 
 def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done: Maintenance) -> None:
-    """One commit that replaces small files of the table by large ones; none if there are too few."""
+    """Replace small files of the table by large ones in one commit, unless there are too few."""
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
         assert table is not None, "looked at before"
@@ -150,7 +152,7 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
 
 
 def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile], limits: Limits) -> list[DataFile]:
-    """The group's rows in files of their own, sorted as all files are.
+    """Write the group's rows to files of their own, sorted as all files are.
 
     Named by what they are made of: an attempt that is repeated after a crash overwrites its own files.
     """
@@ -162,13 +164,13 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
         tables.append(table.cast(arrow))
     token = hashlib.sha256(json.dumps([file.path for file in group]).encode()).hexdigest()[:16]
     order = ["image_key", "instance"] if name == "instances" else ["image_key"]
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
     return Writer(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the rows of several files come from: each kind once, under `merged_from`."""
+    """Return where the rows of several files come from: each kind once, under `merged_from`."""
     kinds = [kind for each in facts for kind in each.get("merged_from", [each])]
     return {"merged_from": list({json.dumps(kind, sort_keys=True): kind for kind in kinds}.values())}
 
@@ -204,7 +206,7 @@ def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: 
 
 
 def _batch_of(path: str) -> float:
-    """The number of the batch that a merge wrote the file for; infinity for files of compaction."""
+    """Return the number of the batch that a merge wrote the file for; infinity for files of compaction."""
     found = _OURS.fullmatch(base(path))
     return int(found["batch"]) if found and found["batch"] else math.inf
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from segray.label_set import dataset, plan, schema, snapshot
 from segray.label_set.batches import Batch, Inputs
 from segray.label_set.delta_log import Changes, DataFile, live_files
-from segray.label_set.parquet_writer import Rows, Writer, contents
+from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, table_uri
 from segray.storage.store import StorageOptions, Store, abreast, join
@@ -44,7 +44,7 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     # processes resume one run at once, what the slower one writes over committed files is what they hold.
     token = _digest([run.id, number, asdict(inputs)])
     writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
-    fresh = {name: Rows() for name in COMMIT_ORDER}
+    fresh = {name: SpillableRows() for name in COMMIT_ORDER}
     committed, again = snapshot.committed(run.root, "images", options), [pa.array([], pa.string())]
     images = instances = 0
     for rows in staged_rows(store, run, inputs.staged):
@@ -78,7 +78,7 @@ def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Chan
     token = _digest([f.path for f in (*fresh, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
     writer = Writer(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
-    rest = writer.write("images", Rows(), rows_excluding(replaced, store, root, "images", remove))
+    rest = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
     return Changes((*fresh, *rest), tuple(remove))
 
 
@@ -179,11 +179,11 @@ def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Arr
 
 def rows_excluding(
     keys: pa.Array, store: Store, root: str, name: str, files: Sequence[DataFile]
-) -> Iterator[tuple[str, Rows]]:
+) -> Iterator[tuple[str, SpillableRows]]:
     """Yield the rows of other images that each file holds, with a label for the file that is to hold them."""
     arrow = schema.IMAGES if name == "images" else schema.INSTANCES
     for file, data in zip(files, contents(store, root, name, files), strict=True):
-        rest, old = Rows(), pq.ParquetFile(pa.BufferReader(data))
+        rest, old = SpillableRows(), pq.ParquetFile(pa.BufferReader(data))
         for group in range(old.num_row_groups):
             rows = old.read_row_group(group).cast(arrow)
             rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=keys))))

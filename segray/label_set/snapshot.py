@@ -31,12 +31,12 @@ COMMIT_ORDER = ("instances", "images")
 
 
 def table_uri(root: str, name: str) -> str:
-    """Where a table lies. name: instances or images."""
+    """Return where a table lies. name: instances or images."""
     return join(root, name)
 
 
 def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
-    """The table's latest snapshot; None where there is no table. Raises as Store does."""
+    """Return the table's latest snapshot, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
 
@@ -60,19 +60,19 @@ def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, 
 
 
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
-    """The table's latest state as plain values; None where there is no table. Raises as Store does."""
+    """Return the table's latest state as plain values, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.insist(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
 
 
 def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
-    """The table's committed rows; None where there is no table. Raises as Store does."""
+    """Return the table's committed rows, None where there is no table. Raises as Store does."""
     state = table_state(root, name, options)
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
 
 
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
-    """The committed instances of a label set, one row each, with the partition column `class`.
+    """Return the committed instances of a label set, one row each, with the partition column `class`.
 
     root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of
     StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises
@@ -82,7 +82,7 @@ def scan(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def images(root: str, **storage_options: Any) -> ds.Dataset:
-    """The committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
+    """Return the committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
     return _dataset(root, "images", storage_options)
 
 
@@ -97,8 +97,8 @@ def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
     return dataset.dataset(state, reach.options, options)
 
 
-def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
-    """Each run of equal values of a column, and which rows it is."""
+def run_slices(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
+    """Yield each run of equal values of a column: the value and the slice of its rows."""
     if not len(column):
         return
     found = pc.run_end_encode(column.combine_chunks())
@@ -108,7 +108,7 @@ def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
 
 
 def store(given: Mapping[str, Any]) -> Store:
-    """What reaches the storage that such storage_options as those of `scan` mean, but for deltalake's own names."""
+    """Return the store that storage_options such as those of `scan` mean, without deltalake's own names."""
     return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
 
 
@@ -157,7 +157,7 @@ class Snapshot:
 def snapshot(
     root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
 ) -> Snapshot:
-    """The label set's latest state, or that after batch `version`, or that at the moment `as_of` (with a time zone).
+    """Return the label set's latest state, or that after batch `version`, or that at `as_of` (with a time zone).
 
     storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it, or
     one whose files are deleted.
@@ -183,7 +183,7 @@ def snapshot(
 def _states(
     root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
 ) -> tuple[TableState, TableState, int]:
-    """Images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
+    """Return images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
     images, instances = (_open(root, name, options) for name in ("images", "instances"))
     latest = images.version(), instances.version()
     if as_of is not None:
@@ -204,7 +204,7 @@ def _states(
 
 
 def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
-    """Images, the instances of no later batch, and the last batches of images and of instances.
+    """Return images, the instances of no later batch, and the last batches of images and of instances.
 
     Raises LabelSetError where one of the tables is missing, and as Store does.
     """
@@ -231,7 +231,7 @@ def _row_bytes(instances: TableState) -> float:
 
 
 def _check_kept(state: TableState, store: Store) -> None:
-    """Files that later states do without are deleted in the end."""
+    """Raise LabelSetError where files of an earlier state are deleted."""
     needed = state.files.column("path").to_pylist()
     gone = set(needed) - {entry.key for entry in store.list(state.uri)}
     if gone:
@@ -243,7 +243,7 @@ def _check_kept(state: TableState, store: Store) -> None:
 
 
 def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
-    """The last batch committed until then, as the log tells it: its files' times change as they are copied."""
+    """Return the last batch committed until then by the times in the log. The times of its files change in a copy."""
     until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
     if not until:
         raise LabelSetError(
@@ -255,7 +255,7 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
 
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
-    """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
+    """Load the table's last state with this batch as its latest. Batch numbers never fall from state to state."""
     low, high, latest = 0, table.version(), batch_of(table)
     if not 0 <= batch <= latest:
         raise LabelSetError(
@@ -278,7 +278,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
 
 
 def _batch_of_state(table: DeltaTable, state: int) -> int | None:
-    """Load this state; the last batch in it, None if the log no longer has it."""
+    """Load this state. Return the last batch in it, None if the log no longer has the state."""
     try:
         table.load_as_version(state)
     except DeltaError:
@@ -287,8 +287,7 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
 
 
 def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
-    """Class names by category id, the model and its fingerprint, as label_set.json has them; nothing where there is
-    none."""
+    """Return class names by category id, the model and its fingerprint, empty where there is no label_set.json."""
     try:
         record = json.loads(store.read(join(root, "_segray", "label_set.json")))
         names = {int(each["id"]): str(each["name"]) for each in record["classes"]}

@@ -23,7 +23,7 @@ from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.worker_pool import InProcess, Workers
 from segray.instances import ImageRef, Instances
 from segray.label_set import batches, commit, delta_log, maintenance, merge, schema
-from segray.label_set.parquet_writer import Rows, Writer
+from segray.label_set.parquet_writer import SpillableRows, Writer
 from segray.label_set.snapshot import open_table
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
@@ -524,7 +524,7 @@ def _rewrite(root: str) -> None:
     """One file of all rows of `images`, as compaction would make it."""
     table = open_table(root, "images", StorageOptions())
     assert table is not None
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(table.to_pyarrow_dataset().to_table().cast(schema.IMAGES).sort_by("image_key"))
     files = tuple(Writer(Store(), root, "c0", {}, 1000).write("images", rows))
     commit.replace_files(root, StorageOptions(), "images", delta_log.Changes(files, tuple(delta_log.files_of(table))))

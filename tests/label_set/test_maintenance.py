@@ -22,7 +22,7 @@ from segray.errors import ConflictError, LabelSetError
 from segray.label_set import batches, commit, delta_log, maintenance, run_records, schema, snapshot
 from segray.label_set.delta_log import DataFile
 from segray.label_set.maintenance import Limits, Maintenance
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.label_set.snapshot import COMMIT_ORDER
 from segray.label_set.validation import verify
 from segray.models.coco_labels import slug
@@ -43,7 +43,7 @@ def good(key: str, class_ids: list[int], version: str = "1") -> dict[str, Any]:
 def empty(root: Path) -> Run:
     """A label set without a batch."""
     classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    run_records.claim(Store(), str(root), Identity("f" * 64, {"name": "test"}, classes))
+    run_records.create_or_check(Store(), str(root), LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(str(root), OPTIONS)
     return Run(str(root), "20260101T000000Z-a")
 
