@@ -20,8 +20,8 @@ import pyarrow.dataset as ds
 from benchmarks import synthetic_rows
 from segray._system import memory
 from segray.instances import ImageRef
-from segray.label_set import commit
-from segray.label_set.parquet_writer import DataFile
+from segray.label_set import batches, commit, merge
+from segray.label_set.delta_log import DataFile
 from segray.label_set.run_records import Run
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
@@ -50,9 +50,9 @@ def published(root: str, names: list[str], batch_images: int, file_rows: int) ->
     files: list[DataFile] = []
     rows, merge_s, commit_s = 0, 0.0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):
-        inputs = commit.Inputs(tuple(names[first : first + step]), {"run_id": run.id}, file_rows)
+        inputs = batches.Inputs(tuple(names[first : first + step]), {"run_id": run.id}, file_rows)
         began = time.process_time()
-        batch = commit.merge(run, number, inputs, OPTIONS)
+        batch = merge.merge(run, number, inputs, OPTIONS)
         merged = time.process_time()
         commit.commit(batch, run, OPTIONS, Store())
         merge_s, commit_s = merge_s + merged - began, commit_s + time.process_time() - merged
@@ -74,8 +74,8 @@ def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
     rows, spent_s = 0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):
         began = time.process_time()
-        found = [commit._instances(batch, number)
-                 for batch in commit._staged(Store(), run, names[first : first + step])]  # fmt: skip
+        found = [merge.instance_rows(batch, number)
+                 for batch in merge.staged_rows(Store(), run, names[first : first + step])]  # fmt: skip
         table = pa.concat_tables(found)
         flattened_s, began = time.process_time() - began, time.process_time()
         options = ds.ParquetFileFormat().make_write_options(compression="zstd")

@@ -25,8 +25,8 @@ from segray.analytics.export.export import Choice, export
 from segray.analytics.reports.diff import diff
 from segray.analytics.review.sampling import select
 from segray.instances import ImageRef
-from segray.label_set import commit, run_records
-from segray.label_set.run_records import Identity
+from segray.label_set import batches, commit, merge, run_records
+from segray.label_set.run_records import LabelSetIdentity
 from segray.models.coco_labels import COCO_NAMES, slug
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
@@ -40,7 +40,7 @@ def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) ->
     run, store = replace(run_records.new_run(root), id="made"), Store()
     commit.create_tables(run.root, OPTIONS)
     classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
-    run_records.claim(store, run.root, Identity("made", {}, classes))
+    run_records.create_or_check(store, run.root, LabelSetIdentity("made", {}, classes))
     stager = synthetic_rows.Stager(pool, per_image, np.random.default_rng(0))
     names = []
     for unit, first in enumerate(range(0, images, UNIT)):
@@ -49,8 +49,8 @@ def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) ->
         names.append(stager.stage(store, run.staged, Task(unit, 0, len(refs)), refs).staged)
     for number, first in enumerate(range(0, len(names), BATCH_UNITS), 1):
         some = tuple(names[first : first + BATCH_UNITS])
-        inputs = commit.Inputs(some, {"run_id": run.id}, FILE_ROWS)
-        commit.commit(commit.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
+        inputs = batches.Inputs(some, {"run_id": run.id}, FILE_ROWS)
+        commit.commit(merge.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
 
 
 def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> None:

@@ -29,7 +29,7 @@ from segray.execution.progress import Watcher
 from segray.instances import ImageRef
 from segray.label_set import commit, schema
 from segray.label_set.plan import Plan, cut
-from segray.label_set.run_records import Identity, Run, staged_name
+from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport
 
@@ -123,7 +123,7 @@ def simulate(load: Load, root: str | None = None, stager: Stager | None = None, 
         },
         "the simulation",
     )
-    job = Job(chosen, StorageOptions(), store, Identity("", {}, ()), _Nobody())
+    job = Job(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
     frozen = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:

@@ -196,7 +196,7 @@ def verify(
 ) -> None:
     """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
     with signals.ending_at_once():
-        from segray.label_set.snapshot import resolved
+        from segray.label_set.current_pointer import resolved
         from segray.label_set.validation import verify as check
         from segray.storage.store import StorageOptions
 
@@ -221,8 +221,8 @@ def maintain(
     Until replaced files are deleted, readers of the plain glob count their rows twice; readers of the log never do.
     """
     with signals.ending_at_once():
+        from segray.label_set.current_pointer import resolved
         from segray.label_set.maintenance import maintain as tidy
-        from segray.label_set.snapshot import resolved
         from segray.storage.store import StorageOptions
 
     options = StorageOptions(endpoint_url=endpoint_url)

@@ -41,9 +41,9 @@ from segray.execution.labeller import stage_failure
 from segray.execution.progress import Course, Tally, Vitals, Watcher
 from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.instances import Failure
-from segray.label_set import commit
+from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store, shown
 from segray.tasks import Task, UnitReport
 
@@ -58,7 +58,7 @@ class Job:
     config: Config
     options: StorageOptions
     store: Store
-    identity: Identity
+    identity: LabelSetIdentity
     watcher: Watcher
     retry_s: float = Policy.retry_s
     course: Course = field(default_factory=Course)
@@ -122,8 +122,8 @@ class PlanNames(DisplayNames):
 class _Merge:
     """One on its way, what it merges, and since when."""
 
-    batch: Future[commit.Batch]
-    inputs: commit.Inputs
+    batch: Future[batches.Batch]
+    inputs: batches.Inputs
     since_s: float
 
 
@@ -318,9 +318,9 @@ class Execution:
         number = commit.recover(self._run.root, job.options, job.store) + 1
         self._merge(number, self._next_batch(number))
 
-    def _merge(self, number: int, inputs: commit.Inputs) -> None:
+    def _merge(self, number: int, inputs: batches.Inputs) -> None:
         since_s = self._clock()
-        batch = self._pool.call(commit.merge, self._run, number, inputs, self._job.options)
+        batch = self._pool.call(merge.merge, self._run, number, inputs, self._job.options)
         self._merging = _Merge(batch, inputs, since_s)
 
     def _check(self, merge: _Merge) -> None:
@@ -334,14 +334,14 @@ class Execution:
                 " publish.batch_images",
             )
 
-    def _next_batch(self, number: int) -> commit.Inputs:
+    def _next_batch(self, number: int) -> batches.Inputs:
         """What the batch is made of: as an interrupted attempt at it was, else of all that is staged."""
         job, tasks = self._job, sorted(self._staged, key=lambda task: (task.unit, task.start))
         names = tuple(self._staged[task] for task in tasks)
-        inputs = commit.intended(self._run, number, job.store)
+        inputs = batches.read_batch_inputs(self._run, number, job.store)
         if inputs is None or not set(inputs.staged) <= set(names):
-            inputs = commit.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
-            commit.intend(self._run, number, inputs, job.store)
+            inputs = batches.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
+            batches.write_batch_inputs(self._run, number, inputs, job.store)
         merged = set(inputs.staged)
         self._staged = {task: name for task, name in self._staged.items() if name not in merged}
         self._staged_images = sum(map(len, self._staged))

@@ -37,9 +37,9 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import Workers
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
-from segray.label_set import commit, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
@@ -212,20 +212,20 @@ def _resumable(
     if frozen is None:
         return None
     done = plan.committed_rows(frozen, committed)
-    inputs = commit.intended(run, number, job.store)
-    names = run_records.chosen(job.store.names(run.staged), inputs.staged if inputs else ())
+    inputs = batches.read_batch_inputs(run, number, job.store)
+    names = run_records.select_staged(job.store.names(run.staged), inputs.staged if inputs else ())
     staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
     for task in staged:
         done[frozen.rows(task)] = True
     # What is not removed now, a later run finds again.
-    retire = [name for name in frozen.retired if retiring and len(commit.still_there(run, name, job.options))]
+    retire = [name for name in frozen.retired if retiring and len(merge.keys_still_present(run, name, job.options))]
     return Resume(run, frozen, staged, plan.left(frozen, done), retire)
 
 
 def _freeze(job: Job, step: Start) -> Resume:
     """Write a new run and its plan."""
     run = run_records.new_run(job.root)
-    run_records.claim(job.store, job.root, job.identity)
+    run_records.create_or_check(job.store, job.root, job.identity)
     commit.create_tables(job.root, job.options)
     config = job.config
     frozen = plan.freeze(job.store, run.folder, step.listed, config.unit_images, step.gone, config.publish.batch_images)
@@ -335,11 +335,11 @@ def _retire(job: Job, work: Resume, done: _Done) -> None:
     """Remove the rows of images that are gone, one commit after another. That needs no worker."""
     for name in work.retire:
         number = commit.recover(job.root, job.options, job.store) + 1
-        inputs = commit.intended(work.run, number, job.store, retiring=True)
+        inputs = batches.read_batch_inputs(work.run, number, job.store, retiring=True)
         if inputs is None or inputs.retired != (name,):
-            inputs = commit.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
-            commit.intend(work.run, number, inputs, job.store)
-        batch = commit.merge(work.run, number, inputs, job.options)
+            inputs = batches.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
+            batches.write_batch_inputs(work.run, number, inputs, job.store)
+        batch = merge.merge(work.run, number, inputs, job.options)
         if batch.removed:
             commit.commit(batch, work.run, job.options, job.store)
             done.retired += batch.removed
@@ -481,7 +481,7 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def identity_of(config: Config, model: resolve.Model) -> Identity:
+def identity_of(config: Config, model: resolve.Model) -> LabelSetIdentity:
     """What makes the label set: files, contract, form, thresholds, class list."""
     labels = model.contract.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
@@ -497,4 +497,4 @@ def identity_of(config: Config, model: resolve.Model) -> Identity:
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Identity(digest, facts, classes)
+    return LabelSetIdentity(digest, facts, classes)

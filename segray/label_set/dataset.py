@@ -6,7 +6,7 @@ Knows fragments, the statistics that let readers leave files out, and forks; kno
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO, cast
@@ -50,8 +50,8 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         filesystem = _filesystem(source)
         format_ = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
         fragments = [
-            format_.make_fragment(path, filesystem=filesystem, partition_expression=bounds, file_size=size)
-            for path, size, bounds in _files(source.state)
+            format_.make_fragment(path, filesystem=filesystem, partition_expression=expression, file_size=size)
+            for path, size, expression in _fragments(source.state)
         ]
         super().__init__(fragments, source.state.schema, format_, filesystem)
 
@@ -138,20 +138,26 @@ def _opened(handler: DeltaStorageHandler, path: str) -> BinaryIO:
     return cast(BinaryIO, handler.open_input_file(path))
 
 
-def _files(state: TableState) -> Iterator[tuple[str, int, ds.Expression]]:
-    """Yield path, size in bytes and what the log says of all rows of each file."""
+def _fragments(state: TableState) -> Iterator[tuple[str, int, ds.Expression]]:
+    """Yield path, size in bytes and expression of each file."""
     known = [column for column in state.schema if f"min.{column.name}" in state.files.column_names]
     for file in state.files.to_pylist():
-        bounds = ds.scalar(True)
-        for column in state.schema:
-            if (key := f"partition.{column.name}") in file:
-                bounds &= ds.field(column.name) == pa.scalar(file[key], column.type)
-        for column in known:
-            bounds &= _bounds(column, *(file.get(f"{word}.{column.name}") for word in ("min", "max", "null_count")))
-        yield file["path"], file["size_bytes"], bounds
+        yield file["path"], file["size_bytes"], _file_expression(file, state.schema, known)
 
 
-def _bounds(column: pa.Field, least: Any, most: Any, nulls: int | None) -> ds.Expression:
+def _file_expression(file: Mapping[str, Any], columns: pa.Schema, known: Iterable[pa.Field]) -> ds.Expression:
+    """Return what the log says of all rows of a file. known: the columns that the log has statistics of."""
+    expression = ds.scalar(True)
+    for column in columns:
+        if (key := f"partition.{column.name}") in file:
+            expression &= ds.field(column.name) == pa.scalar(file[key], column.type)
+    for column in known:
+        least, most, nulls = (file.get(f"{word}.{column.name}") for word in ("min", "max", "null_count"))
+        expression &= _column_expression(column, least, most, nulls)
+    return expression
+
+
+def _column_expression(column: pa.Field, least: Any, most: Any, nulls: int | None) -> ds.Expression:
     """Return what these statistics say of a column's values: nothing where one of them is missing."""
     if least is None or most is None or nulls is None:
         return ds.scalar(True)

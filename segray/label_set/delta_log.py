@@ -1,7 +1,8 @@
-"""Read the log of a Delta table: one state of it, as plain values.
+"""Read and write the logs of the two tables: states as plain values, files, transactions.
 
-Knows deltalake and in which process it may run; knows nothing of storage, label sets or data files. deltalake runs on
-threads that a forked child does not have: it panics there. Such a child asks a process of its own, newly started.
+Knows deltalake and in which process it may run. Leaves storage's errors, batches and the content of data files to
+others. deltalake runs on threads that a forked child does not have: it panics there. Such a child asks a process of
+its own, newly started.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar, cast
 
 import pyarrow as pa
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import (
+    AddAction,
+    CommitProperties,
+    RemoveAction,
+    Transaction,
+    create_table_with_add_actions,
+)
 
 from segray._compat import is_panic
-from segray.errors import UserError, WorldError
+from segray.errors import ConflictError, UserError, WorldError
+from segray.label_set import schema
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 APP_ID = "segray"  # of the transactions whose versions are batch numbers
+_RECORD_KEY = "segray_record"  # in the metadata of a batch's commit: the batch's record, below the label set's root
 _PLAIN_READER_VERSIONS = (1, 3)  # 2 is column mapping; 3 names its features
 _READABLE_FEATURES = frozenset({"timestampNtz"})  # not deletion vectors, not column mapping
 _SPAWN = "open the label set before the fork, or start processes by spawn or forkserver"
@@ -45,6 +56,28 @@ class TableState:
     version: int
     schema: pa.Schema
     files: pa.Table
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
+
+    path: str
+    size_bytes: int
+    rows: int
+    partition: str | None = None
+    stats: str = "{}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The files that one commit adds to one table, and the files that it removes."""
+
+    add: tuple[DataFile, ...] = ()
+    remove: tuple[DataFile, ...] = ()
+
+
+# ---- reading --------------------------------------------------------------------------------------
 
 
 def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
@@ -95,6 +128,113 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
 def batch_of(table: DeltaTable) -> int:
     """Return the last batch number in the state that `table` has loaded, 0 before the first. This reads its log."""
     return table.transaction_version(APP_ID) or 0
+
+
+def batch_records(table: DeltaTable) -> list[str]:
+    """Return the record of each batch that the table's log names, the last batch first. This reads the log."""
+    return [entry[_RECORD_KEY] for entry in table.history() if _RECORD_KEY in entry]
+
+
+def live_files(state: TableState) -> list[DataFile]:
+    """Return the files that make this state, by path; without their statistics."""
+    rows = state.files.to_pylist()
+    files = [
+        DataFile(row["path"], row["size_bytes"], row["num_records"], row.get(f"partition.{schema.PARTITION}"))
+        for row in rows
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def files_of(table: DeltaTable) -> list[DataFile]:
+    """Return the files that make the state which `table` has loaded, by path; without their statistics."""
+    return live_files(state_of(table, table.table_uri))
+
+
+def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
+    """Return the paths of files to remove that the table does not have.
+
+    The log itself accepts the removal of a missing file in silence.
+    """
+    if not changes.remove:
+        return []
+    return sorted({f.path for f in changes.remove} - {f.path for f in files_of(table)})
+
+
+# ---- writing --------------------------------------------------------------------------------------
+
+
+def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
+    """Create the table at `uri`, empty, unless a table is there. name: instances or images.
+
+    Raises WorldError where deltalake cannot create the table.
+    """
+    try:
+        create_table_with_add_actions(
+            uri,
+            Schema.from_arrow(schema.IMAGES if name == "images" else schema.INSTANCES_WITH_PARTITION),
+            [],
+            mode="ignore",
+            partition_by=_partition_columns(name),
+            name=f"segray {name}",
+            storage_options=dict(options) or None,
+        )
+    except DeltaError as exc:
+        if open_table(uri, options) is None:  # Else another run created it first.
+            raise WorldError(f"could not create the table {name}", where=uri, found=str(exc)) from exc
+
+
+def commit_batch(table: DeltaTable, name: str, changes: Changes, number: int, record: str) -> None:
+    """Commit batch `number` to exactly the state that `table` has loaded. record: the batch's record, below the root.
+
+    Raises ConflictError where another commit came first, and OSError where storage fails.
+    """
+    properties = CommitProperties(
+        custom_metadata={_RECORD_KEY: record},
+        max_commit_retries=0,
+        app_transactions=[Transaction(APP_ID, number)],
+    )
+    _write_transaction(table, name, changes, properties, f"batch {number}", data_change=True)
+
+
+def commit_replacement(table: DeltaTable, name: str, changes: Changes) -> None:
+    """Commit files that hold the same rows as the files which they replace. The last batch number stays.
+
+    Raises ConflictError where another commit came first, and OSError where storage fails.
+    """
+    properties = CommitProperties(max_commit_retries=0)
+    _write_transaction(table, name, changes, properties, "the rearrangement", data_change=False)
+
+
+def _write_transaction(
+    table: DeltaTable, name: str, changes: Changes, properties: CommitProperties, what: str, *, data_change: bool
+) -> None:
+    now_ms, uri = int(time.time() * 1000), table.table_uri
+    actions: list[AddAction | RemoveAction] = [
+        RemoveAction(f.path, data_change, now_ms, f.size_bytes, _partition_values(f)) for f in changes.remove
+    ]
+    actions += [
+        AddAction(f.path, f.size_bytes, _partition_values(f), now_ms, data_change, f.stats) for f in changes.add
+    ]
+    try:
+        table.create_write_transaction(
+            actions,
+            "append",
+            table.schema(),
+            partition_by=_partition_columns(name),
+            commit_properties=properties,
+        )
+    except CommitFailedError as exc:
+        raise ConflictError(f"another commit came before {what}", where=uri, found=str(exc)) from exc
+    except DeltaError as exc:  # deltalake reports some faults of storage as its own error.
+        raise OSError(f"could not commit {what} to {name}: {exc}") from exc
+
+
+def _partition_columns(name: str) -> list[str]:
+    return [schema.PARTITION] if name == "instances" else []
+
+
+def _partition_values(file: DataFile) -> dict[str, str | None]:
+    return {} if file.partition is None else {schema.PARTITION: file.partition}
 
 
 # ---- forked processes -----------------------------------------------------------------------------

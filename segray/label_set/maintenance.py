@@ -32,11 +32,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.errors import ConflictError, LabelSetError
-from segray.label_set import commit, run_records, schema
-from segray.label_set.commit import Changes
-from segray.label_set.parquet_writer import DataFile, Rows, Writer, contents
+from segray.label_set import commit, run_records, schema, snapshot
+from segray.label_set.batches import batch_numbers
+from segray.label_set.delta_log import Changes, DataFile, files_of
+from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
-from segray.label_set.snapshot import COMMIT_ORDER, open_table, table_uri
+from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store, join
 from segray.storage.store import name as base
 
@@ -61,9 +62,11 @@ class Limits:
 
 @dataclass
 class Maintenance:
-    """What was done. compacted: by table, (files before, files after) of what was rewritten. waiting: data files that
-    the log does not name and that are still within their grace. conflicts: tables left as they were because others
-    kept committing."""
+    """What maintenance did.
+
+    compacted: by table, how many files were rewritten, and into how many. waiting: data files that the log does not
+    name and that are still within their grace. conflicts: tables left as they were because others kept committing.
+    """
 
     batch: int = 0
     compacted: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -99,7 +102,7 @@ def maintain(
         _delete_unnamed(root, name, options, grace_hours, done)
     _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), done)
     for name in COMMIT_ORDER:
-        commit.checkpoint(root, options, name)
+        _checkpoint(root, name, options)
     return done
 
 
@@ -107,7 +110,7 @@ def maintain(
 
 
 def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
-    """Which files to make one of, partition by partition, in the order of their names."""
+    """Return which files to make one of, partition by partition, in the order of their names."""
     small: dict[str | None, list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.size_bytes < limits.small_bytes and 2 * file.rows < limits.file_rows:
@@ -117,7 +120,7 @@ def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
 
 
 def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile]]:
-    """The files in turn, as many together as the limits allow."""
+    """Yield the files in turn, as many together as the limits allow."""
     part: list[DataFile] = []
     for file in files:
         rows, size = (sum(getattr(f, what) for f in (*part, file)) for what in ("rows", "size_bytes"))
@@ -129,17 +132,17 @@ def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile
 
 
 def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done: Maintenance) -> None:
-    """One commit that replaces small files of the table by large ones; none if there are too few."""
+    """Replace small files of the table by large ones in one commit, unless there are too few."""
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
         assert table is not None, "looked at before"
-        found = groups(commit.files_of(table), limits)
+        found = groups(files_of(table), limits)
         if not found:
             return
         add = [file for group in found for file in _merged(root, name, options, group, limits)]
         changes = Changes(tuple(add), tuple(file for group in found for file in group))
         try:
-            commit.rearrange(root, options, name, changes)
+            commit.replace_files(root, options, name, changes)
         except ConflictError:
             _discard(root, name, options, changes)
             continue
@@ -149,7 +152,7 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
 
 
 def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile], limits: Limits) -> list[DataFile]:
-    """The group's rows in files of their own, sorted as all files are.
+    """Write the group's rows to files of their own, sorted as all files are.
 
     Named by what they are made of: an attempt that is repeated after a crash overwrites its own files.
     """
@@ -161,13 +164,13 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
         tables.append(table.cast(arrow))
     token = hashlib.sha256(json.dumps([file.path for file in group]).encode()).hexdigest()[:16]
     order = ["image_key", "instance"] if name == "instances" else ["image_key"]
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
     return Writer(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the rows of several files come from: each kind once, under `merged_from`."""
+    """Return where the rows of several files come from: each kind once, under `merged_from`."""
     kinds = [kind for each in facts for kind in each.get("merged_from", [each])]
     return {"merged_from": list({json.dumps(kind, sort_keys=True): kind for kind in kinds}.values())}
 
@@ -176,7 +179,7 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
     """Delete compacted files of a lost race, if nobody can commit them any more."""
     table = open_table(root, name, options)
     assert table is not None, "looked at before"
-    live = {file.path for file in commit.files_of(table)}
+    live = {file.path for file in files_of(table)}
     if all(file.path in live for file in changes.remove):
         return  # the next attempt, or another process, makes and commits the same files
     for file in changes.add:
@@ -189,9 +192,9 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
 
 def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, done: Maintenance) -> None:
     """Delete data files that the log does not name: replaced ones, and what interrupted merges left."""
-    store, find = Store(options), partial(commit.removed_files, root, options, name)
+    store, find = Store(options), partial(snapshot.removed_files, root, name, options)
     # Batch numbers come first: a file of a number that was taken by then can never be committed after.
-    number = min(commit.batch_numbers(root, options))
+    number = min(batch_numbers(root, options))
     replaced = find(grace_hours)
     abandoned = {path for path in find(grace_hours, unnamed=True) if _batch_of(path) <= number}
     old = find(max(grace_hours, _UNCOMMITTED_HOURS), unnamed=True)
@@ -203,7 +206,7 @@ def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: 
 
 
 def _batch_of(path: str) -> float:
-    """The number of the batch that a merge wrote the file for; infinity for files of compaction."""
+    """Return the number of the batch that a merge wrote the file for; infinity for files of compaction."""
     found = _OURS.fullmatch(base(path))
     return int(found["batch"]) if found and found["batch"] else math.inf
 
@@ -235,3 +238,11 @@ def _over(run: Run, store: Store, before: datetime) -> bool:
         and updated is not None
         and datetime.fromisoformat(updated) <= before
     )
+
+
+# ---- logs -----------------------------------------------------------------------------------------
+
+
+def _checkpoint(root: str, name: str, options: StorageOptions) -> None:
+    """Sum up the table's log in one file, so that readers need not read every commit."""
+    Store(options).insist(root, require_table(root, name, options).create_checkpoint)

@@ -1,7 +1,7 @@
-"""Rows to the Parquet files of a table: row groups, file sizes, names, statistics.
+"""Write rows as the Parquet files of a table: row groups, file sizes, names, statistics.
 
-Knows how data files are cut and encoded, and holds little memory however many rows come. Knows nothing of logs,
-batches or where the rows are from. A file is put when it is complete; no reader of the log sees it yet.
+Knows how data files are cut and encoded, and holds little memory however many rows come. Leaves logs, batches and
+the origin of the rows to others. A file is put when it is complete; no reader of the log sees it yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.label_set import schema
-from segray.label_set.snapshot import runs, table_uri
+from segray.label_set.delta_log import DataFile
+from segray.label_set.snapshot import run_slices, table_uri
 from segray.models.coco_labels import slug
 from segray.storage.store import Store, abreast, join
 
@@ -33,31 +34,23 @@ _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
-
-    path: str
-    size_bytes: int
-    rows: int
-    partition: str | None = None
-    stats: str = "{}"
-
-
 def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
-    """The bytes of these files of a table, one after another; the next ones are being read meanwhile."""
+    """Yield the bytes of these files of a table, one after another; the next files are read meanwhile."""
     return abreast(lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes)
 
 
-class Rows:
-    """Rows of one table gathered by class, if it has any; those of a class keep their order."""
+class SpillableRows:
+    """Rows of one table, gathered by class; the rows of a class keep their order.
+
+    Rows beyond a limit wait in a temporary file. A table without classes has one class, of no name.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, list[pa.Table | _Spilled]] = {}
         self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
-        """More rows, class after class. They should own their memory: a slice would keep the whole."""
+        """Add rows, class after class. The rows should own their memory: a slice would keep the whole."""
         if not rows.num_rows:
             return
         if self._bytes > _WAITING_BYTES:  # What came last need not wait: no more may come.
@@ -67,12 +60,12 @@ class Rows:
             self._parts.setdefault(name, []).append(part)
 
     def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
-        """The classes by name, each with its rows, which are let go on the way."""
+        """Yield the classes by name, each with its rows, which are let go on the way."""
         for name in sorted(self._parts):
             yield name, _drained(self._parts.pop(name))
 
     def _spill(self) -> None:
-        """Move what is in memory to a file without a name, which is gone with its last reader."""
+        """Move the rows in memory to a file without a name, which is gone with its last reader."""
         waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
         waiting = {name: parts for name, parts in waiting.items() if parts}
         file, counts = tempfile.TemporaryFile(prefix="segray-"), {}  # noqa: SIM115  Closed with its last reader.
@@ -102,11 +95,11 @@ class _Spilled:
 
 
 def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """The runs of rows of one class; of a table without classes all are one."""
+    """Yield each run of rows of one class; all rows of a table without classes are one run."""
     if "class_name" not in rows.column_names:
         yield "", rows
         return
-    for name, where in runs(rows.column("class_name")):
+    for name, where in run_slices(rows.column("class_name")):
         yield name, rows.slice(where.start, where.stop - where.start)
 
 
@@ -119,7 +112,7 @@ def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes rows as whole data files, not yet visible to readers of the log.
+    """A writer of rows as whole data files, not yet visible to readers of the log.
 
     stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
     """
@@ -130,12 +123,14 @@ class Writer:
     facts: Mapping[str, Any]
     file_rows: int
 
-    def write(self, name: str, rows: Rows, rewritten: Iterable[tuple[str, Rows]] = ()) -> list[DataFile]:
+    def write(
+        self, name: str, rows: SpillableRows, rewritten: Iterable[tuple[str, SpillableRows]] = ()
+    ) -> list[DataFile]:
         """Write all rows of a table, class by class; then those of rewritten files, each under a label of its own."""
         made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
         return list(abreast(partial(self._put, name), made, lambda each: each[0].size_bytes))
 
-    def _encoded(self, name: str, rows: Rows, label: str) -> Iterator[tuple[DataFile, bytes]]:
+    def _encoded(self, name: str, rows: SpillableRows, label: str) -> Iterator[tuple[DataFile, bytes]]:
         for class_name, parts in rows.take():
             partition = slug(class_name) if name == "instances" else None
             groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
@@ -151,15 +146,15 @@ class Writer:
         arrow = schema.with_facts(columns, self.facts)
         sorting = pq.SortingColumn.from_ordering(arrow, [(column, "ascending") for column in order])
         options = {key: value for key, value in settings.items() if key != "row_group_size"}
-        sink, bounds = io.BytesIO(), _Bounds()
+        sink, stats = io.BytesIO(), ColumnStats()
         with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
             for rows in groups:
                 # The writer takes each piece of each column by itself, and rare classes come in many small ones.
                 whole = rows.combine_chunks()
                 writer.write_table(whole)
-                bounds.add(whole)
+                stats.add(whole)
         data = sink.getvalue()
-        return DataFile(path, len(data), bounds.rows, partition, bounds.stats()), data
+        return DataFile(path, len(data), stats.rows, partition, stats.as_json()), data
 
     def _put(self, name: str, made: tuple[DataFile, bytes]) -> DataFile:
         file, data = made
@@ -168,7 +163,7 @@ class Writer:
 
 
 def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """The rows in pieces of `most`, fewer at the end of a file, each with the number of its file."""
+    """Yield the rows in groups of `most`, fewer at the end of a file, each group with the number of its file."""
     waiting: list[pa.Table] = []
     number = written = count = 0
     for part in parts:
@@ -187,8 +182,8 @@ def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterato
         yield number, pa.concat_tables(waiting)
 
 
-class _Bounds:
-    """Delta's statistics of a file: least and greatest of the columns that readers prune by."""
+class ColumnStats:
+    """Delta's statistics of one file: least and greatest value of the columns by which readers leave files out."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -196,6 +191,7 @@ class _Bounds:
         self._high: dict[str, Any] = {}
 
     def add(self, rows: pa.Table) -> None:
+        """Count these rows of the file too."""
         self.rows += rows.num_rows
         for name in ("image_key", "class_id", "score", "batch", "status"):
             if name in rows.column_names:
@@ -203,7 +199,8 @@ class _Bounds:
                 self._low[name] = min(pair["min"], self._low.get(name, pair["min"]))
                 self._high[name] = max(pair["max"], self._high.get(name, pair["max"]))
 
-    def stats(self) -> str:
+    def as_json(self) -> str:
+        """Return the statistics as the log holds them."""
         return json.dumps(
             {
                 "numRecords": self.rows,

@@ -1,7 +1,6 @@
-"""Which of several label sets beside each other readers should read: PARENT/CURRENT names its folder.
+"""Promote one of several label sets beside each other: readers of PARENT/CURRENT then read it.
 
-Knows when a label set may be promoted; labels nothing and moves nothing. The pointer is one small object, so that it
-changes for all readers at once, on a disk as in a bucket; tables.py follows it.
+Knows when a label set may be promoted; labels nothing and moves nothing. current_pointer.py knows the pointer.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 
 from segray.errors import LabelSetError, UserError
 from segray.label_set import run_records
-from segray.label_set.commit import live_files
-from segray.label_set.snapshot import CURRENT, pointed_at, table_state
+from segray.label_set.current_pointer import CURRENT, named_folder, write_pointer
+from segray.label_set.delta_log import live_files
+from segray.label_set.snapshot import table_state
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store, absolute, join, name, parent
 
@@ -42,7 +42,7 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
             do="give PARENT/NAME; readers then read PARENT/CURRENT",
         )
     pointer = join(above, CURRENT)
-    before = _before(pointer, store)
+    before = named_folder(pointer, store)
     doubts = _doubts(uri, None if before in (None, folder) else join(above, str(before)), options, store)
     if doubts and not force:
         raise LabelSetError(
@@ -52,15 +52,8 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
             do="run `segray label` to its end and see `segray verify`; or promote it as it is with --force",
         )
     if not dry_run and before != folder:
-        store.put(pointer, f"{folder}\n".encode())
+        write_pointer(pointer, folder, store)
     return Promotion(pointer, folder, before, doubts, written=not dry_run and before != folder)
-
-
-def _before(pointer: str, store: Store) -> str | None:
-    try:
-        return name(pointed_at(pointer, store))
-    except FileNotFoundError:
-        return None
 
 
 def _doubts(root: str, other: str | None, options: StorageOptions, store: Store) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Knows where records lie and what they say; knows nothing of images, models' insi
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
     ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
     ROOT/_segray/runs/RUN_ID/events/                  what the scheduler was told (execution/event_log.py)
-    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (publish.py)
+    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (batches.py)
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any
 
 from segray.errors import LabelSetError
 from segray.label_set import schema
-from segray.label_set.snapshot import CURRENT
+from segray.label_set.current_pointer import CURRENT
 from segray.storage.store import Store, join
 from segray.storage.store import name as base
 from segray.tasks import Task
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What makes a label set one: the model with everything that changes its answers."""
+class LabelSetIdentity:
+    """The model of a label set, with everything that changes the model's answers."""
 
     fingerprint: str
     model: Mapping[str, Any]
@@ -50,8 +50,8 @@ class Identity:
         }
 
 
-def check(store: Store, root: str, identity: Identity) -> bool:
-    """Whether `root` already is this identity's label set; False where there is none yet. Writes nothing.
+def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
+    """Return whether `root` already is this identity's label set; False where there is none yet. Write nothing.
 
     Raises LabelSetError when the root belongs to another model, thresholds, class list or schema version.
     """
@@ -82,15 +82,15 @@ def check(store: Store, root: str, identity: Identity) -> bool:
     return True
 
 
-def claim(store: Store, root: str, identity: Identity) -> None:
-    """Make `root` this identity's label set, or check that it already is; raises as `check`."""
+def create_or_check(store: Store, root: str, identity: LabelSetIdentity) -> None:
+    """Create the record that makes `root` this identity's label set, or check it. Raises as `check` does."""
     if not check(store, root, identity):
         store.create(join(root, "_segray", "label_set.json"), _dump(identity.as_json()))
         check(store, root, identity)
 
 
 def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], most: int = 12) -> str:
-    """What the two records say of the model and of the classes, where they differ: key: old -> new."""
+    """Return where the two records differ on the model and on the classes, as `key: old -> new`."""
     old, new = (_flat(record.get("model") or {}) | _classes(record.get("classes") or ()) for record in (theirs, mine))
     changed = [
         f"{key}: {_said(old.get(key))} -> {_said(new.get(key))}"
@@ -145,13 +145,13 @@ class Run:
 
 
 def new_run(root: str, now: datetime | None = None) -> Run:
-    """A run with a fresh id: UTC time of creation, to the microsecond for its order, and four random bytes."""
+    """Return a run with a fresh id: UTC time of creation, to the microsecond, and four random bytes."""
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
     return Run(root, f"{stamp}-{secrets.token_hex(4)}")
 
 
 def unfinished(store: Store, root: str) -> Run | None:
-    """The latest run whose plan was frozen and whose work is not all committed."""
+    """Return the latest run whose plan was frozen and whose work is not all committed."""
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         run = Run(root, name.rstrip("/"))
         try:
@@ -188,12 +188,12 @@ _STAGED = re.compile(r"u(\d+)\.(\d+)-(\d+)\.a(\d+)\.[0-9a-f]+\.arrow")
 
 
 def staged_name(task: Task) -> str:
-    """A name for a finished task's file, unique to this attempt."""
+    """Return a name for a finished task's file, unique to this attempt."""
     return f"u{task.unit:08d}.{task.start:06d}-{task.stop:06d}.a{task.attempt}.{secrets.token_hex(6)}.arrow"
 
 
 def staged_task(name: str) -> Task | None:
-    """The task that a staged file holds, from its name; None for foreign files."""
+    """Return the task that a staged file holds, from its name; None for foreign files."""
     found = _STAGED.fullmatch(name)
     if found is None:
         return None
@@ -201,10 +201,10 @@ def staged_task(name: str) -> Task | None:
     return Task(unit, start, stop, attempt)
 
 
-def chosen(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
-    """Staged files that together hold each image at most once.
+def select_staged(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
+    """Select staged files that together hold each image at most once.
 
-    Those in `first` win (an interrupted batch was made of them), then wide slices, then earlier attempts.
+    Files in `first` win, since an interrupted batch was made of them. Then wide slices win, then earlier attempts.
     """
     tasks = [(task, name) for name in names if (task := staged_task(name)) is not None]
     tasks.sort(key=lambda item: (item[1] not in first, item[0].start, -item[0].stop, item[0].attempt, item[1]))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,65 +21,58 @@ from deltalake.exceptions import DeltaError
 
 from segray.errors import LabelSetError, UserError
 from segray.label_set import dataset, delta_log
+from segray.label_set.current_pointer import resolved
 from segray.label_set.delta_log import TableState, batch_of
-from segray.storage.store import StorageOptions, Store, join, name, parent
+from segray.storage.store import StorageOptions, Store, join
 
-CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 _EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
 # A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
 COMMIT_ORDER = ("instances", "images")
 
 
 def table_uri(root: str, name: str) -> str:
-    """Where a table lies. name: instances or images."""
+    """Return where a table lies. name: instances or images."""
     return join(root, name)
 
 
 def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
-    """The table's latest snapshot; None where there is no table. Raises as Store does."""
+    """Return the table's latest snapshot, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
 
 
+def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
+    """Return the latest snapshot of a table that must exist. Raises LabelSetError where it is gone."""
+    table = open_table(root, name, options)
+    if table is None:
+        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), do="restore it")
+    return table
+
+
+def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, unnamed: bool = False) -> set[str]:
+    """Return the paths that a commit removed at least so many hours ago, deleted by now or not.
+
+    unnamed: also the files in the table's folder that are so old and that the log does not name.
+    """
+    table = require_table(root, name, options)
+    find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
+    return set(Store(options).insist(root, find))
+
+
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
-    """The table's latest state as plain values; None where there is no table. Raises as Store does."""
+    """Return the table's latest state as plain values, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.insist(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
 
 
 def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
-    """The table's committed rows; None where there is no table. Raises as Store does."""
+    """Return the table's committed rows, None where there is no table. Raises as Store does."""
     state = table_state(root, name, options)
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
 
 
-def resolved(root: str, options: StorageOptions) -> str:
-    """The label set that is meant: PARENT/CURRENT stands for the one that was promoted, anything else for itself."""
-    plain = root.rstrip("/")
-    if name(plain) != CURRENT:
-        return root
-    try:
-        return pointed_at(plain, Store(options))
-    except FileNotFoundError as exc:
-        do = "promote a label set beside it with `segray promote`, or give its own folder"
-        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
-
-
-def pointed_at(pointer: str, store: Store) -> str:
-    """The label set that this pointer names. Raises FileNotFoundError where there is no pointer."""
-    said = store.read(pointer, 4096).decode(errors="replace").strip()
-    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
-        raise LabelSetError(
-            "the pointer names no folder beside it",
-            where=pointer,
-            found=ascii(said)[:80],
-            do="run `segray promote ROOT` again",
-        )
-    return join(parent(pointer), said)
-
-
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
-    """The committed instances of a label set, one row each, with the partition column `class`.
+    """Return the committed instances of a label set, one row each, with the partition column `class`.
 
     root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of
     StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises
@@ -88,7 +82,7 @@ def scan(root: str, **storage_options: Any) -> ds.Dataset:
 
 
 def images(root: str, **storage_options: Any) -> ds.Dataset:
-    """The committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
+    """Return the committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
     return _dataset(root, "images", storage_options)
 
 
@@ -103,8 +97,8 @@ def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
     return dataset.dataset(state, reach.options, options)
 
 
-def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
-    """Each run of equal values of a column, and which rows it is."""
+def run_slices(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
+    """Yield each run of equal values of a column: the value and the slice of its rows."""
     if not len(column):
         return
     found = pc.run_end_encode(column.combine_chunks())
@@ -114,7 +108,7 @@ def runs(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
 
 
 def store(given: Mapping[str, Any]) -> Store:
-    """What reaches the storage that such storage_options as those of `scan` mean, but for deltalake's own names."""
+    """Return the store that storage_options such as those of `scan` mean, without deltalake's own names."""
     return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
 
 
@@ -163,7 +157,7 @@ class Snapshot:
 def snapshot(
     root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
 ) -> Snapshot:
-    """The label set's latest state, or that after batch `version`, or that at the moment `as_of` (with a time zone).
+    """Return the label set's latest state, or that after batch `version`, or that at `as_of` (with a time zone).
 
     storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it, or
     one whose files are deleted.
@@ -189,7 +183,7 @@ def snapshot(
 def _states(
     root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
 ) -> tuple[TableState, TableState, int]:
-    """Images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
+    """Return images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
     images, instances = (_open(root, name, options) for name in ("images", "instances"))
     latest = images.version(), instances.version()
     if as_of is not None:
@@ -210,7 +204,7 @@ def _states(
 
 
 def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
-    """Images, the instances of no later batch, and the last batches of images and of instances.
+    """Return images, the instances of no later batch, and the last batches of images and of instances.
 
     Raises LabelSetError where one of the tables is missing, and as Store does.
     """
@@ -237,7 +231,7 @@ def _row_bytes(instances: TableState) -> float:
 
 
 def _check_kept(state: TableState, store: Store) -> None:
-    """Files that later states do without are deleted in the end."""
+    """Raise LabelSetError where files of an earlier state are deleted."""
     needed = state.files.column("path").to_pylist()
     gone = set(needed) - {entry.key for entry in store.list(state.uri)}
     if gone:
@@ -249,7 +243,7 @@ def _check_kept(state: TableState, store: Store) -> None:
 
 
 def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
-    """The last batch committed until then, as the log tells it: its files' times change as they are copied."""
+    """Return the last batch committed until then by the times in the log. The times of its files change in a copy."""
     until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
     if not until:
         raise LabelSetError(
@@ -261,7 +255,7 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
 
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
-    """The last state of the table with this batch as its latest; batch numbers never fall from state to state."""
+    """Load the table's last state with this batch as its latest. Batch numbers never fall from state to state."""
     low, high, latest = 0, table.version(), batch_of(table)
     if not 0 <= batch <= latest:
         raise LabelSetError(
@@ -284,7 +278,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
 
 
 def _batch_of_state(table: DeltaTable, state: int) -> int | None:
-    """Load this state; the last batch in it, None if the log no longer has it."""
+    """Load this state. Return the last batch in it, None if the log no longer has the state."""
     try:
         table.load_as_version(state)
     except DeltaError:
@@ -293,8 +287,7 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
 
 
 def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
-    """Class names by category id, the model and its fingerprint, as label_set.json has them; nothing where there is
-    none."""
+    """Return class names by category id, the model and its fingerprint, empty where there is no label_set.json."""
     try:
         record = json.loads(store.read(join(root, "_segray", "label_set.json")))
         names = {int(each["id"]): str(each["name"]) for each in record["classes"]}

@@ -24,8 +24,7 @@ from segray import rle
 from segray.errors import LabelSetError, SegrayError
 from segray.instances import image_id
 from segray.label_set import plan, schema
-from segray.label_set.commit import live_files
-from segray.label_set.parquet_writer import DataFile
+from segray.label_set.delta_log import DataFile, live_files
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import states_to_verify, table_uri
 from segray.storage.store import StorageOptions, Store, join
@@ -71,7 +70,8 @@ class _Findings:
         """One violation for all bad rows of a row group, with the first as the example."""
         if bad.any():
             rows = int(bad.sum())
-            self.add(kind, where, f"{found(int(bad.argmax()))} ({rows} row{'s' * (rows > 1)})")
+            counted = "1 row" if rows == 1 else f"{rows} rows"
+            self.add(kind, where, f"{found(int(bad.argmax()))} ({counted})")
 
 
 def verify(root: str, options: StorageOptions) -> Report:
@@ -391,7 +391,10 @@ def _false(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _difference(found: pa.Schema, expected: pa.Schema) -> str:
-    theirs, mine = (dict.fromkeys(str(f) + " not null" * (not f.nullable) for f in s) for s in (found, expected))
+    theirs, mine = (
+        dict.fromkeys(str(column) if column.nullable else f"{column} not null" for column in columns)
+        for columns in (found, expected)
+    )
     gone, new = [f for f in mine if f not in theirs], [f for f in theirs if f not in mine]
     return f"missing: {', '.join(gone) or 'none'}; unknown: {', '.join(new) or 'none'}"[:300]
 

@@ -22,9 +22,8 @@ from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, Wor
 from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.worker_pool import InProcess, Workers
 from segray.instances import ImageRef, Instances
-from segray.label_set import commit as publish
-from segray.label_set import maintenance, schema
-from segray.label_set.parquet_writer import Rows, Writer
+from segray.label_set import batches, commit, delta_log, maintenance, merge, schema
+from segray.label_set.parquet_writer import SpillableRows, Writer
 from segray.label_set.snapshot import open_table
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
@@ -326,15 +325,15 @@ def test_a_merge_that_never_ends_stops_the_run(chosen: config.Config) -> None:
 def test_losing_a_race_plans_again_and_labels_nothing_twice(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, raced = publish.commit, []
+    commit_batch, raced = commit.commit, []
 
     def race(*args: Any) -> None:
         if not raced:
             raced.append(True)
             run.label(chosen, Notes(), start())
-        commit(*args)
+        commit_batch(*args)
 
-    monkeypatch.setattr(publish, "commit", race)
+    monkeypatch.setattr(commit, "commit", race)
     watcher = Notes()
     run.label(chosen, watcher, start())
     assert any("planning again" in note for note in watcher.notes)
@@ -346,20 +345,20 @@ def test_losing_a_race_plans_again_and_labels_nothing_twice(
 def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_more(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, raced = publish.commit, []
+    commit_batch, raced = commit.commit, []
 
     def race(*args: Any) -> None:
         if not raced:
             raced.append(True)
             run.label(chosen, Notes(), start(), limit=3)
-        commit(*args)
+        commit_batch(*args)
 
-    monkeypatch.setattr(publish, "commit", race)
+    monkeypatch.setattr(commit, "commit", race)
     run.label(chosen, Notes(), start(), limit=7)
     assert keys(chosen) == ALL[:7]
     there = {path for path in Path(chosen.output.root).glob("*/**/*.parquet") if "_segray" not in path.parts}
     tables = (open_table(chosen.output.root, name, StorageOptions()) for name in ("images", "instances"))
-    assert len(there) == sum(len(publish.files_of(table)) for table in tables if table), "the loser's files are gone"
+    assert len(there) == sum(len(delta_log.files_of(table)) for table in tables if table), "the loser's files are gone"
 
 
 def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,14 +472,14 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
     small = chosen.model_copy(update={"publish": config.Publish(batch_images=2)})
     run.label(small, Notes(), start())
     gone(chosen, "00.jpg")
-    transact = publish._transact
+    write_transaction = delta_log._write_transaction
 
     def dying(table: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if name == "images":
             raise WorldError("dead")
-        transact(table, name, *args, **kwargs)
+        write_transaction(table, name, *args, **kwargs)
 
-    monkeypatch.setattr(publish, "_transact", dying)
+    monkeypatch.setattr(delta_log, "_write_transaction", dying)
     with pytest.raises(WorldError):
         run.label(retiring(chosen), Notes(), start())
     monkeypatch.undo()
@@ -499,10 +498,10 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
     run.label(small, Notes(), start())
     for name in ALL[:3]:
         (Path(chosen.source.uri) / name).write_bytes(b"changed")
-    merge, merges, started = publish.merge, [], []
+    merge_batch, merges, started = merge.merge, [], []
 
-    def overtaken(*args: Any) -> publish.Batch:
-        batch = merge(*args)
+    def overtaken(*args: Any) -> batches.Batch:
+        batch = merge_batch(*args)
         if not merges:
             maintenance.maintain(chosen.output.root, StorageOptions(), limits=maintenance.Limits(files=2))
         merges.append(batch.number)
@@ -512,7 +511,7 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
         started.append(1)
         return start()(recipe, c)
 
-    monkeypatch.setattr(publish, "merge", overtaken)
+    monkeypatch.setattr(merge, "merge", overtaken)
     watcher = Notes()
     run.label(chosen, watcher, starting)
     assert (len(merges), len(set(merges)), len(started)) == (2, 1, 1)
@@ -525,7 +524,7 @@ def _rewrite(root: str) -> None:
     """One file of all rows of `images`, as compaction would make it."""
     table = open_table(root, "images", StorageOptions())
     assert table is not None
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(table.to_pyarrow_dataset().to_table().cast(schema.IMAGES).sort_by("image_key"))
     files = tuple(Writer(Store(), root, "c0", {}, 1000).write("images", rows))
-    publish.rearrange(root, StorageOptions(), "images", publish.Changes(files, tuple(publish.files_of(table))))
+    commit.replace_files(root, StorageOptions(), "images", delta_log.Changes(files, tuple(delta_log.files_of(table))))

@@ -16,7 +16,7 @@ import pytest
 import segray
 from segray.errors import ConflictError
 from segray.instances import image_id
-from segray.label_set import commit, schema
+from segray.label_set import batches, commit, merge, schema
 from segray.label_set.run_records import Run, staged_name
 from segray.storage.store import StorageOptions, Store, join
 from segray.tasks import Task
@@ -53,15 +53,15 @@ def run(tmp_path: Path) -> Run:
     return Run(str(tmp_path), "20260101T000000Z-a")
 
 
-def merged(run: Run, number: int, *units: list[dict[str, Any]], file_rows: int = 1000) -> commit.Batch:
+def merged(run: Run, number: int, *units: list[dict[str, Any]], file_rows: int = 1000) -> batches.Batch:
     names = [staged(run, unit, rows) for unit, rows in enumerate(units)]
-    return commit.merge(run, number, commit.Inputs(tuple(names), {"run_id": run.id}, file_rows), OPTIONS)
+    return merge.merge(run, number, batches.Inputs(tuple(names), {"run_id": run.id}, file_rows), OPTIONS)
 
 
 def test_new_tables_read_as_empty_everywhere(run: Run) -> None:
     assert segray.scan(run.root).count_rows() == segray.images(run.root).count_rows() == 0
     assert pl.scan_delta(f"{run.root}/instances").collect().height == 0
-    assert commit.batch_numbers(run.root, OPTIONS) == (0, 0)
+    assert batches.batch_numbers(run.root, OPTIONS) == (0, 0)
 
 
 def test_a_batch_is_sorted_by_class_and_key_and_invisible_until_committed(run: Run) -> None:
@@ -79,7 +79,7 @@ def test_a_batch_is_sorted_by_class_and_key_and_invisible_until_committed(run: R
         for r in segray.images(run.root).to_table().to_pylist()
     }
     assert images == {"a.jpg": ("ok", 1, run.id), "b.jpg": ("ok", 2, run.id), "c.jpg": ("empty", 0, run.id)}
-    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
+    assert batches.batch_numbers(run.root, OPTIONS) == (1, 1)
 
 
 def test_every_reader_sees_the_same_rows(run: Run) -> None:
@@ -122,9 +122,9 @@ def test_a_crash_between_the_two_tables_is_finished_later(run: Run, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         commit.commit(batch, run, OPTIONS, Store())
     monkeypatch.undo()
-    assert commit.batch_numbers(run.root, OPTIONS) == (1, 0)
+    assert batches.batch_numbers(run.root, OPTIONS) == (1, 0)
     assert commit.recover(run.root, OPTIONS, Store()) == 1
-    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
+    assert batches.batch_numbers(run.root, OPTIONS) == (1, 1)
     assert segray.images(run.root).to_table().column("image_key").to_pylist() == ["a.jpg"]
     assert commit.recover(run.root, OPTIONS, Store()) == 1
 
@@ -135,17 +135,17 @@ def test_batches_that_others_commit_while_the_numbers_are_read_are_no_damage(
 ) -> None:
     commit.commit(merged(run, 1, [row("a.jpg", [13])]), run, OPTIONS, Store())
     waiting = [2, 3, 4][:commits]
-    open_table = commit.open_table
+    open_table = batches.open_table
 
     def overtaken(*which: Any) -> Any:
         found = open_table(*which)
         if waiting:
-            monkeypatch.setattr(commit, "open_table", open_table)
+            monkeypatch.setattr(batches, "open_table", open_table)
             for number in waiting:
                 commit.commit(merged(run, number, [row(f"{number}.jpg", [13])]), run, OPTIONS, Store())
         return found
 
-    monkeypatch.setattr(commit, "open_table", overtaken)
+    monkeypatch.setattr(batches, "open_table", overtaken)
     assert commit.recover(run.root, OPTIONS, Store()) == 1 + commits
 
 
@@ -169,23 +169,23 @@ def test_a_changed_image_replaces_its_rows_in_the_same_commit(run: Run) -> None:
 
 def test_an_empty_batch_of_instances_commits(run: Run) -> None:
     commit.commit(merged(run, 1, [row("a.jpg", [])]), run, OPTIONS, Store())
-    assert commit.batch_numbers(run.root, OPTIONS) == (1, 1)
+    assert batches.batch_numbers(run.root, OPTIONS) == (1, 1)
     assert segray.images(run.root).count_rows() == 1
 
 
 def test_an_attempt_repeated_after_a_crash_leaves_no_second_copy(run: Run) -> None:
-    inputs = commit.Inputs((staged(run, 0, [row("a.jpg", [13])]),), {"run_id": run.id}, 1000)
-    commit.intend(run, 1, inputs, Store())
-    commit.merge(run, 1, inputs, OPTIONS)
-    again = commit.merge(run, 1, commit.intended(run, 1, Store()) or pytest.fail("forgotten"), OPTIONS)
+    inputs = batches.Inputs((staged(run, 0, [row("a.jpg", [13])]),), {"run_id": run.id}, 1000)
+    batches.write_batch_inputs(run, 1, inputs, Store())
+    merge.merge(run, 1, inputs, OPTIONS)
+    again = merge.merge(run, 1, batches.read_batch_inputs(run, 1, Store()) or pytest.fail("forgotten"), OPTIONS)
     commit.commit(again, run, OPTIONS, Store())
     assert len(list(Path(run.root, "instances").glob("class=*/*.parquet"))) == 1
-    assert commit.intended(run, 2, Store()) is None
+    assert batches.read_batch_inputs(run, 2, Store()) is None
 
 
 def test_what_another_worker_says_of_itself_makes_other_files(run: Run) -> None:
     names = (staged(run, 0, [row("a.jpg", [13])]),)
-    mine, theirs = (commit.merge(run, 1, commit.Inputs(names, {"host": host}, 1000), OPTIONS) for host in ("a", "bb"))
+    mine, theirs = (merge.merge(run, 1, batches.Inputs(names, {"host": host}, 1000), OPTIONS) for host in ("a", "bb"))
     for name in ("instances", "images"):
         assert {f.path for f in mine.tables[name].add}.isdisjoint(f.path for f in theirs.tables[name].add)
 
@@ -195,14 +195,14 @@ def test_the_rows_do_not_depend_on_how_much_is_merged_at_once(run: Run, monkeypa
     names = tuple(staged(run, unit, rows) for unit, rows in enumerate(units))
 
     def rows_of(host: str) -> list[Any]:
-        batch = commit.merge(run, 1, commit.Inputs(names, {"host": host}, 1000), OPTIONS)
+        batch = merge.merge(run, 1, batches.Inputs(names, {"host": host}, 1000), OPTIONS)
         assert (batch.images, batch.instances) == (20, sum(len(r["instances"]) for rows in units for r in rows))
         paths = [Path(run.root, name, file.path) for name in batch.tables for file in batch.tables[name].add]
         return [pq.read_table(path, partitioning=None).to_pylist() for path in paths]
 
     together = rows_of("a")
-    monkeypatch.setattr(commit, "_READ_AT_ONCE", 1)
-    monkeypatch.setattr(commit, "_MERGED_AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(merge, "_READ_AT_ONCE", 1)
+    monkeypatch.setattr(merge, "_MERGED_AT_ONCE_BYTES", 1)
     assert rows_of("b") == together
 
 

@@ -19,10 +19,10 @@ from test_commit import CLASSES, OPTIONS, merged, row, staged
 
 import segray
 from segray.errors import ConflictError, LabelSetError
-from segray.label_set import commit, maintenance, run_records, schema
-from segray.label_set.commit import DataFile
+from segray.label_set import batches, commit, delta_log, maintenance, run_records, schema, snapshot
+from segray.label_set.delta_log import DataFile
 from segray.label_set.maintenance import Limits, Maintenance
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.label_set.snapshot import COMMIT_ORDER
 from segray.label_set.validation import verify
 from segray.models.coco_labels import slug
@@ -43,7 +43,7 @@ def good(key: str, class_ids: list[int], version: str = "1") -> dict[str, Any]:
 def empty(root: Path) -> Run:
     """A label set without a batch."""
     classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    run_records.claim(Store(), str(root), Identity("f" * 64, {"name": "test"}, classes))
+    run_records.create_or_check(Store(), str(root), LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(str(root), OPTIONS)
     return Run(str(root), "20260101T000000Z-a")
 
@@ -101,10 +101,10 @@ def age(run: Run, hours: float) -> None:
 
 
 def test_rows_are_the_same_and_files_fewer(small: Run) -> None:
-    before, numbers = rows(small), commit.batch_numbers(small.root, OPTIONS)
+    before, numbers = rows(small), batches.batch_numbers(small.root, OPTIONS)
     done = tidy(small)
     assert rows(small) == before
-    assert commit.batch_numbers(small.root, OPTIONS) == numbers == (BATCHES, BATCHES)
+    assert batches.batch_numbers(small.root, OPTIONS) == numbers == (BATCHES, BATCHES)
     assert done.compacted == {"instances": (8, 2), "images": (4, 1)}
     assert files(small) == {"instances": 2, "images": 1}
     assert globbed(small) == len(before[0]) == 12
@@ -208,7 +208,7 @@ def test_files_of_others_are_not_touched(small: Run) -> None:
 @pytest.mark.parametrize(("state", "kept"), [("done", 0), ("superseded", 0), ("running", 2), ("interrupted", 2)])
 def test_staged_files_go_when_their_run_is_over(run: Run, state: str, kept: int) -> None:
     name = staged(run, 0, [good("a.jpg", [13])])
-    commit.intend(run, 1, commit.Inputs((name,), {}, 1000), Store())
+    batches.write_batch_inputs(run, 1, batches.Inputs((name,), {}, 1000), Store())
     run.save(Store(), {"state": state, "updated": datetime.now(UTC).isoformat()})
     Run(run.root, "20260102T000000Z-b").save(Store(), {"state": "done", "updated": datetime.now(UTC).isoformat()})
     assert tidy(run, grace_hours=1).staged_deleted == 0
@@ -232,10 +232,10 @@ class Crash(BaseException):
 
 
 STEPS: list[tuple[Any, str]] = [
-    (commit, "rearrange"),
-    (commit, "_transact"),
-    (commit, "removed_files"),
-    (commit, "checkpoint"),
+    (commit, "replace_files"),
+    (delta_log, "_write_transaction"),
+    (snapshot, "removed_files"),
+    (maintenance, "_checkpoint"),
     (Store, "put"),
     (Store, "delete"),
     (maintenance, "_delete_staged"),
@@ -320,7 +320,7 @@ def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_w
     tidy(small, grace_hours=24)
     with pytest.raises(ConflictError, match="rewritten meanwhile"):
         commit.commit(batch, small, OPTIONS, Store())
-    assert commit.batch_numbers(small.root, OPTIONS) == (4, 4)
+    assert batches.batch_numbers(small.root, OPTIONS) == (4, 4)
     commit.commit(merged(small, 5, [good("1-a.jpg", [44], version="2")]), small, OPTIONS, Store())
     tidy(small)
     assert len(rows(small)[0]) == 11
@@ -329,15 +329,15 @@ def test_a_batch_that_replaces_files_which_were_compacted_meanwhile_is_refused_w
 
 def racing(run: Run, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) -> None:
     """Let `meanwhile(n)` commit between the table's opening and the nth commit of maintenance."""
-    transact, seen = commit._transact, [0]
+    write_transaction, seen = delta_log._write_transaction, [0]
 
     def raced(*args: Any, **kwargs: Any) -> None:
         if kwargs.get("data_change") is False:
             seen[0] += 1
             meanwhile(seen[0])
-        transact(*args, **kwargs)
+        write_transaction(*args, **kwargs)
 
-    monkeypatch.setattr(commit, "_transact", raced)
+    monkeypatch.setattr(delta_log, "_write_transaction", raced)
 
 
 def test_a_batch_committed_during_compaction_is_kept_and_compaction_tries_again(
@@ -372,7 +372,7 @@ def test_an_image_replaced_during_compaction_stays_replaced(small: Run, monkeypa
 @pytest.mark.integration
 def test_whoever_never_wins_says_so_and_loses_nothing(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(time: int) -> None:
-        number = commit.batch_numbers(small.root, OPTIONS)[0] + 1
+        number = batches.batch_numbers(small.root, OPTIONS)[0] + 1
         commit.commit(merged(small, number, [good(f"new-{number}.jpg", [13])]), small, OPTIONS, Store())
 
     racing(small, monkeypatch, meanwhile)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from segray.errors import WorldError
 from segray.label_set import parquet_writer, schema
-from segray.label_set.parquet_writer import Rows, Writer
+from segray.label_set.parquet_writer import SpillableRows, Writer
 from segray.storage.store import Store
 
 CLASSES = ("bottle", "kite", "stop sign")
@@ -34,7 +34,7 @@ def instances(first: int, count: int, class_name: str) -> pa.Table:
 
 def written(folder: Path, pieces: Sequence[int], file_rows: int = 10**6) -> dict[str, bytes]:
     """The files that pieces of so many rows of each class become, by path."""
-    rows, first = Rows(), 0
+    rows, first = SpillableRows(), 0
     for count in pieces:
         for class_name in CLASSES:
             rows.add(instances(first, count, class_name))
@@ -64,7 +64,7 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
 def test_classes_that_come_together_are_written_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = written(tmp_path / "apart", [70, 1, 30])
     monkeypatch.setattr(parquet_writer, "_WAITING_BYTES", 20_000)
-    rows, first = Rows(), 0
+    rows, first = SpillableRows(), 0
     for count in (70, 1, 30):
         rows.add(pa.concat_tables([instances(first, count, class_name) for class_name in reversed(CLASSES)]))
         rows.add(schema.INSTANCES.empty_table())
@@ -91,7 +91,7 @@ def test_row_groups_and_files_are_full_but_for_the_last(pieces: list[int], most:
 
 
 def test_statistics_bound_what_is_in_the_file(tmp_path: Path) -> None:
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(instances(5, 3, "kite"))
     rows.add(instances(8, 2, "kite"))
     (file,) = Writer(Store(), str(tmp_path), "b", {}, 100).write("instances", rows)
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_put_ends_the_writing(tmp_path: Path, monkeypatch:
 def test_rows_that_come_all_at_once_do_not_wait_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_writer, "_WAITING_BYTES", 1)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("there was no need"))
-    rows = Rows()
+    rows = SpillableRows()
     rows.add(instances(0, 50, "kite"))
     (file,) = Writer(Store(), str(tmp_path), "c", {}, 100).write("instances", rows)
     assert file.rows == 50

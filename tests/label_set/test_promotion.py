@@ -12,8 +12,8 @@ import segray
 from segray import config
 from segray.errors import LabelSetError, UserError, WorldError
 from segray.execution import run
+from segray.label_set.current_pointer import resolved
 from segray.label_set.promotion import promote
-from segray.label_set.snapshot import resolved
 from segray.storage.store import StorageOptions
 from segray.tasks import Task
 

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 
 from segray.errors import LabelSetError
 from segray.label_set import plan, run_records, schema
-from segray.label_set.run_records import Identity, Run
+from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import Store
 from segray.tasks import Task
 
-MINE = Identity("f" * 64, {"name": "stickers", "score_threshold": 0.05}, ((13, "stop sign", "stop_sign"),))
-OTHER = Identity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.classes)
+MINE = LabelSetIdentity("f" * 64, {"name": "stickers", "score_threshold": 0.05}, ((13, "stop sign", "stop_sign"),))
+OTHER = LabelSetIdentity("0" * 64, {"name": "stickers", "score_threshold": 0.5}, MINE.classes)
 
 
 def test_a_root_belongs_to_the_first_model_that_claims_it(tmp_path: Path) -> None:
     root = str(tmp_path)
     assert run_records.check(Store(), root, MINE) is False
-    run_records.claim(Store(), root, MINE)
-    run_records.claim(Store(), root, MINE)
+    run_records.create_or_check(Store(), root, MINE)
+    run_records.create_or_check(Store(), root, MINE)
     with pytest.raises(LabelSetError, match=r"model.score_threshold: 0.05 -> 0.5"):
-        run_records.claim(Store(), root, OTHER)
+        run_records.create_or_check(Store(), root, OTHER)
 
 
 def test_the_latest_run_that_is_not_done_is_resumed(tmp_path: Path) -> None:
@@ -51,15 +51,22 @@ def test_of_overlapping_staged_files_each_image_is_taken_once() -> None:
     names = [
         run_records.staged_name(t) for t in (Task(1, 0, 4), Task(1, 0, 8), Task(1, 8, 9), Task(1, 4, 12), Task(2, 3, 4))
     ]
-    assert sorted((t.unit, t.start, t.stop) for t in run_records.chosen(names)) == [(1, 0, 8), (1, 8, 9), (2, 3, 4)]
+    assert sorted((t.unit, t.start, t.stop) for t in run_records.select_staged(names)) == [
+        (1, 0, 8),
+        (1, 8, 9),
+        (2, 3, 4),
+    ]
 
 
 def test_files_of_an_interrupted_batch_are_chosen_before_other_files_of_the_same_images() -> None:
     first, again = (run_records.staged_name(Task(0, 0, 4, attempt)) for attempt in (1, 2))
     halves = [run_records.staged_name(Task(1, start, start + 2, 1)) for start in (0, 2)]
     whole = run_records.staged_name(Task(1, 0, 4, 1))
-    assert set(run_records.chosen([first, again, *halves, whole]).values()) == {first, whole}
-    assert set(run_records.chosen([first, again, *halves, whole], (again, halves[1])).values()) == {again, *halves}
+    assert set(run_records.select_staged([first, again, *halves, whole]).values()) == {first, whole}
+    assert set(run_records.select_staged([first, again, *halves, whole], (again, halves[1])).values()) == {
+        again,
+        *halves,
+    }
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(1, 10), st.integers(1, 3)), max_size=12))
@@ -72,7 +79,7 @@ def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
     ]
     names = [run_records.staged_name(task) for task in tasks if task.start < task.stop]
     done = np.zeros(27, np.int64)
-    for task in run_records.chosen(names, names[::3]):
+    for task in run_records.select_staged(names, names[::3]):
         done[frozen.rows(task)] += 1
     assert done.max(initial=0) <= 1
     for task in plan.left(frozen, done > 0):

@@ -18,9 +18,9 @@ from test_maintenance import good
 from segray.cli import main
 from segray.errors import LabelSetError
 from segray.instances import image_id
-from segray.label_set import commit, plan, run_records, schema
+from segray.label_set import batches, commit, merge, plan, run_records, schema
 from segray.label_set.maintenance import Limits, maintain
-from segray.label_set.run_records import Identity, Run, staged_name
+from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.label_set.validation import Report, verify
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store, join
@@ -43,7 +43,7 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
     """An empty label set with a finished run's plan."""
     store, run = Store(options), Run(root, "20260101T000000Z-a")
     classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
-    run_records.claim(store, root, Identity("f" * 64, {"name": "test"}, classes))
+    run_records.create_or_check(store, root, LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(root, options)
     listed = {"image_key": KEYS, "uri": KEYS, "version": ["1"] * 4, "bytes": [9] * 4}
     plan.freeze(store, run.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8)
@@ -54,9 +54,9 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
 def publish_rows(run: Run, rows: list[dict[str, Any]], options: StorageOptions = OPTIONS) -> None:
     """Commit the rows as the next batch, whatever they say."""
     store = Store(options)
-    name, number = staged_name(Task(0, 0, len(rows))), commit.batch_numbers(run.root, options)[0] + 1
+    name, number = staged_name(Task(0, 0, len(rows))), batches.batch_numbers(run.root, options)[0] + 1
     store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
-    batch = commit.merge(run, number, commit.Inputs((name,), {"run_id": run.id}, 1000), options)
+    batch = merge.merge(run, number, batches.Inputs((name,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, store)
 
 
@@ -162,7 +162,7 @@ def test_a_score_that_is_no_number_is_named(run: Run) -> None:
 
 def test_an_image_of_which_a_later_batch_repeats_the_row_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_rows(run, rows())
-    monkeypatch.setattr(commit, "_replaced", lambda *args: pa.array([], pa.string()))
+    monkeypatch.setattr(merge, "_keys_with_rows", lambda *args: pa.array([], pa.string()))
     publish_rows(run, [good("c.jpg", [])])
     assert {(v.kind, v.where) for v in check(run).violations} == {("image_twice", "c.jpg")}
 

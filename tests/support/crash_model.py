@@ -34,7 +34,7 @@ from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.labeller import Outcome, Recipe, stage
 from segray.instances import ImageRef, Instances
-from segray.label_set import commit as publish
+from segray.label_set import delta_log
 from segray.models import engine, resolve
 from segray.storage import store as storage
 from segray.storage.store import StorageOptions, Store, join
@@ -97,7 +97,7 @@ class World:
         for name in ("put", "create", "delete"):
             patch.setattr(Store, name, self._hooked(getattr(Store, name), lambda store, uri, *_: uri, _refuse_store))
         creation = self._hooked(create_table_with_add_actions, lambda uri, *_: f"{uri}/create", _refuse_delta)
-        patch.setattr(publish, "create_table_with_add_actions", creation)
+        patch.setattr(delta_log, "create_table_with_add_actions", creation)
         commit = self._hooked(DeltaTable.create_write_transaction, _commit_uri, _refuse_delta)
         patch.setattr(DeltaTable, "create_write_transaction", commit)
         for module, name in ((engine, "signature"), (resolve, "resolve")):
@@ -303,7 +303,8 @@ class Judge:
             actions = [json.loads(line) for line in self._store.read(join(log, name)).splitlines()]
             added = {join(folder, action["add"]["path"]) for action in actions if "add" in action}
             removed = {join(folder, action["remove"]["path"]) for action in actions if "remove" in action}
-            batches = [each["txn"]["version"] for each in actions if each.get("txn", {}).get("appId") == publish.APP_ID]
+            ours = [action["txn"] for action in actions if action.get("txn", {}).get("appId") == delta_log.APP_ID]
+            batches = [transaction["version"] for transaction in ours]
             assert batches == ([len(states)] if states else []), f"version {len(states)} is of the batches {batches}"
             live = states[-1].live if states else frozenset()
             assert removed <= live, "a file is removed that is not there"

@@ -25,9 +25,9 @@ from segray import config
 from segray.execution.labeller import Recipe, build
 from segray.imaging import decode
 from segray.instances import ImageRef
-from segray.label_set import commit, run_records, schema
-from segray.label_set.parquet_writer import Rows, Writer
-from segray.label_set.run_records import Identity
+from segray.label_set import batches, commit, merge, run_records, schema
+from segray.label_set.parquet_writer import SpillableRows, Writer
+from segray.label_set.run_records import LabelSetIdentity
 from segray.models import resolve
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
@@ -61,13 +61,13 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     model = resolve.resolve(MODEL.name)
     labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
     commit.create_tables(run.root, options)
-    run_records.claim(Store(), run.root, Identity(MODEL.name, {}, labels))
+    run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
     labeller, _ = build(Recipe(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
     try:
         (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:
         labeller.close()
-    batch = commit.merge(run, 1, commit.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
+    batch = merge.merge(run, 1, batches.Inputs((report.staged,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, Store())
 
 
@@ -146,7 +146,7 @@ def data_files(folder: Path) -> list[dict[str, Any]]:
     }
     writer, found = Writer(Store(), str(folder), "b00001-0", FACTS, FILE_ROWS), []
     for name, parts in fixed.items():
-        rows = Rows()
+        rows = SpillableRows()
         for part in parts:
             rows.add(part)
         for file in writer.write(name, rows):

@@ -13,8 +13,8 @@ import pyarrow as pa
 import segray
 from segray import rle
 from segray.instances import image_id
-from segray.label_set import commit, run_records, schema
-from segray.label_set.run_records import Identity
+from segray.label_set import batches, commit, merge, run_records, schema
+from segray.label_set.run_records import LabelSetIdentity
 from segray.models.coco_labels import COCO_NAMES, slug
 from segray.storage.store import StorageOptions, Store, join
 from segray.synthetic.dataset import scene_at
@@ -47,12 +47,14 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
     """
     names, run, store, options = classes or COCO_NAMES, run_records.new_run(str(root)), Store(), StorageOptions()
     commit.create_tables(run.root, options)
-    run_records.claim(store, run.root, Identity("made", {}, tuple((i, name, slug(name)) for i, name in names.items())))
+    run_records.create_or_check(
+        store, run.root, LabelSetIdentity("made", {}, tuple((i, name, slug(name)) for i, name in names.items()))
+    )
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
     name = run_records.staged_name(Task(0, 0, len(rows)))
     store.put(join(run.staged, name), schema.staged_bytes(pa.Table.from_pylist(rows, schema=schema.STAGED)))
-    number = commit.batch_numbers(run.root, options)[0] + 1
-    batch = commit.merge(run, number, commit.Inputs((name,), {"run_id": run.id}, 1000), options)
+    number = batches.batch_numbers(run.root, options)[0] + 1
+    batch = merge.merge(run, number, batches.Inputs((name,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, store)
     return run.root
 

@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 
 from segray.errors import LabelSetError
 from segray.instances import image_id
-from segray.label_set.snapshot import Snapshot, runs
+from segray.label_set.snapshot import Snapshot, run_slices
 
 # A slice's rows, more or less, and what one of them may take in storage before it counts as several.
 SLICE_ROWS = 80_000
@@ -140,7 +140,7 @@ class Groups(Mapping[str, pa.Table]):
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self.rows: Mapping[str, slice] = dict(runs(table.column("image_key")))  # where an image's rows are
+        self.rows: Mapping[str, slice] = dict(run_slices(table.column("image_key")))  # where an image's rows are
 
     def __getitem__(self, key: str) -> pa.Table:
         where = self.rows[key]

@@ -1,0 +1,52 @@
+"""Read and write CURRENT, the pointer to the label set that readers are to read.
+
+    PARENT/CURRENT   the name of one folder beside it, such as v2
+
+Knows the pointer's object and its content. Leaves to promotion.py which label set may be current.
+"""
+
+from __future__ import annotations
+
+from segray.errors import LabelSetError
+from segray.storage.store import StorageOptions, Store, join, name, parent
+
+CURRENT = "CURRENT"
+_MOST_BYTES = 4096
+
+
+def resolved(root: str, options: StorageOptions) -> str:
+    """Return the label set that `root` means: PARENT/CURRENT means the promoted label set, any other root itself."""
+    plain = root.rstrip("/")
+    if name(plain) != CURRENT:
+        return root
+    try:
+        return read_pointer(plain, Store(options))
+    except FileNotFoundError as exc:
+        do = "promote a label set beside it with `segray promote`, or give its own folder"
+        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
+
+
+def read_pointer(pointer: str, store: Store) -> str:
+    """Return the label set that the pointer names. Raises FileNotFoundError where there is no pointer."""
+    said = store.read(pointer, _MOST_BYTES).decode(errors="replace").strip()
+    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
+        raise LabelSetError(
+            "the pointer names no folder beside it",
+            where=pointer,
+            found=ascii(said)[:80],
+            do="run `segray promote ROOT` again",
+        )
+    return join(parent(pointer), said)
+
+
+def named_folder(pointer: str, store: Store) -> str | None:
+    """Return the name of the folder that the pointer names, None where there is no pointer."""
+    try:
+        return name(read_pointer(pointer, store))
+    except FileNotFoundError:
+        return None
+
+
+def write_pointer(pointer: str, folder: str, store: Store) -> None:
+    """Make the pointer name `folder`. The pointer is one small object, so it changes for all readers at once."""
+    store.put(pointer, f"{folder}\n".encode())

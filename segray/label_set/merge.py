@@ -1,0 +1,190 @@
+"""Merge staged files into the data files of a batch, class by class, and replace the rows of changed images.
+
+Knows staged rows, and which committed files hold which images. Commits nothing: the files it writes are not visible
+to readers of the log. Memory does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from segray.label_set import dataset, plan, schema, snapshot
+from segray.label_set.batches import Batch, Inputs
+from segray.label_set.delta_log import Changes, DataFile, live_files
+from segray.label_set.parquet_writer import SpillableRows, Writer, contents
+from segray.label_set.run_records import Run
+from segray.label_set.snapshot import COMMIT_ORDER, table_uri
+from segray.storage.store import StorageOptions, Store, abreast, join
+
+_READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
+_REST = "-rest"  # in the names of files that hold what is left of replaced ones
+
+
+def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Batch:
+    """Turn staged files into the data files of batch `number`, sorted by class, key, instance; commit nothing.
+
+    Rows of images that already have rows are replaced, and rows of retired images removed. The files that hold these
+    rows are written again without them. The batch removes the old files.
+    """
+    store = Store(options)
+    # Named by all that decides their bytes. An attempt that is repeated after a crash overwrites its own files
+    # instead of leaving them beside new ones, where a reader of the plain glob would count both; and when two
+    # processes resume one run at once, what the slower one writes over committed files is what they hold.
+    token = _digest([run.id, number, asdict(inputs)])
+    writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
+    fresh = {name: SpillableRows() for name in COMMIT_ORDER}
+    committed, again = snapshot.committed(run.root, "images", options), [pa.array([], pa.string())]
+    images = instances = 0
+    for rows in staged_rows(store, run, inputs.staged):
+        images += rows.num_rows
+        fresh["images"].add(_image_rows(rows, number, run.id))
+        found = instance_rows(rows, number)
+        instances += found.num_rows
+        fresh["instances"].add(found)
+        again.append(_keys_with_rows(store, run.root, committed, rows.column("image_key")))
+    retired = [keys_still_present(run, name, options) for name in inputs.retired]
+    replaced, changes = pa.concat_arrays(again + retired), {}
+    for name, gathered in fresh.items():
+        remove = files_containing(run.root, name, options, replaced)
+        add = writer.write(name, gathered, rows_excluding(replaced, store, run.root, name, remove))
+        changes[name] = Changes(tuple(add), tuple(remove))
+    return Batch(number, run.id, images, instances, changes, inputs.retired, sum(map(len, retired)))
+
+
+def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Changes:
+    """Write the batch's changes to `images` anew, after compaction moved the rows that the batch replaces.
+
+    `instances` has the batch already and cannot take it back. So the files to replace are found again.
+    """
+    store, run = Store(options), Run(root, batch.run_id)
+    fresh = [f for f in batch.tables["images"].add if _REST not in f.path]
+    tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
+    keys = [table.column("image_key").combine_chunks() for table in tables]
+    keys += [keys_still_present(run, part, options) for part in batch.retired]
+    replaced = pa.concat_arrays(keys)
+    remove = files_containing(root, "images", options, replaced)
+    token = _digest([f.path for f in (*fresh, *remove)])
+    facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
+    writer = Writer(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
+    rest = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
+    return Changes((*fresh, *rest), tuple(remove))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---- staged rows ----------------------------------------------------------------------------------
+
+
+def staged_rows(store: Store, run: Run, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the staged rows sorted by key. Several files are read at a time: the plan's order is that of the keys."""
+    waiting: list[pa.Table] = []
+    last = ""
+    with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="staged") as pool:
+        for first in range(0, len(names), _READ_AT_ONCE):
+            uris = [join(run.staged, name) for name in names[first : first + _READ_AT_ONCE]]
+            waiting += [schema.staged_rows(data) for data in pool.map(store.read, uris)]
+            if first + _READ_AT_ONCE < len(names) and sum(table.nbytes for table in waiting) < _MERGED_AT_ONCE_BYTES:
+                continue
+            rows, waiting = _by_key(pa.concat_tables(waiting)), []
+            for batch in rows.combine_chunks().to_batches():
+                keys = batch.column("image_key")
+                assert last <= keys[0].as_py(), "staged files come in the order of the plan"
+                last = keys[-1].as_py()
+                yield batch
+
+
+def _by_key(rows: pa.Table) -> pa.Table:
+    keys = rows.column("image_key")
+    sorted_already = len(keys) < 2 or pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py()
+    return rows if sorted_already else rows.sort_by("image_key")
+
+
+def _image_rows(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
+    columns = {name: rows.column(name) for name in schema.STAGED.names if name != "instances"}
+    columns["batch"] = pa.array(np.full(rows.num_rows, number, np.int32))
+    columns["run_id"] = pa.array([run_id] * rows.num_rows, pa.string())
+    return pa.table({name: columns[name] for name in schema.IMAGES.names}).cast(schema.IMAGES)
+
+
+def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
+    """Return the instances within the rows, class after class; those of a class keep their order."""
+    lists = rows.column("instances")
+    found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
+    classes = found["class_name"].dictionary_encode()
+    # Of so few bits as numpy sorts by radix.
+    codes = classes.indices.to_numpy().astype(np.min_scalar_type(len(classes.dictionary)))
+    order = np.argsort(codes, kind="stable")
+    image = pa.array(pc.list_parent_indices(lists).to_numpy()[order])
+    columns = {name: column.take(pa.array(order)) for name, column in found.items()}
+    columns |= {name: rows.column(name).take(image) for name in ("image_id", "image_key", "height", "width")}
+    columns["batch"] = pa.array(np.full(len(order), number, np.int32))
+    return pa.Table.from_arrays([columns[name] for name in schema.INSTANCES.names], schema=schema.INSTANCES)
+
+
+# ---- committed rows of the same images ------------------------------------------------------------
+
+
+def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array:
+    """Return the keys of those rows that the table still has, among one part of the run's rows to remove."""
+    store, committed = Store(options), snapshot.committed(run.root, "images", options)
+    rows = plan.retired(store, run.folder, part)
+    if committed is None:
+        return pa.array([], pa.string())
+    held = _has_key_in(rows.column("image_key").combine_chunks())
+    found = store.insist(run.root, lambda: committed.to_table(["image_key", "batch"], filter=held))
+    both = found.cast(schema.RETIRED).join(rows, schema.RETIRED.names, join_type="inner")
+    return both.column("image_key").combine_chunks()
+
+
+def _keys_with_rows(store: Store, root: str, committed: ds.Dataset | None, keys: pa.Array) -> pa.Array:
+    """Return those of the keys that already have a committed row."""
+    if committed is None:
+        return pa.array([], pa.string())
+    found = store.insist(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
+    return found.column("image_key").cast(pa.string()).combine_chunks()
+
+
+def _has_key_in(keys: pa.Array) -> pc.Expression:
+    """Return a filter for rows of these images. The range of the keys alone rules out most files and row groups."""
+    key, bounds = pc.field("image_key"), pc.min_max(keys)
+    return (key >= bounds["min"]) & (key <= bounds["max"]) & key.isin(keys)
+
+
+def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Array) -> list[DataFile]:
+    """Return the files of the table that hold rows of these images."""
+    if not len(keys):
+        return []
+    state = snapshot.table_state(root, name, options)
+    assert state is not None, "images that have rows come from a table that exists"
+    store, held, files = Store(options), _has_key_in(keys), {file.path: file for file in live_files(state)}
+    rows = dataset.dataset(state, options, store.delta_options(root))
+    fragments = list(rows.get_fragments(filter=held))
+    counts = abreast(lambda each: store.insist(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0)
+    return [files[each.path] for each, rows in zip(fragments, counts, strict=True) if rows]
+
+
+def rows_excluding(
+    keys: pa.Array, store: Store, root: str, name: str, files: Sequence[DataFile]
+) -> Iterator[tuple[str, SpillableRows]]:
+    """Yield the rows of other images that each file holds, with a label for the file that is to hold them."""
+    arrow = schema.IMAGES if name == "images" else schema.INSTANCES
+    for file, data in zip(files, contents(store, root, name, files), strict=True):
+        rest, old = SpillableRows(), pq.ParquetFile(pa.BufferReader(data))
+        for group in range(old.num_row_groups):
+            rows = old.read_row_group(group).cast(arrow)
+            rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=keys))))
+        yield f"{_REST}-{_digest(file.path)}", rest
