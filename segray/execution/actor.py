@@ -42,7 +42,7 @@ class Actor:
         self._labeller, facts = build(recipe, self._pool.device, self._pool.threads or threads, self._trail)
         if self._most_bytes is not None:
             self._check_room(self._most_bytes)
-            memory.end_above(self._most_bytes * _KILLED_AT)
+            memory.kill_above(self._most_bytes * _KILLED_AT)
         return facts
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from segray import config
 from segray._system import memory
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.config import Config
 from segray.execution import run
 from segray.execution.labeller import WORKING_BYTES, Labeller, Recipe, build, prepared
@@ -307,7 +307,9 @@ def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
     count = min(asked.unit_images, len(left))
     (images,) = [left.rows((len(left) - count) // 2, count).to_pydict()]
     refs = [ImageRef(*row) for row in zip(*images.values(), strict=True)]
-    portions = Files(store, decode.Limits(**asked.image.model_dump(exclude={"timeout_s"})), Budget(0)).portions(refs)
+    portions = Files(store, decode.Limits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(
+        refs
+    )
     requests = 0
     for portion in portions:
         place = inside(refs[portion.rows[0]].uri)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 import segray
 from segray import config, rle
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.errors import ConfigError, ImageError, ModelError, UserError, WorldError
 from segray.execution.in_flight import Watch
 from segray.imaging import decode
@@ -249,8 +249,8 @@ class Labeller:
         self._engine, self._contract, self._form, self._options = engine, contract, form, options
         self._limits, self._store, self._staged = limits, store, staged
         self._decoders = threading.Semaphore(cores + 1)
-        self._files = Files(store, limits, Budget((cores + 1) * _FILES_BYTES))
-        self._pixels = Budget((cores + 1) * _PIXELS_BYTES)
+        self._files = Files(store, limits, MemoryBudget((cores + 1) * _FILES_BYTES))
+        self._pixels = MemoryBudget((cores + 1) * _PIXELS_BYTES)
         self._submitting = threading.Lock()
         self._requests = threading.Semaphore(engine.requests)
         self._threads = engine.requests + max(4, 2 * cores)
@@ -378,7 +378,7 @@ class Labeller:
                 clock.enter("decode")
                 header = decode.admit(data, self._limits)
                 clock.enter("wait")
-                keep = lent.enter_context(self._pixels.lend(header.decoding_bytes))
+                keep = lent.enter_context(self._pixels.reserve(header.decoding_bytes))
                 with self._decoders:
                     clock.enter("decode")
                     picture, size_bytes = decode.load(data, header, self._limits, self._least_hw), len(data)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import segray
 from segray import config, rle
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.errors import ConfigError, ModelError, WorldError
 from segray.execution.labeller import Labeller, Recipe, build, options_of, stage_failure, writable
 from segray.imaging import decode as image
@@ -213,12 +213,12 @@ def test_images_that_are_read_together_never_wait_for_each_others_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "PORTION_BYTES", 3000)
-    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
+    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), MemoryBudget(4000)
     worker._files = reader.Files(Store(), worker._limits, budget)
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(worker.label, Task(unit, 0, len(refs)), refs[:: (-1) ** unit]) for unit in range(6)]
         assert [sum(part.failed for part in done.result(timeout=60).staged) for done in tasks] == [0] * 6
-    assert budget._free == 4000
+    assert budget.free_bytes == 4000
 
 
 def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path) -> None:
@@ -226,13 +226,13 @@ def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path)
         def read_range(self, uri: str, start: int, size: int) -> bytes:
             raise WorldError("slow down")
 
-    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
+    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), MemoryBudget(4000)
     worker._files = reader.Files(Storm(), worker._limits, budget)
     report = worker.label(Task(0, 0, len(refs)), refs)
     assert {image.reason for image in report.withheld} == {"slow down"}
     assert (report.staged, len(report.withheld) + len(report.untried)) == ((), 40)
     worker.close()
-    assert budget._free == 4000
+    assert budget.free_bytes == 4000
     assert not (tmp_path / "staged").exists()
 
 
