@@ -80,7 +80,7 @@ WORK: dict[str, Callable[[Path], Any]] = {
 
 def measured(name: str, folder: Path) -> tuple[float, float]:
     """CPU seconds and peak megabytes; to be called in a process of its own, with the allocators of the command."""
-    memory.return_freed()
+    memory.release_freed_memory()
     WORK[name](folder)
     return time.process_time(), memory.peak_bytes() / 1e6
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--per-image", type=float, default=3.0, help="instances, on average")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     options = parser.parse_args()
-    memory.return_freed()  # Arrow asks when it is loaded: children inherit it.
+    memory.release_freed_memory()  # Arrow asks when it is loaded: children inherit it.
     print(f"{'images':>10}  {'what':10} {'CPU s':>8} {'peak MB':>8}")
     for images in options.images:
         with tempfile.TemporaryDirectory(prefix="segray-") as name:

@@ -30,10 +30,11 @@ from segray._system import memory
 from segray.errors import Interrupted
 from segray.execution import run
 from segray.execution.events import PoolEvent
-from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.progress import Watcher
 from segray.execution.scheduler import Policy, Scheduler
+from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import plan
 from segray.sources import listing
@@ -116,8 +117,8 @@ def peak_mb() -> float:
 class Pretender:
     """A labeller that finds the same instances everywhere, and is interrupted after so many units."""
 
-    def __init__(self, recipe: Recipe, units: int, instances: int) -> None:
-        self._staged, self._left = recipe.staged, units
+    def __init__(self, spec: WorkerSpec, units: int, instances: int) -> None:
+        self._staged, self._left = spec.staged, units
         box = np.array([[0, 0, 2, 2]], np.float32).repeat(instances, 0)
         classes = np.full(instances, 13, np.int32)
         self._found = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
@@ -181,7 +182,7 @@ def measure_resume(options: argparse.Namespace) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
     try:
-        run.label(_config(folder, options), Quiet(), lambda recipe, c: Starting(Pretender(recipe, 1, 1), FACTS))
+        run.label(_config(folder, options), Quiet(), lambda spec, c: Starting(Pretender(spec, 1, 1), FACTS))
     except Started:
         seconds = time.time() - options.measured_from
     return {"units": options.units, "images": options.units * options.unit_images, "seconds": round(seconds, 1),
@@ -197,7 +198,7 @@ def _build(folder: Path, options: argparse.Namespace) -> None:
         run.label(
             _config(folder, options),
             Quiet(),
-            lambda recipe, c: Interrupting(Pretender(recipe, options.units, options.instances)),
+            lambda spec, c: Interrupting(Pretender(spec, options.units, options.instances)),
         )
     except Interrupted as end:
         print(end, file=sys.stderr)

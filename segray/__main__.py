@@ -16,7 +16,7 @@ def main() -> None:
         from segray._system import memory
 
         if sys.argv[1:2] and sys.argv[1] in SLICED:
-            memory.return_freed()
+            memory.release_freed_memory()
         from segray.cli import main as cli
     cli.main()
 

@@ -1,7 +1,6 @@
-"""How much memory this process holds and keeps, an end to it when it is far too much, and shares of it for threads.
+"""Measure the memory of this process, kill the process above a limit, and share a budget of bytes between threads.
 
-Knows /proc and malloc; knows nothing of why memory is used. On systems without /proc nothing is measured and nothing
-ends.
+Knows /proc and malloc; knows nothing of why memory is used. Without /proc nothing is measured and nothing is killed.
 """
 
 from __future__ import annotations
@@ -47,22 +46,22 @@ def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return min(found, default=0)
 
 
-def return_freed() -> None:
-    """From now on let this process give back what it frees. To be called before Arrow is loaded, in children too.
+def release_freed_memory() -> None:
+    """Let this process and its children give back to the system what they free. Call it before Arrow is loaded.
 
-    Arrow's own allocator keeps what its threads free, some 100 MB after a few scans of a label set, and so does
-    malloc the pieces that it did not map one by one. Where malloc is not glibc's it stays as it is.
+    Arrow's own allocator keeps what its threads free: about 100 MB after a few scans of a label set. glibc's malloc
+    does the same with each block that is not mapped alone. Another malloc stays as it is.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
         set_option(_MMAP_THRESHOLD, 1 << 16)
 
 
-def end_above(most_bytes: float) -> None:
-    """From now on, kill this process when it holds more. SIGKILL: nothing in it may need memory to end.
+def kill_above(most_bytes: float) -> None:
+    """Kill this process as soon as it holds more. SIGKILL: nothing in the process may need memory to end.
 
-    A thread looks ten times a second, so a library that fills memory without releasing the GIL is met late; the
-    machine's own killer of the largest process remains behind it.
+    A thread looks ten times a second. A library that fills memory while it holds the GIL is seen late. The system's
+    own killer of large processes remains.
     """
 
     def look() -> None:
@@ -73,27 +72,35 @@ def end_above(most_bytes: float) -> None:
     threading.Thread(target=look, name="memory", daemon=True).start()
 
 
-class Budget:
-    """So many bytes, lent to threads in the order they ask. It counts; it does not allocate."""
+class MemoryBudget:
+    """A number of bytes that threads reserve in the order in which they ask. It counts; it does not allocate."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total = self._free = total_bytes
         self._returned = threading.Condition()
-        # Held while waiting: whoever asks for much is not overtaken for ever by those who ask for little.
+        # A thread holds the turn while it waits, so that small requests never overtake a large one.
         self._turn = threading.Lock()
 
-    @contextmanager
-    def lend(self, asked_bytes: int) -> Iterator[Callable[[int], None]]:
-        """Wait until so much is free; who asks for more than there is gets all of it, alone.
+    @property
+    def free_bytes(self) -> int:
+        """Return the bytes that nobody has reserved."""
+        return self._free
 
-        Yields what gives back all but so many bytes before the end of the block.
+    @contextmanager
+    def reserve(self, asked_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Wait until so many bytes are free, and reserve them for the block.
+
+        A request for more than the whole budget gets the whole budget, alone.
+
+        Yields:
+            A function that gives back all but the given number of bytes before the end of the block.
         """
         share = min(asked_bytes, self._total)
         with self._turn, self._returned:
             self._returned.wait_for(lambda: self._free >= share)
             self._free -= share
 
-        def keep(needed_bytes: int) -> None:
+        def shrink_to(needed_bytes: int) -> None:
             nonlocal share
             with self._returned:
                 self._free += share - min(share, needed_bytes)
@@ -101,6 +108,6 @@ class Budget:
                 self._returned.notify()
 
         try:
-            yield keep
+            yield shrink_to
         finally:
-            keep(0)
+            shrink_to(0)

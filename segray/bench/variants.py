@@ -22,9 +22,9 @@ from segray import config
 from segray.bench import naive
 from segray.bench.workload import Lap, Workload, pixels
 from segray.execution.events import PoolEvent, TaskFinished
-from segray.execution.labeller import Recipe
 from segray.execution.run import label
 from segray.execution.worker_pool import Workers
+from segray.execution.worker_spec import WorkerSpec
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.models.engine import Compiled
@@ -124,8 +124,8 @@ def _label(chosen: config.Config, folder: Path) -> Lap:
 
     marks: dict[str, float] = {}
 
-    def start(recipe: Recipe, settings: config.Config) -> Workers:
-        workers: Any = _Timed(ray_pool.start(recipe, settings), marks)
+    def start(spec: WorkerSpec, settings: config.Config) -> Workers:
+        workers: Any = _Timed(ray_pool.start(spec, settings), marks)
         return workers  # type: ignore[no-any-return]
 
     with console.watcher() as watcher:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segray import config
 from segray.errors import ConfigError, WorldError
-from segray.execution.labeller import options_of
+from segray.execution.worker_spec import options_of
 from segray.imaging.opencv import cv2
 from segray.models import engine, resolve
 from segray.models.adapters.adapter import Contract, Form, Options

@@ -39,9 +39,9 @@ from segray.errors import Interrupted, SegrayError, UserError, WorldError
 
 if TYPE_CHECKING:
     from segray.config import Config
-    from segray.execution.labeller import Recipe
     from segray.execution.run import Summary
     from segray.execution.worker_pool import Workers
+    from segray.execution.worker_spec import WorkerSpec
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.promotion import Promotion
     from segray.label_set.validation import Report
@@ -330,12 +330,12 @@ def describe_maintenance(done: Maintenance) -> str:
     return "\n".join([*lines, f"{done.staged_deleted} staged files of finished runs deleted"])
 
 
-def start_workers(recipe: Recipe, chosen: Config) -> Workers:
+def start_workers(spec: WorkerSpec, chosen: Config) -> Workers:
     """Workers on the configured Ray cluster."""
     try:
         with host_process.kept():  # Importing Ray changes the process too.
             from segray.execution import ray_pool
-        return ray_pool.start(recipe, chosen)
+        return ray_pool.start(spec, chosen)
     except Exception as exc:  # What becomes of a KeyboardInterrupt in the middle of an import, or of Ray's start.
         if signals.came():
             raise KeyboardInterrupt from exc

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.analytics.evaluation.evaluate import Row, coco_results, count_objects, evaluate_detections, read_truth
 from segray.errors import ImageError, UserError
 from segray.imaging import decode
@@ -51,7 +51,7 @@ class Reader:
 
     def __init__(self, contract: Contract, form: Form, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
-        self._files = Files(store, decode.Limits(), Budget(_FILES_BYTES))
+        self._files = Files(store, decode.Limits(), MemoryBudget(_FILES_BYTES))
         self.unread: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:

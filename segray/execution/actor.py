@@ -1,6 +1,6 @@
-"""A worker's process: the labeller, how much memory it may hold, and what is left to read when it dies.
+"""A worker's process: the labeller, how much memory it may hold, and the log that is left when it dies.
 
-Knows what is done in the process and on its node; knows nothing of Ray, which calls it (cluster.py).
+Knows what is done in the process and on its node; knows nothing of Ray, which calls it (ray_pool.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from segray._system import host_process, memory
 from segray.config import Pool
 from segray.errors import ConfigError
-from segray.execution import in_flight
-from segray.execution.labeller import Labeller, Recipe, build, prepared
+from segray.execution.in_flight import read_in_flight_log
+from segray.execution.labeller import Labeller
+from segray.execution.worker_spec import WorkerSpec, build, prepared
 from segray.instances import ImageRef
 from segray.tasks import InFlight, Progress, Task, TaskReport
 
@@ -26,23 +27,23 @@ _KILLED_AT = 1.5
 class Actor:
     """`start` does the work that may fail, so that its error arrives as it was raised.
 
-    trail: a name unique to this process, for inquest().
+    log: a name unique to this process, for inquest().
     """
 
-    def __init__(self, pool: Pool, trail: str) -> None:
-        self._pool, self._trail = pool, _on_this_node(trail)
+    def __init__(self, pool: Pool, log: str) -> None:
+        self._pool, self._in_flight_log = pool, _on_this_node(log)
         self._labeller: Labeller | None = None
         self._process = ExitStack()  # never closed: the process is the worker's own
         self._most_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
 
-    def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
+    def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
         """Load the model; the facts of its engine. threads: for a pool that names none."""
         self._process.enter_context(prepared())
         host_process.silence_videos()
-        self._labeller, facts = build(recipe, self._pool.device, self._pool.threads or threads, self._trail)
+        self._labeller, facts = build(spec, self._pool.device, self._pool.threads or threads, self._in_flight_log)
         if self._most_bytes is not None:
             self._check_room(self._most_bytes)
-            memory.end_above(self._most_bytes * _KILLED_AT)
+            memory.kill_above(self._most_bytes * _KILLED_AT)
         return facts
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
@@ -55,7 +56,7 @@ class Actor:
 
     def leave(self) -> None:
         """Leave nothing behind on the node."""
-        self._trail.unlink(missing_ok=True)
+        self._in_flight_log.unlink(missing_ok=True)
 
     def _check_room(self, most_bytes: int) -> None:
         held = memory.rss_bytes()
@@ -73,9 +74,9 @@ class Actor:
         return self._labeller
 
 
-def inquest(trail: str) -> tuple[InFlight, ...]:
-    """What a dead actor was at. Runs on its node, so that an answer also says that the node lives."""
-    return in_flight.follow(_on_this_node(trail))
+def inquest(log: str) -> tuple[InFlight, ...]:
+    """Return the images of a dead actor. Runs on its node, so that an answer also says that the node lives."""
+    return read_in_flight_log(_on_this_node(log))
 
 
 def _on_this_node(name: str) -> Path:

@@ -23,12 +23,14 @@ import pyarrow.parquet as pq
 
 from segray import config
 from segray._system import memory
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.config import Config
 from segray.execution import run
-from segray.execution.labeller import WORKING_BYTES, Labeller, Recipe, build, prepared
+from segray.execution.image_steps import WORKING_BYTES
+from segray.execution.labeller import Labeller
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
+from segray.execution.worker_spec import WorkerSpec, build, prepared
 from segray.imaging import decode
 from segray.instances import ImageRef
 from segray.label_set import plan, run_records, snapshot
@@ -210,9 +212,9 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watch
     watcher.note(f"labelling {len(chosen)} of them here, with {threads} threads and without Ray")
     built: list[tuple[Labeller, Mapping[str, str], float]] = []
 
-    def start(recipe: Recipe, given: Config) -> InProcess:
+    def start(spec: WorkerSpec, given: Config) -> InProcess:
         began = time.monotonic()
-        labeller, facts = build(recipe, asked.workers[0].device, threads)
+        labeller, facts = build(spec, asked.workers[0].device, threads)
         built.append((labeller, facts, time.monotonic() - began))
         return _Kept(labeller, facts)
 
@@ -307,7 +309,9 @@ def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
     count = min(asked.unit_images, len(left))
     (images,) = [left.rows((len(left) - count) // 2, count).to_pydict()]
     refs = [ImageRef(*row) for row in zip(*images.values(), strict=True)]
-    portions = Files(store, decode.Limits(**asked.image.model_dump(exclude={"timeout_s"})), Budget(0)).portions(refs)
+    portions = Files(store, decode.Limits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(
+        refs
+    )
     requests = 0
     for portion in portions:
         place = inside(refs[portion.rows[0]].uri)

@@ -37,9 +37,9 @@ from segray.execution.events import (
     WorkerJoined,
     WorkerLost,
 )
-from segray.execution.labeller import stage_failure
 from segray.execution.progress import Course, Tally, Vitals, Watcher
 from segray.execution.scheduler import DisplayNames, Policy, Scheduler
+from segray.execution.staging import stage_failure
 from segray.instances import Failure
 from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan

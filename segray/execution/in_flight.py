@@ -1,9 +1,8 @@
-"""Which images a worker has in flight, and a trail of them that outlives its process.
+"""Track the images that a worker has in flight, and log them in a file that outlives its process.
 
-Knows places (unit, index), stages and a small file on the node; knows nothing of what is done to an image, or by whom
-the trail is read. A process that dies of an image leaves the place of every image it was at: the last pulse may be a
-second old, and an image needs a few milliseconds. The trail is written with plain `pwrite`, one record a stage: what
-has been written is the kernel's and survives any signal.
+Knows units, indices, stages and a small file on the node; knows nothing of what is done to an image, or of who reads
+the log. An image needs a few milliseconds and the last heartbeat may be a second old, so the log alone names the
+images of a dead process. Each stage is one plain `pwrite`: the kernel keeps what was written, whatever the signal.
 """
 
 from __future__ import annotations
@@ -17,55 +16,62 @@ from pathlib import Path
 from segray.tasks import InFlight, Progress
 
 _STAGES = ("", "read", "decode", "wait", "infer", "postprocess")
-_RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero when nothing is here
+_RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero for an empty slot
 
 
-class Watch:
-    """Which images are in flight, in which stage, since when; safe from any thread.
+class InFlightTracker:
+    """The images in flight, by (unit, index): the stage of each, and since when. Any thread may call it.
 
-    trail: a file to keep the same in, or None. The file is made anew.
+    log: a file to keep the same in, or None. The file is made anew.
     """
 
-    def __init__(self, trail: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None) -> None:
         self._lock = threading.Lock()
-        self._here: dict[tuple[int, int], tuple[str, float]] = {}
+        self._images: dict[tuple[int, int], tuple[str, float]] = {}
         self._finished = 0
-        self._file = None if trail is None else os.open(trail, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._log = None if log is None else os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._slots: dict[tuple[int, int], int] = {}
-        self._free: list[int] = []
+        self._free_slots: list[int] = []
 
-    def enter(self, place: tuple[int, int], stage: str) -> None:
+    def enter(self, image: tuple[int, int], stage: str) -> None:
+        """Note that an image enters a stage now."""
         with self._lock:
-            self._here[place] = (stage, time.monotonic())
-            if place not in self._slots:
-                self._slots[place] = self._free.pop() if self._free else len(self._slots)
-            self._mark(self._slots[place], _RECORD.pack(*place, _STAGES.index(stage)))
+            self._images[image] = (stage, time.monotonic())
+            if image not in self._slots:
+                self._slots[image] = self._free_slots.pop() if self._free_slots else len(self._slots)
+            self._write(self._slots[image], _RECORD.pack(*image, _STAGES.index(stage)))
 
-    def leave(self, place: tuple[int, int], *, finished: bool = True) -> None:
+    def leave(self, image: tuple[int, int], *, finished: bool = True) -> None:
         """Take an image out of flight. finished: whether it gets a row."""
         with self._lock:
             self._finished += finished
-            if self._here.pop(place, None) is not None:
-                self._free.append(self._slots.pop(place))
-                self._mark(self._free[-1], bytes(_RECORD.size))
+            if self._images.pop(image, None) is not None:
+                self._free_slots.append(self._slots.pop(image))
+                self._write(self._free_slots[-1], bytes(_RECORD.size))
 
     def progress(self) -> Progress:
+        """Return the number of finished images, and the images in flight."""
         now = time.monotonic()
         with self._lock:
-            here = tuple(InFlight(*place, stage, round(now - since, 3)) for place, (stage, since) in self._here.items())
-            return Progress(self._finished, here)
+            images = tuple(
+                InFlight(*image, stage, round(now - since, 3)) for image, (stage, since) in self._images.items()
+            )
+            return Progress(self._finished, images)
 
-    def _mark(self, slot: int, record: bytes) -> None:
-        if self._file is not None:
-            os.pwrite(self._file, record, slot * _RECORD.size)
+    def _write(self, slot: int, record: bytes) -> None:
+        if self._log is not None:
+            os.pwrite(self._log, record, slot * _RECORD.size)
 
 
-def follow(trail: Path) -> tuple[InFlight, ...]:
-    """Where a dead worker was, in seconds unknown (0.0); nothing when it left no trail. Removes the trail."""
+def read_in_flight_log(log: Path) -> tuple[InFlight, ...]:
+    """Return the images of a dead worker, with 0.0 for the unknown seconds, and remove its log.
+
+    Returns nothing when there is no log.
+    """
     try:
-        data = trail.read_bytes()
+        data = log.read_bytes()
     except FileNotFoundError:
         return ()
-    trail.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     records = _RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size])
     return tuple(InFlight(unit, index, _STAGES[stage], 0.0) for unit, index, stage in records if stage)

@@ -39,9 +39,9 @@ from segray.execution.events import (
     WorkerJoined,
     WorkerLost,
 )
-from segray.execution.labeller import Recipe
 from segray.execution.placement import Node, Seat
 from segray.execution.worker_pool import run_in_daemon_thread
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef
 from segray.models.engine import available_cpus
 from segray.tasks import InFlight, Task
@@ -60,7 +60,7 @@ T = TypeVar("T")
 class _Actor(Actor):
     """A worker's process, which also knows what Ray calls its node."""
 
-    def start(self, recipe: Recipe, threads: int) -> Mapping[str, str]:
+    def start(self, recipe: WorkerSpec, threads: int) -> Mapping[str, str]:
         return {**super().start(recipe, threads), "node": ray.get_runtime_context().get_node_id()}
 
     def stay(self) -> None:
@@ -173,7 +173,7 @@ def _on_a_thread_that_stays(over: threading.Event, function: Callable[..., None]
 _connection = _Connection()
 
 
-def start(recipe: Recipe, chosen: Config) -> RayWorkers:
+def start(recipe: WorkerSpec, chosen: Config) -> RayWorkers:
     """Workers on the configured cluster. Their close() ends what was started for them."""
     connect(chosen.cluster)
     try:
@@ -311,7 +311,7 @@ class _Death:
 class RayWorkers:
     """The workers of a run on a Ray cluster; see workers.Workers. Made after connect(); close() disconnects."""
 
-    def __init__(self, recipe: Recipe, pools: Sequence[Pool], cluster: Cluster) -> None:
+    def __init__(self, recipe: WorkerSpec, pools: Sequence[Pool], cluster: Cluster) -> None:
         self._recipe, self._pools, self._cluster = recipe, pools, cluster
         self._members: dict[str, _Member] = {}
         self._deaths: dict[Any, _Death] = {}

@@ -31,10 +31,10 @@ from segray.errors import (
     WorldError,
 )
 from segray.execution.event_loop import Execution, Job
-from segray.execution.labeller import Recipe, options_of
 from segray.execution.progress import Tally, Watcher
 from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import Workers
+from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
@@ -48,7 +48,7 @@ from segray.sources.shard_index import Index
 from segray.storage.store import StorageOptions, Store, absolute, join, shown
 from segray.tasks import Task
 
-StartWorkers = Callable[[Recipe, Config], Workers]
+StartWorkers = Callable[[WorkerSpec, Config], Workers]
 
 
 @dataclass(frozen=True)
@@ -349,10 +349,10 @@ def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers
     limits = decode.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
     tiles = None if asked is None else Tiles(**asked.model_dump())
-    recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
+    spec = WorkerSpec(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
     began = time.monotonic()
     with _ended(job, work):
-        pool = start_workers(recipe, job.config)
+        pool = start_workers(spec, job.config)
     with closing(pool):
         execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool, done.withheld_before)
         try:

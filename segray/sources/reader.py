@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.errors import ImageError, WorldError
 from segray.imaging.decode import Limits
 from segray.instances import ImageRef
@@ -41,7 +41,9 @@ class Portion:
     Threads may take them at once; the first reads for all. Every row is to be taken once, or the portion closed.
     """
 
-    def __init__(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content], budget: Budget) -> None:
+    def __init__(
+        self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content], budget: MemoryBudget
+    ) -> None:
         self.rows = tuple(rows)
         self._size, self._load, self._budget = size_bytes, load, budget
         self._loading, self._counting = threading.Lock(), threading.Lock()
@@ -73,7 +75,7 @@ class Portion:
     def _loaded(self) -> _Content:
         with self._loading:
             if self._content is None and self._error is None:
-                self._loan.enter_context(self._budget.lend(self._size))
+                self._loan.enter_context(self._budget.reserve(self._size))
                 try:
                     self._content = self._load()
                 except Exception as error:
@@ -91,7 +93,7 @@ class Portion:
 class Files:
     """The files of a store, with a memory of those that are read from front to back. Threads may share it."""
 
-    def __init__(self, store: Store, limits: Limits, budget: Budget) -> None:
+    def __init__(self, store: Store, limits: Limits, budget: MemoryBudget) -> None:
         self._store, self._limits, self._budget = store, limits, budget
         self._cursors = _Cursors(_MOST_CURSORS)
 
@@ -190,7 +192,7 @@ class Files:
 
 def by_uri(store: Store) -> Callable[[str], bytes]:
     """What reads an image by its URI in the tables, wherever it lies; for one image now and then. Raises ImageError."""
-    files = Files(store, Limits(), Budget(_NOW_AND_THEN_BYTES))
+    files = Files(store, Limits(), MemoryBudget(_NOW_AND_THEN_BYTES))
     return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="m
 _SWELLS = """
 import time
 from segray._system import memory
-memory.end_above(memory.rss_bytes() + 50 * 2**20)
+memory.kill_above(memory.rss_bytes() + 50 * 2**20)
 hoard = []
 for _ in range(400):
     hoard.append(b"x" * 2**20)
@@ -39,7 +39,7 @@ print(memory.rss_bytes() - before)
 _RETURNS = """
 from segray import __main__
 from segray._system import memory
-memory.return_freed()
+memory.release_freed_memory()
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
 """
@@ -83,10 +83,10 @@ def test_a_process_that_swells_is_killed() -> None:
 
 
 def test_a_budget_is_never_overdrawn_and_whoever_asks_for_all_of_it_gets_a_turn() -> None:
-    budget, held, most, lock = memory.Budget(100), [0], [0], threading.Lock()
+    budget, held, most, lock = memory.MemoryBudget(100), [0], [0], threading.Lock()
 
     def borrow(asked: int) -> None:
-        with budget.lend(asked):
+        with budget.reserve(asked):
             with lock:
                 held[0] += min(asked, 100)
                 most[0] = max(most[0], held[0])
@@ -102,19 +102,19 @@ def test_a_budget_is_never_overdrawn_and_whoever_asks_for_all_of_it_gets_a_turn(
 
 
 def test_what_a_borrower_needs_no_more_is_there_for_the_next_one() -> None:
-    budget = memory.Budget(100)
-    with budget.lend(5000) as keep:
+    budget = memory.MemoryBudget(100)
+    with budget.reserve(5000) as keep:
         keep(70)
         keep(90)  # no more than it still has
-        with budget.lend(30):
+        with budget.reserve(30):
             pass
-    with budget.lend(100):
+    with budget.reserve(100):
         pass
 
 
 def test_a_budget_comes_back_when_the_borrower_fails() -> None:
-    budget = memory.Budget(10)
-    with pytest.raises(KeyError), budget.lend(10):
+    budget = memory.MemoryBudget(10)
+    with pytest.raises(KeyError), budget.reserve(10):
         raise KeyError
-    with budget.lend(10):
+    with budget.reserve(10):
         pass

@@ -25,9 +25,10 @@ import segray
 from segray import config
 from segray.errors import SegrayError, WorldError
 from segray.execution import run
-from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.progress import Watcher
+from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.storage.store import StorageOptions, Store, join
 from segray.synthetic import dataset
@@ -40,13 +41,13 @@ VOLATILE = ("batch", "run_id", "labelled_at", "attempts", "uri")
 class Reader:
     """A labeller that reads every image through the store and makes its score of the bytes."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._store = recipe, Store(recipe.storage)
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec, self._store = spec, Store(spec.storage)
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         outcomes = [self._outcome(task, ref) for ref in refs]
         rows = dict(zip(task.indices, outcomes, strict=True))
-        return TaskReport(task, stage(self._store, self._recipe.staged, task, rows, {13: "stop sign"}))
+        return TaskReport(task, stage(self._store, self._spec.staged, task, rows, {13: "stop sign"}))
 
     def _outcome(self, task: Task, ref: ImageRef) -> Outcome:
         data = self._store.read(ref.uri)
@@ -60,8 +61,8 @@ class Reader:
     def close(self) -> None: ...
 
 
-def here(recipe: Recipe, chosen: config.Config) -> InProcess:
-    return InProcess(Reader(recipe), {"device": "FAKE", "precision": "f32", "host": "here"})
+def here(spec: WorkerSpec, chosen: config.Config) -> InProcess:
+    return InProcess(Reader(spec), {"device": "FAKE", "precision": "f32", "host": "here"})
 
 
 @pytest.fixture(scope="module")

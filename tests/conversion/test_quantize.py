@@ -22,7 +22,7 @@ from segray.cli import main
 from segray.conversion import compare, quantize
 from segray.conversion.inspect_model import inspect
 from segray.errors import ConfigError, LabelSetError, ModelError, UserError
-from segray.execution import labeller, run
+from segray.execution import run, worker_spec
 from segray.execution.worker_pool import InProcess
 from segray.models import engine, resolve
 from segray.storage.store import Store
@@ -88,7 +88,7 @@ def test_without_nncf_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
 
 def test_int8_on_the_float_model_ends_before_any_image_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"segray models quantize \S*stickers\.xml --images"):
-        run.label(settings(tmp_path, precision="int8"), Notes(), lambda recipe, chosen: pytest.fail("started workers"))
+        run.label(settings(tmp_path, precision="int8"), Notes(), lambda spec, chosen: pytest.fail("started workers"))
 
 
 @pytest.fixture
@@ -226,8 +226,8 @@ def test_the_card_says_how_it_came_to_be(made: Made) -> None:
 
 @pytest.mark.integration
 def test_it_labels_like_any_model_into_another_label_set(made: Made) -> None:
-    def start(recipe: labeller.Recipe, chosen: config.Config) -> InProcess:
-        return InProcess(*labeller.build(recipe, "CPU", None))
+    def start(spec: worker_spec.WorkerSpec, chosen: config.Config) -> InProcess:
+        return InProcess(*worker_spec.build(spec, "CPU", None))
 
     chosen = settings(made.folder, path=str(made.xml), precision="int8")
     summary = run.label(chosen, Notes(), start, limit=16)

@@ -90,7 +90,7 @@ def run_folder(chosen: config.Config) -> Path:
 
 def test_a_run_is_replayed_to_the_state_that_it_had(chosen: config.Config, capsys: pytest.CaptureFixture[str]) -> None:
     lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
-    run.label(lenient, Notes(), lambda recipe, c: Mortal(recipe, "07.jpg"))
+    run.label(lenient, Notes(), lambda spec, c: Mortal(spec, "07.jpg"))
     assert keys(chosen) == ALL
     folder = run_folder(chosen)
     assert replay.main([str(folder)]) == 0

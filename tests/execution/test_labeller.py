@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 import segray
 from segray import config, rle
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.errors import ConfigError, ModelError, WorldError
-from segray.execution.labeller import Labeller, Recipe, build, options_of, stage_failure, writable
+from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedModel
+from segray.execution.labeller import Labeller
+from segray.execution.staging import drop_invalid_rows, stage_failure
+from segray.execution.worker_spec import WorkerSpec, build, options_of
 from segray.imaging import decode as image
 from segray.imaging.tiling import Tiles
 from segray.instances import Failure, ImageRef, Instances
@@ -56,16 +59,17 @@ class Whole:
         return Instances(np.array([13], np.int32), np.array([0.9], np.float32), box, counts, size_hw)
 
 
-def labeller(folder: Path, function: Callable[..., Any] | None = None, store: Any = None) -> Labeller:
+def labeller(
+    folder: Path, function: Callable[..., Any] | None = None, store: Any = None, memory: ImageMemory | None = None
+) -> Labeller:
     def mean(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"mean": np.array([inputs["x"].mean()], np.float32)}
 
     engine = FakeEngine(function or mean)
     contract: Any = Whole()
-    limits = image.Limits(max_bytes=100_000)
-    return Labeller(
-        engine, contract, contract.forms["original"], Options(), limits, store or Store(), str(folder), cores=2
-    )
+    model = LoadedModel(engine, contract, contract.forms["original"], Options())
+    settings = LabellerSettings(2, image.Limits(max_bytes=100_000))
+    return Labeller(model, settings, store or Store(), str(folder), memory=memory)
 
 
 def photo(path: Path, value: int) -> ImageRef:
@@ -119,10 +123,9 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
     picture[20:120, 30:170] = 255
     cv2.imwrite(str(tmp_path / "large.png"), picture)
     contract: Any = Bright()
-    worker = Labeller(
-        FakeEngine(lambda inputs: {"mean": inputs["x"]}), contract, contract.forms["original"], Options(),
-        image.Limits(), Store(), str(tmp_path), cores=2, tiles=tiles,
-    )  # fmt: skip
+    engine = FakeEngine(lambda inputs: {"mean": inputs["x"]})
+    model = LoadedModel(engine, contract, contract.forms["original"], Options())
+    worker = Labeller(model, LabellerSettings(2, image.Limits(), tiles), Store(), str(tmp_path))
     (done,) = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))]).staged
     worker.close()
     (row,) = schema.staged_rows((tmp_path / done.staged).read_bytes()).to_pylist()
@@ -213,12 +216,12 @@ def test_images_that_are_read_together_never_wait_for_each_others_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "PORTION_BYTES", 3000)
-    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
-    worker._files = reader.Files(Store(), worker._limits, budget)
+    refs, budget = shard(tmp_path), MemoryBudget(4000)
+    worker = labeller(tmp_path / "staged", memory=ImageMemory(budget, MemoryBudget(4000)))
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(worker.label, Task(unit, 0, len(refs)), refs[:: (-1) ** unit]) for unit in range(6)]
         assert [sum(part.failed for part in done.result(timeout=60).staged) for done in tasks] == [0] * 6
-    assert budget._free == 4000
+    assert budget.free_bytes == 4000
 
 
 def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path) -> None:
@@ -226,13 +229,13 @@ def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path)
         def read_range(self, uri: str, start: int, size: int) -> bytes:
             raise WorldError("slow down")
 
-    refs, worker, budget = shard(tmp_path), labeller(tmp_path / "staged"), Budget(4000)
-    worker._files = reader.Files(Storm(), worker._limits, budget)
+    refs, budget = shard(tmp_path), MemoryBudget(4000)
+    worker = labeller(tmp_path / "staged", store=Storm(), memory=ImageMemory(budget, MemoryBudget(4000)))
     report = worker.label(Task(0, 0, len(refs)), refs)
     assert {image.reason for image in report.withheld} == {"slow down"}
     assert (report.staged, len(report.withheld) + len(report.untried)) == ((), 40)
     worker.close()
-    assert budget._free == 4000
+    assert budget.free_bytes == 4000
     assert not (tmp_path / "staged").exists()
 
 
@@ -262,7 +265,7 @@ def test_rows_that_the_table_cannot_hold_are_dropped_and_counted() -> None:
     found = Instances(
         np.array([13, 13, 13, 12], np.int32), np.ones(4, np.float32), boxes, (full, none, full, full), (4, 4)
     )
-    kept, dropped = writable(found, LABELS)
+    kept, dropped = drop_invalid_rows(found, LABELS)
     assert len(kept) == 1
     assert dropped == {"empty_mask": 1, "empty_box": 1, "unnamed_class": 1}
 
@@ -318,10 +321,10 @@ def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str,
 
 def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(tmp_path: Path) -> None:
     model = config.Model(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
-    recipe = Recipe(model, "f", image.Limits(), StorageOptions(), str(tmp_path))
+    spec = WorkerSpec(model, "f", image.Limits(), StorageOptions(), str(tmp_path))
     with pytest.raises(
         ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
     ):
-        build(recipe, "CPU", 1)
+        build(spec, "CPU", 1)
     with pytest.raises(ConfigError, match=rf"(?s){platform.node()}.*{segray.__version__} there, 0\.0\.9 in the driver"):
-        build(replace(recipe, version="0.0.9"), "CPU", 1)
+        build(replace(spec, version="0.0.9"), "CPU", 1)

@@ -19,8 +19,9 @@ from segray import config
 from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
 from segray.execution import run
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined, WorkerLost
-from segray.execution.labeller import Outcome, Recipe, stage
+from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess, Workers
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import batches, commit, delta_log, maintenance, merge, schema
 from segray.label_set.parquet_writer import SpillableRows, Writer
@@ -36,8 +37,8 @@ LABELS = {13: "stop sign"}
 class Stub:
     """A labeller that finds one stop sign in every image, unless `before` raises."""
 
-    def __init__(self, recipe: Recipe, before: Callable[[Task], None] = lambda task: None) -> None:
-        self._recipe, self._before = recipe, before
+    def __init__(self, spec: WorkerSpec, before: Callable[[Task], None] = lambda task: None) -> None:
+        self._spec, self._before = spec, before
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         self._before(task)
@@ -46,7 +47,7 @@ class Stub:
         )
         outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=found) for ref in refs]
         rows = dict(zip(task.indices, outcomes, strict=True))
-        return TaskReport(task, stage(Store(), self._recipe.staged, task, rows, LABELS))
+        return TaskReport(task, stage(Store(), self._spec.staged, task, rows, LABELS))
 
     def progress(self) -> Progress:
         return Progress(0)
@@ -55,7 +56,7 @@ class Stub:
 
 
 def start(before: Callable[[Task], None] = lambda task: None) -> run.StartWorkers:
-    return lambda recipe, chosen: InProcess(Stub(recipe, before), FACTS)
+    return lambda spec, chosen: InProcess(Stub(spec, before), FACTS)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_every_image_is_labelled_once_and_the_summary_says_so(chosen: config.Con
 def test_a_second_run_does_nothing_and_says_so(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
     watcher = Notes()
-    summary = run.label(chosen, watcher, lambda recipe, c: pytest.fail("no worker is needed"))
+    summary = run.label(chosen, watcher, lambda spec, c: pytest.fail("no worker is needed"))
     assert summary.tally.images == 0
     assert "nothing to do" in watcher.notes[-1]
 
@@ -115,7 +116,7 @@ def test_an_interrupted_run_is_resumed_from_its_own_plan(chosen: config.Config) 
             return super().events(timeout_s)
 
     with pytest.raises(Interrupted, match="run the same command again"):
-        run.label(chosen, Notes(), lambda recipe, c: Interrupting(Stub(recipe, stop), FACTS))
+        run.label(chosen, Notes(), lambda spec, c: Interrupting(Stub(spec, stop), FACTS))
     (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
     watcher = Notes()
     run.label(chosen, watcher, start())
@@ -168,7 +169,7 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
 def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
     chosen: config.Config, error: BaseException, raised: type[Exception], left: str
 ) -> None:
-    def refuse(recipe: Recipe, c: config.Config) -> Workers:
+    def refuse(spec: WorkerSpec, c: config.Config) -> Workers:
         raise error
 
     with pytest.raises(raised):
@@ -192,8 +193,8 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
             done = super().label(Task.of(task.unit, list(read), task.attempt), list(read.values()))
             return TaskReport(task, done.staged, tuple(withheld))
 
-    def starting(recipe: Recipe, c: config.Config) -> Workers:
-        return InProcess(Dead(recipe), FACTS)
+    def starting(spec: WorkerSpec, c: config.Config) -> Workers:
+        return InProcess(Dead(spec), FACTS)
 
     for _ in range(2):
         watcher = Notes()
@@ -216,8 +217,8 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
 class Mortal:
     """Workers of which one at a time lives; an image that kills takes its worker along."""
 
-    def __init__(self, recipe: Recipe, killer: str) -> None:
-        self._stub, self._killer = Stub(recipe), killer
+    def __init__(self, spec: WorkerSpec, killer: str) -> None:
+        self._stub, self._killer = Stub(spec), killer
         self._events: list[PoolEvent] = [WorkerJoined("0", FACTS)]
         self._lives = 0
 
@@ -256,8 +257,8 @@ def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labe
     lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
     workers: list[Mortal] = []
 
-    def mortal(recipe: Recipe, c: config.Config) -> Workers:
-        workers.append(Mortal(recipe, "07.jpg"))
+    def mortal(spec: WorkerSpec, c: config.Config) -> Workers:
+        workers.append(Mortal(spec, "07.jpg"))
         return workers[-1]
 
     summary = run.label(lenient, Notes(), mortal)
@@ -270,8 +271,8 @@ def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labe
 class Hanging(Mortal):
     """Workers in which the first image of every task hangs; a retired one is replaced at once."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe, "")
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec, "")
         self._at: tuple[float, Task] | None = None
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
@@ -302,7 +303,7 @@ def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Conf
     )
     watcher = Notes()
     with pytest.raises(WorldError, match="nothing gets done") as caught:
-        run.label(impatient, watcher, lambda recipe, c: Hanging(recipe))
+        run.label(impatient, watcher, lambda spec, c: Hanging(spec))
     where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
     assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
     assert any(re.fullmatch(rf"worker 0 on here is replaced: {where}", note) for note in watcher.notes)
@@ -317,7 +318,7 @@ def test_a_merge_that_never_ends_stops_the_run(chosen: config.Config) -> None:
 
     impatient = chosen.model_copy(update={"publish": config.Publish(timeout_s=0.1)})
     with pytest.raises(WorldError, match=r"not merged in time[\s\S]*publish\.timeout_s"):
-        run.label(impatient, Notes(), lambda recipe, c: Silent(Stub(recipe), FACTS))
+        run.label(impatient, Notes(), lambda spec, c: Silent(Stub(spec), FACTS))
     run.label(chosen, Notes(), start())
     assert keys(chosen) == ALL
 
@@ -363,7 +364,7 @@ def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_mo
 
 def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     strict = chosen.model_copy(update={"max_failed_fraction": 0.0})
-    summary = run.label(strict, Notes(), lambda recipe, c: Mortal(recipe, "07.jpg"))
+    summary = run.label(strict, Notes(), lambda spec, c: Mortal(spec, "07.jpg"))
     assert summary.exit_code == 3
 
 
@@ -373,7 +374,7 @@ def test_two_precisions_under_auto_are_refused(chosen: config.Config) -> None:
             return [WorkerJoined("1", {**FACTS, "precision": "bf16"}), *super().events(timeout_s)]
 
     with pytest.raises(ConfigError, match="different precisions"):
-        run.label(chosen, Notes(), lambda recipe, c: Mixed(Stub(recipe), FACTS))
+        run.label(chosen, Notes(), lambda spec, c: Mixed(Stub(spec), FACTS))
 
 
 def test_a_limit_and_a_dry_run(chosen: config.Config) -> None:
@@ -414,18 +415,18 @@ def gone(chosen: config.Config, *names: str) -> None:
 def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_otherwise(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
     gone(chosen, "00.jpg", "07.jpg", "19.jpg")
-    run.label(chosen, Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    run.label(chosen, Notes(), lambda spec, c: pytest.fail("no worker is needed"))
     assert keys(chosen) == ALL
     watcher = Notes()
     assert run.label(retiring(chosen), watcher, start(), dry_run=True).retired == 3
     assert "3 that it no longer has" in watcher.notes[-1]
     assert keys(chosen) == ALL
     assert run.label(retiring(chosen), Notes(), start(), limit=5).retired == 0
-    summary = run.label(retiring(chosen), Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    summary = run.label(retiring(chosen), Notes(), lambda spec, c: pytest.fail("no worker is needed"))
     assert (summary.retired, summary.images, summary.classes) == (3, {"ok": 17}, {"stop sign": 17})
     assert segray.scan(chosen.output.root).count_rows() == 17
     assert verify(chosen.output.root, StorageOptions()).violations == ()
-    again = run.label(retiring(chosen), Notes(), lambda recipe, c: pytest.fail("no worker is needed"))
+    again = run.label(retiring(chosen), Notes(), lambda spec, c: pytest.fail("no worker is needed"))
     assert again.retired == 0
 
 
@@ -507,9 +508,9 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
         merges.append(batch.number)
         return batch
 
-    def starting(recipe: Recipe, c: config.Config) -> Workers:
+    def starting(spec: WorkerSpec, c: config.Config) -> Workers:
         started.append(1)
-        return start()(recipe, c)
+        return start()(spec, c)
 
     monkeypatch.setattr(merge, "merge", overtaken)
     watcher = Notes()

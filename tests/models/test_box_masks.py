@@ -15,7 +15,7 @@ from raw_outputs import Outputs
 
 from segray import rle
 from segray.errors import ConfigError
-from segray.execution.labeller import writable
+from segray.execution.staging import drop_invalid_rows
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.adapters.box_masks import MAX_SCORE
@@ -126,7 +126,7 @@ def test_numbers_that_are_none_cost_only_their_row(family: Family, what: str, wr
     family.put(outputs, what, 2, wrong)
     found = family.decode(outputs)
     assert found.scores.tolist() == np.delete(SCORES, 2).tolist()
-    assert writable(found, CONTRACTS[family.name].labels)[1] == {"unreadable": 1}
+    assert drop_invalid_rows(found, CONTRACTS[family.name].labels)[1] == {"unreadable": 1}
 
 
 @pytest.mark.parametrize(("what", "wrong"), [("score", 1.5), ("score", -0.5), ("score", 0), ("class", 18.5)])
@@ -174,7 +174,7 @@ def test_boxes_outside_or_inverted_have_no_pixel_and_are_not_written(
     height, width = SIZE_HW
     assert (found.boxes_xyxy >= 0).all()
     assert (found.boxes_xyxy <= [width, height, width, height]).all()
-    kept, dropped = writable(found, CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(found, CONTRACTS[family.name].labels)
     assert (len(kept), dict(dropped)) == (COUNT - 1, {"empty_mask": 1})
 
 
@@ -183,7 +183,7 @@ def test_boxes_outside_or_inverted_have_no_pixel_and_are_not_written(
 def test_a_box_of_no_area_is_not_written(family: Family, paste: str) -> None:
     outputs = family.outputs()
     family.put(outputs, "x1", 0, family._at(outputs, "x0", 0))
-    kept, dropped = writable(family.decode(outputs, paste=paste), CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(family.decode(outputs, paste=paste), CONTRACTS[family.name].labels)
     assert (len(kept), sum(dropped.values())) == (COUNT - 1, 1)
 
 
@@ -205,7 +205,7 @@ def test_ids_without_a_name_are_kept_by_decode_and_counted_by_the_writer(label: 
     family.put(outputs, "class", 0, label)
     found = family.decode(outputs)
     assert found.class_ids[0] == label
-    kept, dropped = writable(found, CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(found, CONTRACTS[family.name].labels)
     assert (len(kept), dict(dropped)) == (COUNT - 1, {"unnamed_class": 1})
 
 

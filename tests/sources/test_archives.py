@@ -23,7 +23,7 @@ from properties import tried
 from shapes import SHAPES, Shaped, add
 
 from segray import config
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.errors import ImageError, SourceError
 from segray.imaging.decode import Limits, decode
 from segray.instances import ImageRef
@@ -57,7 +57,7 @@ def refs(shaped: Shaped, store: Store, index: Index | None = None) -> list[Image
 
 
 def files(store: Store, limits: Limits = LIMITS) -> reading.Files:
-    return reading.Files(store, limits, Budget(64 << 20))
+    return reading.Files(store, limits, MemoryBudget(64 << 20))
 
 
 def contents(found: list[ImageRef], store: Store, limits: Limits = LIMITS) -> dict[str, Any]:
@@ -170,18 +170,18 @@ def test_a_shard_in_another_order_than_its_names_is_read_front_to_back(store: St
 
 def test_a_portion_gives_its_memory_back_however_it_ends(store: Store, tmp_path: Path) -> None:
     shaped = shapes.tar(FILES, tmp_path)
-    budget = Budget(1 << 20)
+    budget = MemoryBudget(1 << 20)
     reader = reading.Files(store, Limits(), budget)
     found = refs(shaped, store)
     taken, closed = reader.portions(found)
     for row in taken.rows:
         with taken.take(row):
-            assert budget._free < 1 << 20
-    assert budget._free == 1 << 20
+            assert budget.free_bytes < 1 << 20
+    assert budget.free_bytes == 1 << 20
     with closed.take(closed.rows[0]):
         closed.close()
-        assert budget._free < 1 << 20
-    assert budget._free == 1 << 20
+        assert budget.free_bytes < 1 << 20
+    assert budget.free_bytes == 1 << 20
 
 
 # ---- which files are taken ------------------------------------------------------------------------

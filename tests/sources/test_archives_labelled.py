@@ -19,8 +19,9 @@ from watchers import Notes
 import segray
 from segray import config
 from segray.execution import run
-from segray.execution.labeller import Labeller, Recipe, build
+from segray.execution.labeller import Labeller
 from segray.execution.worker_pool import InProcess
+from segray.execution.worker_spec import WorkerSpec, build
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 
@@ -43,10 +44,10 @@ class Kept:
         self._labeller: Labeller | None = None
         self._facts: Mapping[str, str] = {}
 
-    def start(self, recipe: Recipe, chosen: config.Config) -> InProcess:
+    def start(self, spec: WorkerSpec, chosen: config.Config) -> InProcess:
         if self._labeller is None:
-            self._labeller, self._facts = build(recipe, "CPU", None)
-        self._labeller._staged = recipe.staged
+            self._labeller, self._facts = build(spec, "CPU", None)
+        self._labeller._staged = spec.staged
         workers = InProcess(self._labeller, self._facts)
         workers.close = lambda: workers._pool.shutdown()  # type: ignore[method-assign]
         return workers

@@ -13,8 +13,8 @@ from watchers import Notes
 import segray
 from segray import config
 from segray.execution import run
-from segray.execution.labeller import build
 from segray.execution.worker_pool import InProcess
+from segray.execution.worker_spec import build
 from segray.storage.store import join
 
 pytestmark = pytest.mark.integration
@@ -50,7 +50,7 @@ def label(source: str, root: str, **more: object) -> run.Summary:
     """A whole run with the embedded model in this process."""
     values = {"source": {"uri": source}, "output": {"root": root}, "model": {"name": "stickers"}, "unit_images": 4}
     chosen = config.validate({**values, "max_failed_fraction": 1.0, **more}, "test")
-    return run.label(chosen, Notes(), lambda recipe, c: InProcess(*build(recipe, "CPU", 1)))
+    return run.label(chosen, Notes(), lambda spec, c: InProcess(*build(spec, "CPU", 1)))
 
 
 def widths(root: str, **options: str) -> dict[str, int]:

@@ -32,7 +32,8 @@ from segray.config import Config
 from segray.errors import WorldError
 from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
-from segray.execution.labeller import Outcome, Recipe, stage
+from segray.execution.staging import Outcome, stage
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import delta_log
 from segray.models import engine, resolve
@@ -122,9 +123,9 @@ class World:
         """Only a worker died; its driver goes on."""
         self._processes[-1].dead = False
 
-    def _workers(self, recipe: Recipe, config: Config) -> Here:
+    def _workers(self, spec: WorkerSpec, config: Config) -> Here:
         self._started += 1
-        return Here(recipe, {"device": "FAKE", "precision": "f32", "host": "h" * (1 + self._started % 7)}, self)
+        return Here(spec, {"device": "FAKE", "precision": "f32", "host": "h" * (1 + self._started % 7)}, self)
 
     def _hooked(self, write: Callable[..., Any], uri_of: Callable[..., str], refuse: Callable[[], NoReturn]) -> Any:
         def hooked(*args: Any, **kwargs: Any) -> Any:
@@ -194,8 +195,8 @@ LABELS = {13: "stop sign", 44: "bottle"}
 class Here:
     """One worker at a time, on the caller's thread. An image of n bytes holds n % 3 instances."""
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, str], world: World) -> None:
-        self._recipe, self._facts, self._world = recipe, facts, world
+    def __init__(self, spec: WorkerSpec, facts: Mapping[str, str], world: World) -> None:
+        self._spec, self._facts, self._world = spec, facts, world
         self._events: list[PoolEvent] = [WorkerJoined("0", facts)]
         self._lives = 1
 
@@ -219,7 +220,7 @@ class Here:
     def _label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
         outcomes = [Outcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref)) for ref in refs]
         rows = dict(zip(task.indices, outcomes, strict=True))
-        return TaskReport(task, stage(Store(self._recipe.storage), self._recipe.staged, task, rows, LABELS))
+        return TaskReport(task, stage(Store(self._spec.storage), self._spec.staged, task, rows, LABELS))
 
     def retire(self, worker: str) -> None: ...
 

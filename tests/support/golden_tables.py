@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from golden_files import GOLDEN
 
 from segray import config
-from segray.execution.labeller import Recipe, build
+from segray.execution.worker_spec import WorkerSpec, build
 from segray.imaging import decode
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records, schema
@@ -62,7 +62,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
     commit.create_tables(run.root, options)
     run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
-    labeller, _ = build(Recipe(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
+    labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
     try:
         (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:

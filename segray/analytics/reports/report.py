@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 
 import segray
 from segray import rle
-from segray._system.memory import Budget
+from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture, colours_of, draw
@@ -273,7 +273,7 @@ class Gallery:
 def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Gallery:
     pictures = _pictures(state, [each.key for each in choices])
     colours = colours_of(each for each, _ in pictures.values())
-    files = Files(store, Limits(max_pixels=statistics.MOST_PIXELS), Budget(_FILES_BYTES))
+    files = Files(store, Limits(max_pixels=statistics.MOST_PIXELS), MemoryBudget(_FILES_BYTES))
     shown, unread, room, left_out = list[Figure](), list[str](), _PICTURES_BYTES, 0
     down = None
     try:

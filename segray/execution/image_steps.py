@@ -1,0 +1,196 @@
+"""Label one image in four steps: read, decode, infer, postprocess.
+
+Knows what each step waits for: memory, a decoding thread, a request of the engine. Knows nothing of tasks, rows and
+threads. All four steps of an image run on one thread, and tell the timer of the image which stage begins.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray._system.memory import MemoryBudget
+from segray.execution.stage_timer import StageTimer
+from segray.imaging import decode
+from segray.imaging.tiling import Tiles, merge, place, windows
+from segray.instances import Instances
+from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.engine import Engine
+from segray.sources.reader import Portion
+
+_Arrays = Mapping[str, NDArray[Any]]
+
+# For each core. A photograph of 12 megapixels has 36 MB of pixels.
+_FILES_BYTES, _PIXELS_BYTES = 32 * 2**20, 96 * 2**20
+WORKING_BYTES = _FILES_BYTES + _PIXELS_BYTES
+
+
+@dataclass(frozen=True)
+class LabellerSettings:
+    """What bounds the work of a labeller.
+
+    limits: largest image that is decoded. tiles: how large images are cut, or None to label each as a whole.
+    scaled_decode: whether a JPEG may be decoded at a fraction of its size, if that suffices for the model.
+    """
+
+    cores: int
+    limits: decode.Limits
+    tiles: Tiles | None = None
+    scaled_decode: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A compiled network, and the adapter that knows its inputs and outputs."""
+
+    engine: Engine
+    adapter: Contract
+    form: Form
+    options: Options
+
+    def inputs(self, image: decode.Pixels) -> _Arrays:
+        """Return the inputs of the network for an upright RGB image."""
+        return self.adapter.prepare(self.form, image)
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """The memory of the images in flight: one budget for files that are read, one for pixels that are decoded.
+
+    One budget for both could deadlock. An image holds its file while it waits for pixels. Files could therefore take
+    the whole budget, while each of them waits for pixels. With two budgets that cannot happen: an image that has pixels
+    waits for no more memory, so its pixels come back, then the files of the images that wait for pixels come back.
+
+    Images of one portion hold one part of `files` until the last of them is read. These images must therefore stand in
+    the queue of the threads one behind the other: an image between them that waits for `files` could wait for ever.
+    """
+
+    files: MemoryBudget
+    pixels: MemoryBudget
+
+    @classmethod
+    def for_cores(cls, cores: int) -> ImageMemory:
+        """Return WORKING_BYTES for each core, and once more."""
+        return cls(MemoryBudget((cores + 1) * _FILES_BYTES), MemoryBudget((cores + 1) * _PIXELS_BYTES))
+
+
+class ImageFacts(NamedTuple):
+    """What is known of an image once it is decoded. size_bytes: of its file. orientation: EXIF 1..8."""
+
+    size_bytes: int
+    size_hw: tuple[int, int]
+    orientation: int
+
+
+class Picture(NamedTuple):
+    """A decoded image: upright uint8 (h, w, 3) RGB pixels, and its facts. The pixels may be fewer than size_hw says."""
+
+    pixels: decode.Pixels
+    facts: ImageFacts
+
+
+# ---- the four steps -------------------------------------------------------------------------------
+
+
+def read(portion: Portion, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
+    """Begin to read an image; the bytes come, and are held, in a `with` block."""
+    timer.enter("read")
+    return portion.take(row)
+
+
+class Decoder:
+    """Decode files within a budget of pixels, at most so many `threads` at a time.
+
+    least_hw: a JPEG may be decoded at a fraction of its size that is no smaller; None for full size.
+    """
+
+    def __init__(
+        self, limits: decode.Limits, pixels: MemoryBudget, threads: int, least_hw: tuple[int, int] | None = None
+    ) -> None:
+        self._limits, self._pixels, self._least_hw = limits, pixels, least_hw
+        self._threads = threading.Semaphore(threads)
+
+    @contextmanager
+    def decode(self, file: AbstractContextManager[bytes], timer: StageTimer) -> Iterator[Picture]:
+        """Decode a file, and let go of its bytes before the block. The pixels stay reserved until the block ends.
+
+        Raises ImageError for a file that the limits refuse, before memory is reserved.
+        """
+        with ExitStack() as reserved:
+            with file as data:
+                timer.enter("decode")
+                header = decode.admit(data, self._limits)
+                timer.enter("wait")
+                shrink_to = reserved.enter_context(self._pixels.reserve(header.decoding_bytes))
+                with self._threads:
+                    timer.enter("decode")
+                    decoded = decode.load(data, header, self._limits, self._least_hw)
+                facts = ImageFacts(len(data), decoded.size_hw, decoded.orientation)
+                del data
+                shrink_to(decoded.image.nbytes)
+            yield Picture(decoded.image, facts)
+
+
+class Inference:
+    """Run the network for as many images at a time as the engine has requests."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._requests = engine, threading.Semaphore(engine.requests)
+
+    @contextmanager
+    def infer(self, inputs: _Arrays, timer: StageTimer) -> Iterator[_Arrays]:
+        """Yield the outputs of the network, which are valid in the block only."""
+        timer.enter("wait")
+        with self._requests:
+            timer.enter("infer")
+            with self._engine.infer(inputs) as outputs:
+                yield outputs
+
+
+def postprocess(model: LoadedModel, outputs: _Arrays, size_hw: tuple[int, int], timer: StageTimer) -> Instances:
+    """Return the instances in the outputs for an image, or a window, of this size."""
+    timer.enter("postprocess")
+    return model.adapter.decode(outputs, size_hw, model.options)
+
+
+# ---- one after the other --------------------------------------------------------------------------
+
+
+class ImageSteps:
+    """The four steps of one model. Any number of threads may label at once."""
+
+    def __init__(self, model: LoadedModel, settings: LabellerSettings, pixels: MemoryBudget) -> None:
+        self._model, self._tiles = model, settings.tiles
+        least_hw = model.engine.size_hw if settings.scaled_decode else None
+        self._decoder = Decoder(settings.limits, pixels, settings.cores + 1, least_hw)
+        self._inference = Inference(model.engine)
+
+    def label(self, portion: Portion, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
+        """Return the facts and the instances of one image."""
+        file = read(portion, row, timer)
+        if self._tiles is not None:
+            with self._decoder.decode(file, timer) as picture:
+                return picture.facts, self._in_windows(picture.pixels, self._tiles, timer)
+        with self._decoder.decode(file, timer) as picture:
+            inputs, facts = self._model.inputs(picture.pixels), picture.facts
+            del picture  # The pixels are freed before the image waits for a request.
+        return facts, self._instances(inputs, facts.size_hw, timer)
+
+    def _in_windows(self, pixels: decode.Pixels, tiles: Tiles, timer: StageTimer) -> Instances:
+        """Return the instances of a large image, labelled one window after the other."""
+        parts, size_hw = [], pixels.shape[:2]
+        for window in windows(size_hw, tiles):
+            timer.enter("decode")
+            inputs = self._model.inputs(np.ascontiguousarray(pixels[window.slices]))
+            parts.append((window, place(self._instances(inputs, window.size_hw, timer), window, size_hw)))
+        return parts[0][1] if len(parts) == 1 else merge(parts, size_hw, self._model.options.max_detections)
+
+    def _instances(self, inputs: _Arrays, size_hw: tuple[int, int], timer: StageTimer) -> Instances:
+        with self._inference.infer(inputs, timer) as outputs:
+            return postprocess(self._model, outputs, size_hw, timer)

@@ -1,0 +1,82 @@
+"""Measure how long an image takes, by stage.
+
+Knows clocks of threads and of the process; knows nothing of what a stage does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from segray.execution.in_flight import InFlightTracker
+
+
+class StageTimer:
+    """Wall and CPU seconds of one thread, by stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu_seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter(), time.thread_time()
+
+    def enter(self, stage: str) -> None:
+        """End the present stage and begin another."""
+        self.stop()
+        self.stage = stage
+
+    def stop(self) -> None:
+        """Add the time since the last call to the present stage."""
+        now = time.perf_counter(), time.thread_time()
+        self.seconds[self.stage] += now[0] - self._since[0]
+        self.cpu_seconds[self.stage] += now[1] - self._since[1]
+        self._since = now
+
+
+class ImageTimer(StageTimer):
+    """The seconds of one image, which also tells a tracker where the image is. image: its unit and index."""
+
+    def __init__(self, tracker: InFlightTracker, image: tuple[int, int]) -> None:
+        super().__init__("read")
+        self._tracker, self._image = tracker, image
+
+    def enter(self, stage: str) -> None:
+        """End the present stage and begin another."""
+        super().enter(stage)
+        self._tracker.enter(self._image, stage)
+
+    def leave(self, *, finished: bool) -> None:
+        """End the last stage. finished: whether the image gets a row."""
+        self.stop()
+        self._tracker.leave(self._image, finished=finished)
+
+
+class ProcessCpu:
+    """The CPU seconds of this process that no report names yet. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock, self._reported_s = threading.Lock(), time.process_time()
+
+    def with_inference(self, cpu_seconds: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the CPU seconds by stage, with all that the process computed besides since the last call as "infer".
+
+        The threads of OpenVINO compute on no thread of an image.
+        """
+        with self._lock:
+            now = time.process_time()
+            since, self._reported_s = now - self._reported_s, now
+        return {**cpu_seconds, "infer": since - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
+
+
+def summed(timers: Iterable[StageTimer]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the wall seconds and the CPU seconds of all timers, by stage."""
+    seconds: dict[str, float] = defaultdict(float)
+    cpu_seconds: dict[str, float] = defaultdict(float)
+    for timer in timers:
+        for stage, value in timer.seconds.items():
+            seconds[stage] += value
+        for stage, value in timer.cpu_seconds.items():
+            cpu_seconds[stage] += value
+    return dict(seconds), dict(cpu_seconds)

@@ -1,0 +1,149 @@
+"""Stage the rows of labelled images.
+
+Knows the staged columns, and that neighbouring images become one file. Knows nothing of how images are labelled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from segray import rle
+from segray.instances import Failure, ImageRef, Instances
+from segray.label_set import schema
+from segray.label_set.run_records import staged_name
+from segray.storage.store import Store, join
+from segray.tasks import Task, UnitReport
+
+_MESSAGE_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image. Exactly one of instances and failure is set."""
+
+    ref: ImageRef
+    attempts: int
+    bytes_read: int = 0
+    size_hw: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    instances: Instances | None = None
+    failure: Failure | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        if self.instances is None:
+            return "failed"
+        return "ok" if len(self.instances) else "empty"
+
+
+def drop_invalid_rows(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:
+    """Return the rows that the table can hold, and the number of dropped rows by reason."""
+    boxes = found.boxes_xyxy
+    reasons = {
+        "empty_mask": np.asarray(rle.area(found.rles)) <= 0 if len(found) else np.zeros(0, np.bool_),
+        "empty_box": (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]),
+        "unnamed_class": ~np.isin(found.class_ids, list(labels)),
+    }
+    bad = np.zeros(len(found), np.bool_)
+    dropped = {"unreadable": found.unreadable} if found.unreadable else {}
+    for reason, rows in reasons.items():
+        if count := int((rows & ~bad).sum()):
+            dropped[reason] = count
+        bad |= rows
+    return (found.take(~bad) if bad.any() else found), dropped
+
+
+def stage(
+    store: Store, staged: str, task: Task, outcomes: Mapping[int, Outcome], labels: Mapping[int, str]
+) -> tuple[UnitReport, ...]:
+    """Write the outcomes of a task, by index in the unit. Each run of neighbours becomes one file of this attempt.
+
+    Return a report of each file, in order; without seconds.
+    """
+    reports = []
+    for run in Task.of(task.unit, sorted(outcomes), task.attempt).runs():
+        rows, name = [outcomes[index] for index in run.indices], staged_name(run)
+        store.put(join(staged, name), schema.staged_bytes(_table(rows, labels, datetime.now(UTC))))
+        reports.append(_report(run, name, rows))
+    return tuple(reports)
+
+
+def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: Failure) -> UnitReport:
+    """Stage a single failed row, for an image that no worker survived."""
+    outcome = Outcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
+    (report,) = stage(store, staged, task, {task.start: outcome}, {})
+    return report
+
+
+def _report(task: Task, name: str, outcomes: Sequence[Outcome]) -> UnitReport:
+    status = Counter(outcome.status for outcome in outcomes)
+    dropped: Counter[str] = Counter()
+    for outcome in outcomes:
+        dropped.update(outcome.dropped)
+    return UnitReport(
+        task,
+        name,
+        ok=status["ok"],
+        empty=status["empty"],
+        failed=status["failed"],
+        instances=sum(len(outcome.instances) for outcome in outcomes if outcome.instances is not None),
+        bytes_read=sum(outcome.bytes_read for outcome in outcomes),
+        dropped=dict(dropped),
+    )
+
+
+def _table(outcomes: Sequence[Outcome], labels: Mapping[int, str], now: datetime) -> pa.Table:
+    failures = [o.failure for o in outcomes]
+    columns = {
+        "image_id": [o.ref.image_id for o in outcomes],
+        "image_key": [o.ref.key for o in outcomes],
+        "uri": [o.ref.uri for o in outcomes],
+        "version": [o.ref.version for o in outcomes],
+        "bytes": [o.bytes_read for o in outcomes],
+        "width": [o.size_hw[1] for o in outcomes],
+        "height": [o.size_hw[0] for o in outcomes],
+        "status": [o.status for o in outcomes],
+        "n_instances": [len(o.instances) if o.instances is not None else 0 for o in outcomes],
+        "stage": [f.stage if f else None for f in failures],
+        "error": [f.error if f else None for f in failures],
+        "message": [f.message[:_MESSAGE_CHARS] if f else None for f in failures],
+        "attempts": [o.attempts for o in outcomes],
+        "labelled_at": [now] * len(outcomes),
+        "orientation": [o.orientation for o in outcomes],
+    }
+    arrays = [pa.array(columns[f.name], f.type) for f in schema.STAGED if f.name != "instances"]
+    return pa.Table.from_arrays([*arrays, _instances_column(outcomes, labels)], schema=schema.STAGED)
+
+
+def _instances_column(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> pa.ListArray:
+    """Return the `instances` column: one list for each image, empty for a failed one."""
+    kept = [o.instances if o.instances is not None else Instances.empty(o.size_hw) for o in outcomes]
+    counts = np.array([len(found) for found in kept], np.int64)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_xyxy for found in kept)])
+    class_ids = np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in kept)])
+    rles = [counts for found in kept for counts in found.rles]
+    columns = {
+        "instance": np.concatenate([np.zeros(0, np.int16), *(np.arange(n, dtype=np.int16) for n in counts)]),
+        "class_id": class_ids,
+        "class_name": [labels[int(i)] for i in class_ids],
+        "score": np.concatenate([np.zeros(0, np.float32), *(found.scores for found in kept)]),
+        "bbox_x": boxes[:, 0],
+        "bbox_y": boxes[:, 1],
+        "bbox_w": boxes[:, 2] - boxes[:, 0],
+        "bbox_h": boxes[:, 3] - boxes[:, 1],
+        "area": np.asarray(rle.area(rles), np.int32) if rles else np.zeros(0, np.int32),
+        "rle": rles,
+    }
+    kind = schema.STAGED.field("instances").type
+    values = pa.StructArray.from_arrays(
+        [pa.array(columns[f.name], f.type) for f in kind.value_type], fields=list(kind.value_type)
+    )
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, type=kind)
