@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray import _compat
 from segray._system import child_processes, host_process, signals
+from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
 from segray.config import Cluster, Config, Pool
 from segray.errors import ConfigError, SegrayError, UserError, WorldError
 from segray.execution import placement
@@ -41,7 +42,6 @@ from segray.execution.events import (
 )
 from segray.execution.labeller import Recipe
 from segray.execution.placement import Node, Seat
-from segray.execution.worker_pool import run_in_daemon_thread
 from segray.instances import ImageRef
 from segray.models.engine import available_cpus
 from segray.tasks import InFlight, Task
@@ -111,7 +111,7 @@ class _Connection:
                     if threading.current_thread() is threading.main_thread():
                         _init(address, self._mark)
                     else:
-                        _on_a_thread_that_stays(over, _init, address, self._mark)
+                        run_in_lasting_thread(over, _init, address, self._mark)
                     logging.getLogger("ray").setLevel(logging.WARNING)
                     self._undo = undo.pop_all()
             self._runs += 1
@@ -147,27 +147,6 @@ def _shut_down(private: bool) -> None:
         _compat.leave_ray_processes()
     with signals.kept():  # Ray takes every handler of SIGTERM away with its own.
         ray.shutdown()
-
-
-def _on_a_thread_that_stays(over: threading.Event, function: Callable[..., None], *args: Any) -> None:
-    """Run a function on a thread that lives until `over` is set.
-
-    The kernel kills Ray's processes when the thread ends that started them (prctl, PR_SET_PDEATHSIG), and the thread
-    of the first of several runs may end before the last run does.
-    """
-    done: Future[None] = Future()
-
-    def stay() -> None:
-        try:
-            function(*args)
-        except BaseException as exc:
-            done.set_exception(exc)
-        else:
-            done.set_result(None)
-            over.wait()
-
-    threading.Thread(target=stay, name="ray", daemon=True).start()
-    done.result()
 
 
 _connection = _Connection()
