@@ -41,7 +41,7 @@ from segray.execution.events import (
     WorkerLost,
 )
 from segray.execution.labeller import Recipe
-from segray.execution.placement import Node, Seat
+from segray.execution.placement import Node, Slot
 from segray.instances import ImageRef
 from segray.models.engine import available_cpus
 from segray.tasks import InFlight, Task
@@ -262,13 +262,13 @@ def _deaf_children() -> Iterator[None]:
 
 @dataclass
 class _Member:
-    """seat.node: where it was told to be, None for anywhere; home: where it is, once it has said so.
+    """slot.node: where it was told to be, None for anywhere; home: where it is, once it has said so.
 
     leaving: its node is being drained.
     """
 
     handle: Any
-    seat: Seat
+    slot: Slot
     trail: str
     born_s: float
     home: str | None = None
@@ -370,11 +370,11 @@ class RayWorkers:
     def _bury(self, name: str, exc: RayError) -> list[PoolEvent]:
         """An actor is gone: ask its node what it was at. Who is to blame is known when the node answers, or is dead."""
         member = self._members.pop(name)
-        _check_installed(exc, member.seat.node)
+        _check_installed(exc, member.slot.node)
         death = _Death(name, member, _first_line(exc), time.monotonic())
         with contextlib.suppress(RayError):
             ray.kill(member.handle)  # In case it is only out of reach: it must not come back and hold its CPUs.
-        node = member.home or member.seat.node
+        node = member.home or member.slot.node
         if node is None:  # It had not said yet where it is.
             return [self._lost(death, None, alive=not _compat.is_node_death(exc))]
         self._deaths[self._answered(self._ask, node, member.trail)] = death
@@ -408,7 +408,7 @@ class RayWorkers:
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise WorldError(
                 f"{_MOST_FAILED_STARTS} workers in a row died while loading the model",
-                where=f"node {death.member.seat.node}",
+                where=f"node {death.member.slot.node}",
                 found=death.reason,
                 do="look at the worker's log; too little memory is the usual cause",
             )
@@ -529,14 +529,14 @@ class RayWorkers:
         self._leave({node.id for node in nodes if node.draining})
         dying = [death.member for death in self._deaths.values()]
         members = [member for member in (*self._members.values(), *dying) if not member.leaving]
-        taken = [replace(member.seat, node=member.home or member.seat.node) for member in members]
-        for seat in placement.missing(self._pools, nodes, taken, self._needed):
-            self._spawn(seat)
+        taken = [replace(member.slot, node=member.home or member.slot.node) for member in members]
+        for slot in placement.slots_to_fill(self._pools, nodes, taken, self._needed):
+            self._spawn(slot)
 
     def _leave(self, draining: Collection[str]) -> None:
         """Workers on these nodes may finish what they run; those that have not begun are of no use."""
         for name, member in list(self._members.items()):
-            if member.leaving or (member.home or member.seat.node) not in draining:
+            if member.leaving or (member.home or member.slot.node) not in draining:
                 continue
             member.leaving = True
             if member.starting is None:
@@ -547,23 +547,23 @@ class RayWorkers:
     def _succeed(self, member: _Member) -> None:
         """Another worker in the place of one that is gone, unless its node goes too."""
         if not member.leaving:
-            self._answered(self._spawn, member.seat)
+            self._answered(self._spawn, member.slot)
 
-    def _spawn(self, seat: Seat) -> None:
-        pool = self._pools[seat.pool]
-        strategy: Any = "SPREAD" if seat.node is None else NodeAffinitySchedulingStrategy(seat.node, soft=False)
+    def _spawn(self, slot: Slot) -> None:
+        pool = self._pools[slot.pool]
+        strategy: Any = "SPREAD" if slot.node is None else NodeAffinitySchedulingStrategy(slot.node, soft=False)
         kind: Any = ray.remote(concurrency_groups=_GROUPS)(_Actor)  # type: ignore[call-overload]
         actor = kind.options(
-            num_cpus=seat.cpus,
+            num_cpus=slot.cpus,
             resources=dict(pool.resources) or None,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=strategy,
         )
         trail = f"segray-{self._key}-{self._born}"
-        member = _Member(actor.remote(pool, trail), seat, trail, time.monotonic())
+        member = _Member(actor.remote(pool, trail), slot, trail, time.monotonic())
         start = member.handle.start.options(concurrency_group="start")
-        member.starting = start.remote(self._recipe, max(1, int(seat.cpus)))
+        member.starting = start.remote(self._recipe, max(1, int(slot.cpus)))
         member.handle.stay.remote()
         self._members[str(self._born)] = member
         self._born += 1
