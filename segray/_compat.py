@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -87,11 +88,20 @@ def start_no_spare_ray_workers() -> None:
 
 
 def is_node_death(error: Exception) -> bool:
-    """Return whether an actor's error says that the actor died with its node.
+    """Return whether an ActorDiedError says that the actor died with its node.
 
-    Ray has one class, ActorDiedError, for all deaths, and tells their cause in words alone.
+    ActorDiedError is Ray's class for all deaths. Its attributes tell a failed constructor and a preempted node, and the
+    text alone tells a node that died otherwise.
     """
     return "its node has died" in str(error)
+
+
+def missing_modules(error: Exception) -> list[str]:
+    """Return the modules that a node lacks, of an ActorDiedError whose actor_init_failed is true.
+
+    Ray carries the ModuleNotFoundError of the node as text.
+    """
+    return re.findall(r"No module named '([\w.]+)'", str(error))
 
 
 # ---- storage --------------------------------------------------------------------------------------

@@ -200,13 +200,74 @@ def test_ray_reads_how_many_spare_processes_it_may_keep(monkeypatch: pytest.Monk
     assert os.environ[name] == "3"
 
 
+@pytest.mark.integration
 @seen_in("ray", "2.60.0")
-def test_ray_says_of_an_actor_that_its_node_has_died() -> None:
-    """Seen in Ray 2.60.0: "The actor died because its node has died." in the words of the head."""
-    words = "The actor died because its node has died."
-    assert words.encode() in ray_program("gcs/gcs_server")
-    assert _compat.is_node_death(RuntimeError(f"{words} Node Id: 1234"))
-    assert not _compat.is_node_death(RuntimeError("The actor died unexpectedly before finishing this task."))
+def test_ray_tells_in_text_alone_that_an_actor_died_with_its_node_or_lacks_a_module() -> None:
+    """Seen in Ray 2.60.0.
+
+    "The actor died because its node has died." and "No module named 'NAME'" in the text of an ActorDiedError, of which
+    actor_init_failed is true where the module is missing, for the actor's class or for an argument.
+    """
+    program = """
+import json, os, secrets, signal, sys, time, types
+from segray import _compat
+from segray._system import child_processes
+
+mark = secrets.token_hex(16)
+os.environ |= {"SEGRAY_CONTRACT": mark, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+import ray
+from ray.cluster_utils import Cluster
+from ray.exceptions import ActorDiedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+class Process:
+    def __init__(self, argument=None):
+        pass
+    def pid(self):
+        return os.getpid()
+
+def absent(name):  # pickled by the name of a module that only this process has
+    made = type(name, (Process,), {"__module__": "absent_here.part"})
+    setattr(sys.modules["absent_here.part"], name, made)
+    return made
+
+def error_of(actor):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            ray.get(actor.pid.remote())
+        except ActorDiedError as error:
+            return [_compat.is_node_death(error), error.actor_init_failed, sorted(set(_compat.missing_modules(error)))]
+        time.sleep(0.1)
+
+sys.modules["absent_here"] = types.ModuleType("absent_here")
+sys.modules["absent_here.part"] = types.ModuleType("absent_here.part")
+quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
+         "health_check_failure_threshold": 2}
+node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+try:
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": quick})
+    other = cluster.add_node(**node)
+    ray.init(address=cluster.address, logging_level=40, log_to_driver=False)
+    there = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
+    actor = ray.remote(num_cpus=0)(Process)
+    killed, leaving = actor.remote(), actor.options(scheduling_strategy=there).remote()
+    told = {"class": error_of(ray.remote(num_cpus=0)(absent("Class")).remote()),
+            "argument": error_of(actor.remote(absent("Argument")()))}
+    os.kill(ray.get(killed.pid.remote()), signal.SIGKILL)
+    told["process"] = error_of(killed)
+    ray.get(leaving.pid.remote())
+    cluster.remove_node(other, allow_graceful=False)
+    told["node"] = error_of(leaving)
+    print(json.dumps(told), flush=True)
+finally:
+    child_processes.end_marked("SEGRAY_CONTRACT", mark)
+"""
+    told = json.loads(next(line for line in answered(program) if line.startswith("{")))  # Ray writes there too.
+    assert told["node"] == [True, False, []]
+    assert told["process"] == [False, False, []]
+    assert told["class"] == [False, True, ["absent_here"]]
+    assert told["argument"] == [False, True, ["absent_here"]]
 
 
 @seen_in("ray", "2.60.0")

@@ -1,1 +1,1 @@
-"""Matters of the operating system: memory, signals, child processes, standard streams."""
+"""Matters of the operating system: memory, signals, threads, child processes, standard streams."""

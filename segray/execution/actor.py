@@ -27,7 +27,7 @@ _KILLED_AT = 1.5
 class Actor:
     """`start` does the work that may fail, so that its error arrives as it was raised.
 
-    log: a name unique to this process, for inquest().
+    log: a name unique to this process, for images_of_dead_worker().
     """
 
     def __init__(self, pool: Pool, log: str) -> None:
@@ -74,7 +74,7 @@ class Actor:
         return self._labeller
 
 
-def inquest(log: str) -> tuple[InFlight, ...]:
+def images_of_dead_worker(log: str) -> tuple[InFlight, ...]:
     """Return the images of a dead actor. Runs on its node, so that an answer also says that the node lives."""
     return read_in_flight_log(_on_this_node(log))
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
+from segray._system.threads import run_in_daemon_thread
 from segray.errors import SegrayError, UserError, WorldError
 from segray.execution.events import (
     Event,
@@ -32,7 +33,6 @@ from segray.execution.events import (
     WorkerLost,
 )
 from segray.execution.scheduler import Policy
-from segray.execution.worker_pool import run_in_daemon_thread
 from segray.storage.store import Store, join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 

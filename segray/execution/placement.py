@@ -25,7 +25,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Slot:
     """Room for one worker of pools[pool]. node: None for wherever there is room, now or on a node that comes."""
 
     pool: int
@@ -33,23 +33,23 @@ class Seat:
     cpus: float
 
 
-def missing(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[Seat], most: float) -> list[Seat]:
-    """Seats to fill, in order, until `most` are taken: up to `count` of a pool, or one on every node with room."""
+def slots_to_fill(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[Slot], most: float) -> list[Slot]:
+    """Return slots in order, until `most` are taken: up to `count` of a pool, or one on every node with room."""
     nodes = [node for node in nodes if not node.draining]
-    found: list[Seat] = []
+    found: list[Slot] = []
     for index in sorted(range(len(pools)), key=lambda index: not pools[index].resources):
         pool = pools[index]
-        here = [seat for seat in taken if seat.pool == index]
+        here = [slot for slot in taken if slot.pool == index]
         if pool.count is not None:
-            found += [Seat(index, None, cpus_of(pool, nodes))] * (pool.count - len(here))
+            found += [Slot(index, None, cpus_of(pool, nodes))] * (pool.count - len(here))
             continue
         for node in nodes:
-            if any(seat.node == node.id for seat in here):
+            if any(slot.node == node.id for slot in here):
                 continue
             left = _left(node, pools, [*taken, *found])
             cpus = pool.num_cpus or float(int(left.get("CPU", 0.0)))
             if cpus > 0 and _fits(pool, cpus, left):
-                found.append(Seat(index, node.id, cpus))
+                found.append(Slot(index, node.id, cpus))
     return found[: max(0, int(min(most - len(taken), len(found))))]
 
 
@@ -109,11 +109,11 @@ def _check_gpu(pool: Pool, *, alone: bool) -> None:
     )
 
 
-def _left(node: Node, pools: Sequence[Pool], seats: Sequence[Seat]) -> dict[str, float]:
+def _left(node: Node, pools: Sequence[Pool], slots: Sequence[Slot]) -> dict[str, float]:
     left = dict(node.resources)
-    for seat in seats:
-        if seat.node == node.id:
-            for name, amount in {**pools[seat.pool].resources, "CPU": seat.cpus}.items():
+    for slot in slots:
+        if slot.node == node.id:
+            for name, amount in {**pools[slot.pool].resources, "CPU": slot.cpus}.items():
                 left[name] = left.get(name, 0.0) - amount
     return left
 

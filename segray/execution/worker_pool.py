@@ -1,23 +1,20 @@
 """What a run asks of its workers, and workers in this very process.
 
-Knows events and commands; knows nothing of Ray (cluster.py) or of what labelling is. `InProcess` runs the
+Knows events and commands; knows nothing of Ray (ray_pool.py) or of what labelling is. `InProcess` runs the
 same labeller on a thread, for tests and for looking closely at one image.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from segray.errors import UserError, WorldError
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.instances import ImageRef
 from segray.tasks import Progress, Task, TaskReport
-
-T = TypeVar("T")
 
 
 class Workers(Protocol):
@@ -45,22 +42,8 @@ class Workers(Protocol):
         """Let go of everything."""
 
 
-def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Run a function on a thread of its own, which does not keep this process from ending."""
-    answer: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(function(*args))
-        except BaseException as exc:
-            answer.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    return answer
-
-
 class Labels(Protocol):
-    """What a worker holds: label.Labeller, or a double of it."""
+    """What a worker holds: labeller.Labeller, or a double of it."""
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport: ...
 

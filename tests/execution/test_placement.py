@@ -9,7 +9,7 @@ import pytest
 
 from segray.config import Pool
 from segray.errors import ConfigError
-from segray.execution.placement import Node, Seat, check, missing
+from segray.execution.placement import Node, Slot, check, slots_to_fill
 
 SMALL, LARGE = Node("small", {"CPU": 4.0}), Node("large", {"CPU": 16.0})
 INTEL = Node("intel", {"CPU": 8.0, "intel_gpu": 1.0})
@@ -17,35 +17,35 @@ CPUS, GPUS = Pool(), Pool(device="GPU.0", num_cpus=2, resources={"intel_gpu": 1}
 
 
 def test_one_worker_on_every_node_with_all_its_cores_as_nodes_come() -> None:
-    first = missing([CPUS], [SMALL], [], inf)
-    assert first == [Seat(0, "small", 4.0)]
-    assert missing([CPUS], [SMALL, LARGE], first, inf) == [Seat(0, "large", 16.0)]
-    assert missing([CPUS], [SMALL, Node("head", {"CPU": 0.0}), Node("store", {})], first, inf) == []
+    first = slots_to_fill([CPUS], [SMALL], [], inf)
+    assert first == [Slot(0, "small", 4.0)]
+    assert slots_to_fill([CPUS], [SMALL, LARGE], first, inf) == [Slot(0, "large", 16.0)]
+    assert slots_to_fill([CPUS], [SMALL, Node("head", {"CPU": 0.0}), Node("store", {})], first, inf) == []
 
 
 def test_a_counted_pool_asks_for_all_its_workers_at_once_wherever_room_comes() -> None:
     pool = Pool(count=3, num_cpus=8)
-    assert missing([pool], [SMALL], [], inf) == [Seat(0, None, 8.0)] * 3
-    assert missing([pool], [SMALL], [Seat(0, "large", 8.0)], inf) == [Seat(0, None, 8.0)] * 2
-    assert missing([Pool(count=2)], [LARGE], [], inf) == [Seat(0, None, 8.0)] * 2
+    assert slots_to_fill([pool], [SMALL], [], inf) == [Slot(0, None, 8.0)] * 3
+    assert slots_to_fill([pool], [SMALL], [Slot(0, "large", 8.0)], inf) == [Slot(0, None, 8.0)] * 2
+    assert slots_to_fill([Pool(count=2)], [LARGE], [], inf) == [Slot(0, None, 8.0)] * 2
 
 
-@pytest.mark.parametrize(("most", "seats"), [(0, 0), (1, 0), (2, 1), (9, 2)])
-def test_nobody_comes_beyond_what_has_something_to_do(most: int, seats: int) -> None:
-    assert len(missing([Pool(count=3, num_cpus=8)], [LARGE], [Seat(0, "large", 8.0)], most)) == seats
+@pytest.mark.parametrize(("most", "slots"), [(0, 0), (1, 0), (2, 1), (9, 2)])
+def test_nobody_comes_beyond_what_has_something_to_do(most: int, slots: int) -> None:
+    assert len(slots_to_fill([Pool(count=3, num_cpus=8)], [LARGE], [Slot(0, "large", 8.0)], most)) == slots
 
 
 def test_a_gpu_worker_gets_its_cores_before_the_cpu_worker_beside_it_takes_the_rest() -> None:
-    seats = missing([CPUS, GPUS], [INTEL, SMALL], [], inf)
-    assert seats == [Seat(1, "intel", 2.0), Seat(0, "intel", 6.0), Seat(0, "small", 4.0)]
-    assert missing([CPUS, GPUS], [INTEL, SMALL], seats, inf) == []
+    slots = slots_to_fill([CPUS, GPUS], [INTEL, SMALL], [], inf)
+    assert slots == [Slot(1, "intel", 2.0), Slot(0, "intel", 6.0), Slot(0, "small", 4.0)]
+    assert slots_to_fill([CPUS, GPUS], [INTEL, SMALL], slots, inf) == []
     whole = GPUS.model_copy(update={"num_cpus": None})
-    assert missing([CPUS, whole], [INTEL], [], inf) == [Seat(1, "intel", 8.0)]
+    assert slots_to_fill([CPUS, whole], [INTEL], [], inf) == [Slot(1, "intel", 8.0)]
 
 
 def test_a_node_that_is_being_drained_gets_nobody() -> None:
     drained = Node("large", LARGE.resources, draining=True)
-    assert missing([CPUS], [SMALL, drained], [], inf) == [Seat(0, "small", 4.0)]
+    assert slots_to_fill([CPUS], [SMALL, drained], [], inf) == [Slot(0, "small", 4.0)]
 
 
 @pytest.mark.parametrize(

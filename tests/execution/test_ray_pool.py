@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from command import ENV, write_config
 from command import segray as command
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 import segray
 from segray import config
 from segray.errors import ConfigError
-from segray.execution import ray_pool
+from segray.execution import ray_connection, ray_pool
 from segray.synthetic import dataset
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
 
 _CALLS = """
 import os
-from segray.execution import ray_pool as cluster
+from segray.execution import ray_connection
 from segray import config, errors
 
 def die():
@@ -33,14 +33,14 @@ def refuse():
     raise errors.ConfigError("refused", where="here")
 
 chosen = config.Cluster()
-cluster.connect(chosen)
-workers = cluster.RayWorkers(None, [], chosen)
+ray_connection.connect(chosen)
+head = ray_connection.Head(chosen)
 for function in die, refuse:
     try:
-        workers.remotely(function)
+        head.run_elsewhere(function)
     except errors.SegrayError as error:
         print(type(error).__name__, error)
-workers.close()
+head.leave()
 """
 
 
@@ -71,20 +71,30 @@ def test_a_pool_larger_than_the_cluster_starts_with_what_fits(tmp_path: Path, im
     assert segray.images(str(tmp_path / "labels")).count_rows() == 8
 
 
-def test_a_node_without_segray_and_a_cluster_of_other_versions_are_told_in_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    missing = "The actor died\nray.exceptions.RaySystemError: System error: No module named 'segray'\ntraceback"
-    with pytest.raises(ConfigError, match=r"(?s)no segray.*node n1.*install the driver's version on every node"):
-        ray_pool._check_installed(RayError(missing), "n1")
-    ray_pool._check_installed(RayError("out of memory"), "n1")
+def failed_in_constructor(text: str) -> ActorDiedError:
+    return ActorDiedError(RayTaskError("__init__", text, ImportError(text), proctitle="ray", pid=1, ip="127.0.0.1"))
 
+
+@pytest.mark.parametrize("module", ["segray", "segray.execution.worker_handle"])
+def test_a_node_without_segray_or_with_another_one_is_told_in_words(module: str) -> None:
+    text = f"ray.exceptions.RaySystemError: System error: No module named '{module}'\ntraceback"
+    with pytest.raises(
+        ConfigError, match=rf"(?s)no segray.*node n1.*'{module}'.*install the driver's version on every"
+    ):
+        ray_pool._check_installed(failed_in_constructor(text), "n1")
+    ray_pool._check_installed(failed_in_constructor("No module named 'segrays'"), "n1")
+    ray_pool._check_installed(failed_in_constructor("No usable temporary directory"), "n1")
+    ray_pool._check_installed(ActorDiedError(), "n1")
+    ray_pool._check_installed(RayError(text), "n1")
+
+
+def test_a_cluster_of_other_versions_is_told_with_all_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n")
 
-    monkeypatch.setattr(ray_pool.ray, "init", refuse)
+    monkeypatch.setattr(ray_connection.ray, "init", refuse)
     with pytest.raises(ConfigError, match=r"Ray: 2\.59\.0 Python: 3\.12\.1"):
-        ray_pool.connect(config.Cluster(address="head:6379"))
+        ray_connection.connect(config.Cluster(address="head:6379"))
 
 
 def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arrive_as_raised() -> None:

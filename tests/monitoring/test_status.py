@@ -14,13 +14,13 @@ from swift_server import Swift
 
 from segray.cli.remote import describe_status
 from segray.errors import LabelSetError, WorldError
+from segray.execution.events import ProgressUpdate, WorkerJoined
 from segray.execution.progress import Course, Vitals
-from segray.execution.worker_pool import Joined, Pulse
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat, status
 from segray.monitoring.heartbeat import Heart, uri_of
 from segray.storage.store import StorageOptions, Store
-from segray.tasks import Progress
+from segray.tasks import InFlight, Progress
 
 NOW_S = 1_800_000_000.0
 
@@ -31,8 +31,8 @@ def stamp(second: float) -> str:
 
 def vitals(run: Run, done: int = 40) -> Vitals:
     course = Course()
-    course.saw(Joined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
-    course.saw(Pulse("0", Progress(40, ((1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
+    course.saw(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
+    course.saw(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
     return course.vitals(run, images=100, done=done, waiting=50, labelling=True)
 
 

@@ -138,7 +138,7 @@ def is_actor(pid: int) -> bool:
 
 
 def at_work(worker: int) -> bool:
-    """Whether it has an image in flight, by the log that it keeps of them."""
+    """Return whether a worker has an image in flight, by its in-flight log."""
     for handle in Path(f"/proc/{worker}/fd").glob("*"):
         with suppress(OSError):
             target = handle.readlink()

@@ -1,0 +1,44 @@
+"""Threads for one call: one that does not hold up the end of this process, and one that lasts.
+
+Knows threads and futures; knows nothing of what they run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Run a function on a thread of its own, which does not keep this process from ending."""
+    result: Future[T] = Future()
+    threading.Thread(target=_run, args=(result, function, *args), daemon=True).start()
+    return result
+
+
+def run_in_lasting_thread(end: threading.Event, function: Callable[..., T], *args: Any) -> T:
+    """Return what a function returns on a thread of its own, which lives on until `end` is set.
+
+    Child processes that ask for it (prctl, PR_SET_PDEATHSIG) are killed when the thread ends that started them.
+    A function that raises ends its thread.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        _run(result, function, *args)
+        if result.exception() is None:
+            end.wait()
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result()
+
+
+def _run(result: Future[T], function: Callable[..., T], *args: Any) -> None:
+    try:
+        result.set_result(function(*args))
+    except BaseException as exc:
+        result.set_exception(exc)
