@@ -1,19 +1,24 @@
 """A real S3 server for the tests: OpenStack Swift with its s3api, four processes on free loopback ports.
 
+A page of a listing holds 100 keys, where other servers put 1,000, so that few keys make several pages.
+
 Knows how to configure, start and stop Swift as an ordinary user; knows nothing of segray. Everything it
 writes, logs included, is below the folder it is given, which must allow user extended attributes.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +68,7 @@ use = egg:swift#bulk
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
+max_bucket_listing = 100
 s3_acl = false
 [filter:tempauth]
 use = egg:swift#tempauth
@@ -127,6 +133,26 @@ class Swift:
         """After stop(): the same server again, on the same disk and port."""
         self.process = _start(self.folder)
         _wait_until_ready(self, ready_within_s)
+
+
+@contextmanager
+def in_memory(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where a write takes half as long; another one where memory has no attributes or no room."""
+    memory = Path("/dev/shm")
+    with suppress(OSError):
+        if shutil.disk_usage(memory).free > 2**30:
+            folder = Path(tempfile.mkdtemp(prefix="segray-swift-", dir=memory))
+            try:
+                os.setxattr(folder, "user.segray", b"")  # Linux 6.6 and newer
+            except OSError:
+                folder.rmdir()
+            else:
+                otherwise = folder
+    try:
+        yield otherwise
+    finally:
+        if otherwise.parent == memory:
+            shutil.rmtree(otherwise)
 
 
 @contextmanager
