@@ -150,6 +150,7 @@ def test_the_frames_of_a_video_get_the_rows_of_the_same_pictures(
     assert rows(tmp_path / "b", video.keys) == rows(tmp_path / "a", alone.keys)
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_shards_in_a_bucket_are_labelled_through_ray(
     scenes: dict[str, bytes], expected: Rows, swift_env: Swift, tmp_path: Path
 ) -> None:

@@ -16,14 +16,17 @@ import segray
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")
-def labelled(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, str]]:
+def labelled(
+    ray_address: str, swift: Swift, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, dict[str, str]]:
     """A bucket of scenes and a bucket of their labels: source, root, environment."""
     folder = tmp_path_factory.mktemp("s3")
     env = {"AWS_ACCESS_KEY_ID": swift.key, "AWS_SECRET_ACCESS_KEY": swift.secret, "AWS_REGION": "us-east-1"}
+    env["RAY_ADDRESS"] = ray_address
     dataset.write(folder / "scenes", 24, seed=6)
     source, root = f"s3://{swift.bucket()}/raw/", f"s3://{swift.bucket()}/labels"
     client = swift.client()
