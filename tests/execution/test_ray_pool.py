@@ -19,7 +19,7 @@ from segray.errors import ConfigError
 from segray.execution import ray_pool
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
 
 _CALLS = """
 import os
