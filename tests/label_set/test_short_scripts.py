@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
 import label_sets
 import pytest
 from swift_server import Swift
-
-from segray.storage.store import Store
 
 TIMES = int(os.environ.get("SEGRAY_SCRIPTS", "1"))
 WITHIN_S = 120
@@ -28,25 +28,39 @@ SCRIPTS = {
     "sql": "import duckdb\nsegray.sql(duckdb, root)\nprint(duckdb.sql('SELECT rle FROM instances LIMIT 1').fetchall())",
     "uncaught error": "next(segray.scan(root).to_batches()); raise SystemExit(0)",
 }
+# Of those that end alike where no thread of Arrow's S3 client runs, the others are tried in chaos alone.
+FROM_A_FOLDER = ("head", "batches kept", "sql", "uncaught error")
+THROUGH_PYTHON_TOO = ("batches kept", "duckdb", "uncaught error")
 THROUGH_PYTHON = "from segray.storage import arrow_fs\narrow_fs.native = lambda uri, options: None\n"
+
+
+def seldom(usual: Collection[str]) -> list[object]:
+    """All scripts, but those that are not usual in chaos alone."""
+    return [pytest.param(name, marks=[] if name in usual else [pytest.mark.chaos]) for name in SCRIPTS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("labels")
     for batch in range(3):
-        images = label_sets.stickers(40, seed=batch)
+        images = label_sets.stickers(12, seed=batch)
         label_sets.write(root, {f"{batch}-{key}": image for key, image in images.items()})
     return str(root)
 
 
+@pytest.fixture(scope="module")
+def copied(folder: str, swift: Swift) -> str:
+    """The same label set in a bucket."""
+    bucket, client = swift.bucket(), swift.client()
+    for path in filter(Path.is_file, Path(folder).rglob("*")):
+        client.put_object(Bucket=bucket, Key=f"a b/{path.relative_to(folder)}", Body=path.read_bytes())
+    return f"s3://{bucket}/a b"
+
+
 @pytest.fixture
-def bucket(folder: str, swift_env: Swift, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(copied: str, swift_env: Swift, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", swift_env.endpoint_url)
-    root, store = f"s3://{swift_env.bucket()}/a b", Store()
-    for entry in store.list(folder):
-        store.put(f"{root}/{entry.key}", store.read(entry.uri))
-    return root
+    return copied
 
 
 def run(program: str, root: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +75,7 @@ def endings(program: str, root: str, times: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", seldom(FROM_A_FOLDER))
 def test_a_script_that_reads_a_folder_ends_well(folder: str, script: str) -> None:
     assert {code for code, _ in endings(SCRIPTS[script], folder, TIMES)} == {0}
 
@@ -73,7 +87,7 @@ def test_a_script_that_reads_s3_ends_well(bucket: str, script: str) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", seldom(THROUGH_PYTHON_TOO))
 def test_what_is_read_through_python_is_waited_for(folder: str, script: str) -> None:
     """As it is where Arrow has no file system of its own for a store."""
     assert {code for code, _ in endings(THROUGH_PYTHON + SCRIPTS[script], folder, TIMES)} == {0}
