@@ -80,7 +80,12 @@ def data_files(root: Path) -> list[Path]:
     ("number", "moment"), [(signal.SIGTERM, staged), (signal.SIGINT, data_files)], ids=["labelling", "merging"]
 )
 def test_the_first_signal_ends_a_run_in_order(
-    tmp_path: Path, scenes: Path, mark: dict[str, str], number: signal.Signals, moment: Callable[[Path], list[Path]]
+    tmp_path: Path,
+    scenes: Path,
+    mark: dict[str, str],
+    ray_address: str,
+    number: signal.Signals,
+    moment: Callable[[Path], list[Path]],
 ) -> None:
     root = tmp_path / "labels"
     config = write_config(tmp_path / "run.yaml", scenes, root, unit_images=2, publish={"batch_images": 4})
@@ -93,7 +98,7 @@ def test_the_first_signal_ends_a_run_in_order(
     assert "run the same command again" in output
     assert "Traceback" not in output
     assert nothing_runs(mark)
-    resumed = command("label", config)
+    resumed = command("label", config, env={"RAY_ADDRESS": ray_address})
     assert resumed.returncode == 0, resumed.stderr
     assert segray.images(str(root)).count_rows() == IMAGES
     found = segray.scan(str(root)).to_table().column("image_key").to_pylist()
@@ -238,8 +243,11 @@ def interrupted(arguments: list[str], after_s: float, number: signal.Signals, ma
 
 @pytest.mark.parametrize(
     ("command", "every_s", "until_s"),
-    [("version", 0.01, 0.4), ("verify", 0.1, 2.5), pytest.param("label", 0.1, 2.5, marks=pytest.mark.chaos)],
-)
+    [("version", 0.05, 0.4), ("verify", 0.5, 2.5),
+     pytest.param("version", 0.01, 0.4, marks=pytest.mark.chaos),
+     pytest.param("verify", 0.1, 2.5, marks=pytest.mark.chaos),
+     pytest.param("label", 0.1, 2.5, marks=pytest.mark.chaos)],
+)  # fmt: skip
 def test_a_signal_at_any_moment_from_the_first_line_on(
     tmp_path: Path, scenes: Path, mark: dict[str, str], command: str, every_s: float, until_s: float
 ) -> None:
