@@ -66,6 +66,7 @@ def run(shape: str, *arguments: object, env: Mapping[str, str] | None = None) ->
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+EVERY = (*ERR_BROKEN, *OUT_UNWANTED, *OUT_FULL)
 # Of each kind those that break most: of what the others show one command can do for all.
 FEW = ("stderr full", "all three closed", "both read for one line", "stdout full")
 
@@ -121,7 +122,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
 
 @pytest.mark.parametrize("arguments", ["version", "--help", "label"])
 def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path) -> None:
-    check(arguments, {"folder": tmp_path}, [*ERR_BROKEN, *OUT_UNWANTED, *OUT_FULL])
+    check(arguments, {"folder": tmp_path}, EVERY)
 
 
 def seldom(arguments: str) -> object:
@@ -162,8 +163,12 @@ def seldom(arguments: str) -> object:
     ],
 )
 def test_every_command(arguments: str, places: Mapping[str, object]) -> None:
-    shapes = [*ERR_BROKEN, *OUT_UNWANTED, *OUT_FULL] if arguments == "verify {a}" else FEW
-    check(arguments, places, shapes)
+    check(arguments, places, FEW)
+
+
+@pytest.mark.chaos
+def test_a_command_that_reads_a_label_set_in_every_shape(places: Mapping[str, object]) -> None:
+    check("verify {a}", places, EVERY)
 
 
 # ---- a run ----------------------------------------------------------------------------------------
@@ -189,8 +194,9 @@ def whole(root: Path) -> bool:
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "shape",
-    ["{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}", pytest.param("{} 2>/dev/full", marks=pytest.mark.chaos),
-     "{} <&- >&- 2>&-", pytest.param("{} 2>&1 | true; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.chaos)],
+    [pytest.param("{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.chaos),
+     pytest.param("{} 2>/dev/full", marks=pytest.mark.chaos), "{} <&- >&- 2>&-",
+     pytest.param("{} 2>&1 | true; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.chaos)],
 )  # fmt: skip
 def test_a_run_labels_everything_whoever_listens(shape: str, scenes: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2, report=True)
@@ -201,6 +207,7 @@ def test_a_run_labels_everything_whoever_listens(shape: str, scenes: Path, tmp_p
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(("shape", "code"), [("{} 2>{log} | true; exit ${{PIPESTATUS[0]}}", 0),
                                             ("{} 2>{log} >/dev/full", 3)])  # fmt: skip
 def test_a_log_that_can_be_written_is_complete(shape: str, code: int, scenes: Path, tmp_path: Path) -> None:
