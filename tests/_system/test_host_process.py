@@ -31,10 +31,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labels(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quickstart: scenes with their truth, and a label set of them."""
     folder = tmp_path_factory.mktemp("quickstart")
-    done = command("quickstart", folder, "--count", 8)
+    done = command("quickstart", folder, "--count", 8, env={"RAY_ADDRESS": ray_address})
     assert done.returncode == 0, done.stderr
     return folder
 
