@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import heads
@@ -43,11 +44,13 @@ def test_a_submitted_job_labels_and_its_exit_code_tells(head: dict[str, str], tm
     dataset.write(tmp_path / "scenes", 12, seed=7)
     paths = [f"source.uri={tmp_path / 'scenes' / 'images'}", f"output.root={tmp_path / 'labels'}"]
     overrides = [part for path in paths for part in ("--set", path)]
-    done = submit(head, "jobs/label.py", "configs/quickstart.yaml", *overrides)
+    label = "jobs/label.py", "configs/quickstart.yaml"
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(submit, head, *label, *more) for more in (overrides, ["--set", "unit_image=3"])]
+        done, refused = (job.result() for job in jobs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert segray.images(str(tmp_path / "labels")).count_rows() == 12
-    refused = submit(head, "jobs/label.py", "configs/quickstart.yaml", "--set", "unit_image=3")
     assert refused.returncode == 1
     assert "did you mean unit_images" in refused.stdout
     listed = subprocess.run([RAY, "job", "list"], env=head, capture_output=True, text=True).stdout
