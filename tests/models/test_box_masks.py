@@ -271,7 +271,7 @@ def test_a_label_map_is_sorted_and_its_names_can_be_folders() -> None:
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 def test_twelve_megapixels_cost_no_full_frames(paste: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
-    count, size_hw = 100, frames.TWELVE_MEGAPIXELS
+    count, size_hw = 20, frames.TWELVE_MEGAPIXELS
     outputs = {
         "num_detections": np.array([count], np.float32),
         "detection_boxes": frames.boxes_of(rng, count)[None][..., [1, 0, 3, 2]].clip(0, 1),

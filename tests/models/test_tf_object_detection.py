@@ -75,7 +75,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int], side: int, pas
 @pytest.mark.integration
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels(paste: str) -> None:
-    assert_as_oracle(made(3, count=25), frames.TWELVE_MEGAPIXELS, paste)
+    assert_as_oracle(made(3, count=8), frames.TWELVE_MEGAPIXELS, paste)
 
 
 @pytest.mark.parametrize("size", ["640x427", "427x640"])
@@ -89,7 +89,10 @@ def test_decode_gives_what_the_references_give(size: str) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
-@pytest.mark.parametrize(("seed", "size_hw"), [(8, (427, 640)), (9, (17, 31)), (10, frames.TWELVE_MEGAPIXELS)])
+@pytest.mark.parametrize(
+    ("seed", "size_hw"),
+    [(8, (427, 640)), (9, (17, 31)), pytest.param(10, frames.TWELVE_MEGAPIXELS, marks=pytest.mark.chaos)],
+)
 def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], paste: str) -> None:
     assert_as_oracle(raw_outputs.draw(seed)["tf_od"], size_hw, paste)
 
