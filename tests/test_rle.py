@@ -65,9 +65,11 @@ def test_bytes_are_those_of_pycocotools() -> None:
     check_against_pycocotools(0, 1_000)
 
 
-@pytest.mark.integration
-def test_bytes_are_those_of_pycocotools_for_many_masks() -> None:
-    check_against_pycocotools(1, 100_000)
+@pytest.mark.parametrize(
+    "count", [pytest.param(10_000, marks=pytest.mark.integration), pytest.param(100_000, marks=pytest.mark.chaos)]
+)
+def test_bytes_are_those_of_pycocotools_for_many_masks(count: int) -> None:
+    check_against_pycocotools(1, count)
 
 
 def test_long_runs_of_large_images() -> None:
