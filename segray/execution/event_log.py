@@ -33,7 +33,8 @@ from segray.execution.events import (
 )
 from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import run_in_daemon_thread
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20

@@ -45,7 +45,8 @@ from segray.models import resolve
 from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Engine
 from segray.sources.reader import Files, Portion
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _MESSAGE_CHARS = 2000

@@ -51,7 +51,8 @@ from segray.label_set.delta_log import APP_ID, TableState, batch_of, state_of
 from segray.label_set.parquet_writer import DataFile, Rows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, table_uri
-from segray.storage.store import StorageOptions, Store, abreast, join
+from segray.storage.store import StorageOptions, Store, abreast
+from segray.storage.uris import join
 
 _RECORD_KEY = "segray_record"
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20

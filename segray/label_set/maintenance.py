@@ -37,8 +37,9 @@ from segray.label_set.commit import Changes
 from segray.label_set.parquet_writer import DataFile, Rows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, table_uri
-from segray.storage.store import StorageOptions, Store, join
-from segray.storage.store import name as base
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
+from segray.storage.uris import name as base
 
 _ATTEMPTS = 3
 _UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from segray.label_set import schema
 from segray.label_set.snapshot import runs, table_uri
 from segray.models.coco_labels import slug
-from segray.storage.store import Store, abreast, join
+from segray.storage.store import Store, abreast
+from segray.storage.uris import join
 
 # Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
 _WAITING_BYTES = 192 * 2**20

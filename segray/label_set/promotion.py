@@ -13,7 +13,8 @@ from segray.label_set import run_records
 from segray.label_set.commit import live_files
 from segray.label_set.snapshot import CURRENT, pointed_at, table_state
 from segray.label_set.validation import verify
-from segray.storage.store import StorageOptions, Store, absolute, join, name, parent
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import absolute, join, name, parent
 
 
 @dataclass(frozen=True)

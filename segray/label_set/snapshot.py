@@ -21,7 +21,8 @@ from deltalake.exceptions import DeltaError
 from segray.errors import LabelSetError, UserError
 from segray.label_set import dataset, delta_log
 from segray.label_set.delta_log import TableState, batch_of
-from segray.storage.store import StorageOptions, Store, join, name, parent
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join, name, parent
 
 CURRENT = "CURRENT"  # an object beside label sets; it holds the name of one of their folders
 _EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row

@@ -29,7 +29,8 @@ from segray.execution.labeller import Outcome, Recipe, stage
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
 from segray.instances import ImageRef, Instances
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.synthetic import dataset
 from segray.tasks import Progress, Task, TaskReport
 

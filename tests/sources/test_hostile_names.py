@@ -15,7 +15,7 @@ from segray import config
 from segray.execution import run
 from segray.execution.labeller import build
 from segray.execution.worker_pool import InProcess
-from segray.storage.store import join
+from segray.storage.uris import join
 
 pytestmark = pytest.mark.integration
 
