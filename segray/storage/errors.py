@@ -3,7 +3,7 @@
 Knows types, codes, statuses and error numbers; knows nothing of requests. Libraries stand here by name alone: none is
 imported. To support the errors of another library:
 
-1. Add rows to TABLE. The first row that fits an error decides.
+1. Add rows to TABLE, above those of the operating system. The first row that fits an error decides.
 2. If its errors carry a store's reply, add to READERS how to read the reply.
 3. If the user can do something that no class says yet, add a class with that hint.
 """
@@ -12,14 +12,51 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from segray.errors import AccessError, SegrayError, WorldError
 from segray.storage.uris import bucket_and_key, is_s3, shown
 
 _MAX_FOUND = 500  # characters of what a message repeats of an error
+
+# ---- what an error tells --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a store answered, as far as an error tells it. source: as in `Row`, where rows go by it."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+    source: str = ""
+
+
+_NO_REPLY = Reply(0)
+
+
+def _nothing(error: Exception, reply: Reply) -> str:
+    return ""
+
+
+def _reason(error: Exception, reply: Reply) -> str:
+    return getattr(error, "strerror", None) or ""
+
+
+def _type_and_text(error: Exception, reply: Reply) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _status_and_message(error: Exception, reply: Reply) -> str:
+    return f"{reply.status} {reply.message}"
+
+
+def _whole_reply(error: Exception, reply: Reply) -> str:
+    return f"{reply.status} {reply.code}: {reply.message}"
+
 
 # ---- the classes ----------------------------------------------------------------------------------
 
@@ -29,15 +66,15 @@ class ErrorClass:
     """A class of errors that segray treats alike.
 
     raises: what the caller gets. what: what went wrong. hint: what the user can do.
-    found: what the message repeats of the error, a template over the fields of `_Facts`. Without it, or where it comes
-    out empty, a FileNotFoundError repeats `what`, and any other the text of the error.
+    found: returns what the message repeats of the error. If that is nothing, a FileNotFoundError repeats `what`, and
+    any other exception the text of the error.
     retryable: a later attempt may work. renew_credentials: the later attempt needs fresh credentials.
     """
 
     raises: type[FileNotFoundError] | type[AccessError] | type[WorldError]
     what: str
     hint: str = ""
-    found: str = "{status} {code}: {message}"
+    found: Callable[[Exception, Reply], str] = _whole_reply
     retryable: bool = False
     renew_credentials: bool = False
 
@@ -46,29 +83,27 @@ _CHECK_KEYS = "check the key and secret, and that they may list, read, write and
 _CHECK_NETWORK = "check storage.endpoint_url and the network; the same command resumes"
 _NO_OBJECT = "no such object"
 
-NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found="")
-NO_FILE = ErrorClass(FileNotFoundError, _NO_OBJECT, found="{reason}")
-NO_LINK = ErrorClass(FileNotFoundError, _NO_OBJECT, found="{status} {message}")
-ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found="")
+NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_nothing)
+NO_FILE = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_reason)
+NO_LINK = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_status_and_message)
+ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found=_nothing)
 
 REFUSED = ErrorClass(AccessError, "Storage refused the request", _CHECK_KEYS)
 WRONG_SECRET = replace(REFUSED, hint="correct AWS_SECRET_ACCESS_KEY (it does not fit AWS_ACCESS_KEY_ID)")
 UNKNOWN_KEY = replace(REFUSED, hint="correct AWS_ACCESS_KEY_ID or AWS_PROFILE; this store does not know the key")
 WRONG_REGION = replace(REFUSED, hint="set storage.region to the bucket's region")
 NO_BUCKET = ErrorClass(AccessError, "No such bucket", "create the bucket, or correct its name or storage.endpoint_url")
-UNUSABLE = ErrorClass(AccessError, "Storage cannot be used as configured", _CHECK_KEYS, found="{type}: {text}")
+UNUSABLE = ErrorClass(AccessError, "Storage cannot be used as configured", _CHECK_KEYS, found=_type_and_text)
 BAD_CREDENTIALS = replace(UNUSABLE, what="No usable credentials")
 NO_CREDENTIALS = replace(
     BAD_CREDENTIALS,
     hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket set storage.anonymous",
 )
-NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found="{reason}")
+NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found=_reason)
 
-DISK_FULL = ErrorClass(WorldError, "The disk is full", "make room; the same command resumes", found="{reason}")
+DISK_FULL = ErrorClass(WorldError, "The disk is full", "make room; the same command resumes", found=_reason)
 BUSY = ErrorClass(WorldError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
-UNREACHABLE = ErrorClass(
-    WorldError, "Storage cannot be reached", _CHECK_NETWORK, found="{type}: {text}", retryable=True
-)
+UNREACHABLE = ErrorClass(WorldError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True)
 BUCKET_DENIED = ErrorClass(WorldError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
     WorldError,
@@ -97,13 +132,13 @@ class Row:
     but_codes: Collection[str] = ()
     numbers: Collection[int] | None = None
 
-    def fits(self, facts: _Facts) -> bool:
+    def fits(self, reply: Reply, number: int | None) -> bool:
+        """Return whether this is the row of an error from its source."""
         return (
-            not facts.sources.isdisjoint(self.source)
-            and (self.codes is None or facts.code in self.codes)
-            and (self.statuses is None or facts.status in self.statuses)
-            and facts.code not in self.but_codes
-            and (self.numbers is None or facts.number in self.numbers)
+            (self.codes is None or reply.code in self.codes)
+            and (self.statuses is None or reply.status in self.statuses)
+            and reply.code not in self.but_codes
+            and (self.numbers is None or number in self.numbers)
         )
 
 
@@ -129,7 +164,7 @@ TABLE: tuple[Row, ...] = (
     Row(REFUSED, _S3),
     # botocore itself, without a reply.
     Row(UNREACHABLE, (f"{_BOTOCORE}.ConnectionError", f"{_BOTOCORE}.HTTPClientError")),
-    Row(UNREACHABLE, (f"{_BOTOCORE}.IncompleteReadError", f"{_BOTOCORE}.ResponseStreamingError")),
+    Row(UNREACHABLE, (f"{_BOTOCORE}.IncompleteReadError",)),
     Row(NO_CREDENTIALS, (f"{_BOTOCORE}.NoCredentialsError",)),
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.PartialCredentialsError", f"{_BOTOCORE}.CredentialRetrievalError")),
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.UnknownCredentialError",)),
@@ -150,16 +185,6 @@ TABLE: tuple[Row, ...] = (
 )
 
 # ---- replies --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a store answered, as far as an error tells it. source: as in `Row`, where rows go by it."""
-
-    status: int
-    code: str = ""
-    message: str = ""
-    source: str = ""
 
 
 def _botocore_reply(error: Any) -> Reply:
@@ -216,78 +241,60 @@ class Failure:
     exception: FileNotFoundError | AccessError | WorldError
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What an error tells, whichever library raised it. text: on one line, without secrets."""
-
-    sources: frozenset[str]
-    type: str
-    text: str
-    number: int | None = None
-    reason: str = ""
-    status: int = 0
-    code: str = ""
-    message: str = ""
-
-
 def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Failure | None:
     """Classify an error of a request for `uri`; return None if it is not storage's, or is translated already.
 
     bucket_exists: the bucket has answered before, so a store that denies it is failing.
     """
-    facts = _facts(error, uri)
-    error_class = _classify(facts)
+    names = _names(error)
+    reply = _reply(error, names)
+    error_class = _classify(error, reply, names)
     if error_class is None:
         return None
     if error_class is NO_BUCKET and bucket_exists:
         error_class = BUCKET_DENIED
-    return Failure(error_class, _exception(error_class, facts, uri))
+    return Failure(error_class, _exception(error_class, error, reply, uri))
 
 
 def status_of(error: Exception) -> int:
     """Return the HTTP status of the store's reply that an error carries; 0 if it carries none."""
-    reply = _reply(error, _names(error))
-    return reply.status if reply else 0
+    return _reply(error, _names(error)).status
 
 
-def _classify(facts: _Facts) -> ErrorClass | None:
-    return next((row.means for row in TABLE if row.fits(facts)), None)
-
-
-def _names(error: Exception) -> list[str]:
+def _names(error: Exception) -> tuple[str, ...]:
     """Return the dotted names of the error's class and of its bases, the nearest first."""
-    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+    return tuple([f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__])
 
 
-def _reply(error: Exception, names: list[str]) -> Reply | None:
+def _reply(error: Exception, names: Sequence[str]) -> Reply:
     read = next((READERS[name] for name in names if name in READERS), None)
-    return read(error) if read else None
+    return (read(error) if read else None) or _NO_REPLY
 
 
-def _facts(error: Exception, uri: str) -> _Facts:
-    names = _names(error)
-    reply = _reply(error, names) or Reply(0)
-    return _Facts(
-        sources=frozenset([*names, reply.source]),
-        type=type(error).__name__,
-        text=_one_line(str(error), uri),
-        number=error.errno if isinstance(error, OSError) else None,
-        reason=(error.strerror or "") if isinstance(error, OSError) else "",
-        status=reply.status,
-        code=reply.code,
-        message=_one_line(str(reply.message), uri),
-    )
+def _classify(error: Exception, reply: Reply, names: tuple[str, ...]) -> ErrorClass | None:
+    number = error.errno if isinstance(error, OSError) else None
+    rows = _rows_of((reply.source, *names))
+    return next((row.means for row in rows if row.fits(reply, number)), None)
+
+
+@lru_cache(256)
+def _rows_of(sources: tuple[str, ...]) -> tuple[Row, ...]:
+    return tuple(row for row in TABLE if not set(sources).isdisjoint(row.source))
+
+
+def _exception(
+    error_class: ErrorClass, error: Exception, reply: Reply, uri: str
+) -> FileNotFoundError | AccessError | WorldError:
+    found = _one_line(error_class.found(error, reply), uri)[:_MAX_FOUND]
+    if issubclass(error_class.raises, SegrayError):
+        found = found or _one_line(str(error), uri)
+        return error_class.raises(error_class.what, where=_where(uri), found=found, do=error_class.hint)
+    return FileNotFoundError(errno.ENOENT, found or error_class.what, shown(uri))
 
 
 def _one_line(text: str, uri: str) -> str:
-    return " ".join(_DRAWN.sub("", text).replace(uri, shown(uri)).split())
-
-
-def _exception(chosen: ErrorClass, facts: _Facts, uri: str) -> FileNotFoundError | AccessError | WorldError:
-    found = chosen.found.format_map(vars(facts))[:_MAX_FOUND]
-    if issubclass(chosen.raises, SegrayError):
-        return chosen.raises(chosen.what, where=_where(uri), found=found or facts.text, do=chosen.hint)
-    return FileNotFoundError(errno.ENOENT, found or chosen.what, shown(uri))
+    """Return a text on one line, with the URI as messages may repeat it."""
+    return " ".join(_DRAWN.sub("", text).replace(uri, shown(uri)).split()) if text else ""
 
 
 def _where(uri: str) -> str:

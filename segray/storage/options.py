@@ -16,4 +16,4 @@ class StorageOptions:
     region: str | None = None
     anonymous: bool = False
     retries: int = 6
-    timeout_s: float = 60.0
+    timeout_s: float = 60

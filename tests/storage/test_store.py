@@ -27,7 +27,7 @@ from segray.errors import AccessError, WorldError
 from segray.storage import local, retry
 from segray.storage import store as storage
 from segray.storage.store import Entry, StorageOptions, Store
-from segray.storage.uris import absolute, join, parent, scheme
+from segray.storage.uris import join
 
 ODD_NAMES = ("a b.jpg", "a%20b.jpg", "naïve+é&=;'(#?.jpg", "日本語.jpg", "line\nbreak.jpg", "trailing ", "[x]*.jpg")
 
@@ -60,25 +60,6 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     naps: list[float] = []
     monkeypatch.setattr(retry, "sleep", naps.append)
     return naps
-
-
-# URIs
-
-
-def test_uris_are_joined_and_taken_apart() -> None:
-    assert join("s3://b/p", "x", "y.jpg") == join("s3://b/p/", "x", "y.jpg") == "s3://b/p/x/y.jpg"
-    assert join("/", "x") == "/x"
-    assert parent("s3://b/p/x.jpg") == "s3://b/p"
-    assert [scheme(uri) for uri in ("/a", "a", "file:///a", "s3://b", "GS://b")] == ["", "", "", "s3", "gs"]
-
-
-def test_local_paths_become_absolute_and_others_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert absolute("a/../b%20c") == str(tmp_path / "b%20c")
-    assert absolute("file:///data/x y") == "/data/x y"
-    assert absolute("~/x") == "/home/someone/x"
-    assert absolute("s3://b/../x") == "s3://b/../x"
 
 
 # Objects
