@@ -21,7 +21,8 @@ from segray.instances import ImageRef
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
 from segray.models.coco_labels import COCO_NAMES
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.tasks import Task, UnitReport
 
 _SIZE_HW = (480, 640)

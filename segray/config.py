@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from segray import _dates
 from segray.errors import ConfigError
+from segray.storage.options import StorageOptions
 
 TEMPLATES = Path(__file__).parent / "configs"
 _REFERENCE = "see every key: segray init --all reference.yaml"
@@ -117,11 +118,11 @@ class Cluster(_Section):
 class Storage(_Section):
     """How object storage is reached. Key and secret come from the usual AWS environment variables."""
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    anonymous: bool = False
-    retries: int = Field(default=6, ge=0)
-    timeout_s: float = Field(default=60, gt=0)
+    endpoint_url: str | None = StorageOptions.endpoint_url
+    region: str | None = StorageOptions.region
+    anonymous: bool = StorageOptions.anonymous
+    retries: int = Field(default=StorageOptions.retries, ge=0)
+    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
 
     @field_validator("endpoint_url")
     @classmethod

@@ -15,6 +15,7 @@ from properties import tried
 
 from segray import config
 from segray.errors import ConfigError
+from segray.storage.options import StorageOptions
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"source": {"uri": "a"}, "output": {"root": "b"}, "model": {"name": "stickers"}}
@@ -32,6 +33,10 @@ def test_the_reference_lists_every_key_with_its_default() -> None:
     assert _keys(given_keys) == _keys(built)
     defaults = config.validate({**MINIMAL, "source": given_keys["source"], "output": given_keys["output"]}, "here")
     assert config.load(reference) == defaults
+
+
+def test_the_store_of_a_configuration_without_keys_is_the_store_without_options() -> None:
+    assert StorageOptions(**config.validate(MINIMAL, "").storage.model_dump()) == StorageOptions()
 
 
 def _keys(values: Any, prefix: str = "") -> set[str]:

@@ -29,7 +29,8 @@ from segray.bench.workload import Workload
 from segray.conversion import yolact
 from segray.errors import ConfigError, SegrayError
 from segray.models import engine
-from segray.storage.store import StorageOptions, Store, shown
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import shown
 
 WAYS: Mapping[str, str] = {
     "a": "ceiling",

@@ -25,7 +25,8 @@ from segray.models import engine, resolve
 from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Compiled, DeviceSettings
 from segray.sources import listing
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.synthetic.scene import draw_scene
 
 _SEED = 0

@@ -35,7 +35,7 @@ from segray._compat import RAY_JOB_CLIENT_LOGGERS
 from segray.cli.options import LogFormat
 from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
 from segray.monitoring import json_log
-from segray.storage import store
+from segray.storage import uris
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -79,7 +79,7 @@ class Request:
     def stem(self) -> str:
         """What the ids of all jobs of the label set begin with."""
         root, endpoint = self.config.output.root.rstrip("/"), self.config.storage.endpoint_url or ""
-        name = re.sub(r"[^a-z0-9]+", "-", store.name(root).lower()).strip("-")[:40] or "root"
+        name = re.sub(r"[^a-z0-9]+", "-", uris.name(root).lower()).strip("-")[:40] or "root"
         digest = hashlib.sha256(json.dumps([endpoint, root]).encode()).hexdigest()
         return f"segray-{name}-{digest[:10]}"
 
@@ -119,7 +119,7 @@ class Dashboard:
             raise ConfigError(
                 "not the address of a Ray dashboard",
                 where="--address",
-                found=store.shown(address),
+                found=uris.shown(address),
                 do="give http://HEAD:8265",
             )
         self.address = f"{parts.scheme}://{parts.netloc}"
@@ -272,7 +272,7 @@ def _check_paths(config: Config) -> None:
         ("output.root", config.output.root),
         ("model.path", config.model.path),
     ):
-        if uri and not store.scheme(uri) and not uri.removeprefix("file://").startswith("/"):
+        if uri and not uris.scheme(uri) and not uri.removeprefix("file://").startswith("/"):
             raise ConfigError(
                 f"{key} is relative, and the job runs in a folder of its own",
                 where=key,

@@ -24,7 +24,8 @@ from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Arrays, Engine
 from segray.sources import listing
 from segray.sources.reader import Files
-from segray.storage.store import Store, shown
+from segray.storage.store import Store
+from segray.storage.uris import shown
 
 ROUNDS, ROUND_S = 7, 0.7
 _FILES_BYTES = 256 * 2**20

@@ -31,7 +31,8 @@ from segray.errors import ConfigError, ModelError, SegrayError, SourceError, Use
 from segray.instances import ImageRef
 from segray.models import engine, resolve
 from segray.models.engine import DeviceSettings, Engine
-from segray.storage.store import Store, shown
+from segray.storage.store import Store
+from segray.storage.uris import shown
 
 _TIMED_IMAGES = 8
 _WEIGHTED = frozenset(

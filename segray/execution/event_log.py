@@ -33,7 +33,8 @@ from segray.execution.events import (
     WorkerLost,
 )
 from segray.execution.scheduler import Policy
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20

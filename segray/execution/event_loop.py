@@ -44,7 +44,8 @@ from segray.instances import Failure
 from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
-from segray.storage.store import StorageOptions, Store, shown
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import shown
 from segray.tasks import Task, UnitReport
 
 _WAIT_S = 0.5

@@ -32,7 +32,8 @@ from segray.execution.events import (
 )
 from segray.execution.scheduler import DisplayNames, Scheduler
 from segray.label_set import plan
-from segray.storage.store import StorageOptions, Store, absolute
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import absolute
 from segray.tasks import Task
 
 # How many states of small runs are validated; validation walks over every image.

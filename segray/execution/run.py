@@ -45,7 +45,8 @@ from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.shard_index import Index
-from segray.storage.store import StorageOptions, Store, absolute, join, shown
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import absolute, join, shown
 from segray.tasks import Task
 
 StartWorkers = Callable[[WorkerSpec, Config], Workers]

@@ -17,7 +17,8 @@ from segray import rle
 from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.tasks import Task, UnitReport
 
 _MESSAGE_CHARS = 2000

@@ -19,7 +19,8 @@ from typing import Any
 from segray.label_set.delta_log import Changes, DataFile, batch_of, batch_records
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import open_table, require_table
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from segray.label_set.delta_log import Changes, batch_of, batch_records, files_o
 from segray.label_set.merge import merge_images_again
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, removed_files, require_table, table_uri
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 
 def create_tables(root: str, options: StorageOptions) -> None:

@@ -8,7 +8,8 @@ Knows the pointer's object and its content. Leaves to promotion.py which label s
 from __future__ import annotations
 
 from segray.errors import LabelSetError
-from segray.storage.store import StorageOptions, Store, join, name, parent
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join, name, parent
 
 CURRENT = "CURRENT"
 _MOST_BYTES = 4096

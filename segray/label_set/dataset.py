@@ -19,7 +19,8 @@ from deltalake.fs import DeltaStorageHandler
 from segray.errors import UserError
 from segray.label_set.delta_log import TableState
 from segray.storage import arrow_fs
-from segray.storage.store import StorageOptions, Store, join, scheme
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join, scheme
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ from segray.label_set.delta_log import Changes, DataFile, files_of
 from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
-from segray.storage.store import StorageOptions, Store, join
-from segray.storage.store import name as base
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
+from segray.storage.uris import name as base
 
 _ATTEMPTS = 3
 _UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it

@@ -26,7 +26,8 @@ from segray.label_set.delta_log import Changes, DataFile, live_files
 from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, table_uri
-from segray.storage.store import StorageOptions, Store, abreast, join
+from segray.storage.store import StorageOptions, Store, abreast
+from segray.storage.uris import join
 
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
 _REST = "-rest"  # in the names of files that hold what is left of replaced ones

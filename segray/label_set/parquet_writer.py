@@ -23,7 +23,8 @@ from segray.label_set import schema
 from segray.label_set.delta_log import DataFile
 from segray.label_set.snapshot import run_slices, table_uri
 from segray.models.coco_labels import slug
-from segray.storage.store import Store, abreast, join
+from segray.storage.store import Store, abreast
+from segray.storage.uris import join
 
 # Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
 _WAITING_BYTES = 192 * 2**20

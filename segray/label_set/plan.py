@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from segray.errors import SegrayError
 from segray.instances import ImageRef
 from segray.label_set import schema
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 from segray.tasks import Task
 
 _PART_ROWS, _PARTS_KEPT = 131_072, 3

@@ -13,7 +13,8 @@ from segray.label_set.current_pointer import CURRENT, named_folder, write_pointe
 from segray.label_set.delta_log import live_files
 from segray.label_set.snapshot import table_state
 from segray.label_set.validation import verify
-from segray.storage.store import StorageOptions, Store, absolute, join, name, parent
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import absolute, join, name, parent
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from typing import Any
 from segray.errors import LabelSetError
 from segray.label_set import schema
 from segray.label_set.current_pointer import CURRENT
-from segray.storage.store import Store, join
-from segray.storage.store import name as base
+from segray.storage.store import Store
+from segray.storage.uris import join
+from segray.storage.uris import name as base
 from segray.tasks import Task
 
 

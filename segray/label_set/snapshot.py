@@ -23,7 +23,8 @@ from segray.errors import LabelSetError, UserError
 from segray.label_set import dataset, delta_log
 from segray.label_set.current_pointer import resolved
 from segray.label_set.delta_log import TableState, batch_of
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 _EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
 # A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.

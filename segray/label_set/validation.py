@@ -27,7 +27,8 @@ from segray.label_set import plan, schema
 from segray.label_set.delta_log import DataFile, live_files
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import states_to_verify, table_uri
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 _STATUSES = ("ok", "empty", "failed")
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import SegrayError
 from segray.execution.progress import Vitals, Watcher
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 if TYPE_CHECKING:
     from segray.label_set.run_records import Run

@@ -18,7 +18,8 @@ from typing import Any
 from segray.errors import LabelSetError, WorldError
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 _SILENT_BEATS, _SILENT_S = 6, 60.0
 # Clocks seldom differ by more; then nobody need wait for a beat.

@@ -14,7 +14,8 @@ import pyarrow as pa
 from segray import config
 from segray.errors import ConfigError
 from segray.sources.uris import WILDCARD, inside, split_glob
-from segray.storage.store import Store, parent
+from segray.storage.store import Store
+from segray.storage.uris import parent
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from segray.sources import archives, manifest, parquet_images, s3_inventory, tar
 from segray.sources.archives import BrokenFileError, Shape
 from segray.sources.shard_index import Index
 from segray.sources.uris import WILDCARD, extension, is_hidden, listed, pattern, split_glob
-from segray.storage.store import Entry, Store, absolute, name, parent, scheme
+from segray.storage.store import Entry, Store
+from segray.storage.uris import absolute, name, parent, scheme
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
 REF_BATCH_ROWS = 65_536

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from segray.errors import SourceError
 from segray.instances import ImageRef
 from segray.sources.uris import extension
-from segray.storage.store import Store, absolute, join, parent, scheme
+from segray.storage.store import Store
+from segray.storage.uris import absolute, join, parent, scheme
 
 # No URI is as long; a file that is no manifest may be one line of gigabytes.
 _LINE_CHARS = 2**17

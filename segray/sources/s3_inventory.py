@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.errors import SourceError
-from segray.storage.store import Entry, Store, join, name, parent, scheme
+from segray.storage.store import Entry, Store
+from segray.storage.uris import join, name, parent, scheme
 
 _BATCH_ROWS = 65_536
 _LINE_CHARS = 2**17

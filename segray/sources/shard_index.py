@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from segray.instances import ImageRef
 from segray.sources.archives import Shape
-from segray.storage.store import Entry, Store, join
+from segray.storage.store import Entry, Store
+from segray.storage.uris import join
 
 # Of what an index says: another one when the rules of members.py or tar.py change.
 _EDITION = 1

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from segray.errors import SourceError
-from segray.storage.store import name, scheme
+from segray.storage.uris import name, scheme
 
 BOOKKEEPING = frozenset({"_delta_log", "_segray", "_temporary", "__MACOSX"})
 

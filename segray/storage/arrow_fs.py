@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 from fsspec import AbstractFileSystem
 
 from segray._compat import call_before_threads_end, leave_arrow_s3_at_exit
-from segray.storage.store import absolute, scheme
+from segray.storage.uris import absolute, scheme
 
 _DRAIN_S = 10.0
 _QUIET_S = 0.5

@@ -38,7 +38,8 @@ from segray.monitoring import session
 from segray.monitoring.console import Plain
 from segray.monitoring.heartbeat import Heart
 from segray.sources.reader import Files
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 SIZE_HW = (60, 80)
 EVIL = {1: "<script>alert(1)</script>", 2: '"><img src=x onerror=alert(2)>', 3: "a&amp;b'\u202egnp.exe"}

@@ -31,7 +31,8 @@ from swift_server import Swift
 
 from segray.config import Config, validate
 from segray.label_set.validation import verify
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 
 Dataset = Mapping[str, int]  # bytes by key
 OLD: Dataset = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}

@@ -30,7 +30,8 @@ from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.synthetic import dataset
 from segray.tasks import Progress, Task, TaskReport
 

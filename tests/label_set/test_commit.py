@@ -18,7 +18,8 @@ from segray.errors import ConflictError
 from segray.instances import image_id
 from segray.label_set import batches, commit, merge, schema
 from segray.label_set.run_records import Run, staged_name
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.tasks import Task
 
 OPTIONS = StorageOptions()

@@ -26,7 +26,8 @@ from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.label_set.snapshot import COMMIT_ORDER
 from segray.label_set.validation import verify
 from segray.models.coco_labels import slug
-from segray.storage.store import Store, join
+from segray.storage.store import Store
+from segray.storage.uris import join
 
 EAGER = Limits(files=2)
 BATCHES = 4

@@ -23,7 +23,8 @@ from segray.label_set.maintenance import Limits, maintain
 from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.label_set.validation import Report, verify
 from segray.models.coco_labels import slug
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.tasks import Task
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

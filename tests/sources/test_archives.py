@@ -32,7 +32,7 @@ from segray.sources import listing, tar_archive, video
 from segray.sources import reader as reading
 from segray.sources.shard_index import Index
 from segray.sources.uris import inside
-from segray.storage import store as storage
+from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.store import StorageOptions, Store
 
 
@@ -123,9 +123,9 @@ def test_planning_reads_indexes_and_no_images(
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pipe(f"/held/{shaped.holder.name}", shaped.holder.read_bytes())
-    read = storage._Other.read
+    read = FsspecBackend.read
     asked: list[bytes] = []
-    monkeypatch.setattr(storage._Other, "read", lambda *each: (asked.append(read(*each)), asked[-1])[1])
+    monkeypatch.setattr(FsspecBackend, "read", lambda *each: (asked.append(read(*each)), asked[-1])[1])
     found = refs(Shaped("memory://held", {}, shaped.source), store)
     assert {ref.key for ref in found} == {key for key in shaped.keys.values() if key.startswith(shaped.holder.name)}
     assert sum(map(len, asked)) < 0.1 * shaped.holder.stat().st_size

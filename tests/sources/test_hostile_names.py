@@ -15,7 +15,7 @@ from segray import config
 from segray.execution import run
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import build
-from segray.storage.store import join
+from segray.storage.uris import join
 
 pytestmark = pytest.mark.integration
 

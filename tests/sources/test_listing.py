@@ -21,7 +21,8 @@ from swift_server import Swift
 from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
 from segray.sources import listing, manifest
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 
 TREE = (
     "a b.JPG",

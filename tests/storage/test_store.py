@@ -1,4 +1,4 @@
-"""storage.py: listing order, whole writes, what errors mean; then the same against a real S3 server."""
+"""Listing order, whole writes, retries and what errors mean; then the same against a real S3 server."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from swift_server import Swift, serve
 
 from segray.errors import AccessError, WorldError
+from segray.storage import local, retry
 from segray.storage import store as storage
-from segray.storage.store import Entry, StorageOptions, Store, absolute, join, parent, scheme
+from segray.storage.store import Entry, StorageOptions, Store
+from segray.storage.uris import join
 
 ODD_NAMES = ("a b.jpg", "a%20b.jpg", "naïve+é&=;'(#?.jpg", "日本語.jpg", "line\nbreak.jpg", "trailing ", "[x]*.jpg")
 
@@ -56,27 +58,8 @@ def keys(store: Store, uri: str, prefix: str = "") -> list[str]:
 
 def no_sleep(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     naps: list[float] = []
-    monkeypatch.setattr(storage, "sleep", naps.append)
+    monkeypatch.setattr(retry, "sleep", naps.append)
     return naps
-
-
-# URIs
-
-
-def test_uris_are_joined_and_taken_apart() -> None:
-    assert join("s3://b/p", "x", "y.jpg") == join("s3://b/p/", "x", "y.jpg") == "s3://b/p/x/y.jpg"
-    assert join("/", "x") == "/x"
-    assert parent("s3://b/p/x.jpg") == "s3://b/p"
-    assert [scheme(uri) for uri in ("/a", "a", "file:///a", "s3://b", "GS://b")] == ["", "", "", "s3", "gs"]
-
-
-def test_local_paths_become_absolute_and_others_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert absolute("a/../b%20c") == str(tmp_path / "b%20c")
-    assert absolute("file:///data/x y") == "/data/x y"
-    assert absolute("~/x") == "/home/someone/x"
-    assert absolute("s3://b/../x") == "s3://b/../x"
 
 
 # Objects
@@ -243,7 +226,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, store: Store, *errors: Exception) -
             raise left.pop(0)
         return b"fine"
 
-    monkeypatch.setattr(store._place("s3://b/k"), "read", read)
+    monkeypatch.setattr(store._backend("s3://b/k"), "read", read)
 
 
 def reply(status: int, code: str) -> botocore.exceptions.ClientError:
@@ -269,9 +252,9 @@ TRANSIENT = [
 def test_what_may_pass_is_tried_again_within_the_budget(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     naps = no_sleep(monkeypatch)
     store = Store(StorageOptions(retries=2))
-    place = store._place("s3://b/k")
+    backend = store._backend("s3://b/k")
     failing(monkeypatch, store, error, error)
-    monkeypatch.setattr(storage, "_connect", lambda scheme, options: place)
+    monkeypatch.setattr(storage, "_connect", lambda kind, options: backend)
     assert store.read("s3://b/k") == b"fine"
     assert len(naps) == 2
     assert 0 < naps[0] < naps[1]
@@ -328,7 +311,7 @@ def test_a_bucket_that_is_there_and_denied_is_the_fault_of_the_store(
 
 
 def test_a_listing_tries_again_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    naps, scan = no_sleep(monkeypatch), storage._scan
+    naps, scan = no_sleep(monkeypatch), local._scan
     for key in ("a/1", "b/2"):
         (tmp_path / key[0]).mkdir()
         (tmp_path / key).write_bytes(b"")
@@ -338,7 +321,7 @@ def test_a_listing_tries_again_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp
             raise OSError(errno.ESTALE, "Stale file handle")
         return scan(folder)
 
-    monkeypatch.setattr(storage, "_scan", fail_once_in_b)
+    monkeypatch.setattr(local, "_scan", fail_once_in_b)
     assert keys(Store(), str(tmp_path)) == ["a/1", "b/2"]
     assert len(naps) == 1
 
@@ -408,16 +391,16 @@ def test_a_store_travels_without_its_connections(tmp_path: Path) -> None:
     store.exists(str(tmp_path / "x"))
     copy = pickle.loads(pickle.dumps(store))
     assert copy.options == store.options
-    assert copy._places == {}
+    assert copy._backends == {}
 
 
 def test_a_forked_process_connects_anew_though_a_thread_held_the_lock(store: Store) -> None:
-    place = store._place("s3://b/k")
-    assert store._place("s3://other/k") is place
+    backend = store._backend("s3://b/k")
+    assert store._backend("s3://other/k") is backend
     with store._lock:
         child = os.fork()
         if child == 0:
-            os._exit(store._place("s3://b/k") is place)
+            os._exit(store._backend("s3://b/k") is backend)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -447,7 +430,7 @@ def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expir
         monkeypatch.delenv(name, raising=False)
     path, store = tmp_path / "credentials", Store(StorageOptions())
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
-    monkeypatch.setattr(storage, "sleep", lambda _: None)
+    monkeypatch.setattr(retry, "sleep", lambda _: None)
 
     def key() -> str:
         return store.delta_options("s3://b/t")["AWS_ACCESS_KEY_ID"]
@@ -542,8 +525,8 @@ def test_s3_reads_parquet_by_ranges_and_in_many_threads(s3: Store, swift_env: Sw
 def test_s3_reads_a_large_object_in_one_request(s3: Store, swift_env: Swift) -> None:
     uri, asked = f"s3://{swift_env.bucket()}/large", []
     s3.put(uri, b"x" * 8_000_000)
-    place: Any = s3._place(uri)
-    place._fs.s3.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+    backend: Any = s3._backend(uri)
+    backend._fs.s3.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
     assert len(s3.read(uri)) == 8_000_000
     assert asked == ["GetObject"]
 

@@ -37,8 +37,10 @@ from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import delta_log
 from segray.models import engine, resolve
+from segray.storage import retry
 from segray.storage import store as storage
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.tasks import Progress, Task, TaskReport
 
 # ---- what can happen ------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class World:
         for module, name in ((engine, "signature"), (resolve, "resolve")):
             patch.setattr(module, name, cache(getattr(module, name)))
         patch.setattr(os, "fsync", lambda _: None)  # Power cuts are not in this model.
-        patch.setattr(storage, "sleep", lambda _: None)
+        patch.setattr(retry, "sleep", lambda _: None)
         patch.setattr(storage, "ThreadPoolExecutor", Inline)
 
     def label(self, config: Config, plan: Plan | None = None) -> int:

@@ -16,7 +16,8 @@ from segray.instances import image_id
 from segray.label_set import batches, commit, merge, run_records, schema
 from segray.label_set.run_records import LabelSetIdentity
 from segray.models.coco_labels import COCO_NAMES, slug
-from segray.storage.store import StorageOptions, Store, join
+from segray.storage.store import StorageOptions, Store
+from segray.storage.uris import join
 from segray.synthetic.dataset import scene_at
 from segray.tasks import Task
 

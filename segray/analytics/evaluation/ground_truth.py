@@ -24,7 +24,8 @@ from segray.analytics.query import key_ranges
 from segray.analytics.query.key_ranges import Keys, Slice
 from segray.errors import SourceError
 from segray.instances import image_id
-from segray.storage.store import Store, shown
+from segray.storage.store import Store
+from segray.storage.uris import shown
 
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20

@@ -32,8 +32,9 @@ from segray.label_set import snapshot
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import Snapshot
 from segray.sources.reader import Files
-from segray.storage.store import Store, join
-from segray.storage.store import shown as shown_uri
+from segray.storage.store import Store
+from segray.storage.uris import join
+from segray.storage.uris import shown as shown_uri
 
 if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation

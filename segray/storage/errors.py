@@ -1,0 +1,301 @@
+"""What the errors of storage mean: one table from the errors of all libraries to the classes that segray tells apart.
+
+Knows types, codes, statuses and error numbers; knows nothing of requests. Libraries stand here by name alone: none is
+imported. To support the errors of another library:
+
+1. Add rows to TABLE, above those of the operating system. The first row that fits an error decides.
+2. If its errors carry a store's reply, add to READERS how to read the reply.
+3. If the user can do something that no class says yet, add a class with that hint.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from segray.errors import AccessError, SegrayError, WorldError
+from segray.storage.uris import bucket_and_key, is_s3, shown
+
+_MAX_FOUND = 500  # characters of what a message repeats of an error
+
+# ---- what an error tells --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a store answered, as far as an error tells it. source: as in `Row`, where rows go by it."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+    source: str = ""
+
+
+_NO_REPLY = Reply(0)
+
+
+def _nothing(error: Exception, reply: Reply) -> str:
+    return ""
+
+
+def _reason(error: Exception, reply: Reply) -> str:
+    return getattr(error, "strerror", None) or ""
+
+
+def _type_and_text(error: Exception, reply: Reply) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _status_and_message(error: Exception, reply: Reply) -> str:
+    return f"{reply.status} {reply.message}"
+
+
+def _whole_reply(error: Exception, reply: Reply) -> str:
+    return f"{reply.status} {reply.code}: {reply.message}"
+
+
+# ---- the classes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ErrorClass:
+    """A class of errors that segray treats alike.
+
+    raises: what the caller gets. what: what went wrong. hint: what the user can do.
+    found: returns what the message repeats of the error. If that is nothing, a FileNotFoundError repeats `what`, and
+    any other exception the text of the error.
+    retryable: a later attempt may work. renew_credentials: the later attempt needs fresh credentials.
+    """
+
+    raises: type[FileNotFoundError] | type[AccessError] | type[WorldError]
+    what: str
+    hint: str = ""
+    found: Callable[[Exception, Reply], str] = _whole_reply
+    retryable: bool = False
+    renew_credentials: bool = False
+
+
+_CHECK_KEYS = "check the key and secret, and that they may list, read, write and delete in this bucket"
+_CHECK_NETWORK = "check storage.endpoint_url and the network; the same command resumes"
+_NO_OBJECT = "no such object"
+
+NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_nothing)
+NO_FILE = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_reason)
+NO_LINK = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_status_and_message)
+ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found=_nothing)
+
+REFUSED = ErrorClass(AccessError, "Storage refused the request", _CHECK_KEYS)
+WRONG_SECRET = replace(REFUSED, hint="correct AWS_SECRET_ACCESS_KEY (it does not fit AWS_ACCESS_KEY_ID)")
+UNKNOWN_KEY = replace(REFUSED, hint="correct AWS_ACCESS_KEY_ID or AWS_PROFILE; this store does not know the key")
+WRONG_REGION = replace(REFUSED, hint="set storage.region to the bucket's region")
+NO_BUCKET = ErrorClass(AccessError, "No such bucket", "create the bucket, or correct its name or storage.endpoint_url")
+UNUSABLE = ErrorClass(AccessError, "Storage cannot be used as configured", _CHECK_KEYS, found=_type_and_text)
+BAD_CREDENTIALS = replace(UNUSABLE, what="No usable credentials")
+NO_CREDENTIALS = replace(
+    BAD_CREDENTIALS,
+    hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket set storage.anonymous",
+)
+NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found=_reason)
+
+DISK_FULL = ErrorClass(WorldError, "The disk is full", "make room; the same command resumes", found=_reason)
+BUSY = ErrorClass(WorldError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
+UNREACHABLE = ErrorClass(WorldError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True)
+BUCKET_DENIED = ErrorClass(WorldError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
+EXPIRED = ErrorClass(
+    WorldError,
+    "The credentials have expired",
+    "renew them; the same command resumes",
+    retryable=True,
+    renew_credentials=True,
+)
+
+# ---- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: the errors that belong to `means`. None: any.
+
+    source: dotted names of exception classes, of which the error's class is one or a subclass; or "S3", for a reply
+    in S3's codes whichever library tells it. codes, statuses: of the reply; but_codes: codes that do not belong here.
+    numbers: error numbers of the operating system.
+    """
+
+    means: ErrorClass
+    source: Collection[str]
+    codes: Collection[str] | None = None
+    statuses: Collection[int] | None = None
+    but_codes: Collection[str] = ()
+    numbers: Collection[int] | None = None
+
+    def fits(self, reply: Reply, number: int | None) -> bool:
+        """Return whether this is the row of an error from its source."""
+        return (
+            (self.codes is None or reply.code in self.codes)
+            and (self.statuses is None or reply.status in self.statuses)
+            and reply.code not in self.but_codes
+            and (self.numbers is None or number in self.numbers)
+        )
+
+
+_S3 = ("S3",)
+_AIOHTTP = "aiohttp.client_exceptions"
+_BOTOCORE = "botocore.exceptions"
+_PASSING_STATUSES = (408, 429, 500, *range(502, 1000))  # 501: the store cannot do this, now or later
+
+TABLE: tuple[Row, ...] = (
+    # Replies of S3 and its kin, through botocore, deltalake or Arrow.
+    Row(ARCHIVED, _S3, codes=("InvalidObjectState",)),
+    Row(NO_OBJECT, _S3, statuses=(404,), but_codes=("NoSuchBucket",)),
+    Row(EXPIRED, _S3, codes=("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")),
+    Row(EXPIRED, _S3, codes=("RequestTimeTooSkewed",)),  # the clock may be corrected meanwhile
+    Row(BUSY, _S3, codes=("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded")),
+    Row(BUSY, _S3, codes=("RequestTimeout", "InternalError", "ServiceUnavailable")),
+    Row(BUSY, _S3, codes=("ConditionalRequestConflict", "OperationAborted")),
+    Row(BUSY, _S3, statuses=_PASSING_STATUSES),
+    Row(NO_BUCKET, _S3, codes=("NoSuchBucket",)),
+    Row(WRONG_SECRET, _S3, codes=("SignatureDoesNotMatch",)),
+    Row(UNKNOWN_KEY, _S3, codes=("InvalidAccessKeyId",)),
+    Row(WRONG_REGION, _S3, codes=("PermanentRedirect", "AuthorizationHeaderMalformed")),
+    Row(REFUSED, _S3),
+    # botocore itself, without a reply.
+    Row(UNREACHABLE, (f"{_BOTOCORE}.ConnectionError", f"{_BOTOCORE}.HTTPClientError")),
+    Row(UNREACHABLE, (f"{_BOTOCORE}.IncompleteReadError",)),
+    Row(NO_CREDENTIALS, (f"{_BOTOCORE}.NoCredentialsError",)),
+    Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.PartialCredentialsError", f"{_BOTOCORE}.CredentialRetrievalError")),
+    Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.UnknownCredentialError",)),
+    Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
+    # Links by http and https. A 4xx is the fault of the link: an image is gone, or its signature has expired.
+    Row(NO_LINK, (f"{_AIOHTTP}.ClientResponseError",), statuses={*range(400, 500)} - {408, 429}),
+    # The operating system, and what file systems of fsspec raise in its place.
+    Row(NO_FILE, ("builtins.FileNotFoundError",)),
+    Row(
+        NO_FILE,
+        ("builtins.OSError",),
+        numbers=(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    ),
+    Row(NO_PERMISSION, ("builtins.PermissionError",)),
+    Row(NO_PERMISSION, ("builtins.OSError",), numbers=(errno.EROFS,)),
+    Row(DISK_FULL, ("builtins.OSError",), numbers=(errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    Row(UNREACHABLE, ("builtins.OSError", f"{_AIOHTTP}.ClientError")),
+)
+
+# ---- replies --------------------------------------------------------------------------------------
+
+
+def _botocore_reply(error: Any) -> Reply:
+    told = error.response["Error"]
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return Reply(status, told.get("Code", ""), told.get("Message", ""), "S3")
+
+
+def _aiohttp_reply(error: Any) -> Reply:
+    return Reply(error.status, message=error.message)
+
+
+# deltalake tells an answer of the store as a coloured tree of text: a status line and the XML, if there was any.
+_DELTALAKE_REPLY = re.compile(
+    r"non-2xx status code\s+\S+\s+(?P<status>\d+) (?P<name>[\w -]*\w)"
+    r"(?:.*?<Code>(?P<code>\w+)</Code>(?:.*?<Message>(?P<message>[^<]*)<)?)?",
+    re.DOTALL,
+)
+_DRAWN = re.compile(r"\x1b\[\d+m|↳")
+# Arrow's S3 client tells the SDK's name of the error, and what the store said of it.
+_ARROW_REPLY = re.compile(r"AWS Error (?P<code>[A-Z_]+) during \w+ operation: (?P<message>.*)", re.DOTALL)
+_ARROW_STATUS = {"ACCESS_DENIED": 403, "SIGNATURE_DOES_NOT_MATCH": 403, "INVALID_ACCESS_KEY_ID": 403,
+                 "EXPIRED_TOKEN": 400, "NO_SUCH_KEY": 404, "NO_SUCH_BUCKET": 404, "RESOURCE_NOT_FOUND": 404,
+                 "SLOW_DOWN": 503}  # fmt: skip
+
+
+def _reply_in_text(error: Any) -> Reply | None:
+    """Read the reply out of an error of deltalake or Arrow. Neither has an error number."""
+    if error.errno is not None:
+        return None
+    text = str(error)
+    if told := _DELTALAKE_REPLY.search(text):
+        return Reply(int(told["status"]), told["code"] or told["name"], told["message"] or "", "S3")
+    if (told := _ARROW_REPLY.search(text)) and told["code"] in _ARROW_STATUS:
+        code = "".join(word.capitalize() for word in told["code"].split("_"))
+        return Reply(_ARROW_STATUS[told["code"]], code, told["message"], "S3")
+    return None
+
+
+READERS: Mapping[str, Callable[[Any], Reply | None]] = {
+    f"{_BOTOCORE}.ClientError": _botocore_reply,
+    f"{_AIOHTTP}.ClientResponseError": _aiohttp_reply,
+    "builtins.OSError": _reply_in_text,
+}
+
+# ---- from an error to a failure -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of storage, classified. exception: what the caller gets if no further attempt is made."""
+
+    error_class: ErrorClass
+    exception: FileNotFoundError | AccessError | WorldError
+
+
+def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Failure | None:
+    """Classify an error of a request for `uri`; return None if it is not storage's, or is translated already.
+
+    bucket_exists: the bucket has answered before, so a store that denies it is failing.
+    """
+    names = _names(error)
+    reply = _reply(error, names)
+    error_class = _classify(error, reply, names)
+    if error_class is None:
+        return None
+    if error_class is NO_BUCKET and bucket_exists:
+        error_class = BUCKET_DENIED
+    return Failure(error_class, _exception(error_class, error, reply, uri))
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status of the store's reply that an error carries; 0 if it carries none."""
+    return _reply(error, _names(error)).status
+
+
+def _names(error: Exception) -> tuple[str, ...]:
+    """Return the dotted names of the error's class and of its bases, the nearest first."""
+    return tuple([f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__])
+
+
+def _reply(error: Exception, names: Sequence[str]) -> Reply:
+    read = next((READERS[name] for name in names if name in READERS), None)
+    return (read(error) if read else None) or _NO_REPLY
+
+
+def _classify(error: Exception, reply: Reply, names: tuple[str, ...]) -> ErrorClass | None:
+    number = error.errno if isinstance(error, OSError) else None
+    rows = _rows_of((reply.source, *names))
+    return next((row.means for row in rows if row.fits(reply, number)), None)
+
+
+@lru_cache(256)
+def _rows_of(sources: tuple[str, ...]) -> tuple[Row, ...]:
+    return tuple(row for row in TABLE if not set(sources).isdisjoint(row.source))
+
+
+def _exception(
+    error_class: ErrorClass, error: Exception, reply: Reply, uri: str
+) -> FileNotFoundError | AccessError | WorldError:
+    found = _one_line(error_class.found(error, reply), uri)[:_MAX_FOUND]
+    if issubclass(error_class.raises, SegrayError):
+        found = found or _one_line(str(error), uri)
+        return error_class.raises(error_class.what, where=_where(uri), found=found, do=error_class.hint)
+    return FileNotFoundError(errno.ENOENT, found or error_class.what, shown(uri))
+
+
+def _one_line(text: str, uri: str) -> str:
+    """Return a text on one line, with the URI as messages may repeat it."""
+    return " ".join(_DRAWN.sub("", text).replace(uri, shown(uri)).split()) if text else ""
+
+
+def _where(uri: str) -> str:
+    return f"bucket {bucket_and_key(uri)[0]} ({uri})" if is_s3(uri) else shown(uri)

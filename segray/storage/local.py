@@ -1,0 +1,126 @@
+"""The local file system as a backend: listings in the order of whole keys, durable and atomic writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from segray.storage.backend import Attempt, Entry
+from segray.storage.uris import join, local_path, name
+
+_TEMPORARY = ".segray-tmp"  # ends the names of files that are not whole yet; no listing shows them
+
+
+class LocalBackend:
+    """The local file system. Links are followed, except into a folder that is being listed already."""
+
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+        return self._walk(local_path(uri), "", prefix, frozenset(), attempt)
+
+    def _walk(
+        self, folder: str, key: str, prefix: str, above: frozenset[tuple[int, int]], attempt: Attempt
+    ) -> Iterator[Entry]:
+        try:
+            identity, children = attempt(lambda _: (_identity(folder), sorted(_scan(folder))))
+        except FileNotFoundError:
+            if not key:
+                raise
+            return  # removed since its parent was listed
+        if identity in above:
+            return
+        for child in children:
+            path, below = join(folder, child.removesuffix("/")), key + child
+            if child.endswith("/"):
+                if below.startswith(prefix) or prefix.startswith(below):
+                    yield from self._walk(path, below, prefix, above | {identity}, attempt)
+            elif below.startswith(prefix):
+                yield from self._file(path, below, attempt)
+
+    def _file(self, path: str, key: str, attempt: Attempt) -> Iterator[Entry]:
+        if entry := attempt(lambda _: _file_entry(path, key)):
+            yield entry
+
+    def names(self, uri: str) -> list[str]:
+        return list(_scan(local_path(uri)))
+
+    def stat(self, uri: str) -> Entry:
+        path = local_path(uri)
+        entry = _file_entry(path, name(path))
+        if uri.endswith("/") or entry is None or entry.size_bytes < 0:
+            raise FileNotFoundError(errno.ENOENT, "no such file", uri)
+        return entry
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        # Without blocking: a pipe that nobody writes to would be waited for.
+        with open(local_path(uri), "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "neither a file nor a link to one", uri)
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    def put(self, uri: str, data: bytes) -> None:
+        path = Path(local_path(uri))
+        with _whole_file(path.parent, data) as temporary:
+            temporary.replace(path)
+
+    def create(self, uri: str, data: bytes) -> None:
+        path = Path(local_path(uri))
+        with _whole_file(path.parent, data) as temporary, suppress(FileExistsError):
+            path.hardlink_to(temporary)
+
+    def delete(self, uri: str) -> None:
+        Path(local_path(uri)).unlink()
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _scan(folder: str) -> Iterator[str]:
+    """Yield names, folders with a last "/": sorted as names, they are then in the order of the whole keys."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith(_TEMPORARY):
+                yield entry.name + "/" if entry.is_dir() else entry.name
+
+
+def _file_entry(path: str, key: str) -> Entry | None:
+    """Return the entry of a file; None for folders, pipes, devices, and files that are gone."""
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return Entry(path, key, "", -1) if Path(path).is_symlink() else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Entry(path, key, f"{status.st_size}-{status.st_mtime_ns}", status.st_size)
+
+
+@contextmanager
+def _whole_file(folder: Path, data: bytes) -> Iterator[Path]:
+    """Write a durable file with all of `data`, to be renamed or linked within `folder`; leave nothing else behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{uuid.uuid4().hex}{_TEMPORARY}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

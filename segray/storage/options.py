@@ -1,0 +1,19 @@
+"""How storage is reached: the options of a store, with their defaults.
+
+Imports no library, so that the configuration can take its defaults from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach storage. retries: further attempts after the first. timeout_s: silence on a connection."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+    retries: int = 6
+    timeout_s: float = 60

@@ -1,0 +1,53 @@
+"""The loop that repeats a request of storage: growing waits, as long as the error is one that may pass.
+
+Knows nothing of what an error means: the caller translates it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import count
+from time import sleep
+from typing import TypeVar
+
+from segray.storage.errors import Failure
+
+T = TypeVar("T")
+
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 20.0
+
+
+def retrying(
+    request: Callable[[], T],
+    retries: int,
+    translate: Callable[[Exception], Failure | None],
+    renew_credentials: Callable[[], None],
+) -> T:
+    """Return what `request` returns, repeated after errors that may pass.
+
+    Args:
+        retries: Attempts after the first.
+        translate: Returns the failure that an error is, None for an error that is not one of storage.
+        renew_credentials: Called before the attempt after a failure that needs fresh credentials.
+
+    Raises:
+        Exception: The failure's exception, or the error itself where `translate` returns None.
+    """
+    for attempt in count():
+        try:
+            return request()
+        except Exception as error:
+            failure = translate(error)
+            if failure is None:
+                raise
+            if not failure.error_class.retryable or attempt >= retries:
+                raise failure.exception from error
+            if failure.error_class.renew_credentials:
+                renew_credentials()
+        sleep(_backoff_s(attempt))
+    raise AssertionError("unreachable")
+
+
+def _backoff_s(attempt: int) -> float:
+    return random.uniform(0.5, 1) * min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2.0**attempt)

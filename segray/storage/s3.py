@@ -1,0 +1,178 @@
+"""S3 as a backend, and deltalake's options for the same buckets. The only home of s3fs and botocore.
+
+Key and secret come from the usual AWS environment variables or profile, never from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import s3fs
+from botocore.exceptions import ClientError
+from botocore.session import Session
+from fsspec.asyn import sync
+
+from segray._compat import load_session, s3_client
+from segray.errors import AccessError
+from segray.storage.backend import Attempt, Entry
+from segray.storage.errors import status_of
+from segray.storage.options import StorageOptions
+from segray.storage.uris import bucket_and_key, parent, scheme
+
+
+class S3Backend:
+    """S3 and its kin through the botocore client that s3fs keeps on its event loop.
+
+    Not through s3fs' file methods: these retry on their own, ask for the size before each read, rewrite some
+    keys, hold whole listings, and turn a missing bucket into a missing file.
+    """
+
+    def __init__(self, options: StorageOptions) -> None:
+        config: dict[str, Any] = {
+            "connect_timeout": min(10.0, options.timeout_s),
+            "read_timeout": options.timeout_s,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 64,
+        }
+        if endpoint := _endpoint(options):
+            if scheme(endpoint) not in ("http", "https") or "@" in endpoint or "?" in endpoint:
+                # Without what may be a secret.
+                found = repr(endpoint.rpartition("@")[2].partition("?")[0])
+                raise AccessError("Not an endpoint", found=found, do="write storage.endpoint_url as http://host:port")
+            # S3-compatible servers seldom have a host name per bucket, and some refuse chunked checksums.
+            config["s3"] = {"addressing_style": "path"}
+            config |= dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
+        self._fs = s3fs.S3FileSystem(
+            anon=options.anonymous,
+            endpoint_url=endpoint,
+            client_kwargs={"region_name": options.region} if options.region else {},
+            config_kwargs=config,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return cast(dict[str, Any], sync(self._fs.loop, self._request, method, parameters))
+
+    async def _request(self, method: str, parameters: Mapping[str, Any]) -> Any:
+        client = await s3_client(self._fs)
+        reply = await getattr(client, method)(**parameters)
+        if method == "get_object":
+            async with reply["Body"] as body:
+                return {"Body": await body.read()}
+        return reply
+
+    def _pages(self, uri: str, prefix: str, delimiter: str, attempt: Attempt) -> Iterator[dict[str, Any]]:
+        bucket, folder = _bucket_and_folder(uri)
+        parameters: dict[str, Any] = {"Bucket": bucket, "Prefix": folder + prefix, "Delimiter": delimiter}
+        while True:
+            page = attempt(lambda backend: backend._call("list_objects_v2", **parameters))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            parameters["ContinuationToken"] = page["NextContinuationToken"]
+
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+        bucket, folder = _bucket_and_folder(uri)
+        for page in self._pages(uri, prefix, "", attempt):
+            for listed in page.get("Contents", ()):
+                if not listed["Key"].endswith("/"):  # the marks that consoles leave for empty folders
+                    yield _object_entry(bucket, listed["Key"], folder, listed)
+
+    def names(self, uri: str) -> list[str]:
+        _, folder = _bucket_and_folder(uri)
+        keys: list[str] = []
+        for page in self._pages(uri, "", "/", lambda call: call(self)):
+            keys += [listed["Key"] for listed in page.get("Contents", ())]
+            keys += [listed["Prefix"] for listed in page.get("CommonPrefixes", ())]
+        return [key.removeprefix(folder) for key in keys if key != folder]
+
+    def stat(self, uri: str) -> Entry:
+        bucket, key = _bucket_and_object(uri)
+        reply = self._call("head_object", Bucket=bucket, Key=key)
+        return _object_entry(bucket, key, parent(key) + "/" if "/" in key else "", reply)
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        bucket, key = _bucket_and_object(uri)
+        part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
+        try:
+            return cast(bytes, self._call("get_object", Bucket=bucket, Key=key, **part)["Body"])
+        except ClientError as error:
+            if status_of(error) == 416:  # no such range: an empty object
+                return b""
+            raise
+
+    def put(self, uri: str, data: bytes) -> None:
+        bucket, key = _bucket_and_object(uri)
+        self._call("put_object", Bucket=bucket, Key=key, Body=data)
+
+    def create(self, uri: str, data: bytes) -> None:
+        bucket, key = _bucket_and_object(uri)
+        try:
+            self._call("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if status_of(error) != 412:
+                raise
+
+    def delete(self, uri: str) -> None:
+        bucket, key = _bucket_and_object(uri)
+        self._call("delete_object", Bucket=bucket, Key=key)
+
+
+def _bucket_and_folder(uri: str) -> tuple[str, str]:
+    bucket, key = bucket_and_key(uri)
+    return bucket, key + "/" if key and not key.endswith("/") else key
+
+
+def _bucket_and_object(uri: str) -> tuple[str, str]:
+    bucket, key = bucket_and_key(uri)
+    if not key:
+        raise FileNotFoundError(errno.ENOENT, "a bucket is not an object", uri)
+    return bucket, key
+
+
+def _object_entry(bucket: str, key: str, folder: str, told: Mapping[str, Any]) -> Entry:
+    size = told["Size"] if "Size" in told else told["ContentLength"]
+    return Entry(f"s3://{bucket}/{key}", key.removeprefix(folder), told.get("ETag", "").strip('"'), size)
+
+
+def _endpoint(options: StorageOptions) -> str | None:
+    return options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@lru_cache(8)
+def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
+    """Make a session. It costs milliseconds, or a request for a role's credentials, which botocore renews by itself."""
+    session = Session()
+    load_session(session)
+    return session
+
+
+def forget_credentials() -> None:
+    """Let the next session read the credentials anew."""
+    _session.cache_clear()
+
+
+def delta_options(options: StorageOptions) -> dict[str, str]:
+    """Return deltalake's storage_options for S3. They hold the secret: never log or store them."""
+    variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    session = _session(os.getpid(), variables)
+    region = options.region or session.get_config_variable("region") or "us-east-1"
+    # Trying again is ours: deltalake's own ten attempts last some three seconds, and spare bodies that are cut short.
+    chosen = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}
+    if endpoint := _endpoint(options):
+        allow_http = str(endpoint.lower().startswith("http://")).lower()
+        chosen |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": allow_http}
+        chosen |= {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}
+    if options.anonymous:
+        return chosen | {"AWS_SKIP_SIGNATURE": "true"}
+    credentials = session.get_credentials()
+    if credentials is None:
+        return chosen
+    frozen = credentials.get_frozen_credentials()
+    chosen |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
+    return chosen | ({"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {})

@@ -1,0 +1,70 @@
+"""URIs as text: joined, taken apart and shown. No function here reaches storage.
+
+A URI is a local path (plain or file://), s3://bucket/key, or any fsspec URL. Nothing is percent-decoded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+S3_SCHEMES = ("s3", "s3a")
+
+
+def join(root: str, *parts: str) -> str:
+    """Return the URI of `parts` below `root`."""
+    return "/".join([root[:-1] if root.endswith("/") else root, *parts]) if root else "/".join(parts)
+
+
+def parent(uri: str) -> str:
+    """Return the folder or prefix that `uri` lies in; "" for a bare name."""
+    return uri.rpartition("/")[0]
+
+
+def name(uri: str) -> str:
+    """Return the last component of `uri`."""
+    return uri.rpartition("/")[2]
+
+
+def scheme(uri: str) -> str:
+    """Return "s3" for "s3://bucket/key", and "" for every local path."""
+    before, separator, _ = uri.partition("://")
+    return before.lower() if separator and before.lower() != "file" else ""
+
+
+def is_s3(uri: str) -> bool:
+    """Return whether `uri` names a bucket or an object of S3."""
+    return scheme(uri) in S3_SCHEMES
+
+
+def absolute(uri: str) -> str:
+    """Return `uri` as other processes can open it: local paths absolute and plain, the rest unchanged."""
+    return uri if scheme(uri) else local_path(uri)
+
+
+def local_path(uri: str) -> str:
+    """Return the absolute path of a local URI.
+
+    Raises:
+        FileNotFoundError: The path contains a NUL.
+    """
+    path = os.path.expanduser(uri.removeprefix("file://"))  # noqa: PTH111  Path would fold "//" and drop a last "/"
+    if "\0" in path:
+        raise FileNotFoundError(errno.ENOENT, "a path cannot contain a NUL", uri)
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Return the bucket (or host) and the key of a remote URI; two empty texts for a plain path."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return bucket, key
+
+
+def shown(uri: str) -> str:
+    """Return the URI as messages may repeat it: signed links carry their secret behind the question mark."""
+    address, mark, query = uri.partition("?")
+    if scheme(uri) not in ("http", "https"):
+        return uri
+    start, separator, rest = address.partition("://")
+    host = start + separator + rest.rpartition("@")[2]
+    return f"{host}?..." if mark and query else host
