@@ -16,7 +16,8 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.evaluation.evaluate import evaluate
-from segray.analytics.export.formats import brush, row_runs
+from segray.analytics.export.label_studio import brush
+from segray.analytics.export.writer import row_runs
 from segray.analytics.query import key_ranges
 from segray.analytics.review import annotation_import
 from segray.analytics.review import sampling as selecting

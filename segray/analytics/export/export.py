@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from segray.analytics.evaluation import ground_truth
-from segray.analytics.export.formats import FORMATS, Format, Picture, Settings
+from segray.analytics.export.formats import FORMATS, Format
+from segray.analytics.export.writer import Picture, Settings
 from segray.analytics.query import atomic_output, key_ranges
 from segray.analytics.query.key_ranges import Keys
 from segray.errors import UserError

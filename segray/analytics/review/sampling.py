@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray.analytics.export.export import Choice, export
-from segray.analytics.export.formats import FORMATS, Picture
+from segray.analytics.export.formats import FORMATS
+from segray.analytics.export.writer import Picture
 from segray.analytics.query import atomic_output, key_ranges
 from segray.analytics.query.key_ranges import Slice
 from segray.analytics.reports.diff import diff
