@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.analytics.query import arrow_masks, atomic_output, key_ranges
-from segray.analytics.query.key_ranges import Slice
+from segray.analytics.query import arrow_masks, key_ranges
+from segray.analytics.query.atomic_output import require_file_path
+from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import contact_sheet
 from segray.errors import UserError
 from segray.label_set import snapshot
@@ -123,7 +124,7 @@ def diff(
     """
     gates = [Gate.parse(text) for text in fail_if]
     if draw is not None:
-        atomic_output.check_file(draw)
+        require_file_path(draw)
     states = (
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
@@ -219,7 +220,7 @@ def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
 
 
 def _compare(
-    states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally, both_labelled: bool
+    states: tuple[Snapshot, Snapshot], part: KeyRange, min_score: float, tally: _Tally, both_labelled: bool
 ) -> None:
     shown, found = [], []
     for state in states:
