@@ -34,12 +34,13 @@ from segray import config, rle
 from segray._system.memory import Budget
 from segray.errors import ConfigError, ImageError, ModelError, UserError, WorldError
 from segray.execution.in_flight import Watch
-from segray.imaging import decode
+from segray.imaging import decode, headers
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import Tiles, merge, place, windows
 from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
+from segray.limits import Limits
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import Contract, Form, Options
@@ -85,7 +86,7 @@ class Recipe:
 
     model: config.Model
     fingerprint: str
-    limits: decode.Limits
+    limits: Limits
     storage: StorageOptions
     staged: str
     tiles: Tiles | None = None
@@ -237,7 +238,7 @@ class Labeller:
         contract: Contract,
         form: Form,
         options: Options,
-        limits: decode.Limits,
+        limits: Limits,
         store: Store,
         staged: str,
         *,
@@ -376,7 +377,7 @@ class Labeller:
         with ExitStack() as lent:
             with take() as data:
                 clock.enter("decode")
-                header = decode.admit(data, self._limits)
+                header = headers.admit(data, self._limits)
                 clock.enter("wait")
                 keep = lent.enter_context(self._pixels.lend(header.decoding_bytes))
                 with self._decoders:

@@ -34,11 +34,11 @@ from segray.execution.event_loop import Execution, Job
 from segray.execution.labeller import Recipe, options_of
 from segray.execution.progress import Tally, Watcher
 from segray.execution.worker_pool import Workers
-from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.label_set import commit, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import Identity, Run
+from segray.limits import Limits
 from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
@@ -341,7 +341,7 @@ def _retire(job: Job, work: Resume, done: _Done) -> None:
 
 
 def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
-    limits = decode.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
+    limits = Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
     tiles = None if asked is None else Tiles(**asked.model_dump())
     recipe = Recipe(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)

@@ -32,8 +32,8 @@ class Tiles:
     """
 
     size: int
-    overlap: float = 0.2
-    whole: bool = True
+    overlap: float
+    whole: bool
 
 
 @dataclass(frozen=True)

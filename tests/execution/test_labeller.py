@@ -22,11 +22,11 @@ from segray import config, rle
 from segray._system.memory import Budget
 from segray.errors import ConfigError, ModelError, WorldError
 from segray.execution.labeller import Labeller, Recipe, build, options_of, stage_failure, writable
-from segray.imaging import decode as image
 from segray.imaging.tiling import Tiles
 from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task
+from segray.limits import Limits
 from segray.models.adapters.adapter import Form, ImageInput, Options
 from segray.models.engine import FakeEngine
 from segray.models.registry import CONTRACTS
@@ -62,7 +62,7 @@ def labeller(folder: Path, function: Callable[..., Any] | None = None, store: An
 
     engine = FakeEngine(function or mean)
     contract: Any = Whole()
-    limits = image.Limits(max_bytes=100_000)
+    limits = Limits(max_bytes=100_000)
     return Labeller(
         engine, contract, contract.forms["original"], Options(), limits, store or Store(), str(folder), cores=2
     )
@@ -113,7 +113,7 @@ class Bright(Whole):
         return Instances(np.array([13], np.int32), np.array([0.9], np.float32), box, counts, size_hw)
 
 
-@pytest.mark.parametrize("tiles", [None, Tiles(64, 0.3, whole=False), Tiles(64, 0.3)])
+@pytest.mark.parametrize("tiles", [None, Tiles(64, 0.3, whole=False), Tiles(64, 0.3, whole=True)])
 def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: Tiles | None) -> None:
     picture = np.zeros((150, 200, 3), np.uint8)
     picture[20:120, 30:170] = 255
@@ -121,7 +121,7 @@ def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: 
     contract: Any = Bright()
     worker = Labeller(
         FakeEngine(lambda inputs: {"mean": inputs["x"]}), contract, contract.forms["original"], Options(),
-        image.Limits(), Store(), str(tmp_path), cores=2, tiles=tiles,
+        Limits(), Store(), str(tmp_path), cores=2, tiles=tiles,
     )  # fmt: skip
     (done,) = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))]).staged
     worker.close()
@@ -318,7 +318,7 @@ def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str,
 
 def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(tmp_path: Path) -> None:
     model = config.Model(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
-    recipe = Recipe(model, "f", image.Limits(), StorageOptions(), str(tmp_path))
+    recipe = Recipe(model, "f", Limits(), StorageOptions(), str(tmp_path))
     with pytest.raises(
         ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
     ):

@@ -25,12 +25,13 @@ from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, UserError, WorldError
-from segray.imaging.decode import Limits, decode
+from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import Snapshot
+from segray.limits import Limits
 from segray.sources.reader import Files
 from segray.storage.store import Store, join
 from segray.storage.store import shown as shown_uri
