@@ -274,9 +274,7 @@ def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
     if not len(rows):
         return []
     left, right = arrow_masks.text_of(a.rles), arrow_masks.text_of(b.rles)
-    shared = _kernels_many.overlaps(
-        left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
-    )
+    shared = _kernels_many.overlaps(*left.at(rows), *right.at(columns), rle.MAX_GROUPS)
     ious = arrow_masks.iou_of(shared)
     other = np.array([a.names[i] != b.names[j] for i, j in zip(rows, columns, strict=True)])
     taken_a, taken_b, found = set[int](), set[int](), []
