@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from segray import _dates
 from segray.errors import ConfigError
+from segray.limits import DEFAULT_LIMITS
 from segray.storage.options import StorageOptions
 
 TEMPLATES = Path(__file__).parent / "configs"
@@ -88,9 +89,9 @@ class Model(_Section):
 class Image(_Section):
     """What is refused before its pixels are allocated."""
 
-    max_bytes: int = Field(default=256 * 2**20, ge=1)
-    max_pixels: int = Field(default=200_000_000, ge=1)
-    max_side_px: int = Field(default=50_000, ge=1)
+    max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
+    max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
+    max_side_px: int = Field(default=DEFAULT_LIMITS.max_side_px, ge=1)
     timeout_s: float = Field(default=120, gt=0)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from segray.masks.arrays import EncodedMasks
+
 # 7 groups hold any run below 2**34, and keep every sum in this module within int64.
 MAX_GROUPS = 7
 
@@ -98,7 +100,7 @@ def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int
     return np.where(found[:, 1] == sizes_hw.prod(axis=1), found[:, 0], -1)
 
 
-def joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+def joined(counts: Sequence[str]) -> EncodedMasks:
     """All counts in a row, as the kernels take them: their characters, and where each one's start and stop."""
     text = "".join(counts)
     if not text.isascii():
@@ -106,7 +108,7 @@ def joined(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64],
             _codes(one)  # Says which character is wrong.
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
     stops = np.cumsum(lengths)
-    return np.frombuffer(text.encode(), np.uint8), stops - lengths, stops
+    return EncodedMasks(np.frombuffer(text.encode(), np.uint8), stops - lengths, stops)
 
 
 def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from segray.analytics.evaluation.evaluate import Row, coco_results, count_object
 from segray.errors import ImageError, UserError
 from segray.imaging import decode
 from segray.instances import ImageRef
+from segray.limits import Limits
 from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Arrays, Engine
 from segray.sources import listing
@@ -52,7 +53,7 @@ class Reader:
 
     def __init__(self, contract: Contract, form: Form, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
-        self._files = Files(store, decode.Limits(), MemoryBudget(_FILES_BYTES))
+        self._files = Files(store, Limits(), MemoryBudget(_FILES_BYTES))
         self.unread: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:

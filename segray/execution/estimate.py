@@ -31,9 +31,9 @@ from segray.execution.labeller import Labeller
 from segray.execution.progress import Watcher
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared
-from segray.imaging import decode
 from segray.instances import ImageRef
 from segray.label_set import plan, run_records, snapshot
+from segray.limits import Limits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
 from segray.sources.reader import Files
@@ -309,9 +309,7 @@ def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
     count = min(asked.unit_images, len(left))
     (images,) = [left.rows((len(left) - count) // 2, count).to_pydict()]
     refs = [ImageRef(*row) for row in zip(*images.values(), strict=True)]
-    portions = Files(store, decode.Limits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(
-        refs
-    )
+    portions = Files(store, Limits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(refs)
     requests = 0
     for portion in portions:
         place = inside(refs[portion.rows[0]].uri)

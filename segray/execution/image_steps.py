@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from segray._system.memory import MemoryBudget
 from segray.execution.stage_timer import StageTimer
-from segray.imaging import decode
+from segray.imaging import decode, headers
 from segray.imaging.tiling import Tiles, merge, place, windows
 from segray.instances import Instances
+from segray.limits import Limits
 from segray.models.adapters.adapter import Contract, Form, Options
 from segray.models.engine import Engine
 from segray.sources.reader import Portion
@@ -40,7 +41,7 @@ class LabellerSettings:
     """
 
     cores: int
-    limits: decode.Limits
+    limits: Limits
     tiles: Tiles | None = None
     scaled_decode: bool = False
 
@@ -111,7 +112,7 @@ class Decoder:
     """
 
     def __init__(
-        self, limits: decode.Limits, pixels: MemoryBudget, threads: int, least_hw: tuple[int, int] | None = None
+        self, limits: Limits, pixels: MemoryBudget, threads: int, least_hw: tuple[int, int] | None = None
     ) -> None:
         self._limits, self._pixels, self._least_hw = limits, pixels, least_hw
         self._threads = threading.Semaphore(threads)
@@ -125,7 +126,7 @@ class Decoder:
         with ExitStack() as reserved:
             with file as data:
                 timer.enter("decode")
-                header = decode.admit(data, self._limits)
+                header = headers.admit(data, self._limits)
                 timer.enter("wait")
                 shrink_to = reserved.enter_context(self._pixels.reserve(header.decoding_bytes))
                 with self._threads:

@@ -35,11 +35,11 @@ from segray.execution.progress import Tally, Watcher
 from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import Workers
 from segray.execution.worker_spec import WorkerSpec, options_of
-from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
+from segray.limits import Limits
 from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
@@ -347,7 +347,7 @@ def _retire(job: Job, work: Resume, done: _Done) -> None:
 
 
 def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
-    limits = decode.Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
+    limits = Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
     tiles = None if asked is None else Tiles(**asked.model_dump())
     spec = WorkerSpec(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)

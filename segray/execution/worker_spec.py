@@ -20,9 +20,9 @@ from segray import config
 from segray.errors import ConfigError, ModelError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
-from segray.imaging import decode
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import Tiles
+from segray.limits import Limits
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import Contract, Options
@@ -41,7 +41,7 @@ class WorkerSpec:
 
     model: config.Model
     fingerprint: str
-    limits: decode.Limits
+    limits: Limits
     storage: StorageOptions
     staged: str
     tiles: Tiles | None = None

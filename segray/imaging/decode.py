@@ -1,30 +1,23 @@
-"""Bytes of an image file -> upright RGB pixels.
+"""Decode the bytes of an image file to upright RGB pixels.
 
-Knows formats, orientation and limits; knows nothing of files, networks or models, and keeps no state, so any
+Knows the decoders and how odd files become RGB; knows nothing of files, networks or models. Keeps no state, so any
 number of threads may decode at once (both libraries release the GIL while they decode).
 
-Headers are parsed here, so that size limits hold before a decoder allocates anything. Pixels of plain JPEG and PNG
-files come from OpenCV, which is faster, all others from Pillow; where both apply they give the same picture. Of the
-metadata only EXIF's orientation is read, and here: profiles, texts and thumbnails, which may unpack to far more than
-the file, reach neither. How odd files become RGB of 8 bits per channel:
+Pixels of plain JPEG and PNG files come from OpenCV, which is faster, all others from Pillow; where both apply they give
+the same picture. Profiles, texts and thumbnails, which may unpack to far more than the file, reach neither. How odd
+files become RGB of 8 bits per channel:
 
 - alpha and transparent colours are composited over white, as a viewer on a white page shows them;
 - 16 bits per channel keep their upper byte (value >> 8); 32-bit and float samples are refused, their range is unknown;
 - grey, 1-bit and palette images are expanded; CMYK and YCCK JPEGs are read as Adobe writes them (inverted);
 - colour profiles, gamma and XMP are ignored; of animations and multi-page files the first frame is read.
-
-A file that ends early is an error, never a partly grey picture: a JPEG must reach its end marker, a PNG its IEND
-with every checksum right. A JPEG with bytes lost from the middle of its scan cannot be told from a whole one.
 """
 
 from __future__ import annotations
 
 import io
-import re
-import struct
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,52 +32,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from segray.errors import ImageError
+from segray.imaging.headers import ORIENTATION_TAG, Header, admit, check_size, without_metadata
 from segray.imaging.opencv import cv2
+from segray.limits import DEFAULT_LIMITS, Limits
 
 Pixels = NDArray[np.uint8]
-
-# No honest file has more segments, chunks or values of a tag; walking millions of them would hold the GIL for seconds.
-_MAX_PARTS = 200_000
-# Of a JPEG, each of which passes over the whole picture however few its bytes; libtiff's limit too. Cameras write 10.
-_MAX_SCANS = 100
-_READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest image that is decoded: bytes of the file, pixels in all, pixels along one side (inclusive)."""
-
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 200_000_000
-    max_side_px: int = 50_000
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself.
-
-    format: BMP, GIF, JPEG, PNG, TIFF or WEBP. width, height: pixels as stored, before orientation.
-    orientation: EXIF 1..8; 1 if there is none or it is broken. plain: OpenCV reads this kind just as Pillow does.
-    scans: of a JPEG, whose coefficients are all held when there is more than one.
-    """
-
-    format: str
-    width: int
-    height: int
-    orientation: int
-    plain: bool = False
-    scans: int = 1
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width of the upright picture."""
-        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
-
-    @property
-    def decoding_bytes(self) -> int:
-        """About what a decode holds at its peak."""
-        a_pixel = 20 if not self.plain else (3 if self.orientation == 1 else 6) + (6 if self.scans > 1 else 0)
-        return self.width * self.height * a_pixel
+# EXIF, GPS and interoperability, which Pillow reads once the pixels are there.
+_DIRECTORIES = (34665, 34853, 40965)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,25 +53,18 @@ class Decoded:
     size_hw: tuple[int, int]
 
 
-def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
-    """The upright RGB picture in the bytes of an image file.
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+    """Decode the bytes of an image file to an upright RGB picture.
 
     Raises ImageError(stage="decode") and nothing else, whatever the bytes. Limits hold before pixels are allocated.
     """
     return load(data, admit(data, limits), limits)
 
 
-def admit(data: bytes, limits: Limits = Limits()) -> Header:
-    """The header of an image file that the limits allow, allocating no pixels; ImageError(stage="decode") else."""
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
-    header = probe(data)
-    _check_size(header.width, header.height, limits)
-    return header
-
-
-def load(data: bytes, header: Header, limits: Limits = Limits(), least_hw: tuple[int, int] | None = None) -> Decoded:
-    """The pixels of an admitted file; see decode.
+def load(
+    data: bytes, header: Header, limits: Limits = DEFAULT_LIMITS, least_hw: tuple[int, int] | None = None
+) -> Decoded:
+    """Decode an admitted file; see decode.
 
     least_hw: of a JPEG that is larger, a half, a quarter or an eighth as wide and high will do, as long as it is no
     smaller than this: libjpeg then skips most of the work, and the pixels are others than a resize would give.
@@ -138,308 +85,11 @@ def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
     return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
 
 
-def probe(data: bytes) -> Header:
-    """The header of an image file, allocating no pixels. JPEG and PNG files are walked to their end.
-
-    Raises ImageError(stage="decode") for bytes that are no image, or end early.
-    """
-    if not data:
-        raise ImageError("empty file")
-    parse = next((parse for magic, parse in _FORMATS if data.startswith(magic)), None)
-    if parse is None:
-        raise _not_an_image(data)
-    try:
-        return parse(data)
-    except (struct.error, IndexError) as error:
-        raise ImageError("truncated or corrupt: the header is cut short", found=f"{len(data)} bytes") from error
-
-
-def _not_an_image(data: bytes) -> ImageError:
-    return ImageError(f"not an image: starts with {repr(data[:16])[1:]}", do=_READS)
-
-
-def _check_size(width: int, height: int, limits: Limits) -> None:
-    if width < 1 or height < 1:
-        raise ImageError(f"{width}x{height}: the image has no pixels")
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"{width}x{height} = {width * height / 1e6:.6g} MP is over the limit of "
-            f"{limits.max_pixels / 1e6:.6g} MP (image.max_pixels)"
-        )
-    if max(width, height) > limits.max_side_px:
-        raise ImageError(f"{width}x{height}: a side is over the limit of {limits.max_side_px} px (image.max_side_px)")
-
-
-# JPEG (ITU T.81, annex B)
-
-# What ends a segment's search, in headers and in scans: any marker but stuffing, fill, TEM and RST0..7.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
-_SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_HUFFMAN_8_BIT = frozenset({0xC0, 0xC1, 0xC2})
-# What says nothing of pixels: comments and applications' data, but JFIF's (APP0) and Adobe's (APP14).
-_JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
-_EXIF_SIGNATURE = b"Exif\0\0"
-
-
-def _jpeg(data: bytes) -> Header:
-    frame: tuple[int, int, int, int, int] | None = None
-    exif = b""
-    scans = 0
-    for marker, start, stop in _jpeg_segments(data):
-        if marker in _FRAMES and frame is None:
-            frame = (marker, *struct.unpack_from(">BHHB", data, start + 4))
-        elif marker == _SOS:
-            if frame is None:
-                break
-            scans += 1
-        elif marker == _APP1 and not exif and data.startswith(_EXIF_SIGNATURE, start + 4, stop):
-            exif = data[start + 4 + len(_EXIF_SIGNATURE) : stop]
-    if frame is None:
-        raise ImageError("corrupt JPEG: no frame header before the first scan")
-    if scans > _MAX_SCANS:
-        raise ImageError(f"corrupt JPEG: {scans} scans, more than {_MAX_SCANS}")
-    marker, bits, height, width, channels = frame
-    plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
-    return Header("JPEG", width, height, _orientation(exif), plain, scans)
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, stop) of every segment up to the end marker; ImageError if there is none."""
-    at = 2
-    for _ in range(_MAX_PARTS):
-        found = _JPEG_MARKER.search(data, at)
-        if found is None:
-            raise ImageError("truncated: the JPEG's end marker is missing", found=f"{len(data)} bytes")
-        marker = data[found.start() + 1]
-        if marker == _EOI:
-            return
-        if marker == _SOI:
-            raise ImageError("truncated: a second JPEG begins before the end of the first")
-        (length,) = struct.unpack_from(">H", data, found.end())
-        at = found.end() + length
-        yield marker, found.start(), at
-    raise ImageError(f"corrupt JPEG: more than {_MAX_PARTS} segments")
-
-
-def _bare_jpeg(data: bytes) -> bytes:
-    view, kept, at = memoryview(data), [], 0
-    for marker, start, stop in _jpeg_segments(data):
-        if marker in _JPEG_METADATA:
-            kept.append(view[at:start])
-            at = stop
-    return b"".join([*kept, view[at:]]) if kept else data
-
-
-# PNG (third edition, chapters 5 and 11)
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_TRUECOLOUR = 2
-
-
-def _png(data: bytes) -> Header:
-    view = memoryview(data)
-    exif, keyed = b"", False
-    for name, start, stop in _png_chunks(data):
-        if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
-            raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
-        keyed |= name == b"tRNS"
-        if name == b"eXIf":
-            exif = data[start + 8 : stop - 4]
-    first, width, height, bits, colour = struct.unpack_from(">4sIIBB", data, len(_PNG_SIGNATURE) + 4)
-    if first != b"IHDR":
-        raise ImageError("corrupt PNG: the first chunk is not IHDR")
-    return Header("PNG", width, height, _orientation(exif), bits == 8 and colour == _TRUECOLOUR and not keyed)
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, stop) of every chunk up to IEND, with its length and checksum; ImageError if one is cut."""
-    at = len(_PNG_SIGNATURE)
-    for _ in range(_MAX_PARTS):
-        if at + 12 > len(data):
-            raise ImageError("truncated: the PNG's IEND chunk is missing", found=f"{len(data)} bytes")
-        length, name = struct.unpack_from(">I4s", data, at)
-        stop = at + 12 + length
-        if stop > len(data):
-            raise ImageError(f"truncated: the PNG ends inside its {_ascii(name)} chunk", found=f"{len(data)} bytes")
-        yield name, at, stop
-        if name == b"IEND":
-            return
-        at = stop
-    raise ImageError(f"corrupt PNG: more than {_MAX_PARTS} chunks")
-
-
-def _bare_png(data: bytes) -> bytes:
-    view = memoryview(data)
-    chunks = (view[start:stop] for name, start, stop in _png_chunks(data) if name in _PIXEL_CHUNKS)
-    return b"".join([_PNG_SIGNATURE, *chunks])
-
-
-def _ascii(name: bytes) -> str:
-    return name.decode("ascii", "backslashreplace")
-
-
-# GIF (89a specification, appendix A)
-
-
-def _gif(data: bytes) -> Header:
-    """The canvas, grown to hold the first frame, as Pillow grows it."""
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _gif_palette_bytes(flags)
-    for _ in range(_MAX_PARTS):
-        if data[at] == ord(","):
-            left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
-            return Header("GIF", max(width, left + frame_width), max(height, top + frame_height), 1)
-        if data[at] != ord("!"):
-            raise ImageError(f"corrupt GIF: no block begins with byte {data[at]:#04x}")
-        at = _after_gif_blocks(data, at + 2)
-    raise ImageError(f"corrupt GIF: more than {_MAX_PARTS} blocks before the first frame")
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _after_gif_blocks(data: bytes, at: int) -> int:
-    """Where a chain of sub-blocks ends: each tells its length in a byte, the last is empty."""
-    for _ in range(_MAX_PARTS):
-        if data[at] == 0:
-            return at + 1
-        at += 1 + data[at]
-    raise ImageError(f"corrupt GIF: more than {_MAX_PARTS} sub-blocks in an extension")
-
-
-# BMP and WebP
-
-
-def _bmp(data: bytes) -> Header:
-    (header_bytes,) = struct.unpack_from("<I", data, 14)
-    if header_bytes == 12:
-        width, height = struct.unpack_from("<HH", data, 18)
-    elif 40 <= header_bytes <= 124:
-        width, height = struct.unpack_from("<ii", data, 18)
-    else:
-        raise _not_an_image(data)
-    return Header("BMP", width, abs(height), 1)  # A negative height means rows from the top down.
-
-
-def _webp(data: bytes) -> Header:
-    riff_bytes, kind = struct.unpack_from("<I4s", data, 4)
-    if kind != b"WEBP":
-        raise _not_an_image(data)
-    if riff_bytes + 8 > len(data):
-        raise ImageError("truncated: the WebP is shorter than its header says", found=f"{len(data)} bytes")
-    width, height = _webp_canvas(data)
-    exif = next((body for name, body in _riff_chunks(data) if name == b"EXIF"), b"")
-    return Header("WEBP", width, height, _orientation(exif.removeprefix(_EXIF_SIGNATURE)))
-
-
-def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Canvas width, height: RFC 9649, sections 2.7 (extended), 3.4 (lossless); RFC 6386, 9.1 (lossy)."""
-    name, body = next(_riff_chunks(data), (b"", b""))
-    if name == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if name == b"VP8L":
-        (bits,) = struct.unpack_from("<I", body, 1)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if name == b"VP8 ":
-        width, height = struct.unpack_from("<HH", body, 6)
-        return width & 0x3FFF, height & 0x3FFF
-    raise ImageError(f"corrupt WebP: begins with a {_ascii(name)} chunk")
-
-
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(name, body) of the chunks after the form type, whatever of them there is."""
-    at = 12
-    for _ in range(_MAX_PARTS):
-        if at + 8 > len(data):
-            return
-        name, length = struct.unpack_from("<4sI", data, at)
-        yield name, data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2
-
-
-# TIFF and EXIF, which is a TIFF directory
-
-_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
-_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
-_BYTES = frozenset({1, 2, 7})  # BYTE, ASCII and UNDEFINED, which are not taken apart
-# EXIF, GPS and interoperability, which Pillow reads once the pixels are there.
-_DIRECTORIES = (34665, 34853, 40965)
-
-
-def _tiff(data: bytes) -> Header:
-    for tag, kind, count, _ in _entries(data):
-        if count > _MAX_PARTS and kind not in _BYTES:
-            raise ImageError(f"corrupt TIFF: its tag {tag} has {count} values")
-    tags = _integers(data)
-    if _WIDTH not in tags or _HEIGHT not in tags:
-        raise ImageError("corrupt TIFF: its first directory tells no width and height")
-    return Header("TIFF", tags[_WIDTH], tags[_HEIGHT], _valid_orientation(tags))
-
-
-def _orientation(exif: bytes) -> int:
-    """EXIF's orientation 1..8; 1 if there is none or the block is broken, which is common and no reason to fail."""
-    try:
-        return _valid_orientation(_integers(exif))
-    except struct.error:
-        return 1
-
-
-def _valid_orientation(tags: dict[int, int]) -> int:
-    found = tags.get(_ORIENTATION, 1)
-    return found if 1 <= found <= 8 else 1
-
-
-def _integers(tiff: bytes) -> dict[int, int]:
-    """The integer tags of the first directory; struct.error if it is cut short."""
-    return {tag: value for tag, _, _, value in _entries(tiff) if value is not None}
-
-
-def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int | None]]:
-    """(tag, type, count, value) of the first directory (TIFF 6.0 section 2; BigTIFF); struct.error if it is cut short.
-
-    The value is None where it is no integer; of several it is the first, or where they lie.
-    """
-    order = "<" if tiff[:2] == b"II" else ">"
-    (version,) = struct.unpack_from(order + "H", tiff, 2)
-    big = version == 43
-    (start,) = struct.unpack_from(order + ("Q" if big else "I"), tiff, 8 if big else 4)
-    if start >= len(tiff):
-        raise struct.error("the directory lies behind the end")
-    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), tiff, start)
-    if entries > 0xFFFF:
-        raise struct.error("more entries than there are tags")
-    first, entry = start + (8 if big else 2), struct.Struct(order + ("HHQ" if big else "HHI"))
-    for at in range(first, first + entries * (20 if big else 12), 20 if big else 12):
-        tag, kind, count = entry.unpack_from(tiff, at)
-        value = struct.unpack_from(order + _INTEGERS[kind], tiff, at + entry.size)[0] if kind in _INTEGERS else None
-        yield tag, kind, count, value
-
-
-_FORMATS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
-    (b"\xff\xd8\xff", _jpeg),
-    (_PNG_SIGNATURE, _png),
-    (b"GIF87a", _gif),
-    (b"GIF89a", _gif),
-    (b"RIFF", _webp),
-    (b"BM", _bmp),
-    (b"II*\0", _tiff),
-    (b"MM\0*", _tiff),
-    (b"II+\0", _tiff),
-    (b"MM\0+", _tiff),
-)
-
-
-# Pixels
-
-
 class _Unlimited:
-    """Lifts Pillow's own limit while a decode runs, in any number of threads; the process has it back after the last.
+    """Lift Pillow's own limit of pixels while a decode runs, in any number of threads.
 
-    It is one for the process, and it would cut across Limits, which every decode here passes before Pillow sees the
-    file.
+    The limit is one for the process. Every decode here has passed Limits before Pillow sees the file. The last decode
+    restores the limit.
     """
 
     def __init__(self) -> None:
@@ -460,7 +110,6 @@ class _Unlimited:
 
 
 _unlimited = _Unlimited()
-
 # Pillow's readers by name, instead of Image.open, which tries the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "BMP": BmpImageFile,
@@ -470,11 +119,6 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImageFile,
     "WEBP": WebPImageFile,
 }
-
-
-# The same pictures without their metadata.
-_BARE: dict[str, Callable[[bytes], bytes]] = {"JPEG": _bare_jpeg, "PNG": _bare_png}
-
 _REDUCED = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -484,9 +128,9 @@ _REDUCED = {
 
 
 def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
-    """The stored pixels in RGB; None if OpenCV finds fault: Pillow then has the last word, and gives a reason."""
+    """Return the stored pixels in RGB; None if OpenCV fails: Pillow then decodes, or gives a reason."""
     if header.format == "PNG":  # OpenCV unpacks a PNG's profile; it only passes over a JPEG's.
-        data = _bare_png(data)
+        data = without_metadata(data, header.format)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -498,15 +142,15 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
 
 
 def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
-    """The stored pixels in RGB (a TIFF's: upright), or ImageError with Pillow's reason."""
+    """Return the stored pixels in RGB (a TIFF's: upright). Raise ImageError with Pillow's reason."""
     try:
-        with _unlimited, _READERS[header.format](io.BytesIO(_BARE.get(header.format, bytes)(data))) as image:
-            _check_size(*image.size, limits)  # A file may tell its size twice; this is what Pillow will allocate.
+        with _unlimited, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
+            check_size(*image.size, limits)  # A file may tell its size twice; this is what Pillow will allocate.
             if header.format == "TIFF":
                 exif = image.getexif()
                 for directory in _DIRECTORIES:
                     exif.pop(directory, None)
-                exif[_ORIENTATION] = header.orientation  # What Pillow will turn it by, XMP or not.
+                exif[ORIENTATION_TAG] = header.orientation  # What Pillow will turn it by, XMP or not.
             image.load()
             return _rgb(image)
     except ImageError:
@@ -520,7 +164,7 @@ def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Any of Pillow's modes as (height, width, 3) uint8; see the head of this module for the rules."""
+    """Convert any of Pillow's modes to (height, width, 3) uint8. The head of this module has the rules."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

@@ -7,11 +7,12 @@ loops are imported where they are called: loading them takes longer than all els
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from segray.masks.arrays import Taps
 
 _FRACTION_BITS = 22
 # Few enough for a block of lines to stay in the processor's cache, many enough to fill its vectors.
@@ -93,23 +94,6 @@ def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np
 # ---- bilinear resize, thresholded -----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Taps:
-    """What n consecutive output pixels of one axis read: source[low] * (1 - weight) + source[high] * weight.
-
-    first: the output pixel that row 0 speaks of. low, high: (n,) intp, ascending; equal lows have equal highs.
-    weight: (n,) float32, ascending where low is equal.
-    """
-
-    first: int
-    low: NDArray[np.intp]
-    high: NDArray[np.intp]
-    weight: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.low)
-
-
 def linear_taps(source: int, target: int, start: int = 0, stop: int | None = None) -> Taps:
     """An axis resized from `source` to `target` pixels: half-pixel centres, clamped edges, as cv2.INTER_LINEAR.
 
@@ -120,7 +104,7 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
     inside = (floor >= 0) & (floor < source - 1)
     low = floor.clip(0, source - 1)
     weight = np.where(inside, centre - floor, 0).astype(np.float32)
-    return Taps(start, low, np.minimum(low + 1, source - 1), weight)
+    return Taps.of(start, low, np.minimum(low + 1, source - 1), weight)
 
 
 def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: int) -> Taps:
@@ -135,7 +119,7 @@ def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: i
     first, last = int(centre - half), int(centre + half)
     start, stop = np.clip((first, last + 1), 0, limit).tolist()
     taps = linear_taps(side + 2, max(last - first + 1, 1), start - first, max(start, stop) - first)
-    return replace(taps, first=start)
+    return taps._replace(first=start)
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
@@ -154,7 +138,7 @@ def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Ta
     at = at[inside]
     floor = np.floor(at)
     low_at = floor.astype(np.intp)
-    return Taps(int(inside[0]) if len(inside) else 0, low_at, np.minimum(low_at + 1, side - 1), at - floor)
+    return Taps.of(int(inside[0]) if len(inside) else 0, low_at, np.minimum(low_at + 1, side - 1), at - floor)
 
 
 def framed(grid: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -177,10 +161,9 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
     """
     from segray.masks import _kernels
 
-    if not len(rows) or not len(columns):
+    if not len(rows.low) or not len(columns.low):
         return np.zeros(0, np.int64)
-    across, down = ((axis.first, axis.low, axis.high, axis.weight) for axis in (columns, rows))
-    edges: NDArray[np.int64] = _kernels.edges(np.ascontiguousarray(grid, np.float32), 0, 0, *down, *across, height)
+    edges: NDArray[np.int64] = _kernels.edges(np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height)
     return edges
 
 
@@ -208,8 +191,7 @@ def edges_of_cuts(
     x0, y0, x1, y1 = cuts_xyxy.T
     first = np.searchsorted(columns.high, x0), np.searchsorted(rows.high, y0)
     reading = np.stack([*first, np.searchsorted(columns.low, x1), np.searchsorted(rows.low, y1)], axis=1)
-    taps = (array for axis in (rows, columns) for array in (axis.low, axis.high, axis.weight))
     edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels.edges_of_cuts(
-        cells, cuts_xyxy, reading, *taps, height
+        cells, cuts_xyxy, reading, rows, columns, height
     )
     return edges

@@ -32,8 +32,8 @@ class Tiles:
     """
 
     size: int
-    overlap: float = 0.2
-    whole: bool = True
+    overlap: float
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,14 @@ def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[N
         return np.zeros(0, np.bool_), np.zeros((0, 2))
     from segray.masks import _kernels_many
 
-    text, starts, stops = rle.joined(seen.rles)
     i, j = pairs.T
-    shared, *areas = _kernels_many.overlaps(text, starts[i], stops[i], text, starts[j], stops[j], rle.MAX_GROUPS).T
+    masks = rle.joined(seen.rles)
+    left, right = masks.at(i), masks.at(j)
+    shared, *areas = _kernels_many.overlaps(*left, *right, rle.MAX_GROUPS).T
     height = seen.size_hw[0]
     # A mask lies in its own window, so what of it the other window saw is what lies in both.
-    mine = _kernels_many.areas_within(text, starts[i], stops[i], rle.MAX_GROUPS, height, sides[j])
-    its = _kernels_many.areas_within(text, starts[j], stops[j], rle.MAX_GROUPS, height, sides[i])
+    mine = _kernels_many.areas_within(*left, rle.MAX_GROUPS, height, sides[j])
+    its = _kernels_many.areas_within(*right, rle.MAX_GROUPS, height, sides[i])
     agreement = shared / np.maximum(mine + its - shared, 1)
     alike = (agreement >= SEAM_IOU) & (seen.class_ids[i] == seen.class_ids[j])
     return alike, np.stack([shared / np.maximum(area, 1) for area in areas], axis=1)

@@ -1,6 +1,6 @@
 """The loops that run for every pixel, prior or run: compiled to machine code, and free of Python's lock.
 
-Knows arrays and arithmetic; what they mean is said where each is called (geometry, rle, contracts/yolact). Numba
+Knows arrays and arithmetic; what they mean is said where each is called (geometry, rle, adapters/yolact). Numba
 lives here. A function is compiled for the one signature it states when this module is first imported, which takes
 seconds, and is kept beside the source or in NUMBA_CACHE_DIR, from where it loads in milliseconds. Loops are written out
 where an array function would do: Numba takes a second and more to compile one that sorts, searches or joins.
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+
+from segray.masks.arrays import Taps
 
 I64, I32, U8, F32, BOOL = types.int64, types.int32, types.uint8, types.float32, types.boolean
 F64, U64 = types.float64, types.uint64
@@ -31,6 +33,11 @@ def written(kind: Any, dimensions: int) -> Any:
 def both(one: Any, other: Any) -> Any:
     """A pair of results."""
     return types.Tuple((one, other))  # type: ignore[no-untyped-call]
+
+
+def together(kind: type, *fields: Any) -> Any:
+    """Return the type of a NamedTuple with these fields."""
+    return types.NamedTuple(fields, kind)  # type: ignore[no-untyped-call]
 
 
 def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -92,31 +99,19 @@ def _grown(values: Any, room: int) -> Any:
 
 # What lies between two values in _OVER, or two in _UNDER, is on their side of 0.5 however it is rounded.
 _UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
-_TAPS = (read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
+_TAPS = together(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
-@compiled(written(I64, 1), read_only(F32, 2), I64, I64, I64, *_TAPS, I64, *_TAPS, I64)
-def edges(
-    grid: Any,
-    x0: int,
-    y0: int,
-    first_row: int,
-    row_low: Any,
-    row_high: Any,
-    row_weight: Any,
-    first_column: int,
-    column_low: Any,
-    column_high: Any,
-    column_weight: Any,
-    height: int,
-) -> Any:
+@compiled(written(I64, 1), read_only(F32, 2), I64, I64, _TAPS, _TAPS, I64)
+def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> Any:
     """See geometry.mask_edges. x0, y0: where the grid begins in what the outputs read."""
     # A cell: the rows from bounds[k] to bounds[k + 1] - 1, which lie between the same two grid rows.
+    row_low, row_weight = rows.low, rows.weight
     bounds, above, below = np.empty((3, len(row_low) + 1), np.int64)
     cells = 0
     for y in range(len(row_low)):
         if y == 0 or row_low[y] != row_low[y - 1]:
-            bounds[cells], above[cells], below[cells] = y, row_low[y] - y0, row_high[y] - y0
+            bounds[cells], above[cells], below[cells] = y, row_low[y] - y0, rows.high[y] - y0
             cells += 1
     bounds[cells] = len(row_low)
     across = np.empty((grid.shape[1], grid.shape[0]), np.float32)
@@ -125,14 +120,14 @@ def edges(
             across[j, i] = grid[i, j]
     found, n = np.empty(256, np.int64), 0
     line, surely = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
-    for x in range(len(column_low)):
-        left, right, weight = across[column_low[x] - x0], across[column_high[x] - x0], column_weight[x]
+    for x in range(len(columns.low)):
+        left, right, weight = across[columns.low[x] - x0], across[columns.high[x] - x0], columns.weight[x]
         for i in range(len(line)):
             value = _between(left[i], right[i], weight)
             line[i] = value
             under, over = (_UNDER[0] < value) & (value < _UNDER[1]), (_OVER[0] < value) & (value < _OVER[1])
             surely[i] = under + 2 * over
-        top = (first_column + x) * height + first_row
+        top = (columns.first + x) * height + rows.first
         inside = False
         if n + 2 * cells + 1 > len(found):
             found = _grown(found, 2 * cells + 1)
@@ -180,21 +175,15 @@ def cut_out(planes: Any, cuts: Any, frame: float) -> Any:
     return flat
 
 
+@compiled(_TAPS, _TAPS, I64, I64)
+def _part(taps: Any, start: int, stop: int) -> Any:
+    return Taps(start, taps.low[start:stop], taps.high[start:stop], taps.weight[start:stop])
+
+
 @compiled(
-    both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), read_only(I64, 2), *_TAPS, *_TAPS, I64
+    both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), read_only(I64, 2), _TAPS, _TAPS, I64
 )
-def edges_of_cuts(
-    cells: Any,
-    cuts: Any,
-    reading: Any,
-    row_low: Any,
-    row_high: Any,
-    row_weight: Any,
-    column_low: Any,
-    column_high: Any,
-    column_weight: Any,
-    height: int,
-) -> Any:
+def edges_of_cuts(cells: Any, cuts: Any, reading: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
     """See geometry.edges_of_cuts. reading: (n, 4) the outputs that read any of the cut, x0, y0, x1, y1."""
     found, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(cuts), np.int64), 0
     for i in range(len(cuts)):
@@ -204,20 +193,7 @@ def edges_of_cuts(
         at += rows * columns
         left, top, right, bottom = reading[i]
         if left < right and top < bottom:
-            one = edges(
-                grid,
-                x0 - 1,
-                y0 - 1,
-                top,
-                row_low[top:bottom],
-                row_high[top:bottom],
-                row_weight[top:bottom],
-                left,
-                column_low[left:right],
-                column_high[left:right],
-                column_weight[left:right],
-                height,
-            )
+            one = edges(grid, x0 - 1, y0 - 1, _part(all_rows, top, bottom), _part(all_columns, left, right), height)
             if n + len(one) > len(found):
                 found = _grown(found, len(one))
             for k in range(len(one)):
@@ -273,11 +249,7 @@ def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
     return text[:used].copy(), ends
 
 
-MASKS = (
-    read_only(U8, 1),
-    read_only(I64, 1),
-    read_only(I64, 1),
-)  # text, and where in it each mask's counts start and stop
+MASKS = (read_only(U8, 1), read_only(I64, 1), read_only(I64, 1))  # the fields of arrays.EncodedMasks, one by one
 
 
 @compiled(I64, read_only(U8, 1), I64, I64, I64, written(I64, 1))

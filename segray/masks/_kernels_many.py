@@ -1,4 +1,4 @@
-"""The loops over many finished masks: overlaps, unions, boxes, outlines, matching. Compiled as kernels.py compiles.
+"""The loops over many finished masks: overlaps, unions, boxes, outlines, matching. Compiled as _kernels.py compiles.
 
 Apart from it because a worker needs none of them but for tiles, and compiling all of them takes seconds the first time.
 """

@@ -17,8 +17,8 @@ from typing import Any
 
 from segray._system.memory import MemoryBudget
 from segray.errors import ImageError, WorldError
-from segray.imaging.decode import Limits
 from segray.instances import ImageRef
+from segray.limits import Limits
 from segray.sources import tar_archive, zip_archive
 from segray.sources.parquet_images import Cells
 from segray.sources.uris import Inside, inside
@@ -149,7 +149,7 @@ class Files:
     # ---- what loading means ----
 
     def _whole(self, uri: str) -> _Content:
-        # One byte over the limit is enough for image.admit to see it.
+        # One byte over the limit is enough for headers.admit to see it.
         data = self._store.read(uri, self._limits.max_bytes + 1)
         return lambda row: data
 

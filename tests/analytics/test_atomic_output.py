@@ -10,7 +10,7 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.export.export import export
-from segray.analytics.query import atomic_output
+from segray.analytics.query.atomic_output import atomic_output
 from segray.analytics.reports.diff import diff
 from segray.analytics.review.sampling import select
 from segray.cli import main
@@ -28,7 +28,7 @@ def test_what_cannot_become_whole_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new" / "a[1]*.json"
 
     def write(end: str) -> None:
-        with atomic_output.whole(out) as unfinished:
+        with atomic_output(out) as unfinished:
             unfinished.with_name(unfinished.name + end).write_text("a")
             raise OSError("full")
 
@@ -36,7 +36,7 @@ def test_what_cannot_become_whole_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="full"):
             write(end)
     assert list((tmp_path / "new").iterdir()) == []
-    with atomic_output.whole(out) as unfinished:
+    with atomic_output(out) as unfinished:
         unfinished.write_text("b")
         assert not out.exists()
     assert [each.read_text() for each in (tmp_path / "new").iterdir()] == ["b"]

@@ -131,7 +131,7 @@ def numbers(scores: coco_eval.Scores) -> list[float]:
 @pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.integration)])
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""
-    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (40,))
+    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (40,))
     monkeypatch.setattr(ground_truth, "_WRITTEN_ROWS", 10)
     monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
     if case == "spilled":
@@ -366,13 +366,13 @@ def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
     content, _ = made(6, seed=3)
     (tmp_path / "truth.json").write_text(json.dumps(content))
     (tmp_path / "sorted").mkdir()
-    keys, store = key_ranges.Keys(), Store()
-    listed = ground_truth.catalogue(str(tmp_path / "truth.json"), store, keys)
+    keys, store = key_ranges.KeySampler(), Store()
+    listed = ground_truth.read_index(str(tmp_path / "truth.json"), store, keys)
     names = [row["file_name"] for row in content["images"]]
     assert listed.lists([*names, "none.jpg", "zzz"]).tolist() == [True] * 6 + [False] * 2
     parts = keys.cut(16)
     assert len(parts) > 1
-    found = ground_truth.Sorted(listed, parts, store, tmp_path / "sorted")
+    found = ground_truth.GroundTruthBySlice(listed, parts, store, tmp_path / "sorted")
     read = [image.key for number in range(len(parts)) for image in (found.read(number) if found.holds(number) else ())]
     assert sorted(read) == sorted(names)
     assert list((tmp_path / "sorted").iterdir()) == []

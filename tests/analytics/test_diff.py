@@ -47,7 +47,7 @@ def test_a_label_set_does_not_differ_from_itself(root: str) -> None:
 
 
 def test_planted_changes_of_each_kind_are_found(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (6,))
+    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (6,))
     images = shown()
     small, medium, large = images["0.jpg"].found
     images["0.jpg"] = Image(SIZE_HW, [(13, 0.9, box(5, 0, 20, 20)), medium, large])  # moved

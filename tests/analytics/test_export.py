@@ -19,7 +19,9 @@ from pycocotools.coco import COCO
 from segray import rle
 from segray.analytics.export import polygons
 from segray.analytics.export.export import Choice, export
-from segray.analytics.export.formats import FORMATS, Picture, Settings, brush, row_runs
+from segray.analytics.export.formats import FORMATS
+from segray.analytics.export.label_studio import brush
+from segray.analytics.export.writer import Picture, Settings, row_runs
 from segray.cli.analytics import describe_export
 from segray.errors import LabelSetError, UserError
 from segray.label_set.commit import create_tables
@@ -329,9 +331,10 @@ def test_an_export_that_breaks_leaves_nothing(
             raise OSError("no space left")
         return None
 
-    monkeypatch.setattr("segray.analytics.export.formats._write", broken)
-    monkeypatch.setattr("segray.analytics.export.formats._Array.add", broken)
-    monkeypatch.setattr("segray.analytics.export.formats._printable", lambda text: broken() or text)
+    for module in ("writer", "yolo", "labelme", "png"):
+        monkeypatch.setattr(f"segray.analytics.export.{module}.write_new_file", broken)
+    monkeypatch.setattr("segray.analytics.export.writer.JsonArray.add", broken)
+    monkeypatch.setattr("segray.analytics.export.cvat._printable", lambda text: broken() or text)
     with pytest.raises(OSError, match="no space left"):
         export(root, to, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

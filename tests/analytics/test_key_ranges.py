@@ -17,7 +17,7 @@ from segray import rle
 from segray.analytics.evaluation import ground_truth
 from segray.analytics.export.export import Choice, export
 from segray.analytics.query import key_ranges
-from segray.analytics.query.key_ranges import Slice
+from segray.analytics.query.key_ranges import KeyRange
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
 from segray.storage.store import Store
@@ -26,7 +26,7 @@ SQUARE = rle.encode_crop(np.ones((3, 2), np.bool_), 1, 1, (8, 10))
 
 
 def test_slices_that_hold_keys() -> None:
-    parts = [Slice("", "d"), Slice("d", "k"), Slice("k", None)]
+    parts = [KeyRange("", "d"), KeyRange("d", "k"), KeyRange("k", None)]
     assert list(key_ranges.holding(parts, {"z", "a", "k", "b"})) == [(parts[0], ["a", "b"]), (parts[2], ["k", "z"])]
     assert list(key_ranges.holding(parts, set())) == []
 
@@ -42,10 +42,10 @@ def test_a_filter_on_images_says_their_range() -> None:
 def test_an_export_of_some_images_reads_their_slices_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = {f"{i:02d}.jpg": Image((8, 10), [(13, 0.9, SQUARE)]) for i in range(20)}
     root = label_sets.write(tmp_path / "root", images)
-    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (5,))
-    read, instances = list[Slice](), key_ranges.instances
+    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (5,))
+    read, instances = list[KeyRange](), key_ranges.instances
 
-    def noted(shown: Snapshot, part: Slice, *rest: Any) -> pa.Table:
+    def noted(shown: Snapshot, part: KeyRange, *rest: Any) -> pa.Table:
         read.append(part)
         return instances(shown, part, *rest)
 
@@ -80,8 +80,8 @@ def test_a_truth_weighs_what_its_file_does(tmp_path: Path) -> None:
         categories = [{"id": 13, "name": "stop sign"}]
         content = {"images": listed, "categories": categories, "annotations": rows}
         (tmp_path / "truth.json").write_text(json.dumps(content))
-        keys = key_ranges.Keys()
-        ground_truth.catalogue(str(tmp_path / "truth.json"), Store(), keys)
+        keys = key_ranges.KeySampler()
+        ground_truth.read_index(str(tmp_path / "truth.json"), Store(), keys)
         assert least <= len(keys.cut(50)) <= most
 
 
@@ -99,6 +99,6 @@ def test_footers_are_not_kept(tmp_path: Path) -> None:
     shown = Snapshot("made", 1, whole, whole, {})
     for rows in (10, 2000):
         write(rows)
-        assert key_ranges.instances(shown, Slice(), ["area"]).num_rows == rows
-        assert key_ranges.images(shown, Slice(), ["area"]).num_rows == rows
+        assert key_ranges.instances(shown, KeyRange(), ["area"]).num_rows == rows
+        assert key_ranges.images(shown, KeyRange(), ["area"]).num_rows == rows
         assert len(key_ranges.cut(shown, slice_rows=rows)) >= 2

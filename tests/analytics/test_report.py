@@ -146,7 +146,7 @@ def test_its_numbers_are_those_of_the_tables(root: str) -> None:
 
     con = duckdb.connect()
     sql(con, root)
-    counted = statistics.count(snapshot.snapshot(root))
+    counted = statistics.compute_stats(snapshot.snapshot(root))
 
     def rows(query: str) -> list[tuple[object, ...]]:
         return list(con.execute(query).fetchall())
@@ -174,12 +174,12 @@ def test_its_numbers_are_those_of_the_tables(root: str) -> None:
 
 
 def test_pictures_are_chosen_for_a_reason_each(root: str) -> None:
-    chosen = choose(statistics.count(snapshot.snapshot(root)), 5)
+    chosen = choose(statistics.compute_stats(snapshot.snapshot(root)), 5)
     kinds = {each.kind: each.key for each in chosen}
     assert kinds["Typical"].startswith("typical-")
     assert (kinds["Lowest confidence"], kinds["Most crowded"]) == ("unsure.png", "crowd.png")
     assert kinds["Rare class"] == "zebra.png"
-    everything = choose(statistics.count(snapshot.snapshot(root)), 60)
+    everything = choose(statistics.compute_stats(snapshot.snapshot(root)), 60)
     keys = [each.key for each in everything]
     assert len(keys) == len(set(keys)) == 9
     assert "bare.png" in keys

@@ -16,7 +16,8 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.evaluation.evaluate import evaluate
-from segray.analytics.export.formats import brush, row_runs
+from segray.analytics.export.label_studio import brush
+from segray.analytics.export.writer import row_runs
 from segray.analytics.query import key_ranges
 from segray.analytics.review import annotation_import
 from segray.analytics.review import sampling as selecting
@@ -76,7 +77,7 @@ def keys(found: Selection, criterion: str) -> list[str]:
 def test_each_criterion_picks_the_images_made_for_it_and_says_why(
     planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (9,))
     images = shown()
     changed = {
         "05.jpg": Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))]),
@@ -109,7 +110,7 @@ def test_the_same_labels_and_seed_give_the_same_choice_whatever_the_slices(
     monkeypatch.setattr(selecting, "_POOL", 8)
     take = {"uncertain": 2, "rare": 3, "diverse": 2, "random": 4}
     found = select(planted, take)
-    monkeypatch.setattr(key_ranges.Keys.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (9,))
     assert select(planted, take) == found
     assert keys(select(planted, take, seed=1), "random") != keys(found, "random")
     assert keys(select(planted, {"random": 4}), "random") == keys(found, "random")

@@ -32,12 +32,13 @@ from segray.execution.stage_timer import StageTimer
 from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.instances import ImageRef, Instances
+from segray.limits import Limits
 from segray.models.adapters.adapter import Form, ImageInput, Options
 from segray.models.engine import FakeEngine
 from segray.sources.reader import Files
 from segray.storage.store import Store
 
-LIMITS = decode.Limits()
+LIMITS = Limits()
 PIXELS_BYTES = 6 * 8 * 3
 
 
@@ -116,7 +117,7 @@ def test_a_decoded_file_is_closed_and_only_its_pixels_stay_reserved_for_the_bloc
 
 def test_a_picture_that_is_refused_waits_for_no_memory() -> None:
     pixels, timer = MemoryBudget(1), Timer()
-    decoder = Decoder(decode.Limits(max_pixels=47), pixels, threads=1)
+    decoder = Decoder(Limits(max_pixels=47), pixels, threads=1)
     with pixels.reserve(1), pytest.raises(ImageError, match="max_pixels"), decoder.decode(nullcontext(png()), timer):
         pytest.fail("decoded")
     assert timer.entered == ["decode"]

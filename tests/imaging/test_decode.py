@@ -37,7 +37,9 @@ from PIL import Image, ImageFile, ImageOps
 from properties import tried
 
 from segray.errors import ImageError
-from segray.imaging.decode import Header, Limits, admit, decode, load, probe
+from segray.imaging.decode import decode, load
+from segray.imaging.headers import Header, admit, probe
+from segray.limits import Limits
 
 FILES = hostile_files()
 WHOLE = [data for data, expected in FILES.values() if expected == "ok" and len(data) < 100_000]

@@ -11,6 +11,7 @@ from properties import tried
 
 from segray import rle
 from segray.imaging import geometry
+from segray.masks.arrays import Taps
 
 
 def stretched_by_pillow(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -67,7 +68,7 @@ def test_taps_of_a_part_are_part_of_the_taps() -> None:
 
 def test_a_box_of_two_billion_pixels_costs_what_the_image_costs() -> None:
     taps = geometry.tile_taps(np.float32(-(2**30)), np.float32(2**30), 15, 40)
-    assert (taps.first, len(taps)) == (0, 40)
+    assert (taps.first, len(taps.low)) == (0, 40)
     assert set(taps.low.tolist()) <= {7, 8}
 
 
@@ -84,7 +85,7 @@ def test_fitting_into_a_window(size_hw: tuple[int, int], expected: tuple[int, in
 
 def test_no_output_no_edges() -> None:
     some = geometry.linear_taps(4, 8)
-    none = geometry.Taps(0, some.low[:0], some.high[:0], some.weight[:0])
+    none = Taps(0, some.low[:0], some.high[:0], some.weight[:0])
     grid = np.ones((4, 4), np.float32)
     assert geometry.mask_edges(grid, none, some, 8).shape == (0,)
     assert geometry.mask_edges(grid, some, none, 8).shape == (0,)

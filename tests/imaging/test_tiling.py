@@ -14,7 +14,7 @@ from segray.imaging.tiling import Tiles, Window, merge, place, windows
 from segray.instances import Instances
 
 SIZE_HW = (300, 400)
-TILES = Tiles(160, 0.25)
+TILES = Tiles(160, 0.25, whole=True)
 
 
 def mask_of(x0: int, y0: int, x1: int, y1: int) -> NDArray[np.bool_]:

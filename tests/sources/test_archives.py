@@ -25,9 +25,10 @@ from shapes import SHAPES, Shaped, add
 from segray import config
 from segray._system.memory import MemoryBudget
 from segray.errors import ImageError, SourceError
-from segray.imaging.decode import Limits, decode
+from segray.imaging.decode import decode
 from segray.instances import ImageRef
 from segray.label_set import plan
+from segray.limits import Limits
 from segray.sources import listing, tar_archive, video
 from segray.sources import reader as reading
 from segray.sources.shard_index import Index

@@ -23,11 +23,11 @@ from golden_files import GOLDEN
 
 from segray import config
 from segray.execution.worker_spec import WorkerSpec, build
-from segray.imaging import decode
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records, schema
 from segray.label_set.parquet_writer import SpillableRows, Writer
 from segray.label_set.run_records import LabelSetIdentity
+from segray.limits import Limits
 from segray.models import resolve
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
@@ -62,7 +62,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
     commit.create_tables(run.root, options)
     run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
-    labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, decode.Limits(), options, run.staged), "CPU", 1)
+    labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, Limits(), options, run.staged), "CPU", 1)
     try:
         (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:

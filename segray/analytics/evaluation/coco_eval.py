@@ -32,8 +32,8 @@ _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one image shows, or is said to show; all of one length.
+class ImageAnnotations:
+    """The objects of one image, or its detections. All arrays are of one length.
 
     shapes: by IoU type, xywh boxes (n, 4) or masks as pycocotools has them. areas: by IoU type, of objects alike.
     scores: of detections. crowd: of objects, those that stand for many. ignore: of objects, those that need not be
@@ -50,8 +50,8 @@ class Found:
     def __len__(self) -> int:
         return len(self.class_ids)
 
-    def overlaps(self, objects: Found, iou_type: str) -> _Floats:
-        """(len self, len objects) IoU; over one's own area alone where the object is a crowd."""
+    def overlaps(self, objects: ImageAnnotations, iou_type: str) -> _Floats:
+        """Return the IoU with each object, (len self, len objects). For a crowd: intersection over the own area."""
         if not len(self) or not len(objects):
             return np.zeros((len(self), len(objects)))
         crowd = objects.crowd.astype(np.uint8).tolist()
@@ -105,9 +105,53 @@ class Calibration:
     error: float
 
 
-class Judge:
-    """Scores of one IoU type. categories: name by id, those that count. limits: detections per image and class, COCO's
-    maxDets; precision is that at the last. frequency: by category id, where the truth tells it."""
+@dataclass(frozen=True, eq=False)
+class MatchBits:
+    """The result of matching n detections, at each area range and each IoU threshold, as bits of integers.
+
+    matched, ignored: (n,) uint64. A bit of `matched` is 1 if the detection finds an object. A bit of `ignored` is 1 if
+    the detection is neither right nor wrong, because its object, or its own area, does not count. Both have one layout:
+
+        bit = area * len(IOUS) + threshold      area: an index into AREAS, threshold: an index into IOUS
+
+        bits  0..9  all areas, IoU .50, .55, ... .95
+        bits 10..19 small      bits 20..29 medium      bits 30..39 large      bits 40..63 always 0
+
+    `_kernels_many.match` sets the bits; all else reads them by the methods here.
+    """
+
+    matched: NDArray[np.uint64]
+    ignored: NDArray[np.uint64]
+
+    @classmethod
+    def none_set(cls, detections: int) -> MatchBits:
+        """Return bits that are all 0, for the kernel to set."""
+        return cls(np.zeros(detections, np.uint64), np.zeros(detections, np.uint64))
+
+    @classmethod
+    def of_rows(cls, rows: NDArray[Any]) -> MatchBits:
+        """Return the bits of stored rows."""
+        return cls(rows["matched"], rows["ignored"])
+
+    def counted(self, area: int, threshold: int) -> NDArray[np.bool_]:
+        """Return which detections count, as right or as wrong."""
+        return ~_is_set(self.ignored, area, threshold)
+
+    def found_an_object(self, area: int, threshold: int) -> NDArray[np.bool_]:
+        """Return which detections find an object, whether they count or not."""
+        return _is_set(self.matched, area, threshold)
+
+
+def _is_set(bits: NDArray[np.uint64], area: int, threshold: int) -> NDArray[np.bool_]:
+    return ((bits >> np.uint64(area * len(IOUS) + threshold)) & np.uint64(1)).astype(np.bool_)
+
+
+class CocoEvaluator:
+    """An evaluation by one IoU type, which takes image after image.
+
+    categories: name by id, those that count. limits: detections per image and class, COCO's maxDets; precision is that
+    at the last limit. frequency: LVIS's r, c or f by category id.
+    """
 
     def __init__(
         self,
@@ -123,10 +167,18 @@ class Judge:
         self._rows = _Rows()
 
     def add(
-        self, image: int, objects: Found, detections: Found, ious: _Floats, lenient: frozenset[int] = frozenset()
+        self,
+        image: int,
+        objects: ImageAnnotations,
+        detections: ImageAnnotations,
+        ious: _Floats,
+        lenient: frozenset[int] = frozenset(),
     ) -> None:
-        """Judge one image. image: its id in the truth, which decides between equal scores. ious: of all with all.
-        lenient: categories of which the truth does not have every object."""
+        """Add one image.
+
+        image: the id in the truth, which orders equal scores. ious: (detections, objects). lenient: categories of
+        which the truth does not have every object.
+        """
         areas, object_areas = detections.areas[self._type], objects.areas[self._type]
         for category in np.union1d(objects.class_ids, detections.class_ids).tolist():
             if category not in self._categories:
@@ -137,27 +189,27 @@ class Judge:
             within, ignore = object_areas[those], objects.ignore[those]
             counted = ~ignore & (within >= _RANGES[:, :1]) & (within <= _RANGES[:, 1:])
             self._objects[category] += counted.sum(axis=1)
-            rows = np.zeros(len(mine), _ROW)
-            rows["score"], rows["image"], rows["rank"] = detections.scores[mine], image, np.arange(len(mine))
-            matched, ignored = np.zeros((2, len(mine)), np.uint64)
+            bits = MatchBits.none_set(len(mine))
             _kernels_many.match(
                 np.ascontiguousarray(ious[np.ix_(mine, those)]), within, objects.crowd[those], ignore, areas[mine],
-                _RANGES, IOUS, category in lenient, matched, ignored,
+                _RANGES, IOUS, category in lenient, bits.matched, bits.ignored,
             )  # fmt: skip
-            rows["matched"], rows["ignored"] = matched, ignored
+            rows = np.zeros(len(mine), _ROW)
+            rows["score"], rows["image"], rows["rank"] = detections.scores[mine], image, np.arange(len(mine))
+            rows["matched"], rows["ignored"] = bits.matched, bits.ignored
             self._rows.add(category, rows)
 
     def scores(self, *, curves: bool = False) -> Scores:
-        """Of all images so far. curves: also the precision at each recall."""
+        """Return the scores of all images so far. curves: also the precision at each recall."""
         bins = np.zeros((3, BINS))
         found = {}
         for category in self._categories:
-            tallies = _Tallies(self._limits, self._objects[category])
+            curve = PrecisionRecall(self._limits, self._objects[category])
             for rows in self._rows.of(category):
-                tallies.add(rows)
+                curve.add(rows)
                 bins += _binned(rows)
-            if tallies.objects[0]:
-                found[category] = tallies
+            if curve.objects[0]:
+                found[category] = curve
         return _summary(
             {self._categories[c]: t for c, t in found.items()},
             {self._categories[c]: self._frequency[c] for c in found if c in self._frequency},
@@ -167,7 +219,7 @@ class Judge:
 
 
 class _Rows:
-    """Rows by category, in memory or, beyond so many, in a file for each category that is gone with this object."""
+    """Rows by category, in memory. Beyond _IN_MEMORY_ROWS each category has a temporary file."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[bytes]] = {}  # smaller and joined sooner than arrays of a few rows each
@@ -186,7 +238,7 @@ class _Rows:
             self._waiting, self._count = {}, 0
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
-        """By falling score, and among equals by image; in pieces."""
+        """Give a category's rows by falling score, equal scores by image, in pieces."""
         total = self._total(category)
         if total <= _SORTED_ROWS:
             yield _sorted(np.concatenate(list(self._parts(category))))
@@ -209,7 +261,7 @@ class _Rows:
         return size_bytes // _ROW.itemsize
 
     def _parts(self, category: int) -> Iterator[NDArray[Any]]:
-        """All of them, some at a time, in the order they came in. Read, not mapped: mapped pages count as memory."""
+        """Give all rows in the order they were added, in pieces. Read, not mapped: mapped pages count as memory."""
         if self._stored(category):
             with self._file(category).open("rb") as file:
                 while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
@@ -225,7 +277,7 @@ class _Rows:
 
 
 def _from(rows: NDArray[Any], mark: Any) -> NDArray[np.bool_]:
-    """Which rows are of a lower score than this one, or of the same score and the same image or a later one."""
+    """Return which rows have a lower score than `mark`, or the same score and no earlier image."""
     score = rows["score"]
     return np.asarray((score < mark["score"]) | ((score == mark["score"]) & (rows["image"] >= mark["image"])))
 
@@ -234,8 +286,8 @@ def _sorted(rows: NDArray[Any]) -> NDArray[Any]:
     return rows[np.lexsort((rows["rank"], rows["image"], -rows["score"]))]
 
 
-class _Tallies:
-    """One category's precision and recall, from detections by falling score.
+class PrecisionRecall:
+    """Precision and recall of one category, from detections by falling score.
 
     precision: (areas, IoUs, recalls) at the last limit. recall: (limits + areas but all, IoUs): all areas at each
     limit, then each other area at the last.
@@ -255,19 +307,18 @@ class _Tallies:
             if not self.objects[area]:
                 continue
             kept = rows if rows["rank"].max(initial=0) < limit else rows[rows["rank"] < limit]
+            bits = MatchBits.of_rows(kept)
             for i in range(len(IOUS)):
-                bit = np.uint64(area * len(IOUS) + i)
-                counted = (kept["ignored"] >> bit) & np.uint64(1) == 0
-                right = ((kept["matched"] >> bit) & np.uint64(1)).astype(np.bool_)[counted]
+                right = bits.found_an_object(area, i)[bits.counted(area, i)]
                 before = self._right[case, i], self._wrong[case, i]
                 if case >= self._limits - 1:
-                    self._note(area, i, right, *before)
+                    self._note_best(area, i, right, *before)
                 total = int(right.sum())
                 self._right[case, i] += total
                 self._wrong[case, i] += len(right) - total
 
-    def _note(self, area: int, i: int, right: NDArray[np.bool_], before: int, wrong_before: int) -> None:
-        """Of each stretch between two of the recalls, the best precision."""
+    def _note_best(self, area: int, i: int, right: NDArray[np.bool_], before: int, wrong_before: int) -> None:
+        """Note the best precision between each two neighbours of RECALLS."""
         where = np.flatnonzero(right)  # Precision is greatest where a detection is right.
         if not len(where):
             return
@@ -280,29 +331,32 @@ class _Tallies:
 
     @property
     def precision(self) -> _Floats:
-        """At each recall the best of that recall or more; -1 where there is no such object."""
+        """Return the best precision at each recall or a higher one; -1 without objects."""
         best = np.maximum.accumulate(self._best[..., :0:-1], axis=-1)[..., ::-1]
         return np.where(self.objects[:, None, None] > 0, best, -1)
 
     def recall(self, case: int) -> _Floats:
-        """By IoU, of a limit's number or, negative, of an area counted from the last; -1 without objects."""
+        """Return the recall by IoU, -1 without objects. case: the index of a limit; if negative, of an area."""
         area = self._cases[case][0]
         return self._right[case] / self.objects[area] if self.objects[area] else np.full(len(IOUS), -1.0)
 
 
 def _binned(rows: NDArray[Any]) -> _Floats:
-    """(3, BINS): detections, sums of scores, and right ones, at IoU .50 whatever the area."""
-    counted = rows[rows["ignored"] & np.uint64(1) == 0]
-    bins = np.clip((counted["score"] * BINS).astype(np.int64), 0, BINS - 1)
-    right = (counted["matched"] & np.uint64(1)).astype(np.float64)
-    return np.array([np.bincount(bins, weights, BINS) for weights in (None, counted["score"], right)])
+    """Return (3, BINS): detections, sums of scores, and right ones, at IoU .50 for all areas."""
+    bits = MatchBits.of_rows(rows)
+    counted = bits.counted(0, 0)
+    scores, right = rows["score"][counted], bits.found_an_object(0, 0)[counted].astype(np.float64)
+    bins = np.clip((scores * BINS).astype(np.int64), 0, BINS - 1)
+    return np.array([np.bincount(bins, weights, BINS) for weights in (None, scores, right)])
 
 
-def _summary(found: Mapping[str, _Tallies], frequency: Mapping[str, str], bins: _Floats, with_curves: bool) -> Scores:
-    precision = {name: tallies.precision for name, tallies in found.items()}
+def _summary(
+    found: Mapping[str, PrecisionRecall], frequency: Mapping[str, str], bins: _Floats, with_curves: bool
+) -> Scores:
+    precision = {name: curve.precision for name, curve in found.items()}
     every = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
     areas = {name: _mean(every[:, k]) for k, name in enumerate(AREAS)}
-    recalls = [_mean(np.stack([tallies.recall(case) for tallies in found.values()])) for case in (0, 1, 2, -3, -2, -1)]
+    recalls = [_mean(np.stack([curve.recall(case) for curve in found.values()])) for case in (0, 1, 2, -3, -2, -1)]
     kinds = {"r": "rare", "c": "common", "f": "frequent"}
     by_frequency = {
         word: _mean(np.stack(chosen))
@@ -324,7 +378,7 @@ def _summary(found: Mapping[str, _Tallies], frequency: Mapping[str, str], bins: 
         ar_large=recalls[5],
         class_ap={name: float(values[0].mean()) for name, values in precision.items()},
         class_ap50={name: float(values[0, 0].mean()) for name, values in precision.items()},
-        class_ar={name: float(tallies.recall(2).mean()) for name, tallies in found.items()},
+        class_ar={name: float(curve.recall(2).mean()) for name, curve in found.items()},
         class_sizes={name: (_mean(v[1]), _mean(v[2]), _mean(v[3])) for name, v in precision.items()},
         frequency_ap={word: value for word, value in by_frequency.items() if value is not None},
         calibration=_calibration(bins),
@@ -336,7 +390,7 @@ def _summary(found: Mapping[str, _Tallies], frequency: Mapping[str, str], bins: 
 
 
 def _mean(values: _Floats) -> float | None:
-    """Of those that are not -1."""
+    """Return the mean of the values that are not -1; None if there are none."""
     known = values[values > -1]
     return float(known.mean()) if known.size else None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.analytics.evaluation.coco_eval import Found
+from segray.analytics.evaluation.coco_eval import ImageAnnotations
 
 KINDS = ("right", "class", "localisation", "both", "duplicate", "background", "missed")
 BACKGROUND = "background"
@@ -21,8 +21,8 @@ _MATCH, _TOUCH = 0.5, 0.1
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """Counts over all images.
+class ErrorBreakdown:
+    """How many detections are right, and how many are wrong in which way, over all images.
 
     min_score: of the detections that took part. kinds: by kind, then by class name: of the detection, for "missed" of
     the object. confusion: by the truth's class, then the detection's; "background" stands for no object and for no
@@ -35,15 +35,15 @@ class Mistakes:
 
 
 class Tally:
-    """Counts mistakes image by image. categories: name by id, those that count."""
+    """A count of errors, image by image. categories: name by id, those that count."""
 
     def __init__(self, categories: Mapping[int, str], min_score: float) -> None:
         self._names, self._min_score = categories, min_score
         self._kinds: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         self._confusion: dict[str, Counter[str]] = {}
 
-    def add(self, objects: Found, detections: Found, ious: NDArray[np.float64]) -> None:
-        """One image. ious: (detections, objects)."""
+    def add(self, objects: ImageAnnotations, detections: ImageAnnotations, ious: NDArray[np.float64]) -> None:
+        """Count the errors of one image. ious: (detections, objects)."""
         order = np.argsort(-detections.scores, kind="stable")
         order = order[detections.scores[order] >= self._min_score]
         order = order[[i in self._names for i in detections.class_ids[order].tolist()]] if len(order) else order
@@ -56,9 +56,11 @@ class Tally:
         self._sort(classes, truths, ious_here, same, excused)
         self._confuse(classes, truths, ious_here, excused)
 
-    def result(self) -> Mistakes:
+    def result(self) -> ErrorBreakdown:
         kinds = {kind: dict(sorted(counts.items())) for kind, counts in self._kinds.items()}
-        return Mistakes(self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())})
+        return ErrorBreakdown(
+            self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())}
+        )
 
     def _sort(
         self,
@@ -113,7 +115,7 @@ class Tally:
 
 
 def _greedy(ious: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The object that each detection in turn takes, -1 for none: the free one that it overlaps most, at least half."""
+    """Return the object that each detection in turn takes: the free one of the largest IoU, at least 0.5; else -1."""
     free = np.ones(ious.shape[1], np.bool_)
     found = np.full(len(ious), -1)
     for row, each in enumerate(ious):

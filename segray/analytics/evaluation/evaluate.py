@@ -1,7 +1,7 @@
 """Average precision of a label set against COCO or LVIS truth, and what is wrong with its labels.
 
-Knows truth, label sets and which images of one belong to which of the other; what is computed of them is in judge and
-mistakes. Both are read in slices of keys, so a million images need little more memory than ten thousand.
+Knows truth, label sets and which images of one belong to which of the other; coco_eval and error_types compute the
+figures. Both are read by ranges of keys, so a million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray.analytics.evaluation import ground_truth, protocols
-from segray.analytics.evaluation.coco_eval import IOU_TYPES, Found, Judge, Scores
-from segray.analytics.evaluation.error_types import Mistakes, Tally
-from segray.analytics.evaluation.ground_truth import Catalogue, Image
+from segray.analytics.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, ImageAnnotations, Scores
+from segray.analytics.evaluation.error_types import ErrorBreakdown, Tally
+from segray.analytics.evaluation.ground_truth import GroundTruthIndex, Image
 from segray.analytics.evaluation.protocols import Protocol
 from segray.analytics.query import arrow_masks, key_ranges
-from segray.analytics.query.key_ranges import Keys, Slice
+from segray.analytics.query.key_ranges import KeyRange, KeySampler
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
 from segray.label_set import run_records, snapshot
@@ -60,7 +60,7 @@ class Evaluation:
     instances: int
     protocol: str = "coco"
     cards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    mistakes: Mistakes | None = None
+    mistakes: ErrorBreakdown | None = None
     notes: Sequence[str] = ()
 
 
@@ -97,21 +97,21 @@ def evaluate(
     if not store.exists(path):  # Said before the label set is looked at, which may take longer.
         raise SourceError("no such truth file", where=path)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
-    keys = Keys()
-    listed = ground_truth.catalogue(path, store, keys)
+    keys = KeySampler()
+    listed = ground_truth.read_index(path, store, keys)
     if not allow_other_classes:
         _check_classes(listed, state)
     _check_keys(listed, state, allow_unlisted, keys)
     rules = _rules(protocol, listed)
     parts = keys.cut()
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
-        sorted_truth = ground_truth.Sorted(listed, parts, store, Path(folder))
+        sorted_truth = ground_truth.GroundTruthBySlice(listed, parts, store, Path(folder))
         if not sorted_truth.objects:
             raise SourceError("the truth has no objects, so precision is undefined", where=path, do="give annotations")
         panel = _Panel(listed.names, listed.frequency, rules, iou_types, min_score)
         for number, part in enumerate(parts):
             if sorted_truth.holds(number):
-                _judge_slice(state, part, sorted_truth.read(number), panel, labelled_only, path)
+                _evaluate_range(state, part, sorted_truth.read(number), panel, labelled_only, path)
     notes = _notes(panel, state, store, rules)
     return panel.result(rules, notes, curves=curves)
 
@@ -177,11 +177,11 @@ def _check_types(iou_types: Sequence[str]) -> None:
         raise UserError("no such IoU type", found=", ".join(sorted(unknown)), do=f"choose from {', '.join(IOU_TYPES)}")
 
 
-def _check_keys(listed: Catalogue, state: Snapshot, allow_unlisted: bool, keys: Keys) -> None:
+def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, keys: KeySampler) -> None:
     """Compare the images of both, and have those of the label set take part in the choice of slices."""
     common = total = 0
     first, first_unlisted = "", ""
-    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.FRUGAL):
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.NO_METADATA_CACHE):
         names = batch.column("image_key").to_pylist()
         if not names:
             continue
@@ -207,7 +207,7 @@ def _check_keys(listed: Catalogue, state: Snapshot, allow_unlisted: bool, keys: 
         )  # fmt: skip
 
 
-def _check_classes(listed: Catalogue, state: Snapshot) -> None:
+def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
     """A category under another id scores 0 in silence; so we look first."""
     if not state.classes:
         return
@@ -236,7 +236,7 @@ def _check_size(image: Image, row: Row, root: str, path: str) -> None:
         )  # fmt: skip
 
 
-def _rules(name: str | None, listed: Catalogue) -> Protocol:
+def _rules(name: str | None, listed: GroundTruthIndex) -> Protocol:
     return protocols.find(name or ("lvis" if listed.frequency else "coco"))
 
 
@@ -259,8 +259,8 @@ def _notes(panel: _Panel, state: Snapshot, store: Store, rules: Protocol) -> lis
 # ---- slice by slice -------------------------------------------------------------------------------
 
 
-def _judge_slice(
-    state: Snapshot, part: Slice, listed: Iterable[Image], panel: _Panel, labelled_only: bool, path: str
+def _evaluate_range(
+    state: Snapshot, part: KeyRange, listed: Iterable[Image], panel: _Panel, labelled_only: bool, path: str
 ) -> None:
     rows = key_ranges.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
@@ -278,7 +278,7 @@ def _judge_slice(
 
 
 class _Panel:
-    """All that judges an image, together."""
+    """The evaluators of all IoU types and the error count, which take each image together."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class _Panel:
     ) -> None:
         self.iou_types, self._names, self._rules = tuple(iou_types), names, rules
         limits = {"segm": rules.mask_limits, "bbox": rules.box_limits}
-        self._judges = {each: Judge(each, names, limits[each], frequency) for each in iou_types}
+        self._evaluators = {each: CocoEvaluator(each, names, limits[each], frequency) for each in iou_types}
         self._tally = Tally(names, min_score)
         self._states: dict[str, int] = {}
         self.objects = self.instances = 0
@@ -302,20 +302,20 @@ class _Panel:
     def count(self, status: str) -> None:
         self._states[status] = self._states.get(status, 0) + 1
 
-    def add(self, image: Image, detections: Found, path: str) -> None:
+    def add(self, image: Image, detections: ImageAnnotations, path: str) -> None:
         objects = ground_truth.objects_of(image, path, self.iou_types)
         self.objects += int((~objects.crowd).sum())
         detections = _counted(detections, image, objects, self._rules)
         self.instances += len(detections)
         widened = _widened(detections, self._rules.widen_px)
-        for number, (iou_type, judge) in enumerate(self._judges.items()):
+        for number, (iou_type, evaluator) in enumerate(self._evaluators.items()):
             ious = widened.overlaps(objects, iou_type)
-            judge.add(image.id, objects, widened, ious, image.not_exhaustive)
+            evaluator.add(image.id, objects, widened, ious, image.not_exhaustive)
             if number == 0:
                 self._tally.add(objects, widened, ious)
 
     def scores(self, *, curves: bool) -> Mapping[str, Scores]:
-        return {iou_type: judge.scores(curves=curves) for iou_type, judge in self._judges.items()}
+        return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
 
     def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
         states = self._states
@@ -357,7 +357,7 @@ class _Detections:
         self._boxes = np.stack([found.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
         self._rows = key_ranges.Groups(found).rows
 
-    def of(self, key: str) -> Found:
+    def of(self, key: str) -> ImageAnnotations:
         """Of one image; nothing if the slice has no instance of it."""
         rows = self._rows.get(key, slice(0))
         boxes = self._boxes[rows]
@@ -368,11 +368,13 @@ class _Detections:
                 for size_hw, text in zip(self._sizes_hw[rows].tolist(), self._counts[rows].to_pylist(), strict=True)
             ]
         areas = {"segm": self._areas[rows], "bbox": boxes[:, 2] * boxes[:, 3]}
-        return Found(self._class_ids[rows], shapes, areas, scores=self._scores[rows])
+        return ImageAnnotations(self._class_ids[rows], shapes, areas, scores=self._scores[rows])
 
 
-def _counted(detections: Found, image: Image, objects: Found, rules: Protocol) -> Found:
-    """The detections that count by LVIS's rules: the best so many, of categories that the truth tells of."""
+def _counted(
+    detections: ImageAnnotations, image: Image, objects: ImageAnnotations, rules: Protocol
+) -> ImageAnnotations:
+    """Return the detections that count by LVIS's rules: the best of each image, of categories that the truth covers."""
     if rules.per_image is None:
         return detections
     order = np.argsort(-detections.scores, kind="stable")[: rules.per_image]
@@ -382,21 +384,21 @@ def _counted(detections: Found, image: Image, objects: Found, rules: Protocol) -
     return _picked(detections, order)
 
 
-def _picked(found: Found, order: NDArray[np.int64]) -> Found:
+def _picked(found: ImageAnnotations, order: NDArray[np.int64]) -> ImageAnnotations:
     shapes = {
         name: shape[order] if isinstance(shape, np.ndarray) else [shape[i] for i in order.tolist()]
         for name, shape in found.shapes.items()
     }
     areas = {name: area[order] for name, area in found.areas.items()}
-    return Found(found.class_ids[order], shapes, areas, scores=found.scores[order])
+    return ImageAnnotations(found.class_ids[order], shapes, areas, scores=found.scores[order])
 
 
-def _widened(found: Found, by_px: float) -> Found:
+def _widened(found: ImageAnnotations, by_px: float) -> ImageAnnotations:
     if not by_px or "bbox" not in found.shapes or not len(found):
         return found
     boxes = found.shapes["bbox"] + np.array([0, 0, by_px, by_px])
     areas = {**found.areas, "bbox": boxes[:, 2] * boxes[:, 3]}
-    return Found(found.class_ids, {**found.shapes, "bbox": boxes}, areas, scores=found.scores)
+    return ImageAnnotations(found.class_ids, {**found.shapes, "bbox": boxes}, areas, scores=found.scores)
 
 
 # ---- rows in memory -------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ def _image(row: Row, annotations: Sequence[Row]) -> Image:
     return Image(row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations)
 
 
-def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> Found:
+def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> ImageAnnotations:
     class_ids = np.array([row["category_id"] for row in rows], np.int64)
     scores = np.array([row["score"] for row in rows], np.float64)
     shapes: dict[str, Any] = {}
@@ -429,7 +431,7 @@ def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> Found:
         areas["segm"] = (
             arrow_masks.rle_area(pa.array(counts, pa.string())).to_numpy(zero_copy_only=False).astype(np.float64)
         )
-    return Found(class_ids, shapes, areas, scores=scores)
+    return ImageAnnotations(class_ids, shapes, areas, scores=scores)
 
 
 def _result(

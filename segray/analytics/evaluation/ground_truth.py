@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray import rle
-from segray.analytics.evaluation.coco_eval import IOU_TYPES, Found
+from segray.analytics.evaluation.coco_eval import IOU_TYPES, ImageAnnotations
 from segray.analytics.query import key_ranges
-from segray.analytics.query.key_ranges import Keys, Slice
+from segray.analytics.query.key_ranges import KeyRange, KeySampler
 from segray.errors import SourceError
 from segray.instances import image_id
 from segray.storage.store import Store
@@ -47,9 +47,12 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What a truth lists. names: category by id. frequency: LVIS's r, c or f by category id. ids: of the images, in
-    rising order; hashes: of their keys, in the same order."""
+class GroundTruthIndex:
+    """The categories and images that a truth lists.
+
+    names: category by id. frequency: LVIS's r, c or f by category id. ids: of the images, in rising order. hashes: of
+    the images' keys, in the order of ids.
+    """
 
     path: str
     names: Mapping[int, str]
@@ -59,13 +62,13 @@ class Catalogue:
     example: str = ""
 
     def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
-        """Whether the truth has these images."""
+        """Return for each of these images whether the truth has it."""
         values = np.fromiter(map(_hash, keys), np.uint64)
         where = np.searchsorted(self.hashes, values, sorter=self._by_hash)
         return np.asarray(self.hashes[self._by_hash[np.minimum(where, len(self.hashes) - 1)]] == values)
 
     def id_of(self, key: str) -> int:
-        """The id of the image with this key; SourceError where the truth has none."""
+        """Return the id of the image with this key. Raise SourceError if the truth has no such image."""
         order, value = self._by_hash, np.uint64(_hash(key))
         where = int(np.searchsorted(self.hashes, value, sorter=order))
         if where == len(order) or self.hashes[order[where]] != value:
@@ -77,8 +80,8 @@ class Catalogue:
         return np.argsort(self.hashes)
 
 
-def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
-    """Read what a truth lists, and add its images to `keys`, of which there are none yet. Raises SourceError."""
+def read_index(path: str, store: Store, keys: KeySampler) -> GroundTruthIndex:
+    """Read the index of a truth, and add its images to `keys`, which is still empty. Raise SourceError."""
     names, frequency = {}, {}
     ids: list[NDArray[np.int64]] = []
     hashes: list[NDArray[np.uint64]] = []
@@ -112,12 +115,12 @@ def catalogue(path: str, store: Store, keys: Keys) -> Catalogue:
     all_ids, all_hashes = np.concatenate(ids), np.concatenate(hashes)
     order = np.argsort(all_ids, kind="stable")
     keys.scale(max(1.0, store.stat(path).size_bytes / max(len(all_ids), 1) / key_ranges.ROW_BYTES))
-    found = Catalogue(path, names, frequency, all_ids[order], all_hashes[order], example)
+    found = GroundTruthIndex(path, names, frequency, all_ids[order], all_hashes[order], example)
     _check_distinct(found)
     return found
 
 
-def _check_distinct(found: Catalogue) -> None:
+def _check_distinct(found: GroundTruthIndex) -> None:
     if not len(found.ids):
         raise SourceError("the truth's images cannot be told apart by file_name", where=found.path, found="no images")
     for what, values in (("id", found.ids), ("file_name", found.hashes[found._by_hash])):
@@ -128,10 +131,10 @@ def _check_distinct(found: Catalogue) -> None:
             )  # fmt: skip
 
 
-class Sorted:
-    """A truth's images by slice, in files of a temporary folder."""
+class GroundTruthBySlice:
+    """A truth's images by range of keys, in files of a temporary folder."""
 
-    def __init__(self, listed: Catalogue, parts: Sequence[Slice], store: Store, folder: Path) -> None:
+    def __init__(self, listed: GroundTruthIndex, parts: Sequence[KeyRange], store: Store, folder: Path) -> None:
         self.path, self._folder, self._parts = listed.path, folder, parts
         self.objects = 0
         self._waiting: dict[int, list[str]] = {}
@@ -157,11 +160,11 @@ class Sorted:
         self._flush()
 
     def holds(self, number: int) -> bool:
-        """Whether a slice has images that were not read yet."""
+        """Return whether a range has images that were not read yet."""
         return self._path(number).exists()
 
     def read(self, number: int) -> Iterator[Image]:
-        """The images of one slice, by rising id. Its file is gone then."""
+        """Give the images of one range by rising id, and remove the range's file."""
         path = self._path(number)
         lines: dict[int, list[bytes]] = {}  # of an image, its own row first; read as late as can be: text is short
         with path.open("rb") as file:
@@ -173,7 +176,7 @@ class Sorted:
             row, *annotations = map(json.loads, texts)
             yield image_of(row, annotations, self.path)
 
-    def _place(self, row: Row, listed: Catalogue, numbers: NDArray[Any]) -> None:
+    def _place(self, row: Row, listed: GroundTruthIndex, numbers: NDArray[Any]) -> None:
         where = int(np.searchsorted(listed.ids, row["image_id"]))
         if where == len(listed.ids) or listed.ids[where] != row["image_id"]:
             raise SourceError(
@@ -224,7 +227,7 @@ def key_of(row: Row, path: str) -> str:
     return name
 
 
-def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) -> Found:
+def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) -> ImageAnnotations:
     """What the truth says that the image shows. Raises SourceError for masks that are none, or of another size."""
     rows = image.annotations
     crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], np.bool_)
@@ -237,7 +240,7 @@ def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) ->
         shapes["bbox"] = np.array([_box(row, image, path) for row in rows], np.float64).reshape(-1, 4)
     areas = np.array([_area(row, image, path) for row in rows], np.float64)
     class_ids = np.array([row["category_id"] for row in rows], np.int64)
-    return Found(class_ids, shapes, dict.fromkeys(shapes, areas), crowd=crowd, ignore=ignore)
+    return ImageAnnotations(class_ids, shapes, dict.fromkeys(shapes, areas), crowd=crowd, ignore=ignore)
 
 
 def _mask(row: Row, image: Image, path: str) -> Row:

@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from segray.analytics.evaluation import ground_truth
-from segray.analytics.export.formats import FORMATS, Format, Picture, Settings
-from segray.analytics.query import atomic_output, key_ranges
-from segray.analytics.query.key_ranges import Keys
+from segray.analytics.export.formats import FORMATS, Format
+from segray.analytics.export.writer import Picture, Settings
+from segray.analytics.query import key_ranges
+from segray.analytics.query.atomic_output import atomic_output, require_new_path
+from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import UserError
 from segray.label_set import schema, snapshot
 from segray.label_set.snapshot import Snapshot
@@ -89,20 +91,20 @@ def export(
     ids_from: a COCO truth whose image ids are used, instead of numbers from 1. version, as_of: an earlier state.
 
     Raises UserError, having written nothing, for an `out` that is taken, an unknown format or class, polygons in
-    another format, a condition that is no SQL, and a choice of no image; LabelSetError as tables.snapshot, or if
+    another format, a condition that is no SQL, and a choice of no image; LabelSetError as snapshot.snapshot, or if
     nothing is committed.
     """
     form = _format(to)
     if polygons and to != "coco":
         raise UserError("--polygons is for coco alone", found=to, do="yolo and labelme have polygons anyway")
-    atomic_output.check_free(out, folder=form.folder)
+    require_new_path(out, folder=form.folder)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
     store = snapshot.store(storage_options)
-    ids = None if ids_from is None else ground_truth.catalogue(ids_from, store, Keys())
+    ids = None if ids_from is None else ground_truth.read_index(ids_from, store, KeySampler())
     copies = form.copies if copy_images is None else copy_images
     images = instances = 0
-    with atomic_output.whole(out) as unfinished:
+    with atomic_output(out) as unfinished:
         if form.folder:
             unfinished.mkdir()
         read = by_uri(store) if copies else None

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.masks import _kernels, _kernels_many
+from segray.masks.arrays import EncodedMasks
 
 BOX = pa.struct([pa.field(name, pa.int32()) for name in ("x", "y", "w", "h")])
 POLYGONS = pa.list_(pa.list_(pa.float64()))
 _Ints = NDArray[np.int64]
-_Text = tuple[NDArray[np.uint8], _Ints, _Ints]  # all counts in a row, and where each mask's start and stop
 
 
 def rle_area(masks: Any) -> pa.Array:
@@ -63,7 +63,7 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
     """The union (or the intersection) of each list's masks, text; null for an empty list or one with a null in it."""
     column = _array(lists)
     masks = column.flatten()
-    text, starts, stops = _text(masks.cast(pa.large_string()))
+    encoded = _text(masks.cast(pa.large_string()))
     bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))])
     unknown = np.concatenate([[0], np.cumsum(masks.is_null().to_numpy(zero_copy_only=False))])
     merged: list[str | None] = []
@@ -72,7 +72,7 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
             merged.append(None)
             continue
         least = last - first if intersect else 1
-        edges = _kernels_many.merged_edges(text, starts[first:last], stops[first:last], rle.MAX_GROUPS, least)
+        edges = _kernels_many.merged_edges(*encoded.at(slice(first, last)), rle.MAX_GROUPS, least)
         if edges[-1] < 0:
             why = "counts are malformed" if edges[-1] == -1 else "masks are of images of unlike sizes"
             raise ValueError(f"row {row}: {why}")
@@ -128,7 +128,7 @@ def turns_right(ring: NDArray[np.float64]) -> bool:
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
 
 
-def text_of(counts: Sequence[str]) -> _Text:
+def text_of(counts: Sequence[str]) -> EncodedMasks:
     """Masks as the kernels take them."""
     return _text(pa.array(counts, pa.large_string()))
 
@@ -137,9 +137,7 @@ def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None 
     """(len a, len b) intersection over union of masks of one image; over the area of a where b is a crowd."""
     rows, columns = np.repeat(np.arange(len(a)), len(b)), np.tile(np.arange(len(b)), len(a))
     left, right = text_of(a), text_of(b)
-    found = _kernels_many.overlaps(
-        left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
-    )
+    found = _kernels_many.overlaps(*left.at(rows), *right.at(columns), rle.MAX_GROUPS)
     _check(found[:, 0], np.ones(len(found), np.bool_), [])
     ratios = iou_of(found) if crowd is None else iou_of(found, np.tile(np.asarray(crowd, np.bool_), len(a)))
     return np.reshape(ratios, (len(a), len(b)))
@@ -184,16 +182,16 @@ def _array(column: Any, length: int = 1) -> pa.Array:
     return column.cast(pa.int64()) if pa.types.is_integer(kind) else column
 
 
-def _text(column: pa.Array) -> _Text:
+def _text(column: pa.Array) -> EncodedMasks:
     """Views of the column's own memory; an empty range for null."""
     if column.type != pa.large_string():
         raise ValueError(f"masks are text, not {column.type}")
     if not len(column):
-        return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
+        return EncodedMasks(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64))
     _, offsets, data = column.buffers()
     bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
     text = np.empty(0, np.uint8) if data is None or not data.size else np.frombuffer(data, np.uint8)
-    return text, bounds[:-1], bounds[1:]
+    return EncodedMasks(text, bounds[:-1], bounds[1:])
 
 
 def _ints(column: pa.Array) -> _Ints:

@@ -1,6 +1,6 @@
-"""Where results are written: local places that are free, and nothing there until it is whole.
+"""Write results to local files and folders that appear only when they are complete.
 
-Knows files and folders; knows nothing of what is in them.
+Knows paths; knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from segray.errors import UserError
 
 
-def check_free(out: Path, *, folder: bool = False) -> None:
-    """UserError unless a new file, or a folder, can be made here. An empty folder stands for one that is made."""
+def require_new_path(out: Path, *, folder: bool = False) -> None:
+    """Raise UserError unless a new file, or a folder, can be made here. An empty folder counts as a new one."""
     if not folder:
-        check_file(out)
+        require_file_path(out)
     _check_local(out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError("the folder is not empty", where=str(out), do="choose another one, or empty it")
@@ -26,15 +26,15 @@ def check_free(out: Path, *, folder: bool = False) -> None:
         raise UserError("the file is there already", where=str(out), do="choose another name, or remove it")
 
 
-def check_file(out: Path) -> None:
-    """UserError unless a file can be written here, in place of one that is there."""
+def require_file_path(out: Path) -> None:
+    """Raise UserError unless a file can be written here. A file that is there would be replaced."""
     _check_local(out)
     if out.is_dir():
         raise UserError("a folder is there already", where=str(out), do="give the name of a file")
 
 
 def _check_local(out: Path) -> None:
-    """Of an address Path makes a local folder, without a word."""
+    """Raise UserError for an address such as s3://bucket/key, which Path silently takes for a local folder."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
         raise UserError(
             "this is written to local files alone", found=str(out), do="give a path, and copy what is there"
@@ -42,10 +42,10 @@ def _check_local(out: Path) -> None:
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A name beside `out` for what is written, which becomes `out` in the end, or is removed if that is not reached.
+def atomic_output(out: Path) -> Iterator[Path]:
+    """Give a path beside `out` to write to. Rename it to `out` when the block ends.
 
-    Names that begin with it are removed too.
+    After an exception `out` is not made. Paths whose names begin with the given one are removed in either case.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")

@@ -1,8 +1,8 @@
-"""A label set in slices: images in the order of their keys, some at a time, each with all its instances.
+"""Cut a label set into ranges of image keys, and read the images and instances of one range.
 
-Knows how to cut the keys into ranges that fit into memory and how to read one; knows nothing of what is done with
-them. Files are sorted by key and say which keys they hold, so a slice is read without the rest of the label set. How
-many images there are in all matters to nothing here but the time.
+Knows how to choose ranges that fit into memory; knows nothing of what is done with the rows. Files are sorted by key
+and state which keys they hold, so a range is read without the rest of the label set. Memory does not grow with the
+number of images.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from segray.errors import LabelSetError
 from segray.instances import image_id
 from segray.label_set.snapshot import Snapshot, run_slices
 
-# A slice's rows, more or less, and what one of them may take in storage before it counts as several.
+# About how many rows a range has. A row that takes more bytes in storage than ROW_BYTES counts as several.
 SLICE_ROWS = 80_000
 ROW_BYTES = 400
 _SAMPLED = 20_000
-# Of scans. Else pyarrow keeps every file's footer, some 50 kB, as long as the dataset lives; few are read again.
-FRUGAL: Mapping[str, Any] = {"cache_metadata": False}
+# For scans. By default pyarrow keeps each file's footer, about 50 kB, for the life of the dataset.
+NO_METADATA_CACHE: Mapping[str, Any] = {"cache_metadata": False}
 
 
 @dataclass(frozen=True)
-class Slice:
-    """The keys from `first` on, up to but without `end`; "" and None are the ends of all keys."""
+class KeyRange:
+    """A half-open range of image keys: first <= key < end. "" and None stand for no bound."""
 
     first: str = ""
     end: str | None = None
@@ -43,10 +43,10 @@ class Slice:
         return chosen if self.end is None else chosen & (ds.field("image_key") < self.end)
 
 
-class Keys:
-    """A fair sample of weighted keys, by which all of them are cut into slices of about equal weight.
+class KeySampler:
+    """A uniform sample of weighted keys, which cuts all keys into ranges of about equal weight.
 
-    The sample is of those keys whose hashes are least, so the same keys give the same slices in whatever order.
+    The sample holds the keys with the smallest hashes. The same keys give the same ranges in any order.
     """
 
     def __init__(self, most: int = _SAMPLED) -> None:
@@ -66,12 +66,12 @@ class Keys:
                 heapq.heapreplace(self._sample, entry)
 
     def scale(self, factor: float) -> None:
-        """Give all keys so far so many times their weight."""
+        """Multiply the weight of all keys so far."""
         self._sample = [(entry, key, weight * factor) for entry, key, weight in self._sample]
         self._weight *= factor
 
-    def cut(self, slice_weight: float = SLICE_ROWS) -> list[Slice]:
-        """All keys there could be, in slices; one at least."""
+    def cut(self, slice_weight: float = SLICE_ROWS) -> list[KeyRange]:
+        """Return ranges that cover all possible keys, at least one."""
         each = slice_weight * sum(weight for _, _, weight in self._sample) / max(self._weight, 1)
         bounds, room = [""], each
         for key, weight in sorted((key, weight) for _, key, weight in self._sample):
@@ -79,64 +79,66 @@ class Keys:
                 bounds.append(key)
                 room += each
             room -= weight
-        return [Slice(first, end) for first, end in zip(bounds, [*bounds[1:], None], strict=True)]
+        return [KeyRange(first, end) for first, end in zip(bounds, [*bounds[1:], None], strict=True)]
 
 
-def number_of(slices: Sequence[Slice], key: str) -> int:
-    """Which of all slices a key is in."""
+def number_of(slices: Sequence[KeyRange], key: str) -> int:
+    """Return the index of the range that holds a key."""
     return bisect_right(slices, key, key=lambda each: each.first) - 1
 
 
-def cut(*shown: Snapshot, slice_rows: float = SLICE_ROWS) -> list[Slice]:
-    """Slices of one label set, or of several together."""
-    keys = Keys()
+def cut(*shown: Snapshot, slice_rows: float = SLICE_ROWS) -> list[KeyRange]:
+    """Return the ranges of one label set, or of several together."""
+    keys = KeySampler()
     for each in shown:
         add_images(keys, each)
     return keys.cut(slice_rows)
 
 
-def holding(parts: Sequence[Slice], keys: Collection[str]) -> Iterator[tuple[Slice, list[str]]]:
-    """The slices in which any of these keys are, with these, sorted."""
+def holding(parts: Sequence[KeyRange], keys: Collection[str]) -> Iterator[tuple[KeyRange, list[str]]]:
+    """Return the ranges that hold any of these keys, each with its keys in order."""
     by_part = groupby(sorted(keys), key=lambda key: number_of(parts, key))
     return ((parts[number], list(those)) for number, those in by_part)
 
 
 def of_images(keys: Collection[str]) -> pc.Expression:
-    """Rows of these images. By the range of the keys alone, most files and row groups need no look."""
+    """Return a filter for the rows of these images. Its range of keys skips most files and row groups."""
     if not keys:
         return ds.scalar(False)
     key = ds.field("image_key")
     return (key >= min(keys)) & (key <= max(keys)) & key.isin(pa.array(sorted(keys), pa.string()))
 
 
-def add_images(keys: Keys, shown: Snapshot) -> None:
-    """Every image of a label set, weighing as much as it has rows, large masks more."""
-    for batch in shown.images.to_batches(columns=["image_key", "n_instances"], **FRUGAL):
+def add_images(keys: KeySampler, shown: Snapshot) -> None:
+    """Add every image of a label set. An image weighs as much as it has rows; rows with large masks weigh more."""
+    for batch in shown.images.to_batches(columns=["image_key", "n_instances"], **NO_METADATA_CACHE):
         keys.add(batch.column("image_key").to_pylist(), weights(shown, batch.column("n_instances")))
 
 
 def weights(shown: Snapshot, instances: pa.Array) -> list[float]:
-    """In rows of a slice, of images with so many instances."""
+    """Return the weight, in rows, of images with so many instances."""
     found: list[float] = pc.add(pc.multiply(instances, max(1.0, shown.row_bytes / ROW_BYTES)), 1).to_pylist()
     return found
 
 
-def images(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
-    """The slice's images, sorted by key."""
+def images(shown: Snapshot, part: KeyRange, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+    """Return the images of a range, sorted by key."""
     chosen = part.filter if where is None else part.filter & where
-    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=chosen, **FRUGAL)
+    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=chosen, **NO_METADATA_CACHE)
     return table.sort_by("image_key")
 
 
-def instances(shown: Snapshot, part: Slice, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
-    """The slice's instances, sorted by key and number."""
+def instances(shown: Snapshot, part: KeyRange, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+    """Return the instances of a range, sorted by key and number."""
     chosen = part.filter if where is None else part.filter & where
-    table = shown.instances.to_table(columns=_named(columns, "image_key", "instance"), filter=chosen, **FRUGAL)
+    table = shown.instances.to_table(
+        columns=_named(columns, "image_key", "instance"), filter=chosen, **NO_METADATA_CACHE
+    )
     return table.sort_by([("image_key", "ascending"), ("instance", "ascending")])
 
 
 class Groups(Mapping[str, pa.Table]):
-    """The rows of each image, of a table that is sorted by key; cut out of it as they are asked for."""
+    """The rows of each image, by key, as views into a table that is sorted by key."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -154,7 +156,7 @@ class Groups(Mapping[str, pa.Table]):
 
 
 def committed(shown: Snapshot) -> Snapshot:
-    """The same, unless nothing is committed yet, which raises LabelSetError."""
+    """Return the snapshot. Raise LabelSetError if nothing is committed yet."""
     if shown.batch == 0:
         raise LabelSetError(
             "nothing of this label set is committed yet", where=shown.root, found="its first run is under way or broke",

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segray import rle
-from segray.analytics.query import atomic_output, key_ranges
+from segray.analytics.query import key_ranges
+from segray.analytics.query.atomic_output import atomic_output
 from segray.errors import ImageError, UserError, WorldError
 from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
@@ -316,7 +317,7 @@ def _tile(picture: Picture, read: Callable[[str], bytes], colours: Mapping[int, 
     pen.rectangle((0, 0, _TILE_WH[0] - 1, _TILE_WH[1] - 1), fill=_MAT)
     corner = ((_TILE_WH[0] - size_wh[0]) // 2, (_TILE_WH[1] - size_wh[1]) // 2)
     tile.paste(Image.fromarray(draw(image, picture.labels, colours, size_wh=size_wh)), corner)
-    count = f"{len(picture.labels)} instance{'s' * (len(picture.labels) != 1)}"
+    count = "1 instance" if len(picture.labels) == 1 else f"{len(picture.labels)} instances"
     pen.text((_TILE_WH[0] - 2, _TILE_WH[1] + 9), count, _FAINT, _font(14), anchor="ra")
     room = _TILE_WH[0] - 16 - pen.textlength(count, _font(14))
     pen.text((2, _TILE_WH[1] + 9), _shortened(picture.key, room, pen), _INK, _font(14))
@@ -363,5 +364,5 @@ def _write_header(sheet: Image.Image, title: str, shown: Sequence[Picture], colo
 def _save_whole(sheet: Image.Image, out_png: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
-    with atomic_output.whole(out_png) as unfinished:
+    with atomic_output(out_png) as unfinished:
         unfinished.write_bytes(buffer.getvalue())

@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.analytics.query import arrow_masks, atomic_output, key_ranges
-from segray.analytics.query.key_ranges import Slice
+from segray.analytics.query import arrow_masks, key_ranges
+from segray.analytics.query.atomic_output import require_file_path
+from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import contact_sheet
 from segray.errors import UserError
 from segray.label_set import snapshot
@@ -123,7 +124,7 @@ def diff(
     """
     gates = [Gate.parse(text) for text in fail_if]
     if draw is not None:
-        atomic_output.check_file(draw)
+        require_file_path(draw)
     states = (
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
@@ -219,7 +220,7 @@ def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
 
 
 def _compare(
-    states: tuple[Snapshot, Snapshot], part: Slice, min_score: float, tally: _Tally, both_labelled: bool
+    states: tuple[Snapshot, Snapshot], part: KeyRange, min_score: float, tally: _Tally, both_labelled: bool
 ) -> None:
     shown, found = [], []
     for state in states:
@@ -273,9 +274,7 @@ def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
     if not len(rows):
         return []
     left, right = arrow_masks.text_of(a.rles), arrow_masks.text_of(b.rles)
-    shared = _kernels_many.overlaps(
-        left[0], left[1][rows], left[2][rows], right[0], right[1][columns], right[2][columns], rle.MAX_GROUPS
-    )
+    shared = _kernels_many.overlaps(*left.at(rows), *right.at(columns), rle.MAX_GROUPS)
     ious = arrow_masks.iou_of(shared)
     other = np.array([a.names[i] != b.names[j] for i, j in zip(rows, columns, strict=True)])
     taken_a, taken_b, found = set[int](), set[int](), []

@@ -23,14 +23,15 @@ from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture, colours_of, draw
 from segray.analytics.reports.html import first_line, render
-from segray.analytics.reports.statistics import Census
+from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, UserError, WorldError
-from segray.imaging.decode import Limits, decode
+from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import Snapshot
+from segray.limits import Limits
 from segray.sources.reader import Files
 from segray.storage.store import Store
 from segray.storage.uris import join
@@ -74,7 +75,7 @@ def report(
         raise UserError("so many images are not shown", found=str(images), do=f"choose 0 to {MOST_IMAGES}")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     store = snapshot.store(storage_options)
-    found = statistics.count(state)
+    found = statistics.compute_stats(state)
     judged = None if truth is None else _judged(state, truth, storage_options)
     run = latest_run(store, state.root)
     record = {} if run is None else run.record(store)
@@ -137,7 +138,7 @@ class Choice:
     why: str
 
 
-def choose(found: Census, most: int) -> list[Choice]:
+def choose(found: LabelSetStats, most: int) -> list[Choice]:
     """Up to `most` images worth a look: of each kind one in turn, no image twice, then kind by kind."""
     usual = found.usual_instances
     typical = sorted(found.sample, key=lambda each: abs(each.instances - usual))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segray.analytics.query.key_ranges import FRUGAL
+from segray.analytics.query.key_ranges import NO_METADATA_CACHE
 from segray.label_set.snapshot import Snapshot
 
 SCORE_BINS = 20
@@ -76,10 +76,13 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Census:
-    """All counts. classes: by id, of those that occur. per_image, megapixels: of images that did not fail; sides: of
-    masks; one count more than there are ends. sample: drawn evenly from the images with instances, by their hashes;
-    crowded, wide, bare: those with the most instances, the most pixels, and none, in this order."""
+class LabelSetStats:
+    """The counts of one label set.
+
+    classes: by id, those that occur. per_image, megapixels: of images that did not fail. sides: of masks. These three
+    have one count more than there are ends. sample: drawn evenly from the images with instances, by their hashes.
+    crowded, wide, bare: images with the most instances, with the most pixels, and without instances.
+    """
 
     statuses: Mapping[str, int]
     bytes: int
@@ -105,32 +108,32 @@ class Census:
 
     @property
     def mean_score(self) -> float | None:
-        """The mean over all instances, None where there is none."""
+        """Return the mean over all instances; None if there are none."""
         whole = sum(each.mean_score * each.instances for each in self.classes.values())
         return whole / self.instances if self.instances else None
 
     @property
     def usual_instances(self) -> int:
-        """The median of instances in the images that have any, of the sample."""
+        """Return the median number of instances in the sampled images."""
         return int(np.median([each.instances for each in self.sample])) if self.sample else 0
 
 
-def count(shown: Snapshot) -> Census:
-    """One pass over images, one over instances."""
+def compute_stats(shown: Snapshot) -> LabelSetStats:
+    """Count a label set in one pass over its images and one over its instances."""
     images = _Images()
     columns = [
         "image_id", "image_key", "bytes", "width", "height", "status", "n_instances", "stage", "error", "message",
         "run_id", "labelled_at",
     ]  # fmt: skip
-    for batch in shown.images.to_batches(columns=columns, **FRUGAL):
+    for batch in shown.images.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
             images.add(pa.table(batch))
     instances = _Instances(images.sample.keys)
     columns = ["image_key", "class_id", "class_name", "score", "area"]
-    for batch in shown.instances.to_batches(columns=columns, **FRUGAL):
+    for batch in shown.instances.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
             instances.add(batch)
-    return Census(
+    return LabelSetStats(
         statuses=images.statuses,
         bytes=images.bytes,
         failures=images.kinds(),

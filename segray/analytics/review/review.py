@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray import rle
-from segray.analytics.evaluation.coco_eval import Found
+from segray.analytics.evaluation.coco_eval import ImageAnnotations
 from segray.analytics.evaluation.error_types import Tally
-from segray.analytics.query import atomic_output, key_ranges
+from segray.analytics.query import key_ranges
+from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.review import annotation_import
 from segray.analytics.review.annotation_import import Objects
 from segray.analytics.review.sampling import Chosen, Selection
@@ -112,7 +113,7 @@ def review(
     images have been labelled anew and what they had before is deleted.
     """
     if truth_out is not None:
-        atomic_output.check_free(truth_out)
+        require_new_path(truth_out)
     picked = Selection.read(selection)
     state = _labels(root, picked, storage_options)
     found = annotation_import.read(corrected, picked.chosen, state.classes, allow_unfinished=allow_unfinished)
@@ -216,12 +217,14 @@ def _compared(
     return found
 
 
-def _found(class_ids: Sequence[int], rles: Sequence[str], size_hw: tuple[int, int], scores: Any = None) -> Found:
+def _found(
+    class_ids: Sequence[int], rles: Sequence[str], size_hw: tuple[int, int], scores: Any = None
+) -> ImageAnnotations:
     shapes = {"segm": [{"size": list(size_hw), "counts": counts.encode()} for counts in rles]}
     ignore = np.zeros(len(rles), np.bool_)
     areas = {"segm": np.asarray(rle.area(rles), np.float64)}
     given = np.zeros(len(rles)) if scores is None else scores
-    return Found(np.array(class_ids, np.int64), shapes, areas, scores=given, crowd=ignore, ignore=ignore)
+    return ImageAnnotations(np.array(class_ids, np.int64), shapes, areas, scores=given, crowd=ignore, ignore=ignore)
 
 
 class Counts:
@@ -319,5 +322,5 @@ def _write(out: Path, images: Sequence[Chosen], found: Mapping[str, Objects], cl
             )
     categories = [{"id": category, "name": name} for category, name in sorted(classes.items())]
     content = {"info": {"description": "corrected by people"}, "categories": categories}
-    with atomic_output.whole(out) as unfinished:
+    with atomic_output(out) as unfinished:
         unfinished.write_text(json.dumps({**content, "images": listed, "annotations": annotations}), encoding="utf-8")

@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray.analytics.export.export import Choice, export
-from segray.analytics.export.formats import FORMATS, Picture
-from segray.analytics.query import atomic_output, key_ranges
-from segray.analytics.query.key_ranges import Slice
+from segray.analytics.export.formats import FORMATS
+from segray.analytics.export.writer import Picture
+from segray.analytics.query import key_ranges
+from segray.analytics.query.atomic_output import atomic_output, require_new_path
+from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports.diff import diff
 from segray.errors import SourceError, UserError
 from segray.instances import image_id
@@ -85,7 +87,7 @@ class Selection:
 
     def write(self, out: Path) -> None:
         """As JSON, whole or not at all."""
-        with atomic_output.whole(out) as unfinished:
+        with atomic_output(out) as unfinished:
             unfinished.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -139,9 +141,9 @@ def select(
     """
     _check(take, against, to, tasks)
     if out is not None:
-        atomic_output.check_free(out)
+        require_new_path(out)
     if to is not None and tasks is not None:
-        atomic_output.check_free(tasks, folder=FORMATS[to].folder)
+        require_new_path(tasks, folder=FORMATS[to].folder)
         if out is not None and out.absolute() == tasks.absolute():
             raise UserError("the choice and its tasks would be one file", where=str(out), do="give two names")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
@@ -230,7 +232,7 @@ class _Part:
     counted: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, state: Snapshot, part: Slice, min_score: float) -> _Part:
+    def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _Part:
         images = key_ranges.images(state, part, ["status"])
         labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
         keys = labelled.column("image_key").combine_chunks()
@@ -253,7 +255,7 @@ class _Part:
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
 
-def _spread(state: Snapshot, parts: Sequence[Slice], min_score: float) -> dict[int, int]:
+def _spread(state: Snapshot, parts: Sequence[KeyRange], min_score: float) -> dict[int, int]:
     """How many images show each class, by category id."""
     found = Counter[int]()
     for part in parts:
@@ -280,7 +282,7 @@ class _Found:
         self._pool: list[tuple[int, str, _Floats]] = []
         self._names: dict[int, str] = {}
 
-    def add(self, state: Snapshot, part: Slice) -> None:
+    def add(self, state: Snapshot, part: KeyRange) -> None:
         read = _Part.read(state, part, self._min_score)
         self.images += len(read.keys)
         self.instances += int(read.counted.sum())

@@ -1,0 +1,89 @@
+"""COCO: a dataset with annotations, or an array of results. Masks are exact as run lengths."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from segray.analytics.export import polygons
+from segray.analytics.export.writer import JsonArray, Picture, Row, Settings, box_xywh, shortest_score
+
+
+class CocoResults:
+    """COCO's result format: an array of detections, for COCO.loadRes and for upload."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._array = JsonArray(settings.out)
+
+    def add(self, picture: Picture) -> None:
+        for row in picture.rows:
+            self._array.add(
+                {
+                    "image_id": picture.id,
+                    "category_id": row["class_id"],
+                    "bbox": box_xywh(row),
+                    "score": shortest_score(row),
+                    "segmentation": {"size": list(picture.size_hw), "counts": row["rle"]},
+                }
+            )
+
+    def close(self) -> None:
+        self._array.close()
+
+
+class Coco:
+    """A COCO dataset: images, annotations with their scores, categories. Masks as run lengths, or as polygons."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._count = settings, 0
+        self._parts = {
+            name: settings.out.with_name(f"{settings.out.name}.{name}") for name in ("images", "annotations")
+        }
+        self._arrays = {name: JsonArray(path) for name, path in self._parts.items()}
+
+    def add(self, picture: Picture) -> None:
+        height, width = picture.size_hw
+        self._arrays["images"].add(
+            {
+                "id": picture.id,
+                "file_name": str(picture.file),
+                "width": width,
+                "height": height,
+                "coco_url": picture.uri,
+            }
+        )
+        for row in picture.rows:
+            self._count += 1
+            self._arrays["annotations"].add(
+                {
+                    "id": self._count,
+                    "image_id": picture.id,
+                    "category_id": row["class_id"],
+                    "bbox": box_xywh(row),
+                    "area": row["area"],
+                    "iscrowd": 0,
+                    "score": shortest_score(row),
+                    "segmentation": self._segmentation(row, picture.size_hw),
+                }
+            )
+
+    def close(self) -> None:
+        categories = [{"id": number, "name": name} for number, name in sorted(self._settings.classes.items())]
+        with self._settings.out.open("w", encoding="utf-8") as file:
+            file.write('{"info": {"description": "exported by segray"}, "licenses": [], "categories": ')
+            file.write(json.dumps(categories))
+            for name, path in self._parts.items():
+                self._arrays[name].close()
+                file.write(f', "{name}": ')
+                with path.open(encoding="utf-8") as part:
+                    while text := part.read(1 << 20):
+                        file.write(text)
+                path.unlink()
+            file.write("}\n")
+
+    def _segmentation(self, row: Row, size_hw: tuple[int, int]) -> Any:
+        if not self._settings.polygons:
+            return {"size": list(size_hw), "counts": row["rle"]}
+        drawn = polygons.parts(row["rle"], size_hw, self._settings.tolerance_px)
+        self._settings.loss.add(drawn, row, size_hw)
+        return [part.ravel().tolist() for part in drawn]

@@ -1,0 +1,47 @@
+"""FiftyOne: a COCO dataset and a list of the images' addresses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from segray import rle
+from segray.analytics.export.coco import Coco
+from segray.analytics.export.writer import Picture, Row, Settings, with_image_file
+from segray.label_set.schema import BBOX
+
+
+class FiftyOne:
+    """FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json that says where the images are.
+
+    Boxes are those of the masks, not the model's: FiftyOne cuts a mask off at its box.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._coco = Coco(Settings(settings.out / "labels.json", settings.classes))
+        self._data = (settings.out / "data.json").open("w", encoding="utf-8") if settings.read is None else None
+        self._first = True
+
+    def add(self, picture: Picture) -> None:
+        picture = with_image_file(picture, self._settings, "data")
+        self._coco.add(replace(picture, rows=[_boxed_by_mask(row, picture.size_hw) for row in picture.rows]))
+        if self._data is not None:
+            self._data.write("{" if self._first else ",")
+            self._data.write(f"\n{json.dumps(str(picture.file))}: {json.dumps(picture.uri)}")
+            self._first = False
+
+    def close(self) -> None:
+        self._coco.close()
+        if self._data is not None:
+            self._data.write("{}" if self._first else "\n}\n")
+            self._data.close()
+
+
+def _boxed_by_mask(row: Row, size_hw: tuple[int, int]) -> Row:
+    """Return the row with the box of its mask, moved by a thousandth of a pixel.
+
+    FiftyOne divides a box by the image's size. Later it multiplies and truncates, so that 455 would become 454.
+    """
+    x, y, w, h = rle.bbox(row["rle"], size_hw).tolist()
+    return {**row, **dict(zip(BBOX, (x + 2**-10, y + 2**-10, w, h), strict=True))}

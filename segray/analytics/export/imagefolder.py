@@ -1,0 +1,35 @@
+"""Hugging Face imagefolder: the images, and a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+
+from segray.analytics.export.writer import Picture, Settings, box_xywh, shortest_score, with_image_file
+
+
+class Imagefolder:
+    """Hugging Face datasets' imagefolder: the images and metadata.jsonl with the objects in each."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
+        self._file = (settings.out / "metadata.jsonl").open("w", encoding="utf-8")
+
+    def add(self, picture: Picture) -> None:
+        picture = with_image_file(picture, self._settings)
+        rows = picture.rows
+        objects = {
+            "id": [row["instance"] for row in rows],
+            "category": [self._numbers[row["class_id"]] for row in rows],
+            "category_name": [row["class_name"] for row in rows],
+            "score": [shortest_score(row) for row in rows],
+            "bbox": [box_xywh(row) for row in rows],
+            "area": [row["area"] for row in rows],
+            "rle": [row["rle"] for row in rows],
+        }
+        height, width = picture.size_hw
+        record = {"file_name": str(picture.file), "image_key": picture.key, "height": height, "width": width}
+        self._file.write(json.dumps({**record, "objects": objects}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()

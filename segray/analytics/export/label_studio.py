@@ -1,0 +1,63 @@
+"""Label Studio: tasks whose predictions are brush strokes. Masks are exact, in run lengths of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.analytics.export.writer import JsonArray, Picture, Settings, row_runs, shortest_score
+from segray.instances import image_id
+
+_BRUSH_SIZES = (3, 4, 8, 16)
+
+
+class LabelStudio:
+    """Label Studio: an array of tasks whose predictions are brush strokes, in its own run lengths.
+
+    The labelling configuration needs <Image name="image" value="$image"/> and <BrushLabels name="mask" toName="image">.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._array, self._bare = JsonArray(settings.out), settings.bare
+
+    def add(self, picture: Picture) -> None:
+        height, width = picture.size_hw
+        results = [
+            {
+                "id": f"{image_id(picture.key)[:8]}-{row['instance']}",
+                "type": "brushlabels",
+                "from_name": "mask",
+                "to_name": "image",
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "score": shortest_score(row),
+                "value": {
+                    "format": "rle",
+                    "rle": brush(row_runs(row["rle"], picture.size_hw)).tolist(),
+                    "brushlabels": [row["class_name"]],
+                },
+            }
+            for row in picture.rows
+        ]
+        score = float(np.mean([shortest_score(row) for row in picture.rows])) if picture.rows else 0.0
+        predictions = [] if self._bare else [{"model_version": "segray", "score": score, "result": results}]
+        self._array.add({"data": {"image": picture.uri, "image_key": picture.key}, "predictions": predictions})
+
+    def close(self) -> None:
+        self._array.close()
+
+
+def brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Encode a mask's runs, row by row, as Label Studio does: rle-pack of thi.ng, RGBA, 255 where the mask is set."""
+    lengths = 4 * runs
+    bits = [f"{int(lengths.sum()):032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in _BRUSH_SIZES)]
+    for number, length in enumerate(lengths.tolist()):
+        value = "11111111" if number % 2 else "00000000"
+        while length:
+            part = min(length, 1 << _BRUSH_SIZES[-1])
+            which = next(i for i, size in enumerate(_BRUSH_SIZES) if part <= 1 << size)
+            bits.append(f"1{which:02b}{part - 1:0{_BRUSH_SIZES[which]}b}{value}")
+            length -= part
+    text = "".join(bits)
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) - ord("0"))

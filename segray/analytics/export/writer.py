@@ -1,0 +1,164 @@
+"""What the writers of all formats share: an image with its rows, the settings, and small files.
+
+Knows where an exported image lies and how a new file is written; knows nothing of any one format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray import rle
+from segray.analytics.export import polygons
+from segray.errors import UserError
+from segray.instances import image_id
+from segray.label_set.schema import BBOX
+from segray.sources.listing import IMAGE_EXTENSIONS
+
+Row = dict[str, Any]
+_LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
+_ENDINGS = {
+    b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"RIFF": ".webp", b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image and its instances, as the tables have them.
+
+    id: the number in the export, or in a given truth. ending: that of the file, where the key has none.
+    """
+
+    id: int
+    key: str
+    uri: str
+    size_hw: tuple[int, int]
+    rows: Sequence[Row]
+    ending: str = ""
+
+    @property
+    def file(self) -> PurePosixPath:
+        """Return the path below a folder: the key, or a name made of the image id if the key leaves the folder."""
+        path = PurePosixPath(self.key)
+        if "://" in self.key or path.is_absolute() or ".." in path.parts or not path.name:
+            path = PurePosixPath(f"{image_id(self.key)}{path.suffix if _is_image(path) else ''}")
+        return PurePosixPath(f"{path}{self.ending}")
+
+    def beside(self, ending: str) -> PurePosixPath:
+        """Return the file's name with another ending. Frames of a video keep what only looks like an ending."""
+        return self.file.with_suffix(ending) if _is_image(self.file) else PurePosixPath(f"{self.file}{ending}")
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    return path.suffix[1:].lower() in IMAGE_EXTENSIONS
+
+
+@dataclass
+class Loss:
+    """The IoU of masks with their polygons, as pycocotools draws these.
+
+    measured: how many instances were drawn, the first so many. total, least: of their IoU.
+    """
+
+    measured: int = 0
+    total: float = 0.0
+    least: float = 1.0
+
+    def add(self, drawn: Sequence[polygons.Ring], row: Row, size_hw: tuple[int, int]) -> None:
+        if self.measured < _LOSS_SAMPLED and drawn:
+            iou = polygons.overlap(drawn, row["rle"], size_hw)
+            self.measured, self.total, self.least = self.measured + 1, self.total + iou, min(self.least, iou)
+
+    @property
+    def mean_iou(self) -> float | None:
+        return self.total / self.measured if self.measured else None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a writer.
+
+    out: the file or folder to write. classes: name by category id. tolerance_px: how far polygons may leave the mask.
+    polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where images
+    are not copied. bare: the file says nothing of labels, not even that there are none.
+    """
+
+    out: Path
+    classes: Mapping[int, str]
+    tolerance_px: float = 0.0
+    polygons: bool = False
+    read: Callable[[str], bytes] | None = None
+    loss: Loss = field(default_factory=Loss)
+    bare: bool = False
+
+
+class Writer(Protocol):
+    """Writes images in the order of their keys; nothing is complete before close."""
+
+    def add(self, picture: Picture) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonArray:
+    """A JSON array that is written element by element."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._first = path.open("w", encoding="utf-8"), True
+        self._file.write("[")
+
+    def add(self, element: Any) -> None:
+        self._file.write(("" if self._first else ",\n") + json.dumps(element, separators=(",", ":")))
+        self._first = False
+
+    def close(self) -> None:
+        self._file.write("]\n")
+        self._file.close()
+
+
+def with_image_file(picture: Picture, settings: Settings, folder: str = "") -> Picture:
+    """Write the image below a folder of the export, if images are copied. Return the picture with the file's ending."""
+    if settings.read is None:
+        return picture
+    data = settings.read(picture.uri)
+    if not _is_image(picture.file):
+        picture = replace(picture, ending=next((end for magic, end in _ENDINGS.items() if data.startswith(magic)), ""))
+    write_new_file(settings.out / folder / picture.file, data)
+    return picture
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a file of the export. Raise UserError if the file is there: two keys would become one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise UserError(
+            "two images would be written to one file", where=str(path),
+            do="choose images whose names differ in more than their ending, or another format",
+        ) from error  # fmt: skip
+
+
+def box_xywh(row: Row) -> list[float]:
+    """Return the row's box: x, y, width, height in pixels."""
+    return [float(row[name]) for name in BBOX]
+
+
+def shortest_score(row: Row) -> float:
+    """Return the row's score with the fewest digits that give the same float32."""
+    return float(str(np.float32(row["score"])))
+
+
+def row_runs(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the lengths of a mask's runs row by row, of 0 and 1 in turn. The first run is of 0 and may be empty."""
+    flat = rle.decode(counts, size_hw).ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(edges, prepend=0, append=len(flat))
+    return np.insert(runs, 0, 0) if flat.size and flat[0] else runs

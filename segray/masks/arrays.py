@@ -1,0 +1,47 @@
+"""The arrays that travel together into the compiled loops, as NamedTuples. Knows no Numba, so importing it is fast."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class EncodedMasks(NamedTuple):
+    """The counts of n masks: text holds all characters; counts i are text[starts[i]:stops[i]].
+
+    The loops take the three arrays one by one: a NamedTuple costs 1 to 6 us a call, see the Decisions in README.md.
+    """
+
+    text: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+    def at(self, rows: NDArray[np.intp] | slice) -> EncodedMasks:
+        """Return the masks of these rows, in their order."""
+        return EncodedMasks(self.text, self.starts[rows], self.stops[rows])
+
+
+class Taps(NamedTuple):
+    """What n consecutive output pixels of one axis read: source[low] * (1 - weight) + source[high] * weight.
+
+    first: the output pixel that row 0 speaks of. low, high: (n,) intp, ascending; equal lows have equal highs.
+    weight: (n,) float32, ascending where low is equal.
+    """
+
+    first: int
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, first: int, low: NDArray[np.intp], high: NDArray[np.intp], weight: NDArray[np.float32]) -> Taps:
+        """Return the taps, and make their arrays read-only.
+
+        The loops are compiled for arrays that are only read. Numba converts a writable array, but not one in a
+        NamedTuple.
+        """
+        for array in (low, high, weight):
+            array.flags.writeable = False
+        return cls(first, low, high, weight)
