@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,15 @@ def simulate(load: Load, root: str | None = None, stager: Stager | None = None, 
 
     timed: the driver's own seconds pass in the simulated time. Without, the outcome is the same every time.
     """
-    store, run = Store(), Run(root or "nowhere", "simulated")
     if root is not None:
         commit.create_tables(root, StorageOptions())
+        return _simulate(load, root, stager, _Published, timed=timed)
+    with TemporaryDirectory() as folder:  # for the event log
+        return _simulate(load, folder, stager, _Unpublished, timed=timed)
+
+
+def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Published], *, timed: bool) -> Outcome:
+    store, run = Store(), Run(root, "simulated")
     chosen = config.validate(
         {
             "source": {"uri": "nowhere"},
@@ -132,7 +139,6 @@ def simulate(load: Load, root: str | None = None, stager: Stager | None = None, 
         return stager.stage(store, run.staged, task, refs)
 
     cluster = Cluster(load, frozen, stage, timed=timed)
-    kind = _Unpublished if root is None else _Published
     execution = kind(job, run, frozen, {}, frozen.tasks(), cluster, clock=lambda: cluster.now_s)
     execution.run()
     cluster.close()

@@ -9,6 +9,7 @@
     │   └── LabelSetError    the output root: belongs to another model, not ours
     ├── ImageError           this image is at fault: it becomes a `failed` row
     ├── WorldError           throttling, network, disk, lost nodes: retried       exit 3
+    │   ├── LastingError     a full disk, expired credentials: waiting does not help
     │   └── ConflictError    another run committed this batch first: plan again
     └── Interrupted          asked to stop: resume with the same command          exit 130
 
@@ -88,6 +89,10 @@ class WorldError(SegrayError):
     """Not the image's fault: throttling, network, disk, a lost node. Retried, then the run stops."""
 
     exit_code = 3
+
+
+class LastingError(WorldError):
+    """A fault that waiting does not mend: a full disk, expired credentials."""
 
 
 class ConflictError(WorldError):

@@ -173,8 +173,8 @@ def _packed(event: Event) -> Any:
             return [worker, progress.finished, in_flight, progress.rss_bytes, progress.max_rss_bytes]
         case WorkerLost(worker, reason, blame_images, in_flight):
             return [worker, reason, blame_images, None if in_flight is None else _packed_images(in_flight)]
-        case TaskFailed(worker, task, reason):
-            return [worker, _packed_task(task), reason]
+        case TaskFailed(worker, task, reason, lasting):
+            return [worker, _packed_task(task), reason, lasting]
         case TaskFinished(worker, report):
             staged = [{**asdict(part), "task": _packed_task(part.task)} for part in report.staged]
             withheld = [[image.index, image.reason] for image in report.withheld]
@@ -193,8 +193,8 @@ def _unpacked(kind: str, fields: list[Any]) -> Event:
             return ProgressUpdate(worker, Progress(finished, _images(in_flight), rss_bytes, max_rss_bytes))
         case "WorkerLost", [worker, reason, blame_images, in_flight]:
             return WorkerLost(worker, reason, blame_images, None if in_flight is None else _images(in_flight))
-        case "TaskFailed", [worker, task, reason]:
-            return TaskFailed(worker, _task(task), reason)
+        case "TaskFailed", [worker, task, reason, lasting]:
+            return TaskFailed(worker, _task(task), reason, lasting)
         case "TaskFinished", [worker, task, staged, withheld, untried]:
             reports = tuple(UnitReport(**{**part, "task": _task(part["task"])}) for part in staged)
             images = tuple(WithheldImage(*image) for image in withheld)

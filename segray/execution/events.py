@@ -29,11 +29,15 @@ class TaskFinished:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """Nothing of a task was staged, for storage or the network failed. The worker lives."""
+    """Nothing of a task was staged, for storage or the network failed. The worker lives.
+
+    lasting: waiting does not help, as with a full disk.
+    """
 
     worker: str
     task: Task
     reason: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True)

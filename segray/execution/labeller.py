@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from segray.errors import ImageError, UserError, WorldError
+from segray.errors import ImageError, LastingError, UserError, WorldError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
@@ -150,7 +150,7 @@ class Labeller:
             outcome = self._outcome(image, timer)
             outage.served()
             return outcome, timer
-        except UserError:
+        except (UserError, LastingError):
             raise
         except WorldError as exc:
             withheld = True

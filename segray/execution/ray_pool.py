@@ -23,7 +23,7 @@ from segray import _compat
 from segray._system import signals
 from segray._system.threads import run_in_daemon_thread
 from segray.config import Cluster, Config, Pool
-from segray.errors import ConfigError, SegrayError, UserError, WorldError
+from segray.errors import ConfigError, LastingError, SegrayError, UserError, WorldError
 from segray.execution import placement
 from segray.execution.actor import Actor, images_of_dead_worker
 from segray.execution.events import (
@@ -304,7 +304,7 @@ def _on_task_error(worker: WorkerHandle, call: Any, exc: RayTaskError) -> list[P
     if isinstance(cause, UserError):
         raise cause from exc
     if call in worker.tasks and isinstance(cause, WorldError):
-        return [TaskFailed(worker.name, worker.tasks.pop(call), cause.short())]
+        return [TaskFailed(worker.name, worker.tasks.pop(call), cause.short(), isinstance(cause, LastingError))]
     raise SegrayError("a worker met an error of segray's own", where=f"worker {worker.name}", found=str(cause)) from exc
 
 

@@ -18,7 +18,8 @@ The life of a task (images of a unit, see tasks.Task):
 
 A try of a withheld image counts only when storage has served another image since it first withheld this one, or when an
 earlier run left the image over. Without that, storage as a whole is at fault. The run halts when no image was labelled
-for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile.
+for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile. A fault that waiting does not mend, such
+as a full disk, halts it after `max_attempts` tasks in a row.
 
 A task on its second attempt has its worker to itself, so a death has one possible cause. Every death raises an attempt
 or splits a task, so the machine comes to an end. The death of a node counts as the process's own when it is the
@@ -250,11 +251,13 @@ class Scheduler:
                     return []
                 self._on_finished(name, report, now_s)
                 actions = [Accept(name, report)]
-            case TaskFailed(name, task, reason):
+            case TaskFailed(name, task, reason, lasting):
                 if not self._give_back(name, task, now_s):
                     return []
                 self._workers[name].pace.returns(len(task))
                 self._withhold(name, task, [WithheldImage(index, reason) for index in task.indices], now_s)
+                if lasting:
+                    self._on_lasting_failure(reason)
                 actions = []
             case WorkerLost(name, reason, blame_images, in_flight):
                 actions = self._on_lost(name, reason, blame_images=blame_images, in_flight=in_flight)
@@ -383,6 +386,12 @@ class Scheduler:
     def _failure(self, kind: str, reason: str) -> None:
         if self._since_success is not None:
             self._since_success.add(kind, reason)
+
+    def _on_lasting_failure(self, reason: str) -> None:
+        """Halt when a fault that waiting does not mend comes again and again, with no image labelled between."""
+        self._failure("lasting", reason)
+        if self._since_success is not None and self._since_success.counts["lasting"] >= self._policy.max_attempts:
+            self._halt("storage failed again and again", reason)
 
     def _check_stalled(self, last_busy_s: float, now_s: float) -> None:
         """Halt when time passes and nothing gets done."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from segray.errors import UserError, WorldError
+from segray.errors import LastingError, UserError, WorldError
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.instances import ImageRef
 from segray.tasks import Progress, Task, TaskReport
@@ -80,7 +80,7 @@ class InProcess:
         try:
             self._events.put(TaskFinished(worker, self._labeller.label(task, refs)))
         except WorldError as exc:
-            self._events.put(TaskFailed(worker, task, exc.short()))
+            self._events.put(TaskFailed(worker, task, exc.short(), isinstance(exc, LastingError)))
         except UserError as exc:
             self._events.put(exc)
         except Exception as exc:

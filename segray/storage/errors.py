@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from segray.errors import AccessError, SegrayError, WorldError
+from segray.errors import AccessError, LastingError, SegrayError, WorldError
 from segray.storage.uris import bucket_and_key, is_s3, shown
 
 _MAX_FOUND = 500  # characters of what a message repeats of an error
@@ -101,12 +101,12 @@ NO_CREDENTIALS = replace(
 )
 NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found=_reason)
 
-DISK_FULL = ErrorClass(WorldError, "The disk is full", "make room; the same command resumes", found=_reason)
+DISK_FULL = ErrorClass(LastingError, "The disk is full", "make room; the same command resumes", found=_reason)
 BUSY = ErrorClass(WorldError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
 UNREACHABLE = ErrorClass(WorldError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True)
 BUCKET_DENIED = ErrorClass(WorldError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
-    WorldError,
+    LastingError,
     "The credentials have expired",
     "renew them; the same command resumes",
     retryable=True,

@@ -47,7 +47,7 @@ REPORTS = st.builds(
 )
 EVENTS = st.one_of(
     st.builds(WorkerJoined, TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=3)),
-    st.builds(TaskFailed, TEXTS, TASKS, TEXTS),
+    st.builds(TaskFailed, TEXTS, TASKS, TEXTS, st.booleans()),
     st.builds(WorkerLost, TEXTS, TEXTS, st.booleans(), st.none() | IMAGES),
     st.builds(WorkerDraining, TEXTS),
     st.builds(ProgressUpdate, TEXTS, st.builds(Progress, NUMBERS, IMAGES, NUMBERS, st.none() | NUMBERS)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from properties import tried
 from scheduling import CheckedScheduler, at_work
 
-from segray.execution.events import Action, Assign, Quarantine, ReleaseWorker, ReplaceWorker
+from segray.execution.events import Action, Assign, Quarantine, ReleaseWorker, ReplaceWorker, TaskFailed
 from segray.execution.scheduler import DisplayNames, Halt, Policy
 from segray.tasks import Progress, Task
 
@@ -193,6 +193,16 @@ def test_an_outage_halts_the_run_when_nothing_was_labelled_for_long_and_no_image
     assert scheduler.halted.found.endswith("hung or died; the last: worker a, unit 0: 503")
     assert tries > 3
     assert (scheduler.images_waiting, scheduler.images_left_over) == (300, 0)
+
+
+def test_a_full_disk_halts_the_run_at_once_and_keeps_everything() -> None:
+    scheduler = CheckedScheduler(tasks_of([4, 4, 4, 4]), whole(max_attempts=2))
+    task = only_task(scheduler.joined("a", 0))
+    (assign,) = scheduler.handle(TaskFailed("a", task, "disk full", lasting=True), 1)
+    assert isinstance(assign, Assign)
+    assert scheduler.handle(TaskFailed("a", assign.task, "disk full", lasting=True), 2) == []
+    assert scheduler.halted == Halt("storage failed again and again", "disk full")
+    assert (scheduler.images_waiting, scheduler.images_left_over) == (16, 0)
 
 
 def test_an_outage_that_ends_costs_nothing() -> None:

@@ -29,7 +29,7 @@ from deltalake.transaction import create_table_with_add_actions
 from watchers import Notes
 
 from segray.config import Config
-from segray.errors import WorldError
+from segray.errors import LastingError, WorldError
 from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.staging import Outcome, stage
@@ -210,7 +210,7 @@ class Here:
         try:
             self._events.append(TaskFinished(worker, self._label(task, refs)))
         except WorldError as exc:
-            self._events.append(TaskFailed(worker, task, exc.short()))
+            self._events.append(TaskFailed(worker, task, exc.short(), isinstance(exc, LastingError)))
         except WorkerDied:
             self._world.revive()
             self._events += [
