@@ -67,7 +67,7 @@ def test_azure_takes_its_account_from_options_or_the_address(uri: str) -> None:
 def test_bounds_say_nothing_of_a_column_with_unknown_nulls_and_keep_its_nulls() -> None:
     column = pa.field("x", pa.int32())
     for nulls, kept in ((None, [1, 5, None]), (0, [5]), (2, [5, None])):
-        bounds = dataset._bounds(column, 4, 6, nulls)
+        bounds = dataset._column_expression(column, 4, 6, nulls)
         rows = ds.dataset(pa.table({"x": pa.array([1, 5, None], pa.int32())}))
         assert rows.to_table(filter=bounds).column("x").to_pylist() == kept
 
