@@ -119,7 +119,7 @@ def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: i
     first, last = int(centre - half), int(centre + half)
     start, stop = np.clip((first, last + 1), 0, limit).tolist()
     taps = linear_taps(side + 2, max(last - first + 1, 1), start - first, max(start, stop) - first)
-    return taps._replace(first=start)
+    return Taps(start, taps.low, taps.high, taps.weight)
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
