@@ -30,7 +30,7 @@ from segray._system import memory
 from segray.errors import Interrupted
 from segray.execution import run
 from segray.execution.events import PoolEvent
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 from segray.execution.scheduler import Policy, Scheduler
 from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess
@@ -165,8 +165,8 @@ class Starting(InProcess):
         raise Started
 
 
-class Quiet(Watcher):
-    """A watcher that says nothing but what happens."""
+class Quiet(ProgressListener):
+    """A listener that says nothing but what happens."""
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

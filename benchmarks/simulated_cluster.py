@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from benchmarks.synthetic_rows import Stager
 from segray import config
-from segray.execution.event_loop import Execution, Job
+from segray.execution.event_loop import RunContext, RunLoop
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 from segray.instances import ImageRef
 from segray.label_set import commit, schema
 from segray.label_set.plan import Plan, cut
@@ -130,7 +130,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         },
         "the simulation",
     )
-    job = Job(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
+    job = RunContext(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
     frozen = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:
@@ -169,11 +169,11 @@ def _plan(load: Load) -> Plan:
     return Plan(cut(load.images, load.unit_images), lru_cache(3)(part), _PART_ROWS)
 
 
-class _Nobody(Watcher):
+class _Nobody(ProgressListener):
     """Watches nothing."""
 
 
-class _Published(Execution):
+class _Published(RunLoop):
     """The real one. publish_s: CPU seconds of publishing."""
 
     publish_s = 0.0

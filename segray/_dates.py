@@ -44,7 +44,7 @@ def parsed(given: object) -> date:
         return given if type(given) is date else date.fromisoformat(str(given).strip())
     except ValueError as exc:
         raise ConfigError(
-            "as_of is no day", where="as_of", found=str(given), do="give it as 2026-11-20, or today"
+            "as_of is no day", where="as_of", found=str(given), hint="give it as 2026-11-20, or today"
         ) from exc
 
 
@@ -57,7 +57,7 @@ def _text(day: date, where: str, found: re.Match[str]) -> str:
             "not the format of a date",
             where=where,
             found=found[0],
-            do="use %Y %m %d %y %j %G %V %u, as in {today:%Y/%m/%d}",
+            hint="use %Y %m %d %y %j %G %V %u, as in {today:%Y/%m/%d}",
         )
     return chosen.strftime(found[2])
 

@@ -206,7 +206,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             "cannot read the configuration",
             where=str(path),
             found=str(exc),
-            do="check the path, or write a configuration: segray init FILE",
+            hint="check the path, or write a configuration: segray init FILE",
         ) from exc
     return validate(_parse(text, str(path)), str(path), overrides)
 
@@ -222,10 +222,10 @@ def write_template(file: Path, *, every_key: bool) -> None:
         with file.open("x", encoding="utf-8") as new:
             new.write(template.read_text("utf-8"))
     except FileExistsError as exc:
-        raise ConfigError("the file exists", where=str(file), do="choose another name, or delete the file") from exc
+        raise ConfigError("the file exists", where=str(file), hint="choose another name, or delete the file") from exc
     except OSError as exc:
         raise ConfigError(
-            "cannot write the configuration", where=str(file), found=str(exc), do="check the path"
+            "cannot write the configuration", where=str(file), found=str(exc), hint="check the path"
         ) from exc
 
 
@@ -255,7 +255,7 @@ def _fill_dates(values: dict[str, Any], where: str) -> None:
                 f"{section}.{name} asks for a date, and none is given",
                 where=where,
                 found=address,
-                do="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for, repeated or not",
+                hint="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for",
             )
         chosen[name] = _dates.filled(address, day, f"{section}.{name}")
         if section == "source" and chosen.get("base") is None:
@@ -274,7 +274,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             "the configuration must be a mapping of keys",
             where=where,
             found=type(values).__name__,
-            do=_REFERENCE,
+            hint=_REFERENCE,
         )
     return values
 
@@ -282,7 +282,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError("--set takes key=value", found=override, do="for example --set output.root=out")
+        raise ConfigError("--set takes key=value", found=override, hint="for example --set output.root=out")
     *parents, last = key.split(".")
     section: Any = values
     for name in parents:
@@ -314,7 +314,7 @@ def _child(section: Any, name: str, override: str) -> Any:
 def _position(section: list[Any], name: str, override: str) -> int:
     if not name.isdigit() or int(name) >= len(section):
         raise ConfigError(
-            "no such entry in the list", where=f"--set {override}", found=name, do=f"use 0 to {len(section) - 1}"
+            "no such entry in the list", where=f"--set {override}", found=name, hint=f"use 0 to {len(section) - 1}"
         )
     return int(name)
 
@@ -330,13 +330,13 @@ def _explained(exc: ValidationError, where: str) -> ConfigError:
             path[-1], [name for name in valid if name.rsplit(".", 1)[0] == ".".join(path[:-1])] or valid, 1, 0.3
         )
         advice = f"did you mean {near[0]}?" if near else _REFERENCE
-        return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), do=advice)
+        return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), hint=advice)
     if problem["type"] == "secret":
-        do = "give key and secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", do=do)
+        hint = "give key and secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", hint=hint)
     if problem["type"] == "missing":
-        return ConfigError(f"the configuration lacks {key}", where=where, do=f"add it, or pass --set {key}=...")
-    return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), do=_REFERENCE)
+        return ConfigError(f"the configuration lacks {key}", where=where, hint=f"add it, or pass --set {key}=...")
+    return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE)
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@
     │   ├── AccessError      credentials, permissions, missing bucket
     │   └── LabelSetError    the output root: belongs to another model, not ours
     ├── ImageError           this image is at fault: it becomes a `failed` row
-    ├── WorldError           throttling, network, disk, lost nodes: retried       exit 3
+    ├── InfrastructureError           throttling, network, disk, lost nodes: retried       exit 3
     │   ├── LastingError     a full disk, expired credentials: waiting does not help
     │   └── ConflictError    another run committed this batch first: plan again
     └── Interrupted          asked to stop: resume with the same command          exit 130
@@ -24,12 +24,12 @@ class SegrayError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", found: str = "", do: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", found: str = "", hint: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.found, self.do = what, where, found, do
+        self.what, self.where, self.found, self.hint = what, where, found, hint
 
     def __str__(self) -> str:
-        details = (("where", self.where), ("found", self.found), ("do", self.do))
+        details = (("where", self.where), ("found", self.found), ("do", self.hint))
         return "\n".join([self.what, *(f"  {name + ':':<7}{text}" for name, text in details if text)])
 
     def short(self) -> str:
@@ -37,11 +37,11 @@ class SegrayError(Exception):
         return f"{self.what}: {self.found}" if self.found else self.what
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, self.where, self.found, self.do)
+        return _rebuild, (type(self), self.what, self.where, self.found, self.hint)
 
 
-def _rebuild(kind: type[SegrayError], what: str, where: str, found: str, do: str) -> SegrayError:
-    return kind(what, where=where, found=found, do=do)
+def _rebuild(kind: type[SegrayError], what: str, where: str, found: str, hint: str) -> SegrayError:
+    return kind(what, where=where, found=found, hint=hint)
 
 
 class UserError(SegrayError):
@@ -73,29 +73,29 @@ class LabelSetError(UserError):
 class ImageError(SegrayError):
     """This image is at fault; the run goes on. `stage` is where: read, decode, infer or postprocess."""
 
-    def __init__(self, what: str, *, stage: str = "decode", where: str = "", found: str = "", do: str = "") -> None:
-        super().__init__(what, where=where, found=found, do=do)
+    def __init__(self, what: str, *, stage: str = "decode", where: str = "", found: str = "", hint: str = "") -> None:
+        super().__init__(what, where=where, found=found, hint=hint)
         self.stage = stage
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_image, (self.what, self.stage, self.where, self.found, self.do)
+        return _rebuild_image, (self.what, self.stage, self.where, self.found, self.hint)
 
 
-def _rebuild_image(what: str, stage: str, where: str, found: str, do: str) -> ImageError:
-    return ImageError(what, stage=stage, where=where, found=found, do=do)
+def _rebuild_image(what: str, stage: str, where: str, found: str, hint: str) -> ImageError:
+    return ImageError(what, stage=stage, where=where, found=found, hint=hint)
 
 
-class WorldError(SegrayError):
+class InfrastructureError(SegrayError):
     """Not the image's fault: throttling, network, disk, a lost node. Retried, then the run stops."""
 
     exit_code = 3
 
 
-class LastingError(WorldError):
+class LastingError(InfrastructureError):
     """A fault that waiting does not mend: a full disk, expired credentials."""
 
 
-class ConflictError(WorldError):
+class ConflictError(InfrastructureError):
     """Another run committed this batch first."""
 
 

@@ -54,7 +54,7 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
     """
     from segray.masks import _kernels
 
-    text = _kernels.text_of_edges(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
+    text = _kernels.encode_counts(np.ascontiguousarray(edges, np.int64), size_hw[0] * size_hw[1])
     return str(text.tobytes(), "ascii")
 
 

@@ -68,7 +68,7 @@ def test_a_mistake_is_named_with_the_way_out(change: dict[str, Any], message: st
     with pytest.raises(ConfigError) as caught:
         config.validate({**MINIMAL, **change}, "run.yaml")
     assert message in caught.value.what
-    assert advice in caught.value.do
+    assert advice in caught.value.hint
     assert caught.value.where == "run.yaml"
 
 
@@ -108,7 +108,7 @@ def test_yaml_that_is_no_mapping_is_refused_with_its_kind(tmp_path: Path, text: 
     refused = refusal(tmp_path, text)
     assert refused.what == "the configuration must be a mapping of keys"
     assert refused.found == NO_MAPPING[text]
-    assert "reference.yaml" in refused.do
+    assert "reference.yaml" in refused.hint
 
 
 def refusal(folder: Path, text: str) -> ConfigError:
@@ -139,7 +139,7 @@ def test_any_value_of_a_key_is_taken_or_refused_by_the_name_of_the_key(key: str,
             taken = config.load(file)
         except ConfigError as exc:
             assert key in exc.what.replace(".0", "")
-            assert exc.do
+            assert exc.hint
             return
     assert config.validate(taken.model_dump(mode="json"), "") == taken
 

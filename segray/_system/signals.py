@@ -19,7 +19,7 @@ from types import FrameType
 
 from segray.errors import Interrupted
 
-INTERRUPTED = Interrupted("interrupted", do="run the same command again")
+INTERRUPTED = Interrupted("interrupted", hint="run the same command again")
 
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # A command that was started with them ignored, by nohup or in the background of a script, goes on ignoring them.

@@ -14,7 +14,7 @@ import select
 import stat
 import sys
 
-from segray.errors import WorldError
+from segray.errors import InfrastructureError
 
 TYPE_CHECKING = False  # As in typing, which takes its time to be imported.
 if TYPE_CHECKING:
@@ -102,20 +102,20 @@ def _text(descriptor: _Descriptor, before: TextIO | None) -> TextIO:
 
 
 def show(text: str) -> None:
-    """Print a result on standard output; raise WorldError if it could not be written."""
+    """Print a result on standard output; raise InfrastructureError if it could not be written."""
     print(text, flush=True)
     check()
 
 
 def check() -> None:
-    """Raise WorldError if standard output did not take something that was written to it so far."""
+    """Raise InfrastructureError if standard output did not take something that was written to it so far."""
     sys.stdout.flush()
     if _output is not None and _output.lost is not None:
-        raise WorldError(
+        raise InfrastructureError(
             "the results could not be written",
             where="standard output",
             found=str(_output.lost),
-            do="make room there, or send standard output elsewhere, and run the same command again",
+            hint="make room there, or send standard output elsewhere, and run the same command again",
         )
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from segray.models.adapters.adapter import Contract, Form, Options
-from segray.models.adapters.box_masks import Boxed
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
+from segray.models.adapters.box_masks import BoxMaskAdapter
 from segray.models.adapters.yolact import MAX_IOU, MIN_SCORE, Yolact
 from segray.models.coco_labels import slug
 
@@ -29,7 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def prepare(contract: Contract, form: Form, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def prepare(contract: ModelAdapter, form: ModelFormat, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """The model's inputs; for YOLACT with Pillow, as its accuracy was measured."""
     if not isinstance(contract, Yolact):
         return contract.prepare(form, image_rgb)
@@ -38,7 +38,7 @@ def prepare(contract: Contract, form: Form, image_rgb: NDArray[np.uint8]) -> dic
     return {form.image.name: np.asarray(resized)[None]}
 
 
-def rows(contract: Contract, outputs: Arrays, key: str, size_hw: tuple[int, int], options: Options) -> list[Row]:
+def rows(contract: ModelAdapter, outputs: Arrays, key: str, size_hw: tuple[int, int], options: Options) -> list[Row]:
     """A row for every instance in one image."""
     height, width = size_hw
     found: list[Row] = []
@@ -62,9 +62,11 @@ def rows(contract: Contract, outputs: Arrays, key: str, size_hw: tuple[int, int]
 Detection = tuple[int, float, NDArray[np.floating[Any]], NDArray[np.bool_]]
 
 
-def _detections(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+def _detections(
+    contract: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options
+) -> Iterator[Detection]:
     """The best, best first."""
-    if isinstance(contract, Boxed):
+    if isinstance(contract, BoxMaskAdapter):
         return _boxed(contract, outputs, size_hw, options)
     return _yolact(contract, outputs, size_hw, options)
 
@@ -72,7 +74,7 @@ def _detections(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], o
 # ---- YOLACT ---------------------------------------------------------------------------------------
 
 
-def _yolact(contract: Contract, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+def _yolact(contract: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
     conf, boxes, coefficients, proto = (outputs[name][0] for name in ("conf", "boxes", "mask", "proto"))
     kept = [
         (label, row)
@@ -117,7 +119,9 @@ def _cropped(scores: NDArray[np.float32], box_xyxy: NDArray[np.float32]) -> NDAr
 # ---- a small mask for every box -------------------------------------------------------------------
 
 
-def _boxed(contract: Boxed, outputs: Arrays, size_hw: tuple[int, int], options: Options) -> Iterator[Detection]:
+def _boxed(
+    contract: BoxMaskAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options
+) -> Iterator[Detection]:
     found = contract.rows(outputs, size_hw)
     order = np.argsort(-found.scores, kind="stable")
     order = order[found.scores[order] >= max(options.score_threshold, 1e-9)][: options.max_detections]

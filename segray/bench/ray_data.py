@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from segray.bench import naive
 from segray.bench.workload import Lap, Workload
 from segray.imaging.opencv import cv2
-from segray.models.adapters.adapter import Contract, Form
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat
 from segray.models.openvino import ov
 
 _BATCH = 16
@@ -29,7 +29,7 @@ _TASK_CPUS = 0.5
 _ABOUT = ("path", "height", "width")
 
 
-def prepare(row: dict[str, Any], contract: Contract, form: Form) -> list[dict[str, Any]]:
+def prepare(row: dict[str, Any], contract: ModelAdapter, form: ModelFormat) -> list[dict[str, Any]]:
     """Encoded bytes -> a tensor of the network's size; nothing for an image that cannot be read."""
     picture = cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
     if picture is None:

@@ -30,7 +30,7 @@ from segray.conversion import yolact
 from segray.errors import ConfigError, SegrayError
 from segray.models import engine
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import shown
+from segray.storage.uris import redact
 
 WAYS: Mapping[str, str] = {
     "a": "ceiling",
@@ -105,7 +105,7 @@ def size_hw(text: str) -> tuple[int, int]:
     """ "640x480" -> (480, 640)."""
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ConfigError("--size takes WIDTHxHEIGHT", found=text, do="for example --size 640x480")
+        raise ConfigError("--size takes WIDTHxHEIGHT", found=text, hint="for example --size 640x480")
     return int(height), int(width)
 
 
@@ -113,7 +113,7 @@ def ways(letters: str) -> str:
     """The letters of --only, each once."""
     if not letters or set(letters) - set(WAYS):
         known = ", ".join(f"{letter} {way}" for letter, way in WAYS.items())
-        raise ConfigError("--only takes letters of the ways", found=letters, do=f"choose of {known}")
+        raise ConfigError("--only takes letters of the ways", found=letters, hint=f"choose of {known}")
     return "".join(dict.fromkeys(letters))
 
 
@@ -128,11 +128,11 @@ def bench(asked: Asked, folder: Path | None, note: Callable[[str], None]) -> tup
 def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload:
     """Put the model, the images and the workload into the folder. Raises ConfigError for what no way can run."""
     if "d" in asked.only and importlib.util.find_spec("pandas") is None:
-        do = "pip install 'segray[bench]', or leave d out: --only abce"
-        raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", do=do)
+        hint = "pip install 'segray[bench]', or leave d out: --only abce"
+        raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", hint=hint)
     if ("r" in asked.only) != (asked.remote is not None):
-        do = "Give both, or neither: --remote s3://bucket/prefix/ --only abcrde"
-        raise ConfigError("The way r labels from --remote.", where="--only, --remote", found=asked.only, do=do)
+        hint = "Give both, or neither: --remote s3://bucket/prefix/ --only abcrde"
+        raise ConfigError("The way r labels from --remote.", where="--only, --remote", found=asked.only, hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
     model: dict[str, Any] = {"name": asked.model_name, "path": asked.model_path, "form": asked.model_form}
     model |= {"precision": asked.precision, "max_detections": asked.instances}
@@ -152,7 +152,7 @@ def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload
         load = replace(load, images=_images(asked, folder, count, note))
         load.save()
     if asked.remote is not None:
-        note(f"copying {len(load.images)} images to {shown(asked.remote)}")
+        note(f"copying {len(load.images)} images to {redact(asked.remote)}")
         load = replace(load, remote=asked.remote)
         options = StorageOptions(**load.configuration(folder / "labels").storage.model_dump())
         workload.copied(load.images, asked.remote, Store(options))
@@ -198,7 +198,9 @@ def run_way(way: str, load: Workload, folder: Path) -> Measured:
     lap_file = folder / "lap.json"
     if code or not lap_file.exists():
         tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-15:])
-        raise SegrayError(f"the way {way} ended with {code}", where=str(log), found=tail, do="mend it, or leave it out")
+        raise SegrayError(
+            f"the way {way} ended with {code}", where=str(log), found=tail, hint="mend it, or leave it out"
+        )
     lap = json.loads(lap_file.read_text("utf-8"))
     return Measured(
         way,

@@ -128,8 +128,8 @@ def _label(chosen: config.Config, folder: Path) -> Lap:
         workers: Any = _Timed(ray_pool.start(spec, settings), marks)
         return workers  # type: ignore[no-any-return]
 
-    with console.watcher() as watcher:
-        summary = label(chosen, watcher, start)
+    with console.listener() as listener:
+        summary = label(chosen, listener, start)
     commits = sorted(_commit_times(folder / "labels" / "images" / "_delta_log"))
     marks["first_commit_s"] = commits[0]
     facts = {"failed": str(summary.tally.failed)}

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import config
-from segray.errors import ConfigError, WorldError
+from segray.errors import ConfigError, InfrastructureError
 from segray.execution.worker_spec import options_of
 from segray.imaging.opencv import cv2
 from segray.models import engine, resolve
-from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.engine import Compiled, DeviceSettings
 from segray.sources import listing
 from segray.storage.store import Store
@@ -92,7 +92,7 @@ class Workload:
         }
         return config.validate(values, "segray bench", self.settings)
 
-    def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, Contract, Form, Options]:
+    def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, ModelAdapter, ModelFormat, Options]:
         """The model compiled as segray's workers compile it, with its contract, form and options."""
         model, contract, form, options = self.resolved()
         chosen = self.configuration(Path()).model
@@ -101,7 +101,7 @@ class Workload:
         contract = contract.with_size(form.name, compiled.size_hw)
         return compiled, contract, contract.forms[form.name], options
 
-    def resolved(self) -> tuple[resolve.Model, Contract, Form, Options]:
+    def resolved(self) -> tuple[resolve.Model, ModelAdapter, ModelFormat, Options]:
         """The model's files, contract, form and options."""
         chosen = self.configuration(Path()).model
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
@@ -122,8 +122,8 @@ def listed(uri: str, count: int) -> tuple[str, ...]:
     """The first `count` images of a local folder, glob or manifest, by key."""
     found = [ref.uri for batch in listing.read(uri, Store()) for ref in listing.refs(batch)]
     if strangers := [uri for uri in found if not Path(uri).is_file()]:
-        do = "Copy them here first; the benchmark reads local files."
-        raise ConfigError("These images are not local files.", where=uri, found=strangers[0], do=do)
+        hint = "Copy them here first; the benchmark reads local files."
+        raise ConfigError("These images are not local files.", where=uri, found=strangers[0], hint=hint)
     return tuple(found[:count])
 
 
@@ -145,7 +145,7 @@ def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
     scene = draw_scene(np.random.default_rng([_SEED, index]), size_hw, max_things=12)
     done, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     if not done:
-        raise WorldError("OpenCV could not encode a scene", found=f"{size_hw}")
+        raise InfrastructureError("OpenCV could not encode a scene", found=f"{size_hw}")
     return data.tobytes()
 
 
@@ -154,5 +154,5 @@ def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
     read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
     found = [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
     if not found:
-        raise ConfigError("None of the images can be read.", where="--images", do="Give a folder of photographs.")
+        raise ConfigError("None of the images can be read.", where="--images", hint="Give a folder of photographs.")
     return found

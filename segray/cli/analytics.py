@@ -272,7 +272,9 @@ def shares(given: Sequence[str]) -> dict[str, int]:
     for text in given:
         name, _, count = text.partition("=")
         if not count.isdecimal() or name in found:
-            raise UserError("this does not say how many images to take", found=text, do="write uncertain=50, once each")
+            raise UserError(
+                "this does not say how many images to take", found=text, hint="write uncertain=50, once each"
+            )
         found[name] = int(count)
     return found
 
@@ -284,7 +286,7 @@ def moment(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UserError("this is no time", found=text, do="write it like 2026-11-21T12:00") from error
+        raise UserError("this is no time", found=text, hint="write it like 2026-11-21T12:00") from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 

@@ -35,7 +35,7 @@ from segray.cli.options import (
     load,
     show_json,
 )
-from segray.errors import Interrupted, SegrayError, UserError, WorldError
+from segray.errors import InfrastructureError, Interrupted, SegrayError, UserError
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.promotion import Promotion
     from segray.label_set.validation import Report
-    from segray.monitoring.session import Screen
+    from segray.monitoring.session import Console
 
 
 def _print_version(asked: bool) -> None:
@@ -108,12 +108,12 @@ def label(
         from segray.execution import run
         from segray.monitoring import console, json_log, session
 
-    screen = json_log.Json() if log_format is LogFormat.JSON else console.watcher()
+    screen = json_log.Json() if log_format is LogFormat.JSON else console.listener()
     try:
         ray_jobs.check_version()
         chosen = load(configuration, overrides, as_of)
-        with session.observed(chosen, screen) as watcher:
-            summary = run.label(chosen, watcher, start_workers, limit=limit, dry_run=dry_run)
+        with session.observed(chosen, screen) as listener:
+            summary = run.label(chosen, listener, start_workers, limit=limit, dry_run=dry_run)
         page = None if dry_run else session.report(chosen, summary, screen)
         _show_run(summary, page, screen, dry_run=dry_run, as_json=as_json)
     except SegrayError as exc:
@@ -124,7 +124,7 @@ def label(
     raise typer.Exit(summary.exit_code)
 
 
-def _show_run(summary: Summary, page: str | None, screen: Screen, *, dry_run: bool, as_json: bool) -> None:
+def _show_run(summary: Summary, page: str | None, screen: Console, *, dry_run: bool, as_json: bool) -> None:
     """Print how a run ended, in the forms that were asked for."""
     from segray.monitoring import console, json_log
 
@@ -171,8 +171,8 @@ def quickstart(
         from segray.cli import quickstart as job
         from segray.monitoring import console
 
-    with console.watcher() as watcher:
-        result = job.quickstart(folder, count, watcher, start_workers)
+    with console.listener() as listener:
+        result = job.quickstart(folder, count, listener, start_workers)
     if as_json:
         record = {
             "summary": console.as_record(result.summary),
@@ -381,7 +381,7 @@ def _written() -> int:
     """Return the exit code of a command that came to a good end: not 0 if standard output has lost something."""
     try:
         streams.check()
-    except WorldError as exc:
+    except InfrastructureError as exc:
         return _failed(exc)
     return 0
 

@@ -26,7 +26,7 @@ from segray.models.zoo import CATALOGUE, Entry, File, FormName
 
 if TYPE_CHECKING:
     from segray.conversion.inspect_model import Fit, Inspection
-    from segray.conversion.pull import Acquired, Told
+    from segray.conversion.pull import Callbacks, InstalledModel
     from segray.conversion.quantize import Quantised
     from segray.models import resolve
 
@@ -177,8 +177,8 @@ def _pulled(name: str) -> str | None:
         return None
     xml = Path("models") / name / f"{name}.xml"
     if not xml.is_file():
-        do = f"segray models pull {name}, or give the path of its files"
-        raise ConfigError(f"{name} needs its files.", where=str(xml), found="nothing", do=do)
+        hint = f"segray models pull {name}, or give the path of its files"
+        raise ConfigError(f"{name} needs its files.", where=str(xml), found="nothing", hint=hint)
     return str(xml)
 
 
@@ -192,16 +192,16 @@ def _told(path: Path) -> str:
     names = list(dict.fromkeys(fit.name for fit in inspect_model.inspect(path).fits))
     if len(names) == 1:
         return names[0]
-    found, do = f"it could be {', '.join(names) or 'none that segray knows'}", "Say --name."
-    raise ConfigError("The file does not tell which model it is.", where=str(path), found=found, do=do)
+    found, hint = f"it could be {', '.join(names) or 'none that segray knows'}", "Say --name."
+    raise ConfigError("The file does not tell which model it is.", where=str(path), found=found, hint=hint)
 
 
 def _parsed(labels: str) -> Any:
     try:
         return json.loads(labels)
     except ValueError as error:
-        do = """For example: --labels '{"1": "bolt", "2": "nut"}'"""
-        raise ConfigError("The labels are not JSON.", where="--labels", found=str(error), do=do) from error
+        hint = """For example: --labels '{"1": "bolt", "2": "nut"}'"""
+        raise ConfigError("The labels are not JSON.", where="--labels", found=str(error), hint=hint) from error
 
 
 # ---- results --------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def _record(entry: Entry) -> dict[str, Any]:
     return asdict(entry) | {"how_to_get": entry.how_to_get, "size_bytes": entry.size_bytes}
 
 
-def _report(found: Acquired, as_json: bool) -> None:
+def _report(found: InstalledModel, as_json: bool) -> None:
     if as_json:
         return show_json(asdict(found))
     show_text("nothing to do: it is there" if found.already else f"{found.name} is ready, in its {found.form} form")
@@ -329,13 +329,13 @@ def _aps(found: Quantised, precision: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _teller() -> Iterator[Told]:
+def _teller() -> Iterator[Callbacks]:
     """Steps as lines; downloads as a bar where lines are redrawn, as a line now and then elsewhere."""
     from segray.conversion import pull as acquire
     from segray.monitoring import console
 
     if not console.redraws(sys.stderr):
-        yield acquire.Told(tell, _Lines())
+        yield acquire.Callbacks(tell, _Lines())
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -343,7 +343,7 @@ def _teller() -> Iterator[Told]:
     columns = (TextColumn("  "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("")
-        yield acquire.Told(tell, lambda done, total: bar.update(task, completed=done, total=total))
+        yield acquire.Callbacks(tell, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 class _Lines:

@@ -12,7 +12,7 @@ from segray import config
 from segray.analytics.evaluation.evaluate import Evaluation, evaluate
 from segray.analytics.reports.contact_sheet import contact_sheet
 from segray.analytics.reports.report import report
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 from segray.execution.run import StartWorkers, Summary, label
 from segray.sources.reader import by_uri
 from segray.storage.store import Store
@@ -45,12 +45,12 @@ def settings(folder: Path) -> config.Config:
     )
 
 
-def quickstart(folder: Path, count: int, watcher: Watcher, start_workers: StartWorkers) -> Result:
+def quickstart(folder: Path, count: int, listener: ProgressListener, start_workers: StartWorkers) -> Result:
     """Draw `count` scenes below folder, label them with the embedded model, compare with the truth, draw a sheet."""
-    watcher.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
+    listener.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
     truth = dataset.write(folder / "scenes", count, _SEED)
-    summary = label(settings(folder), watcher, start_workers)
-    watcher.note("comparing with the truth, drawing a contact sheet, writing a report")
+    summary = label(settings(folder), listener, start_workers)
+    listener.note("comparing with the truth, drawing a contact sheet, writing a report")
     evaluation = evaluate(summary.root, truth)
     sheet = folder / "contact-sheet.png"
     contact_sheet(summary.root, sheet, read=by_uri(Store()), title="segray quickstart")

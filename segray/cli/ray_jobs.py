@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import segray
 from segray._compat import RAY_JOB_CLIENT_LOGGERS
 from segray.cli.options import LogFormat
-from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
+from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError, SegrayError, UserError
 from segray.monitoring import json_log
 from segray.storage import uris
 
@@ -103,7 +103,7 @@ def check_version() -> None:
             "the cluster's segray is not the one that submitted the job",
             where=f"the driver, {os.uname().nodename}",
             found=f"{segray.__version__} here, {theirs} submitted",
-            do="install the same version on both sides",
+            hint="install the same version on both sides",
         )
 
 
@@ -119,8 +119,8 @@ class Dashboard:
             raise ConfigError(
                 "not the address of a Ray dashboard",
                 where="--address",
-                found=uris.shown(address),
-                do="give http://HEAD:8265",
+                found=uris.redact(address),
+                hint="give http://HEAD:8265",
             )
         self.address = f"{parts.scheme}://{parts.netloc}"
         self._token = _token(environ)
@@ -139,7 +139,7 @@ class Dashboard:
                 "the cluster has another version of Ray",
                 where=self.address,
                 found=f"{found} there, {mine} here",
-                do=f"install ray=={found} here, or bring the cluster to {mine}",
+                hint=f"install ray=={found} here, or bring the cluster to {mine}",
             )
         self.nodes()  # the first answer that a token guards
 
@@ -154,18 +154,18 @@ class Dashboard:
         return [each for each in found if each.get("submission_id")]
 
     def job(self, job: str) -> dict[str, Any]:
-        """What Ray says of a job that is there; WorldError when the dashboard is silent for a minute."""
+        """What Ray says of a job that is there; InfrastructureError when the dashboard is silent for a minute."""
         deadline = time.monotonic() + _SILENT_S
         while True:
             try:
                 return dict(self.get(f"/api/jobs/{job}"))
             except UserError as exc:
                 if time.monotonic() > deadline:
-                    raise WorldError(
+                    raise InfrastructureError(
                         "lost contact with the cluster",
                         where=self.address,
                         found=f"{exc.what} ({exc.found})",
-                        do=f"if it lives the job goes on: `ray job logs -f {job}`; else the same command resumes",
+                        hint=f"if it lives the job goes on: `ray job logs -f {job}`; else the same command resumes",
                     ) from exc
             time.sleep(_POLL_S)
 
@@ -192,7 +192,7 @@ class Dashboard:
                 "no Ray dashboard answers at this address",
                 where=self.address,
                 found=str(reason) or type(exc).__name__,
-                do="check host and port (8265 unless --dashboard-port says otherwise), the network between, and that "
+                hint="check host and port (8265 unless --dashboard-port says otherwise), the network between, and that "
                 "the head was started with --dashboard-host if it is another machine",
             ) from exc
         except ValueError as exc:
@@ -200,14 +200,17 @@ class Dashboard:
 
     def _refused(self, code: int) -> AccessError:
         if self._token:
-            what, do = "the cluster refuses the token", "set RAY_AUTH_TOKEN to the token that its head was started with"
+            what, hint = (
+                "the cluster refuses the token",
+                "set RAY_AUTH_TOKEN to the token that its head was started with",
+            )
         else:
-            what, do = "the cluster asks for a token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or _PATH)"
-        return AccessError(what, where=self.address, found=f"{code}", do=do)
+            what, hint = "the cluster asks for a token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or _PATH)"
+        return AccessError(what, where=self.address, found=f"{code}", hint=hint)
 
     def _other(self, found: str) -> ConfigError:
-        do = "give the address of the cluster's dashboard, http://HEAD:8265"
-        return ConfigError("this is not a Ray dashboard", where=self.address, found=found, do=do)
+        hint = "give the address of the cluster's dashboard, http://HEAD:8265"
+        return ConfigError("this is not a Ray dashboard", where=self.address, found=found, hint=hint)
 
     @contextmanager
     def client(self) -> Iterator[Any]:
@@ -249,7 +252,7 @@ def _token(environ: Mapping[str, str]) -> str | None:
             "RAY_AUTH_MODE is token, and there is none",
             where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
             found=f"nothing in {file}",
-            do="set RAY_AUTH_TOKEN to the token that the cluster's head was started with",
+            hint="set RAY_AUTH_TOKEN to the token that the cluster's head was started with",
         )
     return token.strip()
 
@@ -277,7 +280,7 @@ def _check_paths(config: Config) -> None:
                 f"{key} is relative, and the job runs in a folder of its own",
                 where=key,
                 found=uri,
-                do="give an absolute path that every node of the cluster has, or a URL",
+                hint="give an absolute path that every node of the cluster has, or a URL",
             )
 
 
@@ -293,7 +296,7 @@ def _check_room(request: Request, dashboard: Dashboard) -> None:
             "no node of the cluster can hold the driver",
             where="--driver-cpus, --driver-resource",
             found=f"asked for {asked}; the nodes have {have}",
-            do="ask for less (the driver needs about one CPU, the workers ask for their own), or add a node",
+            hint="ask for less (the driver needs about one CPU, the workers ask for their own), or add a node",
         )
 
 
@@ -314,7 +317,7 @@ def _overlap(job: str, found: str) -> ConflictError:
         "a job for this label set is under way",
         where=job,
         found=found,
-        do=f"wait for it (`ray job logs -f {job}`), or end it with `ray job stop {job}`",
+        hint=f"wait for it (`ray job logs -f {job}`), or end it with `ray job stop {job}`",
     )
 
 
@@ -343,11 +346,11 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
         except (RuntimeError, OSError, ValueError) as exc:
             if "already" in str(exc) and job in str(exc):
                 raise _overlap(job, "another client submitted it at the same time") from exc
-            raise WorldError(
+            raise InfrastructureError(
                 "the cluster did not take the job",
                 where=dashboard.address,
                 found=_last_line(str(exc)),
-                do="see the dashboard's log on the head; the same command tries again",
+                hint="see the dashboard's log on the head; the same command tries again",
             ) from exc
 
 
@@ -386,11 +389,11 @@ def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             with suppress(SegrayError):
                 dashboard.stop(job)
-            raise WorldError(
+            raise InfrastructureError(
                 f"the job did not start within {timeout_s:.0f} s and was called off",
                 where=job,
                 found=told.get("message") or "pending",
-                do="see in `ray status` what the cluster is short of; --start-timeout waits longer",
+                hint="see in `ray status` what the cluster is short of; --start-timeout waits longer",
             )
         time.sleep(_POLL_S)
 
@@ -436,11 +439,11 @@ def _ended(dashboard: Dashboard, job: str) -> dict[str, Any]:
     deadline = time.monotonic() + _ENDING_S
     while (told := dashboard.job(job))["status"] not in _TERMINAL:
         if time.monotonic() > deadline:
-            raise WorldError(
+            raise InfrastructureError(
                 "the job's output cannot be followed any more",
                 where=job,
                 found=f"it is {told['status'].lower()}",
-                do=f"it goes on; `ray job logs -f {job}` follows it, `segray status ROOT` tells how it goes",
+                hint=f"it goes on; `ray job logs -f {job}` follows it, `segray status ROOT` tells how it goes",
             )
         time.sleep(_POLL_S)
     return told
@@ -457,17 +460,17 @@ def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None
             "the head of the cluster has no segray",
             where=job,
             found="No module named segray" if missing else "no such interpreter",
-            do="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
+            hint="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
         )
     if code in _OURS:
         return Outcome(job, status, int(code), result, f"exit code {code}: the log above says why")
-    raise WorldError(
+    raise InfrastructureError(
         "the driver ended before the run did"
         if code is not None
         else "the job failed, and its driver left no exit code",
         where=job,
         found=f"exit code {code}" if code is not None else _last_line(message),
-        do="the same command resumes; too little memory on the head is the usual cause"
+        hint="the same command resumes; too little memory on the head is the usual cause"
         if code is not None
         else "see the job in the dashboard",
     )

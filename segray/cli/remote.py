@@ -170,7 +170,7 @@ def submit(
             raise Interrupted(
                 "not followed any more; the job goes on",
                 where=job,
-                do=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
+                hint=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
             ) from None
     tell(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}")
     if as_json:

@@ -21,12 +21,12 @@ from segray.errors import ImageError, UserError
 from segray.imaging import decode
 from segray.instances import ImageRef
 from segray.limits import Limits
-from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.engine import Arrays, Engine
 from segray.sources import listing
 from segray.sources.reader import Files
 from segray.storage.store import Store
-from segray.storage.uris import shown
+from segray.storage.uris import redact
 
 ROUNDS, ROUND_S = 7, 0.7
 _FILES_BYTES = 256 * 2**20
@@ -51,7 +51,7 @@ def _evenly(count: int, most: int | None) -> list[int]:
 class Reader:
     """Images as a contract prepares them. unread: why others could not be read, by URI. Threads may share it."""
 
-    def __init__(self, contract: Contract, form: Form, store: Store) -> None:
+    def __init__(self, contract: ModelAdapter, form: ModelFormat, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
         self._files = Files(store, Limits(), MemoryBudget(_FILES_BYTES))
         self.unread: dict[str, str] = {}
@@ -75,7 +75,7 @@ class Reader:
 
     def trouble(self) -> str:
         """One of the images that could not be read, and why; "" if there is none."""
-        return next((f"{shown(uri)}: {' '.join(why.split())}" for uri, why in self.unread.items()), "")
+        return next((f"{redact(uri)}: {' '.join(why.split())}" for uri, why in self.unread.items()), "")
 
 
 # ---- speed ----------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def _judged(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
     if not refs:
         raise UserError(
             "the truth and the images have nothing in common",
-            where=f"{truth.path}, {shown(truth.images)}",
+            where=f"{truth.path}, {redact(truth.images)}",
             found=f"images: {there[0].key}, truth: {min(names)}",
-            do="make the truth's file_name equal to the path below the dataset's root, or give --truth-images",
+            hint="make the truth's file_name equal to the path below the dataset's root, or give --truth-images",
         )
     listed = [row for row in content["images"] if row["file_name"] in refs]
     images = [listed[i] for i in _evenly(len(listed), truth.most)]
@@ -198,7 +198,7 @@ def _detected(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: Imag
             "an image has another size in the truth",
             where=ref.key,
             found=f"{size_hw[1]}x{size_hw[0]}, truth {row['width']}x{row['height']}",
-            do="give the images that the truth describes; coordinates are those of the upright image",
+            hint="give the images that the truth describes; coordinates are those of the upright image",
         )
     rows = {}
     for name, engine in engines.items():

@@ -30,7 +30,7 @@ from time import sleep
 from typing import IO, BinaryIO, cast
 
 import segray
-from segray.errors import ModelError, WorldError
+from segray.errors import InfrastructureError, ModelError
 
 # Bytes that are there, and bytes in all if that is known.
 Progress = Callable[[int, int | None], None]
@@ -44,7 +44,7 @@ _SLACK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to keep trying one address.
 
     retries: further attempts in a row that bring nothing new. pause_s: before the first of them; it doubles.
@@ -56,7 +56,7 @@ class Patience:
     timeout_s: float = 60.0
 
 
-PATIENT = Patience()
+PATIENT = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,14 @@ def fetch(
     sha384: str | None = None,
     size_bytes: int | None = None,
     progress: Progress | None = None,
-    patience: Patience = PATIENT,
+    patience: RetryPolicy = PATIENT,
 ) -> str:
     """Make `target` the file that the first good one of `urls` gives; returns its sha256. Nothing is done if it is.
 
     Without a checksum, the sha256 of the first download is written to NAME.sha256 and holds from then on.
     Raises ModelError for a file with another checksum than expected (a download is removed, a file that was there
-    is left), WorldError if no address gives the file, if the disk does not take it, or if someone else fetches it.
+    is left), InfrastructureError if no address gives the file, if the disk does not take it, or if someone else is
+    fetching it.
     """
     expected = _Expected(size_bytes, sha256 or _recorded(target), sha384)
     if target.is_file():
@@ -114,8 +115,10 @@ def fetch(
                 _record(target, digest)
             part.path.replace(target)
     except OSError as error:
-        do = "Free some space or choose another folder, then run the same command again."
-        raise WorldError("The download cannot be written.", where=str(target), found=str(error), do=do) from error
+        hint = "Free some space or choose another folder, then run the same command again."
+        raise InfrastructureError(
+            "The download cannot be written.", where=str(target), found=str(error), hint=hint
+        ) from error
     return digest
 
 
@@ -148,8 +151,8 @@ def _sole(path: Path) -> Iterator[_Part]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            do = "Wait for it, or stop it."
-            raise WorldError("Another process is fetching this file.", where=str(path), do=do) from error
+            hint = "Wait for it, or stop it."
+            raise InfrastructureError("Another process is fetching this file.", where=str(path), hint=hint) from error
         part = _Part(path, stream)
         try:
             yield part
@@ -160,7 +163,7 @@ def _sole(path: Path) -> Iterator[_Part]:
                 part.origin.unlink(missing_ok=True)
 
 
-def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> str:
+def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
     """Fill `part` from the first address that can; its sha256."""
     failures, wrong = [], False
     for url in urls:
@@ -172,13 +175,15 @@ def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: P
     target, found = part.path.with_suffix(""), "; ".join(failures) or "no address"
     where = str(target)
     if wrong:
-        do = f"Get the file elsewhere and put it there{_distrust(target)}."
-        raise ModelError("The download is another file than expected; it was removed.", where=where, found=found, do=do)
-    do = "Check the network and its proxy settings, then run the same command again: it resumes."
-    raise WorldError("No address gives the file.", where=where, found=found, do=do)
+        hint = f"Get the file elsewhere and put it there{_distrust(target)}."
+        raise ModelError(
+            "The download is another file than expected; it was removed.", where=where, found=found, hint=hint
+        )
+    hint = "Check the network and its proxy settings, then run the same command again: it resumes."
+    raise InfrastructureError("No address gives the file.", where=where, found=found, hint=hint)
 
 
-def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> str:
+def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
     """Fill `part` from this address; its sha256. What an earlier attempt left may be to blame, so that is redone."""
     if not url.startswith(("https://", "http://")):
         raise _RefusedError("not an http address")
@@ -193,7 +198,7 @@ def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, pa
     return _verified(part, expected)
 
 
-def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, patience: Patience) -> None:
+def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> None:
     idle, most = 0, part.length
     while True:
         try:
@@ -310,8 +315,8 @@ def _checked(target: Path, expected: _Expected) -> str:
     try:
         digest = _compared(target, expected)
     except _WrongError as error:
-        do = f"Remove it and run the same command again{_distrust(target)}."
-        raise ModelError("The file is not the one expected.", where=str(target), found=str(error), do=do) from error
+        hint = f"Remove it and run the same command again{_distrust(target)}."
+        raise ModelError("The file is not the one expected.", where=str(target), found=str(error), hint=hint) from error
     if not expected.checksummed:
         _record(target, digest)
     return digest
@@ -368,8 +373,8 @@ def _recorded(target: Path) -> str | None:
         return None
     digest = record.read_text("utf-8").split(" ")[0].strip()
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        do = "Remove it to accept the file as it is."
-        raise ModelError("The recorded checksum is none.", where=str(record), found=repr(digest[:80]), do=do)
+        hint = "Remove it to accept the file as it is."
+        raise ModelError("The recorded checksum is none.", where=str(record), found=repr(digest[:80]), hint=hint)
     return digest
 
 
@@ -392,11 +397,13 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes:
             _extract(_Bounded(stream, max_bytes), staging, max_members, max_bytes)
         staging.replace(folder)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        do = "Remove the archive and get it again, from a source you trust."
-        raise ModelError("The archive cannot be unpacked.", where=str(archive), found=str(error), do=do) from error
+        hint = "Remove the archive and get it again, from a source you trust."
+        raise ModelError("The archive cannot be unpacked.", where=str(archive), found=str(error), hint=hint) from error
     except OSError as error:
-        do = "Free some space or choose another folder, then run the same command again."
-        raise WorldError("The archive cannot be unpacked there.", where=str(folder), found=str(error), do=do) from error
+        hint = "Free some space or choose another folder, then run the same command again."
+        raise InfrastructureError(
+            "The archive cannot be unpacked there.", where=str(folder), found=str(error), hint=hint
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from segray.errors import ConfigError, ModelError
 from segray.models import engine, resolve
 from segray.models import zoo as catalogue
-from segray.models.adapters.adapter import Form
+from segray.models.adapters.adapter import ModelFormat
 from segray.models.engine import Port, Signature
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 from segray.models.zoo import Entry
 
 CHECKPOINTS = (".pth", ".pt")
@@ -122,7 +122,7 @@ def classes_of(found: Signature) -> int | None:
     return None
 
 
-def differences(found: Signature, entry: Entry, form: Form) -> tuple[str, ...]:
+def differences(found: Signature, entry: Entry, form: ModelFormat) -> tuple[str, ...]:
     """What a file with these ports has otherwise than the published model in this form; absent outputs apart."""
     unlike = []
     for name, shape in entry.outputs.get(form.name, {}).items():
@@ -134,7 +134,7 @@ def differences(found: Signature, entry: Entry, form: Form) -> tuple[str, ...]:
     return (*unlike, *_image_size(found, form))
 
 
-def _image_size(found: Signature, form: Form) -> tuple[str, ...]:
+def _image_size(found: Signature, form: ModelFormat) -> tuple[str, ...]:
     layout, wanted = layout_of(found), form.image.size_hw
     port = next((port for port in found.inputs if port.shape is not None and len(port.shape) == 4), None)
     if port is None or port.shape is None or layout is None or wanted is None:
@@ -169,25 +169,25 @@ def _compared(found: Signature) -> list[Fit]:
     """Every form of every model system, those of which the file lacks least first."""
     compared = [
         Fit(name, form.name, tuple(_absent(found, form)), differences(found, catalogue.find(name), form))
-        for name, contract in CONTRACTS.items()
+        for name, contract in ADAPTERS.items()
         if name == contract.name  # the embedded model is an instance of another's contract
         for form in contract.forms.values()
     ]
     return sorted(compared, key=lambda fit: (_share(fit), len(fit.unlike)))
 
 
-def _absent(found: Signature, form: Form) -> list[str]:
+def _absent(found: Signature, form: ModelFormat) -> list[str]:
     if absent := engine.absent_outputs(found, form):
         return absent
     try:
         engine.check(found, form)
     except ModelError as error:
-        return [f"{error.what} {error.do}"]
+        return [f"{error.what} {error.hint}"]
     return []
 
 
 def _share(fit: Fit) -> float:
-    return len(fit.absent) / len(CONTRACTS[fit.name].forms[fit.form].outputs)
+    return len(fit.absent) / len(ADAPTERS[fit.name].forms[fit.form].outputs)
 
 
 def _nearest(found: Signature) -> Fit:
@@ -220,5 +220,5 @@ def _unsettled(name: str, path: Path) -> list[str]:
     try:
         resolve.resolve(name, str(path))
     except ConfigError as error:
-        return [error.do]
+        return [error.hint]
     return []

@@ -61,8 +61,8 @@ def convert(xml: Path, out_xml: Path) -> None:
     with the sha256 of the v5 files. Raises ModelError as `load` does, or if `out_xml` would overwrite the source.
     """
     if out_xml.suffix != ".xml" or out_xml.resolve() == xml.resolve():
-        do = "Give another path, ending in .xml."
-        raise fault(str(out_xml), "The converted network cannot be written there.", f"source {xml}", do)
+        hint = "Give another path, ending in .xml."
+        raise fault(str(out_xml), "The converted network cannot be written there.", f"source {xml}", hint)
     model = load(xml)
     out_xml.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, out_xml, compress_to_fp16=False)
@@ -87,7 +87,7 @@ def _sha256(file: Path) -> str:
 def _tree(xml: Path) -> Element:
     """The root of a v5 network. A document type, and with it every entity, is refused."""
     if not xml.is_file() or not xml.with_suffix(".bin").is_file():
-        raise fault(str(xml), "An IR is two files, .xml and .bin; one is missing.", do="Copy both.")
+        raise fault(str(xml), "An IR is two files, .xml and .bin; one is missing.", hint="Copy both.")
     if xml.stat().st_size > MAX_XML_BYTES:
         raise fault(str(xml), "The .xml is too large for a network.", f"{xml.stat().st_size} bytes")
     builder, parser = TreeBuilder(), expat.ParserCreate()

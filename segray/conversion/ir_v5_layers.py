@@ -118,8 +118,8 @@ class Layer:
         return _floats(op.constant(self.array(key, dims)).output(0))
 
 
-def fault(where: str, what: str, found: str = "", do: str = "") -> ModelError:
-    return ModelError(what, where=where, found=found, do=do)
+def fault(where: str, what: str, found: str = "", hint: str = "") -> ModelError:
+    return ModelError(what, where=where, found=found, hint=hint)
 
 
 def listed(words: Iterable[str]) -> str:

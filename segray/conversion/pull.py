@@ -26,16 +26,16 @@ from typing import Any
 import segray
 from segray.conversion import download, inspect_model
 from segray.conversion.tensorflow import convert as lean
-from segray.errors import ConfigError, ModelError, WorldError
+from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine, resolve
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 from segray.models.zoo import Entry, FormName, Source
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Acquired:
+class InstalledModel:
     """A model that `segray label` can use. sha256: of its files by name. already: nothing was left to do."""
 
     name: str
@@ -46,7 +46,7 @@ class Acquired:
 
 
 @dataclass(frozen=True)
-class Told:
+class Callbacks:
     """Who hears how it goes. note: a step begins. progress: bytes of a download."""
 
     note: Note = lambda text: None
@@ -58,19 +58,19 @@ def pull(
     into: Path,
     *,
     plain: bool = False,
-    told: Told = Told(),
-    patience: download.Patience = download.PATIENT,
-) -> Acquired:
+    told: Callbacks = Callbacks(),
+    patience: download.RetryPolicy = download.PATIENT,
+) -> InstalledModel:
     """Have the published model in the folder `into`/NAME, ready to use; nothing is done if it is.
 
     plain: leave a TensorFlow graph as OpenVINO converts it.
 
-    Raises ModelError for files that are not the published ones or that cannot be converted here, WorldError if no
-    address gives them. The same call goes on from there.
+    Raises ModelError for files that are not the published ones or that cannot be converted here, InfrastructureError if
+    no address gives them. The same call goes on from there.
     """
     if not entry.sources:
-        do = f"Set model.name: {entry.name} and leave out model.path."
-        raise ConfigError(f"{entry.name} comes with segray.", where="NAME", found=entry.name, do=do)
+        hint = f"Set model.name: {entry.name} and leave out model.path."
+        raise ConfigError(f"{entry.name} comes with segray.", where="NAME", found=entry.name, hint=hint)
     folder = into / entry.name
     with alone(folder):
         if ready := acquired(entry.name, folder):
@@ -84,8 +84,14 @@ def pull(
 
 
 def convert(
-    entry: Entry, path: Path, out: Path, *, form: FormName | None = None, plain: bool = False, told: Told = Told()
-) -> Acquired:
+    entry: Entry,
+    path: Path,
+    out: Path,
+    *,
+    form: FormName | None = None,
+    plain: bool = False,
+    told: Callbacks = Callbacks(),
+) -> InstalledModel:
     """Write the model at `path` as an IR with a card into the folder `out`, which holds no other model.
 
     path: frozen graph, SavedModel folder, ONNX, IR of any version that can be read or rewritten, or YOLACT's .pth.
@@ -98,20 +104,22 @@ def convert(
         return _found(entry.name, out)
 
 
-def acquired(name: str, folder: Path) -> Acquired | None:
+def acquired(name: str, folder: Path) -> InstalledModel | None:
     """The model in `folder` if it is whole: its files have the checksums on its card."""
     xml, card = folder / f"{name}.xml", resolve.read_card(folder)
     sha256 = card.get("files", {})
     files = (xml, xml.with_suffix(".bin"))
     if not all(file.is_file() and resolve.sha256(file) == sha256.get(file.name) for file in files):
         return None
-    return Acquired(name, card["form"], xml, sha256, already=True)
+    return InstalledModel(name, card["form"], xml, sha256, already=True)
 
 
-def _found(name: str, folder: Path) -> Acquired:
+def _found(name: str, folder: Path) -> InstalledModel:
     found = acquired(name, folder)
     if found is None:
-        raise WorldError("The model changed while it was written.", where=str(folder), do="Run the same command again.")
+        raise InfrastructureError(
+            "The model changed while it was written.", where=str(folder), hint="Run the same command again."
+        )
     return replace(found, already=False)
 
 
@@ -122,8 +130,10 @@ def alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        do = "Choose another folder."
-        raise WorldError("The folder cannot be used.", where=str(folder), found=str(error), do=do) from error
+        hint = "Choose another folder."
+        raise InfrastructureError(
+            "The folder cannot be used.", where=str(folder), found=str(error), hint=hint
+        ) from error
     try:
         _lock(handle, folder)
         yield
@@ -135,26 +145,30 @@ def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        do = "Wait for it, or stop it."
-        raise WorldError("Another process is writing there.", where=str(folder), do=do) from error
+        hint = "Wait for it, or stop it."
+        raise InfrastructureError("Another process is writing there.", where=str(folder), hint=hint) from error
 
 
 # ---- sources --------------------------------------------------------------------------------------
 
 
-def _fetched(entry: Entry, folder: Path, told: Told, patience: download.Patience) -> tuple[Source, dict[str, str]]:
+def _fetched(
+    entry: Entry, folder: Path, told: Callbacks, patience: download.RetryPolicy
+) -> tuple[Source, dict[str, str]]:
     """The first source of which all files could be had, and their sha256 by name."""
     failures = []
     for source in entry.sources:
         try:
             return source, _fetch_all(source, folder, told, patience)
-        except WorldError as error:
+        except InfrastructureError as error:
             failures.append(error)
     found = "; ".join(error.found or error.what for error in failures)
-    raise WorldError(failures[-1].what, where=str(folder), found=found, do=failures[-1].do) from failures[-1]
+    raise InfrastructureError(failures[-1].what, where=str(folder), found=found, hint=failures[-1].hint) from failures[
+        -1
+    ]
 
 
-def _fetch_all(source: Source, folder: Path, told: Told, patience: download.Patience) -> dict[str, str]:
+def _fetch_all(source: Source, folder: Path, told: Callbacks, patience: download.RetryPolicy) -> dict[str, str]:
     sha256 = {}
     for file in source.files:
         told.note(f"fetching {file.name}")
@@ -170,7 +184,7 @@ def _fetch_all(source: Source, folder: Path, told: Told, patience: download.Pati
     return sha256
 
 
-def _laid_out(source: Source, folder: Path, told: Told) -> Path:
+def _laid_out(source: Source, folder: Path, told: Callbacks) -> Path:
     """The path of what is to be converted, unpacked if it comes in an archive."""
     root = folder / "download"
     if source.archived:
@@ -180,8 +194,8 @@ def _laid_out(source: Source, folder: Path, told: Told) -> Path:
     model = root / source.model
     if not model.exists():
         found = ", ".join(sorted(str(file.relative_to(root)) for file in root.rglob("*"))[:20])
-        do = f"Expected: {source.holds}. Remove {folder} and pull again."
-        raise ModelError(f"The archive does not hold {source.model}.", where=str(root), found=found, do=do)
+        hint = f"Expected: {source.holds}. Remove {folder} and pull again."
+        raise ModelError(f"The archive does not hold {source.model}.", where=str(root), found=found, hint=hint)
     return model
 
 
@@ -194,7 +208,7 @@ def _convert(
     out: Path,
     form: str | None,
     source: Mapping[str, Any],
-    told: Told,
+    told: Callbacks,
     *,
     published: bool,
     plain: bool,
@@ -216,33 +230,35 @@ def _convert(
 
 def _identified(entry: Entry, path: Path, xml: Path, form: str | None, published: bool) -> resolve.Model:
     """The model of the IR at `xml`, made of `path`; ModelError if it is of another model system."""
-    found, forms = engine.signature(xml), CONTRACTS[entry.name].forms
+    found, forms = engine.signature(xml), ADAPTERS[entry.name].forms
     if all(engine.absent_outputs(found, each) for each in forms.values()):
         engine.check(found, forms[form or entry.form], str(path))
     try:
         model = resolve.resolve(entry.name, str(xml), form)
     except ConfigError as error:
-        do = error.do.replace("Set model.form:", "Say --form:")
-        raise ConfigError(error.what, where=str(path), found="nothing that tells it", do=do) from error
+        hint = error.hint.replace("Set model.form:", "Say --form:")
+        raise ConfigError(error.what, where=str(path), found="nothing that tells it", hint=hint) from error
     engine.check(found, model.form, str(path))
     unlike = inspect_model.differences(found, entry, model.form)
     if published and unlike:
-        do = "Remove the folder and pull again; if it stays so, the published files have changed."
-        raise ModelError("This is not the model that was published.", where=str(path), found="; ".join(unlike), do=do)
+        hint = "Remove the folder and pull again; if it stays so, the published files have changed."
+        raise ModelError(
+            "This is not the model that was published.", where=str(path), found="; ".join(unlike), hint=hint
+        )
     return model
 
 
 def _check_free(entry: Entry, path: Path, out: Path) -> None:
     if (stated := resolve.read_card(out).get("contract", entry.name)) != entry.name:
-        do = "Convert into a folder of its own."
-        raise ModelError("The folder holds another model.", where=str(out / resolve.CARD), found=stated, do=do)
+        hint = "Convert into a folder of its own."
+        raise ModelError("The folder holds another model.", where=str(out / resolve.CARD), found=stated, hint=hint)
     if path.resolve() == (out / f"{entry.name}.xml").resolve():
-        do = "Choose another --out."
-        raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), do=do)
+        hint = "Choose another --out."
+        raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), hint=hint)
 
 
 def _written(
-    entry: Entry, path: Path, xml: Path, form: str | None, told: Told, plain: bool
+    entry: Entry, path: Path, xml: Path, form: str | None, told: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
     """Write the IR of the model at `path`; its form, if that is now known, and what the card says of its making."""
     if path.suffix in inspect_model.CHECKPOINTS:
@@ -261,8 +277,8 @@ def _written(
 
 def _from_checkpoint(entry: Entry, path: Path, xml: Path, form: str) -> str:
     if entry.kind != "checkpoint":
-        do = f"Expected: {entry.how_to_get}"
-        raise ModelError(f"{entry.name} is not made from a checkpoint.", where=str(path), found=path.suffix, do=do)
+        hint = f"Expected: {entry.how_to_get}"
+        raise ModelError(f"{entry.name} is not made from a checkpoint.", where=str(path), found=path.suffix, hint=hint)
     from segray.conversion import yolact
 
     yolact.convert(path, xml, form="original" if form == "original" else "converted")

@@ -32,7 +32,7 @@ from segray.instances import ImageRef
 from segray.models import engine, resolve
 from segray.models.engine import DeviceSettings, Engine
 from segray.storage.store import Store
-from segray.storage.uris import shown
+from segray.storage.uris import redact
 
 _TIMED_IMAGES = 8
 _WEIGHTED = frozenset(
@@ -91,7 +91,9 @@ def quantize(
     nncf = _nncf()
     graph = engine.read(model.path)
     if engine.described(graph).quantised:
-        raise ConfigError("The model is quantised already.", where=str(model.path), do="Give the one it was made from.")
+        raise ConfigError(
+            "The model is quantised already.", where=str(model.path), hint="Give the one it was made from."
+        )
     _check_free(model, out)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))
     contract = model.contract.with_size(model.form.name, source.size_hw)
@@ -99,7 +101,7 @@ def quantize(
     sample = compare.spread(images, store, samples)
     timed = reader.first(sample, _TIMED_IMAGES)
     if not timed:
-        raise SourceError("no image of the sample can be read", where=shown(images), found=reader.trouble())
+        raise SourceError("no image of the sample can be read", where=redact(images), found=reader.trouble())
     with source.infer(timed[0]):
         pass  # A model that does not take what its contract prepares is refused here, in words that help.
     note(f"calibrating with {len(sample)} images")
@@ -141,8 +143,8 @@ def _nncf() -> Any:
             os.environ.setdefault("NNCF_CI", "1")  # It reports its use to its makers unless it is told otherwise.
             import nncf
     except ImportError as error:
-        do = "pip install -c constraints.txt -e '.[quantize]', or pip install nncf"
-        raise UserError("NNCF, which quantises, is not installed.", found=str(error), do=do) from error
+        hint = "pip install -c constraints.txt -e '.[quantize]', or pip install nncf"
+        raise UserError("NNCF, which quantises, is not installed.", found=str(error), hint=hint) from error
     finally:
         logging.setLoggerClass(loggers)
     nncf.set_log_level(logging.ERROR)
@@ -183,12 +185,14 @@ def _calibrated(nncf: Any, graph: Any, sample: _Calibration, patterns: Sequence[
     except SegrayError:
         raise
     except Exception as error:
-        do = "Leave out what it stumbles over with --keep-float, or stay with f32 or bf16."
-        raise ModelError("NNCF cannot quantise this model.", where=where, found=repr(error), do=do) from error
+        hint = "Leave out what it stumbles over with --keep-float, or stay with f32 or bf16."
+        raise ModelError("NNCF cannot quantise this model.", where=where, found=repr(error), hint=hint) from error
     layers = _layers(result)
     if not layers["int8"]:
         found = f"{layers['float']} layers with weights, all left in float"
-        raise ModelError("Nothing of this model can be quantised.", where=where, found=found, do="Check --keep-float.")
+        raise ModelError(
+            "Nothing of this model can be quantised.", where=where, found=found, hint="Check --keep-float."
+        )
     return result
 
 
@@ -250,8 +254,8 @@ def _check_free(model: resolve.Model, out: Path) -> None:
     same = card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
     if (card and not same) or any(file.resolve().parent == out.resolve() for file in model.files):
         found = f"{card.get('contract', model.path.name)}, {card.get('precision', 'float')}"
-        do = "Give the int8 model a folder of its own with --out."
-        raise ModelError("The folder holds another model.", where=str(out), found=found, do=do)
+        hint = "Give the int8 model a folder of its own with --out."
+        raise ModelError("The folder holds another model.", where=str(out), found=found, hint=hint)
 
 
 @contextlib.contextmanager
@@ -282,7 +286,7 @@ def _card(
         "files": {file.name: resolve.sha256(file) for file in engine.model_files(xml)},
         "labels": {str(number): name for number, name in model.contract.labels.items()},
         "source": {"model": model.path.name, "fingerprint": model.fingerprint},
-        "calibration": {"images": shown(images), "samples": done.samples, "keep_float": list(keep_float)},
+        "calibration": {"images": redact(images), "samples": done.samples, "keep_float": list(keep_float)},
         "layers": dict(done.layers),
         "speed": {"device": done.speed.device, "images_per_s": _rounded(done.speed.images_per_s(), 1)},
         "versions": {"segray": segray.__version__, "openvino": version("openvino"), "nncf": version("nncf")},

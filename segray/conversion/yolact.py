@@ -191,7 +191,7 @@ def _check(weights: Weights) -> None:
         raise ModelError(
             "These are not the weights of YOLACT ResNet-50 FPN with 80 classes.",
             found="; ".join(f"{fault}: {_few(names)}" for fault, names in faults.items() if names),
-            do="Give yolact_resnet50_54_800000.pth, or weights trained with yolact_resnet50_config on COCO's classes.",
+            hint="Give yolact_resnet50_54_800000.pth, or weights that yolact_resnet50_config trained on COCO.",
         )
 
 
@@ -319,12 +319,12 @@ def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "c
     """
     card = xml.parent / CARD
     if card.exists() and not xml.exists():
-        do = "Convert into a folder of its own."
-        raise ModelError("The folder holds another model's card.", where=str(card), do=do)
+        hint = "Convert into a folder of its own."
+        raise ModelError("The folder holds another model's card.", where=str(card), hint=hint)
     try:
         model = build(read(pth), form)
     except ModelError as error:
-        raise ModelError(error.what, where=str(pth), found=error.found, do=error.do) from error
+        raise ModelError(error.what, where=str(pth), found=error.found, hint=error.hint) from error
     xml.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, xml, compress_to_fp16=False)
     with pth.open("rb") as stream:
@@ -341,18 +341,18 @@ def read(pth: Path) -> dict[str, Floats]:
     try:
         import torch
     except ImportError as error:
-        do = "Install segray[train]; a converted model no longer needs it."
-        raise ModelError("Reading a .pth needs PyTorch.", where=str(pth), found=str(error), do=do) from error
+        hint = "Install segray[train]; a converted model no longer needs it."
+        raise ModelError("Reading a .pth needs PyTorch.", where=str(pth), found=str(error), hint=hint) from error
     if not pth.is_file():
-        raise ModelError("The checkpoint does not exist.", where=str(pth), do="Check the path.")
+        raise ModelError("The checkpoint does not exist.", where=str(pth), hint="Check the path.")
     try:
         state = torch.load(pth, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged pickles raise anything.
-        do = "Copy or download the file again; segray reads tensors only and runs no code from a checkpoint."
-        raise ModelError("The checkpoint cannot be read.", where=str(pth), found=_reason(error), do=do) from error
+        hint = "Copy or download the file again; segray reads tensors only and runs no code from a checkpoint."
+        raise ModelError("The checkpoint cannot be read.", where=str(pth), found=_reason(error), hint=hint) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        do = "Save the state dict alone."
-        raise ModelError("The checkpoint is no flat dict of tensors.", where=str(pth), found=_kind(state), do=do)
+        hint = "Save the state dict alone."
+        raise ModelError("The checkpoint is no flat dict of tensors.", where=str(pth), found=_kind(state), hint=hint)
     return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
 
 

@@ -66,7 +66,7 @@ class Actor:
                 "the model alone needs more memory than a worker may hold",
                 where="workers: max_rss_mb",
                 found=f"{held / 2**20:.0f} MiB after loading, {most_bytes / 2**20:.0f} allowed",
-                do="allow at least twice as much, or leave max_rss_mb out",
+                hint="allow at least twice as much, or leave max_rss_mb out",
             )
 
     def _started(self) -> Labeller:

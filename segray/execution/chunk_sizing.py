@@ -22,7 +22,7 @@ _MUCH_QUICKER, _FEW_IMAGES = 3.0, 4.0
 
 
 @dataclass
-class Pace:
+class Throughput:
     """Of one worker. seen_s: until when it was watched. given: images so far; done: of these, finished ones.
 
     in_flight: most images that it had at work at once.
@@ -64,13 +64,13 @@ class Pace:
         return self._images / self._seconds or None if self._seconds else None
 
 
-class Shares:
+class ChunkSizer:
     """The division of what is left among the workers at one moment.
 
     waiting: images that nobody was given yet. least_images: the fewest that are worth a task.
     """
 
-    def __init__(self, paces: Mapping[str, Pace], waiting: int, least_images: int = 1) -> None:
+    def __init__(self, paces: Mapping[str, Throughput], waiting: int, least_images: int = 1) -> None:
         self._paces, self.waiting, self._least_images = paces, waiting, least_images
         known = [speed for pace in paces.values() if (speed := pace.images_per_s) is not None]
         usual = sum(known) / len(known) if known else 1.0

@@ -28,7 +28,7 @@ from segray.config import Config
 from segray.execution import run
 from segray.execution.image_steps import WORKING_BYTES
 from segray.execution.labeller import Labeller
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared
 from segray.instances import ImageRef
@@ -139,10 +139,10 @@ class Estimate:
     warnings: tuple[str, ...] = ()
 
 
-def estimate(asked: Config, watcher: Watcher) -> Estimate:
+def estimate(asked: Config, listener: ProgressListener) -> Estimate:
     """List the source, label a sample of what is left, and say what all of it would take. Starts no Ray.
 
-    Raises UserError as run.label does before its first image, WorldError when storage cannot be reached.
+    Raises UserError as run.label does before its first image, InfrastructureError when storage cannot be reached.
     """
     asked = run.with_absolute_paths(asked)
     model = resolve.resolve(asked.model.name, asked.model.path, asked.model.form, asked.model.labels)
@@ -152,12 +152,12 @@ def estimate(asked: Config, watcher: Watcher) -> Estimate:
     began = time.monotonic()
     left, total = _left(asked, store, options)
     listed = _listed(left, total, time.monotonic() - began)
-    watcher.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
+    listener.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
     threads = _threads(asked.workers[0])
     found = Estimate(asked.source.uri, asked.output.root, listed, threads)
     if not listed.images:
         return found
-    sample = _sampled(asked, left, store, threads, watcher)
+    sample = _sampled(asked, left, store, threads, listener)
     found = replace(found, sample=sample, output=_output(asked, listed, sample))
     found = replace(found, nodes=tuple(_nodes(asked, found)))
     return replace(found, costs=_costs(asked, found), warnings=tuple(_warnings(asked, found)))
@@ -169,7 +169,7 @@ def estimate(asked: Config, watcher: Watcher) -> Estimate:
 def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Listed, int]:
     root, columns = asked.output.root, ["image_key", "version"]
     rows = snapshot.committed(root, "images", options)
-    committed = None if rows is None else store.insist(root, lambda: plan.Committed(rows.to_batches(columns)))
+    committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
     left, total, _, _ = run.listing(asked, store, committed, keep_index=False)
     return left, total
 
@@ -206,10 +206,10 @@ class _Kept(InProcess):
         self._pool.shutdown(cancel_futures=True)
 
 
-def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watcher: Watcher) -> Sample:
+def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, listener: ProgressListener) -> Sample:
     """Label so many images at even distances: once for what they give, then against the clock."""
     chosen = _evenly(left, asked.plan.sample_images)
-    watcher.note(f"labelling {len(chosen)} of them here, with {threads} threads and without Ray")
+    listener.note(f"labelling {len(chosen)} of them here, with {threads} threads and without Ray")
     built: list[tuple[Labeller, Mapping[str, str], float]] = []
 
     def start(spec: WorkerSpec, given: Config) -> InProcess:
@@ -219,7 +219,7 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, watch
         return _Kept(labeller, facts)
 
     with prepared(), tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
-        done = run.label(_in_its_stead(asked, chosen, Path(folder)), Watcher(), start)
+        done = run.label(_in_its_stead(asked, chosen, Path(folder)), ProgressListener(), start)
         ((labeller, facts, startup_s),) = built
         try:
             labelled, seconds, cpu_seconds = _measured(

@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Any
 
 from segray._system.threads import run_in_daemon_thread
-from segray.errors import SegrayError, UserError, WorldError
+from segray.errors import InfrastructureError, SegrayError, UserError
 from segray.execution.events import (
     Event,
     ProgressUpdate,
@@ -102,7 +102,7 @@ class EventLog:
 
     def _check(self, writing: Future[None]) -> None:
         error = writing.exception()
-        if isinstance(error, (WorldError, UserError)):
+        if isinstance(error, (InfrastructureError, UserError)):
             self._failed, self._lines = True, []
             self._note(f"the event log of this run ends here: it cannot be written ({error.short()})")
         elif error is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import segray
 from segray._system import signals
 from segray.config import Config
-from segray.errors import ConfigError, ConflictError, WorldError
+from segray.errors import ConfigError, ConflictError, InfrastructureError
 from segray.execution import worker_pool
 from segray.execution.event_log import EventLog
 from segray.execution.events import (
@@ -37,7 +37,7 @@ from segray.execution.events import (
     WorkerJoined,
     WorkerLost,
 )
-from segray.execution.progress import Course, Tally, Vitals, Watcher
+from segray.execution.progress import Counters, ProgressListener, ProgressTracker, RunProgress
 from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.execution.staging import stage_failure
 from segray.instances import Failure
@@ -45,7 +45,7 @@ from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import shown
+from segray.storage.uris import redact
 from segray.tasks import Task, UnitReport
 
 _WAIT_S = 0.5
@@ -53,16 +53,16 @@ _BEAT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Job:
+class RunContext:
     """What every step of a run shares. course and facts grow while it runs; facts holds each worker's."""
 
     config: Config
     options: StorageOptions
     store: Store
     identity: LabelSetIdentity
-    watcher: Watcher
+    listener: ProgressListener
     retry_s: float = Policy.retry_s
-    course: Course = field(default_factory=Course)
+    course: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
 
     @property
@@ -70,7 +70,7 @@ class Job:
         return self.config.output.root
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> Counters:
         return self.course.tally
 
     def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
@@ -116,7 +116,7 @@ class PlanNames(DisplayNames):
 
     def image(self, unit: int, index: int) -> str:
         (ref,) = self._plan.refs(Task(unit, index, index + 1))
-        return f"{shown(ref.key)} (image {index} of unit {unit})"
+        return f"{redact(ref.key)} (image {index} of unit {unit})"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Merge:
     since_s: float
 
 
-class Execution:
+class RunLoop:
     """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left.
 
     withheld_before: keys of images that storage withheld from an earlier run to its end.
@@ -136,7 +136,7 @@ class Execution:
 
     def __init__(
         self,
-        job: Job,
+        job: RunContext,
         run: Run,
         frozen: Plan,
         staged: Mapping[Task, str],
@@ -155,7 +155,7 @@ class Execution:
         images = {(task.unit, index) for task in tasks for index in task.indices} if withheld_before else set()
         withheld = images.intersection(frozen.positions(withheld_before))
         self._scheduler = Scheduler(tasks, policy, self._names, withheld)
-        self._log = EventLog(job.store, run.folder, tasks, policy, withheld, job.watcher.note, clock)
+        self._log = EventLog(job.store, run.folder, tasks, policy, withheld, job.listener.note, clock)
         self._staged = dict(staged)
         self._staged_images = sum(map(len, staged))
         self._merging: _Merge | None = None
@@ -179,14 +179,14 @@ class Execution:
         }
 
     def run(self) -> None:
-        """Label and commit everything but what storage withholds; raise WorldError when nothing gets done any more."""
-        self._job.watcher.begin(self._plan.images, self._before)
+        """Label and commit all images but those that storage withholds; raise InfrastructureError on a halt."""
+        self._job.listener.begin(self._plan.images, self._before)
         self._job.course.begins()
         try:
             self._work()
         finally:
             self._log.flush(self._scheduler.state, last=True)
-            self._job.watcher.beat(self._vitals())
+            self._job.listener.beat(self._vitals())
 
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
@@ -199,16 +199,16 @@ class Execution:
                 self._pool.need(self._scheduler.workers_of_use)
             self._publish()
             tally = self._job.tally
-            self._job.watcher.advance(self.images_done, tally.instances, tally.failed)
+            self._job.listener.advance(self.images_done, tally.instances, tally.failed)
             if self._clock() - self._beaten_s >= _BEAT_S:
                 self._beaten_s = self._clock()
-                self._job.watcher.beat(self._vitals())
+                self._job.listener.beat(self._vitals())
         if (halt := self._scheduler.halted) is not None:
-            raise WorldError(
-                f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, do="mend the cause"
+            raise InfrastructureError(
+                f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, hint="mend the cause"
             )
 
-    def _vitals(self) -> Vitals:
+    def _vitals(self) -> RunProgress:
         images, waiting = self._plan.images, self._scheduler.images_waiting
         return self._job.course.vitals(
             self._run, images=images, done=self.images_done, waiting=waiting, labelling=not self._settled()
@@ -221,7 +221,7 @@ class Execution:
     # ---- events and actions ----
 
     def _handle(self, event: PoolEvent) -> None:
-        now_s, note = self._clock(), self._job.watcher.note
+        now_s, note = self._clock(), self._job.listener.note
         self._job.course.saw(event, now_s)
         actions = self._step(event, now_s)
         match event:
@@ -256,15 +256,15 @@ class Execution:
                         self._accept(staged, self._names.hosts.get(worker, "?"))
                 case ReplaceWorker(worker, reason):
                     self._job.course.left(worker)
-                    self._job.watcher.note(f"{self._names.worker(worker)} is replaced: {reason}")
+                    self._job.listener.note(f"{self._names.worker(worker)} is replaced: {reason}")
                     self._pool.retire(worker)
                 case ReleaseWorker(worker, reason):
                     self._job.course.left(worker, released=True)
-                    self._job.watcher.note(f"{self._names.worker(worker)} is released: {reason}")
+                    self._job.listener.note(f"{self._names.worker(worker)} is released: {reason}")
                     self._pool.release(worker)
                 case Quarantine(task, reason):
                     (ref,) = self._plan.refs(task)
-                    self._job.watcher.note(f"{shown(ref.key)} is set aside after {task.attempt} attempts: {reason}")
+                    self._job.listener.note(f"{redact(ref.key)} is set aside after {task.attempt} attempts: {reason}")
                     failure = Failure("process", "WorkerLost", reason)
                     self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
 
@@ -279,16 +279,16 @@ class Execution:
                 "the workers of this run compute in different precisions",
                 where="model.precision=auto",
                 found=f"{mine} on {facts.get('host', '?')}, {', '.join(sorted(others))} on others",
-                do="set model.precision to f32, or int8 if quantised (the same everywhere), or to one that all have",
+                hint="set model.precision to f32, or int8 if quantised (the same everywhere), or to one that all have",
             )
         self._job.facts.append(facts)
         described = [facts[name] for name in ("device_name", "precision") if name in facts]
         called = self._names.worker(worker).removeprefix("worker ")
-        self._job.watcher.note(f"worker ready: {', '.join([called, *described])}")
+        self._job.listener.note(f"worker ready: {', '.join([called, *described])}")
 
     def _accept(self, report: UnitReport, host: str = "") -> None:
         self._job.course.accepted(report)
-        self._job.watcher.unit(self._run, host, report)
+        self._job.listener.unit(self._run, host, report)
         self._staged[report.task] = report.staged
         self._staged_images += len(report.task)
 
@@ -309,7 +309,7 @@ class Execution:
             except ConflictError as exc:
                 if commit.recover(self._run.root, job.options, job.store) >= batch.number:
                     raise
-                job.watcher.note(f"{exc.what}; merging them again")
+                job.listener.note(f"{exc.what}; merging them again")
                 self._merge(batch.number, merge.inputs)
                 return
             job.course.committed(merged_s - merge.since_s, self._clock() - merged_s)
@@ -327,11 +327,11 @@ class Execution:
     def _check(self, merge: _Merge) -> None:
         seconds = self._clock() - merge.since_s
         if seconds > self._job.config.publish.timeout_s:
-            raise WorldError(
+            raise InfrastructureError(
                 "the run stopped: finished units were not merged in time",
                 where=self._job.root,
                 found=f"a merge that has not ended for {seconds:.0f} s",
-                do="see whether storage answers; allow more with publish.timeout_s, or merge less with"
+                hint="see whether storage answers; allow more with publish.timeout_s, or merge less with"
                 " publish.batch_images",
             )
 

@@ -21,9 +21,9 @@ from segray.imaging import decode, headers
 from segray.imaging.tiling import Tiles, merge, place, windows
 from segray.instances import Instances
 from segray.limits import Limits
-from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.engine import Engine
-from segray.sources.reader import Portion
+from segray.sources.reader import CoalescedRead
 
 _Arrays = Mapping[str, NDArray[Any]]
 
@@ -51,8 +51,8 @@ class LoadedModel:
     """A compiled network, and the adapter that knows its inputs and outputs."""
 
     engine: Engine
-    adapter: Contract
-    form: Form
+    adapter: ModelAdapter
+    form: ModelFormat
     options: Options
 
     def inputs(self, image: decode.Pixels) -> _Arrays:
@@ -99,7 +99,7 @@ class Picture(NamedTuple):
 # ---- the four steps -------------------------------------------------------------------------------
 
 
-def read(portion: Portion, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
+def read(portion: CoalescedRead, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
     """Begin to read an image; the bytes come, and are held, in a `with` block."""
     timer.enter("read")
     return portion.take(row)
@@ -172,7 +172,7 @@ class ImageSteps:
         self._decoder = Decoder(settings.limits, pixels, settings.cores + 1, least_hw)
         self._inference = Inference(model.engine)
 
-    def label(self, portion: Portion, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
+    def label(self, portion: CoalescedRead, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
         """Return the facts and the instances of one image."""
         file = read(portion, row, timer)
         if self._tiles is not None:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from segray.errors import ImageError, LastingError, UserError, WorldError
+from segray.errors import ImageError, InfrastructureError, LastingError, UserError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import Outcome, drop_invalid_rows, stage
 from segray.instances import Failure, ImageRef
-from segray.sources.reader import Files, Portion
+from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
@@ -63,7 +63,7 @@ class _Image:
     unit: int
     index: int
     attempt: int
-    portion: Portion
+    portion: CoalescedRead
     row: int
 
 
@@ -107,7 +107,7 @@ class Labeller:
 
         An image that storage withheld has no row; the report names it. Each run of neighbouring images that have one
         becomes a staged file, and the first of these carries the seconds of the whole task.
-        Raises WorldError when the rows cannot be staged, UserError when storage refuses access.
+        Raises InfrastructureError when the rows cannot be staged, UserError when storage refuses access.
         """
         answers = self._answers(task, refs)
         by_index = dict(zip(task.indices, (answer for answer, _ in answers), strict=True))
@@ -152,7 +152,7 @@ class Labeller:
             return outcome, timer
         except (UserError, LastingError):
             raise
-        except WorldError as exc:
+        except InfrastructureError as exc:
             withheld = True
             outage.withheld()
             return WithheldImage(image.index, exc.short()), timer
@@ -173,12 +173,12 @@ class Labeller:
         return Outcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
 
 
-def _images(task: Task, refs: Sequence[ImageRef], portion: Portion) -> list[tuple[int, _Image]]:
+def _images(task: Task, refs: Sequence[ImageRef], portion: CoalescedRead) -> list[tuple[int, _Image]]:
     """Return the images of a portion by row of refs, in the order in which to read them."""
     return [(row, _Image(refs[row], task.unit, task.indices[row], task.attempt, portion, row)) for row in portion.rows]
 
 
-def _results(futures: Mapping[int, Future[_Answer]], portions: Sequence[Portion]) -> list[_Answer]:
+def _results(futures: Mapping[int, Future[_Answer]], portions: Sequence[CoalescedRead]) -> list[_Answer]:
     """Wait for all answers and return them by row; cancel the rest on an error. No portion holds memory afterwards."""
     try:
         return [futures[row].result() for row in range(len(futures))]

@@ -73,7 +73,7 @@ def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) ->
             "with a count for one of several pools, what is left for the others cannot be known",
             where="workers",
             found=", ".join(f"{pool.device} count: {pool.count} num_cpus: {pool.num_cpus}" for pool in pools),
-            do="set num_cpus for each of them",
+            hint="set num_cpus for each of them",
         )
     for pool in pools:
         _check_gpu(pool, alone=len(nodes) == 1 and not autoscaling)
@@ -82,7 +82,7 @@ def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) ->
                 "an autoscaler cannot know how many workers to make room for, or how much",
                 where=f"workers: {pool.device}",
                 found=f"count: {pool.count}, num_cpus: {pool.num_cpus}",
-                do="set both: the most workers of the pool, and the CPUs of each",
+                hint="set both: the most workers of the pool, and the CPUs of each",
             )
         if not autoscaling and not any(_fits(pool, pool.num_cpus or 1.0, node.resources) for node in nodes):
             have = [{k: v for k, v in node.resources.items() if not k.startswith("node:")} for node in nodes]
@@ -90,7 +90,7 @@ def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) ->
                 "no node of the cluster can hold a worker",
                 where=f"workers: {pool.device}",
                 found=f"a worker asks for {asked(pool)}; the nodes have {have}",
-                do="ask for less in `workers`, or add a node; with an autoscaler, set cluster.autoscaling: true",
+                hint="ask for less in `workers`, or add a node; with an autoscaler, set cluster.autoscaling: true",
             )
 
 
@@ -104,7 +104,7 @@ def _check_gpu(pool: Pool, *, alone: bool) -> None:
         "OpenVINO's GPU means an Intel GPU, and nothing says which nodes have one",
         where=f"workers: {pool.device}",
         found=f"resources: {dict(pool.resources)}; Ray's own GPU counts cards of any maker",
-        do="start nodes that have an Intel GPU with `ray start --resources '{\"intel_gpu\": 1}'`"
+        hint="start nodes that have an Intel GPU with `ray start --resources '{\"intel_gpu\": 1}'`"
         " and ask for resources: {intel_gpu: 1}",
     )
 

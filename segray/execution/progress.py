@@ -21,7 +21,7 @@ _REMEMBERED_S = 60.0
 
 
 @dataclass
-class Tally:
+class Counters:
     """What this process did, summed over its reports. merge_s, commit_s: seconds from the first call to the answer."""
 
     ok: int = 0
@@ -55,7 +55,7 @@ def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Condition:
+class WorkerStatus:
     """Of one worker. images: finished since it began. longest: stage and seconds of its oldest image in flight."""
 
     worker: str
@@ -69,7 +69,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Vitals:
+class RunProgress:
     """A run at one moment.
 
     phase: starting, labelling or publishing. images: of the plan; done: of these, labelled, by earlier processes too;
@@ -82,12 +82,12 @@ class Vitals:
     images: int
     done: int
     waiting: int
-    tally: Tally
+    tally: Counters
     units: int
     retries: int
     lost: int
     commits: int
-    workers: tuple[Condition, ...]
+    workers: tuple[WorkerStatus, ...]
 
     @property
     def images_per_s(self) -> float:
@@ -104,7 +104,7 @@ class Vitals:
         return sum(each.in_flight for each in self.workers)
 
 
-class Watcher:
+class ProgressListener:
     """Who is told how the run goes; a subclass hears what it wants to."""
 
     def note(self, text: str) -> None:
@@ -119,7 +119,7 @@ class Watcher:
     def unit(self, run: Run, host: str, report: UnitReport) -> None:
         """A unit's result counts; it was labelled on `host`."""
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: RunProgress) -> None:
         """How it goes now: every few seconds while labelling, and once at its end, whatever the end."""
 
 
@@ -139,10 +139,10 @@ class _Member:
         self.seconds = kept * self.seconds + passed_s
         self.seen_s, self.progress = now_s, progress
 
-    def condition(self, worker: str) -> Condition:
+    def condition(self, worker: str) -> WorkerStatus:
         in_flight = self.progress.in_flight
         oldest = max(in_flight, key=lambda image: image.seconds, default=None)
-        return Condition(
+        return WorkerStatus(
             worker,
             self.host,
             self.device,
@@ -154,11 +154,11 @@ class _Member:
         )
 
 
-class Course:
+class ProgressTracker:
     """What has happened so far in this process; its counts only grow."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.tally = Counters()
         self._units = self._retries = self._lost = self._commits = 0
         self._members: dict[str, _Member] = {}
 
@@ -196,9 +196,9 @@ class Course:
         self.tally.commit_s += commit_s
         self._commits += 1
 
-    def vitals(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> Vitals:
+    def vitals(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> RunProgress:
         """How it goes now."""
         phase = "publishing" if not labelling else "labelling" if self._members else "starting"
         workers = tuple(member.condition(name) for name, member in self._members.items())
         counts = self._units, self._retries, self._lost, self._commits
-        return Vitals(run, phase, images, done, waiting, self.tally, *counts, workers)
+        return RunProgress(run, phase, images, done, waiting, self.tally, *counts, workers)

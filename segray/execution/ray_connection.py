@@ -23,7 +23,7 @@ from segray import _compat
 from segray._system import child_processes, host_process, signals
 from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
 from segray.config import Cluster
-from segray.errors import ConfigError, SegrayError, WorldError
+from segray.errors import ConfigError, InfrastructureError, SegrayError
 from segray.models.engine import available_cpus
 
 _LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
@@ -111,7 +111,7 @@ def connect(cluster: Cluster) -> None:
 
     Without an address a process inside a Ray job joins that job's cluster. A private cluster has no
     dashboard and listens on this machine only, so it needs no token.
-    Raises WorldError for a cluster that cannot be reached now, ConfigError for one that does not take us.
+    Raises InfrastructureError for a cluster that cannot be reached now, ConfigError for one that does not take us.
     """
     try:
         _connection.join(cluster)
@@ -141,7 +141,7 @@ class Head:
         return not (self._lost or _connection.head_ended())
 
     def ask(self, call: Callable[..., T], *args: Any) -> T:
-        """Return the answer of a call that needs the head; raise WorldError when there is none in time.
+        """Return the answer of a call that needs the head; raise InfrastructureError when there is none in time.
 
         Ray itself waits a minute, in the middle of the call, and then ends the process.
         """
@@ -153,17 +153,17 @@ class Head:
                 found = first_line(exc)
             except TimeoutError:
                 self._lost = True
-        raise WorldError(
+        raise InfrastructureError(
             "the head of the Ray cluster is gone",
             where=f"cluster.address={self._cluster.address or 'null'}",
             found=found,
-            do="start the cluster again, with another cluster.address if it has one",
+            hint="start the cluster again, with another cluster.address if it has one",
         )
 
     def run_elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns in another process of the cluster.
 
-        Raises what the function raises, and WorldError when its process dies each time.
+        Raises what the function raises, and InfrastructureError when its process dies each time.
         """
         try:
             # No CPU: the workers hold them all, and this must never wait for one.
@@ -177,11 +177,11 @@ class Head:
                 raise exc.cause from exc
             raise
         except RayError as exc:
-            raise WorldError(
+            raise InfrastructureError(
                 f"{function.__name__} came to no end on the Ray cluster",
                 where="a task of the driver's, tried three times",
                 found=first_line(exc),
-                do="see why in Ray's logs; too little memory is the usual cause",
+                hint="see why in Ray's logs; too little memory is the usual cause",
             ) from exc
 
     def leave(self) -> None:
@@ -205,14 +205,14 @@ def _init(address: str, mark: str) -> None:
     try:
         ray.init(address=address, logging_level=level)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
-        kind = WorldError if isinstance(exc, ConnectionError) else ConfigError
+        kind = InfrastructureError if isinstance(exc, ConnectionError) else ConfigError
         raise kind(
             "cannot join the Ray cluster",
             where=f"cluster.address={address}",
             # Ray raises RuntimeError for other versions, and lists them on lines of their own.
             found=" ".join(str(exc).split()) if isinstance(exc, RuntimeError) else first_line(exc),
-            do="check the address, that RAY_AUTH_MODE is the cluster's, RAY_AUTH_TOKEN in token mode, and that Ray and "
-            "Python are those of the cluster",
+            hint="check the address, that RAY_AUTH_MODE is the cluster's, RAY_AUTH_TOKEN in token mode, and that Ray "
+            "and Python are those of the cluster",
         ) from exc
 
 
@@ -231,11 +231,11 @@ def _start_private(mark: str, level: int) -> None:
                 logging_level=level,
             )
     except Exception as exc:  # Ray raises nothing more special when its processes are not up within 30 s.
-        raise WorldError(
+        raise InfrastructureError(
             "Ray could not start on this machine",
             where="cluster.address=null",
             found=first_line(exc),
-            do="run the same command when the machine is less busy, or look into Ray's logs in /tmp/ray",
+            hint="run the same command when the machine is less busy, or look into Ray's logs in /tmp/ray",
         ) from exc
 
 
@@ -270,7 +270,7 @@ def _check_same(address: str | None) -> None:
             "this process is connected to another Ray cluster",
             where=f"cluster.address={address}",
             found=f"connected to {joined}",
-            do="leave cluster.address out, call ray.shutdown() before, or label in a process of its own",
+            hint="leave cluster.address out, call ray.shutdown() before, or label in a process of its own",
         )
 
 

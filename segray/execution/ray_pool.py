@@ -23,7 +23,7 @@ from segray import _compat
 from segray._system import signals
 from segray._system.threads import run_in_daemon_thread
 from segray.config import Cluster, Config, Pool
-from segray.errors import ConfigError, LastingError, SegrayError, UserError, WorldError
+from segray.errors import ConfigError, InfrastructureError, LastingError, SegrayError, UserError
 from segray.execution import placement
 from segray.execution.actor import Actor, images_of_dead_worker
 from segray.execution.events import (
@@ -100,7 +100,7 @@ class RayWorkers:
     # ---- what happened ----
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        """Return whatever is ready; raise UserError when no retry can help a worker, WorldError when Ray cannot."""
+        """Return what is ready. Raise UserError when no retry helps a worker, InfrastructureError when Ray fails."""
         now = time.monotonic()
         if now - self._nodes_seen_s > _NODES_S:
             self._head.ask(self._populate)
@@ -168,11 +168,11 @@ class RayWorkers:
         if node_lives:
             self._failed_starts += not worker.started
             if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise WorldError(
+                raise InfrastructureError(
                     f"{_MAX_FAILED_STARTS} workers in a row died while loading the model",
                     where=f"node {worker.node}",
                     found=dead.reason,
-                    do="look at the worker's log; too little memory is the usual cause",
+                    hint="look at the worker's log; too little memory is the usual cause",
                 )
             self._respawn(worker)
         reason = dead.reason if node_lives else f"its node is gone ({dead.reason})"
@@ -182,11 +182,11 @@ class RayWorkers:
         alive = self._alive()
         starts = [worker.state.since_s for worker in alive if isinstance(worker.state, Starting)]
         if starts and len(starts) == len(alive) and now - max(starts) > self._cluster.start_timeout_s:
-            raise WorldError(
+            raise InfrastructureError(
                 f"no worker started within {self._cluster.start_timeout_s:.0f} s",
                 where="the Ray cluster",
                 found=f"asked for {list(map(placement.asked, self._pools))}, available {self._head.ask(_available)}",
-                do="free resources, or ask for less in `workers`; nodes that an autoscaler brings may need minutes:"
+                hint="free resources, or ask for less in `workers`; nodes that an autoscaler brings may need minutes:"
                 " allow more with cluster.start_timeout_s",
             )
 
@@ -303,7 +303,7 @@ def _on_task_error(worker: WorkerHandle, call: Any, exc: RayTaskError) -> list[P
     cause = exc.cause if isinstance(exc.cause, Exception) else exc
     if isinstance(cause, UserError):
         raise cause from exc
-    if call in worker.tasks and isinstance(cause, WorldError):
+    if call in worker.tasks and isinstance(cause, InfrastructureError):
         return [TaskFailed(worker.name, worker.tasks.pop(call), cause.short(), isinstance(cause, LastingError))]
     raise SegrayError("a worker met an error of segray's own", where=f"worker {worker.name}", found=str(cause)) from exc
 
@@ -318,7 +318,7 @@ def _check_installed(exc: RayError, node: str | None) -> None:
             "a node of the cluster has no segray, or another one than the driver",
             where=f"node {node}",
             found=f"No module named '{missing[0]}'",
-            do="install the driver's version on every node, for the Python that `ray start` runs with",
+            hint="install the driver's version on every node, for the Python that `ray start` runs with",
         ) from exc
 
 

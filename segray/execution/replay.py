@@ -69,7 +69,7 @@ def _compare(replayed: Mapping[str, Any], recorded: Mapping[str, Any], count: in
                 "the replay came to another state than the run",
                 where=f"{key}, after event {count}",
                 found=f"{replayed[key]!r}, recorded {recorded[key]!r}",
-                do="replay with the version of segray that the run had",
+                hint="replay with the version of segray that the run had",
             )
 
 
@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         frozen, found = plan.load(store, folder), event_log.read(store, folder)
         if frozen is None or not found:
-            raise SegrayError("no event log is here", where=folder, do="give the folder ROOT/_segray/runs/RUN_ID")
+            raise SegrayError("no event log is here", where=folder, hint="give the folder ROOT/_segray/runs/RUN_ID")
         for number, series in enumerate(found, start=1):
             _print(number, series, PlanNames(frozen), image, asked.worker)
     except SegrayError as error:

@@ -24,14 +24,14 @@ from segray.errors import (
     AccessError,
     ConfigError,
     ConflictError,
+    InfrastructureError,
     Interrupted,
     SegrayError,
     SourceError,
     UserError,
-    WorldError,
 )
-from segray.execution.event_loop import Execution, Job
-from segray.execution.progress import Tally, Watcher
+from segray.execution.event_loop import RunContext, RunLoop
+from segray.execution.progress import Counters, ProgressListener
 from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import Workers
 from segray.execution.worker_spec import WorkerSpec, options_of
@@ -46,7 +46,7 @@ from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.shard_index import Index
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import absolute, join, shown
+from segray.storage.uris import absolute, join, redact
 from segray.tasks import Task
 
 StartWorkers = Callable[[WorkerSpec, Config], Workers]
@@ -64,7 +64,7 @@ class Summary:
     root: str
     images: Mapping[str, int]
     classes: Mapping[str, int]
-    tally: Tally
+    tally: Counters
     seconds: float
     startup_s: float
     planned: int
@@ -76,7 +76,7 @@ class Summary:
 
 def label(
     config: Config,
-    watcher: Watcher,
+    listener: ProgressListener,
     start_workers: StartWorkers,
     *,
     limit: int | None = None,
@@ -87,7 +87,7 @@ def label(
 
     limit: at most so many images, the first by key, and nothing is retired. dry_run: count, write nothing. retry_s:
     delay before an image that storage withheld is tried again.
-    Raises UserError before any image is read; WorldError or Interrupted with everything committed kept.
+    Raises UserError before any image is read; InfrastructureError or Interrupted with everything committed kept.
     """
     config = with_absolute_paths(config)
     model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
@@ -96,7 +96,7 @@ def label(
     engine.check(found, model.form, str(model.path))
     engine.check_precision(found, config.model.precision, str(model.path))
     options = StorageOptions(**config.storage.model_dump())
-    job = Job(config, options, Store(options), identity_of(config, model), watcher, retry_s)
+    job = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
     run_records.check(job.store, job.root, job.identity)
     done = _Done(withheld_before=run_records.left_over(job.store, job.root))
     if dry_run:
@@ -166,7 +166,7 @@ Step = Resume | Start | Nothing
 
 
 def next_step(
-    job: Job,
+    job: RunContext,
     *,
     limit: int | None,
     resumable: bool = True,
@@ -203,7 +203,7 @@ def listing(
 
 
 def _resumable(
-    job: Job, committed: plan.Committed | None, number: int, retiring: bool, over: Container[str]
+    job: RunContext, committed: plan.Committed | None, number: int, retiring: bool, over: Container[str]
 ) -> Resume | None:
     """Return what is left of the latest unfinished run over the same source. number: of the batch that comes next."""
     run = run_records.unfinished(job.store, job.root)
@@ -223,7 +223,7 @@ def _resumable(
     return Resume(run, frozen, staged, plan.left(frozen, done), retire)
 
 
-def _freeze(job: Job, step: Start) -> Resume:
+def _freeze(job: RunContext, step: Start) -> Resume:
     """Write a new run and its plan."""
     run = run_records.new_run(job.root)
     run_records.create_or_check(job.store, job.root, job.identity)
@@ -234,7 +234,7 @@ def _freeze(job: Job, step: Start) -> Resume:
     return Resume(run, frozen, {}, frozen.tasks(), list(frozen.retired))
 
 
-def _tell(job: Job, step: Step) -> None:
+def _tell(job: RunContext, step: Step) -> None:
     """Say what comes next."""
     match step:
         case Resume(run, frozen, staged, todo, retire) if staged or todo or retire:
@@ -242,56 +242,61 @@ def _tell(job: Job, step: Step) -> None:
             parts = [f"{step.images_before - waiting} of {frozen.images} images committed, {waiting} staged"]
             if retire:
                 parts.append(f"{sum(frozen.retired[name] for name in retire)} to retire")
-            job.watcher.note(f"resuming run {run.id}: {', '.join(parts)}")
+            job.listener.note(f"resuming run {run.id}: {', '.join(parts)}")
         case Start(listed, total, gone):
             what = f"{len(listed)} of {total} images to label" if len(listed) else _all_labelled(job, total, "label")
-            job.watcher.note(f"{what}, and {len(gone)} that it no longer has to retire" if len(gone) else what)
+            job.listener.note(f"{what}, and {len(gone)} that it no longer has to retire" if len(gone) else what)
         case Nothing(total):
-            job.watcher.note(_all_labelled(job, total, "do"))
+            job.listener.note(_all_labelled(job, total, "do"))
 
 
-def _all_labelled(job: Job, total: int, verb: str) -> str:
+def _all_labelled(job: RunContext, total: int, verb: str) -> str:
     return f"nothing to {verb}: all {total} images of {job.config.source.uri} are labelled"
 
 
 def _unlisted(
-    job: Job, images: ds.Dataset, committed: plan.Committed, listed: plan.Listed, seen: NDArray[np.bool_], prefix: str
+    job: RunContext,
+    images: ds.Dataset,
+    committed: plan.Committed,
+    listed: plan.Listed,
+    seen: NDArray[np.bool_],
+    prefix: str,
 ) -> pa.Table:
     """The rows to retire. Raises SourceError when there are more than the configuration allows.
 
     prefix: what the keys of the source begin with; rows of others are not its own.
     """
     columns = ["image_key", "version", "batch"]
-    gone = job.store.insist(
+    gone = job.store.retrying(
         job.root, lambda: plan.unlisted(listed, seen, committed, lambda: images.to_batches(columns))
     )
     allowed, of = job.config.source.max_retired_fraction, len(committed)
     if prefix and len(gone):
         own = pc.starts_with(pc.field("image_key"), prefix)
         gone = gone.filter(own)
-        of = job.store.insist(job.root, lambda: images.count_rows(filter=own))
+        of = job.store.retrying(job.root, lambda: images.count_rows(filter=own))
     nothing = not len(listed) and not seen.any()
     if len(gone) > allowed * of or (len(gone) and nothing):
         raise SourceError(
             "the source lacks too many images that the label set holds; nothing was retired",
             where=job.config.source.uri,
-            found=f"{len(gone)} of {of} are not listed, such as {shown(gone['image_key'][0].as_py())!r}; "
+            found=f"{len(gone)} of {of} are not listed, such as {redact(gone['image_key'][0].as_py())!r}; "
             f"source.max_retired_fraction allows {allowed:g}",
-            do="see whether the source is whole; if it is, raise source.max_retired_fraction for this run, or keep the "
-            "rows with source.deleted=keep",
+            hint="see whether the source is whole; if it is, raise source.max_retired_fraction for this run, or keep "
+            "the rows with source.deleted=keep",
         )
     return gone
 
 
-def _not_committed(job: Job, planned: Plan) -> int:
+def _not_committed(job: RunContext, planned: Plan) -> int:
     """How many images of a plan have no row, whoever labelled the others."""
     images = snapshot.committed(job.root, "images", job.options)
     done = plan.committed_rows(planned, None if images is None else _committed(job, images))
     return int((~done).sum())
 
 
-def _committed(job: Job, images: ds.Dataset) -> plan.Committed:
-    return job.store.insist(job.root, lambda: plan.Committed(images.to_batches(["image_key", "version"])))
+def _committed(job: RunContext, images: ds.Dataset) -> plan.Committed:
+    return job.store.retrying(job.root, lambda: plan.Committed(images.to_batches(["image_key", "version"])))
 
 
 # ---- doing it -------------------------------------------------------------------------------------
@@ -314,7 +319,7 @@ class _Done:
     labelling_s: float = 0.0
 
 
-def _carry_out(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> bool:
+def _carry_out(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> bool:
     """Retire, label and commit the plan; False when another run came between and the rest must be planned again."""
     try:
         with _ended(job, work):
@@ -322,7 +327,7 @@ def _carry_out(job: Job, fingerprint: str, work: Resume, start_workers: StartWor
         if work.todo or work.staged:
             _label(job, fingerprint, work, start_workers, done)
     except ConflictError as exc:
-        job.watcher.note(f"{exc.what}; planning again")
+        job.listener.note(f"{exc.what}; planning again")
         job.save(work.run, "superseded", work.plan.images)
         return False
     if work.run.id in done.runs:
@@ -332,7 +337,7 @@ def _carry_out(job: Job, fingerprint: str, work: Resume, start_workers: StartWor
     return True
 
 
-def _retire(job: Job, work: Resume, done: _Done) -> None:
+def _retire(job: RunContext, work: Resume, done: _Done) -> None:
     """Remove the rows of images that are gone, one commit after another. That needs no worker."""
     for name in work.retire:
         number = commit.recover(job.root, job.options, job.store) + 1
@@ -346,7 +351,7 @@ def _retire(job: Job, work: Resume, done: _Done) -> None:
             done.retired += batch.removed
 
 
-def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
+def _label(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
     limits = Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
     tiles = None if asked is None else Tiles(**asked.model_dump())
@@ -355,7 +360,7 @@ def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers
     with _ended(job, work):
         pool = start_workers(spec, job.config)
     with closing(pool):
-        execution = Execution(job, work.run, work.plan, work.staged, work.todo, pool, done.withheld_before)
+        execution = RunLoop(job, work.run, work.plan, work.staged, work.todo, pool, done.withheld_before)
         try:
             with _ended(job, work, execution):
                 execution.run()
@@ -368,7 +373,7 @@ def _label(job: Job, fingerprint: str, work: Resume, start_workers: StartWorkers
 
 
 @contextmanager
-def _ended(job: Job, work: Resume, execution: Execution | None = None) -> Iterator[None]:
+def _ended(job: RunContext, work: Resume, execution: RunLoop | None = None) -> Iterator[None]:
     """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
     images = work.plan.images
 
@@ -385,51 +390,51 @@ def _ended(job: Job, work: Resume, execution: Execution | None = None) -> Iterat
             "interrupted; everything finished so far is kept",
             where=job.root,
             found=f"{images_done()} of {images} images of this run labelled",
-            do="run the same command again to go on",
+            hint="run the same command again to go on",
         ) from None
-    except (WorldError, UserError) as exc:
+    except (InfrastructureError, UserError) as exc:
         _leave(job, work.run, "stopped", images)
         if isinstance(exc, UserError) and images_done() == work.images_before:
             raise  # Nothing was done.
         raise _stopped(exc, images - images_done()) from exc
 
 
-def _leave(job: Job, run: Run, state: str, images: int) -> None:
+def _leave(job: RunContext, run: Run, state: str, images: int) -> None:
     """Say in the run's record why it ends, if storage still takes it; any state but "done" is resumed."""
     try:
         job.save(run, state, images)
-    except (WorldError, AccessError) as exc:
-        job.watcher.note(f"run {run.id} is left as it stands: its record cannot be written ({exc.what})")
+    except (InfrastructureError, AccessError) as exc:
+        job.listener.note(f"run {run.id} is left as it stands: its record cannot be written ({exc.what})")
 
 
-def _stopped(exc: SegrayError, left: int) -> WorldError:
+def _stopped(exc: SegrayError, left: int) -> InfrastructureError:
     """The same error as the end of a run that had begun: work is left, whoever is at fault."""
     found = "; ".join(part for part in (exc.found, f"{left} images of this run not labelled yet") if part)
-    do = "; ".join(part for part in (exc.do, "then run the same command again to go on") if part)
-    return WorldError(exc.what, where=exc.where, found=found, do=do)
+    hint = "; ".join(part for part in (exc.hint, "then run the same command again to go on") if part)
+    return InfrastructureError(exc.what, where=exc.where, found=found, hint=hint)
 
 
-def _left_over_error(job: Job, images: Mapping[str, str]) -> WorldError:
+def _left_over_error(job: RunContext, images: Mapping[str, str]) -> InfrastructureError:
     key, reason = next(iter(images.items()))
     count = len(images)
-    return WorldError(
+    return InfrastructureError(
         f"{count} {'image' if count == 1 else 'images'} could not be labelled, all others are",
         where=job.config.source.uri,
-        found=f"storage withheld {shown(key)}: {reason}",
-        do=f"run the same command again to try them; {join(job.root, '_segray', 'left_over.json')} lists them",
+        found=f"storage withheld {redact(key)}: {reason}",
+        hint=f"run the same command again to try them; {join(job.root, '_segray', 'left_over.json')} lists them",
     )
 
 
 # ---- how it ended ---------------------------------------------------------------------------------
 
 
-def _summary(job: Job, done: _Done) -> Summary:
-    images, failures = job.store.insist(job.root, lambda: _images(job))
+def _summary(job: RunContext, done: _Done) -> Summary:
+    images, failures = job.store.retrying(job.root, lambda: _images(job))
     allowed = job.config.max_failed_fraction * sum(images.values())
     return Summary(
         job.root,
         images,
-        job.store.insist(job.root, lambda: _classes(job)),
+        job.store.retrying(job.root, lambda: _classes(job)),
         job.tally,
         done.labelling_s,
         done.startup_s,
@@ -437,21 +442,21 @@ def _summary(job: Job, done: _Done) -> Summary:
         done.retired,
         tuple(job.facts),
         failures,
-        exit_code=WorldError.exit_code if images.get("failed", 0) > allowed else 0,
+        exit_code=InfrastructureError.exit_code if images.get("failed", 0) > allowed else 0,
     )
 
 
-def _images(job: Job, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
+def _images(job: RunContext, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
     rows = snapshot.committed(job.root, "images", job.options)
     if rows is None:
         return {}, ()
     status = pc.value_counts(rows.to_table(["status"]).column("status")).to_pylist()
     failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(most)
-    failures = tuple((shown(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
+    failures = tuple((redact(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
     return {entry["values"]: entry["counts"] for entry in status}, failures
 
 
-def _classes(job: Job) -> dict[str, int]:
+def _classes(job: RunContext) -> dict[str, int]:
     """Committed instances by class name, most first; from the log alone."""
     state = snapshot.table_state(job.root, "instances", job.options)
     if state is None:

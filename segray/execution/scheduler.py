@@ -37,7 +37,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from segray.execution.chunk_sizing import Pace, Shares
+from segray.execution.chunk_sizing import ChunkSizer, Throughput
 from segray.execution.events import (
     Accept,
     Action,
@@ -105,7 +105,7 @@ _LONGEST_RETRY_S, _MOST_DOUBLINGS = 60.0, 8
 @dataclass
 class _Worker:
     last_sign_s: float
-    pace: Pace
+    pace: Throughput
     running: list[Task] = field(default_factory=list)
     progress: Progress = field(default_factory=lambda: Progress(0))
     draining: bool = False
@@ -244,7 +244,7 @@ class Scheduler:
             case WorkerJoined(name, facts):
                 if "host" in facts:
                     self._names.hosts[name] = facts["host"]
-                self._workers[name] = _Worker(now_s, Pace(now_s))
+                self._workers[name] = _Worker(now_s, Throughput(now_s))
                 actions: list[Action] = []
             case TaskFinished(name, report):
                 if not self._give_back(name, report.task, now_s):
@@ -574,9 +574,11 @@ class Scheduler:
                 actions.append(Assign(name, task))
         return actions
 
-    def _shares(self) -> Shares:
-        paces: Mapping[str, Pace] = {name: worker.pace for name, worker in self._workers.items() if worker.takes_more}
-        return Shares(paces, self._images_to_do - self._images_running, self._policy.least_images)
+    def _shares(self) -> ChunkSizer:
+        paces: Mapping[str, Throughput] = {
+            name: worker.pace for name, worker in self._workers.items() if worker.takes_more
+        }
+        return ChunkSizer(paces, self._images_to_do - self._images_running, self._policy.least_images)
 
 
 def _stages(progress: Progress) -> set[tuple[int, int, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from segray.errors import LastingError, UserError, WorldError
+from segray.errors import InfrastructureError, LastingError, UserError
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.instances import ImageRef
 from segray.tasks import Progress, Task, TaskReport
@@ -79,7 +79,7 @@ class InProcess:
     def _run(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         try:
             self._events.put(TaskFinished(worker, self._labeller.label(task, refs)))
-        except WorldError as exc:
+        except InfrastructureError as exc:
             self._events.put(TaskFailed(worker, task, exc.short(), isinstance(exc, LastingError)))
         except UserError as exc:
             self._events.put(exc)
@@ -87,7 +87,9 @@ class InProcess:
             self._events.put(WorkerLost(worker, repr(exc), blame_images=True))
 
     def retire(self, worker: str) -> None:
-        raise WorldError("a stuck image holds this process", do="run on a cluster, where a worker can be replaced")
+        raise InfrastructureError(
+            "a stuck image holds this process", hint="run on a cluster, where a worker can be replaced"
+        )
 
     def release(self, worker: str) -> None: ...
 

@@ -25,7 +25,7 @@ from segray.imaging.tiling import Tiles
 from segray.limits import Limits
 from segray.models import engine as runtime
 from segray.models import resolve
-from segray.models.adapters.adapter import Contract, Options
+from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.storage.store import StorageOptions, Store
 
 _OPENCV_ERRORS = 2
@@ -100,7 +100,7 @@ def _check_version(spec: WorkerSpec) -> None:
             "a worker has another segray than the driver",
             where=platform.node(),
             found=f"{segray.__version__} there, {spec.version} in the driver",
-            do="install the same version on every node",
+            hint="install the same version on every node",
         )
 
 
@@ -111,14 +111,14 @@ def _model_here(spec: WorkerSpec) -> resolve.Model:
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
     except ModelError as exc:  # The driver has found it, so it is this machine that lacks it.
         raise ModelError(
-            exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, do="give every node the same files"
+            exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, hint="give every node the same files"
         ) from exc
     if model.fingerprint != spec.fingerprint:
         raise ModelError(
             "the model files on this worker are not those the run began with",
             where=f"{platform.node()}: {model.path}",
             found=f"fingerprint {model.fingerprint[:12]}, expected {spec.fingerprint[:12]}",
-            do="give every node the same files",
+            hint="give every node the same files",
         )
     return model
 
@@ -139,14 +139,14 @@ def _compiled(model: resolve.Model, spec: WorkerSpec, device: str, cores: int) -
     return engine
 
 
-def options_of(chosen: config.Model, adapter: Contract) -> Options:
+def options_of(chosen: config.Model, adapter: ModelAdapter) -> Options:
     """Return the options of the configuration; raise ConfigError for a choice that this adapter does not have."""
     for choice, default in (("nms", "per_class"), ("paste", None)):
         value = getattr(chosen, choice)
         if value != default and choice not in adapter.choices:
             what = f"{chosen.name} leaves no choice of {choice}."
-            do = f"Remove it, or set model.{choice} to {default or 'null'}."
-            raise ConfigError(what, where=f"model.{choice}", found=repr(value), do=do)
+            hint = f"Remove it, or set model.{choice} to {default or 'null'}."
+            raise ConfigError(what, where=f"model.{choice}", found=repr(value), hint=hint)
     floor = 1.0 if chosen.score_floor is None else chosen.score_floor
     thresholds = {_class_id(key, adapter.labels): min(least, floor) for key, least in chosen.class_thresholds.items()}
     return Options(
@@ -164,6 +164,6 @@ def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
     ids = {str(i): i for i in labels} | {name: i for i, name in labels.items()}
     if str(key) not in ids:
         near = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)
-        found, do = repr(key), f"Did you mean {near[0]!r}?"
-        raise ConfigError("The label map has no such class.", where="model.class_thresholds", found=found, do=do)
+        found, hint = repr(key), f"Did you mean {near[0]!r}?"
+        raise ConfigError("The label map has no such class.", where="model.class_thresholds", found=found, hint=hint)
     return ids[str(key)]

@@ -169,7 +169,7 @@ def _rgb(image: Image.Image) -> Pixels:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ImageError("32-bit or float samples: which value is white is unknown", do="convert the image to 8 bits")
+        raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
     if image.has_transparency_data:
         drawn = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")

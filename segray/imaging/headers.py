@@ -79,7 +79,7 @@ def probe(data: bytes) -> Header:
 
 
 def _not_an_image(data: bytes) -> ImageError:
-    return ImageError(f"not an image: starts with {repr(data[:16])[1:]}", do=_READS)
+    return ImageError(f"not an image: starts with {repr(data[:16])[1:]}", hint=_READS)
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:

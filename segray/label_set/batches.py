@@ -103,7 +103,7 @@ def write_record(batch: Batch, run: Run, store: Store) -> str:
 def newest_batch(root: str, options: StorageOptions, store: Store) -> tuple[Batch, str]:
     """Return the last batch that reached `instances`, and where its record lies below the root."""
     table = require_table(root, "instances", options)
-    record = store.insist(root, partial(batch_records, table))[0]
+    record = store.retrying(root, partial(batch_records, table))[0]
     return Batch.parse(store.read(join(root, record))), record
 
 
@@ -120,7 +120,7 @@ def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
         return 0 if table is None else batch_of(table)
 
     def read(name: str) -> int:
-        return store.insist(root, partial(number, name))
+        return store.retrying(root, partial(number, name))
 
     images, instances = read("images"), read("instances")
     while instances > images + 1 and (later := read("images")) != images:

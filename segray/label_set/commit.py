@@ -36,7 +36,7 @@ from segray.storage.uris import join
 def create_tables(root: str, options: StorageOptions) -> None:
     """Create both tables, empty, where they do not exist yet."""
     for name in COMMIT_ORDER:
-        Store(options).insist(root, partial(_create_table, root, options, name))
+        Store(options).retrying(root, partial(_create_table, root, options, name))
 
 
 def _create_table(root: str, options: StorageOptions, name: str) -> None:
@@ -54,10 +54,10 @@ def recover(root: str, options: StorageOptions, store: Store) -> int:
             "the two tables of the label set do not belong together",
             where=root,
             found=f"instances at batch {instances}, images at batch {images}",
-            do="restore both from one backup; segray never leaves them further apart than one batch",
+            hint="restore both from one backup; segray never leaves them further apart than one batch",
         )
     batch, record = newest_batch(root, options, store)
-    store.insist(root, partial(_commit_table, root, options, "images", batch, record))
+    store.retrying(root, partial(_commit_table, root, options, "images", batch, record))
     return instances
 
 
@@ -76,11 +76,11 @@ def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> Non
 def _commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
     if batch_numbers(run.root, options) != (batch.number - 1, batch.number - 1):
         raise ConflictError(
-            f"batch {batch.number} was committed by another run", where=run.root, do="the work left is planned again"
+            f"batch {batch.number} was committed by another run", where=run.root, hint="the work left is planned again"
         )
     record = write_record(batch, run, store)
     for name in COMMIT_ORDER:
-        store.insist(run.root, partial(_commit_table, run.root, options, name, batch, record))
+        store.retrying(run.root, partial(_commit_table, run.root, options, name, batch, record))
 
 
 def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:
@@ -97,7 +97,7 @@ def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, r
                 f"files that batch {batch.number} replaces were rewritten meanwhile",
                 where=table_uri(root, name),
                 found=missing[0],
-                do="the work left is planned again",
+                hint="the work left is planned again",
             )
         changes = merge_images_again(root, options, batch)
     delta_log.commit_batch(table, name, changes, batch.number, record)
@@ -129,4 +129,4 @@ def replace_files(root: str, options: StorageOptions, name: str, changes: Change
     table = require_table(root, name, options)
     if missing := missing_files(table, changes):
         raise ConflictError("a file was replaced meanwhile", where=table_uri(root, name), found=missing[0])
-    Store(options).insist(root, lambda: delta_log.commit_replacement(table, name, changes))
+    Store(options).retrying(root, lambda: delta_log.commit_replacement(table, name, changes))

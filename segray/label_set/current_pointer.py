@@ -23,8 +23,8 @@ def resolved(root: str, options: StorageOptions) -> str:
     try:
         return read_pointer(plain, Store(options))
     except FileNotFoundError as exc:
-        do = "promote a label set beside it with `segray promote`, or give its own folder"
-        raise LabelSetError("no label set is current here", where=root, found="no such object", do=do) from exc
+        hint = "promote a label set beside it with `segray promote`, or give its own folder"
+        raise LabelSetError("no label set is current here", where=root, found="no such object", hint=hint) from exc
 
 
 def read_pointer(pointer: str, store: Store) -> str:
@@ -35,7 +35,7 @@ def read_pointer(pointer: str, store: Store) -> str:
             "the pointer names no folder beside it",
             where=pointer,
             found=ascii(said)[:80],
-            do="run `segray promote ROOT` again",
+            hint="run `segray promote ROOT` again",
         )
     return join(parent(pointer), said)
 

@@ -109,7 +109,8 @@ def _of_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBat
     while True:
         if os.getpid() != pid:  # Asked for the next batch, Arrow would wait for threads that are not here.
             raise UserError(
-                "batches were begun before this process was forked", do="call to_batches() after the fork, in the child"
+                "batches were begun before this process was forked",
+                hint="call to_batches() after the fork, in the child",
             )
         batch = next(batches, None)
         if batch is None:

@@ -28,7 +28,7 @@ from deltalake.transaction import (
 )
 
 from segray._compat import is_panic
-from segray.errors import ConflictError, UserError, WorldError
+from segray.errors import ConflictError, InfrastructureError, UserError
 from segray.label_set import schema
 
 P = ParamSpec("P")
@@ -87,7 +87,9 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
     """
     global _first_user_pid
     if _is_forked_from_a_user():
-        raise UserError("a forked process cannot write to a label set that its parent has opened", where=uri, do=_SPAWN)
+        raise UserError(
+            "a forked process cannot write to a label set that its parent has opened", where=uri, hint=_SPAWN
+        )
     _first_user_pid = os.getpid()
     try:
         return DeltaTable(uri, storage_options=dict(options) or None)
@@ -96,7 +98,7 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
     except BaseException as error:
         if not is_panic(error):
             raise
-        raise UserError("deltalake cannot run in this process", where=uri, found=str(error), do=_SPAWN) from error
+        raise UserError("deltalake cannot run in this process", where=uri, found=str(error), hint=_SPAWN) from error
 
 
 def latest_state(uri: str, options: Mapping[str, str]) -> TableState | None:
@@ -117,7 +119,7 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
             "another tool has switched on table features that segray cannot read",
             where=uri,
             found=f"reader version {protocol.min_reader_version}, features: {', '.join(sorted(unreadable)) or 'none'}",
-            do="drop these features with that tool: deletion vectors, column mapping",
+            hint="drop these features with that tool: deletion vectors, column mapping",
         )
     return TableState(
         uri, table.version(), pa.schema(table.schema().to_arrow()),
@@ -166,7 +168,7 @@ def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
 def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
     """Create the table at `uri`, empty, unless a table is there. name: instances or images.
 
-    Raises WorldError where deltalake cannot create the table.
+    Raises InfrastructureError where deltalake cannot create the table.
     """
     try:
         create_table_with_add_actions(
@@ -180,7 +182,7 @@ def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
         )
     except DeltaError as exc:
         if open_table(uri, options) is None:  # Else another run created it first.
-            raise WorldError(f"could not create the table {name}", where=uri, found=str(exc)) from exc
+            raise InfrastructureError(f"could not create the table {name}", where=uri, found=str(exc)) from exc
 
 
 def commit_batch(table: DeltaTable, name: str, changes: Changes, number: int, record: str) -> None:
@@ -268,7 +270,7 @@ def _in_new_process(function: Callable[P, T], args: tuple[object, ...], kwargs: 
     )  # fmt: skip
     if done.returncode:
         found = done.stderr.decode(errors="replace").strip()[-500:]
-        raise WorldError("a process that reads the log failed", found=found, do=_SPAWN)
+        raise InfrastructureError("a process that reads the log failed", found=found, hint=_SPAWN)
     answered: T | Exception = pickle.loads(done.stdout)
     if isinstance(answered, Exception):
         raise answered

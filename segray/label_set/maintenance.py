@@ -94,7 +94,7 @@ def maintain(
     now: for tests, the time that runs are compared with. Raises LabelSetError where there is no label set.
     """
     if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
-        raise LabelSetError("no label set here", where=root, do="check the path, or run `segray label` first")
+        raise LabelSetError("no label set here", where=root, hint="check the path, or run `segray label` first")
     store, done = Store(options), Maintenance()
     done.batch = commit.recover(root, options, store)
     for name in COMMIT_ORDER:
@@ -246,4 +246,4 @@ def _over(run: Run, store: Store, before: datetime) -> bool:
 
 def _checkpoint(root: str, name: str, options: StorageOptions) -> None:
     """Sum up the table's log in one file, so that readers need not read every commit."""
-    Store(options).insist(root, require_table(root, name, options).create_checkpoint)
+    Store(options).retrying(root, require_table(root, name, options).create_checkpoint)

@@ -26,7 +26,7 @@ from segray.label_set.delta_log import Changes, DataFile, live_files
 from segray.label_set.parquet_writer import SpillableRows, Writer, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, table_uri
-from segray.storage.store import StorageOptions, Store, abreast
+from segray.storage.store import StorageOptions, Store, bounded_map
 from segray.storage.uris import join
 
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
@@ -146,7 +146,7 @@ def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array
     if committed is None:
         return pa.array([], pa.string())
     held = _has_key_in(rows.column("image_key").combine_chunks())
-    found = store.insist(run.root, lambda: committed.to_table(["image_key", "batch"], filter=held))
+    found = store.retrying(run.root, lambda: committed.to_table(["image_key", "batch"], filter=held))
     both = found.cast(schema.RETIRED).join(rows, schema.RETIRED.names, join_type="inner")
     return both.column("image_key").combine_chunks()
 
@@ -155,7 +155,7 @@ def _keys_with_rows(store: Store, root: str, committed: ds.Dataset | None, keys:
     """Return those of the keys that already have a committed row."""
     if committed is None:
         return pa.array([], pa.string())
-    found = store.insist(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
+    found = store.retrying(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
     return found.column("image_key").cast(pa.string()).combine_chunks()
 
 
@@ -174,7 +174,9 @@ def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Arr
     store, held, files = Store(options), _has_key_in(keys), {file.path: file for file in live_files(state)}
     rows = dataset.dataset(state, options, store.delta_options(root))
     fragments = list(rows.get_fragments(filter=held))
-    counts = abreast(lambda each: store.insist(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0)
+    counts = bounded_map(
+        lambda each: store.retrying(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0
+    )
     return [files[each.path] for each, rows in zip(fragments, counts, strict=True) if rows]
 
 

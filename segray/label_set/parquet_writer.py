@@ -23,7 +23,7 @@ from segray.label_set import schema
 from segray.label_set.delta_log import DataFile
 from segray.label_set.snapshot import run_slices, table_uri
 from segray.models.coco_labels import slug
-from segray.storage.store import Store, abreast
+from segray.storage.store import Store, bounded_map
 from segray.storage.uris import join
 
 # Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
@@ -37,7 +37,9 @@ _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
 
 def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
     """Yield the bytes of these files of a table, one after another; the next files are read meanwhile."""
-    return abreast(lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes)
+    return bounded_map(
+        lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes
+    )
 
 
 class SpillableRows:
@@ -129,7 +131,7 @@ class Writer:
     ) -> list[DataFile]:
         """Write all rows of a table, class by class; then those of rewritten files, each under a label of its own."""
         made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
-        return list(abreast(partial(self._put, name), made, lambda each: each[0].size_bytes))
+        return list(bounded_map(partial(self._put, name), made, lambda each: each[0].size_bytes))
 
     def _encoded(self, name: str, rows: SpillableRows, label: str) -> Iterator[tuple[DataFile, bytes]]:
         for class_name, parts in rows.take():

@@ -344,7 +344,7 @@ def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:
     data = store.read(uri)
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         raise SegrayError(
-            "a part of the frozen plan was changed", where=uri, do="restore it, or delete the run's folder"
+            "a part of the frozen plan was changed", where=uri, hint="restore it, or delete the run's folder"
         )
     return pq.read_table(pa.BufferReader(data))
 

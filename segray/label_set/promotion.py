@@ -40,7 +40,7 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
         raise UserError(
             "a label set is promoted by its own folder, which lies in another",
             where=root,
-            do="give PARENT/NAME; readers then read PARENT/CURRENT",
+            hint="give PARENT/NAME; readers then read PARENT/CURRENT",
         )
     pointer = join(above, CURRENT)
     before = named_folder(pointer, store)
@@ -50,7 +50,7 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
             "this label set should not be read instead of another yet",
             where=root,
             found="; ".join(doubts),
-            do="run `segray label` to its end and see `segray verify`; or promote it as it is with --force",
+            hint="run `segray label` to its end and see `segray verify`; or promote it as it is with --force",
         )
     if not dry_run and before != folder:
         write_pointer(pointer, folder, store)

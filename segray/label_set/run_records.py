@@ -58,7 +58,7 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
     """
     if base(root.rstrip("/")) == CURRENT:
         raise LabelSetError(
-            "CURRENT is no label set, it names one", where=root, do="give output.root the label set's own folder"
+            "CURRENT is no label set, it names one", where=root, hint="give output.root the label set's own folder"
         )
     uri, mine = join(root, "_segray", "label_set.json"), identity.as_json()
     try:
@@ -70,15 +70,15 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
             "the output root was written with another schema version",
             where=root,
             found=f"version {theirs.get('schema_version')}, this segray writes {schema.VERSION}",
-            do="use a new output.root",
+            hint="use a new output.root",
         )
     if theirs.get("fingerprint") != identity.fingerprint or theirs.get("classes") != mine["classes"]:
         raise LabelSetError(
             "the output root belongs to another model",
             where=root,
             found=_difference(theirs, mine),
-            do="use a new output.root; once it is whole, `segray promote` makes readers of PARENT/CURRENT read it. Or "
-            "undo the change",
+            hint="use a new output.root; once it is whole, `segray promote` makes readers of PARENT/CURRENT read it. "
+            "Or undo the change",
         )
     return True
 

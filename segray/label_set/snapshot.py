@@ -39,14 +39,14 @@ def table_uri(root: str, name: str) -> str:
 def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
     """Return the table's latest snapshot, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
-    return store.insist(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
+    return store.retrying(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
 
 
 def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
     """Return the latest snapshot of a table that must exist. Raises LabelSetError where it is gone."""
     table = open_table(root, name, options)
     if table is None:
-        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), do="restore it")
+        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), hint="restore it")
     return table
 
 
@@ -57,13 +57,13 @@ def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, 
     """
     table = require_table(root, name, options)
     find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
-    return set(Store(options).insist(root, find))
+    return set(Store(options).retrying(root, find))
 
 
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
     """Return the table's latest state as plain values, None where there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
-    return store.insist(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
+    return store.retrying(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
 
 
 def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
@@ -129,7 +129,10 @@ def _open(root: str, name: str, options: Mapping[str, str]) -> DeltaTable:
 
 def _no_label_set(root: str, name: str) -> LabelSetError:
     return LabelSetError(
-        "no label set here", where=str(root), found=f"no table {name}", do="check the path, or run `segray label` first"
+        "no label set here",
+        where=str(root),
+        found=f"no table {name}",
+        hint="check the path, or run `segray label` first",
     )
 
 
@@ -164,9 +167,9 @@ def snapshot(
     one whose files are deleted.
     """
     if version is not None and as_of is not None:
-        raise UserError("version and as_of both name a state of the label set", do="give one of them")
+        raise UserError("version and as_of both name a state of the label set", hint="give one of them")
     if as_of is not None and as_of.tzinfo is None:
-        raise UserError("as_of needs a time zone", found=str(as_of), do="datetime(..., tzinfo=UTC)")
+        raise UserError("as_of needs a time zone", found=str(as_of), hint="datetime(..., tzinfo=UTC)")
     reach = store(storage_options)
     root = resolved(root, reach.options)
     options = _delta_options(root, storage_options)
@@ -210,7 +213,7 @@ def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, Ta
     Raises LabelSetError where one of the tables is missing, and as Store does.
     """
     store = Store(options)
-    return store.insist(root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root)))
+    return store.retrying(root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root)))
 
 
 def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int, int]:
@@ -239,7 +242,7 @@ def _check_kept(state: TableState, store: Store) -> None:
         raise LabelSetError(
             "an earlier state of the label set can no longer be read", where=state.uri,
             found=f"{len(gone)} of its {len(needed)} files were deleted by `segray maintain`, such as {min(gone)}",
-            do="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
+            hint="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
         )  # fmt: skip
 
 
@@ -249,7 +252,7 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
     if not until:
         raise LabelSetError(
             "the label set's log does not reach back so far", where=root, found=f"asked for {moment.isoformat()}",
-            do="ask for a later moment",
+            hint="ask for a later moment",
         )  # fmt: skip
     table.load_as_version(max(until))
     return batch_of(table)
@@ -261,7 +264,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
     if not 0 <= batch <= latest:
         raise LabelSetError(
             "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
-            do="give the number of a committed batch",
+            hint="give the number of a committed batch",
         )  # fmt: skip
     if batch == latest:
         return
@@ -274,7 +277,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
     if _batch_of_state(table, low) != batch:
         raise LabelSetError(
             "the label set's log does not reach back so far", where=root, found=f"asked for batch {batch}",
-            do="ask for a later version",
+            hint="ask for a later version",
         )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class _Findings:
 def verify(root: str, options: StorageOptions) -> Report:
     """Read the whole label set, as of the last whole batch, and name what breaks a promise.
 
-    Raises LabelSetError where there is no label set at all, and AccessError or WorldError as storage does.
+    Raises LabelSetError where there is no label set at all, and AccessError or InfrastructureError as storage does.
     """
     store, findings = Store(options), _Findings()
     classes = _identity(root, store, findings)

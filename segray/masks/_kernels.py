@@ -207,7 +207,7 @@ def edges_of_cuts(cells: Any, cuts: Any, reading: Any, all_rows: Any, all_column
 
 
 @compiled(written(U8, 1), read_only(I64, 1), I64)
-def text_of_edges(edges: Any, total: int) -> Any:
+def encode_counts(edges: Any, total: int) -> Any:
     """See rle.from_edges; the text as ASCII."""
     bounds, n = np.empty(len(edges) + 1, np.int64), 0
     i = 0
@@ -241,7 +241,7 @@ def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
     """See rle.from_edges_of_all: all texts in a row, and where each of them stops."""
     text, used, ends = np.empty(13 * (len(edges) + len(stops)), np.uint8), 0, np.empty(len(stops), np.int64)
     for i in range(len(stops)):
-        one = text_of_edges(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
+        one = encode_counts(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
         for k in range(len(one)):
             text[used + k] = one[k]
         used += len(one)

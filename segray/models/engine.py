@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ConfigError, ImageError, ModelError
-from segray.models.adapters.adapter import Form, ImageInput
+from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import ov
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -61,8 +61,10 @@ def model_files(path: Path) -> tuple[Path, ...]:
     if not path.is_file():
         raise _missing(path, "The model does not exist.")
     if path.suffix not in _SUFFIXES:
-        do = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
-        raise ModelError("This is no model file segray reads.", where=str(path), found=f"suffix {path.suffix!r}", do=do)
+        hint = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
+        raise ModelError(
+            "This is no model file segray reads.", where=str(path), found=f"suffix {path.suffix!r}", hint=hint
+        )
     if path.suffix != ".xml":
         return (path,)
     _check_ir_version(path)
@@ -73,8 +75,8 @@ def model_files(path: Path) -> tuple[Path, ...]:
 
 
 def _missing(path: Path, what: str) -> ModelError:
-    do = "Check model.path; an IR is two files, .xml and .bin."
-    return ModelError(what, where=str(path), found=near(path), do=do)
+    hint = "Check model.path; an IR is two files, .xml and .bin."
+    return ModelError(what, where=str(path), found=near(path), hint=hint)
 
 
 def near(path: Path) -> str:
@@ -94,8 +96,8 @@ def ir_version(xml: Path) -> int:
         start: Any = next(parser.read_events())
         return int(start[1].attrib["version"])
     except (ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
-        do = "Copy the file again, or convert the model again."
-        raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=repr(error), do=do) from error
+        hint = "Copy the file again, or convert the model again."
+        raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=repr(error), hint=hint) from error
 
 
 def _check_ir_version(xml: Path) -> None:
@@ -105,7 +107,7 @@ def _check_ir_version(xml: Path) -> None:
             f"IR v{version} is no longer read by OpenVINO; v{OLDEST_IR} and newer are.",
             where=str(xml),
             found=f"version {version}, OpenVINO {ov.__version__}",
-            do="Convert the original model again; segray models inspect tells whether segray can rewrite this one.",
+            hint="Convert the original model again; segray models inspect tells whether segray can rewrite this one.",
         )
 
 
@@ -146,8 +148,8 @@ def read(path: Path) -> ov.Model:
     try:
         return _core().read_model(model_root(path))
     except RuntimeError as error:
-        do = "Copy the files again, or convert the model again."
-        raise ModelError("OpenVINO cannot read the model.", where=str(path), found=_reason(error), do=do) from error
+        hint = "Copy the files again, or convert the model again."
+        raise ModelError("OpenVINO cannot read the model.", where=str(path), found=_reason(error), hint=hint) from error
 
 
 def signature(path: Path) -> Signature:
@@ -166,18 +168,18 @@ def save(model: ov.Model, xml: Path) -> None:
     try:
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
-        do = "Free some space or choose another folder."
-        raise ModelError("OpenVINO cannot write the model.", where=str(xml), found=_reason(error), do=do) from error
+        hint = "Free some space or choose another folder."
+        raise ModelError("OpenVINO cannot write the model.", where=str(xml), found=_reason(error), hint=hint) from error
 
 
-def check(found: Signature, form: Form, where: str = "") -> None:
+def check(found: Signature, form: ModelFormat, where: str = "") -> None:
     """ModelError unless a model with these ports can serve this form of a contract."""
     if absent := absent_outputs(found, form):
         raise ModelError(
             f"This model is of another kind: outputs {', '.join(absent)} are missing for the {form.name} form.",
             where=where,
             found=f"outputs {'; '.join(map(str, found.outputs))}",
-            do=f"Check model.name and model.form; expected outputs are {', '.join(form.outputs)}.",
+            hint=f"Check model.name and model.form; expected outputs are {', '.join(form.outputs)}.",
         )
     _model_layout(found.inputs[_image_index(found, form.image, where)], form.image, where)
 
@@ -186,15 +188,15 @@ def check_precision(found: Signature, precision: str, where: str = "") -> None:
     """ConfigError if model.precision contradicts the file: int8 is made beforehand, and cannot be unmade."""
     if precision == "int8" and not found.quantised:
         what, found_there = "This model is not quantised, so it cannot compute in int8.", "float layers alone"
-        do = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
-        raise ConfigError(what, where=where, found=found_there, do=do)
+        hint = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
+        raise ConfigError(what, where=where, found=found_there, hint=hint)
     if precision not in ("auto", "int8") and found.quantised:
         what, asked = "This model is quantised: its layers compute in int8.", f"model.precision: {precision}"
-        do = "Set model.precision to int8 or auto, or model.path to the model that it was made from."
-        raise ConfigError(what, where=where, found=asked, do=do)
+        hint = "Set model.precision to int8 or auto, or model.path to the model that it was made from."
+        raise ConfigError(what, where=where, found=asked, hint=hint)
 
 
-def absent_outputs(found: Signature, form: Form) -> list[str]:
+def absent_outputs(found: Signature, form: ModelFormat) -> list[str]:
     """The outputs of this form that a model with these ports does not give."""
     return [name for name in form.outputs if _index(found.outputs, name) is None]
 
@@ -224,7 +226,7 @@ def _image_index(found: Signature, image: ImageInput, where: str) -> int:
     index = 0 if len(found.inputs) == 1 else _index(found.inputs, image.name)
     if index is None:
         ports = f"inputs {'; '.join(map(str, found.inputs))}"
-        raise ModelError(f"The model has no input {image.name!r}.", where=where, found=ports, do="Check model.name.")
+        raise ModelError(f"The model has no input {image.name!r}.", where=where, found=ports, hint="Check model.name.")
     return index
 
 
@@ -234,7 +236,7 @@ def _model_layout(port: Port, image: ImageInput, where: str) -> str:
         if _fits(port.shape, layout, None if image.resizable else image.size_hw):
             return layout
     expected = f"{image.layout} with 3 channels, height and width {image.size_hw or 'any'}"
-    raise ModelError("The image input has another shape.", where=where, found=str(port), do=f"Expected: {expected}.")
+    raise ModelError("The image input has another shape.", where=where, found=str(port), hint=f"Expected: {expected}.")
 
 
 def _fits(shape: tuple[int | None, ...] | None, layout: str, size_hw: tuple[int, int] | None) -> bool:
@@ -327,7 +329,7 @@ def _quota(cgroup: Path) -> float | None:
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
-def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
+def compile(path: Path, form: ModelFormat, settings: DeviceSettings) -> Engine:
     """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput.
 
     A network that takes images of any size is compiled again for each of the first `settings.fixed_shapes` sizes
@@ -339,7 +341,9 @@ def compile(path: Path, form: Form, settings: DeviceSettings) -> Engine:
     return _OpenVINOEngine(first, form.image.name, lambda size_hw: compiled(path, form, settings, size_hw), sizes)
 
 
-def compiled(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Compiled:
+def compiled(
+    path: Path, form: ModelFormat, settings: DeviceSettings, size_hw: tuple[int, int] | None = None
+) -> Compiled:
     """The same without an engine, for those who drive requests otherwise; size_hw: for images of this size alone."""
     _check_device(settings)
     model = read(path)
@@ -355,8 +359,10 @@ def compiled(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[in
         with _turn(settings.cache_dir):
             network = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
-        do = "Try another device or precision, or convert the model again."
-        raise ModelError("OpenVINO cannot compile the model.", where=str(path), found=_reason(error), do=do) from error
+        hint = "Try another device or precision, or convert the model again."
+        raise ModelError(
+            "OpenVINO cannot compile the model.", where=str(path), found=_reason(error), hint=hint
+        ) from error
     return Compiled(network, form, image, _facts(network, settings, found.quantised))
 
 
@@ -370,8 +376,8 @@ def _turn(cache_dir: str | None) -> Iterator[None]:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         file = (Path(cache_dir) / "segray.lock").open("w")
     except OSError as error:
-        what, do = "The folder for compiled models cannot be used.", "Choose another, or null, as model.cache_dir."
-        raise ModelError(what, where=cache_dir, found=str(error), do=do) from error
+        what, hint = "The folder for compiled models cannot be used.", "Choose another, or null, as model.cache_dir."
+        raise ModelError(what, where=cache_dir, found=str(error), hint=hint) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -386,15 +392,15 @@ def precisions(device: str = "CPU") -> tuple[str, ...]:
 def _check_device(settings: DeviceSettings) -> None:
     device, there = settings.device, _core().available_devices
     if not any(device in (name, name.split(".")[0], f"{name}.0") for name in there):
-        do = "Choose one of those."
+        hint = "Choose one of those."
         if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
-            do += " OpenVINO's GPU means an Intel GPU with its driver; NVIDIA cards are not supported."
-        raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(there)}", do=do)
+            hint += " OpenVINO's GPU means an Intel GPU with its driver; NVIDIA cards are not supported."
+        raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(there)}", hint=hint)
     if settings.precision not in ("auto", *precisions(device)):
         what = f"The device cannot compute in {settings.precision}."
         found = f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {', '.join(precisions(device))}"
         raise ModelError(
-            what, where=f"device {device}", found=found, do="Choose one of those, or auto, as model.precision."
+            what, where=f"device {device}", found=found, hint="Choose one of those, or auto, as model.precision."
         )
 
 
@@ -449,7 +455,7 @@ def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Mo
     return steps.build()
 
 
-def as_stored(model: ov.Model, form: Form, inputs: Arrays) -> tuple[NDArray[Any], ...]:
+def as_stored(model: ov.Model, form: ModelFormat, inputs: Arrays) -> tuple[NDArray[Any], ...]:
     """What a contract prepared, as the graph on disk takes it, in its own order: for those who do not `compile` it.
 
     inputs: as for Engine.infer; they must be what the model takes. The image gets the colour order, mean, scale,
@@ -481,8 +487,10 @@ def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool
 
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if _of_floats(settings.precision) not in ("auto", precision):
-        found, do = f"{precision} took effect", "Choose that, or auto, as model.precision."
-        raise ModelError(f"The device did not take {settings.precision}.", where=settings.device, found=found, do=do)
+        found, hint = f"{precision} took effect", "Choose that, or auto, as model.precision."
+        raise ModelError(
+            f"The device did not take {settings.precision}.", where=settings.device, found=found, hint=hint
+        )
     return {
         "openvino": ov.__version__,
         "device": settings.device,
@@ -499,7 +507,7 @@ def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool
 class Compiled:
     """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as of an Engine."""
 
-    def __init__(self, network: ov.CompiledModel, form: Form, image: int, facts: Mapping[str, str]) -> None:
+    def __init__(self, network: ov.CompiledModel, form: ModelFormat, image: int, facts: Mapping[str, str]) -> None:
         self.network, self.facts = network, facts
         ports = _signature(network)
         self.size_hw = _size_hw(ports.inputs[image])
@@ -517,7 +525,7 @@ class Compiled:
             taken = ", ".join(f"{name} {self._dtypes[index]}" for name, index in self._inputs.items())
             what = "The model takes other inputs than its contract prepares."
             raise ModelError(
-                what, found=f"prepared {given}; the model takes {taken}", do="Check model.name and model.form."
+                what, found=f"prepared {given}; the model takes {taken}", hint="Check model.name and model.form."
             )
         return by_port
 

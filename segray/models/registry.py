@@ -1,6 +1,6 @@
 """The model systems by the name on their model card, and one function that decodes any of them.
 
-A further system is one file in this folder and one line in CONTRACTS.
+A further system is one file in this folder and one line in ADAPTERS.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from segray.errors import ConfigError
 from segray.instances import Instances
 from segray.models.adapters import instance_segmentation_security, mask_rcnn, tf_object_detection, yolact
-from segray.models.adapters.adapter import Contract, Options
+from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
 
 _YOLACT = yolact.Yolact("yolact-resnet50-fpn-pytorch", COCO_NAMES, yolact.FORMS)
 _SECURITY = "instance-segmentation-security"
 
-CONTRACTS: Mapping[str, Contract] = {
+ADAPTERS: Mapping[str, ModelAdapter] = {
     **{
         contract.name: contract
         for contract in (
@@ -68,8 +68,8 @@ def decode(
     size_hw: height and width of the source image. score_threshold: rows below it are dropped.
     Raises ConfigError for an unknown name, ModelError for missing outputs or other shapes.
     """
-    if name not in CONTRACTS:
+    if name not in ADAPTERS:
         raise ConfigError(
-            f"There is no model {name!r}.", where="name", found=repr(name), do=f"Choose one of {', '.join(CONTRACTS)}."
+            f"There is no model {name!r}.", where="name", found=repr(name), hint=f"Choose one of {', '.join(ADAPTERS)}."
         )
-    return CONTRACTS[name].decode(outputs, size_hw, Options(score_threshold))
+    return ADAPTERS[name].decode(outputs, size_hw, Options(score_threshold))

@@ -17,8 +17,8 @@ from typing import Any
 
 from segray.errors import ConfigError, ModelError
 from segray.models import engine, zoo
-from segray.models.adapters.adapter import Contract, Form, ImageInput
-from segray.models.registry import CONTRACTS
+from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
+from segray.models.registry import ADAPTERS
 
 CARD = "segray.json"
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
@@ -31,8 +31,8 @@ class Model:
     """A contract plus files on disk. fingerprint: 64 hex digits over file contents, contract and form."""
 
     name: str
-    contract: Contract
-    form: Form
+    contract: ModelAdapter
+    form: ModelFormat
     path: Path
     files: tuple[Path, ...]
     fingerprint: str
@@ -56,52 +56,54 @@ def resolve(
     return Model(name, contract, chosen, place, files, fingerprint)
 
 
-def _contract(name: str) -> Contract:
+def _contract(name: str) -> ModelAdapter:
     zoo.find(name)
-    if name not in CONTRACTS:
-        found = f"contracts: {', '.join(CONTRACTS)}"
-        raise ConfigError(f"{name} cannot be decoded yet.", where="model.name", found=found, do="Choose one of those.")
-    return CONTRACTS[name]
+    if name not in ADAPTERS:
+        found = f"contracts: {', '.join(ADAPTERS)}"
+        raise ConfigError(
+            f"{name} cannot be decoded yet.", where="model.name", found=found, hint="Choose one of those."
+        )
+    return ADAPTERS[name]
 
 
 def _path(name: str, path: str | None) -> Path:
     if path is not None:
         return engine.model_root(Path(path))
     if name != "stickers":
-        raise ConfigError(f"{name} needs its files.", where="model.path", found="nothing", do=HOW_TO_GET[name])
+        raise ConfigError(f"{name} needs its files.", where="model.path", found="nothing", hint=HOW_TO_GET[name])
     return EMBEDDED
 
 
 def _check_readable(name: str, path: Path) -> None:
     """What to do about files that are missing or too old depends on the model: only here it is known which is meant."""
     if not path.exists():
-        do = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
-        raise ModelError("The model does not exist.", where=str(path), found=engine.near(path), do=do)
+        hint = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
+        raise ModelError("The model does not exist.", where=str(path), found=engine.near(path), hint=hint)
     if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
         what = f"IR v{version} is no longer read by OpenVINO."
-        raise ModelError(what, where=str(path), found=f"version {version}", do=HOW_TO_GET[name])
+        raise ModelError(what, where=str(path), found=f"version {version}", hint=HOW_TO_GET[name])
 
 
-def _form(contract: Contract, name: str, path: Path, asked: str | None) -> Form:
+def _form(contract: ModelAdapter, name: str, path: Path, asked: str | None) -> ModelFormat:
     """The form asked for or on the card; else the only one whose outputs the file has."""
     card = _card(path, contract, name)
     stated = card.get("form")
     if asked and stated and asked != stated:
-        found, do = f"the card says {stated!r}, model.form {asked!r}", "Remove model.form, or correct the card."
-        raise ConfigError("The model's form is stated twice.", where=str(path), found=found, do=do)
+        found, hint = f"the card says {stated!r}, model.form {asked!r}", "Remove model.form, or correct the card."
+        raise ConfigError("The model's form is stated twice.", where=str(path), found=found, hint=hint)
     chosen = asked or stated or _told_by_outputs(contract, path)
     if chosen not in contract.forms:
-        do = f"Choose {' or '.join(contract.forms)}."
-        raise ConfigError(f"{name} has no form {chosen!r}.", where="model.form", found=repr(chosen), do=do)
+        hint = f"Choose {' or '.join(contract.forms)}."
+        raise ConfigError(f"{name} has no form {chosen!r}.", where="model.form", found=repr(chosen), hint=hint)
     return contract.forms[chosen]
 
 
-def _card(path: Path, contract: Contract, name: str) -> Mapping[str, Any]:
+def _card(path: Path, contract: ModelAdapter, name: str) -> Mapping[str, Any]:
     card = read_card(path)
     if card.get("contract", name) not in (name, contract.name):
         what = f"The card beside the model speaks of another model than {name}."
-        do = "Check model.name and model.path."
-        raise ConfigError(what, where=str(path), found=f"contract {card.get('contract')!r}", do=do)
+        hint = "Check model.name and model.path."
+        raise ConfigError(what, where=str(path), found=f"contract {card.get('contract')!r}", hint=hint)
     return card
 
 
@@ -113,15 +115,19 @@ def read_card(path: Path) -> Mapping[str, Any]:
     try:
         card = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        do = "Correct or remove it."
-        raise ModelError("The card beside the model is not JSON.", where=str(file), found=str(error), do=do) from error
+        hint = "Correct or remove it."
+        raise ModelError(
+            "The card beside the model is not JSON.", where=str(file), found=str(error), hint=hint
+        ) from error
     if not isinstance(card, dict):
-        do = "Correct or remove it."
-        raise ModelError("The card beside the model is no JSON object.", where=str(file), found=repr(card)[:80], do=do)
+        hint = "Correct or remove it."
+        raise ModelError(
+            "The card beside the model is no JSON object.", where=str(file), found=repr(card)[:80], hint=hint
+        )
     return card
 
 
-def _told_by_outputs(contract: Contract, path: Path) -> str:
+def _told_by_outputs(contract: ModelAdapter, path: Path) -> str:
     forms = list(contract.forms.values())
     if len(forms) > 1:
         found = engine.signature(path)
@@ -132,7 +138,7 @@ def _told_by_outputs(contract: Contract, path: Path) -> str:
         f"The file does not tell in which form {contract.name} is.",
         where="model.form",
         found=f"nothing in the configuration, no {CARD} beside {path}",
-        do="Set model.form: " + "; ".join(f"{form.name!r} if {_describe(form.image)}" for form in forms) + ".",
+        hint="Set model.form: " + "; ".join(f"{form.name!r} if {_describe(form.image)}" for form in forms) + ".",
     )
 
 

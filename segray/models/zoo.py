@@ -463,6 +463,6 @@ def find(name: str, where: str = "model.name") -> Entry:
     """The entry of this name; ConfigError naming the nearest if there is none."""
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]
-        found, do = f"known: {', '.join(CATALOGUE)}", f"Did you mean {near!r}?"
-        raise ConfigError(f"There is no model {name!r}.", where=where, found=found, do=do)
+        found, hint = f"known: {', '.join(CATALOGUE)}", f"Did you mean {near!r}?"
+        raise ConfigError(f"There is no model {name!r}.", where=where, found=found, hint=hint)
     return CATALOGUE[name]

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from segray._dates import duration
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 
 if TYPE_CHECKING:
     from segray.execution.run import Summary
@@ -24,19 +24,19 @@ _LINE_S = 10.0
 _DUMB = ("dumb", "unknown")
 
 
-class Plain(Watcher):
+class Plain(ProgressListener):
     """Progress as lines of text: notes at once, counts every ten seconds."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out or sys.stderr, clock
-        self._meter = Meter()
+        self._meter = RateMeter()
         self._printed_s = 0.0
 
     def note(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=self._out, flush=True)
 
     def begin(self, images: int, resumed: int) -> None:
-        self._meter = Meter(images, resumed)
+        self._meter = RateMeter(images, resumed)
         self._printed_s = self._clock()
 
     def advance(self, done: int, instances: int, failed: int) -> None:
@@ -56,7 +56,7 @@ class Plain(Watcher):
         return None
 
 
-class Bar(Watcher):
+class Bar(ProgressListener):
     """Progress as a bar that redraws itself."""
 
     def __init__(self) -> None:
@@ -68,13 +68,13 @@ class Bar(Watcher):
         )  # fmt: skip
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("planning", total=None)
-        self._meter = Meter()
+        self._meter = RateMeter()
 
     def note(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False)
 
     def begin(self, images: int, resumed: int) -> None:
-        self._meter = Meter(images, resumed)
+        self._meter = RateMeter(images, resumed)
         self._bar.reset(self._task, total=images, completed=resumed, description="starting workers")
 
     def advance(self, done: int, instances: int, failed: int) -> None:
@@ -93,7 +93,7 @@ class Bar(Watcher):
         self._bar.stop()
 
 
-class Meter:
+class RateMeter:
     """Images per second since the first image came, and what that says of the rest."""
 
     def __init__(self, images: int = 0, resumed: int = 0) -> None:
@@ -115,7 +115,7 @@ class Meter:
         return (self.images - done) / self._rate if self._rate else None
 
 
-def watcher() -> Plain | Bar:
+def listener() -> Plain | Bar:
     """Return a bar where a line can be redrawn, plain lines elsewhere."""
     return Bar() if redraws(sys.stderr) else Plain()
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from segray.errors import SegrayError
-from segray.execution.progress import Vitals, Watcher
+from segray.execution.progress import ProgressListener, RunProgress
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
@@ -35,7 +35,7 @@ def uri_of(run: Run) -> str:
     return join(run.folder, "heartbeat.json")
 
 
-class Heart(Watcher):
+class HeartbeatWriter(ProgressListener):
     """Writes the latest vitals. A beat that fails is counted and told once, and the next one is tried.
 
     note: is told of it, from another thread. live: a beat to a web page, which then lies beside it.
@@ -50,12 +50,12 @@ class Heart(Watcher):
     ) -> None:
         self._options = replace(options, retries=0, timeout_s=min(options.timeout_s, _TIMEOUT_S))
         self._note, self._every_s, self._live = note, every_s, live
-        self._latest: Vitals | None = None
+        self._latest: RunProgress | None = None
         self._news, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self.beats = self.missed = 0
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: RunProgress) -> None:
         self._latest = vitals
         self._news.set()
         if self._thread is None:
@@ -81,7 +81,7 @@ class Heart(Watcher):
         if self._latest is not None:
             self._write(store, self._latest, failing)
 
-    def _write(self, store: Store, vitals: Vitals, failing: bool) -> bool:
+    def _write(self, store: Store, vitals: RunProgress, failing: bool) -> bool:
         """Whether it failed."""
         try:
             told = self._record(vitals)
@@ -99,7 +99,7 @@ class Heart(Watcher):
         self.beats += 1
         return False
 
-    def _record(self, vitals: Vitals) -> dict[str, Any]:
+    def _record(self, vitals: RunProgress) -> dict[str, Any]:
         return {
             "run_id": vitals.run.id,
             "beat": self.beats,
@@ -112,7 +112,7 @@ class Heart(Watcher):
         }
 
 
-def record(vitals: Vitals) -> dict[str, Any]:
+def record(vitals: RunProgress) -> dict[str, Any]:
     """The vitals for a machine; of the workers those that are slowest."""
     tally = vitals.tally
     slowest = sorted(vitals.workers, key=lambda each: (each.images_per_s, each.worker))[:_SHOWN_WORKERS]

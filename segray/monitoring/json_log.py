@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from segray.errors import SegrayError
-from segray.execution.progress import Vitals, Watcher
+from segray.execution.progress import ProgressListener, RunProgress
 from segray.monitoring import console, heartbeat
 from segray.tasks import UnitReport
 
@@ -31,7 +31,7 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
 _LEAST_SECRET = 6
 
 
-class Json(Watcher):
+class Json(ProgressListener):
     """Writes a run's lines."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class Json(Watcher):
     def begin(self, images: int, resumed: int) -> None:
         self._begun = images, resumed
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: RunProgress) -> None:
         self._run, self._stage = vitals.run.id, vitals.phase
         if self._begun is not None:
             images, resumed = self._begun
@@ -83,7 +83,7 @@ class Json(Watcher):
 
     def error(self, error: SegrayError) -> None:
         """The end of one that did not."""
-        told = {"found": error.found, "where": error.where, "do": error.do}
+        told = {"found": error.found, "where": error.where, "do": error.hint}
         self._tell("error", "error", message=error.what, **told, exit_code=error.exit_code)
 
     def _tell(self, event: str, level: str = "info", **values: Any) -> None:

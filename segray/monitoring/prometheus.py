@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from segray.execution.progress import Vitals, Watcher
+from segray.execution.progress import ProgressListener, RunProgress
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "segray_images_total": ("Images labelled, by status: ok, empty or failed.", ("status",)),
@@ -42,7 +42,7 @@ NAMES = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))
 Series = tuple[str, tuple[str, ...]]
 
 
-class Metrics(Watcher):
+class Metrics(ProgressListener):
     """Exports a run's vitals. Ray must be connected before the first beat."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Metrics(Watcher):
         self._counted: defaultdict[Series, float] = defaultdict(float)
         self._gauged: set[Series] = set()
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: RunProgress) -> None:
         for series, total in totals(vitals):
             if (more := total - self._counted[series]) > 0:
                 self._counted[series] = total
@@ -75,7 +75,7 @@ class Metrics(Watcher):
         return dict(zip(keys, values, strict=True))
 
 
-def totals(vitals: Vitals) -> Iterator[tuple[Series, float]]:
+def totals(vitals: RunProgress) -> Iterator[tuple[Series, float]]:
     """What only grows while a driver lives."""
     tally = vitals.tally
     for status in ("ok", "empty", "failed"):
@@ -94,7 +94,7 @@ def totals(vitals: Vitals) -> Iterator[tuple[Series, float]]:
     yield ("segray_publish_seconds_total", ("commit",)), tally.commit_s
 
 
-def levels(vitals: Vitals) -> dict[Series, float]:
+def levels(vitals: RunProgress) -> dict[Series, float]:
     """What is so at this moment."""
     found: dict[Series, float] = {
         ("segray_plan_images", ()): vitals.images,

@@ -10,23 +10,23 @@ from contextlib import contextmanager
 
 from segray.analytics.reports.live_page import live
 from segray.config import Config
-from segray.execution.progress import Vitals, Watcher
+from segray.execution.progress import ProgressListener, RunProgress
 from segray.execution.run import Summary
 from segray.label_set.run_records import Run
 from segray.monitoring import console
-from segray.monitoring.heartbeat import Heart
+from segray.monitoring.heartbeat import HeartbeatWriter
 from segray.monitoring.json_log import Json
 from segray.monitoring.prometheus import Metrics
 from segray.storage.store import StorageOptions
 from segray.tasks import UnitReport
 
-Screen = console.Plain | console.Bar | Json
+Console = console.Plain | console.Bar | Json
 
 
-class Together(Watcher):
+class ListenerGroup(ProgressListener):
     """Several watchers as one; each is told in turn."""
 
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, watchers: Sequence[ProgressListener]) -> None:
         self._watchers = watchers
 
     def note(self, text: str) -> None:
@@ -45,24 +45,24 @@ class Together(Watcher):
         for each in self._watchers:
             each.unit(run, host, report)
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: RunProgress) -> None:
         for each in self._watchers:
             each.beat(vitals)
 
 
 @contextmanager
-def observed(chosen: Config, screen: Screen) -> Iterator[Watcher]:
+def observed(chosen: Config, screen: Console) -> Iterator[ProgressListener]:
     """The watchers of a run on a Ray cluster."""
     options = StorageOptions(**chosen.storage.model_dump())
-    heart = Heart(options, screen.note, live=live if chosen.report else None)
+    heart = HeartbeatWriter(options, screen.note, live=live if chosen.report else None)
     with screen:
         try:
-            yield Together((screen, Metrics(), heart))
+            yield ListenerGroup((screen, Metrics(), heart))
         finally:
             heart.close()
 
 
-def report(chosen: Config, summary: Summary, screen: Screen) -> str | None:
+def report(chosen: Config, summary: Summary, screen: Console) -> str | None:
     """Write the page of a run that came to its end; its address, None where there is none.
 
     Whatever goes wrong is told and nothing more: the labels are whole without it.

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from segray.errors import LabelSetError, WorldError
+from segray.errors import InfrastructureError, LabelSetError
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat
 from segray.storage.store import StorageOptions, Store
@@ -45,7 +45,7 @@ class Status:
     @property
     def exit_code(self) -> int:
         """0: a run is going on, or nothing is left of the last one; 3: something is, and nobody works at it."""
-        return 0 if self.state in ("live", "done") else WorldError.exit_code
+        return 0 if self.state in ("live", "done") else InfrastructureError.exit_code
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "exit_code": self.exit_code}
@@ -95,7 +95,7 @@ def _latest(store: Store, root: str) -> Run | None:
             "there is no label set here",
             where=root,
             found="no _segray/label_set.json",
-            do="give the output.root of a run; for an object store that is not AWS's also --endpoint-url",
+            hint="give the output.root of a run; for an object store that is not AWS's also --endpoint-url",
         )
     return None
 
@@ -118,7 +118,7 @@ def _beat(store: Store, run: Run) -> dict[str, Any]:
         return {}
     except ValueError as exc:
         raise LabelSetError(
-            "a heartbeat is not valid JSON", where=heartbeat.uri_of(run), found=str(exc), do="remove it"
+            "a heartbeat is not valid JSON", where=heartbeat.uri_of(run), found=str(exc), hint="remove it"
         ) from exc
     return found if isinstance(found, dict) else {}
 

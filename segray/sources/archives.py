@@ -18,7 +18,7 @@ from segray.storage.store import Entry
 
 
 @dataclass(frozen=True)
-class Shape:
+class SourceSpec:
     """Which files hold the images, and which images of them. See `source` in configs/reference.yaml.
 
     kind: auto, images, tar, zip, parquet, video or manifest. members: a glob over names in archives. frames_per_s: of
@@ -46,7 +46,9 @@ class BrokenFileError(Exception):
     """A file that should hold images and cannot be read to its end; the message says why."""
 
 
-def refs(kind: str, file: Entry, members: Iterable[Member], shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+def refs(
+    kind: str, file: Entry, members: Iterable[Member], shape: SourceSpec, extensions: frozenset[str]
+) -> list[ImageRef]:
     """The images among the members, sorted by key. One that cannot be read becomes a reference that says so.
 
     All have the version of their file. Of members with the same name the first is taken, and the others are told. An

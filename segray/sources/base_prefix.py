@@ -19,7 +19,7 @@ from segray.storage.uris import parent
 
 
 @dataclass(frozen=True)
-class Part:
+class BasePrefix:
     """root: the folder that the source's keys are paths below. prefix: what its keys begin with, "" for all."""
 
     root: str
@@ -44,16 +44,16 @@ class Part:
         return file.startswith(f"{self.root}/") and key.startswith(file[len(self.root) + 1 :])
 
 
-def of(source: config.Source, store: Store) -> Part:
+def of(source: config.Source, store: Store) -> BasePrefix:
     """The part that the configuration asks for. Raises ConfigError when source.uri does not lie in source.base."""
     uri = source.uri
     if source.base is None:
-        return Part("", "")
+        return BasePrefix("", "")
     if not uri.endswith("/") and store.exists(uri):
         root = parent(uri)
     else:
         root = split_glob(uri)[0] if WILDCARD.search(uri) else uri
     root, base = root.rstrip("/"), source.base.rstrip("/")
     if root != base and not root.startswith(f"{base}/"):
-        raise ConfigError("source.uri does not lie in source.base", where=uri, found=base, do="correct one of them")
-    return Part(root, f"{root[len(base) + 1 :]}/" if root != base else "")
+        raise ConfigError("source.uri does not lie in source.base", where=uri, found=base, hint="correct one of them")
+    return BasePrefix(root, f"{root[len(base) + 1 :]}/" if root != base else "")

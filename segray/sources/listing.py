@@ -35,7 +35,7 @@ from segray import config
 from segray.errors import SourceError
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
-from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.shard_index import Index
 from segray.sources.uris import WILDCARD, extension, is_hidden, listed, pattern, split_glob
 from segray.storage.store import Entry, Store
@@ -51,7 +51,7 @@ REF_SCHEMA = pa.schema(
         pa.field("size_bytes", pa.int64(), nullable=False),
     ]
 )
-AUTO = Shape()
+AUTO = SourceSpec()
 # Shards whose indexes are read at a time.
 _AHEAD = 8
 
@@ -61,7 +61,7 @@ def read(
     store: Store,
     *,
     extensions: frozenset[str] = IMAGE_EXTENSIONS,
-    shape: Shape = AUTO,
+    shape: SourceSpec = AUTO,
     index: Index | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The dataset at `uri` in batches of REF_SCHEMA, each key once; sorted by key, but for manifests and inventories.
@@ -78,7 +78,7 @@ def read(
 
 def configured(source: config.Source, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
     """`read`, as the configuration asks."""
-    chosen = Shape(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
+    chosen = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
     return read(source.uri, store, shape=chosen, index=index)
 
 
@@ -97,14 +97,14 @@ def _batches(found: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
             )
         except UnicodeEncodeError as error:
             raise SourceError(
-                "A name that is not UTF-8", where=uri, found=ascii(error.object), do="rename the file or move it away"
+                "A name that is not UTF-8", where=uri, found=ascii(error.object), hint="rename the file or move it away"
             ) from error
 
 
 class _Reading:
     """One dataset being read, with what was asked of it."""
 
-    def __init__(self, store: Store, extensions: frozenset[str], shape: Shape, index: Index | None) -> None:
+    def __init__(self, store: Store, extensions: frozenset[str], shape: SourceSpec, index: Index | None) -> None:
         self._store, self._extensions, self._shape, self._index = store, extensions, shape, index
 
     def refs(self, uri: str) -> Iterator[ImageRef]:
@@ -131,13 +131,13 @@ class _Reading:
             raise SourceError(
                 "A compressed tar cannot be read from its middle",
                 where=uri,
-                do="decompress it; images gain nothing by it",
+                hint="decompress it; images gain nothing by it",
             )
         raise SourceError(
             "Neither an image nor a manifest",
             where=uri,
             found=f"a file with extension {last!r}",
-            do=f"give a folder, a glob, an image ({listed(self._extensions)}), a file that holds images ({holders}) "
+            hint=f"give a folder, a glob, an image ({listed(self._extensions)}), a file that holds images ({holders}) "
             f"or a manifest ({listed(manifest.FORMATS)})",
         )
 
@@ -185,14 +185,14 @@ class _Reading:
             yield from self._taken(iter(holders))
             return
         shown = ", ".join(f"{each} {n}" for each, n in others.most_common(8))
-        do = f"give a folder, prefix or glob with images ({listed(wanted)}); a glob takes any extension"
+        hint = f"give a folder, prefix or glob with images ({listed(wanted)}); a glob takes any extension"
         if kinds:
-            do = f"set source.kind to one of {listed(kinds)}"
+            hint = f"set source.kind to one of {listed(kinds)}"
         raise SourceError(
             "Files of several kinds that hold images" if kinds else "No images here",
             where=uri,
             found=f"{others.total()} files: {shown}" if others else "no files at all",
-            do=do,
+            hint=hint,
         )
 
     def _glob(self, uri: str) -> Iterator[Entry]:
@@ -209,7 +209,7 @@ class _Reading:
                 "No file matches the glob",
                 where=uri,
                 found=f"{files} files below {root} begin as the pattern does",
-                do="correct the pattern: * stays within one folder, ** spans any number, case counts",
+                hint="correct the pattern: * stays within one folder, ** spans any number, case counts",
             )
 
     # ---- what it holds ----
@@ -247,7 +247,7 @@ class _Reading:
                 where=", ".join(entry.uri for entry in empty),
                 found=f"no member with one of the extensions {listed(self._extensions)}"
                 + (f" that matches {self._shape.members!r}" if self._shape.members else ""),
-                do="give files that hold images, or correct source.members",
+                hint="give files that hold images, or correct source.members",
             )
 
     def _kind(self, entry: Entry) -> str | None:
@@ -280,7 +280,7 @@ def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[Entry]:
         yield from store.list(uri, prefix=prefix)
     except FileNotFoundError as error:
         raise SourceError(
-            "No such folder or file", where=uri, found=_nearby(uri, store), do="correct source.uri"
+            "No such folder or file", where=uri, found=_nearby(uri, store), hint="correct source.uri"
         ) from error
 
 
@@ -300,29 +300,29 @@ _HOLDERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "
 _HOLDER_OF: Mapping[str, str] = {last: kind for kind, module in _HOLDERS.items() for last in module.EXTENSIONS}
 
 
-def _tar(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+def _tar(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     def part(start: int, size: int) -> bytes:
         return store.read_range(file.uri, start, size)
 
     return archives.refs("tar", file, tar_archive.members(part, file.size_bytes), shape, extensions)
 
 
-def _zip(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+def _zip(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return archives.refs("zip", file, zip_archive.members(stream), shape, extensions)
 
 
-def _parquet(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+def _parquet(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return parquet_images.refs(file, parquet_images.opened(stream), shape)
 
 
-def _video(store: Store, file: Entry, shape: Shape, extensions: frozenset[str]) -> list[ImageRef]:
+def _video(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return video.refs(file, stream, shape)
 
 
-_READERS: Mapping[str, Callable[[Store, Entry, Shape, frozenset[str]], list[ImageRef]]] = {
+_READERS: Mapping[str, Callable[[Store, Entry, SourceSpec, frozenset[str]], list[ImageRef]]] = {
     "tar": _tar,
     "zip": _zip,
     "parquet": _parquet,

@@ -37,8 +37,8 @@ def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRe
     for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
         if not written or "\0" in written + key + version:
             found = ascii((written, key, version)[: 3 if key or version else 1])[:200] if written else ""
-            do = "fill it in or drop the row"
-            raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, do=do)
+            hint = "fill it in or drop the row"
+            raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, hint=hint)
         ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
         before = seen.add(ref.key, ref.uri)
         if before is None:
@@ -48,10 +48,10 @@ def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRe
                 "One key for two images",
                 where=f"{uri}, image {number}",
                 found=repr(ref.key),
-                do="give each its own key",
+                hint="give each its own key",
             )
     if not len(seen):
-        raise SourceError("The manifest names no image", where=uri, do="write one URI per image into it")
+        raise SourceError("The manifest names no image", where=uri, hint="write one URI per image into it")
 
 
 class _Seen:
@@ -116,8 +116,8 @@ def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # The disk's own; Arrow's, of files that are not in its format, have no number.
-        found, do = str(error)[:_SHOWN_CHARS], f"write it as {FORMATS[kind]}"
-        raise SourceError("Cannot read the manifest", where=uri, found=found, do=do) from error
+        found, hint = str(error)[:_SHOWN_CHARS], f"write it as {FORMATS[kind]}"
+        raise SourceError("Cannot read the manifest", where=uri, found=found, hint=hint) from error
 
 
 class _FormatError(ValueError):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from segray.errors import ImageError, SourceError
 from segray.instances import ImageRef
-from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.uris import inside_uri
 from segray.storage.store import Entry
 
@@ -40,7 +40,7 @@ def opened(file: BinaryIO) -> pq.ParquetFile:
         raise BrokenFileError(f"not a Parquet file, or a broken one: {error}") from error
 
 
-def refs(file: Entry, table: pq.ParquetFile, shape: Shape) -> list[ImageRef]:
+def refs(file: Entry, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef]:
     """One for each row: key FILE/ROW, counted from 0. size_bytes: the mean of the row group. Raises SourceError."""
     schema = table.schema_arrow
     column = image_column(schema, shape.image_column)
@@ -49,7 +49,7 @@ def refs(file: Entry, table: pq.ParquetFile, shape: Shape) -> list[ImageRef]:
             "No column of images in this Parquet file",
             where=file.uri,
             found=", ".join(f"{field.name}: {field.type}" for field in schema)[:500],
-            do="name one of bytes, or of structs with a field `bytes`, with source.image_column",
+            hint="name one of bytes, or of structs with a field `bytes`, with source.image_column",
         )
     if table.metadata.num_rows > file.size_bytes:
         raise BrokenFileError(f"it says that {file.size_bytes} bytes hold {table.metadata.num_rows} images")

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from segray._system.memory import MemoryBudget
-from segray.errors import ImageError, WorldError
+from segray.errors import ImageError, InfrastructureError
 from segray.instances import ImageRef
 from segray.limits import Limits
 from segray.sources import tar_archive, zip_archive
@@ -35,7 +35,7 @@ _NOW_AND_THEN_BYTES = 256 << 20
 _Content = Callable[[int], bytes]
 
 
-class Portion:
+class CoalescedRead:
     """Images that are read together. rows: which of the references, in the order in which to take them.
 
     Threads may take them at once; the first reads for all. Every row is to be taken once, or the portion closed.
@@ -69,7 +69,7 @@ class Portion:
         """Nobody will take what is left."""
         with self._counting:
             self._left = 0
-            self._error = self._error or WorldError("the portion was given up")
+            self._error = self._error or InfrastructureError("the portion was given up")
             self._release_if_done()
 
     def _loaded(self) -> _Content:
@@ -95,9 +95,9 @@ class Files:
 
     def __init__(self, store: Store, limits: Limits, budget: MemoryBudget) -> None:
         self._store, self._limits, self._budget = store, limits, budget
-        self._cursors = _Cursors(_MOST_CURSORS)
+        self._cursors = _ReaderPool(_MOST_CURSORS)
 
-    def portions(self, refs: Sequence[ImageRef]) -> list[Portion]:
+    def portions(self, refs: Sequence[ImageRef]) -> list[CoalescedRead]:
         """Every image in one portion, in an order that reads each file from front to back."""
         groups: dict[tuple[str, ...], list[tuple[Inside | None, int]]] = defaultdict(list)
         for row, ref in enumerate(refs):
@@ -105,7 +105,7 @@ class Files:
             alone = place is None or place.kind == "unreadable" or self._too_large(place)
             at = (str(row),) if alone or place is None else _together(place)
             groups[at].append((place, row))
-        found: list[Portion] = []
+        found: list[CoalescedRead] = []
         for group in groups.values():
             place, row = group[0]
             if place is None:
@@ -117,7 +117,7 @@ class Files:
         return found
 
     def read(self, ref: ImageRef) -> bytes:
-        """One image alone; raises as Portion.take."""
+        """One image alone; raises as CoalescedRead.take."""
         (portion,) = self.portions([ref])
         with portion.take(0) as data:
             return data
@@ -129,10 +129,10 @@ class Files:
     def _too_large(self, place: Inside) -> bool:
         return place.kind in ("tar", "zip") and max(place.numbers[1:3]) > self._limits.max_bytes
 
-    def _portion(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content]) -> Portion:
-        return Portion(rows, max(size_bytes, 0), load, self._budget)
+    def _portion(self, rows: Sequence[int], size_bytes: int, load: Callable[[], _Content]) -> CoalescedRead:
+        return CoalescedRead(rows, max(size_bytes, 0), load, self._budget)
 
-    def _parts(self, group: list[tuple[Inside, int]], refs: Sequence[ImageRef]) -> Iterator[Portion]:
+    def _parts(self, group: list[tuple[Inside, int]], refs: Sequence[ImageRef]) -> Iterator[CoalescedRead]:
         """One group's images, front to back, in portions."""
         group.sort(key=lambda each: (each[0].numbers, each[1]))
         kind, file = group[0][0].kind, group[0][0].file
@@ -283,7 +283,7 @@ class _Held:
     users: int = 0
 
 
-class _Cursors:
+class _ReaderPool:
     """Open readers that go on where they stopped; the last few are kept."""
 
     def __init__(self, most: int) -> None:

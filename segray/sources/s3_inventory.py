@@ -54,7 +54,7 @@ def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
         read = _READERS[kind.upper()]
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(
-            "Not an S3 Inventory report", where=uri, found=f"{type(error).__name__}: {error}", do=_DO
+            "Not an S3 Inventory report", where=uri, found=f"{type(error).__name__}: {error}", hint=_DO
         ) from error
     for key in files:
         where = _where(uri, key)
@@ -71,13 +71,13 @@ def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
                         )
         except FileNotFoundError as error:
             raise SourceError(
-                "The report names a file that is not there", where=where, do="restore it, or take another report"
+                "The report names a file that is not there", where=where, hint="restore it, or take another report"
             ) from error
         except (csv.Error, pa.ArrowException, ValueError, KeyError, EOFError, zlib.error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise SourceError(
-                "Cannot read a file of the report", where=where, found=str(error)[:500], do=_DO
+                "Cannot read a file of the report", where=where, found=str(error)[:500], hint=_DO
             ) from error
 
 

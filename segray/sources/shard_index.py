@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.instances import ImageRef
-from segray.sources.archives import Shape
+from segray.sources.archives import SourceSpec
 from segray.storage.store import Entry, Store
 from segray.storage.uris import join
 
@@ -31,7 +31,7 @@ class Index:
         self._used: set[str] = set()
 
     def refs(
-        self, file: Entry, shape: Shape, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
+        self, file: Entry, shape: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
     ) -> list[ImageRef]:
         """What is remembered of this version of the file, or what `read` gives. Threads may share it."""
         if not file.version:

@@ -99,7 +99,7 @@ def split_glob(uri: str) -> tuple[str, str]:
     parts = uri.split("/")
     first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
     if scheme(uri) and first < 3:
-        raise SourceError("A bucket's name cannot be a pattern", where=uri, do="name the bucket, then the pattern")
+        raise SourceError("A bucket's name cannot be a pattern", where=uri, hint="name the bucket, then the pattern")
     return "/".join(parts[:first]) or "/", "/".join(parts[first:])
 
 
@@ -111,7 +111,7 @@ def pattern(glob: str) -> re.Pattern[str]:
     try:
         return re.compile("".join(parts), re.DOTALL)
     except re.error as error:
-        raise SourceError("Not a glob pattern", where=glob, found=str(error), do="correct the [...] part") from error
+        raise SourceError("Not a glob pattern", where=glob, found=str(error), hint="correct the [...] part") from error
 
 
 def _name_pattern(part: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segray.errors import ImageError
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
-from segray.sources.archives import BrokenFileError, Shape
+from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.uris import inside_uri
 from segray.storage.store import Entry
 
@@ -29,7 +29,7 @@ _EPSILON_S, _SEEK_S, _MARGIN_S = 0.0006, 10.0, 2.0
 _BMP_HEADER_BYTES = 54
 
 
-def refs(file: Entry, stream: BinaryIO, shape: Shape) -> list[ImageRef]:
+def refs(file: Entry, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
     """One for each moment: key FILE#t=SECONDS; sorted by key. size_bytes: of the picture as BMP. BrokenFileError."""
     held = _Stream(stream)  # OpenCV lets go of it where it must not be the last to do so: without the GIL.
     capture = _opened(held)

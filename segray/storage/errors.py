@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from segray.errors import AccessError, LastingError, SegrayError, WorldError
-from segray.storage.uris import bucket_and_key, is_s3, shown
+from segray.errors import AccessError, InfrastructureError, LastingError, SegrayError
+from segray.storage.uris import bucket_and_key, is_s3, redact
 
 _MAX_FOUND = 500  # characters of what a message repeats of an error
 
@@ -71,7 +71,7 @@ class ErrorClass:
     retryable: a later attempt may work. renew_credentials: the later attempt needs fresh credentials.
     """
 
-    raises: type[FileNotFoundError] | type[AccessError] | type[WorldError]
+    raises: type[FileNotFoundError] | type[AccessError] | type[InfrastructureError]
     what: str
     hint: str = ""
     found: Callable[[Exception, Reply], str] = _whole_reply
@@ -102,9 +102,11 @@ NO_CREDENTIALS = replace(
 NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found=_reason)
 
 DISK_FULL = ErrorClass(LastingError, "The disk is full", "make room; the same command resumes", found=_reason)
-BUSY = ErrorClass(WorldError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
-UNREACHABLE = ErrorClass(WorldError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True)
-BUCKET_DENIED = ErrorClass(WorldError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
+BUSY = ErrorClass(InfrastructureError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
+UNREACHABLE = ErrorClass(
+    InfrastructureError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True
+)
+BUCKET_DENIED = ErrorClass(InfrastructureError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
     LastingError,
     "The credentials have expired",
@@ -238,7 +240,7 @@ class Failure:
     """An error of storage, classified. exception: what the caller gets if no further attempt is made."""
 
     error_class: ErrorClass
-    exception: FileNotFoundError | AccessError | WorldError
+    exception: FileNotFoundError | AccessError | InfrastructureError
 
 
 def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Failure | None:
@@ -284,18 +286,18 @@ def _rows_of(sources: tuple[str, ...]) -> tuple[Row, ...]:
 
 def _exception(
     error_class: ErrorClass, error: Exception, reply: Reply, uri: str
-) -> FileNotFoundError | AccessError | WorldError:
+) -> FileNotFoundError | AccessError | InfrastructureError:
     found = _one_line(error_class.found(error, reply), uri)[:_MAX_FOUND]
     if issubclass(error_class.raises, SegrayError):
         found = found or _one_line(str(error), uri)
-        return error_class.raises(error_class.what, where=_where(uri), found=found, do=error_class.hint)
-    return FileNotFoundError(errno.ENOENT, found or error_class.what, shown(uri))
+        return error_class.raises(error_class.what, where=_where(uri), found=found, hint=error_class.hint)
+    return FileNotFoundError(errno.ENOENT, found or error_class.what, redact(uri))
 
 
 def _one_line(text: str, uri: str) -> str:
     """Return a text on one line, with the URI as messages may repeat it."""
-    return " ".join(_DRAWN.sub("", text).replace(uri, shown(uri)).split()) if text else ""
+    return " ".join(_DRAWN.sub("", text).replace(uri, redact(uri)).split()) if text else ""
 
 
 def _where(uri: str) -> str:
-    return f"bucket {bucket_and_key(uri)[0]} ({uri})" if is_s3(uri) else shown(uri)
+    return f"bucket {bucket_and_key(uri)[0]} ({uri})" if is_s3(uri) else redact(uri)

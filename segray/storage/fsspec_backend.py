@@ -27,7 +27,9 @@ class FsspecBackend:
             self._fs = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
             raise AccessError(
-                f"Cannot open {scheme}:// URLs", found=str(error), do="install the fsspec package for it, or use s3://"
+                f"Cannot open {scheme}:// URLs",
+                found=str(error),
+                hint="install the fsspec package for it, or use s3://",
             ) from error
 
     def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:

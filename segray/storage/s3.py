@@ -42,7 +42,7 @@ class S3Backend:
             if scheme(endpoint) not in ("http", "https") or "@" in endpoint or "?" in endpoint:
                 # Without what may be a secret.
                 found = repr(endpoint.rpartition("@")[2].partition("?")[0])
-                raise AccessError("Not an endpoint", found=found, do="write storage.endpoint_url as http://host:port")
+                raise AccessError("Not an endpoint", found=found, hint="write storage.endpoint_url as http://host:port")
             # S3-compatible servers seldom have a host name per bucket, and some refuse chunked checksums.
             config["s3"] = {"addressing_style": "path"}
             config |= dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")

@@ -6,8 +6,8 @@ tables or runs.
 URIs are taken as written (see `uris`). Keys are sorted by code point, which is the order of S3.
 
 Every method raises FileNotFoundError (no such object), AccessError (credentials, permissions, no such bucket:
-never tried again) or WorldError (throttling, 5xx, network, full disk: tried again where that may help). `errors` has
-the table.
+never tried again) or InfrastructureError (throttling, 5xx, network, full disk: tried again where that may help).
+`errors` has the table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
 from segray.storage.uris import S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
 
-__all__ = ["Entry", "StorageOptions", "Store", "abreast"]
+__all__ = ["Entry", "StorageOptions", "Store", "bounded_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,7 +128,7 @@ class Store:
         with suppress(FileNotFoundError):
             self._request(uri, lambda backend: backend.delete(uri))
 
-    def insist(self, uri: str, call: Callable[[], T]) -> T:
+    def retrying(self, uri: str, call: Callable[[], T]) -> T:
         """Make a call that reaches `uri` by deltalake or Arrow: tried again, its errors translated as all are here.
 
         The call must be safe to repeat after an attempt whose answer was lost. It makes several requests, each of
@@ -194,7 +194,7 @@ def _leave_to_the_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
-def abreast(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
+def bounded_map(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
     """Yield what the calls return, in the order of the items; a few are under way at once, as far as their sizes allow.
 
     The items are made here, each when there is room for it. The first error ends it when what is under way has ended.

@@ -60,7 +60,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def shown(uri: str) -> str:
+def redact(uri: str) -> str:
     """Return the URI as messages may repeat it: signed links carry their secret behind the question mark."""
     address, mark, query = uri.partition("?")
     if scheme(uri) not in ("http", "https"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segray import rle
-from segray.errors import SourceError, WorldError
+from segray.errors import InfrastructureError, SourceError
 from segray.imaging.opencv import cv2
 from segray.synthetic.scene import Image, Scene, draw_scene
 from segray.synthetic.shapes import STICKERS
@@ -78,7 +78,7 @@ def _file_name(index: int) -> str:
 def _encoded(image: Image, suffix: str) -> bytes:
     done, data = cv2.imencode(suffix, image[..., ::-1], _ENCODINGS[suffix])
     if not done:
-        raise WorldError("OpenCV could not encode a scene", found=f"{suffix}, {image.shape}")
+        raise InfrastructureError("OpenCV could not encode a scene", found=f"{suffix}, {image.shape}")
     return data.tobytes()
 
 
@@ -104,7 +104,7 @@ def _check_same(truth: Path, info: dict[str, Any]) -> None:
     if found != info:
         raise SourceError(
             "the folder already holds another dataset", where=str(truth), found=f"{found}, wanted {info}",
-            do="choose an empty folder, or the same count and seed",
+            hint="choose an empty folder, or the same count and seed",
         )  # fmt: skip
 
 
@@ -113,5 +113,5 @@ def _check_no_strays(images: Path, expected: set[str]) -> None:
     if strays:
         raise SourceError(
             "the images folder holds files that do not belong to these scenes", where=str(images),
-            found=f"{len(strays)}, such as {strays[0]}", do="choose an empty folder",
+            found=f"{len(strays)}, such as {strays[0]}", hint="choose an empty folder",
         )  # fmt: skip

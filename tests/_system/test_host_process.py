@@ -209,8 +209,8 @@ def chosen(root, **more):
 
 def label(root, **more):
     asked = chosen(root, **more)
-    with observe.observed(asked, console.Plain()) as watcher:
-        summary = run.label(asked, watcher, start_workers)
+    with observe.observed(asked, console.Plain()) as listener:
+        summary = run.label(asked, listener, start_workers)
     print("labelled", summary.tally.images, flush=True)
 
 def same(name, call):

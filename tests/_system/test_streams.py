@@ -323,12 +323,12 @@ PROGRESS = """
 from segray.monitoring import console
 from segray._system import streams
 streams.settle()
-with console.watcher() as watcher:
-    watcher.note("begins")
-    watcher.begin(100, 0)
+with console.listener() as listener:
+    listener.note("begins")
+    listener.begin(100, 0)
     for done in range(1, 101):
-        watcher.advance(done, done, 0)
-    watcher.note("ends")
+        listener.advance(done, done, 0)
+    listener.note("ends")
 """
 
 

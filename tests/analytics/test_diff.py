@@ -27,7 +27,7 @@ def box(x: int, y: int, w: int, h: int, size_hw: tuple[int, int] = SIZE_HW) -> s
     return rle.encode_crop(np.ones((h, w), np.bool_), x, y, size_hw)
 
 
-def shown() -> dict[str, Image]:
+def redact() -> dict[str, Image]:
     """Six images with three instances each: a small, a medium and a large one."""
     found = [(13, 0.9, box(0, 0, 20, 20)), (44, 0.8, box(30, 0, 50, 50)), (90, 0.7, box(30, 10, 120, 100))]
     return {f"{i}.jpg": Image(SIZE_HW, found) for i in range(6)}
@@ -35,7 +35,7 @@ def shown() -> dict[str, Image]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return label_sets.write(tmp_path_factory.mktemp("a"), shown())
+    return label_sets.write(tmp_path_factory.mktemp("a"), redact())
 
 
 def test_a_label_set_does_not_differ_from_itself(root: str) -> None:
@@ -48,7 +48,7 @@ def test_a_label_set_does_not_differ_from_itself(root: str) -> None:
 
 def test_planted_changes_of_each_kind_are_found(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (6,))
-    images = shown()
+    images = redact()
     small, medium, large = images["0.jpg"].found
     images["0.jpg"] = Image(SIZE_HW, [(13, 0.9, box(5, 0, 20, 20)), medium, large])  # moved
     images["1.jpg"] = Image(SIZE_HW, [small, (88, 0.8, medium[2]), large])  # renamed
@@ -81,7 +81,7 @@ def test_instances_of_one_class_find_each_other_first() -> None:
 
 
 def test_an_image_of_another_size_loses_all(root: str, tmp_path: Path) -> None:
-    images = shown() | {"0.jpg": Image((60, 160), [(13, 0.9, box(0, 0, 20, 20, (60, 160)))])}
+    images = redact() | {"0.jpg": Image((60, 160), [(13, 0.9, box(0, 0, 20, 20, (60, 160)))])}
     images["1.jpg"] = Image((60, 160))
     found = diff(root, label_sets.write(tmp_path, images))
     assert (found.resized, found.kinds["lost"], found.kinds["gained"]) == (2, 6, 1)
@@ -114,7 +114,7 @@ def test_what_is_no_gate_is_an_error(root: str, text: str) -> None:
 
 
 def test_a_gates_class_is_found_by_name_or_slug_and_must_be_there(root: str, tmp_path: Path) -> None:
-    images = shown() | {"0.jpg": Image(SIZE_HW, shown()["0.jpg"].found[1:])}
+    images = redact() | {"0.jpg": Image(SIZE_HW, redact()["0.jpg"].found[1:])}
     other = label_sets.write(tmp_path, images)
     gates = ["lost[stop sign]>0", "lost[stop_sign]>0", "lost[Stop Sign]>0"]
     assert list(diff(root, other, fail_if=gates).failed_gates) == gates
@@ -147,7 +147,7 @@ def test_drift_is_small_between_samples_and_large_between_others() -> None:
 
 @pytest.mark.integration
 def test_a_label_set_against_its_own_past(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = label_sets.write(tmp_path, shown())
+    root = label_sets.write(tmp_path, redact())
     time.sleep(0.01)
     moment = datetime.now(UTC).isoformat()
     time.sleep(0.01)
@@ -164,7 +164,7 @@ def test_the_command_draws_and_ends_with_four_when_a_gate_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cv2.imwrite(str(tmp_path / "0.png"), np.full((*SIZE_HW, 3), 200, np.uint8))
-    images = {"0.png": Image(SIZE_HW, shown()["0.jpg"].found, uri=str(tmp_path / "0.png"))}
+    images = {"0.png": Image(SIZE_HW, redact()["0.jpg"].found, uri=str(tmp_path / "0.png"))}
     a = label_sets.write(tmp_path / "a", images)
     b = label_sets.write(tmp_path / "b", {"0.png": Image(SIZE_HW, images["0.png"].found[:2], uri=images["0.png"].uri)})
     assert main.run(["diff", a, b, "--fail-if", "lost>50%", "--draw", str(tmp_path / "most.png")]) == 0
@@ -182,7 +182,7 @@ def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others
         cv2.imwrite(str(tmp_path / name), np.full((*size_hw, 3), 200, np.uint8))
     (tmp_path / "2.png").write_bytes(b"no image")
     names = ["0.png", "1.png", "2.png", "3.png", "4.png"]
-    found = shown()["0.jpg"].found
+    found = redact()["0.jpg"].found
     images = {name: Image(SIZE_HW, found, uri=str(tmp_path / name)) for name in names}
     less = {name: Image(SIZE_HW, found[:2], uri=str(tmp_path / name)) for name in names[:4]}
     a, b = label_sets.write(tmp_path / "a", images), tmp_path / "b"

@@ -28,15 +28,15 @@ from segray.analytics.reports import statistics
 from segray.analytics.reports.html import environment, number, percent, short, size, visible
 from segray.analytics.reports.live_page import live
 from segray.analytics.reports.report import choose, report
-from segray.errors import LabelSetError, UserError, WorldError
-from segray.execution.progress import Tally, Vitals
+from segray.errors import InfrastructureError, LabelSetError, UserError
+from segray.execution.progress import RunProgress, Tally
 from segray.execution.run import Summary
 from segray.instances import ImageRef
 from segray.label_set import run_records, snapshot
 from segray.label_set.run_records import Run
 from segray.monitoring import session
 from segray.monitoring.console import Plain
-from segray.monitoring.heartbeat import Heart
+from segray.monitoring.heartbeat import HeartbeatWriter
 from segray.sources.reader import Files
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
@@ -286,7 +286,7 @@ def test_storage_that_is_down_is_asked_once(root: str, monkeypatch: pytest.Monke
 
     def refuse(files: Files, ref: ImageRef) -> bytes:
         asked.append(ref.key)
-        raise WorldError("storage is down")
+        raise InfrastructureError("storage is down")
 
     monkeypatch.setattr(Files, "read", refuse)
     page = Checked(report(root))
@@ -357,8 +357,8 @@ def test_a_histogram_of_nothing_is_a_chart() -> None:
 # ---- while a run goes on, and at its end ----------------------------------------------------------
 
 
-def vitals(run: Run) -> Vitals:
-    return Vitals(run, "labelling", 100, 40, 50, Tally(ok=40, instances=7), 4, 0, 0, 1, ())
+def vitals(run: Run) -> RunProgress:
+    return RunProgress(run, "labelling", 100, 40, 50, Tally(ok=40, instances=7), 4, 0, 0, 1, ())
 
 
 def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> 
         told.append('http-equiv="refresh"' in live(beat))
         return live(beat)
 
-    heart = Heart(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, live=page)
+    heart = HeartbeatWriter(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, live=page)
     heart.beat(vitals(run))
     heart.close()
     last = Checked(Path(run.page).read_text())

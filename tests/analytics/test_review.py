@@ -44,7 +44,7 @@ def blob(seed: int) -> str:
     return rle.encode(mask)
 
 
-def shown(count: int = 12) -> dict[str, Image]:
+def redact(count: int = 12) -> dict[str, Image]:
     """Two stop signs and a bottle in each image, all far from uncertain; one is empty, one failed."""
     found = {
         f"{i:02d}.jpg": Image(
@@ -61,7 +61,7 @@ def shown(count: int = 12) -> dict[str, Image]:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An uncertain image, a rare class, a strange mix."""
-    images = shown()
+    images = redact()
     images["03.jpg"] = Image(
         SIZE_HW, [(13, 0.95, box(2, 2, 20, 20)), (13, 0.45, box(30, 2, 20, 12)), (44, 0.9, blob(3))]
     )
@@ -78,7 +78,7 @@ def test_each_criterion_picks_the_images_made_for_it_and_says_why(
     planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (9,))
-    images = shown()
+    images = redact()
     changed = {
         "05.jpg": Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))]),
         "07.jpg": Image(SIZE_HW, [(44, 0.9, box(2 * i, 0, 2, 60)) for i in range(30)]),
@@ -181,7 +181,7 @@ Chosen = tuple[str, Path, Path]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return label_sets.write(tmp_path_factory.mktemp("r"), {f"a b/é{key}": image for key, image in shown().items()})
+    return label_sets.write(tmp_path_factory.mktemp("r"), {f"a b/é{key}": image for key, image in redact().items()})
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_corrections_that_change_nothing_find_no_error(root: str, tmp_path: Path
     assert any("does not say which images" in note for note in found.notes) == (to != "label-studio")
     assert found.total.objects == found.total.detections >= 21
     picked = {each.key for each in Selection.read(selection).chosen}
-    objects = {key: [(c, counts) for c, _, counts in image.found] for key, image in shown().items()}
+    objects = {key: [(c, counts) for c, _, counts in image.found] for key, image in redact().items()}
     truth = json.loads((tmp_path / "truth.json").read_text())
     names = {row["id"]: row["file_name"] for row in truth["images"]}
     masks: dict[str, list[tuple[int, str]]] = {key: [] for key in picked}
@@ -266,7 +266,7 @@ def test_blind_tasks_show_no_labels_and_what_is_drawn_from_nothing_is_matched_by
     drawn = {  # Boxes a pixel beside those of the labels; then a tv in place of one bottle.
         each.key: [
             (c, box(3 if i == 0 else 31, 2, 20, [20, 12][i]) if i < 2 else counts)
-            for i, (c, _, counts) in enumerate(shown()[each.key.removeprefix("a b/é")].found)
+            for i, (c, _, counts) in enumerate(redact()[each.key.removeprefix("a b/é")].found)
         ]
         for each in picked.chosen
     }
@@ -463,7 +463,7 @@ def test_a_selection_is_not_held_against_another_models_labels(drawn: Chosen, tm
 def test_what_became_of_the_labels_since_changes_no_review(drawn: Chosen, tmp_path: Path) -> None:
     root, selection, tasks = drawn
     picked = {each.key for each in Selection.read(selection).chosen}
-    left = min({f"a b/é{key}" for key in shown()} - picked)
+    left = min({f"a b/é{key}" for key in redact()} - picked)
     before = reviewed(drawn, tmp_path)
 
     def again(labels: str) -> Review:

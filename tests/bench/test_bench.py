@@ -24,8 +24,8 @@ from segray.bench.runner import Measured, found_in
 from segray.bench.workload import Workload
 from segray.cli import main
 from segray.conversion.yolact import shapes
-from segray.models.adapters.adapter import Contract, Options
-from segray.models.registry import CONTRACTS
+from segray.models.adapters.adapter import ModelAdapter, Options
+from segray.models.registry import ADAPTERS
 
 SIZE_HW = (120, 160)
 RAY_DATA = importlib.util.find_spec("pandas") is not None
@@ -42,7 +42,7 @@ RAY_DATA = importlib.util.find_spec("pandas") is not None
     ],
 )
 def test_the_textbook_finds_what_segray_finds(name: str, made: Any) -> None:
-    contract: Contract = CONTRACTS[name]
+    contract: ModelAdapter = ADAPTERS[name]
     options = Options(score_threshold=0.1, max_detections=40)
     for seed in range(3):
         outputs = made(seed)

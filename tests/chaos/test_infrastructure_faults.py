@@ -23,9 +23,9 @@ from watchers import Notes
 
 import segray
 from segray import config
-from segray.errors import SegrayError, WorldError
+from segray.errors import InfrastructureError, SegrayError
 from segray.execution import run
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 from segray.execution.staging import Outcome, stage
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
@@ -103,8 +103,8 @@ def chosen(proxy: Proxy, source: str, **storage: Any) -> config.Config:
     return config.validate(values, "test")
 
 
-def label(settings: config.Config, watcher: Watcher | None = None) -> run.Summary:
-    return run.label(settings, watcher or Notes(), here)
+def label(settings: config.Config, listener: ProgressListener | None = None) -> run.Summary:
+    return run.label(settings, listener or Notes(), here)
 
 
 def check_whole(root: str, endpoint_url: str) -> None:
@@ -166,7 +166,7 @@ def test_a_store_gives_up_within_its_budget(weather: Proxy, swift_env: Swift, la
     store = Store(StorageOptions(endpoint_url=weather.endpoint_url, timeout_s=1, retries=2))
     store.put(root, b"x" * 1000)
     weather.change(Weather(lasting))
-    with pytest.raises(WorldError, match=says):
+    with pytest.raises(InfrastructureError, match=says):
         store.read(root)
     assert 3 <= weather.faults <= 6  # aiohttp asks once more on its own when a connection ends before any answer
 
@@ -224,7 +224,7 @@ def test_a_run_that_cannot_go_on_says_what_is_left_and_is_resumed(
     except SegrayError as error:
         assert error.exit_code == 3
         assert "images of this run not labelled yet" in error.found
-        assert "the same command" in error.do
+        assert "the same command" in error.hint
     else:
         # Only an answer that was lost can be found out about afterwards.
         assert lasting.fault == Reset(late=True)
@@ -303,14 +303,14 @@ def test_a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WorldError, match="full") as caught:
+    with pytest.raises(InfrastructureError, match="full") as caught:
         label(settings)
     assert "images of this run not labelled yet" in caught.value.found
     monkeypatch.setattr(os, "fsync", fsync)
     assert not list(Path(settings.output.root).rglob("*.segray-tmp"))
-    watcher = Notes()
-    label(settings, watcher)
-    assert any("resuming run" in note for note in watcher.notes)
+    listener = Notes()
+    label(settings, listener)
+    assert any("resuming run" in note for note in listener.notes)
     check_whole(settings.output.root, "")
 
 
@@ -319,11 +319,11 @@ def test_a_file_that_may_not_grow_is_never_seen_in_part(tmp_path: Path) -> None:
     script = (
         "import signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from segray.errors import WorldError\n"
+        "from segray.errors import InfrastructureError\n"
         "from segray.storage.store import Store\n"
         "try:\n"
         "    Store().put(sys.argv[1], bytes(100_000))\n"
-        "except WorldError as error:\n"
+        "except InfrastructureError as error:\n"
         "    sys.exit(error.exit_code)\n"
     )
     done = subprocess.run(

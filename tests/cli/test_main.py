@@ -11,7 +11,7 @@ import typer
 import segray
 from segray import config
 from segray.cli import main
-from segray.errors import Interrupted, UserError, WorldError
+from segray.errors import InfrastructureError, Interrupted, UserError
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_init_writes_a_configuration_and_never_over_a_file(
         (typer.Exit(3), 3),
         (typer.Exit(0), 0),
         (UserError("wrong"), 2),
-        (WorldError("down"), 3),
+        (InfrastructureError("down"), 3),
         (Interrupted("stop"), 130),
         (KeyboardInterrupt(), 130),
         (RuntimeError("bug"), 1),

@@ -22,14 +22,14 @@ from segray.cli import main
 from segray.conversion import download, inspect_model, yolact
 from segray.conversion import pull as acquire
 from segray.conversion.inspect_model import inspect
-from segray.conversion.pull import Told, convert, pull
-from segray.errors import ConfigError, ModelError, WorldError
+from segray.conversion.pull import Callbacks, convert, pull
+from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models import zoo as catalogue
 from segray.models.zoo import CATALOGUE, Entry, File, Source
 
-HASTY = download.Patience(retries=1, pause_s=0.001, timeout_s=5)
+HASTY = download.RetryPolicy(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 HUB, YOLACT = "mask_rcnn_inception_resnet_v2_1024x1024", "yolact-resnet50-fpn-pytorch"
 OLD, SIBLING = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
@@ -67,7 +67,7 @@ def names(folder: Path) -> list[str]:
 def test_pull_leaves_a_model_that_the_zoo_takes(web: Web, tmp_path: Path) -> None:
     steps: list[str] = []
     content = archive()
-    found = pull(published(web, content), tmp_path, told=Told(note=steps.append))
+    found = pull(published(web, content), tmp_path, told=Callbacks(note=steps.append))
     folder = tmp_path / TF
     assert names(folder) == ["download", f"{TF}.bin", f"{TF}.xml", "segray.json"]
     assert [step.split()[0] for step in steps] == ["fetching", "unpacking", "converting"]
@@ -116,7 +116,7 @@ def test_an_interrupted_download_resumes(web: Web, tmp_path: Path) -> None:
     content = archive(GRAPH)
     half = len(content) // 2
     entry = published(web, content, cuts=[half, 0, 0])
-    with pytest.raises(WorldError, match="resumes"):
+    with pytest.raises(InfrastructureError, match="resumes"):
         pull(entry, tmp_path, patience=HASTY)
     assert names(tmp_path / TF) == ["download"]
     pull(entry, tmp_path, patience=HASTY)
@@ -192,7 +192,7 @@ def test_the_next_source_is_taken_when_the_first_is_gone(web: Web, tmp_path: Pat
     gone = replace(here, files=(File("gone.tar.gz", (f"{web.root}/gone",)),))
     entry = replace(CATALOGUE[TF], sources=(gone, here))
     assert pull(entry, tmp_path, patience=HASTY).form == "original"
-    with pytest.raises(WorldError, match=r"No address[\s\S]*/gone: HTTP 404"):
+    with pytest.raises(InfrastructureError, match=r"No address[\s\S]*/gone: HTTP 404"):
         pull(replace(entry, sources=(gone,)), tmp_path / "b", patience=HASTY)
 
 
@@ -216,12 +216,12 @@ def test_two_pulls_at_once_do_not_meet(web: Web, tmp_path: Path) -> None:
     refused: list[str] = []
 
     def note(text: str) -> None:
-        with pytest.raises(WorldError, match="Another process is writing there"):
+        with pytest.raises(InfrastructureError, match="Another process is writing there"):
             pull(entry, tmp_path)
         refused.append(text)
 
     entry = published(web, archive())
-    pull(entry, tmp_path, told=Told(note=note))
+    pull(entry, tmp_path, told=Callbacks(note=note))
     assert len(refused) == 3
 
 

@@ -18,7 +18,7 @@ from web import Web
 import segray
 from segray import config
 from segray.cli import main, ray_jobs
-from segray.errors import AccessError, ConfigError, ConflictError, SegrayError, UserError, WorldError
+from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError, SegrayError, UserError
 
 JOB = "segray-photos-1"
 
@@ -165,8 +165,13 @@ def test_the_runs_own_exit_code_is_the_commands(told: dict[str, Any], code: int)
 @pytest.mark.parametrize(
     ("told", "missing", "kind", "said"),
     [
-        ({"status": "FAILED", "driver_exit_code": 137}, False, WorldError, "exit code 137.*the same command resumes"),
-        ({"status": "FAILED", "message": "x\nruntime_env failed"}, False, WorldError, "runtime_env failed"),
+        (
+            {"status": "FAILED", "driver_exit_code": 137},
+            False,
+            InfrastructureError,
+            "exit code 137.*the same command resumes",
+        ),
+        ({"status": "FAILED", "message": "x\nruntime_env failed"}, False, InfrastructureError, "runtime_env failed"),
         ({"status": "FAILED", "driver_exit_code": 127}, False, UserError, "no segray.*--python"),
         ({"status": "FAILED", "driver_exit_code": 1}, True, UserError, "No module named segray"),
     ],
@@ -191,7 +196,7 @@ def test_a_job_that_stays_pending_is_called_off(web: Web, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray_jobs.Dashboard, "stop", lambda self, job: stopped.append(job))
     monkeypatch.setattr(ray_jobs, "_POLL_S", 0.01)
     web.put(f"/api/jobs/{JOB}", json.dumps({"status": "PENDING", "message": "waiting for resources"}).encode())
-    with pytest.raises(WorldError, match=r"(?s)did not start within 0 s.*waiting for resources"):
+    with pytest.raises(InfrastructureError, match=r"(?s)did not start within 0 s.*waiting for resources"):
         ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 0.05, print)
     assert stopped == [JOB]
 

@@ -15,19 +15,19 @@ from segray.conversion import compare
 from segray.conversion.compare import Reader, Speed, Truth
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
-from segray.models.adapters.adapter import Contract, Form, ImageInput, Options
+from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat, Options
 from segray.models.engine import FakeEngine
 from segray.rle import encode_crop
 from segray.storage.store import Store
 
 SIZE_HW = (8, 10)
-FORM = Form("converted", ImageInput("image", None, "NHWC", "RGB", None, None), ("brightness",))
+FORM = ModelFormat("converted", ImageInput("image", None, "NHWC", "RGB", None, None), ("brightness",))
 
 
-class Squares(Contract):
+class Squares(ModelAdapter):
     """Finds one object, the picture's left half, in pictures brighter than 100; the score is the brightness."""
 
-    def prepare(self, form: Form, image_rgb: Any) -> dict[str, Any]:
+    def prepare(self, form: ModelFormat, image_rgb: Any) -> dict[str, Any]:
         return {"image": image_rgb[None]}
 
     def decode(self, outputs: Mapping[str, Any], size_hw: tuple[int, int], options: Options) -> Instances:

@@ -19,13 +19,13 @@ import pytest
 from web import Web
 
 from segray.conversion import download as module
-from segray.conversion.download import Patience, fetch, unpack
-from segray.errors import ModelError, SegrayError, WorldError
+from segray.conversion.download import RetryPolicy, fetch, unpack
+from segray.errors import InfrastructureError, ModelError, SegrayError
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SHA384 = hashlib.sha384(CONTENT).hexdigest()
-HASTY = Patience(retries=2, pause_s=0.001, timeout_s=5)
+HASTY = RetryPolicy(retries=2, pause_s=0.001, timeout_s=5)
 
 
 def names(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_cut_connection_goes_on_where_it_ended(web: Web, tmp_path: Path) -> No
 
 def test_what_came_before_an_interruption_is_kept_for_the_next_call(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, cuts=[500_000, 0, 0, 0])
-    with pytest.raises(WorldError, match=r"ended after 500000 of 1024000 bytes \(500000 bytes are kept\)"):
+    with pytest.raises(InfrastructureError, match=r"ended after 500000 of 1024000 bytes \(500000 bytes are kept\)"):
         fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
     assert names(tmp_path) == ["a.bin.part", "a.bin.part.from"]
     assert fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY) == SHA256
@@ -96,7 +96,7 @@ def test_without_a_checksum_mirrors_do_not_mix(web: Web, tmp_path: Path) -> None
 
 def test_without_a_checksum_a_file_that_changed_meanwhile_starts_anew(web: Web, tmp_path: Path) -> None:
     url = web.put("/a", b"x" * 1000, cuts=[500, 0, 0, 0])
-    with pytest.raises(WorldError):
+    with pytest.raises(InfrastructureError):
         fetch([url], tmp_path / "a.bin", patience=HASTY)
     web.put("/a", b"y" * 1000, tag='"two"')
     fetch([url], tmp_path / "a.bin", patience=HASTY)
@@ -111,7 +111,7 @@ def test_a_server_without_ranges_starts_anew(web: Web, tmp_path: Path) -> None:
 
 def test_a_server_without_ranges_that_always_cuts_is_given_up(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, ranges=False, cuts=[500_000] * 9)
-    with pytest.raises(WorldError, match="ended after 500000"):
+    with pytest.raises(InfrastructureError, match="ended after 500000"):
         fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
     assert len(web.asked) == 4
 
@@ -155,7 +155,7 @@ def test_after_a_wrong_checksum_the_next_mirror_is_tried(web: Web, tmp_path: Pat
 
 def test_another_size_is_refused_before_the_body(web: Web, tmp_path: Path) -> None:
     told: list[int] = []
-    with pytest.raises(WorldError, match="has 1024000 bytes, not 5"):
+    with pytest.raises(InfrastructureError, match="has 1024000 bytes, not 5"):
         fetch([web.put("/a", CONTENT)], tmp_path / "a", size_bytes=5, progress=lambda done, _: told.append(done))
     assert told == []
 
@@ -191,7 +191,7 @@ def mute(silent: bool) -> Iterator[tuple[str, list[socket.socket]]]:
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_server_that_does_not_answer_costs_a_few_tries(web: Web, tmp_path: Path, silent: bool) -> None:
-    patience = Patience(retries=2, pause_s=0.001, timeout_s=0.2 if silent else 5)
+    patience = RetryPolicy(retries=2, pause_s=0.001, timeout_s=0.2 if silent else 5)
     began_s = time.monotonic()
     with mute(silent) as (url, tries):
         fetch([url, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=patience)
@@ -205,7 +205,7 @@ def test_a_closed_port_is_tried_again_and_then_told(web: Web, tmp_path: Path) ->
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # It does not listen, so connections are refused.
         closed = f"http://127.0.0.1:{bound.getsockname()[1]}/a"
-        with pytest.raises(WorldError, match=rf"{closed}: .*Connection refused.* \(0 bytes are kept\)"):
+        with pytest.raises(InfrastructureError, match=rf"{closed}: .*Connection refused.* \(0 bytes are kept\)"):
             fetch([closed], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
         fetch([closed, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
@@ -214,20 +214,20 @@ def test_a_closed_port_is_tried_again_and_then_told(web: Web, tmp_path: Path) ->
 def test_busy_servers_are_asked_again_and_refusals_are_not(web: Web, tmp_path: Path) -> None:
     fetch([web.put("/a", CONTENT, statuses=[503, 429])], tmp_path / "a", patience=HASTY)
     assert len(web.asked) == 3
-    with pytest.raises(WorldError, match=r"No address gives the file[\s\S]*HTTP 403"):
+    with pytest.raises(InfrastructureError, match=r"No address gives the file[\s\S]*HTTP 403"):
         fetch([web.put("/b", CONTENT, statuses=[403])], tmp_path / "b", patience=HASTY)
     assert len(web.asked) == 4
 
 
 def test_a_login_page_is_no_file(web: Web, tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match="a web page, not a file"):
+    with pytest.raises(InfrastructureError, match="a web page, not a file"):
         fetch([web.put("/a", b"<html>", content_type="text/html")], tmp_path / "a")
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a", "a.bin"])
 def test_only_http_is_spoken(tmp_path: Path, url: str) -> None:
-    with pytest.raises(WorldError, match="not an http address"):
+    with pytest.raises(InfrastructureError, match="not an http address"):
         fetch([url], tmp_path / "a")
 
 
@@ -274,7 +274,7 @@ def test_two_at_once_do_not_write_into_each_other(web: Web, tmp_path: Path) -> N
     first = threading.Thread(target=fetch, args=([web.put("/a", CONTENT)], tmp_path / "a.bin"), kwargs=arguments)
     first.start()
     assert reached.wait(10)
-    with pytest.raises(WorldError, match="Another process is fetching"):
+    with pytest.raises(InfrastructureError, match="Another process is fetching"):
         fetch([web.put("/a", CONTENT)], tmp_path / "a.bin", sha256=SHA256)
     go_on.set()
     first.join(10)
@@ -283,7 +283,7 @@ def test_two_at_once_do_not_write_into_each_other(web: Web, tmp_path: Path) -> N
 
 def test_a_disk_that_does_not_take_it_is_the_worlds_fault(web: Web, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WorldError, match=r"cannot be written[\s\S]*another folder"):
+    with pytest.raises(InfrastructureError, match=r"cannot be written[\s\S]*another folder"):
         fetch([web.put("/a", CONTENT)], tmp_path / "file" / "a.bin")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from segray.execution.chunk_sizing import Pace, Shares
+from segray.execution.chunk_sizing import ChunkSizer, Throughput
 
 
-def pace(images_per_s: float, *, left: int = 0, in_flight: int = 0) -> Pace:
+def pace(images_per_s: float, *, left: int = 0, in_flight: int = 0) -> Throughput:
     """Of a worker that has worked for a minute."""
-    found = Pace(0.0)
+    found = Throughput(0.0)
     found.takes(round(60 * images_per_s) + left, 0.0)
     found.has_done(round(60 * images_per_s), 60.0)
     found.in_flight = in_flight
@@ -17,7 +17,7 @@ def pace(images_per_s: float, *, left: int = 0, in_flight: int = 0) -> Pace:
 
 
 def test_speed_is_what_was_finished_of_late_and_idle_time_is_not_counted() -> None:
-    found = Pace(0.0)
+    found = Throughput(0.0)
     assert found.images_per_s is None
     found.takes(1000, 5.0)
     for second in range(1, 301):
@@ -32,7 +32,7 @@ def test_speed_is_what_was_finished_of_late_and_idle_time_is_not_counted() -> No
 
 
 def test_what_the_world_took_back_is_not_speed() -> None:
-    found = Pace(0.0)
+    found = Throughput(0.0)
     found.takes(256, 0.0)
     found.returns(256)
     assert found.left == 0
@@ -40,16 +40,16 @@ def test_what_the_world_took_back_is_not_speed() -> None:
 
 
 def test_a_newcomer_is_tried_with_a_few_images_and_gets_no_second_task_before_it_has_done_one() -> None:
-    shares = Shares({"new": Pace(0.0), "old": pace(10)}, 100_000)
+    shares = ChunkSizer({"new": Throughput(0.0), "old": pace(10)}, 100_000)
     assert shares.of("new", 256) == 8
-    assert Shares({"new": Pace(0.0), "old": pace(10)}, 64).of("new", 256) == 1
-    tried = Pace(0.0)
+    assert ChunkSizer({"new": Throughput(0.0), "old": pace(10)}, 64).of("new", 256) == 1
+    tried = Throughput(0.0)
     tried.takes(8, 0.0)
-    assert Shares({"new": tried}, 100_000).of("new", 256) == 0
+    assert ChunkSizer({"new": tried}, 100_000).of("new", 256) == 0
 
 
 def test_far_from_the_end_everyone_takes_whole_units() -> None:
-    shares = Shares({"fast": pace(80, in_flight=8), "slow": pace(8, in_flight=8)}, 1_000_000)
+    shares = ChunkSizer({"fast": pace(80, in_flight=8), "slow": pace(8, in_flight=8)}, 1_000_000)
     assert shares.of("fast", 256) == shares.of("slow", 256) == 256
 
 
@@ -57,26 +57,26 @@ def test_near_the_end_pieces_are_by_speed_and_shrink() -> None:
     paces = {"fast": pace(80), "slow": pace(8)}
     sizes = []
     for waiting in (880, 440, 220):
-        shares = Shares(paces, waiting)
+        shares = ChunkSizer(paces, waiting)
         sizes.append((shares.of("fast", 256), shares.of("slow", 256)))
     assert sizes == [(256, 27), (133, 13), (80, 8)]
 
 
 def test_who_holds_enough_until_the_end_takes_nothing_more() -> None:
-    shares = Shares({"fast": pace(80), "slow": pace(8, left=30)}, 300)
+    shares = ChunkSizer({"fast": pace(80), "slow": pace(8, left=30)}, 300)
     assert shares.of("slow", 256) == 0
     assert shares.of("fast", 256) == 100
 
 
 def test_a_slow_worker_leaves_the_last_images_to_the_fast_ones_unless_these_are_gone() -> None:
     slow = pace(1, in_flight=8)
-    assert Shares({"fast": pace(80, left=100, in_flight=8), "slow": slow}, 60).of("slow", 256) == 0
-    assert Shares({"slow": slow}, 60).of("slow", 256) == 20
-    assert Shares({"equal": pace(1, left=8, in_flight=8), "slow": slow}, 8).of("slow", 256) == 8
-    both = Shares({"fast": pace(80, in_flight=8), "slow": slow}, 60)
+    assert ChunkSizer({"fast": pace(80, left=100, in_flight=8), "slow": slow}, 60).of("slow", 256) == 0
+    assert ChunkSizer({"slow": slow}, 60).of("slow", 256) == 20
+    assert ChunkSizer({"equal": pace(1, left=8, in_flight=8), "slow": slow}, 8).of("slow", 256) == 8
+    both = ChunkSizer({"fast": pace(80, in_flight=8), "slow": slow}, 60)
     assert [both.of(name, 256) for name in ("slow", "fast")] == [0, 80]
 
 
 def test_few_fast_workers_among_many_slow_ones_do_not_make_these_idle() -> None:
     paces = {"fast": pace(10, left=20, in_flight=8), **{f"slow{i}": pace(1, in_flight=8) for i in range(100)}}
-    assert Shares(paces, 1000).of("slow0", 256) > 0
+    assert ChunkSizer(paces, 1000).of("slow0", 256) > 0

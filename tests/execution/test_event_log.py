@@ -14,7 +14,7 @@ from scheduling import CheckedScheduler
 from test_run import ALL, Mortal, Notes, chosen, keys, start
 
 from segray import config
-from segray.errors import SegrayError, WorldError
+from segray.errors import InfrastructureError, SegrayError
 from segray.execution import event_log, replay, run
 from segray.execution.event_log import EventLog
 from segray.execution.events import (
@@ -155,14 +155,14 @@ def test_a_run_whose_log_cannot_be_written_goes_on_and_says_so_once(
 
     def refuse(self: Store, uri: str, data: bytes) -> None:
         if "/events/" in uri:
-            raise WorldError("storage is full", found="507")
+            raise InfrastructureError("storage is full", found="507")
         put(self, uri, data)
 
     monkeypatch.setattr(Store, "put", refuse)
-    watcher = Notes()
-    run.label(chosen, watcher, start())
+    listener = Notes()
+    run.label(chosen, listener, start())
     assert keys(chosen) == ALL
-    told = [note for note in watcher.notes if "event log" in note]
+    told = [note for note in listener.notes if "event log" in note]
     assert told == ["the event log of this run ends here: it cannot be written (storage is full: 507)"]
 
 

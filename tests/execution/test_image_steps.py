@@ -33,7 +33,7 @@ from segray.imaging import decode
 from segray.imaging.tiling import Tiles
 from segray.instances import ImageRef, Instances
 from segray.limits import Limits
-from segray.models.adapters.adapter import Form, ImageInput, Options
+from segray.models.adapters.adapter import ImageInput, ModelFormat, Options
 from segray.models.engine import FakeEngine
 from segray.sources.reader import Files
 from segray.storage.store import Store
@@ -59,9 +59,9 @@ class Everything:
 
     name = "everything"
     labels: Mapping[int, str] = {13: "stop sign"}
-    forms: ClassVar = {"original": Form("original", ImageInput("x", None, "NHWC", "RGB", None, None), ("x",))}
+    forms: ClassVar = {"original": ModelFormat("original", ImageInput("x", None, "NHWC", "RGB", None, None), ("x",))}
 
-    def prepare(self, form: Form, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         return {"x": image_rgb[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
@@ -124,7 +124,7 @@ def test_a_picture_that_is_refused_waits_for_no_memory() -> None:
 
 
 def test_as_many_files_are_decoded_at_a_time_as_there_are_threads_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_work = Together()
+    at_work = ListenerGroup()
     load = decode.load
 
     def slow(*arguments: Any) -> decode.Decoded:
@@ -150,7 +150,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_where_that_suffices() -> None:
 
 
 def test_as_many_images_are_inferred_at_a_time_as_the_engine_has_requests() -> None:
-    at_work = Together()
+    at_work = ListenerGroup()
 
     def function(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         with at_work:
@@ -211,7 +211,7 @@ def test_the_memory_of_a_worker_grows_with_its_cores() -> None:
     assert large.pixels.free_bytes == 2 * small.pixels.free_bytes == 4 * 96 * 2**20
 
 
-class Together:
+class ListenerGroup:
     """Count how many threads are in the block at a time. Each stays for 20 ms."""
 
     def __init__(self) -> None:

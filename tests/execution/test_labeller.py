@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import segray
 from segray import config, rle
 from segray._system.memory import MemoryBudget
-from segray.errors import ConfigError, ModelError, WorldError
+from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.execution.staging import drop_invalid_rows, stage_failure
@@ -30,9 +30,9 @@ from segray.instances import Failure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task
 from segray.limits import Limits
-from segray.models.adapters.adapter import Form, ImageInput, Options
+from segray.models.adapters.adapter import ImageInput, ModelFormat, Options
 from segray.models.engine import FakeEngine
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 from segray.sources import listing, reader
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task, WithheldImage
@@ -45,9 +45,9 @@ class Whole:
 
     name = "whole"
     labels: Mapping[int, str] = LABELS
-    forms: ClassVar = {"original": Form("original", ImageInput("x", None, "NHWC", "RGB", None, None), ("mean",))}
+    forms: ClassVar = {"original": ModelFormat("original", ImageInput("x", None, "NHWC", "RGB", None, None), ("mean",))}
 
-    def prepare(self, form: Form, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         return {"x": image_rgb[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
@@ -170,7 +170,7 @@ class Storm(Store):
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         self.asked += 1
         if self._withholds(uri):
-            raise WorldError("slow down", found="503")
+            raise InfrastructureError("slow down", found="503")
         return super().read(uri, max_bytes)
 
 
@@ -227,7 +227,7 @@ def test_images_that_are_read_together_never_wait_for_each_others_memory(
 def test_a_fault_of_the_world_amid_a_shard_leaves_no_memory_lent(tmp_path: Path) -> None:
     class Storm(Store):
         def read_range(self, uri: str, start: int, size: int) -> bytes:
-            raise WorldError("slow down")
+            raise InfrastructureError("slow down")
 
     refs, budget = shard(tmp_path), MemoryBudget(4000)
     worker = labeller(tmp_path / "staged", store=Storm(), memory=ImageMemory(budget, MemoryBudget(4000)))
@@ -282,7 +282,7 @@ def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> Non
 
 
 def chosen(name: str = "stickers", **keys: Any) -> Options:
-    return options_of(config.Model(name=name, **keys), CONTRACTS[name])
+    return options_of(config.Model(name=name, **keys), ADAPTERS[name])
 
 
 def test_the_configurations_choices_reach_decoding() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from segray.execution.events import ProgressUpdate, WorkerJoined, WorkerLost
-from segray.execution.progress import Course, Vitals
+from segray.execution.progress import ProgressTracker, RunProgress
 from segray.label_set.run_records import Run
 from segray.monitoring import prometheus
 from segray.tasks import InFlight, Progress, Task, UnitReport
@@ -28,12 +28,12 @@ def joined(worker: str, host: str = "a", device: str = "CPU") -> WorkerJoined:
     return WorkerJoined(worker, {"host": host, "device": device})
 
 
-def look(course: Course, done: int = 0, waiting: int = 0) -> Vitals:
+def look(course: ProgressTracker, done: int = 0, waiting: int = 0) -> RunProgress:
     return course.vitals(RUN, images=100, done=done, waiting=waiting, labelling=True)
 
 
 def test_rates_are_of_the_last_minute_and_tell_when_it_will_be_done() -> None:
-    course = Course()
+    course = ProgressTracker()
     course.saw(joined("0"), 0.0)
     assert look(course).eta_s is None
     for second in range(1, 601):
@@ -46,7 +46,7 @@ def test_rates_are_of_the_last_minute_and_tell_when_it_will_be_done() -> None:
 
 
 def test_the_lost_are_counted_and_work_no_more() -> None:
-    course = Course()
+    course = ProgressTracker()
     course.saw(joined("0"), 0.0)
     course.saw(joined("1", "b"), 0.0)
     course.saw(
@@ -91,7 +91,7 @@ class Recorded:
 
 
 def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, course, exported = Recorder(), Course(), prometheus.Metrics()
+    told, course, exported = Recorder(), ProgressTracker(), prometheus.Metrics()
     monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
     course.saw(joined("0"), 0.0)
     course.saw(ProgressUpdate("0", Progress(5, (InFlight(0, 1, "infer", 1.0),), 9_000)), 1.0)

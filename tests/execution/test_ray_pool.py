@@ -101,5 +101,5 @@ def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arr
     done = subprocess.run(
         [sys.executable, "-c", _CALLS], env={**os.environ, **ENV}, capture_output=True, text=True, timeout=300
     )
-    assert "WorldError die came to no end on the Ray cluster" in done.stdout, done.stderr
+    assert "InfrastructureError die came to no end on the Ray cluster" in done.stdout, done.stderr
     assert "ConfigError refused\n  where: here" in done.stdout

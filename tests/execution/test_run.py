@@ -16,7 +16,7 @@ from watchers import Notes
 
 import segray
 from segray import config
-from segray.errors import ConfigError, Interrupted, ModelError, SourceError, WorldError
+from segray.errors import ConfigError, InfrastructureError, Interrupted, ModelError, SourceError
 from segray.execution import run
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.staging import Outcome, stage
@@ -90,10 +90,10 @@ def test_every_image_is_labelled_once_and_the_summary_says_so(chosen: config.Con
 
 def test_a_second_run_does_nothing_and_says_so(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
-    watcher = Notes()
-    summary = run.label(chosen, watcher, lambda spec, c: pytest.fail("no worker is needed"))
+    listener = Notes()
+    summary = run.label(chosen, listener, lambda spec, c: pytest.fail("no worker is needed"))
     assert summary.tally.images == 0
-    assert "nothing to do" in watcher.notes[-1]
+    assert "nothing to do" in listener.notes[-1]
 
 
 def test_an_interrupted_run_is_resumed_from_its_own_plan(chosen: config.Config) -> None:
@@ -118,18 +118,18 @@ def test_an_interrupted_run_is_resumed_from_its_own_plan(chosen: config.Config) 
     with pytest.raises(Interrupted, match="run the same command again"):
         run.label(chosen, Notes(), lambda spec, c: Interrupting(Stub(spec, stop), FACTS))
     (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
-    watcher = Notes()
-    run.label(chosen, watcher, start())
-    assert any("resuming run" in note for note in watcher.notes)
+    listener = Notes()
+    run.label(chosen, listener, start())
+    assert any("resuming run" in note for note in listener.notes)
     assert keys(chosen) == [*ALL, "99.jpg"]
 
 
 def test_storage_that_fails_for_good_stops_the_run_and_keeps_what_was_done(chosen: config.Config) -> None:
     def storm(task: Task) -> None:
         if task.unit == 3:
-            raise WorldError("storage is down", found="503")
+            raise InfrastructureError("storage is down", found="503")
 
-    with pytest.raises(WorldError, match="the same command again"):
+    with pytest.raises(InfrastructureError, match="the same command again"):
         run.label(chosen, Notes(), start(storm), retry_s=0.01)
     assert 0 < len(keys(chosen)) < 20
     run.label(chosen, Notes(), start())
@@ -148,12 +148,14 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
         if task.unit == 3:
             raise ModelError("a worker has another model", found="fingerprint 12")
 
-    with pytest.raises(WorldError, match=r"a worker has another model[\s\S]*not labelled yet[\s\S]*same command"):
+    with pytest.raises(
+        InfrastructureError, match=r"a worker has another model[\s\S]*not labelled yet[\s\S]*same command"
+    ):
         run.label(chosen, Notes(), start(late))
     assert state(chosen) == "stopped"
-    watcher = Notes()
-    run.label(chosen, watcher, start())
-    assert any("0 of 20 images committed, 12 staged" in note for note in watcher.notes)
+    listener = Notes()
+    run.label(chosen, listener, start())
+    assert any("0 of 20 images committed, 12 staged" in note for note in listener.notes)
     assert keys(chosen) == ALL
 
 
@@ -161,7 +163,7 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
     ("error", "raised", "left"),
     [
         (ConfigError("cannot join the cluster"), ConfigError, "stopped"),
-        (WorldError("Ray could not start"), WorldError, "stopped"),
+        (InfrastructureError("Ray could not start"), InfrastructureError, "stopped"),
         (KeyboardInterrupt(), Interrupted, "interrupted"),
     ],
     ids=["configuration", "world", "interrupt"],
@@ -197,14 +199,14 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
         return InProcess(Dead(spec), FACTS)
 
     for _ in range(2):
-        watcher = Notes()
-        with pytest.raises(WorldError, match=r"2 images could not be labelled[\s\S]*07.jpg: no such host"):
-            run.label(chosen, watcher, starting, retry_s=0.01)
-        assert not [note for note in watcher.notes if "nothing to" in note]
+        listener = Notes()
+        with pytest.raises(InfrastructureError, match=r"2 images could not be labelled[\s\S]*07.jpg: no such host"):
+            run.label(chosen, listener, starting, retry_s=0.01)
+        assert not [note for note in listener.notes if "nothing to" in note]
         assert keys(chosen) == [key for key in ALL if key not in dead]
         assert json.loads(record.read_text())["images"] == dict.fromkeys(sorted(dead), "no such host")
     (Path(chosen.source.uri) / "99.jpg").write_bytes(b"new")
-    with pytest.raises(WorldError, match="2 images could not be labelled"):
+    with pytest.raises(InfrastructureError, match="2 images could not be labelled"):
         run.label(chosen, Notes(), starting, retry_s=0.01)
     assert keys(chosen) == [*(key for key in ALL if key not in dead), "99.jpg"]
     dead.clear()
@@ -301,12 +303,12 @@ def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Conf
             "max_attempts": 2,
         }
     )
-    watcher = Notes()
-    with pytest.raises(WorldError, match="nothing gets done") as caught:
-        run.label(impatient, watcher, lambda spec, c: Hanging(spec))
+    listener = Notes()
+    with pytest.raises(InfrastructureError, match="nothing gets done") as caught:
+        run.label(impatient, listener, lambda spec, c: Hanging(spec))
     where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
     assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
-    assert any(re.fullmatch(rf"worker 0 on here is replaced: {where}", note) for note in watcher.notes)
+    assert any(re.fullmatch(rf"worker 0 on here is replaced: {where}", note) for note in listener.notes)
     run.label(chosen, Notes(), start())
     assert keys(chosen) == ALL
 
@@ -317,7 +319,7 @@ def test_a_merge_that_never_ends_stops_the_run(chosen: config.Config) -> None:
             return Future()
 
     impatient = chosen.model_copy(update={"publish": config.Publish(timeout_s=0.1)})
-    with pytest.raises(WorldError, match=r"not merged in time[\s\S]*publish\.timeout_s"):
+    with pytest.raises(InfrastructureError, match=r"not merged in time[\s\S]*publish\.timeout_s"):
         run.label(impatient, Notes(), lambda spec, c: Silent(Stub(spec), FACTS))
     run.label(chosen, Notes(), start())
     assert keys(chosen) == ALL
@@ -335,9 +337,9 @@ def test_losing_a_race_plans_again_and_labels_nothing_twice(
         commit_batch(*args)
 
     monkeypatch.setattr(commit, "commit", race)
-    watcher = Notes()
-    run.label(chosen, watcher, start())
-    assert any("planning again" in note for note in watcher.notes)
+    listener = Notes()
+    run.label(chosen, listener, start())
+    assert any("planning again" in note for note in listener.notes)
     assert keys(chosen) == ALL
     assert segray.scan(chosen.output.root).count_rows() == 20
 
@@ -417,9 +419,9 @@ def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_othe
     gone(chosen, "00.jpg", "07.jpg", "19.jpg")
     run.label(chosen, Notes(), lambda spec, c: pytest.fail("no worker is needed"))
     assert keys(chosen) == ALL
-    watcher = Notes()
-    assert run.label(retiring(chosen), watcher, start(), dry_run=True).retired == 3
-    assert "3 that it no longer has" in watcher.notes[-1]
+    listener = Notes()
+    assert run.label(retiring(chosen), listener, start(), dry_run=True).retired == 3
+    assert "3 that it no longer has" in listener.notes[-1]
     assert keys(chosen) == ALL
     assert run.label(retiring(chosen), Notes(), start(), limit=5).retired == 0
     summary = run.label(retiring(chosen), Notes(), lambda spec, c: pytest.fail("no worker is needed"))
@@ -477,11 +479,11 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
 
     def dying(table: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if name == "images":
-            raise WorldError("dead")
+            raise InfrastructureError("dead")
         write_transaction(table, name, *args, **kwargs)
 
     monkeypatch.setattr(delta_log, "_write_transaction", dying)
-    with pytest.raises(WorldError):
+    with pytest.raises(InfrastructureError):
         run.label(retiring(chosen), Notes(), start())
     monkeypatch.undo()
     assert segray.scan(chosen.output.root).count_rows() + 1 == segray.images(chosen.output.root).count_rows()
@@ -513,10 +515,10 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
         return start()(spec, c)
 
     monkeypatch.setattr(merge, "merge", overtaken)
-    watcher = Notes()
-    run.label(chosen, watcher, starting)
+    listener = Notes()
+    run.label(chosen, listener, starting)
     assert (len(merges), len(set(merges)), len(started)) == (2, 1, 1)
-    assert any("merging them again" in note for note in watcher.notes)
+    assert any("merging them again" in note for note in listener.notes)
     assert keys(chosen) == ALL
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.errors import WorldError
+from segray.errors import InfrastructureError
 from segray.label_set import parquet_writer, schema
 from segray.label_set.parquet_writer import SpillableRows, Writer
 from segray.storage.store import Store
@@ -120,11 +120,11 @@ def test_a_file_that_cannot_be_put_ends_the_writing(tmp_path: Path, monkeypatch:
 
     def refuse(store: Store, uri: str, data: bytes) -> None:
         if "class=kite" in uri:
-            raise WorldError("storage is down")
+            raise InfrastructureError("storage is down")
         put(store, uri, data)
 
     monkeypatch.setattr(Store, "put", refuse)
-    with pytest.raises(WorldError, match="storage is down"):
+    with pytest.raises(InfrastructureError, match="storage is down"):
         written(tmp_path, [4])
 
 

@@ -10,7 +10,7 @@ from watchers import Notes
 
 import segray
 from segray import config
-from segray.errors import LabelSetError, UserError, WorldError
+from segray.errors import InfrastructureError, LabelSetError, UserError
 from segray.execution import run
 from segray.label_set.current_pointer import resolved
 from segray.label_set.promotion import promote
@@ -45,12 +45,12 @@ def test_readers_of_the_pointer_follow_it(chosen: config.Config) -> None:  # noq
 def test_what_is_not_whole_is_promoted_only_if_told(chosen: config.Config) -> None:  # noqa: F811
     def storm(task: Task) -> None:
         if task.unit == 3:
-            raise WorldError("storage is down", found="503")
+            raise InfrastructureError("storage is down", found="503")
 
     first, second = beside(chosen, "v1"), beside(chosen, "v2")
     run.label(first, Notes(), start())
     promote(first.output.root, OPTIONS)
-    with pytest.raises(WorldError):
+    with pytest.raises(InfrastructureError):
         run.label(second, Notes(), start(storm))
     with pytest.raises(LabelSetError, match=r"has not come to its end; it holds .* and the current one 20"):
         promote(second.output.root, OPTIONS)
@@ -86,4 +86,4 @@ def test_another_model_is_refused_with_what_changed_and_the_way_on(chosen: confi
     with pytest.raises(LabelSetError) as caught:
         run.label(other, Notes(), start())
     assert caught.value.found == "model.class_thresholds.kite: none -> 0.5; model.score_threshold: 0.05 -> 0.3"
-    assert "segray promote" in caught.value.do
+    assert "segray promote" in caught.value.hint

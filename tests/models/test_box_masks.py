@@ -19,7 +19,7 @@ from segray.execution.staging import drop_invalid_rows
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.adapters.box_masks import MAX_SCORE
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 
 SIZE_HW = (120, 160)
 COUNT = 6
@@ -39,7 +39,7 @@ class Family:
         self._at(outputs, what, row)[...] = value
 
     def decode(self, outputs: Outputs, **options: Any) -> Instances:
-        return CONTRACTS[self.name].decode(outputs, SIZE_HW, Options(**options))
+        return ADAPTERS[self.name].decode(outputs, SIZE_HW, Options(**options))
 
 
 SCORES = np.linspace(0.9, 0.4, COUNT, dtype=np.float32)
@@ -126,7 +126,7 @@ def test_numbers_that_are_none_cost_only_their_row(family: Family, what: str, wr
     family.put(outputs, what, 2, wrong)
     found = family.decode(outputs)
     assert found.scores.tolist() == np.delete(SCORES, 2).tolist()
-    assert drop_invalid_rows(found, CONTRACTS[family.name].labels)[1] == {"unreadable": 1}
+    assert drop_invalid_rows(found, ADAPTERS[family.name].labels)[1] == {"unreadable": 1}
 
 
 @pytest.mark.parametrize(("what", "wrong"), [("score", 1.5), ("score", -0.5), ("score", 0), ("class", 18.5)])
@@ -174,7 +174,7 @@ def test_boxes_outside_or_inverted_have_no_pixel_and_are_not_written(
     height, width = SIZE_HW
     assert (found.boxes_xyxy >= 0).all()
     assert (found.boxes_xyxy <= [width, height, width, height]).all()
-    kept, dropped = drop_invalid_rows(found, CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(found, ADAPTERS[family.name].labels)
     assert (len(kept), dict(dropped)) == (COUNT - 1, {"empty_mask": 1})
 
 
@@ -183,7 +183,7 @@ def test_boxes_outside_or_inverted_have_no_pixel_and_are_not_written(
 def test_a_box_of_no_area_is_not_written(family: Family, paste: str) -> None:
     outputs = family.outputs()
     family.put(outputs, "x1", 0, family._at(outputs, "x0", 0))
-    kept, dropped = drop_invalid_rows(family.decode(outputs, paste=paste), CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(family.decode(outputs, paste=paste), ADAPTERS[family.name].labels)
     assert (len(kept), sum(dropped.values())) == (COUNT - 1, 1)
 
 
@@ -205,7 +205,7 @@ def test_ids_without_a_name_are_kept_by_decode_and_counted_by_the_writer(label: 
     family.put(outputs, "class", 0, label)
     found = family.decode(outputs)
     assert found.class_ids[0] == label
-    kept, dropped = drop_invalid_rows(found, CONTRACTS[family.name].labels)
+    kept, dropped = drop_invalid_rows(found, ADAPTERS[family.name].labels)
     assert (len(kept), dict(dropped)) == (COUNT - 1, {"unnamed_class": 1})
 
 
@@ -258,7 +258,7 @@ def test_the_paste_can_be_chosen(family: Family) -> None:
 
 
 def test_a_label_map_is_sorted_and_its_names_can_be_folders() -> None:
-    contract = CONTRACTS["mask_rcnn_inception_v2_coco"]
+    contract = ADAPTERS["mask_rcnn_inception_v2_coco"]
     assert list(contract.with_labels({2: "nut", 1: "bolt"}).labels.items()) == [(1, "bolt"), (2, "nut")]
     with pytest.raises(ConfigError, match="no letter"):
         contract.with_labels({1: "bolt", 2: "--"})
@@ -279,7 +279,7 @@ def test_twelve_megapixels_cost_no_full_frames(paste: Any, capsys: pytest.Captur
         "detection_classes": np.full((1, count), 17, np.float32),
         "detection_masks": frames.blobs(rng, count, 33)[None],
     }
-    contract, options = CONTRACTS["mask_rcnn_inception_v2_coco"], Options(paste=paste)
+    contract, options = ADAPTERS["mask_rcnn_inception_v2_coco"], Options(paste=paste)
     contract.decode(outputs, size_hw, options)
     ours = min(_seconds(lambda: contract.decode(outputs, size_hw, options)) for _ in range(3))
 

@@ -18,7 +18,7 @@ from openvino import opset13 as op
 
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.models import engine as runtime
-from segray.models.adapters.adapter import Form, ImageInput
+from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.engine import DeviceSettings, FakeEngine, available_cpus
 
 SIZE_HW = (6, 5)
@@ -26,9 +26,9 @@ F32 = DeviceSettings(threads=2, precision="f32")
 MEAN, SCALE = (123.675, 116.78, 103.94), (58.395, 57.12, 57.375)
 
 
-def form(**image: Any) -> Form:
+def form(**image: Any) -> ModelFormat:
     described = {"name": "input.1", "size_hw": SIZE_HW, "layout": "NCHW", "colour": "RGB", "mean": None, "scale": None}
-    return Form(name="converted", image=ImageInput(**(described | image)), outputs=("pixels", "doubled"))
+    return ModelFormat(name="converted", image=ImageInput(**(described | image)), outputs=("pixels", "doubled"))
 
 
 def named(node: Any, *names: str) -> Any:
@@ -195,7 +195,7 @@ def test_frozen_graph_saved_model_and_onnx_run(
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    wanted = Form(name="original", image=form(**image).image, outputs=("pixels",))
+    wanted = ModelFormat(name="original", image=form(**image).image, outputs=("pixels",))
     sent = picture()
     received = run(runtime.compile(path, wanted, F32), sent, wanted.image.name)["pixels"]
     expected = sent if wanted.image.layout == "NHWC" else sent.transpose(0, 3, 1, 2)
@@ -212,7 +212,7 @@ def test_signature_strips_the_port_number_and_marks_open_dimensions(tmp_path: Pa
 
 
 def test_another_models_outputs_are_refused_with_both_lists(tmp_path: Path) -> None:
-    wanted = Form(name="original", image=form().image, outputs=("pixels", "detection_masks"))
+    wanted = ModelFormat(name="original", image=form().image, outputs=("pixels", "detection_masks"))
     with pytest.raises(ModelError, match=r"outputs detection_masks are missing[\s\S]*Add_3\|pixels[\s\S]*expected"):
         runtime.compile(echo(tmp_path), wanted, F32)
 
@@ -450,7 +450,7 @@ def test_outputs_are_views_not_copies(tmp_path: Path) -> None:
 def test_sizes_that_come_often_get_networks_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, sizes = runtime.compiled, []
 
-    def spied(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Any:
+    def spied(path: Path, form: ModelFormat, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Any:
         sizes.append(size_hw)
         made = compiled(path, form, settings, size_hw)
         assert made.size_hw == size_hw
@@ -484,7 +484,9 @@ def await_compiling() -> None:
 def test_a_size_that_cannot_be_fixed_goes_on_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, refused = runtime.compiled, []
 
-    def refusing(path: Path, form: Form, settings: DeviceSettings, size_hw: tuple[int, int] | None = None) -> Any:
+    def refusing(
+        path: Path, form: ModelFormat, settings: DeviceSettings, size_hw: tuple[int, int] | None = None
+    ) -> Any:
         if size_hw is not None:
             refused.append(size_hw)
             raise ModelError("no such shape")

@@ -12,7 +12,7 @@ from segray import rle
 from segray.errors import ModelError
 from segray.models.adapters.adapter import Options
 from segray.models.coco_labels import COCO_IDS_80
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 
 RAW = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 OWN = {
@@ -150,7 +150,7 @@ def test_a_class_beyond_the_label_map_is_no_other_class(label: int) -> None:
 
 
 def test_own_classes_are_counted_against_the_channels() -> None:
-    contract = CONTRACTS[RAW[1]].with_labels({20: "nut", 10: "bolt"})
+    contract = ADAPTERS[RAW[1]].with_labels({20: "nut", 10: "bolt"})
     outputs = raw_made(9, count=2)
     outputs["classes"][:2] = 1, 2
     few = outputs | {"raw_masks": outputs["raw_masks"][:, :3]}
@@ -168,7 +168,7 @@ def test_other_shapes_are_another_model(name: str, shape: tuple[int, ...]) -> No
 
 
 def test_prepare_fits_pads_and_tells_the_size_before_padding() -> None:
-    contract = CONTRACTS[RAW[0]]
+    contract = ADAPTERS[RAW[0]]
     picture = np.random.default_rng(0).integers(1, 256, (640, 427, 3), dtype=np.uint8)
     fed = contract.prepare(contract.forms["converted"], picture)
     np.testing.assert_allclose(fed["im_info"], [[480, 320, 0.75]])
@@ -181,7 +181,7 @@ def test_prepare_fits_pads_and_tells_the_size_before_padding() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_the_later_contract_prepares_as_it_was_measured(name: str) -> None:
     net_hw, padded = OWN[name]
-    contract = CONTRACTS[name]
+    contract = ADAPTERS[name]
     picture = np.random.default_rng(0).integers(1, 256, (300, 100, 3), dtype=np.uint8)
     fed = contract.prepare(contract.forms["converted"], picture)
     assert list(fed) == ["image"]
@@ -193,5 +193,5 @@ def test_the_later_contract_prepares_as_it_was_measured(name: str) -> None:
 
 def test_every_form_is_blue_first() -> None:
     for name in (*RAW, *OWN):
-        (form,) = CONTRACTS[name].forms.values()
+        (form,) = ADAPTERS[name].forms.values()
         assert (form.image.colour, form.image.layout, form.image.mean) == ("BGR", "NCHW", None)

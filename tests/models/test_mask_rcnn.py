@@ -19,14 +19,14 @@ from segray.instances import Instances
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import Options
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 
 NAMES = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 NET_HW = (800, 1365)
 
 
 def decode(outputs: Outputs, size_hw: tuple[int, int], **options: Any) -> Instances:
-    return CONTRACTS[NAMES[0]].decode(outputs, size_hw, Options(**options))
+    return ADAPTERS[NAMES[0]].decode(outputs, size_hw, Options(**options))
 
 
 def made(seed: int, side: int = 15, count: int = 40, total: int = 50) -> Outputs:
@@ -140,7 +140,7 @@ def test_boxes_of_a_padded_portrait_image() -> None:
 
 def test_the_networks_size_may_be_another() -> None:
     outputs = made(9)
-    contract = CONTRACTS[NAMES[0]].with_size("converted", (320, 320))
+    contract = ADAPTERS[NAMES[0]].with_size("converted", (320, 320))
     found = contract.decode(outputs, (100, 200), Options())
     order = np.argsort(-outputs["reshape_do_2d"][:40, 2])
     boxes = outputs["reshape_do_2d"][order, 3:] * (scale_xy((100, 200), (320, 320)) * 2)
@@ -172,7 +172,7 @@ def test_half_of_the_outputs_is_told() -> None:
 def test_own_classes_are_counted_against_the_channels() -> None:
     outputs = made(13, count=2)
     outputs["reshape_do_2d"][:2, 1] = 1, 3
-    contract = CONTRACTS[NAMES[0]].with_labels({3: "nut", 1: "bolt", 2: "washer"})
+    contract = ADAPTERS[NAMES[0]].with_labels({3: "nut", 1: "bolt", 2: "washer"})
     found = contract.decode(outputs | {"masks": outputs["masks"][:, :3]}, (50, 60), Options())
     assert sorted(found.class_ids.tolist()) == [1, 3]
     with pytest.raises(ModelError, match=r"masks \[50, 90, 15, 15\][\s\S]*masks \[n, 3, m, m\]"):
@@ -183,7 +183,7 @@ def test_own_classes_are_counted_against_the_channels() -> None:
     ("size_hw", "fed_hw"), [((400, 200), (800, 400)), ((427, 640), (800, 1199)), ((5000, 2), (800, 1))]
 )
 def test_prepare_fits_and_pads(size_hw: tuple[int, int], fed_hw: tuple[int, int]) -> None:
-    contract = CONTRACTS[NAMES[1]]
+    contract = ADAPTERS[NAMES[1]]
     picture = np.random.default_rng(0).integers(1, 256, (*size_hw, 3), dtype=np.uint8)
     fed = contract.prepare(contract.forms["converted"], picture)
     assert fed["image_info"].tolist() == [[800, 1365, 1]]

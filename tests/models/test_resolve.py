@@ -17,8 +17,8 @@ from openvino import opset13 as op
 from segray.errors import ConfigError, ModelError
 from segray.models import engine as runtime
 from segray.models import resolve
-from segray.models.adapters.adapter import Form, ImageInput
-from segray.models.registry import CONTRACTS
+from segray.models.adapters.adapter import ImageInput, ModelFormat
+from segray.models.registry import ADAPTERS
 
 YOLACT = "yolact-resnet50-fpn-pytorch"
 YOLACT_OUTPUTS = ("conf", "boxes", "mask", "proto")
@@ -44,9 +44,9 @@ def card(folder: Path, **content: Any) -> None:
 
 def two_forms() -> Any:
     image = ImageInput(name="image_tensor", size_hw=None, layout="NHWC", colour="RGB", mean=None, scale=None)
-    original = Form("original", image, ("detection_boxes", "detection_masks"))
+    original = ModelFormat("original", image, ("detection_boxes", "detection_masks"))
     return SimpleNamespace(
-        name=TF, forms={"original": original, "converted": Form("converted", image, ("reshape_do_2d",))}
+        name=TF, forms={"original": original, "converted": ModelFormat("converted", image, ("reshape_do_2d",))}
     )
 
 
@@ -59,13 +59,13 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 
 def test_a_known_name_without_a_decoder_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "CONTRACTS", {"stickers": None})
+    monkeypatch.setattr(resolve, "ADAPTERS", {"stickers": None})
     with pytest.raises(ConfigError, match=r"0033 cannot be decoded yet[\s\S]*stickers"):
         resolve.resolve("instance-segmentation-security-0033", "x.xml")
 
 
 def test_every_contract_is_a_known_name() -> None:
-    assert set(CONTRACTS) <= set(resolve.HOW_TO_GET)
+    assert set(ADAPTERS) <= set(resolve.HOW_TO_GET)
 
 
 def test_a_model_without_a_path_says_how_to_get_it() -> None:
@@ -85,7 +85,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["original", "converted"])
 def test_the_form_of_the_configuration(tmp_path: Path, form: str) -> None:
     found = resolve.resolve(YOLACT, str(model(tmp_path)), form)
-    assert (found.name, found.form) == (YOLACT, CONTRACTS[YOLACT].forms[form])
+    assert (found.name, found.form) == (YOLACT, ADAPTERS[YOLACT].forms[form])
     assert found.files == (tmp_path / "model.xml", tmp_path / "model.bin")
 
 
@@ -93,8 +93,8 @@ def test_yolact_does_not_tell_its_form_and_the_question_explains_both(tmp_path: 
     with pytest.raises(ConfigError) as caught:
         resolve.resolve(YOLACT, str(model(tmp_path)))
     assert caught.value.where == "model.form"
-    assert "'original' if it takes normalised RGB, with mean (123.675" in caught.value.do
-    assert "'converted' if it takes BGR 0..255, with mean and scale inside" in caught.value.do
+    assert "'original' if it takes normalised RGB, with mean (123.675" in caught.value.hint
+    assert "'converted' if it takes BGR 0..255, with mean and scale inside" in caught.value.hint
 
 
 def test_the_card_tells_the_form(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_form_that_does_not_exist(tmp_path: Path) -> None:
 def test_outputs_tell_the_form_where_forms_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], form: str
 ) -> None:
-    monkeypatch.setattr(resolve, "CONTRACTS", {TF: two_forms()})
+    monkeypatch.setattr(resolve, "ADAPTERS", {TF: two_forms()})
     assert resolve.resolve(TF, str(model(tmp_path, outputs))).form.name == form
 
 
@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_content_and_form_but_not_place(tmp_path: Path) 
 
 
 def test_the_fingerprint_covers_every_file_of_a_saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "CONTRACTS", {TF: two_forms()})
+    monkeypatch.setattr(resolve, "ADAPTERS", {TF: two_forms()})
     (tmp_path / "variables").mkdir()
     (tmp_path / "saved_model.pb").write_bytes(b"graph")
     weights = tmp_path / "variables" / "variables.data"
@@ -183,7 +183,7 @@ def test_stickers_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     card(tmp_path, contract=YOLACT, form="converted")
     found = resolve.resolve("stickers")
     assert (found.path, found.form.name) == (tmp_path / "model.xml", "converted")
-    assert found.contract is CONTRACTS["stickers"]
+    assert found.contract is ADAPTERS["stickers"]
 
 
 @pytest.mark.integration

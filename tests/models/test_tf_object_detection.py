@@ -14,7 +14,7 @@ from segray.errors import ImageError, ModelError
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.coco_labels import COCO_NAMES
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 
 TILED = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 REFRAMED = "mask_rcnn_inception_resnet_v2_1024x1024"
@@ -45,7 +45,7 @@ def one(
 
 
 def decode(outputs: Outputs, size_hw: tuple[int, int], name: str = REFRAMED, **options: Any) -> Instances:
-    return CONTRACTS[name].decode(outputs, size_hw, Options(**options))
+    return ADAPTERS[name].decode(outputs, size_hw, Options(**options))
 
 
 def assert_as_oracle(outputs: Outputs, size_hw: tuple[int, int], paste: Any) -> None:
@@ -186,14 +186,14 @@ def test_missing_outputs_are_told() -> None:
 def test_prepare_feeds_the_image_as_it_is() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
     for name, port in ((TILED[0], "image_tensor"), (REFRAMED, "input_tensor")):
-        form = CONTRACTS[name].forms["original"]
+        form = ADAPTERS[name].forms["original"]
         assert (form.image.colour, form.image.layout, form.image.size_hw) == ("RGB", "NHWC", None)
-        fed = CONTRACTS[name].prepare(form, picture)
+        fed = ADAPTERS[name].prepare(form, picture)
         assert list(fed) == [port]
         assert (fed[port] == picture[None]).all()
 
 
 def test_prepare_stretches_for_a_file_of_fixed_size() -> None:
-    contract = CONTRACTS[REFRAMED].with_size("original", (64, 96))
+    contract = ADAPTERS[REFRAMED].with_size("original", (64, 96))
     fed = contract.prepare(contract.forms["original"], np.zeros((30, 20, 3), np.uint8))
     assert fed["input_tensor"].shape == (1, 64, 96, 3)

@@ -25,7 +25,7 @@ from segray.instances import Instances
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters import yolact
-from segray.models.adapters.adapter import Contract, Form, Options
+from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.coco_labels import COCO_NAMES
 from segray.synthetic import dataset
 
@@ -109,8 +109,8 @@ class Mistake:
     it reads, the size it is told, or to a function it calls, (module, name, made from the right one).
     """
 
-    contract: Callable[[Contract], Contract] = _same
-    form: Callable[[Form], Form] = _same
+    contract: Callable[[ModelAdapter], ModelAdapter] = _same
+    form: Callable[[ModelFormat], ModelFormat] = _same
     inputs: Callable[[Outputs, NDArray[np.uint8]], Outputs] = lambda inputs, _: inputs
     outputs: Callable[[Outputs, Size], Outputs] = lambda outputs, _: outputs
     function: tuple[Any, str, Callable[[Any], Any]] | None = None

@@ -18,13 +18,13 @@ from segray.errors import ConfigError, ModelError
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.coco_labels import COCO_IDS_80, COCO_NAMES
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 
 NAME = "yolact-resnet50-fpn-pytorch"
 
 
 def decode(outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], **options: Any) -> Instances:
-    return CONTRACTS[NAME].decode(outputs, size_hw, Options(**options))
+    return ADAPTERS[NAME].decode(outputs, size_hw, Options(**options))
 
 
 def made(seed: int, side: int = 138, priors: int = 900, things: int = 60) -> Outputs:
@@ -282,7 +282,7 @@ def test_thresholds_and_limits() -> None:
 
 
 def test_own_classes_are_counted_against_the_scores() -> None:
-    contract = CONTRACTS[NAME].with_labels({7: "nut", 3: "bolt"})
+    contract = ADAPTERS[NAME].with_labels({7: "nut", 3: "bolt"})
     outputs = one(2, (0.1, 0.1, 0.3, 0.3))
     few = outputs | {"conf": outputs["conf"][..., :3]}
     assert contract.decode(few, (50, 60), Options()).class_ids.tolist() == [7]
@@ -346,7 +346,7 @@ def test_other_shapes_are_another_model(name: str, shape: tuple[int, ...]) -> No
 
 
 def test_prepare_stretches_to_the_square() -> None:
-    contract = CONTRACTS[NAME]
+    contract = ADAPTERS[NAME]
     picture = np.random.default_rng(9).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     for form in contract.forms.values():
         fed = contract.prepare(form, picture)
@@ -357,7 +357,7 @@ def test_prepare_stretches_to_the_square() -> None:
 
 
 def test_the_forms_differ_in_colour_and_normalisation_alone() -> None:
-    forms = CONTRACTS[NAME].forms
+    forms = ADAPTERS[NAME].forms
     assert list(forms) == ["original", "converted"]
     original, converted = forms["original"].image, forms["converted"].image
     assert (original.colour, original.mean) == ("RGB", (123.675, 116.78, 103.94))

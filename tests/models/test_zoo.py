@@ -10,7 +10,7 @@ import pytest
 from segray import config
 from segray.errors import ConfigError
 from segray.models import resolve
-from segray.models.registry import CONTRACTS
+from segray.models.registry import ADAPTERS
 from segray.models.zoo import CATALOGUE, Entry, File, find
 
 DOCS = Path(__file__).parents[2] / "docs" / "models"
@@ -25,14 +25,14 @@ THE_FIVE = {
 
 
 def test_every_contract_has_an_entry_and_every_entry_a_contract() -> None:
-    assert set(CATALOGUE) == set(CONTRACTS)
+    assert set(CATALOGUE) == set(ADAPTERS)
     assert set(CATALOGUE) >= THE_FIVE
     assert all(name == entry.name for name, entry in CATALOGUE.items())
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
 def test_an_entry_speaks_of_the_forms_of_its_contract(entry: Entry) -> None:
-    forms = CONTRACTS[entry.name].forms
+    forms = ADAPTERS[entry.name].forms
     assert entry.form in forms
     assert set(entry.outputs) == set(forms)
     for name, form in forms.items():

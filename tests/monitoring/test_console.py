@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 
-from segray.execution.progress import Tally
+from segray.execution.progress import Counters
 from segray.execution.run import Summary
-from segray.monitoring.console import Meter, Plain, describe, duration
+from segray.monitoring.console import Plain, RateMeter, describe, duration
 
 
 def test_durations_read_naturally() -> None:
@@ -14,7 +14,7 @@ def test_durations_read_naturally() -> None:
 
 
 def test_the_rate_counts_from_the_first_image_on() -> None:
-    meter = Meter(100, resumed=20)
+    meter = RateMeter(100, resumed=20)
     assert meter.update(20, 0) == 0
     assert meter.eta_s(20) is None
     meter.update(30, 50)
@@ -37,7 +37,7 @@ def test_plain_progress_is_a_line_now_and_then() -> None:
 def summary(exit_code: int = 0, failed: int = 0) -> Summary:
     failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
     images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}
-    tally = Tally(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
+    tally = Counters(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
     return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, 0, (), failures, exit_code)
 
 

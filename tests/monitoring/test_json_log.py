@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from segray.errors import WorldError
-from segray.execution.progress import Course, Tally
+from segray.errors import InfrastructureError
+from segray.execution.progress import Counters, ProgressTracker
 from segray.execution.run import Summary
 from segray.label_set.run_records import Run
 from segray.monitoring import json_log
@@ -24,7 +24,7 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_every_line_is_an_object_that_says_which_run_and_stage() -> None:
-    out, now, course = io.StringIO(), [0.0], Course()
+    out, now, course = io.StringIO(), [0.0], ProgressTracker()
     log = json_log.Json(out, lambda: now[0])
     log.note("7 images to label")
     log.begin(7, 0)
@@ -32,7 +32,7 @@ def test_every_line_is_an_object_that_says_which_run_and_stage() -> None:
         now[0] = float(second)
         log.beat(course.vitals(RUN, images=7, done=second // 4, waiting=3, labelling=True))
     log.unit(RUN, "a", UnitReport(Task(3, 0, 4, 2), "u", 2, 1, 1, 5, 900, {"read": 0.12345}))
-    log.error(WorldError("the head is gone", where="here", do="start it again"))
+    log.error(InfrastructureError("the head is gone", where="here", hint="start it again"))
     told = lines(out)
     assert [each["event"] for each in told] == ["note", "begin", "progress", "progress", "unit", "error"]
     assert told[0]["run"] is None
@@ -54,7 +54,7 @@ def test_secrets_never_appear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_summary_line_carries_the_result_and_is_found_again() -> None:
-    tally = Tally(ok=3, merge_s=1.0, commit_s=0.5)
+    tally = Counters(ok=3, merge_s=1.0, commit_s=0.5)
     summary = Summary("/out", {"ok": 3}, {"kite": 9}, tally, 6.0, 2.0, 3, 0, (), (), 0)
     line = json_log.summary_line(summary, "r1")
     result = json_log.result_of(line)

@@ -13,12 +13,12 @@ import pytest
 from swift_server import Swift
 
 from segray.cli.remote import describe_status
-from segray.errors import LabelSetError, WorldError
+from segray.errors import InfrastructureError, LabelSetError
 from segray.execution.events import ProgressUpdate, WorkerJoined
-from segray.execution.progress import Course, Vitals
+from segray.execution.progress import ProgressTracker, RunProgress
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat, status
-from segray.monitoring.heartbeat import Heart, uri_of
+from segray.monitoring.heartbeat import HeartbeatWriter, uri_of
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import InFlight, Progress
 
@@ -29,8 +29,8 @@ def stamp(second: float) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat()
 
 
-def vitals(run: Run, done: int = 40) -> Vitals:
-    course = Course()
+def vitals(run: Run, done: int = 40) -> RunProgress:
+    course = ProgressTracker()
     course.saw(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
     course.saw(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
     return course.vitals(run, images=100, done=done, waiting=50, labelling=True)
@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_label_set_is_refused(tmp_path: Path) -> None:
         status.status(str(tmp_path), StorageOptions())
 
 
-def await_beat(heart: Heart) -> None:
+def await_beat(heart: HeartbeatWriter) -> None:
     deadline = time.monotonic() + 60
     while not heart.beats:
         assert time.monotonic() < deadline
@@ -160,7 +160,7 @@ def await_beat(heart: Heart) -> None:
 
 def test_a_heart_beats_while_there_is_news_and_once_more_at_the_end(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "r")
-    heart = Heart(StorageOptions(), lambda text: pytest.fail(text), every_s=3600)
+    heart = HeartbeatWriter(StorageOptions(), lambda text: pytest.fail(text), every_s=3600)
     heart.beat(vitals(run, done=1))
     await_beat(heart)
     written = Path(uri_of(run))
@@ -174,7 +174,7 @@ def test_a_heart_beats_while_there_is_news_and_once_more_at_the_end(tmp_path: Pa
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (WorldError("storage is down", found="503"), "storage is down (503)"),
+        (InfrastructureError("storage is down", found="503"), "storage is down (503)"),
         (FileNotFoundError("not a directory"), "FileNotFoundError('not a directory')"),
     ],
     ids=["storage", "anything"],
@@ -191,7 +191,7 @@ def test_what_cannot_be_written_is_told_once_and_fails_nothing(
         raise error
 
     monkeypatch.setattr(Store, "put", refuse)
-    heart = Heart(StorageOptions(), told.append, every_s=0.001)
+    heart = HeartbeatWriter(StorageOptions(), told.append, every_s=0.001)
     for _ in range(3):
         heart.beat(vitals(Run(str(tmp_path), "r")))
         assert seen.acquire(timeout=60)
@@ -206,7 +206,7 @@ def test_a_heartbeat_in_a_bucket_is_read_from_anywhere(swift_env: Swift) -> None
     root = f"s3://{swift_env.bucket()}/labels"
     run = Run(root, "20270115T080000.000000Z-00000000")
     run.save(Store(options), {"state": "running", "updated": stamp(time.time())})
-    heart = Heart(options, lambda text: pytest.fail(text), every_s=3600)
+    heart = HeartbeatWriter(options, lambda text: pytest.fail(text), every_s=3600)
     heart.beat(vitals(run, done=1))
     await_beat(heart)
     found = status.status(root, options)

@@ -13,7 +13,7 @@ import aiohttp
 import botocore.exceptions
 import pytest
 
-from segray.errors import AccessError, WorldError
+from segray.errors import AccessError, InfrastructureError
 from segray.storage.errors import READERS, TABLE, Failure, Reply, Row, translate
 
 SOURCES = sorted({source for row in TABLE for source in row.source} | set(READERS))
@@ -74,18 +74,19 @@ ARROW = "When reading information for key 'k' in bucket 'b': AWS Error {} during
 @pytest.mark.parametrize(
     ("text", "kind", "says", "retryable"),
     [
-        (DELTALAKE.format("503 Service Unavailable" + XML.format("SlowDown", "wait")), WorldError,
+        (DELTALAKE.format("503 Service Unavailable" + XML.format("SlowDown", "wait")), InfrastructureError,
          "overloaded[\\s\\S]*503 SlowDown: wait", True),
-        (DELTALAKE.format("503 Service Unavailable"), WorldError, "503 Service Unavailable:", True),
-        (DELTALAKE.format("400 Bad Request" + XML.format("ExpiredToken", "late")), WorldError, "have expired", True),
+        (DELTALAKE.format("503 Service Unavailable"), InfrastructureError, "503 Service Unavailable:", True),
+        (DELTALAKE.format("400 Bad Request" + XML.format("ExpiredToken", "late")), InfrastructureError, "have expired",
+         True),
         (DELTALAKE.format("403 Forbidden" + XML.format("SignatureDoesNotMatch", "no")), AccessError,
          "refused[\\s\\S]*correct AWS_SECRET_ACCESS_KEY", False),
         (DELTALAKE.format("404 Not Found" + XML.format("NoSuchBucket", "none")), AccessError, "No such bucket", False),
         (DELTALAKE.format("404 Not Found"), FileNotFoundError, "no such object", False),
         (ARROW.format("ACCESS_DENIED", "No response body."), AccessError, "403 AccessDenied: No response body", False),
         (ARROW.format("NO_SUCH_BUCKET", "none"), AccessError, "create the bucket", False),
-        (ARROW.format("SLOW_DOWN", "wait"), WorldError, "503 SlowDown: wait", True),
-        (ARROW.format("NETWORK_CONNECTION", "curlCode: 7"), WorldError, "cannot be reached", True),
+        (ARROW.format("SLOW_DOWN", "wait"), InfrastructureError, "503 SlowDown: wait", True),
+        (ARROW.format("NETWORK_CONNECTION", "curlCode: 7"), InfrastructureError, "cannot be reached", True),
     ],
 )  # fmt: skip
 def test_deltalake_and_arrow_tell_a_reply_in_text(text: str, kind: type[Exception], says: str, retryable: bool) -> None:

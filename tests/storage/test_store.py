@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from swift_server import Swift, serve
 
-from segray.errors import AccessError, WorldError
+from segray.errors import AccessError, InfrastructureError
 from segray.storage import local, retry
 from segray.storage import store as storage
 from segray.storage.store import Entry, StorageOptions, Store
@@ -121,7 +121,7 @@ def test_a_put_that_fails_leaves_the_old_object_and_no_litter(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WorldError, match="full"):
+    with pytest.raises(InfrastructureError, match="full"):
         store.put(uri, b"new")
     assert store.read(uri) == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -259,7 +259,7 @@ def test_what_may_pass_is_tried_again_within_the_budget(monkeypatch: pytest.Monk
     assert len(naps) == 2
     assert 0 < naps[0] < naps[1]
     failing(monkeypatch, store, error, error, error)
-    with pytest.raises(WorldError, match=r"bucket b"):
+    with pytest.raises(InfrastructureError, match=r"bucket b"):
         store.read("s3://b/k")
 
 
@@ -279,7 +279,7 @@ REFUSED = [
     (reply(404, "NoSuchKey"), FileNotFoundError, "no such object"),
     (reply(404, "404"), FileNotFoundError, "no such object"),
     (reply(403, "InvalidObjectState"), FileNotFoundError, "archived"),
-    (OSError(errno.ENOSPC, "No space left"), WorldError, "full"),
+    (OSError(errno.ENOSPC, "No space left"), InfrastructureError, "full"),
 ]
 
 
@@ -305,7 +305,7 @@ def test_a_bucket_that_is_there_and_denied_is_the_fault_of_the_store(
     if not known:
         store.read("s3://b/k")
     failing(monkeypatch, store, *[reply(404, "NoSuchBucket")] * 3)
-    with pytest.raises(WorldError, match="denies"):
+    with pytest.raises(InfrastructureError, match="denies"):
         store.read("s3://b/k")
     assert len(naps) == 2
 
@@ -355,7 +355,7 @@ def test_what_goes_abreast_comes_in_order_whatever_ends_first() -> None:
             last_ended.set()
         return number
 
-    assert list(storage.abreast(call, range(30), lambda _: 0)) == list(range(30))
+    assert list(storage.bounded_map(call, range(30), lambda _: 0)) == list(range(30))
 
 
 def test_sizes_limit_what_goes_abreast() -> None:
@@ -368,7 +368,7 @@ def test_sizes_limit_what_goes_abreast() -> None:
             most = max(most, started - ended)
             yield size << 20
 
-    for size in storage.abreast(lambda size: size, made(), lambda size: size):
+    for size in storage.bounded_map(lambda size: size, made(), lambda size: size):
         ended += size >> 20
     assert (started, ended, most) == (485, 485, 364)  # never over 64 MiB, and one more
 
@@ -379,10 +379,10 @@ def test_the_first_error_of_what_goes_abreast_is_raised_and_no_more_begun() -> N
     def call(number: int) -> None:
         begun.append(number)
         if number >= 2:
-            raise WorldError(f"no {number}")
+            raise InfrastructureError(f"no {number}")
 
-    with pytest.raises(WorldError, match="no 2"):
-        list(storage.abreast(call, range(1000), lambda _: 0))
+    with pytest.raises(InfrastructureError, match="no 2"):
+        list(storage.bounded_map(call, range(1000), lambda _: 0))
     assert len(begun) < 20
 
 
@@ -447,7 +447,7 @@ def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expir
     assert key() == "first"
     now("second")
     assert key() == "first"  # no file is read again
-    assert store.insist(str(tmp_path), expired) == "second"
+    assert store.retrying(str(tmp_path), expired) == "second"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "third")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert key() == "third"
@@ -587,6 +587,6 @@ def test_a_server_that_dies_is_the_worlds_fault(
         uri = f"s3://{server.bucket()}/x"
         store.put(uri, b"x")
         server.stop()
-        with pytest.raises(WorldError, match="cannot be reached"):
+        with pytest.raises(InfrastructureError, match="cannot be reached"):
             store.read(uri)
         assert len(naps) == 2

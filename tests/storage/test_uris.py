@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.storage.uris import absolute, bucket_and_key, is_s3, join, name, parent, scheme, shown
+from segray.storage.uris import absolute, bucket_and_key, is_s3, join, name, parent, redact, scheme
 
 
 def test_uris_are_joined_and_taken_apart() -> None:
@@ -40,4 +40,4 @@ def test_local_paths_become_absolute_and_others_stay(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_a_link_is_shown_without_its_secrets_and_other_uris_as_they_are(uri: str, text: str) -> None:
-    assert shown(uri) == text
+    assert redact(uri) == text

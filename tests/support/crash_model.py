@@ -29,7 +29,7 @@ from deltalake.transaction import create_table_with_add_actions
 from watchers import Notes
 
 from segray.config import Config
-from segray.errors import LastingError, WorldError
+from segray.errors import InfrastructureError, LastingError
 from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.staging import Outcome, stage
@@ -115,7 +115,7 @@ class World:
         self._processes.append(me)
         try:
             run.label(config, Notes(), self._workers)
-        except (Died, WorldError):
+        except (Died, InfrastructureError):
             assert any(isinstance(happens, Fault) for happens in me.plan.values()), "nothing was in the way of this run"
         finally:
             self._processes.pop()
@@ -161,7 +161,7 @@ def _commit_uri(table: DeltaTable, *_: Any) -> str:
 
 
 def _refuse_store() -> NoReturn:
-    raise WorldError("storage is down", found="503")
+    raise InfrastructureError("storage is down", found="503")
 
 
 def _refuse_delta() -> NoReturn:
@@ -209,7 +209,7 @@ class Here:
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         try:
             self._events.append(TaskFinished(worker, self._label(task, refs)))
-        except WorldError as exc:
+        except InfrastructureError as exc:
             self._events.append(TaskFailed(worker, task, exc.short(), isinstance(exc, LastingError)))
         except WorkerDied:
             self._world.revive()

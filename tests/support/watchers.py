@@ -1,11 +1,11 @@
-"""A watcher for runs that nobody watches."""
+"""A listener for runs that nobody watches."""
 
 from __future__ import annotations
 
-from segray.execution.progress import Watcher
+from segray.execution.progress import ProgressListener
 
 
-class Notes(Watcher):
+class Notes(ProgressListener):
     """Remembers what it was told in words."""
 
     def __init__(self) -> None:

@@ -107,7 +107,9 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         sorted_truth = ground_truth.GroundTruthBySlice(listed, parts, store, Path(folder))
         if not sorted_truth.objects:
-            raise SourceError("the truth has no objects, so precision is undefined", where=path, do="give annotations")
+            raise SourceError(
+                "the truth has no objects, so precision is undefined", where=path, hint="give annotations"
+            )
         panel = _Panel(listed.names, listed.frequency, rules, iou_types, min_score)
         for number, part in enumerate(parts):
             if sorted_truth.holds(number):
@@ -125,7 +127,7 @@ def evaluate_detections(
     and a detection of a category that the truth does not list is not counted. Neither argument is changed.
     """
     if not count_objects(truth):
-        raise SourceError("the truth has no objects, so precision is undefined", do="give annotations")
+        raise SourceError("the truth has no objects, so precision is undefined", hint="give annotations")
     _check_types(iou_types)
     names = {row["id"]: row["name"] for row in truth["categories"]}
     panel = _Panel(names, {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
@@ -174,7 +176,9 @@ def count_objects(truth: Row) -> int:
 def _check_types(iou_types: Sequence[str]) -> None:
     unknown = set(iou_types) - set(IOU_TYPES)
     if unknown or not iou_types:
-        raise UserError("no such IoU type", found=", ".join(sorted(unknown)), do=f"choose from {', '.join(IOU_TYPES)}")
+        raise UserError(
+            "no such IoU type", found=", ".join(sorted(unknown)), hint=f"choose from {', '.join(IOU_TYPES)}"
+        )
 
 
 def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, keys: KeySampler) -> None:
@@ -197,13 +201,13 @@ def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool,
         raise UserError(
             "the truth and the label set have no image in common", where=where,
             found=f"label set: {first or 'no images'}, truth: {listed.example}",
-            do="make the truth's file_name equal to image_key, the path below the dataset's root",
+            hint="make the truth's file_name equal to image_key, the path below the dataset's root",
         )  # fmt: skip
     if common < total and not allow_unlisted:
         raise UserError(
             "the label set has images that the truth does not list", where=where,
             found=f"{total - common} of {total}, such as {first_unlisted}",
-            do="check that this is the right truth; to leave them out, allow unlisted images",
+            hint="check that this is the right truth; to leave them out, allow unlisted images",
         )  # fmt: skip
 
 
@@ -221,7 +225,7 @@ def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
         raise UserError(
             "the truth has categories that the labels lack or call otherwise", where=f"{state.root}, {listed.path}",
             found=f"{len(other)} of {len(listed.names)}: {'; '.join(other[:3])}{' ...' if len(other) > 3 else ''}",
-            do="give the truth of this model's classes; to compare by id alone, allow other classes",
+            hint="give the truth of this model's classes; to compare by id alone, allow other classes",
         )  # fmt: skip
 
 
@@ -232,7 +236,7 @@ def _check_size(image: Image, row: Row, root: str, path: str) -> None:
         raise UserError(
             "an image has another size in the truth", where=f"{image.key} in {root} and {path}",
             found=f"labelled as {found[1]}x{found[0]}, truth {meant[1]}x{meant[0]}",
-            do="label the images that the truth describes; coordinates are those of the upright image",
+            hint="label the images that the truth describes; coordinates are those of the upright image",
         )  # fmt: skip
 
 
@@ -320,7 +324,9 @@ class _Panel:
     def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
         states = self._states
         if not self.objects:
-            raise SourceError("the evaluated images have no objects, so precision is undefined", do="label more images")
+            raise SourceError(
+                "the evaluated images have no objects, so precision is undefined", hint="label more images"
+            )
         return Evaluation(
             scores=self.scores(curves=curves),
             images=sum(states.values()),
@@ -347,7 +353,7 @@ class _Detections:
             row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
             raise UserError(
                 "the label set has a mask that does not fit its image", where=f"{row['image_key']} in {root}",
-                found=f"instance {row['instance']}", do="look at it with `segray verify`",
+                found=f"instance {row['instance']}", hint="look at it with `segray verify`",
             )  # fmt: skip
         self._with_masks = "segm" in iou_types
         self._sizes_hw = np.stack([size.to_numpy() for size in sizes], axis=1)

@@ -25,7 +25,7 @@ from segray.analytics.query.key_ranges import KeyRange, KeySampler
 from segray.errors import SourceError
 from segray.instances import image_id
 from segray.storage.store import Store
-from segray.storage.uris import shown
+from segray.storage.uris import redact
 
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20
@@ -250,7 +250,7 @@ def _mask(row: Row, image: Image, path: str) -> Row:
     if isinstance(given, list) and given and all(isinstance(part, list) and len(part) >= 6 for part in given):
         return dict(coco_mask.merge(coco_mask.frPyObjects(given, height, width)))
     if not isinstance(given, dict) or "counts" not in given:
-        raise SourceError("an annotation has no mask", where=where, found=str(given)[:60], do="compare boxes only")
+        raise SourceError("an annotation has no mask", where=where, found=str(given)[:60], hint="compare boxes only")
     if tuple(given.get("size", ())) != image.size_hw:
         raise SourceError(
             "a mask of the truth has another size than its image", where=where,
@@ -304,9 +304,9 @@ def elements(path: str, store: Store, wanted: Sequence[str] | None = None) -> It
         with io.TextIOWrapper(store.reader(path), encoding="utf-8") as file:
             yield from _members(_Text(file), path, wanted)
     except FileNotFoundError as error:
-        raise SourceError("no such truth file", where=shown(path)) from error
+        raise SourceError("no such truth file", where=redact(path)) from error
     except ValueError as error:
-        raise SourceError("the truth is not JSON", where=shown(path), found=str(error)) from error
+        raise SourceError("the truth is not JSON", where=redact(path), found=str(error)) from error
 
 
 def _members(text: _Text, path: str, wanted: Sequence[str] | None) -> Iterator[tuple[str, Row | None]]:

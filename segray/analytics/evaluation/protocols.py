@@ -70,4 +70,4 @@ def find(name: str) -> Protocol:
     for each in PROTOCOLS.values():
         if name == each.name or name in each.cards:
             return each
-    raise UserError("no such protocol", found=name, do=f"choose from {', '.join(PROTOCOLS)}, or a model's name")
+    raise UserError("no such protocol", found=name, hint=f"choose from {', '.join(PROTOCOLS)}, or a model's name")

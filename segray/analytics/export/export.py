@@ -96,7 +96,7 @@ def export(
     """
     form = _format(to)
     if polygons and to != "coco":
-        raise UserError("--polygons is for coco alone", found=to, do="yolo and labelme have polygons anyway")
+        raise UserError("--polygons is for coco alone", found=to, hint="yolo and labelme have polygons anyway")
     require_new_path(out, folder=form.folder)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(choice, state)
@@ -115,7 +115,7 @@ def export(
             images, instances = images + 1, instances + len(picture.rows)
         writer.close()
         if not images:
-            raise UserError("nothing of the label set is chosen", where=root, found=str(choice), do="choose less")
+            raise UserError("nothing of the label set is chosen", where=root, found=str(choice), hint="choose less")
     loss, kind = settings.loss, "polygons" if polygons else form.masks
     lacks = None if copies or form.looks_in is None else str(out / form.looks_in)
     return Exported(
@@ -125,7 +125,7 @@ def export(
 
 def _format(name: str) -> Format:
     if name not in FORMATS:
-        raise UserError("no such format", found=name, do=f"choose from {', '.join(FORMATS)}")
+        raise UserError("no such format", found=name, hint=f"choose from {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
@@ -135,7 +135,7 @@ def _check_classes(choice: Choice, state: Snapshot) -> None:
     if unknown and known:
         raise UserError(
             "the labels have no such class", where=state.root, found=", ".join(unknown),
-            do=f"choose from {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}",
+            hint=f"choose from {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}",
         )  # fmt: skip
 
 

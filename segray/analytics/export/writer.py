@@ -142,7 +142,7 @@ def write_new_file(path: Path, data: bytes) -> None:
     except FileExistsError as error:
         raise UserError(
             "two images would be written to one file", where=str(path),
-            do="choose images whose names differ in more than their ending, or another format",
+            hint="choose images whose names differ in more than their ending, or another format",
         ) from error  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
         if edges[-1] < 0:
             why = "counts are malformed" if edges[-1] == -1 else "masks are of images of unlike sizes"
             raise ValueError(f"row {row}: {why}")
-        merged.append(_kernels.text_of_edges(edges[:-1], edges[-1]).tobytes().decode())
+        merged.append(_kernels.encode_counts(edges[:-1], edges[-1]).tobytes().decode())
     return pa.array(merged, pa.string())
 
 

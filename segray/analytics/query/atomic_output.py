@@ -21,23 +21,23 @@ def require_new_path(out: Path, *, folder: bool = False) -> None:
         require_file_path(out)
     _check_local(out)
     if out.is_dir() and any(out.iterdir()):
-        raise UserError("the folder is not empty", where=str(out), do="choose another one, or empty it")
+        raise UserError("the folder is not empty", where=str(out), hint="choose another one, or empty it")
     if out.exists() and not out.is_dir():
-        raise UserError("the file is there already", where=str(out), do="choose another name, or remove it")
+        raise UserError("the file is there already", where=str(out), hint="choose another name, or remove it")
 
 
 def require_file_path(out: Path) -> None:
     """Raise UserError unless a file can be written here. A file that is there would be replaced."""
     _check_local(out)
     if out.is_dir():
-        raise UserError("a folder is there already", where=str(out), do="give the name of a file")
+        raise UserError("a folder is there already", where=str(out), hint="give the name of a file")
 
 
 def _check_local(out: Path) -> None:
     """Raise UserError for an address such as s3://bucket/key, which Path silently takes for a local folder."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
         raise UserError(
-            "this is written to local files alone", found=str(out), do="give a path, and copy what is there"
+            "this is written to local files alone", found=str(out), hint="give a path, and copy what is there"
         )
 
 

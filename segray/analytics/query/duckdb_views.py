@@ -63,7 +63,7 @@ def connect() -> Any:
         import duckdb
     except ImportError as error:
         raise UserError(
-            "this needs DuckDB", do="pip install -c constraints.txt -e '.[sql]', or pip install duckdb"
+            "this needs DuckDB", hint="pip install -c constraints.txt -e '.[sql]', or pip install duckdb"
         ) from error
     return duckdb.connect()
 

@@ -160,7 +160,7 @@ def committed(shown: Snapshot) -> Snapshot:
     if shown.batch == 0:
         raise LabelSetError(
             "nothing of this label set is committed yet", where=shown.root, found="its first run is under way or broke",
-            do="wait for the first batch, or run `segray label` again",
+            hint="wait for the first batch, or run `segray label` again",
         )  # fmt: skip
     return shown
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segray import rle
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output
-from segray.errors import ImageError, UserError, WorldError
+from segray.errors import ImageError, InfrastructureError, UserError
 from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
 from segray.instances import image_id
@@ -285,15 +285,15 @@ def side_by_side(
     """
     colours = colours_of(picture for pair in pairs for picture in pair)
     shown, tiles, left_out = list[Picture](), list[Image.Image](), dict[str, str]()
-    down: WorldError | None = None
+    down: InfrastructureError | None = None
     for pair in pairs:
         try:
             if down is not None:  # Asking again for each of them would take long.
                 raise down
             tiles += [_tile(picture, read, colours) for picture in pair]
             shown += pair
-        except (ImageError, WorldError, UserError, FileNotFoundError) as error:
-            down = error if isinstance(error, WorldError) else down
+        except (ImageError, InfrastructureError, UserError, FileNotFoundError) as error:
+            down = error if isinstance(error, InfrastructureError) else down
             left_out[pair[0].key] = str(error).partition("\n")[0]
     if shown:
         sheet = _laid_out(tiles, 2)
@@ -308,7 +308,7 @@ def _tile(picture: Picture, read: Callable[[str], bytes], colours: Mapping[int, 
         raise UserError(
             "an image is no longer the one that was labelled", where=picture.uri,
             found=f"{image.shape[1]}x{image.shape[0]}, labelled as {picture.size_hw[1]}x{picture.size_hw[0]}",
-            do="label it again",
+            hint="label it again",
         )  # fmt: skip
     ratio = min(_TILE_WH[0] / image.shape[1], _TILE_WH[1] / image.shape[0])
     size_wh = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))

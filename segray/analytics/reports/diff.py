@@ -177,13 +177,13 @@ class Gate:
         known = (*_COUNTS, *_IMAGES, *_DRIFTS)
         if found is None or found[1] not in known or (found[2] and found[1] not in _COUNTS):
             raise UserError(
-                "this is no gate", found=text, do=f"write lost>2% or lost[person]>10, with one of {', '.join(known)}"
+                "this is no gate", found=text, hint=f"write lost>2% or lost[person]>10, with one of {', '.join(known)}"
             )
         what, name, sign, number, percent = found.groups()
         try:
             return cls(text, what, name, _COMPARE[sign], float(number), percent == "%")
         except ValueError as error:
-            raise UserError("this is no gate", found=text, do="write a number after the sign") from error
+            raise UserError("this is no gate", found=text, hint="write a number after the sign") from error
 
     def fails(self, found: Difference) -> bool:
         """Whether the difference meets the condition."""
@@ -212,7 +212,7 @@ def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
             near = difflib.get_close_matches(slug(gate.class_name), known) or sorted(known)[:10]
             raise UserError(
                 "neither label set has the class of this gate", found=gate.text,
-                do=f"give one of their classes, such as {', '.join(known[each] for each in near)}",
+                hint=f"give one of their classes, such as {', '.join(known[each] for each in near)}",
             )  # fmt: skip
 
 

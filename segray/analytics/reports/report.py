@@ -24,7 +24,7 @@ from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture, colours_of, draw
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
-from segray.errors import AccessError, ImageError, UserError, WorldError
+from segray.errors import AccessError, ImageError, InfrastructureError, UserError
 from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
@@ -35,7 +35,7 @@ from segray.limits import Limits
 from segray.sources.reader import Files
 from segray.storage.store import Store
 from segray.storage.uris import join
-from segray.storage.uris import shown as shown_uri
+from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation
@@ -72,7 +72,7 @@ def report(
     as tables.snapshot or where nothing is committed, and as evaluate does if there is truth.
     """
     if not 0 <= images <= MOST_IMAGES:
-        raise UserError("so many images are not shown", found=str(images), do=f"choose 0 to {MOST_IMAGES}")
+        raise UserError("so many images are not shown", found=str(images), hint=f"choose 0 to {MOST_IMAGES}")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     store = snapshot.store(storage_options)
     found = statistics.compute_stats(state)
@@ -107,7 +107,7 @@ def of_run(root: str, **storage_options: Any) -> str:
     store = snapshot.store(storage_options)
     run = latest_run(store, root)
     if run is None:
-        raise UserError("no run is recorded here", where=root, do="run `segray label` first")
+        raise UserError("no run is recorded here", where=root, hint="run `segray label` first")
     store.put(run.page, report(root, **storage_options).encode())
     return run.page
 
@@ -285,8 +285,8 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Galler
                 if down is not None:  # Asking again for each of them would take long.
                     raise down
                 jpeg, size_wh = _drawn(one, version, colours, files)
-            except (ImageError, WorldError, AccessError, FileNotFoundError) as exc:
-                down = exc if isinstance(exc, WorldError) else down
+            except (ImageError, InfrastructureError, AccessError, FileNotFoundError) as exc:
+                down = exc if isinstance(exc, InfrastructureError) else down
                 unread.append(f"{choice.key}: {first_line(str(exc))}")
                 continue
             if len(jpeg) > room:

@@ -58,7 +58,7 @@ def read(
         if image is None:
             raise SourceError(
                 "the corrections have an image that was not chosen", where=str(path), found=task.name,
-                do="give the selection that these tasks were made of",
+                hint="give the selection that these tasks were made of",
             )  # fmt: skip
         if image.key in seen:
             raise SourceError("the corrections have an image twice", where=str(path), found=task.name)
@@ -73,13 +73,13 @@ def read(
         shapes = [(_category(label, ids, task.name, path), counts) for label, counts in task.shapes]
         found[image.key] = [(category, counts) for category, counts in shapes if rle.area(counts)]
     if not seen:
-        raise SourceError("the corrections have no images", where=str(path), do="export the tasks again")
+        raise SourceError("the corrections have no images", where=str(path), hint="export the tasks again")
     missing = [each.key for each in chosen if each.key not in found]
     if missing and (not allow_unfinished or not found):
         raise SourceError(
             "not all chosen images are done", where=str(path),
             found=f"{len(missing)} of {len(chosen)} are missing or unfinished, such as {missing[0]}",
-            do="finish them, or allow unfinished ones and mind that those left out may be the hard ones",
+            hint="finish them, or allow unfinished ones and mind that those left out may be the hard ones",
         )  # fmt: skip
     return dict(sorted(found.items()))
 
@@ -95,7 +95,7 @@ def _category(label: str, ids: Mapping[str, int], name: str, path: Path) -> int:
     if number is None:
         raise SourceError(
             "the corrections have a class that the labels' model lacks", where=f"{name} in {path}", found=label,
-            do="use the label set's class names",
+            hint="use the label set's class names",
         )  # fmt: skip
     return number
 
@@ -106,7 +106,7 @@ def _tasks(path: Path) -> Iterator[_Task]:
     except FileNotFoundError as error:
         raise SourceError("no such corrections", where=str(path)) from error
     except UnicodeDecodeError as error:
-        raise SourceError("the corrections are no text", where=str(path), do="unpack the export first") from error
+        raise SourceError("the corrections are no text", where=str(path), hint="unpack the export first") from error
     try:
         if text.startswith("<"):
             yield from _cvat(ET.fromstring(text), str(path))
@@ -121,7 +121,7 @@ def _tasks(path: Path) -> Iterator[_Task]:
     except (ET.ParseError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise SourceError(
             "the corrections cannot be read", where=str(path), found=repr(error)[:200],
-            do="give JSON of Label Studio, CVAT for images 1.1, or COCO",
+            hint="give JSON of Label Studio, CVAT for images 1.1, or COCO",
         ) from error  # fmt: skip
 
 

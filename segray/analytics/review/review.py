@@ -162,7 +162,7 @@ def _images(state: Snapshot, picked: Selection) -> dict[str, tuple[tuple[int, in
 def _not_of(state: Snapshot, picked: Selection, found: str) -> UserError:
     return UserError(
         "the selection is not of this label set", where=state.root, found=found,
-        do=f"give the label set that it was made of: {picked.root}",
+        hint=f"give the label set that it was made of: {picked.root}",
     )  # fmt: skip
 
 

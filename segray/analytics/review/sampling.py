@@ -100,7 +100,7 @@ class Selection:
             rows = [{**row, "size_hw": tuple(row["size_hw"])} for row in content.pop("chosen")]
             return cls(**content, chosen=tuple(Chosen(**row) for row in rows))
         except FileNotFoundError as error:
-            raise SourceError("no such selection", where=str(path), do="make one with `segray select`") from error
+            raise SourceError("no such selection", where=str(path), hint="make one with `segray select`") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError("this is no selection", where=str(path), found=repr(error)[:120]) from error
 
@@ -145,7 +145,7 @@ def select(
     if to is not None and tasks is not None:
         require_new_path(tasks, folder=FORMATS[to].folder)
         if out is not None and out.absolute() == tasks.absolute():
-            raise UserError("the choice and its tasks would be one file", where=str(out), do="give two names")
+            raise UserError("the choice and its tasks would be one file", where=str(out), hint="give two names")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     parts = key_ranges.cut(state)
     spread = _spread(state, parts, min_score) if RARE in take or DIVERSE in take else {}
@@ -172,7 +172,7 @@ def select(
         seed, against, chosen, state.fingerprint, blind,
     )  # fmt: skip
     if not chosen:
-        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), do="add random")
+        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), hint="add random")
     _check_names(chosen)
     if to is not None and tasks is not None:
         keys = frozenset(each.key for each in chosen)
@@ -186,15 +186,15 @@ def select(
 def _check(take: Mapping[str, int], against: str | None, to: str | None, tasks: Path | None) -> None:
     unknown = [name for name in take if name not in CRITERIA]
     if unknown or not take:
-        raise UserError("no such criterion", found=", ".join(unknown), do=f"choose from {', '.join(CRITERIA)}")
+        raise UserError("no such criterion", found=", ".join(unknown), hint=f"choose from {', '.join(CRITERIA)}")
     if few := [f"{name}={count}" for name, count in take.items() if count < 1]:
         raise UserError("a criterion takes one image at least", found=", ".join(few))
     if (DISAGREE in take) != (against is not None):
-        raise UserError("`disagree` and the label set to disagree with go together", do="give both, or neither")
+        raise UserError("`disagree` and the label set to disagree with go together", hint="give both, or neither")
     if (to is None) != (tasks is None):
-        raise UserError("a format and where to write it go together", do="give both, or neither")
+        raise UserError("a format and where to write it go together", hint="give both, or neither")
     if to is not None and to not in FORMATS:
-        raise UserError("no such format", found=to, do=f"choose from {', '.join(FORMATS)}")
+        raise UserError("no such format", found=to, hint=f"choose from {', '.join(FORMATS)}")
 
 
 def _check_names(chosen: Sequence[Chosen]) -> None:

@@ -42,7 +42,7 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
-class Form:
+class ModelFormat:
     """One shape in which a model is handed around. name: original or converted. outputs: those that decode needs."""
 
     name: str
@@ -77,7 +77,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Contract(ABC):
+class ModelAdapter(ABC):
     """A model system: its name on the model card, its classes, and its forms by name.
 
     labels: category id -> class name; where the network counts its classes, in that order, background left out.
@@ -86,15 +86,15 @@ class Contract(ABC):
 
     name: str
     labels: Mapping[int, str]
-    forms: Mapping[str, Form]
+    forms: Mapping[str, ModelFormat]
     choices: ClassVar[frozenset[str]] = frozenset({"paste"})
 
     @abstractmethod
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tensors to feed for one upright uint8 (h, w, 3) RGB image, by input name.
 
         The image comes out as uint8 (1, h', w', 3) RGB at the network's size: colour order, mean, scale, layout
-        and dtype are the runtime's, from Form.image. Any other input has the dtype and shape the model takes.
+        and dtype are the runtime's, from ModelFormat.image. Any other input has the dtype and shape the model takes.
         """
 
     @abstractmethod
@@ -107,8 +107,8 @@ class Contract(ABC):
     def with_labels(self, labels: Mapping[int, str]) -> Self:
         """The same contract for a network of other classes, told by id; ConfigError for a name without a slug."""
         if nameless := [name for name in labels.values() if not slug(name)]:
-            do = "Use at least one of a-z and 0-9: the name becomes a folder."
-            raise ConfigError("A class name has no letter.", where="model.labels", found=repr(nameless[0]), do=do)
+            hint = "Use at least one of a-z and 0-9: the name becomes a folder."
+            raise ConfigError("A class name has no letter.", where="model.labels", found=repr(nameless[0]), hint=hint)
         return replace(self, labels=dict(sorted(labels.items())))
 
     def with_size(self, form: str, size_hw: tuple[int, int] | None) -> Self:
@@ -151,7 +151,7 @@ def named(outputs: Mapping[str, NDArray[Any]], names: Sequence[str], contract: s
             f"Outputs {', '.join(absent)} are missing.",
             where=contract,
             found=f"outputs {', '.join(sorted(found)) or 'none'}",
-            do=f"Check the model's name and form; expected outputs are {', '.join(names)}.",
+            hint=f"Check the model's name and form; expected outputs are {', '.join(names)}.",
         )
     return [found[name] for name in names]
 
@@ -187,5 +187,5 @@ def _misshapen(shapes: Mapping[str, Sequence[int | str]], arrays: Sequence[NDArr
         "The outputs have other shapes than the contract.",
         where=contract,
         found=found,
-        do=f"Expected: {expected}. Check model.name, and model.labels if the classes are your own.",
+        hint=f"Expected: {expected}. Check model.name, and model.labels if the classes are your own.",
     )

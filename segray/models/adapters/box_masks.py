@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.imaging import geometry
 from segray.instances import Instances
-from segray.models.adapters.adapter import Contract, Options, Paste, chosen, large_enough
+from segray.models.adapters.adapter import ModelAdapter, Options, Paste, chosen, large_enough
 
 Floats = NDArray[np.floating[Any]]
 
@@ -47,7 +47,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Boxed(Contract):
+class BoxMaskAdapter(ModelAdapter):
     """A contract of these families. paste: how its numbers were measured."""
 
     paste: Paste = "tile"
@@ -63,7 +63,7 @@ class Boxed(Contract):
 
 def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Paste) -> Instances:
     """The credible rows that the options let through, best first; paste: unless the options say otherwise."""
-    believed = _credible(rows)
+    believed = _valid_rows(rows)
     # A score of 0 is how the networks fill up their lists.
     unreadable = int((~believed & (rows.scores != 0)).sum())
     credible = np.flatnonzero(believed)
@@ -88,7 +88,7 @@ def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Pas
     return large_enough(found, options)
 
 
-def nth_of(labels: NDArray[np.int32], index: Floats) -> Floats:
+def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
     """Category ids, (n,), of classes that a network counts from 0; UNNAMED beyond the list, NaN for no whole number."""
     whole = np.isfinite(index) & (index == np.rint(index))
     inside = whole & (index >= 0) & (index < len(labels))
@@ -97,7 +97,7 @@ def nth_of(labels: NDArray[np.int32], index: Floats) -> Floats:
     return ids
 
 
-def own_channel(masks: NDArray[np.float32], channel: Floats) -> NDArray[np.float32]:
+def masks_of_predicted_class(masks: NDArray[np.float32], channel: Floats) -> NDArray[np.float32]:
     """(n, k, m, m) masks of every class -> (n, m, m), of each row's own; 0 for a row whose class has no channel."""
     there = (channel >= 0) & (channel < masks.shape[1])
     rows = np.flatnonzero(there)
@@ -106,7 +106,7 @@ def own_channel(masks: NDArray[np.float32], channel: Floats) -> NDArray[np.float
     return own
 
 
-def _credible(rows: Rows) -> NDArray[np.bool_]:
+def _valid_rows(rows: Rows) -> NDArray[np.bool_]:
     classes, scores = rows.classes, rows.scores
     whole = np.isfinite(classes) & (classes == np.rint(classes)) & (np.abs(classes) < 2**31)
     credible: NDArray[np.bool_] = whole & (scores > 0) & (scores <= MAX_SCORE)

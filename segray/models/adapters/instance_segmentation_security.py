@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 
 from segray.imaging import geometry
 from segray.models.adapters import box_masks
-from segray.models.adapters.adapter import Form, ImageInput, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
 
 _RAW_OUTPUTS = ("classes", "scores", "boxes", "raw_masks")
 _OWN_OUTPUTS = ("labels", "boxes", "masks")
 
 
-def raw_masks(window_hw: tuple[int, int]) -> Mapping[str, Form]:
+def raw_masks(window_hw: tuple[int, int]) -> Mapping[str, ModelFormat]:
     """The forms of RawMasks."""
     image = ImageInput("im_data", window_hw, "NCHW", "BGR", None, None, resizable=True)
-    return {"converted": Form("converted", image, _RAW_OUTPUTS)}
+    return {"converted": ModelFormat("converted", image, _RAW_OUTPUTS)}
 
 
-def own_masks(window_hw: tuple[int, int]) -> Mapping[str, Form]:
+def own_masks(window_hw: tuple[int, int]) -> Mapping[str, ModelFormat]:
     """The forms of OwnMasks."""
     image = ImageInput("image", window_hw, "NCHW", "BGR", None, None, resizable=True)
-    return {"converted": Form("converted", image, _OWN_OUTPUTS)}
+    return {"converted": ModelFormat("converted", image, _OWN_OUTPUTS)}
 
 
 @dataclass(frozen=True)
-class RawMasks(box_masks.Boxed):
+class RawMasks(box_masks.BoxMaskAdapter):
     """The contract of 0033 and 0083: a mask of every class for every box; class 0 is background and filler."""
 
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The image fitted and padded; im_info float32 (1, 3): height and width before padding, and the scale."""
         size_hw = image_rgb.shape[0], image_rgb.shape[1]
         fitted = geometry.fitted(size_hw, form.window_hw)
@@ -59,15 +59,17 @@ class RawMasks(box_masks.Boxed):
         }
         *arrays, masks = shaped(outputs, shapes, self.name)
         found = arrays[0] != 0
-        own = box_masks.own_channel(masks, arrays[0])[found]  # Picked before the rows are: `masks` is large.
+        own = box_masks.masks_of_predicted_class(masks, arrays[0])[
+            found
+        ]  # Picked before the rows are: `masks` is large.
         classes, scores, boxes = (array[found] for array in arrays)
         boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
-        category = box_masks.nth_of(np.array(list(self.labels), np.int32), classes - 1)
+        category = box_masks.category_ids(np.array(list(self.labels), np.int32), classes - 1)
         return box_masks.Rows(category, scores, boxes_xyxy, own)
 
 
 @dataclass(frozen=True)
-class OwnMasks(box_masks.Boxed):
+class OwnMasks(box_masks.BoxMaskAdapter):
     """The contract of 0002, 0091, 0228, 1039 and 1040: one mask for each box, classes counted from 0 without
     background, the score beside the box; filler has boxes of 0.
 
@@ -76,7 +78,7 @@ class OwnMasks(box_masks.Boxed):
 
     padded: bool = True
 
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The image at the network's size."""
         into = geometry.fit_and_pad if self.padded else geometry.resize
         return {form.image.name: into(image_rgb, form.window_hw)[None]}
@@ -91,7 +93,7 @@ class OwnMasks(box_masks.Boxed):
         labels, boxes, masks = (array[arrays[1][:, :4].any(axis=1)] for array in arrays)
         window_hw = self.forms["converted"].window_hw
         boxes_xyxy = _unfitted(boxes[:, :4], size_hw, geometry.fitted(size_hw, window_hw) if self.padded else window_hw)
-        category = box_masks.nth_of(np.array(list(self.labels), np.int32), labels)
+        category = box_masks.category_ids(np.array(list(self.labels), np.int32), labels)
         return box_masks.Rows(category, boxes[:, 4], boxes_xyxy, masks)
 
 

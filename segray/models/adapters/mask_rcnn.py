@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from segray.imaging import geometry
 from segray.models.adapters import box_masks, tf_object_detection
-from segray.models.adapters.adapter import Form, ImageInput, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
 
 _OUTPUTS = ("reshape_do_2d", "masks")
-FORMS: Mapping[str, Form] = {
+FORMS: Mapping[str, ModelFormat] = {
     "original": tf_object_detection.original("image_tensor"),
-    "converted": Form(
+    "converted": ModelFormat(
         "converted", ImageInput("image_tensor", (800, 1365), "NHWC", "BGR", None, None, resizable=True), _OUTPUTS
     ),
 }
@@ -35,7 +35,7 @@ FORMS: Mapping[str, Form] = {
 class MaskRcnn(tf_object_detection.DetectionApi):
     """The contract in both forms; which one the outputs are in is told by their names."""
 
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Converted: the image fitted and padded, and image_info float32 (1, 3) of the network's h, w and 1."""
         if form.name == "original":
             return super().prepare(form, image_rgb)
@@ -53,7 +53,7 @@ class MaskRcnn(tf_object_detection.DetectionApi):
         table, masks = shaped(outputs, shapes, self.name)
         end = np.flatnonzero(np.append(table[:, 0] == -1, True))[0]
         classes, scores, boxes = table[:end, 1], table[:end, 2], table[:end, 3:]
-        own = box_masks.own_channel(masks[:end], classes - 1)
+        own = box_masks.masks_of_predicted_class(masks[:end], classes - 1)
         boxes_xyxy = _to_source(boxes, size_hw, self.forms["converted"].window_hw)
         return box_masks.Rows(classes, scores, boxes_xyxy, own)
 

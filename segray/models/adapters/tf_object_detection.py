@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segray.errors import ImageError
 from segray.imaging import geometry
 from segray.models.adapters import box_masks
-from segray.models.adapters.adapter import Form, ImageInput, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
 
 _SHAPES: Mapping[str, tuple[int | str, ...]] = {
     "num_detections": (),
@@ -32,16 +32,16 @@ _SHAPES: Mapping[str, tuple[int | str, ...]] = {
 }
 
 
-def original(input_name: str) -> Form:
+def original(input_name: str) -> ModelFormat:
     """The form as exported."""
-    return Form("original", ImageInput(input_name, None, "NHWC", "RGB", None, None), tuple(_SHAPES))
+    return ModelFormat("original", ImageInput(input_name, None, "NHWC", "RGB", None, None), tuple(_SHAPES))
 
 
 @dataclass(frozen=True)
-class DetectionApi(box_masks.Boxed):
+class DetectionApi(box_masks.BoxMaskAdapter):
     """The contract."""
 
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The image at its own size, or stretched where the model file was fixed to one."""
         size_hw = form.image.size_hw
         return {form.image.name: (image_rgb if size_hw is None else geometry.resize(image_rgb, size_hw))[None]}

@@ -20,7 +20,7 @@ from segray import rle
 from segray.errors import ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
-from segray.models.adapters.adapter import Contract, Form, ImageInput, Options, chosen, large_enough, named
+from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat, Options, chosen, large_enough, named
 
 Floats = NDArray[np.float32]
 
@@ -30,23 +30,23 @@ FAST_NMS_TOP = 200
 
 _OUTPUTS = ("conf", "boxes", "mask", "proto")
 _SIZE_HW = (550, 550)
-FORMS: Mapping[str, Form] = {
-    "original": Form(
+FORMS: Mapping[str, ModelFormat] = {
+    "original": ModelFormat(
         "original",
         ImageInput("input.1", _SIZE_HW, "NCHW", "RGB", (123.675, 116.78, 103.94), (58.395, 57.12, 57.375)),
         _OUTPUTS,
     ),
-    "converted": Form("converted", ImageInput("input.1", _SIZE_HW, "NCHW", "BGR", None, None), _OUTPUTS),
+    "converted": ModelFormat("converted", ImageInput("input.1", _SIZE_HW, "NCHW", "BGR", None, None), _OUTPUTS),
 }
 
 
 @dataclass(frozen=True)
-class Yolact(Contract):
+class Yolact(ModelAdapter):
     """The contract."""
 
     choices = frozenset({"nms"})
 
-    def prepare(self, form: Form, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The image, stretched to the network's square."""
         return {form.image.name: geometry.stretch(image_rgb, form.image.size_hw or _SIZE_HW)[None]}
 
@@ -104,8 +104,8 @@ def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, b
     priors, side_hw, depth = shapes[0][1:2], shapes[3][1:3], shapes[3][3:4]
     if shapes != [(1, *priors, classes + 1), (1, *priors, 4), (1, *priors, *depth), (1, *side_hw, *depth)]:
         found = ", ".join(f"{name} {list(shape)}" for name, shape in zip(_OUTPUTS, shapes, strict=True))
-        do = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
-        raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, do=do)
+        hint = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
+        raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, hint=hint)
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
     rows = np.flatnonzero(_kernels.over(conf, max(np.float32(MIN_SCORE), below)))
     scores, boxes = conf[rows, 1:], boxes[rows]
