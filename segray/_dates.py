@@ -1,10 +1,10 @@
-"""Dates in addresses, s3://raw/dt={yesterday}/ as seen from a day that was given, and durations in words.
+"""Dates in addresses, such as s3://raw/dt={yesterday}/, and durations in words.
 
-Knows placeholders and units; knows no clock, so that a run that is repeated means the same day. "today" is the one
-exception, and has to be written.
+Knows placeholders and units. The caller gives the day, so a repeated run means the same day. Only the value "today"
+reads a clock.
 
-    {today} {yesterday}    2026-11-20, of the day given and of the one before
-    {today:%Y/%m/%d}       2026/11/20; of %Y %m %d %y %j %G %V %u and plain characters
+    {today} {yesterday}    2026-11-20: the day given, and the day before
+    {today:%Y/%m/%d}       2026/11/20: made of %Y %m %d %y %j %G %V %u and plain characters
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ _FORMAT = re.compile(r"(?:%[YmdyjGVu]|[^%])*")
 
 
 def has_date(address: str) -> bool:
-    """Whether a date is to be filled in."""
+    """Return whether the address contains a date placeholder."""
     return _PLACEHOLDER.search(address) is not None
 
 
 def filled(address: str, day: date, where: str) -> str:
-    """The address of that day. Raises ConfigError for a format that is none; `where` names it."""
+    """Return the address with each placeholder replaced by its date, as seen from `day`.
+
+    where: the configuration key that holds the address, for errors. Raises ConfigError for an invalid date format.
+    """
     return _PLACEHOLDER.sub(partial(_text, day, where), address)
 
 
 def before_dates(address: str) -> str:
-    """The folder in which the first name with a date lies."""
+    """Return the folder above the first path component that contains a date placeholder."""
     found = _PLACEHOLDER.search(address)
     assert found is not None
     return address[: found.start()].rpartition("/")[0]
 
 
 def parsed(given: object) -> date:
-    """The day that `as_of` means: 2026-11-20, or today, in UTC."""
+    """Return the day that `as_of` means: 2026-11-20, or today in UTC. Raises ConfigError for any other text."""
     if isinstance(given, str) and given.strip() == "today":
         return datetime.now(UTC).date()
     try:
@@ -63,7 +66,7 @@ def _text(day: date, where: str, found: re.Match[str]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """75 -> "1 min 15 s"; None -> "?"."""
+    """Return a duration in words: 75 gives "1 min 15 s", None gives "?"."""
     if seconds is None:
         return "?"
     whole = round(seconds)

@@ -1,7 +1,7 @@
-"""What archives have in common: which members are images, under which keys, and which cannot be labelled, and why.
+"""Rules for the members of archives: which members are images, their keys, and why a member cannot be labelled.
 
-Knows names and rules; knows nothing of how an archive is written. Nothing is ever unpacked to a disk, so a name does
-no harm here; but keys become paths in other hands, so a name that would leave a folder is refused.
+Knows names and rules. Leaves archive formats to tar_archive.py and zip_archive.py. segray never unpacks a member to a
+disk, so no name does harm here. Other tools may use keys as paths, so a name that leads out of a folder is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from segray.storage.store import Entry
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Which files hold the images, and which images of them. See `source` in configs/reference.yaml.
+    """Which files hold the images, and which of their images to label. configs/reference.yaml describes `source`.
 
-    kind: auto, images, tar, zip, parquet, video or manifest. members: a glob over names in archives. frames_per_s: of
-    videos. image_column: of Parquet files. prefix: of the keys in an S3 Inventory.
+    kind: auto, images, tar, zip, parquet, video or manifest. members: a glob for the names of archive members.
+    frames_per_s: frames per second to take from videos. image_column: column of Parquet files. prefix: prefix of keys
+    in an S3 Inventory.
     """
 
     kind: str = "auto"
@@ -34,7 +35,10 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive. trouble: why it cannot be read, "" if it can."""
+    """One file in an archive.
+
+    numbers: position and sizes, as in the member's URI. trouble: why the file cannot be read, "" if it can be read.
+    """
 
     name: str
     size_bytes: int
@@ -43,16 +47,24 @@ class Member:
 
 
 class BrokenFileError(Exception):
-    """A file that should hold images and cannot be read to its end; the message says why."""
+    """A file that should hold images and cannot be read to its end. The message says why."""
 
 
 def refs(
     kind: str, file: Entry, members: Iterable[Member], shape: SourceSpec, extensions: frozenset[str]
 ) -> list[ImageRef]:
-    """The images among the members, sorted by key. One that cannot be read becomes a reference that says so.
+    """Return the images among the members, sorted by key.
 
-    All have the version of their file. Of members with the same name the first is taken, and the others are told. An
-    archive that breaks off has what came before, and a reference that says why there is no more.
+    A member that cannot be read becomes a reference that says why. Each reference has the version of the archive. The
+    first of several members with one name is the image. Each later one becomes an unreadable reference, KEY#2, KEY#3
+    and so on. A truncated archive gives the members before the break, and one unreadable reference with the reason.
+
+    Args:
+        kind: Kind of archive, tar or zip.
+        file: The archive.
+        members: Members in the order of the archive.
+        shape: The configured source; its `members` selects names.
+        extensions: Extensions of images, in lower case, without the dot.
     """
     chosen = _matcher(shape.members)
     found: dict[str, ImageRef] = {}
@@ -79,7 +91,7 @@ def refs(
 
 
 def broken(file: Entry, reason: str) -> ImageRef:
-    """A file without any image that can be read; it has one row, which says why."""
+    """Return the one reference for a file that holds no readable image. The reference gives the reason."""
     return ImageRef(file.key, unreadable_uri(file.uri, reason), file.version, 0)
 
 
@@ -91,7 +103,7 @@ def _matcher(glob: str | None) -> re.Pattern[str] | None:
 def _clean(name: str) -> str:
     while name.startswith("./"):
         name = name[2:].lstrip("/")
-    # Whatever the archive's own encoding was: the same text every time.
+    # The result must be valid UTF-8 and the same in every run, whatever encoding the archive uses.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

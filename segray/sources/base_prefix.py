@@ -1,7 +1,7 @@
-"""One part of a larger dataset as the source: its keys begin at the dataset's folder, not at the part's.
+"""Keys of a source that is one part of a larger dataset. Keys start at the dataset's folder, not at the part's.
 
-So images of two days that have one name have two keys, and what is no longer listed is only looked for among the keys
-of this part. Knows paths and keys; lists nothing itself.
+Images of the same name from two days therefore have different keys. Deleted images are searched only among the keys
+of this part. Knows paths and keys. Lists nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from segray.storage.uris import parent
 
 @dataclass(frozen=True)
 class BasePrefix:
-    """root: the folder that the source's keys are paths below. prefix: what its keys begin with, "" for all."""
+    """The position of a source within its dataset.
+
+    root: the folder that the source's keys are relative to. prefix: text to put before each key, "" for a whole
+    dataset.
+    """
 
     root: str
     prefix: str
 
     def rebased(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Batches of sources.REF_SCHEMA with the prefix before each key that is a path below the root.
+        """Yield batches of listing.REF_SCHEMA with the prefix before each key that is a path below the root.
 
         Keys that a manifest gives stay as they are.
         """
@@ -45,7 +49,7 @@ class BasePrefix:
 
 
 def of(source: config.Source, store: Store) -> BasePrefix:
-    """The part that the configuration asks for. Raises ConfigError when source.uri does not lie in source.base."""
+    """Return the base prefix of the configured source. Raises ConfigError when source.uri is not below source.base."""
     uri = source.uri
     if source.base is None:
         return BasePrefix("", "")

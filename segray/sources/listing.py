@@ -1,24 +1,25 @@
-"""Where the images of a dataset are: folders, buckets, manifests, archives, columns and videos, as references.
+"""Listings of datasets: folders, buckets, manifests, archives, Parquet columns and videos, as image references.
 
-Knows which files count as images and which hold images; planning opens the indexes of the latter and no image.
-References travel in columns, REF_BATCH_ROWS at a time, so that a million of them stay well below 1 GB.
+Knows which files count as images and which files hold images. Planning reads the indexes of archives, Parquet files
+and videos, but no image. References travel in batches of REF_BATCH_ROWS rows. A million references stay well below
+1 GB.
 
     photos/  s3://bucket/photos  gs://...   every image below, by extension; key = path below the folder
-    photos/**/*.jpg  s3://bucket/2024-*/*   what the pattern names, whatever its extension; key = path below
-                                            the folders that come before the first wildcard
+    photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, whatever its extension; key = path below
+                                            the folders before the first wildcard
     photo.jpg                               one image; key = its name
-    list.txt                                one URI a line (UTF-8); key = the URI as written
+    list.txt                                one URI per line (UTF-8); key = the URI as written
     list.csv  list.parquet                  column `uri`, or the only column; optional columns `key`, `version`
-    .../manifest.json                       an S3 Inventory report; keys and versions as listing would give them
+    .../manifest.json                       an S3 Inventory report; keys and versions equal those of a listing
 
-    shards/  train-*.tar  a.zip             what holds images is taken apart wherever it is listed: key = FILE/MEMBER,
+    shards/  train-*.tar  a.zip             a file that holds images gives each image; key = FILE/MEMBER,
     table.parquet                           FILE/ROW for a column of image bytes,
-    drive.mp4                               FILE#t=12.480 for frames at `frames_per_s`; version = that of the file
+    drive.mp4                               FILE#t=12.480 for frames at `frames_per_s`; version = the file's version
 
-A folder that holds images and shards is one of images, unless `kind` says otherwise. In folders, hidden files and
-folders (.name) and the folders in BOOKKEEPING are passed over. Wildcards are *, ? and [...] within a name and ** for
-any number of folders; they match a leading dot only where it is written. A name that exists is taken as it is,
-wildcards or not. Relative URIs in a manifest start at its folder.
+A folder that holds images and shards is a folder of images, unless `kind` says otherwise. Listings of folders skip
+hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *, ? and [...] within a name, and **
+for any number of folders. A wildcard never matches a leading dot. A name that exists is taken literally, even with
+wildcard characters. Relative URIs in a manifest start at the manifest's folder.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ REF_SCHEMA = pa.schema(
     ]
 )
 AUTO = SourceSpec()
-# Shards whose indexes are read at a time.
+# Most shards whose indexes are read at the same time.
 _AHEAD = 8
 
 
@@ -64,11 +65,21 @@ def read(
     shape: SourceSpec = AUTO,
     index: Index | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The dataset at `uri` in batches of REF_SCHEMA, each key once; sorted by key, but for manifests and inventories.
+    """Yield the dataset at `uri` in batches of REF_SCHEMA, each key once.
 
-    extensions: lower case, without the dot. index: of shards, where they are remembered.
-    Raises SourceError if there is no such dataset, it holds no image, or its manifest cannot be read, and what Store
-    raises. A shard that cannot be read is one reference, which says why.
+    Rows are sorted by key, except those of manifests and inventories. A shard that cannot be read becomes one reference
+    with the reason.
+
+    Args:
+        uri: A folder, glob, image, manifest, inventory report, or file that holds images.
+        store: The store that reaches `uri`.
+        extensions: Extensions of images, in lower case, without the dot.
+        shape: The configured source: kind, members and further choices.
+        index: Index of shards that earlier runs have read, if one is kept.
+
+    Raises:
+        SourceError: The dataset does not exist, holds no image, or its manifest cannot be read.
+        FileNotFoundError, AccessError, InfrastructureError: As Store raises them.
     """
     uri = absolute(uri)
     yield from _batches(_Reading(store, extensions, shape, index).refs(uri), uri)
@@ -77,13 +88,13 @@ def read(
 
 
 def configured(source: config.Source, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
-    """`read`, as the configuration asks."""
+    """Return the batches that `read` yields for the configured source."""
     chosen = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
     return read(source.uri, store, shape=chosen, index=index)
 
 
 def refs(batch: pa.RecordBatch) -> list[ImageRef]:
-    """The rows of a batch of REF_SCHEMA."""
+    """Return the rows of a batch of REF_SCHEMA as image references."""
     return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
 
 
@@ -102,7 +113,7 @@ def _batches(found: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
 
 
 class _Reading:
-    """One dataset being read, with what was asked of it."""
+    """A reader of one dataset, with the choices of the source."""
 
     def __init__(self, store: Store, extensions: frozenset[str], shape: SourceSpec, index: Index | None) -> None:
         self._store, self._extensions, self._shape, self._index = store, extensions, shape, index
@@ -114,7 +125,7 @@ class _Reading:
             return self._taken(self._glob(uri))
         return self._chosen(_listing(uri, self._store), uri)
 
-    # ---- what there is ----
+    # ---- files of the dataset ----
 
     def _file(self, uri: str) -> Iterator[ImageRef]:
         kind, last = self._shape.kind, extension(uri)
@@ -142,12 +153,12 @@ class _Reading:
         )
 
     def _entry(self, ref: ImageRef) -> Entry:
-        """A file that a manifest names."""
+        """Return the entry of a file that a manifest names. A version in the manifest wins over the store's."""
         there = self._store.stat(ref.uri)
         return Entry(ref.uri, ref.key, ref.version or there.version, there.size_bytes)
 
     def _has_images(self, uri: str) -> bool:
-        """Whether a Parquet file holds images, and does not name them."""
+        """Return whether a Parquet file holds images, and is not a manifest with a column `uri`."""
         try:
             with self._store.reader(uri) as file:
                 schema = parquet_images.opened(file).schema_arrow
@@ -158,10 +169,13 @@ class _Reading:
         return parquet_images.image_column(schema, self._shape.image_column) is not None
 
     def _chosen(self, entries: Iterator[Entry], uri: str) -> Iterator[ImageRef]:
-        """Of a listing, by extension: images, or what holds some."""
+        """Yield the images of a listing, chosen by extension: image files, or images in files that hold some.
+
+        With kind `auto`, files that hold images count only in a listing without any image file.
+        """
         kind = self._shape.kind
         wanted = _HOLDERS[kind].EXTENSIONS if kind in _HOLDERS else self._extensions
-        others: Counter[str] = Counter()  # counted until there is an image: then nobody will ask
+        others: Counter[str] = Counter()  # for the error message, so only counted until the first image
         holders: list[Entry] = []
         found = False
 
@@ -212,10 +226,13 @@ class _Reading:
                 hint="correct the pattern: * stays within one folder, ** spans any number, case counts",
             )
 
-    # ---- what it holds ----
+    # ---- images in the files ----
 
     def _taken(self, entries: Iterator[Entry]) -> Iterator[ImageRef]:
-        """Images as they are, and what holds some taken apart, several at a time; in order."""
+        """Yield image files as they are, and the images of files that hold some, in the order of the entries.
+
+        Up to _AHEAD files are opened at a time.
+        """
         waiting: deque[Future[list[ImageRef]]] = deque()
         pool: ThreadPoolExecutor | None = None
         empty: list[Entry] = []
@@ -251,7 +268,7 @@ class _Reading:
             )
 
     def _kind(self, entry: Entry) -> str | None:
-        """How the file is taken apart; None for an image."""
+        """Return the kind of reader that the file needs, None for an image."""
         if self._shape.kind != "auto":
             return self._shape.kind if self._shape.kind in _HOLDERS else None
         return _HOLDER_OF.get(extension(entry.key) or extension(entry.uri))
@@ -285,7 +302,10 @@ def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[Entry]:
 
 
 def _nearby(uri: str, store: Store) -> str:
-    """What lies where `uri` was looked for; only of local folders, because a bucket may list for hours."""
+    """Return names like that of `uri` in its folder, for error messages; "" for remote URIs.
+
+    Listing a bucket could take hours, so only local folders are searched.
+    """
     if scheme(uri):
         return ""
     folder = parent(uri) or "/"
@@ -294,7 +314,7 @@ def _nearby(uri: str, store: Store) -> str:
     return f"{folder} holds {', '.join(close)}" if close else f"{folder} is empty or missing"
 
 
-# What holds images, by kind
+# ---- files that hold images, by kind --------------------------------------------------------------
 
 _HOLDERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
 _HOLDER_OF: Mapping[str, str] = {last: kind for kind, module in _HOLDERS.items() for last in module.EXTENSIONS}

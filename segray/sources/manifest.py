@@ -1,6 +1,6 @@
-"""Manifests: text, CSV and Parquet files that name images, or the files that hold them.
+"""Manifests: text, CSV and Parquet files that name images, or files that hold images.
 
-Knows how a manifest is written and which keys it gives; opens nothing that it names.
+Knows the formats of manifests and the keys that a manifest gives. Opens no file that a manifest names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from segray.sources.uris import extension
 from segray.storage.store import Store
 from segray.storage.uris import absolute, join, parent, scheme
 
-# No URI is as long; a file that is no manifest may be one line of gigabytes.
+# No URI is as long. Other files may hold gigabytes without a line break.
 _LINE_CHARS = 2**17
 _BATCH_ROWS = 65_536
 _SHOWN_CHARS = 500
@@ -32,7 +32,10 @@ _Row = tuple[str, str, str]
 
 
 def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRef]:
-    """Each key once, its first row; rows that repeat it must mean the same image."""
+    """Yield one reference for each key, from its first row. Repeated rows of a key must name the same URI.
+
+    Raises SourceError for an invalid manifest: a row without a URI, two URIs for one key, or no image at all.
+    """
     seen = _Seen()
     for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
         if not written or "\0" in written + key + version:
@@ -55,10 +58,10 @@ def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRe
 
 
 class _Seen:
-    """Which keys had which URI, as two hashes of 8 bytes each, in a table that is at most two thirds full.
+    """A hash table of keys and their URIs: two 64-bit hashes for each key, at most two thirds full.
 
-    A dict would take 200 bytes a key. That two of five million keys share a hash is a chance of one in a million, and
-    then the manifest is refused: their URIs differ.
+    A dict would take 200 bytes a key. Among five million keys, two share a hash with a probability of one in a million.
+    The manifest is refused then, because the URIs differ.
     """
 
     def __init__(self) -> None:
@@ -69,7 +72,7 @@ class _Seen:
         return self._count
 
     def add(self, key: str, uri: str) -> bool | None:
-        """Whether the key was seen with this URI; None if it was not seen before."""
+        """Return whether the key was seen with this URI. Add a new key, and return None for it."""
         hashed, identity = _hash(key), _hash(uri)
         at = self._slot(hashed)
         if self._keys[at]:
@@ -81,7 +84,7 @@ class _Seen:
         return None
 
     def _slot(self, hashed: int) -> int:
-        """Where the hash is, or the free place where it belongs."""
+        """Return the position of the hash, or the free position where the hash belongs."""
         keys, mask = self._keys, len(self._keys) - 1
         at = hashed & mask
         while keys[at] and keys[at] != hashed:
@@ -98,7 +101,7 @@ class _Seen:
 
 
 def _hash(text: str) -> int:
-    """64 bits, never 0."""
+    """Return a 64-bit hash of the text, never 0, which marks a free slot."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
@@ -115,17 +118,20 @@ def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
             yield from _READERS[kind](file, extensions)
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # The disk's own; Arrow's, of files that are not in its format, have no number.
+            raise  # An error of storage. Arrow's OSError for a wrong format has no errno.
         found, hint = str(error)[:_SHOWN_CHARS], f"write it as {FORMATS[kind]}"
         raise SourceError("Cannot read the manifest", where=uri, found=found, hint=hint) from error
 
 
 class _FormatError(ValueError):
-    """A manifest that is not in its format."""
+    """A manifest that does not follow its format."""
 
 
 def _lines(file: BinaryIO, newline: str) -> Iterator[str]:
-    """Each with its end. newline: "\\n", or "" for \\r\\n and \\r too, as csv wants it."""
+    """Yield the lines of a text file, each with its line end.
+
+    newline: "\\n", or "" to end lines at \\r\\n and \\r too, as the csv module needs.
+    """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
     for number in count(1):
         line = text.readline(_LINE_CHARS)
@@ -170,14 +176,17 @@ def _parquet_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column may hold URIs; bytes too, since not every writer says that its strings are some."""
+    """Return whether a column may hold URIs.
+
+    Columns of bytes count too, because some writers do not mark text as strings.
+    """
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
     return any(test(values) for test in (*tests, pa.types.is_large_binary, pa.types.is_null))
 
 
 def _columns(names: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """The columns that hold uri, key and version."""
+    """Return the columns that hold uri, key and version; None for a missing key or version."""
     if "uri" not in names and (len(names) != 1 or _OTHER_SEPARATOR.search(names[0])):
         raise _FormatError(f"no column 'uri' among {', '.join(map(repr, names)) or 'none'}")
     for column in ("uri", "key", "version"):

@@ -1,8 +1,8 @@
-"""Parquet files with a column of image bytes: which cells are images, and how they are read, row group by row group.
+"""Parquet files with a column of image bytes: which rows hold images, and how to read them.
 
-Knows Parquet; the column is one of bytes, or of structs with a field `bytes`, as Hugging Face writes it. Planning
-reads footers alone: keys are row numbers. Pages are read in order from the start of a row group, since that is what
-Parquet allows, so a reader that goes on where another stopped is kept open.
+Knows Parquet. The column holds bytes, or structs with a field `bytes`, as Hugging Face writes. Planning reads footers
+only, and keys are row numbers. Parquet allows reading a row group only from its start. A reader is therefore kept
+open, so that the next portion continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from segray.sources.uris import inside_uri
 from segray.storage.store import Entry
 
 EXTENSIONS = frozenset({"parquet"})
-# Wide enough that rows sort as they are numbered.
+# Digits of a row number in a key. Keys of equal width sort in the order of the rows.
 _DIGITS = 9
 BUFFER_BYTES, _BATCH_BYTES = 4 << 20, 4 << 20
-# What Arrow lets out for files that are not what they say: ArrowException, UnicodeDecodeError, ...
+# Exceptions that Arrow raises for files that are no valid Parquet; UnicodeDecodeError is a ValueError.
 _BROKEN = (pa.ArrowException, ValueError, RuntimeError, LookupError, OverflowError)
 _USUAL = ("image", "img", "jpg", "png", "picture")
 
 
 def opened(file: BinaryIO) -> pq.ParquetFile:
-    """A few pages at a time are read. Raises BrokenFileError if it is no Parquet file."""
+    """Open a Parquet file so that each read takes a few pages.
+
+    Raises BrokenFileError for anything but a Parquet file.
+    """
     try:
         table = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        table.schema_arrow.names  # noqa: B018  Names that are no text are found out here.
+        table.schema_arrow.names  # noqa: B018  Raises here for names that are not valid text.
         return table
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -41,7 +44,11 @@ def opened(file: BinaryIO) -> pq.ParquetFile:
 
 
 def refs(file: Entry, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef]:
-    """One for each row: key FILE/ROW, counted from 0. size_bytes: the mean of the row group. Raises SourceError."""
+    """Return one reference for each row, with key FILE/ROW, counted from 0.
+
+    size_bytes of a reference is the mean of its row group. Raises SourceError for a file without a column of images.
+    Raises BrokenFileError for an impossible number of rows.
+    """
     schema = table.schema_arrow
     column = image_column(schema, shape.image_column)
     if column is None:
@@ -65,7 +72,7 @@ def refs(file: Entry, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef
 
 
 def _bytes_of(group: Any, column: str) -> int:
-    """As stored, of one column of a row group with all that is nested in it."""
+    """Return the stored bytes of one column of a row group, including all nested columns."""
     columns = (group.column(i) for i in range(group.num_columns))
     try:
         return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
@@ -74,7 +81,10 @@ def _bytes_of(group: Any, column: str) -> int:
 
 
 def image_column(schema: pa.Schema, named: str | None) -> str | None:
-    """The column that holds images: the one named, the only one that may, or one with a usual name."""
+    """Return the column that holds images, None if there is none.
+
+    The column is `named` if given, else the only candidate, else the first one with a usual name.
+    """
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
     if named is not None:
         return named if named in fitting else None
@@ -89,7 +99,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 class Cells:
-    """The images of one column of a row group, in the order of its rows."""
+    """A reader of the images in one column of a row group, in the order of the rows."""
 
     def __init__(self, file: BinaryIO, column: int, group: int) -> None:
         self._file, self._group = file, group
@@ -103,7 +113,7 @@ class Cells:
                 "the Parquet file is not the one that was planned", stage="read", found=str(error)
             ) from error
         self._batch_rows = min(1024, max(1, _BATCH_BYTES // max(1, mean)))
-        # From where on, and why, nothing can be read.
+        # The first row that cannot be read, and the reason.
         self._end: tuple[int, str] | None = None
         self._first, self._cells = 0, pa.array([])
         self._batches = self._read()
@@ -112,7 +122,10 @@ class Cells:
         self._file.close()
 
     def at(self, row: int) -> bytes:
-        """The bytes of the row's image; ImageError if there are none, or the file cannot be read up to it."""
+        """Return the image bytes of a row of the row group.
+
+        Raises ImageError for a row without an image, or a column that cannot be read up to this row.
+        """
         if row < self._first:
             self._restart()
         try:

@@ -1,8 +1,8 @@
-"""The bytes of images as a worker reads them: files of their own, and portions of files that hold many.
+"""Readers of image bytes for workers: whole files, and portions of files that hold many images.
 
-Knows that neighbours in a shard are read together, by one ranged request for up to PORTION_BYTES, and that memory is
-lent before it is filled; knows nothing of decoding. A shard is not held open from its beginning to its end: inference
-would let the connection wait, and what broke off would be read again from the start.
+Knows that one ranged request of at most PORTION_BYTES reads neighbours in a shard together. Reserves memory before
+filling it. Knows nothing of decoding. No shard stays open from start to end: the connection would idle during
+inference, and a broken connection would mean reading from the start again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from segray.sources.video import Frames, as_bmp
 from segray.storage.store import Store
 
 PORTION_BYTES = 16 << 20
-# Between members that are read together: what a request costs in time is worth so many bytes.
+# Largest gap between members of one read. Reading so many bytes takes about as long as another request.
 _GAP_BYTES = 256 << 10
 _MOST_CURSORS = 4
 _NOW_AND_THEN_BYTES = 256 << 20
 
-# The bytes of one image of a portion, by its row; raises ImageError if it has none.
+# Returns the bytes of one image of a portion, by its row. Raises ImageError for a row without an image.
 _Content = Callable[[int], bytes]
 
 
 class CoalescedRead:
-    """Images that are read together. rows: which of the references, in the order in which to take them.
+    """Images that one read brings together.
 
-    Threads may take them at once; the first reads for all. Every row is to be taken once, or the portion closed.
+    rows: indexes of the references, in the order in which to take them. Threads may take images at once. The first
+    thread reads for all. Take every row once, or close the portion.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class CoalescedRead:
 
     @contextmanager
     def take(self, row: int) -> Iterator[bytes]:
-        """The bytes of an image, while they are needed."""
+        """Yield the bytes of an image, which stay reserved in the memory budget within the context."""
         with self._counting:
             self._left -= 1
             self._taking += 1
@@ -66,7 +67,7 @@ class CoalescedRead:
                 self._release_if_done()
 
     def close(self) -> None:
-        """Nobody will take what is left."""
+        """Give up the rows that are left, and release their memory."""
         with self._counting:
             self._left = 0
             self._error = self._error or InfrastructureError("the portion was given up")
@@ -91,14 +92,17 @@ class CoalescedRead:
 
 
 class Files:
-    """The files of a store, with a memory of those that are read from front to back. Threads may share it."""
+    """The files of a store, with open readers for files that are read from front to back.
+
+    Threads may share an instance.
+    """
 
     def __init__(self, store: Store, limits: Limits, budget: MemoryBudget) -> None:
         self._store, self._limits, self._budget = store, limits, budget
         self._cursors = _ReaderPool(_MOST_CURSORS)
 
     def portions(self, refs: Sequence[ImageRef]) -> list[CoalescedRead]:
-        """Every image in one portion, in an order that reads each file from front to back."""
+        """Return every image in one portion, in an order that reads each file from front to back."""
         groups: dict[tuple[str, ...], list[tuple[Inside | None, int]]] = defaultdict(list)
         for row, ref in enumerate(refs):
             place = inside(ref.uri)
@@ -117,13 +121,13 @@ class Files:
         return found
 
     def read(self, ref: ImageRef) -> bytes:
-        """One image alone; raises as CoalescedRead.take."""
+        """Return the bytes of one image. Raises as `CoalescedRead.take` does."""
         (portion,) = self.portions([ref])
         with portion.take(0) as data:
             return data
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close all open readers."""
         self._cursors.close()
 
     def _too_large(self, place: Inside) -> bool:
@@ -133,7 +137,7 @@ class Files:
         return CoalescedRead(rows, max(size_bytes, 0), load, self._budget)
 
     def _parts(self, group: list[tuple[Inside, int]], refs: Sequence[ImageRef]) -> Iterator[CoalescedRead]:
-        """One group's images, front to back, in portions."""
+        """Yield portions of one group's images, from the front of the file to the back."""
         group.sort(key=lambda each: (each[0].numbers, each[1]))
         kind, file = group[0][0].kind, group[0][0].file
         if kind in ("tar", "zip"):
@@ -146,7 +150,7 @@ class Files:
             load = self._cells if kind == "parquet" else self._frames
             yield self._portion([row for _, row in part], size_bytes, partial(load, refs[part[0][1]].version, part))
 
-    # ---- what loading means ----
+    # ---- loading ----
 
     def _whole(self, uri: str) -> _Content:
         # One byte over the limit is enough for headers.admit to see it.
@@ -191,19 +195,26 @@ class Files:
 
 
 def by_uri(store: Store) -> Callable[[str], bytes]:
-    """What reads an image by its URI in the tables, wherever it lies; for one image now and then. Raises ImageError."""
+    """Return a function that reads one image by its URI in the tables.
+
+    The image may lie inside another file. The function suits single images, not bulk reads. It raises ImageError for an
+    unreadable image inside another file, and as Store does.
+    """
     files = Files(store, Limits(), MemoryBudget(_NOW_AND_THEN_BYTES))
     return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))
 
 
 def _together(place: Inside) -> tuple[str, ...]:
-    """What the images of a portion have in common."""
+    """Return the key of the group whose images are read together."""
     same = place.numbers[:2] if place.kind == "parquet" else ()
     return (place.kind, place.file, *map(str, same))
 
 
 def _kept(part: list[tuple[Inside, int]], read: Callable[[Inside], Any]) -> Callable[[int], Any]:
-    """Each image read now; one that cannot be read costs its neighbours nothing."""
+    """Read each image now, and return a function that gives the images by row.
+
+    An image that cannot be read raises its ImageError only when asked for, so its neighbours stay readable.
+    """
     found: dict[int, Any] = {}
     for place, row in part:
         try:
@@ -233,7 +244,7 @@ def _member(header: bytes, data: bytes, size_bytes: int) -> bytes:
 
 @dataclass
 class _Span:
-    """Bytes start..stop-1 of a file, and the images in them."""
+    """The bytes start to stop-1 of a file, and the images within them."""
 
     start: int
     stop: int
@@ -242,13 +253,16 @@ class _Span:
 
 def _extent(place: Inside) -> tuple[int, int]:
     offset, stored = place.numbers[:2]
-    if place.kind == "tar":  # with its header, which tells whether it is still the same member
+    if place.kind == "tar":  # with the header, which shows whether the member is still the planned one
         return max(0, offset - tar_archive.BLOCK_BYTES), offset + stored
     return offset, offset + stored + zip_archive.SLACK_BYTES
 
 
 def _spans(members: list[_Span]) -> list[_Span]:
-    """Members that lie close together in one span each, of PORTION_BYTES at most unless one alone has more."""
+    """Return spans of members that lie close together, each of PORTION_BYTES at most.
+
+    A larger member gets a span of its own.
+    """
     found = members[:1]
     for each in members[1:]:
         last, stop = found[-1], max(found[-1].stop, each.stop)
@@ -284,7 +298,7 @@ class _Held:
 
 
 class _ReaderPool:
-    """Open readers that go on where they stopped; the last few are kept."""
+    """Open readers that continue where they stopped. The most recently used ones stay open."""
 
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
@@ -292,7 +306,7 @@ class _ReaderPool:
 
     @contextmanager
     def hold(self, key: tuple[str, ...], opened: Callable[[], Any]) -> Iterator[Any]:
-        """The reader of this key, for one thread at a time. One that an error came out of is opened anew."""
+        """Yield the reader of this key to one thread at a time. After an error, the next call opens the reader anew."""
         with self._lock:
             held = self._held.setdefault(key, _Held())
             self._held.move_to_end(key)

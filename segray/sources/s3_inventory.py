@@ -1,7 +1,7 @@
-"""S3 Inventory reports as a listing: what a bucket held when the report was made, without listing it.
+"""S3 Inventory reports as listings: what a bucket held when the report was made, without listing the bucket.
 
-Knows manifest.json and the CSV and Parquet files that it names; nothing of images. Keys and versions are those that
-listing the bucket would give, so a dataset may be listed either way from one run to the next.
+Knows manifest.json and the CSV and Parquet files that manifest.json names. Knows nothing of images. Keys and versions
+equal those of a listing. One run may therefore list the bucket, and the next run read a report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BATCH_ROWS = 65_536
 _LINE_CHARS = 2**17
 _DO = "give the manifest.json of an S3 Inventory in CSV or Parquet"
 _Row = Mapping[str, str]
-# CSV files have no header; fileSchema names their columns as here. Parquet's own names, and ours.
+# Names of Parquet columns, and the CSV names of the same columns. CSV files have no header: fileSchema names them.
 _PARQUET = {
     "key": "Key",
     "size": "Size",
@@ -37,13 +37,14 @@ _PARQUET = {
 
 
 def is_report(uri: str) -> bool:
+    """Return whether the URI may be an S3 Inventory report, by its name."""
     return name(uri) == "manifest.json"
 
 
 def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
-    """The objects below the prefix as they were, in the report's order; their keys are below it.
+    """Yield the objects below the prefix, in the order of the report, with keys relative to the prefix.
 
-    Old versions and deleted objects are passed over. Raises SourceError for what is no report, or a broken one.
+    Old versions and deleted objects are skipped. Raises SourceError for a file that is no report, or a broken report.
     """
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
     try:
@@ -82,7 +83,10 @@ def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
 
 
 def _where(report: str, key: str) -> str:
-    """A report names its files from their bucket's root; a copy of it on a disk has them where it was copied to."""
+    """Return the URI of a file that the report names by its key in the report's bucket.
+
+    A local copy of a report has its files in the folder `data` beside the report's folder.
+    """
     if scheme(report):
         return "/".join([*report.split("/")[:3], key])
     return join(parent(parent(report)), "data", name(key))
@@ -97,7 +101,10 @@ def _size(row: _Row) -> int:
 
 
 def _csv(file: BinaryIO, columns: list[str]) -> Iterator[_Row]:
-    """Keys are percent-encoded there; a plus sign in a key is %2B, so one that is not encoded is a space."""
+    """Yield the rows of a gzipped CSV file.
+
+    Keys are percent-encoded: a plus sign stands for a space, and %2B for a plus sign.
+    """
     csv.field_size_limit(_LINE_CHARS)
     text = io.TextIOWrapper(cast(BinaryIO, gzip.GzipFile(fileobj=file)), encoding="utf-8", newline="")
     for row in csv.reader(text, strict=True):

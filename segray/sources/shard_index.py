@@ -1,6 +1,7 @@
-"""Where the images in a shard lie, remembered from one run to the next.
+"""The index of the images in tar shards, kept from one run to the next.
 
-Knows one small object for each shard, named by what decides its content; so a nightly run reads no shard that it knows.
+Knows one small object for each shard, named by all that decides its content. A nightly run therefore reads no known
+shard again.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from segray.sources.archives import SourceSpec
 from segray.storage.store import Entry, Store
 from segray.storage.uris import join
 
-# Of what an index says: another one when the rules of members.py or tar.py change.
+# Version of the index content. Increase it when the rules of archives.py or tar_archive.py change.
 _EDITION = 1
 
 
 class Index:
-    """The indexes below `folder`. keep: whether new ones are written there; a label set without any has none."""
+    """The indexes of shards below `folder`. keep: whether to write new indexes."""
 
     def __init__(self, store: Store, folder: str, *, keep: bool) -> None:
         self._store, self._folder, self._keep = store, folder, keep
@@ -33,7 +34,10 @@ class Index:
     def refs(
         self, file: Entry, shape: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
     ) -> list[ImageRef]:
-        """What is remembered of this version of the file, or what `read` gives. Threads may share it."""
+        """Return the images in this version of the file, from its index if there is one, else from `read`.
+
+        A file without a version is always read. Threads may call this at once.
+        """
         if not file.version:
             return read()
         facts = [_EDITION, file.uri, file.key, file.version, asdict(shape), sorted(extensions)]
@@ -45,14 +49,14 @@ class Index:
                 columns = pq.read_table(pa.BufferReader(self._store.read(uri))).columns
                 return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
             except (FileNotFoundError, pa.ArrowException, TypeError):
-                pass  # Only remembered: it is made again.
+                pass  # An index is only a cache, so a missing or broken one is written again.
         found = read()
         if self._keep:
             self._store.put(uri, _written(found))
         return found
 
     def forget(self) -> None:
-        """Delete what was not asked for since this was made: shards that changed or are gone."""
+        """Delete indexes that nobody asked for since this instance was made: their shards changed or are gone."""
         if self._keep:
             for name in sorted(self._names() - self._used):
                 self._store.delete(join(self._folder, name))

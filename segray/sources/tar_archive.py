@@ -1,7 +1,7 @@
-"""Tar and WebDataset shards: where their members lie.
+"""Tar and WebDataset shards: positions and sizes of their members.
 
-Knows tar headers; decodes no member. Where members are small, the shard is read in one pass, by requests that grow to
-MANY_BYTES; where they are large, bodies are skipped: a jump costs a request, which takes about as long as SKIP_BYTES.
+Knows tar headers. Decodes no member. Shards of small members are read in one pass, with requests that grow to
+MANY_BYTES. Large bodies are skipped. A skip costs one request, which takes about as long as reading SKIP_BYTES.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ MANY_BYTES, SKIP_BYTES, FEW_BYTES = 8 << 20, 1 << 20, 64 << 10
 # The longest header that tarfile may read into memory at once; real ones are below 1 MB.
 _HEADER_BYTES = 16 << 20
 
-# (offset, size) -> that part of a file; shorter at its end.
+# (offset, size) -> bytes of the file, fewer at its end.
 ReadRange = Callable[[int, int], bytes]
 
 
 def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
-    """The regular files of a shard, and its links; numbers: offset, size. BrokenFileError where it breaks off."""
+    """Yield every member of a shard except folders; `numbers` are the offset and size of the body, in bytes.
+
+    Raises BrokenFileError for an invalid header, or a file that is no tar archive.
+    """
     stream = _Headers(read, size_bytes)
     last = -1
     try:
@@ -57,7 +60,10 @@ def _member(found: tarfile.TarInfo, size_bytes: int) -> Member:
 
 
 def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
-    """tarfile takes a header that it cannot read for the end of the archive."""
+    """Raise BrokenFileError where the headers end before the file does.
+
+    tarfile takes a header that it cannot read for the end of the archive.
+    """
     if end >= size_bytes:
         return
     stream.seek(end)
@@ -66,7 +72,7 @@ def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
 
 
 def intact(header: bytes, size_bytes: int) -> bool:
-    """Whether these 512 bytes are the header of a member of this size."""
+    """Return whether these 512 bytes are the tar header of a member of `size_bytes` bytes."""
     try:
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == size_bytes
     except tarfile.TarError:
@@ -74,7 +80,7 @@ def intact(header: bytes, size_bytes: int) -> bool:
 
 
 class _Headers(io.RawIOBase):
-    """A shard as tarfile reads it, header after header."""
+    """A shard as a file object for tarfile, which reads header after header."""
 
     def __init__(self, read: ReadRange, size_bytes: int) -> None:
         self._read, self._size = read, size_bytes

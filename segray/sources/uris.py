@@ -1,14 +1,12 @@
-"""What a name says: extensions, hidden names, glob patterns, and where an image lies inside another file.
+"""Names and URIs as text: extensions, hidden names, glob patterns, and URIs of images inside other files.
 
-Knows strings; opens nothing.
+Opens no file. An image inside another file has a URI of its own, PLACE://NUMBERS::FILE, by which a worker reads it:
 
-An image inside another file has a URI of its own, PLACE://NUMBERS::FILE, which the worker reads by:
-
-    tar-member://1536+45123::s3://bucket/train-0001.tar    bytes 1536..46658 of the shard
+    tar-member://1536+45123::s3://bucket/train-0001.tar    offset and size of the body in the shard, in bytes
     zip-member://0+812+1000+2923::photos.zip               offset of the local header, bytes stored, bytes, CRC-32
     parquet-cell://0+3+17::train.parquet                   column, row group, row of the group
-    video-frame://12480::drive.mp4                         milliseconds
-    unreadable://REASON::train-0001.tar                    none: why there is nothing to read, percent-encoded
+    video-frame://12480::drive.mp4                         time in milliseconds
+    unreadable://REASON::train-0001.tar                    why the image cannot be read, percent-encoded
 """
 
 from __future__ import annotations
@@ -25,27 +23,29 @@ BOOKKEEPING = frozenset({"_delta_log", "_segray", "_temporary", "__MACOSX"})
 
 
 def extension(path: str) -> str:
-    """Lower case, without the dot; "" if there is none."""
+    """Return the extension in lower case, without the dot; "" if there is none."""
     return name(path).rpartition(".")[2].lower() if "." in name(path) else ""
 
 
 def listed(names: Iterable[str]) -> str:
+    """Return the names, sorted, as one text with commas."""
     return ", ".join(sorted(names))
 
 
 def is_hidden(key: str) -> bool:
     # "." and ".." are folders like any other in an object store.
+    """Return whether the key has a hidden component (.name), or one of the folders in BOOKKEEPING."""
     return any((part.startswith(".") and part.strip(".")) or part in BOOKKEEPING for part in key.split("/"))
 
 
-# Inside other files
+# ---- images inside other files --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Inside:
-    """Where an image lies in another file. kind: tar, zip, parquet, video or unreadable; see the head of this module.
+    """The place of an image in another file. The head of this module describes the numbers of each kind.
 
-    reason: of an unreadable one.
+    kind: tar, zip, parquet, video or unreadable. reason: why an unreadable image cannot be read.
     """
 
     kind: str
@@ -67,15 +67,20 @@ _INSIDE = re.compile(rf"({'|'.join(_KINDS)})://([^:]*)::(.+)", re.DOTALL)
 
 
 def inside_uri(kind: str, file: str, *numbers: int) -> str:
+    """Return the URI of an image inside `file`. The head of this module describes the numbers."""
     return f"{_SCHEMES[kind]}://{'+'.join(map(str, numbers))}::{file}"
 
 
 def unreadable_uri(file: str, reason: str) -> str:
+    """Return the URI of an image that cannot be read, with at most 300 characters of the reason."""
     return f"unreadable://{quote(reason[:300], safe='')}::{file}"
 
 
 def inside(uri: str) -> Inside | None:
-    """Where in which file; None for a file of its own. One that is badly written is unreadable."""
+    """Return the place that the URI gives inside another file, None for a file of its own.
+
+    A malformed URI of this form gives a place of kind unreadable.
+    """
     found = _INSIDE.fullmatch(uri)
     if found is None:
         return None
@@ -87,7 +92,7 @@ def inside(uri: str) -> Inside | None:
     return Inside(kind, file, tuple(map(int, found[2].split("+"))))
 
 
-# Globs
+# ---- globs ----------------------------------------------------------------------------------------
 
 WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"(\*+|\?|\[!?[^/\]]+\])")
@@ -95,7 +100,10 @@ _ANY_FOLDERS = r"(?:(?!\.)[^/]+/)*"
 
 
 def split_glob(uri: str) -> tuple[str, str]:
-    """The folder before the first wildcard, and the pattern below it."""
+    """Return the folder before the first wildcard, and the pattern below that folder.
+
+    Raises SourceError for a wildcard in a bucket's name.
+    """
     parts = uri.split("/")
     first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
     if scheme(uri) and first < 3:
@@ -104,7 +112,7 @@ def split_glob(uri: str) -> tuple[str, str]:
 
 
 def pattern(glob: str) -> re.Pattern[str]:
-    """The regular expression for a whole key."""
+    """Return the regular expression that matches a whole key. Raises SourceError for an invalid glob."""
     *folders, last = glob.split("/")
     parts = [_ANY_FOLDERS if folder == "**" else _name_pattern(folder) + "/" for folder in folders]
     parts += [_ANY_FOLDERS, _name_pattern("*")] if last == "**" else [_name_pattern(last)]

@@ -1,8 +1,8 @@
-"""Videos as frames at a given rate: which moments there are, and the picture of one.
+"""Videos as frames at a given rate: the moments of a video, and the picture of each moment.
 
-Knows OpenCV's reader of videos, which gets the file by ranges; planning asks it for length and rate alone. The frame
-of a moment is the first that is shown at it or later, found by its own time stamp, so that it is the same frame
-wherever reading began. Pictures are upright: OpenCV applies the rotation that the file tells.
+Knows OpenCV's video reader, which reads the file by ranges. Planning reads only the length and the frame rate. The
+frame of a moment is the first frame shown at the moment or later, by the frame's time stamp. The frame therefore does
+not depend on where reading began. Pictures are upright: OpenCV applies the rotation in the file.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from segray.storage.store import Entry
 
 EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"})
 _MOST_FRAMES = 1_000_000
-# Of time stamps, which containers round; a moment further ahead than SEEK_S is jumped to, MARGIN_S early.
+# Containers round time stamps: _EPSILON_S is the tolerance. A moment more than _SEEK_S ahead is reached by a seek to
+# _MARGIN_S before it.
 _EPSILON_S, _SEEK_S, _MARGIN_S = 0.0006, 10.0, 2.0
 _BMP_HEADER_BYTES = 54
 
 
 def refs(file: Entry, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
-    """One for each moment: key FILE#t=SECONDS; sorted by key. size_bytes: of the picture as BMP. BrokenFileError."""
-    held = _Stream(stream)  # OpenCV lets go of it where it must not be the last to do so: without the GIL.
+    """Return one reference for each moment, with key FILE#t=SECONDS, sorted by key.
+
+    size_bytes of a reference is the size of the picture as BMP. Raises BrokenFileError for a file that is no video,
+    gives no length, or has more than _MOST_FRAMES moments.
+    """
+    held = _Stream(stream)  # OpenCV drops its reference without the GIL, so another reference must outlive it.
     capture = _opened(held)
     try:
         fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -54,7 +59,10 @@ def refs(file: Entry, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
 
 
 class Frames:
-    """A video that is read forwards; threads must take turns. open_file: it, from its start."""
+    """A video that is read forwards. Threads must take turns.
+
+    open_file: opens the file at its start.
+    """
 
     def __init__(self, open_file: Callable[[], BinaryIO], max_pixels: int, max_side_px: int) -> None:
         self._open_file, self._most = open_file, (max_pixels, max_side_px)
@@ -65,7 +73,10 @@ class Frames:
         self._stream.close()
 
     def at(self, milliseconds: int) -> NDArray[np.uint8]:
-        """The BGR picture of a moment; ImageError if the video ends, or breaks, before it."""
+        """Return the picture at a moment, (height, width, 3) uint8 in BGR order.
+
+        Raises ImageError if the video ends or breaks before the moment, or the frame cannot be decoded.
+        """
         wanted_s = milliseconds / 1000 - _EPSILON_S
         if self._now_s is None or wanted_s > self._now_s + _SEEK_S:
             self._seek(wanted_s)
@@ -98,7 +109,10 @@ class Frames:
         self._open()
 
     def _seek(self, wanted_s: float) -> None:
-        """Somewhere before the moment, if the video has an index that tells where."""
+        """Move to somewhere before the moment by the video's index. Restart where the index leads past the moment.
+
+        A moment in the first _SEEK_S seconds needs no seek.
+        """
         if wanted_s < _SEEK_S:
             return
         self._capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (wanted_s - _MARGIN_S))
@@ -109,7 +123,10 @@ class Frames:
             self._before_s = self._now_s
 
     def _grab(self) -> bool:
-        """Go on by a frame: the one that is shown first after `before_s`, at `now_s`."""
+        """Advance by one frame; return False at the end.
+
+        The new frame is the first one after `_before_s`, and is shown at `_now_s`, both in seconds.
+        """
         done = self._capture.grab()
         self._stream.check()
         if done:
@@ -122,7 +139,10 @@ class Frames:
 
 
 def as_bmp(picture: NDArray[np.uint8]) -> bytes:
-    """A file that says the same, and costs no more than a copy."""
+    """Return the picture, (height, width, 3) uint8 in BGR order, as a BMP file.
+
+    Encoding BMP costs no more than a copy.
+    """
     done, data = cv2.imencode(".bmp", picture)
     if not done:
         raise ImageError("OpenCV could not copy the frame", stage="read", found=f"{picture.shape}")
@@ -130,7 +150,7 @@ def as_bmp(picture: NDArray[np.uint8]) -> bytes:
 
 
 class _Stream(io.BufferedIOBase):
-    """A file as OpenCV reads it. OpenCV would drop an error; it is kept, and raised by `check`."""
+    """A file object for OpenCV. OpenCV would drop an error, so the error is kept until `check` raises it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -155,6 +175,7 @@ class _Stream(io.BufferedIOBase):
         super().close()
 
     def check(self) -> None:
+        """Raise the error that an earlier call has kept, if any."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

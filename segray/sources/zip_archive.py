@@ -1,6 +1,6 @@
-"""Zip archives: where their members lie, and the bytes of one.
+"""Zip archives: positions and sizes of their members, and the bytes of one member.
 
-Knows the central directory, which is all that is read to plan, and local headers; never unpacks to a disk.
+Knows the central directory and local headers. Planning reads only the central directory. Never unpacks to a disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segray.errors import ImageError
 from segray.sources.archives import BrokenFileError, Member
 
 EXTENSIONS = frozenset({"zip"})
-# What lies between a local header's start and the data: 30 bytes, the name again, and extra fields, mostly short.
+# A local header: 30 bytes, then the name and extra fields. SLACK_BYTES is room for header, name and extra fields.
 _LOCAL = struct.Struct("<4s5H3I2H")
 SLACK_BYTES = 1024
 _STORED, _DEFLATED = 0, 8
@@ -25,11 +25,14 @@ _ENCRYPTED = 1
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """The files of an archive; numbers: offset of the local header, bytes stored, bytes, CRC-32."""
+    """Yield the files of an archive; `numbers` are the offset of the local header, bytes stored, bytes, and CRC-32.
+
+    Raises BrokenFileError for a file that is no zip archive.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             found = archive.infolist()
-    # What zipfile lets out for broken directories.
+    # zipfile raises these for broken directories.
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -58,7 +61,11 @@ def _trouble(member: zipfile.ZipInfo) -> str:
 
 
 def extract(data: memoryview, stored_bytes: int, size_bytes: int, crc: int) -> bytes:
-    """The member whose local header begins the data. Raises ImageError for any that is not what was planned."""
+    """Return the bytes of the member whose local header starts `data`.
+
+    stored_bytes, size_bytes, crc: size in the archive, size of the content, and CRC-32, as planned. Raises ImageError
+    where the member differs from the plan.
+    """
     try:
         signature, _, _, method, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
     except struct.error as error:
@@ -76,7 +83,10 @@ def extract(data: memoryview, stored_bytes: int, size_bytes: int, crc: int) -> b
 
 
 def _inflated(stored: memoryview, size_bytes: int) -> bytes:
-    """No more than one byte over what the directory promises, whatever the stream holds."""
+    """Return the inflated bytes, at most size_bytes + 1 of them.
+
+    The limit bounds memory where the stream holds more than the archive's directory says.
+    """
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size_bytes + 1)
     except zlib.error as error:
