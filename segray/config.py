@@ -1,7 +1,7 @@
-"""One YAML file to one frozen, validated configuration with a digest.
+"""The configuration: one YAML file as one frozen, validated object with a digest.
 
-Knows every key, its meaning, unit and default; knows nothing of what is done with them. An unknown key is an
-error that names the nearest valid one. Secrets are never configuration: they come from the environment.
+Knows every key, its meaning, unit and default. Leaves the use of the values to others. An unknown key is an error
+that names the nearest valid key. Secrets are never configuration: they come from the environment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Section(BaseModel):
 
 
 class Tiles(_Section):
-    """How large images are cut into windows; sides in pixels."""
+    """How large images are cut into windows. Sides are in pixels."""
 
     size: int = Field(ge=64, le=32_768)
     overlap: float = Field(default=0.2, ge=0, lt=0.9)
@@ -46,7 +46,7 @@ class Tiles(_Section):
 
 
 class Source(_Section):
-    """Where the images are."""
+    """The images to label, and how to find them."""
 
     uri: str = Field(min_length=1)
     base: str | None = Field(default=None, min_length=1)
@@ -61,13 +61,13 @@ class Source(_Section):
 
 
 class Output(_Section):
-    """Where the label set goes."""
+    """The place of the label set."""
 
     root: str = Field(min_length=1)
 
 
 class Model(_Section):
-    """Which model labels, from which files, how exactly."""
+    """The model that labels: its files, precision, thresholds and post-processing."""
 
     name: str
     path: str | None = None
@@ -87,7 +87,7 @@ class Model(_Section):
 
 
 class Image(_Section):
-    """What is refused before its pixels are allocated."""
+    """Limits of an image. An image over a limit is refused before its pixels are allocated."""
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
@@ -96,7 +96,7 @@ class Image(_Section):
 
 
 class Pool(_Section):
-    """A group of equal workers. count None: one per node that has room."""
+    """A group of equal workers. count: None for one worker per node that has room."""
 
     device: str = "CPU"
     count: int | None = Field(default=None, ge=1)
@@ -107,7 +107,7 @@ class Pool(_Section):
 
 
 class Cluster(_Section):
-    """Which Ray cluster; None starts one on this machine. "auto" joins the one this process runs in."""
+    """The Ray cluster. address: None starts one on this machine, "auto" joins the cluster that this process runs in."""
 
     address: str | None = None
     stall_timeout_s: float = Field(default=600, gt=0)
@@ -117,7 +117,7 @@ class Cluster(_Section):
 
 
 class Storage(_Section):
-    """How object storage is reached. Key and secret come from the usual AWS environment variables."""
+    """Access to object storage. Key and secret come from the usual AWS environment variables."""
 
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
@@ -128,7 +128,11 @@ class Storage(_Section):
     @field_validator("endpoint_url")
     @classmethod
     def _without_secrets(cls, url: str | None) -> str | None:
-        """The configuration is written into run records; what is refused here is not repeated in the error."""
+        """Return the endpoint's URL. Refuse a URL that may hold a secret, because run records contain the
+        configuration.
+
+        The error does not repeat the refused URL.
+        """
         if url and ("@" in url or "?" in url):
             raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
         return url
@@ -143,7 +147,10 @@ class Publish(_Section):
 
 
 class NodeType(_Section):
-    """A kind of machine that a run may be paid for on. speed: of a core, where one of this machine's has 1."""
+    """A kind of machine that `segray plan` estimates a run for.
+
+    speed: of one core, relative to a core of this machine. memory_gb: memory of the machine.
+    """
 
     name: str = Field(min_length=1)
     cpus: int = Field(ge=1)
@@ -153,7 +160,7 @@ class NodeType(_Section):
 
 
 class Plan(_Section):
-    """What `segray plan` measures, and the prices that it multiplies with."""
+    """The sample that `segray plan` measures, and the prices for its estimate."""
 
     sample_images: int = Field(default=64, ge=1, le=100_000)
     sample_s: float = Field(default=15, ge=0)
@@ -164,7 +171,7 @@ class Plan(_Section):
 
 
 class Config(_Section):
-    """Everything a run needs to know."""
+    """The complete configuration of a run."""
 
     source: Source
     output: Output
@@ -188,13 +195,13 @@ class Config(_Section):
         return self
 
     def digest(self) -> str:
-        """A short hash of every value, for run records."""
+        """Return a hash of every value as 16 hexadecimal digits, for run records."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `key=value` overrides (dotted keys, YAML values), validate.
+    """Return the validated configuration of a YAML file, after `key=value` overrides (dotted keys, YAML values).
 
     Raises ConfigError: no such file, not YAML, unknown key (naming the nearest), wrong type or range.
     """
@@ -212,7 +219,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
-    """Write a commented configuration to a new file: for a local folder, or the reference with every key.
+    """Write a commented configuration to a new file: one for a local folder, or the reference with every key.
 
     Raises:
         ConfigError: The file exists, or cannot be written.
@@ -230,7 +237,10 @@ def write_template(file: Path, *, every_key: bool) -> None:
 
 
 def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
-    """A plain mapping, with `key=value` overrides, to a Config; `where` names it in errors."""
+    """Return the validated configuration of a plain mapping, after `key=value` overrides.
+
+    where: name of the mapping, for errors. Raises ConfigError as `load` does.
+    """
     chosen = copy.deepcopy(dict(values))
     for override in overrides:
         _apply(chosen, override)
@@ -242,7 +252,11 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
 
 
 def _fill_dates(values: dict[str, Any], where: str) -> None:
-    """Write the day into the addresses that ask for one; where keys then begin is before it."""
+    """Replace `as_of` by its date, and date placeholders in source.uri and output.root by dates seen from `as_of`.
+
+    A source.uri with a date also sets source.base to the folder before the date, unless source.base is given. Raises
+    ConfigError for a placeholder without `as_of`.
+    """
     day = None if values.get("as_of") is None else _dates.parsed(values["as_of"])
     values["as_of"] = day
     for section, name in (("source", "uri"), ("output", "root")):
@@ -320,7 +334,7 @@ def _position(section: list[Any], name: str, override: str) -> int:
 
 
 def _explained(exc: ValidationError, where: str) -> ConfigError:
-    # A misspelt key is also a missing one; the spelling is what helps.
+    # A misspelt key also gives an error for the missing key. The unknown key is the helpful error.
     problem = min(exc.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
@@ -340,7 +354,7 @@ def _explained(exc: ValidationError, where: str) -> ConfigError:
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a section, its own name included."""
+    """Return every dotted key of a section, and the names of its sections."""
     found = []
     for name, field in section.model_fields.items():
         found.append(prefix + name)

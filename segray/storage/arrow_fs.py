@@ -1,8 +1,8 @@
 """Arrow's own file systems for the places that deltalake's storage options name.
 
-Knows how local paths, S3, Google and Azure are reached without Python; knows nothing of tables. Arrow's threads may
-read through these while the interpreter ends. Through a file system written in Python they must not: `drain` waits
-for them.
+Knows how Arrow reaches local paths, S3, Google and Azure without Python. Knows nothing of tables. Arrow's threads may
+read through these file systems while the interpreter ends. They must not do so through a file system written in
+Python: `drain` waits for such reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segray.storage.uris import absolute, scheme
 _DRAIN_S = 10.0
 _QUIET_S = 0.5
 
-# What deltalake's options and its environment variables are called, and what they mean here.
+# Names of deltalake's options and environment variables, by the parameter of Arrow's client.
 _S3_OPTIONS = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ALLOW_HTTP", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE",
@@ -44,11 +44,11 @@ _AZURE_OPTIONS = {
 }
 _AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 _AZURE_EMULATOR = "AZURE_STORAGE_USE_EMULATOR"
-# The account that every Azurite has, as its documentation gives it.
+# The fixed account of the emulator Azurite, from its documentation.
 _AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _AZURITE = {"account_name": "devstoreaccount1", "account_key": _AZURITE_KEY}
 _AZURITE_HOST = "127.0.0.1:10000"
-# With one of these, deltalake uses credentials that Arrow's client cannot be given.
+# With one of these variables, deltalake uses credentials that Arrow's client cannot use.
 _GOOGLE_ELSEWHERE = {
     "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL",
     "GOOGLE_SKIP_SIGNATURE", "SERVICE_ACCOUNT",
@@ -56,9 +56,9 @@ _GOOGLE_ELSEWHERE = {
 
 
 def native(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
-    """Return a file system without Python whose root is the folder `uri`; None where Arrow has none for it.
+    """Return a file system without Python whose root is the folder `uri`; None where Arrow has none for the folder.
 
-    options: deltalake's storage options. They hold every credential; the environment is read where deltalake does.
+    options: deltalake's storage options with every credential. The environment is read where deltalake reads it.
     """
     kind = scheme(uri)
     if not kind:
@@ -73,7 +73,7 @@ def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
         return None
     endpoint = urlsplit(options.get("AWS_ENDPOINT_URL") or options.get("AWS_ENDPOINT") or "")
     if endpoint.path.strip("/"):
-        return None  # an address with a path, which the client cannot be given
+        return None  # Arrow's client takes no address with a path.
     kind, host = endpoint.scheme or "https", endpoint.netloc
     global _s3_is_used
     _s3_is_used = True
@@ -136,7 +136,10 @@ def _is_on(text: str | None) -> bool:
 
 
 def _proxy(kind: str, host: str) -> str | None:
-    """Return the proxy of the environment for this host: other clients look there by themselves, Arrow's does not."""
+    """Return the environment's proxy for this host.
+
+    Arrow's client does not look up the proxy itself, other clients do.
+    """
     proxy = urllib.request.getproxies().get(kind)
     return None if not proxy or urllib.request.proxy_bypass(host) else proxy
 
@@ -145,15 +148,15 @@ def _proxy(kind: str, host: str) -> str | None:
 
 
 def through_python(open_file: Callable[[str], BinaryIO], sizes: Mapping[str, int]) -> pafs.FileSystem:
-    """Return a file system of these files, by path, whose bytes come from `open_file`.
+    """Return a file system of these files, whose bytes come from `open_file`.
 
-    Whoever reads through it is waited for when the interpreter ends.
+    open_file: opens the file of a path. sizes: size in bytes by path. `drain` waits for reads at the interpreter's end.
     """
     return pafs.PyFileSystem(pafs.FSSpecHandler(_Files(open_file, sizes)))
 
 
 class _Files(AbstractFileSystem):  # type: ignore[misc]
-    """What Arrow asks of a file system to read files whose names and sizes are known."""
+    """The fsspec file system that Arrow reads from, for files of known names and sizes."""
 
     cachable = False
 
@@ -172,7 +175,7 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
 
 
 class _File(io.RawIOBase):
-    """A file that counts the calls in it; after `drain` began, every call fails."""
+    """A file that counts the calls in progress. Every read fails after `drain` began."""
 
     def __init__(self, source: BinaryIO, size_bytes: int) -> None:
         self._source, self._size = source, size_bytes
@@ -232,9 +235,9 @@ def _reading() -> Iterator[None]:
 
 
 def drain(within_s: float = _DRAIN_S) -> None:
-    """Let no thread read through Python any more, and wait until none does.
+    """Stop reads through Python, and wait until no thread reads any more.
 
-    A file that somebody still holds stays open: it is not waited for once all calls have ended.
+    within_s: longest wait in seconds. A file that is still open is not waited for once all calls have ended.
     """
     global _ending
     with _lock:
@@ -248,7 +251,10 @@ def drain(within_s: float = _DRAIN_S) -> None:
 
 
 def _forked() -> None:
-    """Forget what threads of the parent do here: they are not in the child, and may have left the lock taken."""
+    """Reset the state of reads in a forked child.
+
+    The parent's threads do not exist in the child, and may have left the lock taken.
+    """
     global _lock, _calls
     _lock, _calls = threading.Lock(), 0
     _open.clear()
@@ -257,10 +263,10 @@ def _forked() -> None:
 
 
 def _exit_without_destructors() -> None:
-    """Let this process end when Python has ended, with Python's exit code.
+    """Make this process end without native destructors once Python has ended, with Python's exit code.
 
-    The AWS SDK waits at exit for its own threads, which a forked child does not have: the child would hang or crash.
-    Source: on_exit(3); what is registered last is called first.
+    The AWS SDK waits at exit for its own threads. A forked child has no such threads, so it would hang or crash.
+    Source: on_exit(3); the handler registered last is called first.
     """
     leave_arrow_s3_at_exit(pafs)
     libc = ctypes.CDLL(None)
@@ -269,6 +275,6 @@ def _exit_without_destructors() -> None:
         on_exit(libc.fcloseall, None)
 
 
-# Not by atexit: thread pools are shut down before that, and a request under way then fails instead of ending.
+# Not by atexit: thread pools are shut down earlier, and a request in progress would then fail.
 call_before_threads_end(drain)
 os.register_at_fork(after_in_child=_forked)

@@ -1,6 +1,6 @@
-"""What every kind of storage offers to the store, and what the store tells of an object.
+"""The operations that every kind of storage offers to the store, and the entry of one object.
 
-A backend neither retries nor translates errors: the store does both.
+A backend neither retries requests nor translates errors. The store does both.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Runs one request of a listing, with retries. The request gets the backend of that moment: an attempt may renew it.
+# Runs one request of a listing, with retries. Each attempt gets the current backend, because a retry may replace it.
 Attempt = Callable[[Callable[[Any], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed object. key: its path below the listed root, with "/" whatever the system.
+    """One listed object.
 
-    version: etag without quotes for object stores, "size-mtime_ns" for files, "" if the store tells neither.
-    size_bytes: -1 for a link that points nowhere.
+    key: path below the listed root, with "/" on every system. version: etag without quotes for object stores,
+    "size-mtime_ns" for files, "" if the store gives neither. size_bytes: -1 for a dangling link, or if unknown.
     """
 
     uri: str
@@ -28,7 +28,7 @@ class Entry:
 
 
 class Backend(Protocol):
-    """One kind of storage. `create` changes nothing if the object is there."""
+    """One kind of storage. `create` changes nothing if the object exists."""
 
     def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]: ...
     def names(self, uri: str) -> list[str]: ...

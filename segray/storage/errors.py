@@ -1,11 +1,11 @@
-"""What the errors of storage mean: one table from the errors of all libraries to the classes that segray tells apart.
+"""The meaning of storage errors: one table from the errors of all libraries to the error classes of segray.
 
-Knows types, codes, statuses and error numbers; knows nothing of requests. Libraries stand here by name alone: none is
-imported. To support the errors of another library:
+Knows types, codes, statuses and error numbers. Knows nothing of requests. The table names libraries but imports none.
+To support the errors of another library:
 
 1. Add rows to TABLE, above those of the operating system. The first row that fits an error decides.
-2. If its errors carry a store's reply, add to READERS how to read the reply.
-3. If the user can do something that no class says yet, add a class with that hint.
+2. If the library's errors carry a store's reply, add to READERS a function that reads the reply.
+3. If no class has a hint that the user can follow, add a class with such a hint.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 from segray.errors import AccessError, InfrastructureError, LastingError, SegrayError
 from segray.storage.uris import bucket_and_key, is_s3, redact
 
-_MAX_FOUND = 500  # characters of what a message repeats of an error
+_MAX_FOUND = 500  # characters of an error's text in a message
 
-# ---- what an error tells --------------------------------------------------------------------------
+# ---- replies in errors ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a store answered, as far as an error tells it. source: as in `Row`, where rows go by it."""
+    """A store's reply, as far as the error contains it. source: as in `Row`, for rows that are chosen by the reply."""
 
     status: int
     code: str = ""
@@ -65,9 +65,9 @@ def _whole_reply(error: Exception, reply: Reply) -> str:
 class ErrorClass:
     """A class of errors that segray treats alike.
 
-    raises: what the caller gets. what: what went wrong. hint: what the user can do.
-    found: returns what the message repeats of the error. If that is nothing, a FileNotFoundError repeats `what`, and
-    any other exception the text of the error.
+    raises: class of the exception for the caller. what: what went wrong. hint: what the user can do.
+    found: returns the part of the error that the message repeats. If that part is empty, a FileNotFoundError repeats
+    `what`, and any other exception the text of the error.
     retryable: a later attempt may work. renew_credentials: the later attempt needs fresh credentials.
     """
 
@@ -120,11 +120,11 @@ EXPIRED = ErrorClass(
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the errors that belong to `means`. None: any.
+    """A row of the table: the errors that belong to the class `means`. None matches any value.
 
-    source: dotted names of exception classes, of which the error's class is one or a subclass; or "S3", for a reply
-    in S3's codes whichever library tells it. codes, statuses: of the reply; but_codes: codes that do not belong here.
-    numbers: error numbers of the operating system.
+    source: dotted names of exception classes; the error is an instance of one of them. The source "S3" stands for a
+    reply with S3's codes from any library. codes, statuses: of the reply. but_codes: codes that do not match. numbers:
+    error numbers of the operating system.
     """
 
     means: ErrorClass
@@ -135,7 +135,10 @@ class Row:
     numbers: Collection[int] | None = None
 
     def fits(self, reply: Reply, number: int | None) -> bool:
-        """Return whether this is the row of an error from its source."""
+        """Return whether an error from this row's source matches the row.
+
+        number: errno of the error, None if it has none.
+        """
         return (
             (self.codes is None or reply.code in self.codes)
             and (self.statuses is None or reply.status in self.statuses)
@@ -147,10 +150,10 @@ class Row:
 _S3 = ("S3",)
 _AIOHTTP = "aiohttp.client_exceptions"
 _BOTOCORE = "botocore.exceptions"
-_PASSING_STATUSES = (408, 429, 500, *range(502, 1000))  # 501: the store cannot do this, now or later
+_PASSING_STATUSES = (408, 429, 500, *range(502, 1000))  # not 501: the store will never do what it was asked
 
 TABLE: tuple[Row, ...] = (
-    # Replies of S3 and its kin, through botocore, deltalake or Arrow.
+    # Replies of S3 and compatible stores, through botocore, deltalake or Arrow.
     Row(ARCHIVED, _S3, codes=("InvalidObjectState",)),
     Row(NO_OBJECT, _S3, statuses=(404,), but_codes=("NoSuchBucket",)),
     Row(EXPIRED, _S3, codes=("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")),
@@ -171,9 +174,9 @@ TABLE: tuple[Row, ...] = (
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.PartialCredentialsError", f"{_BOTOCORE}.CredentialRetrievalError")),
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.UnknownCredentialError",)),
     Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
-    # Links by http and https. A 4xx is the fault of the link: an image is gone, or its signature has expired.
+    # Links by http and https. A 4xx concerns one link: its image is gone, or its signature has expired.
     Row(NO_LINK, (f"{_AIOHTTP}.ClientResponseError",), statuses={*range(400, 500)} - {408, 429}),
-    # The operating system, and what file systems of fsspec raise in its place.
+    # Errors of the operating system, which fsspec's file systems raise too.
     Row(NO_FILE, ("builtins.FileNotFoundError",)),
     Row(
         NO_FILE,
@@ -199,14 +202,14 @@ def _aiohttp_reply(error: Any) -> Reply:
     return Reply(error.status, message=error.message)
 
 
-# deltalake tells an answer of the store as a coloured tree of text: a status line and the XML, if there was any.
+# deltalake's error text shows the reply as a coloured tree: a status line, and the XML if there was any.
 _DELTALAKE_REPLY = re.compile(
     r"non-2xx status code\s+\S+\s+(?P<status>\d+) (?P<name>[\w -]*\w)"
     r"(?:.*?<Code>(?P<code>\w+)</Code>(?:.*?<Message>(?P<message>[^<]*)<)?)?",
     re.DOTALL,
 )
 _DRAWN = re.compile(r"\x1b\[\d+m|↳")
-# Arrow's S3 client tells the SDK's name of the error, and what the store said of it.
+# The error text of Arrow's S3 client has the SDK's name of the error, and the store's message.
 _ARROW_REPLY = re.compile(r"AWS Error (?P<code>[A-Z_]+) during \w+ operation: (?P<message>.*)", re.DOTALL)
 _ARROW_STATUS = {"ACCESS_DENIED": 403, "SIGNATURE_DOES_NOT_MATCH": 403, "INVALID_ACCESS_KEY_ID": 403,
                  "EXPIRED_TOKEN": 400, "NO_SUCH_KEY": 404, "NO_SUCH_BUCKET": 404, "RESOURCE_NOT_FOUND": 404,
@@ -214,7 +217,10 @@ _ARROW_STATUS = {"ACCESS_DENIED": 403, "SIGNATURE_DOES_NOT_MATCH": 403, "INVALID
 
 
 def _reply_in_text(error: Any) -> Reply | None:
-    """Read the reply out of an error of deltalake or Arrow. Neither has an error number."""
+    """Return the reply in the text of an error of deltalake or Arrow; None if the text holds no reply.
+
+    Errors of these libraries have no errno.
+    """
     if error.errno is not None:
         return None
     text = str(error)
@@ -237,16 +243,16 @@ READERS: Mapping[str, Callable[[Any], Reply | None]] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of storage, classified. exception: what the caller gets if no further attempt is made."""
+    """A classified storage error. exception: what the caller gets if no further attempt is made."""
 
     error_class: ErrorClass
     exception: FileNotFoundError | AccessError | InfrastructureError
 
 
 def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Failure | None:
-    """Classify an error of a request for `uri`; return None if it is not storage's, or is translated already.
+    """Classify an error of a request for `uri`. Return None for an error of another origin, or a translated one.
 
-    bucket_exists: the bucket has answered before, so a store that denies it is failing.
+    bucket_exists: the bucket has answered before. A store that denies such a bucket is failing.
     """
     names = _names(error)
     reply = _reply(error, names)
@@ -259,7 +265,7 @@ def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Fai
 
 
 def status_of(error: Exception) -> int:
-    """Return the HTTP status of the store's reply that an error carries; 0 if it carries none."""
+    """Return the HTTP status of the reply in an error, 0 if the error holds no reply."""
     return _reply(error, _names(error)).status
 
 
@@ -295,7 +301,7 @@ def _exception(
 
 
 def _one_line(text: str, uri: str) -> str:
-    """Return a text on one line, with the URI as messages may repeat it."""
+    """Return a text on one line, with secrets removed from the URI."""
     return " ".join(_DRAWN.sub("", text).replace(uri, redact(uri)).split()) if text else ""
 
 

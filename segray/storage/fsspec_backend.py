@@ -1,4 +1,4 @@
-"""Every other file system of fsspec as a backend: memory://, gs://, abfs://, https:// and more."""
+"""All other file systems of fsspec as a backend: memory://, gs://, abfs://, https:// and more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segray.errors import AccessError
 from segray.storage.backend import Attempt, Entry
 from segray.storage.uris import join, name, parent
 
-# What fsspec's file systems call the content's identity, most exact first.
+# Fields in which fsspec's file systems give the identity of the content, the most exact first.
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "mtime", "created")
 
 
@@ -47,7 +47,7 @@ class FsspecBackend:
                 yield _entry(join(root, below), below, children[child])
 
     def _children(self, uri: str) -> dict[str, dict[str, Any]]:
-        """Return what lies directly in a folder, by name; the names of folders end with "/"."""
+        """Return the entries directly in a folder, by name. Names of folders end with "/"."""
         path = path_in(self._fs, uri).rstrip("/")
         listed = self._fs.ls(path, detail=True)
         if len(listed) == 1 and listed[0]["type"] == "file" and listed[0]["name"].rstrip("/") == path:
@@ -92,6 +92,6 @@ def _child_name(child: Mapping[str, Any]) -> str:
 def _entry(uri: str, key: str, told: Mapping[str, Any]) -> Entry:
     size = told.get("size")
     version = next((told[field] for field in _VERSION_FIELDS if told.get(field)), "")
-    if isinstance(version, datetime):  # some file systems tell the same moment in either form
+    if isinstance(version, datetime):  # Some file systems give the same moment as a datetime or as a number.
         version = version.timestamp()
     return Entry(uri, key, str(version).strip('"'), -1 if size is None else size)

@@ -1,4 +1,4 @@
-"""The local file system as a backend: listings in the order of whole keys, durable and atomic writes."""
+"""The local file system as a backend: listings sorted by whole keys, durable and atomic writes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from segray.storage.backend import Attempt, Entry
 from segray.storage.uris import join, local_path, name
 
-_TEMPORARY = ".segray-tmp"  # ends the names of files that are not whole yet; no listing shows them
+_TEMPORARY = ".segray-tmp"  # suffix of incomplete files, which no listing shows
 
 
 class LocalBackend:
-    """The local file system. Links are followed, except into a folder that is being listed already."""
+    """The local file system. Listings follow links, except into a folder that is being listed already."""
 
     def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
         return self._walk(local_path(uri), "", prefix, frozenset(), attempt)
@@ -56,7 +56,7 @@ class LocalBackend:
         return entry
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
-        # Without blocking: a pipe that nobody writes to would be waited for.
+        # Without O_NONBLOCK, opening a pipe without a writer would wait for ever.
         with open(local_path(uri), "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise FileNotFoundError(errno.ENOENT, "neither a file nor a link to one", uri)
@@ -83,7 +83,10 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _scan(folder: str) -> Iterator[str]:
-    """Yield names, folders with a last "/": sorted as names, they are then in the order of the whole keys."""
+    """Yield the names in a folder; names of folders end with "/".
+
+    Names sorted in this form are in the order of the whole keys.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.endswith(_TEMPORARY):
@@ -91,7 +94,10 @@ def _scan(folder: str) -> Iterator[str]:
 
 
 def _file_entry(path: str, key: str) -> Entry | None:
-    """Return the entry of a file; None for folders, pipes, devices, and files that are gone."""
+    """Return the entry of a file; None for folders, pipes, devices, and files that are gone.
+
+    A dangling link has a size of -1 bytes.
+    """
     try:
         status = Path(path).stat()
     except FileNotFoundError:
@@ -103,7 +109,10 @@ def _file_entry(path: str, key: str) -> Entry | None:
 
 @contextmanager
 def _whole_file(folder: Path, data: bytes) -> Iterator[Path]:
-    """Write a durable file with all of `data`, to be renamed or linked within `folder`; leave nothing else behind."""
+    """Write all of `data` to a durable temporary file in `folder`, and yield the path of the file.
+
+    The caller renames or links the file within `folder`. The temporary file is removed at the end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}{_TEMPORARY}"
     try:

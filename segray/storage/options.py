@@ -1,4 +1,4 @@
-"""How storage is reached: the options of a store, with their defaults.
+"""The options of a store, with their defaults.
 
 Imports no library, so that the configuration can take its defaults from here.
 """
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """How to reach storage. retries: further attempts after the first. timeout_s: silence on a connection."""
+    """The options for reaching storage.
+
+    retries: attempts after the first. timeout_s: longest silence on a connection, in seconds.
+    """
 
     endpoint_url: str | None = None
     region: str | None = None

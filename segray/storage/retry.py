@@ -1,6 +1,6 @@
-"""The loop that repeats a request of storage: growing waits, as long as the error is one that may pass.
+"""The loop that repeats a storage request after errors that may pass, with growing waits.
 
-Knows nothing of what an error means: the caller translates it.
+Knows nothing of the meaning of errors. The caller translates errors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def retrying(
     translate: Callable[[Exception], Failure | None],
     renew_credentials: Callable[[], None],
 ) -> T:
-    """Return what `request` returns, repeated after errors that may pass.
+    """Return what `request` returns. Repeat the request after errors that may pass.
 
     Args:
+        request: Makes the request, which must be safe to repeat.
         retries: Attempts after the first.
         translate: Returns the failure that an error is, None for an error that is not one of storage.
         renew_credentials: Called before the attempt after a failure that needs fresh credentials.

@@ -1,6 +1,6 @@
 """S3 as a backend, and deltalake's options for the same buckets. The only home of s3fs and botocore.
 
-Key and secret come from the usual AWS environment variables or profile, never from here.
+Key and secret come from the usual AWS environment variables or profile, never from the configuration.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from segray.storage.uris import bucket_and_key, parent, scheme
 
 
 class S3Backend:
-    """S3 and its kin through the botocore client that s3fs keeps on its event loop.
+    """S3 and compatible stores, through the botocore client that s3fs keeps on its event loop.
 
-    Not through s3fs' file methods: these retry on their own, ask for the size before each read, rewrite some
-    keys, hold whole listings, and turn a missing bucket into a missing file.
+    The backend avoids s3fs' file methods. These methods retry on their own and ask for the size before each read. They
+    also rewrite some keys, hold whole listings in memory, and report a missing bucket as a missing file.
     """
 
     def __init__(self, options: StorageOptions) -> None:
@@ -40,7 +40,7 @@ class S3Backend:
         }
         if endpoint := _endpoint(options):
             if scheme(endpoint) not in ("http", "https") or "@" in endpoint or "?" in endpoint:
-                # Without what may be a secret.
+                # The message leaves out user, password and query, which may be secret.
                 found = repr(endpoint.rpartition("@")[2].partition("?")[0])
                 raise AccessError("Not an endpoint", found=found, hint="write storage.endpoint_url as http://host:port")
             # S3-compatible servers seldom have a host name per bucket, and some refuse chunked checksums.
@@ -80,7 +80,7 @@ class S3Backend:
         bucket, folder = _bucket_and_folder(uri)
         for page in self._pages(uri, prefix, "", attempt):
             for listed in page.get("Contents", ()):
-                if not listed["Key"].endswith("/"):  # the marks that consoles leave for empty folders
+                if not listed["Key"].endswith("/"):  # consoles mark empty folders by such objects
                     yield _object_entry(bucket, listed["Key"], folder, listed)
 
     def names(self, uri: str) -> list[str]:
@@ -146,23 +146,27 @@ def _endpoint(options: StorageOptions) -> str | None:
 
 @lru_cache(8)
 def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
-    """Make a session. It costs milliseconds, or a request for a role's credentials, which botocore renews by itself."""
+    """Return the botocore session of this process for these AWS environment variables.
+
+    Making a session costs milliseconds, or a request for a role's credentials. botocore renews those credentials
+    itself.
+    """
     session = Session()
     load_session(session)
     return session
 
 
 def forget_credentials() -> None:
-    """Let the next session read the credentials anew."""
+    """Make the next session read the credentials anew."""
     _session.cache_clear()
 
 
 def delta_options(options: StorageOptions) -> dict[str, str]:
-    """Return deltalake's storage_options for S3. They hold the secret: never log or store them."""
+    """Return deltalake's storage_options for S3. The options hold the secret: never log or store them."""
     variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
     session = _session(os.getpid(), variables)
     region = options.region or session.get_config_variable("region") or "us-east-1"
-    # Trying again is ours: deltalake's own ten attempts last some three seconds, and spare bodies that are cut short.
+    # The store retries. deltalake's own ten attempts last some three seconds, and do not cover truncated bodies.
     chosen = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}
     if endpoint := _endpoint(options):
         allow_http = str(endpoint.lower().startswith("http://")).lower()

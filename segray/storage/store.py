@@ -1,13 +1,13 @@
 """One store for local folders, S3 and every other fsspec URL.
 
-Knows how to list, read and write whole objects, with which backend, and when to try again. Knows nothing of images,
+Knows how to list, read and write whole objects, which backend to use, and when to retry. Knows nothing of images,
 tables or runs.
 
-URIs are taken as written (see `uris`). Keys are sorted by code point, which is the order of S3.
+URIs are taken as written (see uris.py). Keys are sorted by code point, which is the order of S3.
 
-Every method raises FileNotFoundError (no such object), AccessError (credentials, permissions, no such bucket:
-never tried again) or InfrastructureError (throttling, 5xx, network, full disk: tried again where that may help).
-`errors` has the table.
+Every method raises FileNotFoundError (no such object), AccessError or InfrastructureError. AccessError means
+credentials, permissions or a missing bucket, and is never retried. InfrastructureError means throttling, 5xx, network
+or a full disk, and is retried where a retry may help. errors.py has the table.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _ABREAST, _ABREAST_BYTES = 8, 64 * 2**20
-_REQUESTS_PER_CALL = 3  # of deltalake, more or less: the log's listing, its checkpoint, its last commits
+_REQUESTS_PER_CALL = 3  # of deltalake, approximately: the log's listing, its checkpoint, its last commits
 
 
 class Store:
-    """One process's way to storage; safe for many threads, and a copy sent elsewhere connects anew there.
+    """One process's access to storage. Threads may share an instance. A pickled copy connects anew.
 
-    known: URIs in buckets that are there. Like one that has answered once, such a bucket does not cease to exist: a
-    store that denies it is failing (Swift, while its container servers are gone).
+    known: URIs in buckets that exist. A bucket that has answered once is known to exist too. A store that denies a
+    known bucket is failing (Swift does so while its container servers are down).
     """
 
     def __init__(self, options: StorageOptions | None = None, known: Iterable[str] = ()) -> None:
@@ -61,14 +61,15 @@ class Store:
         return Store, (self.options,)
 
     def list(self, uri: str, *, prefix: str = "") -> Iterator[Entry]:
-        """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key, never all in memory.
+        """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
-        A folder that is missing raises FileNotFoundError where folders exist; in an object store it is empty.
+        The listing is never held in memory whole. A missing folder raises FileNotFoundError in a file system with
+        folders. In an object store a missing folder is empty.
         """
         return self._backend(uri).entries(uri, prefix, partial(self._request, uri))
 
     def names(self, uri: str) -> builtins.list[str]:
-        """Return the sorted names directly below a small folder, subfolders too; none if there is no such folder."""
+        """Return the sorted names directly below a small folder, including subfolders; empty for a missing folder."""
         try:
             names = self._request(uri, lambda backend: backend.names(uri))
         except FileNotFoundError:
@@ -76,11 +77,11 @@ class Store:
         return sorted(name.removesuffix("/") for name in names)
 
     def stat(self, uri: str) -> Entry:
-        """Return the object named `uri` exactly; its key is its name. A folder is not an object."""
+        """Return the entry of the object at exactly `uri`; its key is its name. A folder is not an object."""
         return self._request(uri, lambda backend: backend.stat(uri))
 
     def exists(self, uri: str) -> bool:
-        """Return whether an object of exactly this name is there. A folder is not an object."""
+        """Return whether an object exists at exactly `uri`. A folder is not an object."""
         try:
             self.stat(uri)
         except FileNotFoundError:
@@ -88,22 +89,25 @@ class Store:
         return True
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """Return the object's bytes, or its first `max_bytes`, in one request."""
+        """Return the object's bytes, or its first `max_bytes` bytes, in one request."""
         return self._request(uri, lambda backend: backend.read(uri, 0, max_bytes))
 
     def read_range(self, uri: str, start: int, size: int) -> bytes:
-        """Return `size` bytes of the object from byte `start` on, in one request; fewer at its end."""
+        """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
 
     def reader(self, uri: str) -> BinaryIO:
-        """Open the object as a seekable binary file, read by ranges; for pyarrow and text readers."""
+        """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""
         if not scheme(uri):
             return self._request(uri, lambda _: Path(local_path(uri)).open("rb"))
         raw = cast(io.RawIOBase, self.ranges(uri, self.stat(uri).size_bytes))
         return cast(BinaryIO, io.BufferedReader(raw, buffer_size=1 << 20))
 
     def ranges(self, uri: str, size_bytes: int) -> BinaryIO:
-        """Open the object of this size as a seekable binary file without a buffer: each read is one request."""
+        """Open the object, of `size_bytes` bytes, as a seekable binary file without a buffer.
+
+        Each read is one request.
+        """
 
         def read(start: int, size: int) -> bytes:
             return self._request(uri, lambda backend: backend.read(uri, start, size))
@@ -111,41 +115,44 @@ class Store:
         return cast(BinaryIO, _RangedFile(read, size_bytes))
 
     def put(self, uri: str, data: bytes) -> None:
-        """Make `data` the whole content of `uri`. Readers see the old object or the new one, never a part."""
+        """Write `data` as the whole content of `uri`. Readers see the old object or the new one, never a part."""
         self._request(uri, lambda backend: backend.put(uri, data))
 
     def create(self, uri: str, data: bytes) -> None:
-        """Put `data`, unless `uri` is there already: then nothing changes. Whoever must know whose it is, reads it.
+        """Write `data` to `uri`, or change nothing if the object exists. Read the object to learn whose content it has.
 
-        No answer could tell: HTTP clients send a request again by themselves when an answer is lost (aiohttp does),
-        and then find what they wrote. Nor does every S3 server decide a race of simultaneous writers for exactly one
-        of them (Swift does not).
+        A return value could not tell. HTTP clients such as aiohttp repeat a request when an answer is lost, and then
+        find their own object. Some S3 servers, such as Swift, let several of simultaneous writers succeed.
         """
         self._request(uri, lambda backend: backend.create(uri, data))
 
     def delete(self, uri: str) -> None:
-        """Remove the object; none there is fine."""
+        """Delete the object. A missing object is no error."""
         with suppress(FileNotFoundError):
             self._request(uri, lambda backend: backend.delete(uri))
 
     def retrying(self, uri: str, call: Callable[[], T]) -> T:
-        """Make a call that reaches `uri` by deltalake or Arrow: tried again, its errors translated as all are here.
+        """Return what `call` returns. Retry the call, and translate its errors as those of any other method.
 
-        The call must be safe to repeat after an attempt whose answer was lost. It makes several requests, each of
-        which can fail it, so it is tried more often than one request is.
+        The call reaches `uri` by deltalake or Arrow. Repeating the call must be safe after an attempt whose answer was
+        lost. The call makes several requests, and each can fail. The call therefore gets more attempts than one
+        request.
         """
         return self._request(uri, lambda _: call(), _REQUESTS_PER_CALL * self.options.retries)
 
     def translated(self, uri: str, call: Callable[[], T]) -> T:
-        """Make a call that reaches `uri` and tries again by itself; its errors are translated as all are here."""
+        """Return what `call` returns. Translate its errors, but do not retry: the call retries by itself."""
         return self._request(uri, lambda _: call(), 0)
 
     def delta_options(self, uri: str) -> dict[str, str]:
-        """Return deltalake's storage_options for the same place. They hold the secret: never log or store them."""
+        """Return deltalake's storage_options for the same place.
+
+        The options hold the secret: never log or store them.
+        """
         return s3.delta_options(self.options) if is_s3(uri) else {}
 
     def _request(self, uri: str, call: Callable[[Backend], T], retries: int | None = None) -> T:
-        """Return what `call` makes of the backend, repeated after errors that may pass; translate its errors."""
+        """Return what `call` makes of the backend. Retry after errors that may pass, and translate errors."""
         bucket = bucket_and_key(uri)[0]
 
         def request() -> T:
@@ -168,7 +175,7 @@ class Store:
             return self._backends[kind]
 
     def _renew_credentials(self) -> None:
-        """Let the next request connect anew, with the credentials of that moment."""
+        """Make the next request connect anew, with the credentials of that moment."""
         s3.forget_credentials()
         with self._lock:
             self._backends.clear()
@@ -185,7 +192,10 @@ _inherited: list[Any] = []
 
 
 def _leave_to_the_parent() -> None:
-    """Use none of the parent's connections after a fork, and close none. Its threads may have taken a lock."""
+    """Drop the parent's connections in a forked child without closing them, and replace the locks.
+
+    A thread of the parent may have held a lock at the fork.
+    """
     for store in _stores:
         _inherited.append(store._backends)
         store._backends, store._lock = {}, threading.Lock()
@@ -195,9 +205,15 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def bounded_map(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
-    """Yield what the calls return, in the order of the items; a few are under way at once, as far as their sizes allow.
+    """Yield what the calls return, in the order of the items.
 
-    The items are made here, each when there is room for it. The first error ends it when what is under way has ended.
+    At most _ABREAST calls run at once. A new call starts only while the sizes in progress are at most _ABREAST_BYTES.
+    Items are taken from the iterable when there is room. The first error ends the iteration, after running calls end.
+
+    Args:
+        call: Called in a thread for each item.
+        items: Iterated in the caller's thread.
+        size_bytes: Returns the memory that an item's call takes, in bytes.
     """
     waiting: deque[tuple[Future[R], int]] = deque()
     with ThreadPoolExecutor(_ABREAST, thread_name_prefix="abreast") as pool:
@@ -210,7 +226,7 @@ def bounded_map(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable
 
 
 class _RangedFile(io.RawIOBase):
-    """An object of `size_bytes` as a raw, seekable file; each read is one call of `read(start, size)`."""
+    """An object of `size_bytes` bytes as a raw, seekable file. Each read is one call of `read(start, size)`."""
 
     def __init__(self, read: Callable[[int, int], bytes], size_bytes: int) -> None:
         self._read, self._size, self._at = read, size_bytes, 0

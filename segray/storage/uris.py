@@ -1,4 +1,4 @@
-"""URIs as text: joined, taken apart and shown. No function here reaches storage.
+"""URIs as text: functions that join, split and redact URIs. No function here reaches storage.
 
 A URI is a local path (plain or file://), s3://bucket/key, or any fsspec URL. Nothing is percent-decoded.
 """
@@ -38,7 +38,7 @@ def is_s3(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """Return `uri` as other processes can open it: local paths absolute and plain, the rest unchanged."""
+    """Return `uri` in a form that other processes can open: local paths absolute and plain, other URIs unchanged."""
     return uri if scheme(uri) else local_path(uri)
 
 
@@ -61,7 +61,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def redact(uri: str) -> str:
-    """Return the URI as messages may repeat it: signed links carry their secret behind the question mark."""
+    """Return the URI without secrets, for messages. Signed links carry their secret behind the question mark."""
     address, mark, query = uri.partition("?")
     if scheme(uri) not in ("http", "https"):
         return uri
