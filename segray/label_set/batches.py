@@ -1,10 +1,10 @@
-"""Keep the records of batches: what a batch is made of, what its commit changes, which number comes next.
+"""Records of batches: the inputs of a batch, the changes of its commit, and the next batch number.
 
 Knows the folder `batches` of a run and the batch numbers in the logs. Merges and commits nothing.
 
-    RUN/batches/b00001-inputs.json           what decides every byte of the batch's files
-    RUN/batches/b00001-retired-inputs.json   likewise, of a batch that only removes rows
-    RUN/batches/b00001-xxxx.json             what the commit adds and removes, in both tables
+    RUN/batches/b00001-inputs.json           everything that decides the bytes of the batch's files
+    RUN/batches/b00001-retired-inputs.json   the same, for a batch that only removes rows
+    RUN/batches/b00001-xxxx.json             the files that the commit adds and removes, in both tables
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from segray.storage.uris import join
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that decides what the files of a batch hold, and so their names.
+    """Everything that decides the content of a batch's files, and so their names.
 
-    staged: names below the run's staged folder. facts: provenance for each file's metadata. file_rows: most rows of
-    one file. retired: parts of the run's list of rows to remove; such a batch has nothing staged.
+    staged: names below the run's staged folder. facts: provenance for the metadata of each file. file_rows: most rows
+    of one file. retired: parts of the run's list of rows to remove. A batch with retired parts has nothing staged.
     """
 
     staged: tuple[str, ...]
@@ -39,9 +39,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that is ready to commit: all its files are in place. images, instances: rows that it adds.
+    """A batch that is ready to commit: all its files are in place.
 
-    retired: parts of the run's list of rows to remove, all of which it removes; removed: from so many images' rows.
+    images, instances: numbers of rows that the batch adds. tables: changes by table. retired: parts of the run's list
+    of rows to remove. removed: number of images whose rows the batch removes.
     """
 
     number: int
@@ -53,12 +54,12 @@ class Batch:
     removed: int = 0
 
     def dump(self) -> bytes:
-        """Return the batch as its record's bytes."""
+        """Return the batch as the bytes of its record."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Batch:
-        """Return the batch that `dump` made these bytes of."""
+        """Return the batch from the bytes that `dump` returned."""
         raw = json.loads(data)
         tables = {
             name: Changes(*(tuple(DataFile(**f) for f in changes[kind]) for kind in ("add", "remove")))
@@ -71,13 +72,16 @@ class Batch:
 
 
 def write_batch_inputs(run: Run, number: int, inputs: Inputs, store: Store) -> None:
-    """Write what the batch will be made of. A resumed run then writes the same files again."""
+    """Write the inputs of the batch, so that a resumed run writes the same files again."""
     uri = _inputs_uri(run, number, retiring=bool(inputs.retired))
     store.put(uri, json.dumps(asdict(inputs), sort_keys=True).encode())
 
 
 def read_batch_inputs(run: Run, number: int, store: Store, *, retiring: bool = False) -> Inputs | None:
-    """Return the inputs of an interrupted attempt at this batch, None where there was no attempt."""
+    """Return the inputs of an interrupted attempt at this batch, None if there was no attempt.
+
+    retiring: whether the batch only removes rows.
+    """
     try:
         raw = json.loads(store.read(_inputs_uri(run, number, retiring=retiring)))
     except FileNotFoundError:
@@ -94,14 +98,14 @@ def _inputs_uri(run: Run, number: int, *, retiring: bool) -> str:
 
 
 def write_record(batch: Batch, run: Run, store: Store) -> str:
-    """Write the batch's record under a name of its own. Return where it lies below the root."""
+    """Write the batch's record under a unique name. Return the path of the record below the root."""
     record = f"_segray/runs/{run.id}/batches/b{batch.number:05d}-{secrets.token_hex(4)}.json"
     store.put(join(run.root, record), batch.dump())
     return record
 
 
 def newest_batch(root: str, options: StorageOptions, store: Store) -> tuple[Batch, str]:
-    """Return the last batch that reached `instances`, and where its record lies below the root."""
+    """Return the last batch that reached `instances`, and the path of its record below the root."""
     table = require_table(root, "instances", options)
     record = store.retrying(root, partial(batch_records, table))[0]
     return Batch.parse(store.read(join(root, record))), record
@@ -110,8 +114,8 @@ def newest_batch(root: str, options: StorageOptions, store: Store) -> tuple[Batc
 def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
     """Return the last batch committed to instances and the last committed to images; 0 before the first.
 
-    Others may commit between the two reads, but to instances first. So images are read first. They are read again
-    where the difference is larger than that of a batch under way.
+    Another run may commit between the two reads, and commits to instances first. Images are therefore read first. Both
+    tables are read again while they differ by more than a batch in progress explains.
     """
     store = Store(options)
 

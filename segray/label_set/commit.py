@@ -1,21 +1,22 @@
-"""Make finished work visible: commit each batch to both tables, and finish half commits.
+"""Commits: publish each batch in both tables, and finish half-committed batches.
 
-Knows the order of the steps, conflicts and recovery. Leaves the data files to merge.py, the records to batches.py and
+Knows the order of the steps, conflicts and recovery. Leaves data files to merge.py, records to batches.py and
 transactions to delta_log.py. The driver is the only committer.
 
-A batch becomes visible in this order, and a crash between any two steps is finished by `recover`:
+A batch becomes visible in the following order. `recover` finishes the commit after a crash between any two steps.
 
-    1. b00001-inputs.json  what decides every byte of the batch's files; a resumed run writes the same ones again
-    2. data files          complete objects, named by what they were made of; no reader of the log sees them
-    3. b00001-xxxx.json    what the commit adds and removes, in both tables
+    1. b00001-inputs.json  everything that decides the files' bytes; a resumed run writes the same files again
+    2. data files          complete objects, named by their inputs; no reader of the log sees them
+    3. b00001-xxxx.json    the files that the commit adds and removes, in both tables
     4. instances           one Delta transaction, app id "segray", version = batch number
-    5. images              likewise
+    5. images              the same
 
-A batch may also just remove the rows of images that the source no longer lists; its inputs are called
-b00001-retired-inputs.json, and else it is like any other.
+A batch may also only remove the rows of images that the source no longer lists. The inputs of such a batch are called
+b00001-retired-inputs.json. All other steps are the same.
 
-Two runs racing for a number: the log admits one, the other gets ConflictError and plans again. `replace_files` is the
-one commit without a number: maintenance moves rows between files, at any moment, even between steps 4 and 5.
+When two runs race for a number, the log admits one run. The other run gets ConflictError and plans again.
+`replace_files` is the only commit without a number. Maintenance uses `replace_files` to move rows between files, at
+any time, even between steps 4 and 5.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from segray.storage.uris import join
 
 
 def create_tables(root: str, options: StorageOptions) -> None:
-    """Create both tables, empty, where they do not exist yet."""
+    """Create both tables, empty, unless they exist."""
     for name in COMMIT_ORDER:
         Store(options).retrying(root, partial(_create_table, root, options, name))
 
@@ -45,7 +46,10 @@ def _create_table(root: str, options: StorageOptions, name: str) -> None:
 
 
 def recover(root: str, options: StorageOptions, store: Store) -> int:
-    """Finish a batch that reached `instances` but not `images`. Return the last whole batch's number."""
+    """Finish a batch that reached `instances` but not `images`. Return the number of the last complete batch.
+
+    Raises LabelSetError where the tables are more than one batch apart.
+    """
     instances, images = batch_numbers(root, options)
     if instances == images:
         return images
@@ -62,7 +66,7 @@ def recover(root: str, options: StorageOptions, store: Store) -> int:
 
 
 def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
-    """Make the batch visible.
+    """Commit the batch to both tables.
 
     Raises ConflictError when another run took the batch's number. Nothing of this batch is visible then.
     """
@@ -84,7 +88,10 @@ def _commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> No
 
 
 def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:
-    """Commit the batch to one table, unless it is there. Safe to repeat after an attempt whose answer was lost."""
+    """Commit the batch to one table, unless the table has the batch.
+
+    Repeating the call is safe after an attempt whose answer was lost.
+    """
     table = require_table(root, name, options)
     if batch_of(table) >= batch.number:
         if record in batch_records(table):
@@ -104,14 +111,14 @@ def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, r
 
 
 def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> None:
-    """Delete the files of a batch that lost its number, unless they are committed or can still be.
+    """Delete the files of a batch that lost its number, unless they are committed or may still be committed.
 
-    Another process may have resumed the same run and made the same files. So files that a log names stay. Files of
-    a batch that reached `instances` alone stay too, since the next process commits that batch to `images`.
+    Another process may have resumed the same run and made the same files, so files that a log names stay. A batch that
+    reached only `instances` keeps its files too, because the next process commits that batch to `images`.
     """
     instances, _ = batch_numbers(root, options)
     if instances < batch.number:
-        return  # Only compaction was in the way: the number is free, and the same files may come again.
+        return  # Only compaction conflicted. The number is free, and the next attempt may write the same files.
     newest, _ = newest_batch(root, options, store)
     keep = {(name, file.path) for name, changes in newest.tables.items() for file in changes.add}
     for name, changes in batch.tables.items():
@@ -124,7 +131,7 @@ def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> 
 def replace_files(root: str, options: StorageOptions, name: str, changes: Changes) -> None:
     """Replace files of a table by others that hold the same rows. Batch numbers stay as they are.
 
-    Raises ConflictError when a replaced file is gone or another commit came between. The table then stays as it was.
+    Raises ConflictError when a replaced file is gone or another commit came first. The table then stays as it was.
     """
     table = require_table(root, name, options)
     if missing := missing_files(table, changes):

@@ -1,8 +1,8 @@
-"""Read and write CURRENT, the pointer to the label set that readers are to read.
+"""The pointer CURRENT, which names the label set for readers.
 
     PARENT/CURRENT   the name of one folder beside it, such as v2
 
-Knows the pointer's object and its content. Leaves to promotion.py which label set may be current.
+Knows the pointer's object and its content. promotion.py decides which label set may be current.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ _MOST_BYTES = 4096
 
 
 def resolved(root: str, options: StorageOptions) -> str:
-    """Return the label set that `root` means: PARENT/CURRENT means the promoted label set, any other root itself."""
+    """Return the label set that `root` means.
+
+    PARENT/CURRENT means the promoted label set. Any other root means itself. Raises LabelSetError where CURRENT is
+    missing, or names no folder.
+    """
     plain = root.rstrip("/")
     if name(plain) != CURRENT:
         return root
@@ -28,7 +32,10 @@ def resolved(root: str, options: StorageOptions) -> str:
 
 
 def read_pointer(pointer: str, store: Store) -> str:
-    """Return the label set that the pointer names. Raises FileNotFoundError where there is no pointer."""
+    """Return the label set that the pointer names.
+
+    Raises FileNotFoundError for a missing pointer, and LabelSetError for invalid content.
+    """
     said = store.read(pointer, _MOST_BYTES).decode(errors="replace").strip()
     if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
         raise LabelSetError(
@@ -41,7 +48,7 @@ def read_pointer(pointer: str, store: Store) -> str:
 
 
 def named_folder(pointer: str, store: Store) -> str | None:
-    """Return the name of the folder that the pointer names, None where there is no pointer."""
+    """Return the name of the folder that the pointer names, None if there is no pointer."""
     try:
         return name(read_pointer(pointer, store))
     except FileNotFoundError:
@@ -49,5 +56,8 @@ def named_folder(pointer: str, store: Store) -> str | None:
 
 
 def write_pointer(pointer: str, folder: str, store: Store) -> None:
-    """Make the pointer name `folder`. The pointer is one small object, so it changes for all readers at once."""
+    """Write the name `folder` to the pointer.
+
+    The pointer is one small object, so it changes for all readers at once.
+    """
     store.put(pointer, f"{folder}\n".encode())

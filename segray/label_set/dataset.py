@@ -1,6 +1,6 @@
-"""A table's files as an Arrow dataset, in this process and in those forked from it.
+"""A table's files as an Arrow dataset, in this process and in processes forked from it.
 
-Knows fragments, the statistics that let readers leave files out, and forks; knows nothing of logs or label sets.
+Knows fragments, the statistics by which readers skip files, and forks. Knows nothing of logs or label sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from segray.storage.uris import join, scheme
 
 @dataclass(frozen=True)
 class _Source:
-    """What a dataset is made of again in another process. delta_options: deltalake's, with the credentials."""
+    """The values from which another process makes the dataset again.
+
+    delta_options: deltalake's storage options, including credentials.
+    """
 
     state: TableState
     storage: StorageOptions
@@ -34,15 +37,18 @@ class _Source:
 
 
 def dataset(state: TableState, storage: StorageOptions, delta_options: Mapping[str, str]) -> TableDataset:
-    """Return the rows of one state of a table. storage and delta_options: two names of one place."""
+    """Return the rows of one state of a table.
+
+    storage, delta_options: access to the table's place, for segray's store and for deltalake.
+    """
     return TableDataset(_Source(state, storage, delta_options))
 
 
 class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
     """The files of one state of a table.
 
-    A forked child shares its parent's connections and locks with it, so there every call is answered by a dataset that
-    the child has made anew.
+    A forked child must not use its parent's connections and locks. In a child every call therefore goes to a new
+    dataset.
     """
 
     def __init__(self, source: _Source) -> None:
@@ -60,7 +66,7 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         return _remade, (self._source,)
 
     def _here(self) -> TableDataset:
-        """Return this dataset as the present process can read it."""
+        """Return this dataset in a form that the present process can read."""
         if self._pid == os.getpid():
             return self
         if self._of_child is None or self._of_child._pid != os.getpid():
@@ -68,7 +74,7 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         return self._of_child
 
     def filter(self, expression: ds.Expression) -> TableDataset:
-        """Return the dataset with a filter that every scan applies, beside those that it has."""
+        """Return the dataset with a filter that every scan applies, besides the filters that it has."""
         mine = self._source.filter
         source = replace(self._source, filter=expression if mine is None else mine & expression)
         found = cast(TableDataset, super().filter(expression))
@@ -76,27 +82,30 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         return found
 
     def scanner(self, *args: Any, **kwargs: Any) -> ds.Scanner:
-        """As pyarrow's; to_table, to_batches, head, take and count_rows all come here."""
+        """Return a scanner, as pyarrow does. to_table, to_batches, head, take and count_rows all use this method."""
         return super(TableDataset, self._here()).scanner(*args, **kwargs)
 
     def to_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
-        """As pyarrow's. Batches that a process has begun to read cannot go on in its forks: UserError there."""
+        """Yield record batches, as pyarrow does.
+
+        A fork cannot continue the iteration of its parent: UserError is raised there.
+        """
         return _of_this_process(super().to_batches(*args, **kwargs))
 
     def get_fragments(self, filter: ds.Expression | None = None) -> Iterator[ds.Fragment]:
-        """As pyarrow's."""
+        """Yield the fragments, as pyarrow does."""
         return cast("Iterator[ds.Fragment]", super(TableDataset, self._here()).get_fragments(filter))
 
     def sort_by(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
-        """As pyarrow's."""
+        """Return the sorted rows, as pyarrow does."""
         return super(TableDataset, self._here()).sort_by(*args, **kwargs)
 
     def join(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
-        """As pyarrow's."""
+        """Return the joined rows, as pyarrow does."""
         return super(TableDataset, self._here()).join(*args, **kwargs)
 
     def join_asof(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
-        """As pyarrow's."""
+        """Return the rows joined to the nearest key, as pyarrow does."""
         return super(TableDataset, self._here()).join_asof(*args, **kwargs)
 
     def replace_schema(self, schema: pa.Schema) -> TableDataset:
@@ -107,7 +116,7 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
 def _of_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     pid = os.getpid()
     while True:
-        if os.getpid() != pid:  # Asked for the next batch, Arrow would wait for threads that are not here.
+        if os.getpid() != pid:  # Arrow would wait for threads that this process does not have.
             raise UserError(
                 "batches were begun before this process was forked",
                 hint="call to_batches() after the fork, in the child",
@@ -141,14 +150,17 @@ def _opened(handler: DeltaStorageHandler, path: str) -> BinaryIO:
 
 
 def _fragments(state: TableState) -> Iterator[tuple[str, int, ds.Expression]]:
-    """Yield path, size in bytes and expression of each file."""
+    """Yield path, size in bytes and partition expression of each file."""
     known = [column for column in state.schema if f"min.{column.name}" in state.files.column_names]
     for file in state.files.to_pylist():
         yield file["path"], file["size_bytes"], _file_expression(file, state.schema, known)
 
 
 def _file_expression(file: Mapping[str, Any], columns: pa.Schema, known: Iterable[pa.Field]) -> ds.Expression:
-    """Return what the log says of all rows of a file. known: the columns that the log has statistics of."""
+    """Return an expression that holds for all rows of a file, by the log's statistics.
+
+    known: the columns that the log has statistics of.
+    """
     expression = ds.scalar(True)
     for column in columns:
         if (key := f"partition.{column.name}") in file:
@@ -160,7 +172,7 @@ def _file_expression(file: Mapping[str, Any], columns: pa.Schema, known: Iterabl
 
 
 def _column_expression(column: pa.Field, least: Any, most: Any, nulls: int | None) -> ds.Expression:
-    """Return what these statistics say of a column's values: nothing where one of them is missing."""
+    """Return an expression that holds for a column's values, by their statistics. A missing statistic gives `true`."""
     if least is None or most is None or nulls is None:
         return ds.scalar(True)
     field = ds.field(column.name)
@@ -172,7 +184,7 @@ _forked = False
 
 
 def _is_fork() -> bool:
-    """Tell whether this process was forked from one in which Arrow's clients may hold connections and locks."""
+    """Return whether this process was forked from one whose Arrow clients may hold connections and locks."""
     return _forked
 
 

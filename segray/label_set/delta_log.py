@@ -1,8 +1,8 @@
-"""Read and write the logs of the two tables: states as plain values, files, transactions.
+"""The logs of the two tables: states as plain values, files, transactions.
 
-Knows deltalake and in which process it may run. Leaves storage's errors, batches and the content of data files to
-others. deltalake runs on threads that a forked child does not have: it panics there. Such a child asks a process of
-its own, newly started.
+Knows deltalake, and in which process deltalake may run. Leaves storage errors, batches and the content of data files
+to others. deltalake panics in a forked child, because its threads do not exist there. Such a child calls deltalake in
+a newly started process.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from segray.label_set import schema
 P = ParamSpec("P")
 T = TypeVar("T")
 
-APP_ID = "segray"  # of the transactions whose versions are batch numbers
-_RECORD_KEY = "segray_record"  # in the metadata of a batch's commit: the batch's record, below the label set's root
-_PLAIN_READER_VERSIONS = (1, 3)  # 2 is column mapping; 3 names its features
+APP_ID = "segray"  # app id of the transactions whose versions are batch numbers
+_RECORD_KEY = "segray_record"  # key in a commit's metadata: the path of the batch's record below the root
+_PLAIN_READER_VERSIONS = (1, 3)  # Version 2 means column mapping. Version 3 lists its features.
 _READABLE_FEATURES = frozenset({"timestampNtz"})  # not deletion vectors, not column mapping
 _SPAWN = "open the label set before the fork, or start processes by spawn or forkserver"
 _PROGRAM = "from segray.label_set.delta_log import answer; answer()"
 
-_first_user_pid = 0  # the process in which deltalake's threads live
+_first_user_pid = 0  # the process that has deltalake's threads
 
 
 @dataclass(frozen=True)
 class TableState:
     """One state of a table.
 
-    files: one row for each live file, with columns path, size_bytes, num_records and, for columns that the log has
-    statistics of, min.NAME, max.NAME, null_count.NAME and partition.NAME.
+    files: one row for each live file, with columns path, size_bytes and num_records. Columns min.NAME, max.NAME and
+    null_count.NAME hold the log's statistics, where it has any. Columns partition.NAME hold partition values.
     """
 
     uri: str
@@ -60,7 +60,11 @@ class TableState:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a table. path: below the table's folder. partition: class slug, None in `images`."""
+    """One Parquet file of a table.
+
+    path: below the table's folder. rows: number of rows. partition: class slug, None in `images`. stats: Delta's
+    statistics, as JSON.
+    """
 
     path: str
     size_bytes: int
@@ -81,9 +85,9 @@ class Changes:
 
 
 def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
-    """Return the table's latest snapshot, None where there is no table.
+    """Return the table's latest snapshot, None if there is no table.
 
-    Raises UserError in a process that was forked from one that has used deltalake.
+    options: deltalake's storage options. Raises UserError in a process forked from one that has used deltalake.
     """
     global _first_user_pid
     if _is_forked_from_a_user():
@@ -102,7 +106,7 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
 
 
 def latest_state(uri: str, options: Mapping[str, str]) -> TableState | None:
-    """Return the table's latest state, None where there is no table."""
+    """Return the table's latest state, None if there is no table."""
     table = open_table(uri, options)
     return None if table is None else state_of(table, uri)
 
@@ -110,7 +114,7 @@ def latest_state(uri: str, options: Mapping[str, str]) -> TableState | None:
 def state_of(table: DeltaTable, uri: str) -> TableState:
     """Return the state that `table`, which lies at `uri`, has loaded.
 
-    Raises UserError where Arrow could not read its rows.
+    Raises UserError where another tool switched on features that Arrow cannot read.
     """
     protocol = table.protocol()
     unreadable = set(protocol.reader_features or ()) - _READABLE_FEATURES
@@ -128,17 +132,17 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
 
 
 def batch_of(table: DeltaTable) -> int:
-    """Return the last batch number in the state that `table` has loaded, 0 before the first. This reads its log."""
+    """Return the last batch number in the state that `table` has loaded, 0 before the first. The call reads the log."""
     return table.transaction_version(APP_ID) or 0
 
 
 def batch_records(table: DeltaTable) -> list[str]:
-    """Return the record of each batch that the table's log names, the last batch first. This reads the log."""
+    """Return the records of batches that the table's log names, the last batch first. The call reads the log."""
     return [entry[_RECORD_KEY] for entry in table.history() if _RECORD_KEY in entry]
 
 
 def live_files(state: TableState) -> list[DataFile]:
-    """Return the files that make this state, by path; without their statistics."""
+    """Return the files of this state, sorted by path, without their statistics."""
     rows = state.files.to_pylist()
     files = [
         DataFile(row["path"], row["size_bytes"], row["num_records"], row.get(f"partition.{schema.PARTITION}"))
@@ -148,14 +152,14 @@ def live_files(state: TableState) -> list[DataFile]:
 
 
 def files_of(table: DeltaTable) -> list[DataFile]:
-    """Return the files that make the state which `table` has loaded, by path; without their statistics."""
+    """Return the files of the state that `table` has loaded, sorted by path, without their statistics."""
     return live_files(state_of(table, table.table_uri))
 
 
 def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
     """Return the paths of files to remove that the table does not have.
 
-    The log itself accepts the removal of a missing file in silence.
+    The log itself accepts the removal of a missing file without an error.
     """
     if not changes.remove:
         return []
@@ -166,9 +170,10 @@ def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
 
 
 def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
-    """Create the table at `uri`, empty, unless a table is there. name: instances or images.
+    """Create an empty table at `uri`, unless a table exists there.
 
-    Raises InfrastructureError where deltalake cannot create the table.
+    name: instances or images. options: deltalake's storage options. Raises InfrastructureError where deltalake cannot
+    create the table.
     """
     try:
         create_table_with_add_actions(
@@ -181,14 +186,23 @@ def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
             storage_options=dict(options) or None,
         )
     except DeltaError as exc:
-        if open_table(uri, options) is None:  # Else another run created it first.
+        if open_table(uri, options) is None:  # Otherwise another run created the table first.
             raise InfrastructureError(f"could not create the table {name}", where=uri, found=str(exc)) from exc
 
 
 def commit_batch(table: DeltaTable, name: str, changes: Changes, number: int, record: str) -> None:
-    """Commit batch `number` to exactly the state that `table` has loaded. record: the batch's record, below the root.
+    """Commit batch `number` to exactly the state that `table` has loaded.
 
-    Raises ConflictError where another commit came first, and OSError where storage fails.
+    Args:
+        table: The table, with the state that the commit must follow.
+        name: instances or images.
+        changes: The files that the commit adds and removes.
+        number: The batch number.
+        record: The path of the batch's record below the label set's root.
+
+    Raises:
+        ConflictError: Another commit came first.
+        OSError: Storage failed.
     """
     properties = CommitProperties(
         custom_metadata={_RECORD_KEY: record},
@@ -199,7 +213,7 @@ def commit_batch(table: DeltaTable, name: str, changes: Changes, number: int, re
 
 
 def commit_replacement(table: DeltaTable, name: str, changes: Changes) -> None:
-    """Commit files that hold the same rows as the files which they replace. The last batch number stays.
+    """Commit files that hold the same rows as the files they replace. The last batch number stays.
 
     Raises ConflictError where another commit came first, and OSError where storage fails.
     """
@@ -227,7 +241,7 @@ def _write_transaction(
         )
     except CommitFailedError as exc:
         raise ConflictError(f"another commit came before {what}", where=uri, found=str(exc)) from exc
-    except DeltaError as exc:  # deltalake reports some faults of storage as its own error.
+    except DeltaError as exc:  # deltalake reports some storage faults as its own error.
         raise OSError(f"could not commit {what} to {name}: {exc}") from exc
 
 
@@ -243,9 +257,10 @@ def _partition_values(file: DataFile) -> dict[str, str | None]:
 
 
 def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that uses deltalake: here, or in a new process where this one is a fork that cannot.
+    """Return the result of a function that uses deltalake, called here or in a new process.
 
-    The function is a module's; arguments, result and errors can be pickled.
+    A fork that cannot use deltalake calls the function in a new process. The function must be importable from a module.
+    Arguments, result and errors must be picklable.
     """
     if _is_forked_from_a_user():
         return _in_new_process(function, args, kwargs)
@@ -254,7 +269,7 @@ def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     except UserError as error:
         if error.__cause__ is None or not is_panic(error.__cause__):
             raise
-    return _in_new_process(function, args, kwargs)  # The parent has used deltalake without segray.
+    return _in_new_process(function, args, kwargs)  # The parent used deltalake without segray, so deltalake panicked.
 
 
 def _is_forked_from_a_user() -> bool:
@@ -278,9 +293,9 @@ def _in_new_process(function: Callable[P, T], args: tuple[object, ...], kwargs: 
 
 
 def answer() -> None:
-    """Run the call that stands pickled on standard input; write its pickled result, or error, to standard output."""
+    """Run the pickled call on standard input. Write its pickled result, or error, to standard output."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # so that nothing else gets between
+    os.dup2(2, 1)  # Prints of libraries go to standard error, so that only the result is on standard output.
     function, args, kwargs = pickle.load(sys.stdin.buffer)
     try:
         result = cast(object, function(*args, **kwargs))
@@ -288,4 +303,4 @@ def answer() -> None:
         result = error
     out.write(pickle.dumps(result))
     out.flush()
-    os._exit(0)  # Nothing here is worth the teardown of native libraries.
+    os._exit(0)  # The teardown of native libraries would only take time.

@@ -1,19 +1,19 @@
-"""Keep a label set small and tidy: compact small files, delete what nothing needs any more, checkpoint the logs.
+"""Maintenance of a label set: compact small files, delete files that nothing needs, checkpoint the logs.
 
-Knows which files belong together and what may go when; changes no row. Every step may be interrupted, repeated, or
-run beside readers and beside `segray label`:
+Knows which files belong together, and when a file may be deleted. Changes no row. Every step may be interrupted,
+repeated, or run beside readers and `segray label`:
 
     1. finish a batch that reached only one table    as the next run would
-    2. write compacted files, then one commit        in the log the old files leave as the new ones come
-    3. delete data files that the log does not name  once the grace time has passed
-    4. delete staged files of runs that are over     likewise
+    2. write compacted files, then one commit        which adds the new files and removes the old ones
+    3. delete data files that the log does not name  after the grace time
+    4. delete staged files of finished runs          after the grace time
     5. checkpoint                                    so that readers open the log fast
 
-Replaced files stay for the grace time, because readers of the log may still be reading an older snapshot. Readers of
-the plain glob count their rows twice until step 3 of a later call. Hence the defaults: a class is compacted only when
-it has many small files, so seldom, and a day is the grace. Whoever reads by the glob alone calls it with a grace of 0
-while nothing else reads: steps 2 and 3 then follow each other at once. Files that a merge or compaction still under
-way might commit are kept for a day whatever the grace.
+Replaced files stay for the grace time, because readers of the log may still read an older snapshot. Readers of the
+plain glob count the replaced rows twice until step 3 of a later call. The defaults therefore compact a class only
+when it has many small files. The default grace time is one day. With readers of the glob only, call `maintain` with a
+grace time of 0 while nobody reads: steps 2 and 3 then follow each other at once. Files that a merge or compaction in
+progress may still commit are kept for a day, whatever the grace time.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from segray.storage.uris import name as base
 
 _ATTEMPTS = 3
 _UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it
-_OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # of a batch, or compacted
+_OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # data files of a batch or of compaction
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is worth compacting. A class (or the images table) with at least `files` small files is.
+    """Thresholds of compaction. A class, or the images table, is compacted if it has at least `files` small files.
 
-    Small: fewer than small_bytes and less than half of file_rows. A compacted file has at most file_rows rows and is
-    made of at most file_bytes.
+    A small file has fewer than small_bytes bytes and less than half of file_rows rows. A compacted file has at most
+    file_rows rows, and is made of at most file_bytes bytes.
     """
 
     files: int = 8
@@ -63,10 +63,12 @@ class Limits:
 
 @dataclass
 class Maintenance:
-    """What maintenance did.
+    """The result of maintenance.
 
-    compacted: by table, how many files were rewritten, and into how many. waiting: data files that the log does not
-    name and that are still within their grace. conflicts: tables left as they were because others kept committing.
+    batch: the last complete batch. compacted: for each table, how many files were rewritten, and into how many.
+    deleted: number of deleted data files, by table. waiting: number of data files that the log does not name and that
+    are within their grace time, by table. staged_deleted: number of deleted files of finished runs. conflicts: tables
+    left as they were because others kept committing.
     """
 
     batch: int = 0
@@ -89,9 +91,17 @@ def maintain(
     limits: Limits = Limits(),
     now: datetime | None = None,
 ) -> Maintenance:
-    """Do all steps. grace_hours: for how long replaced files and staged work are kept.
+    """Run all steps of maintenance, and return the result.
 
-    now: for tests, the time that runs are compared with. Raises LabelSetError where there is no label set.
+    Args:
+        root: The label set.
+        options: Access to storage.
+        grace_hours: Hours for which replaced files and staged work are kept.
+        limits: Thresholds of compaction.
+        now: The time that runs are compared with, for tests.
+
+    Raises:
+        LabelSetError: There is no label set.
     """
     if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
         raise LabelSetError("no label set here", where=root, hint="check the path, or run `segray label` first")
@@ -111,7 +121,7 @@ def maintain(
 
 
 def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
-    """Return which files to make one of, partition by partition, in the order of their names."""
+    """Return the groups of files to merge into one file each. Groups stay within a partition and are sorted by path."""
     small: dict[str | None, list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.size_bytes < limits.small_bytes and 2 * file.rows < limits.file_rows:
@@ -121,7 +131,7 @@ def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
 
 
 def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile]]:
-    """Yield the files in turn, as many together as the limits allow."""
+    """Yield consecutive files in groups as large as the limits allow."""
     part: list[DataFile] = []
     for file in files:
         rows, size = (sum(getattr(f, what) for f in (*part, file)) for what in ("rows", "size_bytes"))
@@ -133,7 +143,7 @@ def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile
 
 
 def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done: Maintenance) -> None:
-    """Replace small files of the table by large ones in one commit, unless there are too few."""
+    """Replace small files of the table by large ones in one commit, unless there are too few small files."""
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
         assert table is not None, "looked at before"
@@ -153,9 +163,9 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
 
 
 def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile], limits: Limits) -> list[DataFile]:
-    """Write the group's rows to files of their own, sorted as all files are.
+    """Write the group's rows to new files, sorted like all data files. Return the new files.
 
-    Named by what they are made of: an attempt that is repeated after a crash overwrites its own files.
+    Names of the new files derive from the group. A repeated attempt after a crash overwrites its own files.
     """
     store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
     tables, facts = [], []
@@ -171,13 +181,13 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return where the rows of several files come from: each kind once, under `merged_from`."""
+    """Return the provenance of merged files: each distinct origin once, under `merged_from`."""
     kinds = [kind for each in facts for kind in each.get("merged_from", [each])]
     return {"merged_from": list({json.dumps(kind, sort_keys=True): kind for kind in kinds}.values())}
 
 
 def _discard(root: str, name: str, options: StorageOptions, changes: Changes) -> None:
-    """Delete compacted files of a lost race, if nobody can commit them any more."""
+    """Delete compacted files of a lost race, unless somebody may still commit them."""
     table = open_table(root, name, options)
     assert table is not None, "looked at before"
     live = {file.path for file in files_of(table)}
@@ -192,9 +202,9 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
 
 
 def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, done: Maintenance) -> None:
-    """Delete data files that the log does not name: replaced ones, and what interrupted merges left."""
+    """Delete data files that the log does not name: replaced files, and files of interrupted merges."""
     store, find = Store(options), partial(snapshot.removed_files, root, name, options)
-    # Batch numbers come first: a file of a number that was taken by then can never be committed after.
+    # Batch numbers are read before the files: a file of a number that is taken now can never be committed later.
     number = min(batch_numbers(root, options))
     replaced = find(grace_hours)
     abandoned = {path for path in find(grace_hours, unnamed=True) if _batch_of(path) <= number}
@@ -207,13 +217,16 @@ def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: 
 
 
 def _batch_of(path: str) -> float:
-    """Return the number of the batch that a merge wrote the file for; infinity for files of compaction."""
+    """Return the number of the batch that the file was merged for, infinity for other files."""
     found = _OURS.fullmatch(base(path))
     return int(found["batch"]) if found and found["batch"] else math.inf
 
 
 def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance) -> None:
-    """Delete staged files, batch inputs and event logs of runs that were over before then and that none will resume."""
+    """Delete staged files, batch inputs and event logs of runs that ended before `before`.
+
+    The run that the next `segray label` would resume keeps its files.
+    """
     latest = run_records.unfinished(store, root)
     for name in store.names(join(root, "_segray", "runs")):
         run = Run(root, name.rstrip("/"))
@@ -245,5 +258,5 @@ def _over(run: Run, store: Store, before: datetime) -> bool:
 
 
 def _checkpoint(root: str, name: str, options: StorageOptions) -> None:
-    """Sum up the table's log in one file, so that readers need not read every commit."""
+    """Write the table's log as one checkpoint file, so that readers need not read every commit."""
     Store(options).retrying(root, require_table(root, name, options).create_checkpoint)

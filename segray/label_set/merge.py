@@ -1,7 +1,7 @@
-"""Merge staged files into the data files of a batch, class by class, and replace the rows of changed images.
+"""Merges of staged files into the data files of a batch, class by class, with replacement of changed images' rows.
 
-Knows staged rows, and which committed files hold which images. Commits nothing: the files it writes are not visible
-to readers of the log. Memory does not grow with the batch.
+Knows staged rows, and which committed files hold which images. Commits nothing: readers of the log do not see the
+merged files. Memory use does not grow with the batch.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from segray.storage.store import StorageOptions, Store, bounded_map
 from segray.storage.uris import join
 
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
-_REST = "-rest"  # in the names of files that hold what is left of replaced ones
+_REST = "-rest"  # in the names of files that hold the remaining rows of replaced files
 
 
 def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Batch:
-    """Turn staged files into the data files of batch `number`, sorted by class, key, instance; commit nothing.
+    """Merge staged files into the data files of batch `number`, sorted by class, key and instance. Commit nothing.
 
-    Rows of images that already have rows are replaced, and rows of retired images removed. The files that hold these
-    rows are written again without them. The batch removes the old files.
+    Rows of images that already have rows are replaced. Rows of retired images are removed. Files that hold such rows
+    are written again without the rows, and the batch removes the old files.
     """
     store = Store(options)
-    # Named by all that decides their bytes. An attempt that is repeated after a crash overwrites its own files
-    # instead of leaving them beside new ones, where a reader of the plain glob would count both; and when two
-    # processes resume one run at once, what the slower one writes over committed files is what they hold.
+    # Everything that decides the files' bytes is in their names. An attempt repeated after a crash overwrites its own
+    # files, so readers of the plain glob do not count rows twice. Two processes that resume one run at once write the
+    # same bytes, so the slower one does no harm to committed files.
     token = _digest([run.id, number, asdict(inputs)])
     writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
     fresh = {name: SpillableRows() for name in COMMIT_ORDER}
@@ -65,9 +65,9 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
 
 
 def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Changes:
-    """Write the batch's changes to `images` anew, after compaction moved the rows that the batch replaces.
+    """Return the batch's changes to `images`, written anew after compaction moved the rows that the batch replaces.
 
-    `instances` has the batch already and cannot take it back. So the files to replace are found again.
+    `instances` has the batch already and cannot take the batch back, so the files to replace are looked up again.
     """
     store, run = Store(options), Run(root, batch.run_id)
     fresh = [f for f in batch.tables["images"].add if _REST not in f.path]
@@ -91,7 +91,10 @@ def _digest(value: Any) -> str:
 
 
 def staged_rows(store: Store, run: Run, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the staged rows sorted by key. Several files are read at a time: the plan's order is that of the keys."""
+    """Yield the staged rows, sorted by key.
+
+    names: staged files in the order of the plan, which is the order of keys. A few files are in memory at a time.
+    """
     waiting: list[pa.Table] = []
     last = ""
     with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="staged") as pool:
@@ -122,11 +125,14 @@ def _image_rows(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
 
 
 def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
-    """Return the instances within the rows, class after class; those of a class keep their order."""
+    """Return the instances within the rows, sorted by class. Instances of one class keep their order.
+
+    number: the batch number.
+    """
     lists = rows.column("instances")
     found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
     classes = found["class_name"].dictionary_encode()
-    # Of so few bits as numpy sorts by radix.
+    # numpy sorts integers of at most 16 bits by radix sort.
     codes = classes.indices.to_numpy().astype(np.min_scalar_type(len(classes.dictionary)))
     order = np.argsort(codes, kind="stable")
     image = pa.array(pc.list_parent_indices(lists).to_numpy()[order])
@@ -140,7 +146,7 @@ def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
 
 
 def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array:
-    """Return the keys of those rows that the table still has, among one part of the run's rows to remove."""
+    """Return the keys of the run's rows to remove, of one part, whose rows the table still has."""
     store, committed = Store(options), snapshot.committed(run.root, "images", options)
     rows = plan.retired(store, run.folder, part)
     if committed is None:
@@ -152,7 +158,7 @@ def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array
 
 
 def _keys_with_rows(store: Store, root: str, committed: ds.Dataset | None, keys: pa.Array) -> pa.Array:
-    """Return those of the keys that already have a committed row."""
+    """Return those of `keys` that already have a committed row."""
     if committed is None:
         return pa.array([], pa.string())
     found = store.retrying(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
@@ -166,7 +172,7 @@ def _has_key_in(keys: pa.Array) -> pc.Expression:
 
 
 def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Array) -> list[DataFile]:
-    """Return the files of the table that hold rows of these images."""
+    """Return the files of the table `name` that hold rows of these images."""
     if not len(keys):
         return []
     state = snapshot.table_state(root, name, options)
@@ -183,7 +189,7 @@ def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Arr
 def rows_excluding(
     keys: pa.Array, store: Store, root: str, name: str, files: Sequence[DataFile]
 ) -> Iterator[tuple[str, SpillableRows]]:
-    """Yield the rows of other images that each file holds, with a label for the file that is to hold them."""
+    """Yield a label for the new file, and the rows to keep, for each of `files`: all rows except those of `keys`."""
     arrow = schema.IMAGES if name == "images" else schema.INSTANCES
     for file, data in zip(files, contents(store, root, name, files), strict=True):
         rest, old = SpillableRows(), pq.ParquetFile(pa.BufferReader(data))

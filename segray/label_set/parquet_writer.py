@@ -1,7 +1,7 @@
-"""Write rows as the Parquet files of a table: row groups, file sizes, names, statistics.
+"""The writer of a table's Parquet files: row groups, file sizes, names, statistics.
 
-Knows how data files are cut and encoded, and holds little memory however many rows come. Leaves logs, batches and
-the origin of the rows to others. A file is put when it is complete; no reader of the log sees it yet.
+Knows how data files are cut and encoded. Memory use is small for any number of rows. Leaves logs, batches and the
+origin of rows to others. A file is stored once it is complete, and no reader of the log sees the file yet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from segray.models.coco_labels import slug
 from segray.storage.store import Store, bounded_map
 from segray.storage.uris import join
 
-# Of rows that wait for their class's turn to be written; beyond it they wait in a temporary file of this machine.
+# Most bytes of rows that wait in memory for their class to be written. Further rows wait in a local temporary file.
 _WAITING_BYTES = 192 * 2**20
 
 _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
@@ -36,16 +36,16 @@ _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
 
 
 def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
-    """Yield the bytes of these files of a table, one after another; the next files are read meanwhile."""
+    """Yield the bytes of these files of a table, in order. The next files are read meanwhile."""
     return bounded_map(
         lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes
     )
 
 
 class SpillableRows:
-    """Rows of one table, gathered by class; the rows of a class keep their order.
+    """Rows of one table, gathered by class. Rows of a class keep their order.
 
-    Rows beyond a limit wait in a temporary file. A table without classes has one class, of no name.
+    Rows beyond a limit wait in a temporary file. A table without classes has one class, named "".
     """
 
     def __init__(self) -> None:
@@ -53,22 +53,25 @@ class SpillableRows:
         self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
-        """Add rows, class after class. The rows should own their memory: a slice would keep the whole."""
+        """Add rows, class after class.
+
+        The rows should own their memory, because a slice keeps its whole table in memory.
+        """
         if not rows.num_rows:
             return
-        if self._bytes > _WAITING_BYTES:  # What came last need not wait: no more may come.
+        if self._bytes > _WAITING_BYTES:  # Checked before adding, because the last rows need no spill.
             self._spill()
         self._bytes += rows.nbytes
         for name, part in _by_class(rows):
             self._parts.setdefault(name, []).append(part)
 
     def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
-        """Yield the classes by name, each with its rows, which are let go on the way."""
+        """Yield the classes by name, each with its rows. Rows are freed as they are yielded."""
         for name in sorted(self._parts):
             yield name, _drained(self._parts.pop(name))
 
     def _spill(self) -> None:
-        """Move the rows in memory to a file without a name, which is gone with its last reader."""
+        """Move the rows in memory to an unnamed temporary file, which disappears with its last reader."""
         waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
         waiting = {name: parts for name, parts in waiting.items() if parts}
         file, counts = tempfile.TemporaryFile(prefix="segray-"), {}  # noqa: SIM115  Closed with its last reader.
@@ -98,7 +101,7 @@ class _Spilled:
 
 
 def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each run of rows of one class; all rows of a table without classes are one run."""
+    """Yield each run of rows of one class. All rows of a table without classes are one run."""
     if "class_name" not in rows.column_names:
         yield "", rows
         return
@@ -115,9 +118,9 @@ def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class Writer:
-    """A writer of rows as whole data files, not yet visible to readers of the log.
+    """A writer of complete data files that readers of the log do not see yet.
 
-    stem: what the files' names begin with. facts: provenance, for their metadata. file_rows: most rows of one file.
+    stem: prefix of the files' names. facts: provenance for the files' metadata. file_rows: most rows of one file.
     """
 
     store: Store
@@ -129,7 +132,10 @@ class Writer:
     def write(
         self, name: str, rows: SpillableRows, rewritten: Iterable[tuple[str, SpillableRows]] = ()
     ) -> list[DataFile]:
-        """Write all rows of a table, class by class; then those of rewritten files, each under a label of its own."""
+        """Write all rows of the table `name`, class by class. Return the files.
+
+        rewritten: rows of further files, each with a label for the names of its new files.
+        """
         made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
         return list(bounded_map(partial(self._put, name), made, lambda each: each[0].size_bytes))
 
@@ -152,7 +158,7 @@ class Writer:
         sink, stats = io.BytesIO(), ColumnStats()
         with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
             for rows in groups:
-                # The writer takes each piece of each column by itself, and rare classes come in many small ones.
+                # The writer encodes each chunk of a column separately, and rare classes come in many small chunks.
                 whole = rows.combine_chunks()
                 writer.write_table(whole)
                 stats.add(whole)
@@ -166,7 +172,10 @@ class Writer:
 
 
 def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows in groups of `most`, fewer at the end of a file, each group with the number of its file."""
+    """Yield row groups, each with the number of its file.
+
+    most: rows of a row group; the last group of a file may have fewer. file_rows: most rows of a file.
+    """
     waiting: list[pa.Table] = []
     number = written = count = 0
     for part in parts:
@@ -186,7 +195,7 @@ def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterato
 
 
 class ColumnStats:
-    """Delta's statistics of one file: least and greatest value of the columns by which readers leave files out."""
+    """Delta's statistics of one file: smallest and largest value of the columns by which readers skip files."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -194,7 +203,7 @@ class ColumnStats:
         self._high: dict[str, Any] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """Count these rows of the file too."""
+        """Add these rows of the file to the statistics."""
         self.rows += rows.num_rows
         for name in ("image_key", "class_id", "score", "batch", "status"):
             if name in rows.column_names:
@@ -203,7 +212,7 @@ class ColumnStats:
                 self._high[name] = max(pair["max"], self._high.get(name, pair["max"]))
 
     def as_json(self) -> str:
-        """Return the statistics as the log holds them."""
+        """Return the statistics as JSON, in the form of the log."""
         return json.dumps(
             {
                 "numRecords": self.rows,

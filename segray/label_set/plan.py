@@ -1,10 +1,10 @@
-"""Which images a run labels: list, compare with what is committed, freeze, cut into units.
+"""Plans of runs: list images, compare the list with committed rows, freeze the list, cut it into units.
 
-Knows refs, versions and units; knows nothing of how images are read or labelled. A frozen plan never changes:
-a restart, however many workers it has, sees the same units. It lies in storage and is read part by part.
+Knows references, versions and units. Knows nothing of how images are read or labelled. A frozen plan never changes.
+A restart sees the same units with any number of workers. A frozen plan lies in storage and is read part by part.
 
-Until it is frozen the list is in memory, so it is kept small: a URI that its key tells is not held, and of what is
-committed 16 bytes an image. Five million images take about a gigabyte less than as a table with all of that.
+The list is in memory until it is frozen, so it is kept small. A URI that follows from its key is not stored. A
+committed row takes 16 bytes. Five million images take about 1 GB less than in a plain table.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _PART_ROWS, _PARTS_KEPT = 131_072, 3
 
 @dataclass(frozen=True)
 class Plan:
-    """The frozen list, sorted by image_key, and how it is cut into units.
+    """The frozen list of images, sorted by image_key and cut into units.
 
-    starts: first row of each unit, and the end. part: the nth part of the list, schema.PLAN, of part_rows rows unless
-    it is the last. retired: parts of the list of rows to remove, and how many images each has.
+    starts: (units + 1,) int64, first row of each unit, then the number of images. part: returns the nth part of the
+    list, as schema.PLAN. part_rows: rows of each part but the last. retired: number of images by part of the rows to
+    remove.
     """
 
     starts: NDArray[np.int64]
@@ -53,15 +54,15 @@ class Plan:
         return int(self.starts[-1])
 
     def parts(self) -> Iterator[pa.Table]:
-        """The whole list, in order."""
+        """Yield the whole list part by part, in order."""
         return map(self.part, range(-(-self.images // self.part_rows)))
 
     def tasks(self) -> list[Task]:
-        """Every unit as one task."""
+        """Return one task for each unit."""
         return [Task(unit, 0, int(size)) for unit, size in enumerate(np.diff(self.starts))]
 
     def rows(self, task: Task) -> slice:
-        """Return where the images from the task's first to its last lie in the list."""
+        """Return the rows of the list from the task's first image to its last."""
         first = int(self.starts[task.unit])
         return slice(first + task.start, first + task.stop)
 
@@ -71,7 +72,7 @@ class Plan:
         return [refs[index - task.start] for index in task.only] if task.only else refs
 
     def positions(self, keys: Collection[str]) -> list[tuple[int, int]]:
-        """Return unit and index of each of these images that the plan has, in order."""
+        """Return unit and index within the unit of each of these images that the plan has, in order."""
         if not keys:
             return []
         wanted = pa.array(sorted(keys), pa.string())
@@ -93,9 +94,9 @@ class Plan:
 
 
 class Committed:
-    """Which images have a committed row, by key and version; 16 bytes each.
+    """The set of committed rows, by key and version. A row takes 16 bytes.
 
-    batches: columns image_key, version of the images table.
+    batches: columns image_key and version of the images table.
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
@@ -104,11 +105,14 @@ class Committed:
         del digests
         found = found[np.argsort(found[:, 0])]
         fresh = np.append(True, found[1:, 0] != found[:-1, 0])[: len(found)]
-        # Sorted by the first half; that two rows share one is a chance of one in a million for five million.
+        # Rows are sorted by the first 64 bits. Among five million rows, two share them with probability 1e-6.
         self._first, self._second = np.ascontiguousarray(found[fresh, 0]), np.ascontiguousarray(found[fresh, 1])
 
     def places(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:
-        """For each image the place of its row among all rows, -1 where it has none of this version."""
+        """Return the position of each image's row among the committed rows, (images,) int64.
+
+        The position is -1 for an image without a row of this version.
+        """
         digests = _digests(keys, versions)
         if not len(self):
             return np.full(len(digests), -1, np.int64)
@@ -120,12 +124,12 @@ class Committed:
 
 
 def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.uint64]:
-    """(rows, 2)"""
+    """Return 128-bit hashes of key and version, (rows, 2) uint64."""
     lengths = pc.cast(pc.binary_length(keys), pa.string())
     rows = pc.binary_join_element_wise(lengths, keys, versions, " ").cast(pa.large_string())
     if isinstance(rows, pa.ChunkedArray):
         rows = rows.combine_chunks()
-    # One string of all, cut by its offsets: a third of the time of as many Python strings.
+    # Slices of one buffer take a third of the time of separate Python strings.
     _, offsets, data = rows.buffers()
     ends = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1].tolist()
     text = memoryview(data or b"")
@@ -135,7 +139,10 @@ def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Listed:
-    """Images in memory. table: schema.PLAN, but a URI that is `base` and then the key is null."""
+    """A list of images in memory.
+
+    table: schema.PLAN, with a null for each URI that equals `base` followed by the key.
+    """
 
     table: pa.Table
     base: str
@@ -144,6 +151,7 @@ class Listed:
         return int(self.table.num_rows)
 
     def head(self, most: int | None) -> Listed:
+        """Return the first `most` images, all for None."""
         return Listed(self.table.slice(0, most), self.base)
 
     def without(self, keys: Collection[str]) -> Listed:
@@ -154,7 +162,7 @@ class Listed:
         return Listed(self.table.filter(pc.invert(held)), self.base)
 
     def rows(self, first: int, most: int) -> pa.Table:
-        """As schema.PLAN, every URI in full."""
+        """Return up to `most` rows from row `first` on as schema.PLAN, with every URI in full."""
         table = self.table.slice(first, most)
         told = pc.binary_join_element_wise(pa.scalar(self.base), table.column("image_key"), "")
         at = table.schema.get_field_index("uri")
@@ -162,16 +170,23 @@ class Listed:
 
 
 def of(listed: Listed, unit_images: int) -> Plan:
-    """A list in memory as a plan that nobody froze."""
+    """Return the plan of a list in memory, without freezing it."""
     images = len(listed)
     return Plan(cut(images, unit_images), lambda number: listed.rows(0, images), max(1, images))
 
 
 def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[Listed, int, NDArray[np.bool_]]:
-    """What is left to label, sorted by key, each key once; how many distinct images the source has; and which
-    committed rows, by their places, it lists in their version.
+    """Return the images to label, the number of distinct images, and which committed rows the source still lists.
 
-    batches: columns key, uri, version, size_bytes. An image is left when no committed row has its key and version.
+    An image is to be labelled when no committed row has its key and version.
+
+    Args:
+        batches: Columns key, uri, version, size_bytes.
+        committed: The committed rows, None if there are none.
+
+    Returns:
+        The images to label, sorted by key, each key once; the number of distinct images in the source; and a mask over
+        the committed rows, (rows,) bool, true where the source lists the row's image in its version.
     """
     kept, base = [], None
     done = np.zeros(0 if committed is None else len(committed), np.bool_)
@@ -191,10 +206,16 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
 def unlisted(
     left: Listed, listed: NDArray[np.bool_], committed: Committed, batches: Callable[[], Iterable[pa.RecordBatch]]
 ) -> pa.Table:
-    """The committed rows whose image the source lists in no version: schema.RETIRED, sorted by key.
+    """Return the committed rows whose image the source lists in no version, as schema.RETIRED, sorted by key.
 
-    left, listed: as `build` found them. batches: columns image_key, version, batch of what `committed` was made of.
-    A file that held images and is listed as one itself could not be read; its images are not known to be gone.
+    An archive or table that is listed as an image itself could not be read. Rows of its images are left out, because
+    those images may still exist.
+
+    Args:
+        left: The images to label, from `build`.
+        listed: The mask over the committed rows, from `build`, (rows,) bool.
+        committed: The committed rows.
+        batches: Returns columns image_key, version and batch of the rows that `committed` was made of.
     """
     if listed.all():
         return schema.RETIRED.empty_table()
@@ -214,7 +235,10 @@ _WITHIN = re.compile("(?<=.)[/#]", re.DOTALL)
 def _rows_where(
     batches: Iterable[pa.RecordBatch], committed: Committed, wanted: NDArray[np.bool_], keys: pa.Array | None = None
 ) -> pa.Table:
-    """Rows by their places among the committed, of these images."""
+    """Return the committed rows that the mask `wanted`, (rows,) bool, selects, as schema.RETIRED.
+
+    keys: only rows of these images, None for all.
+    """
     found = [schema.RETIRED.empty_table()]
     for batch in batches:
         places = committed.places(batch.column("image_key"), batch.column("version"))
@@ -233,28 +257,28 @@ _COMPACT = pa.schema([field.with_nullable(field.name == "uri") for field in sche
 def _compact(batch: pa.RecordBatch, base: str) -> pa.RecordBatch:
     keys, uris, versions, sizes = batch.columns
     told = pc.equal(pc.binary_join_element_wise(pa.scalar(base), keys, ""), uris)
-    # Nulls made from URIs keep the room that these took.
+    # if_else gives nulls that still take the memory of the URIs, so a column of nulls only is made separately.
     all_told = pc.all(told, min_count=0).as_py()
     needed = pa.nulls(len(uris), pa.string()) if all_told else pc.if_else(told, pa.scalar(None, pa.string()), uris)
     return pa.record_batch([keys, needed, versions, sizes], _COMPACT)
 
 
 def _columns(batches: list[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
-    """The columns of the batches, which are let go."""
+    """Return the columns of the batches, and empty the list of batches to free its memory."""
     table = pa.Table.from_batches(batches, _COMPACT)
     batches.clear()
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _by_key_once(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
-    """Sorted by key, each key once. Most listings are so already, and then nothing is copied.
+    """Return the table sorted by key, each key once. A listing that is sorted already is not copied.
 
-    Takes the columns out of `columns`, so that one at a time is there in two orders.
+    The columns are removed from `columns`, so that only one column at a time is in memory twice.
     """
     if _ascending(columns["image_key"]):
         return pa.table(columns, _COMPACT)
     order = pc.sort_indices(pa.table({"key": columns["image_key"]}), sort_keys=[("key", "ascending")])
-    # Chunks are joined first, because taking from several joins them too, and keeps them.
+    # Chunks are joined first. `take` from several chunks joins them too, but keeps the copy.
     table = pa.table({name: columns.pop(name).combine_chunks().take(order) for name in list(columns)}, _COMPACT)
     keys = table.column("image_key").combine_chunks()
     fresh = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))
@@ -264,14 +288,14 @@ def _by_key_once(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
 
 
 def _ascending(keys: pa.ChunkedArray) -> bool:
-    """Whether each key is larger than the one before."""
+    """Return whether each key is larger than the one before."""
     chunks = [chunk for chunk in keys.chunks if len(chunk)]
     within = all(pc.all(pc.greater(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() for chunk in chunks)
     return within and all(a[-1].as_py() < b[0].as_py() for a, b in pairwise(chunks))
 
 
 def cut(images: int, unit_images: int) -> NDArray[np.int64]:
-    """Unit boundaries, 0 to images."""
+    """Return the unit boundaries, (units + 1,) int64, from 0 to `images`."""
     return np.append(np.arange(0, images, unit_images), images).astype(np.int64)
 
 
@@ -283,9 +307,15 @@ def freeze(
     retired: pa.Table | None = None,
     batch_images: int = _PART_ROWS,
 ) -> Plan:
-    """Write the plan below `folder`; plan.json comes last and makes it whole.
+    """Write the plan below `folder`, and return it. plan.json is written last and makes the plan complete.
 
-    retired: rows to remove, schema.RETIRED, so many images in each batch.
+    Args:
+        store: The store of the label set.
+        folder: The run's folder.
+        listed: The images to label.
+        unit_images: Images of one unit.
+        retired: Rows to remove, as schema.RETIRED.
+        batch_images: Images of one part of `retired`, which one batch removes.
     """
     parts = [
         _put_part(store, folder, f"part-{number:05d}.parquet", listed.rows(first, _PART_ROWS))
@@ -312,7 +342,7 @@ def _put_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str,
 
 
 def load(store: Store, folder: str) -> Plan | None:
-    """The plan frozen below `folder`; None when it never became whole."""
+    """Return the plan frozen below `folder`, None if it was never complete."""
     try:
         return _frozen(store, folder, _facts(store, folder))
     except FileNotFoundError:
@@ -320,7 +350,7 @@ def load(store: Store, folder: str) -> Plan | None:
 
 
 def retired(store: Store, folder: str, name: str) -> pa.Table:
-    """One part of the rows that the plan frozen below `folder` removes, schema.RETIRED, sorted by key."""
+    """Return one part of the rows that the plan frozen below `folder` removes, as schema.RETIRED, sorted by key."""
     (part,) = (each for each in _facts(store, folder)["retired"] if each["name"] == name)
     return _read_part(store, folder, part)
 
@@ -350,7 +380,7 @@ def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:
 
 
 def committed_rows(plan: Plan, committed: Committed | None) -> NDArray[np.bool_]:
-    """Which rows of the plan have a committed row of their version: (images,) bool."""
+    """Return which rows of the plan have a committed row of their version, (images,) bool."""
     if committed is None or not len(committed):
         return np.zeros(plan.images, np.bool_)
     held = [committed.places(part.column("image_key"), part.column("version")) >= 0 for part in plan.parts()]
@@ -358,7 +388,10 @@ def committed_rows(plan: Plan, committed: Committed | None) -> NDArray[np.bool_]
 
 
 def left(plan: Plan, done: NDArray[np.bool_]) -> list[Task]:
-    """What is not done, as tasks: each maximal run of images within a unit."""
+    """Return the images that are not done, as one task for each maximal run of images within a unit.
+
+    done: (images,) bool.
+    """
     tasks = []
     for unit, (first, end) in enumerate(zip(plan.starts[:-1], plan.starts[1:], strict=True)):
         tasks += [Task(unit, a, b) for a, b in _runs(~done[first:end])]
@@ -366,6 +399,6 @@ def left(plan: Plan, done: NDArray[np.bool_]) -> list[Task]:
 
 
 def _runs(wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Maximal [start, stop) runs of True."""
+    """Return the maximal [start, stop) runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

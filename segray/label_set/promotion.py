@@ -1,6 +1,6 @@
-"""Promote one of several label sets beside each other: readers of PARENT/CURRENT then read it.
+"""Promotion of one of several label sets in a folder: readers of PARENT/CURRENT then read the promoted one.
 
-Knows when a label set may be promoted; labels nothing and moves nothing. current_pointer.py knows the pointer.
+Knows when a label set may be promoted. Labels nothing and moves nothing. current_pointer.py knows the pointer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from segray.storage.uris import absolute, join, name, parent
 
 @dataclass(frozen=True)
 class Promotion:
-    """What the pointer says. before: what it said, None if there was none. doubts: why it should not have changed."""
+    """The result of a promotion.
+
+    pointer: URI of CURRENT. current: the folder that was to be promoted. before: the folder that the pointer named,
+    None if there was none. doubts: reasons against the promotion. written: whether the pointer was changed.
+    """
 
     pointer: str
     current: str
@@ -31,8 +35,16 @@ class Promotion:
 def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run: bool = False) -> Promotion:
     """Make PARENT/CURRENT name the label set at `root`.
 
-    Raises LabelSetError where it is broken, incomplete, or has fewer images than the one it would take the place of,
-    unless force; where there is none at all, always.
+    Args:
+        root: The label set's own folder, which must lie in another folder.
+        options: Access to storage.
+        force: Promote the label set in spite of doubts.
+        dry_run: Write nothing.
+
+    Raises:
+        LabelSetError: There is no label set. Without force also: the label set is broken or incomplete, or has fewer
+            images than the current one.
+        UserError: `root` is CURRENT itself, or does not lie in another folder.
     """
     store, uri = Store(options), absolute(root.rstrip("/"))
     folder, above = name(uri), parent(uri)

@@ -1,16 +1,16 @@
-"""The `_segray/` folder of a label set: its identity, its runs, the names of staged files.
+"""The folder `_segray/` of a label set: identity, runs, names of staged files.
 
-Knows where records lie and what they say; knows nothing of images, models' insides or Ray.
+Knows the paths and contents of records. Knows nothing of images, Ray or the inside of models.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
-    ROOT/_segray/left_over.json                       images that storage withheld from the last run to its end
-    ROOT/_segray/index/                               where the images in shards lie (sources/index.py)
-    ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten as it proceeds
-    ROOT/_segray/runs/RUN_ID/report.html              a web page: live while the run goes on, then its report
+    ROOT/_segray/left_over.json                       images that storage withheld from the last completed run
+    ROOT/_segray/index/                               positions of the images in shards (sources/shard_index.py)
+    ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten during the run
+    ROOT/_segray/runs/RUN_ID/report.html              a web page: live during the run, then its report
     ROOT/_segray/runs/RUN_ID/plan/                    the frozen plan (plan.py)
-    ROOT/_segray/runs/RUN_ID/staged/                  finished tasks, not yet visible
-    ROOT/_segray/runs/RUN_ID/events/                  what the scheduler was told (execution/event_log.py)
-    ROOT/_segray/runs/RUN_ID/batches/b00001.json      what a commit adds and removes (batches.py)
+    ROOT/_segray/runs/RUN_ID/staged/                  finished tasks that are not yet visible
+    ROOT/_segray/runs/RUN_ID/events/                  events of the scheduler (execution/event_log.py)
+    ROOT/_segray/runs/RUN_ID/batches/                 inputs and changes of batches (batches.py)
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from segray.tasks import Task
 
 @dataclass(frozen=True)
 class LabelSetIdentity:
-    """The model of a label set, with everything that changes the model's answers."""
+    """The identity of a label set: its model, and everything else that changes the model's answers."""
 
     fingerprint: str
     model: Mapping[str, Any]
     classes: tuple[tuple[int, str, str], ...]  # category id, name, slug
 
     def as_json(self) -> dict[str, Any]:
+        """Return the content of label_set.json."""
         return {
             "schema_version": schema.VERSION,
             "fingerprint": self.fingerprint,
@@ -52,7 +53,7 @@ class LabelSetIdentity:
 
 
 def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
-    """Return whether `root` already is this identity's label set; False where there is none yet. Write nothing.
+    """Return whether `root` is this identity's label set already, False for no label set. Write nothing.
 
     Raises LabelSetError when the root belongs to another model, thresholds, class list or schema version.
     """
@@ -84,14 +85,17 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
 
 
 def create_or_check(store: Store, root: str, identity: LabelSetIdentity) -> None:
-    """Create the record that makes `root` this identity's label set, or check it. Raises as `check` does."""
+    """Create the record that makes `root` this identity's label set, or check the record. Raises as `check` does."""
     if not check(store, root, identity):
         store.create(join(root, "_segray", "label_set.json"), _dump(identity.as_json()))
         check(store, root, identity)
 
 
 def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], most: int = 12) -> str:
-    """Return where the two records differ on the model and on the classes, as `key: old -> new`."""
+    """Return the differences of two records in model and classes, as `key: old -> new`.
+
+    most: most differences to name.
+    """
     old, new = (_flat(record.get("model") or {}) | _classes(record.get("classes") or ()) for record in (theirs, mine))
     changed = [
         f"{key}: {_said(old.get(key))} -> {_said(new.get(key))}"
@@ -119,7 +123,7 @@ def _said(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. `id` sorts by time of creation."""
+    """One run's folder. Sorting by `id` sorts runs by time of creation."""
 
     root: str
     id: str
@@ -137,22 +141,26 @@ class Run:
         return join(self.folder, "report.html")
 
     def save(self, store: Store, record: Mapping[str, Any]) -> None:
-        """Write run.json whole."""
+        """Write the whole of run.json."""
         store.put(join(self.folder, "run.json"), _dump({"run_id": self.id, **record}))
 
     def record(self, store: Store) -> dict[str, Any]:
+        """Return the content of run.json. Raises FileNotFoundError for a run without one."""
         uri = join(self.folder, "run.json")
         return _load(store.read(uri), uri)
 
 
 def new_run(root: str, now: datetime | None = None) -> Run:
-    """Return a run with a fresh id: UTC time of creation, to the microsecond, and four random bytes."""
+    """Return a run with a fresh id: UTC time of creation in microseconds, and four random bytes."""
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
     return Run(root, f"{stamp}-{secrets.token_hex(4)}")
 
 
 def unfinished(store: Store, root: str) -> Run | None:
-    """Return the latest run whose plan was frozen and whose work is not all committed."""
+    """Return the latest run, if it is not done; None otherwise.
+
+    Runs without a record are skipped. A run gets its record once its plan is frozen.
+    """
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         run = Run(root, name.rstrip("/"))
         try:
@@ -169,7 +177,7 @@ _MOST_LEFT_OVER = 100_000
 
 
 def left_over(store: Store, root: str) -> dict[str, str]:
-    """Return the images that storage withheld from the last run to its end: the last error of each by key."""
+    """Return the images that storage withheld until the end of the last run: the last error of each image, by key."""
     uri = join(root, "_segray", "left_over.json")
     try:
         return dict(_load(store.read(uri), uri).get("images", {}))
@@ -178,7 +186,7 @@ def left_over(store: Store, root: str) -> dict[str, str]:
 
 
 def save_left_over(store: Store, root: str, images: Mapping[str, str]) -> None:
-    """Write what `left_over` returns, but so many images at most."""
+    """Write the images that `left_over` returns, at most _MOST_LEFT_OVER of them."""
     kept = dict(islice(images.items(), _MOST_LEFT_OVER))
     store.put(join(root, "_segray", "left_over.json"), _dump({"count": len(images), "images": kept}))
 
@@ -189,12 +197,12 @@ _STAGED = re.compile(r"u(\d+)\.(\d+)-(\d+)\.a(\d+)\.[0-9a-f]+\.arrow")
 
 
 def staged_name(task: Task) -> str:
-    """Return a name for a finished task's file, unique to this attempt."""
+    """Return a file name for a finished task, unique to this attempt."""
     return f"u{task.unit:08d}.{task.start:06d}-{task.stop:06d}.a{task.attempt}.{secrets.token_hex(6)}.arrow"
 
 
 def staged_task(name: str) -> Task | None:
-    """Return the task that a staged file holds, from its name; None for foreign files."""
+    """Return the task in the name of a staged file, None for any other name."""
     found = _STAGED.fullmatch(name)
     if found is None:
         return None
@@ -203,14 +211,15 @@ def staged_task(name: str) -> Task | None:
 
 
 def select_staged(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
-    """Select staged files that together hold each image at most once.
+    """Return staged files that together hold each image at most once.
 
-    Files in `first` win, since an interrupted batch was made of them. Then wide slices win, then earlier attempts.
+    Files in `first` have priority, because an interrupted batch was made of them. The other files are chosen in the
+    order of their first image. Among these, wider slices come first, then earlier attempts.
     """
     tasks = [(task, name) for name in names if (task := staged_task(name)) is not None]
     tasks.sort(key=lambda item: (item[1] not in first, item[0].start, -item[0].stop, item[0].attempt, item[1]))
     taken: dict[Task, str] = {}
-    held: defaultdict[int, int] = defaultdict(int)  # a bit for each image of the unit
+    held: defaultdict[int, int] = defaultdict(int)  # by unit: a bit for each image
     for task, name in tasks:
         images = ((1 << len(task)) - 1) << task.start
         if not held[task.unit] & images:

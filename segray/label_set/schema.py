@@ -1,6 +1,6 @@
-"""The Arrow schemas of a label set and how its Parquet files are written, as literals.
+"""The Arrow schemas of a label set, and the settings of its Parquet files, as literals.
 
-Knows columns, types and encodings; knows nothing of storage or of who writes.
+Knows columns, types and encodings. Knows nothing of storage or of writers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INSTANCES = pa.schema(
     ]
 )
 
-# `class` is the hive level: in the path and in the log, never in a file.
+# `class` is the hive partition: it stands in paths and in the log, never in a file.
 PARTITION = "class"
 INSTANCES_WITH_PARTITION = INSTANCES.append(pa.field(PARTITION, pa.string(), nullable=False))
 
@@ -59,8 +59,8 @@ IMAGES = pa.schema(
 
 _FOUND = pa.struct([f for f in INSTANCES if f.name not in ("image_id", "image_key", "height", "width", "batch")])
 
-# What a worker stages: one row per image with its instances inside, so that a staged file is complete by
-# construction. Batch and run are known only at the merge.
+# A staged file has one row per image with its instances inside, so it is complete by construction. Batch and run are
+# known only at the merge.
 STAGED = pa.schema(
     [f for f in IMAGES if f.name not in ("batch", "run_id")]
     + [pa.field("instances", pa.list_(pa.field("item", _FOUND, nullable=False)), nullable=False)]
@@ -75,7 +75,7 @@ PLAN = pa.schema(
     ]
 )
 
-# Committed rows that a run removes: of this image, and of this batch, so not of what came after.
+# Committed rows that a run removes. The batch number protects rows that later batches commit for the same image.
 RETIRED = pa.schema([pa.field("image_key", pa.string(), nullable=False), pa.field("batch", pa.int32(), nullable=False)])
 
 _COMMON: Mapping[str, Any] = {
@@ -87,9 +87,9 @@ _COMMON: Mapping[str, Any] = {
     "data_page_size": 1 << 20,
 }
 
-# Three quarters of an instance's bytes are its mask; level 3 would save 4 % of them in nearly twice the time. Columns
-# whose encoding leaves nothing to squeeze are not compressed. No BYTE_STREAM_SPLIT, though scores would be 5 % smaller:
-# Spark 4.1 cannot read it.
+# The mask is three quarters of an instance's bytes. zstd level 3 would save 4 % of these bytes in nearly twice the
+# time. Columns that compression cannot shrink further are not compressed. BYTE_STREAM_SPLIT would make scores 5 %
+# smaller, but Spark 4.1 cannot read it.
 _BARE = ("instance", "class_id", "class_name", "area", "height", "width", "batch")
 
 INSTANCES_WRITE: Mapping[str, Any] = {
@@ -127,7 +127,10 @@ _INSTANCES_FACTS: Mapping[str, Any] = {
 
 
 def staged_bytes(rows: pa.Table) -> bytes:
-    """Rows of STAGED as a staged file: written once, read once, soon deleted, so as they lie in memory."""
+    """Return rows of STAGED as the bytes of a staged file.
+
+    The file is uncompressed Arrow IPC, because it is written once, read once and soon deleted.
+    """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, STAGED) as writer:
         writer.write_table(rows)
@@ -135,11 +138,11 @@ def staged_bytes(rows: pa.Table) -> bytes:
 
 
 def staged_rows(data: bytes) -> pa.Table:
-    """The rows of a staged file; they keep its bytes."""
+    """Return the rows of a staged file. The rows share memory with `data`."""
     return pa.ipc.open_file(pa.BufferReader(data)).read_all()
 
 
 def with_facts(schema: pa.Schema, provenance: Mapping[str, Any]) -> pa.Schema:
-    """The schema carrying `segray` key-value metadata: what the columns mean and where the rows come from."""
+    """Return the schema with metadata `segray`: the meaning of the columns and the origin of the rows, as JSON."""
     facts: Mapping[str, Any] = _INSTANCES_FACTS if "rle" in schema.names else {"version": VERSION}
     return schema.with_metadata({"segray": json.dumps({**facts, **provenance}, sort_keys=True)})

@@ -1,7 +1,7 @@
-"""Read the committed tables of a label set: exact snapshots, never a file that no commit names.
+"""Readers of the committed tables of a label set: exact snapshots, without files that no commit names.
 
-Knows where the tables lie, how storage is reached and which commits of the two belong together; knows nothing of how
-they are written.
+Knows the tables' paths, access to storage, and which commits of the two tables belong together. Knows nothing of how
+tables are written.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from segray.label_set.delta_log import TableState, batch_of
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
-_EMPTY_FILE_BYTES = 5000  # of a data file with hardly a row
-# A batch reaches the tables one after the other. Who opens the last one first has no row of images without instances.
+_EMPTY_FILE_BYTES = 5000  # size of a data file with almost no rows
+# A batch reaches the tables in this order. A reader that opens `images` first sees no image without its instances.
 COMMIT_ORDER = ("instances", "images")
 
 
 def table_uri(root: str, name: str) -> str:
-    """Return where a table lies. name: instances or images."""
+    """Return the URI of a table. name: instances or images."""
     return join(root, name)
 
 
 def open_table(root: str, name: str, options: StorageOptions) -> DeltaTable | None:
-    """Return the table's latest snapshot, None where there is no table. Raises as Store does."""
+    """Return the table's latest snapshot, None if there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.retrying(root, lambda: delta_log.open_table(uri, store.delta_options(root)))
 
 
 def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
-    """Return the latest snapshot of a table that must exist. Raises LabelSetError where it is gone."""
+    """Return the latest snapshot of a table that must exist. Raises LabelSetError for a missing table."""
     table = open_table(root, name, options)
     if table is None:
         raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), hint="restore it")
@@ -51,9 +51,9 @@ def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
 
 
 def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, unnamed: bool = False) -> set[str]:
-    """Return the paths that a commit removed at least so many hours ago, deleted by now or not.
+    """Return the paths of files that a commit removed at least `hours` hours ago, whether deleted since or not.
 
-    unnamed: also the files in the table's folder that are so old and that the log does not name.
+    unnamed: also return files of that age in the table's folder that the log does not name.
     """
     table = require_table(root, name, options)
     find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
@@ -61,13 +61,13 @@ def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, 
 
 
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
-    """Return the table's latest state as plain values, None where there is no table. Raises as Store does."""
+    """Return the table's latest state as plain values, None if there is no table. Raises as Store does."""
     store, uri = Store(options), table_uri(root, name)
     return store.retrying(root, lambda: delta_log.run(delta_log.latest_state, uri, store.delta_options(root)))
 
 
 def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | None:
-    """Return the table's committed rows, None where there is no table. Raises as Store does."""
+    """Return the table's committed rows, None if there is no table. Raises as Store does."""
     state = table_state(root, name, options)
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
 
@@ -75,15 +75,22 @@ def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | Non
 def scan(root: str, **storage_options: Any) -> ds.Dataset:
     """Return the committed instances of a label set, one row each, with the partition column `class`.
 
-    root: a folder or URL; PARENT/CURRENT for the label set that was promoted. storage_options: the fields of
-    StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals (AWS_ENDPOINT_URL, ...). Raises
-    LabelSetError where there is no label set.
+    Args:
+        root: A folder or URL; PARENT/CURRENT for the promoted label set.
+        storage_options: The fields of StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals
+            (AWS_ENDPOINT_URL, ...).
+
+    Raises:
+        LabelSetError: There is no label set.
     """
     return _dataset(root, "instances", storage_options)
 
 
 def images(root: str, **storage_options: Any) -> ds.Dataset:
-    """Return the committed images of a label set, one row each: ok, empty or failed. Otherwise as `scan`."""
+    """Return the committed images of a label set, one row each, with status ok, empty or failed.
+
+    Arguments and errors are those of `scan`.
+    """
     return _dataset(root, "images", storage_options)
 
 
@@ -109,14 +116,14 @@ def run_slices(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
 
 
 def store(given: Mapping[str, Any]) -> Store:
-    """Return the store that storage_options such as those of `scan` mean, without deltalake's own names."""
+    """Return the store for storage_options like those of `scan`. deltalake's own names are ignored."""
     return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
 
 
 def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
     native = {key: value for key, value in given.items() if key.isupper()}
     merged = {**store(given).delta_options(root), **native}
-    merged.pop("max_retries", None)  # Readers have nobody else who tries again for them.
+    merged.pop("max_retries", None)  # deltalake itself must retry, because nothing else does for readers.
     return merged
 
 
@@ -141,11 +148,11 @@ def _no_label_set(root: str, name: str) -> LabelSetError:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Both tables of a label set as of one batch, so that they agree: each image's instances are all here.
+    """Both tables of a label set as of one batch. The tables agree: all instances of each image are present.
 
-    batch: its number, 0 before the first. classes: name by category id, all that the model knows. model: its
-    name, thresholds and what else label_set.json says made the labels. fingerprint: of all that, "" where nothing is
-    said. row_bytes: what an instance takes in storage on average, most of it the mask.
+    batch: the batch number, 0 before the first. classes: name by category id, for all classes of the model. model: the
+    model's name, thresholds and further settings in label_set.json. fingerprint: of the model, "" if unknown.
+    row_bytes: mean size of an instance in storage, in bytes, most of it the mask.
     """
 
     root: str
@@ -161,10 +168,17 @@ class Snapshot:
 def snapshot(
     root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
 ) -> Snapshot:
-    """Return the label set's latest state, or that after batch `version`, or that at `as_of` (with a time zone).
+    """Return the label set's latest state, the state after batch `version`, or the state at `as_of`.
 
-    storage_options: as `scan`. Raises LabelSetError where there is no label set, or not so old or new a state of it, or
-    one whose files are deleted.
+    Args:
+        root: As for `scan`.
+        version: A batch number.
+        as_of: A time with a time zone.
+        storage_options: As for `scan`.
+
+    Raises:
+        LabelSetError: There is no label set, no such state, or files of that state are deleted.
+        UserError: Both version and as_of are given, or as_of has no time zone.
     """
     if version is not None and as_of is not None:
         raise UserError("version and as_of both name a state of the label set", hint="give one of them")
@@ -187,7 +201,10 @@ def snapshot(
 def _states(
     root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
 ) -> tuple[TableState, TableState, int]:
-    """Return images and instances as of one batch, and its number: the latest, `version`, or the last until `as_of`."""
+    """Return images and instances as of one batch, and the batch number.
+
+    The batch is `version`, the last one until `as_of`, or the latest.
+    """
     images, instances = (_open(root, name, options) for name in ("images", "instances"))
     latest = images.version(), instances.version()
     if as_of is not None:
@@ -195,7 +212,7 @@ def _states(
     if version is not None:
         _load_batch(images, root, version)
     batch = batch_of(images) if version is None else version
-    if batch_of(instances) != batch:  # Also when a commit under way has not reached images.
+    if batch_of(instances) != batch:  # Happens also when a commit in progress has not reached images.
         _load_batch(instances, root, batch)
     states = tuple(
         delta_log.state_of(table, table_uri(root, kind))
@@ -210,14 +227,14 @@ def _states(
 def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
     """Return images, the instances of no later batch, and the last batches of images and of instances.
 
-    Raises LabelSetError where one of the tables is missing, and as Store does.
+    Raises LabelSetError for a missing table, and as Store does.
     """
     store = Store(options)
     return store.retrying(root, lambda: delta_log.run(_states_to_verify, root, store.delta_options(root)))
 
 
 def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int, int]:
-    # A run that is under way commits to `instances` first, so `images`, read first, is never ahead.
+    # A run in progress commits to `instances` first. `images` is read first, so it is never ahead.
     images, instances = (_open(root, name, options) for name in reversed(COMMIT_ORDER))
     number, ahead = batch_of(images), batch_of(instances)
     while batch_of(instances) > number:
@@ -247,7 +264,10 @@ def _check_kept(state: TableState, store: Store) -> None:
 
 
 def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
-    """Return the last batch committed until then by the times in the log. The times of its files change in a copy."""
+    """Return the last batch committed until `moment`, by the times in the log.
+
+    Modification times of the log's files would change in a copy.
+    """
     until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
     if not until:
         raise LabelSetError(
@@ -259,7 +279,7 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
 
 
 def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
-    """Load the table's last state with this batch as its latest. Batch numbers never fall from state to state."""
+    """Load the table's last state whose latest batch is `batch`. Batch numbers never decrease from state to state."""
     low, high, latest = 0, table.version(), batch_of(table)
     if not 0 <= batch <= latest:
         raise LabelSetError(
@@ -268,7 +288,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
         )  # fmt: skip
     if batch == latest:
         return
-    while high - low > 1:  # `high` is too new, `low` is not, as far as the log still tells.
+    while high - low > 1:  # `high` is too new. `low` is not, or the log no longer has it.
         middle = (low + high) // 2
         if (_batch_of_state(table, middle) or 0) > batch:
             high = middle
@@ -291,7 +311,7 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
 
 
 def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
-    """Return class names by category id, the model and its fingerprint, empty where there is no label_set.json."""
+    """Return class names by category id, the model, and its fingerprint; empty values without label_set.json."""
     try:
         record = json.loads(store.read(join(root, "_segray", "label_set.json")))
         names = {int(each["id"]): str(each["name"]) for each in record["classes"]}

@@ -1,10 +1,10 @@
-"""Check every promise of a label set against what is in storage, and name each broken one.
+"""Validation of a label set: checks every invariant against storage, and names each violation.
 
-Knows the invariants; changes nothing. Files are read one row group at a time; what stays in memory is some 30 bytes
-for each image, and the plan of one run at a time.
+Knows the invariants. Changes nothing. Files are read one row group at a time. Memory holds about 30 bytes for each
+image, and the plan of one run at a time.
 
-Violations are breaches that a reader of the log can meet. Warnings are what only readers of the plain glob meet, or
-what the next run mends by itself.
+A violation is a breach that readers of the log can meet. A warning concerns only readers of the plain glob, or a
+state that the next run repairs by itself.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from segray.storage.uris import join
 
 _STATUSES = ("ok", "empty", "failed")
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
-_EXAMPLES = 1000  # images named one by one for each kind of violation that spans both tables
+_EXAMPLES = 1000  # most images named for each kind of violation that spans both tables
 
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken promise. kind: which one. where: file, image or run. found: what is there, with a count of rows."""
+    """A violated invariant.
+
+    kind: which invariant. where: file, image or run. found: the actual values, and the number of rows.
+    """
 
     kind: str
     where: str
@@ -46,7 +49,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. counts: batch, files, images, instances, runs, unlisted_files."""
+    """The result of a validation. counts: batch, files, images, instances, runs, unlisted_files."""
 
     violations: tuple[Violation, ...]
     warnings: tuple[str, ...]
@@ -62,13 +65,16 @@ class _Findings:
     violations: list[Violation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    unread: bool = False  # some rows could not be read, so counts across tables mean nothing
+    unread: bool = False  # whether some rows could not be read, which makes counts across tables meaningless
 
     def add(self, kind: str, where: str, found: str) -> None:
         self.violations.append(Violation(kind, where, found))
 
     def add_rows(self, kind: str, where: str, bad: NDArray[np.bool_], found: Callable[[int], str]) -> None:
-        """One violation for all bad rows of a row group, with the first as the example."""
+        """Add one violation for all bad rows of a row group, with the first bad row as the example.
+
+        bad: (rows,) bool. found: returns the description of a row.
+        """
         if bad.any():
             rows = int(bad.sum())
             counted = "1 row" if rows == 1 else f"{rows} rows"
@@ -76,13 +82,14 @@ class _Findings:
 
 
 def verify(root: str, options: StorageOptions) -> Report:
-    """Read the whole label set, as of the last whole batch, and name what breaks a promise.
+    """Read the whole label set as of the last complete batch. Return all violations and warnings.
 
-    Raises LabelSetError where there is no label set at all, and AccessError or InfrastructureError as storage does.
+    Raises LabelSetError where there is no label set, and AccessError or InfrastructureError as Store does.
     """
     store, findings = Store(options), _Findings()
     classes = _identity(root, store, findings)
-    done = _finished_runs(root, store, findings)  # before the tables: a run that ends meanwhile has rows they lack
+    # Runs are read before the tables, because the tables as read would lack rows of a run that ends meanwhile.
+    done = _finished_runs(root, store, findings)
     files = _snapshot(root, options, findings)
     for name in files:
         _check_listing(root, name, files[name], store, findings)
@@ -103,7 +110,10 @@ def verify(root: str, options: StorageOptions) -> Report:
 
 
 def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[int, str]]:
-    """The class list by slug: category id and name; empty, and a violation, when label_set.json is no use."""
+    """Return category id and name of each class, by slug.
+
+    An unusable label_set.json is a violation and gives no classes.
+    """
     uri = join(root, "_segray", "label_set.json")
     try:
         record = json.loads(store.read(uri))
@@ -122,7 +132,7 @@ def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[i
 
 
 def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
-    """The files of both tables as of the last batch that both have."""
+    """Return the files of both tables as of the last batch that both have, by table."""
     images, instances, number, ahead = states_to_verify(root, options)
     findings.counts["batch"] = number
     if ahead == number + 1:
@@ -136,7 +146,7 @@ def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[s
 
 
 def _check_listing(root: str, name: str, files: Iterable[DataFile], store: Store, findings: _Findings) -> None:
-    """That the files of the log are there, whole; and which others a plain glob would read too."""
+    """Check that the log's files exist with their sizes. Warn of other files that a plain glob would read."""
     listed = {
         entry.key: entry.size_bytes
         for entry in store.list(table_uri(root, name))
@@ -163,7 +173,7 @@ def _check_listing(root: str, name: str, files: Iterable[DataFile], store: Store
 
 @dataclass
 class _Rows:
-    """What reading the files of either table has in common."""
+    """The common part of reading the files of either table. batch: the last batch that both tables have."""
 
     root: str
     store: Store
@@ -172,7 +182,7 @@ class _Rows:
     rows: int = 0
 
     def groups(self, name: str, file: DataFile, expected: pa.Schema) -> Iterator[pa.Table]:
-        """The row groups of a file, checksums verified; a violation where they cannot be read."""
+        """Yield the row groups of a file, with verified checksums. A file that cannot be read is a violation."""
         where = join(name, file.path)
         try:
             with (
@@ -190,13 +200,13 @@ class _Rows:
                     self.rows += table.num_rows
                     yield table
         except FileNotFoundError:
-            self.findings.unread = True  # named by the listing
+            self.findings.unread = True  # _check_listing reports the missing file
         except (pa.ArrowException, OSError) as exc:
             self.findings.unread = True
             self.findings.add("file_unreadable", where, f"{type(exc).__name__}: {exc}"[:300])
 
     def check(self, kind: str, where: str, rows: pa.Table, bad: NDArray[np.bool_], *columns: str) -> None:
-        """Name bad rows by image_key and the values of `columns`."""
+        """Add a violation for bad rows, named by image_key and the values of `columns`. bad: (rows,) bool."""
 
         def example(row: int) -> str:
             shown = {name: rows.column(name)[row].as_py() for name in ("image_key", *columns)}
@@ -205,7 +215,7 @@ class _Rows:
         self.findings.add_rows(kind, where, bad, example)
 
     def check_common(self, where: str, rows: pa.Table) -> NDArray[np.uint64]:
-        """What holds for rows of both tables; returns the images' short ids, (rows,) uint64."""
+        """Check what holds for rows of both tables. Return the first 64 bits of the images' ids, (rows,) uint64."""
         for name in (f.name for f in rows.schema if not f.nullable and rows.column(f.name).null_count):
             self.check("null", where, rows, _numpy(pc.is_null(rows.column(name))), name)
         keys = pc.fill_null(rows.column("image_key"), "").combine_chunks().dictionary_encode()
@@ -221,7 +231,10 @@ class _Rows:
 
 
 class _Images(_Rows):
-    """Reads `images`; afterwards ids, ascending (n,) uint64, and n_instances, (n,) int64, hold each image once."""
+    """A reader of `images`.
+
+    After `close`, ids, (n,) uint64 in ascending order, and n_instances, (n,) int64, hold each image once.
+    """
 
     def __init__(self, root: str, store: Store, findings: _Findings, batch: int) -> None:
         super().__init__(root, store, findings, batch)
@@ -248,7 +261,7 @@ class _Images(_Rows):
         stage, error, message = (_numpy(pc.is_valid(rows.column(name))) for name in ("stage", "error", "message"))
         wrong = np.where(failed, ~(stage & error & message), stage | error | message)
         self.check("failure", where, rows, wrong, "status", "stage", "error", "message")
-        # A failed image may never have had a size that anyone could read.
+        # The size of a failed image may be unknown.
         least = np.where(failed, 0, 1)
         small = (_column(rows, "width") < least) | (_column(rows, "height") < least)
         self.check("size", where, rows, small, "width", "height")
@@ -261,7 +274,7 @@ class _Images(_Rows):
         self.n_instances, self.twice = counts[first], self.ids[times > 1]
 
     def at(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Where each id is among `ids`, and whether it is there at all."""
+        """Return the position of each id among `ids`, (n,) int64, and whether the id is present, (n,) bool."""
         if not len(self.ids):
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
@@ -269,7 +282,7 @@ class _Images(_Rows):
 
 
 class _Instances(_Rows):
-    """Reads `instances`, against the class list and the images."""
+    """A reader of `instances`, which compares rows with the class list and the images."""
 
     def __init__(
         self,
@@ -283,7 +296,7 @@ class _Instances(_Rows):
         super().__init__(root, store, findings, batch)
         self._classes, self._images = classes, images
         self._count = np.zeros(len(images.ids), np.int64)
-        # The sum of a random-looking value of each instance number: that it is 0..n-1, in whatever files and order.
+        # The sum of a pseudo-random value per instance number shows that the numbers are 0..n-1, in any order.
         self._marks = np.zeros(len(images.ids), np.uint64)
 
     def read(self, file: DataFile) -> None:
@@ -326,7 +339,7 @@ class _Instances(_Rows):
         self.check("area", where, rows, (pixels >= 0) & ((area != pixels) | (area < 1)), "area", "rle")
 
     def close(self, files: Iterable[DataFile]) -> None:
-        """What only both tables together show. files: those of `images`, to name images from."""
+        """Check what only both tables together show. files: the files of `images`, which give the images' keys."""
         images, findings = self._images, self.findings
         if findings.unread:
             findings.warnings.append("rows were not counted across the tables: some files could not be read")
@@ -358,12 +371,12 @@ class _Instances(_Rows):
 
 
 def _short(ids: list[str]) -> NDArray[np.uint64]:
-    """The first 64 bits of image ids, (n,) uint64."""
+    """Return the first 64 bits of image ids, (n,) uint64."""
     return np.frombuffer(bytes.fromhex("".join(each[:16] for each in ids)), ">u8").astype(np.uint64)
 
 
 def _mark(numbers: NDArray[Any]) -> NDArray[np.uint64]:
-    """A well-mixed 64-bit value for each number (the finaliser of SplitMix64, Steele et al., 2014)."""
+    """Return a well-mixed 64-bit value for each number (the finaliser of SplitMix64, Steele et al., 2014)."""
     z = (numbers.astype(np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -371,7 +384,7 @@ def _mark(numbers: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _marks_up_to(counts: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The sum of the marks of 0..count-1 for each count."""
+    """Return the sum of the marks of 0..count-1 for each count, (n,) uint64."""
     most = int(counts.max(initial=0))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mark(np.arange(most)), dtype=np.uint64)])
     return sums[np.maximum(counts, 0)]
@@ -387,7 +400,7 @@ def _numpy(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _false(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Where a comparison is false or null."""
+    """Return where a comparison is false or null, (rows,) bool."""
     return ~_numpy(pc.fill_null(mask, False))
 
 
@@ -404,7 +417,7 @@ def _difference(found: pa.Schema, expected: pa.Schema) -> str:
 
 
 def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
-    """Runs that say of themselves that all they planned is committed."""
+    """Return the runs whose records say that all their planned work is committed."""
     runs = [Run(root, name.rstrip("/")) for name in store.names(join(root, "_segray", "runs"))]
     findings.counts["runs"] = len(runs)
     done = []
@@ -420,7 +433,10 @@ def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
 
 
 def _check_plans(root: str, done: Iterable[Run], store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
-    """That every image of a finished run's plan has its row, unless that run or a later one was to retire it."""
+    """Check that every image of a finished run's plan has its row.
+
+    Images that the run or a later one was to retire need no row.
+    """
     finished, retired = {run.id for run in done}, set[str]()
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         run = Run(root, name.rstrip("/"))
@@ -440,7 +456,7 @@ def _check_plans(root: str, done: Iterable[Run], store: Store, ids: NDArray[np.u
 
 
 def _without_row(frozen: plan.Plan, ids: NDArray[np.uint64]) -> set[str]:
-    """Keys of the plan's images that are not among these."""
+    """Return the keys of the plan's images whose short ids are not among `ids`."""
     found: set[str] = set()
     for part in frozen.parts():
         keys = part.column("image_key").to_pylist()
