@@ -95,7 +95,7 @@ def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, r
     table = require_table(root, name, options)
     if batch_of(table) >= batch.number:
         if record in batch_records(table):
-            return  # `recover` or an earlier attempt committed it.
+            return  # `recover` or an earlier attempt committed the batch.
         raise ConflictError(f"batch {batch.number} was committed by another run", where=root)
     changes = batch.tables[name]
     if missing := missing_files(table, changes):

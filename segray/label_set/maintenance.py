@@ -80,6 +80,7 @@ class Maintenance:
 
     @property
     def exit_code(self) -> int:
+        """Return the exit code of `segray maintain`: that of ConflictError if a table was left as it was, else 0."""
         return ConflictError.exit_code if self.conflicts else 0
 
 

@@ -51,6 +51,7 @@ class Plan:
 
     @property
     def images(self) -> int:
+        """Return the number of images in the list."""
         return int(self.starts[-1])
 
     def parts(self) -> Iterator[pa.Table]:
@@ -105,7 +106,7 @@ class Committed:
         del digests
         found = found[np.argsort(found[:, 0])]
         fresh = np.append(True, found[1:, 0] != found[:-1, 0])[: len(found)]
-        # Rows are sorted by the first 64 bits. Among five million rows, two share them with probability 1e-6.
+        # Rows are sorted by the first 64 bits. Among five million rows, two agree in these bits with probability 1e-6.
         self._first, self._second = np.ascontiguousarray(found[fresh, 0]), np.ascontiguousarray(found[fresh, 1])
 
     def places(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:

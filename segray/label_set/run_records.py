@@ -3,7 +3,7 @@
 Knows the paths and contents of records. Knows nothing of images, Ray or the inside of models.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
-    ROOT/_segray/left_over.json                       images that storage withheld from the last completed run
+    ROOT/_segray/left_over.json                       images that storage withheld until the end of the last run
     ROOT/_segray/index/                               positions of the images in shards (sources/shard_index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten during the run
     ROOT/_segray/runs/RUN_ID/report.html              a web page: live during the run, then its report
@@ -130,14 +130,17 @@ class Run:
 
     @property
     def folder(self) -> str:
+        """Return the URI of the run's folder."""
         return join(self.root, "_segray", "runs", self.id)
 
     @property
     def staged(self) -> str:
+        """Return the URI of the folder of staged files."""
         return join(self.folder, "staged")
 
     @property
     def page(self) -> str:
+        """Return the URI of the run's web page."""
         return join(self.folder, "report.html")
 
     def save(self, store: Store, record: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
+        """Return the exit code of `segray verify`: 3 if there are violations, else 0."""
         return 3 if self.violations else 0
 
 

@@ -19,7 +19,7 @@ from segray.sources.archives import SourceSpec
 from segray.storage.store import Entry, Store
 from segray.storage.uris import join
 
-# Version of the index content. Increase it when the rules of archives.py or tar_archive.py change.
+# Version of the index content. Increase this number when the rules of archives.py or tar_archive.py change.
 _EDITION = 1
 
 
