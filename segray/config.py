@@ -128,10 +128,9 @@ class Storage(_Section):
     @field_validator("endpoint_url")
     @classmethod
     def _without_secrets(cls, url: str | None) -> str | None:
-        """Return the endpoint's URL. Refuse a URL that may hold a secret, because run records contain the
-        configuration.
+        """Return the endpoint's URL. Refuse a URL that may hold a secret.
 
-        The error does not repeat the refused URL.
+        Run records contain the configuration, so a secret must not be in it. The error does not repeat the refused URL.
         """
         if url and ("@" in url or "?" in url):
             raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
@@ -149,7 +148,7 @@ class Publish(_Section):
 class NodeType(_Section):
     """A kind of machine that `segray plan` estimates a run for.
 
-    speed: of one core, relative to a core of this machine. memory_gb: memory of the machine.
+    speed: of one core, relative to a core of this machine. memory_gb: memory of the machine, in GB.
     """
 
     name: str = Field(min_length=1)

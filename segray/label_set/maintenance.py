@@ -1,7 +1,7 @@
 """Maintenance of a label set: compact small files, delete files that nothing needs, checkpoint the logs.
 
-Knows which files belong together, and when a file may be deleted. Changes no row. Every step may be interrupted,
-repeated, or run beside readers and `segray label`:
+Knows which files belong together, and when a file may be deleted. Changes no row. Every step may be interrupted or
+repeated, and may run at the same time as readers and `segray label`:
 
     1. finish a batch that reached only one table    as the next run would
     2. write compacted files, then one commit        which adds the new files and removes the old ones

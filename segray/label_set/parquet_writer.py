@@ -36,7 +36,7 @@ _FORMATS: Mapping[str, tuple[pa.Schema, Mapping[str, Any], tuple[str, ...]]] = {
 
 
 def contents(store: Store, root: str, name: str, files: Sequence[DataFile]) -> Iterator[bytes]:
-    """Yield the bytes of these files of a table, in order. The next files are read meanwhile."""
+    """Yield the bytes of these files of a table, in order. The next files are read in the background."""
     return bounded_map(
         lambda file: store.read(join(table_uri(root, name), file.path)), files, lambda file: file.size_bytes
     )

@@ -1,7 +1,7 @@
 """Plans of runs: list images, compare the list with committed rows, freeze the list, cut it into units.
 
 Knows references, versions and units. Knows nothing of how images are read or labelled. A frozen plan never changes.
-A restart sees the same units with any number of workers. A frozen plan lies in storage and is read part by part.
+A restart sees the same units with any number of workers. A frozen plan is stored, and is read part by part.
 
 The list is in memory until it is frozen, so it is kept small. A URI that follows from its key is not stored. A
 committed row takes 16 bytes. Five million images take about 1 GB less than in a plain table.

@@ -197,8 +197,8 @@ class Files:
 def by_uri(store: Store) -> Callable[[str], bytes]:
     """Return a function that reads one image by its URI in the tables.
 
-    The image may lie inside another file. The function suits single images, not bulk reads. It raises ImageError for an
-    unreadable image inside another file, and as Store does.
+    The image may be a part of another file. The function suits single images, not bulk reads. The function raises
+    ImageError for an unreadable image inside another file, and otherwise as Store does.
     """
     files = Files(store, Limits(), MemoryBudget(_NOW_AND_THEN_BYTES))
     return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))

@@ -1,8 +1,8 @@
 """Arrow's own file systems for the places that deltalake's storage options name.
 
 Knows how Arrow reaches local paths, S3, Google and Azure without Python. Knows nothing of tables. Arrow's threads may
-read through these file systems while the interpreter ends. They must not do so through a file system written in
-Python: `drain` waits for such reads.
+read through these file systems while the interpreter ends. Through a file system written in Python, no thread may
+read then: `drain` waits for such reads.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ from segray.storage.uris import bucket_and_key, parent, scheme
 class S3Backend:
     """S3 and compatible stores, through the botocore client that s3fs keeps on its event loop.
 
-    The backend avoids s3fs' file methods. These methods retry on their own and ask for the size before each read. They
-    also rewrite some keys, hold whole listings in memory, and report a missing bucket as a missing file.
+    The backend avoids s3fs' file methods, which retry on their own and ask for the size before each read. The file
+    methods also rewrite some keys and hold whole listings in memory. A missing bucket would be reported as a missing
+    file.
     """
 
     def __init__(self, options: StorageOptions) -> None:

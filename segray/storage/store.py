@@ -63,7 +63,7 @@ class Store:
     def list(self, uri: str, *, prefix: str = "") -> Iterator[Entry]:
         """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
-        The listing is never held in memory whole. A missing folder raises FileNotFoundError in a file system with
+        Memory never holds the complete listing. A missing folder raises FileNotFoundError in a file system with
         folders. In an object store a missing folder is empty.
         """
         return self._backend(uri).entries(uri, prefix, partial(self._request, uri))
@@ -121,8 +121,9 @@ class Store:
     def create(self, uri: str, data: bytes) -> None:
         """Write `data` to `uri`, or change nothing if the object exists. Read the object to learn whose content it has.
 
-        A return value could not tell. HTTP clients such as aiohttp repeat a request when an answer is lost, and then
-        find their own object. Some S3 servers, such as Swift, let several of simultaneous writers succeed.
+        No return value could say which writer succeeded. HTTP clients such as aiohttp repeat a request when an answer
+        is lost, and then find their own object. Some S3 servers, such as Swift, let several of simultaneous writers
+        succeed.
         """
         self._request(uri, lambda backend: backend.create(uri, data))
 
