@@ -88,6 +88,7 @@ class ImageRef:
 
     @property
     def image_id(self) -> str:
+        """Return the identity of the image."""
         return image_id(self.key)
 
 

@@ -68,8 +68,9 @@ def load(
 ) -> Decoded:
     """Decode an admitted file; see `decode`.
 
-    least_hw: smallest useful height and width of a JPEG. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
-    The result is no smaller than least_hw. Then libjpeg skips most of the work, and the pixels differ from a resize's.
+    least_hw: smallest useful height and width of a JPEG. A JPEG of at least twice this size is decoded at 1/2, 1/4 or
+    1/8. The result is no smaller than least_hw. Then libjpeg skips most of the work, and the pixels differ from a
+    resize's.
     """
     reduction = _reduction(header, least_hw)
     pixels = _by_opencv(data, header, reduction) if header.plain else None

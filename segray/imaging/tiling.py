@@ -50,6 +50,7 @@ class Window:
 
     @property
     def size_hw(self) -> tuple[int, int]:
+        """Return height and width, in pixels."""
         return self.y1 - self.y0, self.x1 - self.x0
 
     @property
@@ -103,8 +104,8 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
 
     Several windows may see one object. Its score is the highest of all. Its mask is that of the smallest window that
     saw the whole object. If each window cut the object, its mask is the union of their masks. An object that every
-    window cut is dropped if a larger object of another window covers at least COVERED of a part. The classes of the two
-    do not matter.
+    window cut is dropped if another window's larger object covers at least COVERED of a part. The classes of the two do
+    not matter.
 
     Args:
         parts: Each window with its instances, which `place` has moved.

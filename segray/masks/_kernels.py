@@ -302,6 +302,7 @@ def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any
 
 @compiled(I64, read_only(I64, 1), I64)
 def area_of(edges: Any, n: int) -> Any:
+    """Return the set pixels of a mask with n runs. edges: the end of each run, as `edges_of` writes them."""
     area = np.int64(0)
     for k in range(1, n, 2):
         area += edges[k] - edges[k - 1]
@@ -310,6 +311,7 @@ def area_of(edges: Any, n: int) -> Any:
 
 @compiled(I64, read_only(I64, 1), read_only(I64, 1))
 def longest(starts: Any, stops: Any) -> Any:
+    """Return the length of the longest counts, at least 1."""
     longest = np.int64(1)
     for i in range(len(starts)):
         longest = max(longest, stops[i] - starts[i])

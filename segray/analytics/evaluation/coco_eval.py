@@ -314,6 +314,7 @@ class PrecisionRecall:
         self._best = np.zeros((len(AREAS), len(IOUS), len(RECALLS) + 1))
 
     def add(self, rows: NDArray[Any]) -> None:
+        """Add rows whose scores are not higher than those of the rows before."""
         for case, (area, limit) in enumerate(self._cases):
             if not self.objects[area]:
                 continue

@@ -63,6 +63,7 @@ class Tally:
         self._confuse(classes, truths, ious_here, excused)
 
     def result(self) -> ErrorBreakdown:
+        """Return the counts of all images so far."""
         kinds = {kind: dict(sorted(counts.items())) for kind, counts in self._kinds.items()}
         return ErrorBreakdown(
             self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())}

@@ -47,7 +47,7 @@ class Evaluation:
 
     scores: by IoU type, "segm" or "bbox". images: number of evaluated images.
     labelled: number of evaluated images with status ok or empty.
-    failed, missing: number of the other images, which count as images without detections.
+    failed, missing: number of the other images. They count as images without detections.
     objects: number in the truth, without crowds. instances: number of detections that took part.
     protocol: name of the protocol. cards: by model, box and mask AP in percent that were measured by this protocol.
     mistakes: errors by masks, or by boxes if only boxes were compared. notes: warnings about the figures.
@@ -344,6 +344,7 @@ class _Panel:
         return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
 
     def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
+        """Return the evaluation of all images so far. Raise SourceError if they have no objects."""
         states = self._states
         if not self.objects:
             raise SourceError(

@@ -12,7 +12,7 @@ from segray.label_set.schema import BBOX
 
 
 class FiftyOne:
-    """A writer of FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json with addresses of images.
+    """A writer of FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json with the images' URIs.
 
     Boxes are those of the masks, not the model's: FiftyOne cuts a mask off at its box.
     """

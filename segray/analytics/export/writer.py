@@ -76,12 +76,14 @@ class Loss:
     least: float = 1.0
 
     def add(self, drawn: Sequence[polygons.Ring], row: Row, size_hw: tuple[int, int]) -> None:
+        """Add the IoU of one instance, unless enough were drawn. drawn: its polygons, (n, 2) x, y in pixels."""
         if self.measured < _LOSS_SAMPLED and drawn:
             iou = polygons.overlap(drawn, row["rle"], size_hw)
             self.measured, self.total, self.least = self.measured + 1, self.total + iou, min(self.least, iou)
 
     @property
     def mean_iou(self) -> float | None:
+        """Return the mean IoU; None if no instance was drawn."""
         return self.total / self.measured if self.measured else None
 
 
@@ -118,10 +120,12 @@ class JsonArray:
         self._file.write("[")
 
     def add(self, element: Any) -> None:
+        """Write one element."""
         self._file.write(("" if self._first else ",\n") + json.dumps(element, separators=(",", ":")))
         self._first = False
 
     def close(self) -> None:
+        """Write the end of the array, and close the file."""
         self._file.write("]\n")
         self._file.close()
 

@@ -39,6 +39,7 @@ class KeyRange:
 
     @property
     def filter(self) -> pc.Expression:
+        """Return a filter for the rows of this range."""
         chosen = ds.field("image_key") >= self.first
         return chosen if self.end is None else chosen & (ds.field("image_key") < self.end)
 
@@ -56,6 +57,7 @@ class KeySampler:
         self._weight = 0.0
 
     def add(self, keys: Iterable[str], weights: Iterable[float]) -> None:
+        """Add keys with their weights, in rows."""
         for key, weight in zip(keys, weights, strict=True):
             self.seen += 1
             self._weight += weight

@@ -76,7 +76,7 @@ class Difference:
     """The difference of label set B from label set A.
 
     images: compared images, which both have. only_a, only_b: images that only A or only B has.
-    resized: compared images of another size; their instances count as lost and gained.
+    resized: compared images of another size. Their instances count as lost and gained.
     newly_failed, newly_read: images that failed in B alone, or in A alone.
 
     instances: of A and of B in compared images. kinds: number of instances by kind.
@@ -195,6 +195,7 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> Gate:
+        """Parse a gate. Raise UserError for text that is no gate."""
         found = _GATE.fullmatch(text)
         known = (*_COUNTS, *_IMAGES, *_DRIFTS)
         if found is None or found[1] not in known or (found[2] and found[1] not in _COUNTS):

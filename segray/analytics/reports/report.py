@@ -77,9 +77,9 @@ def report(
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
+        UserError: The number of images is out of range, or as evaluate raises it.
+        SourceError: As evaluate raises it.
         LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
-        SegrayError: As evaluate raises it, with a truth.
-        UserError: The number of images is out of range.
     """
     if not 0 <= images <= MOST_IMAGES:
         raise UserError("so many images are not shown", found=str(images), hint=f"choose 0 to {MOST_IMAGES}")

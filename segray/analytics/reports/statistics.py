@@ -109,10 +109,12 @@ class LabelSetStats:
 
     @property
     def images(self) -> int:
+        """Return the number of images."""
         return sum(self.statuses.values())
 
     @property
     def instances(self) -> int:
+        """Return the number of instances."""
         return sum(each.instances for each in self.classes.values())
 
     @property

@@ -248,6 +248,7 @@ class Counts:
         self._images: dict[str, list[Counter[str]]] = {ALL: []}
 
     def add(self, by_class: Mapping[str, Counter[str]]) -> None:
+        """Add the counts of one image."""
         total = Counter[str]()
         for name, counts in by_class.items():
             self._images.setdefault(name, []).append(counts)
@@ -256,9 +257,11 @@ class Counts:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the classes that occur, sorted."""
         return sorted(self._images.keys() - {ALL})
 
     def errors(self, name: str) -> Errors:
+        """Return the errors of one class, or of ALL."""
         images = self._images[name]
 
         def share(hits: str, of: str) -> Estimate:

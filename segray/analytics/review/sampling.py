@@ -251,6 +251,7 @@ class _Part:
 
     @classmethod
     def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _Part:
+        """Read the images of a range and their instances."""
         images = key_ranges.images(state, part, ["status"])
         labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
         keys = labelled.column("image_key").combine_chunks()
@@ -361,7 +362,7 @@ class _Found:
         vectors = _features(read, [i for _, i in drawn], list(self._spread))
         fresh = [(tie, read.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
         kept = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
-        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A view of a row would keep the whole matrix in memory.
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A view keeps its whole matrix.
 
 
 def _draw(key: str, salt: str) -> int:
