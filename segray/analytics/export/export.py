@@ -61,8 +61,9 @@ class Exported:
     """The result of an export.
 
     images, instances: number written. masks: "run lengths" or "pixels", which are exact, or "polygons".
-    mean_iou, least_iou: IoU of the first thousand polygons with their masks, as pycocotools draws them; None without
-    polygons. lacks_images: folder where the format's readers look for the images, if these were not copied.
+    mean_iou, least_iou: IoU of the first thousand polygons with their masks, as pycocotools draws them.
+    Both are None without polygons.
+    lacks_images: folder where the format's readers look for the images, if these were not copied.
     """
 
     out: str
@@ -106,9 +107,10 @@ def export(
         as_of: Time of an earlier state.
         **storage_options: Settings of the storage, as for segray.scan.
 
-    Raises:     UserError: `out` is taken, or the format or class is unknown. Polygons do not fit the format, the
-    condition is no         SQL, or no image is chosen.     LabelSetError: As snapshot.snapshot raises it, or nothing is
-    committed.
+    Raises:
+        UserError: `out` is taken, or the format or class is unknown. Polygons do not fit the format, the condition
+            is no SQL, or no image is chosen.
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
     """
     form = _format(to)
     if polygons and to != "coco":

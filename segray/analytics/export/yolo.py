@@ -9,11 +9,10 @@ from segray.analytics.export.writer import Picture, Settings, with_image_file, w
 
 
 class Yolo:
-    """A writer of YOLO's segmentation format: labels/NAME.txt with a line "class x y x y ..." for each instance, and
-    data.yaml.
+    """A writer of YOLO's segmentation format: labels/NAME.txt for each image, and data.yaml.
 
-    Classes are numbered from 0 in the order of category ids. A line is one polygon. So bridges of no width join the
-    parts and holes of a mask.
+    A text file has a line "class x y x y ..." for each instance. Classes are numbered from 0 in the order of category
+    ids. A line is one polygon. So bridges of no width join the parts and holes of a mask.
     """
 
     def __init__(self, settings: Settings) -> None:

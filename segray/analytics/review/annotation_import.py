@@ -53,8 +53,9 @@ def read(
         classes: Name by category id.
         allow_unfinished: Accept a file that lacks chosen images, or does not call them done.
 
-    Raises:     SourceError: The file has another format, no image, images that were not chosen, or unknown classes. The
-    file has         shapes that are no masks, or chosen images are missing or unfinished.
+    Raises:
+        SourceError: The file has another format, no image, images that were not chosen, or unknown classes. The file
+            has shapes that are no masks, or chosen images are missing or unfinished.
     """
     by_name = {name: each for each in chosen for name in (each.uri, each.file, each.key)}
     ids = {slug(name): number for number, name in sorted(classes.items(), reverse=True)}

@@ -118,9 +118,11 @@ def review(
         allow_unfinished: Leave out chosen images that are not done.
         **storage_options: Settings of the storage, as for segray.scan.
 
-    Raises:     SourceError: The selection or the corrections cannot be used.     UserError: `truth_out` is taken, or
-    the selection is of another label set.     LabelSetError: As snapshot.snapshot raises it, or chosen images were
-    labelled anew and their old labels are deleted.
+    Raises:
+        SourceError: The selection or the corrections cannot be used.
+        UserError: `truth_out` is taken, or the selection is of another label set.
+        LabelSetError: As snapshot.snapshot raises it. Chosen images were labelled anew and their old labels are
+            deleted.
     """
     if truth_out is not None:
         require_new_path(truth_out)

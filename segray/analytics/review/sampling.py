@@ -150,8 +150,10 @@ def select(
         as_of: Time of an earlier state.
         **storage_options: Settings of the storage, as for segray.scan.
 
-    Raises:     UserError: A criterion is unknown, a number is below 1, `out` or `tasks` is taken, or there is no image
-    to choose.     LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
+    Raises:
+        UserError: A criterion is unknown, a number is below 1, or `out` or `tasks` is taken. There is no image to
+            choose.
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
     """
     _check(take, against, to, tasks)
     if out is not None:
