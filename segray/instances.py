@@ -1,6 +1,6 @@
-"""Instances, images and why one has none: frozen values over numpy and strings.
+"""Instances, images and failures: frozen values over numpy and strings.
 
-Knows shapes, dtypes and units; knows nothing of files, models, Ray or Arrow.
+This module knows shapes, dtypes and units. Files, models, Ray and Arrow belong to other modules.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """What a model found in one image, n rows in step.
+    """The n instances that a model found in one image. All columns have the same order.
 
     class_ids: (n,) int32 category ids (COCO's 1..90 unless the model declares its own).
     scores: (n,) float32, 0..1.
-    boxes_xyxy: (n, 4) float32, source pixels, clipped to the image; x1, y1 inclusive edge to x2, y2 exclusive.
-    rles: n COCO compressed counts, column-major over the full image. size_hw: image height, width.
-    unreadable: rows that the model gave besides, with numbers that mean nothing (NaN, infinity, a class of 16.7).
+    boxes_xyxy: (n, 4) float32, source pixels, clipped to the image; x1, y1 inclusive, x2, y2 exclusive.
+    rles: n COCO compressed counts, column-major over the full image. size_hw: image height and width, in pixels.
+    unreadable: number of further rows whose values mean nothing (NaN, infinity, a class of 16.7).
     """
 
     class_ids: NDArray[np.int32]
@@ -48,12 +48,15 @@ class Instances:
 
     @classmethod
     def empty(cls, size_hw: tuple[int, int], unreadable: int = 0) -> Instances:
-        """No instances, with the right dtypes."""
+        """Return no instances, with the right dtypes."""
         nothing = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
         return cls(*nothing, (), size_hw, unreadable)
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Instances:
-        """The chosen rows, by mask or index, in the order given."""
+        """Return the chosen rows in the order given.
+
+        rows: (n,) bool mask, or (m,) intp indices.
+        """
         index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         return Instances(
             self.class_ids[index],
@@ -66,16 +69,16 @@ class Instances:
 
 
 def image_id(key: str) -> str:
-    """The identity of an image: the first 32 hex digits of sha256 of its key."""
+    """Return the identity of an image: the first 32 hex digits of the SHA-256 of its key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where one image lies.
+    """A reference to one image.
 
-    key: path below the dataset's root, or the URI: its name in every table. uri: what storage opens.
-    version: etag, or size+mtime for files; "" where the source tells none. size_bytes: -1 if unknown.
+    key: path below the dataset's root, or the URI; the image's name in every table. uri: address that storage opens.
+    version: ETag, or size and modification time for files; "" where the source gives none. size_bytes: -1 if unknown.
     """
 
     key: str
@@ -85,12 +88,13 @@ class ImageRef:
 
     @property
     def image_id(self) -> str:
+        """Return the identity of the image."""
         return image_id(self.key)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an image has no labels. stage: read, decode, infer, postprocess or process."""
+    """The reason why an image has no labels. stage: read, decode, infer, postprocess or process."""
 
     stage: str
     error: str

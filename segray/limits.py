@@ -1,4 +1,4 @@
-"""The limits on an image that is decoded. Configuration and imaging share them, so the defaults stand here."""
+"""The limits on an image that is decoded. Configuration and imaging share these defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest image that is decoded: bytes of the file, pixels in all, pixels along one side (inclusive)."""
+    """The largest image that is decoded. All limits are inclusive.
+
+    max_bytes: size of the file. max_pixels: width times height. max_side_px: the longer side.
+    """
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 200_000_000

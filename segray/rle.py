@@ -1,10 +1,11 @@
-"""COCO's compressed run lengths: the only place that encodes masks.
+"""COCO's compressed run lengths: the only module that encodes masks.
 
-Knows runs, their text and the images they span; knows nothing of models, boxes or files. A mask of h x w pixels is
-read column by column; its runs alternate between 0 and 1, starting with a possibly empty run of 0. The text, after
-maskApi.c of pycocotools: each run is written in groups of 5 bits, low bits first, 32 marking that more follow, plus
-48 to be ASCII; from the fourth run on it is the difference to the run two before. Encoders here give byte for byte
-what pycocotools gives. Malformed counts raise ValueError.
+This module knows runs, their text and the images that they span. Models, boxes and files belong to other modules.
+A mask of h x w pixels is read column by column. Runs alternate between 0 and 1; the first run is of 0 and may be empty.
+
+The text follows maskApi.c of pycocotools. Each run is written in groups of 5 bits, low bits first.
+A group adds 32 if more groups follow, and 48 to be ASCII. From the fourth run on, the text holds the difference to
+the run two before. The encoders give byte for byte what pycocotools gives. Malformed counts raise ValueError.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from segray.masks.arrays import EncodedMasks
 
-# 7 groups hold any run below 2**34, and keep every sum in this module within int64.
+# 7 groups hold any run below 2**34. Each sum in this module then stays within int64.
 MAX_GROUPS = 7
 
 
@@ -27,14 +28,26 @@ MAX_GROUPS = 7
 
 
 def encode(mask: NDArray[Any]) -> str:
-    """The counts of a full-image mask, (h, w) bool, or uint8 where anything but 0 is set."""
+    """Return the counts of a full-image mask.
+
+    mask: (h, w) bool, or uint8 where each value but 0 is set.
+    """
     return encode_crop(mask, 0, 0, (mask.shape[0], mask.shape[1]))
 
 
 def encode_crop(crop: NDArray[Any], x0: int, y0: int, size_hw: tuple[int, int]) -> str:
-    """Full-image counts of a crop, (ch, cw) bool, whose top left pixel is (x0, y0); all else is 0.
+    """Return the full-image counts of a crop. All pixels outside the crop are 0.
 
-    Costs what the crop costs, whatever the image. Raises ValueError if the crop leaves the image.
+    The cost grows with the crop, not with the image.
+
+    Args:
+        crop: (ch, cw) bool.
+        x0: Column of the crop's left edge in the image, in pixels.
+        y0: Row of the crop's top edge in the image, in pixels.
+        size_hw: Height and width of the image, in pixels.
+
+    Raises:
+        ValueError: The crop leaves the image.
     """
     height, width = size_hw
     rows, columns = crop.shape
@@ -47,10 +60,10 @@ def encode_crop(crop: NDArray[Any], x0: int, y0: int, size_hw: tuple[int, int]) 
 
 
 def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
-    """The counts of the mask that flips at these positions, starting from 0.
+    """Return the counts of the mask that flips at these positions, starting from 0.
 
-    edges: (n,) ascending positions column * h + row. A position given twice cancels: a mask that is closed at the
-    bottom of one column and opened at the top of the next runs on.
+    edges: (n,) int64, ascending positions column * h + row. A position given twice cancels. So a mask that reaches the
+    bottom of one column and starts at the top of the next has one run.
     """
     from segray.masks import _kernels
 
@@ -59,7 +72,10 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
 
 
 def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[str, ...]:
-    """`from_edges` of n masks of one image, whose edges lie one after the other and stop at stops, (n,)."""
+    """Return what `from_edges` returns for each of n masks of one image.
+
+    edges: the edges of all masks, one mask after the other. stops: (n,) int64, the end of each mask's edges.
+    """
     from segray.masks import _kernels
 
     codes, ends = _kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
@@ -71,7 +87,7 @@ def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_h
 
 
 def decode(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask, (h, w) bool."""
+    """Return the mask of these counts, (h, w) bool."""
     runs = runs_of(counts, size_hw)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[1], size_hw[0]).T
 
@@ -81,19 +97,22 @@ def area(counts: str) -> int: ...  # type: ignore[overload-overlap]  # A str is 
 @overload
 def area(counts: Sequence[str]) -> NDArray[np.int64]: ...
 def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
-    """Pixels of one mask, an int, or of several, (n,) int64."""
+    """Return the number of set pixels: an int for one mask, (n,) int64 for several."""
     if isinstance(counts, str):
         return int(area([counts])[0])
     from segray.masks import _kernels
 
     found: NDArray[np.int64] = _kernels.areas(*joined(counts), MAX_GROUPS)[:, 0]
     if len(bad := np.flatnonzero(found < 0)):
-        _parse(counts[bad[0]])  # Says what is wrong.
+        _parse(counts[bad[0]])  # Raises an error that names the fault.
     return found
 
 
 def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pixels of each mask, (n,) int64; -1 for counts that are none or do not span their image, of (n, 2)."""
+    """Return the number of set pixels of each mask, (n,) int64.
+
+    sizes_hw: (n, 2) heights and widths. The value is -1 for counts that are malformed or do not span their image.
+    """
     from segray.masks import _kernels
 
     found = _kernels.areas(*joined([one if one.isascii() else "" for one in counts]), MAX_GROUPS)
@@ -101,18 +120,21 @@ def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int
 
 
 def joined(counts: Sequence[str]) -> EncodedMasks:
-    """All counts in a row, as the kernels take them: their characters, and where each one's start and stop."""
+    """Return all counts in the form that the kernels take: their characters, and each mask's start and stop."""
     text = "".join(counts)
     if not text.isascii():
         for one in counts:
-            _codes(one)  # Says which character is wrong.
+            _codes(one)  # Raises an error that names the character.
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
     stops = np.cumsum(lengths)
     return EncodedMasks(np.frombuffer(text.encode(), np.uint8), stops - lengths, stops)
 
 
 def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """The tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several; 0 for an empty mask."""
+    """Return the tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several.
+
+    The box of an empty mask is all 0.
+    """
     if isinstance(counts, str):
         return np.asarray(bbox([counts], size_hw)[0])
     from segray.masks import _kernels, _kernels_many
@@ -120,12 +142,15 @@ def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.fl
     masks, heights = joined(counts), np.full(len(counts), size_hw[0], np.int64)
     area, covered = _kernels.areas(*masks, MAX_GROUPS).T
     if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
-        runs_of(counts[bad[0]], size_hw)  # Says what is wrong.
+        runs_of(counts[bad[0]], size_hw)  # Raises an error that names the fault.
     return np.asarray(_kernels_many.boxes(*masks, MAX_GROUPS, heights), np.float64)
 
 
 def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Intersection over union of each mask of a with each of b, (len a, len b); all masks span size_hw."""
+    """Return the intersection over union of each mask of a with each mask of b, (len a, len b) float64.
+
+    All masks span size_hw.
+    """
     if not a or not b:
         return np.zeros((len(a), len(b)))
     left, right = ([_checked(counts, size_hw) for counts in side] for side in (a, b))
@@ -133,24 +158,27 @@ def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray
 
 
 def union(counts: Sequence[str], size_hw: tuple[int, int]) -> str:
-    """The mask of all pixels that any of these has; all span size_hw."""
+    """Return the counts of the mask of all pixels that any of these masks has. All masks span size_hw."""
     from segray.masks import _kernels_many
 
     edges = _kernels_many.merged_edges(*joined(counts), MAX_GROUPS, 1)
     if edges[-1] != size_hw[0] * size_hw[1]:
         for one in counts:
-            runs_of(one, size_hw)  # Says what is wrong.
+            runs_of(one, size_hw)  # Raises an error that names the fault.
     return from_edges(edges[:-1], size_hw)
 
 
 def _checked(counts: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """pycocotools' own words for a mask; it reads beyond its memory if the runs do not fit the image."""
+    """Return a mask as pycocotools takes masks, after a check of its runs.
+
+    pycocotools reads beyond its memory if the runs do not fit the image.
+    """
     runs_of(counts, size_hw)
     return {"size": list(size_hw), "counts": counts.encode("ascii")}
 
 
 def runs_of(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """The runs of one mask, (n,) int64, of 0 and 1 in turn; they span the image exactly."""
+    """Return the runs of one mask, (n,) int64, of 0 and 1 in turn. The runs span the image exactly."""
     runs, total = _parse(counts), size_hw[0] * size_hw[1]
     if runs.sum() != total:
         raise ValueError(f"runs cover {runs.sum()} pixels, an image of {size_hw[0]}x{size_hw[1]} has {total}")
@@ -158,7 +186,7 @@ def runs_of(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def _parse(counts: str) -> NDArray[np.int64]:
-    """The runs, none of them negative."""
+    """Return the runs of one mask. Raise ValueError for malformed counts or a negative run."""
     codes = _codes(counts)
     lasts = np.flatnonzero(codes < 32)
     if not len(lasts) or lasts[-1] != len(codes) - 1:

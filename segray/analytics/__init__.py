@@ -1,1 +1,1 @@
-"""What people do with committed tables: measure and look. Nothing here writes to a label set."""
+"""Measures, reports, exports and reviews of committed label sets. Nothing here writes to a label set."""

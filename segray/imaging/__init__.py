@@ -1,1 +1,1 @@
-"""Bytes of an image to upright RGB pixels, resizing with exact inverses, tiling. OpenCV and Pillow live here."""
+"""Decoding of image files to upright RGB pixels, resizing and tiling. OpenCV and Pillow live here."""

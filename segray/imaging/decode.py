@@ -1,16 +1,16 @@
-"""Decode the bytes of an image file to upright RGB pixels.
+"""Decoding of an image file's bytes to upright RGB pixels.
 
-Knows the decoders and how odd files become RGB; knows nothing of files, networks or models. Keeps no state, so any
-number of threads may decode at once (both libraries release the GIL while they decode).
+This module knows the decoders and how odd files become RGB. It keeps no state, so any number of threads may decode at
+once; both libraries release the GIL while they decode.
 
-Pixels of plain JPEG and PNG files come from OpenCV, which is faster, all others from Pillow; where both apply they give
-the same picture. Profiles, texts and thumbnails, which may unpack to far more than the file, reach neither. How odd
-files become RGB of 8 bits per channel:
+OpenCV decodes plain JPEG and PNG files, because it is faster; Pillow decodes all others. Where both apply they give the
+same picture. Profiles, texts and thumbnails reach neither, because they may unpack to far more than the file.
+Odd files become RGB of 8 bits per channel by these rules:
 
-- alpha and transparent colours are composited over white, as a viewer on a white page shows them;
-- 16 bits per channel keep their upper byte (value >> 8); 32-bit and float samples are refused, their range is unknown;
-- grey, 1-bit and palette images are expanded; CMYK and YCCK JPEGs are read as Adobe writes them (inverted);
-- colour profiles, gamma and XMP are ignored; of animations and multi-page files the first frame is read.
+- Alpha and transparent colours are composited over white, as a viewer on a white page shows them.
+- 16 bits per channel keep their upper byte (value >> 8). 32-bit and float samples are refused: their range is unknown.
+- Grey, 1-bit and palette images are expanded. CMYK and YCCK JPEGs are read as Adobe writes them (inverted).
+- Colour profiles, gamma and XMP are ignored. Of animations and multi-page files the first frame is read.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, Limits
 
 Pixels = NDArray[np.uint8]
-# EXIF, GPS and interoperability, which Pillow reads once the pixels are there.
+# EXIF, GPS and interoperability directories, which Pillow reads after the pixels.
 _DIRECTORIES = (34665, 34853, 40965)
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 as found, already applied.
+    """A decoded picture.
 
-    size_hw: of the picture in full, which the image is smaller than where less would do (load).
+    image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 of the file, already applied.
+    size_hw: height and width of the full picture; the image is smaller where `load` reduced it.
     """
 
     image: Pixels
@@ -56,7 +57,8 @@ class Decoded:
 def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """Decode the bytes of an image file to an upright RGB picture.
 
-    Raises ImageError(stage="decode") and nothing else, whatever the bytes. Limits hold before pixels are allocated.
+    Raise ImageError(stage="decode") for any bytes that cannot be decoded, and no other error.
+    The limits hold before pixels are allocated.
     """
     return load(data, admit(data, limits), limits)
 
@@ -64,10 +66,11 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
 def load(
     data: bytes, header: Header, limits: Limits = DEFAULT_LIMITS, least_hw: tuple[int, int] | None = None
 ) -> Decoded:
-    """Decode an admitted file; see decode.
+    """Decode an admitted file; see `decode`.
 
-    least_hw: of a JPEG that is larger, a half, a quarter or an eighth as wide and high will do, as long as it is no
-    smaller than this: libjpeg then skips most of the work, and the pixels are others than a resize would give.
+    least_hw: smallest useful height and width of a JPEG. A JPEG of at least twice this size is decoded at 1/2, 1/4 or
+    1/8. The result is no smaller than least_hw. Then libjpeg skips most of the work, and the pixels differ from a
+    resize's.
     """
     reduction = _reduction(header, least_hw)
     pixels = _by_opencv(data, header, reduction) if header.plain else None
@@ -86,9 +89,9 @@ def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
 
 
 class _Unlimited:
-    """Lift Pillow's own limit of pixels while a decode runs, in any number of threads.
+    """A context that lifts Pillow's own pixel limit while a decode runs, in any number of threads.
 
-    The limit is one for the process. Every decode here has passed Limits before Pillow sees the file. The last decode
+    The limit is one for the process. Each decode has passed Limits before Pillow sees the file. The last decode
     restores the limit.
     """
 
@@ -110,7 +113,7 @@ class _Unlimited:
 
 
 _unlimited = _Unlimited()
-# Pillow's readers by name, instead of Image.open, which tries the readers of seventy formats.
+# Pillow's readers by format. Image.open would try the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "BMP": BmpImageFile,
     "GIF": GifImageFile,
@@ -128,8 +131,8 @@ _REDUCED = {
 
 
 def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
-    """Return the stored pixels in RGB; None if OpenCV fails: Pillow then decodes, or gives a reason."""
-    if header.format == "PNG":  # OpenCV unpacks a PNG's profile; it only passes over a JPEG's.
+    """Return the stored pixels in RGB, or None if OpenCV fails. Pillow then decodes or gives a reason."""
+    if header.format == "PNG":  # OpenCV unpacks a PNG's profile, and skips a JPEG's.
         data = without_metadata(data, header.format)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -142,15 +145,15 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
 
 
 def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
-    """Return the stored pixels in RGB (a TIFF's: upright). Raise ImageError with Pillow's reason."""
+    """Return the stored pixels in RGB; a TIFF's are upright. Raise ImageError with Pillow's reason."""
     try:
         with _unlimited, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
-            check_size(*image.size, limits)  # A file may tell its size twice; this is what Pillow will allocate.
+            check_size(*image.size, limits)  # A file may state two sizes; Pillow allocates this one.
             if header.format == "TIFF":
                 exif = image.getexif()
                 for directory in _DIRECTORIES:
                     exif.pop(directory, None)
-                exif[ORIENTATION_TAG] = header.orientation  # What Pillow will turn it by, XMP or not.
+                exif[ORIENTATION_TAG] = header.orientation  # Pillow turns the picture by this value, whatever XMP says.
             image.load()
             return _rgb(image)
     except ImageError:
@@ -159,12 +162,12 @@ def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
         raise ImageError(
             f"{header.format} of {header.width}x{header.height}: not enough memory to decode it"
         ) from error
-    except Exception as error:  # Pillow's readers let out whatever a broken file provokes: OSError, KeyError, ...
+    except Exception as error:  # Pillow's readers raise many types for broken files: OSError, KeyError, ...
         raise ImageError(f"{header.format} cannot be decoded: {error or type(error).__name__}") from error
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Convert any of Pillow's modes to (height, width, 3) uint8. The head of this module has the rules."""
+    """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -178,7 +181,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _upright(image: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation (CIPA DC-008, 4.6.5.1.6): where row 0 and column 0 of the stored pixels belong."""
+    """Return the stored pixels turned upright, by EXIF orientation (CIPA DC-008, 4.6.5.1.6)."""
     return np.asarray(_TURNS[orientation](image), np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Where pixels come from: resizing images, clipping boxes, and the outlines of masks under a bilinear resize.
+"""Resizing of images, clipping of boxes, and the outlines of masks under a bilinear resize.
 
-Knows arrays and their coordinates; knows nothing of models or of run lengths. All functions are pure. The compiled
-loops are imported where they are called: loading them takes longer than all else that a command needs to begin.
+This module knows arrays and their coordinates; models and run lengths belong to others. All functions are pure.
+The compiled loops are imported where they are called: their import takes longer than all else that a command starts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from segray.masks.arrays import Taps
 
 _FRACTION_BITS = 22
-# Few enough for a block of lines to stay in the processor's cache, many enough to fill its vectors.
+# Rows of a block: few enough to stay in the processor's cache, many enough to fill its vector registers.
 _BLOCK = 128
 
 
 def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to size_hw, whatever the aspect; bilinear, antialiased when shrinking, as Pillow does.
+    """Resize (h, w, 3) uint8 to size_hw as Pillow does: bilinear, antialiased when shrinking. The aspect may change.
 
-    Byte for byte what Pillow up to 12 gives (Resample.c: first the width, then the height, 8 bits in between; Pillow
-    13 begins with the height where that costs less), several times faster: both passes are sums of whole lines, for
-    which the image is turned on its side, a block of rows at a time.
+    The result equals that of Pillow up to 12 byte for byte (Resample.c: width first, then height, 8 bits in between).
+    Pillow 13 begins with the height where that costs less. This function is several times faster than Pillow.
+    Both passes sum whole lines. The first pass therefore transposes the image, a block of rows at a time.
     """
     from segray.imaging.opencv import cv2
     from segray.masks import _kernels
@@ -49,7 +49,10 @@ def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
 
 @functools.lru_cache(maxsize=64)
 def _window(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """For each output pixel of an axis: the first source pixel it reads, how many, and their weights (target, most)."""
+    """Return the source pixels that each output pixel of an axis reads.
+
+    Returns the first source pixel (target,), their number (target,), and their weights (target, most) in fixed point.
+    """
     scale = source / target
     reach = max(scale, 1.0)
     centre = (np.arange(target) + 0.5) * scale
@@ -58,12 +61,12 @@ def _window(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int
     at = np.arange(int(taps.max()))
     distance = np.abs((at + first[:, None] - centre[:, None] + 0.5) * (1 / reach))
     weights = np.where((distance < 1) & (at < taps[:, None]), 1 - distance, 0)
-    weights /= np.cumsum(weights, axis=1)[:, -1:]  # One after the other, as Pillow adds them.
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds in Pillow's order; sum would round otherwise.
     return first, taps, (0.5 + weights * (1 << _FRACTION_BITS)).astype(np.int32)
 
 
 def to_pixels(boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes (n, 4) normalised to 0..1 -> source pixels, clipped to the image; inverted boxes stay inverted."""
+    """Convert boxes (n, 4) normalised to 0..1 to source pixels, clipped to the image. Inverted boxes stay inverted."""
     height, width = size_hw
     limits = np.array([width, height, width, height], np.float32)
     clipped: NDArray[np.float32] = np.clip(boxes_xyxy * limits, 0, limits)
@@ -71,13 +74,13 @@ def to_pixels(boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int]) -> NDAr
 
 
 def fitted(size_hw: tuple[int, int], window_hw: tuple[int, int]) -> tuple[int, int]:
-    """The largest height and width of this aspect within the window, cut to whole pixels, at least 1."""
+    """Return the largest height and width of this aspect within the window, cut to whole pixels, at least 1."""
     scale = min(window_hw[0] / size_hw[0], window_hw[1] / size_hw[1])
     return max(1, int(scale * size_hw[0])), max(1, int(scale * size_hw[1]))
 
 
 def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to `fitted`, cv2's bilinear, into the top left corner of the window; the rest is 0."""
+    """Resize (h, w, 3) uint8 to `fitted`, cv2's bilinear, in the top left corner of the window. The rest is 0."""
     height, width = fitted((image_rgb.shape[0], image_rgb.shape[1]), window_hw)
     window = np.zeros((*window_hw, 3), np.uint8)
     window[:height, :width] = resize(image_rgb, (height, width))
@@ -85,7 +88,7 @@ def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDA
 
 
 def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to size_hw, whatever the aspect; bilinear, not antialiased, as cv2 does."""
+    """Resize (h, w, 3) uint8 to size_hw as cv2 does: bilinear, not antialiased. The aspect may change."""
     from segray.imaging.opencv import cv2
 
     return np.asarray(cv2.resize(image_rgb, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -95,9 +98,11 @@ def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np
 
 
 def linear_taps(source: int, target: int, start: int = 0, stop: int | None = None) -> Taps:
-    """An axis resized from `source` to `target` pixels: half-pixel centres, clamped edges, as cv2.INTER_LINEAR.
+    """Return the taps of an axis resized from `source` to `target` pixels.
 
-    Only the outputs start..stop-1 of it; all by default.
+    Centres are at half pixels and edges are clamped, as with cv2.INTER_LINEAR.
+
+    start, stop: range of the output pixels, stop exclusive; all by default.
     """
     centre = (np.arange(start, target if stop is None else stop) + 0.5) * (source / target) - 0.5
     floor = np.floor(centre).astype(np.intp)
@@ -108,12 +113,12 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
 
 
 def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: int) -> Taps:
-    """One axis of a mask whose `side` pixels tile the box from low to high, source pixels; indices are into the mask
-    with a pixel of 0 put before and after.
+    """Return the taps of one axis of a mask whose `side` pixels tile the box from low to high.
 
-    As Detectron and Open Model Zoo paste: the box grows with the mask, is truncated toward zero and counts its last
-    pixel in. Which pixels those are depends on the last bits, so it is computed in the dtype of the box.
-    limit: pixels of the image on this axis.
+    low, high: edges of the box in source pixels. limit: pixels of the image on this axis. Indices count into the mask
+    with one pixel of 0 before and one after. The mask is pasted as Detectron and Open Model Zoo do. The box grows with
+    the mask and is truncated toward zero. The box includes its last pixel. The last bits decide which pixels those are,
+    so the arithmetic has the dtype of the box.
     """
     half, centre = (high - low) * 0.5 * ((side + 2) / side), (high + low) * 0.5
     first, last = int(centre - half), int(centre + half)
@@ -123,10 +128,11 @@ def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: i
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
-    """One axis of a mask whose outermost pixel centres lie on the edges of the box, low and high over 0..1.
+    """Return the taps of one axis of a mask whose outermost pixel centres lie on the edges of the box.
 
-    As TensorFlow's object detection pastes: its crop_and_resize of the image's frame out of the mask, in float32.
-    limit: pixels of the image on this axis. Nothing beyond the outermost centres is read.
+    low, high: edges of the box over 0..1. limit: pixels of the image on this axis.
+    The mask is pasted as TensorFlow's object detection does: by crop_and_resize of the image's frame from the mask, in
+    float32. Nothing beyond the outermost centres is read.
     """
     extent = np.maximum(high - low, np.float32(1e-4))
     begin, end, reach = (0 - low) / extent, (1 - low) / extent, np.float32(side - 1)
@@ -142,22 +148,28 @@ def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Ta
 
 
 def framed(grid: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The grid (r, c) with a cell of 0 on every side, (r + 2, c + 2)."""
+    """Return the grid (r, c) with a cell of 0 on each side, (r + 2, c + 2) float32."""
     frame = np.zeros((grid.shape[0] + 2, grid.shape[1] + 2), np.float32)
     frame[1:-1, 1:-1] = grid
     return frame
 
 
 def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int) -> NDArray[np.int64]:
-    """Where the mask `bilinear resize of grid > 0.5` flips, without resizing: for rle.from_edges.
+    """Return the positions where the mask `bilinear resize of grid > 0.5` flips, without resizing.
 
-    grid: (r, c) float32. rows, columns: how the output reads it; all beyond them is 0. height: of the full image.
-    Returns ascending positions column * height + row, an even number per column.
+    Down an output column, values between two grid rows only rise or only fall, rounding included. So they cross 0.5 at
+    most once there: where a straight line would, or in a row beside it. The work grows with the grid's rows, not the
+    image's. The arithmetic is that of OpenCV 5's x86 builds: columns first, one fused multiply-add per axis. Pixels
+    next to 0.5 therefore fall on the same side as in OpenCV.
 
-    Down an output column, values between two grid rows only rise or only fall, rounding included; so they cross 0.5
-    at most once there, where a straight line would or in a row beside it. Work grows with the grid's rows, not the
-    image's. The arithmetic is that of OpenCV 5's x86 builds (columns first, one fused multiply-add per axis), so that
-    pixels next to 0.5 fall on the same side.
+    Args:
+        grid: (r, c) float32.
+        rows: Taps of the output's rows. Output pixels beyond them are 0.
+        columns: Taps of the output's columns. Output pixels beyond them are 0.
+        height: Height of the full image, in pixels.
+
+    Returns:
+        Ascending positions column * height + row for rle.from_edges, (m,) int64, an even number per column.
     """
     from segray.masks import _kernels
 
@@ -168,9 +180,10 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
 
 
 def cut_out(planes: NDArray[np.float32], cuts_xyxy: NDArray[np.int64], frame: float) -> NDArray[np.float32]:
-    """Of each plane of (r, c, n) its cut, columns x0..x1-1 and rows y0..y1-1, with a cell of `frame` on every side.
+    """Return the cut of each plane with a cell of `frame` on each side, all cuts in a row, 1-dimensional float32.
 
-    cuts_xyxy: (n, 4). All in a row, (sum of (y1 - y0 + 2) * (x1 - x0 + 2),).
+    planes: (r, c, n). cuts_xyxy: (n, 4) columns x0..x1-1 and rows y0..y1-1.
+    The length is the sum of (y1 - y0 + 2) * (x1 - x0 + 2).
     """
     from segray.masks import _kernels
 
@@ -181,10 +194,19 @@ def cut_out(planes: NDArray[np.float32], cuts_xyxy: NDArray[np.int64], frame: fl
 def edges_of_cuts(
     cells: NDArray[np.float32], cuts_xyxy: NDArray[np.int64], rows: Taps, columns: Taps, height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`mask_edges` of n grids that are 0 outside their cuts, at the cost of these; for rle.from_edges_of_all.
+    """Return `mask_edges` of n grids that are 0 outside their cuts, for rle.from_edges_of_all.
 
-    cells: of the cuts, as `cut_out` arranges them, framed by 0. rows, columns: of all n, which cover the whole image.
-    Returns the edges of all masks, and where each mask's stop, (n,).
+    The cost grows with the cuts, not with the grids.
+
+    Args:
+        cells: The cuts as `cut_out` arranges them, framed by 0.
+        cuts_xyxy: (n, 4) int64 columns x0..x1-1 and rows y0..y1-1.
+        rows: Taps of the rows of all n grids. They cover the whole image.
+        columns: Taps of the columns of all n grids. They cover the whole image.
+        height: Height of the full image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,).
     """
     from segray.masks import _kernels
 

@@ -1,10 +1,10 @@
-"""Read what an image file says of itself, without decoding pixels: format, size, orientation.
+"""The header of an image file: format, size and orientation, read without decoding pixels.
 
-Knows formats, their metadata and the limits on a file; knows nothing of pixels, and allocates none. So the limits hold
-before a decoder allocates anything. Of the metadata only EXIF's orientation is read.
+This module knows formats, their metadata and the limits on a file. It allocates no pixels, so the limits hold before a
+decoder allocates anything. EXIF's orientation is the only metadata that is read.
 
-A file that ends early is an error: a JPEG must reach its end marker, a PNG its IEND with every checksum right. A JPEG
-with bytes lost from the middle of its scan cannot be told from a complete one.
+A file that ends early is an error. A JPEG must reach its end marker. A PNG must reach its IEND, with each checksum
+right. A JPEG that lost bytes from the middle of its scan cannot be told from a complete JPEG.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from segray.errors import ImageError
 from segray.limits import DEFAULT_LIMITS, Limits
 
-# No honest file has more segments, chunks or values of a tag; walking millions of them would hold the GIL for seconds.
+# No valid file has more segments, chunks or values of a tag. A walk over millions of them holds the GIL for seconds.
 _MAX_PARTS = 200_000
-# Of a JPEG, each of which passes over the whole picture however few its bytes; libtiff's limit too. Cameras write 10.
+# Each JPEG scan passes over the whole picture, however few its bytes. libtiff has the same limit; cameras write 10.
 _MAX_SCANS = 100
 _READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
 
@@ -29,9 +29,9 @@ _READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
 class Header:
     """The header of an image file.
 
-    format: BMP, GIF, JPEG, PNG, TIFF or WEBP. width, height: pixels as stored, before orientation.
-    orientation: EXIF 1..8; 1 if there is none or it is broken. plain: OpenCV reads this kind just as Pillow does.
-    scans: of a JPEG, whose coefficients are all held when there is more than one.
+    format: BMP, GIF, JPEG, PNG, TIFF or WEBP. width, height: pixels as stored, before orientation. orientation: EXIF
+    1..8; 1 if the file has none or a broken one. plain: OpenCV reads this kind of file as Pillow does. scans: number of
+    a JPEG's scans; a decoder holds all coefficients if there is more than one scan.
     """
 
     format: str
@@ -43,7 +43,7 @@ class Header:
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Return height and width of the upright picture."""
+        """Return height and width of the upright picture, in pixels."""
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
     @property
@@ -54,7 +54,7 @@ class Header:
 
 
 def admit(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
-    """Return the header of an image file that the limits allow. Raise ImageError(stage="decode") for any other."""
+    """Return the header of an image file that the limits allow. Raise ImageError(stage="decode") for any other file."""
     if len(data) > limits.max_bytes:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
     header = probe(data)
@@ -65,7 +65,7 @@ def admit(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
 def probe(data: bytes) -> Header:
     """Return the header of an image file. JPEG and PNG files are walked to their end.
 
-    Raises ImageError(stage="decode") for bytes that are no image, or end early.
+    Raise ImageError(stage="decode") for bytes that are no image or end early.
     """
     if not data:
         raise ImageError("empty file")
@@ -83,7 +83,7 @@ def _not_an_image(data: bytes) -> ImageError:
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
-    """Raise ImageError for an image without pixels, or beyond the limits."""
+    """Raise ImageError for an image without pixels or beyond the limits."""
     if width < 1 or height < 1:
         raise ImageError(f"{width}x{height}: the image has no pixels")
     if width * height > limits.max_pixels:
@@ -97,12 +97,12 @@ def check_size(width: int, height: int, limits: Limits) -> None:
 
 # ---- JPEG (ITU T.81, annex B) ----------------------------------------------------------------------
 
-# What ends a segment's search, in headers and in scans: any marker but stuffing, fill, TEM and RST0..7.
+# Markers that end a segment, in headers and in scans: all but stuffing, fill, TEM and RST0..7.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_8_BIT = frozenset({0xC0, 0xC1, 0xC2})
-# What says nothing of pixels: comments and applications' data, but JFIF's (APP0) and Adobe's (APP14).
+# Segments that do not affect pixels: comments and application data, except JFIF's (APP0) and Adobe's (APP14).
 _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 _EXIF_SIGNATURE = b"Exif\0\0"
 
@@ -130,7 +130,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give (marker, start, stop) of every segment up to the end marker. Raise ImageError if there is none."""
+    """Yield (marker, start, stop) of each segment up to the end marker. Raise ImageError if the marker is missing."""
     at = 2
     for _ in range(_MAX_PARTS):
         found = _JPEG_MARKER.search(data, at)
@@ -179,7 +179,7 @@ def _png(data: bytes) -> Header:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give (name, start, stop) of every chunk up to IEND, length and checksum included. Raise ImageError at a cut."""
+    """Yield (name, start, stop) of each chunk up to IEND, length and checksum included. Raise ImageError at a cut."""
     at = len(_PNG_SIGNATURE)
     for _ in range(_MAX_PARTS):
         if at + 12 > len(data):
@@ -209,7 +209,7 @@ def _ascii(name: bytes) -> str:
 
 
 def _gif(data: bytes) -> Header:
-    """Read the canvas, grown to hold the first frame, as Pillow grows it."""
+    """Return the header with the canvas, grown to hold the first frame as Pillow grows it."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _gif_palette_bytes(flags)
     for _ in range(_MAX_PARTS):
@@ -227,7 +227,7 @@ def _gif_palette_bytes(flags: int) -> int:
 
 
 def _after_gif_blocks(data: bytes, at: int) -> int:
-    """Return where a chain of sub-blocks ends. Each has its length in its first byte, the last is empty."""
+    """Return the end of a chain of sub-blocks. The first byte of each is its length; the last sub-block is empty."""
     for _ in range(_MAX_PARTS):
         if data[at] == 0:
             return at + 1
@@ -261,7 +261,10 @@ def _webp(data: bytes) -> Header:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Return the canvas width, height: RFC 9649, sections 2.7 (extended), 3.4 (lossless); RFC 6386, 9.1 (lossy)."""
+    """Return width and height of the canvas, in pixels.
+
+    RFC 9649 defines them in sections 2.7 (extended) and 3.4 (lossless), RFC 6386 in section 9.1 (lossy).
+    """
     name, body = next(_riff_chunks(data), (b"", b""))
     if name == b"VP8X":
         return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
@@ -275,7 +278,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give (name, body) of the chunks after the form type, up to the end of the data."""
+    """Yield (name, body) of the chunks after the form type, up to the end of the data."""
     at = 12
     for _ in range(_MAX_PARTS):
         if at + 8 > len(data):
@@ -289,7 +292,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 _WIDTH, _HEIGHT, ORIENTATION_TAG = 256, 257, 274
 _INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
-_BYTES = frozenset({1, 2, 7})  # BYTE, ASCII and UNDEFINED, which are not taken apart
+_BYTES = frozenset({1, 2, 7})  # BYTE, ASCII and UNDEFINED: their values are not parsed one by one
 
 
 def _tiff(data: bytes) -> Header:
@@ -303,7 +306,7 @@ def _tiff(data: bytes) -> Header:
 
 
 def _orientation(exif: bytes) -> int:
-    """Return EXIF's orientation 1..8; 1 if there is none, or if the block is broken, which is common."""
+    """Return EXIF's orientation 1..8; 1 if the block is missing or broken, which is common."""
     try:
         return _valid_orientation(_integers(exif))
     except struct.error:
@@ -321,10 +324,10 @@ def _integers(tiff: bytes) -> dict[int, int]:
 
 
 def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int | None]]:
-    """Give (tag, type, count, value) of the first directory (TIFF 6.0 section 2; BigTIFF).
+    """Yield (tag, type, count, value) of the first directory (TIFF 6.0 section 2; BigTIFF).
 
-    The value is None where it is no integer; of several it is the first, or where they lie. Raise struct.error if the
-    directory is cut short.
+    The value is None for a tag that is no integer. For several integers the value is the first one, or their position.
+    Raise struct.error if the directory is cut short.
     """
     order = "<" if tiff[:2] == b"II" else ">"
     (version,) = struct.unpack_from(order + "H", tiff, 2)
@@ -360,5 +363,5 @@ _STRIPPERS: dict[str, Callable[[bytes], bytes]] = {"JPEG": _jpeg_without_metadat
 
 
 def without_metadata(data: bytes, image_format: str) -> bytes:
-    """Return a file of the same pixels that has no metadata. Only JPEG and PNG files are changed."""
+    """Return a file of the same pixels without metadata. Only JPEG and PNG files are changed."""
     return _STRIPPERS.get(image_format, bytes)(data)

@@ -1,6 +1,6 @@
-"""OpenCV, imported so that the environment of the process stays as it was.
+"""OpenCV, imported without a change to the environment of the process.
 
-Knows what its import writes there: folders for LD_LIBRARY_PATH, which every program started later would get.
+The import of cv2 adds folders to LD_LIBRARY_PATH, which every program started later would get.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Large images in windows: where the windows lie, and how what was found in them becomes one image's instances.
+"""Large images in windows: the layout of the windows, and the merge of their instances into one image's.
 
-Knows masks, boxes and scores; knows nothing of networks or files. What two windows found is one thing if it is of
-one class and their masks agree where both windows saw: cut to the windows' common part, their IoU is at least SEAM_IOU.
-That holds for a thing cut in two however long its parts are, of which IoU of the whole masks, or the intersection
-over the smaller one alone, say little.
+This module knows masks, boxes and scores. Networks and files belong to other modules.
+
+Instances of different windows are one object if their classes are equal and their masks agree where both windows saw.
+Masks agree if their IoU, cut to the windows' common part, is at least SEAM_IOU.
+The rule holds for an object that a seam cut, however long its parts are. IoU of the whole masks says little about such
+an object, and so does the intersection over the smaller mask.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ from segray import rle
 from segray.instances import Instances
 
 SEAM_IOU = 0.5
-# From this share on, what a seam cut off is a part of what another window saw.
+# A cut-off piece with at least this share covered belongs to the object that covers the piece.
 COVERED = 0.8
-# A thing whose box ends so near a seam, in sides of the window, was cut by it: predicted boxes fall a little short.
+# A seam cut an object whose box ends this near, as a share of the window's side. Predicted boxes fall a little short.
 _AT_SEAM = 0.02
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How images are cut. size: of a window's sides, pixels. overlap: share of it that neighbours have in common.
+    """The settings by which images are cut.
 
-    whole: the image as a whole is looked at too, for what is larger than a window.
+    size: side of a window, in pixels. overlap: share of a window's side that neighbours have in common.
+    whole: the whole image is one more window, for objects that are larger than a window.
     """
 
     size: int
@@ -38,7 +41,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, pixels: x0, y0 inclusive, x1, y1 exclusive."""
+    """A part of an image, in pixels: x0, y0 inclusive, x1, y1 exclusive."""
 
     x0: int
     y0: int
@@ -47,19 +50,20 @@ class Window:
 
     @property
     def size_hw(self) -> tuple[int, int]:
+        """Return height and width, in pixels."""
         return self.y1 - self.y0, self.x1 - self.x0
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Of the image's rows and columns."""
+        """Return the slices of the image's rows and columns."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
 
 def windows(size_hw: tuple[int, int], tiles: Tiles) -> list[Window]:
-    """All windows of an image, row by row, the whole image last if it is one of them.
+    """Return all windows of an image, row by row. The whole image comes last if it is one of them.
 
-    Windows that would leave the image are moved back into it, so all are of one size, but that of the whole. An image
-    that fits into one window is just that.
+    Windows that would leave the image are moved back into it, so all but the whole image have one size.
+    An image that fits into one window has that window alone.
     """
     height, width = size_hw
     if max(height, width) <= tiles.size:
@@ -73,13 +77,13 @@ def windows(size_hw: tuple[int, int], tiles: Tiles) -> list[Window]:
 
 
 def _starts(length: int, tiles: Tiles) -> list[int]:
-    """Where windows begin along one side."""
+    """Return the positions where windows begin along one side."""
     step, last = max(1, tiles.size - round(tiles.size * tiles.overlap)), max(0, length - tiles.size)
     return [*range(0, last, step), last]
 
 
 def place(found: Instances, window: Window, size_hw: tuple[int, int]) -> Instances:
-    """What was found in a window, as instances of the whole image."""
+    """Return the instances of a window as instances of the whole image."""
     if not len(found):
         return Instances.empty(size_hw, found.unreadable)
     from segray.masks import _kernels_many
@@ -96,11 +100,20 @@ def place(found: Instances, window: Window, size_hw: tuple[int, int]) -> Instanc
 
 
 def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], most: int) -> Instances:
-    """One image's instances, best first, at most so many, of what each window found (`place`d already).
+    """Merge the placed instances of all windows into one image's instances, best first, at most `most`.
 
-    Of a thing that several windows saw, the mask of the smallest one that saw all of it is taken, with the highest
-    score of all; if every one of them cut it, the union of their masks. A piece that was cut off, and that something
-    larger of another window covers nearly all of, is no thing of its own, whatever class it was taken for.
+    Several windows may see one object. Its score is the highest of all. Its mask is that of the smallest window that
+    saw the whole object. If each window cut the object, its mask is the union of their masks. An object that every
+    window cut is dropped if another window's larger object covers at least COVERED of a part. The classes of the two do
+    not matter.
+
+    Args:
+        parts: Each window with its instances, which `place` has moved.
+        size_hw: Height and width of the image, in pixels.
+        most: Largest number of instances to return.
+
+    Returns:
+        The instances of the image, by falling score.
     """
     seen = _joined([found for _, found in parts], size_hw, sum(found.unreadable for _, found in parts))
     window_of = np.repeat(np.arange(len(parts)), [len(found) for _, found in parts])
@@ -127,7 +140,7 @@ _Ints = NDArray[np.int64]
 
 
 def _neighbours(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) -> NDArray[np.intp]:
-    """(n, 2) rows of different windows whose boxes meet, the first one lower."""
+    """Return (n, 2) rows of different windows whose boxes meet, the lower row first."""
     order = np.argsort(boxes_xyxy[:, 0], kind="stable")
     found = []
     for at, i in enumerate(order):
@@ -139,7 +152,7 @@ def _neighbours(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) ->
 
 
 def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Of each pair: whether it is one thing, and (n, 2) what share of either mask the other covers."""
+    """Return for each pair whether it is one object, and (n, 2) which share of either mask the other covers."""
     if not len(pairs):
         return np.zeros(0, np.bool_), np.zeros((0, 2))
     from segray.masks import _kernels_many
@@ -149,7 +162,7 @@ def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[N
     left, right = masks.at(i), masks.at(j)
     shared, *areas = _kernels_many.overlaps(*left, *right, rle.MAX_GROUPS).T
     height = seen.size_hw[0]
-    # A mask lies in its own window, so what of it the other window saw is what lies in both.
+    # A mask lies in its own window, so its part inside the other window is the part that both windows saw.
     mine = _kernels_many.areas_within(*left, rle.MAX_GROUPS, height, sides[j])
     its = _kernels_many.areas_within(*right, rle.MAX_GROUPS, height, sides[i])
     agreement = shared / np.maximum(mine + its - shared, 1)
@@ -158,7 +171,7 @@ def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[N
 
 
 def _connected(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
-    """The rows 0..n-1 in groups that pairs connect, in the order of each group's first."""
+    """Return the rows 0..n-1 in groups that pairs connect, in the order of each group's first row."""
     leader = list(range(n))
 
     def first(i: int) -> int:
@@ -176,7 +189,7 @@ def _connected(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
 
 
 def _united(seen: Instances, sides: _Ints, group: list[int]) -> tuple[Instances, bool]:
-    """One thing of the rows that saw it, and whether all of them saw it cut."""
+    """Return one object of the rows that saw it, and whether all of them saw it cut."""
     boxes, around = seen.boxes_xyxy[group], sides[group]
     spans = np.stack([around[:, 2] - around[:, 0], around[:, 3] - around[:, 1]] * 2, axis=1)
     frame = np.array([0, 0, seen.size_hw[1], seen.size_hw[0]])

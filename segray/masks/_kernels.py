@@ -1,9 +1,9 @@
-"""The loops that run for every pixel, prior or run: compiled to machine code, and free of Python's lock.
+"""Compiled loops over pixels, priors and runs. The loops release Python's global lock.
 
-Knows arrays and arithmetic; what they mean is said where each is called (geometry, rle, adapters/yolact). Numba
-lives here. A function is compiled for the one signature it states when this module is first imported, which takes
-seconds, and is kept beside the source or in NUMBA_CACHE_DIR, from where it loads in milliseconds. Loops are written out
-where an array function would do: Numba takes a second and more to compile one that sorts, searches or joins.
+This module knows arrays and arithmetic. The callers (geometry, rle, adapters/yolact) say what the arrays mean.
+Each function is compiled for its one stated signature when this module is first imported, which takes seconds.
+Numba keeps the result beside the source or in NUMBA_CACHE_DIR, and loads the result in milliseconds.
+The loops avoid array functions that sort, search or join: Numba takes a second and more to compile one of them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ F64, U64 = types.float64, types.uint64
 
 
 def read_only(kind: Any, dimensions: int) -> Any:
-    """An array that is only read, C-contiguous."""
+    """Return the type of a C-contiguous array that is only read."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
 def written(kind: Any, dimensions: int) -> Any:
-    """An array that is written or returned, C-contiguous."""
+    """Return the type of a C-contiguous array that is written or returned."""
     return types.Array(kind, dimensions, "C")
 
 
 def both(one: Any, other: Any) -> Any:
-    """A pair of results."""
+    """Return the type of a pair of results."""
     return types.Tuple((one, other))  # type: ignore[no-untyped-call]
 
 
@@ -41,12 +41,15 @@ def together(kind: type, *fields: Any) -> Any:
 
 
 def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile now, for these types alone. Integers wrap, floats round as numpy's do, no fused operations."""
+    """Return a decorator that compiles a function now, for these types alone.
+
+    Integers wrap. Floats round as numpy's do, without fused operations.
+    """
 
     def made_now(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             made = njit(result(*arguments), nogil=True, cache=True)(function)
-        except (OSError, RuntimeError):  # There is no place to keep it, or no room in it.
+        except (OSError, RuntimeError):  # The cache folder is missing, read-only or full.
             made = njit(result(*arguments), nogil=True)(function)
         return made  # type: ignore[no-any-return]
 
@@ -60,9 +63,10 @@ def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Cal
     types.void, read_only(U8, 2), read_only(I64, 1), read_only(I64, 1), read_only(I32, 2), I64, I64, written(U8, 2)
 )
 def resample(lines: Any, first: Any, taps: Any, weights: Any, bits: int, step: int, resampled: Any) -> None:
-    """Weighted sums of lines: output line x * step + c sums the lines (first[x] + t) * step + c, t < taps[x].
+    """Write weighted sums of lines into `resampled`.
 
-    weights: (outputs, most taps), fixed point with `bits` fraction bits, of sum 1.
+    Output line x * step + c sums the lines (first[x] + t) * step + c with t < taps[x].
+    weights: (outputs, most taps) int32, fixed point with `bits` fraction bits; each row sums to 1.
     """
     length = lines.shape[1]
     total = np.empty(length, np.int32)
@@ -84,28 +88,31 @@ def resample(lines: Any, first: Any, taps: Any, weights: Any, bits: int, step: i
 
 @compiled(F32, F32, F32, F32)
 def _between(low: Any, high: Any, weight: Any) -> Any:
-    """low + weight * (high - low), the product not rounded before the sum: a float32 fused multiply-add."""
+    """Return low + weight * (high - low) as a float32 fused multiply-add: the product is not rounded before the sum."""
     return np.float32(np.float64(low) + np.float64(np.float32(high - low)) * np.float64(weight))
 
 
 @compiled(written(I64, 1), read_only(I64, 1), I64)
 def _grown(values: Any, room: int) -> Any:
-    """The values with room for as many more, and as many again."""
+    """Return a copy of the values, with a length of twice the values and the room together."""
     longer = np.empty(2 * (len(values) + room), np.int64)
     for i in range(len(values)):
         longer[i] = values[i]
     return longer
 
 
-# What lies between two values in _OVER, or two in _UNDER, is on their side of 0.5 however it is rounded.
+# A value between two values in _OVER, or two in _UNDER, is on their side of 0.5 with any rounding.
 _UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
 _TAPS = together(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
 @compiled(written(I64, 1), read_only(F32, 2), I64, I64, _TAPS, _TAPS, I64)
 def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> Any:
-    """See geometry.mask_edges. x0, y0: where the grid begins in what the outputs read."""
-    # A cell: the rows from bounds[k] to bounds[k + 1] - 1, which lie between the same two grid rows.
+    """Return the edges of one mask; see geometry.mask_edges.
+
+    x0, y0: first column and row of the grid, in the coordinates that the taps read.
+    """
+    # Cell k holds the output rows bounds[k] to bounds[k + 1] - 1, which lie between the same two grid rows.
     row_low, row_weight = rows.low, rows.weight
     bounds, above, below = np.empty((3, len(row_low) + 1), np.int64)
     cells = 0
@@ -142,7 +149,7 @@ def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> 
                 found[n] = top + start
                 n += 1
             if ends != begins:
-                # Where a straight line would cross, which is it or next to it.
+                # A straight line crosses at the right row or next to it.
                 share = ((0.5 - low) / (high - low) - row_weight[start]) / (row_weight[last] - row_weight[start])
                 at = min(max(start + int(share * (last - start)), start + 1), last)
                 while (_between(low, high, row_weight[at]) > 0.5) != ends:
@@ -160,7 +167,7 @@ def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> 
 
 @compiled(written(F32, 1), read_only(F32, 3), read_only(I64, 2), F32)
 def cut_out(planes: Any, cuts: Any, frame: float) -> Any:
-    """See geometry.cut_out."""
+    """Return the framed cuts of all planes; see geometry.cut_out."""
     size = 0
     for x0, y0, x1, y1 in cuts:
         size += (y1 - y0 + 2) * (x1 - x0 + 2)
@@ -184,7 +191,10 @@ def _part(taps: Any, start: int, stop: int) -> Any:
     both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), read_only(I64, 2), _TAPS, _TAPS, I64
 )
 def edges_of_cuts(cells: Any, cuts: Any, reading: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
-    """See geometry.edges_of_cuts. reading: (n, 4) the outputs that read any of the cut, x0, y0, x1, y1."""
+    """Return the edges of all cuts; see geometry.edges_of_cuts.
+
+    reading: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the cut.
+    """
     found, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(cuts), np.int64), 0
     for i in range(len(cuts)):
         x0, y0, x1, y1 = cuts[i]
@@ -208,7 +218,7 @@ def edges_of_cuts(cells: Any, cuts: Any, reading: Any, all_rows: Any, all_column
 
 @compiled(written(U8, 1), read_only(I64, 1), I64)
 def encode_counts(edges: Any, total: int) -> Any:
-    """See rle.from_edges; the text as ASCII."""
+    """Return the counts as ASCII codes, uint8; see rle.from_edges."""
     bounds, n = np.empty(len(edges) + 1, np.int64), 0
     i = 0
     while i < len(edges):
@@ -238,7 +248,7 @@ def encode_counts(edges: Any, total: int) -> Any:
 
 @compiled(both(written(U8, 1), written(I64, 1)), read_only(I64, 1), read_only(I64, 1), I64)
 def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
-    """See rle.from_edges_of_all: all texts in a row, and where each of them stops."""
+    """Return the counts of all masks one after the other, and the end of each; see rle.from_edges_of_all."""
     text, used, ends = np.empty(13 * (len(edges) + len(stops)), np.uint8), 0, np.empty(len(stops), np.int64)
     for i in range(len(stops)):
         one = encode_counts(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
@@ -254,9 +264,9 @@ MASKS = (read_only(U8, 1), read_only(I64, 1), read_only(I64, 1))  # the fields o
 
 @compiled(I64, read_only(U8, 1), I64, I64, I64, written(I64, 1))
 def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any:
-    """Write where each run of one mask ends; how many there are, -1 if the counts are malformed.
+    """Write the end of each run of one mask. Return the number of runs, or -1 if the counts are malformed.
 
-    edges: room for as many as the counts have characters.
+    edges: int64, at least as long as the counts.
     """
     n, total, last, before = 0, np.int64(0), np.int64(0), np.int64(0)
     if at >= stop:
@@ -292,6 +302,7 @@ def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any
 
 @compiled(I64, read_only(I64, 1), I64)
 def area_of(edges: Any, n: int) -> Any:
+    """Return the set pixels of a mask with n runs. edges: the end of each run, as `edges_of` writes them."""
     area = np.int64(0)
     for k in range(1, n, 2):
         area += edges[k] - edges[k - 1]
@@ -300,6 +311,7 @@ def area_of(edges: Any, n: int) -> Any:
 
 @compiled(I64, read_only(I64, 1), read_only(I64, 1))
 def longest(starts: Any, stops: Any) -> Any:
+    """Return the length of the longest counts, at least 1."""
     longest = np.int64(1)
     for i in range(len(starts)):
         longest = max(longest, stops[i] - starts[i])
@@ -308,7 +320,10 @@ def longest(starts: Any, stops: Any) -> Any:
 
 @compiled(written(I64, 2), *MASKS, I64)
 def areas(text: Any, starts: Any, stops: Any, most_groups: int) -> Any:
-    """(n, 2): pixels set in each mask, -1 for counts that are malformed; and pixels that the counts cover."""
+    """Return (n, 2) int64: the set pixels of each mask, and the pixels that its counts cover.
+
+    The set pixels are -1 for malformed counts.
+    """
     found = np.empty((len(starts), 2), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
@@ -323,7 +338,10 @@ def areas(text: Any, starts: Any, stops: Any, most_groups: int) -> Any:
 
 @compiled(written(BOOL, 1), read_only(F32, 2), F32)
 def over(values: Any, floor: float) -> Any:
-    """Whether a row has a value, not counting its first, that is over the floor or no number."""
+    """Return, for each row, whether a value after the first is greater than the floor or NaN.
+
+    values: (n, m) float32.
+    """
     found = np.empty(len(values), np.bool_)
     for i in range(len(values)):
         hits = 0
@@ -335,8 +353,12 @@ def over(values: Any, floor: float) -> Any:
 
 @compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), read_only(I64, 1), I64, F32)
 def greedy(boxes_xyxy: Any, rows: Any, classes: Any, most: int, max_iou: float) -> Any:
-    """Of rows in falling order of score, class after class: where in it those are that overlap no kept one of their
-    class before them, at most so many a class."""
+    """Return the positions in `rows` that greedy suppression keeps, at most `most` for each class.
+
+    A row is kept if its IoU with each kept row of its class is at most max_iou.
+    boxes_xyxy: (n, 4) float32. rows: indices into the boxes, class after class, by falling score in each class.
+    classes: the class of each entry of `rows`.
+    """
     kept, n, first = np.empty(len(rows), np.int64), 0, 0
     for at in range(len(rows)):
         if at == 0 or classes[at] != classes[at - 1]:

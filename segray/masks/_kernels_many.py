@@ -1,6 +1,7 @@
-"""The loops over many finished masks: overlaps, unions, boxes, outlines, matching. Compiled as _kernels.py compiles.
+"""Compiled loops over many finished masks: overlaps, unions, boxes, outlines and matching.
 
-Apart from it because a worker needs none of them but for tiles, and compiling all of them takes seconds the first time.
+The loops are compiled as those of _kernels.py. They have their own module because a worker needs them only for tiles.
+Compiling all of them takes seconds the first time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from segray.masks._kernels import BOOL, F64, I64, MASKS, U64, area_of, compiled,
 
 @compiled(I64, read_only(I64, 1), I64, read_only(I64, 1), I64)
 def _shared(a: Any, a_runs: int, b: Any, b_runs: int) -> Any:
-    """Pixels that two masks of one image have in common."""
+    """Return the number of pixels that two masks of one image have in common."""
     shared, i, j = np.int64(0), 1, 1
     while i < a_runs and j < b_runs:
         low, high = max(a[i - 1], b[j - 1]), min(a[i], b[j])
@@ -32,7 +33,10 @@ def _shared(a: Any, a_runs: int, b: Any, b_runs: int) -> Any:
 
 @compiled(written(I64, 2), *MASKS, I64, read_only(I64, 1))
 def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) -> Any:
-    """(n, 4): the tightest boxes of whole pixels, x, y, w, h; 0 for an empty mask, w -1 for malformed counts."""
+    """Return (n, 4) int64: the tightest boxes of whole pixels, x, y, w, h.
+
+    The box of an empty mask is all 0. w is -1 for malformed counts or a height below 1. heights: (n,), of the images.
+    """
     found = np.zeros((len(starts), 4), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
@@ -41,7 +45,7 @@ def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) ->
             found[i, 2] = -1
             continue
         left, right, top, bottom = np.int64(-1), np.int64(-1), height, np.int64(-1)
-        first_of_column = np.int64(0)  # A run begins in the column of the one before, or not far from it.
+        first_of_column = np.int64(0)  # A run mostly begins near the column of the run before.
         for k in range(1, n, 2):
             start, last = edges[k - 1], edges[k] - 1
             if last < start:
@@ -67,9 +71,10 @@ def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) ->
 def overlaps(
     text: Any, starts: Any, stops: Any, other: Any, other_starts: Any, other_stops: Any, most_groups: int
 ) -> Any:
-    """(n, 3): of each pair of masks, pixels in common and the area of each.
+    """Return (n, 3) int64 for n pairs of masks: the pixels in common, the left area and the right area.
 
-    In common: -1 for malformed counts on the left, -2 on the right, -3 for masks that cover unlike numbers of pixels.
+    The pixels in common are -1 for malformed counts on the left, and -2 on the right.
+    They are -3 for masks that cover different numbers of pixels.
     """
     found = np.zeros((len(starts), 3), np.int64)
     a = np.empty(longest(starts, stops), np.int64)
@@ -87,7 +92,10 @@ def overlaps(
 
 @compiled(written(I64, 1), *MASKS, I64, I64, read_only(I64, 2))
 def areas_within(text: Any, starts: Any, stops: Any, most_groups: int, height: int, windows: Any) -> Any:
-    """Pixels of each mask, of an image so high, inside its window x0, y0, x1, y1; -1 for malformed counts."""
+    """Return the set pixels of each mask inside its window, (n,) int64; -1 for malformed counts.
+
+    height: of the image, in pixels. windows: (n, 4) x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
+    """
     found = np.zeros(len(starts), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
@@ -111,7 +119,10 @@ def areas_within(text: Any, starts: Any, stops: Any, most_groups: int, height: i
 
 @compiled(written(BOOL, 1), *MASKS, I64, read_only(I64, 1))
 def covers(text: Any, starts: Any, stops: Any, most_groups: int, positions: Any) -> Any:
-    """Whether each mask has the pixel at its position, column * h + row; not for malformed counts."""
+    """Return, for each mask, whether the pixel at its position is set: (n,) bool, false for malformed counts.
+
+    positions: (n,) int64, column * h + row.
+    """
     found = np.zeros(len(starts), np.bool_)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
@@ -123,9 +134,10 @@ def covers(text: Any, starts: Any, stops: Any, most_groups: int, positions: Any)
 
 @compiled(written(I64, 1), *MASKS, I64, I64)
 def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: int) -> Any:
-    """Where the mask flips that holds the pixels which at least so many of these masks have, and its last position.
+    """Return the edges of the pixels that at least `least` of these masks have, and one last value.
 
-    As rle.from_edges takes them, but for the last: the pixels covered, -1 for malformed counts, -2 for unlike sizes.
+    The edges are in the form of rle.from_edges. The last value is the number of pixels that the masks cover.
+    The only value is -1 for malformed counts, and -2 for masks of different sizes.
     """
     room = np.int64(0)
     for i in range(len(starts)):
@@ -154,7 +166,10 @@ def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: in
 
 @compiled(written(I64, 1), read_only(I64, 1), I64, I64, I64, I64)
 def placed_edges(runs: Any, rows: int, x0: int, y0: int, height: int) -> Any:
-    """Where a mask flips in an image of this height that has it at (x0, y0); runs, rows: of the mask by itself."""
+    """Return the edges of a mask that is placed at (x0, y0) in an image of this height.
+
+    runs: the runs of the mask by itself. rows: the height of the mask by itself, in pixels.
+    """
     spans, at = 0, np.int64(0)
     for k in range(len(runs)):
         if k % 2 and runs[k]:
@@ -179,20 +194,20 @@ def placed_edges(runs: Any, rows: int, x0: int, y0: int, height: int) -> Any:
 
 @compiled(written(I64, 2), read_only(BOOL, 2))
 def rings(framed: Any) -> Any:
-    """(n, 3) corners x, y and the number of their ring: the outlines of a mask's pixels along the pixels' edges.
+    """Return the outlines of a mask's pixels along the pixels' edges: (n, 3) int64 x, y and ring number of each corner.
 
-    framed: (h + 2, w + 2), the mask with a frame of 0. Corners count from the mask's own top left pixel. Rings have
-    the mask on their right: outer ones go clockwise on the screen, holes the other way. Pixels that touch at a
-    corner only are of different rings.
+    framed: (h + 2, w + 2) bool, the mask with a frame of 0. Corners count from the mask's own top left pixel.
+    Rings have the mask on their right: outer rings go clockwise on the screen, holes counterclockwise.
+    Pixels that touch only at a corner belong to different rings.
     """
     rows, columns = framed.shape
-    seen = np.zeros((rows, columns), np.bool_)  # top edges that some ring has gone along
+    seen = np.zeros((rows, columns), np.bool_)  # top edges that a ring contains
     corners, n, ring = np.empty((256, 3), np.int64), 0, 0
     for row in range(1, rows - 1):
         for column in range(1, columns - 1):
             if not framed[row, column] or framed[row - 1, column] or seen[row, column]:
                 continue
-            # At corner (x, y) the pixel below and right of it is framed[y, x]. Directions: right, down, left, up.
+            # The pixel below and right of corner (x, y) is framed[y, x]. Headings 0..3: right, down, left, up.
             x, y, heading = column, row, 0
             while True:
                 if heading == 0:
@@ -254,11 +269,11 @@ def match(
     matched: Any,
     ignored: Any,
 ) -> None:
-    """Which detections of one image and class find an object, as COCOeval.evaluateImg of pycocotools decides.
+    """Match the detections of one image and class to objects, as COCOeval.evaluateImg of pycocotools does.
 
-    ious: (detections by falling score, objects). ranges: (r, 2) of object areas, both ends included. lenient: no
-    detection is wrong for want of an object. matched, ignored: (detections,), 0 at first; bit r * t + i is set for
-    range r and threshold i.
+    ious: (detections by falling score, objects). ranges: (r, 2) of object areas in pixels, both ends included. lenient:
+    no detection is wrong for lack of an object. matched, ignored: (detections,) uint64, 0 at first. Bit r * t + i is
+    set for range r and threshold i of t thresholds.
     """
     detections, objects = ious.shape
     out, order, taken = np.empty(objects, np.bool_), np.empty(objects, np.int64), np.empty(objects, np.bool_)

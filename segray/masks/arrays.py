@@ -1,4 +1,7 @@
-"""The arrays that travel together into the compiled loops, as NamedTuples. Knows no Numba, so importing it is fast."""
+"""NamedTuples of arrays that travel together into the compiled loops.
+
+This module does not import Numba, so its import is fast.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from numpy.typing import NDArray
 
 
 class EncodedMasks(NamedTuple):
-    """The counts of n masks: text holds all characters; counts i are text[starts[i]:stops[i]].
+    """The counts of n masks. Counts i are text[starts[i]:stops[i]].
 
-    The loops take the three arrays one by one: a NamedTuple costs 1 to 6 us a call, see the Decisions in README.md.
+    text: uint8, all characters. starts, stops: (n,) int64.
+    The loops take the three arrays one by one: a NamedTuple costs 1 to 6 us a call.
+    The Decisions in README.md have the measurement.
     """
 
     text: NDArray[np.uint8]
@@ -24,9 +29,10 @@ class EncodedMasks(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What n consecutive output pixels of one axis read: source[low] * (1 - weight) + source[high] * weight.
+    """The source pixels that n consecutive output pixels of one axis read.
 
-    first: the output pixel that row 0 speaks of. low, high: (n,) intp, ascending; equal lows have equal highs.
+    An output pixel is source[low] * (1 - weight) + source[high] * weight.
+    first: index of the output pixel of row 0. low, high: (n,) intp, ascending; equal lows have equal highs.
     weight: (n,) float32, ascending where low is equal.
     """
 

@@ -1,1 +1,1 @@
-"""Compare a label set with a truth."""
+"""Comparison of a label set with ground truth."""

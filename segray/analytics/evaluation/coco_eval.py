@@ -1,7 +1,8 @@
-"""COCO average precision, image by image: what COCOeval of pycocotools computes, without all images in memory.
+"""COCO average precision, image by image. The result equals that of COCOeval of pycocotools.
 
-Knows objects, detections and how COCO scores them; knows nothing of files or label sets. Of each detection 36 bytes
-are kept, in a temporary file if there are many, and read by falling score; so memory does not grow with the images.
+This module knows objects, detections and how COCO scores them. Files and label sets belong to other modules.
+36 bytes of each detection are kept, in temporary files if there are many, and read by falling score.
+So memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ImageAnnotations:
-    """The objects of one image, or its detections. All arrays are of one length.
+    """The objects of one image, or its detections. All arrays have one length n.
 
-    shapes: by IoU type, xywh boxes (n, 4) or masks as pycocotools has them. areas: by IoU type, of objects alike.
-    scores: of detections. crowd: of objects, those that stand for many. ignore: of objects, those that need not be
-    found.
+    class_ids: (n,) int64. shapes: by IoU type, xywh boxes (n, 4) in pixels, or masks as pycocotools has them. areas: by
+    IoU type, (n,) in pixels. All types of objects have equal areas. scores: (n,), of detections. crowd: (n,), of
+    objects; true if one stands for many. ignore: (n,), of objects; true if a detection need not find one.
     """
 
     class_ids: NDArray[np.int64]
@@ -51,7 +52,10 @@ class ImageAnnotations:
         return len(self.class_ids)
 
     def overlaps(self, objects: ImageAnnotations, iou_type: str) -> _Floats:
-        """Return the IoU with each object, (len self, len objects). For a crowd: intersection over the own area."""
+        """Return the IoU with each object, (len self, len objects).
+
+        For a crowd, the intersection is divided by the detection's own area.
+        """
         if not len(self) or not len(objects):
             return np.zeros((len(self), len(objects)))
         crowd = objects.crowd.astype(np.uint8).tolist()
@@ -60,14 +64,15 @@ class ImageAnnotations:
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's summary for one IoU type, each 0..1; None where the truth has no such object.
+    """COCO's summary for one IoU type, each value 0..1; None where the truth has no such object.
 
-    ap: mean over IoU .50:.05:.95 and classes; ap50, ap75: at that IoU. ap_small, ap_medium, ap_large: by truth area
-    below 32², below 96², above. ar1, ar10, ar100: recall at so many detections per image and class (of another limit
-    than 100: the last of them). class_ap, class_ap50, class_ar: by class name, for the classes that occur in the truth,
-    in order of category id; class_sizes: AP of small, medium and large objects of each. frequency_ap: of LVIS's rare,
-    common and frequent classes. calibration: scores in ten bins, from low to high. curves: by class, precision at 101
-    recalls at IoU .50 and .75.
+    ap: mean over IoU .50:.05:.95 and classes. ap50, ap75: at that IoU.
+    ap_small, ap_medium, ap_large: by truth area below 32², below 96² and above, in pixels.
+    ar1, ar10, ar100: recall at so many detections per image and class. ar100 is at the last limit if that is not 100.
+    class_ap, class_ap50, class_ar: by class name in order of category id, for the classes that occur in the truth.
+    class_sizes: AP of small, medium and large objects of each class.
+    frequency_ap: AP of LVIS's rare, common and frequent classes. calibration: scores in ten bins, from low to high.
+    curves: by class, precision at 101 recalls at IoU .50 and .75.
     """
 
     ap: float
@@ -93,10 +98,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a score says how often a detection is right (at IoU .50).
+    """The relation of scores to the share of right detections, at IoU .50, in BINS bins of scores.
 
-    Of each bin: detections, their mean score, and which part of them is right; None where a bin is empty. error:
-    mean distance of the two, weighted by detections (ECE).
+    detections: number in each bin. score: their mean score. precision: share of right ones.
+    score and precision are None for an empty bin. error: mean distance of the two, weighted by detections (ECE).
     """
 
     detections: Sequence[int]
@@ -110,14 +115,14 @@ class MatchBits:
     """The result of matching n detections, at each area range and each IoU threshold, as bits of integers.
 
     matched, ignored: (n,) uint64. A bit of `matched` is 1 if the detection finds an object. A bit of `ignored` is 1 if
-    the detection is neither right nor wrong, because its object, or its own area, does not count. Both have one layout:
+    the detection is neither right nor wrong. Then its object, or its own area, does not count. Both have one layout:
 
         bit = area * len(IOUS) + threshold      area: an index into AREAS, threshold: an index into IOUS
 
         bits  0..9  all areas, IoU .50, .55, ... .95
         bits 10..19 small      bits 20..29 medium      bits 30..39 large      bits 40..63 always 0
 
-    `_kernels_many.match` sets the bits; all else reads them by the methods here.
+    `_kernels_many.match` sets the bits. All other code reads them by the methods here.
     """
 
     matched: NDArray[np.uint64]
@@ -149,8 +154,8 @@ def _is_set(bits: NDArray[np.uint64], area: int, threshold: int) -> NDArray[np.b
 class CocoEvaluator:
     """An evaluation by one IoU type, which takes image after image.
 
-    categories: name by id, those that count. limits: detections per image and class, COCO's maxDets; precision is that
-    at the last limit. frequency: LVIS's r, c or f by category id.
+    categories: name by id, of the categories that count. limits: detections per image and class, COCO's maxDets.
+    Precision is that at the last limit. frequency: LVIS's r, c or f by category id.
     """
 
     def __init__(
@@ -176,8 +181,12 @@ class CocoEvaluator:
     ) -> None:
         """Add one image.
 
-        image: the id in the truth, which orders equal scores. ious: (detections, objects). lenient: categories of
-        which the truth does not have every object.
+        Args:
+            image: Id of the image in the truth, which orders equal scores.
+            objects: Objects of the truth.
+            detections: Detections of the label set.
+            ious: (detections, objects) float64.
+            lenient: Categories of which the truth does not have every object.
         """
         areas, object_areas = detections.areas[self._type], objects.areas[self._type]
         for category in np.union1d(objects.class_ids, detections.class_ids).tolist():
@@ -222,7 +231,7 @@ class _Rows:
     """Rows by category, in memory. Beyond _IN_MEMORY_ROWS each category has a temporary file."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[bytes]] = {}  # smaller and joined sooner than arrays of a few rows each
+        self._waiting: dict[int, list[bytes]] = {}  # smaller and faster to join than arrays of a few rows
         self._count = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -238,12 +247,12 @@ class _Rows:
             self._waiting, self._count = {}, 0
 
     def of(self, category: int) -> Iterator[NDArray[Any]]:
-        """Give a category's rows by falling score, equal scores by image, in pieces."""
+        """Yield a category's rows in pieces, by falling score; equal scores are ordered by image."""
         total = self._total(category)
         if total <= _SORTED_ROWS:
             yield _sorted(np.concatenate(list(self._parts(category))))
             return
-        # A sample of them tells where to cut; each piece is picked out of all rows.
+        # A sample gives the bounds of the pieces. Each piece is picked out of all rows.
         step = -(-total // _SAMPLED_ROWS)
         some = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
         pieces = -(-total // _SORTED_ROWS)
@@ -261,7 +270,9 @@ class _Rows:
         return size_bytes // _ROW.itemsize
 
     def _parts(self, category: int) -> Iterator[NDArray[Any]]:
-        """Give all rows in the order they were added, in pieces. Read, not mapped: mapped pages count as memory."""
+        """Yield all rows in pieces, in the order of their addition. Files are read, not mapped: mapped pages count as
+        memory.
+        """
         if self._stored(category):
             with self._file(category).open("rb") as file:
                 while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
@@ -289,13 +300,13 @@ def _sorted(rows: NDArray[Any]) -> NDArray[Any]:
 class PrecisionRecall:
     """Precision and recall of one category, from detections by falling score.
 
-    precision: (areas, IoUs, recalls) at the last limit. recall: (limits + areas but all, IoUs): all areas at each
-    limit, then each other area at the last.
+    precision: (areas, IoUs, recalls) at the last limit.
+    recall: (limits + areas - 1, IoUs), first all areas at each limit, then each other area at the last limit.
     """
 
     def __init__(self, limits: Sequence[int], objects: NDArray[np.int64]) -> None:
         self.objects = objects
-        # Small, medium and large at the last limit, after all areas at each.
+        # All areas at each limit, then small, medium and large at the last limit.
         self._cases = [(0, limit) for limit in limits] + [(area, limits[-1]) for area in range(1, len(AREAS))]
         self._right = np.zeros((len(self._cases), len(IOUS)), np.int64)
         self._wrong = np.zeros_like(self._right)
@@ -303,6 +314,7 @@ class PrecisionRecall:
         self._best = np.zeros((len(AREAS), len(IOUS), len(RECALLS) + 1))
 
     def add(self, rows: NDArray[Any]) -> None:
+        """Add rows whose scores are not higher than those of the rows before."""
         for case, (area, limit) in enumerate(self._cases):
             if not self.objects[area]:
                 continue
@@ -342,7 +354,7 @@ class PrecisionRecall:
 
 
 def _binned(rows: NDArray[Any]) -> _Floats:
-    """Return (3, BINS): detections, sums of scores, and right ones, at IoU .50 for all areas."""
+    """Return (3, BINS): number of detections, sum of scores and number of right ones, at IoU .50 for all areas."""
     bits = MatchBits.of_rows(rows)
     counted = bits.counted(0, 0)
     scores, right = rows["score"][counted], bits.found_an_object(0, 0)[counted].astype(np.float64)

@@ -1,7 +1,7 @@
-"""What is wrong with detections above one score: which classes are taken for which, and kinds of errors.
+"""Error types of detections above one score, and the confusion of classes.
 
-Knows objects and detections of one image at a time; knows nothing of files, label sets or averages. The kinds are those
-of TIDE (Bolya and others, 2020), at IoU 0.5 for a match and 0.1 for the background.
+This module knows objects and detections of one image at a time. Files, label sets and averages belong to other modules.
+The types are those of TIDE (Bolya and others, 2020): IoU 0.5 is a match, and IoU below 0.1 is background.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MATCH, _TOUCH = 0.5, 0.1
 
 @dataclass(frozen=True)
 class ErrorBreakdown:
-    """How many detections are right, and how many are wrong in which way, over all images.
+    """Counts of right detections and of each error type, over all images.
 
-    min_score: of the detections that took part. kinds: by kind, then by class name: of the detection, for "missed" of
-    the object. confusion: by the truth's class, then the detection's; "background" stands for no object and for no
-    detection.
+    min_score: lowest score of the detections that were counted. kinds: counts by kind, then by class name. The class is
+    that of the detection; for "missed" it is that of the object. confusion: counts by the class of the truth, then by
+    the class of the detection. "background" stands for no object and for no detection.
     """
 
     min_score: float
@@ -35,7 +35,10 @@ class ErrorBreakdown:
 
 
 class Tally:
-    """A count of errors, image by image. categories: name by id, those that count."""
+    """A count of errors, image by image.
+
+    categories: name by id, of the categories that count. min_score: lowest score of the detections that count.
+    """
 
     def __init__(self, categories: Mapping[int, str], min_score: float) -> None:
         self._names, self._min_score = categories, min_score
@@ -43,20 +46,24 @@ class Tally:
         self._confusion: dict[str, Counter[str]] = {}
 
     def add(self, objects: ImageAnnotations, detections: ImageAnnotations, ious: NDArray[np.float64]) -> None:
-        """Count the errors of one image. ious: (detections, objects)."""
+        """Count the errors of one image.
+
+        ious: (detections, objects) float64.
+        """
         order = np.argsort(-detections.scores, kind="stable")
         order = order[detections.scores[order] >= self._min_score]
         order = order[[i in self._names for i in detections.class_ids[order].tolist()]] if len(order) else order
         real = np.flatnonzero(~objects.ignore)
         classes, truths, ious_here = detections.class_ids[order], objects.class_ids[real], ious[np.ix_(order, real)]
         same = classes[:, None] == truths[None]
-        # Above a crowd, or an object that need not be found, a detection is neither right nor wrong.
+        # On a crowd, or on an object that need not be found, a detection is neither right nor wrong.
         void = np.flatnonzero(objects.ignore)
         excused = ((ious[np.ix_(order, void)] >= _MATCH) & (classes[:, None] == objects.class_ids[void])).any(axis=1)
         self._sort(classes, truths, ious_here, same, excused)
         self._confuse(classes, truths, ious_here, excused)
 
     def result(self) -> ErrorBreakdown:
+        """Return the counts of all images so far."""
         kinds = {kind: dict(sorted(counts.items())) for kind, counts in self._kinds.items()}
         return ErrorBreakdown(
             self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())}
@@ -115,7 +122,11 @@ class Tally:
 
 
 def _greedy(ious: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the object that each detection in turn takes: the free one of the largest IoU, at least 0.5; else -1."""
+    """Return the index of the object that each detection takes, (detections,) int64.
+
+    Detections take objects in turn: each takes the free object of the largest IoU that is at least 0.5. -1 stands for
+    none.
+    """
     free = np.ones(ious.shape[1], np.bool_)
     found = np.full(len(ious), -1)
     for row, each in enumerate(ious):

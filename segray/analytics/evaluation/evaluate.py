@@ -1,7 +1,7 @@
-"""Average precision of a label set against COCO or LVIS truth, and what is wrong with its labels.
+"""Average precision of a label set against COCO or LVIS truth, and the types of its errors.
 
-Knows truth, label sets and which images of one belong to which of the other; coco_eval and error_types compute the
-figures. Both are read by ranges of keys, so a million images need little more memory than ten thousand.
+This module knows truth, label sets and how their images correspond. coco_eval and error_types compute the figures.
+Both sides are read by ranges of keys. A million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well labels fit a truth.
+    """The result of comparing a label set with truth.
 
-    scores: by IoU type, "segm" or "bbox". images: evaluated images. labelled: those of them with status ok or empty;
-    failed, missing: the rest, which count as images without detections. objects: in the truth, crowds not counted.
-    instances: detections that took part. cards: by model, box and mask AP in percent, that were measured by this
-    protocol. mistakes: by masks, or by boxes if only these were compared. notes: what to mind when reading this.
+    scores: by IoU type, "segm" or "bbox". images: number of evaluated images.
+    labelled: number of evaluated images with status ok or empty.
+    failed, missing: number of the other images. They count as images without detections.
+    objects: number in the truth, without crowds. instances: number of detections that took part.
+    protocol: name of the protocol. cards: by model, box and mask AP in percent that were measured by this protocol.
+    mistakes: errors by masks, or by boxes if only boxes were compared. notes: warnings about the figures.
     """
 
     scores: Mapping[str, Scores]
@@ -79,22 +81,33 @@ def evaluate(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Evaluation:
-    """Compare the label set at `root` with a truth file, COCO's or LVIS's; `file_name` there is `image_key` here.
+    """Compare the label set at `root` with a COCO or LVIS truth file. The truth's `file_name` is the label set's
+    `image_key`.
 
-    Every image of the truth is evaluated, and one that failed or was never labelled counts as an image without
-    detections; labelled_only leaves these out instead. Labelled images that the truth does not list are an error,
-    as most often the wrong file was given; allow_unlisted ignores them. So are categories that the labels' model has
-    not or calls otherwise; allow_other_classes compares by id alone.
+    Each image of the truth is evaluated. A failed or unlabelled image counts as an image without detections.
 
-    protocol: a name of protocols.PROTOCOLS, or of a model; None: lvis for LVIS's truth, else coco. min_score: of the
-    detections whose mistakes are counted. curves: also precision at each recall. version, as_of: an earlier state.
+    Args:
+        root: Folder or URL of the label set.
+        truth_path: Path or URL of the truth.
+        iou_types: Any of "segm" and "bbox".
+        labelled_only: Leave out images that failed or are not labelled.
+        allow_unlisted: Ignore labelled images that the truth does not list. They usually mean the wrong file.
+        allow_other_classes: Compare categories by id alone, even if the model lacks them or has other names.
+        protocol: A name in protocols.PROTOCOLS, or of a model. None means lvis for LVIS's truth, else coco.
+        min_score: Lowest score of the detections whose errors are counted.
+        curves: Also return precision at each recall.
+        version: Batch of an earlier state.
+        as_of: Time of an earlier state.
+        **storage_options: Settings of the storage, as for segray.scan.
 
-    Raises SourceError if the truth cannot be used, LabelSetError if nothing is committed, and UserError if the two do
-    not belong together: no common image, other classes or other sizes.
+    Raises:
+        SourceError: The truth cannot be used.
+        LabelSetError: Nothing is committed.
+        UserError: The two have no common image, other classes or other sizes.
     """
     store, path = snapshot.store(storage_options), str(truth_path)
     _check_types(iou_types)
-    if not store.exists(path):  # Said before the label set is looked at, which may take longer.
+    if not store.exists(path):  # This check is faster than reading the label set.
         raise SourceError("no such truth file", where=path)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     keys = KeySampler()
@@ -121,10 +134,10 @@ def evaluate(
 def evaluate_detections(
     detections: Sequence[Row], truth: Row, *, iou_types: Sequence[str] = IOU_TYPES
 ) -> dict[str, Scores]:
-    """COCO scores of detections, by IoU type.
+    """Return the COCO scores of detections, by IoU type. Neither argument is changed.
 
-    detections: rows as coco_results gives them. truth: COCO JSON content; its category ids are the detections' own,
-    and a detection of a category that the truth does not list is not counted. Neither argument is changed.
+    detections: rows as coco_results returns them. truth: content of COCO JSON, with the category ids of the detections.
+    A detection of a category that the truth does not list is not counted.
     """
     if not count_objects(truth):
         raise SourceError("the truth has no objects, so precision is undefined", hint="give annotations")
@@ -139,7 +152,7 @@ def evaluate_detections(
 
 
 def coco_results(image_id: int, found: Instances) -> list[Row]:
-    """The rows of one image in COCO's result format; image_id is the truth's."""
+    """Return the rows of one image in COCO's result format. image_id: id of the image in the truth."""
     corners = found.boxes_xyxy.astype(float)
     boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     columns = zip(found.class_ids.tolist(), found.scores.tolist(), boxes_xywh.tolist(), found.rles, strict=True)
@@ -147,7 +160,7 @@ def coco_results(image_id: int, found: Instances) -> list[Row]:
 
 
 def read_truth(path: Path) -> Row:
-    """A COCO truth file with at least one image and unique file names; SourceError otherwise."""
+    """Read a COCO truth file. Raise SourceError unless the file has images with unique file names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -166,7 +179,7 @@ def read_truth(path: Path) -> Row:
 
 
 def count_objects(truth: Row) -> int:
-    """Annotations that are not crowds."""
+    """Count the annotations that are not crowds."""
     return sum(not row.get("iscrowd", 0) for row in truth["annotations"])
 
 
@@ -182,7 +195,10 @@ def _check_types(iou_types: Sequence[str]) -> None:
 
 
 def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, keys: KeySampler) -> None:
-    """Compare the images of both, and have those of the label set take part in the choice of slices."""
+    """Compare the images of both sides, and add those of the label set to `keys`.
+
+    Raise UserError if no image is in both, or if the truth lacks a labelled image and allow_unlisted is false.
+    """
     common = total = 0
     first, first_unlisted = "", ""
     for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.NO_METADATA_CACHE):
@@ -212,7 +228,10 @@ def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool,
 
 
 def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
-    """A category under another id scores 0 in silence; so we look first."""
+    """Raise UserError for categories of the truth that the labels lack or name otherwise.
+
+    A category under another id would score 0 without an error.
+    """
     if not state.classes:
         return
     ours = {number: slug(name) for number, name in state.classes.items()}
@@ -230,7 +249,10 @@ def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
 
 
 def _check_size(image: Image, row: Row, root: str, path: str) -> None:
-    """pycocotools scores masks of different sizes as not overlapping, in silence; so we look first."""
+    """Raise UserError if an image has another size in the truth.
+
+    pycocotools scores masks of different sizes as not overlapping, without an error.
+    """
     meant, found = image.size_hw, (row["height"], row["width"])
     if meant != found:
         raise UserError(
@@ -282,7 +304,7 @@ def _evaluate_range(
 
 
 class _Panel:
-    """The evaluators of all IoU types and the error count, which take each image together."""
+    """The evaluators of all IoU types and the error count. Each image is added to all of them."""
 
     def __init__(
         self,
@@ -322,6 +344,7 @@ class _Panel:
         return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
 
     def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
+        """Return the evaluation of all images so far. Raise SourceError if they have no objects."""
         states = self._states
         if not self.objects:
             raise SourceError(
@@ -343,7 +366,7 @@ class _Panel:
 
 
 class _Detections:
-    """What the images of a slice are said to show, from its instances sorted by key."""
+    """The detections of the images of a range, from its instances sorted by key."""
 
     def __init__(self, found: pa.Table, iou_types: Sequence[str], root: str) -> None:
         sizes = [found.column(name) for name in ("height", "width")]
@@ -364,7 +387,7 @@ class _Detections:
         self._rows = key_ranges.Groups(found).rows
 
     def of(self, key: str) -> ImageAnnotations:
-        """Of one image; nothing if the slice has no instance of it."""
+        """Return the detections of one image. They are empty if the range has no instance of the image."""
         rows = self._rows.get(key, slice(0))
         boxes = self._boxes[rows]
         shapes: dict[str, Any] = {"bbox": boxes}
@@ -380,7 +403,7 @@ class _Detections:
 def _counted(
     detections: ImageAnnotations, image: Image, objects: ImageAnnotations, rules: Protocol
 ) -> ImageAnnotations:
-    """Return the detections that count by LVIS's rules: the best of each image, of categories that the truth covers."""
+    """Return the detections that count by LVIS's rules: the best of each image, in categories that the truth covers."""
     if rules.per_image is None:
         return detections
     order = np.argsort(-detections.scores, kind="stable")[: rules.per_image]

@@ -1,7 +1,8 @@
-"""What images really show: COCO or LVIS truth, read piece by piece from a JSON file of any size.
+"""COCO or LVIS ground truth, read piece by piece from a JSON file of any size.
 
-Knows both JSON formats and how to hold them to what COCO's scores need; knows nothing of label sets. A truth is sorted
-into slices of keys in temporary files, each of which is gone once it was read; of each image 26 bytes stay in memory.
+This module knows both JSON formats and checks what COCO's scores need. Label sets belong to other modules.
+A truth is sorted into ranges of keys in temporary files, each of which is removed after it was read.
+26 bytes of each image stay in memory.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from segray.storage.uris import redact
 
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20
-_LONGEST_WORD = 16  # characters of JSON that mean nothing before the last one is there
-_WRITTEN_ROWS = 10_000  # of all slices together, before they go to their files
+_LONGEST_WORD = 16  # characters of JSON that cannot be parsed before the last one is read
+_WRITTEN_ROWS = 10_000  # held in memory for all ranges together, then written to the files
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the truth and what it shows. not_exhaustive: categories of which it may show more than told;
-    negative: those that it surely does not show; None where the truth tells of all categories."""
+    """One image of the truth with its annotations.
+
+    not_exhaustive: categories of which the image may show more than is annotated.
+    negative: categories that the image does not show; None where the truth covers all categories.
+    """
 
     id: int
     key: str
@@ -50,8 +54,8 @@ class Image:
 class GroundTruthIndex:
     """The categories and images that a truth lists.
 
-    names: category by id. frequency: LVIS's r, c or f by category id. ids: of the images, in rising order. hashes: of
-    the images' keys, in the order of ids.
+    names: category name by id. frequency: LVIS's r, c or f by category id. ids: (n,) int64, of the images, ascending.
+    hashes: (n,) uint64, of the images' keys, in the order of ids. example: one of the keys.
     """
 
     path: str
@@ -62,7 +66,7 @@ class GroundTruthIndex:
     example: str = ""
 
     def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
-        """Return for each of these images whether the truth has it."""
+        """Return for each of these images whether the truth lists it, (n,) bool."""
         values = np.fromiter(map(_hash, keys), np.uint64)
         where = np.searchsorted(self.hashes, values, sorter=self._by_hash)
         return np.asarray(self.hashes[self._by_hash[np.minimum(where, len(self.hashes) - 1)]] == values)
@@ -81,7 +85,10 @@ class GroundTruthIndex:
 
 
 def read_index(path: str, store: Store, keys: KeySampler) -> GroundTruthIndex:
-    """Read the index of a truth, and add its images to `keys`, which is still empty. Raise SourceError."""
+    """Read the index of a truth, and add its images to `keys`, which must be empty.
+
+    Raise SourceError for a truth that cannot be used.
+    """
     names, frequency = {}, {}
     ids: list[NDArray[np.int64]] = []
     hashes: list[NDArray[np.uint64]] = []
@@ -153,7 +160,7 @@ class GroundTruthBySlice:
                 early = True
             else:
                 self._place(row, listed, numbers)
-        if early:  # The annotations come before the images, so they are read once more.
+        if early:  # Some annotations stand before the images, so all annotations are read once more.
             for _, row in elements(self.path, store, ("annotations",)):
                 if row is not None:
                     self._place(row, listed, numbers)
@@ -164,9 +171,9 @@ class GroundTruthBySlice:
         return self._path(number).exists()
 
     def read(self, number: int) -> Iterator[Image]:
-        """Give the images of one range by rising id, and remove the range's file."""
+        """Yield the images of one range by rising id, and remove the range's file."""
         path = self._path(number)
-        lines: dict[int, list[bytes]] = {}  # of an image, its own row first; read as late as can be: text is short
+        lines: dict[int, list[bytes]] = {}  # by image, its own row first; text takes less memory than parsed rows
         with path.open("rb") as file:
             for line in file:
                 image, _, text = line.partition(b" ")
@@ -211,7 +218,7 @@ class GroundTruthBySlice:
 
 
 def image_of(row: Row, annotations: Sequence[Row], path: str) -> Image:
-    """An image of a truth, from its row and those of what it shows."""
+    """Return an image of a truth, from its row and the rows of its annotations."""
     negative = row.get("neg_category_ids")
     return Image(
         row["id"], key_of(row, path), (int(row["height"]), int(row["width"])), annotations,
@@ -220,7 +227,7 @@ def image_of(row: Row, annotations: Sequence[Row], path: str) -> Image:
 
 
 def key_of(row: Row, path: str) -> str:
-    """The image's key in a label set: its file_name, or for LVIS the last part of its coco_url."""
+    """Return the image's key in a label set: its file_name, or for LVIS the last part of its coco_url."""
     name = row.get("file_name") or str(row.get("coco_url", "")).rpartition("/")[2]
     if not isinstance(name, str) or not name:
         raise SourceError("an image of the truth has no file_name", where=path, found=f"image {row.get('id')}")
@@ -228,10 +235,13 @@ def key_of(row: Row, path: str) -> str:
 
 
 def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) -> ImageAnnotations:
-    """What the truth says that the image shows. Raises SourceError for masks that are none, or of another size."""
+    """Return the objects of an image of the truth.
+
+    Raise SourceError for masks that are malformed or of another size.
+    """
     rows = image.annotations
     crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], np.bool_)
-    # pycocotools takes a crowd for ignored, and nothing else; the field is LVIS's.
+    # pycocotools ignores crowds and nothing else. The field `ignore` is LVIS's.
     ignore = crowd | np.array([bool(row.get("ignore", 0)) and image.negative is not None for row in rows], np.bool_)
     shapes: dict[str, Any] = {}
     if "segm" in iou_types:
@@ -244,7 +254,7 @@ def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) ->
 
 
 def _mask(row: Row, image: Image, path: str) -> Row:
-    """As pycocotools wants it: of polygons, of runs as numbers or as text."""
+    """Return a mask as pycocotools takes masks, from polygons, or from runs as numbers or text."""
     given, (height, width) = row.get("segmentation"), image.size_hw
     where = f"annotation {row.get('id')} of {image.key} in {path}"
     if isinstance(given, list) and given and all(isinstance(part, list) and len(part) >= 6 for part in given):
@@ -295,10 +305,10 @@ def _hash(key: str) -> int:
 
 
 def elements(path: str, store: Store, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, Row | None]]:
-    """The members of a JSON object's arrays, with the array's name, one at a time; and (name, None) before the first.
+    """Yield (name, member) for each member of a JSON object's arrays, one at a time, and (name, None) before the first.
 
-    wanted: names of arrays to give; all others are read over. Raises SourceError where there is no such file or it is
-    no JSON object.
+    wanted: names of the arrays to read; all others are skipped.
+    Raise SourceError if the file does not exist or holds no JSON object.
     """
     try:
         with io.TextIOWrapper(store.reader(path), encoding="utf-8") as file:
@@ -339,14 +349,14 @@ def _members(text: _Text, path: str, wanted: Sequence[str] | None) -> Iterator[t
 
 
 class _Text:
-    """JSON text, read on as it is needed."""
+    """JSON text that is read piece by piece."""
 
     def __init__(self, file: io.TextIOBase | io.TextIOWrapper) -> None:
         self._file, self._text, self._at = file, "", 0
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is no space; ValueError at the end."""
+        """Return the next character that is no space. Raise ValueError at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1
@@ -364,13 +374,13 @@ class _Text:
             try:
                 value, end = self._decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Only what breaks off goes on: text, or a word, number or escape at the very end.
+                # More text helps only a string without an end, or a word, number or escape at the very end.
                 broken_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
                 if not broken_off or not self._more():
                     raise
                 continue
             if end > len(self._text) - _LONGEST_WORD and self._more():
-                continue  # A number may go on.
+                continue  # The number may have more digits.
             self._at = end
             return value
 

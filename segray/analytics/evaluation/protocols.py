@@ -1,6 +1,6 @@
-"""How accuracy is measured for comparison: COCO's way, LVIS's, and those of the five model cards.
+"""Protocols for measuring accuracy: COCO's, LVIS's, and those of the five model cards.
 
-Knows limits, box sides and the figures on the cards; knows nothing of truth or detections.
+This module knows limits, box sides and the figures on the cards. Truth and detections belong to other modules.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ _COCO = (1, 10, 100)
 
 @dataclass(frozen=True)
 class Protocol:
-    """What differs from one way of measuring to another.
+    """The settings in which one way of measuring differs from another.
 
-    box_limits, mask_limits: detections per image and class, of which the last counts for precision. widen_px: what is
-    added to the width and height of detected boxes. per_image: detections that an image may have in all; None for any
-    number. cards: by model, the box and mask AP in percent that its card states, measured so on COCO val2017.
+    says: a description in a few words.
+    box_limits, mask_limits: detections per image and class; the last limit counts for precision.
+    widen_px: pixels that are added to width and height of detected boxes.
+    per_image: largest number of detections of an image; None for any number.
+    cards: by model, the box and mask AP in percent that its card states for COCO val2017.
     """
 
     name: str
@@ -66,7 +68,10 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def find(name: str) -> Protocol:
-    """By its own name, or by that of a model whose card was measured so; UserError for others."""
+    """Return the protocol of this name, or of a model whose card was measured by it.
+
+    Raise UserError for other names.
+    """
     for each in PROTOCOLS.values():
         if name == each.name or name in each.cards:
             return each

@@ -1,1 +1,1 @@
-"""Write a label set in the formats of other tools."""
+"""Export of a label set to the formats of other tools."""

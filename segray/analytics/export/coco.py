@@ -1,4 +1,4 @@
-"""COCO: a dataset with annotations, or an array of results. Masks are exact as run lengths."""
+"""Writers for COCO: a dataset with annotations, or an array of results. Run lengths are exact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segray.analytics.export.writer import JsonArray, Picture, Row, Settings, bo
 
 
 class CocoResults:
-    """COCO's result format: an array of detections, for COCO.loadRes and for upload."""
+    """A writer of COCO's result format: an array of detections, for COCO.loadRes and for upload."""
 
     def __init__(self, settings: Settings) -> None:
         self._array = JsonArray(settings.out)
@@ -32,7 +32,10 @@ class CocoResults:
 
 
 class Coco:
-    """A COCO dataset: images, annotations with their scores, categories. Masks as run lengths, or as polygons."""
+    """A writer of a COCO dataset: images, annotations with their scores, and categories.
+
+    Masks are run lengths or polygons.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._count = settings, 0

@@ -1,4 +1,4 @@
-"""CVAT for images: one XML file. Masks are exact, in run lengths of its own."""
+"""A writer for CVAT for images: one XML file. Masks are exact, in CVAT's own run lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from segray.analytics.export.writer import Picture, Settings, row_runs
 
 
 class Cvat:
-    """CVAT for images 1.1: an XML file with masks as CVAT's own run lengths, row by row within the box."""
+    """A writer of CVAT for images 1.1: one XML file.
+
+    Masks are CVAT's own run lengths, row by row within the box.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._classes = settings.classes

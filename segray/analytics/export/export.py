@@ -1,7 +1,7 @@
-"""Write a label set, or a choice of it, in another tool's format.
+"""Export of a label set, or of a choice of it, to another tool's format.
 
-Knows what is chosen and that an export is there whole or not at all; knows nothing of the formats. The label set is
-read in slices of keys.
+This module knows the choice and writes an export whole or not at all. The writers know the formats.
+The label set is read in ranges of keys.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a label set is meant.
+    """The part of a label set to export.
 
-    classes: names or slugs; none: all. min_score, min_area_px, max_area_px: of instances, ends included. statuses: of
-    images; failed ones have no size and are never written. where: a condition in SQL on a row of `instances`, with the
-    functions of segray.sql. with_instances: leave out images of which nothing is chosen. sample: so many images of
-    those, always the same ones, drawn evenly. keys: of images; None: all. bare: the images alone, without instances.
+    classes: names or slugs; empty for all. min_score, min_area_px, max_area_px: limits of instances, ends included.
+    statuses: of images. Failed images have no size and are never written.
+    where: a condition in SQL on a row of `instances`, with the functions of segray.sql.
+    with_instances: leave out images of which no instance is chosen.
+    sample: number of these images to draw evenly; the same label set gives the same images; None for all.
+    keys: of images; None for all. bare: write the images alone, without instances.
     """
 
     classes: Sequence[str] = ()
@@ -56,9 +58,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. masks: run lengths or pixels, which are exact, or polygons. mean_iou, least_iou: of the first
-    thousand polygons with their masks, as pycocotools draws them; None without polygons. lacks_images: the folder where
-    the format's readers look for the images, which were not copied."""
+    """The result of an export.
+
+    images, instances: number written. masks: "run lengths" or "pixels", which are exact, or "polygons".
+    mean_iou, least_iou: IoU of the first thousand polygons with their masks, as pycocotools draws them.
+    Both are None without polygons.
+    lacks_images: folder where the format's readers look for the images, if these were not copied.
+    """
 
     out: str
     format: str
@@ -84,15 +90,27 @@ def export(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Exported:
-    """Write to `out`, a file or a folder as the format has it, which must not be there, or be an empty folder.
+    """Write a label set, or a choice of it, to `out` in another tool's format.
 
-    to: a name of formats.FORMATS. polygons: in `coco`, in place of run lengths. tolerance_px: how far polygons may
-    leave the pixels' edges, for fewer corners. copy_images: also the images; None: if they belong to the format.
-    ids_from: a COCO truth whose image ids are used, instead of numbers from 1. version, as_of: an earlier state.
+    Nothing is written to `out` if an error is raised.
 
-    Raises UserError, having written nothing, for an `out` that is taken, an unknown format or class, polygons in
-    another format, a condition that is no SQL, and a choice of no image; LabelSetError as snapshot.snapshot, or if
-    nothing is committed.
+    Args:
+        root: Folder or URL of the label set.
+        to: A name in formats.FORMATS.
+        out: File or folder to write, as the format has it. It must not exist, or be an empty folder.
+        choice: The part of the label set to write.
+        polygons: Write polygons in place of run lengths; for `coco` alone.
+        tolerance_px: Largest distance of polygons from the pixels' edges. A larger value gives fewer corners.
+        copy_images: Also copy the images. None copies them if they belong to the format.
+        ids_from: A COCO truth whose image ids are used. By default images are numbered from 1.
+        version: Batch of an earlier state.
+        as_of: Time of an earlier state.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        UserError: `out` is taken, or the format or class is unknown. Polygons do not fit the format, the condition
+            is no SQL, or no image is chosen.
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
     """
     form = _format(to)
     if polygons and to != "coco":
@@ -143,7 +161,7 @@ def _check_classes(choice: Choice, state: Snapshot) -> None:
 
 
 def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
-    """The chosen images in the order of their keys, numbered from 1."""
+    """Yield the chosen images in the order of their keys, numbered from 1."""
     sampled = None if choice.sample is None else _sample(state, choice)
     number = 0
     for key, uri, size_hw, rows in _chosen(state, choice, _Found(light=choice.bare)):
@@ -153,7 +171,7 @@ def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
 
 
 def _sample(state: Snapshot, choice: Choice) -> set[str]:
-    """The keys of so many chosen images: those whose hashes are least."""
+    """Return the keys of `choice.sample` chosen images: those whose hashes are least."""
     assert choice.sample is not None
     columns = _Found("image_id", light=True)
     drawn = ((identity, key) for key, identity, _, _ in _chosen(state, choice, columns))
@@ -162,7 +180,10 @@ def _sample(state: Snapshot, choice: Choice) -> set[str]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is read of an image beside its key, and whether its instances are only looked for."""
+    """The column that is read of an image beside its key.
+
+    light: only look for instances, without their columns.
+    """
 
     column: str = "uri"
     light: bool = False
@@ -171,7 +192,7 @@ class _Found:
 def _chosen(
     state: Snapshot, choice: Choice, found: _Found = _Found()
 ) -> Iterator[tuple[str, str, tuple[int, int], pa.Table | None]]:
-    """Key, uri (or another column), size and rows of each chosen image."""
+    """Yield key, uri (or another column), size and rows of each chosen image."""
     condition = _condition(choice)
     kept = _Where(choice.where)
     needs_rows = not found.light or choice.with_instances
@@ -204,7 +225,7 @@ def _condition(choice: Choice) -> pc.Expression:
 
 
 class _Where:
-    """Keeps the rows for which a condition in SQL is true."""
+    """A filter that keeps the rows for which a condition in SQL is true."""
 
     def __init__(self, condition: str | None) -> None:
         self._condition, self._con = condition, None
@@ -219,7 +240,7 @@ class _Where:
         query = f"SELECT _row FROM instances WHERE ({self._condition}\n) ORDER BY _row"
         try:
             found = self._con.execute(query).fetchall()
-        except Exception as error:  # All of DuckDB's, whose classes are not known without importing it.
+        except Exception as error:  # DuckDB's error classes are unknown without an import of DuckDB.
             raise UserError("the condition is no SQL on instances", found=f"{self._condition}: {error}") from error
         return rows.take(pa.array([row for (row,) in found], pa.int64()))
 

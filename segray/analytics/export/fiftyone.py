@@ -1,4 +1,4 @@
-"""FiftyOne: a COCO dataset and a list of the images' addresses."""
+"""A writer for FiftyOne: a COCO dataset and a list of the images' addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segray.label_set.schema import BBOX
 
 
 class FiftyOne:
-    """FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json that says where the images are.
+    """A writer of FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json with the images' URIs.
 
     Boxes are those of the masks, not the model's: FiftyOne cuts a mask off at its box.
     """

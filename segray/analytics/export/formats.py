@@ -1,6 +1,6 @@
 """The formats that a label set is exported to, by name. Each format has a module with its writer.
 
-Knows what distinguishes the formats; knows nothing of their files.
+This module knows how the formats differ. The writers know the formats' files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from segray.analytics.export.yolo import Yolo
 class Format:
     """The properties of a format.
 
-    says: a description in a few words. open: returns a writer. folder: the export is a folder, else one file. masks:
-    run lengths, polygons or pixels. copies: the images belong to the export. looks_in: where below the folder readers
-    of the format look for images; None if they do not.
+    says: a description in a few words. open: returns a writer. folder: the export is a folder, else one file.
+    masks: "run lengths", "polygons" or "pixels". copies: the images belong to the export.
+    looks_in: folder below the export where readers of the format look for images; None if they do not.
     """
 
     says: str

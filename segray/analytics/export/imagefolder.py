@@ -1,4 +1,4 @@
-"""Hugging Face imagefolder: the images, and a line of JSON for each."""
+"""A writer for Hugging Face imagefolder: the images, and a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from segray.analytics.export.writer import Picture, Settings, box_xywh, shortest
 
 
 class Imagefolder:
-    """Hugging Face datasets' imagefolder: the images and metadata.jsonl with the objects in each."""
+    """A writer of Hugging Face datasets' imagefolder: the images, and metadata.jsonl with the objects of each image."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

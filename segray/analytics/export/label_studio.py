@@ -1,4 +1,7 @@
-"""Label Studio: tasks whose predictions are brush strokes. Masks are exact, in run lengths of its own."""
+"""A writer for Label Studio: tasks whose predictions are brush strokes.
+
+Masks are exact, in Label Studio's own run lengths.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _BRUSH_SIZES = (3, 4, 8, 16)
 
 
 class LabelStudio:
-    """Label Studio: an array of tasks whose predictions are brush strokes, in its own run lengths.
+    """A writer of Label Studio's tasks, an array with brush strokes as predictions.
 
     The labelling configuration needs <Image name="image" value="$image"/> and <BrushLabels name="mask" toName="image">.
     """
@@ -49,7 +52,10 @@ class LabelStudio:
 
 
 def brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Encode a mask's runs, row by row, as Label Studio does: rle-pack of thi.ng, RGBA, 255 where the mask is set."""
+    """Encode a mask's runs, row by row, as Label Studio does: rle-pack of thi.ng, RGBA, 255 where the mask is set.
+
+    runs: (n,) int64, of 0 and 1 in turn. The result is 1-dimensional uint8.
+    """
     lengths = 4 * runs
     bits = [f"{int(lengths.sum()):032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in _BRUSH_SIZES)]
     for number, length in enumerate(lengths.tolist()):

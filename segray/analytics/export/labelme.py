@@ -1,4 +1,4 @@
-"""Labelme: one JSON file of polygons for each image."""
+"""A writer for Labelme: one JSON file of polygons for each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from segray.analytics.export.writer import Picture, Row, Settings, shortest_scor
 
 
 class Labelme:
-    """Labelme: one JSON for each image, beside which it expects the image. Parts of one mask share a group_id."""
+    """A writer of Labelme's JSON: one file for each image. Labelme expects the image beside the file.
+
+    Parts of one mask share a group_id.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

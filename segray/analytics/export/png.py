@@ -1,4 +1,4 @@
-"""PNG: the pixels of one image's masks, as instance numbers or as category ids."""
+"""A writer of PNG files: the pixels of one image's masks, as instance numbers or as category ids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segray.imaging.opencv import cv2
 
 
 class Png:
-    """One PNG for each image, and classes.json. Where instances overlap, the surer one is on top.
+    """A writer of one PNG for each image, and of classes.json. Where instances overlap, the higher score is on top.
 
-    instance: 16 bits, 0 or an instance's number plus one; instances.json says what each is. semantic: 8 bits, or 16
-    where category ids need them, 0 or the category id.
+    Pixels of png-instance have 16 bits: 0, or an instance's number plus one. instances.json describes the instances.
+    Pixels of png-semantic are 0 or the category id. They have 8 bits, or 16 where category ids need them.
     """
 
     def __init__(self, settings: Settings, *, semantic: bool) -> None:

@@ -1,7 +1,8 @@
-"""Masks as polygons: exact, or with fewer corners, and what that loses.
+"""Masks as polygons: exact, or with fewer corners, and the IoU that fewer corners cost.
 
-Knows outlines along pixel edges; knows nothing of file formats. Holes and parts are joined to one polygon by bridges of
-no width where a format wants one. pycocotools draws the exact polygons as the very masks they were made of.
+This module knows outlines along pixel edges. File formats belong to other modules.
+Where a format wants one polygon, bridges of no width join holes and parts.
+An exact polygon, drawn by pycocotools, gives the mask that it was made of.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ Ring = NDArray[np.float64]
 
 
 def parts(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> list[Ring]:
-    """One polygon (n, 2) x, y for each part of a mask, its holes joined to it; no corner further off than tolerance_px.
+    """Return one polygon (n, 2) x, y in pixels for each part of a mask. Holes are joined to their part.
 
-    A part that the tolerance leaves without area is given exactly.
+    tolerance_px: largest distance of a polygon from the outline. A part that it leaves without area is returned
+    exactly.
     """
     rings = arrow_masks.outlines(counts, size_hw)
     outer = [ring for ring in rings if arrow_masks.turns_right(ring)]
@@ -36,13 +38,13 @@ def parts(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> l
 
 
 def single(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> Ring:
-    """The whole mask as one polygon; (0, 2) for an empty one."""
+    """Return the whole mask as one polygon (n, 2) x, y in pixels; (0, 2) for an empty mask."""
     found = parts(counts, size_hw, tolerance_px)
     return _joined(found) if found else np.empty((0, 2))
 
 
 def overlap(polygons: Sequence[Ring], counts: str, size_hw: tuple[int, int]) -> float:
-    """IoU of what pycocotools draws of the polygons with the mask that they were made of."""
+    """Return the IoU of a mask with its polygons as pycocotools draws them."""
     flat = [polygon.ravel().tolist() for polygon in polygons]
     drawn = coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))
     mask = {"size": list(size_hw), "counts": counts.encode()}
@@ -57,21 +59,27 @@ def _simple(ring: Ring, tolerance_px: float) -> Ring:
 
 
 def _around(hole: Ring, outer: Sequence[Ring]) -> int:
-    """Which part a hole is in: that of the pixel on the right of its first side."""
+    """Return the index of the part that a hole is in.
+
+    That part has the pixel on the right of the hole's first side.
+    """
     (x, y), (along_x, along_y) = hole[0], np.sign(hole[1] - hole[0])
     pixel = float(x + (along_x - along_y) / 2), float(y + (along_x + along_y) / 2)
     sizes = [(ring.max(0) - ring.min(0)).prod() if cv2.pointPolygonTest(ring.astype(np.float32), pixel, False) > 0
              else np.inf for ring in outer]  # fmt: skip
-    return int(np.argmin(sizes))  # Others around it have it in a hole of their own.
+    return int(np.argmin(sizes))  # Larger parts around the hole have it inside a hole of their own.
 
 
 def _joined(rings: Sequence[Ring]) -> Ring:
-    """One closed line along all rings: from the nearest corner of what there is to the next ring, around it, back."""
+    """Return one closed line along all rings, (n, 2) x, y.
+
+    A bridge leads from the nearest corner of the line to the next ring, around the ring and back.
+    """
     line = rings[0]
     for ring in rings[1:]:
         distances = np.abs(line[:, None] - ring[None]).sum(axis=2) if len(line) * len(ring) < 4_000_000 else None
         here, there = (0, 0) if distances is None else divmod(int(distances.argmin()), len(ring))
         turned = np.roll(ring, -there, axis=0)
-        bend = np.array([[turned[0, 0], line[here, 1]]])  # Along pixel edges, where drawing there and back cancels.
+        bend = np.array([[turned[0, 0], line[here, 1]]])  # Along pixel edges, so that the way there and back cancels.
         line = np.concatenate([line[: here + 1], bend, turned, turned[:1], bend, line[here:]])
     return line

@@ -1,6 +1,6 @@
-"""What the writers of all formats share: an image with its rows, the settings, and small files.
+"""The common parts of the writers: an image with its rows, the settings, and small files.
 
-Knows where an exported image lies and how a new file is written; knows nothing of any one format.
+This module knows where an exported image lies and how a new file is written. The writers know the formats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _ENDINGS = {
 class Picture:
     """One image and its instances, as the tables have them.
 
-    id: the number in the export, or in a given truth. ending: that of the file, where the key has none.
+    id: number in the export, or in a given truth. size_hw: height and width, in pixels.
+    ending: that of the file, where the key has none.
     """
 
     id: int
@@ -45,14 +46,17 @@ class Picture:
 
     @property
     def file(self) -> PurePosixPath:
-        """Return the path below a folder: the key, or a name made of the image id if the key leaves the folder."""
+        """Return the path below a folder: the key, or a name from the image id if the key leaves the folder."""
         path = PurePosixPath(self.key)
         if "://" in self.key or path.is_absolute() or ".." in path.parts or not path.name:
             path = PurePosixPath(f"{image_id(self.key)}{path.suffix if _is_image(path) else ''}")
         return PurePosixPath(f"{path}{self.ending}")
 
     def beside(self, ending: str) -> PurePosixPath:
-        """Return the file's name with another ending. Frames of a video keep what only looks like an ending."""
+        """Return the file's name with another ending.
+
+        The name of a video frame keeps a part that only looks like an ending.
+        """
         return self.file.with_suffix(ending) if _is_image(self.file) else PurePosixPath(f"{self.file}{ending}")
 
 
@@ -62,9 +66,9 @@ def _is_image(path: PurePosixPath) -> bool:
 
 @dataclass
 class Loss:
-    """The IoU of masks with their polygons, as pycocotools draws these.
+    """The IoU of masks with their polygons, as pycocotools draws the polygons.
 
-    measured: how many instances were drawn, the first so many. total, least: of their IoU.
+    measured: number of instances that were drawn, at most _LOSS_SAMPLED. total, least: sum and minimum of their IoU.
     """
 
     measured: int = 0
@@ -72,12 +76,14 @@ class Loss:
     least: float = 1.0
 
     def add(self, drawn: Sequence[polygons.Ring], row: Row, size_hw: tuple[int, int]) -> None:
+        """Add the IoU of one instance, unless enough were drawn. drawn: its polygons, (n, 2) x, y in pixels."""
         if self.measured < _LOSS_SAMPLED and drawn:
             iou = polygons.overlap(drawn, row["rle"], size_hw)
             self.measured, self.total, self.least = self.measured + 1, self.total + iou, min(self.least, iou)
 
     @property
     def mean_iou(self) -> float | None:
+        """Return the mean IoU; None if no instance was drawn."""
         return self.total / self.measured if self.measured else None
 
 
@@ -85,9 +91,9 @@ class Loss:
 class Settings:
     """The settings of a writer.
 
-    out: the file or folder to write. classes: name by category id. tolerance_px: how far polygons may leave the mask.
-    polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where images
-    are not copied. bare: the file says nothing of labels, not even that there are none.
+    out: file or folder to write. classes: name by category id. tolerance_px: largest distance of polygons from the
+    mask. polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where
+    images are not copied. bare: the file has no labels, and does not say that an image has none.
     """
 
     out: Path
@@ -100,7 +106,7 @@ class Settings:
 
 
 class Writer(Protocol):
-    """Writes images in the order of their keys; nothing is complete before close."""
+    """A writer of images in the order of their keys. The export is incomplete before close."""
 
     def add(self, picture: Picture) -> None: ...
     def close(self) -> None: ...
@@ -114,10 +120,12 @@ class JsonArray:
         self._file.write("[")
 
     def add(self, element: Any) -> None:
+        """Write one element."""
         self._file.write(("" if self._first else ",\n") + json.dumps(element, separators=(",", ":")))
         self._first = False
 
     def close(self) -> None:
+        """Write the end of the array, and close the file."""
         self._file.write("]\n")
         self._file.close()
 
@@ -157,7 +165,10 @@ def shortest_score(row: Row) -> float:
 
 
 def row_runs(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the lengths of a mask's runs row by row, of 0 and 1 in turn. The first run is of 0 and may be empty."""
+    """Return the lengths of a mask's runs row by row, (n,) int64, of 0 and 1 in turn.
+
+    The first run is of 0 and may be empty.
+    """
     flat = rle.decode(counts, size_hw).ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(edges, prepend=0, append=len(flat))

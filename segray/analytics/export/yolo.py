@@ -1,4 +1,4 @@
-"""YOLO segmentation: one text file of polygons for each image."""
+"""A writer for YOLO segmentation: one text file of polygons for each image."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from segray.analytics.export.writer import Picture, Settings, with_image_file, w
 
 
 class Yolo:
-    """YOLO's segmentation format: labels/NAME.txt, a line "class x y x y ..." for each instance, and data.yaml.
+    """A writer of YOLO's segmentation format: labels/NAME.txt for each image, and data.yaml.
 
-    Classes are numbered from 0 in the order of category ids. A line is one polygon, so parts and holes of a mask are
-    joined by bridges of no width.
+    A text file has a line "class x y x y ..." for each instance. Classes are numbered from 0 in the order of category
+    ids. A line is one polygon. So bridges of no width join the parts and holes of a mask.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,6 +33,6 @@ class Yolo:
 
     def close(self) -> None:
         names = [self._settings.classes[category] for category in self._numbers]
-        lines = ["train: images", "val: images", "names:"]  # Without a path they are beside this file.
+        lines = ["train: images", "val: images", "names:"]  # Without `path`, readers look beside this file.
         lines += [f"  {i}: {json.dumps(name)}" for i, name in enumerate(names)]
         (self._settings.out / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Masks as Arrow columns: area, box, overlap, union, outline of many COCO RLEs at a time.
+"""Functions on Arrow columns of COCO RLE masks: area, box, overlap, union, membership and outline.
 
-Knows Arrow arrays and the kernels; knows nothing of tables or query engines. Area, box, overlap, union and membership
-work on the runs and never make an image. Arguments are Arrow arrays, chunked or not, of equal length, or scalars that
-go with every row; null in any of them gives null. Masks are text as pycocotools has it; sizes are pixels. Malformed
-counts, and masks of different images where they should be of one, raise ValueError with the row.
+This module knows Arrow arrays and the kernels. Tables and query engines belong to other modules.
+Area, box, overlap, union and membership work on the runs and never make an image.
+Arguments are Arrow arrays, chunked or not, of equal length, or scalars that go with every row. A null gives null.
+Masks are text as pycocotools has it. Sizes are in pixels.
+ValueError names the row of malformed counts, and of masks of different images where one image is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _Ints = NDArray[np.int64]
 
 
 def rle_area(masks: Any) -> pa.Array:
-    """Pixels set in each mask, int64."""
+    """Return the number of set pixels of each mask, int64."""
     (column,), valid = _aligned(masks)
     text = _text(column)
     areas = _kernels.areas(*text, rle.MAX_GROUPS)[:, 0]
@@ -35,7 +36,10 @@ def rle_area(masks: Any) -> pa.Array:
 
 
 def rle_bbox(masks: Any, height: Any) -> pa.Array:
-    """The tightest boxes of whole pixels, {x, y, w, h} int32; 0 for an empty mask. height: of the image."""
+    """Return the tightest boxes of whole pixels, {x, y, w, h} int32; all 0 for an empty mask.
+
+    height: of the images, in pixels.
+    """
     (column, heights), valid = _aligned(masks, height)
     boxes = _kernels_many.boxes(*_text(column), rle.MAX_GROUPS, _ints(heights))
     _check(np.where(boxes[:, 2] < 0, -1, 0), valid, [column])
@@ -44,7 +48,7 @@ def rle_bbox(masks: Any, height: Any) -> pa.Array:
 
 
 def rle_iou(a: Any, b: Any) -> pa.Array:
-    """Intersection over union of each mask of a with the one of b in the same row, float64; 0 for two empty masks."""
+    """Return the intersection over union of the two masks of each row, float64; 0 for two empty masks."""
     (left, right), valid = _aligned(a, b)
     found = _kernels_many.overlaps(*_text(left), *_text(right), rle.MAX_GROUPS)
     _check(found[:, 0], valid, [left, right])
@@ -52,7 +56,7 @@ def rle_iou(a: Any, b: Any) -> pa.Array:
 
 
 def rle_decode(masks: Any, height: Any, width: Any) -> pa.Array:
-    """The pixels of each mask, row by row, one byte 0 or 1 each, height * width bytes of binary."""
+    """Return the pixels of each mask row by row, height * width bytes of 0 or 1, large_binary."""
     (column, heights, widths), valid = _aligned(masks, height, width)
     rows = zip(column.to_pylist(), heights.to_pylist(), widths.to_pylist(), valid.tolist(), strict=True)
     pixels = [rle.decode(counts, (h, w)).tobytes() if good else None for counts, h, w, good in rows]
@@ -60,7 +64,10 @@ def rle_decode(masks: Any, height: Any, width: Any) -> pa.Array:
 
 
 def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
-    """The union (or the intersection) of each list's masks, text; null for an empty list or one with a null in it."""
+    """Return the union (or the intersection) of the masks of each list, as text.
+
+    The result is null for an empty list, and for a list with a null in it.
+    """
     column = _array(lists)
     masks = column.flatten()
     encoded = _text(masks.cast(pa.large_string()))
@@ -81,7 +88,10 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
 
 
 def rle_contains(masks: Any, height: Any, x: Any, y: Any) -> pa.Array:
-    """Whether each mask has pixel (x, y), counted from 0 at the top left; false outside the image."""
+    """Return whether each mask has pixel (x, y), bool; false outside the image.
+
+    x, y: in pixels, counted from 0 at the top left.
+    """
     (column, heights, xs, ys), valid = _aligned(masks, height, x, y)
     tall, across, down = _ints(heights), _ints(xs), _ints(ys)
     positions = np.where((down >= 0) & (down < tall) & (across >= 0), across * tall + down, -1)
@@ -89,7 +99,7 @@ def rle_contains(masks: Any, height: Any, x: Any, y: Any) -> pa.Array:
 
 
 def rle_polygon(masks: Any, height: Any, width: Any) -> pa.Array:
-    """COCO polygons, lists of [x, y, x, y, ...]: the exact outlines of each mask along pixel edges; see `outlines`."""
+    """Return COCO polygons, lists of [x, y, x, y, ...]: the exact outer outlines along pixel edges; see `outlines`."""
     (column, heights, widths), valid = _aligned(masks, height, width)
     rows = zip(column.to_pylist(), heights.to_pylist(), widths.to_pylist(), valid.tolist(), strict=True)
     found = [[ring.ravel() for ring in outlines(c, (h, w)) if turns_right(ring)] if good else None
@@ -101,16 +111,16 @@ def rle_polygon(masks: Any, height: Any, width: Any) -> pa.Array:
 
 
 def spans(masks: Any, height: Any, width: Any) -> NDArray[np.bool_]:
-    """Whether each mask's counts are well-formed and cover exactly an image of this size."""
+    """Return, for each mask, whether its counts are well-formed and cover exactly an image of this size, (n,) bool."""
     (column, heights, widths), valid = _aligned(masks, height, width)
     area, covered = _kernels.areas(*_text(column), rle.MAX_GROUPS).T
     return np.asarray(valid & (area >= 0) & (covered == _ints(heights) * _ints(widths)), np.bool_)
 
 
 def outlines(counts: str, size_hw: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """The rings (n, 2) x, y around a mask's pixels, corner by corner; outer rings turn right on the screen, holes left.
+    """Return the rings (n, 2) x, y around a mask's pixels, corner by corner.
 
-    Coordinates are those of pixel edges: the image spans 0..w, 0..h.
+    Outer rings turn right on the screen, holes turn left. Coordinates are of pixel edges: the image spans 0..w, 0..h.
     """
     x, y, w, h = rle.bbox(counts, size_hw).astype(int)
     if not w:
@@ -123,18 +133,22 @@ def outlines(counts: str, size_hw: tuple[int, int]) -> list[NDArray[np.float64]]
 
 
 def turns_right(ring: NDArray[np.float64]) -> bool:
-    """Whether a ring is the outer outline of something, not of a hole in it."""
+    """Return whether a ring is an outer outline, not the outline of a hole. ring: (n, 2) x, y."""
     x, y = ring.T
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
 
 
 def text_of(counts: Sequence[str]) -> EncodedMasks:
-    """Masks as the kernels take them."""
+    """Return masks in the form that the kernels take."""
     return _text(pa.array(counts, pa.large_string()))
 
 
 def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None = None) -> NDArray[np.float64]:
-    """(len a, len b) intersection over union of masks of one image; over the area of a where b is a crowd."""
+    """Return the intersection over union of masks of one image, (len a, len b).
+
+    crowd: for each mask of b, whether it is a crowd. For a crowd, the intersection is divided by the area of the mask
+    of a.
+    """
     rows, columns = np.repeat(np.arange(len(a)), len(b)), np.tile(np.arange(len(b)), len(a))
     left, right = text_of(a), text_of(b)
     found = _kernels_many.overlaps(*left.at(rows), *right.at(columns), rle.MAX_GROUPS)
@@ -144,7 +158,11 @@ def iou_matrix(a: Sequence[str], b: Sequence[str], crowd: Sequence[bool] | None 
 
 
 def iou_of(found: _Ints, crowd: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-    """(n, 3) pixels in common, area, area -> IoU; over the first area alone where the second is a crowd."""
+    """Return the IoU of n pairs, (n,) float64.
+
+    found: (n, 3) pixels in common, first area, second area.
+    crowd: (n,) bool. Where it is true, the pixels in common are divided by the first area alone.
+    """
     shared, area, other = found.T
     whole = area + other - shared
     if crowd is not None:
@@ -156,7 +174,7 @@ def iou_of(found: _Ints, crowd: NDArray[np.bool_] | None = None) -> NDArray[np.f
 
 
 def _aligned(*columns: Any) -> tuple[list[pa.Array], NDArray[np.bool_]]:
-    """Arrays of one length, and which rows have no null. Text as large_string, numbers as int64."""
+    """Return arrays of one length, and which rows have no null. Text becomes large_string, integers become int64."""
     lengths = {len(column) for column in columns if isinstance(column, pa.Array | pa.ChunkedArray)}
     if len(lengths) > 1:
         raise ValueError(f"columns of unlike lengths: {sorted(lengths)}")
@@ -183,7 +201,7 @@ def _array(column: Any, length: int = 1) -> pa.Array:
 
 
 def _text(column: pa.Array) -> EncodedMasks:
-    """Views of the column's own memory; an empty range for null."""
+    """Return views of the column's own memory. A null gives an empty range."""
     if column.type != pa.large_string():
         raise ValueError(f"masks are text, not {column.type}")
     if not len(column):
@@ -201,7 +219,7 @@ def _ints(column: pa.Array) -> _Ints:
 
 
 def _check(found: _Ints, valid: NDArray[np.bool_], columns: Sequence[pa.Array]) -> None:
-    """Raise for the first bad row, saying what is wrong with it."""
+    """Raise ValueError for the first bad row, with the reason."""
     bad = np.flatnonzero((found < 0) & valid)
     if not len(bad):
         return

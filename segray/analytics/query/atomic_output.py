@@ -1,6 +1,6 @@
-"""Write results to local files and folders that appear only when they are complete.
+"""Output to local files and folders that appear only when they are complete.
 
-Knows paths; knows nothing of what the files hold.
+This module knows paths. The content of the files belongs to other modules.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def require_new_path(out: Path, *, folder: bool = False) -> None:
 
 
 def require_file_path(out: Path) -> None:
-    """Raise UserError unless a file can be written here. A file that is there would be replaced."""
+    """Raise UserError unless a file can be written here. An existing file would be replaced."""
     _check_local(out)
     if out.is_dir():
         raise UserError("a folder is there already", where=str(out), hint="give the name of a file")
 
 
 def _check_local(out: Path) -> None:
-    """Raise UserError for an address such as s3://bucket/key, which Path silently takes for a local folder."""
+    """Raise UserError for a URL such as s3://bucket/key, which Path would take for a local folder."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
         raise UserError(
             "this is written to local files alone", found=str(out), hint="give a path, and copy what is there"
@@ -43,9 +43,9 @@ def _check_local(out: Path) -> None:
 
 @contextmanager
 def atomic_output(out: Path) -> Iterator[Path]:
-    """Give a path beside `out` to write to. Rename it to `out` when the block ends.
+    """Yield a path beside `out` to write to. Rename the path to `out` when the block ends.
 
-    After an exception `out` is not made. Paths whose names begin with the given one are removed in either case.
+    After an exception `out` is not made. Paths whose names begin with the yielded name are removed in either case.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.segray-tmp")

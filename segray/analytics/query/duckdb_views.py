@@ -1,7 +1,7 @@
 """A label set in DuckDB: its tables as views, and functions over masks.
 
-Knows a DuckDB connection and what to put there; knows nothing of how masks are computed with. DuckDB reads through
-pyarrow, so columns and rows that a query does not need are not read, and storage is reached as everywhere in segray.
+This module knows a DuckDB connection and what to register there. arrow_masks computes with masks.
+DuckDB reads through pyarrow. Columns and rows that a query does not need are not read.
 """
 
 from __future__ import annotations
@@ -37,16 +37,27 @@ def sql(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Snapshot | None:
-    """Make a DuckDB connection know masks and, given a root, a label set; returns the snapshot it shows.
+    """Register mask functions on a DuckDB connection and, given a root, the tables of a label set.
 
-    con: a duckdb connection, or the module itself for its default one. root: a folder or URL, whose tables become the
-    views `instances` (with the partition column `class`), `images` and `classes` (class_id, class_name, class). They
-    show one exact state whatever is committed later: the latest, that after batch `version`, or that at `as_of`; call
-    again for a newer one. storage_options: as segray.scan.
+    The views are `instances` (with the partition column `class`), `images` and `classes` (class_id, class_name, class).
+    They show one exact state, whatever is committed later. Call again for a newer state.
 
-    Functions: rle_area(rle), rle_bbox(rle, height), rle_iou(rle, rle), rle_decode(rle, height, width),
-    rle_merge([rle, ...]), rle_contains(rle, height, x, y), rle_polygon(rle, height, width); NULL gives NULL. See
-    segray.analytics.query.arrow_masks for what they return. Raises LabelSetError as tables.snapshot does.
+    The functions are rle_area(rle), rle_bbox(rle, height), rle_iou(rle, rle), rle_decode(rle, height, width),
+    rle_merge([rle, ...]), rle_contains(rle, height, x, y) and rle_polygon(rle, height, width). NULL gives NULL.
+    See segray.analytics.query.arrow_masks for their results.
+
+    Args:
+        con: A duckdb connection, or the module duckdb for its default connection.
+        root: Folder or URL of the label set; None for the functions alone.
+        version: Batch whose state is shown. By default the latest state is shown.
+        as_of: Time whose state is shown.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Returns:
+        The snapshot that the views show; None without a root.
+
+    Raises:
+        LabelSetError: As snapshot.snapshot raises it.
     """
     shown = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
     _functions(con)
@@ -58,7 +69,7 @@ def sql(
 
 
 def connect() -> Any:
-    """A connection to an empty DuckDB in memory; UserError where DuckDB is not installed."""
+    """Return a connection to an empty DuckDB in memory. Raise UserError if DuckDB is not installed."""
     try:
         import duckdb
     except ImportError as error:
@@ -69,7 +80,7 @@ def connect() -> Any:
 
 
 def classes(shown: Snapshot) -> pa.Table:
-    """The class list as a table: class_id, class_name and class, the partition."""
+    """Return the class list as a table: class_id, class_name and class, the partition."""
     names = list(shown.classes.values())
     columns = {"class_id": list(shown.classes), "class_name": names, "class": [slug(name) for name in names]}
     kinds = [("class_id", pa.int32()), ("class_name", pa.string()), ("class", pa.string())]
@@ -77,8 +88,8 @@ def classes(shown: Snapshot) -> pa.Table:
 
 
 def _functions(con: Any) -> None:
-    """Replace the functions of an earlier call, so that calling again changes nothing."""
-    known = {"rle_merge": lambda lists: arrow_masks.rle_merge(lists)}  # DuckDB counts the parameters.
+    """Register the mask functions in place of those of an earlier call, so that a second call changes nothing."""
+    known = {"rle_merge": lambda lists: arrow_masks.rle_merge(lists)}  # DuckDB would count both parameters.
     for name, (arguments, result) in _SIGNATURES.items():
         function = known.get(name, arrow_masks.FUNCTIONS[name])
         if con.execute("SELECT count(*) FROM duckdb_functions() WHERE function_name = ?", [name]).fetchall()[0][0]:

@@ -1,8 +1,8 @@
-"""Cut a label set into ranges of image keys, and read the images and instances of one range.
+"""Ranges of image keys that cut a label set, and the images and instances of one range.
 
-Knows how to choose ranges that fit into memory; knows nothing of what is done with the rows. Files are sorted by key
-and state which keys they hold, so a range is read without the rest of the label set. Memory does not grow with the
-number of images.
+This module knows how to choose ranges that fit into memory. The use of the rows belongs to other modules.
+Files are sorted by key and state which keys they hold. A range is read without the rest of the label set.
+Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from segray.errors import LabelSetError
 from segray.instances import image_id
 from segray.label_set.snapshot import Snapshot, run_slices
 
-# About how many rows a range has. A row that takes more bytes in storage than ROW_BYTES counts as several.
+# The approximate number of rows of a range. A row of more than ROW_BYTES bytes in storage counts as several.
 SLICE_ROWS = 80_000
 ROW_BYTES = 400
 _SAMPLED = 20_000
-# For scans. By default pyarrow keeps each file's footer, about 50 kB, for the life of the dataset.
+# Options of scans. By default pyarrow keeps each file's footer, about 50 kB, for the life of the dataset.
 NO_METADATA_CACHE: Mapping[str, Any] = {"cache_metadata": False}
 
 
 @dataclass(frozen=True)
 class KeyRange:
-    """A half-open range of image keys: first <= key < end. "" and None stand for no bound."""
+    """A half-open range of image keys: first <= key < end. first "" and end None stand for no bound."""
 
     first: str = ""
     end: str | None = None
 
     @property
     def filter(self) -> pc.Expression:
+        """Return a filter for the rows of this range."""
         chosen = ds.field("image_key") >= self.first
         return chosen if self.end is None else chosen & (ds.field("image_key") < self.end)
 
@@ -56,6 +57,7 @@ class KeySampler:
         self._weight = 0.0
 
     def add(self, keys: Iterable[str], weights: Iterable[float]) -> None:
+        """Add keys with their weights, in rows."""
         for key, weight in zip(keys, weights, strict=True):
             self.seen += 1
             self._weight += weight
@@ -116,7 +118,7 @@ def add_images(keys: KeySampler, shown: Snapshot) -> None:
 
 
 def weights(shown: Snapshot, instances: pa.Array) -> list[float]:
-    """Return the weight, in rows, of images with so many instances."""
+    """Return the weight of images, in rows, from their numbers of instances."""
     found: list[float] = pc.add(pc.multiply(instances, max(1.0, shown.row_bytes / ROW_BYTES)), 1).to_pylist()
     return found
 
@@ -138,11 +140,11 @@ def instances(shown: Snapshot, part: KeyRange, columns: Sequence[str], where: pc
 
 
 class Groups(Mapping[str, pa.Table]):
-    """The rows of each image, by key, as views into a table that is sorted by key."""
+    """The rows of each image by key, as views into a table that is sorted by key."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self.rows: Mapping[str, slice] = dict(run_slices(table.column("image_key")))  # where an image's rows are
+        self.rows: Mapping[str, slice] = dict(run_slices(table.column("image_key")))  # the rows of each image
 
     def __getitem__(self, key: str) -> pa.Table:
         where = self.rows[key]

@@ -1,7 +1,7 @@
 """A label set in Polars: its tables as lazy frames, and expressions over masks.
 
-Knows Polars' words; knows nothing of how masks are computed with. What each expression gives is said in masks, which
-has the same functions over Arrow arrays. An argument is an expression, a column's name, or a number.
+This module knows Polars' terms. arrow_masks has the same functions over Arrow arrays and says what each one returns.
+An argument is an expression, a column's name or a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _BOX = pl.Struct(dict.fromkeys(("x", "y", "w", "h"), pl.Int32))
 def scan(
     root: str, table: str = "instances", *, version: int | None = None, as_of: datetime | None = None, **storage: Any
 ) -> pl.LazyFrame:
-    """One table of the label set: instances, images or classes. Two calls may see two states, unlike `frames`."""
+    """Return one table of the label set: instances, images or classes.
+
+    Two calls may see two states. Use `frames` for tables of one state.
+    """
     found = frames(root, version=version, as_of=as_of, **storage)
     return {"instances": found.instances, "images": found.images, "classes": found.classes}[table]
 
@@ -37,50 +40,53 @@ class Frames(NamedTuple):
 
 
 def frames(root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any) -> Frames:
-    """All tables of the label set, of one state whatever is committed later; arguments as tables.snapshot."""
+    """Return all tables of the label set, of one state whatever is committed later.
+
+    The arguments are those of snapshot.snapshot.
+    """
     shown = snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
     instances, images = (pl.scan_pyarrow_dataset(each) for each in (shown.instances, shown.images))
     return Frames(instances, images, pl.LazyFrame(duckdb_views.classes(shown)))
 
 
 def rle_area(rle: Column) -> pl.Expr:
-    """Pixels set, Int64."""
+    """Return the number of set pixels, Int64."""
     return _call(arrow_masks.rle_area, [rle], pl.Int64())
 
 
 def rle_bbox(rle: Column, height: Column) -> pl.Expr:
-    """The tightest box, a struct of x, y, w, h."""
+    """Return the tightest box in pixels, a struct of x, y, w, h, Int32."""
     return _call(arrow_masks.rle_bbox, [rle, height], _BOX)
 
 
 def rle_iou(a: Column, b: Column) -> pl.Expr:
-    """Intersection over union of two masks of one image, Float64."""
+    """Return the intersection over union of two masks of one image, Float64."""
     return _call(arrow_masks.rle_iou, [a, b], pl.Float64())
 
 
 def rle_decode(rle: Column, height: Column, width: Column) -> pl.Expr:
-    """The pixels row by row, one byte each, Binary."""
+    """Return the pixels row by row, one byte each, Binary."""
     return _call(arrow_masks.rle_decode, [rle, height, width], pl.Binary())
 
 
 def rle_merge(lists: Column) -> pl.Expr:
-    """The union of a list of masks, String."""
+    """Return the union of a list of masks, String."""
     return _call(arrow_masks.rle_merge, [lists], pl.String())
 
 
 def rle_contains(rle: Column, height: Column, x: Column, y: Column) -> pl.Expr:
-    """Whether the mask has pixel (x, y), Boolean."""
+    """Return whether the mask has pixel (x, y), Boolean."""
     return _call(arrow_masks.rle_contains, [rle, height, x, y], pl.Boolean())
 
 
 def rle_polygon(rle: Column, height: Column, width: Column) -> pl.Expr:
-    """COCO polygons, lists of [x, y, x, y, ...]."""
+    """Return COCO polygons, lists of [x, y, x, y, ...], in pixels."""
     return _call(arrow_masks.rle_polygon, [rle, height, width], pl.List(pl.List(pl.Float64)))
 
 
 def _call(function: Callable[..., pa.Array], columns: Sequence[Column], kind: Any) -> pl.Expr:
     def mapped(series: Sequence[pl.Series]) -> pl.Series:
-        length = next((len(each) for each in series if len(each) != 1), 1)  # A number comes as one row.
+        length = next((len(each) for each in series if len(each) != 1), 1)  # Polars passes a number as one row.
         arrays = [each.to_arrow() if len(each) == length else pa.scalar(each[0]) for each in series]
         return pl.Series(series[0].name, pl.from_arrow(function(*arrays)), dtype=kind)
 

@@ -1,7 +1,7 @@
-"""A contact sheet: some of a label set's images with their masks drawn over them, as one PNG.
+"""A contact sheet: images of a label set with their masks drawn on them, as one PNG.
 
-Knows colours, type and layout, and which images are worth a look; knows nothing of models. Pixels come through a
-`read` function, labels from the committed tables or from the caller.
+This module knows colours, type and layout, and which images to show. Models belong to other modules.
+Pixels come through a `read` function. Labels come from the committed tables or from the caller.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from segray.label_set.schema import BBOX
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-# Ordered so that neighbours differ most; classes take them in order of id.
+# Neighbours differ most. Classes take colours in order of id.
 PALETTE: tuple[Colour, ...] = (
     (255, 77, 94), (46, 196, 255), (255, 190, 38), (168, 99, 255), (74, 222, 128), (255, 121, 198),
     (29, 209, 191), (255, 138, 52), (96, 130, 255), (190, 230, 60), (225, 100, 235), (235, 215, 130),
@@ -43,7 +43,10 @@ _TINT, _FINE = 0.42, 2
 
 @dataclass(frozen=True)
 class Label:
-    """One instance: bbox_xywh in source pixels, rle COCO counts over the full image, score 0..1."""
+    """One instance to draw.
+
+    bbox_xywh: in source pixels. rle: COCO counts over the full image. score: 0..1.
+    """
 
     class_id: int
     class_name: str
@@ -53,14 +56,14 @@ class Label:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Label:
-        """Of a row of instances, with the columns LABEL."""
+        """Return the label of a row of instances, with the columns LABEL."""
         box = (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"])
         return cls(row["class_id"], row["class_name"], row["score"], box, row["rle"])
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and its labels. size_hw: upright pixels."""
+    """An image and its labels. size_hw: height and width of the upright image, in pixels."""
 
     key: str
     uri: str
@@ -70,7 +73,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What choosing needs to know of an image. lowest: its lowest score, 1 without labels; pixels: its area."""
+    """The facts of an image that decide the choice.
+
+    labels: their number. lowest: lowest score, 1 without labels. pixels: width times height.
+    """
 
     key: str
     labels: int
@@ -82,7 +88,7 @@ class Candidate:
 
 
 def colours_of(pictures: Iterable[Picture]) -> dict[int, Colour]:
-    """A colour for each class that occurs, by class id; distinct for up to twelve classes."""
+    """Return a colour for each class that occurs, by class id. Up to twelve classes have distinct colours."""
     ids = sorted({label.class_id for picture in pictures for label in picture.labels})
     return {class_id: PALETTE[i % len(PALETTE)] for i, class_id in enumerate(ids)}
 
@@ -95,10 +101,19 @@ def draw(
     size_wh: tuple[int, int] | None = None,
     tags: bool = True,
 ) -> Pixels:
-    """The image with tinted and outlined masks, and on each a tag with class and score.
+    """Draw tinted and outlined masks on an image, each with a tag of class and score.
 
-    image: (h, w, 3) uint8 RGB, which the labels' masks fit. size_wh: size of the result; the image's own by default.
-    Large masks are painted first, so that small ones stay visible. Returns (size_wh[1], size_wh[0], 3) uint8 RGB.
+    Large masks are painted first, so that small ones stay visible.
+
+    Args:
+        image: (h, w, 3) uint8 RGB, of the size that the masks span.
+        labels: Instances to draw.
+        colours: RGB by class id.
+        size_wh: Width and height of the result, in pixels. The image's own by default.
+        tags: Draw the tags.
+
+    Returns:
+        The drawing, (size_wh[1], size_wh[0], 3) uint8 RGB.
     """
     size_hw = (image.shape[0], image.shape[1])
     width, height = size_wh or (size_hw[1], size_hw[0])
@@ -122,7 +137,7 @@ def _resized(picture: NDArray[Any], size_wh: tuple[int, int]) -> NDArray[Any]:
 
 
 def _paint(canvas: NDArray[np.float32], cover: NDArray[np.float32], colour: Colour) -> None:
-    """Tint the covered pixels and draw the outline, a dark line inside a coloured one, in place."""
+    """Tint the covered pixels and draw the outline in place: a coloured line on a wider dark line."""
     alpha = (cover * np.float32(_TINT))[..., None]
     ink = np.asarray(colour, np.float32)
     canvas += alpha * (ink - canvas)
@@ -135,7 +150,10 @@ def _paint(canvas: NDArray[np.float32], cover: NDArray[np.float32], colour: Colo
 def _tag(
     sheet: Image.Image, labels: Sequence[Label], colours: Mapping[int, Colour], scale_xy: tuple[float, float]
 ) -> None:
-    """Put a tag on each mask, the surest first, where it hides no earlier tag; one without room has none."""
+    """Put a tag on each mask, the highest score first, where it hides no earlier tag.
+
+    A tag without room is left out.
+    """
     pen, font = ImageDraw.Draw(sheet), _font(12)
     taken: list[tuple[int, int, int, int]] = []
     for label in labels:
@@ -157,7 +175,11 @@ def _spot(
     sheet_wh: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
-    """A free place for a tag, (x0, y0, x1, y1): above, below or beside its box; pushed inside only if it must be."""
+    """Return a free place for a tag, (x0, y0, x1, y1) in pixels; None without one.
+
+    Places above, below and beside the box come first. The middle of the box comes next, then places moved into the
+    sheet.
+    """
     x, y, w, h = (value * scale_xy[i % 2] for i, value in enumerate(bbox_xywh))
     width, height = size_wh
     middle, level = x + w / 2 - width / 2, y + h / 2 - height / 2
@@ -182,12 +204,12 @@ def _dark(colour: Colour) -> Colour:
 
 
 def _ink_on(colour: Colour) -> Colour:
-    """Near-black or white, whichever reads better (Rec. 709 luma)."""
+    """Return near-black or white, whichever is more legible on the colour (Rec. 709 luma)."""
     return (12, 13, 16) if 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] > 110 else (255, 255, 255)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow carries this typeface, so that no font of the machine is needed."""
+    """Return the typeface that Pillow carries, so that no font of the machine is needed. size: in pixels."""
     return ImageFont.load_default(size)
 
 
@@ -195,9 +217,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def choose(candidates: Sequence[Candidate], count: int) -> list[str]:
-    """Keys of up to `count` images worth a look, crowded, unsure, typical and large in turn.
+    """Return the keys of up to `count` images: crowded, uncertain, typical and large ones in turn.
 
-    Images without labels come last. Ties are broken by a hash of the key, so the choice depends on nothing else.
+    Images without labels come last. A hash of the key breaks ties, so the choice depends on nothing else.
     """
     usual = float(np.median([c.labels for c in candidates if c.labels] or [0]))
     rules: tuple[Callable[[Candidate], float], ...] = (
@@ -212,13 +234,13 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[str]:
 
 
 def candidate(picture: Picture) -> Candidate:
-    """The same facts of a picture whose labels are at hand."""
+    """Return the candidate of a picture whose labels are at hand."""
     lowest = min((label.score for label in picture.labels), default=1.0)
     return Candidate(picture.key, len(picture.labels), lowest, picture.size_hw[0] * picture.size_hw[1])
 
 
 def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any) -> list[Picture]:
-    """The `count` images of a label set that are most worth a look, with the labels that reach score_threshold."""
+    """Return the `count` images of a label set that `choose` gives, with the labels of score_threshold or more."""
     shown = snapshot.snapshot(root, **storage_options)
     rows = shown.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
     images = {row["image_key"]: row for row in rows if row["status"] != "failed"}
@@ -254,10 +276,20 @@ def contact_sheet(
     score_threshold: float = 0.3,
     **storage_options: Any,
 ) -> list[str]:
-    """Write a PNG of up to `count` images with their masks, `columns` abreast; returns the keys shown, in order.
+    """Write a PNG of up to `count` images with their masks. Return the keys shown, in order.
 
-    source: a label set's root, or pictures. read: an image's uri -> its bytes. Raises UserError if there is nothing
-    to show, or if an image is no longer the one that was labelled.
+    Args:
+        source: A label set's root, or pictures.
+        out_png: File to write.
+        read: Returns the bytes of an image, given its URI.
+        columns: Number of images side by side.
+        count: Largest number of images.
+        title: Heading; the root by default.
+        score_threshold: Lowest score of the labels drawn from a label set.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        UserError: There is no image to show, or an image is no longer the one that was labelled.
     """
     if isinstance(source, str):
         shown = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
@@ -279,16 +311,17 @@ def contact_sheet(
 def side_by_side(
     pairs: Sequence[tuple[Picture, Picture]], out_png: Path, *, read: Callable[[str], bytes], title: str = ""
 ) -> dict[str, str]:
-    """Write a PNG with two columns: each pair of pictures abreast, in this order; none where no pair can be drawn.
+    """Write a PNG of pairs of pictures, one pair in each row. Write no file if no pair can be drawn.
 
-    Returns why pairs are left out, by key: they cannot be read, or are no longer what was labelled.
+    Return the reason for each pair that is left out, by key. Its images cannot be read, or are no longer those that
+    were labelled.
     """
     colours = colours_of(picture for pair in pairs for picture in pair)
     shown, tiles, left_out = list[Picture](), list[Image.Image](), dict[str, str]()
     down: InfrastructureError | None = None
     for pair in pairs:
         try:
-            if down is not None:  # Asking again for each of them would take long.
+            if down is not None:  # Another attempt for each image would take long.
                 raise down
             tiles += [_tile(picture, read, colours) for picture in pair]
             shown += pair
@@ -325,7 +358,7 @@ def _tile(picture: Picture, read: Callable[[str], bytes], colours: Mapping[int, 
 
 
 def _shortened(text: str, room: float, pen: ImageDraw.ImageDraw) -> str:
-    """The text, or its end where it does not fit: keys differ at their end."""
+    """Return the text, or its end where the text does not fit: keys differ at their end."""
     if pen.textlength(text, _font(14)) <= room:
         return text
     while text and pen.textlength("..." + text, _font(14)) > room:

@@ -1,7 +1,7 @@
-"""Two label sets of the same images compared: what the second model keeps, moves, gains, loses and renames.
+"""Comparison of two label sets of the same images: the instances that B keeps, moves, gains, loses and renames.
 
-Knows two snapshots and what counts as the same instance; knows nothing of which of them is right. Both are read in
-slices of keys, so a million images need little more memory than ten thousand.
+This module knows two snapshots and when two instances are the same. It does not judge which label set is right.
+Both are read in ranges of keys. A million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ _Shown = tuple[str, int, int]  # status, height and width of an image
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one image. kinds: its instances by kind. weight: gained, lost and renamed ones, and of moved ones
-    what IoU they lack to 1."""
+    """The change of one image. kinds: number of its instances by kind.
+
+    weight: number of gained, lost and renamed instances, plus 1 - IoU of each moved one.
+    """
 
     key: str
     weight: float
@@ -57,9 +59,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one distribution is from another. statistic: chi-square of the class mix, Kolmogorov and Smirnov's D of
-    the scores. p: of as much between samples of one distribution, if instances were independent; effect: Cramer's V,
-    or D again, which do not grow with the number of instances."""
+    """The distance of one distribution from another.
+
+    statistic: chi-square of the class mix, or D of Kolmogorov and Smirnov for the scores.
+    p: probability of at least this statistic between samples of one distribution, if instances were independent.
+    effect: Cramer's V, or D. Neither grows with the number of instances.
+    """
 
     statistic: float
     p: float
@@ -68,16 +73,22 @@ class Drift:
 
 @dataclass(frozen=True)
 class Difference:
-    """What B has that differs from A.
+    """The difference of label set B from label set A.
 
-    images: compared, those that both have. only_a, only_b: images that one of them alone has. resized: compared images
-    that have another size, whose instances are lost and gained. newly_failed, newly_read: images with labels in one
-    and failed in the other.
+    images: compared images, which both have. only_a, only_b: images that only A or only B has.
+    resized: compared images of another size. Their instances count as lost and gained.
+    newly_failed, newly_read: images that failed in B alone, or in A alone.
 
-    instances: of A and of B in compared images. kinds: kept, same class and mask IoU >= .9; moved, same class and IoU
-    >= .5; renamed, another class and IoU >= .5; gained; lost. by_class: kinds by class name, that of A but for gained
-    ones; by_size: likewise by COCO's sizes. renamed: from, to and how many, most first. most_changed: images by
-    falling weight. undrawn: why some of these are not in the drawing, by key.
+    instances: of A and of B in compared images. kinds: number of instances by kind.
+
+    - kept: same class and mask IoU >= .9.
+    - moved: same class and mask IoU >= .5.
+    - renamed: another class and mask IoU >= .5.
+    - gained, lost: in B alone, in A alone.
+
+    by_class: kinds by class name of A; of B for gained instances. by_size: kinds by COCO's sizes.
+    renamed: old class, new class and count, most first. most_changed: images by falling weight.
+    failed_gates: gates that the difference meets. undrawn: reason for each image that is not in the drawing, by key.
     """
 
     images: int
@@ -115,12 +126,23 @@ def diff(
 ) -> Difference:
     """Compare label set B with label set A, image by image of the same key.
 
-    fail_if: gates as `Gate.parse` reads them. min_score: of instances that take part. most: images named as most
-    changed. draw: a PNG of these side by side, as far as they can be read. both_labelled: leave out images
-    that failed in either. version_a ...: earlier states; so a label set is compared with itself.
+    Args:
+        root_a: Folder or URL of A.
+        root_b: Folder or URL of B. It may be that of A, with another state.
+        fail_if: Gates as `Gate.parse` reads them.
+        min_score: Lowest score of the instances that take part.
+        most: Number of images named as most changed.
+        draw: PNG to write, with these images side by side as far as they can be read.
+        both_labelled: Leave out images that failed in either.
+        version_a: Batch of an earlier state of A.
+        as_of_a: Time of an earlier state of A.
+        version_b: Batch of an earlier state of B.
+        as_of_b: Time of an earlier state of B.
+        **storage_options: Settings of the storage, as for segray.scan.
 
-    Raises LabelSetError as tables.snapshot, or if nothing is committed; UserError if no image is in both, or for a gate
-    that cannot be read or is of a class that neither has.
+    Raises:
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
+        UserError: No image is in both, a gate cannot be read, or neither label set has a gate's class.
     """
     gates = [Gate.parse(text) for text in fail_if]
     if draw is not None:
@@ -159,9 +181,9 @@ _DRIFTS = ("class_drift", "score_drift")
 class Gate:
     """A condition that a difference must not meet, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
 
-    A class is given by its name or its slug. Percentages are of A's instances (of that class), or for images of those
-    compared. changed: all kinds but kept.
-    Drifts are compared by their effect.
+    A class is given by its name or its slug. A percentage of instances refers to A's instances (of that class). A
+    percentage of images refers to the compared images. `changed` means all kinds but kept. Drifts are compared by
+    effect.
     """
 
     text: str
@@ -173,6 +195,7 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> Gate:
+        """Parse a gate. Raise UserError for text that is no gate."""
         found = _GATE.fullmatch(text)
         known = (*_COUNTS, *_IMAGES, *_DRIFTS)
         if found is None or found[1] not in known or (found[2] and found[1] not in _COUNTS):
@@ -186,7 +209,7 @@ class Gate:
             raise UserError("this is no gate", found=text, hint="write a number after the sign") from error
 
     def fails(self, found: Difference) -> bool:
-        """Whether the difference meets the condition."""
+        """Return whether the difference meets the condition."""
         if self.what in _DRIFTS:
             value, whole = getattr(found, self.what).effect, 1
         elif self.what in _IMAGES:
@@ -205,7 +228,7 @@ class Gate:
 
 
 def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
-    """A gate on a class that there is not would never fail."""
+    """Raise UserError for a gate on an unknown class, which would never fail."""
     known = {slug(name): name for state in states for name in state.classes.values()}
     for gate in gates:
         if gate.class_name is not None and known and slug(gate.class_name) not in known:
@@ -266,9 +289,9 @@ class _Side:
 
 
 def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
-    """Which instance of a is which of b, and their mask IoU, at least .5: best pairs first, of one class before others.
+    """Return pairs of indices into a and b of the same instance, and their mask IoU, at least .5.
 
-    Only masks whose tight boxes touch are compared.
+    Pairs of one class come first, then by falling IoU. Only masks whose tight boxes touch are compared.
     """
     rows, columns = np.nonzero(_touching(_tight(a), _tight(b)))
     if not len(rows):
@@ -381,7 +404,7 @@ class _Tally:
 
 
 def class_drift(a: Mapping[str, int], b: Mapping[str, int]) -> Drift:
-    """Chi-square test of homogeneity on two class mixes."""
+    """Return the chi-square test of homogeneity on two class mixes. a, b: number of instances by class name."""
     names = sorted(a.keys() | b.keys())
     table = np.array([[side.get(name, 0) for name in names] for side in (a, b)], np.float64)
     total = table.sum()
@@ -394,7 +417,7 @@ def class_drift(a: Mapping[str, int], b: Mapping[str, int]) -> Drift:
 
 
 def _chi_square_tail(statistic: float, freedom: int) -> float:
-    """Wilson and Hilferty's approximation, good to about 0.01."""
+    """Return the tail of the chi-square distribution by Wilson and Hilferty's approximation, good to about 0.01."""
     if not freedom or statistic <= 0:
         return 1.0
     spread = 2 / (9 * freedom)
@@ -402,7 +425,7 @@ def _chi_square_tail(statistic: float, freedom: int) -> float:
 
 
 def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
-    """Kolmogorov and Smirnov's test on two histograms of scores with the same bins."""
+    """Return Kolmogorov and Smirnov's test on two histograms of scores with the same bins. a, b: (bins,) int64."""
     total_a, total_b = int(a.sum()), int(b.sum())
     if not total_a or not total_b:
         return Drift(0.0, 1.0, float(total_a != total_b))
@@ -419,7 +442,7 @@ def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
 def _draw(
     states: tuple[Snapshot, Snapshot], changed: Sequence[Change], min_score: float, out_png: Path, store: Store
 ) -> Mapping[str, str]:
-    """Draw those that can be drawn; why the others cannot, by key."""
+    """Draw the changed images that can be drawn. Return the reasons for the others, by key."""
     old, new = states
     pairs = [(_picture(old, each.key, min_score), _picture(new, each.key, min_score)) for each in changed]
     failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]

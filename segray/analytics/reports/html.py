@@ -1,7 +1,7 @@
 """Pages of HTML from the templates in this folder.
 
-Knows how a value is written on a page, and how a template becomes a page. The templates know tags, charts and style.
-Jinja2 escapes each value, whatever is in it. A page is one file, and forbids itself to load or run anything.
+This module knows how a value is written on a page, and how a template becomes a page. The templates know tags, charts
+and style. Jinja2 escapes each value. A page is one file, and forbids itself to load or run anything.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def environment() -> Environment:
-    """Return the environment of the templates. Each value is escaped; a value that is missing is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # Not above: only a page needs Jinja2.
+    """Return the environment of the templates. Each value is escaped. A missing value is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # Imported here because only a page needs Jinja2.
 
     made = Environment(
         loader=PackageLoader(__package__),
@@ -50,9 +50,9 @@ def environment() -> Environment:
 
 
 def visible(value: object, longest: int = _LONGEST) -> str:
-    """Return the text of a value: spell out what cannot be seen, and cut what is too long in the middle.
+    """Return the text of a value, with unprintable characters as escapes, and long text cut in the middle.
 
-    HTML that a template has made is returned as is.
+    HTML from a template is returned unchanged.
     """
     if isinstance(value, str) and hasattr(value, "__html__"):
         return value
@@ -68,17 +68,17 @@ def first_line(message: str) -> str:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """12345.6 -> "12,346"; None -> a dash."""
+    """Return a number with separators of thousands: 12345.6 gives "12,346". None gives a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def percent(part: float, whole: float = 1, digits: int = 1) -> str:
-    """1 of 8 -> "12.5%"; a share of nothing is 0."""
+    """Return a share in percent: 1 of 8 gives "12.5%". A share of nothing is 0."""
     return f"{part / whole if whole else 0:.{digits}%}"
 
 
 def short(value: int) -> str:
-    """12345 -> "12k"; 1234 -> "1234"."""
+    """Return a number in a few characters: 12345 gives "12k", 1234 gives "1234"."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= 10 * size or (value >= size and value % size == 0):
             return f"{value / size:.0f}{letter}"
@@ -86,7 +86,7 @@ def short(value: int) -> str:
 
 
 def size(in_bytes: int) -> str:
-    """12345 -> "12 kB"."""
+    """Return a number of bytes with its unit: 12345 gives "12 kB"."""
     value = float(in_bytes)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -1,6 +1,6 @@
-"""How a run goes, on a web page that asks for itself again.
+"""The progress of a run on a web page that reloads itself.
 
-Knows which sections the page has; the template knows what of a heartbeat people want to see.
+This module knows the sections of the page. The template knows which values of a heartbeat are shown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from segray.analytics.reports.html import render
 
 
 def live(beat: Mapping[str, Any]) -> str:
-    """How a run goes, as HTML that asks for itself again until the run has ended. beat: as heartbeat.json has it."""
+    """Return the progress of a run as HTML that reloads itself until the run has ended.
+
+    beat: the content of heartbeat.json.
+    """
     sections = {"counts": "This process so far"} | ({"workers": "Workers"} if beat["slowest"] else {})
     return render("live.html.jinja", beat=beat, sections=sections, version=segray.__version__)

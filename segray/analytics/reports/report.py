@@ -1,7 +1,7 @@
-"""A label set on one web page: what was run, what came out, what failed, and pictures worth a look.
+"""A label set on one web page: the run, the results, the failures and chosen pictures.
 
-Knows which sections the page has and which images are shown, and why; `statistics` counts, and the template writes. The
-page is one file without script or address, a few megabytes at most however large the label set is.
+This module knows the sections of the page and which images are shown. `statistics` counts, and the template writes.
+The page is one file without script or external address. It has a few megabytes at most, whatever the label set's size.
 """
 
 from __future__ import annotations
@@ -66,10 +66,20 @@ def report(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> str:
-    """The page, as HTML. truth: COCO or LVIS JSON, to say also how good the labels are. images: how many to show.
+    """Return the page as HTML. Images that cannot be read any more are named on the page.
 
-    version, as_of: an earlier state. Images that cannot be read any more are named on the page. Raises LabelSetError
-    as tables.snapshot or where nothing is committed, and as evaluate does if there is truth.
+    Args:
+        root: Folder or URL of the label set.
+        truth: COCO or LVIS JSON. With it the page also shows the accuracy of the labels.
+        images: Number of images to show.
+        version: Batch of an earlier state.
+        as_of: Time of an earlier state.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        UserError: The number of images is out of range, or as evaluate raises it.
+        SourceError: As evaluate raises it.
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
     """
     if not 0 <= images <= MOST_IMAGES:
         raise UserError("so many images are not shown", found=str(images), hint=f"choose 0 to {MOST_IMAGES}")
@@ -99,9 +109,9 @@ def report(
 
 
 def of_run(root: str, **storage_options: Any) -> str:
-    """Write the page into the folder of the latest run; returns its address. Raises as report.
+    """Write the page into the folder of the latest run, and return its address. Raise as `report`.
 
-    storage_options: as StorageOptions, but what fails is tried once more only: a run waits for this.
+    storage_options: as StorageOptions, with at most one retry, because a run waits for the page.
     """
     storage_options["retries"] = min(1, storage_options.get("retries", 1))
     store = snapshot.store(storage_options)
@@ -113,13 +123,13 @@ def of_run(root: str, **storage_options: Any) -> str:
 
 
 def _judged(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -> Evaluation:
-    from segray.analytics.evaluation.evaluate import evaluate  # Not above: most pages need nothing of it.
+    from segray.analytics.evaluation.evaluate import evaluate  # Imported here because most pages do not need it.
 
     return evaluate(state.root, truth, version=state.batch, **storage_options)
 
 
 def latest_run(store: Store, root: str) -> Run | None:
-    """The run that was begun last, of those that have a record."""
+    """Return the latest run that has a record; None without one."""
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         if store.exists(join(root, "_segray", "runs", name, "run.json")):
             return Run(root, name)
@@ -131,7 +141,7 @@ def latest_run(store: Store, root: str) -> Run | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to show. kind: a word or two; why: the rest of the sentence."""
+    """An image to show. kind: a word or two. why: the rest of the sentence."""
 
     key: str
     kind: str
@@ -139,7 +149,7 @@ class Choice:
 
 
 def choose(found: LabelSetStats, most: int) -> list[Choice]:
-    """Up to `most` images worth a look: of each kind one in turn, no image twice, then kind by kind."""
+    """Return up to `most` images to show: one of each kind in turn, none twice. The result is ordered by kind."""
     usual = found.usual_instances
     typical = sorted(found.sample, key=lambda each: abs(each.instances - usual))
     unsure = sorted((each for each in found.sample if each.score is not None), key=lambda each: each.score or 0)
@@ -180,7 +190,10 @@ def _some(instances: int) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage of labelling took, summed over the threads of all workers. cpu_seconds: None where not recorded."""
+    """The time of a stage of labelling, in seconds summed over the threads of all workers.
+
+    cpu_seconds: None where not recorded.
+    """
 
     name: str
     seconds: float
@@ -189,7 +202,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of a run: how many, and each value that they reported, "" where none did."""
+    """The workers of a run: their number, and each value that they reported, "" without a value."""
 
     count: int
     hosts: int
@@ -212,7 +225,7 @@ _LABELS = {
 
 
 def _evaluated(judged: Evaluation | None) -> dict[str, Any]:
-    """Return what the template shows of an evaluation."""
+    """Return the template's values for an evaluation."""
     if judged is None:
         return {}
     kinds = {} if judged.mistakes is None else judged.mistakes.kinds
@@ -225,7 +238,7 @@ def _evaluated(judged: Evaluation | None) -> dict[str, Any]:
 
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template shows of the latest run. record: empty where there is none."""
+    """Return the template's values for the latest run. record: empty without a run."""
     seconds, cpu = record.get("seconds") or {}, record.get("cpu_seconds") or {}
     labelled = sum(int((record.get("labelled") or {}).get(name, 0)) for name in ("ok", "empty", "failed"))
     names = [*(each for each in _STAGES if each in seconds), *sorted(seconds.keys() - set(_STAGES))]
@@ -252,8 +265,10 @@ def _workers(recorded: Sequence[Mapping[str, Any]]) -> Workers:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on the page. jpeg: in base64. listed: how many instances of which classes are drawn; covered: the
-    share of the image below them."""
+    """A picture on the page.
+
+    jpeg: in base64. listed: number of drawn instances of each class. covered: share of the image below the masks, 0..1.
+    """
 
     choice: Choice
     jpeg: str
@@ -264,7 +279,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Gallery:
-    """unread: key and error of each image that cannot be shown. left_out: how many had no room on the page."""
+    """The pictures on the page.
+
+    unread: key and error of each image that cannot be shown. left_out: number of images that had no room on the page.
+    min_score: lowest score of the drawn labels.
+    """
 
     figures: Sequence[Figure]
     unread: Sequence[str]
@@ -282,7 +301,7 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Galler
         for choice in choices:
             one, version = pictures[choice.key]
             try:
-                if down is not None:  # Asking again for each of them would take long.
+                if down is not None:  # Another attempt for each image would take long.
                     raise down
                 jpeg, size_wh = _drawn(one, version, colours, files)
             except (ImageError, InfrastructureError, AccessError, FileNotFoundError) as exc:
@@ -300,10 +319,10 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Galler
 
 
 def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, str]]:
-    """The images with their labels and the versions that were labelled."""
+    """Return the images with their labels and the versions that were labelled, by key."""
     wanted = ds.field("image_key") == keys[0]
     for key in keys[1:]:
-        wanted |= ds.field("image_key") == key  # Not isin: of that, readers cannot tell which files to leave out.
+        wanted |= ds.field("image_key") == key  # With isin, readers could not skip files.
     labels: dict[str, list[Label]] = {key: [] for key in keys}
     for row in state.instances.to_table(columns=["image_key", *LABEL], filter=wanted).to_pylist():
         labels[row["image_key"]].append(Label.of(row))
@@ -319,13 +338,13 @@ def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, 
 
 
 def _worth_drawing(labels: Sequence[Label]) -> list[Label]:
-    """The sure ones, or the surest where there is none."""
+    """Return the labels with a score of _SURE or more, or the surest ones if there is none."""
     sure = [each for each in labels if each.score >= _SURE]
     return sure or sorted(labels, key=lambda each: -each.score)[:_UNSURE_SHOWN]
 
 
 def _drawn(one: Picture, version: str, colours: Mapping[int, Colour], files: Files) -> tuple[str, tuple[int, int]]:
-    """The overlay as a JPEG in base64, and its size."""
+    """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
     image = decode(files.read(ImageRef(one.key, one.uri, version)), Limits(max_pixels=statistics.MOST_PIXELS)).image
     height, width = image.shape[:2]
     if (height, width) != one.size_hw:

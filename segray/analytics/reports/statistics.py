@@ -1,7 +1,8 @@
-"""What a label set holds, counted in one pass over each of its tables: the numbers of a report, and images to show.
+"""Statistics of a label set from one pass over each of its tables: the numbers of a report, and candidate images.
 
-Knows two tables and bounded counts of them; knows nothing of pictures or pages. Memory does not grow with the rows:
-classes, kinds of failure and runs are counted, a fair sample of the images is kept, and the few that are extreme.
+This module knows two tables and bounded counts of them. Pictures and pages belong to other modules.
+Memory does not grow with the rows. Classes, kinds of failure and runs are counted.
+A fair sample of the images is kept, and a few extreme images.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from segray.analytics.query.key_ranges import NO_METADATA_CACHE
 from segray.label_set.snapshot import Snapshot
 
 SCORE_BINS = 20
-# Upper ends: of instances in an image, of millions of pixels in one, of the square root of a mask's pixels.
+# Upper ends of bins: instances in an image, millions of pixels in an image, square root of a mask's pixels.
 PER_IMAGE = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 SIDES_PX = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SIZES = ("small", "medium", "large")
 _SIZE_ENDS = (32**2, 96**2)  # COCO's
 _SAMPLED, _EXTREME, _EXAMPLES = 4096, 64, 3
-# Larger ones are not shown: a picture of them takes gigabytes to make.
+# Larger images are not shown: drawing one takes gigabytes of memory.
 MOST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of failure. examples: keys and messages of a few, the first that were met."""
+    """A kind of failure. examples: key and message of the first few."""
 
     stage: str
     error: str
@@ -43,8 +44,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Class:
-    """scores: counts in SCORE_BINS equal bins of 0..1. sizes: small, medium and large, as COCO has them. surest: the
-    key of the image with its best score."""
+    """The statistics of one class.
+
+    scores: (SCORE_BINS,) counts in equal bins of 0..1. sizes: number of small, medium and large instances, by COCO's
+    sizes. surest: key of the image with the class's best score.
+    """
 
     name: str
     instances: int
@@ -57,7 +61,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Span:
-    """Rows that a run left in the label set, and when the first and the last of them were labelled."""
+    """The images that a run left in the label set, and the times when the first and the last were labelled."""
 
     run_id: str
     images: int
@@ -67,7 +71,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that may be shown. score: the mean of its instances', None if not known."""
+    """An image that may be shown.
+
+    pixels: width times height. score: mean of its instances; None if unknown.
+    """
 
     key: str
     instances: int
@@ -77,10 +84,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LabelSetStats:
-    """The counts of one label set.
+    """The statistics of one label set.
 
-    classes: by id, those that occur. per_image, megapixels: of images that did not fail. sides: of masks. These three
-    have one count more than there are ends. sample: drawn evenly from the images with instances, by their hashes.
+    classes: by id, those that occur. per_image, megapixels: histograms of images that did not fail.
+    sides: histogram of the square root of masks' pixels. The three have one count more than there are ends.
+    scores: (SCORE_BINS,) counts of instances.
+    sample: drawn evenly from the images with instances, by their hashes.
     crowded, wide, bare: images with the most instances, with the most pixels, and without instances.
     """
 
@@ -100,10 +109,12 @@ class LabelSetStats:
 
     @property
     def images(self) -> int:
+        """Return the number of images."""
         return sum(self.statuses.values())
 
     @property
     def instances(self) -> int:
+        """Return the number of instances."""
         return sum(each.instances for each in self.classes.values())
 
     @property
@@ -155,12 +166,15 @@ def _candidate(row: Mapping[str, Any], score: float | None = None) -> Candidate:
 
 
 def _binned(values: NDArray[Any], ends: Sequence[float]) -> NDArray[np.int64]:
-    """How many values are at most each end and above the one before; the last count is of those above all."""
+    """Return the number of values at most each end and above the one before, (ends + 1,) int64.
+
+    The last count is of values above all ends.
+    """
     return np.bincount(np.searchsorted(ends, values), minlength=len(ends) + 1).astype(np.int64)
 
 
 class _First:
-    """The first `most` rows by an order, of all that were ever added."""
+    """The first `most` rows by an order, of all rows that were added."""
 
     _COLUMNS = ("image_id", "image_key", "n_instances", "pixels")
 
@@ -231,17 +245,17 @@ class _Images:
             self._runs[found["run_id"]] = before[0] + images, min(before[1], first), max(before[2], last)
 
     def kinds(self) -> list[Kind]:
-        """The kinds of failure, the most common first."""
+        """Return the kinds of failure, the most common first."""
         found = [Kind(*kind, number, examples) for kind, (number, examples) in self._failures.items()]
         return sorted(found, key=lambda each: (-each.count, each.stage, each.error))
 
     def spans(self) -> list[Span]:
-        """The runs whose rows are here, the latest first."""
+        """Return the runs whose rows are here, the latest first."""
         return [Span(name, *self._runs[name]) for name in sorted(self._runs, reverse=True)]
 
 
 class _Instances:
-    """Counts of the table of instances. sampled: keys of the images whose mean scores are wanted."""
+    """Counts of the table of instances. sampled: keys of the images whose mean scores are needed."""
 
     def __init__(self, sampled: pa.Array) -> None:
         self.scores = np.zeros(SCORE_BINS, np.int64)
@@ -262,7 +276,7 @@ class _Instances:
         np.add.at(self._sums, where, scores[known])
         np.add.at(self._counts, where, 1)
         sizes = np.searchsorted(_SIZE_ENDS, areas, side="right")
-        for number in np.unique(ids).tolist():  # One, as a file holds one class.
+        for number in np.unique(ids).tolist():  # Mostly one class: a file holds one class.
             here = np.flatnonzero(ids == number)
             known_class = self._classes.setdefault(number, _Class(rows.column("class_name")[int(here[0])].as_py()))
             known_class.add(scores[here], bins[here], sizes[here])

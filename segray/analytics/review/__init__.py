@@ -1,1 +1,1 @@
-"""Choose images for people, and read their corrections."""
+"""Choice of images for people, and comparison of labels with their corrections."""

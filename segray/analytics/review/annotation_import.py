@@ -1,7 +1,7 @@
-"""What people made of labels in Label Studio, CVAT or a tool that writes COCO: read back as objects of each image.
+"""Corrections from Label Studio, CVAT or a tool that writes COCO, read back as objects of each image.
 
-Knows files of these tools and the images that were chosen for a look; knows nothing of the labels that these had. An
-image without objects was looked at and found empty; one that the tool does not call done was not looked at.
+This module knows the files of these tools and the chosen images. The original labels belong to other modules.
+An image without objects was reviewed and found empty. An image that the tool does not call done was not reviewed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ _NO_MASKS = {"rectanglelabels", "ellipselabels", "keypointlabels", "rectangle", 
 
 @dataclass(frozen=True)
 class _Task:
-    """One image of an export. name: what the tool calls it. size_hw: as the tool has it, None if it does not say.
-    shapes: label and counts of each object; None: not done."""
+    """One image of an export.
+
+    name: the tool's name for the image. size_hw: height and width in pixels; None if the tool does not state them.
+    shapes: label and counts of each object; None if the image is not done.
+    """
 
     name: str
     size_hw: tuple[int, int] | None
@@ -42,11 +45,17 @@ class _Task:
 def read(
     path: Path, chosen: Sequence[Chosen], classes: Mapping[int, str], *, allow_unfinished: bool = False
 ) -> dict[str, Objects]:
-    """Objects by image key, of the images that were looked at, in the order of their keys.
+    """Read the objects of the reviewed images, by image key, in the order of the keys.
 
-    Raises SourceError for a file that is none of the three formats, has no image, images that were not chosen, classes
-    that `classes` (name by category id) lacks, shapes that are no masks, and, unless allow_unfinished, for chosen
-    images that it lacks or does not call done.
+    Args:
+        path: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.
+        chosen: The images of the selection.
+        classes: Name by category id.
+        allow_unfinished: Accept a file that lacks chosen images, or does not call them done.
+
+    Raises:
+        SourceError: The file has another format, no image, images that were not chosen, or unknown classes. The file
+            has shapes that are no masks, or chosen images are missing or unfinished.
     """
     by_name = {name: each for each in chosen for name in (each.uri, each.file, each.key)}
     ids = {slug(name): number for number, name in sorted(classes.items(), reverse=True)}
@@ -85,7 +94,7 @@ def read(
 
 
 def tells_done(path: Path) -> bool:
-    """Whether such a file says which of its images are done: Label Studio's list of tasks does, the others do not."""
+    """Return whether a file says which of its images are done. Only Label Studio's list of tasks does."""
     with path.open(encoding="utf-8-sig") as file:
         return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
 
@@ -129,7 +138,7 @@ def _tasks(path: Path) -> Iterator[_Task]:
 
 
 def _label_studio(task: Row) -> _Task:
-    """The annotation marked as ground truth, or else the last one that was not skipped."""
+    """Return the annotation that is marked as ground truth, or else the last one that was not skipped."""
     name = str(task["data"].get("image_key") or task["data"]["image"])
     done = [each for each in task.get("annotations") or [] if not each.get("was_cancelled")]
     if not done:
@@ -157,9 +166,10 @@ def _studio_shape(result: Row, name: str) -> tuple[str, str]:
 
 
 def unbrushed(data: Sequence[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask, (h, w) bool, of Label Studio's bytes (rle-pack of thi.ng): where alpha, the last of RGBA, exceeds half.
+    """Decode a mask, (h, w) bool, from Label Studio's bytes (rle-pack of thi.ng).
 
-    Raises ValueError if they end too early or are of another size.
+    A pixel is set where alpha, the last of RGBA, exceeds half. Raise ValueError for bytes that end early or have
+    another size.
     """
     bits, at = np.unpackbits(np.array(data, np.uint8)).tobytes().translate(_DIGITS).decode("ascii"), 0
 
@@ -215,7 +225,7 @@ def _cvat_shape(shape: ET.Element, size_hw: tuple[int, int]) -> tuple[str, str]:
 
 
 def _drawn(points: NDArray[np.float64], size_hw: tuple[int, int]) -> str:
-    """Counts of a polygon's pixels, as pycocotools draws it."""
+    """Return the counts of a polygon's pixels, as pycocotools draws it. points: (n, 2) x, y in pixels."""
     if len(points) < 3:
         raise ValueError("a polygon of less than three points")
     (drawn,) = coco_mask.frPyObjects([points.ravel().tolist()], *size_hw)
@@ -226,7 +236,7 @@ def _drawn(points: NDArray[np.float64], size_hw: tuple[int, int]) -> str:
 
 
 def _coco(content: Row, path: str) -> Iterator[_Task]:
-    """Every annotation is one object; CVAT marks all that are not polygons as crowds."""
+    """Yield the images of COCO JSON. Each annotation is one object: CVAT marks all that are not polygons as crowds."""
     names = {int(row["id"]): str(row["name"]) for row in content["categories"]}
     rows = sorted(content["annotations"], key=lambda row: int(row["image_id"]))
     annotations = {image: list(group) for image, group in itertools.groupby(rows, lambda row: int(row["image_id"]))}

@@ -1,8 +1,8 @@
-"""How good labels are, told from a random sample of images that people corrected, and the corrections as truth.
+"""Errors of labels, estimated from a random sample of images that people corrected, and the corrections as truth.
 
-Knows a selection, what was corrected of it and how to compare the two; knows nothing of the files that corrections
-come in. The errors are those of the random control sample alone: the other images were chosen because they are unlike
-the rest. Intervals mind that the instances of one image tend to be right and wrong together.
+This module knows a selection and its corrections. annotation_import knows the files of corrections.
+Errors are those of the random control sample alone: the other images were chosen because they differ from the rest.
+Intervals allow for the instances of one image being right and wrong together.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
 
 Row = dict[str, Any]
-Z = 1.959964  # of intervals that hold in 95 of 100 samples
+Z = 1.959964  # normal quantile of 95 % intervals
 SPURIOUS, WRONG_CLASS, POOR_MASK, MISSED = KINDS = ("spurious", "wrong class", "poor mask", "missed")
 _RIGHT, _DETECTIONS, _OBJECTS = "right", "detections", "objects"
-# What each kind of mistakes.KINDS is called here.
+# The name here of each kind of error_types.KINDS.
 _CALLED = {
     "right": _RIGHT, "class": WRONG_CLASS, "both": WRONG_CLASS, "localisation": POOR_MASK, "duplicate": SPURIOUS,
     "background": SPURIOUS, "missed": MISSED,
@@ -45,11 +45,11 @@ ALL = "all classes"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share of the whole label set, as a sample of its images tells it.
+    """A share of the whole label set, estimated from a sample of its images.
 
-    hits, of: counts in the sample. value: hits / of; None where there is nothing. low, high: 95 % interval, Wilson's
-    with as many independent instances as those of the sampled images are worth. naive_low, naive_high: Wilson's as if
-    all were independent and the label set without end.
+    hits, of: counts in the sample. value: hits / of; None if there are no counts.
+    low, high: 95 % interval by Wilson, with the effective number of independent instances.
+    naive_low, naive_high: Wilson's interval as if all instances were independent and the label set infinite.
     """
 
     hits: int
@@ -63,8 +63,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one class, or of all. precision: detections that are right, of the same class as an object and with a mask IoU
-    of half or more. recall: objects that are found so. kinds: of KINDS; missed of objects, the others of detections."""
+    """The errors of one class, or of all.
+
+    detections, objects: counts in the sample. precision: share of detections that are right. recall: share of objects
+    that are found. A detection is right if it has the class of an object and a mask IoU of 0.5 or more with the object.
+    kinds: share of each of KINDS. "missed" is a share of objects, the other kinds are shares of detections.
+    """
 
     detections: int
     objects: int
@@ -75,11 +79,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Review:
-    """What people's corrections say of a label set.
+    """The result of comparing a label set with people's corrections.
 
-    reviewed: images that were looked at; sampled: those of them that are of the random sample, on which the errors
-    rest. population: the images it was drawn from. total: errors whatever the class; classes: by name, those that
-    occur. truth: the file that was written.
+    reviewed: number of reviewed images. sampled: number of them in the random sample, on which the errors rest.
+    population: number of images that the sample was drawn from. total: errors over all classes; None without a sample.
+    classes: errors by class name, of the classes that occur. truth: file that was written.
     """
 
     root: str
@@ -101,16 +105,24 @@ def review(
     allow_unfinished: bool = False,
     **storage_options: Any,
 ) -> Review:
-    """Compare labels with what people made of them.
+    """Compare labels with people's corrections.
 
-    selection: a file that `select` wrote. corrected: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.
-    truth_out: a COCO file to write, of all images that were looked at; `segray evaluate` reads it. allow_unfinished:
-    leave out chosen images that are not done. The labels are those that the selection was made of, whatever became of
-    them since, with the score that was exported.
+    The labels are those that the selection was made of, with the exported scores, whatever was committed since.
+    Nothing is written after an error.
 
-    Raises, having written nothing, SourceError for a selection or corrections that cannot be used, UserError for a
-    `truth_out` that is taken or a label set that is not the selection's, LabelSetError as tables.snapshot, or if chosen
-    images have been labelled anew and what they had before is deleted.
+    Args:
+        root: Folder or URL of the label set.
+        selection: A file that `select` wrote.
+        corrected: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.
+        truth_out: COCO file to write, of all reviewed images. `segray evaluate` reads it.
+        allow_unfinished: Leave out chosen images that are not done.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        SourceError: The selection or the corrections cannot be used.
+        UserError: `truth_out` is taken, or the selection is of another label set.
+        LabelSetError: As snapshot.snapshot raises it. Chosen images were labelled anew and their old labels are
+            deleted.
     """
     if truth_out is not None:
         require_new_path(truth_out)
@@ -137,7 +149,10 @@ def review(
 
 
 def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
-    """The labels that the selection was made of: today's, if these images still have them, else an earlier state."""
+    """Return the state that the selection was made of.
+
+    That is the latest state if these images still have the same labels, else an earlier one.
+    """
     state = key_ranges.committed(snapshot.snapshot(root, **storage_options))
     if picked.fingerprint and state.fingerprint != picked.fingerprint:
         raise _not_of(state, picked, "it is another model's")
@@ -153,7 +168,7 @@ def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) ->
 
 
 def _images(state: Snapshot, picked: Selection) -> dict[str, tuple[tuple[int, int], int]]:
-    """Size (h, w) and batch of the chosen images, by key."""
+    """Return size (h, w) and batch of the chosen images, by key."""
     these = key_ranges.of_images([each.key for each in picked.chosen])
     rows = state.images.to_table(columns=["image_key", "height", "width", "batch"], filter=these).to_pylist()
     return {row["image_key"]: ((row["height"], row["width"]), row["batch"]) for row in rows}
@@ -187,7 +202,7 @@ def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str
 def _pairs(
     state: Snapshot, sample: Sequence[str], found: Mapping[str, Objects], min_score: float
 ) -> list[tuple[str, Objects, pa.Table | None]]:
-    """Key, corrected objects and labels of each image of the sample."""
+    """Return key, corrected objects and labels of each image of the sample."""
     labels: dict[str, pa.Table] = {}
     for part, keys in key_ranges.holding(key_ranges.cut(state), sample):
         chosen = key_ranges.of_images(keys) & (pc.field("score") >= min_score)
@@ -198,7 +213,7 @@ def _pairs(
 def _compared(
     objects: Objects, labels: pa.Table | None, size_hw: tuple[int, int], classes: Mapping[int, str]
 ) -> dict[str, Counter[str]]:
-    """What one image adds, by class name."""
+    """Return the counts of one image, by class name."""
     truth = _found([category for category, _ in objects], [counts for _, counts in objects], size_hw)
     if labels is None:
         told = _found([], [], size_hw)
@@ -228,13 +243,14 @@ def _found(
 
 
 class Counts:
-    """What each image adds, by class. fraction: of all images, that are in the sample."""
+    """The counts of each image, by class. fraction: share of all images that is in the sample."""
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
         self._images: dict[str, list[Counter[str]]] = {ALL: []}
 
     def add(self, by_class: Mapping[str, Counter[str]]) -> None:
+        """Add the counts of one image."""
         total = Counter[str]()
         for name, counts in by_class.items():
             self._images.setdefault(name, []).append(counts)
@@ -243,9 +259,11 @@ class Counts:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the classes that occur, sorted."""
         return sorted(self._images.keys() - {ALL})
 
     def errors(self, name: str) -> Errors:
+        """Return the errors of one class, or of ALL."""
         images = self._images[name]
 
         def share(hits: str, of: str) -> Estimate:
@@ -260,12 +278,12 @@ class Counts:
 
 
 def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> Estimate:
-    """The share of hits, from what each sampled image has of both. fraction: of all images, that were sampled.
+    """Estimate the share of hits from the counts of each sampled image. fraction: share of all images that was sampled.
 
-    The variance is that of a ratio of totals over images drawn by chance (Cochran, Sampling Techniques, 6.4); the
-    interval is Wilson's for so many independent instances as have this variance, fewer yet where it rests on few
-    images, never more than there are but for the part of the label set that was seen. Where all images agree, an image
-    counts as one instance.
+    The variance is that of a ratio of totals over images drawn by chance (Cochran, Sampling Techniques, 6.4). The
+    interval is Wilson's for the number of independent instances with this variance. That number is lower if few images
+    are sampled. It is at most the number of instances, before the correction for the part of the label set that was
+    seen. If all images agree, an image counts as one instance.
     """
     y, x = np.array(hits, np.float64), np.array(of, np.float64)
     y, x = y[x > 0], x[x > 0]
@@ -285,13 +303,16 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> E
 
 
 def _student(freedom: int) -> float:
-    """Student's quantile that Z is the limit of, after Abramowitz and Stegun 26.7.5; within 11 % from 2 degrees on."""
+    """Return Student's quantile, of which Z is the limit. freedom: degrees of freedom.
+
+    The formula is 26.7.5 of Abramowitz and Stegun. It is within 11 % from 2 degrees on.
+    """
     first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
     return Z + first / freedom + second / freedom**2
 
 
 def wilson(share: float, number: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of so many independent trials, which need not be whole."""
+    """Return Wilson's 95 % interval of a share. number: of independent trials, which need not be whole."""
     middle = share + Z * Z / (2 * number)
     half = Z * math.sqrt(share * (1 - share) / number + Z * Z / (4 * number * number))
     whole = 1 + Z * Z / number
@@ -302,7 +323,10 @@ def wilson(share: float, number: float) -> tuple[float, float]:
 
 
 def _write(out: Path, images: Sequence[Chosen], found: Mapping[str, Objects], classes: Mapping[int, str]) -> None:
-    """COCO JSON with image keys as file names, whole or not at all. selected_by: why an image was chosen."""
+    """Write COCO JSON with image keys as file names, whole or not at all.
+
+    selected_by in the file: the criteria that chose an image.
+    """
     listed, annotations = list[Row](), list[Row]()
     for number, image in enumerate(images, 1):
         height, width = image.size_hw

@@ -1,8 +1,8 @@
-"""Images of a label set that are worth a person's look, and why.
+"""Choice of a label set's images that are worth a person's review, with reasons.
 
-Knows scores, classes, sizes and another label set; knows nothing of what the person then finds. Images are read in
-slices of keys. What is kept of them is the chosen ones, a number for each class, and for `diverse` a fair pool of a
-few thousand. The same labels and seed give the same choice.
+This module knows scores, classes, sizes and another label set. The result of the review belongs to other modules.
+Images are read in ranges of keys. Memory holds the chosen images, a number for each class, and for `diverse` a fair
+pool of a few thousand images. The same labels and seed give the same choice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
 
 UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
-MARGIN = 0.2  # A score so far from the threshold is no longer uncertain.
+MARGIN = 0.2  # A score at this distance from the threshold, or farther, is not uncertain.
 _POOL = 4000
 _FORMAT = "segray selection 1"
 _Floats = NDArray[np.float64]
@@ -41,7 +41,10 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Chosen:
-    """One image. why: what each criterion that chose it says of it."""
+    """One chosen image.
+
+    size_hw: height and width, in pixels. why: the reason that each criterion gives, by criterion.
+    """
 
     key: str
     uri: str
@@ -50,19 +53,20 @@ class Chosen:
 
     @property
     def file(self) -> str:
-        """How exports call the image."""
+        """Return the image's name in exports."""
         return str(Picture(0, self.key, self.uri, self.size_hw, ()).file)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen of which label set.
+    """The images that were chosen from a label set.
 
-    batch: of the label set, so that the same labels can be read again. take: images asked for by criterion; taken:
-    those found. images, instances: the population, which the random ones are a sample of: images that are ok or empty,
-    and their instances of min_score and more. failed: images that are in neither. chosen: in the order of their keys.
-    fingerprint: of the model that made the labels; "" in selections that do not say it. blind: people shall see none of
-    the labels.
+    batch: of the label set, so that the same labels can be read again.
+    take: number of images asked for, by criterion. taken: number found, by criterion.
+    images: number of images that are ok or empty, the population of the random sample.
+    instances: number of their instances with min_score or more. failed: number of failed images, in neither count.
+    chosen: in the order of their keys. fingerprint: of the model that made the labels; "" in selections without it.
+    blind: people see none of the labels.
     """
 
     root: str
@@ -82,17 +86,17 @@ class Selection:
 
     @property
     def sample(self) -> frozenset[str]:
-        """Keys of the random control sample."""
+        """Return the keys of the random control sample."""
         return frozenset(each.key for each in self.chosen if RANDOM in each.why)
 
     def write(self, out: Path) -> None:
-        """As JSON, whole or not at all."""
+        """Write the selection as JSON, whole or not at all."""
         with atomic_output(out) as unfinished:
             unfinished.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Selection:
-        """Raises SourceError for a file that `write` did not write."""
+        """Read a selection. Raise SourceError for a file that `write` did not write."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != _FORMAT:
@@ -121,23 +125,35 @@ def select(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Selection:
-    """Choose images of a label set; failed ones are never chosen.
+    """Choose images of a label set for review. Failed images are never chosen.
 
-    take: how many by each of CRITERIA. An image that several choose is there once, with all their reasons; the random
-    ones are drawn from all images, whatever the others choose. out: a JSON file to write. to, tasks: a format of
-    formats.FORMATS and where to write the chosen images with their labels. against: the label set to disagree with.
-    threshold: where scores are uncertain. min_score: of labels that count and that are exported; uncertain ones may
-    have less. seed: another one draws another random sample. blind: `tasks` are the images alone, so that people draw
-    from nothing and leave no mistake because it was there. version, as_of: an earlier state.
+    An image that several criteria choose is there once, with all reasons. The criteria are:
 
-    - uncertain: most scores within MARGIN of the threshold, the nearer the more.
-    - disagree: most instances that the other label set lacks, has besides, calls otherwise or moves, as `diff` counts.
+    - uncertain: most scores within MARGIN of the threshold; nearer scores count more.
+    - disagree: most instances that the other label set lacks, adds, renames or moves, as `diff` counts.
     - rare: classes that few images show.
-    - diverse: each time the image least like those already taken, by its mix of classes, sizes and number of instances.
-    - random: by the hash of its key and the seed.
+    - diverse: in turn the image least like those already taken, by its classes, sizes and number of instances.
+    - random: by the hash of the key and the seed, from all images, whatever the other criteria choose.
 
-    Raises UserError, having written nothing, for a criterion that is none, a number below 1, an `out` or `tasks` that
-    is taken, and a label set without images; LabelSetError as tables.snapshot, or if nothing is committed.
+    Args:
+        root: Folder or URL of the label set.
+        take: Number of images by criterion.
+        out: JSON file to write.
+        to: A name in formats.FORMATS.
+        tasks: File or folder for the chosen images with their labels, in the format `to`.
+        against: Label set for `disagree`.
+        threshold: Score at which labels are uncertain.
+        min_score: Lowest score of the labels that count and are exported. `uncertain` also uses lower ones.
+        seed: Number that decides the random sample.
+        blind: Write `tasks` without labels, so that people do not keep a mistake because it was there.
+        version: Batch of an earlier state.
+        as_of: Time of an earlier state.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        UserError: A criterion is unknown, a number is below 1, or `out` or `tasks` is taken. There is no image to
+            choose.
+        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
     """
     _check(take, against, to, tasks)
     if out is not None:
@@ -198,7 +214,7 @@ def _check(take: Mapping[str, int], against: str | None, to: str | None, tasks: 
 
 
 def _check_names(chosen: Sequence[Chosen]) -> None:
-    """Corrections come back by the name that an export gives an image."""
+    """Raise UserError if two images have one name in an export. Corrections refer to images by this name."""
     names = Counter(each.file for each in chosen)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
@@ -221,7 +237,11 @@ def _chosen(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[C
 
 @dataclass(frozen=True)
 class _Part:
-    """The images of a slice that may be chosen, and their instances as columns. owners: which image each is of."""
+    """The images of a range that may be chosen, and their instances as columns.
+
+    owners: (n,) int64, index of each instance's image. counted: (n,) bool, whether the score reaches min_score.
+    areas: (n,) in pixels.
+    """
 
     keys: list[str]
     failed: int
@@ -233,6 +253,7 @@ class _Part:
 
     @classmethod
     def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _Part:
+        """Read the images of a range and their instances."""
         images = key_ranges.images(state, part, ["status"])
         labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
         keys = labelled.column("image_key").combine_chunks()
@@ -250,13 +271,13 @@ class _Part:
         )
 
     def classes(self) -> NDArray[np.int64]:
-        """(n, 2) image and class, each pair once, of instances that count."""
+        """Return (n, 2) image and class, each pair once, of the instances that count."""
         pairs = np.stack([self.owners, self.class_ids], axis=1)[self.counted]
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
 
 def _spread(state: Snapshot, parts: Sequence[KeyRange], min_score: float) -> dict[int, int]:
-    """How many images show each class, by category id."""
+    """Return the number of images that show each class, by category id."""
     found = Counter[int]()
     for part in parts:
         ids, counts = np.unique(_Part.read(state, part, min_score).classes()[:, 1], return_counts=True)
@@ -265,7 +286,7 @@ def _spread(state: Snapshot, parts: Sequence[KeyRange], min_score: float) -> dic
 
 
 class _Found:
-    """The best so far by each criterion: value, a number that decides between equal ones, key, reason."""
+    """The best images so far by each criterion: value, tie-breaking number, key and reason."""
 
     def __init__(
         self, take: Mapping[str, int], threshold: float, min_score: float, seed: int, spread: Mapping[int, int]
@@ -299,7 +320,7 @@ class _Found:
             self._pool_up(read)
 
     def reasons(self) -> dict[str, dict[str, str]]:
-        """By criterion, what it says of the keys that it chose, best first."""
+        """Return the reason for each chosen key, by criterion, best first."""
         found = {name: {key: why for _, _, key, why in rows} for name, rows in self._best.items() if name in self._take}
         if DIVERSE in self._take:
             order = farthest(np.array([vector for _, _, vector in self._pool]), self._take[DIVERSE])
@@ -343,7 +364,7 @@ class _Found:
         vectors = _features(read, [i for _, i in drawn], list(self._spread))
         fresh = [(tie, read.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
         kept = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
-        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A row keeps all of its matrix.
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A view keeps its whole matrix.
 
 
 def _draw(key: str, salt: str) -> int:
@@ -354,8 +375,11 @@ def _draw(key: str, salt: str) -> int:
 
 
 def _features(read: _Part, images: Sequence[int], categories: Sequence[int]) -> _Floats:
-    """(n, classes + 4) of these images: square roots of the shares of classes and of three sizes, so that each of the
-    two has length 1, and a fifth of the logarithm of how many instances there are."""
+    """Return (n, classes + 4) features of these images.
+
+    The first features are the square roots of the shares of classes, and of three sizes. So each of the two parts has
+    length 1. The last feature is a fifth of the logarithm of 1 plus the number of instances.
+    """
     rows = {image: row for row, image in enumerate(images)}
     columns = {category: column for column, category in enumerate(categories)}
     found = np.zeros((len(images), len(categories) + 4))
@@ -371,8 +395,10 @@ def _features(read: _Part, images: Sequence[int], categories: Sequence[int]) -> 
 
 
 def farthest(vectors: _Floats, most: int) -> list[tuple[int, float]]:
-    """Rows in the order of a farthest-point traversal, with their distance from those before: first the one nearest to
-    the mean, then again and again the one farthest from all before; it ends where all that is left is like one of them.
+    """Return rows in the order of a farthest-point traversal, with their distance from the rows before.
+
+    The first row is the nearest to the mean. Each next row is the farthest from all rows before. The traversal ends at
+    `most` rows, or where each row that is left equals one before. vectors: (n, features).
     """
     if not len(vectors):
         return []
