@@ -1,7 +1,7 @@
 """Decoding that the Mask R-CNN families share: rows of class, score, box and small mask become instances.
 
-Knows which rows are valid, how rows are filtered and ordered, and how a small mask is pasted into its box. Knows
-nothing of the names and layouts of a family's outputs.
+Knows which rows are valid, in which order rows come, and how a small mask is pasted into its box. Knows nothing of
+the names and layouts of a family's outputs.
 
 A row with an invalid number is dropped and counted: NaN, infinity, a class of 16.7, a score outside 0..1. The other
 rows of the image stay. A row whose class has no name stays too, because the writer of the rows counts such rows.
@@ -107,7 +107,7 @@ def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
 
 
 def masks_of_predicted_class(masks: NDArray[np.float32], channel: Floats) -> NDArray[np.float32]:
-    """Return the mask of each row's own class, (n, m, m), from the masks of every class, (n, k, m, m).
+    """Return the mask of each row's own class, (n, m, m), from masks of every class, (n, k, m, m).
 
     channel: (n,), index on axis k. A row whose class has no channel gets zeros.
     """

@@ -5,8 +5,8 @@ OpenVINO. Rows are [image_id, label, confidence, x0, y0, x1, y1], grouped by lab
 network's input. The rows end at the first image_id of -1; the zeros after that row look like rows of image 0.
 Masks have one channel for each class 1..90, with the sigmoid applied.
 
-Images are fitted into the network's input and padded at the right and bottom, as in Open Model Zoo's accuracy checker.
-Open Model Zoo's demo stretches images, which distorts them. image_info is the network's size, padding included.
+Images are fitted into the network's input and padded at the right and bottom. Open Model Zoo's accuracy checker does
+the same; its demo stretches images, which distorts them. image_info is the network's size, padding included.
 """
 
 from __future__ import annotations

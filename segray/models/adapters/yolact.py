@@ -92,14 +92,14 @@ class _Raw:
 def _below(options: Options) -> np.float32:
     """Return the largest score that every threshold rejects.
 
-    Greedy NMS compares a box only with higher-scored ones, so dropping these rows first does not change the result.
+    NMS compares a box only with higher-scored ones, so dropping these rows first does not change the result.
     """
     least = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
     return np.float32(np.nextafter(least, np.float32(-1)))
 
 
 def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, below: np.float32) -> tuple[_Raw, int]:
-    """Return the priors with a class score over the floor, and the number of these with a non-finite score or edge."""
+    """Return the priors with a class score over the floor, and how many have a non-finite score or edge."""
     from segray.masks import _kernels
 
     arrays = named(outputs, _OUTPUTS, where)
@@ -212,7 +212,10 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
 
 
 def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return start and stop of the prototype pixels j with low * side - 1 <= j < high * side + 1; stop >= start."""
+    """Return start and stop of the prototype pixels of a box with one pixel around; stop >= start.
+
+    A pixel j is inside where low * side - 1 <= j < high * side + 1.
+    """
     start = np.ceil(np.clip(low * side - 1, 0, side)).astype(np.intp)
     stop = np.ceil(np.clip(high * side + 1, 0, side)).astype(np.intp)
     return start, np.maximum(start, stop)
