@@ -1,7 +1,7 @@
-"""`python -m benchmarks.bench_masks DETECTIONS`: areas, boxes and overlaps a second, beside pycocotools.
+"""`python -m benchmarks.bench_masks DETECTIONS`: areas, boxes and overlaps per second, beside pycocotools.
 
-DETECTIONS: what YOLACT's eval.py wrote with --output_web_json, gzipped or not; without it, masks are made up. CPU
-seconds of one thread, the best of several rounds that alternate between the two.
+DETECTIONS: output of YOLACT's eval.py with --output_web_json, gzipped or not; without it, masks are generated. The
+figures are CPU seconds of one thread. Each is the best of several rounds, in which segray and pycocotools alternate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def drawn() -> list[Mask]:
 
 
 def best_s(*calls: Callable[[], Any]) -> list[float]:
-    """CPU seconds of each call's best round."""
+    """Return the CPU seconds of each call's best round."""
     found = [[0.0] * ROUNDS for _ in calls]
     for number in range(ROUNDS):
         for which, call in enumerate(calls):
