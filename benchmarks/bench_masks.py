@@ -27,12 +27,14 @@ Mask = tuple[str, tuple[int, int]]
 
 
 def real(path: Path) -> list[Mask]:
+    """Read masks that YOLACT's eval.py wrote: RLE counts, and height and width in pixels."""
     data = path.read_bytes()
     images = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["images"]
     return [(one["mask"]["counts"], tuple(one["mask"]["size"])) for image in images for one in image["dets"]]
 
 
 def drawn() -> list[Mask]:
+    """Generate 4,000 masks at 640x480: RLE counts, and height and width in pixels."""
     rng = np.random.default_rng(0)
     rows = synthetic_rows.instances(synthetic_rows.drawn(2000, rng), 4000, rng)
     return [(counts, (480, 640)) for counts in rows.field("rle").to_pylist()]

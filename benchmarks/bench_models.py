@@ -1,7 +1,7 @@
 """`python -m benchmarks.bench_models NAME FILE...`: a comparison of several files of one model.
 
 Each file infers the same scenes, one image at a time, in turn with the other files. The figures are CPU seconds and
-wall seconds per image, in the median. Ratios to the first file are taken within a round. Image decoding is not measured.
+wall seconds per image, in the median. Ratios to the first file are taken within a round. Decoding is not measured.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ UNIT, PER_IMAGE = 256, 7
 
 
 def stage(root: str, instances: int, distinct: int, source: str | None) -> list[str]:
-    """Write staged files with `instances` rows, `distinct` of which differ; return their names in the plan's order."""
+    """Write staged files with about `instances` rows, `distinct` of which differ.
+
+    Returns the files' names in the plan's order.
+    """
     rng = np.random.default_rng(0)
     shapes = synthetic_rows.real(Path(source)) if source else synthetic_rows.drawn(2000, rng)
     stager = synthetic_rows.Stager(synthetic_rows.instances(shapes, min(distinct, instances), rng), PER_IMAGE, rng)

@@ -53,6 +53,7 @@ def main() -> None:
 
 
 def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
+    """Build a plan of generated objects; return images, seconds and peak memory."""
     imported_mb, began = peak_mb(), time.monotonic()
     committed = plan.Committed(_committed(options.committed)) if options.committed else None
     batches = listing.read("s3://a-bucket/raw", Listing(options.images, options.order == "shuffled"))
@@ -92,10 +93,12 @@ class Listing(Store):
 
 
 def key(i: int) -> str:
+    """Return the key of object `i`."""
     return f"camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg"
 
 
 def version(i: int) -> str:
+    """Return the version of object `i`, 32 hex digits."""
     return f"{i * 2654435761 % 2**64:016x}{i:016x}"
 
 
@@ -175,6 +178,7 @@ class Quiet(ProgressListener):
 
 
 def measure_resume(options: argparse.Namespace) -> dict[str, Any]:
+    """Build an interrupted run if needed; return the seconds until its resumption gives a worker a task."""
     folder: Path = options.folder
     if options.measured_from is None:
         if not (folder / "labels").exists():

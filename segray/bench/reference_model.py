@@ -1,7 +1,7 @@
 """The reference model: YOLACT ResNet-50 with random weights, which does all the work of a trained network.
 
-The weights of the heads are arranged so that the network finds about as many instances as trained weights do. The
-instances are as large and as ragged. Knows the layers of segray/conversion/yolact.py. Knows nothing of images or time.
+The heads' weights are arranged so that the network finds about as many instances as trained weights do. The instances
+are about as large and as ragged, too. Knows the layers of segray/conversion/yolact.py. Knows nothing of images or time.
 The contrast of an image has no effect, because it only scales the features of a network without biases. No photograph
 has therefore too few or too many instances.
 

@@ -98,10 +98,12 @@ class Measured:
 
     @property
     def images_per_s(self) -> float:
+        """Return the images/s of the timed part."""
         return self.images / (self.ended_s - self.began_s)
 
     @property
     def images_per_s_with_startup(self) -> float:
+        """Return the images/s of the whole process, startup included."""
         return self.images / (self.exited_s - self.started_s)
 
 

@@ -42,7 +42,7 @@ class Lap:
     """A variant's own measurements.
 
     began_s, ended_s: time.monotonic of the timed part. images: number of images in the timed part.
-    cpu_seconds: total CPU seconds by stage. marks: further times. facts: the device's settings in effect.
+    cpu_seconds: total CPU seconds by stage. marks: further times. facts: further facts, such as the device's settings.
     """
 
     began_s: float
@@ -71,6 +71,7 @@ class Workload:
 
     @property
     def manifest(self) -> Path:
+        """Return the path of the manifest."""
         return Path(self.folder, "images.txt")
 
     def save(self) -> Path:
@@ -82,6 +83,7 @@ class Workload:
 
     @staticmethod
     def load(file: Path) -> Workload:
+        """Read the workload that `save` wrote."""
         values = json.loads(file.read_text("utf-8"))
         return Workload(**{**values, "images": tuple(values["images"]), "settings": tuple(values["settings"])})
 

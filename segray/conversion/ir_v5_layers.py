@@ -72,6 +72,7 @@ class Layer:
         return self.name if len(self.outputs) == 1 else f"{self.name}.{index}"
 
     def text(self, key: str, default: str | None = None, among: Sequence[str] = ()) -> str:
+        """Return the attribute's text; raise ModelError if it is missing or not among the known values."""
         value = self.attributes.get(key, default)
         if value is None:
             raise fault(self.where, f"The attribute {key!r} is missing.", f"attributes {', '.join(self.attributes)}")
@@ -80,9 +81,11 @@ class Layer:
         return value.lower() if among else value
 
     def flag(self, key: str, default: bool | None = None) -> bool:
+        """Return the attribute as a boolean; raise ModelError for any other value."""
         return self.text(key, None if default is None else str(default), (*_TRUE, *_FALSE)) in _TRUE
 
     def numbers(self, key: str, default: str | None = None) -> list[float]:
+        """Return the attribute as a list of numbers; raise ModelError for any other value."""
         text = self.text(key, default)
         try:
             return [float(part) for part in text.split(",") if part.strip()]
@@ -90,15 +93,18 @@ class Layer:
             raise fault(self.where, f"{key!r} is not a list of numbers.", repr(text)) from error
 
     def integers(self, key: str, default: str | None = None) -> list[int]:
+        """Return the attribute as a list of whole numbers; raise ModelError for any other value."""
         values = self.numbers(key, default)
         if not all(value.is_integer() for value in values):
             raise fault(self.where, f"{key!r} is not a list of whole numbers.", repr(self.text(key, default)))
         return [int(value) for value in values]
 
     def number(self, key: str, default: str | None = None) -> float:
+        """Return the attribute as one number; raise ModelError for any other value."""
         return self._only(key, self.numbers(key, default))
 
     def integer(self, key: str, default: str | None = None) -> int:
+        """Return the attribute as one whole number; raise ModelError for any other value."""
         return int(self._only(key, self.integers(key, default)))
 
     def _only(self, key: str, values: Sequence[float]) -> float:
@@ -122,10 +128,12 @@ class Layer:
 
 
 def fault(where: str, what: str, found: str = "", hint: str = "") -> ModelError:
+    """Return a ModelError with these parts."""
     return ModelError(what, where=where, found=found, hint=hint)
 
 
 def listed(words: Iterable[str]) -> str:
+    """Return the words as one text, sorted and separated by commas."""
     return ", ".join(sorted(words))
 
 

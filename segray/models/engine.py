@@ -34,7 +34,8 @@ Arrays = Mapping[str, NDArray[Any]]
 OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
-_OFTEN = 16  # Images of one size after which a network for that size pays for the seconds of its compilation.
+# After this many images of one size, a network for that size is worth the seconds of its compilation.
+_OFTEN = 16
 # Bytes that hold the first element of an IR.
 _HEAD_BYTES = 2**16
 
@@ -79,7 +80,7 @@ def _missing(path: Path, what: str) -> ModelError:
 
 
 def near(path: Path) -> str:
-    """Return a text on the nearest existing folder's entries, with names similar to the missing one first."""
+    """Return a text on the nearest existing folder: names similar to the missing one, otherwise a few entries."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     there = [entry.name for entry in folder.iterdir()]
     alike = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]

@@ -13,7 +13,8 @@ from typing import Literal
 
 from segray.errors import ConfigError
 
-# Kind: what `convert` reads. "ir" is an IR that OpenVINO reads, "ir5" one that OpenVINO no longer reads.
+# Kind of the published files: a TensorFlow export, a PyTorch checkpoint, an IR, or an IR v5.
+# OpenVINO no longer reads IR v5.
 FormName = Literal["original", "converted"]
 Kind = Literal["tensorflow", "checkpoint", "ir", "ir5", "embedded"]
 # None for an axis whose size differs between files.

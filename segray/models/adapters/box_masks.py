@@ -26,7 +26,7 @@ Floats = NDArray[np.floating[Any]]
 
 # A device that approximates softmax may exceed 1 in the last bits.
 MAX_SCORE = 1.001
-# Distance from the image in pixels. Box edges are clipped to it, so that no arithmetic overflows.
+# Box edges are clipped to this distance from 0, in pixels, so that no arithmetic overflows.
 FAR = 2**31
 # Category id of a row whose network class is not in the label map. No label map contains this id.
 UNNAMED = -1
