@@ -1,1 +1,1 @@
-"""Benchmarks of segray for its developers; not part of the package that users install."""
+"""Benchmarks of segray for its developers, not part of the installed package."""

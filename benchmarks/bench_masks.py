@@ -1,7 +1,7 @@
-"""`python -m benchmarks.bench_masks DETECTIONS`: areas, boxes and overlaps a second, beside pycocotools.
+"""`python -m benchmarks.bench_masks DETECTIONS`: areas, boxes and overlaps per second, beside pycocotools.
 
-DETECTIONS: what YOLACT's eval.py wrote with --output_web_json, gzipped or not; without it, masks are made up. CPU
-seconds of one thread, the best of several rounds that alternate between the two.
+DETECTIONS: output of YOLACT's eval.py with --output_web_json, gzipped or not; without it, masks are generated. The
+figures are CPU seconds of one thread. Each is the best of several rounds, in which segray and pycocotools alternate.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ Mask = tuple[str, tuple[int, int]]
 
 
 def real(path: Path) -> list[Mask]:
+    """Read masks that YOLACT's eval.py wrote: RLE counts, and height and width in pixels."""
     data = path.read_bytes()
     images = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["images"]
     return [(one["mask"]["counts"], tuple(one["mask"]["size"])) for image in images for one in image["dets"]]
 
 
 def drawn() -> list[Mask]:
+    """Generate 4,000 masks at 640x480: RLE counts, and height and width in pixels."""
     rng = np.random.default_rng(0)
     rows = synthetic_rows.instances(synthetic_rows.drawn(2000, rng), 4000, rng)
     return [(counts, (480, 640)) for counts in rows.field("rle").to_pylist()]
 
 
 def best_s(*calls: Callable[[], Any]) -> list[float]:
-    """CPU seconds of each call's best round."""
+    """Return the CPU seconds of each call's best round."""
     found = [[0.0] * ROUNDS for _ in calls]
     for number in range(ROUNDS):
         for which, call in enumerate(calls):

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.bench_models NAME FILE...`: files of one model, side by side.
+"""`python -m benchmarks.bench_models NAME FILE...`: a comparison of several files of one model.
 
-Each file infers the same scenes, one image after the other, in turn with the others; told are medians of CPU seconds
-and of wall seconds an image, and ratios to the first file within a round. Decoding is left out.
+Each file infers the same scenes, one image at a time, in turn with the other files. The figures are CPU seconds and
+wall seconds per image, in the median. Ratios to the first file are taken within a round. Decoding is not measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Candidate:
     inputs: list[dict[int, NDArray[Any]]]
 
     def infer(self) -> tuple[float, float]:
-        """CPU and wall seconds an image."""
+        """Infer all inputs; return CPU seconds and wall seconds per image."""
         cpu, wall = time.process_time(), time.monotonic()
         for tensors in self.inputs:
             self.request.infer(tensors, share_inputs=True)
@@ -49,7 +49,7 @@ def candidate(name: str, file: Path, precision: str, scenes: list[NDArray[np.uin
 
 
 def told(candidates: list[Candidate], rounds: list[list[tuple[float, float]]]) -> None:
-    """rounds: what `infer` gave, of each candidate in each round."""
+    """Print the comparison. rounds: per round, the result of `infer` for each candidate."""
     print(f"{'CPU s':>8} {'wall s':>8} {'to the first':>22}  file")
     for i, one in enumerate(candidates):
         ratios = [laps[i][0] / laps[0][0] for laps in rounds]
@@ -70,7 +70,7 @@ def main() -> None:
     scenes = [draw_scene(np.random.default_rng([0, i]), size_hw(asked.size)).image for i in range(asked.count)]
     candidates = [candidate(asked.name, file, asked.precision, scenes) for file in asked.files]
     for one in candidates:
-        one.infer()  # The first time takes longer.
+        one.infer()  # The first inference takes longer.
     told(candidates, [[one.infer() for one in candidates] for _ in range(asked.repeats)])
 
 

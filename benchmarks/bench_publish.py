@@ -1,7 +1,7 @@
-"""`python -m benchmarks.bench_publish`: how fast staged files become committed tables, in CPU seconds of one process.
+"""`python -m benchmarks.bench_publish`: CPU seconds from staged files to committed tables, in one process.
 
-Stages made-up detections (or real ones, varied, with --detections), merges and commits them in batches, and writes
-the same rows by pyarrow.dataset.write_dataset, each in a process of its own. Nothing here is read from anywhere else.
+Generated detections (or real ones, varied, with --detections) are staged, then merged and committed in batches. For
+comparison, pyarrow.dataset.write_dataset writes the same rows. Each measurement runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ UNIT, PER_IMAGE = 256, 7
 
 
 def stage(root: str, instances: int, distinct: int, source: str | None) -> list[str]:
-    """Staged files with so many instances, `distinct` of which differ; their names, in the order of the plan."""
+    """Write staged files with about `instances` rows, `distinct` of which differ.
+
+    Returns the files' names in the plan's order.
+    """
     rng = np.random.default_rng(0)
     shapes = synthetic_rows.real(Path(source)) if source else synthetic_rows.drawn(2000, rng)
     stager = synthetic_rows.Stager(synthetic_rows.instances(shapes, min(distinct, instances), rng), PER_IMAGE, rng)
@@ -44,7 +47,7 @@ def stage(root: str, instances: int, distinct: int, source: str | None) -> list[
 
 
 def published(root: str, names: list[str], batch_images: int, file_rows: int) -> dict[str, Any]:
-    """Merge and commit all of it."""
+    """Merge and commit all staged files; return rows, CPU seconds, file sizes and peak memory."""
     commit.create_tables(root, OPTIONS)
     run, step = Run(root, "bench"), max(1, batch_images // UNIT)
     files: list[DataFile] = []
@@ -69,7 +72,7 @@ def published(root: str, names: list[str], batch_images: int, file_rows: int) ->
 
 
 def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
-    """The same rows, unsorted, by pyarrow alone, with its defaults and zstd; nothing is committed."""
+    """Write the same rows, unsorted and without commits, by pyarrow alone with its defaults and zstd."""
     run, step, sizes = Run(root, "bench"), max(1, batch_images // UNIT), []
     rows, spent_s = 0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):

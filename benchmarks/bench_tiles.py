@@ -1,7 +1,7 @@
 """`python -m benchmarks.bench_tiles`: AP on large scenes, whole, in tiles, and with SAHI's merging.
 
-The same windows, network and detections go into segray's merging and, where the package sahi is installed, into its
-GREEDYNMM with intersection over the smaller mask, each with and without the look at the whole image.
+segray's merging gets the same windows, network and detections as SAHI's GREEDYNMM with intersection over the smaller
+mask. SAHI is compared only if the package sahi is installed. Both run with and without a pass over the whole image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPTIONS = Options(max_detections=300)
 
 
 def sahi(parts: Parts, size_hw: tuple[int, int]) -> Instances:
-    """SAHI's default: greedy non-maximum merging within a class, intersection over smaller at least 0.5."""
+    """Merge by SAHI's default: greedy non-maximum merging within a class, intersection over smaller at least 0.5."""
     combine: Any = importlib.import_module("sahi.postprocess.combine")
     prediction: Any = importlib.import_module("sahi.prediction").ObjectPrediction
     objects = []
@@ -65,7 +65,7 @@ def sahi(parts: Parts, size_hw: tuple[int, int]) -> Instances:
 
 
 def polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
-    """As SAHI takes masks."""
+    """Return the mask's outlines in SAHI's format."""
     import cv2
 
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -92,7 +92,7 @@ def main() -> None:
             return window, tiling.place(model.contract.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
 
     for i in range(chosen.scenes):
-        lengths = (24.0, 700.0)  # the largest do not fit into a window
+        lengths = (24.0, 700.0)  # The largest things do not fit into a window.
         scene = draw_scene(
             np.random.default_rng([3, i]), SIZE_HW, max_things=chosen.things, lengths_px=lengths, frame_px=550
         )

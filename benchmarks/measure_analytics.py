@@ -1,7 +1,7 @@
-"""`python -m benchmarks.measure_analytics 10000 100000 1000000`: cost of evaluate, diff and select by images.
+"""`python -m benchmarks.measure_analytics 10000 100000 1000000`: cost of evaluate, diff and select by number of images.
 
-Makes two label sets of made-up detections, nine in ten of which are the same, and COCO truth of the first; then works
-on them in a process of its own each, and prints its CPU seconds, all imports included, and its peak memory.
+Two label sets of generated detections share nine tenths of their rows; the first also gives COCO truth. Each command
+runs in a process of its own. The figures are CPU seconds, all imports included, and peak memory in MB.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ UNIT, BATCH_UNITS, FILE_ROWS, DISTINCT = 256, 200, 500_000, 20_000
 
 
 def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) -> None:
-    """Committed as a run commits, 51,200 images a batch. The same seed gives the same number of rows to an image."""
+    """Commit a label set as a run does, 51,200 images per batch.
+
+    The seed is fixed, so an image has the same number of rows in every label set.
+    """
     run, store = replace(run_records.new_run(root), id="made"), Store()
     commit.create_tables(run.root, OPTIONS)
     classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
@@ -54,7 +57,10 @@ def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) ->
 
 
 def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> None:
-    """Label set a; b, if something is to compare them; and truth.json of a's better half, if something wants it."""
+    """Write label set `a`, and what the commands in `what` need besides.
+
+    Label set `b` is for comparisons; truth.json holds the instances of `a` with a score of at least 0.5.
+    """
     rng = np.random.default_rng(1)
     pool = synthetic_rows.instances(synthetic_rows.drawn(2000, rng), DISTINCT, rng)
     label_set(str(folder / "a"), images, pool, per_image)
@@ -79,14 +85,17 @@ WORK: dict[str, Callable[[Path], Any]] = {
 
 
 def measured(name: str, folder: Path) -> tuple[float, float]:
-    """CPU seconds and peak megabytes; to be called in a process of its own, with the allocators of the command."""
+    """Run one command; return its CPU seconds and peak megabytes.
+
+    Call this function in a process of its own. The memory allocators are set as in the command.
+    """
     memory.release_freed_memory()
     WORK[name](folder)
     return time.process_time(), memory.peak_bytes() / 1e6
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What the call returns, in a new process."""
+    """Call a function in a new process; return the result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(call, arguments)
 
@@ -97,7 +106,7 @@ def main() -> None:
     parser.add_argument("--per-image", type=float, default=3.0, help="instances, on average")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     options = parser.parse_args()
-    memory.release_freed_memory()  # Arrow asks when it is loaded: children inherit it.
+    memory.release_freed_memory()  # Arrow reads the setting when it is loaded; child processes inherit the setting.
     print(f"{'images':>10}  {'what':10} {'CPU s':>8} {'peak MB':>8}")
     for images in options.images:
         with tempfile.TemporaryDirectory(prefix="segray-") as name:

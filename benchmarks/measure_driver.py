@@ -1,12 +1,12 @@
-"""What a large dataset costs the driver: memory of a plan, and seconds until an interrupted run labels again.
+"""Cost of a large dataset in the driver: memory of a plan, and seconds until a resumed run labels again.
 
 python -m benchmarks.measure_driver plan [--images 5000000] [--order sorted|shuffled] [--committed 0]
 python -m benchmarks.measure_driver resume FOLDER [--units 10000] [--more 500] [--unit-images 256] [--instances 3]
 
-`plan` lists made-up objects and takes them through all that a run does before its first image, in FOLDER's stead a
-temporary one. `resume` first builds a label set in FOLDER, unless it is there, by a run that is interrupted after so
-many units, without inference: every image gets the same instances. Then it measures the same command, to the moment
-when a worker is given its first task. Both print one line of JSON.
+`plan` lists generated objects, and runs all steps before a run's first image, in a temporary folder. `resume` first
+builds a label set in FOLDER, unless FOLDER has one. A run without inference, in which every image gets the same
+instances, is interrupted after so many units. `resume` then measures the same command, up to the moment when a worker
+is given its first task. Both print one line of JSON.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
 
 
 def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
+    """Build a plan of generated objects; return images, seconds and peak memory."""
     imported_mb, began = peak_mb(), time.monotonic()
     committed = plan.Committed(_committed(options.committed)) if options.committed else None
     batches = listing.read("s3://a-bucket/raw", Listing(options.images, options.order == "shuffled"))
@@ -74,7 +75,7 @@ def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Listing(Store):
-    """A bucket that holds so many objects, with names, versions and sizes as cameras and S3 give them."""
+    """A bucket with `images` objects, with names, versions and sizes as cameras and S3 give them."""
 
     def __init__(self, images: int, shuffled: bool = False) -> None:
         super().__init__()
@@ -92,22 +93,24 @@ class Listing(Store):
 
 
 def key(i: int) -> str:
+    """Return the key of object `i`."""
     return f"camera-{i // 10_000:04d}/2024-06-01/IMG_{i:08d}.jpg"
 
 
 def version(i: int) -> str:
+    """Return the version of object `i`, 32 hex digits."""
     return f"{i * 2654435761 % 2**64:016x}{i:016x}"
 
 
 def _committed(images: int) -> Iterator[pa.RecordBatch]:
-    """As the table `images` would give it, for the first so many."""
+    """Yield batches as from the table `images`, for the first `images` objects."""
     for first in range(0, images, 65_536):
         rows = range(first, min(images, first + 65_536))
         yield pa.record_batch({"image_key": [key(i) for i in rows], "version": [version(i) for i in rows]})
 
 
 def peak_mb() -> float:
-    """Most resident memory of this process so far."""
+    """Return the peak resident memory of this process so far, in MB."""
     return round(memory.peak_bytes() / 1e6, 1)
 
 
@@ -115,7 +118,7 @@ def peak_mb() -> float:
 
 
 class Pretender:
-    """A labeller that finds the same instances everywhere, and is interrupted after so many units."""
+    """A labeller that finds the same instances in every image; it counts its units for the interruption."""
 
     def __init__(self, spec: WorkerSpec, units: int, instances: int) -> None:
         self._staged, self._left = spec.staged, units
@@ -140,7 +143,7 @@ class Pretender:
 
 
 class Interrupting(InProcess):
-    """Ends the run once its labeller has done enough."""
+    """A worker pool that interrupts the run when its labeller has finished enough units."""
 
     def __init__(self, labeller: Pretender) -> None:
         super().__init__(labeller, FACTS)
@@ -161,18 +164,21 @@ class Started(Exception):
 
 
 class Starting(InProcess):
+    """A worker pool that raises Started instead of labelling."""
+
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         raise Started
 
 
 class Quiet(ProgressListener):
-    """A listener that says nothing but what happens."""
+    """A listener that prints only notes, to stderr."""
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 def measure_resume(options: argparse.Namespace) -> dict[str, Any]:
+    """Build an interrupted run if needed; return the seconds until its resumption gives a worker a task."""
     folder: Path = options.folder
     if options.measured_from is None:
         if not (folder / "labels").exists():

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.simulate`: how cost grows with workers and images, on simulated clusters, as a Markdown table.
+"""`python -m benchmarks.simulate`: cost by workers and images, on simulated clusters, as a Markdown table.
 
-Each row is a process of its own, so that its memory is its own. --publish merges and commits made-up detections for
-real, in a temporary folder: use it for one row or two.
+Each row runs in a process of its own, so that its memory is measured alone. --publish merges and commits generated
+detections in a temporary folder, which is slow: use it for one or two rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEAD = (
 
 
 def row(images: int, workers: int, mixed: bool, publish: bool) -> str:
-    """One row. mixed: half of the workers are ten times slower."""
+    """Return one row of the table. mixed: half of the workers are ten times slower."""
     half = workers // 2
     fast = simulated_cluster.Pool(workers - half)
     slow = simulated_cluster.Pool(half, image_s=10 * simulated_cluster.Pool(1).image_s)

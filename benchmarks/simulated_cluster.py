@@ -1,7 +1,8 @@
-"""A run on workers that only seem to work: what scheduling costs, in a time that jumps from event to event.
+"""A simulation of a run: the cost of scheduling, in a simulated time that jumps from event to event.
 
-Knows how long images take and what goes to and fro; the event loop, the scheduler and, where asked for, the merges
-and commits are those of every run. The driver's own seconds are real, and pass in the simulated time too.
+Knows how long images take, and the messages between driver and workers. The event loop and the scheduler are those of
+every run; so are merges and commits, if asked for. The driver's CPU seconds are real, and also pass in the simulated
+time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _PULSE_S, _PART_ROWS = 1.0, 16_384
 
 @dataclass(frozen=True)
 class Pool:
-    """Equal workers. Each has `slots` images in flight, an image takes image_s on average."""
+    """Equal workers. Each has `slots` images in flight; an image takes image_s seconds on average."""
 
     count: int
     image_s: float = 0.5
@@ -47,16 +48,17 @@ class Pool:
 
     @property
     def images_per_s(self) -> float:
-        """Of all workers together."""
+        """Return the images/s of all workers together."""
         return self.count * self.slots / self.image_s
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be done, by whom, and what else takes time.
+    """The work, the workers, and the delays.
 
-    An image's seconds are lognormal, `spread` being the deviation of their logarithm; `slow_share` of the images take
-    `slow_factor` times as long. assign_s, report_s: a message to a worker and back. stage_s: putting a staged file.
+    An image's seconds are lognormal; `spread` is the standard deviation of their logarithm. A share `slow_share` of
+    the images takes `slow_factor` times as long. assign_s, report_s: a message to a worker and back. stage_s: writing a
+    staged file.
     """
 
     images: int
@@ -72,7 +74,7 @@ class Load:
     seed: int = 0
 
     def seconds(self, unit: int, images: int) -> NDArray[np.float64]:
-        """(images,) how long each image of a unit takes where the average image takes one second."""
+        """Return the seconds of each image of a unit, (images,) float64, for an average of one second."""
         rng = np.random.default_rng([self.seed, unit])
         slow = np.where(rng.random(images) < self.slow_share, self.slow_factor, 1.0)
         mean = math.exp(self.spread**2 / 2) * (1 + self.slow_share * (self.slow_factor - 1))
@@ -81,12 +83,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What it took.
+    """The result of a simulation.
 
-    ideal_s: with all workers busy from the start to the end. labelled_s: until the last image was labelled;
-    makespan_s: until the last commit. tail_idle: the share of all capacity until labelled_s that lay idle because
-    nothing was left to begin with. tasks: units and pieces of units. driver_s: CPU seconds of the
-    event loop and the scheduler; merge_s, commit_s: of publishing, 0 where nothing is published.
+    ideal_s: duration if all workers were busy from start to end. labelled_s: time of the last labelled image.
+    makespan_s: time of the last commit. tail_idle: share of the capacity until labelled_s that was idle because no
+    task was left. tasks: number of units and pieces of units. driver_s: CPU seconds of event loop and scheduler.
+    merge_s, commit_s: CPU seconds of publishing, 0 if nothing is published.
     """
 
     load: Load
@@ -106,9 +108,10 @@ class Outcome:
 
 
 def simulate(load: Load, root: str | None = None, stager: Stager | None = None, *, timed: bool = True) -> Outcome:
-    """Let it happen. root: where staged files by `stager` are merged and committed; None publishes nothing.
+    """Simulate a run.
 
-    timed: the driver's own seconds pass in the simulated time. Without, the outcome is the same every time.
+    root: where staged files of `stager` are merged and committed; None publishes nothing. timed: the driver's CPU
+    seconds pass in the simulated time. Without `timed`, each simulation has the same outcome.
     """
     if root is not None:
         commit.create_tables(root, StorageOptions())
@@ -158,7 +161,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
 
 
 def _plan(load: Load) -> Plan:
-    """A plan that is made up part by part."""
+    """Return a plan whose parts are generated on demand."""
 
     def part(number: int) -> pa.Table:
         rows = range(number * _PART_ROWS, min((number + 1) * _PART_ROWS, load.images))
@@ -170,11 +173,11 @@ def _plan(load: Load) -> Plan:
 
 
 class _Nobody(ProgressListener):
-    """Watches nothing."""
+    """A listener that ignores all events."""
 
 
 class _Published(RunLoop):
-    """The real one. publish_s: CPU seconds of publishing."""
+    """The event loop of a run, measured. publish_s: CPU seconds of publishing."""
 
     publish_s = 0.0
 
@@ -185,7 +188,7 @@ class _Published(RunLoop):
 
 
 class _Unpublished(_Published):
-    """Forgets what would be published."""
+    """An event loop that discards the staged files instead of publishing."""
 
     def _publish(self) -> None:
         if self._settled() or self._staged_images >= self._job.config.publish.batch_images:
@@ -194,7 +197,11 @@ class _Unpublished(_Published):
 
 @dataclass
 class _Worker:
-    """slots: when each is free. coming: end, begin, unit and index of images that no pulse has called finished yet."""
+    """A simulated worker.
+
+    slots: time when each slot is free. coming: end, begin, unit and index of each image that no progress update has
+    reported as finished.
+    """
 
     pool: Pool
     slots: list[float]
@@ -203,7 +210,7 @@ class _Worker:
 
 
 class Cluster:
-    """workers.Workers in simulated time. now_s: the time; stage: what workers do instead of labelling."""
+    """A worker pool (worker_pool.Workers) in simulated time. now_s: the time. stage: replaces labelling."""
 
     def __init__(
         self, load: Load, frozen: Plan, stage: Callable[[Task, Sequence[ImageRef]], UnitReport], *, timed: bool
@@ -224,7 +231,7 @@ class Cluster:
         self._pulse_at_s = _PULSE_S
         self._left_s = time.process_time()
 
-    # ---- workers.Workers ----
+    # ---- worker_pool.Workers ----
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
         with self._away():
@@ -265,7 +272,10 @@ class Cluster:
     def need(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Done at once; but only one at a time, and when nothing else is left to do, all wait for it."""
+        """Run the function at once; in simulated time, calls run one after the other.
+
+        When no image is left, the simulated time moves to the end of the last call.
+        """
         with self._away():
             began_s = time.process_time()
             done: Future[Any] = Future()
@@ -284,13 +294,13 @@ class Cluster:
     # ---- inside ----
 
     def tail_idle(self) -> float:
-        """See Outcome."""
+        """Return the idle share of the capacity, 0..1; see Outcome."""
         idle = sum((self.labelled_s - free_s) / w.pool.image_s for w in self._workers.values() for free_s in w.slots)
         return idle / self.labelled_s / sum(pool.images_per_s for pool in self._load.pools)
 
     @contextmanager
     def _away(self) -> Iterator[None]:
-        """The driver waits: its CPU seconds until now were its own work."""
+        """Count the CPU seconds since the last call as the driver's own; time inside the `with` is not counted."""
         spent_s = time.process_time() - self._left_s
         self.driver_s += spent_s
         self.now_s += spent_s if self._timed else 0.0

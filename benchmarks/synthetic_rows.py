@@ -1,6 +1,6 @@
-"""Made-up detections, staged as workers stage theirs: masks as long and as hard to compress as real ones.
+"""Generated detections, staged as by workers; their masks are as long and as hard to compress as real ones.
 
-Knows masks as columns and what a staged file holds; knows nothing of models or of what becomes of the files.
+Knows masks as columns, and the content of a staged file. Knows nothing of models or of the later use of the files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _FOUND = schema.STAGED.field("instances").type
 
 @dataclass(frozen=True)
 class Shape:
-    """A mask, column by column, and what it shows. columns, tops, bottoms (exclusive): (n,) int64, in order."""
+    """A mask as vertical spans, with class and score.
+
+    columns, tops, bottoms (exclusive): (n,) int64, pixels, in order. size_hw: height and width of the image.
+    """
 
     columns: NDArray[np.int64]
     tops: NDArray[np.int64]
@@ -42,7 +45,7 @@ class Shape:
     score: float
 
     def varied(self, rng: np.random.Generator) -> Shape:
-        """The same thing sheared, squeezed, mirrored or not, and elsewhere; it may have left the image."""
+        """Return the mask sheared, squeezed, shifted and perhaps mirrored; the result may lie outside the image."""
         height, width = self.size_hw
         columns, tops, bottoms = self.columns, self.tops, self.bottoms
         if rng.random() < 0.5:
@@ -60,7 +63,7 @@ class Shape:
 
 
 def real(path: Path) -> list[Shape]:
-    """The detections that YOLACT's eval.py wrote with --output_web_json, gzipped or not."""
+    """Read the detections that YOLACT's eval.py wrote with --output_web_json, gzipped or not."""
     data = path.read_bytes()
     images = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["images"]
     ids = {name: i for i, name in COCO_NAMES.items()}
@@ -72,7 +75,7 @@ def real(path: Path) -> list[Shape]:
         if not len(edges):
             continue
         starts, lasts = edges[::2], edges[1::2] - 1
-        spans = lasts // height - starts // height + 1  # A run of ones may go on in the next columns.
+        spans = lasts // height - starts // height + 1  # A run of ones may span several columns.
         first = np.cumsum(spans) - spans
         columns = np.arange(spans.sum()) + np.repeat(starts // height - first, spans)
         tops, bottoms = np.zeros(len(columns), np.int64), np.full(len(columns), height)
@@ -82,7 +85,7 @@ def real(path: Path) -> list[Shape]:
 
 
 def drawn(count: int, rng: np.random.Generator) -> list[Shape]:
-    """Blobs with ragged outlines, 100 columns wide on average; few classes have most of them."""
+    """Generate blobs with ragged outlines, 100 columns wide on average; a few classes have most of them."""
     ids = list(COCO_NAMES)
     height, width = _SIZE_HW
     shapes = []
@@ -100,7 +103,7 @@ def drawn(count: int, rng: np.random.Generator) -> list[Shape]:
 
 
 def instances(shapes: Sequence[Shape], count: int, rng: np.random.Generator) -> pa.StructArray:
-    """So many rows as in a staged file's `instances`, no two alike: each shape in turn, varied."""
+    """Return `count` rows as in a staged file's `instances`: each shape in turn, varied; no two are alike."""
     varied: list[Shape] = []
     while len(varied) < count:
         some = (shapes[i % len(shapes)].varied(rng) for i in range(len(varied), count))
@@ -123,18 +126,18 @@ def instances(shapes: Sequence[Shape], count: int, rng: np.random.Generator) -> 
 
 def _edges(shape: Shape) -> NDArray[np.int64]:
     first = shape.columns * shape.size_hw[0]
-    # Two spans of one column may have met.
+    # Two spans of one column may touch or overlap.
     return np.maximum.accumulate(np.stack([first + shape.tops, first + shape.bottoms], axis=1).ravel())
 
 
 class Stager:
-    """Stages rows for images: the next ones of `pool` in turn, `per_image` on average."""
+    """A writer of staged files: images get the next rows of `pool` in turn, `per_image` on average."""
 
     def __init__(self, pool: pa.StructArray, per_image: float, rng: np.random.Generator) -> None:
         self._pool, self._per_image, self._rng, self._at = pool, per_image, rng, 0
 
     def stage(self, store: Store, staged: str, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
-        """As label.stage, for images that were never read."""
+        """Stage a task as segray.execution.staging.stage does, for images that were never read."""
         counts = self._rng.poisson(self._per_image, len(refs))
         name = staged_name(task)
         store.put(join(staged, name), schema.staged_bytes(self._table(task, refs, counts)))

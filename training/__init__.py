@@ -1,1 +1,1 @@
-"""Training of the embedded model; not part of the package that users install."""
+"""Training of the embedded model, not part of the installed package."""

@@ -1,6 +1,6 @@
-"""How well a model finds the stickers: decode its outputs on scenes with known truth, and score them.
+"""Accuracy of a sticker model: its outputs on scenes with known truth are decoded and scored.
 
-Knows a model file, a scene folder and the path between them; knows nothing of label sets, Ray or training.
+Knows a model file, a scene folder and the decoding between them. Knows nothing of label sets, Ray or training.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from segray.synthetic.dataset import IMAGES, TRUTH
 
 
 def evaluate_model(xml: Path, scenes_folder: Path, precision: str, *, threads: int | None = None) -> Evaluation:
-    """Score the sticker model at `xml` on a folder that dataset.write made, with its contract's usual options.
+    """Score the sticker model at `xml` on a folder that dataset.write made, with the adapter's default options.
 
-    precision: f32, bf16, f16 or auto. threads: CPU threads of the engine; all that the process may use by default.
+    precision: f32, bf16, f16 or auto. threads: CPU threads of the engine; None for all that the process may use.
     """
     model = resolve.resolve("stickers", str(xml))
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings("CPU", threads, precision))

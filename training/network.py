@@ -1,8 +1,8 @@
 """The sticker network: a small YOLACT in PyTorch, and its export to OpenVINO.
 
-Knows layers, priors and the export; knows nothing of data, losses or training. Needs the `train` extra.
-The contract is YOLACT's (Bolya et al., "YOLACT: Real-time Instance Segmentation", ICCV 2019): 550x550 input,
-19,248 square priors on five levels, 32 prototypes at 138x138. The backbone is our own.
+Knows layers, priors and the export. Knows nothing of data, losses or training. Needs the `train` extra.
+The outputs are YOLACT's (Bolya et al., "YOLACT: Real-time Instance Segmentation", ICCV 2019): 550x550 input,
+19,248 square priors on five levels, 32 prototypes at 138x138. The backbone is segray's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MEAN, _SCALE = 127.5, 64.0
 
 
 def level_sides(input_px: int) -> list[int]:
-    """Feature map sides of the five levels; 550 gives 69, 35, 18, 9, 5."""
+    """Return the sides of the five levels' feature maps, in cells; 550 gives 69, 35, 18, 9, 5."""
     first = ((input_px + 6 - 7) // 4 + 1 + 1) // 2
     sides = [first]
     for _ in STRIDES[1:]:
@@ -40,11 +40,11 @@ def level_sides(input_px: int) -> list[int]:
 
 
 def priors_cxcywh(input_px: int) -> Tensor:
-    """All priors, (n, 4) float32, normalised centre and size; n = 19,248 at 550."""
+    """Return all priors, (n, 4) float32, centre and size relative to the input's side; n = 19,248 at 550."""
     rows = []
     for side, stride, length in zip(level_sides(input_px), STRIDES, PRIOR_SIDES_PX, strict=True):
         y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-        # By stride, not by side: the maps overhang the input (69 * 8 = 552), and features sit at multiples of it.
+        # Features lie at multiples of the stride: the maps are larger than the input (69 * 8 = 552).
         x, y = (x + 0.5) * (stride / input_px), (y + 0.5) * (stride / input_px)
         for_each = [torch.stack([x, y, *[torch.full((side, side), length * r / input_px)] * 2], -1) for r in _RATIOS]
         rows.append(torch.stack(for_each, 2).reshape(-1, 4))
@@ -52,14 +52,14 @@ def priors_cxcywh(input_px: int) -> Tensor:
 
 
 def decode_boxes(offsets: Tensor, priors: Tensor) -> Tensor:
-    """SSD offsets (..., n, 4) on priors (n, 4) -> boxes xyxy, normalised."""
+    """Decode SSD offsets (..., n, 4) on priors (n, 4) into normalised boxes xyxy."""
     centre = priors[:, :2] + offsets[..., :2] * VARIANCES[0] * priors[:, 2:]
     size = priors[:, 2:] * torch.exp(offsets[..., 2:] * VARIANCES[1])
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
 def encode_boxes(boxes_xyxy: Tensor, priors: Tensor) -> Tensor:
-    """The inverse of decode_boxes for matched rows: (k, 4), (k, 4) -> (k, 4)."""
+    """Encode boxes (k, 4) on their matched priors (k, 4) as offsets (k, 4): the inverse of decode_boxes."""
     centre = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     size = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=1e-4)
     shift = (centre - priors[:, :2]) / (VARIANCES[0] * priors[:, 2:])
@@ -90,10 +90,10 @@ class _Block(nn.Module):
 
 @dataclass(frozen=True)
 class Raw:
-    """Network outputs before softmax and box decode; b images, n priors, p = prototype side.
+    """Network outputs before softmax and box decoding; b images, n priors, p = prototype side.
 
-    logits (b, n, 1 + classes); offsets (b, n, 4); coefficients (b, n, 32) in -1..1; prototypes (b, 32, p, p)
-    non-negative; semantic (b, classes, side, side) logits, used in training only.
+    logits (b, n, 1 + classes); offsets (b, n, 4); coefficients (b, n, 32) in -1..1; prototypes (b, 32, p, p),
+    non-negative; semantic (b, classes, side, side), logits used in training only.
     """
 
     logits: Tensor
@@ -104,7 +104,7 @@ class Raw:
 
 
 class StickerNet(nn.Module):
-    """RGB (b, 3, s, s), values 0..255, to Raw."""
+    """The network: RGB (b, 3, s, s), values 0..255, to Raw."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,12 +159,12 @@ class StickerNet(nn.Module):
 
 
 class _Contract(nn.Module):
-    """StickerNet in YOLACT's converted form: BGR 0..255 in; conf, boxes, mask, proto out."""
+    """A StickerNet in YOLACT's converted form: input BGR 0..255, outputs conf, boxes, mask and proto."""
 
     def __init__(self, net: StickerNet, columns: list[int]) -> None:
         super().__init__()
         self.net = net
-        # Nothing was trained for the other 70 columns: weight 0 and bias -30 keep them at e^-30.
+        # The other 70 columns are untrained: weight 0 and bias -30 keep them at e^-30.
         self.spread: Tensor
         self.bias: Tensor
         spread, bias = torch.zeros(1 + CLASSES, 81), torch.full((81,), -30.0)
@@ -197,5 +197,5 @@ def export(net: StickerNet, columns: list[int], xml: Path) -> None:
 
 
 def as_images(batch: np.ndarray) -> Tensor:
-    """(b, h, w, 3) uint8 RGB -> (b, 3, h, w) float32 in channels-last memory."""
+    """Convert (b, h, w, 3) uint8 RGB to (b, 3, h, w) float32 in channels-last memory."""
     return torch.from_numpy(batch).permute(0, 3, 1, 2).float()

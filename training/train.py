@@ -1,7 +1,7 @@
-"""Train the sticker network: draw scenes, match priors, losses, two stages, one cosine.
+"""Training of the sticker network: drawn scenes, prior matching, losses, two stages, one cosine schedule.
 
-Knows the schedule and the losses; the network lives in network.py, the scenes in scene.py. Everything is
-counted in steps and drawn from seeds, so a run is reproducible on the same machine and thread count.
+Knows the schedule and the losses. The network is in network.py, the scenes are in segray/synthetic/scene.py. All
+lengths are steps and all draws are seeded. A run is reproducible on the same machine with the same thread count.
 Needs the `train` extra.
 
 Sources: SSD matching and hard negative mining (Liu et al., ECCV 2016), YOLACT's mask assembly (Bolya et al.,
@@ -39,7 +39,7 @@ _MAX_THINGS = 12
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much to draw and how long to train; all counts, no clocks."""
+    """The amount of data and the length of training, in counts and steps."""
 
     seed: int = 7
     crops: int = 10_000
@@ -64,7 +64,7 @@ class Schedule:
 
 
 def _fit(scene: Scene, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[int]]:
-    """Stretch a scene to a square as the contract does, through JPEG as a stored photo would go."""
+    """Stretch a scene to a square as the adapter does, through JPEG as for a stored photo."""
     _, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     stored: Any = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
     image = stored[..., ::-1]
@@ -92,7 +92,7 @@ def _draw_range(folder: str, kind: str, seed: int, side: int, start: int, stop: 
 
 
 def draw_dataset(folder: Path, kind: str, count: int, side: int, seed: int, processes: int) -> None:
-    """Draw `count` training pictures of `kind` (crops or scenes) into memory-mapped arrays in `folder`."""
+    """Draw `count` training images of `kind` (crops or scenes) into memory-mapped arrays in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, shape, dtype in (
         ("images", (count, side, side, 3), np.uint8),
@@ -113,7 +113,7 @@ def draw_dataset(folder: Path, kind: str, count: int, side: int, seed: int, proc
 
 @dataclass(frozen=True)
 class Batch:
-    """b pictures with up to g things each, padded.
+    """A batch of b images with up to g things each, padded.
 
     images (b, 3, s, s) float32 RGB 0..255; boxes (b, g, 4) xyxy normalised; classes (b, g) int64, -1 for
     padding; masks (b, g, p, p) float32, area-averaged coverage at prototype resolution.
@@ -148,12 +148,12 @@ def _things(owners: NDArray[np.uint8], labels: NDArray[np.int16], proto: int) ->
 
 
 def batches(folder: Path, kind: str, seed: int, size: int, first: int, count: int) -> Iterator[Batch]:
-    """Batches number first .. first+count-1 of an endless, seeded, shuffled and augmented stream."""
+    """Yield the batches first .. first+count-1 of an endless, seeded, shuffled and augmented stream."""
     images = np.load(folder / f"{kind}-images.npy", mmap_mode="r")
     owners = np.load(folder / f"{kind}-owners.npy", mmap_mode="r")
     classes = np.load(folder / f"{kind}-classes.npy", mmap_mode="r")
     proto = (images.shape[1] + 6 - 7) // 4 + 1
-    # The last few are held back: with a whole epoch's order per pass, a batch number fixes its pictures.
+    # An epoch leaves out the last incomplete batch, so that the number of a batch determines its images.
     per_epoch = len(images) // size
     for number in range(first, first + count):
         epoch, slot = divmod(number, per_epoch)
@@ -177,7 +177,7 @@ def batches(folder: Path, kind: str, seed: int, size: int, first: int, count: in
 
 
 def _ahead(stream: Iterator[Batch]) -> Iterator[Batch]:
-    """Prepare the next batch in a thread while this one trains."""
+    """Prepare the next batch in a thread during the training step."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, stream, None)
         while (batch := waiting.result()) is not None:
@@ -189,7 +189,7 @@ def _ahead(stream: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Boxes (..., g, 4) and (n, 4), xyxy -> (..., g, n)."""
+    """Return the IoU, (..., g, n), of boxes (..., g, 4) with boxes (n, 4), xyxy."""
     low = torch.maximum(a[..., :, None, :2], b[:, :2])
     high = torch.minimum(a[..., :, None, 2:], b[:, 2:])
     inter = (high - low).clamp(min=0).prod(-1)
@@ -200,15 +200,16 @@ def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Match:
-    """thing (b, n) int64: the thing each prior answers for, -1 background, -2 ignored."""
+    """An assignment of priors. thing (b, n) int64: index of the prior's thing, -1 background, -2 ignored."""
 
     thing: Tensor
 
 
 def match(batch: Batch, priors_xyxy: Tensor, forced: int = 6) -> Match:
-    """Positive: IoU over 0.5, or among a thing's `forced` best priors and within 3/4 of its best IoU.
+    """Assign priors to things.
 
-    Square priors reach an IoU of only about 0.2 with a level toothbrush; a fixed threshold would never train it.
+    A prior is positive with an IoU over 0.5. A thing's `forced` best priors are positive too, if within 3/4 of its best
+    IoU. Square priors reach an IoU of only about 0.2 with a level toothbrush; a fixed threshold would never train it.
     """
     iou = _pairwise_iou(batch.boxes, priors_xyxy).masked_fill((batch.classes < 0)[..., None], -1)
     best, thing = iou.max(1)
@@ -222,7 +223,7 @@ def match(batch: Batch, priors_xyxy: Tensor, forced: int = 6) -> Match:
 
 
 def _giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and GIoU of rows of xyxy boxes, (k, 4) each -> (k,), (k,)."""
+    """Return IoU (k,) and GIoU (k,) of corresponding rows of xyxy boxes, (k, 4) each."""
     inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
     union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(-1)
@@ -231,7 +232,7 @@ def _giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _class_loss(logits: Tensor, labels: Tensor, ignored: Tensor, quality: Tensor, positives: int) -> Tensor:
-    """Softmax cross-entropy with targets (quality, 1 - quality) on (class, background); negatives mined 3:1."""
+    """Return softmax cross-entropy with targets (quality, 1 - quality) on (class, background); negatives mined 3:1."""
     log_p = F.log_softmax(logits, -1)
     background = -log_p[..., 0]
     foreground = -log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
@@ -245,7 +246,10 @@ def _class_loss(logits: Tensor, labels: Tensor, ignored: Tensor, quality: Tensor
 
 
 def _mask_losses(raw: Raw, batch: Batch, thing: Tensor, per_image: int, pick: torch.Generator) -> tuple[Tensor, Tensor]:
-    """BCE and dice of the assembled masks inside each thing's box, over at most per_image priors an image."""
+    """Return BCE and dice losses of the assembled masks inside each thing's box.
+
+    At most per_image priors per image count.
+    """
     chance = torch.rand(thing.shape, generator=pick).masked_fill(thing < 0, -1)
     drawn, prior = chance.topk(per_image, 1)
     valid = drawn >= 0
@@ -268,7 +272,7 @@ def _mask_losses(raw: Raw, batch: Batch, thing: Tensor, per_image: int, pick: to
 
 
 def losses(raw: Raw, batch: Batch, priors: Tensor, trust: float, pick: torch.Generator) -> dict[str, Tensor]:
-    """All weighted loss terms of a batch.
+    """Return all weighted loss terms of a batch.
 
     trust: 0..1, how far a positive's class target follows its box IoU (0: target 1; 1: target = IoU).
     """
@@ -332,9 +336,9 @@ def _stages(schedule: Schedule, data: Path, start: int) -> Iterator[tuple[Batch,
 
 
 def train(schedule: Schedule, work: Path, log: Callable[[str], None], processes: int = 2) -> StickerNet:
-    """Train from scratch, or from work/checkpoint.pt where an earlier call stopped; returns the averaged network.
+    """Train from scratch, or resume from work/checkpoint.pt; return the averaged network.
 
-    work: a folder for the drawn data (about 9 GB) and the checkpoint. log: receives one line at a time.
+    work: folder for the drawn data (about 9 GB) and the checkpoint. log: called with one line at a time.
     """
     data, checkpoint = work / "data", work / "checkpoint.pt"
     if not (data / "drawn").exists():

@@ -1,9 +1,9 @@
-"""Train the embedded sticker model from scratch, export it, and measure it on scenes it has never seen.
+"""Train the embedded sticker model from scratch, export it, and measure it on unseen scenes.
 
 python -m training.train_stickers WORK_FOLDER [--out FOLDER] [--threads 2] [--evaluate 300]
 
 Needs the `train` extra, about 9 GB in WORK_FOLDER and about 1.5 hours on two cores with bf16. The same
-command continues a run that was stopped.
+command continues a stopped run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from segray.synthetic.shapes import STICKERS
 from training import network, train
 from training.accuracy import evaluate_model
 
-# The scenes that the published accuracy is stated for.
+# Seed of the scenes with which the published accuracy was measured.
 UNSEEN_SEED = 99
 PRECISIONS = ("f32", "bf16")
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def export(checkpoint: Path, xml: Path) -> dict[str, Any]:
-    """Write the checkpoint's averaged weights as IR with its card beside it; the run need not be finished."""
+    """Write the checkpoint's averaged weights as an IR with its card; the run may be unfinished."""
     state = torch.load(checkpoint, weights_only=True)
     net = network.StickerNet()
     net.load_state_dict(state["average"])
@@ -78,7 +78,7 @@ def _write_card(xml: Path, card: dict[str, Any]) -> None:
 
 
 def _summary(evaluation: Evaluation) -> dict[str, float]:
-    """Mask AP and AP50, and box AP, to three decimals."""
+    """Return mask AP, mask AP50 and box AP, rounded to three decimals."""
     masks, boxes = evaluation.scores["segm"], evaluation.scores["bbox"]
     return {"ap": round(masks.ap, 3), "ap50": round(masks.ap50, 3), "box_ap": round(boxes.ap, 3)}
 

@@ -1,1 +1,1 @@
-"""How fast segray is on this machine, against what the machine can do and against other ways to do the same."""
+"""The benchmark command: segray's speed on this machine, beside the machine's limits and other solutions."""

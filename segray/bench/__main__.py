@@ -1,4 +1,7 @@
-"""`python -m segray.bench WAY WORKLOAD FOLDER`: one way, once, in a fresh process; FOLDER/lap.json says how it went."""
+"""`python -m segray.bench WAY WORKLOAD FOLDER`: one run of one variant in a fresh process.
+
+The result is written to FOLDER/lap.json.
+"""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Reading a model's outputs as its authors' scripts do: every mask over the full image, then pycocotools.
+"""Decoding as in the model authors' scripts: every mask over the full image, then pycocotools.
 
-Knows what a user writes who has not met segray; the other ways of the benchmark are made of it. Must find what
-segray finds.
+Knows what a user writes without segray. The other variants of the benchmark use this module. The instances must be
+those that segray finds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def prepare(contract: ModelAdapter, form: ModelFormat, image_rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The model's inputs; for YOLACT with Pillow, as its accuracy was measured."""
+    """Return the model's inputs; for YOLACT resized with Pillow, as in the measurement of its accuracy."""
     if not isinstance(contract, Yolact):
         return contract.prepare(form, image_rgb)
     height, width = form.window_hw
@@ -39,7 +39,7 @@ def prepare(contract: ModelAdapter, form: ModelFormat, image_rgb: NDArray[np.uin
 
 
 def rows(contract: ModelAdapter, outputs: Arrays, key: str, size_hw: tuple[int, int], options: Options) -> list[Row]:
-    """A row for every instance in one image."""
+    """Return one row per instance of one image. size_hw: height and width of the image, in pixels."""
     height, width = size_hw
     found: list[Row] = []
     for class_id, score, box_xyxy, mask in _detections(contract, outputs, size_hw, options):
@@ -58,14 +58,14 @@ def rows(contract: ModelAdapter, outputs: Arrays, key: str, size_hw: tuple[int, 
     return found
 
 
-# Class id, score, box in source pixels, mask over the full image.
+# Class id, score, box (4,) xyxy in source pixels, mask (h, w) of the full image.
 Detection = tuple[int, float, NDArray[np.floating[Any]], NDArray[np.bool_]]
 
 
 def _detections(
     contract: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options
 ) -> Iterator[Detection]:
-    """The best, best first."""
+    """Yield the best detections, highest score first."""
     if isinstance(contract, BoxMaskAdapter):
         return _boxed(contract, outputs, size_hw, options)
     return _yolact(contract, outputs, size_hw, options)
@@ -92,7 +92,7 @@ def _yolact(contract: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], o
 
 
 def _suppressed(boxes: NDArray[np.float32], scores: NDArray[np.float32], most: int) -> list[int]:
-    """Greedy non-maximum suppression of one class."""
+    """Return the rows that greedy non-maximum suppression of one class keeps, at most `most`."""
     order = np.flatnonzero(scores > MIN_SCORE)
     order = order[np.argsort(scores[order], kind="stable")[::-1]]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -108,7 +108,7 @@ def _suppressed(boxes: NDArray[np.float32], scores: NDArray[np.float32], most: i
 
 
 def _cropped(scores: NDArray[np.float32], box_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Zero outside the box, a pixel of the prototypes' own around it left."""
+    """Return the scores, zero outside the box; one prototype pixel around the box stays."""
     height, width = scores.shape
     columns, rows = np.arange(width), np.arange(height)
     x0, y0, x1, y1 = np.clip(box_xyxy * [width, height, width, height] + [-1, -1, 1, 1], 0, [width, height] * 2)
@@ -133,7 +133,7 @@ def _boxed(
 
 
 def _tiled(mask: NDArray[np.float32], box_xyxy: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """As Detectron pastes."""
+    """Paste a mask as Detectron does; return the full-image mask."""
     side, box = len(mask), box_xyxy.astype(np.float32)
     centre, half = (box[2:] + box[:2]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
     x0, y0 = (centre - half).astype(int)
@@ -147,7 +147,10 @@ def _tiled(mask: NDArray[np.float32], box_xyxy: NDArray[Any], size_hw: tuple[int
 
 
 def _reframed(mask: NDArray[np.float32], box_xyxy: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """As TensorFlow's object detection pastes: the image's frame cut out of the mask, which spans its box."""
+    """Paste a mask as TensorFlow's object detection does; return the full-image mask.
+
+    The image's frame is cut out of the mask, which spans its box.
+    """
     reach = len(mask) - 1
     rows, columns = (
         ((np.arange(n) * (n / max(n - 1, 1)) - low) / max(high - low, 1e-4 * n) * reach).astype(np.float32)

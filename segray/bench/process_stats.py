@@ -1,6 +1,6 @@
-"""What a process and all below it take of the machine: CPU seconds, peak memory. Read from outside.
+"""CPU seconds and peak memory of a process and its descendants, measured from outside.
 
-Knows the process tree; knows nothing of what the processes do, but that Ray's workers are called ray::.
+Knows the process tree. Knows nothing of the processes' work, except that the names of Ray's workers begin with ray::.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class _Process:
 
 
 class Watch:
-    """Looks at a process and its descendants while it is entered. role: driver (the process itself), worker (Ray's),
-    or ray (all else that it started)."""
+    """A watch on a process and its descendants, active inside the `with`.
+
+    Each process has a role: driver (the watched process), worker (Ray's) or ray (all other descendants).
+    """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -51,7 +53,7 @@ class Watch:
         self._thread.join()
 
     def peak_rss_bytes(self) -> Mapping[str, int]:
-        """Of the driver and of the largest worker; `all` is the sum over the peaks of all processes."""
+        """Return the peak memory of the driver, of the largest worker, and of `all`: the sum of all peaks."""
         peaks = {
             role: max((p.peak_rss_bytes for p in self._seen.values() if p.role == role), default=0)
             for role in ("driver", "worker")
@@ -59,14 +61,17 @@ class Watch:
         return {**peaks, "all": sum(process.peak_rss_bytes for process in self._seen.values())}
 
     def cpu_seconds(self, began_s: float, ended_s: float) -> Mapping[str, float]:
-        """By role between two moments of time.monotonic, to about a fifth of a second of each process."""
+        """Return the CPU seconds by role between two times of time.monotonic.
+
+        The error is about 0.2 s per process.
+        """
         spent: dict[str, float] = {}
         for process in self._seen.values():
             spent[process.role] = spent.get(process.role, 0.0) + process.cpu_s(began_s, ended_s)
         return spent
 
     def others_share(self, began_s: float, ended_s: float) -> float:
-        """Of the machine's processors, what processes outside this tree took between two moments, 0..1."""
+        """Return the share of the machine's CPU time, 0..1, that processes outside the tree used between two times."""
         mine = sum(self.cpu_seconds(began_s, ended_s).values())
         all_of_it = _at(self._machine, ended_s) - _at(self._machine, began_s)
         room = (ended_s - began_s) * (os.cpu_count() or 1)
@@ -77,7 +82,7 @@ class Watch:
             self._machine.append((time.monotonic(), _machine_cpu_s()))
             with suppress(psutil.NoSuchProcess):
                 for process in (self._root, *self._root.children(recursive=True)):
-                    # It may end at any moment.
+                    # A process may end at any moment.
                     with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                         self._note(process)
 
@@ -93,12 +98,12 @@ class Watch:
             return "driver"
         command = _command(process)
         works = command.startswith("ray::") or "default_worker.py" in command
-        # The raylet's own command line holds that of its workers.
+        # The raylet's command line contains the command line of its workers.
         return "worker" if works and not any(name in command for name in _RAYS_OWN) else "ray"
 
 
 def _command(process: psutil.Process) -> str:
-    """The command line; empty when the process has ended and its parent does not know yet."""
+    """Return the command line; empty for a process that has ended and that its parent has not yet reaped."""
     try:
         return " ".join(process.cmdline())
     except psutil.ZombieProcess:
@@ -106,13 +111,13 @@ def _command(process: psutil.Process) -> str:
 
 
 def _machine_cpu_s() -> float:
-    """What all processors have computed since the machine started: user, nice, system, irq, softirq, steal."""
+    """Return the CPU seconds of all processors since boot: user, nice, system, irq, softirq, steal."""
     times = psutil.cpu_times()
     return float(sum(times[:8]) - times.idle - times.iowait)
 
 
 def _at(samples: list[tuple[float, float]], moment_s: float) -> float:
-    """The value at a moment, between samples in proportion; outside them the nearest."""
+    """Return the value at a time, interpolated between samples; outside the samples the nearest value."""
     if not samples:
         return 0.0
     before = samples[0]

@@ -1,9 +1,9 @@
-"""(d): the job as a user of Ray Data writes it: read, prepare in tasks, infer in an actor, write partitioned Parquet.
+"""Variant d: the job written with Ray Data. Read, prepare in tasks, infer in an actor, write partitioned Parquet.
 
-Knows Ray Data; knows nothing of segray's workers, units or commits. Needs the `bench` extra (pandas).
+Knows Ray Data. Knows nothing of segray's workers, units or commits. Needs the `bench` extra (pandas).
 
-What a good engineer knows is heeded: files travel as encoded bytes and small tensors, never as full pictures; the
-actor leaves processors to the tasks, or the job would hang; requests are kept in flight through a queue.
+The job follows good practice. Files travel as encoded bytes and small tensors, never as full images. The actor leaves
+CPUs to the tasks, because the job would hang otherwise. A queue keeps several infer requests in flight.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from segray.models.openvino import ov
 
 _BATCH = 16
 _TASK_CPUS = 0.5
-# Columns that are no tensors.
+# Columns that are not tensors.
 _ABOUT = ("path", "height", "width")
 
 
 def prepare(row: dict[str, Any], contract: ModelAdapter, form: ModelFormat) -> list[dict[str, Any]]:
-    """Encoded bytes -> a tensor of the network's size; nothing for an image that cannot be read."""
+    """Decode encoded bytes into a tensor of the network's size; return no row for an unreadable image."""
     picture = cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
     if picture is None:
         return []
@@ -40,7 +40,7 @@ def prepare(row: dict[str, Any], contract: ModelAdapter, form: ModelFormat) -> l
 
 
 class Predict:
-    """Holds the compiled model; a batch of tensors -> rows of instances."""
+    """An actor with the compiled model; a call turns a batch of tensors into rows of instances."""
 
     def __init__(self, load: Workload, mark: str) -> None:
         self._compiled, self._contract, _, self._options = load.compiled()
@@ -64,7 +64,7 @@ class Predict:
 
 
 def run(load: Workload, folder: Path) -> Lap:
-    """Timed from the moment the model is compiled to the last file written."""
+    """Run the job; the timed part begins when the model is compiled and ends when the last file is written."""
     _, contract, form, _ = load.resolved()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

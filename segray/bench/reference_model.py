@@ -1,12 +1,13 @@
-"""A network that does all the work of a published one and means nothing: YOLACT ResNet-50 with random weights whose
-heads are arranged so that it finds about as many things, as large and as ragged, as trained weights do.
+"""The reference model: YOLACT ResNet-50 with random weights, which does all the work of a trained network.
 
-Knows the layers of yolact_graph.py; knows nothing of images or of time. Nothing here depends on the contrast of the
-images, which only scales the features of a network without biases; so no photograph has too few or too many.
+The heads' weights are arranged so that the network finds about as many instances as trained weights do. The instances
+are about as large and as ragged, too. Knows the layers of segray/conversion/yolact.py. Knows nothing of images or time.
+The contrast of an image has no effect, because it only scales the features of a network without biases. No photograph
+has therefore too few or too many instances.
 
-Beside 3,834 detections of the published weights on COCO, of those the ones that score 0.15 or more: masks of 0.7 % of
-the image in the median (there 0.7 %), 2 to 4 % in the mean (5 %), half of their boxes (57 %); RLE of 200 characters
-in the median at 640x480 (140).
+For comparison, in brackets: 3,834 detections of the published weights on COCO, only scores of at least 0.15. Masks
+cover 0.7 % (0.7 %) of the image in the median, and 2 to 4 % (5 %) in the mean. Masks cover half (57 %) of their
+boxes. An RLE has 200 characters (140) in the median at 640x480.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ Floats = NDArray[np.float32]
 
 _SEED = 0
 _HEAD = "prediction_layers.0"
-# A class is found where so many features are all zero: that is some 100 to 700 of the 1.5 million places and classes.
+# A class is found where this many features are all zero: at 100 to 700 of 1.5 million pairs of prior and class.
 _CONDITIONS = 15
-# How much a feature that is not zero lowers a class: of its conditions, and of others, which put them in an order.
+# Weight by which a non-zero feature lowers a class's score: of its conditions, and of others, which order the scores.
 _DENIAL, _DOUBT = 30.0, 0.3
 _MOST_SURE = 3.0
-# Logarithms of how much larger than its prior a box is, by aspect; so there are small, middling and large things.
+# Logarithm of the box's size over its prior's size, by aspect, for small, medium and large instances.
 _LOG_GROWTH = (1.1, 0.6, 2.0)
 
 
 def write(folder: Path) -> Path:
-    """The network as an IR with its card in `folder`, made if need be; returns the .xml."""
+    """Write the network as an IR with its card into `folder`, created if needed; return the path of the .xml."""
     xml = folder / "yardstick.xml"
     if not xml.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def write(folder: Path) -> Path:
 
 
 def weights() -> dict[str, Floats]:
-    """Weights for yolact_graph.build."""
+    """Return weights for segray.conversion.yolact.build."""
     rng = np.random.default_rng(_SEED)
     found = yolact.random_weights(_SEED)
     found[f"{_HEAD}.upfeature.0.weight"] = _differences(found[f"{_HEAD}.upfeature.0.weight"])
@@ -63,12 +64,15 @@ def weights() -> dict[str, Floats]:
 
 
 def _differences(kernels: Floats) -> Floats:
-    """Kernels that answer to change alone, so that their output is as often above zero as below."""
+    """Return kernels that respond only to change, so that their output is as often above zero as below."""
     return np.asarray(kernels - kernels.mean(axis=(2, 3), keepdims=True), np.float32)
 
 
 def _balanced(kernels: Floats) -> Floats:
-    """Kernels that answer to no constant: all features are 0 or more, and would shift every output one way."""
+    """Return kernels that do not respond to a constant.
+
+    All features are 0 or more, and would otherwise shift every output in one direction.
+    """
     return np.asarray(kernels - kernels.mean(axis=1, keepdims=True), np.float32)
 
 
@@ -93,18 +97,21 @@ def _growths() -> Floats:
 
 
 def _opposed(kernels: Floats) -> Floats:
-    """Every second output the opposite of the one before; after a ReLU the two together still say it all."""
+    """Return kernels in which every second output is the opposite of the output before.
+
+    After a ReLU, both outputs together still hold all information.
+    """
     return np.stack([kernels[::2], -kernels[::2]], 1).reshape(kernels.shape)
 
 
 def _linear(rng: np.random.Generator, outputs: int, inputs: int) -> Floats:
-    """(2 outputs, 2 inputs) weights that join opposed inputs into what they were, and give opposed outputs."""
+    """Return weights (2 outputs, 2 inputs) that recombine opposed inputs and give opposed outputs."""
     mix = rng.standard_normal((outputs, inputs), np.float32) / np.float32(np.sqrt(inputs))
     return np.kron(mix, np.array([[1, -1], [-1, 1]], np.float32))
 
 
 def _slopes(rng: np.random.Generator, outputs: int, inputs: int) -> Floats:
-    """Differences, like `_differences`, but smooth across."""
+    """Return kernels of differences, as in `_differences`, but smooth across the direction of change."""
     slope = np.outer(np.array([1, 2, 1], np.float32), np.array([-1, 0, 1], np.float32))
     across, down = rng.standard_normal((2, outputs, inputs, 1, 1), np.float32) / np.float32(np.sqrt(inputs))
     return np.asarray(across * slope + down * slope.T, np.float32)

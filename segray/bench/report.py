@@ -1,7 +1,7 @@
-"""From laps to one record with stable keys, and the record as a table.
+"""The record of a benchmark, with stable keys, and the record as a table.
 
-Knows medians and ratios; knows nothing of how anything was measured. All ratios are made within a round, since the
-machine may change between rounds; then their median is taken.
+Knows medians and ratios. Knows nothing of how the values were measured. Each ratio is computed within a round, because
+the machine may change between rounds. The record holds the median of the ratios.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from typing import Any
 from segray.bench.runner import WAYS, Measured, of
 from segray.bench.workload import Workload
 
-# Of the processors; beyond it images/s say more of the neighbours than of the ways.
+# Share of the CPUs. If other processes use more, images/s measure these processes and not the variants.
 _QUIET = 0.05
 _WRITING = ("segray", "ray_data", "script", "remote")
 _OURS = ("segray", "remote")
 
 
 def record(load: Workload, laps: Sequence[Measured]) -> dict[str, Any]:
-    """The whole benchmark for a machine. Keys are kept from release to release:
+    """Return the benchmark's record for programs. The keys stay the same from release to release.
 
-    ratio_to_ceiling, ratio_to_ray_data, ratio_to_script: segray's warm images/s over that of the others.
-    ratio_remote_to_local: segray's warm images/s from object storage over those from files.
+    ratio_to_ceiling, ratio_to_ray_data, ratio_to_script: segray's images/s over those of the other variant, both
+    without startup. ratio_remote_to_local: segray's images/s from object storage over those from files.
     ratio_with_startup: segray's images/s from the start of the command to its end, over the ceiling's.
-    ratio_while_labelling: segray's images/s from the first unit given out to the last one staged, over the ceiling's;
-    what is missing to ratio_to_ceiling is the last merge and commit.
-    cpu_ratio_to_ceiling: the ceiling's CPU seconds an image over segray's, all its processes counted: what the ratio
-    would be if no processor ever waited. Nearly the same on a busy machine, where the others mean little.
-    cpu_ratio_to_floor: likewise of JPEG decode and inference alone, which no way can avoid.
-    others_share: of the processors, what other processes took during the timed parts, by way.
-    spread: [least, most] of each ratio and rate over the rounds.
-    images_per_s, images_per_s_with_startup: by way. cpu_s_per_image: by way and stage; by role of process where a way
-    does not tell stages: driver, worker, ray (Ray's own processes); `all` is their sum. segray's stages are those of
-    its labelling worker; merge is what other workers did.
-    peak_rss_bytes: by way, of the driver, of the largest worker, and of all processes. bytes_written: by way.
-    startup_s: from the start of the command to the first work; first_unit_s, first_commit_s: to segray's first staged
-    unit and first commit. found: what the tables hold; same_instances: whether they hold equally many, None for a
-    single one.
+    ratio_while_labelling: segray's images/s from the first assigned unit to the last staged unit, over the ceiling's.
+    The difference to ratio_to_ceiling is the last merge and commit.
+    cpu_ratio_to_ceiling: the ceiling's CPU seconds per image over those of all segray's processes. The value is what
+    ratio_to_ceiling would be if no CPU ever waited. A busy machine changes this ratio little, and the others much.
+    cpu_ratio_to_floor: the same over JPEG decode and inference alone, which no variant can avoid.
+    others_share: variant -> share of the CPUs, 0..1, that other processes used during the timed part.
+    spread: [smallest, largest] of each ratio and rate over the rounds.
+    images_per_s, images_per_s_with_startup: by variant.
+    cpu_s_per_image: by variant and stage; by role of process where a variant does not measure stages: driver, worker,
+    ray (Ray's own processes). `all` is the sum. segray's stages are those of its labelling worker; merge is the work
+    of other workers.
+    peak_rss_bytes: by variant, of the driver, of the largest worker, and of all processes.
+    bytes_written: by variant. startup_s: from the start of the command to the start of the timed part.
+    first_unit_s, first_commit_s: from the start of the command to segray's first staged unit and first commit.
+    found: content of the tables. same_instances: whether the tables hold equally many instances; None for one table.
     """
     ways = [way for way in WAYS.values() if of(laps, way)]
     rates = {way: [lap.images_per_s for lap in of(laps, way)] for way in ways}
@@ -108,7 +109,7 @@ def _medians(laps: Sequence[Measured], of_lap: Callable[[Measured], Mapping[str,
 
 
 def _parts(lap: Measured) -> dict[str, float]:
-    """CPU seconds by stage where stages are known, in place of the process that they ran in; else by role."""
+    """Return CPU seconds by stage, in place of the process that ran the stages; by role if stages are unknown."""
     inside = "worker" if lap.way in _OURS else "driver"
     roles = {role: seconds for role, seconds in lap.roles.items() if role != inside or not lap.stages}
     if lap.way in _OURS and lap.stages:
@@ -126,7 +127,7 @@ def _cpu(laps: Sequence[Measured]) -> dict[str, float]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """The record as a table."""
+    """Return the record as a table."""
     facts, model = found["facts"], found["model"]
     rounds = f"{found['rounds']} round" + ("s" if found["rounds"] > 1 else "")
     head = (

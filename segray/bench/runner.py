@@ -1,7 +1,7 @@
-"""`segray bench`: every way once a round, round after round, each time in a fresh process.
+"""`segray bench`: each variant once per round, each run in a fresh process.
 
-Knows the order of things, and how a lap is measured from outside; what is done in it is the ways' (ways.py), what
-comes of the numbers is report.py's.
+Knows the order of the runs, and how a run is measured from outside. The work of a run is in variants.py, the evaluation
+of the numbers in report.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WAYS: Mapping[str, str] = {
     "r": "remote",
 }
 YARDSTICK = "yardstick"
-# Without a count: as many images as keep the device busy so long, of which the first few tell how many those are.
+# Without a count, the number of images keeps the device busy for _BUSY_S, estimated from a trial run.
 _BUSY_S = 20.0
 _TRIAL, _MOST_IMAGES = 32, 2048
 _OF_A_JOB = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -50,9 +50,12 @@ _NUMBERS = ("area", "height", "width", "rle")
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user chose. images: a local folder, glob or manifest; None draws scenes of size_hw. count: None for as
-    many as keep the device busy for about 20 s. model_path: None for the yardstick, or the embedded model. remote: a
-    prefix to copy the images to, and to label them from as well."""
+    """The user's choices.
+
+    images: a local folder, glob or manifest; None draws scenes of size_hw, in pixels. count: number of images; None
+    for as many as keep the device busy for about 20 s. model_path: None for the reference model or the embedded model.
+    remote: prefix to which the images are copied, and from which they are labelled too.
+    """
 
     images: str | None = None
     size_hw: tuple[int, int] = (480, 640)
@@ -70,11 +73,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Measured:
-    """One way, once. began_s, ended_s: of the timed part; started_s, exited_s: of its process, in the same clock.
+    """One run of one variant.
 
-    stages: CPU seconds by stage; roles: by role of process (driver, worker, ray), within the timed part.
-    others_share: of the processors, what other processes took meanwhile. found: what its table holds, of a way that
-    writes one.
+    All times are in seconds of time.monotonic. began_s, ended_s: the timed part. started_s, exited_s: the process.
+    stages: CPU seconds by stage. roles: CPU seconds by role (driver, worker, ray) within the timed part.
+    others_share: share of the CPUs, 0..1, that other processes used meanwhile. found: content of the table, empty for
+    a variant that writes none.
     """
 
     way: str
@@ -94,15 +98,17 @@ class Measured:
 
     @property
     def images_per_s(self) -> float:
+        """Return the images/s of the timed part."""
         return self.images / (self.ended_s - self.began_s)
 
     @property
     def images_per_s_with_startup(self) -> float:
+        """Return the images/s of the whole process, startup included."""
         return self.images / (self.exited_s - self.started_s)
 
 
 def size_hw(text: str) -> tuple[int, int]:
-    """ "640x480" -> (480, 640)."""
+    """Return height and width of a text: "640x480" -> (480, 640)."""
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise ConfigError("--size takes WIDTHxHEIGHT", found=text, hint="for example --size 640x480")
@@ -110,7 +116,7 @@ def size_hw(text: str) -> tuple[int, int]:
 
 
 def ways(letters: str) -> str:
-    """The letters of --only, each once."""
+    """Return the letters of --only, each once; raise ConfigError for an unknown letter."""
     if not letters or set(letters) - set(WAYS):
         known = ", ".join(f"{letter} {way}" for letter, way in WAYS.items())
         raise ConfigError("--only takes letters of the ways", found=letters, hint=f"choose of {known}")
@@ -118,7 +124,7 @@ def ways(letters: str) -> str:
 
 
 def bench(asked: Asked, folder: Path | None, note: Callable[[str], None]) -> tuple[Workload, list[Measured]]:
-    """All of it. folder: kept; None for a temporary one."""
+    """Prepare the workload and run all rounds. folder: kept afterwards; None for a temporary one."""
     with tempfile.TemporaryDirectory(prefix="segray-bench-") as temporary:
         place = (folder or Path(temporary)).absolute()
         load = prepare(asked, place, note)
@@ -126,7 +132,7 @@ def bench(asked: Asked, folder: Path | None, note: Callable[[str], None]) -> tup
 
 
 def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload:
-    """Put the model, the images and the workload into the folder. Raises ConfigError for what no way can run."""
+    """Put model, images and workload into the folder; raise ConfigError for choices that no variant can run."""
     if "d" in asked.only and importlib.util.find_spec("pandas") is None:
         hint = "pip install 'segray[bench]', or leave d out: --only abce"
         raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", hint=hint)
@@ -169,7 +175,7 @@ def _images(asked: Asked, folder: Path, count: int, note: Callable[[str], None])
 
 
 def laps(asked: Asked, load: Workload, folder: Path, note: Callable[[str], None]) -> list[Measured]:
-    """Every way once a round."""
+    """Run every variant once per round."""
     found = []
     for number in range(1, asked.repeats + 1):
         for letter in asked.only:
@@ -181,7 +187,7 @@ def laps(asked: Asked, load: Workload, folder: Path, note: Callable[[str], None]
 
 
 def run_way(way: str, load: Workload, folder: Path) -> Measured:
-    """One way in a process of its own, watched from here."""
+    """Run one variant in a process of its own, and measure the process from outside."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "log.txt"
@@ -221,12 +227,12 @@ def run_way(way: str, load: Workload, folder: Path) -> Measured:
 
 
 def _alone() -> dict[str, str]:
-    """The environment without the cluster of a Ray job that this may be: every way starts its own."""
+    """Return the environment without the cluster of an enclosing Ray job, since every variant starts its own Ray."""
     return {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
 
 
 def found_in(table: Path) -> Mapping[str, float]:
-    """What the masks of a table are like: how many, and in the median their share of the image and length of RLE."""
+    """Return statistics of a table's masks: number, area, share of the image, length of the RLE."""
     if not table.is_dir():
         return {}
     files = sorted(map(str, table.glob("class=*/*.parquet")))
@@ -245,5 +251,5 @@ def found_in(table: Path) -> Mapping[str, float]:
 
 
 def of(laps: Sequence[Measured], way: str) -> list[Measured]:
-    """The laps of one way, in order."""
+    """Return the runs of one variant, in order."""
     return [lap for lap in laps if lap.way == way]

@@ -1,6 +1,6 @@
-"""The five ways, each as a function over the same workload; each runs in a process of its own (__main__.py).
+"""The variants of the benchmark, each a function over the same workload; each runs in a process of its own.
 
-Knows what is done and between which moments it is timed; knows nothing of repetition or of other ways.
+Knows the work, and the times between which the work is measured. Knows nothing of repetition or of other variants.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from segray.models.engine import Compiled
 from segray.models.openvino import ov
 from segray.tasks import Task
 
-# Prepared images that the loops over ready tensors hold.
+# Number of prepared images in memory.
 _MOST_TENSORS = 32
 _INSTANCES = "labels/instances"
 
@@ -40,7 +40,7 @@ _INSTANCES = "labels/instances"
 
 
 def ceiling(load: Workload, folder: Path) -> Lap:
-    """A bare AsyncInferQueue over ready tensors, outputs left where they are."""
+    """Measure a bare AsyncInferQueue over prepared tensors; the outputs are not read."""
     compiled, tensors = _ready(load)
     queue = ov.AsyncInferQueue(compiled.network, 0)
 
@@ -57,7 +57,10 @@ def ceiling(load: Workload, folder: Path) -> Lap:
 
 
 def floor(load: Workload, folder: Path) -> Lap:
-    """The work that no way can avoid, each part alone: JPEG decode on one thread, inference one image at a time."""
+    """Measure the work that no variant can avoid, each part alone.
+
+    The parts are JPEG decode on one thread, and inference of one image at a time.
+    """
     files = [np.fromfile(path, np.uint8) for path in load.images[: 2 * _MOST_TENSORS]]
     cv2.setNumThreads(1)
     cpu = time.thread_time()
@@ -76,7 +79,7 @@ def floor(load: Workload, folder: Path) -> Lap:
 
 
 def _ready(load: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
-    """The compiled model, and images prepared for it."""
+    """Return the compiled model, and images prepared for it."""
     compiled, contract, form, _ = load.compiled()
     prepared = [contract.prepare(form, picture) for picture in pixels(load.images, _MOST_TENSORS)]
     return compiled, [compiled.inputs(arrays) for arrays in prepared]
@@ -86,7 +89,7 @@ def _ready(load: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
 
 
 class _Timed:
-    """Workers that remember when the first unit was given out and when the first came back."""
+    """A worker pool that records when the first unit was assigned and when the first and last units came back."""
 
     def __init__(self, workers: Workers, marks: dict[str, float]) -> None:
         self._workers, self._marks = workers, marks
@@ -107,12 +110,12 @@ class _Timed:
 
 
 def segray(load: Workload, folder: Path) -> Lap:
-    """`segray label` of the manifest on a private Ray; timed from the first unit given out to the last commit."""
+    """Measure `segray label` of the manifest on a private Ray, from the first assigned unit to the last commit."""
     return _label(load.configuration(folder / "labels"), folder)
 
 
 def remote(load: Workload, folder: Path) -> Lap:
-    """The same of the images' copies in object storage."""
+    """Measure `segray label` of the images' copies in object storage, timed as in `segray`."""
     chosen = load.configuration(folder / "labels")
     source = chosen.source.model_copy(update={"uri": load.remote})
     return _label(chosen.model_copy(update={"source": source}), folder)
@@ -137,7 +140,7 @@ def _label(chosen: config.Config, folder: Path) -> Lap:
 
 
 def _commit_times(log: Path) -> Iterator[float]:
-    """When the commits of a Delta log appeared, by time.monotonic(); version 0 creates the table."""
+    """Yield the times of a Delta log's commits, as of time.monotonic, without version 0, which creates the table."""
     offset = time.monotonic() - time.time()
     for file in log.glob("*.json"):
         if int(file.stem):
@@ -148,7 +151,10 @@ def _commit_times(log: Path) -> Iterator[float]:
 
 
 def script(load: Workload, folder: Path) -> Lap:
-    """One process, one image after the other; compiled for latency, since only one image is ever in flight."""
+    """Measure a script: one process, one image at a time.
+
+    The model is compiled for latency, because only one image is ever in flight.
+    """
     compiled, contract, form, options = load.compiled("LATENCY")
     request = compiled.network.create_infer_request()
     spent: dict[str, float] = defaultdict(float)
@@ -174,7 +180,7 @@ def script(load: Workload, folder: Path) -> Lap:
 
 @contextmanager
 def _stage(spent: dict[str, float], name: str) -> Iterator[None]:
-    """CPU seconds of this process and all its threads, added to a stage."""
+    """Add the CPU seconds of this process and all its threads to a stage."""
     began = time.process_time()
     yield
     spent[name] += time.process_time() - began

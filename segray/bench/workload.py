@@ -1,6 +1,6 @@
-"""What every way is measured on: the same image files, the same model, the same options.
+"""The workload of all variants: the same image files, the same model, the same options.
 
-Knows scenes, files and the configuration of the model; knows nothing of processes or clocks.
+Knows scenes, files and the configuration of the model. Knows nothing of processes or clocks.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from segray.storage.uris import join
 from segray.synthetic.scene import draw_scene
 
 _SEED = 0
-# As many bytes per pixel as photographs have, so that they are as slow to decode.
+# JPEG quality that gives as many bytes per pixel as photographs have, so that decoding takes as long.
 _QUALITY = 95
-# Drawn scenes beyond these are further names of the same files.
+# Number of distinct scenes. Further scenes are hard links to these files.
 _MOST_SCENES = 32
 _COPIES = 8
 
 
 @dataclass(frozen=True)
 class Lap:
-    """What a way says of itself.
+    """A variant's own measurements.
 
-    began_s, ended_s: time.monotonic() of the timed part. images: in it. cpu_seconds: of its stages, in sum.
-    marks: further moments. facts: of the device.
+    began_s, ended_s: time.monotonic of the timed part. images: number of images in the timed part.
+    cpu_seconds: total CPU seconds by stage. marks: further times. facts: further facts, such as the device's settings.
     """
 
     began_s: float
@@ -55,9 +55,12 @@ class Lap:
 
 @dataclass(frozen=True)
 class Workload:
-    """images: files, each once. model: the section `model` of the configuration. settings: further ones of segray's
-    own, key=value. manifest: the same images, a path a line. threads: of the device, and cores of the clusters.
-    remote: a prefix in object storage that holds copies of the images."""
+    """The inputs of all variants.
+
+    images: paths, each once. model: section `model` of the configuration. threads: of the device; also the CPUs of
+    the clusters. settings: further configuration of segray, key=value. remote: prefix in object storage that holds
+    copies of the images. manifest: a file with the same images, one path per line.
+    """
 
     folder: str
     images: tuple[str, ...]
@@ -68,10 +71,11 @@ class Workload:
 
     @property
     def manifest(self) -> Path:
+        """Return the path of the manifest."""
         return Path(self.folder, "images.txt")
 
     def save(self) -> Path:
-        """Write it where every way reads it; returns that file."""
+        """Write the workload where every variant reads it; return the path of the file."""
         self.manifest.write_text("".join(f"{path}\n" for path in self.images), "utf-8")
         file = Path(self.folder, "workload.json")
         file.write_text(json.dumps(asdict(self), indent=2), "utf-8")
@@ -79,11 +83,12 @@ class Workload:
 
     @staticmethod
     def load(file: Path) -> Workload:
+        """Read the workload that `save` wrote."""
         values = json.loads(file.read_text("utf-8"))
         return Workload(**{**values, "images": tuple(values["images"]), "settings": tuple(values["settings"])})
 
     def configuration(self, root: Path) -> config.Config:
-        """segray's own, for a label set at `root`; ConfigError for what the user chose wrongly."""
+        """Return segray's configuration for a label set at `root`; raise ConfigError for wrong choices of the user."""
         values: dict[str, Any] = {
             "source": {"uri": str(self.manifest)},
             "output": {"root": str(root)},
@@ -93,7 +98,7 @@ class Workload:
         return config.validate(values, "segray bench", self.settings)
 
     def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, ModelAdapter, ModelFormat, Options]:
-        """The model compiled as segray's workers compile it, with its contract, form and options."""
+        """Return the model compiled as in segray's workers, with its adapter, form and options."""
         model, contract, form, options = self.resolved()
         chosen = self.configuration(Path()).model
         settings = DeviceSettings(threads=self.threads, precision=chosen.precision, hint=hint)
@@ -102,14 +107,14 @@ class Workload:
         return compiled, contract, contract.forms[form.name], options
 
     def resolved(self) -> tuple[resolve.Model, ModelAdapter, ModelFormat, Options]:
-        """The model's files, contract, form and options."""
+        """Return the model's files, adapter, form and options."""
         chosen = self.configuration(Path()).model
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
         return model, model.contract, model.form, options_of(chosen, model.contract)
 
 
 def copied(images: Iterable[str], prefix: str, store: Store) -> None:
-    """Put copies of the files below `prefix`, under their names."""
+    """Copy the files to `prefix`, under their names."""
     with ThreadPoolExecutor(_COPIES) as pool:
         for _ in pool.map(lambda path: store.put(join(prefix, Path(path).name), Path(path).read_bytes()), images):
             pass
@@ -119,7 +124,7 @@ def copied(images: Iterable[str], prefix: str, store: Store) -> None:
 
 
 def listed(uri: str, count: int) -> tuple[str, ...]:
-    """The first `count` images of a local folder, glob or manifest, by key."""
+    """Return the first `count` images of a local folder, glob or manifest, in the order of the listing."""
     found = [ref.uri for batch in listing.read(uri, Store()) for ref in listing.refs(batch)]
     if strangers := [uri for uri in found if not Path(uri).is_file()]:
         hint = "Copy them here first; the benchmark reads local files."
@@ -128,7 +133,7 @@ def listed(uri: str, count: int) -> tuple[str, ...]:
 
 
 def drawn(folder: Path, count: int, size_hw: tuple[int, int]) -> tuple[str, ...]:
-    """`count` JPEG files of sticker scenes at this size, the same for the same arguments."""
+    """Return `count` JPEG files of sticker scenes of this size, in pixels; equal arguments give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size_hw
     scenes = [folder / f"scene-{width}x{height}-{i:05d}.jpg" for i in range(count)]
@@ -150,7 +155,7 @@ def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
 
 
 def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
-    """The first `most` readable images, upright RGB, as anyone would read them."""
+    """Return the first `most` readable images, upright, uint8 (h, w, 3) RGB."""
     read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
     found = [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
     if not found:

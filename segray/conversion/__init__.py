@@ -1,1 +1,1 @@
-"""Fetch, convert, inspect and quantise models."""
+"""Commands on model files: fetch, convert, inspect and quantise."""

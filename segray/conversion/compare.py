@@ -1,7 +1,6 @@
-"""Engines side by side on the same images: how fast each is, and how accurate.
+"""A comparison of engines on the same images: speed and accuracy.
 
-Knows images, the clock, COCO truth and the engines it is given, by any names; knows nothing of how their models were
-made.
+Knows images, the clock, COCO truth and the given engines, by any names. Knows nothing of how the models were made.
 """
 
 from __future__ import annotations
@@ -36,20 +35,23 @@ _FILES_BYTES = 256 * 2**20
 
 
 def spread(uri: str, store: Store, most: int) -> list[ImageRef]:
-    """At most so many images of the dataset, at even distances in the order of its listing."""
+    """Return at most `most` images of the dataset, at even distances in the order of the listing."""
     table = pa.Table.from_batches(listing.read(uri, store), listing.REF_SCHEMA)
     rows = table.take(pa.array(_evenly(table.num_rows, most), pa.int64()))
     return [ref for batch in rows.to_batches() for ref in listing.refs(batch)]
 
 
 def _evenly(count: int, most: int | None) -> list[int]:
-    """At most so many of the numbers below count, at even distances."""
+    """Return at most `most` of the numbers below `count`, at even distances."""
     kept = count if most is None else min(count, most)
     return [i * count // kept for i in range(kept)]
 
 
 class Reader:
-    """Images as a contract prepares them. unread: why others could not be read, by URI. Threads may share it."""
+    """A reader of images, prepared for a model. Threads may share a reader.
+
+    unread: URI -> reason, for each image that could not be read.
+    """
 
     def __init__(self, contract: ModelAdapter, form: ModelFormat, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
@@ -57,7 +59,7 @@ class Reader:
         self.unread: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:
-        """The inputs, and height and width of the image; None if it cannot be read."""
+        """Return the model's inputs, and the image's height and width in pixels; None if the image cannot be read."""
         try:
             pixels = decode.decode(self._files.read(ref)).image
         except (ImageError, FileNotFoundError) as error:
@@ -66,7 +68,7 @@ class Reader:
         return self.contract.prepare(self.form, pixels), (pixels.shape[0], pixels.shape[1])
 
     def first(self, refs: Sequence[ImageRef], most: int) -> list[Arrays]:
-        """The inputs of the first images that can be read, at most so many."""
+        """Return the inputs of the first readable images, at most `most`."""
         found: list[Arrays] = []
         for ref in refs:
             if len(found) < most and (prepared := self.read(ref)) is not None:
@@ -74,7 +76,7 @@ class Reader:
         return found
 
     def trouble(self) -> str:
-        """One of the images that could not be read, and why; "" if there is none."""
+        """Return one unreadable image and the reason as a text; "" if all images were readable."""
         return next((f"{redact(uri)}: {' '.join(why.split())}" for uri, why in self.unread.items()), "")
 
 
@@ -83,23 +85,29 @@ class Reader:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of the networks alone, on one machine. rounds: images/s by engine, in rounds in which all took turns."""
+    """The speed of networks alone, on one machine.
+
+    rounds: engine -> images/s, one mapping per round. All engines take turns within a round.
+    """
 
     device: str
     rounds: tuple[Mapping[str, float], ...]
 
     def images_per_s(self) -> dict[str, float]:
-        """By engine, the median round."""
+        """Return the median images/s over the rounds, by engine."""
         return {name: statistics.median(each[name] for each in self.rounds) for name in self.rounds[0]}
 
     def over(self, name: str) -> dict[str, float]:
-        """How many times as fast the engine `name` is as each other one: the median of what the rounds say."""
+        """Return how many times as fast the engine `name` is as each other engine.
+
+        A value is the median of the ratios within the rounds.
+        """
         others = [other for other in self.rounds[0] if other != name]
         return {other: statistics.median(each[name] / each[other] for each in self.rounds) for other in others}
 
 
 def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
-    """Let the engines take turns on these inputs, after one turn that does not count."""
+    """Measure the engines in turns on these inputs, after one unmeasured turn."""
     for engine in engines.values():
         _images_per_s(engine, inputs, 0)
     rounds = [{name: _images_per_s(engine, inputs, ROUND_S) for name, engine in engines.items()} for _ in range(ROUNDS)]
@@ -107,7 +115,7 @@ def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
 
 
 def _images_per_s(engine: Engine, inputs: Sequence[Arrays], seconds: float) -> float:
-    """With as many threads as keep the device busy, for so long; each infers once at least."""
+    """Return the images/s of `engine.requests` threads within `seconds`; each thread infers at least once."""
     began = time.perf_counter()
 
     def work(thread: int) -> int:
@@ -127,9 +135,10 @@ def _images_per_s(engine: Engine, inputs: Sequence[Arrays], seconds: float) -> f
 
 @dataclass(frozen=True)
 class Truth:
-    """What accuracy is measured on. path: COCO JSON, whose `file_name` is the key of an image in the dataset `images`.
+    """The ground truth for accuracy.
 
-    most: at most so many images, at even distances; None for all that are there.
+    path: COCO JSON whose `file_name` is the key of an image in the dataset `images`. most: largest number of images,
+    chosen at even distances; None for all images of the truth that the dataset has.
     """
 
     path: Path
@@ -139,7 +148,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Average precision, 0..1, by engine, on the same images. uris: of these images. objects: in their truth."""
+    """Average precision on the same images, 0..1, by engine.
+
+    uris: the images. objects: number of objects in the truth of these images.
+    """
 
     uris: tuple[str, ...]
     objects: int
@@ -148,9 +160,10 @@ class Accuracy:
 
 
 def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Accuracy:
-    """Of each engine, on the images of the truth that are there; one that cannot be read has no detections.
+    """Return the average precision of each engine, on the truth's images that the dataset has.
 
-    Raises UserError if the truth and the images do not belong together: none in common, or other sizes.
+    An unreadable image counts as an image without detections. Raises UserError if truth and dataset share no image, or
+    if an image has another size in the truth.
     """
     content, refs = _judged(truth, reader.store)
     found: dict[str, list[Row]] = {name: [] for name in engines}
@@ -168,7 +181,7 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Acc
 
 
 def _judged(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
-    """The truth of the images that are there, and where these are, by key."""
+    """Return the truth of the images that the dataset has, and the image references by key."""
     content = read_truth(truth.path)
     names = {row["file_name"] for row in content["images"]}
     there = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
@@ -188,7 +201,7 @@ def _judged(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
 
 
 def _detected(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:
-    """What each engine finds in one image, in COCO's result format."""
+    """Return the detections of each engine in one image, in COCO's result format."""
     prepared = reader.read(ref)
     if prepared is None:
         return {}

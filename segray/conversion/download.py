@@ -1,11 +1,11 @@
-"""Files from the web, whole and verified, and archives unpacked where they can do no harm.
+"""Verified downloads, and safe unpacking of archives.
 
-Knows HTTP, ranges, checksums and tar; knows nothing of models. A download grows in NAME.part and gets its name only
-when its size and checksum are right; an archive is unpacked beside its folder, which gets its name when all is there.
-Whatever interrupts either, the same call goes on from what is left.
+Knows HTTP, ranges, checksums and tar. Knows nothing of models. A download grows in NAME.part. The file is renamed to
+NAME only when its size and checksum are right. An archive is unpacked beside its folder, and the folder gets its name
+when the content is complete. After any interruption, the same call resumes.
 
-Links in archives are refused, wherever they point: what made tarfile's own filter fail in the past
-(CVE-2025-4517, CVE-2025-4330) were links.
+Links in archives are refused, wherever they point: links made tarfile's own filter fail in the past
+(CVE-2025-4517, CVE-2025-4330).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from typing import IO, BinaryIO, cast
 import segray
 from segray.errors import InfrastructureError, ModelError
 
-# Bytes that are there, and bytes in all if that is known.
+# Arguments: bytes so far, and total bytes, None if unknown.
 Progress = Callable[[int, int | None], None]
 
 _CHUNK_BYTES = 1 << 20
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_S = 30.0
-# The longest header that tarfile may read into memory at once; real ones are below 1 MB.
+# The longest header that tarfile may read into memory at once. Real headers are below 1 MB.
 _HEADER_BYTES = 16 << 20
 _SLACK_BYTES = 64 << 20
 
@@ -47,8 +47,8 @@ _SLACK_BYTES = 64 << 20
 class RetryPolicy:
     """How long to keep trying one address.
 
-    retries: further attempts in a row that bring nothing new. pause_s: before the first of them; it doubles.
-    timeout_s: silence on a connection.
+    retries: further attempts in a row that bring no new bytes. pause_s: pause before the first retry; each further
+    pause is twice as long. timeout_s: longest silence on a connection.
     """
 
     retries: int = 5
@@ -61,7 +61,7 @@ PATIENT = RetryPolicy()
 
 @dataclass(frozen=True)
 class _Expected:
-    """What is known of a file beforehand; checksums are hex digits."""
+    """The known facts of a file before its download; checksums are hex digits."""
 
     size_bytes: int | None
     sha256: str | None
@@ -73,15 +73,15 @@ class _Expected:
 
 
 class _RefusedError(Exception):
-    """This address does not have the file; trying again would not help."""
+    """The address does not have the file; a retry would not help."""
 
 
 class _WrongError(_RefusedError):
-    """The address gave a whole file, but another one."""
+    """The address gave a complete file with another size or checksum."""
 
 
 class _CutError(Exception):
-    """The transfer broke off, or the server asks for patience; trying again may help."""
+    """The transfer broke off, or the server asks to wait; a retry may help."""
 
 
 # ---- downloads ------------------------------------------------------------------------------------
@@ -97,12 +97,23 @@ def fetch(
     progress: Progress | None = None,
     patience: RetryPolicy = PATIENT,
 ) -> str:
-    """Make `target` the file that the first good one of `urls` gives; returns its sha256. Nothing is done if it is.
+    """Download `target` from the first address that gives the right file; return its SHA-256.
 
-    Without a checksum, the sha256 of the first download is written to NAME.sha256 and holds from then on.
-    Raises ModelError for a file with another checksum than expected (a download is removed, a file that was there
-    is left), InfrastructureError if no address gives the file, if the disk does not take it, or if someone else is
-    fetching it.
+    An existing file is checked and kept. Without a known checksum, the SHA-256 of the first download is written to
+    NAME.sha256 and holds from then on.
+
+    Args:
+        urls: Mirrors, in the order of the attempts.
+        target: Path of the file.
+        sha256: Expected SHA-256 in hex digits, None if unknown.
+        sha384: Expected SHA-384 in hex digits, None if unknown.
+        size_bytes: Expected size, None if unknown.
+        progress: Called with the bytes so far, and the total if known.
+        patience: How long to keep trying each address.
+
+    Raises:
+        ModelError: The file has another size or checksum. A download is removed, an existing file stays.
+        InfrastructureError: No address gives the file, the disk cannot store it, or another process is fetching it.
     """
     expected = _Expected(size_bytes, sha256 or _recorded(target), sha384)
     if target.is_file():
@@ -124,7 +135,7 @@ def fetch(
 
 @dataclass(frozen=True)
 class _Part:
-    """The file that grows: its path, and the handle that holds the lock on it and appends."""
+    """A growing download: its path, and the stream that appends and holds the lock."""
 
     path: Path
     stream: BinaryIO
@@ -136,7 +147,7 @@ class _Part:
 
     @property
     def origin(self) -> Path:
-        """Where it is written which address the bytes are from, and the server's tag of that version."""
+        """Return the path of the note on the bytes' origin: the address, and the server's tag of that version."""
         return self.path.with_name(f"{self.path.name}.from")
 
     def clear(self) -> None:
@@ -146,7 +157,7 @@ class _Part:
 
 @contextmanager
 def _sole(path: Path) -> Iterator[_Part]:
-    """The part at `path`, created if need be, held by nobody else; an empty one does not stay."""
+    """Open and lock the part at `path`, created if needed; remove an empty part at the end."""
     with path.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,7 +175,7 @@ def _sole(path: Path) -> Iterator[_Part]:
 
 
 def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
-    """Fill `part` from the first address that can; its sha256."""
+    """Fill `part` from the first address that works; return the SHA-256."""
     failures, wrong = [], False
     for url in urls:
         try:
@@ -184,7 +195,10 @@ def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: P
 
 
 def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
-    """Fill `part` from this address; its sha256. What an earlier attempt left may be to blame, so that is redone."""
+    """Fill `part` from this address; return the SHA-256.
+
+    If bytes of an earlier attempt give a wrong file, the download is repeated from the start.
+    """
     if not url.startswith(("https://", "http://")):
         raise _RefusedError("not an http address")
     inherited = part.length > 0
@@ -212,7 +226,7 @@ def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, pa
 
 
 def _receive(url: str, part: _Part, expected: _Expected, progress: Progress, timeout_s: float) -> None:
-    """One request for what `part` lacks; _CutError if some of it is still lacking afterwards."""
+    """Request the missing bytes of `part` once; raise _CutError if bytes are still missing afterwards."""
     tag = _resumable(url, part, expected)
     if part.length and part.length == expected.size_bytes:
         return
@@ -233,7 +247,7 @@ def _receive(url: str, part: _Part, expected: _Expected, progress: Progress, tim
 
 
 def _resumable(url: str, part: _Part, expected: _Expected) -> str:
-    """The tag that the rest must have, "" for any; clears the part if what it holds cannot be gone on with."""
+    """Return the tag that the rest must have, "" for any tag; clear a part that cannot be resumed."""
     origin, _, tag = part.origin.read_text("utf-8").partition("\n") if part.origin.is_file() else ("", "", "")
     same = origin == url
     too_long = expected.size_bytes is not None and part.length > expected.size_bytes
@@ -244,7 +258,7 @@ def _resumable(url: str, part: _Part, expected: _Expected) -> str:
 
 @contextmanager
 def _opened(url: str, part: _Part, tag: str, timeout_s: float) -> Iterator[http.client.HTTPResponse | None]:
-    """The response to a request for what `part` lacks; None if the server says that nothing is lacking."""
+    """Yield the response to a request for the missing bytes; None if the server says that none are missing."""
     headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
     if part.length:
         headers |= {"Range": f"bytes={part.length}-"} | ({"If-Range": tag} if tag else {})
@@ -264,7 +278,7 @@ def _opened(url: str, part: _Part, tag: str, timeout_s: float) -> Iterator[http.
 
 
 def _judge(error: urllib.error.HTTPError, part: _Part) -> None:
-    """Return if the answer means that all bytes are there already; else raise what it means."""
+    """Return if the answer means that all bytes were received; otherwise raise the matching error."""
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.length}":
             return
@@ -275,7 +289,7 @@ def _judge(error: urllib.error.HTTPError, part: _Part) -> None:
 
 
 def _total(response: http.client.HTTPResponse, part: _Part) -> int | None:
-    """Bytes of the whole file, if the answer says; checks that a range goes on where the part ends."""
+    """Return the size of the whole file in bytes, None if not stated; check that a range continues the part."""
     if response.status != 206:
         length = response.headers.get("Content-Length")
         return None if length is None else int(length)
@@ -288,7 +302,7 @@ def _total(response: http.client.HTTPResponse, part: _Part) -> int | None:
 
 
 def _begin(response: http.client.HTTPResponse, part: _Part, url: str) -> None:
-    """Empty the part for an answer with the whole file, and note where it is from."""
+    """Empty the part for a response with the whole file, and note the origin."""
     if response.headers.get_content_type() == "text/html":
         raise _RefusedError("a web page, not a file")
     part.clear()
@@ -311,7 +325,7 @@ def _silent(done_bytes: int, total_bytes: int | None) -> None:
 
 
 def _checked(target: Path, expected: _Expected) -> str:
-    """The sha256 of a file that is there already."""
+    """Return the SHA-256 of an existing file; raise ModelError if the file is another one."""
     try:
         digest = _compared(target, expected)
     except _WrongError as error:
@@ -328,7 +342,7 @@ def _distrust(target: Path) -> str:
 
 
 def _verified(part: _Part, expected: _Expected) -> str:
-    """The sha256 of the whole part, which is then safely on disk; clears it if it is another file."""
+    """Return the SHA-256 of the complete part after writing it to disk; clear the part if it is another file."""
     try:
         part.stream.flush()
         os.fsync(part.stream.fileno())
@@ -349,7 +363,7 @@ def _compared(path: Path, expected: _Expected) -> str:
 
 
 def _digests(path: Path) -> tuple[str, str]:
-    """sha256 and sha384 in one reading."""
+    """Return SHA-256 and SHA-384, computed in one pass."""
     hashes = hashlib.sha256(), hashlib.sha384()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -363,7 +377,7 @@ def _record_path(target: Path) -> Path:
 
 
 def _record(target: Path, digest: str) -> None:
-    """As `sha256sum` writes it and `sha256sum -c` reads it."""
+    """Write the SHA-256 in the format of `sha256sum`."""
     _record_path(target).write_text(f"{digest}  {target.name}\n", "utf-8")
 
 
@@ -382,10 +396,10 @@ def _recorded(target: Path) -> str | None:
 
 
 def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes: int = 8 << 30) -> None:
-    """Unpack a .tar.gz into `folder`, which appears when all is there; nothing is done if it is there already.
+    """Unpack a .tar.gz into `folder`, which appears when complete; an existing folder is kept.
 
-    Raises ModelError, leaving nothing behind, for a damaged archive and for one with an absolute path, "..", a link,
-    a device, more than max_members members, or more than max_bytes when unpacked.
+    Raises ModelError for a damaged or unsafe archive, and leaves nothing behind. Unsafe is an absolute path, "..", a
+    link, a device, more than max_members members, or more than max_bytes of content.
     """
     if folder.is_dir():
         return
@@ -409,9 +423,9 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes:
 
 
 class _Bounded:
-    """A stream that tarfile may not read far: neither past max_bytes, nor a giant header at once.
+    """A stream with limits for tarfile: at most max_bytes of content, and no giant header.
 
-    last: what was read last. Beside the content there are headers and padding, which _SLACK_BYTES leave room for.
+    last: the bytes read last. Headers and padding may take _SLACK_BYTES beside the content.
     """
 
     def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
@@ -439,7 +453,7 @@ class _Bounded:
 
 def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> None:
     left_bytes = max_bytes
-    # What tarfile calls a file object is more than it uses.
+    # tarfile's type asks for more methods than tarfile calls.
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         for count, member in enumerate(tar, 1):
             left_bytes -= member.size
@@ -450,18 +464,18 @@ def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> 
             _check_harmless(member)
             path = into / member.name
             (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
-            # Not by tar.extract, whose filter came with Python 3.11.4.
+            # The filter of tar.extract needs Python 3.11.4.
             if (content := tar.extractfile(member)) is not None:
                 with content, path.open("wb") as file:
                     shutil.copyfileobj(content, file)
     if stream.last.strip(b"\0"):
-        raise tarfile.TarError("damaged in the middle")  # where tarfile just stops
+        raise tarfile.TarError("damaged in the middle")  # tarfile stops there without an error.
     while stream.read(_CHUNK_BYTES):
-        pass  # gzip checks its own sum at the end
+        pass  # gzip checks its checksum at the end.
 
 
 def _check_harmless(member: tarfile.TarInfo) -> None:
-    """Only plain files and folders, below the root."""
+    """Raise TarError unless the member is a plain file or folder below the root."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise tarfile.TarError(f"{member.name!r} lies outside")

@@ -1,6 +1,6 @@
-"""What a model file is: which contracts it fulfils, and what it lacks for those it does not.
+"""Inspection of a model file: the adapters it fits, and what it lacks for the others.
 
-Knows file kinds and how a signature compares with contracts and with what was published; changes nothing.
+Knows file kinds, and how a signature compares with adapters and with the published models. Changes nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from segray.models.zoo import Entry
 CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
-# Which axis of which output counts classes, and how many of them are background.
+# Output name -> axis of the classes, and number of background classes.
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file compares with one form of a model system. absent: outputs it lacks; unlike: what is not as published.
+    """The comparison of a file with one form of a model.
 
-    It fulfils the contract if nothing is absent; with shapes unlike the published, it may be another network of the
-    same kind.
+    absent: outputs that the file lacks. unlike: differences from the published model, as texts. A file without absent
+    outputs fits. A file that fits with other shapes may be another network of the same kind.
     """
 
     name: str
@@ -39,10 +39,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a file. fits: the forms that it fulfils as well as any, those of its card alone if it has one.
+    """The result of an inspection.
 
-    nearest: the form that it comes closest to, if it fulfils none. layout: of its image. classes: without background.
-    needs: what the configuration or its owner has to do before segray can use it.
+    fits: the best-fitting forms; only the card's form if the file has a card. nearest: the closest form if none fits.
+    layout: NHWC or NCHW, of the image input. classes: number of classes, without background.
+    needs: steps before segray can use the file, for the configuration or for the file's owner.
     """
 
     path: str
@@ -57,7 +58,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Look at a model file or SavedModel folder; ModelError if it is none, or cannot be read."""
+    """Inspect a model file or SavedModel folder; raise ModelError if it is no model or cannot be read."""
     path = engine.model_root(path)
     kind = _kind(path)
     if path.suffix in CHECKPOINTS and path.is_file():
@@ -81,7 +82,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def is_old_ir(path: Path) -> bool:
-    """Whether this is an IR that OpenVINO no longer reads."""
+    """Return whether this file is an IR that OpenVINO no longer reads."""
     return path.suffix == ".xml" and path.is_file() and engine.ir_version(path) < engine.OLDEST_IR
 
 
@@ -106,14 +107,14 @@ def _kind(path: Path) -> str:
 
 
 def layout_of(found: Signature) -> str | None:
-    """NHWC or NCHW, by where the image's 3 channels are; None if they are in neither place, or in both."""
+    """Return NHWC or NCHW by the position of the image's 3 channels; None if the shapes do not tell."""
     shapes = [port.shape for port in found.inputs if port.shape is not None and len(port.shape) == 4]
     layouts = {"NHWC" for shape in shapes if shape[3] == 3} | {"NCHW" for shape in shapes if shape[1] == 3}
     return layouts.pop() if len(layouts) == 1 else None
 
 
 def classes_of(found: Signature) -> int | None:
-    """How many classes the network tells apart, where an output's shape says so."""
+    """Return the number of the network's classes, without background; None if no output's shape tells."""
     for name, (axis, background) in _CLASS_AXES.items():
         port = _port(found, name)
         if port is not None and port.shape is not None and len(port.shape) >= -axis + (name == "masks"):
@@ -123,7 +124,10 @@ def classes_of(found: Signature) -> int | None:
 
 
 def differences(found: Signature, entry: Entry, form: ModelFormat) -> tuple[str, ...]:
-    """What a file with these ports has otherwise than the published model in this form; absent outputs apart."""
+    """Return the differences of a file with these ports from the published model in this form, as texts.
+
+    Absent outputs are not among the differences.
+    """
     unlike = []
     for name, shape in entry.outputs.get(form.name, {}).items():
         port = _port(found, name)
@@ -166,11 +170,11 @@ def _written(shape: tuple[int | None, ...]) -> str:
 
 
 def _compared(found: Signature) -> list[Fit]:
-    """Every form of every model system, those of which the file lacks least first."""
+    """Return the comparison with every form of every model; forms of which the file lacks least come first."""
     compared = [
         Fit(name, form.name, tuple(_absent(found, form)), differences(found, catalogue.find(name), form))
         for name, contract in ADAPTERS.items()
-        if name == contract.name  # the embedded model is an instance of another's contract
+        if name == contract.name  # The embedded model uses the adapter of another model.
         for form in contract.forms.values()
     ]
     return sorted(compared, key=lambda fit: (_share(fit), len(fit.unlike)))
@@ -195,7 +199,7 @@ def _nearest(found: Signature) -> Fit:
 
 
 def _fits(found: Signature, path: Path) -> tuple[Fit, ...]:
-    """The forms that the file fulfils, and of these only the ones that are most like it."""
+    """Return the forms that the file fits: those of its card if stated, otherwise those with the fewest differences."""
     fits = [fit for fit in _compared(found) if not fit.absent]
     card = resolve.read_card(path)
     stated = [fit for fit in fits if fit.name == card.get("contract") and fit.form == card.get("form", fit.form)]
@@ -216,7 +220,7 @@ def _needs(path: Path, fits: tuple[Fit, ...], classes: int | None) -> tuple[str,
 
 
 def _unsettled(name: str, path: Path) -> list[str]:
-    """What the zoo would ask the configuration to settle."""
+    """Return the hint of `resolve` on what the configuration must settle."""
     try:
         resolve.resolve(name, str(path))
     except ConfigError as error:

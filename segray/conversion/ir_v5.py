@@ -1,14 +1,14 @@
-"""OpenVINO IR v5 (2019 R1: an .xml and a .bin) -> a model of today's opset, which OpenVINO reads again.
+"""Conversion of an OpenVINO IR v5 (2019 R1: an .xml and a .bin) into a model of the current opset.
 
-Knows the v5 files and how layers are joined; what a layer means is in ir5_layers.py. Knows nothing of images, devices
-or of what outputs mean.
+Knows the v5 files and the edges between layers. The meaning of a layer is in ir_v5_layers.py. Knows nothing of images,
+devices or the meaning of outputs.
 
-A v5 file declares every shape. Each layer's inferred shape is compared with the declared one, so a misread attribute
-that changes a shape cannot pass; one that changes values alone could.
+A v5 file declares every shape. Each layer's inferred shape is compared with the declared one. A misread attribute
+that changes a shape is therefore an error; one that changes only values would not be noticed.
 
-No published v5 file was at hand when this was written: it is tested on files written by hand from the documentation and
-the engine's sources, and on no real network. Out of reach: IR v2-4, v6 and v7, recurrent layers, SSD and YOLO heads,
-quantised networks, a <pre-process> section and padding in Interp. Each of these is refused by name.
+No published v5 file was at hand. The tests use files written by hand from the documentation and the engine's sources,
+and no real network. Not supported, and refused by name: IR v2-4, v6 and v7, recurrent layers, SSD and YOLO heads,
+quantised networks, a <pre-process> section and padding in Interp.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MAX_XML_BYTES = 16 << 20
 
 
 def load(xml: Path) -> ov.Model:
-    """The v5 network at `xml`, its .bin beside it, as a model that today's OpenVINO compiles and saves.
+    """Return the v5 network at `xml`, its .bin beside it, as a model that today's OpenVINO compiles and saves.
 
-    Input and output tensors carry the v5 names; outputs are all ports that no layer consumes, as in v5. Floating
-    point inputs and outputs are float32, as the engine presented them. Shapes are those of the file.
-    Raises ModelError for what is not a v5 network, is inconsistent, or is not known here.
+    Input and output tensors have the v5 names. Outputs are all ports that no layer consumes, as in v5. Floating point
+    inputs and outputs are float32, as in the 2019 engine. Shapes are those of the file. Raises ModelError for a file
+    that is no v5 network, for an inconsistent network, and for an unknown layer.
     """
     root = _tree(xml)
     layers = _layers(root, xml)
@@ -57,8 +57,8 @@ def load(xml: Path) -> ov.Model:
 def convert(xml: Path, out_xml: Path) -> None:
     """Rewrite the v5 network at `xml` as IR v11 at `out_xml`, its .bin beside it; blobs keep their precision.
 
-    If the network has the inputs and outputs of instance-segmentation-security-0033, a segray.json beside it says so,
-    with the sha256 of the v5 files. Raises ModelError as `load` does, or if `out_xml` would overwrite the source.
+    A network with the ports of instance-segmentation-security-0033 gets a segray.json beside it. The card holds the
+    SHA-256 of the v5 files. Raises ModelError as `load` does, or if `out_xml` would overwrite the source.
     """
     if out_xml.suffix != ".xml" or out_xml.resolve() == xml.resolve():
         hint = "Give another path, ending in .xml."
@@ -85,7 +85,7 @@ def _sha256(file: Path) -> str:
 
 
 def _tree(xml: Path) -> Element:
-    """The root of a v5 network. A document type, and with it every entity, is refused."""
+    """Return the root element of a v5 network; refuse a document type, and with it every entity."""
     if not xml.is_file() or not xml.with_suffix(".bin").is_file():
         raise fault(str(xml), "An IR is two files, .xml and .bin; one is missing.", hint="Copy both.")
     if xml.stat().st_size > MAX_XML_BYTES:
@@ -112,7 +112,7 @@ def _tree(xml: Path) -> Element:
 
 
 def _layers(root: Element, xml: Path) -> dict[int, Layer]:
-    """All layers by id, in the order of the file."""
+    """Return all layers by id, in the order of the file."""
     file = xml.with_suffix(".bin")
     weights = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
     layers: dict[int, Layer] = {}
@@ -158,7 +158,7 @@ def _ports(element: Element, side: str, where: str) -> tuple[Port, ...]:
 
 
 def _blobs(element: Element) -> list[Element]:
-    """In <blobs>, or as older writers have it, in the layer itself."""
+    """Return the blob elements: in <blobs>, or in the layer itself as older writers have it."""
     return [*element.iterfind("blobs/*"), *element.iterfind("weights"), *element.iterfind("biases")]
 
 
@@ -177,7 +177,7 @@ def _whole(text: str | None, where: str) -> int:
 
 
 def _sources(root: Element, layers: Mapping[int, Layer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
-    """For each input port (layer, port), the output port that feeds it."""
+    """Return the output port (layer, port) that feeds each input port (layer, port)."""
     inputs = {(layer.id, port.id) for layer in layers.values() for port in layer.inputs}
     outputs = {(layer.id, port.id) for layer in layers.values() for port in layer.outputs}
     sources: dict[tuple[int, int], tuple[int, int]] = {}
@@ -209,7 +209,7 @@ def _in_order(
 
 
 def _build(layer: Layer, arguments: list[Output]) -> list[Output]:
-    """The layer's outputs, as many as it declares and of the declared shapes."""
+    """Return the layer's outputs, as many as declared and of the declared shapes."""
     try:
         made = KINDS[layer.kind](layer, *arguments)
     except (RuntimeError, OVError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:

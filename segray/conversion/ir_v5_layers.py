@@ -1,12 +1,12 @@
-"""The layers of an OpenVINO IR v5: what each of them is in today's opset.
+"""The layers of an OpenVINO IR v5, and their equivalents in the current opset.
 
-Knows attributes, blobs and operations; knows nothing of files, edges or networks.
+Knows attributes, blobs and operations. Knows nothing of files, edges or networks.
 
-What a v5 attribute means is what the 2019 R1 engine made of it: an attribute that it never read is not read here
-either, and defaults are the engine's. Facts from the layer catalogue of the 2019 R1 documentation and from the engine's
-published sources (inference-engine/src/extension, .../shape_infer/built-in, ie_layer_validators.cpp). Some differ from
-today's opset: strided-slice masks are inverted, poolings round up unless told otherwise, batch normalisation keeps
-its variance in "weights" and its mean in "biases".
+Attributes mean what the 2019 R1 engine made of them. An attribute that the engine never read is not read here either,
+and defaults are the engine's. Sources are the layer catalogue of the 2019 R1 documentation and the engine's published
+code (inference-engine/src/extension, .../shape_infer/built-in, ie_layer_validators.cpp). Some layers differ from
+today's opset: strided-slice masks are inverted, and poolings round up unless told otherwise. Batch normalisation
+keeps its variance in "weights" and its mean in "biases".
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Layer:
-    """One <layer>. precision: of its blobs. inputs, outputs: by port id. blobs: bytes of the .bin, by name."""
+    """A <layer> of the file.
+
+    precision: of its blobs. inputs, outputs: sorted by port id. blobs: name -> bytes of the .bin.
+    """
 
     where: str
     id: int
@@ -65,10 +68,11 @@ class Layer:
     blobs: Mapping[str, NDArray[np.uint8]]
 
     def output_name(self, index: int) -> str:
-        """As the 2019 engine named it: the layer's name, with ".index" where there are several outputs."""
+        """Return the name that the 2019 engine gave an output: the layer's name, with ".index" if there are several."""
         return self.name if len(self.outputs) == 1 else f"{self.name}.{index}"
 
     def text(self, key: str, default: str | None = None, among: Sequence[str] = ()) -> str:
+        """Return the attribute's text; raise ModelError if it is missing or not among the known values."""
         value = self.attributes.get(key, default)
         if value is None:
             raise fault(self.where, f"The attribute {key!r} is missing.", f"attributes {', '.join(self.attributes)}")
@@ -77,9 +81,11 @@ class Layer:
         return value.lower() if among else value
 
     def flag(self, key: str, default: bool | None = None) -> bool:
+        """Return the attribute as a boolean; raise ModelError for any other value."""
         return self.text(key, None if default is None else str(default), (*_TRUE, *_FALSE)) in _TRUE
 
     def numbers(self, key: str, default: str | None = None) -> list[float]:
+        """Return the attribute as a list of numbers; raise ModelError for any other value."""
         text = self.text(key, default)
         try:
             return [float(part) for part in text.split(",") if part.strip()]
@@ -87,15 +93,18 @@ class Layer:
             raise fault(self.where, f"{key!r} is not a list of numbers.", repr(text)) from error
 
     def integers(self, key: str, default: str | None = None) -> list[int]:
+        """Return the attribute as a list of whole numbers; raise ModelError for any other value."""
         values = self.numbers(key, default)
         if not all(value.is_integer() for value in values):
             raise fault(self.where, f"{key!r} is not a list of whole numbers.", repr(self.text(key, default)))
         return [int(value) for value in values]
 
     def number(self, key: str, default: str | None = None) -> float:
+        """Return the attribute as one number; raise ModelError for any other value."""
         return self._only(key, self.numbers(key, default))
 
     def integer(self, key: str, default: str | None = None) -> int:
+        """Return the attribute as one whole number; raise ModelError for any other value."""
         return int(self._only(key, self.integers(key, default)))
 
     def _only(self, key: str, values: Sequence[float]) -> float:
@@ -104,7 +113,7 @@ class Layer:
         return values[0]
 
     def array(self, key: str, dims: Sequence[int]) -> NDArray[Any]:
-        """The blob of this name in this shape; it must be exactly as long as the shape says."""
+        """Return the blob of this name in this shape; raise ModelError if its length differs from the shape's."""
         dtype = np.dtype(DTYPES[self.precision])
         blob, size = self.blobs.get(key), math.prod(dims) * dtype.itemsize
         if blob is None or blob.size != size:
@@ -114,20 +123,22 @@ class Layer:
         return array.reshape(dims)
 
     def weights(self, key: str, dims: Sequence[int]) -> Output:
-        """The blob as float32 in the graph; stored as it is in the .bin."""
+        """Return the blob as float32 in the graph; the .bin keeps the blob's own precision."""
         return _floats(op.constant(self.array(key, dims)).output(0))
 
 
 def fault(where: str, what: str, found: str = "", hint: str = "") -> ModelError:
+    """Return a ModelError with these parts."""
     return ModelError(what, where=where, found=found, hint=hint)
 
 
 def listed(words: Iterable[str]) -> str:
+    """Return the words as one text, sorted and separated by commas."""
     return ", ".join(sorted(words))
 
 
 def dims_of(x: Output) -> list[int]:
-    """The inferred shape; -1 where it is not known, and [-1] where not even the rank is."""
+    """Return the inferred shape; -1 for an unknown size, [-1] for an unknown rank."""
     if x.get_partial_shape().rank.is_dynamic:
         return [-1]
     return [dim.get_length() if dim.is_static else -1 for dim in x.get_partial_shape()]
@@ -163,7 +174,7 @@ def _const(layer: Layer) -> Made:
 
 
 def _window(layer: Layer) -> dict[str, Any]:
-    """Strides, pads and automatic padding, which convolutions and poolings share."""
+    """Return strides, pads and automatic padding, which convolutions and poolings share."""
     ones, zeros = (",".join([digit] * len(layer.integers("kernel"))) for digit in "10")
     auto_pad = layer.text("auto_pad", "explicit", ("", "explicit", "notset", "same_upper", "same_lower", "valid"))
     return {
@@ -194,7 +205,7 @@ def _deconvolution(layer: Layer, x: Output) -> Made:
 
 
 def _convolve(layer: Layer, x: Output, dims: list[int], plain: Callable[..., Any], grouped: Callable[..., Any]) -> Made:
-    """dims: of one group's weights; the groups lie one after the other in the blob."""
+    """Build a convolution. dims: shape of one group's weights; the groups follow each other in the blob."""
     group = layer.integer("group", "1")
     dilations = layer.integers("dilations", ",".join(["1"] * len(layer.integers("kernel"))))
     filters = layer.weights("weights", dims if group == 1 else [group, *dims])
@@ -210,7 +221,7 @@ def _fully_connected(layer: Layer, x: Output) -> Made:
 
 
 def _pooling(layer: Layer, x: Output) -> Made:
-    # Rounding up, the 2019 engine dropped a last window that begins beyond the image, as today's ceil_torch does.
+    # When rounding up, the 2019 engine drops a last window that begins beyond the image. So does ceil_torch.
     rounding = {"ceil": "ceil_torch", "floor": "floor"}[layer.text("rounding_type", "ceil", ("ceil", "floor"))]
     shared = {**_window(layer), "kernel_shape": layer.integers("kernel"), "rounding_type": rounding}
     if layer.text("pool-method", "max", ("max", "avg")) == "avg":
@@ -262,7 +273,10 @@ def _relu(layer: Layer, x: Output) -> Made:
 
 
 def _power(layer: Layer, x: Output) -> Made:
-    """(scale x + shift) ^ power, without the parts that change nothing; networks use it to name their outputs."""
+    """Build (scale x + shift) ^ power, without the parts that change nothing.
+
+    Networks use this layer to name their outputs.
+    """
     power, scale, shift = (layer.number(key) for key in ("power", "scale", "shift"))
     x = _floats(x)
     scaled = x if scale == 1 else op.multiply(x, _number(scale)).output(0)
@@ -284,7 +298,7 @@ def _batch_normalization(layer: Layer, x: Output) -> Made:
 
 
 def _split(layer: Layer, x: Output) -> Made:
-    """Split and Slice alike: the declared outputs say where to cut."""
+    """Build Split or Slice; the declared outputs give the sizes."""
     axis = layer.integer("axis", "1")
     return op.variadic_split(x, np.int64(axis), np.array([port.dims[axis] for port in layer.outputs]))
 
@@ -300,7 +314,10 @@ def _flatten(layer: Layer, x: Output) -> Made:
 
 
 def _crop(layer: Layer, x: Output, like: Output | None = None) -> Made:
-    """By `dim`, by `crop_end`, or to the shape of a second input; axes, offsets and sizes are parallel lists."""
+    """Build a crop by `dim`, by `crop_end`, or to the shape of a second input.
+
+    Axes, offsets and sizes are parallel lists.
+    """
     axes = layer.integers("axis")
     begin = layer.integers("crop_begin" if "crop_begin" in layer.attributes else "offset")
     if "crop_end" in layer.attributes:
@@ -329,7 +346,7 @@ def _strided_slice(layer: Layer, x: Output, begin: Output, end: Output, strides:
 
 
 def _resample(layer: Layer, x: Output, size: Output | None = None) -> Made:
-    """Half-pixel sampling. The size is a factor of the input's, rounded up, or the declared one."""
+    """Build a resize with half-pixel sampling, by a factor rounded up or to the declared size."""
     kind = layer.text("type", None, ("caffe.resampleparameter.nearest", "caffe.resampleparameter.linear"))
     spatial = list(layer.outputs[0].dims[2:])
     if size is None and "factor" in layer.attributes:
@@ -342,7 +359,7 @@ def _resample(layer: Layer, x: Output, size: Output | None = None) -> Made:
 
 
 def _interp(layer: Layer, x: Output) -> Made:
-    """Bilinear, to the declared size, as the 2019 engine did whatever the attributes said."""
+    """Build a bilinear resize to the declared size, as the 2019 engine did whatever the attributes said."""
     if layer.integer("pad_beg", "0") or layer.integer("pad_end", "0"):
         raise fault(layer.where, "Interp with padding is not known.", str(dict(layer.attributes)))
     corners = "align_corners" if layer.flag("align_corners", True) else "asymmetric"
@@ -369,12 +386,15 @@ def _detectron(layer: Layer, inputs: Sequence[Output], **attributes: object) -> 
 
 
 def _image_info(im_info: Output, dims: list[int]) -> Output:
-    """[height, width, scale]: the engine read three floats, today's operations want an exact rank."""
+    """Return [height, width, scale] in this shape.
+
+    The 2019 engine read three floats; today's operations need an exact rank.
+    """
     return im_info if dims_of(im_info) == dims else op.reshape(im_info, np.array(dims), False).output(0)
 
 
 def _prior_grid(layer: Layer, priors: Output, features: Output, im_data: Output) -> Made:
-    """priors (p, 4), features (1, c, h, w), image -> priors shifted to each cell, (h w p, 4) or (h, w, p, 4)."""
+    """Shift priors (p, 4) to each cell of features (1, c, h, w): (h w p, 4), or (h, w, p, 4)."""
     grid_hw = layer.integer("h", "0"), layer.integer("w", "0")
     if any(side not in (0, real) for side, real in zip(grid_hw, dims_of(features)[2:], strict=True)):
         found = f"grid {grid_hw}, features {dims_of(features)}"
@@ -384,19 +404,25 @@ def _prior_grid(layer: Layer, priors: Output, features: Output, im_data: Output)
 
 
 def _proposals(layer: Layer, im_info: Output, anchors: Output, deltas: Output, scores: Output) -> Made:
-    """im_info, anchors (h w a, 4), deltas (4 a, h, w), scores (a, h, w) -> rois (n, 4), their scores (n,)."""
+    """Build proposals from im_info, anchors (h w a, 4), deltas (4 a, h, w) and scores (a, h, w).
+
+    The outputs are rois (n, 4) and their scores (n,).
+    """
     counts = {key: layer.integer(key) for key in ("pre_nms_count", "post_nms_count")}
     limits = {key: layer.number(key) for key in ("min_size", "nms_threshold")}
     return _detectron(layer, (_image_info(im_info, [3]), anchors, deltas, scores), **counts, **limits)
 
 
 def _top_rois(layer: Layer, rois: Output, scores: Output) -> Made:
-    """rois (n, 4), scores (n,) -> the best max_rois of them, (m, 4)."""
+    """Keep the best max_rois of rois (n, 4) by scores (n,): (m, 4)."""
     return _detectron(layer, (rois, scores), max_rois=layer.integer("max_rois"))
 
 
 def _roi_features(layer: Layer, rois: Output, *features: Output) -> Made:
-    """rois (n, 4), feature maps -> (n, c, side, side), rois. Always spread over levels and in order, as the engine."""
+    """Build features (n, c, side, side) of rois (n, 4) from feature maps, and the rois.
+
+    The rois are spread over the levels and keep their order, as in the engine.
+    """
     layer.text("distribute_rois_between_levels", "1", _TRUE)
     layer.text("preserve_rois_order", "1", _TRUE)
     layer.text("image_id", "0", ("0",))
@@ -406,9 +432,10 @@ def _roi_features(layer: Layer, rois: Output, *features: Output) -> Made:
 
 
 def _detection_output(layer: Layer, rois: Output, deltas: Output, scores: Output, im_info: Output) -> Made:
-    """rois (n, 4), deltas (n, 4 c), scores (n, c), im_info -> boxes (m, 4), classes (m,), scores (m,), images (m,).
+    """Build detections from rois (n, 4), deltas (n, 4 c), scores (n, c) and im_info.
 
-    The fourth output, the image's index, is declared by some writers; the batch is 1, so it is zero.
+    The outputs are boxes (m, 4), classes (m,), scores (m,) and images (m,). Only some writers declare the fourth
+    output, the image's index; it is zero, because the batch is 1.
     """
     layer.text("class_agnostic_box_regression", "0", _FALSE)
     counts = {key: layer.integer(key) for key in ("num_classes", "post_nms_count", "max_detections_per_image")}

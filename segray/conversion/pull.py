@@ -1,13 +1,13 @@
-"""A model system onto this machine: fetched, verified, unpacked, converted, checked, and a card beside it.
+"""Installation of a model: download, verify, unpack, convert, check, and write a card.
 
-Knows the order of these steps and the folder they leave behind; what is fetched from where is in the catalogue.
+Knows the order of these steps and the folder that they leave. The addresses are in the catalogue, segray/models/zoo.py.
 
-    INTO/NAME/download/     what was fetched, and stays
-    INTO/NAME/unpacked/     of an archive, until the IR is there
+    INTO/NAME/download/     the downloads, kept
+    INTO/NAME/unpacked/     the archive's content, until the IR is complete
     INTO/NAME/NAME.xml      the IR, its .bin beside it
-    INTO/NAME/segray.json   the card, written last: where it is, and the checksums on it are right, all is done
+    INTO/NAME/segray.json   the card, written last: with right checksums on the card, all steps are complete
 
-Each of these gets its name when it is whole, so a repetition after any interruption goes on with the next.
+Each of these appears under its name when complete. A repetition after any interruption resumes at the next step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model that `segray label` can use. sha256: of its files by name. already: nothing was left to do."""
+    """A model that `segray label` can use. sha256: by file name. already: no step was left to do."""
 
     name: str
     form: str
@@ -47,7 +47,7 @@ class InstalledModel:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who hears how it goes. note: a step begins. progress: bytes of a download."""
+    """Functions that report progress. note: a step begins. progress: bytes of a download."""
 
     note: Note = lambda text: None
     progress: download.Progress = lambda done_bytes, total_bytes: None
@@ -61,12 +61,18 @@ def pull(
     told: Callbacks = Callbacks(),
     patience: download.RetryPolicy = download.PATIENT,
 ) -> InstalledModel:
-    """Have the published model in the folder `into`/NAME, ready to use; nothing is done if it is.
+    """Install the published model in the folder `into`/NAME; a complete installation is kept.
 
-    plain: leave a TensorFlow graph as OpenVINO converts it.
+    Args:
+        entry: The model's entry in the catalogue.
+        into: Parent folder of the installation.
+        plain: Keep a TensorFlow graph as OpenVINO converts it.
+        told: Functions that report progress.
+        patience: How long to keep trying each address.
 
-    Raises ModelError for files that are not the published ones or that cannot be converted here, InfrastructureError if
-    no address gives them. The same call goes on from there.
+    Raises:
+        ModelError: The files are not the published ones, or cannot be converted on this machine.
+        InfrastructureError: No address gives the files. The same call resumes.
     """
     if not entry.sources:
         hint = f"Set model.name: {entry.name} and leave out model.path."
@@ -94,9 +100,17 @@ def convert(
 ) -> InstalledModel:
     """Write the model at `path` as an IR with a card into the folder `out`, which holds no other model.
 
-    path: frozen graph, SavedModel folder, ONNX, IR of any version that can be read or rewritten, or YOLACT's .pth.
-    form: where the files do not tell. plain: leave a TensorFlow graph as OpenVINO converts it. Raises ModelError if it
-    is not of this model system, ConfigError if the form is unknown.
+    Args:
+        entry: The model's entry in the catalogue.
+        path: Frozen graph, SavedModel, ONNX, IR of any version that can be read or rewritten, or YOLACT's .pth.
+        out: The folder of the IR.
+        form: original or converted, where the files do not tell; None otherwise.
+        plain: Keep a TensorFlow graph as OpenVINO converts it.
+        told: Functions that report progress.
+
+    Raises:
+        ModelError: The files are of another model.
+        ConfigError: The form is unknown.
     """
     path = engine.model_root(path)
     with alone(out):
@@ -105,7 +119,7 @@ def convert(
 
 
 def acquired(name: str, folder: Path) -> InstalledModel | None:
-    """The model in `folder` if it is whole: its files have the checksums on its card."""
+    """Return the model in `folder` if its files have the checksums on its card; None otherwise."""
     xml, card = folder / f"{name}.xml", resolve.read_card(folder)
     sha256 = card.get("files", {})
     files = (xml, xml.with_suffix(".bin"))
@@ -125,7 +139,7 @@ def _found(name: str, folder: Path) -> InstalledModel:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, against other processes that acquire into it."""
+    """Lock the folder, created if needed, against other processes that install into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -155,7 +169,7 @@ def _lock(handle: int, folder: Path) -> None:
 def _fetched(
     entry: Entry, folder: Path, told: Callbacks, patience: download.RetryPolicy
 ) -> tuple[Source, dict[str, str]]:
-    """The first source of which all files could be had, and their sha256 by name."""
+    """Return the first source of which all files could be downloaded, and their SHA-256 by name."""
     failures = []
     for source in entry.sources:
         try:
@@ -185,7 +199,7 @@ def _fetch_all(source: Source, folder: Path, told: Callbacks, patience: download
 
 
 def _laid_out(source: Source, folder: Path, told: Callbacks) -> Path:
-    """The path of what is to be converted, unpacked if it comes in an archive."""
+    """Return the path of the model to convert, unpacked if it comes in an archive."""
     root = folder / "download"
     if source.archived:
         told.note(f"unpacking {source.files[0].name}")
@@ -213,7 +227,10 @@ def _convert(
     published: bool,
     plain: bool,
 ) -> None:
-    """Make the IR and its card aside, then put them in place. published: it must be what the catalogue describes."""
+    """Make the IR and its card in a staging folder, then move both to their place.
+
+    published: raise ModelError if the model differs from the catalogue's description.
+    """
     _check_free(entry, path, out)
     staging = out / ".converting"
     shutil.rmtree(staging, ignore_errors=True)
@@ -229,7 +246,7 @@ def _convert(
 
 
 def _identified(entry: Entry, path: Path, xml: Path, form: str | None, published: bool) -> resolve.Model:
-    """The model of the IR at `xml`, made of `path`; ModelError if it is of another model system."""
+    """Return the model of the IR at `xml`, made from `path`; raise ModelError if the IR is of another model."""
     found, forms = engine.signature(xml), ADAPTERS[entry.name].forms
     if all(engine.absent_outputs(found, each) for each in forms.values()):
         engine.check(found, forms[form or entry.form], str(path))
@@ -260,7 +277,7 @@ def _check_free(entry: Entry, path: Path, out: Path) -> None:
 def _written(
     entry: Entry, path: Path, xml: Path, form: str | None, told: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
-    """Write the IR of the model at `path`; its form, if that is now known, and what the card says of its making."""
+    """Write the IR of the model at `path`; return its form, if known, and facts on the conversion for the card."""
     if path.suffix in inspect_model.CHECKPOINTS:
         return _from_checkpoint(entry, path, xml, form or entry.form), {}
     if inspect_model.is_old_ir(path):
@@ -300,7 +317,10 @@ def _card_of(entry: Entry, model: resolve.Model, source: Mapping[str, Any]) -> d
 
 
 def put(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
-    """Move an IR to its place; `card["files"]` names it. While a part is old, no card vouches and no .xml is there."""
+    """Move an IR and its card from `staging` to `out`; `card["files"]` names the files.
+
+    During the move, `out` has neither a card nor an .xml, so that no old part passes as current.
+    """
     (staging / resolve.CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     names = sorted(card["files"])  # .bin before .xml
     (out / resolve.CARD).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""An int8 copy of a model: calibrated with the user's images, compared with its source.
+"""Quantisation to int8: calibrated with the user's images, compared with the source model.
 
-Knows which layers stay in float and what the card says; knows nothing of arguments or label sets. The only module that
-imports nncf, an extra, and only when it is asked to quantise.
+Knows the layers that stay in float, and the card's content. Knows nothing of arguments or label sets. This module alone
+imports nncf, an extra, and only when it quantises.
 
-In float stay, of each output that decode reads, the last layer with weights and all that follows it: there large
-coordinates are made of small offsets, and 256 steps over an image are too coarse (box AP of the stickers falls by 0.027
-without this rule, by 0.002 with it). It is read off the graph, so it holds for every model system.
+For each output that decode reads, the last layer with weights and all nodes after it stay in float. These nodes compute
+large coordinates from small offsets, for which 256 steps over an image are too coarse. The stickers' box AP falls by
+0.027 without this rule, and by 0.002 with it. The nodes are found in the graph, so the rule holds for every model.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _TIMED_IMAGES = 8
 _WEIGHTED = frozenset(
     ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 )
-# What weights pass on their way from the file to their layer.
+# Kinds of nodes between stored weights and their layer.
 _ON_WEIGHTS = frozenset(("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"))
 _INT8 = frozenset(("i8", "u8", "FakeQuantize"))
-# Nodes to which no value before them matters: shapes are not quantised.
+# Kinds of nodes at which the search ends. ShapeOf is one, because shapes are not quantised.
 _ENDS = frozenset(("Constant", "Parameter", "ShapeOf"))
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A quantised model that `segray label` can use, beside its source: engines "f32" and so on, and "int8".
+    """A quantised model that `segray label` can use, with its comparison to the source.
 
-    samples: images that calibrated it. layers: those with weights, by what they compute in, "int8" or "float".
-    size_bytes: of all files, "source" and "int8". calibrated: how many of the images that accuracy was measured on
-    calibrated, too.
+    Engines are named "f32" and so on, and "int8". samples: number of calibration images. layers: number of layers with
+    weights that compute in "int8" and in "float". size_bytes: size of all files, of "source" and "int8".
+    calibrated: number of images that both calibrated the model and measured its accuracy.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Quantised:
 
     @property
     def loss(self) -> float:
-        """How far the worse of mask and box AP fell; 0 without a truth."""
+        """Return the larger fall of mask AP and box AP, 0..1; 0 without a truth."""
         measured = (self.accuracy.mask_ap, self.accuracy.box_ap) if self.accuracy else ()
         return max((ap["f32"] - ap["int8"] for ap in measured), default=0.0)
 
@@ -84,9 +84,21 @@ def quantize(
 ) -> Quantised:
     """Write an int8 copy of the model, with a card, into the folder `out`, which holds no other model.
 
-    images: a dataset, as source.uri takes it; `samples` of it, at even distances, calibrate. keep_float: regular
-    expressions; layers with these in their names stay in float, too. Raises UserError if NNCF is not installed,
-    ConfigError for a model that is quantised already, ModelError for one that cannot be, SourceError without images.
+    Args:
+        model: The float model.
+        images: A dataset, as for source.uri; `samples` of its images, at even distances, calibrate.
+        out: The folder of the copy.
+        store: Access to the images.
+        samples: Number of calibration images.
+        truth: Ground truth to measure accuracy; None to skip that.
+        keep_float: Regular expressions; layers whose names match stay in float too.
+        note: Called with a text at each step.
+
+    Raises:
+        UserError: NNCF is not installed.
+        ConfigError: The model is already quantised.
+        ModelError: The model cannot be quantised.
+        SourceError: No image can be read.
     """
     nncf = _nncf()
     graph = engine.read(model.path)
@@ -103,7 +115,7 @@ def quantize(
     if not timed:
         raise SourceError("no image of the sample can be read", where=redact(images), found=reader.trouble())
     with source.infer(timed[0]):
-        pass  # A model that does not take what its contract prepares is refused here, in words that help.
+        pass  # Refuses a model with other inputs here, with a helpful error.
     note(f"calibrating with {len(sample)} images")
     result = _calibrated(nncf, graph, _Calibration(reader, graph, sample), keep_float, str(model.path))
     with _staging(out) as staging:
@@ -135,12 +147,12 @@ def quantize(
 
 
 def _nncf() -> Any:
-    """The library; UserError if it is not installed."""
+    """Import and return NNCF; raise UserError if it is not installed."""
     loggers = logging.getLoggerClass()
     try:
-        # Its log goes to stderr from now on.
+        # The import sets up NNCF's log, which goes to stderr from here on.
         with host_process.environment(["NNCF_CI"]), contextlib.redirect_stdout(sys.stderr):
-            os.environ.setdefault("NNCF_CI", "1")  # It reports its use to its makers unless it is told otherwise.
+            os.environ.setdefault("NNCF_CI", "1")  # Turns NNCF's telemetry off.
             import nncf
     except ImportError as error:
         hint = "pip install -c constraints.txt -e '.[quantize]', or pip install nncf"
@@ -152,7 +164,7 @@ def _nncf() -> Any:
 
 
 def _compiled(model: resolve.Model, xml: Path) -> dict[str, Engine]:
-    """The source in the other float precisions of this machine, and the int8 model."""
+    """Return engines of the source in the machine's other float precisions, and of the int8 model."""
     floats = [name for name in engine.precisions() if name in ("bf16", "f16")]
     engines = {name: engine.compile(model.path, model.form, DeviceSettings(precision=name)) for name in floats}
     return {**engines, "int8": engine.compile(xml, model.form, DeviceSettings(precision="int8"))}
@@ -163,7 +175,7 @@ def _compiled(model: resolve.Model, xml: Path) -> dict[str, Engine]:
 
 @dataclass(frozen=True)
 class _Calibration:
-    """The sample as the graph on disk takes it; NNCF passes over it as often as it likes."""
+    """The calibration images as inputs of the graph on disk; NNCF iterates over them several times."""
 
     reader: Reader
     graph: Any
@@ -176,11 +188,11 @@ class _Calibration:
 
 
 def _calibrated(nncf: Any, graph: Any, sample: _Calibration, patterns: Sequence[str], where: str) -> Any:
-    """The graph with its layers quantised, but for those that stay in float."""
+    """Return the graph with quantised layers, apart from those that stay in float."""
     names = float_names(graph, sample.reader.form.outputs)
     scope = nncf.IgnoredScope(names=sorted(names), patterns=list(patterns), validate=False)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # its progress
+        with contextlib.redirect_stdout(sys.stderr):  # NNCF prints its progress.
             result = nncf.quantize(graph, nncf.Dataset(sample), subset_size=len(sample.refs), ignored_scope=scope)
     except SegrayError:
         raise
@@ -197,7 +209,7 @@ def _calibrated(nncf: Any, graph: Any, sample: _Calibration, patterns: Sequence[
 
 
 def float_names(graph: Any, outputs: Sequence[str]) -> set[str]:
-    """Names of the nodes from the last layers with weights before these outputs on, those layers included."""
+    """Return the names of the last layers with weights before these outputs, and of all nodes after these layers."""
     wanted = {name.removesuffix(":0") for name in outputs}
     ports = (port for port in graph.outputs if wanted & {name.removesuffix(":0") for name in port.get_names()})
     todo = [port.get_node() for port in ports]
@@ -212,21 +224,21 @@ def float_names(graph: Any, outputs: Sequence[str]) -> set[str]:
 
 
 def _layers(graph: Any) -> dict[str, int]:
-    """How many layers with weights compute in int8, and how many in float."""
+    """Count the layers with weights that compute in int8, and those that compute in float."""
     weights = [kinds for node in graph.get_ops() if (kinds := _weights(node)) is not None]
     int8 = sum(bool(kinds & _INT8) for kinds in weights)
     return {"int8": int8, "float": len(weights) - int8}
 
 
 def _weights(node: Any) -> frozenset[str] | None:
-    """What the weights of this layer are made of, as _stored says it; None if it is no layer with weights."""
+    """Return the kinds of nodes in the layer's weights, as _stored does; None for a layer without weights."""
     if node.get_type_name() not in _WEIGHTED:
         return None
     return next((kinds for port in node.inputs() if (kinds := _stored(_source(port))) is not None), None)
 
 
 def _stored(node: Any) -> frozenset[str] | None:
-    """Types of the constants and kinds of the nodes that this one is made of; None if it depends on anything else."""
+    """Return constant types and node kinds from which this node is computed; None if it depends on anything else."""
     kind = node.get_type_name()
     if kind == "Constant":
         return frozenset((node.get_element_type().get_type_name(),))
@@ -249,7 +261,7 @@ def _source(port: Any) -> Any:
 
 
 def _check_free(model: resolve.Model, out: Path) -> None:
-    """ModelError unless the folder is free, or holds what this very command wrote."""
+    """Raise ModelError unless the folder is free, or holds an earlier result of the same quantisation."""
     card = resolve.read_card(out) if out.is_dir() else {}
     same = card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
     if (card and not same) or any(file.resolve().parent == out.resolve() for file in model.files):
@@ -260,7 +272,7 @@ def _check_free(model: resolve.Model, out: Path) -> None:
 
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder in `out`, gone when done, while no other process writes there."""
+    """Yield a temporary folder in `out`, while no other process writes to `out`."""
     with pull.alone(out):
         folder = out / ".quantizing"
         shutil.rmtree(folder, ignore_errors=True)
@@ -278,7 +290,7 @@ def _size_bytes(files: Sequence[Path]) -> int:
 def _card(
     done: Quantised, model: resolve.Model, xml: Path, images: str, truth: Truth | None, keep_float: Sequence[str]
 ) -> dict[str, Any]:
-    """What `segray label` needs to know of the model, and how it came to be."""
+    """Return the card: what `segray label` must know of the model, and how the model was made."""
     card: dict[str, Any] = {
         "contract": model.contract.name,
         "form": model.form.name,

@@ -1,11 +1,11 @@
-"""YOLACT ResNet-50 FPN in OpenVINO's opset, straight from the weights of the original repository's checkpoint.
+"""YOLACT ResNet-50 FPN in OpenVINO's opset, built from the weights of the original repository's checkpoint.
 
-Knows the layers, the names of their weights and the priors; of files, only how a checkpoint is read (`read`, which
-needs the `train` extra) and where a converted model goes (`convert`); knows nothing of devices or of detections.
+Knows the layers, the names of their weights and the priors. `read` reads a checkpoint and needs the `train` extra;
+`convert` writes a converted model. Knows nothing of devices or of detections.
 
-The network is Bolya et al., "YOLACT: Real-time Instance Segmentation" (ICCV 2019) in the configuration
-yolact_resnet50 at 550 pixels: a ResNet-50 with the stride in the 3x3 convolutions, five pyramid levels, one
-prediction head for all of them, 19,248 priors, 32 prototypes.
+The network is Bolya et al., "YOLACT: Real-time Instance Segmentation" (ICCV 2019), configuration yolact_resnet50 at
+550 pixels. Its ResNet-50 has the stride in the 3x3 convolutions. Five pyramid levels share one prediction head.
+The network has 19,248 priors and 32 prototypes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
 _WIDTH = 256
 _HEAD = "prediction_layers.0"
 _NORM_EPSILON = 1e-5
-# What the original leaves out when it loads (its names before 1.0, a third downsampling) or uses in training only.
+# Arrays that the original does not load (names before 1.0, a third downsampling) or uses in training only.
 _UNUSED = re.compile(
     r"backbone\.layer(?!s)|fpn\.downsample_layers\.(?![01]\.)|semantic_seg_conv\.|.*\.num_batches_tracked$"
 )
@@ -58,7 +58,8 @@ Node = Any
 class Layer:
     """A square convolution, padded by half its kernel. name, norm: prefixes in the state dict.
 
-    norm: the batch norm that follows, in place of a bias; empty for a convolution with a bias.
+    inputs, outputs: channels. kernel, stride: pixels. norm: batch norm that follows in place of a bias; empty for a
+    convolution with a bias.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Layer:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The arrays of this layer by name."""
+        """Return the shapes of the layer's arrays, by name in the state dict."""
         kernel = {f"{self.name}.weight": (self.outputs, self.inputs, self.kernel, self.kernel)}
         if not self.norm:
             return kernel | {f"{self.name}.bias": (self.outputs,)}
@@ -80,7 +81,7 @@ class Layer:
 
 
 def layers() -> Iterator[Layer]:
-    """Every convolution that inference needs, in the order of the computation."""
+    """Yield every convolution that inference needs, in the order of the computation."""
     yield Layer("backbone.conv1", 3, 64, 7, 2, "backbone.bn1")
     inputs = 64
     for stage, (blocks, width) in enumerate(_STAGES):
@@ -107,15 +108,16 @@ def _bottleneck(name: str, inputs: int, width: int, stride: int) -> Iterator[Lay
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The arrays that `build` reads, by their name in the state dict."""
+    """Return the shapes of the arrays that `build` reads, by name in the state dict."""
     return {name: shape for layer in layers() for name, shape in layer.shapes.items()}
 
 
 def random_weights(seed: int) -> dict[str, Floats]:
-    """Untrained float32 weights with every name and shape of `shapes`, for benchmarks.
+    """Return untrained float32 weights with every name and shape of `shapes`, for benchmarks.
 
-    He et al.'s scale, but less where sums or outputs would grow without training. How many of a photograph's priors
-    pass YOLACT's floor of 0.05 depends on the seed: none to thousands, mostly of one class; about 1,000 with seed 0.
+    The scale is He et al.'s, but smaller where sums or outputs would grow without training. The number of a
+    photograph's priors that pass YOLACT's floor of 0.05 depends on the seed: none to thousands, mostly of one class.
+    With seed 0 about 1,000 pass.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, Floats] = {}
@@ -132,9 +134,10 @@ def random_weights(seed: int) -> dict[str, Floats]:
 
 
 def priors_cxcywh() -> Floats:
-    """The (19248, 4) priors: centre and size over the input's side; by level, row, column, aspect.
+    """Return the priors, (19248, 4): centre and size, relative to the input's side.
 
-    All are squares, their sides by the root of the aspect ratio: what the published weights were trained with.
+    The order is level, row, column, aspect. All priors are squares, scaled by the root of the aspect ratio, because the
+    published weights were trained with these.
     """
     return np.concatenate([_level(side, scale) for side, scale in zip(LEVEL_SIDES, PRIOR_SIDES_PX, strict=True)])
 
@@ -152,12 +155,18 @@ def _level(side: int, scale_px: float) -> Floats:
 
 
 def build(weights: Weights, form: Literal["original", "converted"] = "original") -> ov.Model:
-    """The network with these weights, all of it in float32.
+    """Return the network with these weights, in float32.
 
-    weights: the state dict as arrays; what only training or older releases use may be there or not. Input `input.1`
-    float32 (1, 3, 550, 550): normalised RGB in the original form, BGR 0..255 in the converted one. Outputs conf
-    (1, 19248, 81) softmax, boxes (1, 19248, 4) x1, y1, x2, y2 over the input's side, mask (1, 19248, 32), proto
-    (1, 138, 138, 32). Raises ModelError for weights that are missing, unknown or of another shape.
+    Args:
+        weights: The state dict as arrays. Arrays that only training or older releases use are optional.
+        form: The original form takes normalised RGB, the converted form BGR 0..255.
+
+    Returns:
+        A model with the input `input.1`, float32 (1, 3, 550, 550), and four outputs: conf (1, 19248, 81), softmax;
+        boxes (1, 19248, 4), x1, y1, x2, y2 relative to the input's side; mask (1, 19248, 32); proto (1, 138, 138, 32).
+
+    Raises:
+        ModelError: Weights are missing, unknown or of another shape.
     """
     _check(weights)
     image = op.parameter([1, 3, INPUT_PX, INPUT_PX], np.float32, name="input.1")
@@ -201,7 +210,10 @@ def _few(names: Sequence[str], most: int = 4) -> str:
 
 
 def _normalised(image_bgr: Node) -> Node:
-    """Explicit, and not folded into the first convolution: its zero padding stands for the mean, not for black."""
+    """Normalise the image in nodes of their own, (x - mean) / scale.
+
+    Folding into the first convolution would be wrong: its zero padding stands for the mean, not for black.
+    """
     stated = FORMS["original"].image
     mean, scale = (np.array(rgb, np.float32)[::-1].reshape(1, 3, 1, 1) for rgb in (stated.mean, stated.scale))
     return op.divide(op.subtract(image_bgr, np.ascontiguousarray(mean)), np.ascontiguousarray(scale))
@@ -213,13 +225,13 @@ def _for_bgr(weights: Weights) -> Weights:
 
 
 def _convolution(layer: Layer, weights: Weights) -> Callable[[Node], Node]:
-    """The layer as a function on nodes; called again, it shares its constants."""
+    """Return the layer as a function on nodes; all its calls share the constants."""
     kernel, bias = (op.constant(np.ascontiguousarray(array, np.float32)) for array in _folded(layer, weights))
     return partial(_convolve, layer, kernel, bias)
 
 
 def _folded(layer: Layer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Kernel and bias (1, outputs, 1, 1), with the batch norm, if any, multiplied in."""
+    """Return kernel and bias (1, outputs, 1, 1), with the batch norm, if any, multiplied in."""
     kernel = weights[f"{layer.name}.weight"]
     if not layer.norm:
         return kernel, weights[f"{layer.name}.bias"].reshape(1, -1, 1, 1)
@@ -239,7 +251,7 @@ Net = Mapping[str, Callable[[Node], Node]]
 
 
 def _backbone(net: Net, image: Node) -> list[Node]:
-    """The features at strides 8, 16 and 32."""
+    """Return the features at strides 8, 16 and 32."""
     x = op.relu(net["backbone.conv1"](image))
     x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
     features = []
@@ -258,7 +270,10 @@ def _residual(net: Net, block: str, x: Node) -> Node:
 
 
 def _pyramid(net: Net, features: Sequence[Node]) -> list[Node]:
-    """256 channels at five strides, finest first. The weights are numbered from the coarsest of the features."""
+    """Return features of 256 channels at five strides, finest first.
+
+    The weights are numbered from the coarsest of the features.
+    """
     x = net["fpn.lat_layers.0"](features[-1])
     levels = [x]
     for index, feature in enumerate(features[-2::-1], 1):
@@ -271,7 +286,7 @@ def _pyramid(net: Net, features: Sequence[Node]) -> list[Node]:
 
 
 def _enlarged(x: Node, side: int) -> Node:
-    """Bilinear with half-pixel centres, to side x side."""
+    """Resize to side x side, bilinear with half-pixel centres."""
     sizes, axes = np.array([side, side], np.int64), np.array([2, 3], np.int64)
     return op.interpolate(x, sizes, "linear_onnx", "sizes", coordinate_transformation_mode="half_pixel", axes=axes)
 
@@ -285,7 +300,10 @@ def _prototypes(net: Net, finest: Node) -> Node:
 
 
 def _heads(net: Net, pyramid: Sequence[Node]) -> tuple[Node, Node, Node]:
-    """Class scores (1, 19248, 81), box offsets (1, 19248, 4) and mask coefficients (1, 19248, 32), all linear."""
+    """Return class scores (1, 19248, 81), box offsets (1, 19248, 4) and mask coefficients (1, 19248, 32).
+
+    All are linear, without activation.
+    """
     shared = [op.relu(net[f"{_HEAD}.upfeature.0"](level)) for level in pyramid]
 
     def head(name: str, columns: int) -> Node:
@@ -300,7 +318,10 @@ def _channels_last(x: Node) -> Node:
 
 
 def _boxes(offsets: Node) -> Node:
-    """SSD's decoding of (1, 19248, 4) offsets: centres move by the prior's size, sizes grow by exponents."""
+    """Decode SSD offsets (1, 19248, 4) into boxes x1, y1, x2, y2.
+
+    Centres move by a fraction of the prior's size; sizes grow exponentially.
+    """
     centres, sizes = np.split(priors_cxcywh()[None], 2, axis=2)
     shifts, growths = op.split(offsets, np.int64(2), 2).outputs()
     centre = op.add(op.multiply(shifts, sizes * np.float32(VARIANCES[0])), centres)
@@ -312,10 +333,10 @@ def _boxes(offsets: Node) -> Node:
 
 
 def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "converted") -> None:
-    """Write the checkpoint `pth` as a float32 IR, `xml` and its .bin, with the card that says what they are.
+    """Write the checkpoint `pth` as a float32 IR, `xml` and its .bin, with a card beside it.
 
-    xml: in a folder of its own, which is made if need be; an earlier conversion is replaced. form: as in `build`.
-    Raises ModelError for a checkpoint that cannot be read or holds other weights, and for a folder with another model.
+    xml: in a folder of its own, created if needed; an earlier conversion is replaced. form: as in `build`. Raises
+    ModelError for an unreadable checkpoint, for other weights, and for a folder with another model's card.
     """
     card = xml.parent / CARD
     if card.exists() and not xml.exists():
@@ -334,9 +355,9 @@ def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "c
 
 
 def read(pth: Path) -> dict[str, Floats]:
-    """The arrays of a checkpoint by name, as float32; no code in the file is run. Needs the `train` extra.
+    """Return the arrays of a checkpoint by name, as float32; no code in the file is run. Needs the `train` extra.
 
-    Raises ModelError if PyTorch or the file is missing, or if it is no flat dict of tensors.
+    Raises ModelError if PyTorch or the file is missing, or if the file is no flat dict of tensors.
     """
     try:
         import torch
@@ -357,7 +378,7 @@ def read(pth: Path) -> dict[str, Floats]:
 
 
 def _reason(error: Exception) -> str:
-    """The error in brief: what was refused, without PyTorch's advice to trust the file after all."""
+    """Return the refused part of the error, without PyTorch's advice to trust the file."""
     refused = re.search(r"GLOBAL \S+|Unsupported [^\n]*", str(error))
     return refused[0] if refused else f"{type(error).__name__}: {str(error).partition('. ')[0]}"
 

@@ -1,1 +1,1 @@
-"""Adapters of model families, the OpenVINO engine, and how a configured model is found."""
+"""Adapters of model families, the OpenVINO engine, and the search for a configured model."""

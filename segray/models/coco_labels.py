@@ -1,6 +1,6 @@
-"""COCO's class lists, and how a class name becomes a partition.
+"""COCO's class lists, and the slug of a class name.
 
-Knows names and ids; knows nothing of models. Ids are COCO category ids, 1..90 with ten gaps.
+Knows names and ids. Knows nothing of models. Ids are COCO category ids, 1..90 with ten gaps.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ COCO_IDS_80: tuple[int, ...] = tuple(COCO_NAMES)
 
 
 def slug(name: str) -> str:
-    """The partition value of a class name: lower case a-z, 0-9 and _; "tennis racket" -> "tennis_racket"."""
+    """Return a class name as a partition value of a-z, 0-9 and _; "tennis racket" -> "tennis_racket"."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

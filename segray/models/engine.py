@@ -1,8 +1,7 @@
-"""OpenVINO: read a model, check it against a contract, compile it, lend out infer requests. And a fake engine.
+"""OpenVINO: read a model, check its ports, compile it, and lend out infer requests. Also a fake engine.
 
-Knows ports, names, layouts, precision and threads; knows nothing of labels, boxes, masks or storage. The only
-module that imports openvino, but for the export in scenes/network.py. Nothing here survives pickling or fork:
-compile in the process that infers.
+Knows ports, names, layouts, precision and threads. Knows nothing of labels, boxes, masks or storage. Compiled models
+survive neither pickling nor fork: compile in the process that infers.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ Arrays = Mapping[str, NDArray[Any]]
 OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
-_OFTEN = 16  # images of one size: then the next ones are worth the seconds that a network for them takes
-# Enough for the first element of an IR.
+# After this many images of one size, a network for that size is worth the seconds of its compilation.
+_OFTEN = 16
+# Bytes that hold the first element of an IR.
 _HEAD_BYTES = 2**16
 
 
@@ -44,12 +44,12 @@ _HEAD_BYTES = 2**16
 
 
 def model_root(path: Path) -> Path:
-    """What OpenVINO opens: the path itself, but the folder for the saved_model.pb inside it."""
+    """Return the path that OpenVINO opens: the folder for a saved_model.pb, otherwise the path itself."""
     return path.parent if path.name == "saved_model.pb" else path
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
-    """The files that make up the model at `path`, sorted; ModelError if any is missing or cannot be a model.
+    """Return the files of the model at `path`, sorted; raise ModelError if a file is missing or is no model.
 
     path: IR (.xml, its .bin beside it), .onnx, frozen graph (.pb), SavedModel folder or its saved_model.pb.
     """
@@ -80,7 +80,7 @@ def _missing(path: Path, what: str) -> ModelError:
 
 
 def near(path: Path) -> str:
-    """What lies where a file is missing, with names like its own first."""
+    """Return a text on the nearest existing folder: names similar to the missing one, otherwise a few entries."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     there = [entry.name for entry in folder.iterdir()]
     alike = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
@@ -88,7 +88,7 @@ def near(path: Path) -> str:
 
 
 def ir_version(xml: Path) -> int:
-    """The version of the IR at `xml`; ModelError if it is none."""
+    """Return the version of the IR at `xml`; raise ModelError if the file is no IR."""
     parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(events=("start",))
     try:
         with xml.open("rb") as file:
@@ -116,9 +116,10 @@ def _check_ir_version(xml: Path) -> None:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: all its tensor names without ":0", element type as OpenVINO writes it ("u8", "f32").
+    """An input or output of a model.
 
-    shape: None for a dimension that is known only at inference, or for all of it.
+    names: all tensor names, without ":0". element_type: as OpenVINO writes it ("u8", "f32").
+    shape: sizes of the axes; None for an axis whose size is known only at inference, or for an unknown rank.
     """
 
     names: tuple[str, ...]
@@ -132,9 +133,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, in the model's own order; the order means nothing.
+    """The inputs and outputs of a model, in the model's own order; the order has no meaning.
 
-    quantised: its layers compute in int8 where they can, whatever precision the rest is given.
+    quantised: the layers compute in int8 where they can, whatever precision the other layers have.
     """
 
     inputs: tuple[Port, ...]
@@ -143,7 +144,7 @@ class Signature:
 
 
 def read(path: Path) -> ov.Model:
-    """The model at `path`, as it is on disk; ModelError says why it cannot be read."""
+    """Return the model at `path`, unchanged; raise ModelError if OpenVINO cannot read the model."""
     model_files(path)
     try:
         return _core().read_model(model_root(path))
@@ -153,18 +154,21 @@ def read(path: Path) -> ov.Model:
 
 
 def signature(path: Path) -> Signature:
-    """The ports of the model at `path`. Reads the whole model, which takes a minute for large frozen graphs."""
+    """Return the ports of the model at `path`.
+
+    The whole model is read, which takes a minute for large frozen graphs.
+    """
     return described(read(path))
 
 
 def described(model: ov.Model) -> Signature:
-    """The ports of a model that was read, and whether it is quantised."""
+    """Return the ports of a model in memory, and whether the model is quantised."""
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     return replace(_signature(model), quantised=quantised)
 
 
 def save(model: ov.Model, xml: Path) -> None:
-    """Write the model as an IR of today: `xml` and its .bin, every weight in the precision it has."""
+    """Write the model as a current IR, `xml` and its .bin; every weight keeps its precision."""
     try:
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
@@ -173,7 +177,7 @@ def save(model: ov.Model, xml: Path) -> None:
 
 
 def check(found: Signature, form: ModelFormat, where: str = "") -> None:
-    """ModelError unless a model with these ports can serve this form of a contract."""
+    """Raise ModelError unless a model with these ports can serve this form. where: the model's path, for the error."""
     if absent := absent_outputs(found, form):
         raise ModelError(
             f"This model is of another kind: outputs {', '.join(absent)} are missing for the {form.name} form.",
@@ -185,7 +189,10 @@ def check(found: Signature, form: ModelFormat, where: str = "") -> None:
 
 
 def check_precision(found: Signature, precision: str, where: str = "") -> None:
-    """ConfigError if model.precision contradicts the file: int8 is made beforehand, and cannot be unmade."""
+    """Raise ConfigError if model.precision contradicts the file.
+
+    A model is quantised to int8 beforehand, and a quantised model cannot be turned back.
+    """
     if precision == "int8" and not found.quantised:
         what, found_there = "This model is not quantised, so it cannot compute in int8.", "float layers alone"
         hint = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
@@ -197,7 +204,7 @@ def check_precision(found: Signature, precision: str, where: str = "") -> None:
 
 
 def absent_outputs(found: Signature, form: ModelFormat) -> list[str]:
-    """The outputs of this form that a model with these ports does not give."""
+    """Return the names of the form's outputs that a model with these ports lacks."""
     return [name for name in form.outputs if _index(found.outputs, name) is None]
 
 
@@ -222,7 +229,10 @@ def _index(ports: Sequence[Port], name: str) -> int | None:
 
 
 def _image_index(found: Signature, image: ImageInput, where: str) -> int:
-    """The image's port: by name, or the only input, whose name depends on who converted the model."""
+    """Return the index of the image's port: the port of that name, or the only input.
+
+    The name of an only input depends on the converter.
+    """
     index = 0 if len(found.inputs) == 1 else _index(found.inputs, image.name)
     if index is None:
         ports = f"inputs {'; '.join(map(str, found.inputs))}"
@@ -231,7 +241,7 @@ def _image_index(found: Signature, image: ImageInput, where: str) -> int:
 
 
 def _model_layout(port: Port, image: ImageInput, where: str) -> str:
-    """The layout the model itself wants: the declared one, unless its 3 channels are plainly elsewhere."""
+    """Return the layout of the model's image input: the declared one, or the one that fits the shape's 3 channels."""
     for layout in (image.layout, "NHWC", "NCHW"):
         if _fits(port.shape, layout, None if image.resizable else image.size_hw):
             return layout
@@ -255,13 +265,13 @@ def _shape(layout: str, size_hw: tuple[int, int] | None) -> tuple[int | None, ..
 
 
 def _size_hw(port: Port) -> tuple[int, int] | None:
-    """Height and width of a compiled image input, NHWC; None if either is open."""
+    """Return height and width of a compiled NHWC image input, in pixels; None if either is dynamic."""
     _, height, width, _ = port.shape or (None,) * 4
     return None if height is None or width is None else (height, width)
 
 
 def _reason(error: Exception) -> str:
-    """The last line of an OpenVINO message; the lines before it name its own source files."""
+    """Return the last line of an OpenVINO message; the earlier lines name OpenVINO's own source files."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
@@ -270,12 +280,13 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """Where and how to run. device: one of OpenVINO's ("CPU", "GPU.0"). threads: None for available_cpus().
+    """The device that runs a model, and how.
 
-    precision: "f32", "bf16", "f16"; "int8" for a quantised model, with f32 where it has floats; or "auto" for the
-    device's default, which differs between machines.
-    cache_dir: where compiled models are kept; None for nowhere. hint: THROUGHPUT, or LATENCY for one image at a time.
-    fixed_shapes: how many image sizes get a network of their own, where the model takes any (see `compile`).
+    device: one of OpenVINO's names ("CPU", "GPU.0"). threads: number of threads, None for available_cpus().
+    precision: "f32", "bf16" or "f16"; "int8" for a quantised model, whose float layers then compute in f32; "auto"
+    for the device's default, which differs between machines.
+    cache_dir: folder for compiled models, None for no cache. hint: THROUGHPUT, or LATENCY for one image at a time.
+    fixed_shapes: number of image sizes that get a network of their own if the model takes any size (see `compile`).
     """
 
     device: str = "CPU"
@@ -289,8 +300,9 @@ class DeviceSettings:
 class Engine(Protocol):
     """A compiled model that several threads share.
 
-    requests: how many threads keep the device busy. facts: what took effect: openvino, device, device_name,
-    precision ("int8+f32" of a quantised model), streams, threads. size_hw: of the images it takes, None for any.
+    requests: number of threads that keep the device busy. facts: the settings in effect, by name: openvino, device,
+    device_name, precision ("int8+f32" for a quantised model), streams, threads.
+    size_hw: height and width of the images in pixels, None for any size.
     """
 
     @property
@@ -301,18 +313,19 @@ class Engine(Protocol):
     def size_hw(self) -> tuple[int, int] | None: ...
 
     def infer(self, inputs: Arrays) -> AbstractContextManager[Arrays]:
-        """Run one image; the named outputs are views of the device's buffers, valid inside the `with` only.
+        """Run one image and yield the named outputs: views of the device's buffers, valid inside the `with` only.
 
-        inputs: what the contract prepared; images uint8 (1, h, w, 3) RGB. Blocks while all requests are lent.
-        Raises ImageError(stage="infer") if the network refuses this input, ModelError if no input ever fits.
+        inputs: arrays from the adapter's `prepare`; images are uint8 (1, h, w, 3) RGB. The call blocks while all
+        requests are lent. Raises ImageError(stage="infer") if the network refuses this input, and ModelError if the
+        model takes other inputs.
         """
         ...
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: its affinity mask, cut by the container's CFS quota (cgroup v2 or v1), rounded up.
+    """Return the number of CPUs this process may use: the affinity mask, limited by the container's quota, rounded up.
 
-    OpenVINO respects the mask by itself, but not the quota.
+    OpenVINO respects the mask by itself, but not the quota. cgroup: folder with the CFS quota (cgroup v2 or v1).
     """
     affinity, quota = len(os.sched_getaffinity(0)), _quota(cgroup)
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
@@ -330,11 +343,11 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def compile(path: Path, form: ModelFormat, settings: DeviceSettings) -> Engine:
-    """Read, check, embed the image conversion of `form`, keep its outputs alone, and compile for throughput.
+    """Return an engine: read and check the model, embed the image conversion of `form`, and compile.
 
-    A network that takes images of any size is compiled again for each of the first `settings.fixed_shapes` sizes
-    that come often: layers whose paddings depend on the size fold then, which pays for atrous convolutions. Sums may
-    round otherwise in it.
+    Outputs that the form does not name are removed. A network for images of any size is compiled again for each of
+    the first `settings.fixed_shapes` sizes that come often. Layers whose paddings depend on the size are folded then,
+    which makes atrous convolutions faster. Sums may round differently in such a network.
     """
     first = compiled(path, form, settings)
     sizes = settings.fixed_shapes if first.size_hw is None else 0
@@ -344,7 +357,10 @@ def compile(path: Path, form: ModelFormat, settings: DeviceSettings) -> Engine:
 def compiled(
     path: Path, form: ModelFormat, settings: DeviceSettings, size_hw: tuple[int, int] | None = None
 ) -> Compiled:
-    """The same without an engine, for those who drive requests otherwise; size_hw: for images of this size alone."""
+    """Return the compiled model without an engine, for callers that drive infer requests themselves.
+
+    size_hw: height and width of the only image size, in pixels; None for the form's or any size.
+    """
     _check_device(settings)
     model = read(path)
     found = described(model)
@@ -368,7 +384,10 @@ def compiled(
 
 @contextmanager
 def _turn(cache_dir: str | None) -> Iterator[None]:
-    """One compile at a time on a machine: the first fills the cache, the others read it."""
+    """Hold the lock of the model cache, so that one process of a machine compiles at a time.
+
+    The first process fills the cache, the others read it.
+    """
     if cache_dir is None:
         yield
         return
@@ -384,7 +403,7 @@ def _turn(cache_dir: str | None) -> Iterator[None]:
 
 
 def precisions(device: str = "CPU") -> tuple[str, ...]:
-    """What the device can compute in, of "f32", "bf16", "f16" and "int8"."""
+    """Return the precisions the device can compute in, out of "f32", "bf16", "f16" and "int8"."""
     able = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name, capability in _CAPABILITY.items() if capability in able)
 
@@ -408,7 +427,7 @@ def _options(settings: DeviceSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": settings.hint,
         "INFERENCE_NUM_THREADS": settings.threads or available_cpus(),
-        # Pinned, every process on a host takes the same cores.
+        # With pinning, all processes of a host take the same cores.
         "ENABLE_CPU_PINNING": False,
     }
     known = _core().get_property(settings.device, "SUPPORTED_PROPERTIES")
@@ -421,7 +440,10 @@ def _options(settings: DeviceSettings) -> dict[str, Any]:
 
 
 def _of_floats(precision: str) -> str:
-    """What the float layers compute in: of a quantised model f32, so that it gives the same rows everywhere."""
+    """Return the precision of the float layers.
+
+    A quantised model's float layers compute in f32, so that every machine gives the same rows.
+    """
     return "f32" if precision == "int8" else precision
 
 
@@ -433,7 +455,10 @@ def _keep_outputs(model: ov.Model, names: Sequence[str]) -> None:
 
 
 def _fix_shape(port: Any, model: ov.Model, shape: tuple[int | None, ...]) -> None:
-    """Make the image input static where the contract knows its size: faster, and outputs become static too."""
+    """Make the image input static where the form knows its size.
+
+    A static network is faster, and its outputs are static too.
+    """
     if None not in shape and port.get_partial_shape().is_dynamic:
         model.reshape({port: ov.PartialShape(list(shape))})
 
@@ -456,10 +481,10 @@ def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Mo
 
 
 def as_stored(model: ov.Model, form: ModelFormat, inputs: Arrays) -> tuple[NDArray[Any], ...]:
-    """What a contract prepared, as the graph on disk takes it, in its own order: for those who do not `compile` it.
+    """Return prepared inputs as the graph on disk takes them, in the graph's order.
 
-    inputs: as for Engine.infer; they must be what the model takes. The image gets the colour order, mean, scale,
-    layout and type that `compile` builds into its copy of the graph.
+    Use this function for a model that `compile` has not changed. inputs: as for Engine.infer, complete. The image gets
+    the colour order, mean, scale, layout and type that `compile` builds into its copy of the graph.
     """
     found, image = _signature(model), form.image
     index = _image_index(found, image, form.name)
@@ -505,7 +530,7 @@ def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool
 
 
 class Compiled:
-    """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as of an Engine."""
+    """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as in Engine."""
 
     def __init__(self, network: ov.CompiledModel, form: ModelFormat, image: int, facts: Mapping[str, str]) -> None:
         self.network, self.facts = network, facts
@@ -517,7 +542,10 @@ class Compiled:
         self._outputs = {name: _index(ports.outputs, name) for name in form.outputs}
 
     def inputs(self, arrays: Arrays) -> dict[int, NDArray[Any]]:
-        """Inputs by port. OpenVINO would run on without one that is missing, and would wrap floats into uint8."""
+        """Return the arrays by port index; raise ModelError unless names and dtypes are those of the model.
+
+        OpenVINO itself accepts a missing input, and wraps floats into uint8.
+        """
         by_port = {self._inputs[name]: array for name, array in arrays.items() if name in self._inputs}
         fits = len(by_port) == len(arrays) == len(self._dtypes)
         if not fits or any(self._dtypes[index] != array.dtype for index, array in by_port.items()):
@@ -530,12 +558,12 @@ class Compiled:
         return by_port
 
     def outputs(self, request: ov.InferRequest) -> dict[str, NDArray[Any]]:
-        """The form's outputs of a request that is done, by name: views of its buffers."""
+        """Return the form's outputs of a finished request, by name: views of its buffers."""
         return {name: request.get_output_tensor(index).data for name, index in self._outputs.items()}
 
 
 class _Requests:
-    """The infer requests of one network, made when they are needed, each lent to one thread at a time."""
+    """The infer requests of one network, created on demand, each lent to one thread at a time."""
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
@@ -554,14 +582,14 @@ class _Requests:
 
 
 class _OpenVINOEngine:
-    """A network for any size, and networks for the sizes that came often; `requests` of them work at a time."""
+    """A network for any image size, and networks for frequent sizes; at most `requests` infer requests run at once."""
 
     def __init__(
         self, compiled: Compiled, image: str, compile_for: Callable[[tuple[int, int]], Compiled], sizes: int
     ) -> None:
         self._any, self._image, self._compile_for, self._sizes = _Requests(compiled), image, compile_for, sizes
         self.facts, self.size_hw = compiled.facts, compiled.size_hw
-        # One more than the device works on, so that it never waits for a thread that is still decoding.
+        # One more than the device works on, so that the device never waits for a thread that is decoding.
         self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
         self._turns = threading.Semaphore(self.requests)
         self._fixed: dict[tuple[int, int], _Requests] = {}
@@ -583,7 +611,7 @@ class _OpenVINOEngine:
             yield requests.compiled.outputs(request)
 
     def _requests_for(self, inputs: Arrays) -> _Requests:
-        """Those of the image's size, whose network is made beside once the size has come often."""
+        """Return the requests of the image's size; start to compile a network for a size that has come often."""
         if not self._sizes:
             return self._any
         _, height, width, _ = inputs[self._image].shape
@@ -592,18 +620,18 @@ class _OpenVINOEngine:
             self._seen[size_hw] += 1
             if self._seen[size_hw] != _OFTEN or self._sizes == len(self._fixed):
                 return self._fixed.get(size_hw, self._any)
-            self._fixed[size_hw] = self._any  # taken; until it is made
+            self._fixed[size_hw] = self._any  # Reserves the slot while the network compiles.
         threading.Thread(target=self._fix, args=(size_hw,), name="compile").start()
         return self._any
 
     def _fix(self, size_hw: tuple[int, int]) -> None:
-        with suppress(ModelError):  # Then the network for any size goes on with this one too.
+        with suppress(ModelError):  # The network for any size then serves this size too.
             self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
 
 
 @dataclass(frozen=True)
 class FakeEngine:
-    """An Engine over a function, for tests. As strict as the real one: outputs are spoiled when the `with` ends."""
+    """An engine over a function, for tests. Outputs are overwritten when the `with` ends, as device buffers may be."""
 
     function: Callable[[Arrays], Arrays]
     requests: int = 2

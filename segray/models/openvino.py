@@ -1,7 +1,7 @@
-"""OpenVINO, imported so that it tells nobody of it.
+"""OpenVINO, imported without telemetry.
 
-Knows that the import tells Google Analytics of itself where `openvino_telemetry` is installed, and lacks nothing where
-it is not. What another import of that module finds is as it was.
+OpenVINO's import reports itself to Google Analytics where `openvino_telemetry` is installed, and works the same
+without that module. Later imports of `openvino_telemetry` find the module unchanged.
 """
 
 from __future__ import annotations

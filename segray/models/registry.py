@@ -1,6 +1,6 @@
-"""The model systems by the name on their model card, and one function that decodes any of them.
+"""The model adapters by the name on the model card, and a function that decodes any model's outputs.
 
-A further system is one file in this folder and one line in ADAPTERS.
+A further model family needs one file in `adapters` and one line in ADAPTERS.
 """
 
 from __future__ import annotations
@@ -62,11 +62,17 @@ ADAPTERS: Mapping[str, ModelAdapter] = {
 def decode(
     name: str, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], *, score_threshold: float = 0.0
 ) -> Instances:
-    """What a model found in one image, from its raw outputs, best first.
+    """Return the instances of one image from a model's raw outputs, highest score first.
 
-    name: as on the model card. outputs: arrays by output name, the batch axis as the model emits it; never changed.
-    size_hw: height and width of the source image. score_threshold: rows below it are dropped.
-    Raises ConfigError for an unknown name, ModelError for missing outputs or other shapes.
+    Args:
+        name: The model's name, as on the model card.
+        outputs: Arrays by output name, with the batch axis of the model. The arrays are not changed.
+        size_hw: Height and width of the source image, in pixels.
+        score_threshold: Rows with a lower score are dropped.
+
+    Raises:
+        ConfigError: The name is unknown.
+        ModelError: An output is missing or has another shape.
     """
     if name not in ADAPTERS:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Where each model comes from, in which form it is, and what identifies it.
+"""The search for a configured model: its files, its form and its fingerprint.
 
-Knows names, files, the card beside a model and fingerprints; knows nothing of devices or of what outputs mean.
+Knows names, files, the card beside a model and fingerprints. Knows nothing of devices or of the meaning of outputs.
 
-A card is a file `segray.json` beside the model (in the folder of a SavedModel): {"contract": name, "form": name},
-and whatever else its maker wants to say. It settles what the model file alone cannot tell.
+A card is a file `segray.json` beside the model, or in the folder of a SavedModel: {"contract": name, "form": name} and
+any further keys. The card states what the model file alone cannot tell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.C
 
 @dataclass(frozen=True)
 class Model:
-    """A contract plus files on disk. fingerprint: 64 hex digits over file contents, contract and form."""
+    """An adapter and its files on disk. fingerprint: 64 hex digits over file contents, contract name and form name."""
 
     name: str
     contract: ModelAdapter
@@ -41,9 +41,17 @@ class Model:
 def resolve(
     name: str, path: str | None = None, form: str | None = None, labels: Mapping[int, str] | None = None
 ) -> Model:
-    """The model that the configuration means: model.name, model.path, model.form and model.labels.
+    """Return the configured model.
 
-    Raises ConfigError for what the configuration must settle, ModelError for files that cannot be this model.
+    Args:
+        name: model.name.
+        path: model.path, None for the embedded model.
+        form: model.form, None to take the form from the card or from the outputs.
+        labels: model.labels, category id -> class name, None for the adapter's own.
+
+    Raises:
+        ConfigError: The configuration does not settle the model or its form.
+        ModelError: The files cannot be this model.
     """
     contract = _contract(name)
     place = _path(name, path)
@@ -75,7 +83,7 @@ def _path(name: str, path: str | None) -> Path:
 
 
 def _check_readable(name: str, path: Path) -> None:
-    """What to do about files that are missing or too old depends on the model: only here it is known which is meant."""
+    """Raise ModelError if the files are missing or too old, with a hint for this model."""
     if not path.exists():
         hint = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
         raise ModelError("The model does not exist.", where=str(path), found=engine.near(path), hint=hint)
@@ -85,7 +93,7 @@ def _check_readable(name: str, path: Path) -> None:
 
 
 def _form(contract: ModelAdapter, name: str, path: Path, asked: str | None) -> ModelFormat:
-    """The form asked for or on the card; else the only one whose outputs the file has."""
+    """Return the form from the configuration or the card, else the only form whose outputs the file has."""
     card = _card(path, contract, name)
     stated = card.get("form")
     if asked and stated and asked != stated:
@@ -108,7 +116,7 @@ def _card(path: Path, contract: ModelAdapter, name: str) -> Mapping[str, Any]:
 
 
 def read_card(path: Path) -> Mapping[str, Any]:
-    """The card beside the model file at `path`, or in that folder; empty if there is none."""
+    """Return the card beside the model file at `path`, or in that folder; empty if there is no card."""
     file = (path if path.is_dir() else path.parent) / CARD
     if not file.is_file():
         return {}
@@ -152,12 +160,12 @@ def _fingerprint(path: Path, files: tuple[Path, ...], contract: str, form: str) 
     lines = [f"contract {contract}", f"form {form}"]
     for file in files:
         digest = sha256(file)
-        # A model that was renamed or moved is the same model; inside a SavedModel names have a meaning.
+        # A renamed or moved model is the same model, but names inside a SavedModel have a meaning.
         lines.append(f"{file.relative_to(path) if path.is_dir() else file.suffix} {digest}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
-    """Of the file's content, as 64 hex digits."""
+    """Return the SHA-256 of the file's content, as 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

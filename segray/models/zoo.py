@@ -1,7 +1,7 @@
-"""What is known of each model system: where it is published, how it is checked and converted, what its card says.
+"""The catalogue of models: download addresses, checksums, conversion, and the model cards' statements.
 
-Knows facts, as literals, and is the only home of each; fetches and converts nothing. Sizes and checksums are those of
-Open Model Zoo's model.yml files.
+Knows facts as literals, each in one place. Downloads and converts nothing. Sizes and checksums are those of Open Model
+Zoo's model.yml files.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Literal
 
 from segray.errors import ConfigError
 
-# What `convert` starts from: what TensorFlow exports, a PyTorch checkpoint, an IR that OpenVINO reads, one it does not.
+# Kind of the published files: a TensorFlow export, a PyTorch checkpoint, an IR, or an IR v5.
+# OpenVINO no longer reads IR v5.
 FormName = Literal["original", "converted"]
 Kind = Literal["tensorflow", "checkpoint", "ir", "ir5", "embedded"]
-# None for a dimension that differs between files.
+# None for an axis whose size differs between files.
 Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to download, under this name. urls: mirrors, best first. Checksums are hex; None if never published."""
+    """A file to download. name: the file's name on disk. urls: mirrors, best first.
+
+    size_bytes and the checksums, in hex digits, are None if never published.
+    """
 
     name: str
     urls: tuple[str, ...]
@@ -33,9 +37,9 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """One complete way to a model. model: what to convert, below the folder of these files or of their content.
+    """One complete way to a model. model: path of what is converted, in the folder of the files or of the archive.
 
-    archived: the only file is a .tar.gz. holds: what is in it, for people.
+    archived: the only file is a .tar.gz. holds: the content, as a text for people.
     """
 
     files: tuple[File, ...]
@@ -46,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Average precision over IoU 0.50 to 0.95 in percent, as the model card states it, and how it was measured."""
+    """A model card's average precision over IoU 0.50 to 0.95, in percent, and how it was measured."""
 
     box_ap: float
     mask_ap: float
@@ -55,12 +59,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model system.
+    """A model of the catalogue.
 
-    sources: alternatives, best first. form: of its contract, that conversion gives. command: how to convert it with
-    OpenVINO alone. inputs: its names for the image. outputs: of each form: name -> shape, without a batch axis that
-    only some files have. thresholds: what the network itself has already cut. errors: what the card has wrong.
-    page: in docs/models.
+    sources: alternatives, best first. form: form that the conversion gives. command: command that converts with
+    OpenVINO alone. inputs: names of the image input. outputs: form -> output name -> shape, without a batch axis that
+    only some files have. thresholds: limits that the network itself applies. errors: mistakes of the model card.
+    page: file in docs/models.
     """
 
     name: str
@@ -79,14 +83,14 @@ class Entry:
 
     @property
     def how_to_get(self) -> str:
-        """What to do to have its files."""
+        """Return a text on how to get the model's files."""
         if self.kind == "embedded":
             return "Comes with segray; needs no path."
         return f"segray models pull {self.name}{_BY_HAND[self.kind].format(self=self, file=self.sources[0].files[0])}"
 
     @property
     def size_bytes(self) -> int | None:
-        """Bytes to download, if that is known."""
+        """Return the size of the download in bytes; None if unknown."""
         sizes = [file.size_bytes for file in self.sources[0].files] if self.sources else [0]
         return None if None in sizes else sum(size for size in sizes if size)
 
@@ -144,7 +148,7 @@ def _frozen(
     name: str, what: str, mask_side: int, size_bytes: int, sha256: str, accuracy: Accuracy, *,
     sha384: str | None = None, mirrors: tuple[str, ...] = (), errors: tuple[str, ...] = (),
 ) -> Entry:  # fmt: skip
-    """A frozen graph of TensorFlow's detection model zoo of 2018."""
+    """Return the entry of a frozen graph from TensorFlow's detection model zoo of 2018."""
     folder = f"{name}_2018_01_28"
     archive = f"{folder}.tar.gz"
     urls = tuple(f"{root}/{archive}" for root in (*_TF_MIRRORS, *mirrors))
@@ -302,7 +306,7 @@ _SHORT_SIDE = "COCO val2017, short side up to {}, long side up to {}: needs a ne
 def _pair(
     root: str, number: str, xml: tuple[int | None, str], weights: tuple[int | None, str], precision: str = "FP32"
 ) -> Source:
-    """The two files of an IR; each with its bytes and sha256."""
+    """Return the two files of an IR. xml, weights: size in bytes and SHA-256 of each."""
     name = f"{_SECURITY}-{number}"
     files = tuple(
         File(f"{name}.{suffix}", (f"{root}/{name}/{precision}/{name}.{suffix}",), size, sha256)
@@ -315,7 +319,10 @@ def _intel(
     number: str, what: str, source: Source, size_hw: tuple[int, int], accuracy: tuple[Accuracy, ...], *,
     raw: bool, mask_side: int = 28, kind: Kind = "ir", errors: tuple[str, ...] = (),
 ) -> Entry:  # fmt: skip
-    """One of Open Model Zoo's instance-segmentation-security models, in either of their two contracts."""
+    """Return the entry of one of Open Model Zoo's instance-segmentation-security models.
+
+    raw: the model has the outputs of RawMasks, otherwise of OwnMasks.
+    """
     name = f"{_SECURITY}-{number}"
     own: Mapping[str, Shape] = {"labels": (None,), "boxes": (None, 5), "masks": (None, mask_side, mask_side)}
     command = f"segray models convert {name} {name}.xml --out DIR" if kind == "ir5" else "none needed"
@@ -460,7 +467,7 @@ CATALOGUE: Mapping[str, Entry] = {
 
 
 def find(name: str, where: str = "model.name") -> Entry:
-    """The entry of this name; ConfigError naming the nearest if there is none."""
+    """Return the entry of this name; raise ConfigError with the nearest name if there is none."""
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]
         found, hint = f"known: {', '.join(CATALOGUE)}", f"Did you mean {near!r}?"

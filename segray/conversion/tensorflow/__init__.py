@@ -1,5 +1,5 @@
-"""TensorFlow's detection graphs as OpenVINO converts them, rewritten to do the same for one image with less.
+"""TensorFlow's detection graphs, rewritten to compute the same for one image at lower cost.
 
-nodes reads and rewires graphs; passes and suppression are the rewrites; proof runs both graphs and compares; lean does
-it all for a file.
+graph reads and rewires graphs. passes and nms are the rewrites. equivalence runs both graphs and compares them.
+convert does all of this for a file.
 """

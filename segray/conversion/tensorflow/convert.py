@@ -1,7 +1,7 @@
-"""A TensorFlow detection model into an IR, rewritten if that proves to give the same rows.
+"""Conversion of a TensorFlow detection model into an IR, rewritten if the rewritten graph gives the same rows.
 
-Knows the order: read once, rewrite a copy, prove, write. What cannot be rewritten or does not prove equal is written as
-OpenVINO converts it, and that is said.
+Knows the order: read once, rewrite a copy, compare, write. A graph that cannot be rewritten, or that gives other rows,
+is written as OpenVINO converts it, with a note.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from segray.models.openvino import ov
 
 
 def save(path: Path, xml: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
-    """Write the model at `path` as an IR of today; what was rewritten and how it was proven, empty if nothing was.
+    """Write the model at `path` as a current IR; return facts on the rewrites, empty if there were none.
 
-    note: hears what is done, and why not. Raises ModelError if the model cannot be read or written.
+    note: called with a text on each step. Raises ModelError if the model cannot be read or written.
     """
     model = engine.read(path)
     copy = model.clone()
@@ -34,7 +34,7 @@ def _rewritten(model: ov.Model, copy: ov.Model, note: Callable[[str], None]) -> 
             return {}
         note(f"comparing with the graph rewritten: {done}")
         found = list(equivalence.compare(model, copy, done.least_score))
-    except Exception as error:  # of any kind: the graph is not as expected, and there is another way
+    except Exception as error:  # Any error means an unexpected graph; OpenVINO's conversion remains.
         note(f"left as OpenVINO converts it, since it cannot be rewritten: {error!r}")
         return {}
     told = "; ".join(map(str, found))

@@ -1,10 +1,10 @@
-"""Whether a rewritten detection graph does the same as the one it was made of: both are run on images, in f32.
+"""A comparison of a rewritten detection graph with its original: both run on images, in f32.
 
-Knows how the rows of two runs are compared; knows nothing of how graphs are rewritten.
+Knows how the rows of two runs are compared. Knows nothing of how graphs are rewritten.
 
-The images are noise, since nothing else is at hand when a model is converted: one wide, one tall. A network that is
-sure of nothing in them would leave no row to compare, so both graphs are asked for rows of any score first, then for
-those above a score that some of them have.
+The images are noise, one wide and one tall, because no other images are at hand at conversion. A network finds little
+in noise with a high score, which would leave no row to compare. Both graphs are therefore asked first for rows of any
+score. The second question is for rows above a score that some of the rows have.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _NEAR = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """How alike the rows of two runs are. rows: of the first. equal: of them found in the other, nearly the same.
+    """The comparison of the rows of two runs.
 
-    difference: the largest, over boxes (0 to 1), scores and masks, among rows that were found.
+    rows: number of rows of the first run. equal: how many of these the second run has too, within LARGEST_DIFFERENCE.
+    extra: rows that only the second run has. difference: largest difference of boxes (0..1), scores and masks.
     """
 
     rows: int
@@ -42,7 +43,10 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Rows whose scores all but tie may swap, and a proposal at the limit may give way to another."""
+        """Return whether the runs agree.
+
+        A few rows may differ: rows with nearly equal scores may swap, and a proposal at the limit may be replaced.
+        """
         return self.equal >= LEAST_EQUAL * self.rows and self.extra <= (1 - LEAST_EQUAL) * self.rows
 
     def __str__(self) -> str:
@@ -50,7 +54,7 @@ class Comparison:
 
 
 def compare(before: ov.Model, after: ov.Model, least_score: float) -> Iterator[Comparison]:
-    """Run both on each image. least_score: what scores must be above in both; 0 if that is not known."""
+    """Yield a comparison for each image. least_score: score that rows exceed in both graphs; 0 if unknown."""
     wide, tall = noise(SIZE_HW), noise(SIZE_HW[::-1])
     found = rows(asked(before, least_score, 0), wide)
     yield compared(found, rows(asked(after, least_score, 0), wide))
@@ -60,7 +64,7 @@ def compare(before: ov.Model, after: ov.Model, least_score: float) -> Iterator[C
 
 
 def noise(size_hw: tuple[int, int], seed: int = 1) -> NDArray[np.uint8]:
-    """An image (1, height, width, 3) of blobs of several sizes."""
+    """Return an image of noise at several scales, uint8 (1, height, width, 3)."""
     random = np.random.default_rng(seed)
     image = np.zeros((*size_hw, 3))
     for step in (4, 16, 64):
@@ -70,7 +74,10 @@ def noise(size_hw: tuple[int, int], seed: int = 1) -> NDArray[np.uint8]:
 
 
 def asked(model: ov.Model, least_score: float, other: float) -> ov.Model:
-    """A copy that chooses rows by another score: where it compares scores before a suppression, and within it."""
+    """Return a copy of the model that compares scores with `other` in place of `least_score`.
+
+    Scores are compared before a suppression and within it.
+    """
     copy = model.clone()
     for node in _nodes(copy) if other != least_score else ():
         index = {"Greater": 1, "NonMaxSuppression": 4}.get(kind(node), node.get_input_size())
@@ -88,7 +95,7 @@ def _nodes(model: ov.Model) -> Iterator[Any]:
 
 
 def rows(model: ov.Model, image: NDArray[np.uint8]) -> Rows:
-    """The rows that num_detections counts, by output, each (rows, ...)."""
+    """Return the rows that num_detections counts, by output, each (rows, ...)."""
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(image)
     arrays = {name: found[port][0] for port in compiled.outputs for name in names(port) & set(OUTPUTS)}
@@ -96,7 +103,7 @@ def rows(model: ov.Model, image: NDArray[np.uint8]) -> Rows:
 
 
 def compared(one: Rows, other: Rows) -> Comparison:
-    """Find each row of one in the other: the same class, and score, box and mask nearly equal."""
+    """Find each row of `one` in `other`: the same class, and nearly equal score, box and mask."""
     total, more = (len(each["detection_scores"]) for each in (one, other))
     free, difference = list(range(more)), 0.0
     for row in range(total):

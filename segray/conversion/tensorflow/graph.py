@@ -1,6 +1,6 @@
-"""The nodes of an OpenVINO graph: what they are, who reads them, where values come from and where they go.
+"""The nodes of an OpenVINO graph: their kinds, users and sources.
 
-Knows how to read and rewire a graph, and the names that TensorFlow's exporter gives its outputs; knows no rewrite.
+Knows how to read and rewire a graph, and the output names of TensorFlow's exporter. Knows no rewrite.
 """
 
 from __future__ import annotations
@@ -24,60 +24,60 @@ OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "detectio
 
 
 def kind(node: Node) -> str:
-    """The type of the operation."""
+    """Return the type of the operation."""
     return str(node.get_type_name())
 
 
 def of_kind(model: ov.Model, *kinds: str) -> Iterator[Node]:
-    """Nodes in the order in which they are computed; the graph may be changed meanwhile."""
+    """Return the nodes of these kinds in the order of computation; the graph may change during the iteration."""
     return (node for node in model.get_ordered_ops() if kind(node) in kinds)
 
 
 def names(port: Output) -> set[str]:
-    """The tensor names of a model's output, as the exporter gave them."""
+    """Return the tensor names of a model's output, as the exporter gave them."""
     return {name.removesuffix(":0") for name in port.get_names()}
 
 
 def dims(value: Output) -> Dims:
-    """The shape; () also where not even the number of dimensions is known."""
+    """Return the shape; () if the rank is unknown."""
     shape = value.get_partial_shape()
     return () if shape.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in shape)
 
 
 def first(value: Output) -> int | None:
-    """The length of the first dimension, None if it is open or absent."""
+    """Return the size of the first axis; None if it is dynamic or absent."""
     return next(iter(dims(value)), None)
 
 
 def constant(value: Output) -> Any:
-    """The array that `value` always is, None if that is open."""
+    """Return the array of a constant `value`; None for any other value."""
     node = value.get_node()
     return node.data if kind(node) == "Constant" else None
 
 
 def number(value: Output) -> float | None:
-    """The one number that `value` always is, None if that is open."""
+    """Return the single number of a constant `value`; None for any other value."""
     array = constant(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def sources(node: Node) -> list[Output]:
-    """What a node reads."""
+    """Return the values that a node reads."""
     return [node.input_value(index) for index in range(node.get_input_size())]
 
 
 def users(value: Output) -> list[Node]:
-    """Who reads a value."""
+    """Return the nodes that read a value."""
     return [target.get_node() for target in value.get_target_inputs()]
 
 
 def downward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
-    """All nodes that read these values, directly or not; nothing beyond those at which it ends."""
+    """Return all nodes that read these values, directly or not; nodes that match `ends` are the last ones."""
     return _reached(users, lambda node: node.outputs(), values, ends)
 
 
 def upward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
-    """All nodes from which these values come; nothing beyond those at which it ends."""
+    """Return all nodes from which these values are computed; nodes that match `ends` are the last ones."""
     return _reached(lambda value: [value.get_node()], sources, values, ends)
 
 
@@ -99,14 +99,17 @@ def _reached(
 
 
 def replace(old: Output, new: Output) -> None:
-    """Whoever reads `old` reads `new`."""
+    """Make all readers of `old` read `new`."""
     for target in list(old.get_target_inputs()):
         target.replace_source_output(new)
 
 
 @contextmanager
 def substituted(pairs: Sequence[tuple[Output, Output]]) -> Iterator[None]:
-    """Whoever reads the first of a pair reads the second meanwhile, so that a part of the graph can be run alone."""
+    """Make all readers of the first of each pair read the second inside the `with`.
+
+    A part of the graph can then run alone.
+    """
     targets = [(list(old.get_target_inputs()), old, new) for old, new in pairs]
     try:
         for each, _, new in targets:
@@ -120,12 +123,12 @@ def substituted(pairs: Sequence[tuple[Output, Output]]) -> Iterator[None]:
 
 
 def given(model: ov.Model, name: str) -> Output:
-    """What the model gives under this name."""
+    """Return the value of the model's output of this name."""
     return next(port for port in model.outputs if name in names(port)).get_node().input_value(0)
 
 
 def end(model: ov.Model, name: str) -> Output:
-    """Where an output's values are made: above its changes of shape and type and above constants added to it."""
+    """Return the value from which an output is made, before changes of shape and type and added constants."""
     value = given(model, name)
     while _passes(node := value.get_node()):
         value = node.input_value(0)
@@ -141,6 +144,6 @@ def _passes(node: Node) -> bool:
 
 
 def row_count(model: ov.Model) -> int | None:
-    """How many rows the outputs have, None if that is open."""
+    """Return the number of rows of the outputs; None if dynamic."""
     shapes = [dims(given(model, name)) for name in OUTPUTS[:4]]
     return next((shape[1] for shape in shapes if len(shape) > 1 and shape[1] is not None), None)

@@ -1,10 +1,10 @@
-"""The last step of TensorFlow's detection graphs, one suppression for each class, as one suppression for all.
+"""The last step of TensorFlow's detection graphs: one suppression per class, merged into one for all classes.
 
-Knows what batch_multiclass_non_max_suppression computes and in which order its releases did; finds its inputs,
-constants and outputs in a converted graph. Whether one suppression does the same is not concluded but tried: both are
-run alone, on boxes made to be difficult, and must agree row by row before anything is replaced.
+Knows what batch_multiclass_non_max_suppression computes, and the order of steps in its releases. Finds its inputs,
+constants and outputs in a converted graph. Equality is tested, not inferred: both versions run alone on difficult
+boxes, and must agree row by row before the graph is changed.
 
-The order of rows is TensorFlow's: by score; equal scores by class, and within a class as suppression took them.
+The order of rows is TensorFlow's: by score, equal scores by class, and within a class in the order of suppression.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Suppression:
-    """What a graph computes class by class.
+    """The suppression that a graph computes class by class.
 
-    boxes: (k, classes, 4) ymin, xmin, ymax, xmax. scores: (k, classes). window: (4,), boxes are clipped to it.
-    ends: where its results leave, by output: boxes (rows, 4), scores and classes (rows,), both padded with zeros, and
-    the number of rows that hold something. least_score: scores must be above it.
+    boxes: (k, classes, 4), ymin, xmin, ymax, xmax. scores: (k, classes). window: (4,), boxes are clipped to it.
+    ends: output name -> value that leaves the suppression: boxes (rows, 4), scores and classes (rows,), padded with
+    zeros, and the number of rows in use. per_class: largest number of rows of a class. iou: threshold of suppression.
+    least_score: rows need a higher score.
     """
 
     boxes: Output
@@ -65,15 +66,15 @@ class Suppression:
 
     @property
     def inputs(self) -> tuple[Output, Output, Output]:
-        """Everything that it reads."""
+        """Return all values that the suppression reads."""
         return self.boxes, self.scores, self.window
 
 
 @dataclass(frozen=True)
 class Order:
-    """The steps of a release. clip_first: boxes are clipped before suppression, else after.
+    """The order of steps in a release. clip_first: boxes are clipped before suppression, else after.
 
-    reframe: boxes leave relative to the window, 0 to 1.
+    reframe: boxes leave relative to the window, 0..1.
     """
 
     clip_first: bool
@@ -81,7 +82,10 @@ class Order:
 
 
 def merge(model: ov.Model) -> Suppression | None:
-    """Replace the suppressions of the classes by one, if they are found and it proves to do the same."""
+    """Replace the suppressions of the classes by one, if they are found and the merged one gives the same rows.
+
+    Returns the suppression, None if nothing was replaced.
+    """
     found = find(model)
     for order in (Order(*flags) for flags in product((True, False), repeat=2)):
         if found and proven(found, order):
@@ -96,7 +100,7 @@ def merge(model: ov.Model) -> Suppression | None:
 
 
 def find(model: ov.Model) -> Suppression | None:
-    """The suppression from which the model's outputs come; None if it is not there or not like TensorFlow's."""
+    """Return the suppression that makes the model's outputs; None if it is absent or unlike TensorFlow's."""
     for split in of_kind(model, "Split"):
         classes = split.get_output_size()
         if classes > 1 and dims(split.input_value(0))[1:] == (classes, 4):
@@ -107,19 +111,19 @@ def find(model: ov.Model) -> Suppression | None:
 
 
 def _suppression_of(boxes: Output) -> Node | None:
-    """The suppression that the boxes of one class go through."""
+    """Return the suppression node that the boxes of one class pass; None unless there is exactly one."""
     found = [node for node in downward([boxes], _ends_class) if kind(node) == "NonMaxSuppression"]
     return found[0] if len(found) == 1 else None
 
 
 def _ends_class(node: Node) -> bool:
-    """Where the path of one class joins those of others, or leaves the boxes themselves."""
+    """Return whether the path of one class ends here: it joins those of other classes, or leaves the boxes."""
     joins = kind(node) == "Concat" and int(node.get_attributes()["axis"]) == 0
     return joins or kind(node) in ("NonMaxSuppression", "ShapeOf")
 
 
 def _described(model: ov.Model, boxes: Output, each: list[Node], classes: int) -> Suppression | None:
-    """The suppression of these nodes, if they differ in nothing but the class."""
+    """Return the suppression of these nodes, if they differ only in the class; None otherwise."""
     rows = row_count(model)
     limits = {(_limit(node), number(node.input_value(3)), *_chosen(node, classes)) for node in each}
     if len(each) != classes or len(limits) != 1 or rows is None:
@@ -135,7 +139,10 @@ def _described(model: ov.Model, boxes: Output, each: list[Node], classes: int) -
 
 
 def _limit(node: Node) -> float | None:
-    """How many rows a class may have: a constant, or the smaller of one and the number of boxes."""
+    """Return the largest number of rows of a class; None if unknown.
+
+    The limit is a constant, or the smaller of a constant and the number of boxes.
+    """
     value = node.input_value(2)
     if kind(value.get_node()) == "Minimum":
         return next((number(each) for each in sources(value.get_node()) if constant(each) is not None), None)
@@ -143,7 +150,7 @@ def _limit(node: Node) -> float | None:
 
 
 def _chosen(node: Node, classes: int) -> tuple[Output | None, float | None]:
-    """The scores of all classes, of which this suppression reads one, and what a score must be above."""
+    """Return the scores of all classes, of which this suppression reads one, and the score that rows must exceed."""
     limits = [number(node.input_value(4)) if node.get_input_size() > 4 else -np.inf]
     value = node.input_value(1)
     while value.get_node().get_input_size():
@@ -155,7 +162,7 @@ def _chosen(node: Node, classes: int) -> tuple[Output | None, float | None]:
 
 
 def _window(begins: list[Output], ends: list[Output]) -> Output | None:
-    """The one vector of four from which all is made that comes from elsewhere."""
+    """Return the only vector of four from outside that boxes and scores depend on; None unless there is exactly one."""
     inside = downward(begins) & upward(ends, {value.get_node() for value in begins}.__contains__)
     others = [value for node in inside for value in sources(node) if value.get_node() not in inside]
     starts = [value for value in others if constant(value) is None and value not in begins]
@@ -173,9 +180,9 @@ def _is_window(node: Node) -> bool:
 
 
 def built(found: Suppression, order: Order, boxes: Output, scores: Output, window: Output) -> dict[str, Output]:
-    """One suppression with the classes as its batch: what leaves, by output.
+    """Build one suppression with the classes as its batch; return its values by output name.
 
-    The rows that survive are followed by as many blank ones as may leave, so that their number is always the same.
+    Blank rows follow the surviving rows, so that the number of rows is constant.
     """
     low, high = (op.gather(window, _ints(sides), _ints(0)) for sides in ([0, 1, 0, 1], [2, 3, 2, 3]))
     every, score = op.transpose(boxes, _ints([1, 0, 2])), op.transpose(scores, _ints([1, 0]))
@@ -226,7 +233,7 @@ def _floats(value: float) -> Node:
 
 
 def _clipped(boxes: Node, scores: Node, low: Node, high: Node) -> tuple[Node, Node]:
-    """Boxes within the window, and -1 as the score of those that have no area there."""
+    """Return boxes clipped to the window, and scores with -1 for boxes without area in the window."""
     boxes = op.maximum(op.minimum(boxes, high), low)
     y0, x0, y1, x1 = (op.gather(boxes, _ints(side), _ints(-1)) for side in range(4))
     area = op.multiply(op.subtract(y1, y0), op.subtract(x1, x0))
@@ -246,7 +253,7 @@ def _lengthened(rows: Node, count: int, value: float) -> Node:
 
 
 def proven(found: Suppression, order: Order) -> bool:
-    """Whether both give the same rows, in the same order, on boxes that are difficult."""
+    """Return whether both suppressions give the same rows, in the same order, on difficult boxes."""
     ports = [op.parameter(value.get_partial_shape(), np.float32) for value in found.inputs]
     inputs = [port.output(0) for port in ports]
     with substituted(list(zip(found.inputs, inputs, strict=True))):
@@ -266,9 +273,9 @@ def _agree(one: Arrays, other: Arrays) -> bool:
 
 
 def difficult(found: Suppression, seed: int = 1) -> Iterator[list[Floats]]:
-    """Boxes, scores and a window: crowds, boxes far across its edges, boxes without area, equal scores.
+    """Yield boxes, scores and a window: crowds, boxes far across the window's edges, empty boxes, equal scores.
 
-    The scores leave more rows than there may be, about as many, one and none.
+    The scores leave more rows than fit, about as many, one and none.
     """
     random = np.random.default_rng(seed)
     limit = found.boxes.get_partial_shape()[0].get_max_length()

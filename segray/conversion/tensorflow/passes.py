@@ -1,8 +1,8 @@
-"""Rewrites that are identities for one image, and the order in which all rewrites are done.
+"""Rewrites that change no result for one image, and the order of all rewrites.
 
-Knows what TensorFlow's exporter writes around a Mask R-CNN: loops over a batch, a branch that resizes, atrous
-convolutions folded into the batch, one suppression for each class (suppression), masks for rows that hold nothing.
-Finds these by what they are, not by their names, and leaves alone what it does not recognise.
+Knows what TensorFlow's exporter writes around a Mask R-CNN: loops over a batch and a branch that resizes; atrous
+convolutions folded into the batch; one suppression per class (nms.py); masks of blank rows. Finds these by their
+structure, not by their names, and leaves unknown structures alone.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _BY_PLACE = ("Convolution", "GroupConvolution", "MaxPool", "AvgPool", "Interpola
 
 
 def is_detection_graph(model: ov.Model) -> bool:
-    """Whether `model` takes an image and gives what the exporter gives."""
+    """Return whether `model` takes one image and has the exporter's outputs."""
     return len(model.inputs) == 1 and all(any(name in names(port) for port in model.outputs) for name in OUTPUTS)
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """What was done. counts: how often, by rewrite. least_score: what scores must be above in this graph."""
+    """The result of the rewrites. counts: rewrite -> number of times. least_score: score that rows must exceed."""
 
     counts: Mapping[str, int]
     least_score: float
@@ -61,7 +61,7 @@ class Rewriting:
 
 
 def rewrite(model: ov.Model) -> Rewriting:
-    """Rewrite a detection graph in place, for one image and the outputs that are read."""
+    """Rewrite a detection graph in place, for one image and the outputs that decode reads."""
     for port in list(model.outputs):
         if not names(port) & set(OUTPUTS):
             model.remove_result(port.get_node())
@@ -84,7 +84,7 @@ def rewrite(model: ov.Model) -> Rewriting:
 
 
 def inline_loops(model: ov.Model) -> int:
-    """Put the body of each loop over a batch of one in its place."""
+    """Replace each loop over a batch of one by its body; return the number of loops."""
     done = 0
     for loop in of_kind(model, "Loop"):
         if _runs_once(loop):
@@ -99,7 +99,7 @@ def inline_loops(model: ov.Model) -> int:
 
 
 def _runs_once(loop: Node) -> bool:
-    """Whether the loop goes over the elements of arrays that have one element: it reads them by its counter."""
+    """Return whether the loop runs over arrays of one element, which it reads by its counter."""
     kinds = {each.get_type_info().name for each in loop.get_input_descriptions()}
     last = all(getattr(each, "iteration", None) == -1 for each in loop.get_output_descriptions())
     carried = kinds <= {"MergedInputDescription", "InvariantInputDescription"}
@@ -115,7 +115,7 @@ def _read_by_element(loop: Node) -> Iterator[Output]:
 
 
 def drop_arrays(model: ov.Model) -> int:
-    """Use the one element of an array instead of writing it into the array and reading it back."""
+    """Replace arrays of one element by the element itself; return the number of dropped accesses."""
     done = 0
     while changed := sum(_dropped(node) for node in of_kind(model, "ScatterNDUpdate", "ScatterUpdate", "Gather")):
         done += changed
@@ -144,7 +144,7 @@ def _dropped(node: Node) -> bool:
 
 
 def merge_resizes(model: ov.Model) -> int:
-    """Where two branches resize the same image to two sizes, choose the size and resize once, without a branch."""
+    """Replace a branch between two resizes of one image by a choice of the size and one resize; return how many."""
     done = 0
     for branch in of_kind(model, "If"):
         bodies = [branch.get_function(index) for index in (0, 1)]
@@ -162,7 +162,7 @@ def _alike(one: Node, other: Node) -> bool:
 
 
 def _merge(branch: Node, bodies: list[ov.Model], resizes: list[Node]) -> None:
-    """Put both bodies in the branch's place: the sizes of either, the image of one."""
+    """Put both bodies in the branch's place, with the sizes of either and the image of one."""
     chosen = branch.input_value(0)
     for index, body in enumerate(bodies):
         for each in branch.get_input_descriptions(index):
@@ -183,7 +183,10 @@ def _merge(branch: Node, bodies: list[ov.Model], resizes: list[Node]) -> None:
 
 
 def unfold_atrous(model: ov.Model) -> int:
-    """Make a convolution between SpaceToBatch and BatchToSpace, which is how TensorFlow dilates, a dilated one."""
+    """Replace a convolution between SpaceToBatch and BatchToSpace by a dilated convolution; return how many.
+
+    TensorFlow writes dilated convolutions in that way.
+    """
     done = 0
     for folded in of_kind(model, "SpaceToBatch"):
         conv = _only(folded.output(0), "Convolution")
@@ -198,7 +201,7 @@ def unfold_atrous(model: ov.Model) -> int:
 
 
 def _only(value: Output, wanted: str) -> Node | None:
-    """The one user that is not interested in the shape alone."""
+    """Return the only user that needs more than the shape, if it is of the kind `wanted`; None otherwise."""
     found = [user for user in users(value) if kind(user) != "ShapeOf"]
     return found[0] if len(found) == 1 and kind(found[0]) == wanted else None
 
@@ -209,10 +212,10 @@ def _plain(conv: Node) -> bool:
 
 
 def _geometry(folded: Node, conv: Node, back: Node) -> tuple[list[int], list[int], list[int]] | None:
-    """Dilation and padding of height and width before and after, if they are the same for images of any size.
+    """Return dilation, and padding before and after, of height and width; None unless equal for images of any size.
 
-    TensorFlow pads to a multiple of the block and crops that away again, by arithmetic over the size; so it is asked
-    what comes out for sizes of every remainder.
+    TensorFlow pads to a multiple of the block and crops the padding away, by arithmetic over the size. The function
+    therefore evaluates the arithmetic for sizes of every remainder.
     """
     values = [*sources(folded)[1:], *sources(back)[1:]]
     ports = [op.parameter(ov.PartialShape([-1] * 4), np.float32) for _ in range(2)]
@@ -238,7 +241,7 @@ def _geometry(folded: Node, conv: Node, back: Node) -> tuple[list[int], list[int
 
 
 def drop_reshapes(model: ov.Model) -> int:
-    """Leave out changes of shape that are taken back, and look up no shape that is known."""
+    """Remove changes of shape that cancel out, and replace lookups of known shapes by constants; return how many."""
     done = 0
     for node in of_kind(model, "ShapeOf", *_SHAPING):
         value = node.input_value(0)
@@ -260,9 +263,10 @@ def _known(value: Output) -> bool:
 
 
 def trim_rows(model: ov.Model) -> int:
-    """Compute masks for the rows that num_detections counts, in steps of ROWS_STEP, and leave the others blank.
+    """Compute masks only for the rows that num_detections counts, in steps of ROWS_STEP; leave the other rows blank.
 
-    The exporter's graph cuts out features, convolves and enlarges for all rows, of which an image fills a few.
+    The exporter's graph crops features, convolves and enlarges for all rows, but an image fills only a few rows.
+    Returns 1 if the graph was changed, otherwise 0.
     """
     rows, reached = row_count(model), downward([end(model, "detection_boxes")])
     crops = [node for node in reached if kind(node) == "ROIPooling"]
@@ -286,7 +290,7 @@ def _ints(values: list[int]) -> Node:
 
 
 def _rows_in_use(model: ov.Model, rows: int) -> Node:
-    """(1,): the number of rows that hold something, rounded up, at least one step."""
+    """Return the number of rows in use, (1,), rounded up to steps, at least one step."""
     step = _ints([ROWS_STEP])
     count = op.convert(op.reshape(given(model, "num_detections"), _ints([1]), False), "i64")
     whole = op.multiply(op.divide(op.add(count, _ints([ROWS_STEP - 1])), step), step)
@@ -294,7 +298,7 @@ def _rows_in_use(model: ov.Model, rows: int) -> Node:
 
 
 def _pad_rows(value: Output, inside: set[Node], used: Node) -> None:
-    """Give `value` its blank rows back for those outside who read it."""
+    """Append the blank rows to `value` for its readers outside."""
     shape = [int(size or 0) for size in dims(value)]
     outside = [target for target in value.get_target_inputs() if target.get_node() not in inside]
     blank = op.concat([op.subtract(_ints(shape[:1]), used), _ints([0] * len(shape[1:]))], 0)
@@ -305,7 +309,7 @@ def _pad_rows(value: Output, inside: set[Node], used: Node) -> None:
 
 
 def _by_row(node: Node, inside: set[Node], rows: int) -> bool:
-    """Whether each row of what this node gives comes from the same row of nodes inside, and from constants."""
+    """Return whether each row of the node depends only on the same row of nodes inside, and on constants."""
     values = [value for value in sources(node) if constant(value) is None]
     if not values or any(value.get_node() not in inside for value in values):
         return False

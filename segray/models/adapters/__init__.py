@@ -1,1 +1,1 @@
-"""One module for each model family: what its inputs and outputs mean."""
+"""Adapters: one module for each model family, with the meaning of the family's inputs and outputs."""

@@ -1,6 +1,6 @@
-"""The words of a contract: what one model system's inputs and outputs mean.
+"""The interface of an adapter: the meaning of one model family's inputs and outputs.
 
-Knows the names, layouts and options that every family shares; knows nothing of any family, of files or of OpenVINO.
+Knows the names, layouts and options that all families share. Knows nothing of a family, of files or of OpenVINO.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Paste = Literal["tile", "reframe"]
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What a model's image input expects; the runtime builds this into the graph.
+    """The image input of a model; the engine builds the conversion of an image into the graph.
 
-    name: of the input tensor. size_hw: None if any size goes. layout: NCHW or NHWC. colour: RGB or BGR.
-    mean, scale: per channel in the order of `colour`, on 0..255, as (x - mean) / scale; None where the model
-    does this itself. resizable: a model file with another static size fulfils the contract too; size_hw is then
-    only what is assumed of a file that states none.
+    name: name of the input tensor. size_hw: height and width in pixels, None if the input takes any size.
+    layout: NCHW or NHWC. colour: RGB or BGR. mean, scale: one number per channel in the order of `colour`, for
+    values 0..255, used as (x - mean) / scale; None where the model normalises by itself.
+    resizable: model files of another static size fit too; size_hw then holds for a file that states no size.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class ModelFormat:
-    """One shape in which a model is handed around. name: original or converted. outputs: those that decode needs."""
+    """A form in which a model is published. name: original or converted. outputs: outputs that `decode` needs."""
 
     name: str
     image: ImageInput
@@ -51,7 +51,7 @@ class ModelFormat:
 
     @property
     def window_hw(self) -> tuple[int, int]:
-        """The network's image size, of a form that has one."""
+        """Return the network's image size; raise ValueError if the form takes images of any size."""
         if self.image.size_hw is None:
             raise ValueError(f"the {self.name} form takes images of any size")
         return self.image.size_hw
@@ -59,13 +59,13 @@ class ModelFormat:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose.
+    """The user's options of decoding.
 
-    score_threshold: rows below it are dropped; class_thresholds: category id -> its own in place of that.
-    max_detections: at most so many rows. min_area: masks of fewer pixels are dropped.
-    nms: for families that suppress duplicates outside the network: greedy per class, YOLACT's fast NMS, or that
-    across all classes. paste: for families with a small mask per box, how it is put into the image; None for the
-    contract's own way.
+    score_threshold: rows with a lower score are dropped. class_thresholds: category id -> threshold of that class,
+    used in place of score_threshold. max_detections: largest number of rows. min_area: smallest mask, in pixels.
+    nms: suppression, for families whose network does not suppress duplicates: greedy per class, YOLACT's fast NMS
+    per class, or fast NMS across all classes. paste: how a box's small mask is resized into the image; None for the
+    adapter's default.
     """
 
     score_threshold: float = 0.0
@@ -78,10 +78,10 @@ class Options:
 
 @dataclass(frozen=True)
 class ModelAdapter(ABC):
-    """A model system: its name on the model card, its classes, and its forms by name.
+    """An adapter: a model's name on the model card, its classes, and its forms by name.
 
-    labels: category id -> class name; where the network counts its classes, in that order, background left out.
-    choices: which of the options that only some families can heed it heeds.
+    labels: category id -> class name, in the order in which the network counts its classes, without background.
+    choices: the family-specific options that the adapter uses.
     """
 
     name: str
@@ -91,28 +91,39 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The tensors to feed for one upright uint8 (h, w, 3) RGB image, by input name.
+        """Return the input tensors for one image, by input name.
 
-        The image comes out as uint8 (1, h', w', 3) RGB at the network's size: colour order, mean, scale, layout
-        and dtype are the runtime's, from ModelFormat.image. Any other input has the dtype and shape the model takes.
+        Args:
+            form: The form of the model.
+            image_rgb: The upright image, uint8 (h, w, 3), RGB.
+
+        Returns:
+            The image as uint8 (1, h', w', 3) RGB at the network's size. The engine applies colour order, mean, scale,
+            layout and dtype as stated by ModelFormat.image. Every other input has the model's own dtype and shape.
         """
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """What the model found in one image, best first; reads `outputs`, batch axis included, and changes nothing.
+        """Return the instances of one image, highest score first.
 
-        size_hw: of the source image. Raises ModelError if outputs are missing or of other shapes.
+        Args:
+            outputs: Arrays by output name, batch axis included. The arrays are not changed.
+            size_hw: Height and width of the source image, in pixels.
+            options: Thresholds and limits.
+
+        Raises:
+            ModelError: An output is missing or has another shape.
         """
 
     def with_labels(self, labels: Mapping[int, str]) -> Self:
-        """The same contract for a network of other classes, told by id; ConfigError for a name without a slug."""
+        """Return the adapter with other classes, category id -> name; raise ConfigError for a name without a slug."""
         if nameless := [name for name in labels.values() if not slug(name)]:
             hint = "Use at least one of a-z and 0-9: the name becomes a folder."
             raise ConfigError("A class name has no letter.", where="model.labels", found=repr(nameless[0]), hint=hint)
         return replace(self, labels=dict(sorted(labels.items())))
 
     def with_size(self, form: str, size_hw: tuple[int, int] | None) -> Self:
-        """The same contract for a model file whose form takes images of this size; None changes nothing."""
+        """Return the adapter with this image size, in pixels, for one form; None changes nothing."""
         if size_hw is None:
             return self
         image = replace(self.forms[form].image, size_hw=size_hw)
@@ -125,7 +136,10 @@ class ModelAdapter(ABC):
 def chosen(
     order: NDArray[np.intp], class_ids: NDArray[np.int32], scores: NDArray[np.float32], options: Options
 ) -> NDArray[np.intp]:
-    """Of rows in this order, those that reach the threshold of their class; at most options.max_detections."""
+    """Return the indices of `order` that reach their class's threshold, at most options.max_detections.
+
+    order: row indices, best first. class_ids, scores: (n,), of all rows.
+    """
     least: Any = np.float32(options.score_threshold)
     if options.class_thresholds:
         least = np.array([options.class_thresholds.get(int(i), least) for i in class_ids[order]], np.float32)
@@ -134,7 +148,7 @@ def chosen(
 
 
 def large_enough(found: Instances, options: Options) -> Instances:
-    """The rows whose masks have options.min_area pixels or more."""
+    """Return the rows whose masks have at least options.min_area pixels."""
     if not options.min_area or not len(found):
         return found
     return found.take(rle.area(found.rles) >= options.min_area)
@@ -144,7 +158,10 @@ def large_enough(found: Instances, options: Options) -> Instances:
 
 
 def named(outputs: Mapping[str, NDArray[Any]], names: Sequence[str], contract: str) -> list[NDArray[Any]]:
-    """The arrays of these names, in this order; TensorFlow's ":0" after a name is ignored. ModelError if absent."""
+    """Return the arrays of these names, in this order; raise ModelError if one is absent.
+
+    TensorFlow's ":0" after an output name is ignored.
+    """
     found = {name.removesuffix(":0"): array for name, array in outputs.items()}
     if absent := [name for name in names if name not in found]:
         raise ModelError(
@@ -159,9 +176,10 @@ def named(outputs: Mapping[str, NDArray[Any]], names: Sequence[str], contract: s
 def shaped(
     outputs: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]], contract: str
 ) -> list[NDArray[np.float32]]:
-    """The arrays of these names as float32, in this order, without a batch axis of 1 if there is one.
+    """Return the arrays of these names as float32, in this order, without a batch axis of 1.
 
-    shapes: by name; a letter stands for any size, the same one wherever it occurs. ModelError where they differ.
+    shapes: name -> sizes of the axes. A letter stands for any size, but for the same size in all shapes.
+    Raises ModelError if a shape differs.
     """
     arrays = [np.asarray(array) for array in named(outputs, tuple(shapes), contract)]
     single = [_unbatched(array, len(shape)) for array, shape in zip(arrays, shapes.values(), strict=True)]

@@ -1,10 +1,10 @@
-"""What the Mask R-CNN families share: rows of class, score, box and a small mask, made into instances.
+"""Decoding that the Mask R-CNN families share: rows of class, score, box and small mask become instances.
 
-Knows which rows can be believed, how they are cut and ordered, and how a small mask is put into its box; knows
-nothing of how any family names or arranges its outputs.
+Knows which rows are valid, in which order rows come, and how a small mask is pasted into its box. Knows nothing of
+the names and layouts of a family's outputs.
 
-A row with a number that is not one (NaN, infinity, a class of 16.7, a score outside 0..1) is dropped and counted:
-only it is lost. A class without a name is kept, since whoever writes the rows counts what it leaves out.
+A row with an invalid number is dropped and counted: NaN, infinity, a class of 16.7, a score outside 0..1. The other
+rows of the image stay. A row whose class has no name stays too, because the writer of the rows counts such rows.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from segray.models.adapters.adapter import ModelAdapter, Options, Paste, chosen,
 
 Floats = NDArray[np.floating[Any]]
 
-# Softmax may pass 1 in its last bits where a device approximates it.
+# A device that approximates softmax may exceed 1 in the last bits.
 MAX_SCORE = 1.001
-# Pixels from the image; an edge further away is taken for one here, so that no arithmetic overflows.
+# Box edges are clipped to this distance from 0, in pixels, so that no arithmetic overflows.
 FAR = 2**31
-# The class of a row whose network class has no name in the label map; no label map has it.
+# Category id of a row whose network class is not in the label map. No label map contains this id.
 UNNAMED = -1
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n detections of one image, in the network's order.
+    """Detections of one image, n rows in the network's order.
 
-    classes: (n,) category ids, whole numbers or not. scores: (n,). boxes_xyxy: (n, 4) source pixels, not clipped.
-    masks: (n, m, m) probabilities over the box, the row's own class only.
+    classes: (n,), category ids as floats. scores: (n,). boxes_xyxy: (n, 4), source pixels, not clipped.
+    masks: (n, m, m), probabilities over the box, of the row's own class.
     """
 
     classes: Floats
@@ -48,23 +48,29 @@ class Rows:
 
 @dataclass(frozen=True)
 class BoxMaskAdapter(ModelAdapter):
-    """A contract of these families. paste: how its numbers were measured."""
+    """An adapter of a Mask R-CNN family. paste: the way of pasting with which the published accuracy was measured."""
 
     paste: Paste = "tile"
 
     @abstractmethod
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> Rows:
-        """What the outputs, batch axis included, say of one image of this size. Raises ModelError, as decode does."""
+        """Return the rows of one image from its outputs, batch axis included; raise ModelError as `decode` does.
+
+        size_hw: height and width of the source image, in pixels.
+        """
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """The rows that can be believed, best first, an empty mask or box among them."""
+        """Return the valid rows as instances, highest score first; empty masks and boxes stay."""
         return instances(self.rows(outputs, size_hw), size_hw, options, self.paste)
 
 
 def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Paste) -> Instances:
-    """The credible rows that the options let through, best first; paste: unless the options say otherwise."""
+    """Return the valid rows that the options let through, highest score first.
+
+    size_hw: height and width of the source image, in pixels. paste: the default if options.paste is None.
+    """
     believed = _valid_rows(rows)
-    # A score of 0 is how the networks fill up their lists.
+    # The networks fill their lists with rows of score 0.
     unreadable = int((~believed & (rows.scores != 0)).sum())
     credible = np.flatnonzero(believed)
     class_ids = np.zeros(len(rows.classes), np.int32)
@@ -89,7 +95,10 @@ def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Pas
 
 
 def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
-    """Category ids, (n,), of classes that a network counts from 0; UNNAMED beyond the list, NaN for no whole number."""
+    """Return the category ids, (n,), of class indices that a network counts from 0.
+
+    labels: (k,), category id of each index. An index beyond the list gives UNNAMED, a fraction gives NaN.
+    """
     whole = np.isfinite(index) & (index == np.rint(index))
     inside = whole & (index >= 0) & (index < len(labels))
     ids = np.where(whole, float(UNNAMED), np.nan)
@@ -98,7 +107,10 @@ def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
 
 
 def masks_of_predicted_class(masks: NDArray[np.float32], channel: Floats) -> NDArray[np.float32]:
-    """(n, k, m, m) masks of every class -> (n, m, m), of each row's own; 0 for a row whose class has no channel."""
+    """Return the mask of each row's own class, (n, m, m), from masks of every class, (n, k, m, m).
+
+    channel: (n,), index on axis k. A row whose class has no channel gets zeros.
+    """
     there = (channel >= 0) & (channel < masks.shape[1])
     rows = np.flatnonzero(there)
     own = np.zeros((len(masks), *masks.shape[2:]), np.float32)
@@ -118,15 +130,18 @@ def _valid_rows(rows: Rows) -> NDArray[np.bool_]:
 
 
 def _tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
-    """Full-image counts of the mask whose pixels tile the box, over 0.5."""
-    x0, y0, x1, y1 = box_xyxy.astype(np.float32)  # As the reference, whose boxes are the network's float32.
+    """Return the full-image RLE counts of a mask whose pixels tile the box, thresholded at 0.5."""
+    x0, y0, x1, y1 = box_xyxy.astype(np.float32)  # The reference has float32 boxes.
     rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
     columns = geometry.tile_taps(x0, x1, len(mask), size_hw[1])
     return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)
 
 
 def _reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
-    """Full-image counts of the mask whose outermost pixel centres lie on the box's edges, over 0.5."""
+    """Return the full-image RLE counts of a mask, thresholded at 0.5.
+
+    The centres of the mask's outer pixels lie on the box's edges.
+    """
     height, width = size_hw
     x0, y0, x1, y1 = (box_xyxy / np.array([width, height, width, height])).astype(np.float32)
     rows = geometry.reframe_taps(y0, y1, len(mask), height)

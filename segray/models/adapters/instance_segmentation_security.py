@@ -1,8 +1,9 @@
-"""Intel's instance-segmentation-security models, in the two contracts that share the name.
+"""Intel's instance-segmentation-security models, in the two output layouts that share the name.
 
-Knows their outputs and how images are fitted for them; knows nothing of files or of OpenVINO. Both take BGR 0..255,
-mean and scale inside, and give boxes [x0, y0, x1, y1] in pixels of the network's input, masks with sigmoid applied.
-Sizes, resizing and the numbering of classes are those of Open Model Zoo's model cards and accuracy-check files.
+Knows the outputs and how images are fitted into the input. Knows nothing of files or of OpenVINO. Both layouts take
+BGR 0..255; mean and scale are inside the graph. Boxes are [x0, y0, x1, y1] in pixels of the network's input, masks
+have the sigmoid applied. Sizes, resizing and class numbers follow Open Model Zoo's model cards and accuracy-check
+files.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ _OWN_OUTPUTS = ("labels", "boxes", "masks")
 
 
 def raw_masks(window_hw: tuple[int, int]) -> Mapping[str, ModelFormat]:
-    """The forms of RawMasks."""
+    """Return the forms of RawMasks. window_hw: height and width of the network's input, in pixels."""
     image = ImageInput("im_data", window_hw, "NCHW", "BGR", None, None, resizable=True)
     return {"converted": ModelFormat("converted", image, _RAW_OUTPUTS)}
 
 
 def own_masks(window_hw: tuple[int, int]) -> Mapping[str, ModelFormat]:
-    """The forms of OwnMasks."""
+    """Return the forms of OwnMasks. window_hw: height and width of the network's input, in pixels."""
     image = ImageInput("image", window_hw, "NCHW", "BGR", None, None, resizable=True)
     return {"converted": ModelFormat("converted", image, _OWN_OUTPUTS)}
 
 
 @dataclass(frozen=True)
 class RawMasks(box_masks.BoxMaskAdapter):
-    """The contract of 0033 and 0083: a mask of every class for every box; class 0 is background and filler."""
+    """The adapter of 0033 and 0083: each box has a mask of every class; class 0 is background and filler."""
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The image fitted and padded; im_info float32 (1, 3): height and width before padding, and the scale."""
+        """Return the fitted and padded image, and im_info.
+
+        im_info: float32 (1, 3), height and width before padding, in pixels, and the scale.
+        """
         size_hw = image_rgb.shape[0], image_rgb.shape[1]
         fitted = geometry.fitted(size_hw, form.window_hw)
         scale = min(form.window_hw[0] / size_hw[0], form.window_hw[1] / size_hw[1])
@@ -47,7 +51,7 @@ class RawMasks(box_masks.BoxMaskAdapter):
         return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "im_info": info}
 
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
-        """The rows of a class other than background.
+        """Return the rows of all classes but background.
 
         outputs: classes (n,), scores (n,), boxes (n, 4), raw_masks (n, k + 1, m, m) for k names in the label map.
         """
@@ -59,9 +63,7 @@ class RawMasks(box_masks.BoxMaskAdapter):
         }
         *arrays, masks = shaped(outputs, shapes, self.name)
         found = arrays[0] != 0
-        own = box_masks.masks_of_predicted_class(masks, arrays[0])[
-            found
-        ]  # Picked before the rows are: `masks` is large.
+        own = box_masks.masks_of_predicted_class(masks, arrays[0])[found]  # `masks` is large: pick the channels first.
         classes, scores, boxes = (array[found] for array in arrays)
         boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
         category = box_masks.category_ids(np.array(list(self.labels), np.int32), classes - 1)
@@ -70,21 +72,21 @@ class RawMasks(box_masks.BoxMaskAdapter):
 
 @dataclass(frozen=True)
 class OwnMasks(box_masks.BoxMaskAdapter):
-    """The contract of 0002, 0091, 0228, 1039 and 1040: one mask for each box, classes counted from 0 without
-    background, the score beside the box; filler has boxes of 0.
+    """The adapter of 0002, 0091, 0228, 1039 and 1040: each box has one mask and its score.
 
-    padded: images are fitted and padded, as 0002 and 0091 were measured; stretched otherwise.
+    Classes are counted from 0, without background. Filler rows have boxes of 0.
+    padded: images are fitted and padded, as in the accuracy checks of 0002 and 0091; images are stretched otherwise.
     """
 
     padded: bool = True
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The image at the network's size."""
+        """Return the image at the network's size."""
         into = geometry.fit_and_pad if self.padded else geometry.resize
         return {form.image.name: into(image_rgb, form.window_hw)[None]}
 
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
-        """The rows that are no filler.
+        """Return the rows that are not filler.
 
         outputs: labels (n,), boxes (n, 5) with the score last, masks (n, m, m).
         """
@@ -100,7 +102,7 @@ class OwnMasks(box_masks.BoxMaskAdapter):
 def _unfitted(
     boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], fitted_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Boxes in pixels of the resized image -> source pixels, each axis by its own scale, in float32."""
+    """Return boxes in source pixels, float32 (n, 4), from boxes in pixels of the resized image."""
     scale_xy = [fitted_hw[1] / size_hw[1], fitted_hw[0] / size_hw[0]]
     boxes: NDArray[np.float32] = np.divide(boxes_xyxy, np.array(scale_xy * 2, np.float32))
     return boxes

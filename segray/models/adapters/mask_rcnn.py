@@ -1,12 +1,12 @@
-"""TensorFlow's Mask R-CNN as the Model Optimizer converted it for Open Model Zoo, beside the form as exported.
+"""TensorFlow's Mask R-CNN as exported, and as the Model Optimizer converted it for Open Model Zoo.
 
-Knows the outputs reshape_do_2d and masks and the inputs image_tensor and image_info; knows nothing of files or of
-OpenVINO. Rows are [image_id, label, confidence, x0, y0, x1, y1], grouped by label, boxes normalised to the network's
-input; they end at the first image_id of -1, after which zeros follow that look like image 0. Masks have a channel for
-each of the classes 1..90, sigmoid applied.
+Knows the outputs reshape_do_2d and masks, and the inputs image_tensor and image_info. Knows nothing of files or of
+OpenVINO. Rows are [image_id, label, confidence, x0, y0, x1, y1], grouped by label. Boxes are normalised to the
+network's input. The rows end at the first image_id of -1; the zeros after that row look like rows of image 0.
+Masks have one channel for each class 1..90, with the sigmoid applied.
 
-Images are fitted into the network's input and padded at the right and bottom, as Open Model Zoo's accuracy checker
-does; its demo's stretching distorts them. image_info is the network's size, padding included.
+Images are fitted into the network's input and padded at the right and bottom. Open Model Zoo's accuracy checker does
+the same; its demo stretches images, which distorts them. image_info is the network's size, padding included.
 """
 
 from __future__ import annotations
@@ -33,19 +33,23 @@ FORMS: Mapping[str, ModelFormat] = {
 
 @dataclass(frozen=True)
 class MaskRcnn(tf_object_detection.DetectionApi):
-    """The contract in both forms; which one the outputs are in is told by their names."""
+    """The adapter of both forms; the names of the outputs tell the form."""
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Converted: the image fitted and padded, and image_info float32 (1, 3) of the network's h, w and 1."""
+        """Return the fitted and padded image, and image_info: float32 (1, 3), the network's height and width, and 1.
+
+        The original form has one input, the image.
+        """
         if form.name == "original":
             return super().prepare(form, image_rgb)
         info = np.array([[*form.window_hw, 1]], np.float32)
         return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "image_info": info}
 
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
-        """Converted: the rows before the end mark.
+        """Return the rows before the end mark.
 
-        outputs: reshape_do_2d (n, 7), masks (n, k, m, m), k the last class of the label map.
+        outputs: reshape_do_2d (n, 7), masks (n, k, m, m), k the last class of the label map. The original form has the
+        outputs of `tf_object_detection`.
         """
         if not any(name.removesuffix(":0") in _OUTPUTS for name in outputs):
             return super().rows(outputs, size_hw)
@@ -61,7 +65,10 @@ class MaskRcnn(tf_object_detection.DetectionApi):
 def _to_source(
     boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], window_hw: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Boxes over the padded window, 0..1 -> source pixels, undoing the fit of each axis exactly."""
+    """Return boxes in source pixels, float64 (n, 4), from boxes normalised to the padded input.
+
+    Each axis is scaled by its own rounded size, so that the fit is undone exactly.
+    """
     height, width = geometry.fitted(size_hw, window_hw)
     scale_xy = [window_hw[1] / (width / size_hw[1]), window_hw[0] / (height / size_hw[0])]
     boxes: NDArray[np.float64] = boxes_xyxy.astype(np.float64) * np.array(scale_xy * 2)

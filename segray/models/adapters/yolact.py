@@ -1,10 +1,10 @@
-"""YOLACT: per-prior class scores, boxes and mask coefficients, and the prototypes that the masks are made of.
+"""YOLACT: class scores, boxes and mask coefficients per prior, and the prototypes from which masks are combined.
 
 Knows the outputs of the repository's network (Bolya et al., "YOLACT: Real-time Instance Segmentation", ICCV 2019) and
-the two ways to read them; knows nothing of files or of OpenVINO. Shapes come from the arrays.
+the two ways to decode them. Knows nothing of files or of OpenVINO. Shapes come from the arrays.
 
-The default follows Open Model Zoo's accuracy checker, with which the model card's numbers were measured; nms="fast"
-follows the original repository.
+The default follows Open Model Zoo's accuracy checker, which measured the model card's numbers. nms="fast" follows the
+original repository.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ FORMS: Mapping[str, ModelFormat] = {
 
 @dataclass(frozen=True)
 class Yolact(ModelAdapter):
-    """The contract."""
+    """The adapter of YOLACT."""
 
     choices = frozenset({"nms"})
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The image, stretched to the network's square."""
+        """Return the image, stretched to the network's square input."""
         return {form.image.name: geometry.stretch(image_rgb, form.image.size_hw or _SIZE_HW)[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """Every detection the reference keeps, best first, an empty mask or box among them.
+        """Return every detection that the reference keeps, highest score first; empty masks and boxes stay.
 
-        outputs: conf (1, p, k + 1) softmax with background first, boxes (1, p, 4) x1, y1, x2, y2 over the image's
-        size, mask (1, p, c) coefficients, proto (1, s, s, c). All but nms="per_class" repair inverted boxes.
+        outputs: conf (1, p, k + 1), softmax with background first; boxes (1, p, 4), x1, y1, x2, y2 normalised to the
+        image's size; mask (1, p, c), coefficients; proto (1, h, w, c), prototypes.
+        nms="fast" and nms="cross_class" sort the edges of inverted boxes; nms="per_class" does not.
         """
         below = _below(options)
         raw, unreadable = _candidates(outputs, len(self.labels), self.name, below)
@@ -74,8 +75,10 @@ class Yolact(ModelAdapter):
 
 @dataclass(frozen=True)
 class _Raw:
-    """Of n candidates: scores (n, k) without background, boxes_xyxy (n, 4), coefficients (n, c); and the prototypes,
-    (rows, columns, c)."""
+    """Candidates of one image, n rows, and the prototypes.
+
+    scores: (n, k) without background. boxes_xyxy: (n, 4), normalised. coefficients: (n, c). prototypes: (h, w, c).
+    """
 
     scores: Floats
     boxes_xyxy: Floats
@@ -87,16 +90,16 @@ class _Raw:
 
 
 def _below(options: Options) -> np.float32:
-    """A score that no threshold lets through, nor any score under it.
+    """Return the largest score that every threshold rejects.
 
-    Suppression never looks down: leaving these out changes nothing that is kept.
+    NMS compares a box only with higher-scored ones, so dropping these rows first does not change the result.
     """
     least = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
     return np.float32(np.nextafter(least, np.float32(-1)))
 
 
 def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, below: np.float32) -> tuple[_Raw, int]:
-    """The priors with a class over the floor; and how many of those have a score or an edge that is not finite."""
+    """Return the priors with a class score over the floor, and how many have a non-finite score or edge."""
     from segray.masks import _kernels
 
     arrays = named(outputs, _OUTPUTS, where)
@@ -130,22 +133,22 @@ def _suppressed(raw: _Raw, options: Options, below: np.float32) -> Picked:
 
 
 def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
-    """Greedy suppression within each class of the scores over the floor; at most `most` a class."""
+    """Suppress greedily within each class, scores over `floor` only; keep at most `most` rows of a class."""
     from segray.masks import _kernels
 
     found = raw.scores.T
     labels, rows = np.nonzero(found > floor)
     scores = found[labels, rows]
-    order = np.lexsort((-rows, -scores, labels))  # Of equal scores the later one first, as in _descending.
+    order = np.lexsort((-rows, -scores, labels))  # Ties as in _descending.
     rows, labels, scores = rows[order], labels[order], scores[order]
     kept = _kernels.greedy(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
     return rows[kept], labels[kept], scores[kept]
 
 
 def _fast(raw: _Raw, below: np.float32) -> Picked:
-    """Fast NMS within each class.
+    """Suppress by fast NMS within each class.
 
-    There is no floor within a class but the thresholds: low scores fill up the list, as in the original.
+    A class has no floor but the thresholds: low scores fill the list, as in the original.
     """
     kept = [_clear(raw, scores, below) for scores in raw.scores.T]
     rows = np.concatenate([np.zeros(0, np.intp), *kept])
@@ -154,14 +157,14 @@ def _fast(raw: _Raw, below: np.float32) -> Picked:
 
 
 def _cross_class(raw: _Raw, below: np.float32) -> Picked:
-    """Fast NMS over all classes at once, each prior as its best class alone."""
+    """Suppress by fast NMS across all classes; each prior counts as its best class only."""
     rows = _clear(raw, raw.scores.max(axis=1, initial=0), below)
     label = raw.scores[rows].argmax(axis=1)
     return rows, label, raw.scores[rows, label]
 
 
 def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
-    """Of the best priors by these scores, those that overlap none above them, whether that one is kept or not."""
+    """Return the best priors by these scores that overlap no higher-scored prior, kept or not."""
     rows = _descending(scores)[:FAST_NMS_TOP]
     rows = rows[scores[rows] > below]
     boxes = raw.boxes_xyxy[rows]
@@ -171,7 +174,10 @@ def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
-    """Boxes (..., 4) xyxy, broadcast -> (...); 0 where both are empty. Inverted boxes keep their signed areas."""
+    """Return the IoU of boxes (..., 4) xyxy, broadcast to (...); 0 where both boxes are empty.
+
+    Inverted boxes keep their signed areas.
+    """
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     shared = sides.clip(0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
@@ -180,7 +186,7 @@ def _iou(a: Floats, b: Floats) -> Floats:
 
 
 def _descending(scores: Floats) -> NDArray[np.intp]:
-    """Best first; of equal scores the later one first, as reversing a sort gives."""
+    """Return the indices by falling score; of equal scores the later comes first, as in a reversed sort."""
     return np.argsort(scores, kind="stable")[::-1]
 
 
@@ -188,23 +194,28 @@ def _descending(scores: Floats) -> NDArray[np.intp]:
 
 
 def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw: tuple[int, int]) -> tuple[str, ...]:
-    """Sigmoid of prototypes @ coefficients, cut to the box, resized to the image, over 0.5.
+    """Return the RLE counts of all masks, thresholded at 0.5 after resizing to the image.
 
-    The cut leaves one pixel of the prototypes' own around the box, so a mask may reach a little beyond its box.
+    A mask is the sigmoid of prototypes @ coefficients, cut to the box. The cut keeps one prototype pixel around the
+    box, so a mask may reach slightly beyond its box.
+    coefficients: (n, c). prototypes: (h, w, c). boxes_xyxy: (n, 4), normalised. size_hw: the image's, in pixels.
     """
     height, width, _ = prototypes.shape
     left, right = _cut(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
     top, bottom = _cut(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
     cuts = np.stack([left, top, right, bottom], axis=1)
     with np.errstate(all="ignore"):
-        logits = prototypes @ coefficients.T  # Operands as in the references: another order, other last bits.
-    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # Whose sigmoid is 0.
+        logits = prototypes @ coefficients.T  # The operand order of the references decides the last bits.
+    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
     rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
     return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
 def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The prototype pixels j with low * side - 1 <= j < high * side + 1, as start and stop; stop >= start."""
+    """Return start and stop of the prototype pixels of a box with one pixel around; stop >= start.
+
+    A pixel j is inside where low * side - 1 <= j < high * side + 1.
+    """
     start = np.ceil(np.clip(low * side - 1, 0, side)).astype(np.intp)
     stop = np.ceil(np.clip(high * side + 1, 0, side)).astype(np.intp)
     return start, np.maximum(start, stop)
