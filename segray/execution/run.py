@@ -234,7 +234,7 @@ def listing(
     """Return the listing of the source as plan.build does, and the prefix of the source's keys.
 
     committed: images of the label set; None where there is none.
-    keep_index: whether to keep the shard index in the label set.
+    keep_index: whether to write new shard indexes into the label set.
     """
     part = base_prefix.of(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
