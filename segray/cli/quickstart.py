@@ -58,7 +58,7 @@ def quickstart(folder: Path, count: int, listener: ProgressListener, start_worke
     Args:
         folder: folder of everything that is written.
         count: number of scenes.
-        listener: hears the progress.
+        listener: receives the progress.
         start_workers: starts the workers of a run.
     """
     listener.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")

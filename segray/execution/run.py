@@ -91,11 +91,11 @@ def label(
     dry_run: bool = False,
     retry_s: float = Policy.retry_s,
 ) -> Summary:
-    """Label the images that have no label yet, and commit their rows.
+    """Label the images that have no row yet, and commit their rows.
 
     Args:
         config: the configuration.
-        listener: hears the progress.
+        listener: receives the progress.
         start_workers: starts the workers of a run.
         limit: largest number of images, the first by key; then nothing is retired. None for all.
         dry_run: whether to count only, and write nothing.

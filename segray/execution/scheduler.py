@@ -183,7 +183,7 @@ class Scheduler:
         self._policy, self._names = policy, names or DisplayNames()
         self._waiting = deque(tasks)
         self._suspects: deque[Task] = deque()
-        self._retries: list[tuple[float, int, Task]] = []  # a heap by the time before which the task waits
+        self._retries: list[tuple[float, int, Task]] = []  # a heap by the earliest time of the next try
         self._retries_made = 0
         self._withheld = {at: _Withheld(-math.inf) for at in withheld_before}
         self._left_over: dict[tuple[int, int], str] = {}

@@ -93,7 +93,7 @@ class HeartbeatWriter(ProgressListener):
             store.put(uri_of(vitals.run), (json.dumps(told) + "\n").encode())
             if self._live is not None:
                 store.put(vitals.run.page, self._live(told).encode())
-        except Exception as exc:  # The run goes on without a heartbeat, but not in silence.
+        except Exception as exc:  # The run goes on without a heartbeat, and a note says so.
             self.missed += 1
             if not failing:
                 why = f"{exc.what} ({exc.found or exc.where})" if isinstance(exc, SegrayError) else repr(exc)
