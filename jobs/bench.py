@@ -1,4 +1,4 @@
-"""`python jobs/bench.py [options]`: `segray bench` as a script, or as the entry point of a Ray job."""
+"""`segray bench` as a script or as the entry point of a Ray job: `python jobs/bench.py [options]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python jobs/label.py CONFIG [--set key=value]...`: `segray label` as the entry point of a Ray job."""
+"""`segray label` as the entry point of a Ray job: `python jobs/label.py CONFIG [--set key=value]...`."""
 
 import sys
 

@@ -1,8 +1,10 @@
-"""`python jobs/rayjob.py TEMPLATE NAME`: one tick of a Kubernetes schedule. Starts the RayJob NAME as the suspended
-RayJob TEMPLATE says, unless it is still running; waits until it has ended; 0 if it is complete, 3 if not.
+"""One tick of a Kubernetes schedule: `python jobs/rayjob.py TEMPLATE NAME`.
 
-Knows Kubernetes' API as a pod sees it; knows nothing of what the job does. Safe to run twice at a time: the name is the
-lock, so both wait for one job. Whatever happens to this process, the job goes on.
+Starts the RayJob NAME from the suspended RayJob TEMPLATE, unless NAME still runs. Waits until the job has ended. Exits
+with 0 if the job is complete, 3 if not.
+
+Knows Kubernetes' API as a pod sees it. Knows nothing of what the job does. Two processes may run at a time: the name is
+the lock, so both wait for one job. The job goes on whatever happens to this process.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ Ask = Callable[[str, str, Mapping[str, Any] | None], Any]
 
 
 def api(environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> Ask:
-    """Ask the cluster's API about RayJobs of this pod's namespace: method, name, body -> answer, None for a 404."""
+    """Return a function that asks the cluster's API about RayJobs in this pod's namespace.
+
+    The function takes method, name and body, and returns the answer, None for a 404.
+    """
     host, port = environ["KUBERNETES_SERVICE_HOST"], environ["KUBERNETES_SERVICE_PORT"]
     scheme = environ.get("KUBERNETES_SERVICE_SCHEME", "https")
     namespace = (account / "namespace").read_text().strip()
@@ -36,7 +41,7 @@ def api(environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> Ask
 
     def ask(method: str, name: str, body: Mapping[str, Any] | None) -> Any:
         request = urllib.request.Request(f"{base}/{name}".rstrip("/"), method=method)
-        # Read each time: Kubernetes renews it.
+        # Read for each request, since Kubernetes renews the token.
         request.add_header("Authorization", f"Bearer {(account / 'token').read_text().strip()}")
         request.add_header("Content-Type", "application/json")
         data = None if body is None else json.dumps(body).encode()
@@ -52,12 +57,21 @@ def api(environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> Ask
 
 
 def start(ask: Ask, template: str, name: str, poll_s: float = POLL_S) -> bool:
-    """Make the job unless one of its name has not ended; an ended one is removed first. Whether it was made."""
+    """Make the job unless a job of its name still runs; return whether the job was made.
+
+    A job of the same name that has ended is removed first.
+
+    Args:
+        ask: asks the API; see api().
+        template: name of the suspended RayJob whose spec is used.
+        name: name of the job.
+        poll_s: seconds between two looks at a job that is being removed.
+    """
     found = ask("GET", name, None)
     if found is not None and _state(found) not in ENDED:
         return False
     if found is not None:
-        # Of this very job: another may have been made under the name meanwhile.
+        # The uid: another job may have been made under the name meanwhile.
         ask("DELETE", name, {"preconditions": {"uid": found["metadata"]["uid"]}, "propagationPolicy": "Foreground"})
         while (left := ask("GET", name, None)) is not None and left["metadata"]["uid"] == found["metadata"]["uid"]:
             time.sleep(poll_s)
@@ -81,7 +95,14 @@ def start(ask: Ask, template: str, name: str, poll_s: float = POLL_S) -> bool:
 
 
 def wait(ask: Ask, name: str, poll_s: float = POLL_S, silent_s: float = _SILENT_S) -> int:
-    """Until the job has ended: its exit code. An API that is away for a while is waited for."""
+    """Wait until the job has ended, and return its exit code: 0 if it succeeded, else 3.
+
+    Args:
+        ask: asks the API; see api().
+        name: name of the job.
+        poll_s: seconds between two looks.
+        silent_s: longest time in seconds without an answer of the API.
+    """
     told, heard_s = "", time.monotonic()
     while True:
         try:
@@ -111,7 +132,7 @@ def _state(job: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Start and wait; see above."""
+    """Start the job and wait for its end; return the exit code."""
     template, name = sys.argv[1:]
     ask = api()
     print(f"{name} is started" if start(ask, template, name) else f"{name} still runs: waiting for it", flush=True)

@@ -1,13 +1,13 @@
-"""Label whole image datasets with instance masks: OpenVINO models in Ray actors, Parquet masks out.
+"""Instance masks for whole image datasets: OpenVINO models in Ray actors, Parquet tables as the result.
 
-Each public name is imported when it is first asked for: `import segray` itself loads no library.
+Each public name is imported on first use. `import segray` itself loads no library.
 """
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # As in typing, which takes its time to be imported.
+TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
     from typing import Any
 
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
 
-# Where public names live, and modules that are there without being imported by name.
+# The modules of the public names. The modules below are attributes of segray without an import by name.
 _HOMES = {
     "Instances": "segray.instances",
     "decode": "segray.models.registry",

@@ -1,8 +1,8 @@
 """Everything private that segray takes from its libraries and from CPython, in one place.
 
-Knows names that a library promises to nobody, and nothing of why they are needed. Each function does one thing, and
-its docstring says what has no public way. tests/test_compat.py tries each on the installed library. A module that calls
-a function here has loaded the library already; importing this one loads none.
+Knows names that a library promises to nobody. Knows nothing of why segray needs them. Each function does one thing, and
+its docstring says what has no public way. tests/test_compat.py tries each function on the installed library. A module
+that calls a function here has loaded the library already. Importing this module loads none.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def call_before_threads_end(function: Callable[[], None]) -> None:
-    """Call a function when the interpreter ends, before it shuts down thread pools.
+    """Call a function when the interpreter ends, before CPython shuts down thread pools.
 
-    atexit calls its functions after that. CPython offers no public way to come earlier.
+    atexit calls its functions after the shutdown. CPython has no public way to come earlier.
     """
     threading._register_atexit(function)  # type: ignore[attr-defined]
 
@@ -32,24 +32,24 @@ def call_before_threads_end(function: Callable[[], None]) -> None:
 def forget_members(archive: TarFile) -> None:
     """Let an open archive forget the members that it has read.
 
-    tarfile keeps all of them, with no public way to prevent that: a large archive would fill the memory.
+    tarfile keeps all members and has no public way to prevent that. A large archive would fill the memory.
     """
     archive.members = []  # type: ignore[attr-defined]
 
 
 def next_header(archive: TarFile) -> int:
-    """Return the byte at which tarfile looks for the next header.
+    """Return the byte offset at which tarfile looks for the next header.
 
-    tarfile takes a header that it cannot read for the end of the archive, and no public name tells where that was.
+    tarfile takes an unreadable header for the end of the archive. No public name gives the header's offset.
     """
     return archive.offset
 
 
 # ---- Ray ------------------------------------------------------------------------------------------
 
-# In the command line of the process that is a cluster's head. Ray names its processes in no public place.
+# A part of the command line of a cluster's head process. Ray does not document the names of its processes.
 RAY_HEAD = "gcs_server"
-# Loggers of Ray's job client. Ray documents one logger, "ray", which would silence errors too.
+# Loggers of Ray's job client. Ray documents only the logger "ray", and quieting that one hides errors too.
 RAY_JOB_CLIENT_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -58,9 +58,9 @@ RAY_JOB_CLIENT_LOGGERS = (
 
 
 def leave_ray_processes() -> None:
-    """Let ray.shutdown() end none of the processes that ray.init() has started here.
+    """Keep ray.shutdown() from ending the processes that ray.init() has started here.
 
-    ray.shutdown() waits for each of them to obey SIGTERM, and has no option against that.
+    ray.shutdown() waits for each process to obey SIGTERM, and has no option against the wait.
     """
     import ray._private.worker
 
@@ -70,9 +70,9 @@ def leave_ray_processes() -> None:
 
 
 def ray_draining_nodes() -> dict[str, int]:
-    """Return the ids of the nodes that are being drained, with their deadlines in ms since 1970, 0 for none.
+    """Return the ids of nodes that are being drained, with their deadlines in ms since 1970, 0 for none.
 
-    ray.nodes() does not tell it, and the state API needs the dashboard.
+    ray.nodes() does not say which nodes are drained. The state API needs the dashboard.
     """
     import ray._private.state
 
@@ -80,9 +80,9 @@ def ray_draining_nodes() -> dict[str, int]:
 
 
 def start_no_spare_ray_workers() -> None:
-    """Let the node that ray.init() starts end at once each process that it started ahead and nobody needs.
+    """Let the node that ray.init() starts end each unused process that it started ahead, at once.
 
-    No argument of ray.init() does it: `_system_config` is private too. A value that is in the environment stays.
+    No argument of ray.init() does the same: `_system_config` is private too. A value that is in the environment stays.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", "0")
 
@@ -90,14 +90,14 @@ def start_no_spare_ray_workers() -> None:
 def is_node_death(error: Exception) -> bool:
     """Return whether an ActorDiedError says that the actor died with its node.
 
-    ActorDiedError is Ray's class for all deaths. Its attributes tell a failed constructor and a preempted node, and the
-    text alone tells a node that died otherwise.
+    ActorDiedError is Ray's class for all deaths. Its attributes name only a failed constructor and a preempted node.
+    Every other death of a node shows in the text alone.
     """
     return "its node has died" in str(error)
 
 
 def missing_modules(error: Exception) -> list[str]:
-    """Return the modules that a node lacks, of an ActorDiedError whose actor_init_failed is true.
+    """Return the names of modules that a node lacks, from an ActorDiedError whose actor_init_failed is true.
 
     Ray carries the ModuleNotFoundError of the node as text.
     """
@@ -108,35 +108,36 @@ def missing_modules(error: Exception) -> list[str]:
 
 
 async def s3_client(filesystem: Any) -> Any:
-    """Return the aiobotocore client of an s3fs file system, connected, to be used on the file system's loop.
+    """Return the connected aiobotocore client of an s3fs file system, for use on the file system's loop.
 
-    s3fs documents `set_session` for what is to be closed later. That it is the client, which can send every request,
-    and that it is made anew when it has been closed, is said nowhere.
+    s3fs documents `set_session` only for closing the session later. s3fs does not document that the result is the
+    client, which can send every request. Nor does s3fs document that a closed client is made again.
     """
     return await filesystem.set_session()
 
 
 def path_in(filesystem: Any, uri: str) -> str:
-    """Return what an fsspec file system calls the object at this URI.
+    """Return the path by which an fsspec file system names the object at a URI.
 
-    fsspec's public functions that tell it (url_to_fs, get_fs_token_paths) also make or find a file system.
+    fsspec's public functions for that (url_to_fs, get_fs_token_paths) also make or find a file system.
     """
     return str(filesystem._strip_protocol(uri))
 
 
 def load_session(session: Any) -> None:
-    """Make those parts of a botocore session that it makes when they are first asked for.
+    """Make the parts of a botocore session that botocore makes on first use.
 
-    Threads may not ask first at the same time. botocore publishes neither the names of the parts nor a way to make all.
+    Two threads may not be the first to use a part at the same time. botocore publishes neither the names of the parts
+    nor a way to make all.
     """
     for name in ("config_store", "credential_provider"):
         session.get_component(name)
 
 
 def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
-    """Let the module pyarrow.fs not wait for the threads of its S3 client when the interpreter ends.
+    """Keep pyarrow.fs from waiting for the threads of its S3 client when the interpreter ends.
 
-    pyarrow registers the wait with atexit when it is imported, and has no setting against it.
+    pyarrow registers the wait with atexit on import, and has no setting against the wait.
     """
     atexit.unregister(arrow_fs.ensure_s3_finalized)
 
@@ -147,7 +148,7 @@ def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
 def is_panic(error: BaseException) -> bool:
     """Return whether an error is a panic of native code, such as deltalake's.
 
-    pyo3 makes the class of such errors in each library anew; none of them can be imported.
+    pyo3 makes a new class of these errors in each library. None of the classes can be imported.
     """
     return type(error).__name__ == "PanicException"
 
@@ -156,9 +157,9 @@ def is_panic(error: BaseException) -> bool:
 
 
 def usage_message(error: BaseException) -> str | None:
-    """Return what Typer would print of wrong usage, None for any other error.
+    """Return Typer's message for a usage error, None for any other error.
 
-    Typer exports no base class of these errors: it is click's, of which newer versions carry a copy of their own.
+    Typer exports no base class of its usage errors. The base class is click's, and newer versions carry their own copy.
     """
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return str(error.format_message())

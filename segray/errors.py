@@ -1,26 +1,32 @@
-"""Every error segray raises, and what each one says about the world.
+"""Every error that segray raises, and the exit code of each.
 
     SegrayError
-    ├── UserError            usage or configuration: nothing was done            exit 2
-    │   ├── ConfigError      a key or value in the configuration
-    │   ├── ModelError       model files: missing, unreadable, wrong contract
-    │   ├── SourceError      the dataset: empty, unreadable listing or manifest
-    │   ├── AccessError      credentials, permissions, missing bucket
-    │   └── LabelSetError    the output root: belongs to another model, not ours
-    ├── ImageError           this image is at fault: it becomes a `failed` row
-    ├── InfrastructureError           throttling, network, disk, lost nodes: retried       exit 3
-    │   ├── LastingError     a full disk, expired credentials: waiting does not help
-    │   └── ConflictError    another run committed this batch first: plan again
-    └── Interrupted          asked to stop: resume with the same command          exit 130
+    ├── UserError              usage or configuration: nothing was done             exit 2
+    │   ├── ConfigError        a key or value in the configuration
+    │   ├── ModelError         model files: missing, unreadable, wrong contract
+    │   ├── SourceError        the dataset: empty, unreadable listing or manifest
+    │   ├── AccessError        credentials, permissions, missing bucket
+    │   └── LabelSetError      the output root: of another model, or no label set
+    ├── ImageError             this image is at fault: the image becomes a `failed` row
+    ├── InfrastructureError    throttling, network, disk, lost nodes: retried       exit 3
+    │   ├── LastingError       a full disk, expired credentials: waiting does not help
+    │   └── ConflictError      another run committed this batch first: plan again
+    └── Interrupted            asked to stop: resume with the same command          exit 130
 
-A message says what, where, what was found, and what to do.
+A message has four parts: what went wrong, where, what was found there, and a hint.
 """
 
 from __future__ import annotations
 
 
 class SegrayError(Exception):
-    """What went wrong, where, what was found there, and what to do about it."""
+    """An error in four parts, of which a message shows those that are set.
+
+    what: what went wrong.
+    where: the place: a key, file, URI or machine.
+    found: the value or state that was found there.
+    hint: an action that helps.
+    """
 
     exit_code = 1
 
@@ -45,17 +51,17 @@ def _rebuild(kind: type[SegrayError], what: str, where: str, found: str, hint: s
 
 
 class UserError(SegrayError):
-    """Usage or configuration; nothing was labelled."""
+    """A fault of usage or configuration. Nothing was labelled."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A configuration key or value."""
+    """A wrong configuration key or value."""
 
 
 class ModelError(UserError):
-    """Model files that are missing, unreadable or fulfil another contract."""
+    """Model files that are missing or unreadable, or that fulfil another contract."""
 
 
 class SourceError(UserError):
@@ -63,15 +69,18 @@ class SourceError(UserError):
 
 
 class AccessError(UserError):
-    """Storage refused us: credentials, permissions, or no such bucket."""
+    """A refusal by storage: credentials, permissions, or no such bucket."""
 
 
 class LabelSetError(UserError):
-    """An output root that belongs to another model or is not a label set."""
+    """An output root that belongs to another model, or is not a label set."""
 
 
 class ImageError(SegrayError):
-    """This image is at fault; the run goes on. `stage` is where: read, decode, infer or postprocess."""
+    """A fault of one image. The run goes on.
+
+    stage: the stage that failed: read, decode, infer or postprocess.
+    """
 
     def __init__(self, what: str, *, stage: str = "decode", where: str = "", found: str = "", hint: str = "") -> None:
         super().__init__(what, where=where, found=found, hint=hint)
@@ -86,20 +95,23 @@ def _rebuild_image(what: str, stage: str, where: str, found: str, hint: str) -> 
 
 
 class InfrastructureError(SegrayError):
-    """Not the image's fault: throttling, network, disk, a lost node. Retried, then the run stops."""
+    """A fault that no image causes: throttling, network, disk, a lost node.
+
+    segray retries the work, then stops the run.
+    """
 
     exit_code = 3
 
 
 class LastingError(InfrastructureError):
-    """A fault that waiting does not mend: a full disk, expired credentials."""
+    """A fault that waiting does not repair: a full disk, expired credentials."""
 
 
 class ConflictError(InfrastructureError):
-    """Another run committed this batch first."""
+    """A lost race: another run committed this batch first."""
 
 
 class Interrupted(SegrayError):
-    """The run was asked to stop. What is committed stays; the same command resumes."""
+    """A request to stop the run. Committed images stay; the same command resumes."""
 
     exit_code = 130

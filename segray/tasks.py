@@ -1,6 +1,6 @@
-"""Work as it travels between driver and workers: tasks, reports, progress. Frozen values.
+"""Work as it travels between driver and workers: tasks, reports, progress. All values are frozen.
 
-Knows what is asked and answered; knows nothing of how either travels.
+Knows what is asked and what is answered. Knows nothing of how either travels.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Images of a unit that one worker labels: start..stop-1, for the `attempt`th time.
+    """Images of a unit that one worker labels.
 
-    only: the images to label, ascending; empty for all of start..stop-1.
+    unit: number of the unit in the plan.
+    start, stop: half-open range of image positions in the unit.
+    attempt: number of the try, 1 for the first.
+    only: positions of the images to label, ascending; empty for all of start..stop-1.
     """
 
     unit: int
@@ -24,17 +27,20 @@ class Task:
 
     @classmethod
     def of(cls, unit: int, indices: Sequence[int], attempt: int = 1) -> Task:
-        """Return the task of these images, ascending and at least one."""
+        """Return the task of these images.
+
+        indices: positions in the unit, ascending, at least one.
+        """
         start, stop = indices[0], indices[-1] + 1
         return cls(unit, start, stop, attempt, () if stop - start == len(indices) else tuple(indices))
 
     @property
     def indices(self) -> Sequence[int]:
-        """The images' positions in the unit, ascending."""
+        """Return the images' positions in the unit, ascending."""
         return self.only or range(self.start, self.stop)
 
     def runs(self) -> list[Task]:
-        """Split into tasks of neighbouring images, in order."""
+        """Split the task into tasks of neighbouring images, in order."""
         cuts = [0, *(at for at in range(1, len(self)) if self.indices[at] != self.indices[at - 1] + 1), len(self)]
         return [Task.of(self.unit, self.indices[a:b], self.attempt) for a, b in zip(cuts, cuts[1:], strict=False)]
 
@@ -44,11 +50,16 @@ class Task:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """Describe one staged file: neighbouring images of a task, all of which have a row in it.
+    """A report of one staged file: neighbouring images of a task, each with a row in the file.
 
-    staged: name of the file below the run's staged folder. seconds: wall seconds by stage name, summed over threads.
-    cpu_seconds: likewise what the threads computed; "infer" is all else that the process did meanwhile, so it is right
-    in a sum over reports only. dropped: masks that came out empty, and rows cut for other reasons, by reason.
+    staged: name of the file below the run's staged folder.
+    ok, empty, failed: images by status.
+    instances: rows of instances in the file.
+    bytes_read: bytes of image files.
+    seconds: wall seconds by stage name, summed over threads.
+    cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also holds all that the rest of the process
+        computed meanwhile, so only a sum over reports is right.
+    dropped: dropped rows by reason, such as an empty mask.
     """
 
     task: Task
@@ -64,12 +75,17 @@ class UnitReport:
 
     @property
     def images(self) -> int:
+        """Return the number of images in the file."""
         return self.ok + self.empty + self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class WithheldImage:
-    """An image that storage did not give, though it may exist: its position in the unit, and the error."""
+    """An image that storage did not give, though the image may exist.
+
+    index: position in the unit.
+    reason: the error.
+    """
 
     index: int
     reason: str
@@ -77,9 +93,11 @@ class WithheldImage:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What became of a task: each of its images is in exactly one of staged, withheld and untried.
+    """The result of a task. Each image of the task is in exactly one of staged, withheld and untried.
 
-    untried: positions of images that were not read, because storage withheld all that were tried before them.
+    staged: reports of the staged files, in order.
+    withheld: images that storage did not give.
+    untried: positions of images that were not read, because storage withheld all images tried before them.
     """
 
     task: Task
@@ -90,9 +108,11 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """An image that a worker is at. seconds: since the stage began.
+    """An image in flight on a worker.
 
-    Stages: read, decode, wait (for a free inference request), infer, postprocess.
+    unit, index: the image.
+    stage: read, decode, wait (for a free inference request), infer or postprocess.
+    seconds: seconds since the stage began.
     """
 
     unit: int
@@ -103,9 +123,12 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Progress:
-    """Images that a worker finished so far, and those in flight.
+    """The images that a worker has finished so far, and those in flight.
 
-    rss_bytes: memory that its process holds. max_rss_bytes: a worker that holds more is replaced; None for no limit.
+    finished: number of finished images since the worker's start.
+    in_flight: images in flight.
+    rss_bytes: resident memory of the worker's process.
+    max_rss_bytes: a worker that holds more is replaced; None for no limit.
     """
 
     finished: int
@@ -115,4 +138,5 @@ class Progress:
 
     @property
     def over_memory_limit(self) -> bool:
+        """Return whether the worker holds more memory than it may."""
         return self.max_rss_bytes is not None and self.rss_bytes > self.max_rss_bytes

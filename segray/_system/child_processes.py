@@ -1,7 +1,7 @@
-"""Nothing that a command or a call starts outlives it, not even what its children started and left.
+"""Child processes: nothing that a command or a call starts outlives it, descendants included.
 
-Knows Linux's process tree and the environments of processes; knows nothing of who starts what.
-On systems without /proc nothing is adopted or ended.
+Knows Linux's process tree and the environments of processes. Knows nothing of who starts what. On systems without /proc
+no process is adopted or ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PROC = Path("/proc")
 
 
 def adopt() -> frozenset[int]:
-    """From now on, processes below this one whose parents die become its own children; those it has already.
+    """Make this process the parent of descendants whose parents die; return the ids of its present children.
 
     Source: prctl(2), PR_SET_CHILD_SUBREAPER.
     """
@@ -28,7 +28,10 @@ def adopt() -> frozenset[int]:
 
 
 def end(spared: frozenset[int]) -> None:
-    """Kill every child of this process but these, and what they leave behind."""
+    """Kill every child of this process and all that they leave behind.
+
+    spared: ids of children that stay alive.
+    """
     while found := _children() - spared:
         for pid in found:
             with suppress(ProcessLookupError):
@@ -38,10 +41,12 @@ def end(spared: frozenset[int]) -> None:
 
 
 def end_marked(name: str, value: str) -> None:
-    """Kill every process that was started with this environment variable, and all below it.
+    """Kill every process that was started with an environment variable, and all its descendants.
 
-    A program that changes its title may write over its environment; it is found by its parent, which is stopped first,
-    so that it can start no other meanwhile.
+    A program that changes its title may overwrite its environment, so its parent leads to it. SIGSTOP first keeps a
+    parent from starting further children.
+
+    name, value: the environment variable.
     """
     mark, doomed = f"{name}={value}".encode(), set[int]()
     while found := (_marked(mark) | _below(doomed)) - doomed:
@@ -60,7 +65,11 @@ def _send(pids: Iterable[int], number: int) -> None:
 
 
 def runs_marked(name: str, value: str, program: str) -> bool:
-    """Whether a process runs that was started with this environment variable and has this in its command line."""
+    """Return whether a process runs that was started with an environment variable and runs a program.
+
+    name, value: the environment variable.
+    program: a part of the process's command line.
+    """
     for pid in _marked(f"{name}={value}".encode()):
         with suppress(OSError):
             if program.encode() in (_PROC / str(pid) / "cmdline").read_bytes():
@@ -71,7 +80,7 @@ def runs_marked(name: str, value: str, program: str) -> bool:
 def _marked(mark: bytes) -> set[int]:
     found = set()
     for path in _PROC.glob("[0-9]*/environ"):
-        with suppress(OSError):  # It has ended, or is another user's.
+        with suppress(OSError):  # The process has ended, or belongs to another user.
             if mark in path.read_bytes().split(b"\0"):
                 found.add(int(path.parent.name))
     return found
@@ -82,7 +91,7 @@ def _children() -> set[int]:
 
 
 def _below(parents: Collection[int]) -> set[int]:
-    """The processes whose parents these are."""
+    """Return the ids of processes whose parents are among `parents`."""
     found = set()
     for path in _PROC.glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):

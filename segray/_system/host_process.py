@@ -1,6 +1,7 @@
-"""The process that segray runs in, which may be somebody else's: what a library changes in it is put back.
+"""The process that segray runs in, which a user's program may own: changes by libraries are undone.
 
-Knows environment, warnings filters, hooks and loggers; knows nothing of who labels or reads. Signals: signals.py.
+Knows environment variables, warnings filters, hooks and loggers. Knows nothing of who labels or reads. signals.py does
+the same for signals.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-# What importing OpenCV and Ray, and starting Ray, write there.
+# Variables that the import of OpenCV or Ray, or the start of Ray, writes.
 _VARIABLES = (
     "LD_LIBRARY_PATH",
     "PYTHONBREAKPOINT",
@@ -28,16 +29,16 @@ _turn = threading.RLock()
 
 
 def silence_videos() -> None:
-    """Keep FFmpeg from telling of broken videos on stderr, from the first video on: their rows tell of them.
+    """Keep FFmpeg from writing about broken videos to stderr. The rows of their frames name the error.
 
-    It changes the environment for good, so only commands and workers call it, whose process is their own.
+    The change of the environment lasts. Only commands and workers, which own their process, call this function.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @contextmanager
 def environment(names: Sequence[str]) -> Iterator[None]:
-    """Put these environment variables back after the block."""
+    """Restore these environment variables after the block."""
     before = {name: os.environ.get(name) for name in names}
     try:
         yield
@@ -51,9 +52,9 @@ def environment(names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Put back after the block what importing or starting a library in it may change.
+    """Restore after the block what importing or starting a library in the block may change.
 
-    Threads take turns: otherwise one would take for its own what another is about to undo.
+    Threads take turns. Otherwise a thread would take a value for the original that another thread is about to undo.
     """
     with _turn:
         hook = sys.excepthook
@@ -66,7 +67,7 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def without(module: str) -> Iterator[None]:
-    """Let imports in the block find no such module, unless it is loaded already."""
+    """Let imports of a module fail in the block, unless the module is loaded already."""
     if module in sys.modules:
         yield
         return
@@ -79,7 +80,10 @@ def without(module: str) -> Iterator[None]:
 
 @contextmanager
 def at_work(logger: str, level: int) -> Iterator[None]:
-    """Set a logger's level for the block; put back after it what a running library needs in the process until then."""
+    """Set a logger's level for the block, and restore after the block what a running library changes.
+
+    Restored are the level, faulthandler, and the limit of open files.
+    """
     log = logging.getLogger(logger)
     before, traced, files = log.level, faulthandler.is_enabled(), resource.getrlimit(resource.RLIMIT_NOFILE)
     log.setLevel(level)

@@ -1,6 +1,6 @@
-"""Measure the memory of this process, kill the process above a limit, and share a budget of bytes between threads.
+"""The memory of this process: measures, a limit that kills, and a budget of bytes that threads share.
 
-Knows /proc and malloc; knows nothing of why memory is used. Without /proc nothing is measured and nothing is killed.
+Knows /proc and malloc. Knows nothing of why memory is used. Without /proc nothing is measured and nothing is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MMAP_THRESHOLD = -3  # malloc.h's M_MMAP_THRESHOLD
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process; 0 where it cannot be told."""
+    """Return the resident memory of this process in bytes; 0 where it is unknown."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except FileNotFoundError:
@@ -29,16 +29,20 @@ def rss_bytes() -> int:
 
 
 def peak_bytes(pid: int | str = "self") -> int:
-    """Most resident memory that a process has held so far; 0 if the kernel does not say. FileNotFoundError without it.
+    """Return the most resident memory in bytes that a process has held so far; 0 where it is unknown.
 
-    Not getrusage: a child inherits its parent's peak there.
+    getrusage is no substitute: there a child inherits its parent's peak. Raises FileNotFoundError when the process is
+    gone.
     """
     status = (Path("/proc") / str(pid) / "status").read_text()
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that this process may use: the machine's, or less in a container (cgroup v2 or v1); 0 if unknown."""
+    """Return the memory in bytes that this process may use; 0 where it is unknown.
+
+    The memory is the machine's, or less in a container (cgroup v2 or v1).
+    """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if _STATM.exists() else []
     for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
         if path.is_file() and (said := path.read_text().strip()).isdigit():
@@ -47,10 +51,10 @@ def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def release_freed_memory() -> None:
-    """Let this process and its children give back to the system what they free. Call it before Arrow is loaded.
+    """Let this process and its children return freed memory to the system. Call it before Arrow is loaded.
 
-    Arrow's own allocator keeps what its threads free: about 100 MB after a few scans of a label set. glibc's malloc
-    does the same with each block that is not mapped alone. Another malloc stays as it is.
+    Arrow's own allocator keeps freed memory: about 100 MB after a few scans of a label set. glibc's malloc does the
+    same with each block that is not mapped alone. Another malloc stays as it is.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
@@ -58,10 +62,10 @@ def release_freed_memory() -> None:
 
 
 def kill_above(most_bytes: float) -> None:
-    """Kill this process as soon as it holds more. SIGKILL: nothing in the process may need memory to end.
+    """Kill this process as soon as it holds more than `most_bytes`.
 
-    A thread looks ten times a second. A library that fills memory while it holds the GIL is seen late. The system's
-    own killer of large processes remains.
+    The signal is SIGKILL, so no end of the process needs memory. A thread looks ten times a second. A library that
+    fills memory while it holds the GIL is seen late. The system's own out-of-memory killer remains.
     """
 
     def look() -> None:
@@ -73,12 +77,12 @@ def kill_above(most_bytes: float) -> None:
 
 
 class MemoryBudget:
-    """A number of bytes that threads reserve in the order in which they ask. It counts; it does not allocate."""
+    """A number of bytes that threads reserve in the order in which they ask. It counts and does not allocate."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total = self._free = total_bytes
         self._returned = threading.Condition()
-        # A thread holds the turn while it waits, so that small requests never overtake a large one.
+        # A waiting thread holds the turn, so that small requests never overtake a large one.
         self._turn = threading.Lock()
 
     @property
@@ -88,7 +92,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, asked_bytes: int) -> Iterator[Callable[[int], None]]:
-        """Wait until so many bytes are free, and reserve them for the block.
+        """Reserve bytes for the block; wait until they are free.
 
         A request for more than the whole budget gets the whole budget, alone.
 

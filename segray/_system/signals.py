@@ -1,9 +1,11 @@
 """Signals that ask a command to end: the first ends it in order, the second at once, and none is lost.
 
-Knows signals; knows nothing of what is ended. Python drops an exception that a handler raises while an object is
-finalised: it is raised again a moment later. Libraries put handlers of their own: a signal is read from the pipe that
-Python writes it to then. While modules are imported an exception may also become another one, or be caught: there a
-signal ends the process itself.
+Knows signals. Knows nothing of what is ended.
+
+Python drops an exception that a handler raises while an object is finalised. This module raises the exception again a
+moment later. Libraries install handlers of their own. This module therefore reads signals from the pipe that Python
+writes them to. During imports an exception may become another one or be caught. There a signal ends the process itself.
+
 Only commands listen. A program that calls segray as a library keeps its own handlers.
 """
 
@@ -22,9 +24,9 @@ from segray.errors import Interrupted
 INTERRUPTED = Interrupted("interrupted", hint="run the same command again")
 
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# A command that was started with them ignored, by nohup or in the background of a script, goes on ignoring them.
+# nohup, or the background of a script, starts a command with these ignored. The command goes on ignoring them.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
-# What a fault of native code raises; libraries and faulthandler tell of it.
+# Signals of a fault in native code. Libraries and faulthandler report them.
 FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 _SIGACTION_BYTES = 1024  # more than any system's struct sigaction has
 _AGAIN_S = 0.02
@@ -36,7 +38,7 @@ _ends_process = False
 def listen() -> None:
     """Raise KeyboardInterrupt in the main thread on the first signal; leave the second to the system.
 
-    Call it again where a library has put handlers of its own. Source: signal.set_wakeup_fd.
+    Call it again where a library has installed handlers of its own. Source: signal.set_wakeup_fd.
     """
     global _reader
     if _reader < 0:
@@ -52,12 +54,12 @@ def listen() -> None:
 
 @contextmanager
 def kept(numbers: Sequence[int] = _ASKING) -> Iterator[None]:
-    """Put back after the block what this process does on these signals, whatever a library changes in it.
+    """Restore after the block how this process handles these signals, whatever a library changes.
 
-    Libraries go past Python, which then still believes in its handler; so the system's own account is put back as well.
-    Only the main thread can set Python's handlers; other threads leave them as they are. Source: sigaction(2).
+    Libraries bypass Python, which then still names its own handler. The system's handlers are therefore restored too.
+    Only the main thread can set Python's handlers. Other threads leave them as they are. Source: sigaction(2).
     """
-    import ctypes  # Not before: commands listen before anything else is imported.
+    import ctypes  # Not at the top: commands listen before any other import.
 
     libc, main = ctypes.CDLL(None), threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if main}
@@ -73,12 +75,15 @@ def kept(numbers: Sequence[int] = _ASKING) -> Iterator[None]:
                     signal.signal(number, handler)
             for number, action in actions.items():
                 libc.sigaction(number, action, None)
-        elif main:  # A command that is to end: its next signal is the system's.
+        elif main:  # The command ends, so the system handles the next signal.
             listen()
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if a signal came whose exception was lost. Nothing to do where nobody listens."""
+    """Raise KeyboardInterrupt if a signal came whose exception was lost.
+
+    Do nothing in a process that does not listen.
+    """
     if _reader < 0:
         return
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -95,9 +100,9 @@ def came() -> bool:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Let a signal end the process, with the exit code and words of an interruption, in place of an exception.
+    """Let a signal end the process in place of raising an exception, with the interruption's exit code and words.
 
-    For imports: nothing is begun that would have to be ended in order, and nothing can catch this.
+    Meant for imports: no work has begun that needs an orderly end, and no code can catch the end.
     """
     global _ends_process
     before, _ends_process = _ends_process, True
@@ -109,14 +114,14 @@ def ending_at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Ignore further signals: the command has come to its end."""
+    """Ignore further signals, since the command has come to its end."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _read() -> bytes:
-    """Return the numbers of the signals that came since the last call."""
+    """Return the numbers of the signals that came since the last call, one byte each."""
     with suppress(BlockingIOError):
         return os.read(_reader, 4096)
     return b""
@@ -129,14 +134,14 @@ def _asked(number: int, frame: FrameType | None) -> None:
         if not _ignored(each):
             signal.signal(each, signal.SIG_DFL)
     if _ends_process:
-        with suppress(OSError):  # Not through Python's streams: this may be in the middle of a write of theirs.
+        with suppress(OSError):  # Not through Python's streams, which a signal may interrupt in a write.
             os.write(2, f"error: {INTERRUPTED}\n".encode())
         os._exit(INTERRUPTED.exit_code)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _dropped(told: sys.UnraisableHookArgs) -> None:
-    """Raise a signal's exception again a moment later; let Python tell of any other that it drops."""
+    """Raise a signal's exception again a moment later; let Python report any other dropped exception."""
     if _came and isinstance(told.exc_value, KeyboardInterrupt):
         signal.signal(signal.SIGALRM, _again)
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)

@@ -1,8 +1,8 @@
-"""Standard input, output and error of a command: whatever became of them, writing there never ends it.
+"""Standard input, output and error of a command: whatever became of them, a write never ends the command.
 
-Knows descriptors 0, 1 and 2; knows nothing of what is written. Progress and log lines that standard error does not take
-are dropped. Of results that standard output does not take the command says so at its end, unless their reader has gone,
-as in `| head`, or standard output was closed from the start: then nobody wants them.
+Knows descriptors 0, 1 and 2. Knows nothing of what is written. Progress and log lines that standard error does not take
+are dropped. A command says at its end that standard output did not take its results. Nothing is said when the reader
+has gone, as in `| head`, or when standard output was closed from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 from segray.errors import InfrastructureError
 
-TYPE_CHECKING = False  # As in typing, which takes its time to be imported.
+TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -27,9 +27,10 @@ _TERMINAL_GONE = (errno.EIO, errno.ENXIO)
 
 
 class _Descriptor(io.RawIOBase):
-    """Write to a descriptor; drop what it does not take, and never raise.
+    """A stream over a descriptor that drops what the descriptor does not take, and never raises.
 
-    lost: why something was dropped, other than that the reader has gone. gone: whether the reader has gone.
+    lost: the error of a dropped write, other than that the reader has gone.
+    gone: whether the reader has gone.
     """
 
     def __init__(self, number: int) -> None:
@@ -58,7 +59,7 @@ class _Descriptor(io.RawIOBase):
         return memoryview(data).nbytes
 
     def _written(self, data: ReadableBuffer) -> int:
-        """Write as much as there is room for; wait for room where the descriptor itself does not."""
+        """Write as many bytes as there is room for; wait for room where the descriptor does not block."""
         while True:
             try:
                 return os.write(self._number, data)
@@ -66,7 +67,7 @@ class _Descriptor(io.RawIOBase):
                 select.select([], [self._number], [])
 
     def _leave(self) -> None:
-        """Let the descriptor lead nowhere: libraries and child processes write to it too."""
+        """Redirect the descriptor to /dev/null, since libraries and child processes write to it too."""
         self.gone = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._number)
@@ -79,7 +80,7 @@ _output: _Descriptor | None = None
 def settle() -> None:
     """Take over the standard streams of this process. Call it before anything opens a file.
 
-    A file opened while 0, 1 or 2 is closed would get that number, and then what libraries print there.
+    A file opened while 0, 1 or 2 is closed would get that number, and then the output of libraries.
     """
     global _output
     for number in (0, 1, 2):
@@ -95,20 +96,20 @@ def settle() -> None:
 
 
 def _text(descriptor: _Descriptor, before: TextIO | None) -> TextIO:
-    """Return a text stream as Python had opened it, which also writes what its encoding lacks."""
+    """Return a text stream like the one that Python opened, which escapes characters that its encoding lacks."""
     encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
     lenient = "backslashreplace" if errors == "strict" else errors
     return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, lenient, line_buffering=True)
 
 
 def show(text: str) -> None:
-    """Print a result on standard output; raise InfrastructureError if it could not be written."""
+    """Print a result on standard output; raise InfrastructureError if the result could not be written."""
     print(text, flush=True)
     check()
 
 
 def check() -> None:
-    """Raise InfrastructureError if standard output did not take something that was written to it so far."""
+    """Raise InfrastructureError if standard output has not taken everything written so far."""
     sys.stdout.flush()
     if _output is not None and _output.lost is not None:
         raise InfrastructureError(
@@ -120,7 +121,7 @@ def check() -> None:
 
 
 def reader_gone() -> bool:
-    """Return whether nobody reads standard output any more, as far as writing there has told."""
+    """Return whether the reader of standard output has gone, as far as writes have shown."""
     return _output is not None and _output.gone
 
 

@@ -1,6 +1,6 @@
-"""Threads for one call: one that does not hold up the end of this process, and one that lasts.
+"""Threads for one call: one that does not delay the end of this process, and one that lasts.
 
-Knows threads and futures; knows nothing of what they run.
+Knows threads and futures. Knows nothing of what they run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
 
 
 def run_in_lasting_thread(end: threading.Event, function: Callable[..., T], *args: Any) -> T:
-    """Return what a function returns on a thread of its own, which lives on until `end` is set.
+    """Return the result of a function on a thread of its own, which lives on until `end` is set.
 
-    Child processes that ask for it (prctl, PR_SET_PDEATHSIG) are killed when the thread ends that started them.
-    A function that raises ends its thread.
+    A child process can ask for its death at the end of the thread that started it (prctl, PR_SET_PDEATHSIG). A function
+    that raises ends its thread.
     """
     result: Future[T] = Future()
 

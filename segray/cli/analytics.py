@@ -1,6 +1,6 @@
-"""`segray evaluate`, `export`, `report`, `diff`, `select` and `review`: what is made of labels.
+"""The commands `segray evaluate`, `export`, `report`, `diff`, `select` and `review`, which read a label set.
 
-Knows arguments and how results are shown; the work is done in analytics.
+Knows arguments and how results are printed. The package segray.analytics does the work.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def report(
 
 
 def shares(given: Sequence[str]) -> dict[str, int]:
-    """How many images by criterion, from "uncertain=50"."""
+    """Return the number of images by criterion, from texts such as "uncertain=50"."""
     found: dict[str, int] = {}
     for text in given:
         name, _, count = text.partition("=")
@@ -280,7 +280,7 @@ def shares(given: Sequence[str]) -> dict[str, int]:
 
 
 def moment(text: str | None) -> datetime | None:
-    """A time from a command line, in UTC unless it says otherwise."""
+    """Return a time of the command line, in UTC unless it names an offset."""
     if text is None:
         return None
     try:
@@ -294,7 +294,7 @@ def moment(text: str | None) -> datetime | None:
 
 
 def describe_evaluation(result: Evaluation) -> str:
-    """AP by mask and box in two lines."""
+    """Return the AP of masks and boxes, one line each."""
     names = {"segm": "mask", "bbox": "box"}
     return "\n".join(
         f"{names[kind]:>4} AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}  "
@@ -304,7 +304,7 @@ def describe_evaluation(result: Evaluation) -> str:
 
 
 def describe_details(result: Evaluation) -> str:
-    """Sizes, recall, classes, mistakes, calibration, the cards' figures and notes."""
+    """Return sizes, recall, classes, error types, calibration, the model cards' figures and notes."""
     lines = []
     for kind, scores in result.scores.items():
         lines.append(
@@ -334,7 +334,7 @@ def describe_details(result: Evaluation) -> str:
 
 
 def describe_export(done: Exported) -> str:
-    """What was written, and what polygons lost."""
+    """Return what was written, and how much polygons lost."""
     line = f"{done.out}: {done.instances} instances in {done.images} images as {done.format}, masks as {done.masks}"
     if done.mean_iou is not None:
         line += f"\npolygons drawn again: mean IoU {done.mean_iou:.4f}, least {done.least_iou:.4f}"
@@ -344,7 +344,7 @@ def describe_export(done: Exported) -> str:
 
 
 def describe_difference(found: Difference) -> str:
-    """Counts, classes, the images that changed most, drift and gates."""
+    """Return counts, classes, the images that changed most, drift and gates."""
     a, b = found.instances
     lines = [f"{found.images} images in both, with {a} and {b} instances"]
     others = {"only in A": found.only_a, "only in B": found.only_b, "of another size": found.resized,
@@ -369,7 +369,7 @@ def describe_difference(found: Difference) -> str:
 
 
 def describe_selection(found: Selection) -> str:
-    """How many images each criterion chose, and of how many."""
+    """Return how many images each criterion chose, and from how many."""
     told = ", ".join(
         f"{found.taken[name]} {name}" + (f" (of {count} asked for)" if found.taken[name] < count else "")
         for name, count in found.take.items()
@@ -378,7 +378,7 @@ def describe_selection(found: Selection) -> str:
 
 
 def describe_review(found: Review) -> str:
-    """Precision, recall and kinds of errors, by class, with their intervals."""
+    """Return precision, recall and kinds of errors by class, with their intervals."""
     lines = [f"{found.reviewed} images reviewed, {found.sampled} of them a random sample of {found.population}"]
     if found.total is not None:
         rows = [("all classes", found.total), *found.classes.items()]

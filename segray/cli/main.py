@@ -1,8 +1,9 @@
 """The `segray` command: arguments in, exit codes out.
 
-Knows options, exit codes and where output goes; the work is done elsewhere. Exit codes: 0 all done, 1 a fault
-of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130 interrupted.
-What a command works with is imported when it is called.
+Knows options, exit codes and where output goes. Other modules do the work, and are imported when a command is called.
+
+Exit codes: 0 all done, 1 a fault of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def label(
 
 
 def _show_run(summary: Summary, page: str | None, screen: Console, *, dry_run: bool, as_json: bool) -> None:
-    """Print how a run ended, in the forms that were asked for."""
+    """Print the end of a run in the requested forms."""
     from segray.monitoring import console, json_log
 
     if isinstance(screen, json_log.Json):
@@ -302,7 +303,7 @@ def version() -> None:
 
 
 def describe_report(report: Report, most: int = 20) -> str:
-    """What was checked, warnings, and the first violations."""
+    """Return what was checked, the warnings, and the first `most` violations."""
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if name != "batch")
     lines = [f"checked as of batch {report.counts['batch']}: {counts}"]
     lines += [f"warning: {warning}" for warning in report.warnings]
@@ -313,14 +314,14 @@ def describe_report(report: Report, most: int = 20) -> str:
 
 
 def describe_promotion(done: Promotion) -> str:
-    """What the pointer said and says, and what is to be doubted."""
+    """Return the pointer's former and present target, and the doubts about it."""
     says = f"names {done.current}" if done.written or done.before == done.current else f"would name {done.current}"
     lines = [f"{done.pointer} {says}; before: {done.before or 'nothing'}"]
     return "\n".join([*lines, *(f"despite: {doubt}" for doubt in done.doubts)])
 
 
 def describe_maintenance(done: Maintenance) -> str:
-    """What was done, one line each."""
+    """Return what was done, one line for each fact."""
     lines = [f"{name}: {old} files compacted into {new}" for name, (old, new) in done.compacted.items()]
     lines += [f"{name}: left as it was; others kept committing, so run it again" for name in done.conflicts]
     for name, count in done.deleted.items():
@@ -331,34 +332,37 @@ def describe_maintenance(done: Maintenance) -> str:
 
 
 def start_workers(spec: WorkerSpec, chosen: Config) -> Workers:
-    """Workers on the configured Ray cluster."""
+    """Return workers on the configured Ray cluster."""
     try:
-        with host_process.kept():  # Importing Ray changes the process too.
+        with host_process.kept():  # The import of Ray changes the process too.
             from segray.execution import ray_pool
         return ray_pool.start(spec, chosen)
-    except Exception as exc:  # What becomes of a KeyboardInterrupt in the middle of an import, or of Ray's start.
+    except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
         if signals.came():
             raise KeyboardInterrupt from exc
         raise
 
 
 def main() -> None:
-    """The entry point. Leaves without interpreter teardown: native libraries may abort there and change the code."""
+    """Run the command of this process and end the process with its exit code.
+
+    The process ends without interpreter teardown. Native libraries may abort there and change the code.
+    """
     before: frozenset[int] | None = None
     try:
         host_process.silence_videos()
         before = child_processes.adopt()
         code = run(sys.argv[1:])
         signals.ignore()
-    except KeyboardInterrupt:  # Before the command began, or while its end was told.
+    except KeyboardInterrupt:  # Before the command began, or while it printed its end.
         code = _interrupted()
     if before is not None:
-        child_processes.end(before)  # Ray's agents look only once a minute whether their node lives.
+        child_processes.end(before)  # Ray's agents check only once a minute whether their node lives.
     os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; return its exit code."""
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
         code = int(app(arguments, standalone_mode=False) or 0)
@@ -368,17 +372,20 @@ def run(arguments: list[str]) -> int:
         return _interrupted() if signals.came() else _failed(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except SystemExit as exc:  # typer makes one of an EPIPE, wherever it came from, and Ray of a SIGTERM
+    except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
         return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
     except Exception as exc:
         return _interrupted() if signals.came() else _unexpected(exc)
-    if code == Interrupted.exit_code:  # typer makes it of a KeyboardInterrupt, in silence
+    if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
         return _interrupted()
     return code or _written()
 
 
 def _written() -> int:
-    """Return the exit code of a command that came to a good end: not 0 if standard output has lost something."""
+    """Return the exit code of a command that succeeded.
+
+    The code is not 0 if standard output has lost something.
+    """
     try:
         streams.check()
     except InfrastructureError as exc:
@@ -396,7 +403,7 @@ def _interrupted() -> int:
 
 
 def _usage_hint(exc: BaseException) -> str:
-    """Return what helps after wrong usage: for a missing CONFIG, the command that writes one."""
+    """Return the hint for wrong usage: for a missing CONFIG, the command that writes one."""
     if isinstance(exc, typer.BadParameter) and exc.param is not None and exc.param.name == "configuration":
         return "segray init FILE writes a configuration"
     return "segray --help"

@@ -1,6 +1,7 @@
-"""`segray models`: what models there are, what a file is, how one gets here, and how it gets smaller.
+"""The commands `segray models ...`: list, inspect, download, convert and quantize models.
 
-Knows arguments and how results are shown; the facts are in the catalogue, the work in acquire, inspection and quantize.
+Knows arguments and how results are printed. segray.models.zoo has the facts. pull, inspect_model and quantize of
+segray.conversion do the work.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def quantize(
 
 
 def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> resolve.Model:
-    """The model that the arguments of `quantize` mean."""
+    """Return the model that the arguments of `quantize` mean."""
     from segray import config
     from segray.models import resolve
 
@@ -172,7 +173,10 @@ def _chosen(model: str, name: str | None, form: str | None, labels: str | None, 
 
 
 def _pulled(name: str) -> str | None:
-    """Where `pull` puts the model; None for the embedded one."""
+    """Return the path to which `pull` writes the model; None for the embedded one.
+
+    Raises ConfigError when the files are not there.
+    """
     if not CATALOGUE[name].sources:
         return None
     xml = Path("models") / name / f"{name}.xml"
@@ -183,7 +187,10 @@ def _pulled(name: str) -> str | None:
 
 
 def _told(path: Path) -> str:
-    """Which model a file is, by its card or its outputs."""
+    """Return the name of a file's model, by its card or its outputs.
+
+    Raises ConfigError unless exactly one model fits.
+    """
     from segray.conversion import inspect_model
     from segray.models import resolve
 
@@ -219,7 +226,7 @@ def _report(found: InstalledModel, as_json: bool) -> None:
 
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
-    """The section of a configuration that uses this model."""
+    """Return the section of a configuration that uses this model."""
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
@@ -241,7 +248,7 @@ def _table(entries: Iterable[Entry]) -> str:
 
 
 def describe(entry: Entry) -> str:
-    """The entry for a person."""
+    """Return the entry for a person."""
     path = f"models/{entry.name}/{entry.name}.xml"
     sections = {
         entry.name: [entry.what, f"licence {entry.licence}", f"docs/models/{entry.page}"],
@@ -277,7 +284,7 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 
 def describe_inspection(found: Inspection) -> str:
-    """What a file is, for a person."""
+    """Return for a person the model that a file holds."""
     lines = [f"{found.path}: {found.kind}"]
     lines += [f"  in   {port}" for port in found.inputs]
     lines += [f"  out  {port}" for port in found.outputs]
@@ -297,7 +304,7 @@ def _unlike(fit: Fit) -> str:
 
 
 def describe_quantised(found: Quantised, max_loss: float) -> str:
-    """What became of a model, before and after."""
+    """Return speed, AP and size of a model before and after, and the configuration of the int8 copy."""
     count = sum(found.layers.values())
     rows = [("", "images/s", "mask AP", "box AP", "MB")]
     for precision, rate in found.speed.images_per_s().items():
@@ -330,7 +337,10 @@ def _aps(found: Quantised, precision: str) -> tuple[str, str]:
 
 @contextmanager
 def _teller() -> Iterator[Callbacks]:
-    """Steps as lines; downloads as a bar where lines are redrawn, as a line now and then elsewhere."""
+    """Yield callbacks that print the steps as lines.
+
+    A download is a bar where lines are redrawn, and a line every five seconds elsewhere.
+    """
     from segray.conversion import pull as acquire
     from segray.monitoring import console
 
@@ -347,7 +357,7 @@ def _teller() -> Iterator[Callbacks]:
 
 
 class _Lines:
-    """Progress of a download as a line every five seconds."""
+    """Progress of a download, as a line every five seconds."""
 
     def __init__(self) -> None:
         self._printed_s = time.monotonic()

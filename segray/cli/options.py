@@ -1,6 +1,6 @@
-"""What the commands have in common: arguments of one meaning, JSON on standard output, and how durations read.
+"""The shared parts of the commands: arguments of one meaning, and JSON on standard output.
 
-Knows how arguments are declared and answers put into words; knows nothing of what any command does.
+Knows how arguments are declared and answers are printed. Knows nothing of what any command does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LogFormat(StrEnum):
-    """How a run tells its progress."""
+    """The format of a run's progress."""
 
     TEXT = "text"
     JSON = "json"
@@ -46,7 +46,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
-    """The configuration that these arguments mean."""
+    """Return the configuration that these arguments mean.
+
+    path: the configuration file.
+    overrides: KEY=VALUE each.
+    day: value of the key `as_of`; None to leave it.
+    """
     with signals.ending_at_once():
         from segray import config
 
@@ -54,5 +59,8 @@ def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
 
 
 def show_json(record: Mapping[str, Any], indent: int | None = 2) -> None:
-    """For programs: sorted, indented (None: on one line), paths as text."""
+    """Print a record for programs, with sorted keys and paths as text.
+
+    indent: spaces of indentation; None for one line.
+    """
     streams.show(json.dumps(record, indent=indent, sort_keys=True, default=os.fspath))

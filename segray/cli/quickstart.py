@@ -1,6 +1,6 @@
-"""The main job from nothing: draw scenes, label them, measure, look.
+"""The quickstart: draw scenes, label them, measure the labels, show them.
 
-Knows the order of the steps; every step is one that users have too.
+Knows the order of the steps. Every step is one that users have too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class Result:
-    """What quickstart made. sheet: a PNG of overlays. page: the label set's report, with its evaluation."""
+    """The output of quickstart.
+
+    sheet: a PNG of overlays.
+    page: the label set's report, with its evaluation.
+    """
 
     summary: Summary
     evaluation: Evaluation
@@ -32,7 +36,10 @@ class Result:
 
 
 def settings(folder: Path) -> config.Config:
-    """The configuration that quickstart runs with: configs/quickstart.yaml says the same, but for the report."""
+    """Return the configuration that quickstart runs with.
+
+    configs/quickstart.yaml says the same, but for the report.
+    """
     return config.validate(
         {
             "source": {"uri": str(folder / "scenes" / "images")},
@@ -46,7 +53,14 @@ def settings(folder: Path) -> config.Config:
 
 
 def quickstart(folder: Path, count: int, listener: ProgressListener, start_workers: StartWorkers) -> Result:
-    """Draw `count` scenes below folder, label them with the embedded model, compare with the truth, draw a sheet."""
+    """Draw scenes, label them with the embedded model, compare them with the truth, and write a sheet and a report.
+
+    Args:
+        folder: folder of everything that is written.
+        count: number of scenes.
+        listener: receives the progress.
+        start_workers: starts the workers of a run.
+    """
     listener.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
     truth = dataset.write(folder / "scenes", count, _SEED)
     summary = label(settings(folder), listener, start_workers)

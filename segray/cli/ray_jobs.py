@@ -1,8 +1,9 @@
-"""`segray label` as a job on a Ray cluster far away, through the job API of its dashboard.
+"""`segray label` as a job on a remote Ray cluster, through the job API of its dashboard.
 
-Knows addresses, tokens, job ids, entrypoints and how a job ends; knows nothing of what a run does. Everything that can
-be wrong with the cluster or the request is asked before a job exists: an infeasible one would wait for ever, and could
-not even be stopped. One label set has one job at a time: its id comes of the root, and Ray refuses an id twice.
+Knows addresses, tokens, job ids, entrypoints and how a job ends. Knows nothing of what a run does. Every fault of
+cluster or request is looked for before a job exists. A job that no node can hold would wait for ever, and could not
+even be stopped. One label set has one job at a time: the job's id comes from the root, and Ray refuses a second job of
+an id.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from segray.storage import uris
 if TYPE_CHECKING:
     from segray.config import Config
 
-# Set in the driver: the version of segray that submitted it.
+# An environment variable of the driver: the version of segray that submitted it.
 VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
 _ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 40.0, 1.0, 60.0, 60.0
 _STOP_S = 30
@@ -51,7 +52,18 @@ _LOST_CONTACT = 5
 
 @dataclass(frozen=True)
 class Request:
-    """What to run. python: the interpreter on the cluster that has segray. resources: of the driver, besides cpus."""
+    """A request to label.
+
+    path: the configuration file.
+    config: the configuration in that file, with the overrides.
+    overrides: KEY=VALUE each.
+    arguments: further arguments of `segray label`.
+    python: interpreter on the cluster that has segray.
+    cpus: CPUs of the driver.
+    resources: further Ray resources of the driver.
+    metadata: values that Ray's dashboard shows with the job.
+    log_format: format of the driver's progress.
+    """
 
     path: Path
     config: Config
@@ -65,11 +77,11 @@ class Request:
 
     @property
     def entrypoint(self) -> str:
-        """The driver's command line; its folder holds the configuration alone."""
+        """Return the driver's command line. The driver's folder holds the configuration alone."""
         overrides = [part for each in self.overrides for part in ("--set", each)]
         day = (
             ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
-        )  # "today" may be another one there
+        )  # "today" may be another day there
         form = ["--log-format", self.log_format.value]
         return shlex.join(
             [self.python, "-m", "segray", "label", self.path.name, *overrides, *day, *form, *self.arguments]
@@ -77,7 +89,7 @@ class Request:
 
     @property
     def stem(self) -> str:
-        """What the ids of all jobs of the label set begin with."""
+        """Return the common beginning of the ids of all jobs of the label set."""
         root, endpoint = self.config.output.root.rstrip("/"), self.config.storage.endpoint_url or ""
         name = re.sub(r"[^a-z0-9]+", "-", uris.name(root).lower()).strip("-")[:40] or "root"
         digest = hashlib.sha256(json.dumps([endpoint, root]).encode()).hexdigest()
@@ -86,7 +98,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. exit_code: the run's own; result: as `segray label --json`, None if it came to none."""
+    """The end of a job.
+
+    job: id of the job.
+    status: Ray's status of the job.
+    exit_code: exit code of the run.
+    result: the result as `segray label --json` prints it; None without one.
+    message: a line for the user; may be empty.
+    """
 
     job: str
     status: str
@@ -96,7 +115,7 @@ class Outcome:
 
 
 def check_version() -> None:
-    """In a submitted driver: that both sides have the same segray."""
+    """Raise ConfigError in a submitted driver unless both sides have the same segray."""
     theirs = os.environ.get(VERSION_ENV, segray.__version__)
     if theirs != segray.__version__:
         raise ConfigError(
@@ -111,7 +130,7 @@ def check_version() -> None:
 
 
 class Dashboard:
-    """Ray's HTTP interface at one address, with timeouts and errors that say what to do."""
+    """Ray's HTTP interface at one address, with timeouts, and errors that have hints."""
 
     def __init__(self, address: str, environ: Mapping[str, str] = os.environ) -> None:
         parts = urllib.parse.urlsplit(address)
@@ -127,10 +146,11 @@ class Dashboard:
 
     @property
     def auth_mode(self) -> str:
+        """Return Ray's mode of authentication: token or disabled."""
         return "token" if self._token else "disabled"
 
     def check(self) -> None:
-        """That a Ray of this version answers and takes the token."""
+        """Raise ConfigError unless a Ray of this version answers, AccessError unless it takes the token."""
         found, mine = self.get("/api/version").get("ray_version"), version("ray")
         if not found:
             raise self._other("no Ray version in its answer")
@@ -141,20 +161,24 @@ class Dashboard:
                 found=f"{found} there, {mine} here",
                 hint=f"install ray=={found} here, or bring the cluster to {mine}",
             )
-        self.nodes()  # the first answer that a token guards
+        self.nodes()  # the first call that needs a token
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each living node has in all."""
+        """Return the total resources of each living node."""
         answer = self.get("/api/v0/nodes?limit=10000&detail=1")
         found = answer.get("data", {}).get("result", {}).get("result", [])
         return [dict(each.get("resources_total") or {}) for each in found if each.get("state") == "ALIVE"]
 
     def jobs(self) -> list[dict[str, Any]]:
+        """Return Ray's records of the submitted jobs."""
         found: Any = self.get("/api/jobs/")
         return [each for each in found if each.get("submission_id")]
 
     def job(self, job: str) -> dict[str, Any]:
-        """What Ray says of a job that is there; InfrastructureError when the dashboard is silent for a minute."""
+        """Return Ray's record of a job that exists.
+
+        Raises InfrastructureError when the dashboard is silent for a minute.
+        """
         deadline = time.monotonic() + _SILENT_S
         while True:
             try:
@@ -170,11 +194,14 @@ class Dashboard:
             time.sleep(_POLL_S)
 
     def stop(self, job: str) -> None:
-        """Ask for it; whether it stops is seen in job()."""
+        """Ask Ray to stop a job. job() shows whether the job stops."""
         self.get(f"/api/jobs/{job}/stop", b"{}")
 
     def get(self, path: str, data: bytes | None = None) -> Any:
-        """The JSON at a path; with data, of a POST."""
+        """Return the JSON at a path.
+
+        data: body of a POST; None for a GET.
+        """
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -214,7 +241,10 @@ class Dashboard:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """Ray's own client. It would rather believe its environment than the address that it is given."""
+        """Yield Ray's own client of this address.
+
+        Ray's client prefers its environment to the address, so the environment is changed meanwhile.
+        """
         changed = {"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None, "RAY_AUTH_MODE": self.auth_mode}
         if self._token:
             changed["RAY_AUTH_TOKEN"] = self._token
@@ -222,7 +252,7 @@ class Dashboard:
         _set(changed)
         try:
             jobs = importlib.import_module("ray.job_submission")
-            # What they tell of uploads and sockets is no news to whoever submits.
+            # Their messages on uploads and sockets are of no use to whoever submits.
             for name in RAY_JOB_CLIENT_LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)
             yield jobs.JobSubmissionClient(self.address)
@@ -239,7 +269,10 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 
 def _token(environ: Mapping[str, str]) -> str | None:
-    """The token to show, if any. Ray's order; without RAY_AUTH_MODE a token in the environment is meant to be used."""
+    """Return the token to send; None without one.
+
+    The order is Ray's. Without RAY_AUTH_MODE a token in the environment is meant to be used.
+    """
     mode, token, path = (environ.get(name, "") for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if mode == "disabled" or (not mode and not token and not path):
         return None
@@ -261,7 +294,10 @@ def _token(environ: Mapping[str, str]) -> str | None:
 
 
 def check(request: Request, dashboard: Dashboard) -> str:
-    """The id that the job will have. Raises UserError for what can never run, ConflictError while another runs."""
+    """Return the id that the job will have.
+
+    Raises UserError for a request that can never run, ConflictError while another job of the label set runs.
+    """
     _check_paths(request.config)
     dashboard.check()
     _check_room(request, dashboard)
@@ -269,7 +305,10 @@ def check(request: Request, dashboard: Dashboard) -> str:
 
 
 def _check_paths(config: Config) -> None:
-    """That local paths mean something on another machine: a relative one would lie in the job's own folder."""
+    """Raise ConfigError for a relative local path.
+
+    On the cluster such a path would lie in the job's own folder.
+    """
     for key, uri in (
         ("source.uri", config.source.uri),
         ("output.root", config.output.root),
@@ -287,7 +326,7 @@ def _check_paths(config: Config) -> None:
 def _check_room(request: Request, dashboard: Dashboard) -> None:
     asked = {"CPU": request.cpus, **request.resources}
     deadline = time.monotonic() + _SILENT_S
-    # A head that has just started answers before it knows of itself.
+    # A head that has just started answers before it lists its own node.
     while not any(nodes := dashboard.nodes()) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     if not any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in nodes):
@@ -325,7 +364,13 @@ def _overlap(job: str, found: str) -> ConflictError:
 
 
 def start(request: Request, dashboard: Dashboard, job: str) -> None:
-    """Make the job. Raises ConflictError when another client was quicker with the same id."""
+    """Make the job.
+
+    request: the request of the job.
+    job: id of the job, from check().
+
+    Raises ConflictError when another client was faster with the same id, InfrastructureError when the cluster refuses.
+    """
     environ = {json_log.SUMMARY_ENV: "1", VERSION_ENV: segray.__version__, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}
     day = {"as_of": request.config.as_of.isoformat()} if request.config.as_of else {}
     metadata = {"segray": segray.__version__, "label_set": request.config.output.root, **day, **request.metadata}
@@ -355,7 +400,10 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
 
 
 def _insist(submit: Callable[[], object]) -> None:
-    """A head that has just started answers before it has an agent that could run a job."""
+    """Submit the job; try again while the head has no agent that could run a job.
+
+    A head that has just started answers before it has an agent.
+    """
     deadline = time.monotonic() + _SILENT_S
     while True:
         try:
@@ -368,7 +416,18 @@ def _insist(submit: Callable[[], object]) -> None:
 
 
 def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callable[[str], None]) -> Outcome:
-    """Show the job's output until it ends. show: gets each line, without the one that holds the result."""
+    """Show the job's output until the job ends, and return its end.
+
+    Args:
+        dashboard: the cluster's dashboard.
+        job: id of the job.
+        start_timeout_s: longest wait in seconds for the driver's start.
+        show: gets each line of output but the one that holds the result.
+
+    Raises:
+        InfrastructureError: the job did not start in time, contact was lost, or the driver ended before the run.
+        ConfigError: the head of the cluster has no segray.
+    """
     _await_start(dashboard, job, start_timeout_s)
     found: dict[str, Any] = {"result": None, "missing": False}
 
@@ -399,7 +458,7 @@ def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:
 
 
 def _tail(dashboard: Dashboard, job: str, line: Callable[[str], None]) -> None:
-    """All of the job's output, line by line; after a lost connection from where it was."""
+    """Pass on all of the job's output line by line. After a lost connection, go on where the output stopped."""
     from aiohttp import ClientError
 
     seen, failures, waiting = 0, 0, ""
@@ -435,7 +494,7 @@ def _tail(dashboard: Dashboard, job: str, line: Callable[[str], None]) -> None:
 
 
 def _ended(dashboard: Dashboard, job: str) -> dict[str, Any]:
-    """What Ray says of the job when it has ended."""
+    """Wait for the job's end, and return Ray's record of the job."""
     deadline = time.monotonic() + _ENDING_S
     while (told := dashboard.job(job))["status"] not in _TERMINAL:
         if time.monotonic() > deadline:

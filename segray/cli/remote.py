@@ -1,6 +1,6 @@
-"""`segray status` and `segray submit`: runs that go on elsewhere.
+"""The commands `segray status` and `segray submit`, for runs on other machines.
 
-Knows arguments and how answers are shown; what is asked is in status.py and submit.py.
+Knows arguments and how answers are printed. monitoring/status.py and ray_jobs.py get the answers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def status(
 
 
 def describe_status(found: Status) -> str:
-    """What a person wants to know, most important first."""
+    """Return the state of a run for a person, most important first."""
     if found.state == "none":
         return f"{found.root}: a label set in which no run was begun"
     lines = [f"run {found.run_id}: {_headline(found)}"]
@@ -179,7 +179,10 @@ def submit(
 
 
 def _follow(line: str) -> None:
-    """Print a line of the job's log. One that is lost is told at the end: following goes on."""
+    """Print a line of the job's log.
+
+    A line that standard output does not take is reported at the end, so following goes on.
+    """
     print(line, flush=True)
 
 

@@ -1,1 +1,1 @@
-"""One run: scheduling of units, workers, the event loop. Ray lives in ray_pool and ray_connection."""
+"""One run: the scheduling of units, the workers and the event loop. Ray lives in ray_pool and ray_connection."""

@@ -1,6 +1,6 @@
-"""A worker's process: the labeller, how much memory it may hold, and the log that is left when it dies.
+"""A worker's process: the labeller, the memory that the process may hold, and the log that outlives the process.
 
-Knows what is done in the process and on its node; knows nothing of Ray, which calls it (ray_pool.py).
+Knows the work in the process and on its node. Knows nothing of Ray; ray_pool.py calls this module.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ from segray.execution.worker_spec import WorkerSpec, build, prepared
 from segray.instances import ImageRef
 from segray.tasks import InFlight, Progress, Task, TaskReport
 
-# Times its ceiling. Below, a worker is replaced when it has finished; from here on its node is in danger.
+# A multiple of max_rss_mb. Below it a worker is replaced when its tasks are done. Above it the node is in danger.
 _KILLED_AT = 1.5
 
 
 class Actor:
-    """`start` does the work that may fail, so that its error arrives as it was raised.
+    """A worker in its own process. `start` does the work that may fail, so that its error arrives as it was raised.
 
-    log: a name unique to this process, for images_of_dead_worker().
+    pool: configuration of the worker's pool.
+    log: name of the in-flight log, unique to this process, for images_of_dead_worker().
     """
 
     def __init__(self, pool: Pool, log: str) -> None:
         self._pool, self._in_flight_log = pool, _on_this_node(log)
         self._labeller: Labeller | None = None
-        self._process = ExitStack()  # never closed: the process is the worker's own
+        self._process = ExitStack()  # never closed, since the process is the worker's own
         self._most_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
 
     def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
-        """Load the model; the facts of its engine. threads: for a pool that names none."""
+        """Load the model, and return the facts of its engine.
+
+        spec: the worker's model, limits and storage.
+        threads: number of threads, for a pool that configures none.
+        """
         self._process.enter_context(prepared())
         host_process.silence_videos()
         self._labeller, facts = build(spec, self._pool.device, self._pool.threads or threads, self._in_flight_log)
@@ -47,15 +52,15 @@ class Actor:
         return facts
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        """See Labeller.label."""
+        """Label the images of a task; see Labeller.label."""
         return self._started().label(task, refs)
 
     def progress(self) -> Progress:
-        """See Labeller.progress; with the memory of this process."""
+        """Return the labeller's progress, with the memory of this process."""
         return replace(self._started().progress(), rss_bytes=memory.rss_bytes(), max_rss_bytes=self._most_bytes)
 
     def leave(self) -> None:
-        """Leave nothing behind on the node."""
+        """Remove the in-flight log from the node."""
         self._in_flight_log.unlink(missing_ok=True)
 
     def _check_room(self, most_bytes: int) -> None:
@@ -75,7 +80,10 @@ class Actor:
 
 
 def images_of_dead_worker(log: str) -> tuple[InFlight, ...]:
-    """Return the images of a dead actor. Runs on its node, so that an answer also says that the node lives."""
+    """Return the images that a dead actor had in flight.
+
+    The function runs on the actor's node, so an answer also says that the node lives.
+    """
     return read_in_flight_log(_on_this_node(log))
 
 

@@ -1,11 +1,12 @@
-"""How much of what is left each worker should take on: guided self-scheduling by measured speed.
+"""The number of images in each worker's next task: guided self-scheduling by measured speed.
 
-Knows how fast workers are and how much they hold; knows nothing of tasks, queues or deaths.
+Knows how fast workers are and how many images they hold. Knows nothing of tasks, queues or deaths.
 
-All should end together. What a worker does until then is its fair share; it takes a third of that at a time, so that
-pieces shrink near the end and a wrong guess is mended by the next (Polychronopoulos and Kuck 1987; weighted by speed:
-Hummel and others 1996). A piece lasts a second at least and keeps all of a worker's threads busy. A newcomer is tried
-with a few images. At the very end a slow worker gets nothing that much quicker ones finish sooner.
+All workers should end together. A worker's fair share is the number of images that it finishes until then. A task is a
+third of the fair share. Tasks therefore shrink near the end, and the next task corrects a wrong guess. Sources:
+Polychronopoulos and Kuck 1987; weighted by speed: Hummel and others 1996. A task lasts a second at least and keeps all
+threads of a worker busy. A new worker first gets a few images. At the end a slow worker gets nothing that much faster
+workers finish sooner.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 _AT_ONCE, _LEAST_S = 1 / 3, 1.0
 _TRIED_WITH, _TRIED_WITH_SHARE = 8, 1 / 32
 _REMEMBERED_S = 30.0
-# Images of a slow pool differ: one may take a few times as long as they do on average.
+# Images of a slow pool differ: one may take a few times the mean.
 _MUCH_QUICKER, _FEW_IMAGES = 3.0, 4.0
 
 
 @dataclass
 class Throughput:
-    """Of one worker. seen_s: until when it was watched. given: images so far; done: of these, finished ones.
+    """The speed of one worker, and the images that it holds.
 
-    in_flight: most images that it had at work at once.
+    seen_s: time of the last measurement.
+    given: images assigned so far.
+    done: images of these that are finished.
+    in_flight: largest number of images in flight at once.
     """
 
     seen_s: float
@@ -36,18 +40,22 @@ class Throughput:
     _seconds: float = 0.0
 
     def takes(self, images: int, now_s: float) -> None:
-        """It is given images."""
+        """Count images that the worker is given."""
         if not self.left:
-            self.seen_s = now_s  # It had nothing to do until now.
+            self.seen_s = now_s  # Idle time is no part of the speed.
         self.given += images
 
     def returns(self, images: int) -> None:
-        """So many are taken from it again."""
+        """Subtract images that are taken from the worker again."""
         self.given -= images
         self.done = min(self.done, self.given)
 
     def has_done(self, images: int, now_s: float) -> None:
-        """So many of all that it was given are finished by now."""
+        """Update the speed.
+
+        images: finished images of all that the worker was given.
+        now_s: present time in seconds.
+        """
         passed_s = now_s - self.seen_s
         kept = math.exp(-passed_s / _REMEMBERED_S)
         self._images = kept * self._images + max(0, images - self.done)
@@ -56,18 +64,21 @@ class Throughput:
 
     @property
     def left(self) -> int:
+        """Return the number of images that are given and not finished."""
         return self.given - self.done
 
     @property
     def images_per_s(self) -> float | None:
-        """None before it has finished anything, or when that was too long ago."""
+        """Return the recent speed in images/s; None before the first finished image."""
         return self._images / self._seconds or None if self._seconds else None
 
 
 class ChunkSizer:
-    """The division of what is left among the workers at one moment.
+    """The division of the remaining images among the workers at one moment.
 
-    waiting: images that nobody was given yet. least_images: the fewest that are worth a task.
+    paces: throughput by worker.
+    waiting: images that no worker has.
+    least_images: smallest number of images that is worth a task.
     """
 
     def __init__(self, paces: Mapping[str, Throughput], waiting: int, least_images: int = 1) -> None:
@@ -79,7 +90,7 @@ class ChunkSizer:
         self._speed = sum(self._speeds.values())
 
     def of(self, worker: str, unit: int) -> int:
-        """How many of the next `unit` images the worker should take on; 0 for none."""
+        """Return how many of the next `unit` images the worker should take; 0 for none."""
         pace, speed = self._paces[worker], self._speeds[worker]
         if pace.images_per_s is None:
             few = min(_TRIED_WITH, self.waiting * _TRIED_WITH_SHARE / len(self._paces))
@@ -91,11 +102,11 @@ class ChunkSizer:
         return min(unit, round(max(least, fair * _AT_ONCE)))
 
     def _better_without(self, worker: str) -> bool:
-        """Whether much quicker workers do all that is left sooner than this one does a few images."""
+        """Return whether much faster workers finish all that is left before this worker finishes a few images."""
         mine_s = self._latency_s(worker)
         quicker = sum(self._speeds[name] for name in self._paces if self._latency_s(name) * _MUCH_QUICKER < mine_s)
         return self._all_left < quicker * mine_s * _FEW_IMAGES
 
     def _latency_s(self, worker: str) -> float:
-        """How long one image takes: what is in flight over what comes out (Little)."""
+        """Return the seconds that one image takes: images in flight over images/s (Little's law)."""
         return self._paces[worker].in_flight / self._speeds[worker]

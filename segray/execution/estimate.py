@@ -1,7 +1,8 @@
-"""What a run would take, before it is paid for: counted from the listing, measured on a sample, and multiplied.
+"""The estimate of a run before it starts: a listing is counted, a sample is measured, and both are multiplied.
 
-Knows what a run does and how often; labels a sample on this machine with the configured model and no Ray, into a
-folder that it deletes. Knows no prices and no machines but those that the configuration names. Writes nothing else.
+Knows the work of a run and how often each part is done. Labels a sample on this machine with the configured model and
+without Ray, into a folder that it deletes. Writes nothing else. Knows only the prices and machines that the
+configuration names.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from segray.tasks import Task
 
 _WARM_UP_SHARE = 0.15
 _TURNS = 8
-# Of its CPUs, what a labeller that waits for nothing keeps busy.
+# The share of its CPUs that a labeller keeps busy when it waits for nothing.
 _BUSY = 0.8
 _GB = 1e9
 _LIST_KEYS = 1000
@@ -52,9 +53,14 @@ _PLAN_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Listed:
-    """What the source holds. images: still to label, of `total`. bytes: of those whose size is told.
+    """The images of the source.
 
-    formats: images by extension, and by what holds them. unversioned: images whose change could not be told.
+    images: images that are still to label.
+    total: images in the source.
+    bytes: bytes of the images to label whose size is known.
+    formats: images to label by extension, and by the file that holds them.
+    unversioned: images to label without a version, so that segray cannot notice their change.
+    seconds: seconds of listing.
     """
 
     images: int
@@ -67,12 +73,23 @@ class Listed:
 
 @dataclass(frozen=True)
 class Sample:
-    """Images labelled here. seconds, cpu_seconds: of labelling `labelled` images, some of them more than once, after a
-    warm-up; the latter of the whole process.
+    """Images that were labelled on this machine.
 
-    instances: mean of an image, with the standard error of that mean. bytes, megapixels: means of an image.
-    row_bytes, file_bytes: of a row in the tables, and of a file besides. reads: requests for an image. rss_bytes: of
-    this process at its end.
+    images: images of the sample.
+    failed: images of the sample that failed.
+    failures: image_key, stage and message of a few failed images.
+    labelled: images labelled against the clock, some more than once.
+    seconds, cpu_seconds: wall seconds and the process's CPU seconds of labelling `labelled` images, after a warm-up.
+    startup_s: seconds to load the model.
+    instances: mean number of instances of an image.
+    instances_error: standard error of that mean.
+    classes: number of classes that were found.
+    bytes, megapixels: means of an image.
+    row_bytes: bytes of a row, by table.
+    file_bytes: bytes of a file besides its rows.
+    reads: requests to storage for an image.
+    rss_bytes: resident memory of this process at its end.
+    facts: facts of the engine.
     """
 
     images: int
@@ -95,12 +112,20 @@ class Sample:
 
     @property
     def images_per_s(self) -> float:
+        """Return the speed in images/s."""
         return self.labelled / self.seconds
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of a type would take. hours: of one node for everything; cost: of those, None without a price."""
+    """The time and cost of the run on one node of a type.
+
+    images_per_s: expected speed.
+    hours: hours of one node for all images.
+    cost: cost of these hours; None without a price.
+    memory_gb: memory of the node in GB; None if unknown.
+    needs_gb: memory in GB that a worker needs.
+    """
 
     name: str
     cpus: int
@@ -113,7 +138,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Output:
-    """What would be written, for all images to label. files: by table. reads, writes: requests to storage."""
+    """The output of the run, for all images to label.
+
+    instances: expected instances.
+    instances_error: half width of their 95 % interval.
+    gigabytes: size of the tables in GB.
+    batches: commits.
+    files: files by table.
+    reads, writes: requests to storage.
+    """
 
     instances: int
     instances_error: int
@@ -126,7 +159,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer of `segray plan`. sample, output: None where nothing is left to label. costs: by kind."""
+    """The answer of `segray plan`.
+
+    threads: threads of a worker here.
+    sample, output: None where nothing is left to label.
+    costs: cost of storage by kind.
+    """
 
     source: str
     root: str
@@ -140,9 +178,10 @@ class Estimate:
 
 
 def estimate(asked: Config, listener: ProgressListener) -> Estimate:
-    """List the source, label a sample of what is left, and say what all of it would take. Starts no Ray.
+    """List the source, label a sample of the images that are left, and return the estimate for all of them.
 
-    Raises UserError as run.label does before its first image, InfrastructureError when storage cannot be reached.
+    No Ray starts. Raises UserError as run.label does before its first image, InfrastructureError when storage cannot be
+    reached.
     """
     asked = run.with_absolute_paths(asked)
     model = resolve.resolve(asked.model.name, asked.model.path, asked.model.form, asked.model.labels)
@@ -200,14 +239,14 @@ def _format(key: str, uri: str) -> str:
 
 
 class _Kept(InProcess):
-    """Leaves the labeller as it is: it will be measured."""
+    """A worker that leaves the labeller open, since the labeller is measured afterwards."""
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
 def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, listener: ProgressListener) -> Sample:
-    """Label so many images at even distances: once for what they give, then against the clock."""
+    """Label images at even distances in the listing: once for their rows, then repeatedly against the clock."""
     chosen = _evenly(left, asked.plan.sample_images)
     listener.note(f"labelling {len(chosen)} of them here, with {threads} threads and without Ray")
     built: list[tuple[Labeller, Mapping[str, str], float]] = []
@@ -262,7 +301,7 @@ def _evenly(left: plan.Listed, most: int) -> list[ImageRef]:
 
 
 def _in_its_stead(asked: Config, chosen: Sequence[ImageRef], folder: Path) -> Config:
-    """The same configuration for the sample alone."""
+    """Return the same configuration for the sample alone."""
     names = ("key", "uri", "version")
     pq.write_table(
         pa.table({name: [getattr(ref, name) for ref in chosen] for name in names}), folder / "sample.parquet"
@@ -276,7 +315,11 @@ def _in_its_stead(asked: Config, chosen: Sequence[ImageRef], folder: Path) -> Co
 
 
 def _measured(labeller: Labeller, refs: Sequence[ImageRef], least_s: float, guess: float) -> tuple[int, float, float]:
-    """Images, seconds and CPU seconds of labelling them again and again, two tasks at a time as in a run."""
+    """Label the images again and again, two tasks at a time as in a run; return images, seconds and CPU seconds.
+
+    least_s: seconds that the measurement should last.
+    guess: expected images/s.
+    """
     images = max(len(refs), round(guess * least_s))
     again = cycle(refs)
 
@@ -293,7 +336,7 @@ def _measured(labeller: Labeller, refs: Sequence[ImageRef], least_s: float, gues
 
 
 def _sizes(folder: Path) -> tuple[float, float]:
-    """Bytes of a row in the files below it, and what a file has besides."""
+    """Return the bytes of a row in the Parquet files below a folder, and a file's bytes besides its rows."""
     rows = columns_bytes = besides = 0
     files = [path for path in folder.rglob("*.parquet") if "_delta_log" not in path.parts]
     for path in files:
@@ -305,7 +348,7 @@ def _sizes(folder: Path) -> tuple[float, float]:
 
 
 def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
-    """Requests for an image, in a unit from the middle of the list."""
+    """Return the requests to storage for an image, in a unit from the middle of the listing."""
     count = min(asked.unit_images, len(left))
     (images,) = [left.rows((len(left) - count) // 2, count).to_pydict()]
     refs = [ImageRef(*row) for row in zip(*images.values(), strict=True)]
@@ -442,7 +485,10 @@ def _about_memory(found: Estimate) -> Iterator[str]:
 
 
 def describe(found: Estimate, duration: Callable[[float], str]) -> str:
-    """The estimate for a person. duration: how seconds are written."""
+    """Return the estimate for a person.
+
+    duration: writes seconds as text.
+    """
     listed = found.listed
     formats = ", ".join(f"{count:,} {name}" for name, count in listed.formats.items())
     lines = [f"{listed.images:,} of {listed.total:,} images of {found.source} to label"]

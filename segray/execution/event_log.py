@@ -1,11 +1,11 @@
-"""Keep what the scheduler was told, in the run's folder, so that the run can be replayed.
+"""The event log: the scheduler's input, kept in the run's folder so that the run can be replayed.
 
-Knows events as lines of JSON, and the files that hold them; knows nothing of what events mean.
+Knows events as lines of JSON, and the files that hold them. Knows nothing of what events mean.
 
     RUN/events/20261129T120000.000000Z-00001.jsonl.gz     one series of files for each process that worked on the run
 
 The first line of a series has the scheduler's tasks and policy. Each other line is an event with its time, or the
-scheduler's state when a file was written. `python -m segray.execution.replay RUN` reads them.
+scheduler's state when a file was written. `python -m segray.execution.replay RUN` reads the files.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ from segray.storage.uris import join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20
-_LAST_FLUSH_S = 5.0  # how long the end of a run waits for storage
+_LAST_FLUSH_S = 5.0  # longest wait for storage at the end of a run
 
 
 class EventLog:
-    """Write the events of one process. The run goes on without its log when storage does not take it.
+    """A writer of the events of one process. When storage does not take the log, the run goes on without it.
 
-    folder: the run's. note: is told once when the log cannot be written.
+    folder: folder of the run.
+    tasks, policy, withheld_before: what the scheduler was made with.
+    note: receives one message when the log cannot be written.
+    clock: returns the time in seconds.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class EventLog:
         self._chars += len(line)
 
     def flush(self, state: Callable[[], Mapping[str, object]], *, last: bool = False) -> None:
-        """Write what is buffered, away from this thread, when it is much or old; at the end of the run in any case.
+        """Write the buffered lines on another thread, when they are many or old, and always at the end of the run.
 
-        state: gives the scheduler's state, which a replay is compared with.
+        state: returns the scheduler's state, which a replay is compared with.
+        last: whether the run ends. Then wait a few seconds for storage.
         """
         due = last or self._chars > _FLUSH_CHARS or self._clock() - self._flushed_s > _FLUSH_S
         if self._failed or not due:
@@ -114,7 +118,11 @@ class EventLog:
 
 @dataclass(frozen=True)
 class Series:
-    """The events of one process, in order. A mapping among them is the scheduler's state at that point."""
+    """The event log of one process.
+
+    policy, tasks, withheld_before: what the scheduler was made with.
+    events: yields (seconds, event) in order, and a mapping wherever the scheduler's state was recorded.
+    """
 
     policy: Policy
     tasks: tuple[Task, ...]

@@ -1,7 +1,7 @@
-"""One frozen plan carried out: the event loop between workers, scheduler and publishing.
+"""The event loop that carries out one frozen plan, between workers, scheduler and label set.
 
-Knows what to do with every event and action, and when a batch is due. What to label was decided before (run.py);
-who labels what is the scheduler's decision; how rows become visible is publish.py's.
+Knows what to do with every event and action, and when a batch is due. run.py has decided before what to label. The
+scheduler decides which worker labels what. label_set.merge and label_set.commit make rows visible.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ _BEAT_S = 2.0
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every step of a run shares. course and facts grow while it runs; facts holds each worker's."""
+    """The values that every step of a run shares.
+
+    retry_s: seconds before an image that storage withheld is tried again.
+    course: progress of this process; grows while the run goes on.
+    facts: the facts of each worker that joined; grows while the run goes on.
+    """
 
     config: Config
     options: StorageOptions
@@ -67,16 +72,21 @@ class RunContext:
 
     @property
     def root(self) -> str:
+        """Return the label set's root."""
         return self.config.output.root
 
     @property
     def tally(self) -> Counters:
+        """Return the counters of this process."""
         return self.course.tally
 
     def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
-        """Write the run's record as it stands. state: running, done, interrupted, stopped or superseded.
+        """Write the run's record.
 
-        unreadable: of its images, those that storage withheld to the end.
+        run: the run whose record is written.
+        state: running, done, interrupted, stopped or superseded.
+        images: number of images in the run's plan.
+        unreadable: number of these that storage withheld to the end.
         """
         record = {
             "state": state,
@@ -96,7 +106,7 @@ class RunContext:
         run.save(self.store, record)
 
     def provenance(self, run: Run) -> dict[str, Any]:
-        """Where the rows of a batch come from, for the metadata of its files; worker by worker, each kind once."""
+        """Return the origin of a batch's rows, for the metadata of its files. Equal workers count once."""
         kinds = sorted({json.dumps(dict(facts), sort_keys=True) for facts in self.facts})
         return {
             "run_id": run.id,
@@ -108,7 +118,7 @@ class RunContext:
 
 
 class PlanNames(DisplayNames):
-    """Name images by their keys."""
+    """Names of workers and images in messages. An image is named by its key."""
 
     def __init__(self, frozen: Plan) -> None:
         super().__init__()
@@ -121,7 +131,7 @@ class PlanNames(DisplayNames):
 
 @dataclass(frozen=True)
 class _Merge:
-    """One on its way, what it merges, and since when."""
+    """A merge that runs: its result, its inputs, and the time of its start in seconds."""
 
     batch: Future[batches.Batch]
     inputs: batches.Inputs
@@ -129,9 +139,15 @@ class _Merge:
 
 
 class RunLoop:
-    """A plan on its way. staged: finished tasks of an earlier attempt, by file name; todo: what is left.
+    """A plan that is being carried out.
 
+    job: values that all steps of the run share.
+    frozen: the plan.
+    staged: staged files of an earlier attempt, by task.
+    todo: tasks that are left.
+    pool: the workers.
     withheld_before: keys of images that storage withheld from an earlier run to its end.
+    clock: returns the time in seconds.
     """
 
     def __init__(
@@ -166,12 +182,12 @@ class RunLoop:
 
     @property
     def images_done(self) -> int:
-        """Images of the plan that are labelled, committed or not."""
+        """Return the number of images of the plan that are labelled, committed or not."""
         return self._before + self._scheduler.images_done
 
     @property
     def left_over(self) -> dict[str, str]:
-        """The images that storage withheld to the end: the last error of each by key."""
+        """Return the images that storage withheld to the end: the last error of each, by key."""
         return {
             ref.key: reason
             for (unit, index), reason in self._scheduler.left_over.items()
@@ -179,7 +195,10 @@ class RunLoop:
         }
 
     def run(self) -> None:
-        """Label and commit all images but those that storage withholds; raise InfrastructureError on a halt."""
+        """Label and commit all images but those that storage withholds.
+
+        Raises InfrastructureError when the scheduler halts.
+        """
         self._job.listener.begin(self._plan.images, self._before)
         self._job.course.begins()
         try:
@@ -215,7 +234,7 @@ class RunLoop:
         )
 
     def _settled(self) -> bool:
-        """Whether no more work will come from the workers."""
+        """Return whether no more work will come from the workers."""
         return self._scheduler.settled or self._scheduler.halted is not None
 
     # ---- events and actions ----
@@ -269,7 +288,10 @@ class RunLoop:
                     self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
 
     def _admit(self, worker: str, facts: Mapping[str, str], now: float) -> None:
-        """Remember a worker's facts; `precision: auto` may not mean two precisions in one run."""
+        """Remember a worker's facts.
+
+        Raises ConfigError when `precision: auto` means two precisions in one run.
+        """
         if not self._joined:
             self._joined, self.ready_s = True, now
         others = {known["precision"] for known in self._job.facts if "precision" in known}
@@ -295,7 +317,7 @@ class RunLoop:
     # ---- publishing ----
 
     def _publish(self) -> None:
-        """Merge away from here, commit here; one batch at a time."""
+        """Start a merge on another thread or process, commit a finished one here; one batch at a time."""
         job = self._job
         if (merge := self._merging) is not None:
             wait([merge.batch], _WAIT_S if self._settled() else 0)
@@ -336,7 +358,7 @@ class RunLoop:
             )
 
     def _next_batch(self, number: int) -> batches.Inputs:
-        """What the batch is made of: as an interrupted attempt at it was, else of all that is staged."""
+        """Return the inputs of the batch: those of an interrupted attempt at this batch, else all staged files."""
         job, tasks = self._job, sorted(self._staged, key=lambda task: (task.unit, task.start))
         names = tuple(self._staged[task] for task in tasks)
         inputs = batches.read_batch_inputs(self._run, number, job.store)

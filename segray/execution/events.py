@@ -1,6 +1,6 @@
-"""What happens to workers, and what the scheduler wants done about it. Frozen values.
+"""The events of workers, and the actions that the scheduler asks for. All values are frozen.
 
-Knows the words between worker pool, scheduler and event log; knows nothing of what any of them does with them.
+Knows the words between worker pool, scheduler and event log. Knows nothing of what any of them does with an event.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from segray.tasks import InFlight, Progress, Task, TaskReport
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """A worker is ready for tasks. facts: host, device, precision, threads, versions."""
+    """An event: a worker is ready for tasks.
+
+    facts: host, device, precision, threads and versions.
+    """
 
     worker: str
     facts: Mapping[str, str]
@@ -21,7 +24,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class TaskFinished:
-    """A worker staged the rows of a task, all but those of images that storage withheld."""
+    """An event: a worker staged the rows of a task, all but those of images that storage withheld."""
 
     worker: str
     report: TaskReport
@@ -29,9 +32,9 @@ class TaskFinished:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """Nothing of a task was staged, for storage or the network failed. The worker lives.
+    """An event: nothing of a task was staged, for storage or the network failed. The worker lives.
 
-    lasting: waiting does not help, as with a full disk.
+    lasting: whether waiting does not help, as with a full disk.
     """
 
     worker: str
@@ -42,9 +45,10 @@ class TaskFailed:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker is gone. blame_images: its process died while its node lived, so an image may be the cause.
+    """An event: a worker is gone.
 
-    in_flight: the images that it was at when it died; None when that is not known.
+    blame_images: whether its process died while its node lived, so that an image may be the cause.
+    in_flight: images in flight at its death; None when they are unknown.
     """
 
     worker: str
@@ -55,14 +59,17 @@ class WorkerLost:
 
 @dataclass(frozen=True)
 class WorkerDraining:
-    """A worker's node is being drained: it may finish what it runs, and gets nothing new."""
+    """An event: a worker's node is being drained.
+
+    The worker may finish its tasks and gets no new ones.
+    """
 
     worker: str
 
 
 @dataclass(frozen=True)
 class ProgressUpdate:
-    """What a worker is doing."""
+    """An event: the progress of a worker."""
 
     worker: str
     progress: Progress
@@ -70,7 +77,7 @@ class ProgressUpdate:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """An event: time has passed."""
 
 
 PoolEvent = WorkerJoined | TaskFinished | TaskFailed | WorkerLost | WorkerDraining | ProgressUpdate
@@ -79,7 +86,7 @@ Event = PoolEvent | Tick
 
 @dataclass(frozen=True)
 class Assign:
-    """Send the task to the worker."""
+    """An action: send the task to the worker."""
 
     worker: str
     task: Task
@@ -87,7 +94,7 @@ class Assign:
 
 @dataclass(frozen=True)
 class Accept:
-    """Count the report: the worker still owned the task."""
+    """An action: count the report, since the worker still owned the task."""
 
     worker: str
     report: TaskReport
@@ -95,7 +102,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class ReplaceWorker:
-    """Kill the worker and start another; its tasks are already back in the queue."""
+    """An action: kill the worker and start another. Its tasks are back in the queue already."""
 
     worker: str
     reason: str
@@ -103,7 +110,7 @@ class ReplaceWorker:
 
 @dataclass(frozen=True)
 class ReleaseWorker:
-    """Stop the worker, which has no tasks. Start no other in its place."""
+    """An action: stop the worker, which has no tasks. Start no other in its place."""
 
     worker: str
     reason: str
@@ -111,7 +118,10 @@ class ReleaseWorker:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """Record the one image of this task as failed: it killed or hung its process `task.attempt` times."""
+    """An action: record the one image of this task as failed.
+
+    The image killed or hung its process `task.attempt` times.
+    """
 
     task: Task
     reason: str

@@ -1,4 +1,4 @@
-"""Label one image in four steps: read, decode, infer, postprocess.
+"""The four steps of labelling one image: read, decode, infer, postprocess.
 
 Knows what each step waits for: memory, a decoding thread, a request of the engine. Knows nothing of tasks, rows and
 threads. All four steps of an image run on one thread, and tell the timer of the image which stage begins.
@@ -27,16 +27,18 @@ from segray.sources.reader import CoalescedRead
 
 _Arrays = Mapping[str, NDArray[Any]]
 
-# For each core. A photograph of 12 megapixels has 36 MB of pixels.
+# Bytes for each core. A photograph of 12 megapixels has 36 MB of pixels.
 _FILES_BYTES, _PIXELS_BYTES = 32 * 2**20, 96 * 2**20
 WORKING_BYTES = _FILES_BYTES + _PIXELS_BYTES
 
 
 @dataclass(frozen=True)
 class LabellerSettings:
-    """What bounds the work of a labeller.
+    """Limits of a labeller's work.
 
-    limits: largest image that is decoded. tiles: how large images are cut, or None to label each as a whole.
+    cores: number of cores that the labeller may use.
+    limits: largest image that is decoded.
+    tiles: how large images are cut; None to label each as a whole.
     scaled_decode: whether a JPEG may be decoded at a fraction of its size, if that suffices for the model.
     """
 
@@ -48,7 +50,11 @@ class LabellerSettings:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A compiled network, and the adapter that knows its inputs and outputs."""
+    """A compiled network, and the adapter that knows its inputs and outputs.
+
+    form: the form of the model's files.
+    options: thresholds and further options of postprocessing.
+    """
 
     engine: Engine
     adapter: ModelAdapter
@@ -56,7 +62,10 @@ class LoadedModel:
     options: Options
 
     def inputs(self, image: decode.Pixels) -> _Arrays:
-        """Return the inputs of the network for an upright RGB image."""
+        """Return the inputs of the network by name.
+
+        image: uint8 (height, width, 3) RGB, upright.
+        """
         return self.adapter.prepare(self.form, image)
 
 
@@ -65,11 +74,11 @@ class ImageMemory:
     """The memory of the images in flight: one budget for files that are read, one for pixels that are decoded.
 
     One budget for both could deadlock. An image holds its file while it waits for pixels. Files could therefore take
-    the whole budget, while each of them waits for pixels. With two budgets that cannot happen: an image that has pixels
-    waits for no more memory, so its pixels come back, then the files of the images that wait for pixels come back.
+    the whole budget, while each of them waits for pixels. Two budgets prevent that. An image that has pixels waits for
+    no more memory, so its pixels come back. Then the files of images that wait for pixels come back.
 
-    Images of one portion hold one part of `files` until the last of them is read. These images must therefore stand in
-    the queue of the threads one behind the other: an image between them that waits for `files` could wait for ever.
+    Images of one coalesced read hold one part of `files` until the last of them is read. These images must therefore be
+    neighbours in the queue of the threads. An image between them that waits for `files` could wait for ever.
     """
 
     files: MemoryBudget
@@ -77,12 +86,17 @@ class ImageMemory:
 
     @classmethod
     def for_cores(cls, cores: int) -> ImageMemory:
-        """Return WORKING_BYTES for each core, and once more."""
+        """Return budgets of WORKING_BYTES for each core, and once more."""
         return cls(MemoryBudget((cores + 1) * _FILES_BYTES), MemoryBudget((cores + 1) * _PIXELS_BYTES))
 
 
 class ImageFacts(NamedTuple):
-    """What is known of an image once it is decoded. size_bytes: of its file. orientation: EXIF 1..8."""
+    """Facts of a decoded image.
+
+    size_bytes: size of its file.
+    size_hw: height and width in pixels, upright.
+    orientation: EXIF orientation, 1..8.
+    """
 
     size_bytes: int
     size_hw: tuple[int, int]
@@ -90,7 +104,10 @@ class ImageFacts(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A decoded image: upright uint8 (h, w, 3) RGB pixels, and its facts. The pixels may be fewer than size_hw says."""
+    """A decoded image and its facts.
+
+    pixels: uint8 (height, width, 3) RGB, upright; smaller than facts.size_hw after a scaled decode.
+    """
 
     pixels: decode.Pixels
     facts: ImageFacts
@@ -100,14 +117,17 @@ class Picture(NamedTuple):
 
 
 def read(portion: CoalescedRead, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
-    """Begin to read an image; the bytes come, and are held, in a `with` block."""
+    """Begin to read an image. A `with` block over the result yields the bytes and holds their memory."""
     timer.enter("read")
     return portion.take(row)
 
 
 class Decoder:
-    """Decode files within a budget of pixels, at most so many `threads` at a time.
+    """A decoder that works within a budget of pixels.
 
+    limits: largest image that is decoded.
+    pixels: budget in bytes.
+    threads: largest number of threads that decode at a time.
     least_hw: a JPEG may be decoded at a fraction of its size that is no smaller; None for full size.
     """
 
@@ -119,9 +139,10 @@ class Decoder:
 
     @contextmanager
     def decode(self, file: AbstractContextManager[bytes], timer: StageTimer) -> Iterator[Picture]:
-        """Decode a file, and let go of its bytes before the block. The pixels stay reserved until the block ends.
+        """Decode a file and yield the picture; release the file's bytes before the block.
 
-        Raises ImageError for a file that the limits refuse, before memory is reserved.
+        The pixels stay reserved until the block ends. Raises ImageError for a file that the limits refuse, before
+        memory is reserved.
         """
         with ExitStack() as reserved:
             with file as data:
@@ -139,14 +160,14 @@ class Decoder:
 
 
 class Inference:
-    """Run the network for as many images at a time as the engine has requests."""
+    """Inference for as many images at a time as the engine has requests."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._requests = engine, threading.Semaphore(engine.requests)
 
     @contextmanager
     def infer(self, inputs: _Arrays, timer: StageTimer) -> Iterator[_Arrays]:
-        """Yield the outputs of the network, which are valid in the block only."""
+        """Yield the outputs of the network by name, valid in the block only."""
         timer.enter("wait")
         with self._requests:
             timer.enter("infer")
@@ -155,7 +176,11 @@ class Inference:
 
 
 def postprocess(model: LoadedModel, outputs: _Arrays, size_hw: tuple[int, int], timer: StageTimer) -> Instances:
-    """Return the instances in the outputs for an image, or a window, of this size."""
+    """Return the instances in the network's outputs.
+
+    outputs: arrays by name.
+    size_hw: height and width in pixels of the image or window.
+    """
     timer.enter("postprocess")
     return model.adapter.decode(outputs, size_hw, model.options)
 
@@ -164,7 +189,7 @@ def postprocess(model: LoadedModel, outputs: _Arrays, size_hw: tuple[int, int], 
 
 
 class ImageSteps:
-    """The four steps of one model. Any number of threads may label at once."""
+    """The four steps of one model, one after the other. Any number of threads may label at once."""
 
     def __init__(self, model: LoadedModel, settings: LabellerSettings, pixels: MemoryBudget) -> None:
         self._model, self._tiles = model, settings.tiles
@@ -173,7 +198,12 @@ class ImageSteps:
         self._inference = Inference(model.engine)
 
     def label(self, portion: CoalescedRead, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
-        """Return the facts and the instances of one image."""
+        """Return the facts and the instances of one image.
+
+        portion: the coalesced read that has the image.
+        row: position of the image in the list of images that the read was planned for.
+        timer: timer of the image.
+        """
         file = read(portion, row, timer)
         if self._tiles is not None:
             with self._decoder.decode(file, timer) as picture:

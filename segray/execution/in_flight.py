@@ -1,8 +1,8 @@
-"""Track the images that a worker has in flight, and log them in a file that outlives its process.
+"""The images that a worker has in flight, and a log of them that outlives the worker's process.
 
-Knows units, indices, stages and a small file on the node; knows nothing of what is done to an image, or of who reads
-the log. An image needs a few milliseconds and the last heartbeat may be a second old, so the log alone names the
-images of a dead process. Each stage is one plain `pwrite`: the kernel keeps what was written, whatever the signal.
+Knows units, indices, stages and a small file on the node. Knows nothing of what is done to an image, or of who reads
+the log. An image needs a few milliseconds and the last heartbeat may be a second old. So only the log names the images
+of a dead process. Each stage is one plain `pwrite`: the kernel keeps the written record, whatever the signal.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero fo
 
 
 class InFlightTracker:
-    """The images in flight, by (unit, index): the stage of each, and since when. Any thread may call it.
+    """The images in flight by (unit, index): the stage of each, and the time of its start. Any thread may call it.
 
-    log: a file to keep the same in, or None. The file is made anew.
+    log: file that holds the same, made new; None for no file.
     """
 
     def __init__(self, log: Path | None = None) -> None:
@@ -34,7 +34,10 @@ class InFlightTracker:
         self._free_slots: list[int] = []
 
     def enter(self, image: tuple[int, int], stage: str) -> None:
-        """Note that an image enters a stage now."""
+        """Record that an image enters a stage now.
+
+        image: unit and index.
+        """
         with self._lock:
             self._images[image] = (stage, time.monotonic())
             if image not in self._slots:
@@ -42,7 +45,11 @@ class InFlightTracker:
             self._write(self._slots[image], _RECORD.pack(*image, _STAGES.index(stage)))
 
     def leave(self, image: tuple[int, int], *, finished: bool = True) -> None:
-        """Take an image out of flight. finished: whether it gets a row."""
+        """Remove an image from those in flight.
+
+        image: unit and index.
+        finished: whether the image gets a row.
+        """
         with self._lock:
             self._finished += finished
             if self._images.pop(image, None) is not None:
@@ -64,9 +71,9 @@ class InFlightTracker:
 
 
 def read_in_flight_log(log: Path) -> tuple[InFlight, ...]:
-    """Return the images of a dead worker, with 0.0 for the unknown seconds, and remove its log.
+    """Return the images of a dead worker, and remove its log.
 
-    Returns nothing when there is no log.
+    The seconds of the images are unknown and 0.0. Without a log the result is empty.
     """
     try:
         data = log.read_bytes()

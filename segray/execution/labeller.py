@@ -1,7 +1,7 @@
-"""Label one slice of a unit: the work of an actor, with no Ray in it.
+"""The work of an actor, with no Ray in it: the images of a task become staged files.
 
-Knows that the images of a task are labelled by a pool of threads, whose fault an error is, and that a slice becomes
-staged files. Knows nothing of scheduling, batches or other workers, and leaves an image's steps to image_steps.py.
+Knows the pool of threads that labels the images of a task, and whose fault an error is. Knows nothing of scheduling,
+batches or other workers. image_steps.py has the steps of one image.
 
 Three things bound the memory of a worker. ImageMemory bounds files and pixels by the number of cores. Each thread of
 the pool holds at most the inputs of one image. `engine.requests` bounds the outputs.
@@ -26,14 +26,14 @@ from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
-# One image's row, the error with which storage withheld it, or None for not tried; and its seconds by stage.
+# An image's row, or the error with which storage withheld it, or None for untried; and its seconds by stage.
 _Answer: TypeAlias = "tuple[Outcome | WithheldImage | None, StageTimer]"
 
 
 class _Outage:
-    """Tell a task whose storage gives nothing from one in which storage withholds some images.
+    """A detector that tells an outage of storage from the loss of some images. Any thread may call it.
 
-    most: images that may be withheld while none is served. Safe from any thread.
+    most: number of images that may be withheld while none is served.
     """
 
     def __init__(self, most: int) -> None:
@@ -42,11 +42,14 @@ class _Outage:
 
     @property
     def certain(self) -> bool:
-        """Return whether so many images were withheld, and none served, that no further one is worth a try."""
+        """Return whether `most` images were withheld and none was served.
+
+        No further image is worth a try then.
+        """
         return not self._served and self._withheld >= self._most
 
     def served(self) -> None:
-        """Count an image that storage gave."""
+        """Record that storage gave an image."""
         self._served = True
 
     def withheld(self) -> None:
@@ -57,7 +60,12 @@ class _Outage:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """An image of a task: which one, and where its bytes come from. index: in the unit. row: in the portion's files."""
+    """An image of a task, and the source of its bytes.
+
+    index: position in the unit.
+    portion: the coalesced read that has the image.
+    row: position among the images of the task.
+    """
 
     ref: ImageRef
     unit: int
@@ -68,9 +76,12 @@ class _Image:
 
 
 class Labeller:
-    """One compiled model and the threads that feed it. `label` may be called from several threads at once.
+    """One compiled model and the threads that feed it. Several threads may call `label` at once.
 
-    staged: the folder of staged files. in_flight_log: see InFlightTracker. memory: by the number of cores, by default.
+    store: storage of images and staged files.
+    staged: folder of staged files.
+    in_flight_log: see InFlightTracker.
+    memory: budgets of files and pixels; by default those for settings.cores.
     """
 
     def __init__(
@@ -94,20 +105,27 @@ class Labeller:
         self._cpu = ProcessCpu()
 
     def progress(self) -> Progress:
-        """Return the number of images finished so far, and those in flight."""
+        """Return the number of images finished so far, and the images in flight."""
         return self._tracker.progress()
 
     def close(self) -> None:
-        """Stop the threads; running images are finished first."""
+        """Stop the threads. Running images are finished first."""
         self._pool.shutdown(cancel_futures=True)
         self._files.close()
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        """Label the task's images, in order of `task.indices`, and stage their rows.
+        """Label the task's images and stage their rows.
 
-        An image that storage withheld has no row; the report names it. Each run of neighbouring images that have one
-        becomes a staged file, and the first of these carries the seconds of the whole task.
-        Raises InfrastructureError when the rows cannot be staged, UserError when storage refuses access.
+        An image that storage withheld has no row, and the report names it. Each run of neighbouring images with rows
+        becomes a staged file. The first of these files carries the seconds of the whole task.
+
+        Args:
+            task: the images' positions.
+            refs: the images, in order of `task.indices`.
+
+        Raises:
+            InfrastructureError: the rows cannot be staged.
+            UserError: storage refuses access.
         """
         answers = self._answers(task, refs)
         by_index = dict(zip(task.indices, (answer for answer, _ in answers), strict=True))
@@ -123,7 +141,7 @@ class Labeller:
         """Label the images on the threads of the pool; return an answer for each, in the order of refs."""
         portions = self._files.portions(refs)
         outage = _Outage(self._threads)
-        with self._submitting:  # The images of a portion stand one behind the other: see ImageMemory.
+        with self._submitting:  # The images of a portion must be neighbours in the queue: see ImageMemory.
             futures = {
                 row: self._pool.submit(self._one, image, outage)
                 for portion in portions
@@ -141,7 +159,10 @@ class Labeller:
         return replace(first, seconds=seconds, cpu_seconds=self._cpu.with_inference(cpu_seconds)), *rest
 
     def _one(self, image: _Image, outage: _Outage) -> _Answer:
-        """Label one image; make a row, or a withheld image, of an error that is no fault of the configuration."""
+        """Label one image.
+
+        An error becomes a failed row or a withheld image, unless the configuration or a lasting fault is the cause.
+        """
         if outage.certain:
             return None, StageTimer("read")
         timer = ImageTimer(self._tracker, (image.unit, image.index))
@@ -160,7 +181,7 @@ class Labeller:
             failure = Failure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
             failure = Failure(exc.stage, "ImageError", str(exc))
-        except Exception as exc:  # Whatever one image provokes must not cost its neighbours their rows.
+        except Exception as exc:  # An error of one image must not cost its neighbours their rows.
             failure = Failure(timer.stage, type(exc).__name__, str(exc))
         finally:
             timer.leave(finished=not withheld)
@@ -174,12 +195,12 @@ class Labeller:
 
 
 def _images(task: Task, refs: Sequence[ImageRef], portion: CoalescedRead) -> list[tuple[int, _Image]]:
-    """Return the images of a portion by row of refs, in the order in which to read them."""
+    """Return the images of a coalesced read by row of refs, in reading order."""
     return [(row, _Image(refs[row], task.unit, task.indices[row], task.attempt, portion, row)) for row in portion.rows]
 
 
 def _results(futures: Mapping[int, Future[_Answer]], portions: Sequence[CoalescedRead]) -> list[_Answer]:
-    """Wait for all answers and return them by row; cancel the rest on an error. No portion holds memory afterwards."""
+    """Wait for all answers and return them by row; cancel the rest on an error. Release all memory of the reads."""
     try:
         return [futures[row].result() for row in range(len(futures))]
     except BaseException:

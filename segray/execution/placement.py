@@ -1,9 +1,9 @@
-"""Which workers the pools of a run still want, and where: arithmetic over the resources of nodes.
+"""The workers that the pools of a run still want, and their nodes: arithmetic over the resources of nodes.
 
-Knows pools, and nodes as names with amounts; knows nothing of Ray, of tasks or of what a worker does.
+Knows pools, and nodes as names with amounts. Knows nothing of Ray, of tasks or of a worker's work.
 
-Pools that name resources come first, so that no plain pool takes the cores beside a GPU before the GPU's own worker has
-its share. A node that is being drained gets nobody.
+Pools that name resources come first. Otherwise a plain pool could take the cores beside a GPU before the GPU's own
+worker has its share. A node that is being drained gets no worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from segray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Node:
-    """A living node and all that it has, in use or not. draining: it takes nothing new and will go."""
+    """A living node.
+
+    resources: total amount of each resource, in use or not.
+    draining: whether the node takes nothing new and will go.
+    """
 
     id: str
     resources: Mapping[str, float]
@@ -26,7 +30,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one worker of pools[pool]. node: None for wherever there is room, now or on a node that comes."""
+    """Room for one worker.
+
+    pool: index of the worker's pool.
+    node: id of the node; None for any node with room, now or later.
+    cpus: CPUs of the worker.
+    """
 
     pool: int
     node: str | None
@@ -34,7 +43,16 @@ class Slot:
 
 
 def slots_to_fill(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[Slot], most: float) -> list[Slot]:
-    """Return slots in order, until `most` are taken: up to `count` of a pool, or one on every node with room."""
+    """Return the slots that still want a worker, in order.
+
+    A pool with a `count` wants so many workers. Another pool wants one on every node with room.
+
+    Args:
+        pools: the pools of the run.
+        nodes: the living nodes.
+        taken: slots that have a worker.
+        most: largest number of slots in all, those in `taken` included.
+    """
     nodes = [node for node in nodes if not node.draining]
     found: list[Slot] = []
     for index in sorted(range(len(pools)), key=lambda index: not pools[index].resources):
@@ -54,7 +72,7 @@ def slots_to_fill(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[
 
 
 def cpus_of(pool: Pool, nodes: Sequence[Node]) -> float:
-    """Of each worker of a pool with a `count`: an equal share of all cores, on one node."""
+    """Return the CPUs of each worker of a pool: its num_cpus, or an equal share of all cores, on one node."""
     if pool.num_cpus is not None:
         return pool.num_cpus
     cores = [node.resources.get("CPU", 0.0) for node in nodes]
@@ -62,12 +80,15 @@ def cpus_of(pool: Pool, nodes: Sequence[Node]) -> float:
 
 
 def asked(pool: Pool) -> dict[str, float]:
-    """The least that a worker of the pool needs."""
+    """Return the least resources that a worker of the pool needs."""
     return {"CPU": pool.num_cpus or 1.0, **pool.resources}
 
 
 def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) -> None:
-    """Refuse what can never start; ConfigError. autoscaling: nodes that are not there yet may come."""
+    """Raise ConfigError for pools that can never start.
+
+    autoscaling: whether further nodes may come.
+    """
     if any(pool.count is not None for pool in pools) and len(pools) > 1 and not all(pool.num_cpus for pool in pools):
         raise ConfigError(
             "with a count for one of several pools, what is left for the others cannot be known",
@@ -95,7 +116,10 @@ def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) ->
 
 
 def _check_gpu(pool: Pool, *, alone: bool) -> None:
-    """A GPU is asked for by a name that says Intel. alone: the only node is this one, whose devices are looked at."""
+    """Raise ConfigError for a GPU pool unless its resources say which nodes have an Intel GPU.
+
+    alone: whether the only node is this one, whose devices are known.
+    """
     if pool.device.split(".")[0] != "GPU" or (pool.resources and "GPU" not in pool.resources):
         return
     if not pool.resources and alone:

@@ -1,7 +1,7 @@
-"""How a run goes at one moment: what is counted, what waits, who works at what and how fast.
+"""The progress of a run at one moment: counts, waiting images, and each worker's speed and images in flight.
 
-Knows what workers report and adds it up, each finished unit once: what a dead worker did and nobody kept is not in the
-counts. Knows nothing of storage, screens, Ray or clocks.
+Knows the reports of workers and adds them up, each finished unit once. Work of a dead worker that nobody kept is not in
+the counts. Knows nothing of storage, screens, Ray or clocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ _REMEMBERED_S = 60.0
 
 @dataclass
 class Counters:
-    """What this process did, summed over its reports. merge_s, commit_s: seconds from the first call to the answer."""
+    """The results of this process, summed over its reports.
+
+    ok, empty, failed: images by status.
+    seconds, cpu_seconds: wall and CPU seconds by stage.
+    merge_s, commit_s: seconds from the first call to the answer.
+    dropped: dropped rows by reason.
+    """
 
     ok: int = 0
     empty: int = 0
@@ -37,9 +43,11 @@ class Counters:
 
     @property
     def images(self) -> int:
+        """Return the number of labelled images."""
         return self.ok + self.empty + self.failed
 
     def add(self, report: UnitReport) -> None:
+        """Add a report."""
         self.ok += report.ok
         self.empty += report.empty
         self.failed += report.failed
@@ -56,7 +64,12 @@ def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """Of one worker. images: finished since it began. longest: stage and seconds of its oldest image in flight."""
+    """The status of one worker.
+
+    images: images finished since the worker began.
+    in_flight: number of images in flight.
+    longest: stage and seconds of the oldest image in flight; None without one.
+    """
 
     worker: str
     host: str
@@ -70,11 +83,16 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """A run at one moment.
+    """The progress of a run at one moment. tally, units, retries, lost and commits are those of this process.
 
-    phase: starting, labelling or publishing. images: of the plan; done: of these, labelled, by earlier processes too;
-    waiting: given to nobody yet. tally, units, retries, lost and commits: of this process. retries: units that were
-    given out again; lost: workers that died or were replaced.
+    phase: starting, labelling or publishing.
+    images: images of the plan.
+    done: images of the plan that are labelled, by earlier processes too.
+    waiting: images that no worker has been given yet.
+    units: reports that were accepted.
+    retries: tasks that were given out again.
+    lost: workers that died or were replaced.
+    commits: batches that were committed.
     """
 
     run: Run
@@ -91,36 +109,45 @@ class RunProgress:
 
     @property
     def images_per_s(self) -> float:
-        """Of all workers, over about the last minute."""
+        """Return the images/s of all workers, over about the last minute."""
         return sum(each.images_per_s for each in self.workers)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until the plan is labelled, as things go; None while that cannot be told."""
+        """Return the seconds until the plan is labelled at the present rate; None without a rate."""
         return (self.images - self.done) / self.images_per_s if self.images_per_s > 0 else None
 
     @property
     def in_flight(self) -> int:
+        """Return the number of images in flight on all workers."""
         return sum(each.in_flight for each in self.workers)
 
 
 class ProgressListener:
-    """Who is told how the run goes; a subclass hears what it wants to."""
+    """A listener to the progress of a run. A subclass overrides the methods for the news that it wants."""
 
     def note(self, text: str) -> None:
-        """Something happened that a person may want to know."""
+        """Take a message that a person may want to read."""
 
     def begin(self, images: int, resumed: int) -> None:
-        """Labelling starts: so many images in this run's plan, so many of them done before."""
+        """Take the start of labelling.
+
+        images: images of the run's plan.
+        resumed: images of the plan that were done before.
+        """
 
     def advance(self, done: int, instances: int, failed: int) -> None:
-        """So many images, instances and failures so far, the last two of this process."""
+        """Take the counts so far.
+
+        done: labelled images of the plan.
+        instances, failed: instances and failed images of this process.
+        """
 
     def unit(self, run: Run, host: str, report: UnitReport) -> None:
-        """A unit's result counts; it was labelled on `host`."""
+        """Take an accepted report, labelled on `host`."""
 
     def beat(self, vitals: RunProgress) -> None:
-        """How it goes now: every few seconds while labelling, and once at its end, whatever the end."""
+        """Take the progress, every few seconds while labelling and once at the end, whatever the end."""
 
 
 @dataclass
@@ -155,7 +182,7 @@ class _Member:
 
 
 class ProgressTracker:
-    """What has happened so far in this process; its counts only grow."""
+    """The progress of this process so far. Its counts only grow."""
 
     def __init__(self) -> None:
         self.tally = Counters()
@@ -163,11 +190,11 @@ class ProgressTracker:
         self._members: dict[str, _Member] = {}
 
     def begins(self) -> None:
-        """A plan is taken up, with workers of its own."""
+        """Start a plan with workers of its own."""
         self._members.clear()
 
     def saw(self, event: PoolEvent, now_s: float) -> None:
-        """A worker joined, was lost, or says what it does."""
+        """Take an event: a worker joined, was lost, or sent its progress."""
         match event:
             case WorkerJoined(worker, facts):
                 self._members[worker] = _Member(facts.get("host", "?"), facts.get("device", "?"), now_s)
@@ -177,27 +204,36 @@ class ProgressTracker:
                 self.left(worker)
 
     def left(self, worker: str, *, released: bool = False) -> None:
-        """A worker is gone. released: nothing was left for it to do."""
+        """Remove a worker.
+
+        released: whether the scheduler released the worker, which counts as no loss.
+        """
         if self._members.pop(worker, None) is not None:
             self._lost += not released
 
     def accepted(self, report: UnitReport) -> None:
-        """A unit's result counts."""
+        """Add a report that counts."""
         self.tally.add(report)
         self._units += 1
 
     def assigned(self, attempt: int) -> None:
-        """A unit was given to a worker."""
+        """Count the assignment of a task."""
         self._retries += attempt > 1
 
     def committed(self, merge_s: float, commit_s: float) -> None:
-        """A batch is visible."""
+        """Count a committed batch, and add its seconds of merging and committing."""
         self.tally.merge_s += merge_s
         self.tally.commit_s += commit_s
         self._commits += 1
 
     def vitals(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> RunProgress:
-        """How it goes now."""
+        """Return the present progress.
+
+        images: images of the plan.
+        done: labelled images of the plan.
+        waiting: images that no worker has been given yet.
+        labelling: whether work may still come from the workers.
+        """
         phase = "publishing" if not labelling else "labelling" if self._members else "starting"
         workers = tuple(member.condition(name) for name, member in self._members.items())
         counts = self._units, self._retries, self._lost, self._commits

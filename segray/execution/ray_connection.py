@@ -1,6 +1,6 @@
-"""This process's connection to a Ray cluster, and questions to the head of the cluster.
+"""This process's connection to a Ray cluster, and calls that need the head of the cluster.
 
-Knows how to join a cluster, to start and end a private one, and what Ray does to signals; knows nothing of workers.
+Knows how to join a cluster, how to start and end a private one, and what Ray does to signals. Knows nothing of workers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segray.models.engine import available_cpus
 
 _LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 5.0
-# Found in the environment of every process of a private cluster.
+# A variable in the environment of every process of a private cluster.
 _MARK = "SEGRAY_PRIVATE_CLUSTER"
 _PRIVATE = "local"
 
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 class _Connection:
-    """This process's connection to a cluster. Ray has one a process, so runs at the same time share it.
+    """The connection of this process to a cluster. Ray has one per process, so concurrent runs share it.
 
-    The first run makes the connection, the last one ends it. A connection that the process made before is used and
+    The first run makes the connection and the last run ends it. A connection that the process made before is used and
     left as it is.
     """
 
@@ -48,7 +48,7 @@ class _Connection:
         self._undo = contextlib.ExitStack()
         self._head_lost = False
         self._ending: Future[None] | None = None
-        self._mark = ""  # of the processes of a private cluster
+        self._mark = ""  # value of _MARK for the processes of a private cluster
 
     def join(self, cluster: Cluster) -> None:
         with self._lock:
@@ -69,7 +69,10 @@ class _Connection:
                 self._undo.close()
 
     def head_ended(self) -> bool:
-        """Return whether the head of a private cluster has ended, as after a signal to all processes of a terminal."""
+        """Return whether the head of a private cluster has ended.
+
+        A signal to all processes of a terminal, for example, ends the head.
+        """
         return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _compat.RAY_HEAD)
 
     def _connect(self, cluster: Cluster) -> None:
@@ -84,13 +87,13 @@ class _Connection:
             undo.callback(self._shut_down)
             if threading.current_thread() is threading.main_thread():
                 _init(address, self._mark)
-            else:  # Ray's processes die with the thread that starts them. The thread of the first run may end early.
+            else:  # Ray's processes die with the thread that starts them, and the first run's thread may end early.
                 run_in_lasting_thread(end, _init, address, self._mark)
             logging.getLogger("ray").setLevel(logging.WARNING)
             self._undo = undo.pop_all()
 
     def _shut_down(self) -> None:
-        # Without a head Ray takes up to 20 s to see that nobody answers; and asked to do nothing it ends the process.
+        # Without a head Ray needs up to 20 s to see that nothing answers, and then ends the process.
         mark, head_lost = self._mark, self._head_lost or self.head_ended()
         self._mark = ""
         try:
@@ -109,22 +112,25 @@ _connection = _Connection()
 def connect(cluster: Cluster) -> None:
     """Join the cluster, or start a private one on this machine; use the process's own connection if it has one.
 
-    Without an address a process inside a Ray job joins that job's cluster. A private cluster has no
-    dashboard and listens on this machine only, so it needs no token.
-    Raises InfrastructureError for a cluster that cannot be reached now, ConfigError for one that does not take us.
+    Without an address a process inside a Ray job joins that job's cluster. A private cluster has no dashboard and
+    listens on this machine only, so it needs no token. Raises InfrastructureError for a cluster that cannot be reached
+    now, ConfigError for one that refuses this process.
     """
     try:
         _connection.join(cluster)
     except SystemExit as exc:
         if exc.code != signal.SIGTERM:
             raise
-        # Ray's answer to SIGTERM while it starts. The process's own comes first, if it has one.
+        # Ray exits on a SIGTERM during its start. The process's own handler, if it has one, comes first.
         signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt("SIGTERM") from exc
 
 
 def disconnect(*, head_lost: bool = False) -> None:
-    """Leave the cluster; end a private one. head_lost: nobody waits for an answer of the head."""
+    """Leave the cluster; end a private one.
+
+    head_lost: whether the head is gone, so that no call waits for its answer.
+    """
     _connection.leave(head_lost=head_lost)
 
 
@@ -137,13 +143,14 @@ class Head:
 
     @property
     def runs(self) -> bool:
-        """Return whether the head is there, as far as this process knows without asking."""
+        """Return whether the head runs, as far as this process knows without a call."""
         return not (self._lost or _connection.head_ended())
 
     def ask(self, call: Callable[..., T], *args: Any) -> T:
-        """Return the answer of a call that needs the head; raise InfrastructureError when there is none in time.
+        """Return the result of a call that needs the head.
 
-        Ray itself waits a minute, in the middle of the call, and then ends the process.
+        Raises InfrastructureError when there is no answer within cluster.head_timeout_s. Ray itself waits a minute, in
+        the middle of the call, and then ends the process.
         """
         found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
         if not (self._lost or self._left):
@@ -161,12 +168,12 @@ class Head:
         )
 
     def run_elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return what a function returns in another process of the cluster.
+        """Return the result of a function that runs in another process of the cluster.
 
-        Raises what the function raises, and InfrastructureError when its process dies each time.
+        Raises what the function raises, and InfrastructureError when its process dies in each of three tries.
         """
         try:
-            # No CPU: the workers hold them all, and this must never wait for one.
+            # No CPU: the workers hold all CPUs, and the function must not wait for one.
             remote: Any = ray.remote(num_cpus=0, max_retries=2)(function)
             result = self.ask(lambda: remote.remote(*args).future())
             while wait([result], _POLL_S).not_done:
@@ -191,13 +198,16 @@ class Head:
 
 
 def first_line(exc: BaseException) -> str:
-    """Return the first line of an error that says something, or the name of its class."""
+    """Return the first line of an error that is not blank, or the name of the error's class."""
     return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
 
 
 def _init(address: str, mark: str) -> None:
-    """Connect this process. mark: of the processes of a private cluster."""
-    # In another thread than the main one Ray warns that it cannot set its signal handler, which is as it should be.
+    """Connect this process.
+
+    mark: value in the environment of a private cluster's processes.
+    """
+    # Outside the main thread Ray warns that it cannot set its signal handler, which is intended.
     level = logging.WARNING if threading.current_thread() is threading.main_thread() else logging.ERROR
     if address == _PRIVATE:
         _start_private(mark, level)
@@ -219,7 +229,7 @@ def _init(address: str, mark: str) -> None:
 def _start_private(mark: str, level: int) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _compat.start_no_spare_ray_workers()  # They take a percent of a core each.
+    _compat.start_no_spare_ray_workers()  # An idle one takes 1 % of a core.
     try:
         with host_process.environment([_MARK]), _signals_blocked_in_children():
             os.environ[_MARK] = mark
@@ -230,7 +240,7 @@ def _start_private(mark: str, level: int) -> None:
                 object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
                 logging_level=level,
             )
-    except Exception as exc:  # Ray raises nothing more special when its processes are not up within 30 s.
+    except Exception as exc:  # Ray raises no special class when its processes are not up within 30 s.
         raise InfrastructureError(
             "Ray could not start on this machine",
             where="cluster.address=null",
@@ -241,11 +251,11 @@ def _start_private(mark: str, level: int) -> None:
 
 @contextlib.contextmanager
 def _signals_blocked_in_children() -> Iterator[None]:
-    """Keep the signals that a terminal or a supervisor sends to all from processes that the block starts.
+    """Keep signals for the whole terminal or service from processes that the block starts.
 
-    Ray's processes would die of them before the run has ended in order, and Ray would wait for them. A blocked signal
-    stays blocked in children; Ray does the same with SIGINT. In this process the other threads take it meanwhile, and
-    Python runs its handler.
+    These signals would end Ray's processes before the run has ended in order, and Ray would wait for them. A blocked
+    signal stays blocked in children. Ray does the same with SIGINT. In this process the other threads take the signal
+    meanwhile, and Python runs its handler.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
     try:
@@ -255,10 +265,13 @@ def _signals_blocked_in_children() -> Iterator[None]:
 
 
 def _shut_down(private: bool) -> None:
-    """Disconnect from Ray. private: its processes here are left to the caller, for they block Ray's SIGTERM."""
+    """Disconnect from Ray.
+
+    private: whether the caller ends Ray's processes here, which block Ray's SIGTERM.
+    """
     if private:
         _compat.leave_ray_processes()
-    with signals.kept():  # Ray takes every handler of SIGTERM away with its own.
+    with signals.kept():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 
 
@@ -275,7 +288,7 @@ def _check_same(address: str | None) -> None:
 
 
 def _with_numeric_host(address: str) -> str:
-    """Return HOST:PORT with the host's number in place of its name."""
+    """Return HOST:PORT with the host's IP address in place of its name."""
     name, colon, port = address.rpartition(":")
     try:
         return f"{socket.gethostbyname(name)}{colon}{port}"

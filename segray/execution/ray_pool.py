@@ -1,7 +1,7 @@
-"""Ray lives here and in ray_connection.py: workers as actors, one per device, and the loop that listens to them.
+"""Workers as Ray actors, one per device, and the loop that waits for them. Ray lives here and in ray_connection.py.
 
-Knows Ray's actors, nodes and exceptions; knows nothing of images, masks or tables. Ray's own retries are off:
-what to do about a death is the scheduler's decision. Only names and small reports cross processes.
+Knows Ray's actors, nodes and exceptions. Knows nothing of images, masks or tables. Ray's own retries are off: the
+scheduler decides what to do about a death. Only names and small reports travel between processes.
 """
 
 from __future__ import annotations
@@ -45,23 +45,26 @@ from segray.tasks import InFlight, Task
 _PROGRESS_S = 1.0
 _NODES_S = 5.0
 _MAX_FAILED_STARTS = 3
-# For a node that Ray takes to be alive; Ray's own verdict takes 15 s by default, or a minute when a link is down.
+# Seconds for a node that Ray takes to be alive. Ray needs 15 s by default, or a minute when a link is down.
 _POSTMORTEM_S = 90.0
 _LEAVE_S = 2.0
 
 
 class _Actor(Actor):
-    """A worker's process, which also knows what Ray calls its node."""
+    """A worker's process, which also knows Ray's id of its node."""
 
     def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
         return {**super().start(spec, threads), "node": ray.get_runtime_context().get_node_id()}
 
     def stay(self) -> None:
-        """Hold the main thread until the process ends: without a call Ray wakes it a hundred times a second."""
+        """Block the main thread until the process ends.
+
+        Without this call Ray wakes the thread a hundred times a second.
+        """
         threading.Event().wait()
 
 
-# Two tasks at once, so that the second is read ahead while the first drains; progress never waits behind them.
+# Two tasks at once, so that the second is read ahead while the first ends. Progress never waits behind tasks.
 _GROUPS = {"start": 1, "label": 2, "progress": 1}
 
 
@@ -82,7 +85,7 @@ class RayWorkers:
     def __init__(self, spec: WorkerSpec, pools: Sequence[Pool], cluster: Cluster) -> None:
         self._spec, self._pools, self._cluster = spec, pools, cluster
         self._head = Head(cluster)
-        self._workers: dict[str, WorkerHandle] = {}  # all that are not gone, the oldest first
+        self._workers: dict[str, WorkerHandle] = {}  # all that are not gone, oldest first
         self._key = secrets.token_hex(6)
         self._spawned = 0
         self._failed_starts = 0
@@ -100,7 +103,10 @@ class RayWorkers:
     # ---- what happened ----
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        """Return what is ready. Raise UserError when no retry helps a worker, InfrastructureError when Ray fails."""
+        """Return the events since the last call; wait up to timeout_s seconds for one.
+
+        Raises UserError when no retry helps a worker, InfrastructureError when Ray fails.
+        """
         now = time.monotonic()
         if now - self._nodes_seen_s > _NODES_S:
             self._head.ask(self._populate)
@@ -125,7 +131,7 @@ class RayWorkers:
         return [worker for worker in self._workers.values() if worker.alive]
 
     def _on_return(self, worker: WorkerHandle, call: Any) -> list[PoolEvent]:
-        if call not in worker.awaited:  # Another of its calls has told that it is gone.
+        if call not in worker.awaited:  # Another call has shown that the worker is gone.
             return []
         if isinstance(worker.state, Dead):
             in_flight, node_lives = _postmortem(call)
@@ -147,11 +153,14 @@ class RayWorkers:
         return [TaskFinished(worker.name, value)]
 
     def _on_actor_died(self, worker: WorkerHandle, exc: RayError) -> list[PoolEvent]:
-        """Read the in-flight log on the node; if the node does not answer, it died too and no image is blamed."""
+        """Handle a dead actor. Read its in-flight log on its node.
+
+        If the node does not answer, the node died too and no image is blamed.
+        """
         _check_installed(exc, worker.node)
         with contextlib.suppress(RayError):
-            ray.kill(worker.actor)  # In case it is only out of reach: it must not come back and hold its CPUs.
-        # A worker without a node had not said yet where it is.
+            ray.kill(worker.actor)  # An actor that is only out of reach must not come back and hold its CPUs.
+        # A worker without a node died before it reported its node.
         postmortem = None if worker.node is None else self._head.ask(_read_log_on, worker.node, worker.log)
         dead = Dead(first_line(exc), time.monotonic(), postmortem)
         worker.become(dead)
@@ -163,7 +172,7 @@ class RayWorkers:
     def _on_postmortem(
         self, worker: WorkerHandle, dead: Dead, in_flight: tuple[InFlight, ...] | None, *, node_lives: bool
     ) -> WorkerLost:
-        """Replace the worker on a living node; elsewhere _populate finds a slot."""
+        """Replace the worker on a living node; elsewhere _populate finds a slot. Return the loss."""
         self._remove(worker)
         if node_lives:
             self._failed_starts += not worker.started
@@ -205,7 +214,7 @@ class RayWorkers:
             ray.kill(handle.actor)
             self._respawn(handle)
             if handle.started and handle.node is not None:
-                self._head.ask(_read_log_on, handle.node, handle.log)  # Nobody reads the answer: it removes the log.
+                self._head.ask(_read_log_on, handle.node, handle.log)  # The call removes the log; its result is unused.
 
     def release(self, worker: str) -> None:
         handle = self._workers.get(worker)
@@ -213,7 +222,10 @@ class RayWorkers:
             self._stop([handle])
 
     def need(self, workers: int) -> None:
-        """Stop those beyond the need that still start, the youngest first: they may only wait for room."""
+        """Stop workers beyond the need that still start, the youngest first, since they may only wait for room.
+
+        workers: number of workers that have something to do; 0 stops all.
+        """
         self._needed = workers
         alive = self._alive()
         surplus = len(alive) - workers if workers else len(alive)
@@ -223,14 +235,14 @@ class RayWorkers:
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if any(worker.tasks for worker in self._alive()):
             return run_in_daemon_thread(self._head.run_elsewhere, function, *args)
-        # Nothing is left that this process could keep waiting, and a new one starts slower than most last merges end.
+        # No worker waits for this process any more, and a new process starts slower than most last merges end.
         return run_in_daemon_thread(function, *args)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        # Without a head every call would wait for it, and Ray would end the process.
+        # Without a head every call would wait for the head, and Ray would end the process.
         if self._head.runs:
             self._stop(self._alive())
         self._workers.clear()
@@ -239,7 +251,7 @@ class RayWorkers:
     # ---- actors ----
 
     def _populate(self) -> None:
-        """Bring each pool to its size, as far as the run has need of it; leave nodes that are being drained."""
+        """Bring each pool to its size, as far as the run needs it; leave nodes that are being drained."""
         self._nodes_seen_s = time.monotonic()
         nodes = _nodes()
         self._drain({node.id for node in nodes if node.draining})
@@ -248,7 +260,7 @@ class RayWorkers:
             self._spawn(slot)
 
     def _drain(self, nodes: Collection[str]) -> None:
-        """Let workers on these nodes finish what they run; stop those that have not begun."""
+        """Let workers on these nodes finish their tasks; stop workers that have not begun."""
         for worker in self._alive():
             if worker.draining or worker.node not in nodes:
                 continue
@@ -282,7 +294,7 @@ class RayWorkers:
         self._spawned += 1
 
     def _stop(self, workers: Sequence[WorkerHandle]) -> None:
-        """End workers that are alive; nothing of theirs is left on their nodes."""
+        """End workers that are alive; leave nothing of theirs on their nodes."""
         for worker in workers:
             self._remove(worker)
         _end_actors(workers)
@@ -309,7 +321,7 @@ def _on_task_error(worker: WorkerHandle, call: Any, exc: RayTaskError) -> list[P
 
 
 def _check_installed(exc: RayError, node: str | None) -> None:
-    """Raise ConfigError for an actor that a node could not make, since segray or a part of segray is missing there."""
+    """Raise ConfigError for an actor whose node lacks segray or a part of it."""
     if not isinstance(exc, ActorDiedError) or not exc.actor_init_failed:
         return
     missing = [module for module in _compat.missing_modules(exc) if module.partition(".")[0] == "segray"]
@@ -329,7 +341,10 @@ def _read_log_on(node: str, log: str) -> Any:
 
 
 def _postmortem(call: Any) -> tuple[tuple[InFlight, ...] | None, bool]:
-    """Return what a dead worker had in flight, None when that is not known, and whether its node lives."""
+    """Return the images that a dead worker had in flight, and whether its node lives.
+
+    The images are None when they are unknown.
+    """
     try:
         return ray.get(call), True
     except RayTaskError:

@@ -1,7 +1,8 @@
 """Replay a run from its event log: `python -m segray.execution.replay ROOT/_segray/runs/RUN_ID`.
 
-Knows how to print what happened, to one image or worker if asked. It gives the events to a new scheduler, validates
-its state after each, and compares it with the recorded states. Exits with 1 where they differ.
+Knows how to print the events and actions of a run, for one image or worker if asked. A new scheduler gets the recorded
+events. The replay validates the scheduler's state after each event and compares it with the recorded states. Exits with
+1 where they differ.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import absolute
 from segray.tasks import Task
 
-# How many states of small runs are validated; validation walks over every image.
+# Only runs of at most so many images are validated, since validation walks over every image.
 _VALIDATED_IMAGES = 20_000
 
 
 class Difference(SegrayError):
-    """The replay came to another state than the run did."""
+    """A difference between the replayed and the recorded state."""
 
 
 def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[float, Event, list[Action]]]:
-    """Give a new scheduler the events of a process. Yield each with the actions that it causes.
+    """Give a new scheduler the events of a process; yield each event with its time and the actions that it causes.
 
-    Raises Difference where the state is not the recorded one, AssertionError where it is inconsistent.
+    Raises Difference where the state is not the recorded one, AssertionError where the state is inconsistent.
     """
     count = 0
     for entry in series.events():
@@ -121,7 +122,7 @@ def _task_of(each: Event | Action) -> Task | None:
 
 
 def _told(each: Event | Action, names: DisplayNames) -> str:
-    """One line, or nothing for what happens every second."""
+    """Return a line for an event or action; an empty one for what happens every second."""
     match each:
         case Tick() | ProgressUpdate() | Accept():
             return ""

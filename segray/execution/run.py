@@ -1,6 +1,6 @@
-"""label(): bring a label set up to date with its dataset. Plan -> schedule -> publish -> report.
+"""The run: label() brings a label set up to date with its dataset. Plan -> schedule -> publish -> report.
 
-Knows the order of things and when a run is over; each thing itself is done elsewhere. The page to start with.
+Knows the order of the steps and when a run is over. Other modules do each step. A newcomer starts reading here.
 """
 
 from __future__ import annotations
@@ -54,11 +54,19 @@ StartWorkers = Callable[[WorkerSpec, Config], Workers]
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended. images: by status over the whole label set; classes: instances by class name likewise.
+    """The end of a run. A dry run has `planned` and `retired` as they would be.
 
-    tally: what this process labelled, in `seconds` from the first worker's readiness to the last commit; planned:
-    images of the plans it carried out; retired: images whose rows it removed. A dry run tells both as they would be.
+    root: the label set.
+    images: images by status over the whole label set.
+    classes: instances by class name over the whole label set.
+    tally: counts of this process.
+    seconds: seconds from the first worker's readiness to the last commit.
+    startup_s: seconds until the first worker was ready.
+    planned: images of the plans that this process carried out.
+    retired: images whose rows this process removed.
+    workers: facts of each worker.
     failures: image_key, stage and message of a few failed images.
+    exit_code: 0, or 3 when more images failed than max_failed_fraction allows.
     """
 
     root: str
@@ -83,15 +91,27 @@ def label(
     dry_run: bool = False,
     retry_s: float = Policy.retry_s,
 ) -> Summary:
-    """Label what is not labelled yet, and commit it.
+    """Label the images that have no row yet, and commit their rows.
 
-    limit: at most so many images, the first by key, and nothing is retired. dry_run: count, write nothing. retry_s:
-    delay before an image that storage withheld is tried again.
-    Raises UserError before any image is read; InfrastructureError or Interrupted with everything committed kept.
+    Args:
+        config: the configuration.
+        listener: receives the progress.
+        start_workers: starts the workers of a run.
+        limit: largest number of images, the first by key; then nothing is retired. None for all.
+        dry_run: whether to count only, and write nothing.
+        retry_s: seconds before an image that storage withheld is tried again.
+
+    Returns:
+        The summary of the run.
+
+    Raises:
+        UserError: raised before any image is read.
+        InfrastructureError: the run stopped; everything committed is kept.
+        Interrupted: the run was interrupted; everything committed is kept.
     """
     config = with_absolute_paths(config)
     model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
-    options_of(config.model, model.contract)  # Refused here rather than by the first worker.
+    options_of(config.model, model.contract)  # An invalid choice fails here rather than on the first worker.
     found = engine.signature(model.path)
     engine.check(found, model.form, str(model.path))
     engine.check_precision(found, config.model.precision, str(model.path))
@@ -109,7 +129,7 @@ def label(
         batch = commit.recover(job.root, options, job.store)
         step = next_step(job, limit=limit, number=batch + 1, over=done.runs, left_over=done.left_over)
         if isinstance(step, Nothing) and done.left_over:
-            break  # Not all is labelled; the error says so.
+            break  # Some images are not labelled; the error below says so.
         _tell(job, step)
         if isinstance(step, Nothing):
             break
@@ -132,7 +152,12 @@ def label(
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run. todo: tasks of its frozen plan that are left; retire: parts of its list of rows to remove."""
+    """A step: go on with a run.
+
+    staged: staged files by task.
+    todo: tasks of the frozen plan that are left.
+    retire: names of those parts of the plan's list of rows to remove that are left.
+    """
 
     run: Run
     plan: Plan
@@ -142,13 +167,18 @@ class Resume:
 
     @property
     def images_before(self) -> int:
-        """Images of the plan that earlier attempts labelled."""
+        """Return the number of images of the plan that earlier attempts labelled."""
         return self.plan.images - sum(map(len, self.todo))
 
 
 @dataclass(frozen=True)
 class Start:
-    """Begin a run. listed: images without a row, of `total` in the source; gone: rows whose image is gone."""
+    """A step: begin a run.
+
+    listed: images without a row.
+    total: images in the source.
+    gone: rows whose image is gone.
+    """
 
     listed: plan.Listed
     total: int
@@ -157,7 +187,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Nothing:
-    """All `total` images of the source have a row."""
+    """A step: do nothing, since all `total` images of the source have a row."""
 
     total: int
 
@@ -174,10 +204,15 @@ def next_step(
     over: Container[str] = (),
     left_over: Collection[str] = (),
 ) -> Step:
-    """Decide what comes next. Reads the label set and the source, writes nothing of a run.
+    """Decide the next step. Read the label set and the source, and write nothing of a run.
 
-    number: of the batch that comes next. over: ids of runs that are not to be resumed. left_over: keys of images that
-    are not to be planned again.
+    Args:
+        job: values that all steps of the run share.
+        limit: largest number of images; None for all.
+        resumable: whether an unfinished run may be resumed.
+        number: number of the batch that comes next.
+        over: ids of runs that must not be resumed.
+        left_over: keys of images that must not be planned again.
     """
     images = snapshot.committed(job.root, "images", job.options)
     committed = None if images is None else _committed(job, images)
@@ -196,7 +231,11 @@ def next_step(
 def listing(
     config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
 ) -> tuple[plan.Listed, int, NDArray[np.bool_], str]:
-    """What the source lists, as plan.build says it, and what the keys of the source begin with."""
+    """Return the listing of the source as plan.build does, and the prefix of the source's keys.
+
+    committed: images of the label set; None where there is none.
+    keep_index: whether to write new shard indexes into the label set.
+    """
     part = base_prefix.of(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     return *plan.build(part.rebased(sources.configured(config.source, store, index)), committed), part.prefix
@@ -205,7 +244,11 @@ def listing(
 def _resumable(
     job: RunContext, committed: plan.Committed | None, number: int, retiring: bool, over: Container[str]
 ) -> Resume | None:
-    """Return what is left of the latest unfinished run over the same source. number: of the batch that comes next."""
+    """Return what is left of the latest unfinished run over the same source.
+
+    number: number of the batch that comes next.
+    over: ids of runs that must not be resumed.
+    """
     run = run_records.unfinished(job.store, job.root)
     if run is None or run.id in over or run.record(job.store).get("source") != job.config.source.uri:
         return None
@@ -218,7 +261,7 @@ def _resumable(
     staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
     for task in staged:
         done[frozen.rows(task)] = True
-    # What is not removed now, a later run finds again.
+    # A later run finds the rows that are not removed now.
     retire = [name for name in frozen.retired if retiring and len(merge.keys_still_present(run, name, job.options))]
     return Resume(run, frozen, staged, plan.left(frozen, done), retire)
 
@@ -235,7 +278,7 @@ def _freeze(job: RunContext, step: Start) -> Resume:
 
 
 def _tell(job: RunContext, step: Step) -> None:
-    """Say what comes next."""
+    """Tell the listener the next step."""
     match step:
         case Resume(run, frozen, staged, todo, retire) if staged or todo or retire:
             waiting = sum(map(len, staged))
@@ -262,9 +305,11 @@ def _unlisted(
     seen: NDArray[np.bool_],
     prefix: str,
 ) -> pa.Table:
-    """The rows to retire. Raises SourceError when there are more than the configuration allows.
+    """Return the rows to retire.
 
-    prefix: what the keys of the source begin with; rows of others are not its own.
+    prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+
+    Raises SourceError when more rows would go than the configuration allows.
     """
     columns = ["image_key", "version", "batch"]
     gone = job.store.retrying(
@@ -289,7 +334,7 @@ def _unlisted(
 
 
 def _not_committed(job: RunContext, planned: Plan) -> int:
-    """How many images of a plan have no row, whoever labelled the others."""
+    """Return the number of images of a plan that have no row, whoever labelled the others."""
     images = snapshot.committed(job.root, "images", job.options)
     done = plan.committed_rows(planned, None if images is None else _committed(job, images))
     return int((~done).sum())
@@ -304,10 +349,14 @@ def _committed(job: RunContext, images: ds.Dataset) -> plan.Committed:
 
 @dataclass
 class _Done:
-    """What this process did, plan after plan; planned and retired are images.
+    """The results of this process, plan after plan.
 
-    withheld_before, left_over: images that storage withheld to the end, of an earlier process and of this one, by key.
-    runs: ids of those that left some over.
+    withheld_before: images that storage withheld to the end of an earlier process: the error by key.
+    left_over: images that storage withheld to the end of this process: the error by key.
+    runs: ids of runs that left images over.
+    planned, retired: numbers of images.
+    startup_s: seconds until the first worker was ready.
+    labelling_s: seconds from then to the end, summed over plans.
     """
 
     withheld_before: Mapping[str, str] = field(default_factory=dict)
@@ -320,7 +369,10 @@ class _Done:
 
 
 def _carry_out(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> bool:
-    """Retire, label and commit the plan; False when another run came between and the rest must be planned again."""
+    """Retire, label and commit the images of the plan. Return False when the rest must be planned again.
+
+    The cause of False is another run that committed meanwhile.
+    """
     try:
         with _ended(job, work):
             _retire(job, work, done)
@@ -338,7 +390,7 @@ def _carry_out(job: RunContext, fingerprint: str, work: Resume, start_workers: S
 
 
 def _retire(job: RunContext, work: Resume, done: _Done) -> None:
-    """Remove the rows of images that are gone, one commit after another. That needs no worker."""
+    """Remove the rows of images that are gone, one commit after another. No worker is needed."""
     for name in work.retire:
         number = commit.recover(job.root, job.options, job.store) + 1
         inputs = batches.read_batch_inputs(work.run, number, job.store, retiring=True)
@@ -374,7 +426,7 @@ def _label(job: RunContext, fingerprint: str, work: Resume, start_workers: Start
 
 @contextmanager
 def _ended(job: RunContext, work: Resume, execution: RunLoop | None = None) -> Iterator[None]:
-    """What ends the run before its end is told with what is left of it; a lost race is not told yet."""
+    """Record the end of a run that an error ends, and add to the error how much is left; let a ConflictError pass."""
     images = work.plan.images
 
     def images_done() -> int:
@@ -395,12 +447,12 @@ def _ended(job: RunContext, work: Resume, execution: RunLoop | None = None) -> I
     except (InfrastructureError, UserError) as exc:
         _leave(job, work.run, "stopped", images)
         if isinstance(exc, UserError) and images_done() == work.images_before:
-            raise  # Nothing was done.
+            raise  # This run has done nothing.
         raise _stopped(exc, images - images_done()) from exc
 
 
 def _leave(job: RunContext, run: Run, state: str, images: int) -> None:
-    """Say in the run's record why it ends, if storage still takes it; any state but "done" is resumed."""
+    """Record why the run ends, if storage still takes the record. Every state but "done" can be resumed."""
     try:
         job.save(run, state, images)
     except (InfrastructureError, AccessError) as exc:
@@ -408,7 +460,7 @@ def _leave(job: RunContext, run: Run, state: str, images: int) -> None:
 
 
 def _stopped(exc: SegrayError, left: int) -> InfrastructureError:
-    """The same error as the end of a run that had begun: work is left, whoever is at fault."""
+    """Return the error as the end of a run that had begun, with the number of images that are left."""
     found = "; ".join(part for part in (exc.found, f"{left} images of this run not labelled yet") if part)
     hint = "; ".join(part for part in (exc.hint, "then run the same command again to go on") if part)
     return InfrastructureError(exc.what, where=exc.where, found=found, hint=hint)
@@ -457,7 +509,7 @@ def _images(job: RunContext, most: int = 5) -> tuple[dict[str, int], tuple[tuple
 
 
 def _classes(job: RunContext) -> dict[str, int]:
-    """Committed instances by class name, most first; from the log alone."""
+    """Return committed instances by class name, most frequent first, from the table's log alone."""
     state = snapshot.table_state(job.root, "instances", job.options)
     if state is None:
         return {}
@@ -473,7 +525,7 @@ def _classes(job: RunContext) -> dict[str, int]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute: workers run in other folders."""
+    """Return the configuration with absolute local paths, since workers run in other folders."""
 
     def moved(section: Any, name: str) -> Any:
         uri = getattr(section, name)
@@ -488,7 +540,10 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def identity_of(config: Config, model: resolve.Model) -> LabelSetIdentity:
-    """What makes the label set: files, contract, form, thresholds, class list."""
+    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
+
+    Raises ConfigError when two class names become the same partition.
+    """
     labels = model.contract.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
     if len({value for _, _, value in classes}) != len(classes):
@@ -498,7 +553,7 @@ def identity_of(config: Config, model: resolve.Model) -> LabelSetIdentity:
         "name": model.name,
         "form": model.form.name,
         "files_sha256": model.fingerprint,
-        # Everything else in the section decides which rows come out.
+        # All other keys of the section decide which rows come out.
         **config.model.model_dump(mode="json", exclude={"name", "form", "path", *rounding_alone}),
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }

@@ -1,8 +1,8 @@
-"""Decide which worker labels what, and when: a pure state machine.
+"""The scheduler: a pure state machine that decides which worker labels what, and when.
 
 Knows tasks, workers, attempts, suspects and deadlines. Knows nothing of Ray, storage, images or clocks. The caller
-gives every event to `Scheduler.handle` with the time at which it happened, and carries out the actions that come back.
-The same events give the same actions, so a recorded run can be replayed (event_log.py).
+gives every event to `Scheduler.handle` with its time, and carries out the actions that come back. The same events give
+the same actions, so a recorded run can be replayed (event_log.py).
 
 The life of a task (images of a unit, see tasks.Task):
 
@@ -16,17 +16,19 @@ The life of a task (images of a unit, see tasks.Task):
     A suspect whose process died in `max_attempts` attempts ──Quarantine──> done, as a failed row.
     An image that storage withheld in `max_attempts` tries ──> left over: no row.
 
-A try of a withheld image counts only when storage has served another image since it first withheld this one, or when an
-earlier run left the image over. Without that, storage as a whole is at fault. The run halts when no image was labelled
-for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile. A fault that waiting does not mend, such
-as a full disk, halts it after `max_attempts` tasks in a row.
+A try of a withheld image counts in two cases. Storage has served another image since it first withheld this one, or an
+earlier run left the image over. In all other cases storage as a whole is at fault.
+
+The run halts when no image was labelled for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile.
+A fault that waiting does not repair, such as a full disk, halts the run after `max_attempts` tasks in a row.
 
 A task on its second attempt has its worker to itself, so a death has one possible cause. Every death raises an attempt
-or splits a task, so the machine comes to an end. The death of a node counts as the process's own when it is the
-`max_attempts`th for the same task, for an image may take its node along.
+or splits a task, so the machine comes to an end. An image may take its node along. The `max_attempts`th death of a node
+under the same task therefore counts as a death of the process.
 
 Waiting tasks are cut to sizes that shrink near the end, by each worker's speed (chunk_sizing.py). A worker over its
-memory limit finishes what it runs and is replaced. One whose node is being drained finishes likewise and is released.
+memory limit finishes its tasks and is replaced. A worker whose node is being drained finishes its tasks and is
+released.
 """
 
 from __future__ import annotations
@@ -61,11 +63,13 @@ from segray.tasks import InFlight, Progress, Task, TaskReport, WithheldImage
 class Policy:
     """Limits of a run.
 
-    max_attempts: tries of an image before it is quarantined or left over. image_timeout_s: longest time of an image in
-    one stage. stall_timeout_s: longest silence of a busy worker, and longest time without a labelled image while tasks
-    fail. least_images: fewest images of a waiting task that are worth a task of their own. idle_s: a worker with
-    nothing to do is released after so long. retry_s: delay before an image that storage withheld is tried again,
-    doubled for each further try.
+    max_attempts: tries of an image before it is quarantined or left over.
+    image_timeout_s: longest time in seconds of an image in one stage.
+    stall_timeout_s: longest time in seconds without a sign of life of a busy worker, and without a labelled image while
+        tasks fail.
+    least_images: smallest number of images of a waiting task that is worth a task of its own.
+    idle_s: seconds after which a worker with nothing to do is released.
+    retry_s: seconds before an image that storage withheld is tried again, doubled for each further try.
     """
 
     max_attempts: int = 3
@@ -78,26 +82,31 @@ class Policy:
 
 @dataclass(frozen=True)
 class Halt:
-    """Why nothing more is assigned: the kind of fault, and what was found."""
+    """The reason why nothing more is assigned: the kind of fault, and what was found."""
 
     what: str
     found: str
 
 
 class DisplayNames:
-    """Name workers and images in reasons. hosts: of the workers that joined, where they told it."""
+    """Names of workers and images in messages.
+
+    hosts: host by worker, of the workers that joined and told it.
+    """
 
     def __init__(self) -> None:
         self.hosts: dict[str, str] = {}
 
     def worker(self, worker: str) -> str:
+        """Return the name of a worker, with its host if known."""
         return f"worker {worker} on {self.hosts[worker]}" if worker in self.hosts else f"worker {worker}"
 
     def image(self, unit: int, index: int) -> str:
+        """Return the name of an image."""
         return f"image {index} of unit {unit}"
 
 
-# Stages in which an image computes nothing: it waits for storage or for other images.
+# Stages in which an image only waits, for storage or for other images.
 _IDLE_STAGES = ("read", "wait")
 _LONGEST_RETRY_S, _MOST_DOUBLINGS = 60.0, 8
 
@@ -116,13 +125,18 @@ class _Worker:
 
     @property
     def at_work(self) -> list[InFlight]:
-        """The images that the worker computes on."""
+        """Return the images that the worker computes on."""
         return [image for image in self.progress.in_flight if image.stage not in _IDLE_STAGES]
 
 
 @dataclass
 class _Withheld:
-    """An image that storage withheld. since_s: first time. reason: last time. tries: those that count."""
+    """An image that storage withheld.
+
+    since_s: time of the first try.
+    reason: error of the last try.
+    tries: number of tries that count.
+    """
 
     since_s: float
     reason: str = ""
@@ -131,9 +145,12 @@ class _Withheld:
 
 @dataclass
 class _SinceSuccess:
-    """What went wrong since an image was last labelled, at `at_s`. counts: by kind of failure.
+    """The failures since an image was last labelled.
 
-    first: no image was labelled yet; `at_s` is when the first task was assigned.
+    at_s: time of that success.
+    first: whether no image was labelled yet; `at_s` is then the time of the first assignment.
+    counts: failures by kind.
+    last: reason of the last failure.
     """
 
     at_s: float
@@ -156,11 +173,17 @@ class Scheduler:
         names: DisplayNames | None = None,
         withheld_before: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """withheld_before: unit and index of images that storage withheld from an earlier run to the end."""
+        """Begin with all tasks waiting.
+
+        tasks: the tasks of the run.
+        policy: limits of the run.
+        names: names of workers and images in messages.
+        withheld_before: unit and index of images that storage withheld from an earlier run to the end.
+        """
         self._policy, self._names = policy, names or DisplayNames()
         self._waiting = deque(tasks)
         self._suspects: deque[Task] = deque()
-        self._retries: list[tuple[float, int, Task]] = []  # a heap by the time before which the task waits
+        self._retries: list[tuple[float, int, Task]] = []  # a heap by the earliest time of the next try
         self._retries_made = 0
         self._withheld = {at: _Withheld(-math.inf) for at in withheld_before}
         self._left_over: dict[tuple[int, int], str] = {}
@@ -176,31 +199,32 @@ class Scheduler:
 
     @property
     def complete(self) -> bool:
-        """Whether every image is labelled or quarantined."""
+        """Return whether every image is labelled or quarantined."""
         return self.images_done == self.images_total
 
     @property
     def images_waiting(self) -> int:
-        """Images that no worker has."""
+        """Return the number of images that no worker has."""
         return sum(len(task) for task in self._queued())
 
     @property
     def left_over(self) -> Mapping[tuple[int, int], str]:
-        """Images that storage withheld in every try that counts, by unit and index: the last error of each."""
+        """Return the images that storage withheld in every try that counts: the last error by unit and index."""
         return self._left_over
 
     @property
     def images_left_over(self) -> int:
+        """Return the number of images that are left over."""
         return len(self._left_over)
 
     @property
     def settled(self) -> bool:
-        """Whether every image is labelled, quarantined or left over."""
+        """Return whether every image is labelled, quarantined or left over."""
         return self.images_done + self.images_left_over == self.images_total
 
     @property
     def workers_of_use(self) -> int:
-        """How many workers have something to do, or would have if they were there; 0 when the run is over."""
+        """Return how many workers have something to do, or would have if there were more; 0 when the run is over."""
         if self.settled or self.halted:
             return 0
         busy = [worker for worker in self._workers.values() if worker.running]
@@ -208,7 +232,7 @@ class Scheduler:
         return sum(not worker.draining for worker in busy) + math.ceil(unassigned / self._policy.least_images)
 
     def state(self) -> dict[str, object]:
-        """Return the state as plain values, to compare with that of a replay."""
+        """Return the state as plain values, for comparison with that of a replay."""
         return {
             "done": self.images_done,
             "waiting": [[task.unit, *task.indices] for task in self._waiting],
@@ -222,7 +246,7 @@ class Scheduler:
         }
 
     def validate(self) -> None:
-        """Raise AssertionError unless the state is consistent. For tests; it walks over every image."""
+        """Raise AssertionError unless the state is consistent. For tests: the check walks over every image."""
         running = [task for worker in self._workers.values() for task in worker.running]
         held = [(task.unit, index) for task in (*self._queued(), *running) for index in task.indices]
         assert len(set(held)) == len(held), "an image is in two tasks"
@@ -239,7 +263,10 @@ class Scheduler:
     # ---- events ----
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Change the state by an event and return the actions to carry out, in order. now_s never goes back."""
+        """Change the state by an event; return the actions to carry out, in order.
+
+        now_s: time of the event in seconds, never less than before.
+        """
         match event:
             case WorkerJoined(name, facts):
                 if "host" in facts:
@@ -292,7 +319,7 @@ class Scheduler:
         self._since_success = _SinceSuccess(now_s)
 
     def _on_progress(self, name: str, progress: Progress, now_s: float) -> None:
-        """Take over what a worker does. An update that shows no change is not a sign of life."""
+        """Take over a worker's progress. An update that shows no change is not a sign of life."""
         worker = self._workers.get(name)
         if worker is None:
             return
@@ -336,12 +363,12 @@ class Scheduler:
         for name, worker in list(self._workers.items()):
             actions += self._check_worker(name, worker, now_s)
         self._check_stalled(self._last_busy_s, now_s)
-        # A worker that had better wait for a quicker one need not when that one becomes slow.
+        # A worker waits while a faster one does the rest. That may change when the faster one becomes slow.
         idle = any(not worker.running for worker in self._workers.values())
         return actions + self._assign(now_s) if idle or actions or not self._workers else actions
 
     def _check_worker(self, name: str, worker: _Worker, now_s: float) -> list[Action]:
-        """Let a worker go that has nothing to do, holds too much memory, is silent or is stuck in an image."""
+        """Remove a worker that has nothing to do, holds too much memory, is silent or is stuck in an image."""
         if not worker.running:
             if worker.draining:
                 return self._remove(ReleaseWorker(name, "its node is being drained"))
@@ -371,7 +398,7 @@ class Scheduler:
         return [action]
 
     def _on_stuck(self, name: str, reason: str, now_s: float) -> None:
-        """Take the tasks of a worker back that waits for storage, or does nothing at all."""
+        """Take back the tasks of a worker that waits for storage, or has no image in flight."""
         worker = self._workers.pop(name)
         reading = {(image.unit, image.index) for image in worker.progress.in_flight}
         self._failure("stuck", f"{self._names.worker(name)}, unit {worker.running[0].unit}: {reason}")
@@ -388,7 +415,7 @@ class Scheduler:
             self._since_success.add(kind, reason)
 
     def _on_lasting_failure(self, reason: str) -> None:
-        """Halt when a fault that waiting does not mend comes again and again, with no image labelled between."""
+        """Halt when a lasting fault comes `max_attempts` times, with no image labelled between."""
         self._failure("lasting", reason)
         if self._since_success is not None and self._since_success.counts["lasting"] >= self._policy.max_attempts:
             self._halt("storage failed again and again", reason)
@@ -400,7 +427,7 @@ class Scheduler:
             self._halt("no worker comes", f"no worker for {now_s - last_busy_s:.0f} s")
         if since is None or now_s - since.at_s <= limit_s:
             return
-        # One image may kill worker after worker until it is quarantined, and a new worker may get a hung one going.
+        # One image may kill several workers before its quarantine, and a new worker may end a hang.
         least = {"withheld": 1, "stuck": self._policy.max_attempts, "died": 2 * self._policy.max_attempts + 1}
         if any(since.counts[kind] >= count for kind, count in least.items()):
             if self._give_up_withheld():
@@ -412,7 +439,10 @@ class Scheduler:
             self._halt("nothing gets done", f"{found}; the last: {since.last}")
 
     def _give_up_withheld(self) -> bool:
-        """Leave everything over that is not labelled, if it is all withheld by storage. Return whether it is."""
+        """Leave over everything that is not labelled, if storage withholds all of it.
+
+        Return whether storage does.
+        """
         running = [task for worker in self._workers.values() for task in worker.running]
         images = [(task.unit, index) for task in (*self._queued(), *running) for index in task.indices]
         if not self.images_done or any(at not in self._withheld for at in images):
@@ -433,7 +463,7 @@ class Scheduler:
     ) -> None:
         """Queue the images that storage withheld for another try, or leave them over after the last one.
 
-        count: whether to count the failure against the run's progress; the caller did if not.
+        count: whether to count the failure against the run's progress. False if the caller did.
         """
         if not images:
             return
@@ -461,13 +491,13 @@ class Scheduler:
         return last is not None and not last.first and last.at_s >= since_s
 
     def _retry(self, task: Task, indices: Sequence[int], delay_s: float, now_s: float) -> None:
-        """Queue images of a task to be tried again later."""
+        """Queue images of a task for a later try."""
         self._retries_made += 1
         at_s = now_s + min(delay_s, _LONGEST_RETRY_S, self._policy.stall_timeout_s / 4)
         heapq.heappush(self._retries, (at_s, self._retries_made, Task.of(task.unit, indices, task.attempt)))
 
     def _is_chance(self, task: Task) -> bool:
-        """Count the death of a task's node. Return whether it is put down to chance."""
+        """Count the death of a task's node. Return whether the death is put down to chance."""
         self._node_deaths[task] += 1
         return self._node_deaths[task] < self._policy.max_attempts
 
@@ -478,14 +508,14 @@ class Scheduler:
             return
         parts = [[index for index in task.indices if index not in set(suspects)]]
         if not suspects and task.attempt > 1:
-            # It had the worker to itself and left no trace of which image: halve it.
+            # The task had the worker to itself and the log names no image: halve the task.
             parts = [list(task.indices[: len(task) // 2]), list(task.indices[len(task) // 2 :])]
         for indices in filter(None, parts):
             if len(indices) == 1:
                 suspects = sorted({*suspects, *indices})
             else:
                 self._waiting.append(Task.of(task.unit, indices, task.attempt + 1))
-        # An image answers for its own deaths alone, not for those of the task that it was in.
+        # Only an image's own deaths count against it, not those of its task.
         self._suspects.extend(Task.of(task.unit, [index], 2) for index in suspects)
 
     def _where_is(self, worker: _Worker) -> str:
@@ -532,7 +562,7 @@ class Scheduler:
         return None
 
     def _take(self, task: Task, most: int) -> Task:
-        """Take the next task out of its queue, or just its first images; the rest stays first."""
+        """Take the next task out of its queue, or only its first `most` images; the rest stays first."""
         rest = Task.of(task.unit, task.indices[most:], task.attempt) if most < len(task) else None
         for queue in (self._waiting, self._suspects):
             if queue:
@@ -556,7 +586,7 @@ class Scheduler:
             for name, worker in self._workers.items():
                 if len(worker.running) != depth or not worker.takes_more or (task := self._next(now_s)) is None:
                     continue
-                # A later attempt goes to a worker of its own, uncut.
+                # A later attempt goes uncut to a worker of its own.
                 isolated = task.attempt > 1
                 if depth and (isolated or worker.running[0].attempt > 1):
                     continue

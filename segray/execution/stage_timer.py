@@ -1,6 +1,6 @@
-"""Measure how long an image takes, by stage.
+"""The time that an image takes, by stage.
 
-Knows clocks of threads and of the process; knows nothing of what a stage does.
+Knows clocks of threads and of the process. Knows nothing of what a stage does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from segray.execution.in_flight import InFlightTracker
 
 
 class StageTimer:
-    """Wall and CPU seconds of one thread, by stage."""
+    """A timer of one thread.
+
+    stage: the present stage.
+    seconds, cpu_seconds: wall and CPU seconds of the thread, by stage.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -36,7 +40,10 @@ class StageTimer:
 
 
 class ImageTimer(StageTimer):
-    """The seconds of one image, which also tells a tracker where the image is. image: its unit and index."""
+    """A timer of one image, which also tells a tracker the image's stage.
+
+    image: unit and index.
+    """
 
     def __init__(self, tracker: InFlightTracker, image: tuple[int, int]) -> None:
         super().__init__("read")
@@ -48,21 +55,26 @@ class ImageTimer(StageTimer):
         self._tracker.enter(self._image, stage)
 
     def leave(self, *, finished: bool) -> None:
-        """End the last stage. finished: whether the image gets a row."""
+        """End the last stage.
+
+        finished: whether the image gets a row.
+        """
         self.stop()
         self._tracker.leave(self._image, finished=finished)
 
 
 class ProcessCpu:
-    """The CPU seconds of this process that no report names yet. Any thread may call it."""
+    """The CPU seconds of this process that no report has yet. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock, self._reported_s = threading.Lock(), time.process_time()
 
     def with_inference(self, cpu_seconds: Mapping[str, float]) -> Mapping[str, float]:
-        """Return the CPU seconds by stage, with all that the process computed besides since the last call as "infer".
+        """Return CPU seconds by stage, with all other CPU seconds of the process since the last call as "infer".
 
-        The threads of OpenVINO compute on no thread of an image.
+        The threads of OpenVINO are no threads of an image, so no timer of an image sees them.
+
+        cpu_seconds: CPU seconds by stage of the images' threads.
         """
         with self._lock:
             now = time.process_time()

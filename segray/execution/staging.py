@@ -1,4 +1,4 @@
-"""Stage the rows of labelled images.
+"""The staged rows of labelled images.
 
 Knows the staged columns, and that neighbouring images become one file. Knows nothing of how images are labelled.
 """
@@ -26,7 +26,14 @@ _MESSAGE_CHARS = 2000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image. Exactly one of instances and failure is set."""
+    """The result of one image. Exactly one of instances and failure is set.
+
+    attempts: number of the attempt that gave the result.
+    bytes_read: size of the image's file in bytes.
+    size_hw: height and width in pixels; (0, 0) if unknown.
+    orientation: EXIF orientation, 1..8.
+    dropped: dropped rows by reason.
+    """
 
     ref: ImageRef
     attempts: int
@@ -39,13 +46,18 @@ class Outcome:
 
     @property
     def status(self) -> str:
+        """Return ok, empty or failed."""
         if self.instances is None:
             return "failed"
         return "ok" if len(self.instances) else "empty"
 
 
 def drop_invalid_rows(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:
-    """Return the rows that the table can hold, and the number of dropped rows by reason."""
+    """Return the rows that the table can hold, and the number of dropped rows by reason.
+
+    found: instances of an image.
+    labels: class names by id.
+    """
     boxes = found.boxes_xyxy
     reasons = {
         "empty_mask": np.asarray(rle.area(found.rles)) <= 0 if len(found) else np.zeros(0, np.bool_),
@@ -64,9 +76,17 @@ def drop_invalid_rows(found: Instances, labels: Mapping[int, str]) -> tuple[Inst
 def stage(
     store: Store, staged: str, task: Task, outcomes: Mapping[int, Outcome], labels: Mapping[int, str]
 ) -> tuple[UnitReport, ...]:
-    """Write the outcomes of a task, by index in the unit. Each run of neighbours becomes one file of this attempt.
+    """Write the outcomes of a task. Each run of neighbouring images becomes one file of this attempt.
 
-    Return a report of each file, in order; without seconds.
+    Args:
+        store: storage of the staged files.
+        staged: folder of the staged files.
+        task: the task of the outcomes.
+        outcomes: outcomes by position in the unit.
+        labels: class names by id.
+
+    Returns:
+        A report of each file, in order, without seconds.
     """
     reports = []
     for run in Task.of(task.unit, sorted(outcomes), task.attempt).runs():

@@ -1,6 +1,6 @@
-"""One worker as its pool sees it: five states, and the moves between them.
+"""A worker from its pool's view: five states, and the moves between them.
 
-Knows states, slots, tasks, and calls as opaque references; knows nothing of Ray, which makes the references.
+Knows states, slots, tasks, and calls as opaque references. Knows nothing of Ray, which makes the references.
 
     Starting -> Ready -> Draining       any of the three -> Dead -> Gone       any of the three -> Gone
 """
@@ -17,7 +17,11 @@ from segray.tasks import Task
 
 @dataclass(frozen=True)
 class Starting:
-    """The worker's process comes up and loads the model. call: returns when the worker is ready."""
+    """A state: the worker's process starts and loads the model.
+
+    call: returns when the worker is ready.
+    since_s: time of the start in seconds.
+    """
 
     call: Any
     since_s: float
@@ -25,19 +29,21 @@ class Starting:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker takes tasks."""
+    """A state: the worker takes tasks."""
 
 
 @dataclass(frozen=True)
 class Draining:
-    """The worker's node is being drained. The worker finishes its tasks; nobody comes in its place."""
+    """A state: the worker's node is being drained. The worker finishes its tasks and gets no successor."""
 
 
 @dataclass(frozen=True)
 class Dead:
-    """The worker's actor died. postmortem: returns the in-flight log, if the node of the worker lives.
+    """A state: the worker's actor died.
 
-    The postmortem is None for a worker that died before it said where it runs.
+    reason: the first line of Ray's error.
+    since_s: time of the death in seconds.
+    postmortem: returns the in-flight log if the node lives; None for a worker that died before it reported its node.
     """
 
     reason: str
@@ -47,7 +53,7 @@ class Dead:
 
 @dataclass(frozen=True)
 class Gone:
-    """Nothing is left of the worker, and none of its calls counts any more."""
+    """A state: nothing is left of the worker, and none of its calls counts any more."""
 
 
 Alive = Starting | Ready | Draining
@@ -66,7 +72,13 @@ _NEXT: Mapping[type[State], tuple[type[State], ...]] = {
 class WorkerHandle:
     """A worker from its first call to its end.
 
-    slot.node: where the worker was sent, None for anywhere. log: name of its in-flight log.
+    actor: the worker's actor, opaque here.
+    slot: the worker's slot. slot.node is the node it was sent to, None for any.
+    log: name of its in-flight log.
+    state: the present state.
+    tasks: running tasks by their calls.
+    progress_call: the call that asks for progress; None without one.
+    progress_asked_s: time of the last such call in seconds.
     """
 
     name: str
@@ -114,7 +126,7 @@ class WorkerHandle:
 
     @property
     def node(self) -> str | None:
-        """Return where the worker runs, or else where it was sent."""
+        """Return the node where the worker runs, or else the node it was sent to."""
         return self._node or self.slot.node
 
     @property
@@ -124,7 +136,7 @@ class WorkerHandle:
 
     @property
     def awaited(self) -> list[Any]:
-        """Return the calls that may still return something that counts."""
+        """Return the calls whose results still count."""
         match self.state:
             case Starting(call):
                 calls = [call]

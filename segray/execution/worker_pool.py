@@ -1,7 +1,7 @@
-"""What a run asks of its workers, and workers in this very process.
+"""The interface of a run to its workers, and workers in this very process.
 
-Knows events and commands; knows nothing of Ray (ray_pool.py) or of what labelling is. `InProcess` runs the
-same labeller on a thread, for tests and for looking closely at one image.
+Knows events and commands. Knows nothing of Ray (ray_pool.py) or of labelling. `InProcess` runs the same labeller on a
+thread, for tests and for a close look at one image.
 """
 
 from __future__ import annotations
@@ -18,32 +18,41 @@ from segray.tasks import Progress, Task, TaskReport
 
 
 class Workers(Protocol):
-    """A pool of labellers. Errors that no retry mends (wrong model, wrong credentials) are raised by events()."""
+    """A pool of labellers.
+
+    events() raises the errors that no retry helps, such as a wrong model or wrong credentials.
+    """
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        """What happened since the last call, waiting up to timeout_s for something."""
+        """Return the events since the last call; wait up to timeout_s seconds for one."""
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
-        """Start a task on a worker; it queues behind the one that runs."""
+        """Start a task on a worker, behind the task that runs.
+
+        refs: the images, in order of `task.indices`.
+        """
 
     def retire(self, worker: str) -> None:
-        """Kill a worker and bring another in its place."""
+        """Kill a worker and start another in its place."""
 
     def release(self, worker: str) -> None:
-        """Let an idle worker go; nobody comes in its place unless need() asks for more."""
+        """Stop an idle worker. No other starts in its place unless need() asks for more."""
 
     def need(self, workers: int) -> None:
-        """The run has something to do for so many workers; no more need to come. 0: it is over for all of them."""
+        """Set the number of workers that have something to do.
+
+        workers: no more workers need to start than these; 0 when the run is over for all.
+        """
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Run a function away from the thread that calls."""
+        """Run a function off the calling thread; return its future result."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything that the pool holds."""
 
 
 class Labels(Protocol):
-    """What a worker holds: labeller.Labeller, or a double of it."""
+    """The interface of a worker to its labeller: labeller.Labeller, or a test double."""
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport: ...
 

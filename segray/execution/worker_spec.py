@@ -1,6 +1,6 @@
-"""Describe a worker, and build its labeller where it runs.
+"""The specification of a worker, and the making of its labeller where it runs.
 
-Knows configuration, model files, versions and what is process-wide; knows nothing of images or tasks.
+Knows configuration, model files, versions and process-wide settings. Knows nothing of images or tasks.
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ _OPENCV_ERRORS = 2
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker needs to build its Labeller on any node; travels between processes.
+    """Everything that a worker needs to build its Labeller on any node. It travels between processes.
 
-    staged: the folder of finished tasks. fingerprint: of the model files; each worker compares it with its own files.
-    version: of the driver's segray; each worker compares it with its own.
+    model: the model section of the configuration.
+    fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
+    limits: largest image that is decoded.
+    storage: access to storage.
+    staged: folder of finished tasks.
+    tiles: how large images are cut; None to label each as a whole.
+    version: version of the driver's segray. Each worker compares it with its own.
     """
 
     model: config.Model
@@ -50,7 +55,7 @@ class WorkerSpec:
 
 @contextmanager
 def prepared() -> Iterator[None]:
-    """Set for the block what labelling needs of the whole process.
+    """Set for the block the process-wide state that labelling needs.
 
     OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
     about broken files to stderr, since the rows of these files name the error.
@@ -70,11 +75,20 @@ def prepared() -> Iterator[None]:
 def build(
     spec: WorkerSpec, device: str, threads: int | None, in_flight_log: Path | None = None
 ) -> tuple[Labeller, Mapping[str, str]]:
-    """Read and compile the model on this machine; return the labeller and the facts of its engine.
+    """Read and compile the model on this machine. Keep the process prepared() as long as the labeller is used.
 
-    in_flight_log: a file on this machine that names the images in flight if the process dies (in_flight.py).
-    Keep the process prepared() for as long as the labeller is used.
-    Raises ModelError when the files here are missing or are not the ones that the run began with.
+    Args:
+        spec: the worker's specification.
+        device: device of OpenVINO.
+        threads: number of threads; None for all CPUs that the process may use.
+        in_flight_log: file on this machine that names the images in flight if the process dies (in_flight.py).
+
+    Returns:
+        The labeller and the facts of its engine.
+
+    Raises:
+        ModelError: the files here are missing, or are not those that the run began with.
+        ConfigError: segray here has another version than the driver's.
     """
     _check_version(spec)
     model = _model_here(spec)
@@ -82,7 +96,7 @@ def build(
     engine = _compiled(model, spec, device, cores)
     adapter = model.contract.with_size(model.form.name, engine.size_hw)
     form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
-    store = Store(spec.storage, known=[spec.staged])  # where the plan is already
+    store = Store(spec.storage, known=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
         LoadedModel(engine, adapter, form, options),
         LabellerSettings(cores, spec.limits, spec.tiles, scaled_decode=spec.model.scaled_decode),
@@ -105,11 +119,11 @@ def _check_version(spec: WorkerSpec) -> None:
 
 
 def _model_here(spec: WorkerSpec) -> resolve.Model:
-    """Return the model as this machine has it; raise ModelError if its files are missing or others."""
+    """Return the model as this machine has it; raise ModelError if its files are missing or differ."""
     chosen = spec.model
     try:
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
-    except ModelError as exc:  # The driver has found it, so it is this machine that lacks it.
+    except ModelError as exc:  # The driver has found the files, so only this machine lacks them.
         raise ModelError(
             exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, hint="give every node the same files"
         ) from exc
@@ -130,7 +144,7 @@ def _compiled(model: resolve.Model, spec: WorkerSpec, device: str, cores: int) -
         device, cores, chosen.precision, chosen.cache_dir, fixed_shapes=chosen.fixed_shapes
     )
     with ThreadPoolExecutor(1) as thread:
-        # The kernels take seconds, the first time on a machine.
+        # The kernels take seconds to compile, the first time on a machine.
         kernels = thread.submit(
             importlib.import_module, "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
         )
@@ -160,7 +174,7 @@ def options_of(chosen: config.Model, adapter: ModelAdapter) -> Options:
 
 
 def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
-    """Return the id of a class that is given by name or id."""
+    """Return the id of a class that is given by name or id; raise ConfigError for an unknown class."""
     ids = {str(i): i for i in labels} | {name: i for i, name in labels.items()}
     if str(key) not in ids:
         near = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)

@@ -1,1 +1,1 @@
-"""Tell how a run goes: terminal, log, heartbeat, Prometheus."""
+"""Listeners that report on a run: terminal, log, heartbeat, Prometheus."""

@@ -1,7 +1,7 @@
-"""What a person sees: progress while a run goes on, and its summary.
+"""The terminal: progress during a run, and its summary.
 
-Knows terminals and words; knows nothing of how the numbers came about. On a terminal there is a bar with
-images/s and ETA; elsewhere (a job log, a file, a notebook) plain lines at intervals.
+Knows terminals and words. Knows nothing of how the numbers came about. A terminal gets a bar with images/s and ETA. A
+job log, a file or a notebook gets plain lines at intervals.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Bar(ProgressListener):
 
 
 class RateMeter:
-    """Images per second since the first image came, and what that says of the rest."""
+    """The mean rate in images/s since the first image of this process, and the time left."""
 
     def __init__(self, images: int = 0, resumed: int = 0) -> None:
         self.images = images
@@ -103,7 +103,7 @@ class RateMeter:
         self._rate = 0.0
 
     def update(self, done: int, now_s: float) -> float:
-        """The mean rate at this moment; 0 before there is one."""
+        """Return the mean rate in images/s after `done` images; 0 before there is one."""
         if self._first is None:
             if done > self._seen:
                 self._first = (now_s, done)
@@ -112,6 +112,7 @@ class RateMeter:
         return self._rate
 
     def eta_s(self, done: int) -> float | None:
+        """Return the seconds until all images are done; None without a rate."""
         return (self.images - done) / self._rate if self._rate else None
 
 
@@ -121,16 +122,20 @@ def listener() -> Plain | Bar:
 
 
 def redraws(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a person sees lines there redrawn. A notebook and most CI keep each redraw as a line of its own.
+    """Return whether a person sees lines redrawn on a stream.
 
-    Source: JPY_PARENT_PID is set for each process that a Jupyter kernel starts, CI by all usual services.
+    A notebook and most CI services keep each redraw as a line of its own. Source: JPY_PARENT_PID is set for each
+    process that a Jupyter kernel starts, CI by all usual services.
     """
     kept = "JPY_PARENT_PID" in environ or environ.get("CI", "false").lower() not in ("", "0", "false")
     return out.isatty() and not kept and environ.get("TERM", "").lower() not in _DUMB
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
-    """The whole summary for a machine. published_share: of the seconds, merging and committing; it goes on beside."""
+    """Return the whole summary for a program.
+
+    published_share: seconds of merging and committing over all seconds. Publishing runs beside labelling.
+    """
     return {
         **asdict(summary),
         "images_per_s": round(rate(summary), 3),
@@ -140,7 +145,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
 
 
 def rate(summary: Summary) -> float:
-    """Images per second from the first worker's readiness to the last commit."""
+    """Return images/s from the first worker's readiness to the last commit."""
     return summary.tally.images / summary.seconds if summary.seconds else 0.0
 
 
@@ -149,7 +154,7 @@ def _published_share(summary: Summary) -> float:
 
 
 def describe(summary: Summary) -> str:
-    """The summary for a person: what was done, what failed, what to look at next."""
+    """Return the summary for a person: results, failures, next steps."""
     tally, images = summary.tally, summary.images
     lines = []
     if summary.retired:
@@ -184,7 +189,7 @@ def _classes(classes: Mapping[str, int], most: int = 10) -> list[str]:
 
 
 def next_steps(root: str) -> list[str]:
-    """Where the tables are and one line to query them."""
+    """Return lines with the tables' URIs and a command that queries them."""
     query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     return [

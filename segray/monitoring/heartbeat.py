@@ -1,7 +1,8 @@
-"""The sign of life of a running driver: a small object beside its run's record, rewritten every few seconds.
+"""The heartbeat of a running driver: a small object beside the run's record, rewritten every few seconds.
 
-Knows what is in it and how it is written without slowing the run or failing it; who judges it is status.py. It is not
-in run.json itself: the loop writes that, this a thread of its own, and neither may undo what the other wrote.
+Knows the content, and how to write it without slowing or failing the run. status.py judges the heartbeat. The heartbeat
+is a file of its own, since the event loop writes run.json and a thread writes the heartbeat. Neither may undo what the
+other wrote.
 
     ROOT/_segray/runs/RUN_ID/heartbeat.json
 """
@@ -31,14 +32,18 @@ _SHOWN_WORKERS = 20
 
 
 def uri_of(run: Run) -> str:
-    """Where the heartbeat of a run lies."""
+    """Return the URI of a run's heartbeat."""
     return join(run.folder, "heartbeat.json")
 
 
 class HeartbeatWriter(ProgressListener):
-    """Writes the latest vitals. A beat that fails is counted and told once, and the next one is tried.
+    """A thread that writes the latest progress of a run.
 
-    note: is told of it, from another thread. live: a beat to a web page, which then lies beside it.
+    The writer counts each heartbeat that fails, tells of the first one in a row, and tries the next one.
+
+    note: receives messages, from the writer's thread.
+    every_s: seconds between two heartbeats.
+    live: turns a heartbeat into a web page, which is written beside it; None for no page.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class HeartbeatWriter(ProgressListener):
             self._thread.start()
 
     def close(self) -> None:
-        """Write once more, if storage answers, that this was the last."""
+        """Write a last heartbeat that says so, if storage answers in time."""
         self._ended.set()
         self._news.set()
         if self._thread is not None:
@@ -82,13 +87,13 @@ class HeartbeatWriter(ProgressListener):
             self._write(store, self._latest, failing)
 
     def _write(self, store: Store, vitals: RunProgress, failing: bool) -> bool:
-        """Whether it failed."""
+        """Write a heartbeat, and return whether the write failed. failing: whether the one before failed."""
         try:
             told = self._record(vitals)
             store.put(uri_of(vitals.run), (json.dumps(told) + "\n").encode())
             if self._live is not None:
                 store.put(vitals.run.page, self._live(told).encode())
-        except Exception as exc:  # The run goes on without a heartbeat, but not in silence.
+        except Exception as exc:  # The run goes on without a heartbeat, and a note says so.
             self.missed += 1
             if not failing:
                 why = f"{exc.what} ({exc.found or exc.where})" if isinstance(exc, SegrayError) else repr(exc)
@@ -113,7 +118,7 @@ class HeartbeatWriter(ProgressListener):
 
 
 def record(vitals: RunProgress) -> dict[str, Any]:
-    """The vitals for a machine; of the workers those that are slowest."""
+    """Return the progress for a program, with the 20 slowest workers."""
     tally = vitals.tally
     slowest = sorted(vitals.workers, key=lambda each: (each.images_per_s, each.worker))[:_SHOWN_WORKERS]
     return {
@@ -148,7 +153,7 @@ def record(vitals: RunProgress) -> dict[str, Any]:
 
 
 def submission_id() -> str | None:
-    """Of the Ray job that this process is the driver of."""
+    """Return the submission id of the Ray job whose driver this process is; None without one."""
     try:
         told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     except ValueError:

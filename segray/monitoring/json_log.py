@@ -1,8 +1,8 @@
-"""A run as JSON, one object a line, for whoever collects logs.
+"""A run's log as JSON, one object a line, for log collectors.
 
-Knows the lines: note, begin, progress, unit, summary and error, each with `at`, `level`, `event`, `run` and `stage`
-(planning, starting, labelling or publishing) as far as they are known. What Ray itself prints is not JSON and may stand
-between them. Secrets of the environment are blanked wherever they turn up.
+Knows the events note, begin, progress, unit, summary and error. Each line has `at`, `level`, `event`, `run` and `stage`
+as far as they are known. The stage is planning, starting, labelling or publishing. Ray's own output is not JSON and may
+stand between the lines. Secrets of the environment are blanked in every line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from segray.execution.run import Summary
     from segray.label_set.run_records import Run
 
-# Where this is set, a run that tells its progress as text prints the summary line besides.
+# A run with progress as text prints the summary line too, if this environment variable is set.
 SUMMARY_ENV = "SEGRAY_SUMMARY_LINE"
 _PROGRESS_S = 10.0
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
@@ -32,7 +32,7 @@ _LEAST_SECRET = 6
 
 
 class Json(ProgressListener):
-    """Writes a run's lines."""
+    """Progress as lines of JSON."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out or sys.stderr, clock
@@ -78,11 +78,11 @@ class Json(ProgressListener):
         )
 
     def summary(self, summary: Summary) -> None:
-        """The end of a run that came to its end."""
+        """Print the summary of a run that came to its end."""
         print(summary_line(summary, self._run), file=self._out, flush=True)
 
     def error(self, error: SegrayError) -> None:
-        """The end of one that did not."""
+        """Print the error of a run that did not come to its end."""
         told = {"found": error.found, "where": error.where, "do": error.hint}
         self._tell("error", "error", message=error.what, **told, exit_code=error.exit_code)
 
@@ -97,13 +97,13 @@ class Json(ProgressListener):
 
 
 def summary_line(summary: Summary, run: str | None = None) -> str:
-    """The result of a run as a line of such a log."""
+    """Return the result of a run as a line of the log."""
     level = "error" if summary.exit_code else "info"
     return _line("summary", level, run, None, {"result": console.as_record(summary)})
 
 
 def result_of(line: str) -> dict[str, Any] | None:
-    """The result in a summary line; None for any other line, whatever is on it."""
+    """Return the result in a summary line; None for any other line, whatever is on it."""
     if '"event": "summary"' not in line:
         return None
     try:

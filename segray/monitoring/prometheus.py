@@ -1,9 +1,9 @@
-"""What Prometheus sees of a run, through Ray: every name, its kind, tags and meaning.
+"""The metrics of a run for Prometheus, exported by Ray: every name, its kind, tags and meaning.
 
-Counted in the driver, from the reports that it accepts: a unit that was lost and done again counts once, which a count
-in the workers could not promise, and nothing is lost with a worker that dies between two exports. Tags are bounded:
-statuses, stages, devices and hosts, never keys or URIs. Ray puts `ray_` before each name, adds SessionName and WorkerId
-(the driver's, so one for each run), and exports every ten seconds and once more when the driver ends.
+The driver counts from the reports that it accepts. A unit that was lost and done again counts once, which a count in
+the workers could not promise. Nothing is lost with a worker that dies between two exports. Tags are bounded: statuses,
+stages, devices and hosts, never keys or URIs. Ray puts `ray_` before each name and adds SessionName and WorkerId. The
+WorkerId is the driver's, so each run has one. Ray exports every ten seconds, and once more when the driver ends.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 NAMES = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))
 
-# A name and the values of its tags, in order.
+# A metric's name, and the values of its tags in order.
 Series = tuple[str, tuple[str, ...]]
 
 
 class Metrics(ProgressListener):
-    """Exports a run's vitals. Ray must be connected before the first beat."""
+    """An exporter of a run's progress. Ray must be connected before the first beat."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
@@ -56,7 +56,7 @@ class Metrics(ProgressListener):
                 self._counted[series] = total
                 self._metric(series[0]).inc(more, self._tags(series))
         now = levels(vitals)
-        for series in self._gauged - now.keys():  # Of devices and hosts that have no worker any more.
+        for series in self._gauged - now.keys():  # Devices and hosts that have no worker any more.
             now[series] = 0.0
         self._gauged |= now.keys()
         for series, value in now.items():
@@ -76,7 +76,7 @@ class Metrics(ProgressListener):
 
 
 def totals(vitals: RunProgress) -> Iterator[tuple[Series, float]]:
-    """What only grows while a driver lives."""
+    """Yield each counter with its total, which only grows while a driver lives."""
     tally = vitals.tally
     for status in ("ok", "empty", "failed"):
         yield ("segray_images_total", (status,)), getattr(tally, status)
@@ -95,7 +95,7 @@ def totals(vitals: RunProgress) -> Iterator[tuple[Series, float]]:
 
 
 def levels(vitals: RunProgress) -> dict[Series, float]:
-    """What is so at this moment."""
+    """Return each gauge with its present value."""
     found: dict[Series, float] = {
         ("segray_plan_images", ()): vitals.images,
         ("segray_done_images", ()): vitals.done,

@@ -1,6 +1,6 @@
-"""Everyone who is told how a run goes: a terminal or a log, Prometheus, and the heartbeat; and the report at its end.
+"""The listeners of a run: a terminal or a log, Prometheus and the heartbeat; and the report at its end.
 
-Knows who they are and when they are let go; what each makes of it is its own affair.
+Knows which listeners there are and when they are closed. Knows nothing of what each does with its news.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Console = console.Plain | console.Bar | Json
 
 
 class ListenerGroup(ProgressListener):
-    """Several watchers as one; each is told in turn."""
+    """Several listeners as one. Each is called in turn."""
 
     def __init__(self, watchers: Sequence[ProgressListener]) -> None:
         self._watchers = watchers
@@ -52,7 +52,7 @@ class ListenerGroup(ProgressListener):
 
 @contextmanager
 def observed(chosen: Config, screen: Console) -> Iterator[ProgressListener]:
-    """The watchers of a run on a Ray cluster."""
+    """Yield the listeners of a run on a Ray cluster as one; close the heartbeat afterwards."""
     options = StorageOptions(**chosen.storage.model_dump())
     heart = HeartbeatWriter(options, screen.note, live=live if chosen.report else None)
     with screen:
@@ -63,14 +63,14 @@ def observed(chosen: Config, screen: Console) -> Iterator[ProgressListener]:
 
 
 def report(chosen: Config, summary: Summary, screen: Console) -> str | None:
-    """Write the page of a run that came to its end; its address, None where there is none.
+    """Write the report page of a run that came to its end; return its URI, None where there is none.
 
-    Whatever goes wrong is told and nothing more: the labels are whole without it.
+    A failure is a note and no error, since the labels are complete without the page.
     """
     if not chosen.report or not (summary.planned or summary.retired):
         return None
     try:
-        from segray.analytics.reports import report as pages  # Not before: a run needs none of what this imports.
+        from segray.analytics.reports import report as pages  # Not at the top: a run needs none of these imports.
 
         return pages.of_run(summary.root, **chosen.storage.model_dump())
     except Exception as exc:

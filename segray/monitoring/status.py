@@ -1,9 +1,9 @@
-"""How the latest run of a label set stands, told from its records alone, from any machine.
+"""The state of the latest run of a label set, from its records alone, from any machine.
 
-Knows run.json and heartbeat.json and what their ages mean; knows nothing of Ray, and changes nothing.
+Knows run.json and heartbeat.json, and what their ages mean. Knows nothing of Ray, and changes nothing.
 
-Two machines' clocks differ, so age alone proves nothing: a run that looks dead is watched for two beats first, and one
-new beat proves it alive, whatever the clocks say.
+The clocks of two machines differ, so age alone proves nothing. A run that looks dead is watched for two heartbeats. One
+new heartbeat proves the run alive, whatever the clocks say.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
 _SILENT_BEATS, _SILENT_S = 6, 60.0
-# Clocks seldom differ by more; then nobody need wait for a beat.
+# Clocks seldom differ by more, so an older run is not watched for a heartbeat.
 _LONG_S = 6 * 3600.0
 
 
 @dataclass(frozen=True)
 class Status:
-    """state: none, live, gone, or how the run says that it ended: done, interrupted, stopped or superseded.
+    """The state of a run.
 
-    silent_s: since the last sign of life, by this machine's clock; None for a run that has ended. skew_s: how far this
-    clock is behind the driver's at least, None if that does not show. beat: heartbeat.json, run: run.json.
+    root: the label set.
+    state: none, live or gone; or the recorded end: done, interrupted, stopped or superseded.
+    run_id: the latest run; None for a label set without one.
+    silent_s: seconds since the last sign of life, by this machine's clock; None for a run that has ended.
+    skew_s: seconds by which this clock is behind the driver's at least; None if no difference shows.
+    run: content of run.json.
+    beat: content of heartbeat.json.
     """
 
     root: str
@@ -44,10 +49,14 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """0: a run is going on, or nothing is left of the last one; 3: something is, and nobody works at it."""
+        """Return 0 when a run is live or the last run is done, else 3.
+
+        3: work is left and no driver works at it.
+        """
         return 0 if self.state in ("live", "done") else InfrastructureError.exit_code
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields and the exit code for a program."""
         return {**asdict(self), "exit_code": self.exit_code}
 
 
@@ -58,7 +67,17 @@ def status(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Status:
-    """Look once; for two beats when the run may be dead. Raises LabelSetError where there is no label set."""
+    """Return the state of the latest run. Look once, or for two heartbeats when the run may be dead.
+
+    Args:
+        root: the label set.
+        options: access to storage.
+        now: returns the time in seconds since 1970.
+        sleep: waits for a number of seconds.
+
+    Raises:
+        LabelSetError: root holds no label set, or a heartbeat is not valid JSON.
+    """
     store = Store(options)
     run = _latest(store, root)
     if run is None:
@@ -80,13 +99,13 @@ def status(
             return Status(root, said, run.id, None, None, record, new)
         if new.get("beat") != beat.get("beat") or new.get("at") != beat.get("at"):
             return Status(root, "live", run.id, 0.0, skew_s, record, new)
-    # No beat came while somebody looked. A long commit or a throttled store may keep one back for a while.
+    # No heartbeat came meanwhile. A long commit or a throttled store may delay one.
     gone = skew_s is not None or age_s > _SILENT_S
     return Status(root, "gone" if gone else "live", run.id, max(0.0, age_s), skew_s, record, beat)
 
 
 def _latest(store: Store, root: str) -> Run | None:
-    """The run that was begun last, of those that have a record."""
+    """Return the latest run that has a record; None if there is none. Raises LabelSetError without a label set."""
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         if store.exists(join(root, "_segray", "runs", name, "run.json")):
             return Run(root, name)
@@ -101,9 +120,10 @@ def _latest(store: Store, root: str) -> Run | None:
 
 
 def _said(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:
-    """How the run says that it ended; None if that must be judged by signs of life.
+    """Return the end that the run recorded; None if only signs of life can tell.
 
-    A resumed run's record says how its former driver ended until it commits; its heartbeat is the new driver's.
+    The record of a resumed run states the former driver's end until the new driver commits. The heartbeat is the new
+    driver's.
     """
     state = str(record.get("state"))
     if state == "done" or (state != "running" and beat.get("ended", True)):

@@ -1,1 +1,1 @@
-"""Scenes with known truth, drawn by program, and the model that was trained on them."""
+"""Synthetic scenes with exact truth, and the model that was trained on them."""

@@ -1,7 +1,7 @@
 """A folder of sticker scenes with exact COCO truth, drawn from a seed.
 
-Knows file names, encodings, canvas sizes and COCO JSON; knows nothing of how a scene is drawn, of models or of
-label sets. The scenes have draw_scene's own difficulty and share no random stream with the training data.
+Knows file names, encodings, canvas sizes and COCO JSON. Knows nothing of drawing, models or label sets. The scenes have
+the default difficulty of draw_scene. They share no random stream with the training data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from segray.synthetic.scene import Image, Scene, draw_scene
 from segray.synthetic.shapes import STICKERS
 
 IMAGES, TRUTH = "images", "truth.json"
-# Training draws from [seed, 5 or 6, i] with small seeds; a first number of our own keeps the streams apart.
+# Training draws from [seed, 5 or 6, i] with small seeds. This first number keeps the streams apart.
 _STREAM = 1_000_003
 _SIZES_HW = ((480, 640), (480, 640), (640, 480), (600, 800), (550, 550), (800, 600))
 _LARGE_HW = (1536, 2048)
@@ -32,11 +32,19 @@ _ENCODINGS: dict[str, list[int]] = {
 
 
 def write(folder: Path, count: int, seed: int) -> Path:
-    """Draw `count` scenes into folder/images and their truth into folder/truth.json; returns the truth's path.
+    """Draw `count` scenes into folder/images and their truth into folder/truth.json; return the truth's path.
 
-    The same count and seed give the same bytes. The truth is written whole and last, so its presence says that the
-    images are complete; a folder that already holds this dataset is left as it is, and one that holds other images
-    or another dataset is refused (SourceError). In the truth, `file_name` is the key below folder/images.
+    The same count and seed give the same bytes. The truth is written last and as a whole, so its presence says that the
+    images are complete. A folder that already holds this dataset stays as it is. In the truth, `file_name` is the key
+    below folder/images.
+
+    Args:
+        folder: the dataset's folder.
+        count: number of scenes, at least 1.
+        seed: seed of the scenes, at least 0.
+
+    Raises:
+        SourceError: the folder holds other images or another dataset, or count or seed is too small.
     """
     if count < 1 or seed < 0:
         raise SourceError("a scene dataset needs count >= 1 and seed >= 0", found=f"count {count}, seed {seed}")
@@ -63,14 +71,17 @@ def write(folder: Path, count: int, seed: int) -> Path:
 
 
 def scene_at(seed: int, index: int) -> Scene:
-    """Scene number `index` of the dataset with this seed; every sixteenth has a few megapixels."""
+    """Return scene number `index` of the dataset with this seed; every sixteenth has 1536x2048 pixels."""
     rng = np.random.default_rng([_STREAM, seed, index])
     size_hw = _SIZES_HW[int(rng.integers(len(_SIZES_HW)))]
     return draw_scene(rng, _LARGE_HW if index % 16 == 9 else size_hw)
 
 
 def _file_name(index: int) -> str:
-    """Mostly JPEG, with a PNG and a WebP in every sixteen, so that even a small dataset has all three."""
+    """Return the file name of a scene.
+
+    Every sixteen scenes have a PNG and a WebP beside JPEGs, so that even a small dataset has all three.
+    """
     suffix = {3: ".png", 12: ".webp"}.get(index % 16, ".jpg")
     return f"scene-{index:05d}{suffix}"
 
@@ -83,7 +94,10 @@ def _encoded(image: Image, suffix: str) -> bytes:
 
 
 def annotations_of(scene: Scene, image_id: int) -> Iterator[dict[str, Any]]:
-    """COCO annotations of a scene, without their ids: tight box and full-image RLE of the visible pixels."""
+    """Yield the COCO annotations of a scene, without their ids.
+
+    Each has the tight box and the full-image RLE of the visible pixels.
+    """
     height, width = scene.owners.shape
     for index, category_id in enumerate(scene.category_ids):
         mask = scene.mask(index)

@@ -1,7 +1,7 @@
-"""Sticker scenes: sample where things lie, draw them, know every visible pixel's owner.
+"""Sticker scenes: random placement, drawing, and the owner of every visible pixel.
 
-Knows stickers, canvases and occlusion; knows nothing of files, COCO JSON or models. A scene is a pure
-function of (generator state, canvas size).
+Knows stickers, canvases and occlusion. Knows nothing of files, COCO JSON or models. A scene is a pure function of
+generator state and canvas size.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ Field = NDArray[np.floating[Any]]
 class Scene:
     """A drawn scene.
 
-    image: (height, width, 3) uint8 RGB. owners: (height, width) uint8, 0 for background, else 1 + the index
-    into category_ids of the thing whose surface is visible there. category_ids: COCO ids, in drawing order.
+    image: uint8 (height, width, 3) RGB.
+    owners: uint8 (height, width), 0 for background, else 1 + the index into category_ids of the thing visible there.
+    category_ids: COCO category ids of the things, in drawing order.
     """
 
     image: Image
@@ -38,7 +39,7 @@ class Scene:
     category_ids: tuple[int, ...]
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """The visible pixels of thing `index`, (height, width) bool."""
+        """Return the visible pixels of thing `index`: bool (height, width)."""
         return np.equal(self.owners, index + 1)
 
 
@@ -52,10 +53,13 @@ def draw_scene(
 ) -> Scene:
     """Draw one random scene.
 
-    rng: its state decides everything. size_hw: canvas in pixels. max_things: the number of things is uniform
-    on 0..max_things, and a placement that hides too much is dropped. lengths_px: range of the longest side,
-    log-uniform, stated for a canvas of 550x550; frame_px: side of the square canvas that this one stands for
-    (default: the square of equal area), so lengths scale by frame/550.
+    Args:
+        rng: generator whose state decides everything.
+        size_hw: height and width of the canvas in pixels.
+        max_things: the number of things is uniform on 0..max_things. A placement that hides too much is dropped.
+        lengths_px: range of a thing's longest side, log-uniform, in pixels of a canvas of 550x550.
+        frame_px: side in pixels of the square canvas that this one stands for, so lengths scale by frame_px/550.
+            Default: the square of equal area.
     """
     height, width = size_hw
     scale = (frame_px if frame_px is not None else float(np.sqrt(height * width))) / 550
@@ -120,7 +124,7 @@ def _paint(
     colour: Any = np.zeros((*fine, 3), np.float32)
     cover: Any = np.zeros(fine, np.float32)
     for contours, rgb in placed:
-        # OpenCV puts pixel centres on integers; ours lie at +0.5.
+        # OpenCV puts pixel centres on integers. Here they lie at +0.5.
         dots = [
             np.round((((c - (x0, y0)) * _SUBPIXELS) - 0.5) * (1 << _SHIFT)).astype(np.int32)
             for c in contours
@@ -138,7 +142,7 @@ def _paint(
 
 
 def _placeable(owners: Image, kept: list[tuple[int, int]], patch: _Patch) -> bool:
-    """Whether the patch is large enough and leaves every earlier thing at least 45 % visible."""
+    """Return whether the patch is large enough and leaves every earlier thing at least 45 % visible."""
     if patch.solid.sum() < _MIN_AREA_PX:
         return False
     covered = np.bincount(owners[patch.window][patch.solid], minlength=256)
@@ -168,7 +172,7 @@ def _mix(t: Field, a: Field, b: Field) -> Field:
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> Field:
-    """A linear field over the canvas at a random angle, about -1..1 corner to corner."""
+    """Return a linear field (height, width) at a random angle, about -1..1 corner to corner."""
     angle = rng.uniform(0, 2 * np.pi)
     ys = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     xs = np.linspace(-1, 1, width, dtype=np.float32)[None, :]

@@ -1,10 +1,10 @@
 """The ten stickers as coloured polygons in a unit frame.
 
-Knows what a teddy bear looks like; knows nothing of canvases, pixels or files.
+Knows the outlines of things such as a teddy bear. Knows nothing of canvases, pixels or files.
 
-A sticker is a list of layers, painted in order. A layer is one colour and one or more closed contours,
-filled by the even-odd rule (a second contour cuts a hole). Coordinates are (x, y), y down, centred on the
-origin; the longest side of every sticker is about 1. Its silhouette is the union of its layers.
+A sticker is a list of layers, painted in order. A layer is one colour and one or more closed contours, filled by the
+even-odd rule: a second contour cuts a hole. Coordinates are (x, y), y down, centred on the origin. The longest side of
+every sticker is about 1. The silhouette of a sticker is the union of its layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Layer:
-    """One painted shape: contours (k, 2) float64 in the unit frame, colour RGB 0..255."""
+    """One painted shape.
+
+    contours: float64 (k, 2) points each, (x, y) in the unit frame.
+    colour: RGB, 0..255.
+    """
 
     contours: tuple[Points, ...]
     colour: Colour
@@ -29,10 +33,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sticker:
-    """How one class is drawn and placed.
+    """One class: how it is drawn and placed.
 
-    category_id: COCO category id. name: COCO name. min_length_px: smallest length it is drawn at, for a
-    canvas of 550x550. max_tilt_deg: rotation is drawn from +- this angle.
+    category_id: COCO category id.
+    name: COCO category name.
+    draw: returns the layers, in painting order.
+    min_length_px: smallest length at which the sticker is drawn, in pixels of a canvas of 550x550.
+    max_tilt_deg: rotation is drawn from -max_tilt_deg..max_tilt_deg.
     """
 
     category_id: int
@@ -59,7 +66,7 @@ def _rounded(x0: float, y0: float, x1: float, y1: float, r: float) -> Points:
 
 
 def _stroke(path: Points, width: float) -> Points:
-    """The outline of a polyline (k, 2) drawn with a pen of the given width."""
+    """Return the outline of a polyline (k, 2) drawn with a pen of the given width."""
     along = np.gradient(path, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
     normal *= (width / 2) / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
@@ -67,7 +74,7 @@ def _stroke(path: Points, width: float) -> Points:
 
 
 def _bright(rng: np.random.Generator) -> Colour:
-    """A colour of random hue, fairly saturated."""
+    """Return a colour of random hue and fair saturation."""
     hue = rng.uniform(0, 6)
     x = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     value, saturation = rng.uniform(130, 250), rng.uniform(0.45, 1)
