@@ -159,6 +159,44 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
     assert keys(chosen) == ALL
 
 
+def test_what_a_run_committed_is_not_merged_again_by_the_next(chosen: config.Config) -> None:
+    def late(task: Task) -> None:
+        if task.unit == 3:
+            raise ModelError("a worker has another model")
+
+    chosen = chosen.model_copy(update={"publish": config.Publish(batch_images=4)})
+    with pytest.raises(InfrastructureError):
+        run.label(chosen, Notes(), start(late))
+    committed, watcher = len(keys(chosen)), Notes()
+    assert 0 < committed < 20
+    labelled = list(Path(chosen.output.root).glob("_segray/runs/*/staged/*"))
+    run.label(chosen, watcher, start())
+    (told,) = [found for note in watcher.notes if (found := re.search(r"(\d+) of 20 images committed, (\d+) st", note))]
+    assert int(told[1]) >= committed
+    assert int(told[1]) + int(told[2]) == 4 * len(labelled)
+    assert keys(chosen) == ALL
+
+
+class StoppedAtTheMerge(InProcess):
+    """Interrupted when it is to merge the first batch, with another unit staged by then."""
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        self._pool.shutdown()
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_batch_is_made_again_and_what_was_staged_since_is_merged_too(chosen: config.Config) -> None:
+    chosen = chosen.model_copy(update={"publish": config.Publish(batch_images=4)})
+    with pytest.raises(Interrupted):
+        run.label(chosen, Notes(), lambda recipe, c: StoppedAtTheMerge(Stub(recipe), FACTS))
+    (folder,) = Path(chosen.output.root).glob("_segray/runs/*")
+    (inputs,) = (folder / "batches").glob("*inputs.json")
+    assert 0 < len(json.loads(inputs.read_text())["staged"]) < len(list((folder / "staged").iterdir()))
+    run.label(chosen, Notes(), start())
+    assert keys(chosen) == ALL
+    assert list(Path(chosen.output.root).glob("_segray/runs/*")) == [folder]
+
+
 @pytest.mark.parametrize(
     ("error", "raised", "left"),
     [

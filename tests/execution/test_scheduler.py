@@ -314,6 +314,17 @@ def test_a_silent_worker_is_retired_and_an_idle_one_is_not() -> None:
     assert retire == ReplaceWorker("busy", "no progress for 61 s; unit 0 is with it, none of its images in flight")
 
 
+def test_updates_that_show_no_change_are_no_sign_of_life() -> None:
+    scheduler = CheckedScheduler(tasks_of([3]), whole(stall_timeout_s=60))
+    scheduler.joined("a", 0)
+    for now in range(1, 61):
+        scheduler.progressed("a", at_work(0, (0, 1, "read", float(now))), now)
+        assert scheduler.tick(now) == []
+    scheduler.progressed("a", at_work(0, (0, 1, "read", 62.0)), 62)
+    (replaced,) = scheduler.tick(62)
+    assert replaced == ReplaceWorker("a", "no progress for 61 s; image 1 of unit 0 has been in read for 62 s")
+
+
 class Called(DisplayNames):
     """Workers have hosts, images have keys."""
 
@@ -549,7 +560,7 @@ def test_however_units_are_cut_every_image_is_given_out_once(
 ) -> None:
     """Workers of any speeds, some failed by the world, some lost with their nodes; pieces overlap nowhere."""
     rng = random.Random(seed)
-    scheduler = CheckedScheduler(tasks_of(units), Policy(max_attempts=10**6))
+    scheduler = CheckedScheduler(tasks_of(units), Policy(max_attempts=10**6, stall_timeout_s=10**9))
     pace: dict[str, float] = {}
     running: dict[str, list[Task]] = {}
     finished: dict[str, int] = {}
