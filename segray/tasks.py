@@ -44,6 +44,10 @@ class Task:
         cuts = [0, *(at for at in range(1, len(self)) if self.indices[at] != self.indices[at - 1] + 1), len(self)]
         return [Task.of(self.unit, self.indices[a:b], self.attempt) for a, b in zip(cuts, cuts[1:], strict=False)]
 
+    def plain(self) -> list[int]:
+        """Return the fields as integers: unit, start, stop, attempt, then those of `only`."""
+        return [self.unit, self.start, self.stop, self.attempt, *self.only]
+
     def __len__(self) -> int:
         return len(self.only) or self.stop - self.start
 

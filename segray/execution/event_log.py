@@ -62,7 +62,7 @@ class EventLog:
     ) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         self._store, self._base, self._note, self._clock = store, join(folder, "events", stamp), note, clock
-        packed = [_packed_task(task) for task in tasks]
+        packed = [task.plain() for task in tasks]
         withheld = sorted(withheld_before)
         self._lines = [_dump({"policy": asdict(policy), "tasks": packed, "withheld_before": withheld})]
         self._chars, self._files, self._flushed_s = 0, 0, clock()
@@ -182,11 +182,11 @@ def _packed(event: Event) -> Any:
         case WorkerLost(worker, reason, blame_images, in_flight):
             return [worker, reason, blame_images, None if in_flight is None else _packed_images(in_flight)]
         case TaskFailed(worker, task, reason, lasting):
-            return [worker, _packed_task(task), reason, lasting]
+            return [worker, task.plain(), reason, lasting]
         case TaskFinished(worker, report):
-            staged = [{**asdict(part), "task": _packed_task(part.task)} for part in report.staged]
+            staged = [{**asdict(part), "task": part.task.plain()} for part in report.staged]
             withheld = [[image.index, image.reason] for image in report.withheld]
-            return [worker, _packed_task(report.task), staged, withheld, report.untried]
+            return [worker, report.task.plain(), staged, withheld, report.untried]
         case WorkerJoined(worker, facts):
             return [worker, dict(facts)]
         case WorkerDraining(worker):
@@ -216,13 +216,9 @@ def _unpacked(kind: str, fields: list[Any]) -> Event:
     raise SegrayError("the event log has an event that this segray does not know", found=kind)
 
 
-def _packed_task(task: Task) -> list[Any]:
-    return [task.unit, task.start, task.stop, task.attempt, *([list(task.only)] if task.only else [])]
-
-
-def _task(fields: list[Any]) -> Task:
+def _task(fields: list[int]) -> Task:
     unit, start, stop, attempt, *only = fields
-    return Task(unit, start, stop, attempt, tuple(only[0]) if only else ())
+    return Task(unit, start, stop, attempt, tuple(only))
 
 
 def _packed_images(images: Iterable[InFlight]) -> list[list[Any]]:

@@ -105,7 +105,7 @@ def _print(number: int, series: event_log.Series, names: DisplayNames, image: An
         lines = [text for each in (event, *actions) if _concerns(each, image, worker) and (text := _told(each, names))]
         for at, text in enumerate(lines):
             print(f"{now_s - begin_s:10.2f} s  {'' if not at else '-> '}{text}")
-    end = "complete" if scheduler.complete else scheduler.halted or f"{scheduler.images_left_over} left over"
+    end = "complete" if scheduler.complete else scheduler.halted or f"{len(scheduler.left_over)} left over"
     print(f"{count} events replayed to the recorded state: {scheduler.images_done} images done, {end}")
 
 

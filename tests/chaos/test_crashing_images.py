@@ -109,6 +109,6 @@ def test_a_worker_over_its_ceiling_is_replaced_between_tasks_and_nobody_is_blame
     )
     done = command("label", config, env=environment(tmp_path / "plant"))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"worker 0 on \S+ is replaced: it holds \d+ MiB\n", done.stderr), done.stderr
+    assert re.search(r"worker 0 on \S+ is replaced: it holds \d+ MiB of memory\n", done.stderr), done.stderr
     rows = segray.images(str(tmp_path / "labels")).to_table().to_pylist()
     assert [(row["status"] == "failed", row["attempts"]) for row in rows] == [(False, 1)] * 24

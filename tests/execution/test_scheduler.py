@@ -192,7 +192,7 @@ def test_an_outage_halts_the_run_when_nothing_was_labelled_for_long_and_no_image
     assert scheduler.halted.what == "nothing gets done"
     assert scheduler.halted.found.endswith("hung or died; the last: worker a, unit 0: 503")
     assert tries > 3
-    assert (scheduler.images_waiting, scheduler.images_left_over) == (300, 0)
+    assert (scheduler.images_waiting, len(scheduler.left_over)) == (300, 0)
 
 
 def test_a_full_disk_halts_the_run_at_once_and_keeps_everything() -> None:
@@ -202,7 +202,7 @@ def test_a_full_disk_halts_the_run_at_once_and_keeps_everything() -> None:
     assert isinstance(assign, Assign)
     assert scheduler.handle(TaskFailed("a", assign.task, "disk full", lasting=True), 2) == []
     assert scheduler.halted == Halt("storage failed again and again", "disk full")
-    assert (scheduler.images_waiting, scheduler.images_left_over) == (16, 0)
+    assert (scheduler.images_waiting, len(scheduler.left_over)) == (16, 0)
 
 
 def test_an_outage_that_ends_costs_nothing() -> None:
@@ -273,7 +273,7 @@ def test_twelve_withheld_images_side_by_side_cost_no_other_image_its_row() -> No
     dead = {(20, i) for i in range(100, 112)}
     scheduler = CheckedScheduler(tasks_of([256] * 40), Policy())
     assert labelled(scheduler, scheduler.joined("a", 0), dead, width=8) == 10_228
-    assert scheduler.images_left_over == 12
+    assert len(scheduler.left_over) == 12
 
 
 def test_only_the_withheld_images_are_tried_again_and_a_few_seconds_later() -> None:
@@ -353,7 +353,7 @@ def test_storage_that_hangs_is_named_blamed_on_no_image_and_halts_the_run() -> N
     assert scheduler.halted is not None
     assert scheduler.halted.what == "nothing gets done"
     assert scheduler.halted.found.endswith(f"the last: worker w1 on host-7, unit 0: {replaced.reason}")
-    assert (scheduler.images_waiting, scheduler.images_left_over) == (6, 0)
+    assert (scheduler.images_waiting, len(scheduler.left_over)) == (6, 0)
 
 
 def test_a_quarantined_image_says_on_which_worker_it_was_last() -> None:

@@ -1,0 +1,123 @@
+"""The tasks that no worker has: waiting ones, suspects, and withheld images that are tried again later.
+
+Knows the order in which tasks come, and how a task is cut; knows nothing of workers, attempts that are too many, or
+clocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from segray.tasks import Task
+
+
+class TaskQueue:
+    """A queue of three parts: waiting tasks come first, then suspects, then retries whose delay is over.
+
+    images: number of images in all tasks, counted as they come and go, for there may be many tasks.
+    """
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._waiting = deque(tasks)
+        self._suspects: deque[Task] = deque()
+        self._retries: list[tuple[float, int, Task]] = []  # a heap by the earliest time of the next try
+        self._retries_made = 0
+        self.images = sum(map(len, self._waiting))
+
+    def __iter__(self) -> Iterator[Task]:
+        yield from self._waiting
+        yield from self._suspects
+        yield from (task for *_, task in self._retries)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._suspects or self._retries)
+
+    def append(self, task: Task) -> None:
+        """Put a task behind all that wait."""
+        self._waiting.append(task)
+        self.images += len(task)
+
+    def append_first(self, task: Task) -> None:
+        """Put a task before all others."""
+        self._waiting.appendleft(task)
+        self.images += len(task)
+
+    def retry(self, task: Task, at_s: float) -> None:
+        """Queue a task for a try at `at_s` or later."""
+        self._retries_made += 1
+        heapq.heappush(self._retries, (at_s, self._retries_made, task))
+        self.images += len(task)
+
+    def isolate(self, task: Task, suspects: Sequence[int]) -> None:
+        """Queue a task again whose process died: each suspect alone, the rest together, with attempt + 1."""
+        if len(task) == 1:
+            self.append_first(replace(task, attempt=task.attempt + 1))
+            return
+        parts = [[index for index in task.indices if index not in set(suspects)]]
+        if not suspects and task.attempt > 1:
+            # The task had the worker to itself and the log names no image: halve the task.
+            parts = [list(task.indices[: len(task) // 2]), list(task.indices[len(task) // 2 :])]
+        for indices in filter(None, parts):
+            if len(indices) == 1:
+                suspects = sorted({*suspects, *indices})
+            else:
+                self.append(Task.of(task.unit, indices, task.attempt + 1))
+        # Only an image's own deaths count against it, not those of its task.
+        self._suspects.extend(Task.of(task.unit, [index], 2) for index in suspects)
+        self.images += len(suspects)
+
+    def next(self, now_s: float) -> Task | None:
+        """Return the next task without taking it; None when nothing is due."""
+        for queue in (self._waiting, self._suspects):
+            if queue:
+                return queue[0]
+        if self._retries and self._retries[0][0] <= now_s:
+            return self._retries[0][2]
+        return None
+
+    def take(self, most: int) -> Task:
+        """Take the next task, or only its first `most` images; the rest stays first."""
+        for queue in (self._waiting, self._suspects):
+            if queue:
+                head, rest = _cut(queue.popleft(), most)
+                if rest is not None:
+                    queue.appendleft(rest)
+                self.images -= len(head)
+                return head
+        at_s, number, task = heapq.heappop(self._retries)
+        head, rest = _cut(task, most)
+        if rest is not None:
+            heapq.heappush(self._retries, (at_s, number, rest))
+        self.images -= len(head)
+        return head
+
+    def clear(self) -> None:
+        """Remove all tasks."""
+        self._waiting.clear()
+        self._suspects.clear()
+        self._retries.clear()
+        self.images = 0
+
+    def state(self) -> dict[str, object]:
+        """Return the tasks as plain values, by part."""
+        return {
+            "waiting": [task.plain() for task in self._waiting],
+            "suspects": [task.plain() for task in self._suspects],
+            "retries": [[at_s, *task.plain()] for at_s, _, task in sorted(self._retries)],
+        }
+
+    def validate(self) -> None:
+        """Raise AssertionError unless each suspect is alone in its task and the images are counted rightly."""
+        assert self.images == sum(map(len, self)), "the images of the queue are miscounted"
+        assert all(len(task) == 1 and task.attempt > 1 for task in self._suspects), "a suspect is not tried alone"
+
+
+def _cut(task: Task, most: int) -> tuple[Task, Task | None]:
+    """Split a task into its first `most` images and the rest."""
+    if most >= len(task):
+        return task, None
+    head, rest = task.indices[:most], task.indices[most:]
+    return Task.of(task.unit, head, task.attempt), Task.of(task.unit, rest, task.attempt)
