@@ -43,7 +43,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     ) as error:
         raise BrokenFileError(f"not a zip file, or a broken one: {error}") from error
     for each in found:
-        if not each.is_dir():
+        if not each.filename.endswith("/"):  # is_dir() of a nameless member raises IndexError
             numbers = (each.header_offset, each.compress_size, each.file_size, each.CRC)
             yield Member(each.filename, each.file_size, numbers, _trouble(each))
 

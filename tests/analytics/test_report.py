@@ -29,7 +29,7 @@ from segray.analytics.reports.html import environment, number, percent, short, s
 from segray.analytics.reports.live_page import live
 from segray.analytics.reports.report import choose, report
 from segray.errors import InfrastructureError, LabelSetError, UserError
-from segray.execution.progress import RunProgress, Tally
+from segray.execution.progress import Counters, RunProgress
 from segray.execution.run import Summary
 from segray.instances import ImageRef
 from segray.label_set import run_records, snapshot
@@ -358,7 +358,7 @@ def test_a_histogram_of_nothing_is_a_chart() -> None:
 
 
 def vitals(run: Run) -> RunProgress:
-    return RunProgress(run, "labelling", 100, 40, 50, Tally(ok=40, instances=7), 4, 0, 0, 1, ())
+    return RunProgress(run, "labelling", 100, 40, 50, Counters(ok=40, instances=7), 4, 0, 0, 1, ())
 
 
 def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def _beat() -> dict[str, object]:
 
 
 def ended(root: str) -> Summary:
-    return Summary(root, {}, {}, Tally(), 1.0, 1.0, 13, 0, (), (), 0)
+    return Summary(root, {}, {}, Counters(), 1.0, 1.0, 13, 0, (), (), 0)
 
 
 def settings(root: str, **given: object) -> config.Config:

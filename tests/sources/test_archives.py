@@ -433,6 +433,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 
 @tried(60)
 @example("hugging_face", [(197, 128)], 0)  # a path that is no text
+@example("zip", [(838, 0)], 0)  # a member without a name
 @example("hugging_face", [(764, 128)], 0)  # a name of a column that is none
 @given(
     st.sampled_from(["tar", "zip", "hugging_face"]),
