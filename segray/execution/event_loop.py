@@ -224,7 +224,10 @@ class RunLoop:
                 self._job.listener.beat(self._vitals())
         if (halt := self._scheduler.halted) is not None:
             raise InfrastructureError(
-                f"the run stopped: {halt.what}", where=self._job.root, found=halt.found, hint="mend the cause"
+                f"the run stopped: {halt.what}",
+                where=self._job.root,
+                found=halt.found,
+                hint="check that storage answers, that its credentials hold, and that workers can start",
             )
 
     def _vitals(self) -> RunProgress:
