@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Task:
     def runs(self) -> list[Task]:
         """Split the task into tasks of neighbouring images, in order."""
         cuts = [0, *(at for at in range(1, len(self)) if self.indices[at] != self.indices[at - 1] + 1), len(self)]
-        return [Task.of(self.unit, self.indices[a:b], self.attempt) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [Task.of(self.unit, self.indices[a:b], self.attempt) for a, b in pairwise(cuts)]
 
     def plain(self) -> list[int]:
         """Return the fields as integers: unit, start, stop, attempt, then those of `only`."""

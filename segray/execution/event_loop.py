@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -168,8 +169,7 @@ class RunLoop:
         )
         self._names = PlanNames(frozen)
         tasks = list(todo)
-        images = {(task.unit, index) for task in tasks for index in task.indices} if withheld_before else set()
-        withheld = images.intersection(frozen.positions(withheld_before))
+        withheld = _among(tasks, frozen.positions(withheld_before))
         self._scheduler = Scheduler(tasks, policy, self._names, withheld)
         self._log = EventLog(job.store, run.folder, tasks, policy, withheld, job.listener.note, clock)
         self._staged = dict(staged)
@@ -190,7 +190,7 @@ class RunLoop:
         """Return the images that storage withheld to the end: the last error of each, by key."""
         return {
             ref.key: reason
-            for (unit, index), reason in self._scheduler.left_over.items()
+            for (unit, index), reason in sorted(self._scheduler.left_over.items())  # in the order of the plan's parts
             for ref in self._plan.refs(Task(unit, index, index + 1))
         }
 
@@ -372,3 +372,13 @@ class RunLoop:
         self._staged = {task: name for task, name in self._staged.items() if name not in merged}
         self._staged_images = sum(map(len, self._staged))
         return inputs
+
+
+def _among(tasks: Iterable[Task], positions: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return those of few images, by unit and index, that are in one of many tasks."""
+    wanted: defaultdict[int, set[int]] = defaultdict(set)
+    for unit, index in positions:
+        wanted[unit].add(index)
+    return {
+        (task.unit, at) for task in tasks if task.unit in wanted for at in wanted[task.unit].intersection(task.indices)
+    }

@@ -134,7 +134,7 @@ def label(
         if isinstance(step, Nothing):
             break
         work = step if isinstance(step, Resume) else _freeze(job, step)
-        done.planned += work.plan.images
+        done.planned += 0 if work.is_empty else work.plan.images
         whole = _carry_out(job, model.fingerprint, work, start_workers, done)
         if whole and (limit is not None or isinstance(step, Start)):
             break
@@ -164,6 +164,11 @@ class Resume:
     staged: Mapping[Task, str]
     todo: list[Task]
     retire: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing is left of the run but its record."""
+        return not (self.todo or self.staged or self.retire)
 
     @property
     def images_before(self) -> int:
@@ -280,7 +285,7 @@ def _freeze(job: RunContext, step: Start) -> Resume:
 def _tell(job: RunContext, step: Step) -> None:
     """Tell the listener the next step."""
     match step:
-        case Resume(run, frozen, staged, todo, retire) if staged or todo or retire:
+        case Resume(run, frozen, staged, _, retire) if not step.is_empty:
             waiting = sum(map(len, staged))
             parts = [f"{step.images_before - waiting} of {frozen.images} images committed, {waiting} staged"]
             if retire:

@@ -309,9 +309,9 @@ class Scheduler:
         at_work = {(image.unit, image.index) for image in images if image.stage not in _IDLE_STAGES}
         actions: list[Action] = []
         for task in worker.running:
-            self._node_deaths[task] += not blame_images
-            is_chance = worker.draining or self._node_deaths[task] < self._policy.max_attempts
-            if not blame_images and is_chance:
+            if not (blame_images or worker.draining):
+                self._node_deaths[task] += 1
+            if not blame_images and self._node_deaths[task] < self._policy.max_attempts:
                 self._queue.append(task)
             elif len(task) == 1 and task.attempt >= self._policy.max_attempts:
                 self.images_done += 1
@@ -373,9 +373,10 @@ class Scheduler:
         reading = {(image.unit, image.index) for image in worker.progress.in_flight}
         self._watch.failed("stuck", f"{self._names.worker(name)}, unit {worker.running[0].unit}: {reason}")
         for task in reversed(worker.running):
-            stuck = [index for index in task.indices if not reading or (task.unit, index) in reading]
+            rest = [index for index in task.indices if reading and (task.unit, index) not in reading]
+            stuck = sorted({*task.indices}.difference(rest))
             self._withhold(name, task, [WithheldImage(index, reason) for index in stuck], now_s, count=False)
-            if rest := [index for index in task.indices if index not in stuck]:
+            if rest:
                 self._queue.append_first(Task.of(task.unit, rest, task.attempt))
 
     # ---- failures ----

@@ -56,7 +56,7 @@ class TaskQueue:
         if len(task) == 1:
             self.append_first(replace(task, attempt=task.attempt + 1))
             return
-        parts = [[index for index in task.indices if index not in set(suspects)]]
+        parts = [sorted({*task.indices}.difference(suspects))]
         if not suspects and task.attempt > 1:
             # The task had the worker to itself and the log names no image: halve the task.
             parts = [list(task.indices[: len(task) // 2]), list(task.indices[len(task) // 2 :])]
