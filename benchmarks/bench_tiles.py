@@ -98,7 +98,7 @@ def main() -> None:
         )
         images.append({"id": i + 1, "file_name": f"{i}.png", "width": SIZE_HW[1], "height": SIZE_HW[0]})
         truth += [{"id": len(truth) + k, **row} for k, row in enumerate(dataset.annotations_of(scene, i + 1), 1)]
-        cut = tiling.windows(SIZE_HW, tiling.Tiles(chosen.size, chosen.overlap, whole=True))
+        cut = tiling.windows(SIZE_HW, tiling.TilingOptions(chosen.size, chosen.overlap, whole=True))
         with ThreadPoolExecutor(engine.requests) as pool:
             parts: Parts = list(pool.map(lambda window, scene=scene: look(scene.image, window), cut))
         ways: dict[str, Any] = {

@@ -21,7 +21,7 @@ import pyarrow as pa
 from benchmarks import synthetic_rows
 from segray._system import memory
 from segray.analytics.evaluation.evaluate import evaluate
-from segray.analytics.export.export import Choice, export
+from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.reports.diff import diff
 from segray.analytics.review.sampling import select
 from segray.instances import ImageRef
@@ -69,7 +69,7 @@ def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> 
         others = pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT)))
         label_set(str(folder / "b"), images, others, per_image)
     if "evaluate" in what:
-        export(str(folder / "a"), "coco", folder / "truth.json", Choice(min_score=0.5))
+        export(str(folder / "a"), "coco", folder / "truth.json", ExportSelection(min_score=0.5))
 
 
 WORK: dict[str, Callable[[Path], Any]] = {

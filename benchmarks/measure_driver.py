@@ -32,13 +32,13 @@ from segray.execution import run
 from segray.execution.events import PoolEvent
 from segray.execution.progress import ProgressListener
 from segray.execution.scheduler import Policy, Scheduler
-from segray.execution.staging import Outcome, stage
+from segray.execution.staging import ImageOutcome, stage
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import plan
 from segray.sources import listing
-from segray.storage.store import Entry, Store
+from segray.storage.store import ListedObject, Store
 from segray.tasks import Progress, Task, TaskReport
 
 FACTS = {"device": "none", "precision": "f32", "host": "here"}
@@ -84,12 +84,12 @@ class Listing(Store):
     def exists(self, uri: str) -> bool:
         return False
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[Entry]:
+    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
         order: Sequence[int] = range(self._images)
         if self._shuffled:
             order = np.random.default_rng(0).permutation(self._images)  # type: ignore[assignment]
         for i in map(int, order):
-            yield Entry(f"{uri}/{key(i)}", key(i), version(i), 2_000_000 + i)
+            yield ListedObject(f"{uri}/{key(i)}", key(i), version(i), 2_000_000 + i)
 
 
 def key(i: int) -> str:
@@ -127,7 +127,7 @@ class Pretender:
         self._found = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=self._found) for ref in refs]
+        outcomes = [ImageOutcome(ref, task.attempt, 1, (2, 2), instances=self._found) for ref in refs]
         self._left -= 1
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(Store(), self._staged, task, rows, {13: "stop sign"}))

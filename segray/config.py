@@ -37,7 +37,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Tiles(_Section):
+class TilesSettings(_Section):
     """How large images are cut into windows. Sides are in pixels."""
 
     size: int = Field(ge=64, le=32_768)
@@ -45,7 +45,7 @@ class Tiles(_Section):
     whole: bool = True
 
 
-class Source(_Section):
+class SourceSettings(_Section):
     """The images to label, and how to find them."""
 
     uri: str = Field(min_length=1)
@@ -57,16 +57,16 @@ class Source(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
-    tiles: Tiles | None = None
+    tiles: TilesSettings | None = None
 
 
-class Output(_Section):
+class OutputSettings(_Section):
     """The place of the label set."""
 
     root: str = Field(min_length=1)
 
 
-class Model(_Section):
+class ModelSettings(_Section):
     """The model that labels: its files, precision, thresholds and post-processing."""
 
     name: str
@@ -86,7 +86,7 @@ class Model(_Section):
     cache_dir: str | None = None
 
 
-class Image(_Section):
+class ImageSettings(_Section):
     """Limits of an image. An image over a limit is refused before its pixels are allocated."""
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
@@ -95,7 +95,7 @@ class Image(_Section):
     timeout_s: float = Field(default=120, gt=0)
 
 
-class Pool(_Section):
+class PoolSettings(_Section):
     """A group of equal workers. count: None for one worker per node that has room."""
 
     device: str = "CPU"
@@ -106,7 +106,7 @@ class Pool(_Section):
     max_rss_mb: int | None = Field(default=None, ge=1)
 
 
-class Cluster(_Section):
+class ClusterSettings(_Section):
     """The Ray cluster. address: None starts one on this machine, "auto" joins the cluster that this process runs in."""
 
     address: str | None = None
@@ -116,7 +116,7 @@ class Cluster(_Section):
     autoscaling: bool = False
 
 
-class Storage(_Section):
+class StorageSettings(_Section):
     """Access to object storage. Key and secret come from the usual AWS environment variables."""
 
     endpoint_url: str | None = StorageOptions.endpoint_url
@@ -137,7 +137,7 @@ class Storage(_Section):
         return url
 
 
-class Publish(_Section):
+class PublishSettings(_Section):
     """How finished units become visible."""
 
     batch_images: int = Field(default=50_000, ge=1)
@@ -158,7 +158,7 @@ class NodeType(_Section):
     price_per_hour: float | None = Field(default=None, ge=0)
 
 
-class Plan(_Section):
+class PlanSettings(_Section):
     """The sample that `segray plan` measures, and the prices for its estimate."""
 
     sample_images: int = Field(default=64, ge=1, le=100_000)
@@ -172,16 +172,16 @@ class Plan(_Section):
 class Config(_Section):
     """The complete configuration of a run."""
 
-    source: Source
-    output: Output
+    source: SourceSettings
+    output: OutputSettings
     as_of: date | None = None
-    model: Model
-    image: Image = Image()
-    workers: tuple[Pool, ...] = Field(default=(Pool(),), min_length=1)
-    cluster: Cluster = Cluster()
-    storage: Storage = Storage()
-    publish: Publish = Publish()
-    plan: Plan = Plan()
+    model: ModelSettings
+    image: ImageSettings = ImageSettings()
+    workers: tuple[PoolSettings, ...] = Field(default=(PoolSettings(),), min_length=1)
+    cluster: ClusterSettings = ClusterSettings()
+    storage: StorageSettings = StorageSettings()
+    publish: PublishSettings = PublishSettings()
+    plan: PlanSettings = PlanSettings()
     unit_images: int = Field(default=256, ge=1, le=100_000)
     max_attempts: int = Field(default=3, ge=1, le=100)
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -93,7 +93,7 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
-class Failure:
+class ImageFailure:
     """The reason why an image has no labels. stage: read, decode, infer, postprocess or process."""
 
     stage: str

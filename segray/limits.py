@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class ImageLimits:
     """The largest image that is decoded. All limits are inclusive.
 
     max_bytes: size of the file. max_pixels: width times height. max_side_px: the longer side.
@@ -17,4 +17,4 @@ class Limits:
     max_side_px: int = 50_000
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ImageLimits()

@@ -23,7 +23,7 @@ from segray.bench import naive
 from segray.bench.workload import Lap, Workload, pixels
 from segray.execution.events import PoolEvent, TaskFinished
 from segray.execution.run import label
-from segray.execution.worker_pool import Workers
+from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
@@ -91,7 +91,7 @@ def _ready(load: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
 class _Timed:
     """A worker pool that records when the first unit was assigned and when the first and last units came back."""
 
-    def __init__(self, workers: Workers, marks: dict[str, float]) -> None:
+    def __init__(self, workers: WorkerPool, marks: dict[str, float]) -> None:
         self._workers, self._marks = workers, marks
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
@@ -127,7 +127,7 @@ def _label(chosen: config.Config, folder: Path) -> Lap:
 
     marks: dict[str, float] = {}
 
-    def start(spec: WorkerSpec, settings: config.Config) -> Workers:
+    def start(spec: WorkerSpec, settings: config.Config) -> WorkerPool:
         workers: Any = _Timed(ray_pool.start(spec, settings), marks)
         return workers  # type: ignore[no-any-return]
 

@@ -106,7 +106,7 @@ class Workload:
         contract = contract.with_size(form.name, compiled.size_hw)
         return compiled, contract, contract.forms[form.name], options
 
-    def resolved(self) -> tuple[resolve.Model, ModelAdapter, ModelFormat, Options]:
+    def resolved(self) -> tuple[resolve.ResolvedModel, ModelAdapter, ModelFormat, Options]:
         """Return the model's files, adapter, form and options."""
         chosen = self.configuration(Path()).model
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)

@@ -21,7 +21,7 @@ from segray.errors import UserError
 if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation
     from segray.analytics.export.export import Exported
-    from segray.analytics.reports.diff import Difference
+    from segray.analytics.reports.diff import LabelSetDifference
     from segray.analytics.review.review import Errors, Review
     from segray.analytics.review.sampling import Selection
 
@@ -109,10 +109,12 @@ def export(
 ) -> None:
     """Write labels in another tool's format: whole or not at all."""
     with signals.ending_at_once():
-        from segray.analytics.export.export import Choice
+        from segray.analytics.export.export import ExportSelection
         from segray.analytics.export.export import export as write
 
-    choice = Choice(class_name, min_score, min_area, max_area, status or ("ok", "empty"), where, with_instances, sample)
+    choice = ExportSelection(
+        class_name, min_score, min_area, max_area, status or ("ok", "empty"), where, with_instances, sample
+    )
     done = write(
         root,
         to,
@@ -343,7 +345,7 @@ def describe_export(done: Exported) -> str:
     return line
 
 
-def describe_difference(found: Difference) -> str:
+def describe_difference(found: LabelSetDifference) -> str:
     """Return counts, classes, the images that changed most, drift and gates."""
     a, b = found.instances
     lines = [f"{found.images} images in both, with {a} and {b} instances"]

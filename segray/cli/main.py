@@ -41,7 +41,7 @@ from segray.errors import InfrastructureError, Interrupted, SegrayError, UserErr
 if TYPE_CHECKING:
     from segray.config import Config
     from segray.execution.run import Summary
-    from segray.execution.worker_pool import Workers
+    from segray.execution.worker_pool import WorkerPool
     from segray.execution.worker_spec import WorkerSpec
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.promotion import Promotion
@@ -331,7 +331,7 @@ def describe_maintenance(done: Maintenance) -> str:
     return "\n".join([*lines, f"{done.staged_deleted} staged files of finished runs deleted"])
 
 
-def start_workers(spec: WorkerSpec, chosen: Config) -> Workers:
+def start_workers(spec: WorkerSpec, chosen: Config) -> WorkerPool:
     """Return workers on the configured Ray cluster."""
     try:
         with host_process.kept():  # The import of Ray changes the process too.

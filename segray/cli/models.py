@@ -23,7 +23,7 @@ from segray._system.streams import tell
 from segray.cli.options import Endpoint, Json, show_json
 from segray.errors import ConfigError
 from segray.models import zoo as catalogue
-from segray.models.zoo import CATALOGUE, Entry, File, FormName
+from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
     from segray.conversion.inspect_model import Fit, Inspection
@@ -155,7 +155,7 @@ def quantize(
     raise typer.Exit(_GATE if found.loss > max_loss else 0)
 
 
-def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> resolve.Model:
+def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> resolve.ResolvedModel:
     """Return the model that the arguments of `quantize` mean."""
     from segray import config
     from segray.models import resolve
@@ -214,7 +214,7 @@ def _parsed(labels: str) -> Any:
 # ---- results --------------------------------------------------------------------------------------
 
 
-def _record(entry: Entry) -> dict[str, Any]:
+def _record(entry: ZooModel) -> dict[str, Any]:
     return asdict(entry) | {"how_to_get": entry.how_to_get, "size_bytes": entry.size_bytes}
 
 
@@ -232,7 +232,7 @@ def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
 
 
-def _table(entries: Iterable[Entry]) -> str:
+def _table(entries: Iterable[ZooModel]) -> str:
     rows = [("name", "MB", "box AP", "mask AP", "licence", "what")]
     for entry in entries:
         size = "-" if entry.size_bytes is None else f"{entry.size_bytes / 1e6:.0f}"
@@ -247,7 +247,7 @@ def _table(entries: Iterable[Entry]) -> str:
     )
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: ZooModel) -> str:
     """Return the entry for a person."""
     path = f"models/{entry.name}/{entry.name}.xml"
     sections = {

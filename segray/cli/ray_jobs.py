@@ -97,7 +97,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """The end of a job.
 
     job: id of the job.
@@ -415,7 +415,7 @@ def _insist(submit: Callable[[], object]) -> None:
         time.sleep(_POLL_S)
 
 
-def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callable[[str], None]) -> Outcome:
+def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callable[[str], None]) -> JobOutcome:
     """Show the job's output until the job ends, and return its end.
 
     Args:
@@ -508,12 +508,12 @@ def _ended(dashboard: Dashboard, job: str) -> dict[str, Any]:
     return told
 
 
-def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None, *, missing: bool) -> Outcome:
+def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None, *, missing: bool) -> JobOutcome:
     status, code, message = told["status"], told.get("driver_exit_code"), told.get("message") or ""
     if status == "SUCCEEDED":
-        return Outcome(job, status, 0, result)
+        return JobOutcome(job, status, 0, result)
     if status == "STOPPED":
-        return Outcome(job, status, 130, result, "stopped; the same command goes on where it was")
+        return JobOutcome(job, status, 130, result, "stopped; the same command goes on where it was")
     if missing or code == 127:
         raise ConfigError(
             "the head of the cluster has no segray",
@@ -522,7 +522,7 @@ def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None
             hint="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
         )
     if code in _OURS:
-        return Outcome(job, status, int(code), result, f"exit code {code}: the log above says why")
+        return JobOutcome(job, status, int(code), result, f"exit code {code}: the log above says why")
     raise InfrastructureError(
         "the driver ended before the run did"
         if code is not None

@@ -162,7 +162,7 @@ def submit(
     submission.start(request, dashboard, job)
     tell(f"job {job} on {dashboard.address}: {request.entrypoint}")
     if no_wait:
-        outcome = submission.Outcome(job, "SUBMITTED", 0)
+        outcome = submission.JobOutcome(job, "SUBMITTED", 0)
     else:
         try:
             outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else _follow)

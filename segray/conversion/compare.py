@@ -19,7 +19,7 @@ from segray.analytics.evaluation.evaluate import Row, coco_results, count_object
 from segray.errors import ImageError, UserError
 from segray.imaging import decode
 from segray.instances import ImageRef
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.engine import Arrays, Engine
 from segray.sources import listing
@@ -55,7 +55,7 @@ class Reader:
 
     def __init__(self, contract: ModelAdapter, form: ModelFormat, store: Store) -> None:
         self.contract, self.form, self.store = contract, form, store
-        self._files = Files(store, Limits(), MemoryBudget(_FILES_BYTES))
+        self._files = Files(store, ImageLimits(), MemoryBudget(_FILES_BYTES))
         self.unread: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:
@@ -147,7 +147,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class EngineAccuracy:
     """Average precision on the same images, 0..1, by engine.
 
     uris: the images. objects: number of objects in the truth of these images.
@@ -159,7 +159,7 @@ class Accuracy:
     box_ap: Mapping[str, float]
 
 
-def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Accuracy:
+def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> EngineAccuracy:
     """Return the average precision of each engine, on the truth's images that the dataset has.
 
     An unreadable image counts as an image without detections. Raises UserError if truth and dataset share no image, or
@@ -172,7 +172,7 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Acc
             for name, results in rows.items():
                 found[name] += results
     scores = {name: evaluate_detections(rows, content) for name, rows in found.items()}
-    return Accuracy(
+    return EngineAccuracy(
         uris=tuple(refs[row["file_name"]].uri for row in content["images"]),
         objects=count_objects(content),
         mask_ap={name: by_type["segm"].ap for name, by_type in scores.items()},

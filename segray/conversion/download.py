@@ -134,7 +134,7 @@ def fetch(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _PartialFile:
     """A growing download: its path, and the stream that appends and holds the lock."""
 
     path: Path
@@ -156,7 +156,7 @@ class _Part:
 
 
 @contextmanager
-def _sole(path: Path) -> Iterator[_Part]:
+def _sole(path: Path) -> Iterator[_PartialFile]:
     """Open and lock the part at `path`, created if needed; remove an empty part at the end."""
     with path.open("ab") as stream:
         try:
@@ -164,7 +164,7 @@ def _sole(path: Path) -> Iterator[_Part]:
         except BlockingIOError as error:
             hint = "Wait for it, or stop it."
             raise InfrastructureError("Another process is fetching this file.", where=str(path), hint=hint) from error
-        part = _Part(path, stream)
+        part = _PartialFile(path, stream)
         try:
             yield part
         finally:
@@ -174,7 +174,9 @@ def _sole(path: Path) -> Iterator[_Part]:
                 part.origin.unlink(missing_ok=True)
 
 
-def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
+def _from_any(
+    urls: Sequence[str], part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy
+) -> str:
     """Fill `part` from the first address that works; return the SHA-256."""
     failures, wrong = [], False
     for url in urls:
@@ -194,7 +196,7 @@ def _from_any(urls: Sequence[str], part: _Part, expected: _Expected, progress: P
     raise InfrastructureError("No address gives the file.", where=where, found=found, hint=hint)
 
 
-def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
+def _from_one(url: str, part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
     """Fill `part` from this address; return the SHA-256.
 
     If bytes of an earlier attempt give a wrong file, the download is repeated from the start.
@@ -212,7 +214,7 @@ def _from_one(url: str, part: _Part, expected: _Expected, progress: Progress, pa
     return _verified(part, expected)
 
 
-def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, patience: RetryPolicy) -> None:
+def _complete(url: str, part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy) -> None:
     idle, most = 0, part.length
     while True:
         try:
@@ -225,7 +227,7 @@ def _complete(url: str, part: _Part, expected: _Expected, progress: Progress, pa
             sleep(random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, patience.pause_s * 2**idle))
 
 
-def _receive(url: str, part: _Part, expected: _Expected, progress: Progress, timeout_s: float) -> None:
+def _receive(url: str, part: _PartialFile, expected: _Expected, progress: Progress, timeout_s: float) -> None:
     """Request the missing bytes of `part` once; raise _CutError if bytes are still missing afterwards."""
     tag = _resumable(url, part, expected)
     if part.length and part.length == expected.size_bytes:
@@ -246,7 +248,7 @@ def _receive(url: str, part: _Part, expected: _Expected, progress: Progress, tim
         raise _CutError(f"the connection ended after {part.length} of {total} bytes")
 
 
-def _resumable(url: str, part: _Part, expected: _Expected) -> str:
+def _resumable(url: str, part: _PartialFile, expected: _Expected) -> str:
     """Return the tag that the rest must have, "" for any tag; clear a part that cannot be resumed."""
     origin, _, tag = part.origin.read_text("utf-8").partition("\n") if part.origin.is_file() else ("", "", "")
     same = origin == url
@@ -257,7 +259,7 @@ def _resumable(url: str, part: _Part, expected: _Expected) -> str:
 
 
 @contextmanager
-def _opened(url: str, part: _Part, tag: str, timeout_s: float) -> Iterator[http.client.HTTPResponse | None]:
+def _opened(url: str, part: _PartialFile, tag: str, timeout_s: float) -> Iterator[http.client.HTTPResponse | None]:
     """Yield the response to a request for the missing bytes; None if the server says that none are missing."""
     headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
     if part.length:
@@ -277,7 +279,7 @@ def _opened(url: str, part: _Part, tag: str, timeout_s: float) -> Iterator[http.
         yield response
 
 
-def _judge(error: urllib.error.HTTPError, part: _Part) -> None:
+def _judge(error: urllib.error.HTTPError, part: _PartialFile) -> None:
     """Return if the answer means that all bytes were received; otherwise raise the matching error."""
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.length}":
@@ -288,7 +290,7 @@ def _judge(error: urllib.error.HTTPError, part: _Part) -> None:
     raise _CutError(found) if error.code in _PASSING_STATUS else _RefusedError(found)
 
 
-def _total(response: http.client.HTTPResponse, part: _Part) -> int | None:
+def _total(response: http.client.HTTPResponse, part: _PartialFile) -> int | None:
     """Return the size of the whole file in bytes, None if not stated; check that a range continues the part."""
     if response.status != 206:
         length = response.headers.get("Content-Length")
@@ -301,7 +303,7 @@ def _total(response: http.client.HTTPResponse, part: _Part) -> int | None:
     return None if match[2] == "*" else int(match[2])
 
 
-def _begin(response: http.client.HTTPResponse, part: _Part, url: str) -> None:
+def _begin(response: http.client.HTTPResponse, part: _PartialFile, url: str) -> None:
     """Empty the part for a response with the whole file, and note the origin."""
     if response.headers.get_content_type() == "text/html":
         raise _RefusedError("a web page, not a file")
@@ -341,7 +343,7 @@ def _distrust(target: Path) -> str:
     return f", or remove {record.name} to accept what comes next" if record.is_file() else ""
 
 
-def _verified(part: _Part, expected: _Expected) -> str:
+def _verified(part: _PartialFile, expected: _Expected) -> str:
     """Return the SHA-256 of the complete part after writing it to disk; clear the part if it is another file."""
     try:
         part.stream.flush()

@@ -12,9 +12,9 @@ from segray.errors import ConfigError, ModelError
 from segray.models import engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.adapters.adapter import ModelFormat
-from segray.models.engine import Port, Signature
+from segray.models.engine import ModelPort, Signature
 from segray.models.registry import ADAPTERS
-from segray.models.zoo import Entry
+from segray.models.zoo import ZooModel
 
 CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
@@ -123,7 +123,7 @@ def classes_of(found: Signature) -> int | None:
     return None
 
 
-def differences(found: Signature, entry: Entry, form: ModelFormat) -> tuple[str, ...]:
+def differences(found: Signature, entry: ZooModel, form: ModelFormat) -> tuple[str, ...]:
     """Return the differences of a file with these ports from the published model in this form, as texts.
 
     Absent outputs are not among the differences.
@@ -149,7 +149,7 @@ def _image_size(found: Signature, form: ModelFormat) -> tuple[str, ...]:
     return (f"image {size_hw[0]}x{size_hw[1]}, published {wanted[0]}x{wanted[1]}",)
 
 
-def _port(found: Signature, name: str) -> Port | None:
+def _port(found: Signature, name: str) -> ModelPort | None:
     return next((port for port in found.outputs if name in port.names), None)
 
 

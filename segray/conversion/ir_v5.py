@@ -25,7 +25,7 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.conversion.ir_v5_layers import DTYPES, KINDS, Layer, Output, Port, dims_of, fault, listed
+from segray.conversion.ir_v5_layers import DTYPES, KINDS, IrLayer, IrPort, Output, dims_of, fault, listed
 from segray.models.openvino import OVError, ov
 from segray.models.openvino import opset14 as op
 
@@ -111,11 +111,11 @@ def _tree(xml: Path) -> Element:
     return root
 
 
-def _layers(root: Element, xml: Path) -> dict[int, Layer]:
+def _layers(root: Element, xml: Path) -> dict[int, IrLayer]:
     """Return all layers by id, in the order of the file."""
     file = xml.with_suffix(".bin")
     weights = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
-    layers: dict[int, Layer] = {}
+    layers: dict[int, IrLayer] = {}
     names: set[str] = set()
     for element in root.iterfind("layers/layer"):
         layer = _layer(element, weights, str(xml))
@@ -126,7 +126,7 @@ def _layers(root: Element, xml: Path) -> dict[int, Layer]:
     return layers
 
 
-def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> Layer:
+def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> IrLayer:
     name, kind = element.get("name", ""), element.get("type", "")
     where = f"{file}: {kind} layer {name!r}"
     data, precision = element.find("data"), element.get("precision", "FP32")
@@ -134,7 +134,7 @@ def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> Layer:
         raise fault(where, "This kind of layer is not known.", repr(kind), f"Known are {listed(KINDS)}.")
     if precision not in DTYPES:
         raise fault(where, "This precision is not known.", repr(precision), f"Known are {listed(DTYPES)}.")
-    return Layer(
+    return IrLayer(
         where=where,
         id=_whole(element.get("id"), where),
         name=name,
@@ -147,9 +147,9 @@ def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> Layer:
     )
 
 
-def _ports(element: Element, side: str, where: str) -> tuple[Port, ...]:
+def _ports(element: Element, side: str, where: str) -> tuple[IrPort, ...]:
     ports = [
-        Port(_whole(port.get("id"), where), tuple(_whole(dim.text, where) for dim in port.iterfind("dim")))
+        IrPort(_whole(port.get("id"), where), tuple(_whole(dim.text, where) for dim in port.iterfind("dim")))
         for port in element.iterfind(f"{side}/port")
     ]
     if len({port.id for port in ports}) < len(ports):
@@ -176,7 +176,7 @@ def _whole(text: str | None, where: str) -> int:
     return int(text)
 
 
-def _sources(root: Element, layers: Mapping[int, Layer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
+def _sources(root: Element, layers: Mapping[int, IrLayer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """Return the output port (layer, port) that feeds each input port (layer, port)."""
     inputs = {(layer.id, port.id) for layer in layers.values() for port in layer.inputs}
     outputs = {(layer.id, port.id) for layer in layers.values() for port in layer.outputs}
@@ -195,8 +195,8 @@ def _sources(root: Element, layers: Mapping[int, Layer], xml: Path) -> dict[tupl
 
 
 def _in_order(
-    layers: Mapping[int, Layer], sources: Mapping[tuple[int, int], tuple[int, int]], xml: Path
-) -> list[Layer]:
+    layers: Mapping[int, IrLayer], sources: Mapping[tuple[int, int], tuple[int, int]], xml: Path
+) -> list[IrLayer]:
     feeders = {layer.id: [sources[layer.id, port.id][0] for port in layer.inputs] for layer in layers.values()}
     try:
         return [layers[key] for key in TopologicalSorter(feeders).static_order()]
@@ -208,7 +208,7 @@ def _in_order(
 # ---- the graph ----------------------------------------------------------------------------------------
 
 
-def _build(layer: Layer, arguments: list[Output]) -> list[Output]:
+def _build(layer: IrLayer, arguments: list[Output]) -> list[Output]:
     """Return the layer's outputs, as many as declared and of the declared shapes."""
     try:
         made = KINDS[layer.kind](layer, *arguments)
@@ -226,7 +226,7 @@ def _build(layer: Layer, arguments: list[Output]) -> list[Output]:
 
 
 def _model(
-    name: str, layers: Mapping[int, Layer], made: Mapping[tuple[int, int], Output], consumed: set[tuple[int, int]]
+    name: str, layers: Mapping[int, IrLayer], made: Mapping[tuple[int, int], Output], consumed: set[tuple[int, int]]
 ) -> ov.Model:
     parameters = [made[layer.id, layer.outputs[0].id].get_node() for layer in layers.values() if layer.kind == "Input"]
     results = [

@@ -43,7 +43,7 @@ Made: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class Port:
+class IrPort:
     """An input or output of a layer: its id, unique within the layer, and its declared shape."""
 
     id: int
@@ -51,7 +51,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Layer:
+class IrLayer:
     """A <layer> of the file.
 
     precision: of its blobs. inputs, outputs: sorted by port id. blobs: name -> bytes of the .bin.
@@ -63,8 +63,8 @@ class Layer:
     kind: str
     precision: str
     attributes: Mapping[str, str]
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[IrPort, ...]
+    outputs: tuple[IrPort, ...]
     blobs: Mapping[str, NDArray[np.uint8]]
 
     def output_name(self, index: int) -> str:
@@ -163,17 +163,17 @@ def _per_channel(rank: int, channels: int) -> list[int]:
 # ---- one function per kind of layer --------------------------------------------------------------------
 
 
-def _input(layer: Layer) -> Made:
+def _input(layer: IrLayer) -> Made:
     dtype = DTYPES[layer.precision]
     return op.parameter(list(layer.outputs[0].dims), np.float32 if dtype == np.float16 else dtype, layer.name)
 
 
-def _const(layer: Layer) -> Made:
+def _const(layer: IrLayer) -> Made:
     constant = op.constant(layer.array("custom", layer.outputs[0].dims)).output(0)
     return _floats(constant) if layer.precision == "FP16" else constant
 
 
-def _window(layer: Layer) -> dict[str, Any]:
+def _window(layer: IrLayer) -> dict[str, Any]:
     """Return strides, pads and automatic padding, which convolutions and poolings share."""
     ones, zeros = (",".join([digit] * len(layer.integers("kernel"))) for digit in "10")
     auto_pad = layer.text("auto_pad", "explicit", ("", "explicit", "notset", "same_upper", "same_lower", "valid"))
@@ -185,26 +185,28 @@ def _window(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _biased(layer: Layer, x: Made, channels: int) -> Made:
+def _biased(layer: IrLayer, x: Made, channels: int) -> Made:
     if "biases" not in layer.blobs:
         return x
     return op.add(x, layer.weights("biases", _per_channel(len(dims_of(x.output(0))), channels)))
 
 
-def _convolution(layer: Layer, x: Output) -> Made:
+def _convolution(layer: IrLayer, x: Output) -> Made:
     group, channels = layer.integer("group", "1"), layer.integer("output")
     dims = [channels // group, dims_of(x)[1] // group, *layer.integers("kernel")]
     return _convolve(layer, x, dims, op.convolution, op.group_convolution)
 
 
-def _deconvolution(layer: Layer, x: Output) -> Made:
+def _deconvolution(layer: IrLayer, x: Output) -> Made:
     layer.text("auto_pad", "explicit", ("", "explicit", "notset"))
     group, channels = layer.integer("group", "1"), layer.integer("output")
     dims = [dims_of(x)[1] // group, channels // group, *layer.integers("kernel")]
     return _convolve(layer, x, dims, op.convolution_backprop_data, op.group_convolution_backprop_data)
 
 
-def _convolve(layer: Layer, x: Output, dims: list[int], plain: Callable[..., Any], grouped: Callable[..., Any]) -> Made:
+def _convolve(
+    layer: IrLayer, x: Output, dims: list[int], plain: Callable[..., Any], grouped: Callable[..., Any]
+) -> Made:
     """Build a convolution. dims: shape of one group's weights; the groups follow each other in the blob."""
     group = layer.integer("group", "1")
     dilations = layer.integers("dilations", ",".join(["1"] * len(layer.integers("kernel"))))
@@ -213,14 +215,14 @@ def _convolve(layer: Layer, x: Output, dims: list[int], plain: Callable[..., Any
     return _biased(layer, convolved, layer.integer("output"))
 
 
-def _fully_connected(layer: Layer, x: Output) -> Made:
+def _fully_connected(layer: IrLayer, x: Output) -> Made:
     channels, rows = layer.integer("out-size"), dims_of(x)[0]
     flat = op.reshape(x, np.array([rows, -1]), False).output(0)
     weights = layer.weights("weights", [channels, dims_of(flat)[1]])
     return _biased(layer, op.matmul(flat, weights, False, True), channels)
 
 
-def _pooling(layer: Layer, x: Output) -> Made:
+def _pooling(layer: IrLayer, x: Output) -> Made:
     # When rounding up, the 2019 engine drops a last window that begins beyond the image. So does ceil_torch.
     rounding = {"ceil": "ceil_torch", "floor": "floor"}[layer.text("rounding_type", "ceil", ("ceil", "floor"))]
     shared = {**_window(layer), "kernel_shape": layer.integers("kernel"), "rounding_type": rounding}
@@ -242,7 +244,7 @@ _ELTWISE: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _eltwise(layer: Layer, *inputs: Output) -> Made:
+def _eltwise(layer: IrLayer, *inputs: Output) -> Made:
     operation = layer.text("operation", "sum", tuple(_ELTWISE))
     coefficients = layer.numbers("coeff", "")
     operands = [_floats(x) for x in inputs]
@@ -263,16 +265,16 @@ _ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def _activation(layer: Layer, x: Output) -> Made:
+def _activation(layer: IrLayer, x: Output) -> Made:
     return _ACTIVATIONS[layer.text("type", None, tuple(_ACTIVATIONS))](_floats(x))
 
 
-def _relu(layer: Layer, x: Output) -> Made:
+def _relu(layer: IrLayer, x: Output) -> Made:
     slope = layer.number("negative_slope", "0")
     return op.prelu(x, _number(slope)) if slope else op.relu(x)
 
 
-def _power(layer: Layer, x: Output) -> Made:
+def _power(layer: IrLayer, x: Output) -> Made:
     """Build (scale x + shift) ^ power, without the parts that change nothing.
 
     Networks use this layer to name their outputs.
@@ -284,36 +286,36 @@ def _power(layer: Layer, x: Output) -> Made:
     return shifted if power == 1 else op.power(shifted, _number(power))
 
 
-def _scale_shift(layer: Layer, x: Output) -> Made:
+def _scale_shift(layer: IrLayer, x: Output) -> Made:
     dims = _per_channel(len(dims_of(x)), dims_of(x)[1])
     scaled = op.multiply(x, layer.weights("weights", dims))
     return op.add(scaled, layer.weights("biases", dims)) if "biases" in layer.blobs else scaled
 
 
-def _batch_normalization(layer: Layer, x: Output) -> Made:
+def _batch_normalization(layer: IrLayer, x: Output) -> Made:
     channels = [dims_of(x)[1]]
     mean, variance = layer.weights("biases", channels), layer.weights("weights", channels)
     one, zero = (op.constant(np.full(channels, value, np.float32)) for value in (1, 0))
     return op.batch_norm_inference(x, one, zero, mean, variance, layer.number("epsilon"))
 
 
-def _split(layer: Layer, x: Output) -> Made:
+def _split(layer: IrLayer, x: Output) -> Made:
     """Build Split or Slice; the declared outputs give the sizes."""
     axis = layer.integer("axis", "1")
     return op.variadic_split(x, np.int64(axis), np.array([port.dims[axis] for port in layer.outputs]))
 
 
-def _reshape(layer: Layer, x: Output, shape: Output | None = None) -> Made:
+def _reshape(layer: IrLayer, x: Output, shape: Output | None = None) -> Made:
     return op.reshape(x, np.array(layer.integers("dim")) if shape is None else _ints(shape), True)
 
 
-def _flatten(layer: Layer, x: Output) -> Made:
+def _flatten(layer: IrLayer, x: Output) -> Made:
     dims, axis = dims_of(x), layer.integer("axis", "1")
     end = layer.integer("end_axis", "-1") % len(dims)
     return op.reshape(x, np.array([*dims[:axis], math.prod(dims[axis : end + 1]), *dims[end + 1 :]]), False)
 
 
-def _crop(layer: Layer, x: Output, like: Output | None = None) -> Made:
+def _crop(layer: IrLayer, x: Output, like: Output | None = None) -> Made:
     """Build a crop by `dim`, by `crop_end`, or to the shape of a second input.
 
     Axes, offsets and sizes are parallel lists.
@@ -328,7 +330,7 @@ def _crop(layer: Layer, x: Output, like: Output | None = None) -> Made:
     return op.slice(x, np.array(begin), np.array(end), np.ones(len(axes), np.int64), np.array(axes))
 
 
-def _strided_slice(layer: Layer, x: Output, begin: Output, end: Output, strides: Output | None = None) -> Made:
+def _strided_slice(layer: IrLayer, x: Output, begin: Output, end: Output, strides: Output | None = None) -> Made:
     def mask(key: str) -> list[int]:
         return [int(digit) for digit in layer.text(key, "") if digit in "01"]
 
@@ -345,7 +347,7 @@ def _strided_slice(layer: Layer, x: Output, begin: Output, end: Output, strides:
     )
 
 
-def _resample(layer: Layer, x: Output, size: Output | None = None) -> Made:
+def _resample(layer: IrLayer, x: Output, size: Output | None = None) -> Made:
     """Build a resize with half-pixel sampling, by a factor rounded up or to the declared size."""
     kind = layer.text("type", None, ("caffe.resampleparameter.nearest", "caffe.resampleparameter.linear"))
     spatial = list(layer.outputs[0].dims[2:])
@@ -358,7 +360,7 @@ def _resample(layer: Layer, x: Output, size: Output | None = None) -> Made:
     )
 
 
-def _interp(layer: Layer, x: Output) -> Made:
+def _interp(layer: IrLayer, x: Output) -> Made:
     """Build a bilinear resize to the declared size, as the 2019 engine did whatever the attributes said."""
     if layer.integer("pad_beg", "0") or layer.integer("pad_end", "0"):
         raise fault(layer.where, "Interp with padding is not known.", str(dict(layer.attributes)))
@@ -367,13 +369,13 @@ def _interp(layer: Layer, x: Output) -> Made:
     return op.interpolate(x, size, "linear_onnx", "sizes", coordinate_transformation_mode=corners, axes=axes)
 
 
-def _tile(layer: Layer, x: Output) -> Made:
+def _tile(layer: IrLayer, x: Output) -> Made:
     repeats = np.ones(len(dims_of(x)), np.int64)
     repeats[layer.integer("axis")] = layer.integer("tiles")
     return op.tile(x, repeats)
 
 
-def _topk(layer: Layer, x: Output, k: Output) -> Made:
+def _topk(layer: IrLayer, x: Output, k: Output) -> Made:
     mode, sort = layer.text("mode", None, ("max", "min")), layer.text("sort", None, ("value", "index", "none"))
     return op.topk(x, op.reshape(_ints(k), np.empty(0, np.int64), False), layer.integer("axis"), mode, sort)
 
@@ -381,7 +383,7 @@ def _topk(layer: Layer, x: Output, k: Output) -> Made:
 # ---- Mask R-CNN heads: the same layers exist in opset 6 --------------------------------------------------
 
 
-def _detectron(layer: Layer, inputs: Sequence[Output], **attributes: object) -> Made:
+def _detectron(layer: IrLayer, inputs: Sequence[Output], **attributes: object) -> Made:
     return NodeFactory("opset6").create(layer.kind, list(inputs), attributes)
 
 
@@ -393,7 +395,7 @@ def _image_info(im_info: Output, dims: list[int]) -> Output:
     return im_info if dims_of(im_info) == dims else op.reshape(im_info, np.array(dims), False).output(0)
 
 
-def _prior_grid(layer: Layer, priors: Output, features: Output, im_data: Output) -> Made:
+def _prior_grid(layer: IrLayer, priors: Output, features: Output, im_data: Output) -> Made:
     """Shift priors (p, 4) to each cell of features (1, c, h, w): (h w p, 4), or (h, w, p, 4)."""
     grid_hw = layer.integer("h", "0"), layer.integer("w", "0")
     if any(side not in (0, real) for side, real in zip(grid_hw, dims_of(features)[2:], strict=True)):
@@ -403,7 +405,7 @@ def _prior_grid(layer: Layer, priors: Output, features: Output, im_data: Output)
     return _detectron(layer, (priors, features, im_data), flatten=layer.flag("flatten", True), h=0, w=0, **strides)
 
 
-def _proposals(layer: Layer, im_info: Output, anchors: Output, deltas: Output, scores: Output) -> Made:
+def _proposals(layer: IrLayer, im_info: Output, anchors: Output, deltas: Output, scores: Output) -> Made:
     """Build proposals from im_info, anchors (h w a, 4), deltas (4 a, h, w) and scores (a, h, w).
 
     The outputs are rois (n, 4) and their scores (n,).
@@ -413,12 +415,12 @@ def _proposals(layer: Layer, im_info: Output, anchors: Output, deltas: Output, s
     return _detectron(layer, (_image_info(im_info, [3]), anchors, deltas, scores), **counts, **limits)
 
 
-def _top_rois(layer: Layer, rois: Output, scores: Output) -> Made:
+def _top_rois(layer: IrLayer, rois: Output, scores: Output) -> Made:
     """Keep the best max_rois of rois (n, 4) by scores (n,): (m, 4)."""
     return _detectron(layer, (rois, scores), max_rois=layer.integer("max_rois"))
 
 
-def _roi_features(layer: Layer, rois: Output, *features: Output) -> Made:
+def _roi_features(layer: IrLayer, rois: Output, *features: Output) -> Made:
     """Build features (n, c, side, side) of rois (n, 4) from feature maps, and the rois.
 
     The rois are spread over the levels and keep their order, as in the engine.
@@ -431,7 +433,7 @@ def _roi_features(layer: Layer, rois: Output, *features: Output) -> Made:
     return _detectron(layer, (rois, *features), pyramid_scales=scales, aligned=False, **sizes)
 
 
-def _detection_output(layer: Layer, rois: Output, deltas: Output, scores: Output, im_info: Output) -> Made:
+def _detection_output(layer: IrLayer, rois: Output, deltas: Output, scores: Output, im_info: Output) -> Made:
     """Build detections from rois (n, 4), deltas (n, 4 c), scores (n, c) and im_info.
 
     The outputs are boxes (m, 4), classes (m,), scores (m,) and images (m,). Only some writers declare the fourth

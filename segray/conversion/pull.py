@@ -29,7 +29,7 @@ from segray.conversion.tensorflow import convert as lean
 from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine, resolve
 from segray.models.registry import ADAPTERS
-from segray.models.zoo import Entry, FormName, Source
+from segray.models.zoo import FormName, ModelSource, ZooModel
 
 Note = Callable[[str], None]
 
@@ -54,7 +54,7 @@ class Callbacks:
 
 
 def pull(
-    entry: Entry,
+    entry: ZooModel,
     into: Path,
     *,
     plain: bool = False,
@@ -90,7 +90,7 @@ def pull(
 
 
 def convert(
-    entry: Entry,
+    entry: ZooModel,
     path: Path,
     out: Path,
     *,
@@ -167,8 +167,8 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _fetched(
-    entry: Entry, folder: Path, told: Callbacks, patience: download.RetryPolicy
-) -> tuple[Source, dict[str, str]]:
+    entry: ZooModel, folder: Path, told: Callbacks, patience: download.RetryPolicy
+) -> tuple[ModelSource, dict[str, str]]:
     """Return the first source of which all files could be downloaded, and their SHA-256 by name."""
     failures = []
     for source in entry.sources:
@@ -182,7 +182,7 @@ def _fetched(
     ]
 
 
-def _fetch_all(source: Source, folder: Path, told: Callbacks, patience: download.RetryPolicy) -> dict[str, str]:
+def _fetch_all(source: ModelSource, folder: Path, told: Callbacks, patience: download.RetryPolicy) -> dict[str, str]:
     sha256 = {}
     for file in source.files:
         told.note(f"fetching {file.name}")
@@ -198,7 +198,7 @@ def _fetch_all(source: Source, folder: Path, told: Callbacks, patience: download
     return sha256
 
 
-def _laid_out(source: Source, folder: Path, told: Callbacks) -> Path:
+def _laid_out(source: ModelSource, folder: Path, told: Callbacks) -> Path:
     """Return the path of the model to convert, unpacked if it comes in an archive."""
     root = folder / "download"
     if source.archived:
@@ -217,7 +217,7 @@ def _laid_out(source: Source, folder: Path, told: Callbacks) -> Path:
 
 
 def _convert(
-    entry: Entry,
+    entry: ZooModel,
     path: Path,
     out: Path,
     form: str | None,
@@ -245,7 +245,7 @@ def _convert(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _identified(entry: Entry, path: Path, xml: Path, form: str | None, published: bool) -> resolve.Model:
+def _identified(entry: ZooModel, path: Path, xml: Path, form: str | None, published: bool) -> resolve.ResolvedModel:
     """Return the model of the IR at `xml`, made from `path`; raise ModelError if the IR is of another model."""
     found, forms = engine.signature(xml), ADAPTERS[entry.name].forms
     if all(engine.absent_outputs(found, each) for each in forms.values()):
@@ -265,7 +265,7 @@ def _identified(entry: Entry, path: Path, xml: Path, form: str | None, published
     return model
 
 
-def _check_free(entry: Entry, path: Path, out: Path) -> None:
+def _check_free(entry: ZooModel, path: Path, out: Path) -> None:
     if (stated := resolve.read_card(out).get("contract", entry.name)) != entry.name:
         hint = "Convert into a folder of its own."
         raise ModelError("The folder holds another model.", where=str(out / resolve.CARD), found=stated, hint=hint)
@@ -275,7 +275,7 @@ def _check_free(entry: Entry, path: Path, out: Path) -> None:
 
 
 def _written(
-    entry: Entry, path: Path, xml: Path, form: str | None, told: Callbacks, plain: bool
+    entry: ZooModel, path: Path, xml: Path, form: str | None, told: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
     """Write the IR of the model at `path`; return its form, if known, and facts on the conversion for the card."""
     if path.suffix in inspect_model.CHECKPOINTS:
@@ -292,7 +292,7 @@ def _written(
     return form, {}
 
 
-def _from_checkpoint(entry: Entry, path: Path, xml: Path, form: str) -> str:
+def _from_checkpoint(entry: ZooModel, path: Path, xml: Path, form: str) -> str:
     if entry.kind != "checkpoint":
         hint = f"Expected: {entry.how_to_get}"
         raise ModelError(f"{entry.name} is not made from a checkpoint.", where=str(path), found=path.suffix, hint=hint)
@@ -303,7 +303,7 @@ def _from_checkpoint(entry: Entry, path: Path, xml: Path, form: str) -> str:
     return form
 
 
-def _card_of(entry: Entry, model: resolve.Model, source: Mapping[str, Any]) -> dict[str, Any]:
+def _card_of(entry: ZooModel, model: resolve.ResolvedModel, source: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "contract": model.contract.name,
         "form": model.form.name,

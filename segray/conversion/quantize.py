@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import segray
 from segray._system import host_process
 from segray.conversion import compare, pull
-from segray.conversion.compare import Accuracy, Reader, Speed, Truth
+from segray.conversion.compare import EngineAccuracy, Reader, Speed, Truth
 from segray.errors import ConfigError, ModelError, SegrayError, SourceError, UserError
 from segray.instances import ImageRef
 from segray.models import engine, resolve
@@ -61,7 +61,7 @@ class Quantised:
     layers: Mapping[str, int]
     size_bytes: Mapping[str, int]
     speed: Speed
-    accuracy: Accuracy | None
+    accuracy: EngineAccuracy | None
     calibrated: int
 
     @property
@@ -72,7 +72,7 @@ class Quantised:
 
 
 def quantize(
-    model: resolve.Model,
+    model: resolve.ResolvedModel,
     images: str,
     out: Path,
     store: Store,
@@ -163,7 +163,7 @@ def _nncf() -> Any:
     return nncf
 
 
-def _compiled(model: resolve.Model, xml: Path) -> dict[str, Engine]:
+def _compiled(model: resolve.ResolvedModel, xml: Path) -> dict[str, Engine]:
     """Return engines of the source in the machine's other float precisions, and of the int8 model."""
     floats = [name for name in engine.precisions() if name in ("bf16", "f16")]
     engines = {name: engine.compile(model.path, model.form, DeviceSettings(precision=name)) for name in floats}
@@ -260,7 +260,7 @@ def _source(port: Any) -> Any:
 # ---- files ----------------------------------------------------------------------------------------
 
 
-def _check_free(model: resolve.Model, out: Path) -> None:
+def _check_free(model: resolve.ResolvedModel, out: Path) -> None:
     """Raise ModelError unless the folder is free, or holds an earlier result of the same quantisation."""
     card = resolve.read_card(out) if out.is_dir() else {}
     same = card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
@@ -288,7 +288,12 @@ def _size_bytes(files: Sequence[Path]) -> int:
 
 
 def _card(
-    done: Quantised, model: resolve.Model, xml: Path, images: str, truth: Truth | None, keep_float: Sequence[str]
+    done: Quantised,
+    model: resolve.ResolvedModel,
+    xml: Path,
+    images: str,
+    truth: Truth | None,
+    keep_float: Sequence[str],
 ) -> dict[str, Any]:
     """Return the card: what `segray label` must know of the model, and how the model was made."""
     card: dict[str, Any] = {

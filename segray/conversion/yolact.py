@@ -55,7 +55,7 @@ Node = Any
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConvLayer:
     """A square convolution, padded by half its kernel. name, norm: prefixes in the state dict.
 
     inputs, outputs: channels. kernel, stride: pixels. norm: batch norm that follows in place of a bias; empty for a
@@ -80,31 +80,31 @@ class Layer:
         }
 
 
-def layers() -> Iterator[Layer]:
+def layers() -> Iterator[ConvLayer]:
     """Yield every convolution that inference needs, in the order of the computation."""
-    yield Layer("backbone.conv1", 3, 64, 7, 2, "backbone.bn1")
+    yield ConvLayer("backbone.conv1", 3, 64, 7, 2, "backbone.bn1")
     inputs = 64
     for stage, (blocks, width) in enumerate(_STAGES):
         for block in range(blocks):
             yield from _bottleneck(f"backbone.layers.{stage}.{block}", inputs, width, 2 if stage and not block else 1)
             inputs = 4 * width
     for index, (_, width) in enumerate(reversed(_STAGES[1:])):
-        yield Layer(f"fpn.lat_layers.{index}", 4 * width, _WIDTH, 1)
-        yield Layer(f"fpn.pred_layers.{index}", _WIDTH, _WIDTH, 3)
-    yield from (Layer(f"fpn.downsample_layers.{index}", _WIDTH, _WIDTH, 3, 2) for index in range(2))
-    yield from (Layer(f"proto_net.{index}", _WIDTH, _WIDTH, 3) for index in (0, 2, 4, 8))
-    yield Layer("proto_net.10", _WIDTH, PROTOTYPES, 1)
-    yield Layer(f"{_HEAD}.upfeature.0", _WIDTH, _WIDTH, 3)
+        yield ConvLayer(f"fpn.lat_layers.{index}", 4 * width, _WIDTH, 1)
+        yield ConvLayer(f"fpn.pred_layers.{index}", _WIDTH, _WIDTH, 3)
+    yield from (ConvLayer(f"fpn.downsample_layers.{index}", _WIDTH, _WIDTH, 3, 2) for index in range(2))
+    yield from (ConvLayer(f"proto_net.{index}", _WIDTH, _WIDTH, 3) for index in (0, 2, 4, 8))
+    yield ConvLayer("proto_net.10", _WIDTH, PROTOTYPES, 1)
+    yield ConvLayer(f"{_HEAD}.upfeature.0", _WIDTH, _WIDTH, 3)
     for head, columns in (("bbox", 4), ("conf", CLASSES), ("mask", PROTOTYPES)):
-        yield Layer(f"{_HEAD}.{head}_layer", _WIDTH, len(ASPECTS) * columns, 3)
+        yield ConvLayer(f"{_HEAD}.{head}_layer", _WIDTH, len(ASPECTS) * columns, 3)
 
 
-def _bottleneck(name: str, inputs: int, width: int, stride: int) -> Iterator[Layer]:
-    yield Layer(f"{name}.conv1", inputs, width, 1, 1, f"{name}.bn1")
-    yield Layer(f"{name}.conv2", width, width, 3, stride, f"{name}.bn2")
-    yield Layer(f"{name}.conv3", width, 4 * width, 1, 1, f"{name}.bn3")
+def _bottleneck(name: str, inputs: int, width: int, stride: int) -> Iterator[ConvLayer]:
+    yield ConvLayer(f"{name}.conv1", inputs, width, 1, 1, f"{name}.bn1")
+    yield ConvLayer(f"{name}.conv2", width, width, 3, stride, f"{name}.bn2")
+    yield ConvLayer(f"{name}.conv3", width, 4 * width, 1, 1, f"{name}.bn3")
     if inputs != 4 * width:
-        yield Layer(f"{name}.downsample.0", inputs, 4 * width, 1, stride, f"{name}.downsample.1")
+        yield ConvLayer(f"{name}.downsample.0", inputs, 4 * width, 1, stride, f"{name}.downsample.1")
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -224,13 +224,13 @@ def _for_bgr(weights: Weights) -> Weights:
     return {**weights, first: weights[first][:, ::-1]}
 
 
-def _convolution(layer: Layer, weights: Weights) -> Callable[[Node], Node]:
+def _convolution(layer: ConvLayer, weights: Weights) -> Callable[[Node], Node]:
     """Return the layer as a function on nodes; all its calls share the constants."""
     kernel, bias = (op.constant(np.ascontiguousarray(array, np.float32)) for array in _folded(layer, weights))
     return partial(_convolve, layer, kernel, bias)
 
 
-def _folded(layer: Layer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
+def _folded(layer: ConvLayer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return kernel and bias (1, outputs, 1, 1), with the batch norm, if any, multiplied in."""
     kernel = weights[f"{layer.name}.weight"]
     if not layer.norm:
@@ -242,7 +242,7 @@ def _folded(layer: Layer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]
     return kernel * factor.reshape(-1, 1, 1, 1), (beta - mean * factor).reshape(1, -1, 1, 1)
 
 
-def _convolve(layer: Layer, kernel: Node, bias: Node, x: Node) -> Node:
+def _convolve(layer: ConvLayer, kernel: Node, bias: Node, x: Node) -> Node:
     stride, padding = [layer.stride] * 2, [layer.kernel // 2] * 2
     return op.add(op.convolution(x, kernel, stride, padding, padding, [1, 1]), bias)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segray._system import host_process, memory
-from segray.config import Pool
+from segray.config import PoolSettings
 from segray.errors import ConfigError
 from segray.execution.in_flight import read_in_flight_log
 from segray.execution.labeller import Labeller
@@ -31,7 +31,7 @@ class Actor:
     log: name of the in-flight log, unique to this process, for images_of_dead_worker().
     """
 
-    def __init__(self, pool: Pool, log: str) -> None:
+    def __init__(self, pool: PoolSettings, log: str) -> None:
         self._pool, self._in_flight_log = pool, _on_this_node(log)
         self._labeller: Labeller | None = None
         self._process = ExitStack()  # never closed, since the process is the worker's own

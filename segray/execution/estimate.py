@@ -34,7 +34,7 @@ from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared
 from segray.instances import ImageRef
 from segray.label_set import plan, run_records, snapshot
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
 from segray.sources.reader import Files
@@ -52,7 +52,7 @@ _PLAN_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Listed:
+class SourceEstimate:
     """The images of the source.
 
     images: images that are still to label.
@@ -117,7 +117,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeEstimate:
     """The time and cost of the run on one node of a type.
 
     images_per_s: expected speed.
@@ -137,7 +137,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputEstimate:
     """The output of the run, for all images to label.
 
     instances: expected instances.
@@ -158,7 +158,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """The answer of `segray plan`.
 
     threads: threads of a worker here.
@@ -168,16 +168,16 @@ class Estimate:
 
     source: str
     root: str
-    listed: Listed
+    listed: SourceEstimate
     threads: int
     sample: Sample | None = None
-    nodes: tuple[Node, ...] = ()
-    output: Output | None = None
+    nodes: tuple[NodeEstimate, ...] = ()
+    output: OutputEstimate | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def estimate(asked: Config, listener: ProgressListener) -> Estimate:
+def estimate(asked: Config, listener: ProgressListener) -> RunEstimate:
     """List the source, label a sample of the images that are left, and return the estimate for all of them.
 
     No Ray starts. Raises UserError as run.label does before its first image, InfrastructureError when storage cannot be
@@ -193,7 +193,7 @@ def estimate(asked: Config, listener: ProgressListener) -> Estimate:
     listed = _listed(left, total, time.monotonic() - began)
     listener.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
     threads = _threads(asked.workers[0])
-    found = Estimate(asked.source.uri, asked.output.root, listed, threads)
+    found = RunEstimate(asked.source.uri, asked.output.root, listed, threads)
     if not listed.images:
         return found
     sample = _sampled(asked, left, store, threads, listener)
@@ -205,7 +205,7 @@ def estimate(asked: Config, listener: ProgressListener) -> Estimate:
 # ---- counting -------------------------------------------------------------------------------------
 
 
-def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Listed, int]:
+def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.ImageList, int]:
     root, columns = asked.output.root, ["image_key", "version"]
     rows = snapshot.committed(root, "images", options)
     committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
@@ -213,17 +213,17 @@ def _left(asked: Config, store: Store, options: StorageOptions) -> tuple[plan.Li
     return left, total
 
 
-def _listed(left: plan.Listed, total: int, seconds: float) -> Listed:
+def _listed(left: plan.ImageList, total: int, seconds: float) -> SourceEstimate:
     formats: Counter[str] = Counter()
     size_bytes = unversioned = 0
     for rows in _parts(left):
         formats.update(map(_format, rows["image_key"].to_pylist(), rows["uri"].to_pylist()))
         size_bytes += sum(max(0, each) for each in rows["bytes"].to_pylist())
         unversioned += sum(not each for each in rows["version"].to_pylist())
-    return Listed(len(left), total, size_bytes, dict(formats.most_common()), unversioned, seconds)
+    return SourceEstimate(len(left), total, size_bytes, dict(formats.most_common()), unversioned, seconds)
 
 
-def _parts(left: plan.Listed) -> Iterator[pa.Table]:
+def _parts(left: plan.ImageList) -> Iterator[pa.Table]:
     return (left.rows(first, _PLAN_ROWS) for first in range(0, len(left), _PLAN_ROWS))
 
 
@@ -245,7 +245,7 @@ class _Kept(InProcess):
         self._pool.shutdown(cancel_futures=True)
 
 
-def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, listener: ProgressListener) -> Sample:
+def _sampled(asked: Config, left: plan.ImageList, store: Store, threads: int, listener: ProgressListener) -> Sample:
     """Label images at even distances in the listing: once for their rows, then repeatedly against the clock."""
     chosen = _evenly(left, asked.plan.sample_images)
     listener.note(f"labelling {len(chosen)} of them here, with {threads} threads and without Ray")
@@ -291,7 +291,7 @@ def _sampled(asked: Config, left: plan.Listed, store: Store, threads: int, liste
     )
 
 
-def _evenly(left: plan.Listed, most: int) -> list[ImageRef]:
+def _evenly(left: plan.ImageList, most: int) -> list[ImageRef]:
     count = min(most, len(left))
     refs = []
     for i in range(count):
@@ -307,8 +307,8 @@ def _in_its_stead(asked: Config, chosen: Sequence[ImageRef], folder: Path) -> Co
         pa.table({name: [getattr(ref, name) for ref in chosen] for name in names}), folder / "sample.parquet"
     )
     update = {
-        "source": config.Source(uri=str(folder / "sample.parquet"), kind="manifest"),
-        "output": config.Output(root=str(folder / "labels")),
+        "source": config.SourceSettings(uri=str(folder / "sample.parquet"), kind="manifest"),
+        "output": config.OutputSettings(root=str(folder / "labels")),
         "max_failed_fraction": 1.0,
     }
     return asked.model_copy(update=update)
@@ -347,12 +347,14 @@ def _sizes(folder: Path) -> tuple[float, float]:
     return columns_bytes / max(1, rows), besides / max(1, len(files))
 
 
-def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
+def _reads(asked: Config, left: plan.ImageList, store: Store) -> float:
     """Return the requests to storage for an image, in a unit from the middle of the listing."""
     count = min(asked.unit_images, len(left))
     (images,) = [left.rows((len(left) - count) // 2, count).to_pydict()]
     refs = [ImageRef(*row) for row in zip(*images.values(), strict=True)]
-    portions = Files(store, Limits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(refs)
+    portions = Files(store, ImageLimits(**asked.image.model_dump(exclude={"timeout_s"})), MemoryBudget(0)).portions(
+        refs
+    )
     requests = 0
     for portion in portions:
         place = inside(refs[portion.rows[0]].uri)
@@ -366,11 +368,11 @@ def _reads(asked: Config, left: plan.Listed, store: Store) -> float:
 # ---- multiplying ----------------------------------------------------------------------------------
 
 
-def _threads(pool: config.Pool) -> int:
+def _threads(pool: config.PoolSettings) -> int:
     return pool.threads or (max(1, int(pool.num_cpus)) if pool.num_cpus else engine.available_cpus())
 
 
-def _output(asked: Config, listed: Listed, sample: Sample) -> Output:
+def _output(asked: Config, listed: SourceEstimate, sample: Sample) -> OutputEstimate:
     images, units = listed.images, -(-listed.images // asked.unit_images)
     instances = round(sample.instances * images)
     batches = -(-images // asked.publish.batch_images)
@@ -380,7 +382,7 @@ def _output(asked: Config, listed: Listed, sample: Sample) -> Output:
     }
     size_bytes = instances * sample.row_bytes["instances"] + images * sample.row_bytes["images"]
     size_bytes += sum(files.values()) * sample.file_bytes
-    return Output(
+    return OutputEstimate(
         instances,
         round(1.96 * sample.instances_error * images),
         size_bytes / _GB,
@@ -393,7 +395,7 @@ def _output(asked: Config, listed: Listed, sample: Sample) -> Output:
     )
 
 
-def _nodes(asked: Config, found: Estimate) -> Iterator[Node]:
+def _nodes(asked: Config, found: RunEstimate) -> Iterator[NodeEstimate]:
     assert found.sample is not None
     here = config.NodeType(name="this machine", cpus=found.threads)
     for kind in (here, *asked.plan.nodes):
@@ -401,10 +403,10 @@ def _nodes(asked: Config, found: Estimate) -> Iterator[Node]:
         hours = found.listed.images / images_per_s / 3600
         cost = None if kind.price_per_hour is None else hours * kind.price_per_hour
         needs = found.sample.rss_bytes + max(0, kind.cpus - found.threads) * WORKING_BYTES
-        yield Node(kind.name, kind.cpus, images_per_s, hours, cost, kind.memory_gb, needs / _GB)
+        yield NodeEstimate(kind.name, kind.cpus, images_per_s, hours, cost, kind.memory_gb, needs / _GB)
 
 
-def _costs(asked: Config, found: Estimate) -> dict[str, float]:
+def _costs(asked: Config, found: RunEstimate) -> dict[str, float]:
     assert found.output is not None
     prices = asked.plan
     amounts = {
@@ -418,7 +420,7 @@ def _costs(asked: Config, found: Estimate) -> dict[str, float]:
 # ---- warning --------------------------------------------------------------------------------------
 
 
-def _warnings(asked: Config, found: Estimate) -> Iterator[str]:
+def _warnings(asked: Config, found: RunEstimate) -> Iterator[str]:
     sample, output = found.sample, found.output
     assert sample is not None
     assert output is not None
@@ -449,7 +451,7 @@ def _line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _about_cpus(asked: Config, found: Estimate) -> Iterator[str]:
+def _about_cpus(asked: Config, found: RunEstimate) -> Iterator[str]:
     sample, allowed, cores = found.sample, engine.available_cpus(), os.cpu_count() or 1
     assert sample is not None
     if allowed < cores:
@@ -473,7 +475,7 @@ def _about_cpus(asked: Config, found: Estimate) -> Iterator[str]:
         yield f"Ray and merging share the {allowed} CPUs with the worker; the sample was measured without them"
 
 
-def _about_memory(found: Estimate) -> Iterator[str]:
+def _about_memory(found: RunEstimate) -> Iterator[str]:
     here = memory.limit_bytes() / _GB
     for node in found.nodes:
         held = here if node.memory_gb is None and node.name == "this machine" else node.memory_gb
@@ -484,7 +486,7 @@ def _about_memory(found: Estimate) -> Iterator[str]:
 # ---- saying ---------------------------------------------------------------------------------------
 
 
-def describe(found: Estimate, duration: Callable[[float], str]) -> str:
+def describe(found: RunEstimate, duration: Callable[[float], str]) -> str:
     """Return the estimate for a person.
 
     duration: writes seconds as text.

@@ -41,7 +41,7 @@ from segray.execution.events import (
 from segray.execution.progress import Counters, ProgressListener, ProgressTracker, RunProgress
 from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.execution.staging import stage_failure
-from segray.instances import Failure
+from segray.instances import ImageFailure
 from segray.label_set import batches, commit, merge
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
@@ -158,7 +158,7 @@ class RunLoop:
         frozen: Plan,
         staged: Mapping[Task, str],
         todo: Iterable[Task],
-        pool: worker_pool.Workers,
+        pool: worker_pool.WorkerPool,
         withheld_before: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -287,7 +287,7 @@ class RunLoop:
                 case Quarantine(task, reason):
                     (ref,) = self._plan.refs(task)
                     self._job.listener.note(f"{redact(ref.key)} is set aside after {task.attempt} attempts: {reason}")
-                    failure = Failure("process", "WorkerLost", reason)
+                    failure = ImageFailure("process", "WorkerLost", reason)
                     self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
 
     def _admit(self, worker: str, facts: Mapping[str, str], now: float) -> None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from segray._system.memory import MemoryBudget
 from segray.execution.stage_timer import StageTimer
 from segray.imaging import decode, headers
-from segray.imaging.tiling import Tiles, merge, place, windows
+from segray.imaging.tiling import TilingOptions, merge, place, windows
 from segray.instances import Instances
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.engine import Engine
 from segray.sources.reader import CoalescedRead
@@ -43,8 +43,8 @@ class LabellerSettings:
     """
 
     cores: int
-    limits: Limits
-    tiles: Tiles | None = None
+    limits: ImageLimits
+    tiles: TilingOptions | None = None
     scaled_decode: bool = False
 
 
@@ -103,7 +103,7 @@ class ImageFacts(NamedTuple):
     orientation: int
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image and its facts.
 
     pixels: uint8 (height, width, 3) RGB, upright; smaller than facts.size_hw after a scaled decode.
@@ -132,13 +132,13 @@ class Decoder:
     """
 
     def __init__(
-        self, limits: Limits, pixels: MemoryBudget, threads: int, least_hw: tuple[int, int] | None = None
+        self, limits: ImageLimits, pixels: MemoryBudget, threads: int, least_hw: tuple[int, int] | None = None
     ) -> None:
         self._limits, self._pixels, self._least_hw = limits, pixels, least_hw
         self._threads = threading.Semaphore(threads)
 
     @contextmanager
-    def decode(self, file: AbstractContextManager[bytes], timer: StageTimer) -> Iterator[Picture]:
+    def decode(self, file: AbstractContextManager[bytes], timer: StageTimer) -> Iterator[DecodedImage]:
         """Decode a file and yield the picture; release the file's bytes before the block.
 
         The pixels stay reserved until the block ends. Raises ImageError for a file that the limits refuse, before
@@ -156,7 +156,7 @@ class Decoder:
                 facts = ImageFacts(len(data), decoded.size_hw, decoded.orientation)
                 del data
                 shrink_to(decoded.image.nbytes)
-            yield Picture(decoded.image, facts)
+            yield DecodedImage(decoded.image, facts)
 
 
 class Inference:
@@ -213,7 +213,7 @@ class ImageSteps:
             del picture  # The pixels are freed before the image waits for a request.
         return facts, self._instances(inputs, facts.size_hw, timer)
 
-    def _in_windows(self, pixels: decode.Pixels, tiles: Tiles, timer: StageTimer) -> Instances:
+    def _in_windows(self, pixels: decode.Pixels, tiles: TilingOptions, timer: StageTimer) -> Instances:
         """Return the instances of a large image, labelled one window after the other."""
         parts, size_hw = [], pixels.shape[:2]
         for window in windows(size_hw, tiles):

@@ -20,14 +20,14 @@ from segray.errors import ImageError, InfrastructureError, LastingError, UserErr
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
-from segray.execution.staging import Outcome, drop_invalid_rows, stage
-from segray.instances import Failure, ImageRef
+from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
+from segray.instances import ImageFailure, ImageRef
 from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
 # An image's row, or the error with which storage withheld it, or None for untried; and its seconds by stage.
-_Answer: TypeAlias = "tuple[Outcome | WithheldImage | None, StageTimer]"
+_Answer: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
 
 
 class _Outage:
@@ -129,7 +129,7 @@ class Labeller:
         """
         answers = self._answers(task, refs)
         by_index = dict(zip(task.indices, (answer for answer, _ in answers), strict=True))
-        outcomes = {index: answer for index, answer in by_index.items() if isinstance(answer, Outcome)}
+        outcomes = {index: answer for index, answer in by_index.items() if isinstance(answer, ImageOutcome)}
         return TaskReport(
             task,
             self._stage(task, outcomes, [timer for _, timer in answers]) if outcomes else (),
@@ -150,7 +150,7 @@ class Labeller:
         return _results(futures, portions)
 
     def _stage(
-        self, task: Task, outcomes: Mapping[int, Outcome], timers: Sequence[StageTimer]
+        self, task: Task, outcomes: Mapping[int, ImageOutcome], timers: Sequence[StageTimer]
     ) -> tuple[UnitReport, ...]:
         timer = StageTimer("write")
         first, *rest = stage(self._store, self._staged, task, outcomes, self._labels)
@@ -178,20 +178,20 @@ class Labeller:
             outage.withheld()
             return WithheldImage(image.index, exc.short()), timer
         except FileNotFoundError as exc:
-            failure = Failure("read", "NotFound", f"the object is gone: {exc}")
+            failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
-            failure = Failure(exc.stage, "ImageError", str(exc))
+            failure = ImageFailure(exc.stage, "ImageError", str(exc))
         except Exception as exc:  # An error of one image must not cost its neighbours their rows.
-            failure = Failure(timer.stage, type(exc).__name__, str(exc))
+            failure = ImageFailure(timer.stage, type(exc).__name__, str(exc))
         finally:
             timer.leave(finished=not withheld)
-        return Outcome(image.ref, image.attempt, max(image.ref.size_bytes, 0), failure=failure), timer
+        return ImageOutcome(image.ref, image.attempt, max(image.ref.size_bytes, 0), failure=failure), timer
 
-    def _outcome(self, image: _Image, timer: ImageTimer) -> Outcome:
+    def _outcome(self, image: _Image, timer: ImageTimer) -> ImageOutcome:
         facts, instances = self._steps.label(image.portion, image.row, timer)
         kept, dropped = drop_invalid_rows(instances, self._labels)
         size_bytes, size_hw, orientation = facts
-        return Outcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
+        return ImageOutcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
 
 
 def _images(task: Task, refs: Sequence[ImageRef], portion: CoalescedRead) -> list[tuple[int, _Image]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from segray.config import Pool
+from segray.config import PoolSettings
 from segray.errors import ConfigError
 
 
@@ -42,7 +42,9 @@ class Slot:
     cpus: float
 
 
-def slots_to_fill(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[Slot], most: float) -> list[Slot]:
+def slots_to_fill(
+    pools: Sequence[PoolSettings], nodes: Sequence[Node], taken: Sequence[Slot], most: float
+) -> list[Slot]:
     """Return the slots that still want a worker, in order.
 
     A pool with a `count` wants so many workers. Another pool wants one on every node with room.
@@ -71,7 +73,7 @@ def slots_to_fill(pools: Sequence[Pool], nodes: Sequence[Node], taken: Sequence[
     return found[: max(0, int(min(most - len(taken), len(found))))]
 
 
-def cpus_of(pool: Pool, nodes: Sequence[Node]) -> float:
+def cpus_of(pool: PoolSettings, nodes: Sequence[Node]) -> float:
     """Return the CPUs of each worker of a pool: its num_cpus, or an equal share of all cores, on one node."""
     if pool.num_cpus is not None:
         return pool.num_cpus
@@ -79,12 +81,12 @@ def cpus_of(pool: Pool, nodes: Sequence[Node]) -> float:
     return float(max(1, int(min(sum(cores) / (pool.count or 1), max(cores, default=1.0)))))
 
 
-def asked(pool: Pool) -> dict[str, float]:
+def asked(pool: PoolSettings) -> dict[str, float]:
     """Return the least resources that a worker of the pool needs."""
     return {"CPU": pool.num_cpus or 1.0, **pool.resources}
 
 
-def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) -> None:
+def check(pools: Sequence[PoolSettings], nodes: Sequence[Node], *, autoscaling: bool) -> None:
     """Raise ConfigError for pools that can never start.
 
     autoscaling: whether further nodes may come.
@@ -115,7 +117,7 @@ def check(pools: Sequence[Pool], nodes: Sequence[Node], *, autoscaling: bool) ->
             )
 
 
-def _check_gpu(pool: Pool, *, alone: bool) -> None:
+def _check_gpu(pool: PoolSettings, *, alone: bool) -> None:
     """Raise ConfigError for a GPU pool unless its resources say which nodes have an Intel GPU.
 
     alone: whether the only node is this one, whose devices are known.
@@ -133,7 +135,7 @@ def _check_gpu(pool: Pool, *, alone: bool) -> None:
     )
 
 
-def _left(node: Node, pools: Sequence[Pool], slots: Sequence[Slot]) -> dict[str, float]:
+def _left(node: Node, pools: Sequence[PoolSettings], slots: Sequence[Slot]) -> dict[str, float]:
     left = dict(node.resources)
     for slot in slots:
         if slot.node == node.id:
@@ -142,5 +144,5 @@ def _left(node: Node, pools: Sequence[Pool], slots: Sequence[Slot]) -> dict[str,
     return left
 
 
-def _fits(pool: Pool, cpus: float, room: Mapping[str, float]) -> bool:
+def _fits(pool: PoolSettings, cpus: float, room: Mapping[str, float]) -> bool:
     return all(room.get(name, 0.0) >= amount for name, amount in {**pool.resources, "CPU": cpus}.items())

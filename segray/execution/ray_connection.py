@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from segray import _compat
 from segray._system import child_processes, host_process, signals
 from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
-from segray.config import Cluster
+from segray.config import ClusterSettings
 from segray.errors import ConfigError, InfrastructureError, SegrayError
 from segray.models.engine import available_cpus
 
@@ -50,7 +50,7 @@ class _Connection:
         self._ending: Future[None] | None = None
         self._mark = ""  # value of _MARK for the processes of a private cluster
 
-    def join(self, cluster: Cluster) -> None:
+    def join(self, cluster: ClusterSettings) -> None:
         with self._lock:
             if self._ending is not None:
                 self._ending.result()
@@ -75,7 +75,7 @@ class _Connection:
         """
         return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _compat.RAY_HEAD)
 
-    def _connect(self, cluster: Cluster) -> None:
+    def _connect(self, cluster: ClusterSettings) -> None:
         with signals.kept(), host_process.kept(), contextlib.ExitStack() as undo:
             undo.enter_context(signals.kept(signals.FAULTS))
             undo.enter_context(host_process.at_work("ray", logging.WARNING))
@@ -109,7 +109,7 @@ class _Connection:
 _connection = _Connection()
 
 
-def connect(cluster: Cluster) -> None:
+def connect(cluster: ClusterSettings) -> None:
     """Join the cluster, or start a private one on this machine; use the process's own connection if it has one.
 
     Without an address a process inside a Ray job joins that job's cluster. A private cluster has no dashboard and
@@ -137,7 +137,7 @@ def disconnect(*, head_lost: bool = False) -> None:
 class Head:
     """The head of the joined cluster, which may be gone. Made after connect()."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ClusterSettings) -> None:
         self._cluster = cluster
         self._lost = self._left = False
 

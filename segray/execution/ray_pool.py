@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray import _compat
 from segray._system import signals
 from segray._system.threads import run_in_daemon_thread
-from segray.config import Cluster, Config, Pool
+from segray.config import ClusterSettings, Config, PoolSettings
 from segray.errors import ConfigError, InfrastructureError, LastingError, SegrayError, UserError
 from segray.execution import placement
 from segray.execution.actor import Actor, images_of_dead_worker
@@ -82,7 +82,7 @@ def start(spec: WorkerSpec, chosen: Config) -> RayWorkers:
 class RayWorkers:
     """The workers of a run on a Ray cluster; see worker_pool.Workers. Made after connect(); close() disconnects."""
 
-    def __init__(self, spec: WorkerSpec, pools: Sequence[Pool], cluster: Cluster) -> None:
+    def __init__(self, spec: WorkerSpec, pools: Sequence[PoolSettings], cluster: ClusterSettings) -> None:
         self._spec, self._pools, self._cluster = spec, pools, cluster
         self._head = Head(cluster)
         self._workers: dict[str, WorkerHandle] = {}  # all that are not gone, oldest first

@@ -41,7 +41,7 @@ from segray.tasks import Task
 _VALIDATED_IMAGES = 20_000
 
 
-class Difference(SegrayError):
+class ReplayMismatch(SegrayError):
     """A difference between the replayed and the recorded state."""
 
 
@@ -66,7 +66,7 @@ def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[flo
 def _compare(replayed: Mapping[str, Any], recorded: Mapping[str, Any], count: int) -> None:
     for key in recorded:
         if replayed[key] != recorded[key]:
-            raise Difference(
+            raise ReplayMismatch(
                 "the replay came to another state than the run",
                 where=f"{key}, after event {count}",
                 found=f"{replayed[key]!r}, recorded {recorded[key]!r}",

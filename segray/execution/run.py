@@ -33,13 +33,13 @@ from segray.errors import (
 from segray.execution.event_loop import RunContext, RunLoop
 from segray.execution.progress import Counters, ProgressListener
 from segray.execution.scheduler import Policy
-from segray.execution.worker_pool import Workers
+from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
-from segray.imaging.tiling import Tiles
+from segray.imaging.tiling import TilingOptions
 from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
@@ -49,7 +49,7 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import absolute, join, redact
 from segray.tasks import Task
 
-StartWorkers = Callable[[WorkerSpec, Config], Workers]
+StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Start:
     gone: rows whose image is gone.
     """
 
-    listed: plan.Listed
+    listed: plan.ImageList
     total: int
     gone: pa.Table
 
@@ -235,7 +235,7 @@ def next_step(
 
 def listing(
     config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
-) -> tuple[plan.Listed, int, NDArray[np.bool_], str]:
+) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
     """Return the listing of the source as plan.build does, and the prefix of the source's keys.
 
     committed: images of the label set; None where there is none.
@@ -306,7 +306,7 @@ def _unlisted(
     job: RunContext,
     images: ds.Dataset,
     committed: plan.Committed,
-    listed: plan.Listed,
+    listed: plan.ImageList,
     seen: NDArray[np.bool_],
     prefix: str,
 ) -> pa.Table:
@@ -409,9 +409,9 @@ def _retire(job: RunContext, work: Resume, done: _Done) -> None:
 
 
 def _label(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
-    limits = Limits(**job.config.image.model_dump(exclude={"timeout_s"}))
+    limits = ImageLimits(**job.config.image.model_dump(exclude={"timeout_s"}))
     asked = job.config.source.tiles
-    tiles = None if asked is None else Tiles(**asked.model_dump())
+    tiles = None if asked is None else TilingOptions(**asked.model_dump())
     spec = WorkerSpec(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
     began = time.monotonic()
     with _ended(job, work):
@@ -544,7 +544,7 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def identity_of(config: Config, model: resolve.Model) -> LabelSetIdentity:
+def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentity:
     """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
 
     Raises ConfigError when two class names become the same partition.

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from segray import rle
-from segray.instances import Failure, ImageRef, Instances
+from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_name
 from segray.storage.store import Store
@@ -25,7 +25,7 @@ _MESSAGE_CHARS = 2000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """The result of one image. Exactly one of instances and failure is set.
 
     attempts: number of the attempt that gave the result.
@@ -41,7 +41,7 @@ class Outcome:
     size_hw: tuple[int, int] = (0, 0)
     orientation: int = 1
     instances: Instances | None = None
-    failure: Failure | None = None
+    failure: ImageFailure | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -74,7 +74,7 @@ def drop_invalid_rows(found: Instances, labels: Mapping[int, str]) -> tuple[Inst
 
 
 def stage(
-    store: Store, staged: str, task: Task, outcomes: Mapping[int, Outcome], labels: Mapping[int, str]
+    store: Store, staged: str, task: Task, outcomes: Mapping[int, ImageOutcome], labels: Mapping[int, str]
 ) -> tuple[UnitReport, ...]:
     """Write the outcomes of a task. Each run of neighbouring images becomes one file of this attempt.
 
@@ -96,14 +96,14 @@ def stage(
     return tuple(reports)
 
 
-def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: Failure) -> UnitReport:
+def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: ImageFailure) -> UnitReport:
     """Stage a single failed row, for an image that no worker survived."""
-    outcome = Outcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
+    outcome = ImageOutcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
     (report,) = stage(store, staged, task, {task.start: outcome}, {})
     return report
 
 
-def _report(task: Task, name: str, outcomes: Sequence[Outcome]) -> UnitReport:
+def _report(task: Task, name: str, outcomes: Sequence[ImageOutcome]) -> UnitReport:
     status = Counter(outcome.status for outcome in outcomes)
     dropped: Counter[str] = Counter()
     for outcome in outcomes:
@@ -120,7 +120,7 @@ def _report(task: Task, name: str, outcomes: Sequence[Outcome]) -> UnitReport:
     )
 
 
-def _table(outcomes: Sequence[Outcome], labels: Mapping[int, str], now: datetime) -> pa.Table:
+def _table(outcomes: Sequence[ImageOutcome], labels: Mapping[int, str], now: datetime) -> pa.Table:
     failures = [o.failure for o in outcomes]
     columns = {
         "image_id": [o.ref.image_id for o in outcomes],
@@ -143,7 +143,7 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[int, str], now: datetime
     return pa.Table.from_arrays([*arrays, _instances_column(outcomes, labels)], schema=schema.STAGED)
 
 
-def _instances_column(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> pa.ListArray:
+def _instances_column(outcomes: Sequence[ImageOutcome], labels: Mapping[int, str]) -> pa.ListArray:
     """Return the `instances` column: one list for each image, empty for a failed one."""
     kept = [o.instances if o.instances is not None else Instances.empty(o.size_hw) for o in outcomes]
     counts = np.array([len(found) for found in kept], np.int64)

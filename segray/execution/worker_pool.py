@@ -17,7 +17,7 @@ from segray.instances import ImageRef
 from segray.tasks import Progress, Task, TaskReport
 
 
-class Workers(Protocol):
+class WorkerPool(Protocol):
     """A pool of labellers.
 
     events() raises the errors that no retry helps, such as a wrong model or wrong credentials.

@@ -21,8 +21,8 @@ from segray.errors import ConfigError, ModelError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.imaging.opencv import cv2
-from segray.imaging.tiling import Tiles
-from segray.limits import Limits
+from segray.imaging.tiling import TilingOptions
+from segray.limits import ImageLimits
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import ModelAdapter, Options
@@ -44,12 +44,12 @@ class WorkerSpec:
     version: version of the driver's segray. Each worker compares it with its own.
     """
 
-    model: config.Model
+    model: config.ModelSettings
     fingerprint: str
-    limits: Limits
+    limits: ImageLimits
     storage: StorageOptions
     staged: str
-    tiles: Tiles | None = None
+    tiles: TilingOptions | None = None
     version: str = segray.__version__
 
 
@@ -118,7 +118,7 @@ def _check_version(spec: WorkerSpec) -> None:
         )
 
 
-def _model_here(spec: WorkerSpec) -> resolve.Model:
+def _model_here(spec: WorkerSpec) -> resolve.ResolvedModel:
     """Return the model as this machine has it; raise ModelError if its files are missing or differ."""
     chosen = spec.model
     try:
@@ -137,7 +137,7 @@ def _model_here(spec: WorkerSpec) -> resolve.Model:
     return model
 
 
-def _compiled(model: resolve.Model, spec: WorkerSpec, device: str, cores: int) -> runtime.Engine:
+def _compiled(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores: int) -> runtime.Engine:
     """Compile the network, and the kernels beside it."""
     chosen = spec.model
     settings = runtime.DeviceSettings(
@@ -153,7 +153,7 @@ def _compiled(model: resolve.Model, spec: WorkerSpec, device: str, cores: int) -
     return engine
 
 
-def options_of(chosen: config.Model, adapter: ModelAdapter) -> Options:
+def options_of(chosen: config.ModelSettings, adapter: ModelAdapter) -> Options:
     """Return the options of the configuration; raise ConfigError for a choice that this adapter does not have."""
     for choice, default in (("nms", "per_class"), ("paste", None)):
         value = getattr(chosen, choice)

@@ -34,7 +34,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from segray.errors import ImageError
 from segray.imaging.headers import ORIENTATION_TAG, Header, admit, check_size, without_metadata
 from segray.imaging.opencv import cv2
-from segray.limits import DEFAULT_LIMITS, Limits
+from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
 # EXIF, GPS and interoperability directories, which Pillow reads after the pixels.
@@ -54,7 +54,7 @@ class Decoded:
     size_hw: tuple[int, int]
 
 
-def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
     """Decode the bytes of an image file to an upright RGB picture.
 
     Raise ImageError(stage="decode") for any bytes that cannot be decoded, and no other error.
@@ -64,7 +64,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Decoded:
 
 
 def load(
-    data: bytes, header: Header, limits: Limits = DEFAULT_LIMITS, least_hw: tuple[int, int] | None = None
+    data: bytes, header: Header, limits: ImageLimits = DEFAULT_LIMITS, least_hw: tuple[int, int] | None = None
 ) -> Decoded:
     """Decode an admitted file; see `decode`.
 
@@ -144,7 +144,7 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
     return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
 
-def _by_pillow(data: bytes, header: Header, limits: Limits) -> Pixels:
+def _by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
     """Return the stored pixels in RGB; a TIFF's are upright. Raise ImageError with Pillow's reason."""
     try:
         with _unlimited, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:

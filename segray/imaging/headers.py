@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from segray.errors import ImageError
-from segray.limits import DEFAULT_LIMITS, Limits
+from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 # No valid file has more segments, chunks or values of a tag. A walk over millions of them holds the GIL for seconds.
 _MAX_PARTS = 200_000
@@ -53,7 +53,7 @@ class Header:
         return self.width * self.height * a_pixel
 
 
-def admit(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
+def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
     """Return the header of an image file that the limits allow. Raise ImageError(stage="decode") for any other file."""
     if len(data) > limits.max_bytes:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
@@ -82,7 +82,7 @@ def _not_an_image(data: bytes) -> ImageError:
     return ImageError(f"not an image: starts with {repr(data[:16])[1:]}", hint=_READS)
 
 
-def check_size(width: int, height: int, limits: Limits) -> None:
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
     """Raise ImageError for an image without pixels or beyond the limits."""
     if width < 1 or height < 1:
         raise ImageError(f"{width}x{height}: the image has no pixels")

@@ -27,7 +27,7 @@ _AT_SEAM = 0.02
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TilingOptions:
     """The settings by which images are cut.
 
     size: side of a window, in pixels. overlap: share of a window's side that neighbours have in common.
@@ -59,7 +59,7 @@ class Window:
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
 
-def windows(size_hw: tuple[int, int], tiles: Tiles) -> list[Window]:
+def windows(size_hw: tuple[int, int], tiles: TilingOptions) -> list[Window]:
     """Return all windows of an image, row by row. The whole image comes last if it is one of them.
 
     Windows that would leave the image are moved back into it, so all but the whole image have one size.
@@ -76,7 +76,7 @@ def windows(size_hw: tuple[int, int], tiles: Tiles) -> list[Window]:
     return [*found, Window(0, 0, width, height)] if tiles.whole else found
 
 
-def _starts(length: int, tiles: Tiles) -> list[int]:
+def _starts(length: int, tiles: TilingOptions) -> list[int]:
     """Return the positions where windows begin along one side."""
     step, last = max(1, tiles.size - round(tiles.size * tiles.overlap)), max(0, length - tiles.size)
     return [*range(0, last, step), last]

@@ -35,7 +35,7 @@ from segray.errors import ConflictError, LabelSetError
 from segray.label_set import commit, run_records, schema, snapshot
 from segray.label_set.batches import batch_numbers
 from segray.label_set.delta_log import Changes, DataFile, files_of
-from segray.label_set.parquet_writer import SpillableRows, Writer, contents
+from segray.label_set.parquet_writer import DataFileWriter, SpillableRows, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store
@@ -48,7 +48,7 @@ _OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # data fil
 
 
 @dataclass(frozen=True)
-class Limits:
+class CompactionThresholds:
     """Thresholds of compaction. A class, or the images table, is compacted if it has at least `files` small files.
 
     A small file has fewer than small_bytes bytes and less than half of file_rows rows. A compacted file has at most
@@ -89,7 +89,7 @@ def maintain(
     options: StorageOptions,
     *,
     grace_hours: int = 24,
-    limits: Limits = Limits(),
+    limits: CompactionThresholds = CompactionThresholds(),
     now: datetime | None = None,
 ) -> Maintenance:
     """Run all steps of maintenance, and return the result.
@@ -121,7 +121,7 @@ def maintain(
 # ---- compaction -----------------------------------------------------------------------------------
 
 
-def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
+def groups(files: Iterable[DataFile], limits: CompactionThresholds) -> list[list[DataFile]]:
     """Return the groups of files to merge into one file each. Groups stay within a partition and are sorted by path."""
     small: dict[str | None, list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
@@ -131,7 +131,7 @@ def groups(files: Iterable[DataFile], limits: Limits) -> list[list[DataFile]]:
     return [part for group in enough for part in _filled(group, limits) if len(part) > 1]
 
 
-def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile]]:
+def _filled(files: Iterable[DataFile], limits: CompactionThresholds) -> Iterator[list[DataFile]]:
     """Yield consecutive files in groups as large as the limits allow."""
     part: list[DataFile] = []
     for file in files:
@@ -143,7 +143,7 @@ def _filled(files: Iterable[DataFile], limits: Limits) -> Iterator[list[DataFile
     yield part
 
 
-def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done: Maintenance) -> None:
+def _compact(root: str, name: str, options: StorageOptions, limits: CompactionThresholds, done: Maintenance) -> None:
     """Replace small files of the table by large ones in one commit, unless there are too few small files."""
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
@@ -163,7 +163,9 @@ def _compact(root: str, name: str, options: StorageOptions, limits: Limits, done
     done.conflicts.append(name)
 
 
-def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile], limits: Limits) -> list[DataFile]:
+def _merged(
+    root: str, name: str, options: StorageOptions, group: list[DataFile], limits: CompactionThresholds
+) -> list[DataFile]:
     """Write the group's rows to new files, sorted like all data files. Return the new files.
 
     Names of the new files derive from the group. A repeated attempt after a crash overwrites its own files.
@@ -178,7 +180,7 @@ def _merged(root: str, name: str, options: StorageOptions, group: list[DataFile]
     order = ["image_key", "instance"] if name == "instances" else ["image_key"]
     rows = SpillableRows()
     rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
-    return Writer(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
+    return DataFileWriter(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from segray.label_set import dataset, plan, schema, snapshot
 from segray.label_set.batches import Batch, Inputs
 from segray.label_set.delta_log import Changes, DataFile, live_files
-from segray.label_set.parquet_writer import SpillableRows, Writer, contents
+from segray.label_set.parquet_writer import DataFileWriter, SpillableRows, contents
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, table_uri
 from segray.storage.store import StorageOptions, Store, bounded_map
@@ -44,7 +44,7 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     # files, so readers of the plain glob do not count rows twice. Two processes that resume one run at once write the
     # same bytes, so the slower one does no harm to committed files.
     token = _digest([run.id, number, asdict(inputs)])
-    writer = Writer(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
+    writer = DataFileWriter(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
     fresh = {name: SpillableRows() for name in COMMIT_ORDER}
     committed, again = snapshot.committed(run.root, "images", options), [pa.array([], pa.string())]
     images = instances = 0
@@ -78,7 +78,7 @@ def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Chan
     remove = files_containing(root, "images", options, replaced)
     token = _digest([f.path for f in (*fresh, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
-    writer = Writer(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
+    writer = DataFileWriter(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
     rest = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
     return Changes((*fresh, *rest), tuple(remove))
 

@@ -117,7 +117,7 @@ def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
 
 
 @dataclass(frozen=True)
-class Writer:
+class DataFileWriter:
     """A writer of complete data files that readers of the log do not see yet.
 
     stem: prefix of the files' names. facts: provenance for the files' metadata. file_rows: most rows of one file.

@@ -139,7 +139,7 @@ def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ImageList:
     """A list of images in memory.
 
     table: schema.PLAN, with a null for each URI that equals `base` followed by the key.
@@ -151,16 +151,16 @@ class Listed:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def head(self, most: int | None) -> Listed:
+    def head(self, most: int | None) -> ImageList:
         """Return the first `most` images, all for None."""
-        return Listed(self.table.slice(0, most), self.base)
+        return ImageList(self.table.slice(0, most), self.base)
 
-    def without(self, keys: Collection[str]) -> Listed:
+    def without(self, keys: Collection[str]) -> ImageList:
         """Return the list without these images."""
         if not keys:
             return self
         held = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
-        return Listed(self.table.filter(pc.invert(held)), self.base)
+        return ImageList(self.table.filter(pc.invert(held)), self.base)
 
     def rows(self, first: int, most: int) -> pa.Table:
         """Return up to `most` rows from row `first` on as schema.PLAN, with every URI in full."""
@@ -170,13 +170,13 @@ class Listed:
         return table.set_column(at, "uri", pc.coalesce(table.column("uri"), told)).cast(schema.PLAN)
 
 
-def of(listed: Listed, unit_images: int) -> Plan:
+def of(listed: ImageList, unit_images: int) -> Plan:
     """Return the plan of a list in memory, without freezing it."""
     images = len(listed)
     return Plan(cut(images, unit_images), lambda number: listed.rows(0, images), max(1, images))
 
 
-def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[Listed, int, NDArray[np.bool_]]:
+def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[ImageList, int, NDArray[np.bool_]]:
     """Return the images to label, the number of distinct images, and which committed rows the source still lists.
 
     An image is to be labelled when no committed row has its key and version.
@@ -201,11 +201,11 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
             batch = batch.filter(pa.array(places < 0))
         kept.append(_compact(batch, base or ""))
     table = _by_key_once(_columns(kept))
-    return Listed(table, base or ""), table.num_rows + int(done.sum()), done
+    return ImageList(table, base or ""), table.num_rows + int(done.sum()), done
 
 
 def unlisted(
-    left: Listed, listed: NDArray[np.bool_], committed: Committed, batches: Callable[[], Iterable[pa.RecordBatch]]
+    left: ImageList, listed: NDArray[np.bool_], committed: Committed, batches: Callable[[], Iterable[pa.RecordBatch]]
 ) -> pa.Table:
     """Return the committed rows whose image the source lists in no version, as schema.RETIRED, sorted by key.
 
@@ -303,7 +303,7 @@ def cut(images: int, unit_images: int) -> NDArray[np.int64]:
 def freeze(
     store: Store,
     folder: str,
-    listed: Listed,
+    listed: ImageList,
     unit_images: int,
     retired: pa.Table | None = None,
     batch_images: int = _PART_ROWS,

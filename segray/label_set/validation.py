@@ -94,11 +94,11 @@ def verify(root: str, options: StorageOptions) -> Report:
     files = _snapshot(root, options, findings)
     for name in files:
         _check_listing(root, name, files[name], store, findings)
-    images = _Images(root, store, findings, findings.counts["batch"])
+    images = _ImagesReader(root, store, findings, findings.counts["batch"])
     for file in files["images"]:
         images.read(file)
     images.close()
-    instances = _Instances(root, store, findings, findings.counts["batch"], classes, images)
+    instances = _InstancesReader(root, store, findings, findings.counts["batch"], classes, images)
     for file in files["instances"]:
         instances.read(file)
     instances.close(files["images"])
@@ -173,7 +173,7 @@ def _check_listing(root: str, name: str, files: Iterable[DataFile], store: Store
 
 
 @dataclass
-class _Rows:
+class _TableReader:
     """The common part of reading the files of either table. batch: the last batch that both tables have."""
 
     root: str
@@ -231,7 +231,7 @@ class _Rows:
         return np.asarray(ids[keys.indices.to_numpy()], np.uint64)
 
 
-class _Images(_Rows):
+class _ImagesReader(_TableReader):
     """A reader of `images`.
 
     After `close`, ids, (n,) uint64 in ascending order, and n_instances, (n,) int64, hold each image once.
@@ -282,7 +282,7 @@ class _Images(_Rows):
         return place, self.ids[place] == ids
 
 
-class _Instances(_Rows):
+class _InstancesReader(_TableReader):
     """A reader of `instances`, which compares rows with the class list and the images."""
 
     def __init__(
@@ -292,7 +292,7 @@ class _Instances(_Rows):
         findings: _Findings,
         batch: int,
         classes: Mapping[str, tuple[int, str]],
-        images: _Images,
+        images: _ImagesReader,
     ) -> None:
         super().__init__(root, store, findings, batch)
         self._classes, self._images = classes, images

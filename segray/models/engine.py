@@ -115,7 +115,7 @@ def _check_ir_version(xml: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Port:
+class ModelPort:
     """An input or output of a model.
 
     names: all tensor names, without ":0". element_type: as OpenVINO writes it ("u8", "f32").
@@ -138,8 +138,8 @@ class Signature:
     quantised: the layers compute in int8 where they can, whatever precision the other layers have.
     """
 
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[ModelPort, ...]
+    outputs: tuple[ModelPort, ...]
     quantised: bool = False
 
 
@@ -217,14 +217,14 @@ def _signature(model: ov.Model | ov.CompiledModel) -> Signature:
     return Signature(tuple(map(_port, model.inputs)), tuple(map(_port, model.outputs)))
 
 
-def _port(port: Any) -> Port:
+def _port(port: Any) -> ModelPort:
     partial = port.get_partial_shape()
     shape = None if partial.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in partial)
     names = tuple(sorted({name.removesuffix(":0") for name in port.get_names()}))
-    return Port(names, port.get_element_type().get_type_name(), shape)
+    return ModelPort(names, port.get_element_type().get_type_name(), shape)
 
 
-def _index(ports: Sequence[Port], name: str) -> int | None:
+def _index(ports: Sequence[ModelPort], name: str) -> int | None:
     return next((index for index, port in enumerate(ports) if name in port.names), None)
 
 
@@ -240,7 +240,7 @@ def _image_index(found: Signature, image: ImageInput, where: str) -> int:
     return index
 
 
-def _model_layout(port: Port, image: ImageInput, where: str) -> str:
+def _model_layout(port: ModelPort, image: ImageInput, where: str) -> str:
     """Return the layout of the model's image input: the declared one, or the one that fits the shape's 3 channels."""
     for layout in (image.layout, "NHWC", "NCHW"):
         if _fits(port.shape, layout, None if image.resizable else image.size_hw):
@@ -264,7 +264,7 @@ def _shape(layout: str, size_hw: tuple[int, int] | None) -> tuple[int | None, ..
     return tuple(dimensions[axis] for axis in layout)
 
 
-def _size_hw(port: Port) -> tuple[int, int] | None:
+def _size_hw(port: ModelPort) -> tuple[int, int] | None:
     """Return height and width of a compiled NHWC image input, in pixels; None if either is dynamic."""
     _, height, width, _ = port.shape or (None,) * 4
     return None if height is None or width is None else (height, width)

@@ -27,7 +27,7 @@ HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.C
 
 
 @dataclass(frozen=True)
-class Model:
+class ResolvedModel:
     """An adapter and its files on disk. fingerprint: 64 hex digits over file contents, contract name and form name."""
 
     name: str
@@ -40,7 +40,7 @@ class Model:
 
 def resolve(
     name: str, path: str | None = None, form: str | None = None, labels: Mapping[int, str] | None = None
-) -> Model:
+) -> ResolvedModel:
     """Return the configured model.
 
     Args:
@@ -61,7 +61,7 @@ def resolve(
     fingerprint = _fingerprint(place, files, contract.name, chosen.name)
     if labels is not None:
         contract = contract.with_labels(labels)
-    return Model(name, contract, chosen, place, files, fingerprint)
+    return ResolvedModel(name, contract, chosen, place, files, fingerprint)
 
 
 def _contract(name: str) -> ModelAdapter:

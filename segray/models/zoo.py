@@ -36,7 +36,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """One complete way to a model. model: path of what is converted, in the folder of the files or of the archive.
 
     archived: the only file is a .tar.gz. holds: the content, as a text for people.
@@ -49,7 +49,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class PublishedAccuracy:
     """A model card's average precision over IoU 0.50 to 0.95, in percent, and how it was measured."""
 
     box_ap: float
@@ -58,7 +58,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooModel:
     """A model of the catalogue.
 
     sources: alternatives, best first. form: form that the conversion gives. command: command that converts with
@@ -71,12 +71,12 @@ class Entry:
     what: str
     licence: str
     kind: Kind
-    sources: tuple[Source, ...]
+    sources: tuple[ModelSource, ...]
     form: str
     command: str
     inputs: tuple[str, ...]
     outputs: Mapping[str, Mapping[str, Shape]]
-    accuracy: tuple[Accuracy, ...] = ()
+    accuracy: tuple[PublishedAccuracy, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     page: str = ""
@@ -145,21 +145,21 @@ def _ovc(source: str, name: str) -> str:
 
 
 def _frozen(
-    name: str, what: str, mask_side: int, size_bytes: int, sha256: str, accuracy: Accuracy, *,
+    name: str, what: str, mask_side: int, size_bytes: int, sha256: str, accuracy: PublishedAccuracy, *,
     sha384: str | None = None, mirrors: tuple[str, ...] = (), errors: tuple[str, ...] = (),
-) -> Entry:  # fmt: skip
+) -> ZooModel:  # fmt: skip
     """Return the entry of a frozen graph from TensorFlow's detection model zoo of 2018."""
     folder = f"{name}_2018_01_28"
     archive = f"{folder}.tar.gz"
     urls = tuple(f"{root}/{archive}" for root in (*_TF_MIRRORS, *mirrors))
     model = f"{folder}/frozen_inference_graph.pb"
     holds = f"{folder}/: frozen_inference_graph.pb, pipeline.config, a checkpoint and a SavedModel"
-    return Entry(
+    return ZooModel(
         name=name,
         what=what,
         licence="Apache-2.0",
         kind="tensorflow",
-        sources=(Source((File(archive, urls, size_bytes, sha256, sha384),), model, holds, archived=True),),
+        sources=(ModelSource((File(archive, urls, size_bytes, sha256, sha384),), model, holds, archived=True),),
         form="original",
         command=_ovc(model, name),
         inputs=("image_tensor", "inputs"),
@@ -177,7 +177,7 @@ _INCEPTION = _frozen(
     15,
     177_817_887,
     "4f57861c2ff1c87e92495789ee266e41a7dc79a038521d93a153be403b0b601f",
-    Accuracy(27.1199, 21.4805, _CHECKER),
+    PublishedAccuracy(27.1199, 21.4805, _CHECKER),
     errors=("Its 54.926 GFLOPs fit 800x800 and one region; the whole network at 800x1365 does about 250.",),
 )
 _ATROUS = _frozen(
@@ -186,26 +186,26 @@ _ATROUS = _frozen(
     33,
     727_390_102,
     "816afc8987c2152cbd0e24af3a6fb82086cea0645a38778884bd166c0d016bb5",
-    Accuracy(39.8619, 35.3628, _CHECKER),
+    PublishedAccuracy(39.8619, 35.3628, _CHECKER),
     sha384="fe7871a3b291e30b299b859ffddc2b73f25890c259aedcd5bde6fb6dd6b5507a24e7d370365e3bdd3497f1786a0f4d36",
     mirrors=(f"{_OMZ}/public/2022.1/mask_rcnn_inception_resnet_v2_atrous_coco",),
 )
 
 _HUB_NAME = "mask_rcnn_inception_resnet_v2_1024x1024"
 _HUB_FOLDER = f"{_HUB_NAME}_coco17_gpu-8"
-_HUB = Entry(
+_HUB = ZooModel(
     name=_HUB_NAME,
     what="Mask R-CNN, Inception-ResNet v2 at 1024x1024, from TensorFlow Hub",
     licence="Apache-2.0",
     kind="tensorflow",
     sources=(
-        Source(
+        ModelSource(
             (File(f"{_HUB_FOLDER}.tar.gz", tuple(f"{r}/tf2/20200711/{_HUB_FOLDER}.tar.gz" for r in _TF_MIRRORS)),),
             f"{_HUB_FOLDER}/saved_model",
             f"{_HUB_FOLDER}/: saved_model/, pipeline.config and a checkpoint; the same weights as TensorFlow Hub's",
             archived=True,
         ),
-        Source(
+        ModelSource(
             (
                 File(
                     f"{_HUB_NAME}.tar.gz",
@@ -225,7 +225,7 @@ _HUB = Entry(
     inputs=("input_tensor",),
     outputs={"original": _original(33)},
     accuracy=(
-        Accuracy(
+        PublishedAccuracy(
             39.0,
             34.6,
             "TensorFlow's own evaluation, masks reframed; the card says COCO 2017 test, the training configuration "
@@ -250,13 +250,13 @@ _YOLACT_WEIGHTS = "yolact_resnet50_54_800000.pth"
 _YOLACT_OUTPUTS: Mapping[str, Shape] = {
     "conf": (19248, 81), "boxes": (19248, 4), "mask": (19248, 32), "proto": (138, 138, 32),
 }  # fmt: skip
-_YOLACT = Entry(
+_YOLACT = ZooModel(
     name=_YOLACT_NAME,
     what="YOLACT, ResNet-50 FPN at 550x550: one stage, no region step",
     licence="MIT",
     kind="checkpoint",
     sources=(
-        Source(
+        ModelSource(
             (
                 File(
                     _YOLACT_WEIGHTS,
@@ -278,7 +278,7 @@ _YOLACT = Entry(
     inputs=("input.1", "x"),
     outputs={"original": _YOLACT_OUTPUTS, "converted": _YOLACT_OUTPUTS},
     accuracy=(
-        Accuracy(
+        PublishedAccuracy(
             30.69,
             28.0,
             "COCO val2017 by Open Model Zoo's accuracy checker: Pillow's bilinear stretch to 550x550, greedy "
@@ -305,20 +305,20 @@ _SHORT_SIDE = "COCO val2017, short side up to {}, long side up to {}: needs a ne
 
 def _pair(
     root: str, number: str, xml: tuple[int | None, str], weights: tuple[int | None, str], precision: str = "FP32"
-) -> Source:
+) -> ModelSource:
     """Return the two files of an IR. xml, weights: size in bytes and SHA-256 of each."""
     name = f"{_SECURITY}-{number}"
     files = tuple(
         File(f"{name}.{suffix}", (f"{root}/{name}/{precision}/{name}.{suffix}",), size, sha256)
         for suffix, (size, sha256) in (("xml", xml), ("bin", weights))
     )
-    return Source(files, f"{name}.xml", "the IR in FP32: .xml and .bin")
+    return ModelSource(files, f"{name}.xml", "the IR in FP32: .xml and .bin")
 
 
 def _intel(
-    number: str, what: str, source: Source, size_hw: tuple[int, int], accuracy: tuple[Accuracy, ...], *,
+    number: str, what: str, source: ModelSource, size_hw: tuple[int, int], accuracy: tuple[PublishedAccuracy, ...], *,
     raw: bool, mask_side: int = 28, kind: Kind = "ir", errors: tuple[str, ...] = (),
-) -> Entry:  # fmt: skip
+) -> ZooModel:  # fmt: skip
     """Return the entry of one of Open Model Zoo's instance-segmentation-security models.
 
     raw: the model has the outputs of RawMasks, otherwise of OwnMasks.
@@ -326,7 +326,7 @@ def _intel(
     name = f"{_SECURITY}-{number}"
     own: Mapping[str, Shape] = {"labels": (None,), "boxes": (None, 5), "masks": (None, mask_side, mask_side)}
     command = f"segray models convert {name} {name}.xml --out DIR" if kind == "ir5" else "none needed"
-    return Entry(
+    return ZooModel(
         name=name,
         what=f"{what}, {size_hw[1]}x{size_hw[0]}",
         licence="Apache-2.0",
@@ -354,7 +354,10 @@ _SECURITY_0033 = _intel(
         (None, "1f496c48b4fc8ebc38f0ffb7ba82d638ff1ad2209ac9f504f7228e85a4d41f11"),
     ),
     (480, 640),
-    (Accuracy(38.6, 34.3, _WINDOW.format("480x640")), Accuracy(38.9, 34.7, _SHORT_SIDE.format(480, 640))),
+    (
+        PublishedAccuracy(38.6, 34.3, _WINDOW.format("480x640")),
+        PublishedAccuracy(38.9, 34.7, _SHORT_SIDE.format(480, 640)),
+    ),
     raw=True,
     kind="ir5",
     errors=(
@@ -372,7 +375,10 @@ _SECURITY_0083 = _intel(
         (564_274_600, "744a69478c1aa00de1269b5e0487fedb591c38eca3f5d54b376d584ac0042bd7"),
     ),
     (480, 640),
-    (Accuracy(40.16, 35.56, _WINDOW.format("480x640")), Accuracy(40.73, 36.05, _SHORT_SIDE.format(480, 640))),
+    (
+        PublishedAccuracy(40.16, 35.56, _WINDOW.format("480x640")),
+        PublishedAccuracy(40.73, 36.05, _SHORT_SIDE.format(480, 640)),
+    ),
     raw=True,
     errors=("It is not 0033 under another name: its numbers must never be reported as 0033's.", _IM_INFO),
 )
@@ -388,7 +394,10 @@ _SIBLINGS = (
             (177_479_928, "43df120a06790f0d623645d6cc7d8e410fca005cb8ede7f3495a972f9d701ec6"),
         ),
         (768, 1024),
-        (Accuracy(39.86, 36.44, _WINDOW.format("768x1024")), Accuracy(40.8, 36.9, _SHORT_SIDE.format(768, 1024))),
+        (
+            PublishedAccuracy(39.86, 36.44, _WINDOW.format("768x1024")),
+            PublishedAccuracy(40.8, 36.9, _SHORT_SIDE.format(768, 1024)),
+        ),
         raw=False,
     ),
     _intel(
@@ -401,7 +410,10 @@ _SIBLINGS = (
             (390_233_536, "247da9b3b1b746fa4bd59fae3a5ec9546390aad5b318ab9a3853936ecbc1f65c"),
         ),
         (800, 1344),
-        (Accuracy(43.55, 38.14, _WINDOW.format("800x1344")), Accuracy(45.8, 39.7, _SHORT_SIDE.format(800, 1344))),
+        (
+            PublishedAccuracy(43.55, 38.14, _WINDOW.format("800x1344")),
+            PublishedAccuracy(45.8, 39.7, _SHORT_SIDE.format(800, 1344)),
+        ),
         raw=False,
     ),
     _intel(
@@ -414,7 +426,7 @@ _SIBLINGS = (
             (192_104_184, "1cf9b39d09637ba94ae5dd5f694ce40bdee7f3d59f7bad1d0134e9e1a2a0736c"),
         ),
         (608, 608),
-        (Accuracy(38.85, 33.9, _STRETCHED.format("608x608")),),
+        (PublishedAccuracy(38.85, 33.9, _STRETCHED.format("608x608")),),
         raw=False,
         mask_side=14,
     ),
@@ -428,7 +440,7 @@ _SIBLINGS = (
             (40_970_652, "6218a0815163633e8e1f6baa39e4b037839dc2429dababb7941353efe4837e94"),
         ),
         (480, 480),
-        (Accuracy(32.9, 28.6, _STRETCHED.format("480x480")),),
+        (PublishedAccuracy(32.9, 28.6, _STRETCHED.format("480x480")),),
         raw=False,
         mask_side=14,
     ),
@@ -442,12 +454,12 @@ _SIBLINGS = (
             (52_969_864, "3a64d4c321c7e9b490ea7b8d19f8143b1d521fe370a15f299de39de066429b3f"),
         ),
         (608, 608),
-        (Accuracy(35.0, 31.2, _STRETCHED.format("608x608")),),
+        (PublishedAccuracy(35.0, 31.2, _STRETCHED.format("608x608")),),
         raw=False,
     ),
 )
 
-_STICKERS = Entry(
+_STICKERS = ZooModel(
     name="stickers",
     what="The embedded model: ten drawn things and nothing else, to prove the code",
     licence="Apache-2.0",
@@ -460,13 +472,13 @@ _STICKERS = Entry(
     page="stickers.md",
 )
 
-CATALOGUE: Mapping[str, Entry] = {
+CATALOGUE: Mapping[str, ZooModel] = {
     entry.name: entry
     for entry in (_INCEPTION, _ATROUS, _HUB, _YOLACT, _SECURITY_0033, _SECURITY_0083, *_SIBLINGS, _STICKERS)
 }
 
 
-def find(name: str, where: str = "model.name") -> Entry:
+def find(name: str, where: str = "model.name") -> ZooModel:
     """Return the entry of this name; raise ConfigError with the nearest name if there is none."""
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from segray.instances import ImageRef
 from segray.sources.uris import extension, inside_uri, is_hidden, pattern, unreadable_uri
-from segray.storage.store import Entry
+from segray.storage.store import ListedObject
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BrokenFileError(Exception):
 
 
 def refs(
-    kind: str, file: Entry, members: Iterable[Member], shape: SourceSpec, extensions: frozenset[str]
+    kind: str, file: ListedObject, members: Iterable[Member], shape: SourceSpec, extensions: frozenset[str]
 ) -> list[ImageRef]:
     """Return the images among the members, sorted by key.
 
@@ -90,7 +90,7 @@ def refs(
     return [found[key] for key in sorted(found)]
 
 
-def broken(file: Entry, reason: str) -> ImageRef:
+def broken(file: ListedObject, reason: str) -> ImageRef:
     """Return the one reference for a file that holds no readable image. The reference gives the reason."""
     return ImageRef(file.key, unreadable_uri(file.uri, reason), file.version, 0)
 

@@ -48,7 +48,7 @@ class BasePrefix:
         return file.startswith(f"{self.root}/") and key.startswith(file[len(self.root) + 1 :])
 
 
-def of(source: config.Source, store: Store) -> BasePrefix:
+def of(source: config.SourceSettings, store: Store) -> BasePrefix:
     """Return the base prefix of the configured source. Raises ConfigError when source.uri is not below source.base."""
     uri = source.uri
     if source.base is None:

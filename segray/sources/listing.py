@@ -39,7 +39,7 @@ from segray.sources import archives, manifest, parquet_images, s3_inventory, tar
 from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.shard_index import Index
 from segray.sources.uris import WILDCARD, extension, is_hidden, listed, pattern, split_glob
-from segray.storage.store import Entry, Store
+from segray.storage.store import ListedObject, Store
 from segray.storage.uris import absolute, name, parent, scheme
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
@@ -87,7 +87,7 @@ def read(
         index.forget()
 
 
-def configured(source: config.Source, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
+def configured(source: config.SourceSettings, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
     """Return the batches that `read` yields for the configured source."""
     chosen = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
     return read(source.uri, store, shape=chosen, index=index)
@@ -152,10 +152,10 @@ class _Reading:
             f"or a manifest ({listed(manifest.FORMATS)})",
         )
 
-    def _entry(self, ref: ImageRef) -> Entry:
+    def _entry(self, ref: ImageRef) -> ListedObject:
         """Return the entry of a file that a manifest names. A version in the manifest wins over the store's."""
         there = self._store.stat(ref.uri)
-        return Entry(ref.uri, ref.key, ref.version or there.version, there.size_bytes)
+        return ListedObject(ref.uri, ref.key, ref.version or there.version, there.size_bytes)
 
     def _has_images(self, uri: str) -> bool:
         """Return whether a Parquet file holds images, and is not a manifest with a column `uri`."""
@@ -168,7 +168,7 @@ class _Reading:
             return False
         return parquet_images.image_column(schema, self._shape.image_column) is not None
 
-    def _chosen(self, entries: Iterator[Entry], uri: str) -> Iterator[ImageRef]:
+    def _chosen(self, entries: Iterator[ListedObject], uri: str) -> Iterator[ImageRef]:
         """Yield the images of a listing, chosen by extension: image files, or images in files that hold some.
 
         With kind `auto`, files that hold images count only in a listing without any image file.
@@ -176,10 +176,10 @@ class _Reading:
         kind = self._shape.kind
         wanted = _HOLDERS[kind].EXTENSIONS if kind in _HOLDERS else self._extensions
         others: Counter[str] = Counter()  # for the error message, so only counted until the first image
-        holders: list[Entry] = []
+        holders: list[ListedObject] = []
         found = False
 
-        def fitting() -> Iterator[Entry]:
+        def fitting() -> Iterator[ListedObject]:
             nonlocal found
             for entry in entries:
                 last, hidden = extension(entry.key), is_hidden(entry.key)
@@ -209,7 +209,7 @@ class _Reading:
             hint=hint,
         )
 
-    def _glob(self, uri: str) -> Iterator[Entry]:
+    def _glob(self, uri: str) -> Iterator[ListedObject]:
         root, glob = split_glob(uri)
         matches = pattern(glob).fullmatch
         files = found = 0
@@ -228,14 +228,14 @@ class _Reading:
 
     # ---- images in the files ----
 
-    def _taken(self, entries: Iterator[Entry]) -> Iterator[ImageRef]:
+    def _taken(self, entries: Iterator[ListedObject]) -> Iterator[ImageRef]:
         """Yield image files as they are, and the images of files that hold some, in the order of the entries.
 
         Up to _AHEAD files are opened at a time.
         """
         waiting: deque[Future[list[ImageRef]]] = deque()
         pool: ThreadPoolExecutor | None = None
-        empty: list[Entry] = []
+        empty: list[ListedObject] = []
         any_image = False
         try:
             for entry in entries:
@@ -267,18 +267,18 @@ class _Reading:
                 hint="give files that hold images, or correct source.members",
             )
 
-    def _kind(self, entry: Entry) -> str | None:
+    def _kind(self, entry: ListedObject) -> str | None:
         """Return the kind of reader that the file needs, None for an image."""
         if self._shape.kind != "auto":
             return self._shape.kind if self._shape.kind in _HOLDERS else None
         return _HOLDER_OF.get(extension(entry.key) or extension(entry.uri))
 
-    def _inside(self, kind: str, file: Entry) -> list[ImageRef]:
+    def _inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
         if self._index is not None and kind == "tar":
             return self._index.refs(file, self._shape, self._extensions, lambda: self._read(kind, file))
         return self._read(kind, file)
 
-    def _read(self, kind: str, file: Entry) -> list[ImageRef]:
+    def _read(self, kind: str, file: ListedObject) -> list[ImageRef]:
         try:
             return _READERS[kind](self._store, file, self._shape, self._extensions)
         except BrokenFileError as error:
@@ -292,7 +292,7 @@ def _done(waiting: deque[Future[list[ImageRef]]]) -> Iterator[ImageRef]:
         yield from waiting.popleft().result()
 
 
-def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[Entry]:
+def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[ListedObject]:
     try:
         yield from store.list(uri, prefix=prefix)
     except FileNotFoundError as error:
@@ -320,29 +320,29 @@ _HOLDERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "
 _HOLDER_OF: Mapping[str, str] = {last: kind for kind, module in _HOLDERS.items() for last in module.EXTENSIONS}
 
 
-def _tar(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _tar(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     def part(start: int, size: int) -> bytes:
         return store.read_range(file.uri, start, size)
 
     return archives.refs("tar", file, tar_archive.members(part, file.size_bytes), shape, extensions)
 
 
-def _zip(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _zip(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return archives.refs("zip", file, zip_archive.members(stream), shape, extensions)
 
 
-def _parquet(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _parquet(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return parquet_images.refs(file, parquet_images.opened(stream), shape)
 
 
-def _video(store: Store, file: Entry, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _video(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
         return video.refs(file, stream, shape)
 
 
-_READERS: Mapping[str, Callable[[Store, Entry, SourceSpec, frozenset[str]], list[ImageRef]]] = {
+_READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], list[ImageRef]]] = {
     "tar": _tar,
     "zip": _zip,
     "parquet": _parquet,

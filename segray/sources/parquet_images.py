@@ -17,7 +17,7 @@ from segray.errors import ImageError, SourceError
 from segray.instances import ImageRef
 from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.uris import inside_uri
-from segray.storage.store import Entry
+from segray.storage.store import ListedObject
 
 EXTENSIONS = frozenset({"parquet"})
 # Digits of a row number in a key. Keys of equal width sort in the order of the rows.
@@ -43,7 +43,7 @@ def opened(file: BinaryIO) -> pq.ParquetFile:
         raise BrokenFileError(f"not a Parquet file, or a broken one: {error}") from error
 
 
-def refs(file: Entry, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef]:
+def refs(file: ListedObject, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef]:
     """Return one reference for each row, with key FILE/ROW, counted from 0.
 
     size_bytes of a reference is the mean of its row group. Raises SourceError for a file without a column of images.

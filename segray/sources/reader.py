@@ -18,11 +18,11 @@ from typing import Any
 from segray._system.memory import MemoryBudget
 from segray.errors import ImageError, InfrastructureError
 from segray.instances import ImageRef
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.sources import tar_archive, zip_archive
 from segray.sources.parquet_images import Cells
 from segray.sources.uris import Inside, inside
-from segray.sources.video import Frames, as_bmp
+from segray.sources.video import VideoFrames, as_bmp
 from segray.storage.store import Store
 
 PORTION_BYTES = 16 << 20
@@ -97,7 +97,7 @@ class Files:
     Threads may share an instance.
     """
 
-    def __init__(self, store: Store, limits: Limits, budget: MemoryBudget) -> None:
+    def __init__(self, store: Store, limits: ImageLimits, budget: MemoryBudget) -> None:
         self._store, self._limits, self._budget = store, limits, budget
         self._cursors = _ReaderPool(_MOST_CURSORS)
 
@@ -186,8 +186,8 @@ class Files:
     def _frames(self, version: str, part: list[tuple[Inside, int]]) -> _Content:
         file, limits = part[0][0].file, self._limits
 
-        def opened() -> Frames:
-            return Frames(lambda: self._store.reader(file), limits.max_pixels, limits.max_side_px)
+        def opened() -> VideoFrames:
+            return VideoFrames(lambda: self._store.reader(file), limits.max_pixels, limits.max_side_px)
 
         with self._cursors.hold((file, version), opened) as frames:
             found = _kept(part, lambda place: frames.at(place.numbers[0]))
@@ -200,7 +200,7 @@ def by_uri(store: Store) -> Callable[[str], bytes]:
     The image may be a part of another file. The function suits single images, not bulk reads. The function raises
     ImageError for an unreadable image inside another file, and otherwise as Store does.
     """
-    files = Files(store, Limits(), MemoryBudget(_NOW_AND_THEN_BYTES))
+    files = Files(store, ImageLimits(), MemoryBudget(_NOW_AND_THEN_BYTES))
     return lambda uri: store.read(uri) if inside(uri) is None else files.read(ImageRef(uri, uri))
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.errors import SourceError
-from segray.storage.store import Entry, Store
+from segray.storage.store import ListedObject, Store
 from segray.storage.uris import join, name, parent, scheme
 
 _BATCH_ROWS = 65_536
@@ -41,7 +41,7 @@ def is_report(uri: str) -> bool:
     return name(uri) == "manifest.json"
 
 
-def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
+def entries(uri: str, store: Store, prefix: str) -> Iterator[ListedObject]:
     """Yield the objects below the prefix, in the order of the report, with keys relative to the prefix.
 
     Old versions and deleted objects are skipped. Raises SourceError for a file that is no report, or a broken report.
@@ -64,7 +64,7 @@ def entries(uri: str, store: Store, prefix: str) -> Iterator[Entry]:
                 for row in read(file, columns):
                     if _is_there(row) and row["Key"].startswith(folder) and not row["Key"].endswith("/"):
                         found = row["Key"]
-                        yield Entry(
+                        yield ListedObject(
                             f"s3://{bucket}/{found}",
                             found.removeprefix(folder),
                             row.get("ETag", "").strip('"'),

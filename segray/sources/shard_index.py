@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from segray.instances import ImageRef
 from segray.sources.archives import SourceSpec
-from segray.storage.store import Entry, Store
+from segray.storage.store import ListedObject, Store
 from segray.storage.uris import join
 
 # Version of the index content. Increase this number when the rules of archives.py or tar_archive.py change.
@@ -32,7 +32,7 @@ class Index:
         self._used: set[str] = set()
 
     def refs(
-        self, file: Entry, shape: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
+        self, file: ListedObject, shape: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
     ) -> list[ImageRef]:
         """Return the images in this version of the file, from its index if there is one, else from `read`.
 

@@ -20,7 +20,7 @@ from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.uris import inside_uri
-from segray.storage.store import Entry
+from segray.storage.store import ListedObject
 
 EXTENSIONS = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"})
 _MOST_FRAMES = 1_000_000
@@ -30,7 +30,7 @@ _EPSILON_S, _SEEK_S, _MARGIN_S = 0.0006, 10.0, 2.0
 _BMP_HEADER_BYTES = 54
 
 
-def refs(file: Entry, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
+def refs(file: ListedObject, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
     """Return one reference for each moment, with key FILE#t=SECONDS, sorted by key.
 
     size_bytes of a reference is the size of the picture as BMP. Raises BrokenFileError for a file that is no video,
@@ -58,7 +58,7 @@ def refs(file: Entry, stream: BinaryIO, shape: SourceSpec) -> list[ImageRef]:
     return sorted(found, key=lambda ref: ref.key)
 
 
-class Frames:
+class VideoFrames:
     """A video that is read forwards. Threads must take turns.
 
     open_file: opens the file at its start.

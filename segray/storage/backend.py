@@ -14,7 +14,7 @@ Attempt = Callable[[Callable[[Any], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListedObject:
     """One listed object.
 
     key: path below the listed root, with "/" on every system. version: etag without quotes for object stores,
@@ -30,7 +30,7 @@ class Entry:
 class Backend(Protocol):
     """One kind of storage. `create` changes nothing if the object exists."""
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
         """Yield the objects below folder `uri` whose keys start with `prefix`, sorted by key.
 
         attempt: runs each request of the listing, with retries.
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Return the names directly below a folder; names of folders end with "/"."""
         ...
 
-    def stat(self, uri: str) -> Entry:
+    def stat(self, uri: str) -> ListedObject:
         """Return the entry of the object at exactly `uri`."""
         ...
 

@@ -242,14 +242,14 @@ READERS: Mapping[str, Callable[[Any], Reply | None]] = {
 
 
 @dataclass(frozen=True)
-class Failure:
+class StorageFailure:
     """A classified storage error. exception: what the caller gets if no further attempt is made."""
 
     error_class: ErrorClass
     exception: FileNotFoundError | AccessError | InfrastructureError
 
 
-def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Failure | None:
+def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> StorageFailure | None:
     """Classify an error of a request for `uri`. Return None for an error of another origin, or a translated one.
 
     bucket_exists: the bucket has answered before. A store that denies such a bucket is failing.
@@ -261,7 +261,7 @@ def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> Fai
         return None
     if error_class is NO_BUCKET and bucket_exists:
         error_class = BUCKET_DENIED
-    return Failure(error_class, _exception(error_class, error, reply, uri))
+    return StorageFailure(error_class, _exception(error_class, error, reply, uri))
 
 
 def status_of(error: Exception) -> int:

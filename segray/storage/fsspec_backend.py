@@ -12,7 +12,7 @@ import fsspec
 
 from segray._compat import path_in
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, Entry
+from segray.storage.backend import Attempt, ListedObject
 from segray.storage.uris import join, name, parent
 
 # Fields in which fsspec's file systems give the identity of the content, the most exact first.
@@ -32,10 +32,10 @@ class FsspecBackend:
                 hint="install the fsspec package for it, or use s3://",
             ) from error
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
         return self._walk(uri, "", prefix, attempt)
 
-    def _walk(self, root: str, key: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+    def _walk(self, root: str, key: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
         folder = join(root, key.removesuffix("/")) if key else root
         children: dict[str, dict[str, Any]] = attempt(lambda backend: backend._children(folder))
         for child in sorted(children):
@@ -57,7 +57,7 @@ class FsspecBackend:
     def names(self, uri: str) -> list[str]:
         return list(self._children(uri))
 
-    def stat(self, uri: str) -> Entry:
+    def stat(self, uri: str) -> ListedObject:
         told = self._fs.info(path_in(self._fs, uri))
         if told["type"] != "file":
             raise FileNotFoundError(errno.ENOENT, "no such object", uri)
@@ -89,9 +89,9 @@ def _child_name(child: Mapping[str, Any]) -> str:
     return last + "/" if child["type"] == "directory" else last
 
 
-def _entry(uri: str, key: str, told: Mapping[str, Any]) -> Entry:
+def _entry(uri: str, key: str, told: Mapping[str, Any]) -> ListedObject:
     size = told.get("size")
     version = next((told[field] for field in _VERSION_FIELDS if told.get(field)), "")
     if isinstance(version, datetime):  # Some file systems give the same moment as a datetime or as a number.
         version = version.timestamp()
-    return Entry(uri, key, str(version).strip('"'), -1 if size is None else size)
+    return ListedObject(uri, key, str(version).strip('"'), -1 if size is None else size)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from segray.storage.backend import Attempt, Entry
+from segray.storage.backend import Attempt, ListedObject
 from segray.storage.uris import join, local_path, name
 
 _TEMPORARY = ".segray-tmp"  # suffix of incomplete files, which no listing shows
@@ -19,12 +19,12 @@ _TEMPORARY = ".segray-tmp"  # suffix of incomplete files, which no listing shows
 class LocalBackend:
     """The local file system. Listings follow links, except into a folder that is being listed already."""
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
         return self._walk(local_path(uri), "", prefix, frozenset(), attempt)
 
     def _walk(
         self, folder: str, key: str, prefix: str, above: frozenset[tuple[int, int]], attempt: Attempt
-    ) -> Iterator[Entry]:
+    ) -> Iterator[ListedObject]:
         try:
             identity, children = attempt(lambda _: (_identity(folder), sorted(_scan(folder))))
         except FileNotFoundError:
@@ -41,14 +41,14 @@ class LocalBackend:
             elif below.startswith(prefix):
                 yield from self._file(path, below, attempt)
 
-    def _file(self, path: str, key: str, attempt: Attempt) -> Iterator[Entry]:
+    def _file(self, path: str, key: str, attempt: Attempt) -> Iterator[ListedObject]:
         if entry := attempt(lambda _: _file_entry(path, key)):
             yield entry
 
     def names(self, uri: str) -> list[str]:
         return list(_scan(local_path(uri)))
 
-    def stat(self, uri: str) -> Entry:
+    def stat(self, uri: str) -> ListedObject:
         path = local_path(uri)
         entry = _file_entry(path, name(path))
         if uri.endswith("/") or entry is None or entry.size_bytes < 0:
@@ -93,7 +93,7 @@ def _scan(folder: str) -> Iterator[str]:
                 yield entry.name + "/" if entry.is_dir() else entry.name
 
 
-def _file_entry(path: str, key: str) -> Entry | None:
+def _file_entry(path: str, key: str) -> ListedObject | None:
     """Return the entry of a file; None for folders, pipes, devices, and files that are gone.
 
     A dangling link has a size of -1 bytes.
@@ -101,10 +101,10 @@ def _file_entry(path: str, key: str) -> Entry | None:
     try:
         status = Path(path).stat()
     except FileNotFoundError:
-        return Entry(path, key, "", -1) if Path(path).is_symlink() else None
+        return ListedObject(path, key, "", -1) if Path(path).is_symlink() else None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Entry(path, key, f"{status.st_size}-{status.st_mtime_ns}", status.st_size)
+    return ListedObject(path, key, f"{status.st_size}-{status.st_mtime_ns}", status.st_size)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from itertools import count
 from time import sleep
 from typing import TypeVar
 
-from segray.storage.errors import Failure
+from segray.storage.errors import StorageFailure
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 20.0
 def retrying(
     request: Callable[[], T],
     retries: int,
-    translate: Callable[[Exception], Failure | None],
+    translate: Callable[[Exception], StorageFailure | None],
     renew_credentials: Callable[[], None],
 ) -> T:
     """Return what `request` returns. Repeat the request after errors that may pass.

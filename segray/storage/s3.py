@@ -18,7 +18,7 @@ from fsspec.asyn import sync
 
 from segray._compat import load_session, s3_client
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, Entry
+from segray.storage.backend import Attempt, ListedObject
 from segray.storage.errors import status_of
 from segray.storage.options import StorageOptions
 from segray.storage.uris import bucket_and_key, parent, scheme
@@ -77,7 +77,7 @@ class S3Backend:
                 return
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[Entry]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
         bucket, folder = _bucket_and_folder(uri)
         for page in self._pages(uri, prefix, "", attempt):
             for listed in page.get("Contents", ()):
@@ -92,7 +92,7 @@ class S3Backend:
             keys += [listed["Prefix"] for listed in page.get("CommonPrefixes", ())]
         return [key.removeprefix(folder) for key in keys if key != folder]
 
-    def stat(self, uri: str) -> Entry:
+    def stat(self, uri: str) -> ListedObject:
         bucket, key = _bucket_and_object(uri)
         reply = self._call("head_object", Bucket=bucket, Key=key)
         return _object_entry(bucket, key, parent(key) + "/" if "/" in key else "", reply)
@@ -136,9 +136,9 @@ def _bucket_and_object(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _object_entry(bucket: str, key: str, folder: str, told: Mapping[str, Any]) -> Entry:
+def _object_entry(bucket: str, key: str, folder: str, told: Mapping[str, Any]) -> ListedObject:
     size = told["Size"] if "Size" in told else told["ContentLength"]
-    return Entry(f"s3://{bucket}/{key}", key.removeprefix(folder), told.get("ETag", "").strip('"'), size)
+    return ListedObject(f"s3://{bucket}/{key}", key.removeprefix(folder), told.get("ETag", "").strip('"'), size)
 
 
 def _endpoint(options: StorageOptions) -> str | None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from segray.storage import s3
-from segray.storage.backend import Backend, Entry
+from segray.storage.backend import Backend, ListedObject
 from segray.storage.errors import translate
 from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.local import LocalBackend
@@ -34,7 +34,7 @@ from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
 from segray.storage.uris import S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
 
-__all__ = ["Entry", "StorageOptions", "Store", "bounded_map"]
+__all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,7 +60,7 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[StorageOptions]]:
         return Store, (self.options,)
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[Entry]:
+    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
         """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
         Memory never holds the complete listing. A missing folder raises FileNotFoundError in a file system with
@@ -76,7 +76,7 @@ class Store:
             return []
         return sorted(name.removesuffix("/") for name in names)
 
-    def stat(self, uri: str) -> Entry:
+    def stat(self, uri: str) -> ListedObject:
         """Return the entry of the object at exactly `uri`; its key is its name. A folder is not an object."""
         return self._request(uri, lambda backend: backend.stat(uri))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.imaging.opencv import cv2
-from segray.synthetic.shapes import STICKERS, Layer, Sticker
+from segray.synthetic.shapes import STICKERS, PaintedShape, Sticker
 
 _SUBPIXELS = 2
 _SHIFT = 4
@@ -108,7 +108,7 @@ def _draw_thing(
 
 
 def _paint(
-    layers: list[Layer],
+    layers: list[PaintedShape],
     matrix: NDArray[np.float64],
     centre: NDArray[np.float64],
     size_hw: tuple[int, int],

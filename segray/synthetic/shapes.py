@@ -20,7 +20,7 @@ Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Layer:
+class PaintedShape:
     """One painted shape.
 
     contours: float64 (k, 2) points each, (x, y) in the unit frame.
@@ -44,7 +44,7 @@ class Sticker:
 
     category_id: int
     name: str
-    draw: Callable[[np.random.Generator], list[Layer]]
+    draw: Callable[[np.random.Generator], list[PaintedShape]]
     min_length_px: float
     max_tilt_deg: float
 
@@ -91,7 +91,7 @@ def _dim(colour: Colour, factor: float) -> Colour:
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
-def _stop_sign(rng: np.random.Generator) -> list[Layer]:
+def _stop_sign(rng: np.random.Generator) -> list[PaintedShape]:
     def octagon(r: float) -> Points:
         return _ellipse(0, 0, r, r, 22.5, 382.5, 8)
 
@@ -103,21 +103,21 @@ def _stop_sign(rng: np.random.Generator) -> list[Layer]:
         (_box(0, 0, 1, 5), _box(2, 0, 3, 5), _box(0, 0, 3, 1), _box(0, 4, 3, 5)),
         (_box(0, 0, 1, 5), _box(2, 0, 3, 3), _box(0, 0, 3, 1), _box(0, 2, 3, 3)),
     )
-    layers = [Layer((octagon(0.54),), white), Layer((octagon(0.48),), red)]
+    layers = [PaintedShape((octagon(0.54),), white), PaintedShape((octagon(0.48),), red)]
     for i, strokes in enumerate(letters):
         corner = np.array([-0.34 + 0.18 * i, -0.13])
-        layers += [Layer((corner + stroke * (0.045, 0.052),), white) for stroke in strokes]
+        layers += [PaintedShape((corner + stroke * (0.045, 0.052),), white) for stroke in strokes]
     return layers
 
 
-def _umbrella(rng: np.random.Generator) -> list[Layer]:
+def _umbrella(rng: np.random.Generator) -> list[PaintedShape]:
     a, b = _bright(rng), _bright(rng)
     panels = int(rng.integers(4, 7))
     top, rim = -0.42, 0.02
     wood = _vary(rng, (90, 60, 40))
     hook = _ellipse(0.075, 0.42, 0.075, 0.09, 180, 0, 12)
     stick = np.concatenate([np.array([[0, top - 0.04], [0, 0.2]]), hook])
-    layers = [Layer((_stroke(stick, 0.045),), wood)]
+    layers = [PaintedShape((_stroke(stick, 0.045),), wood)]
     edges = np.linspace(-0.5, 0.5, panels + 1)
     for i, (x0, x1) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         s = np.linspace(0, 1, 10)
@@ -126,22 +126,24 @@ def _umbrella(rng: np.random.Generator) -> list[Layer]:
             return np.stack([x * np.sin(s * np.pi / 2), top + (rim - top) * (1 - np.cos(s * np.pi / 2))], axis=1)
 
         scallop = np.stack([x0 + (x1 - x0) * s, rim - 0.05 * np.sin(s * np.pi)], axis=1)
-        layers.append(Layer((np.concatenate([rib(x0), scallop, rib(x1)[::-1]]),), a if i % 2 == 0 else b))
+        layers.append(PaintedShape((np.concatenate([rib(x0), scallop, rib(x1)[::-1]]),), a if i % 2 == 0 else b))
     return layers
 
 
-def _kite(rng: np.random.Generator) -> list[Layer]:
+def _kite(rng: np.random.Generator) -> list[PaintedShape]:
     a, b, c = _bright(rng), _bright(rng), _bright(rng)
     half, cross = rng.uniform(0.3, 0.38), rng.uniform(-0.28, -0.14)
     n, e, s, w, o = (np.array(p) for p in ((0, -0.5), (half, cross), (0, 0.36), (-half, cross), (0, cross)))
     t = np.linspace(0, 1, 16)
     tail = np.stack([0.05 * np.sin(t * 2 * np.pi), 0.33 + 0.17 * t], axis=1)
-    layers = [Layer((_stroke(tail, 0.07),), c)]
-    layers += [Layer((np.stack(p),), q) for p, q in (((n, e, o), a), ((e, s, o), b), ((s, w, o), a), ((w, n, o), b))]
+    layers = [PaintedShape((_stroke(tail, 0.07),), c)]
+    layers += [
+        PaintedShape((np.stack(p),), q) for p, q in (((n, e, o), a), ((e, s, o), b), ((s, w, o), a), ((w, n, o), b))
+    ]
     return layers
 
 
-def _bottle(rng: np.random.Generator) -> list[Layer]:
+def _bottle(rng: np.random.Generator) -> list[PaintedShape]:
     palette = ((30, 110, 50), (120, 60, 20), (40, 90, 170), (170, 205, 215))
     glass = _vary(rng, palette[int(rng.integers(len(palette)))])
     half, neck = rng.uniform(0.13, 0.18), rng.uniform(0.05, 0.065)
@@ -153,14 +155,14 @@ def _bottle(rng: np.random.Generator) -> list[Layer]:
     label = _box(-half, 0.08, half, 0.32)
     cap = _box(-neck - 0.01, -0.5, neck + 0.01, -0.42)
     return [
-        Layer((body,), glass),
-        Layer((shine,), _vary(rng, (225, 235, 235), 15)),
-        Layer((label,), _bright(rng)),
-        Layer((cap,), _vary(rng, (190, 170, 60), 50)),
+        PaintedShape((body,), glass),
+        PaintedShape((shine,), _vary(rng, (225, 235, 235), 15)),
+        PaintedShape((label,), _bright(rng)),
+        PaintedShape((cap,), _vary(rng, (190, 170, 60), 50)),
     ]
 
 
-def _banana(rng: np.random.Generator) -> list[Layer]:
+def _banana(rng: np.random.Generator) -> list[PaintedShape]:
     yellow = _vary(rng, (240, 210, 60))
     bend, thick = rng.uniform(0.5, 0.75), rng.uniform(0.1, 0.14)
     t = np.linspace(-1, 1, 32)
@@ -175,10 +177,14 @@ def _banana(rng: np.random.Generator) -> list[Layer]:
         np.concatenate([(spine + normal * half)[k], (spine - normal * half)[k][::-1]])
         for k in (slice(0, 3), slice(-3, None))
     ]
-    return [Layer((skin,), yellow), Layer((ridge,), _dim(yellow, 0.8)), *(Layer((tip,), brown) for tip in tips)]
+    return [
+        PaintedShape((skin,), yellow),
+        PaintedShape((ridge,), _dim(yellow, 0.8)),
+        *(PaintedShape((tip,), brown) for tip in tips),
+    ]
 
 
-def _donut(rng: np.random.Generator) -> list[Layer]:
+def _donut(rng: np.random.Generator) -> list[PaintedShape]:
     dough = _vary(rng, (205, 155, 95))
     icing = ((235, 120, 170), (95, 55, 30), (245, 240, 230), (130, 200, 215))[int(rng.integers(4))]
     hole = rng.uniform(0.13, 0.19)
@@ -186,18 +192,18 @@ def _donut(rng: np.random.Generator) -> list[Layer]:
     wave = 0.43 + 0.025 * np.sin(t * int(rng.integers(6, 10)) + rng.uniform(0, 6))
     glaze = np.stack([wave * np.cos(t), wave * np.sin(t)], axis=1)
     layers = [
-        Layer((_ellipse(0, 0, 0.5, 0.5), _ellipse(0, 0, hole, hole)), dough),
-        Layer((glaze, _ellipse(0, 0, hole + 0.04, hole + 0.04)), _vary(rng, icing)),
+        PaintedShape((_ellipse(0, 0, 0.5, 0.5), _ellipse(0, 0, hole, hole)), dough),
+        PaintedShape((glaze, _ellipse(0, 0, hole + 0.04, hole + 0.04)), _vary(rng, icing)),
     ]
     for _ in range(int(rng.integers(0, 14))):
         angle, r, spin = rng.uniform(0, 2 * np.pi), rng.uniform(hole + 0.09, 0.37), rng.uniform(0, np.pi)
         centre = np.array([r * np.cos(angle), r * np.sin(angle)])
         arm = np.array([np.cos(spin), np.sin(spin)]) * 0.035
-        layers.append(Layer((_stroke(np.stack([centre - arm, centre + arm]), 0.025),), _bright(rng)))
+        layers.append(PaintedShape((_stroke(np.stack([centre - arm, centre + arm]), 0.025),), _bright(rng)))
     return layers
 
 
-def _tv(rng: np.random.Generator) -> list[Layer]:
+def _tv(rng: np.random.Generator) -> list[PaintedShape]:
     half = rng.uniform(0.28, 0.36)
     case = _vary(rng, (40, 40, 45), 30)
     screen = _vary(rng, (90, 130, 170), 60)
@@ -207,28 +213,28 @@ def _tv(rng: np.random.Generator) -> list[Layer]:
     )
     stand = np.array([[-0.06, half - 0.1], [0.06, half - 0.1], [0.2, half], [-0.2, half]])
     return [
-        Layer((stand,), _dim(case, 0.8)),
-        Layer((_rounded(-0.5, -half, 0.5, half - 0.09, 0.04),), case),
-        Layer((_box(*inner),), screen),
-        Layer((glare,), _vary(rng, _dim(screen, 1.25), 5)),
+        PaintedShape((stand,), _dim(case, 0.8)),
+        PaintedShape((_rounded(-0.5, -half, 0.5, half - 0.09, 0.04),), case),
+        PaintedShape((_box(*inner),), screen),
+        PaintedShape((glare,), _vary(rng, _dim(screen, 1.25), 5)),
     ]
 
 
-def _clock(rng: np.random.Generator) -> list[Layer]:
+def _clock(rng: np.random.Generator) -> list[PaintedShape]:
     face, rim, ink = _vary(rng, (240, 235, 220), 20), _bright(rng), _vary(rng, (25, 25, 30), 20)
-    layers = [Layer((_ellipse(0, 0, 0.5, 0.5),), rim), Layer((_ellipse(0, 0, 0.42, 0.42),), face)]
+    layers = [PaintedShape((_ellipse(0, 0, 0.5, 0.5),), rim), PaintedShape((_ellipse(0, 0, 0.42, 0.42),), face)]
     for hour in range(12):
         a = hour * np.pi / 6
         ray = np.array([np.sin(a), -np.cos(a)])
-        layers.append(Layer((_stroke(np.stack([ray * 0.34, ray * 0.4]), 0.03),), ink))
+        layers.append(PaintedShape((_stroke(np.stack([ray * 0.34, ray * 0.4]), 0.03),), ink))
     for length, width in ((0.22, 0.05), (0.33, 0.035)):
         a = rng.uniform(0, 2 * np.pi)
         ray = np.array([np.sin(a), -np.cos(a)])
-        layers.append(Layer((_stroke(np.stack([ray * -0.05, ray * length]), width),), ink))
+        layers.append(PaintedShape((_stroke(np.stack([ray * -0.05, ray * length]), width),), ink))
     return layers
 
 
-def _teddy_bear(rng: np.random.Generator) -> list[Layer]:
+def _teddy_bear(rng: np.random.Generator) -> list[PaintedShape]:
     fur = _vary(rng, ((150, 100, 55), (190, 145, 95), (110, 75, 50))[int(rng.integers(3))])
     pale, dark = _vary(rng, _dim(fur, 1.35), 8), (35.0, 25.0, 20.0)
     reach = rng.uniform(0.24, 0.32)
@@ -237,26 +243,31 @@ def _teddy_bear(rng: np.random.Generator) -> list[Layer]:
         _ellipse(-reach, 0.06, 0.12, 0.08), _ellipse(reach, 0.06, 0.12, 0.08),
         _ellipse(-0.17, 0.4, 0.11, 0.1), _ellipse(0.17, 0.4, 0.11, 0.1),
     )  # fmt: skip
-    layers = [Layer((limb,), _dim(fur, 0.88)) for limb in limbs]
-    layers += [Layer((_ellipse(0, 0.16, 0.24, 0.28),), fur), Layer((_ellipse(0, 0.18, 0.14, 0.17),), pale)]
-    layers += [Layer((_ellipse(0, -0.27, 0.22, 0.2),), fur), Layer((_ellipse(0, -0.2, 0.1, 0.08),), pale)]
-    layers += [Layer((_ellipse(x, y, rx, ry),), dark) for x, y, rx, ry in
+    layers = [PaintedShape((limb,), _dim(fur, 0.88)) for limb in limbs]
+    layers += [
+        PaintedShape((_ellipse(0, 0.16, 0.24, 0.28),), fur),
+        PaintedShape((_ellipse(0, 0.18, 0.14, 0.17),), pale),
+    ]
+    layers += [PaintedShape((_ellipse(0, -0.27, 0.22, 0.2),), fur), PaintedShape((_ellipse(0, -0.2, 0.1, 0.08),), pale)]
+    layers += [PaintedShape((_ellipse(x, y, rx, ry),), dark) for x, y, rx, ry in
                ((-0.08, -0.32, 0.025, 0.03), (0.08, -0.32, 0.025, 0.03), (0, -0.23, 0.035, 0.025))]  # fmt: skip
     return layers
 
 
-def _toothbrush(rng: np.random.Generator) -> list[Layer]:
+def _toothbrush(rng: np.random.Generator) -> list[PaintedShape]:
     handle, stripe = _bright(rng), _bright(rng)
     half, head = rng.uniform(0.04, 0.055), rng.uniform(0.065, 0.085)
     grip = _rounded(-0.5, -half, 0.28, half, half * 0.95)
     neck = _rounded(0.18, -half * 0.75, 0.5, half * 0.75, half * 0.7)
-    layers = [Layer((grip,), handle), Layer((neck,), handle)]
-    layers.append(Layer((_box(-0.4, -half * 0.4, 0.0, half * 0.4),), stripe))
+    layers = [PaintedShape((grip,), handle), PaintedShape((neck,), handle)]
+    layers.append(PaintedShape((_box(-0.4, -half * 0.4, 0.0, half * 0.4),), stripe))
     bristle = _vary(rng, (235, 240, 245), 12)
     for i in range(5):
         x = 0.3 + 0.038 * i
         layers.append(
-            Layer((_box(x, -2 * head + half, x + 0.034, half * 0.2),), bristle if i % 2 == 0 else _dim(bristle, 0.8))
+            PaintedShape(
+                (_box(x, -2 * head + half, x + 0.034, half * 0.2),), bristle if i % 2 == 0 else _dim(bristle, 0.8)
+            )
         )
     return layers
 

@@ -13,9 +13,9 @@ from PIL import Image
 from segray import rle
 from segray.analytics.reports.contact_sheet import (
     PALETTE,
-    Candidate,
     Label,
-    Picture,
+    LabelledPicture,
+    SheetCandidate,
     _spot,
     choose,
     colours_of,
@@ -40,8 +40,10 @@ def png(size_hw: tuple[int, int] = SIZE_HW, level: int = 100) -> bytes:
     return cv2.imencode(".png", np.full((*size_hw, 3), level, np.uint8))[1].tobytes()
 
 
-def picture(key: str, labels: int = 1, score: float = 0.9) -> Picture:
-    return Picture(key, key, SIZE_HW, tuple(label(10 + 12 * k, 40, 10, 10, 13 + k, score) for k in range(labels)))
+def picture(key: str, labels: int = 1, score: float = 0.9) -> LabelledPicture:
+    return LabelledPicture(
+        key, key, SIZE_HW, tuple(label(10 + 12 * k, 40, 10, 10, 13 + k, score) for k in range(labels))
+    )
 
 
 def test_draw_tints_the_mask_and_leaves_the_rest_alone() -> None:
@@ -100,22 +102,30 @@ def test_colours_are_distinct_and_independent_of_order() -> None:
 
 
 def test_choose_takes_crowded_unsure_typical_and_large_in_turn() -> None:
-    usual = [Candidate(f"usual-{i}", 3, 0.8, 100) for i in range(9)]
-    odd = [Candidate("crowded", 9, 0.8, 100), Candidate("unsure", 2, 0.1, 100), Candidate("large", 2, 0.8, 900)]
+    usual = [SheetCandidate(f"usual-{i}", 3, 0.8, 100) for i in range(9)]
+    odd = [
+        SheetCandidate("crowded", 9, 0.8, 100),
+        SheetCandidate("unsure", 2, 0.1, 100),
+        SheetCandidate("large", 2, 0.8, 900),
+    ]
     chosen = choose([*usual, *odd], 4)
     assert (chosen[0], chosen[1], chosen[3]) == ("crowded", "unsure", "large")
     assert chosen[2].startswith("usual")
 
 
 def test_choose_does_not_depend_on_the_order_given_and_repeats_nothing() -> None:
-    candidates = [Candidate(str(i), i % 4, 0.5 + i % 3 / 10, 100) for i in range(30)]
+    candidates = [SheetCandidate(str(i), i % 4, 0.5 + i % 3 / 10, 100) for i in range(30)]
     chosen = choose(candidates, 20)
     assert chosen == choose(candidates[::-1], 20)
     assert len(set(chosen)) == 20
 
 
 def test_choose_shows_empty_images_last() -> None:
-    candidates = [Candidate("empty", 0, 1.0, 10_000), Candidate("a", 1, 0.9, 10), Candidate("b", 2, 0.9, 10)]
+    candidates = [
+        SheetCandidate("empty", 0, 1.0, 10_000),
+        SheetCandidate("a", 1, 0.9, 10),
+        SheetCandidate("b", 2, 0.9, 10),
+    ]
     assert choose(candidates, 2) in (["a", "b"], ["b", "a"])
     assert choose(candidates, 9)[-1] == "empty"
     assert choose([], 4) == []

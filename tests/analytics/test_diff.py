@@ -100,7 +100,7 @@ def test_gates(root: str, tmp_path: Path, gate: str, fails: bool) -> None:
         "bottle": kinds | {"kept": 6},
         "toothbrush": kinds | {"kept": 3, "lost": 3},
     }
-    made = comparison.Difference(
+    made = comparison.LabelSetDifference(
         6, 0, 0, 0, 0, 0, (18, 15), kinds | {"kept": 15, "lost": 3}, by_class, {}, [], [],
         comparison.Drift(1, 0.5, 0.15), comparison.Drift(0, 1, 0),
     )  # fmt: skip

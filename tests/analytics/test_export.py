@@ -18,10 +18,10 @@ from pycocotools.coco import COCO
 
 from segray import rle
 from segray.analytics.export import polygons
-from segray.analytics.export.export import Choice, export
+from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.export.formats import FORMATS
 from segray.analytics.export.label_studio import brush
-from segray.analytics.export.writer import Picture, Settings, row_runs
+from segray.analytics.export.writer import ExportedImage, Settings, row_runs
 from segray.cli.analytics import describe_export
 from segray.errors import LabelSetError, UserError
 from segray.label_set.commit import create_tables
@@ -254,7 +254,7 @@ def test_fiftyone_cuts_masks_off_at_boxes_that_hold_them_whole(tmp_path: Path) -
     box = {"bbox_x": 5.4, "bbox_y": 125.6, "bbox_w": 30.0, "bbox_h": 9.0}  # the model's, smaller
     row = {"class_id": 13, "score": 0.9, "area": int(mask.sum()), "rle": rle.encode(mask), **box}
     writer = FORMATS["fiftyone"].open(Settings(tmp_path, CLASSES))
-    writer.add(Picture(1, "a.jpg", "/a.jpg", size_hw, [row]))
+    writer.add(ExportedImage(1, "a.jpg", "/a.jpg", size_hw, [row]))
     writer.close()
     (given,) = json.loads((tmp_path / "labels.json").read_text())["annotations"]
     x, y, w, h = given["bbox"]
@@ -269,17 +269,19 @@ def test_fiftyone_cuts_masks_off_at_boxes_that_hold_them_whole(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("choice", "kept"),
     [
-        (Choice(classes=["Stop Sign"]), [0, 3]),
-        (Choice(min_score=0.4), [0, 1, 4]),
-        (Choice(min_area_px=700, max_area_px=2399), []),
-        (Choice(max_area_px=620), [0, 1, 3, 4]),
+        (ExportSelection(classes=["Stop Sign"]), [0, 3]),
+        (ExportSelection(min_score=0.4), [0, 1, 4]),
+        (ExportSelection(min_area_px=700, max_area_px=2399), []),
+        (ExportSelection(max_area_px=620), [0, 1, 3, 4]),
         pytest.param(
-            Choice(where="class_name LIKE 'bottle%' AND rle_area(rle) > 10"), [1, 4], marks=pytest.mark.integration
+            ExportSelection(where="class_name LIKE 'bottle%' AND rle_area(rle) > 10"),
+            [1, 4],
+            marks=pytest.mark.integration,
         ),
-        pytest.param(Choice(where="rle_contains(rle, height, 0, 0)"), [2], marks=pytest.mark.integration),
+        pytest.param(ExportSelection(where="rle_contains(rle, height, 0, 0)"), [2], marks=pytest.mark.integration),
     ],
 )
-def test_choices_of_instances(root: str, tmp_path: Path, choice: Choice, kept: list[int]) -> None:
+def test_choices_of_instances(root: str, tmp_path: Path, choice: ExportSelection, kept: list[int]) -> None:
     done = export(root, "coco", tmp_path / "out.json", choice)
     assert done.images == 4
     rows = json.loads((tmp_path / "out.json").read_text())["annotations"]
@@ -290,7 +292,7 @@ def test_choices_of_instances(root: str, tmp_path: Path, choice: Choice, kept: l
 def test_choices_of_images(root: str, tmp_path: Path) -> None:
     def names(**choice: Any) -> list[str]:
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        export(root, "coco", out, Choice(**choice))
+        export(root, "coco", out, ExportSelection(**choice))
         return [row["file_name"] for row in json.loads(out.read_text())["images"]]
 
     assert names(statuses=["empty"]) == ["c.jpg"]
@@ -304,14 +306,14 @@ def test_choices_of_images(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "choice", "message"),
     [
-        ("voc", Choice(), "choose from coco"),
-        ("coco", Choice(classes=["zebra"]), "no such class"),
-        pytest.param("coco", Choice(where="no_such_column = 1"), "no SQL", marks=pytest.mark.integration),
-        ("coco", Choice(min_score=0.99, with_instances=True), "nothing of the label set is chosen"),
+        ("voc", ExportSelection(), "choose from coco"),
+        ("coco", ExportSelection(classes=["zebra"]), "no such class"),
+        pytest.param("coco", ExportSelection(where="no_such_column = 1"), "no SQL", marks=pytest.mark.integration),
+        ("coco", ExportSelection(min_score=0.99, with_instances=True), "nothing of the label set is chosen"),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(
-    root: str, tmp_path: Path, to: str, choice: Choice, message: str
+    root: str, tmp_path: Path, to: str, choice: ExportSelection, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         export(root, to, tmp_path / "out", choice)

@@ -15,7 +15,7 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.evaluation import ground_truth
-from segray.analytics.export.export import Choice, export
+from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.query import key_ranges
 from segray.analytics.query.key_ranges import KeyRange
 from segray.label_set import snapshot
@@ -50,7 +50,7 @@ def test_an_export_of_some_images_reads_their_slices_alone(tmp_path: Path, monke
         return instances(shown, part, *rest)
 
     monkeypatch.setattr(key_ranges, "instances", noted)
-    done = export(root, "coco", tmp_path / "some.json", Choice(keys=frozenset({"03.jpg", "16.jpg", "17.jpg"})))
+    done = export(root, "coco", tmp_path / "some.json", ExportSelection(keys=frozenset({"03.jpg", "16.jpg", "17.jpg"})))
     assert (done.images, done.instances) == (3, 3)
     assert len(read) < 4
     assert len(set(read)) == len(read)

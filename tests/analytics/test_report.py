@@ -188,7 +188,7 @@ def test_pictures_are_chosen_for_a_reason_each(root: str) -> None:
 
 def test_a_sample_is_the_same_in_whatever_parts_rows_come(root: str) -> None:
     images = snapshot.snapshot(root).images.to_table()
-    whole, parts = statistics._Images(), statistics._Images()
+    whole, parts = statistics._ImageCounts(), statistics._ImageCounts()
     whole.add(images)
     for i in range(len(images)):
         parts.add(images.slice(len(images) - 1 - i, 1))

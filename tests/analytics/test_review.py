@@ -122,7 +122,7 @@ def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
     monkeypatch.setattr(selecting, "_POOL", 4)
     state = snapshot.snapshot(planted)
     parts = key_ranges.cut(state, slice_rows=9)
-    found = selecting._Found({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
+    found = selecting._BestImages({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
     for part in parts:
         found.add(state, part)
     assert len(parts) > 2

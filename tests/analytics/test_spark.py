@@ -28,7 +28,9 @@ def test_spark_sees_the_rows_of_the_snapshot_after_replacement_and_compaction(tm
         label_sets.write(root, {key: image})
     first = min(scenes)
     label_sets.write(root, {first: replace(scenes[first], found=scenes[first].found[:1])})
-    maintenance.maintain(str(root), StorageOptions(), limits=maintenance.Limits(files=2))  # Replaced files stay a day.
+    maintenance.maintain(
+        str(root), StorageOptions(), limits=maintenance.CompactionThresholds(files=2)
+    )  # Replaced files stay a day.
     rows = segray.scan(str(root)).count_rows()
     recipe = PAGE.read_text(encoding="utf-8").split("## Spark")[1].split("```python\n")[1].split("```")[0]
     told = """

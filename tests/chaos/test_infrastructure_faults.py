@@ -26,7 +26,7 @@ from segray import config
 from segray.errors import InfrastructureError, SegrayError
 from segray.execution import run
 from segray.execution.progress import ProgressListener
-from segray.execution.staging import Outcome, stage
+from segray.execution.staging import ImageOutcome, stage
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
@@ -50,11 +50,11 @@ class Reader:
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(self._store, self._spec.staged, task, rows, {13: "stop sign"}))
 
-    def _outcome(self, task: Task, ref: ImageRef) -> Outcome:
+    def _outcome(self, task: Task, ref: ImageRef) -> ImageOutcome:
         data = self._store.read(ref.uri)
         score = np.array([hashlib.sha256(data).digest()[0] / 256], np.float32)
         found = Instances(np.array([13], np.int32), score, np.array([[0, 0, 2, 2]], np.float32), ("04",), (2, 2))
-        return Outcome(ref, task.attempt, len(data), (2, 2), instances=found)
+        return ImageOutcome(ref, task.attempt, len(data), (2, 2), instances=found)
 
     def progress(self) -> Progress:
         return Progress(0)

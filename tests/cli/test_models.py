@@ -27,7 +27,7 @@ from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models import zoo as catalogue
-from segray.models.zoo import CATALOGUE, Entry, File, Source
+from segray.models.zoo import CATALOGUE, File, ModelSource, ZooModel
 
 HASTY = download.RetryPolicy(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
@@ -49,7 +49,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def published(web: Web, content: bytes, name: str = TF, **habits: Any) -> Entry:
+def published(web: Web, content: bytes, name: str = TF, **habits: Any) -> ZooModel:
     """The catalogue's entry, with its archive served here."""
     source = CATALOGUE[name].sources[0]
     url = web.put(f"/{source.files[0].name}", content, **habits)
@@ -202,7 +202,9 @@ def test_two_files_of_an_ir_are_pulled(web: Web, tmp_path: Path) -> None:
         File(f"{SIBLING}{suffix}", (web.put(f"/{suffix}", xml.with_suffix(suffix).read_bytes()),))
         for suffix in (".xml", ".bin")
     )
-    found = pull(replace(CATALOGUE[SIBLING], sources=(Source(files, f"{SIBLING}.xml", "an IR"),)), tmp_path / "models")
+    found = pull(
+        replace(CATALOGUE[SIBLING], sources=(ModelSource(files, f"{SIBLING}.xml", "an IR"),)), tmp_path / "models"
+    )
     assert resolve.resolve(SIBLING, str(found.xml)).form.name == "converted"
     assert f"{SIBLING}.xml.sha256" in names(found.xml.parent / "download")
 

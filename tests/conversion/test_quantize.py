@@ -142,7 +142,7 @@ def test_a_loss_beyond_the_bound_is_told_by_words_and_exit_code(
 ) -> None:
     """The worse of mask and box counts."""
     speed = compare.Speed("cpu", ({"f32": 4.0, "bf16": 8.0, "int8": 12.0},))
-    accuracy = compare.Accuracy(("a.png",), 3, {"f32": 0.8, "int8": 0.81}, {"f32": 0.8, "int8": 0.7})
+    accuracy = compare.EngineAccuracy(("a.png",), 3, {"f32": 0.8, "int8": 0.81}, {"f32": 0.8, "int8": 0.7})
     found = quantize.Quantised(
         "stickers", "converted", Path("out/stickers-int8.xml"), 32, {"int8": 48, "float": 12},
         {"source": 3_800_000, "int8": 2_300_000}, speed, accuracy, calibrated=1,

@@ -16,7 +16,7 @@ from watchers import Notes
 from segray import config
 from segray.errors import LabelSetError
 from segray.execution import estimate, run
-from segray.execution.estimate import Estimate, Listed, Sample
+from segray.execution.estimate import RunEstimate, Sample, SourceEstimate
 from segray.monitoring import console
 from segray.synthetic import dataset
 
@@ -32,9 +32,9 @@ def chosen(**more: Any) -> config.Config:
     return config.validate({**values, **more}, "test")
 
 
-def multiplied(asked: config.Config, images: int, sample: Sample = SAMPLE, threads: int = 2) -> Estimate:
-    listed = Listed(images, images + 5, images * 200_000, {"jpg": images}, 0, 1.0)
-    found = Estimate("photos", "labels", listed, threads, sample, output=estimate._output(asked, listed, sample))
+def multiplied(asked: config.Config, images: int, sample: Sample = SAMPLE, threads: int = 2) -> RunEstimate:
+    listed = SourceEstimate(images, images + 5, images * 200_000, {"jpg": images}, 0, 1.0)
+    found = RunEstimate("photos", "labels", listed, threads, sample, output=estimate._output(asked, listed, sample))
     found = replace(found, nodes=tuple(estimate._nodes(asked, found)))
     costs, warnings = estimate._costs(asked, found), tuple(estimate._warnings(asked, found))
     return replace(found, costs=costs, warnings=warnings)

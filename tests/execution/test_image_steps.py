@@ -30,15 +30,15 @@ from segray.execution.image_steps import (
 )
 from segray.execution.stage_timer import StageTimer
 from segray.imaging import decode
-from segray.imaging.tiling import Tiles
+from segray.imaging.tiling import TilingOptions
 from segray.instances import ImageRef, Instances
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ImageInput, ModelFormat, Options
 from segray.models.engine import FakeEngine
 from segray.sources.reader import Files
 from segray.storage.store import Store
 
-LIMITS = Limits()
+LIMITS = ImageLimits()
 PIXELS_BYTES = 6 * 8 * 3
 
 
@@ -117,7 +117,7 @@ def test_a_decoded_file_is_closed_and_only_its_pixels_stay_reserved_for_the_bloc
 
 def test_a_picture_that_is_refused_waits_for_no_memory() -> None:
     pixels, timer = MemoryBudget(1), Timer()
-    decoder = Decoder(Limits(max_pixels=47), pixels, threads=1)
+    decoder = Decoder(ImageLimits(max_pixels=47), pixels, threads=1)
     with pixels.reserve(1), pytest.raises(ImageError, match="max_pixels"), decoder.decode(nullcontext(png()), timer):
         pytest.fail("decoded")
     assert timer.entered == ["decode"]
@@ -178,11 +178,11 @@ def test_outputs_are_interpreted_for_the_size_of_the_image() -> None:
     [
         (None, ["wait", "infer", "postprocess"]),
         # One window for each half of the image, of which each is prepared on its own.
-        (Tiles(6, 0.5, whole=False), ["decode", "wait", "infer", "postprocess"] * 2),
+        (TilingOptions(6, 0.5, whole=False), ["decode", "wait", "infer", "postprocess"] * 2),
     ],
 )
 def test_the_steps_follow_each_other_and_hold_no_memory_afterwards(
-    tmp_path: Path, tiles: Tiles | None, stages: list[str]
+    tmp_path: Path, tiles: TilingOptions | None, stages: list[str]
 ) -> None:
     memory, timer = ImageMemory(MemoryBudget(1000), MemoryBudget(1000)), Timer()
     (portion,) = Files(Store(), LIMITS, memory.files).portions([photo(tmp_path / "a.png")])

@@ -25,11 +25,11 @@ from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedMo
 from segray.execution.labeller import Labeller
 from segray.execution.staging import drop_invalid_rows, stage_failure
 from segray.execution.worker_spec import WorkerSpec, build, options_of
-from segray.imaging.tiling import Tiles
-from segray.instances import Failure, ImageRef, Instances
+from segray.imaging.tiling import TilingOptions
+from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ImageInput, ModelFormat, Options
 from segray.models.engine import FakeEngine
 from segray.models.registry import ADAPTERS
@@ -68,7 +68,7 @@ def labeller(
     engine = FakeEngine(function or mean)
     contract: Any = Whole()
     model = LoadedModel(engine, contract, contract.forms["original"], Options())
-    settings = LabellerSettings(2, Limits(max_bytes=100_000))
+    settings = LabellerSettings(2, ImageLimits(max_bytes=100_000))
     return Labeller(model, settings, store or Store(), str(folder), memory=memory)
 
 
@@ -117,15 +117,15 @@ class Bright(Whole):
         return Instances(np.array([13], np.int32), np.array([0.9], np.float32), box, counts, size_hw)
 
 
-@pytest.mark.parametrize("tiles", [None, Tiles(64, 0.3, whole=False), Tiles(64, 0.3, whole=True)])
-def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: Tiles | None) -> None:
+@pytest.mark.parametrize("tiles", [None, TilingOptions(64, 0.3, whole=False), TilingOptions(64, 0.3, whole=True)])
+def test_an_image_in_windows_gives_the_rows_of_the_whole(tmp_path: Path, tiles: TilingOptions | None) -> None:
     picture = np.zeros((150, 200, 3), np.uint8)
     picture[20:120, 30:170] = 255
     cv2.imwrite(str(tmp_path / "large.png"), picture)
     contract: Any = Bright()
     engine = FakeEngine(lambda inputs: {"mean": inputs["x"]})
     model = LoadedModel(engine, contract, contract.forms["original"], Options())
-    worker = Labeller(model, LabellerSettings(2, Limits(), tiles), Store(), str(tmp_path))
+    worker = Labeller(model, LabellerSettings(2, ImageLimits(), tiles), Store(), str(tmp_path))
     (done,) = worker.label(Task(0, 0, 1), [ImageRef("large.png", str(tmp_path / "large.png"))]).staged
     worker.close()
     (row,) = schema.staged_rows((tmp_path / done.staged).read_bytes()).to_pylist()
@@ -272,7 +272,9 @@ def test_rows_that_the_table_cannot_hold_are_dropped_and_counted() -> None:
 
 def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> None:
     ref = ImageRef("a.png", "/a.png", "1", 5)
-    report = stage_failure(Store(), str(tmp_path), Task(0, 3, 4, 3), ref, Failure("process", "WorkerLost", "killed"))
+    report = stage_failure(
+        Store(), str(tmp_path), Task(0, 3, 4, 3), ref, ImageFailure("process", "WorkerLost", "killed")
+    )
     (row,) = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert (row["status"], row["stage"], row["attempts"], row["instances"]) == ("failed", "process", 3, [])
     assert report.failed == 1
@@ -282,7 +284,7 @@ def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> Non
 
 
 def chosen(name: str = "stickers", **keys: Any) -> Options:
-    return options_of(config.Model(name=name, **keys), ADAPTERS[name])
+    return options_of(config.ModelSettings(name=name, **keys), ADAPTERS[name])
 
 
 def test_the_configurations_choices_reach_decoding() -> None:
@@ -320,8 +322,8 @@ def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str,
 
 
 def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(tmp_path: Path) -> None:
-    model = config.Model(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
-    spec = WorkerSpec(model, "f", Limits(), StorageOptions(), str(tmp_path))
+    model = config.ModelSettings(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
+    spec = WorkerSpec(model, "f", ImageLimits(), StorageOptions(), str(tmp_path))
     with pytest.raises(
         ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
     ):

@@ -94,7 +94,7 @@ def test_a_cluster_of_other_versions_is_told_with_all_versions(monkeypatch: pyte
 
     monkeypatch.setattr(ray_connection.ray, "init", refuse)
     with pytest.raises(ConfigError, match=r"Ray: 2\.59\.0 Python: 3\.12\.1"):
-        ray_connection.connect(config.Cluster(address="head:6379"))
+        ray_connection.connect(config.ClusterSettings(address="head:6379"))
 
 
 def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arrive_as_raised() -> None:

@@ -19,12 +19,12 @@ from segray import config
 from segray.errors import ConfigError, InfrastructureError, Interrupted, ModelError, SourceError
 from segray.execution import run
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined, WorkerLost
-from segray.execution.staging import Outcome, stage
-from segray.execution.worker_pool import InProcess, Workers
+from segray.execution.staging import ImageOutcome, stage
+from segray.execution.worker_pool import InProcess, WorkerPool
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import batches, commit, delta_log, maintenance, merge, schema
-from segray.label_set.parquet_writer import SpillableRows, Writer
+from segray.label_set.parquet_writer import DataFileWriter, SpillableRows
 from segray.label_set.snapshot import open_table
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
@@ -45,7 +45,7 @@ class Stub:
         found = Instances(
             np.array([13], np.int32), np.ones(1, np.float32), np.array([[0, 0, 2, 2]], np.float32), ("04",), (2, 2)
         )
-        outcomes = [Outcome(ref, task.attempt, 1, (2, 2), instances=found) for ref in refs]
+        outcomes = [ImageOutcome(ref, task.attempt, 1, (2, 2), instances=found) for ref in refs]
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(Store(), self._spec.staged, task, rows, LABELS))
 
@@ -164,7 +164,7 @@ def test_what_a_run_committed_is_not_merged_again_by_the_next(chosen: config.Con
         if task.unit == 3:
             raise ModelError("a worker has another model")
 
-    chosen = chosen.model_copy(update={"publish": config.Publish(batch_images=4)})
+    chosen = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=4)})
     with pytest.raises(InfrastructureError):
         run.label(chosen, Notes(), start(late))
     committed, watcher = len(keys(chosen)), Notes()
@@ -186,7 +186,7 @@ class StoppedAtTheMerge(InProcess):
 
 
 def test_an_interrupted_batch_is_made_again_and_what_was_staged_since_is_merged_too(chosen: config.Config) -> None:
-    chosen = chosen.model_copy(update={"publish": config.Publish(batch_images=4)})
+    chosen = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=4)})
     with pytest.raises(Interrupted):
         run.label(chosen, Notes(), lambda recipe, c: StoppedAtTheMerge(Stub(recipe), FACTS))
     (folder,) = Path(chosen.output.root).glob("_segray/runs/*")
@@ -209,7 +209,7 @@ def test_an_interrupted_batch_is_made_again_and_what_was_staged_since_is_merged_
 def test_a_run_whose_workers_cannot_start_says_so_in_its_record(
     chosen: config.Config, error: BaseException, raised: type[Exception], left: str
 ) -> None:
-    def refuse(spec: WorkerSpec, c: config.Config) -> Workers:
+    def refuse(spec: WorkerSpec, c: config.Config) -> WorkerPool:
         raise error
 
     with pytest.raises(raised):
@@ -233,7 +233,7 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
             done = super().label(Task.of(task.unit, list(read), task.attempt), list(read.values()))
             return TaskReport(task, done.staged, tuple(withheld))
 
-    def starting(spec: WorkerSpec, c: config.Config) -> Workers:
+    def starting(spec: WorkerSpec, c: config.Config) -> WorkerPool:
         return InProcess(Dead(spec), FACTS)
 
     for _ in range(2):
@@ -297,7 +297,7 @@ def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labe
     lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
     workers: list[Mortal] = []
 
-    def mortal(spec: WorkerSpec, c: config.Config) -> Workers:
+    def mortal(spec: WorkerSpec, c: config.Config) -> WorkerPool:
         workers.append(Mortal(spec, "07.jpg"))
         return workers[-1]
 
@@ -336,8 +336,8 @@ class Hanging(Mortal):
 def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Config) -> None:
     impatient = chosen.model_copy(
         update={
-            "image": config.Image(timeout_s=0.01),
-            "cluster": config.Cluster(stall_timeout_s=0.2),
+            "image": config.ImageSettings(timeout_s=0.01),
+            "cluster": config.ClusterSettings(stall_timeout_s=0.2),
             "max_attempts": 2,
         }
     )
@@ -356,7 +356,7 @@ def test_a_merge_that_never_ends_stops_the_run(chosen: config.Config) -> None:
         def call(self, function: Callable[..., Any], *args: Any) -> Any:
             return Future()
 
-    impatient = chosen.model_copy(update={"publish": config.Publish(timeout_s=0.1)})
+    impatient = chosen.model_copy(update={"publish": config.PublishSettings(timeout_s=0.1)})
     with pytest.raises(InfrastructureError, match=r"not merged in time[\s\S]*publish\.timeout_s"):
         run.label(impatient, Notes(), lambda spec, c: Silent(Stub(spec), FACTS))
     run.label(chosen, Notes(), start())
@@ -426,14 +426,14 @@ def test_a_limit_and_a_dry_run(chosen: config.Config) -> None:
 
 def test_an_empty_dataset_is_refused_and_leaves_nothing_behind(chosen: config.Config, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    empty = chosen.model_copy(update={"source": config.Source(uri=str(tmp_path / "empty"))})
+    empty = chosen.model_copy(update={"source": config.SourceSettings(uri=str(tmp_path / "empty"))})
     with pytest.raises(SourceError):
         run.label(empty, Notes(), start())
     assert not Path(chosen.output.root).exists()
 
 
 def test_small_batches_are_committed_one_after_another(chosen: config.Config) -> None:
-    small = chosen.model_copy(update={"publish": config.Publish(batch_images=5)})
+    small = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=5)})
     run.label(small, Notes(), start())
     batches = set(segray.images(chosen.output.root).to_table().column("batch").to_pylist())
     assert len(batches) > 1
@@ -443,7 +443,7 @@ def test_small_batches_are_committed_one_after_another(chosen: config.Config) ->
 
 def retiring(chosen: config.Config, most: float = 0.5) -> config.Config:
     source = chosen.source.model_copy(update={"deleted": "retire", "max_retired_fraction": most})
-    return chosen.model_copy(update={"source": source, "publish": config.Publish(batch_images=2)})
+    return chosen.model_copy(update={"source": source, "publish": config.PublishSettings(batch_images=2)})
 
 
 def gone(chosen: config.Config, *names: str) -> None:
@@ -510,7 +510,7 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dies between the two tables; the files of `images` are then rewritten by maintenance."""
-    small = chosen.model_copy(update={"publish": config.Publish(batch_images=2)})
+    small = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=2)})
     run.label(small, Notes(), start())
     gone(chosen, "00.jpg")
     write_transaction = delta_log._write_transaction
@@ -535,7 +535,7 @@ def test_a_retirement_that_compaction_overtakes_is_finished(
 def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
     chosen: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = chosen.model_copy(update={"publish": config.Publish(batch_images=2)})
+    small = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=2)})
     run.label(small, Notes(), start())
     for name in ALL[:3]:
         (Path(chosen.source.uri) / name).write_bytes(b"changed")
@@ -544,11 +544,11 @@ def test_a_batch_that_compaction_overtakes_is_merged_again_by_the_same_workers(
     def overtaken(*args: Any) -> batches.Batch:
         batch = merge_batch(*args)
         if not merges:
-            maintenance.maintain(chosen.output.root, StorageOptions(), limits=maintenance.Limits(files=2))
+            maintenance.maintain(chosen.output.root, StorageOptions(), limits=maintenance.CompactionThresholds(files=2))
         merges.append(batch.number)
         return batch
 
-    def starting(spec: WorkerSpec, c: config.Config) -> Workers:
+    def starting(spec: WorkerSpec, c: config.Config) -> WorkerPool:
         started.append(1)
         return start()(spec, c)
 
@@ -567,5 +567,5 @@ def _rewrite(root: str) -> None:
     assert table is not None
     rows = SpillableRows()
     rows.add(table.to_pyarrow_dataset().to_table().cast(schema.IMAGES).sort_by("image_key"))
-    files = tuple(Writer(Store(), root, "c0", {}, 1000).write("images", rows))
+    files = tuple(DataFileWriter(Store(), root, "c0", {}, 1000).write("images", rows))
     commit.replace_files(root, StorageOptions(), "images", delta_log.Changes(files, tuple(delta_log.files_of(table))))

@@ -39,7 +39,7 @@ from properties import tried
 from segray.errors import ImageError
 from segray.imaging.decode import decode, load
 from segray.imaging.headers import Header, admit, probe
-from segray.limits import Limits
+from segray.limits import ImageLimits
 
 FILES = hostile_files()
 WHOLE = [data for data, expected in FILES.values() if expected == "ok" and len(data) < 100_000]
@@ -61,7 +61,7 @@ def gap(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 def reason(data: bytes, **limits: int) -> str:
     with pytest.raises(ImageError) as caught:
-        decode(data, Limits(**limits))
+        decode(data, ImageLimits(**limits))
     assert caught.value.stage == "decode"
     return caught.value.what
 
@@ -222,7 +222,7 @@ def test_a_cut_file_fails_or_is_still_whole(name: str) -> None:
 
 def test_limits_are_inclusive_and_named() -> None:
     data = encode(picture(), "PNG")
-    fits = Limits(max_bytes=len(data), max_pixels=HEIGHT * WIDTH, max_side_px=max(HEIGHT, WIDTH))
+    fits = ImageLimits(max_bytes=len(data), max_pixels=HEIGHT * WIDTH, max_side_px=max(HEIGHT, WIDTH))
     assert decode(data, fits).image.shape == (HEIGHT, WIDTH, 3)
     assert "image.max_bytes" in reason(data, max_bytes=len(data) - 1)
     assert "image.max_pixels" in reason(data, max_pixels=HEIGHT * WIDTH - 1)
@@ -308,7 +308,7 @@ def test_of_a_png_only_what_makes_pixels_is_decoded(name: str) -> None:
 def decode_or_refuse(data: bytes) -> None:
     """What comes is a small RGB picture or an ImageError, and nothing else."""
     with contextlib.suppress(ImageError):
-        image = decode(data, Limits(max_pixels=1_000_000)).image
+        image = decode(data, ImageLimits(max_pixels=1_000_000)).image
         assert image.dtype == np.uint8
         assert image.shape[2:] == (3,)
         assert image.size <= 3_000_000

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from properties import tried
 
 from segray import rle
-from segray.imaging.tiling import Tiles, Window, merge, place, windows
+from segray.imaging.tiling import TilingOptions, Window, merge, place, windows
 from segray.instances import Instances
 
 SIZE_HW = (300, 400)
-TILES = Tiles(160, 0.25, whole=True)
+TILES = TilingOptions(160, 0.25, whole=True)
 
 
 def mask_of(x0: int, y0: int, x1: int, y1: int) -> NDArray[np.bool_]:
@@ -34,7 +34,7 @@ def seen(mask: NDArray[np.bool_], window: Window, class_id: int = 1, score: floa
     return Instances(np.array([class_id], np.int32), np.array([score], np.float32), box, (counts,), window.size_hw)
 
 
-def looked_at(mask: NDArray[np.bool_], tiles: Tiles = TILES) -> list[tuple[Window, Instances]]:
+def looked_at(mask: NDArray[np.bool_], tiles: TilingOptions = TILES) -> list[tuple[Window, Instances]]:
     return [(window, place(seen(mask, window), window, SIZE_HW)) for window in windows(SIZE_HW, tiles)]
 
 
@@ -48,7 +48,7 @@ def test_windows_cover_the_image_and_stay_in_it(
     size_hw: tuple[int, int], size: int, overlap: float, whole: bool
 ) -> None:
     covered = np.zeros(size_hw, np.bool_)
-    found = windows(size_hw, Tiles(size, overlap, whole))
+    found = windows(size_hw, TilingOptions(size, overlap, whole))
     for window in found[: len(found) - (whole and len(found) > 1)]:
         assert 0 <= window.x0 < window.x1 <= size_hw[1]
         assert 0 <= window.y0 < window.y1 <= size_hw[0]
@@ -91,7 +91,7 @@ def test_a_mask_is_placed_pixel_by_pixel(seed: int) -> None:
 )
 def test_a_thing_is_found_once_and_whole(box: tuple[int, int, int, int], whole: bool) -> None:
     mask = mask_of(*box)
-    found = merge(looked_at(mask, Tiles(160, 0.25, whole)), SIZE_HW, 100)
+    found = merge(looked_at(mask, TilingOptions(160, 0.25, whole)), SIZE_HW, 100)
     assert found.rles == (rle.encode(mask),)
     assert found.boxes_xyxy.tolist() == [list(box)]
 

@@ -21,7 +21,7 @@ import segray
 from segray.errors import ConflictError, LabelSetError
 from segray.label_set import batches, commit, delta_log, maintenance, run_records, schema, snapshot
 from segray.label_set.delta_log import DataFile
-from segray.label_set.maintenance import Limits, Maintenance
+from segray.label_set.maintenance import CompactionThresholds, Maintenance
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.label_set.snapshot import COMMIT_ORDER
 from segray.label_set.validation import verify
@@ -29,7 +29,7 @@ from segray.models.coco_labels import slug
 from segray.storage.store import Store
 from segray.storage.uris import join
 
-EAGER = Limits(files=2)
+EAGER = CompactionThresholds(files=2)
 BATCHES = 4
 
 
@@ -84,7 +84,7 @@ def files(run: Run) -> dict[str, int]:
     return {name: len(list(Path(run.root, name).rglob("[bc]*-*.parquet"))) for name in COMMIT_ORDER}
 
 
-def tidy(run: Run, grace_hours: int = 0, limits: Limits = EAGER) -> Maintenance:
+def tidy(run: Run, grace_hours: int = 0, limits: CompactionThresholds = EAGER) -> Maintenance:
     return maintenance.maintain(run.root, OPTIONS, grace_hours=grace_hours, limits=limits)
 
 
@@ -140,7 +140,7 @@ def test_again_there_is_nothing_to_do(small: Run) -> None:
 
 
 def test_few_files_are_left_alone_by_default(small: Run) -> None:
-    assert tidy(small, limits=Limits()).compacted == {}
+    assert tidy(small, limits=CompactionThresholds()).compacted == {}
     assert clean(small)
 
 
@@ -170,7 +170,7 @@ def test_labelling_goes_on_after_compaction_and_replaces_images_in_compacted_fil
 
 
 def test_groups_fill_files_up_to_the_limits() -> None:
-    limits = Limits(files=3, small_bytes=100, file_bytes=250, file_rows=50)
+    limits = CompactionThresholds(files=3, small_bytes=100, file_bytes=250, file_rows=50)
     many = [DataFile(f"class=a/{i}", 90, 10, "a") for i in range(5)]
     few = [DataFile(f"class=b/{i}", 90, 10, "b") for i in range(2)]
     large = [DataFile("class=a/x", 100, 10, "a"), DataFile("class=a/y", 10, 25, "a")]

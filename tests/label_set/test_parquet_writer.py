@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from segray.errors import InfrastructureError
 from segray.label_set import parquet_writer, schema
-from segray.label_set.parquet_writer import SpillableRows, Writer
+from segray.label_set.parquet_writer import DataFileWriter, SpillableRows
 from segray.storage.store import Store
 
 CLASSES = ("bottle", "kite", "stop sign")
@@ -39,7 +39,7 @@ def written(folder: Path, pieces: Sequence[int], file_rows: int = 10**6) -> dict
         for class_name in CLASSES:
             rows.add(instances(first, count, class_name))
         first += count
-    files = Writer(Store(), str(folder), "b", {"run_id": "r"}, file_rows).write("instances", rows)
+    files = DataFileWriter(Store(), str(folder), "b", {"run_id": "r"}, file_rows).write("instances", rows)
     assert [file.path for file in files] == sorted(file.path for file in files)
     return {file.path: (folder / "instances" / file.path).read_bytes() for file in files}
 
@@ -69,7 +69,7 @@ def test_classes_that_come_together_are_written_apart(tmp_path: Path, monkeypatc
         rows.add(pa.concat_tables([instances(first, count, class_name) for class_name in reversed(CLASSES)]))
         rows.add(schema.INSTANCES.empty_table())
         first += count
-    files = Writer(Store(), str(tmp_path / "together"), "b", {"run_id": "r"}, 10**6).write("instances", rows)
+    files = DataFileWriter(Store(), str(tmp_path / "together"), "b", {"run_id": "r"}, 10**6).write("instances", rows)
     assert {file.path: (tmp_path / "together/instances" / file.path).read_bytes() for file in files} == expected
 
 
@@ -94,7 +94,7 @@ def test_statistics_bound_what_is_in_the_file(tmp_path: Path) -> None:
     rows = SpillableRows()
     rows.add(instances(5, 3, "kite"))
     rows.add(instances(8, 2, "kite"))
-    (file,) = Writer(Store(), str(tmp_path), "b", {}, 100).write("instances", rows)
+    (file,) = DataFileWriter(Store(), str(tmp_path), "b", {}, 100).write("instances", rows)
     assert file.rows == 5
     assert '"minValues": {"image_key": "000005.jpg", "class_id": 5' in file.stats
     assert '"maxValues": {"image_key": "000009.jpg", "class_id": 9' in file.stats
@@ -133,5 +133,5 @@ def test_rows_that_come_all_at_once_do_not_wait_on_disk(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("there was no need"))
     rows = SpillableRows()
     rows.add(instances(0, 50, "kite"))
-    (file,) = Writer(Store(), str(tmp_path), "c", {}, 100).write("instances", rows)
+    (file,) = DataFileWriter(Store(), str(tmp_path), "c", {}, 100).write("instances", rows)
     assert file.rows == 50

@@ -33,7 +33,7 @@ def committed(*rows: tuple[str, str]) -> plan.Committed:
     return plan.Committed(table.to_batches(max_chunksize=2))
 
 
-def keys(found: plan.Listed) -> list[str]:
+def keys(found: plan.ImageList) -> list[str]:
     return found.table.column("image_key").to_pylist()
 
 

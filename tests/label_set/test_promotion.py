@@ -22,7 +22,7 @@ OPTIONS = StorageOptions()
 
 def beside(chosen: config.Config, name: str) -> config.Config:  # noqa: F811
     root = str(Path(chosen.output.root) / name)
-    return chosen.model_copy(update={"output": config.Output(root=root)})
+    return chosen.model_copy(update={"output": config.OutputSettings(root=root)})
 
 
 def test_readers_of_the_pointer_follow_it(chosen: config.Config) -> None:  # noqa: F811
@@ -81,7 +81,7 @@ def test_a_pointer_that_points_elsewhere_is_refused(tmp_path: Path, said: str) -
 def test_another_model_is_refused_with_what_changed_and_the_way_on(chosen: config.Config) -> None:  # noqa: F811
     run.label(chosen, Notes(), start())
     other = chosen.model_copy(
-        update={"model": config.Model(name="stickers", score_threshold=0.3, class_thresholds={"kite": 0.5})}
+        update={"model": config.ModelSettings(name="stickers", score_threshold=0.3, class_thresholds={"kite": 0.5})}
     )
     with pytest.raises(LabelSetError) as caught:
         run.label(other, Notes(), start())

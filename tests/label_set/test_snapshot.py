@@ -72,6 +72,8 @@ def test_a_moment_before_compaction_is_read_from_what_compaction_made_of_it(tmp_
         label_sets.write(tmp_path, {key: Image((8, 10), [(13, 0.9, SQUARE)])})
     moment = datetime.now(UTC)
     time.sleep(0.01)
-    done = maintenance.maintain(str(tmp_path), StorageOptions(), grace_hours=0, limits=maintenance.Limits(files=2))
+    done = maintenance.maintain(
+        str(tmp_path), StorageOptions(), grace_hours=0, limits=maintenance.CompactionThresholds(files=2)
+    )
     assert done.deleted["instances"] == 2
     assert snapshot.snapshot(str(tmp_path), as_of=moment).instances.count_rows() == 2

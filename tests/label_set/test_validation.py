@@ -19,7 +19,7 @@ from segray.cli import main
 from segray.errors import LabelSetError
 from segray.instances import image_id
 from segray.label_set import batches, commit, merge, plan, run_records, schema
-from segray.label_set.maintenance import Limits, maintain
+from segray.label_set.maintenance import CompactionThresholds, maintain
 from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.label_set.validation import Report, verify
 from segray.models.coco_labels import slug
@@ -47,7 +47,7 @@ def make(root: str, options: StorageOptions = OPTIONS) -> Run:
     run_records.create_or_check(store, root, LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(root, options)
     listed = {"image_key": KEYS, "uri": KEYS, "version": ["1"] * 4, "bytes": [9] * 4}
-    plan.freeze(store, run.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8)
+    plan.freeze(store, run.folder, plan.ImageList(pa.table(listed, schema=schema.PLAN), ""), 8)
     run.save(store, {"state": "done", "updated": "2026-01-01T00:00:00+00:00"})
     return run
 
@@ -291,7 +291,7 @@ def planned(run: Run, day: int, keys: list[str], gone: list[str]) -> None:
     later = Run(run.root, f"202601{day:02d}T000000Z-a")
     listed = {"image_key": keys, "uri": keys, "version": ["1"] * len(keys), "bytes": [9] * len(keys)}
     retired = pa.table({"image_key": gone, "batch": [1] * len(gone)}, schema=schema.RETIRED)
-    plan.freeze(Store(), later.folder, plan.Listed(pa.table(listed, schema=schema.PLAN), ""), 8, retired)
+    plan.freeze(Store(), later.folder, plan.ImageList(pa.table(listed, schema=schema.PLAN), ""), 8, retired)
     later.save(Store(), {"state": "done", "updated": "2026-01-09T00:00:00+00:00"})
 
 
@@ -373,7 +373,7 @@ def test_in_a_bucket(swift_env: Swift) -> None:
     publish_rows(run, rows(), options)
     assert main.run(["verify", root, "--endpoint-url", swift_env.endpoint_url]) == 0
     publish_rows(run, [good("e.jpg", [13, 44]), good("a.jpg", [13], version="2")], options)
-    done = maintain(root, options, grace_hours=0, limits=Limits(files=2))
+    done = maintain(root, options, grace_hours=0, limits=CompactionThresholds(files=2))
     assert done.compacted == {"instances": (2, 1), "images": (2, 1)}
     report = verify(root, options)
     assert (report.violations, report.warnings) == ((), ())

@@ -207,7 +207,7 @@ def test_frozen_graph_saved_model_and_onnx_run(
 
 def test_signature_strips_the_port_number_and_marks_open_dimensions(tmp_path: Path) -> None:
     found = runtime.signature(echo(tmp_path, (-1, -1, 5, 3), np.uint8, "image_tensor:0", ":0"))
-    assert found.inputs == (runtime.Port(("image_tensor",), "u8", (None, None, 5, 3)),)
+    assert found.inputs == (runtime.ModelPort(("image_tensor",), "u8", (None, None, 5, 3)),)
     assert {port.names for port in found.outputs} == {("unread",), ("Mul_7", "doubled"), ("Add_3", "pixels")}
 
 

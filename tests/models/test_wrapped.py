@@ -72,11 +72,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], resolve.Model]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], resolve.ResolvedModel]:
     """A wrapped form as segray loads it from disk."""
     folder = tmp_path_factory.mktemp("wrapped-models")
 
-    def model(key: str) -> resolve.Model:
+    def model(key: str) -> resolve.ResolvedModel:
         if key == STICKERS:
             return resolve.resolve(STICKERS)
         wrapped, place = WRAPPED[key], folder / key
@@ -117,7 +117,7 @@ class Mistake:
     options: Options = field(default_factory=Options)
 
 
-def detected(model: resolve.Model, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
+def detected(model: resolve.ResolvedModel, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
     """What segray finds with this model, scene by scene."""
     contract, form = mistake.contract(model.contract), mistake.form(model.form)
     engine = runtime.compile(model.path, form, runtime.DeviceSettings("CPU", None, "f32"))
@@ -402,7 +402,7 @@ def side(key: str) -> int:
 @pytest.mark.chaos
 @pytest.mark.parametrize("key", [key for key in WRAPPED if key not in LIKE_OTHERS])
 def test_every_form_reports_the_same_instances(
-    key: str, models: Callable[[str], resolve.Model], scenes: Scenes, expected: list[Instances]
+    key: str, models: Callable[[str], resolve.ResolvedModel], scenes: Scenes, expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), scenes), expected, scenes, side(key))
     print(key, agreed)
@@ -412,7 +412,7 @@ def test_every_form_reports_the_same_instances(
 @pytest.mark.integration
 @pytest.mark.parametrize("key", [STICKERS, *WRAPPED])
 def test_few_scenes_suffice_for_agreement(
-    key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
+    key: str, models: Callable[[str], resolve.ResolvedModel], few: Scenes, few_expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), few), few_expected, few, side(key))
     print(key, agreed)
@@ -429,7 +429,7 @@ def test_few_scenes_suffice_for_agreement(
     ],
 )
 def test_a_misread_form_does_not_agree(
-    key: str, name: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
+    key: str, name: str, models: Callable[[str], resolve.ResolvedModel], few: Scenes, few_expected: list[Instances]
 ) -> None:
     agreed = agreement(detected(models(key), few, MISTAKES[key][name]), few_expected, few, side(key))
     print(key, name, agreed.faults(side(key)), agreed)
@@ -439,7 +439,7 @@ def test_a_misread_form_does_not_agree(
 @pytest.mark.integration
 @pytest.mark.parametrize("key", WRAPPED)
 def test_decode_by_the_name_on_the_model_card(
-    key: str, models: Callable[[str], resolve.Model], few: Scenes, few_expected: list[Instances]
+    key: str, models: Callable[[str], resolve.ResolvedModel], few: Scenes, few_expected: list[Instances]
 ) -> None:
     picture, wanted = next(
         (picture, wanted) for picture, wanted in zip(few.pictures(), few_expected, strict=True) if len(wanted) > 2
@@ -453,7 +453,7 @@ def test_decode_by_the_name_on_the_model_card(
 
 @pytest.mark.integration
 def test_two_scenes_through_the_form_with_everything_unlike(
-    tmp_path: Path, models: Callable[[str], resolve.Model]
+    tmp_path: Path, models: Callable[[str], resolve.ResolvedModel]
 ) -> None:
     """Padded, BGR, another layout, rows by class, masks of every class."""
     dataset.write(tmp_path, 2, seed=43)

@@ -11,7 +11,7 @@ from segray import config
 from segray.errors import ConfigError
 from segray.models import resolve
 from segray.models.registry import ADAPTERS
-from segray.models.zoo import CATALOGUE, Entry, File, find
+from segray.models.zoo import CATALOGUE, File, ZooModel, find
 
 DOCS = Path(__file__).parents[2] / "docs" / "models"
 FILES = [file for entry in CATALOGUE.values() for source in entry.sources for file in source.files]
@@ -31,7 +31,7 @@ def test_every_contract_has_an_entry_and_every_entry_a_contract() -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
-def test_an_entry_speaks_of_the_forms_of_its_contract(entry: Entry) -> None:
+def test_an_entry_speaks_of_the_forms_of_its_contract(entry: ZooModel) -> None:
     forms = ADAPTERS[entry.name].forms
     assert entry.form in forms
     assert set(entry.outputs) == set(forms)
@@ -41,7 +41,7 @@ def test_an_entry_speaks_of_the_forms_of_its_contract(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
-def test_a_user_finds_a_page_and_a_way_to_get_it(entry: Entry) -> None:
+def test_a_user_finds_a_page_and_a_way_to_get_it(entry: ZooModel) -> None:
     page = (DOCS / entry.page).read_text("utf-8")
     assert entry.name in page
     assert f"]({entry.page})" in (DOCS / "README.md").read_text("utf-8")
@@ -51,7 +51,7 @@ def test_a_user_finds_a_page_and_a_way_to_get_it(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
-def test_a_page_repeats_the_facts_rightly(entry: Entry) -> None:
+def test_a_page_repeats_the_facts_rightly(entry: ZooModel) -> None:
     page = (DOCS / entry.page).read_text("utf-8")
     for each in entry.accuracy:
         assert f"{each.box_ap:.2f}".rstrip("0").rstrip(".") in page
@@ -61,7 +61,7 @@ def test_a_page_repeats_the_facts_rightly(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
-def test_the_configuration_on_a_page_can_be_copied(entry: Entry, tmp_path: Path) -> None:
+def test_the_configuration_on_a_page_can_be_copied(entry: ZooModel, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n([\s\S]*?)```", (DOCS / entry.page).read_text("utf-8"))
     assert len(blocks) == 1
     (tmp_path / "c.yaml").write_text(blocks[0])
@@ -81,7 +81,7 @@ def test_checksums_and_addresses_are_well_formed(file: File) -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
-def test_the_model_is_among_what_is_fetched(entry: Entry) -> None:
+def test_the_model_is_among_what_is_fetched(entry: ZooModel) -> None:
     for source in entry.sources:
         assert source.archived or source.model in {file.name for file in source.files}
         assert not source.archived or len(source.files) == 1

@@ -28,7 +28,7 @@ from segray.errors import ImageError, SourceError
 from segray.imaging.decode import decode
 from segray.instances import ImageRef
 from segray.label_set import plan
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.sources import listing, tar_archive, video
 from segray.sources import reader as reading
 from segray.sources.shard_index import Index
@@ -43,7 +43,7 @@ def png(value: int, size_wh: tuple[int, int] = (8, 6)) -> bytes:
     return data.tobytes()
 
 
-LIMITS = Limits()
+LIMITS = ImageLimits()
 FILES = {f"{i:03d}.png": png(i) for i in range(10)} | {"sub/é 1.png": png(100)}
 
 
@@ -53,15 +53,15 @@ def store() -> Store:
 
 
 def refs(shaped: Shaped, store: Store, index: Index | None = None) -> list[ImageRef]:
-    asked = config.Source(uri=shaped.uri, **shaped.source)
+    asked = config.SourceSettings(uri=shaped.uri, **shaped.source)
     return [ref for batch in listing.configured(asked, store, index) for ref in listing.refs(batch)]
 
 
-def files(store: Store, limits: Limits = LIMITS) -> reading.Files:
+def files(store: Store, limits: ImageLimits = LIMITS) -> reading.Files:
     return reading.Files(store, limits, MemoryBudget(64 << 20))
 
 
-def contents(found: list[ImageRef], store: Store, limits: Limits = LIMITS) -> dict[str, Any]:
+def contents(found: list[ImageRef], store: Store, limits: ImageLimits = LIMITS) -> dict[str, Any]:
     """What a worker reads for each reference, by key: bytes, or the error."""
     read: dict[str, Any] = {}
     for portion in files(store, limits).portions(found):
@@ -87,7 +87,9 @@ def test_every_shape_gives_the_same_references_twice_sorted_with_versions(shaped
     assert found == refs(shaped, store)
     assert [ref.key for ref in found] == sorted(shaped.keys.values())
     assert all(ref.version for ref in found)
-    listed, total, _ = plan.build(listing.configured(config.Source(uri=shaped.uri, **shaped.source), store), None)
+    listed, total, _ = plan.build(
+        listing.configured(config.SourceSettings(uri=shaped.uri, **shaped.source), store), None
+    )
     assert (len(listed), total) == (len(FILES), len(FILES))
     assert listed.rows(0, 99).column("uri").to_pylist() == [ref.uri for ref in found]
 
@@ -172,7 +174,7 @@ def test_a_shard_in_another_order_than_its_names_is_read_front_to_back(store: St
 def test_a_portion_gives_its_memory_back_however_it_ends(store: Store, tmp_path: Path) -> None:
     shaped = shapes.tar(FILES, tmp_path)
     budget = MemoryBudget(1 << 20)
-    reader = reading.Files(store, Limits(), budget)
+    reader = reading.Files(store, ImageLimits(), budget)
     found = refs(shaped, store)
     taken, closed = reader.portions(found)
     for row in taken.rows:
@@ -275,7 +277,7 @@ def test_a_report_with_a_broken_or_missing_file_is_refused(store: Store, tmp_pat
 
 def told(uri: Path, store: Store, **source: Any) -> dict[str, str]:
     """By key: "" for what can be read, else the reason of its failed row."""
-    read = contents(refs(Shaped(str(uri), {}, source), store), store, Limits(max_bytes=1 << 20))
+    read = contents(refs(Shaped(str(uri), {}, source), store), store, ImageLimits(max_bytes=1 << 20))
     return {key: str(found) if isinstance(found, ImageError) else "" for key, found in read.items()}
 
 
@@ -451,7 +453,7 @@ def test_any_bytes_give_references_and_whatever_is_wrong_is_told(
     except SourceError:
         return
     assert len({ref.key for ref in found}) == len(found)
-    contents(found, store, Limits(max_bytes=1 << 20))
+    contents(found, store, ImageLimits(max_bytes=1 << 20))
 
 
 # ---- videos ---------------------------------------------------------------------------------------
@@ -479,8 +481,8 @@ def test_a_video_gives_the_frames_of_its_moments(name: str, store: Store, tmp_pa
 
 def test_frames_that_lie_far_apart_are_jumped_to(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes.video(tmp_path / "a.mp4", frames=125, fps=2)
-    grab, grabbed = video.Frames._grab, []
-    monkeypatch.setattr(video.Frames, "_grab", lambda frames: (grabbed.append(1), grab(frames))[1])
+    grab, grabbed = video.VideoFrames._grab, []
+    monkeypatch.setattr(video.VideoFrames, "_grab", lambda frames: (grabbed.append(1), grab(frames))[1])
     found = refs(Shaped(str(tmp_path), {}, {"frames_per_s": 0.02}), store)
     assert greys(found, store) == {"a.mp4#t=0.000": 0, "a.mp4#t=50.000": 100}
     assert len(grabbed) < 20
@@ -503,7 +505,7 @@ def test_broken_videos_are_failed_rows(store: Store, tmp_path: Path) -> None:
 def test_a_video_over_the_limits_fails_before_a_frame_is_decoded(store: Store, tmp_path: Path) -> None:
     shapes.video(tmp_path / "a.avi", frames=3)
     found = refs(Shaped(str(tmp_path / "a.avi"), {}), store)
-    (error,) = contents(found, store, Limits(max_pixels=1000)).values()
+    (error,) = contents(found, store, ImageLimits(max_pixels=1000)).values()
     assert "image.max_pixels" in str(error)
 
 

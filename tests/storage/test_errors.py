@@ -14,7 +14,7 @@ import botocore.exceptions
 import pytest
 
 from segray.errors import AccessError, InfrastructureError
-from segray.storage.errors import READERS, TABLE, Failure, Reply, Row, translate
+from segray.storage.errors import READERS, TABLE, Reply, Row, StorageFailure, translate
 
 SOURCES = sorted({source for row in TABLE for source in row.source} | set(READERS))
 LINK, SECRET = "https://user:pw@host/a.jpg?signature=secret", ("pw", "secret")
@@ -56,7 +56,7 @@ def test_every_error_of_botocore_about_credentials_says_so(kind: type[Exception]
 
 def translated(error: Exception, uri: str = "s3://b/k") -> Any:
     failure = translate(error, uri)
-    assert isinstance(failure, Failure), error
+    assert isinstance(failure, StorageFailure), error
     return failure
 
 

@@ -26,7 +26,7 @@ from swift_server import Swift, serve
 from segray.errors import AccessError, InfrastructureError
 from segray.storage import local, retry
 from segray.storage import store as storage
-from segray.storage.store import Entry, StorageOptions, Store
+from segray.storage.store import ListedObject, StorageOptions, Store
 from segray.storage.uris import join
 
 ODD_NAMES = ("a b.jpg", "a%20b.jpg", "naïve+é&=;'(#?.jpg", "日本語.jpg", "line\nbreak.jpg", "trailing ", "[x]*.jpg")
@@ -182,7 +182,7 @@ def test_versions_change_with_content_and_only_then(store: Store, tmp_path: Path
     path = tmp_path / "a"
     path.write_bytes(b"12")
     (first,) = store.list(str(tmp_path))
-    assert first == Entry(str(path), "a", f"2-{path.stat().st_mtime_ns}", 2)
+    assert first == ListedObject(str(path), "a", f"2-{path.stat().st_mtime_ns}", 2)
     assert list(store.list(str(tmp_path))) == [first]
     path.write_bytes(b"123")
     assert store.stat(str(path)).version != first.version
@@ -475,7 +475,9 @@ def test_s3_lists_more_than_a_page_in_order_with_odd_names(s3: Store, swift_env:
     assert [f"p/{entry.key}" for entry in entries] == wanted
     odd = [entry for entry in entries if entry.key.startswith("odd/")]
     assert [s3.read(entry.uri) for entry in odd] == [f"p/{entry.key}".encode() for entry in odd]
-    assert s3.stat(odd[0].uri) == Entry(odd[0].uri, odd[0].key.removeprefix("odd/"), odd[0].version, odd[0].size_bytes)
+    assert s3.stat(odd[0].uri) == ListedObject(
+        odd[0].uri, odd[0].key.removeprefix("odd/"), odd[0].version, odd[0].size_bytes
+    )
     assert '"' not in odd[0].version
     assert len(odd[0].version) == 32
     assert keys(s3, f"s3://{bucket}/p/", "3/00") == [k[2:] for k in wanted if k.startswith("p/3/00")]

@@ -32,7 +32,7 @@ from segray.config import Config
 from segray.errors import InfrastructureError, LastingError
 from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
-from segray.execution.staging import Outcome, stage
+from segray.execution.staging import ImageOutcome, stage
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import delta_log
@@ -220,7 +220,7 @@ class Here:
             self._lives += 1
 
     def _label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        outcomes = [Outcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref)) for ref in refs]
+        outcomes = [ImageOutcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref)) for ref in refs]
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(Store(self._spec.storage), self._spec.staged, task, rows, LABELS))
 

@@ -25,9 +25,9 @@ from segray import config
 from segray.execution.worker_spec import WorkerSpec, build
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records, schema
-from segray.label_set.parquet_writer import SpillableRows, Writer
+from segray.label_set.parquet_writer import DataFileWriter, SpillableRows
 from segray.label_set.run_records import LabelSetIdentity
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.models import resolve
 from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
@@ -38,7 +38,7 @@ LABEL_SET, DATA_FILES = GOLDEN / "label_set.json", GOLDEN / "data_files.json"
 SCENES, SEED = 4, 15
 # The scores lie above 0.79 or below 0.25, and those of an image are 0.004 apart or more. So rounding, which differs
 # between CPUs, neither adds nor removes an instance, and does not change their order.
-MODEL = config.Model(name="stickers", precision="f32", score_threshold=0.4)
+MODEL = config.ModelSettings(name="stickers", precision="f32", score_threshold=0.4)
 
 Table = list[dict[str, Any]]
 
@@ -62,7 +62,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
     commit.create_tables(run.root, options)
     run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
-    labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, Limits(), options, run.staged), "CPU", 1)
+    labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, ImageLimits(), options, run.staged), "CPU", 1)
     try:
         (report,) = labeller.label(Task(0, 0, len(refs)), refs).staged
     finally:
@@ -144,7 +144,7 @@ def data_files(folder: Path) -> list[dict[str, Any]]:
         "instances": [instances(FILE_ROWS + 200, 44, "bottle"), instances(5, 13, "stop sign")],
         "images": [images(70)],
     }
-    writer, found = Writer(Store(), str(folder), "b00001-0", FACTS, FILE_ROWS), []
+    writer, found = DataFileWriter(Store(), str(folder), "b00001-0", FACTS, FILE_ROWS), []
     for name, parts in fixed.items():
         rows = SpillableRows()
         for part in parts:

@@ -169,7 +169,7 @@ class CocoEvaluator:
         self._categories = dict(sorted(categories.items()))
         self._frequency = frequency or {}
         self._objects = {category: np.zeros(len(AREAS), np.int64) for category in self._categories}
-        self._rows = _Rows()
+        self._rows = _RowsByCategory()
 
     def add(
         self,
@@ -227,7 +227,7 @@ class CocoEvaluator:
         )
 
 
-class _Rows:
+class _RowsByCategory:
     """Rows by category, in memory. Beyond _IN_MEMORY_ROWS each category has a temporary file."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segray.analytics.evaluation import ground_truth, protocols
 from segray.analytics.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, ImageAnnotations, Scores
 from segray.analytics.evaluation.error_types import ErrorBreakdown, Tally
-from segray.analytics.evaluation.ground_truth import GroundTruthIndex, Image
+from segray.analytics.evaluation.ground_truth import GroundTruthIndex, TruthImage
 from segray.analytics.evaluation.protocols import Protocol
 from segray.analytics.query import arrow_masks, key_ranges
 from segray.analytics.query.key_ranges import KeyRange, KeySampler
@@ -248,7 +248,7 @@ def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
         )  # fmt: skip
 
 
-def _check_size(image: Image, row: Row, root: str, path: str) -> None:
+def _check_size(image: TruthImage, row: Row, root: str, path: str) -> None:
     """Raise UserError if an image has another size in the truth.
 
     pycocotools scores masks of different sizes as not overlapping, without an error.
@@ -286,7 +286,7 @@ def _notes(panel: _Panel, state: Snapshot, store: Store, rules: Protocol) -> lis
 
 
 def _evaluate_range(
-    state: Snapshot, part: KeyRange, listed: Iterable[Image], panel: _Panel, labelled_only: bool, path: str
+    state: Snapshot, part: KeyRange, listed: Iterable[TruthImage], panel: _Panel, labelled_only: bool, path: str
 ) -> None:
     rows = key_ranges.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
@@ -328,7 +328,7 @@ class _Panel:
     def count(self, status: str) -> None:
         self._states[status] = self._states.get(status, 0) + 1
 
-    def add(self, image: Image, detections: ImageAnnotations, path: str) -> None:
+    def add(self, image: TruthImage, detections: ImageAnnotations, path: str) -> None:
         objects = ground_truth.objects_of(image, path, self.iou_types)
         self.objects += int((~objects.crowd).sum())
         detections = _counted(detections, image, objects, self._rules)
@@ -401,7 +401,7 @@ class _Detections:
 
 
 def _counted(
-    detections: ImageAnnotations, image: Image, objects: ImageAnnotations, rules: Protocol
+    detections: ImageAnnotations, image: TruthImage, objects: ImageAnnotations, rules: Protocol
 ) -> ImageAnnotations:
     """Return the detections that count by LVIS's rules: the best of each image, in categories that the truth covers."""
     if rules.per_image is None:
@@ -440,8 +440,10 @@ def _by_image(rows: Sequence[Row]) -> dict[int, list[Row]]:
     return found
 
 
-def _image(row: Row, annotations: Sequence[Row]) -> Image:
-    return Image(row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations)
+def _image(row: Row, annotations: Sequence[Row]) -> TruthImage:
+    return TruthImage(
+        row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations
+    )
 
 
 def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> ImageAnnotations:

@@ -35,7 +35,7 @@ _WRITTEN_ROWS = 10_000  # held in memory for all ranges together, then written t
 
 
 @dataclass(frozen=True)
-class Image:
+class TruthImage:
     """One image of the truth with its annotations.
 
     not_exhaustive: categories of which the image may show more than is annotated.
@@ -170,7 +170,7 @@ class GroundTruthBySlice:
         """Return whether a range has images that were not read yet."""
         return self._path(number).exists()
 
-    def read(self, number: int) -> Iterator[Image]:
+    def read(self, number: int) -> Iterator[TruthImage]:
         """Yield the images of one range by rising id, and remove the range's file."""
         path = self._path(number)
         lines: dict[int, list[bytes]] = {}  # by image, its own row first; text takes less memory than parsed rows
@@ -217,10 +217,10 @@ class GroundTruthBySlice:
 # ---- one image ------------------------------------------------------------------------------------
 
 
-def image_of(row: Row, annotations: Sequence[Row], path: str) -> Image:
+def image_of(row: Row, annotations: Sequence[Row], path: str) -> TruthImage:
     """Return an image of a truth, from its row and the rows of its annotations."""
     negative = row.get("neg_category_ids")
-    return Image(
+    return TruthImage(
         row["id"], key_of(row, path), (int(row["height"]), int(row["width"])), annotations,
         frozenset(row.get("not_exhaustive_category_ids", ())), None if negative is None else frozenset(negative),
     )  # fmt: skip
@@ -234,7 +234,7 @@ def key_of(row: Row, path: str) -> str:
     return name
 
 
-def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) -> ImageAnnotations:
+def objects_of(image: TruthImage, path: str, iou_types: Iterable[str] = IOU_TYPES) -> ImageAnnotations:
     """Return the objects of an image of the truth.
 
     Raise SourceError for masks that are malformed or of another size.
@@ -253,7 +253,7 @@ def objects_of(image: Image, path: str, iou_types: Iterable[str] = IOU_TYPES) ->
     return ImageAnnotations(class_ids, shapes, dict.fromkeys(shapes, areas), crowd=crowd, ignore=ignore)
 
 
-def _mask(row: Row, image: Image, path: str) -> Row:
+def _mask(row: Row, image: TruthImage, path: str) -> Row:
     """Return a mask as pycocotools takes masks, from polygons, or from runs as numbers or text."""
     given, (height, width) = row.get("segmentation"), image.size_hw
     where = f"annotation {row.get('id')} of {image.key} in {path}"
@@ -279,13 +279,13 @@ def _mask(row: Row, image: Image, path: str) -> Row:
     return {"size": [height, width], "counts": counts.encode()}
 
 
-def _box(row: Row, image: Image, path: str) -> Sequence[float]:
+def _box(row: Row, image: TruthImage, path: str) -> Sequence[float]:
     if "bbox" in row:
         return [float(side) for side in row["bbox"]]
     return list(coco_mask.toBbox(_mask(row, image, path)))
 
 
-def _area(row: Row, image: Image, path: str) -> float:
+def _area(row: Row, image: TruthImage, path: str) -> float:
     if "area" in row:
         return float(row["area"])
     return float(coco_mask.area(_mask(row, image, path)))

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from segray.analytics.export import polygons
-from segray.analytics.export.writer import JsonArray, Picture, Row, Settings, box_xywh, shortest_score
+from segray.analytics.export.writer import ExportedImage, JsonArray, Row, Settings, box_xywh, shortest_score
 
 
 class CocoResults:
@@ -15,7 +15,7 @@ class CocoResults:
     def __init__(self, settings: Settings) -> None:
         self._array = JsonArray(settings.out)
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         for row in picture.rows:
             self._array.add(
                 {
@@ -44,7 +44,7 @@ class Coco:
         }
         self._arrays = {name: JsonArray(path) for name, path in self._parts.items()}
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         height, width = picture.size_hw
         self._arrays["images"].add(
             {

@@ -8,7 +8,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from segray import rle
-from segray.analytics.export.writer import Picture, Settings, row_runs
+from segray.analytics.export.writer import ExportedImage, Settings, row_runs
 
 
 class Cvat:
@@ -27,7 +27,7 @@ class Cvat:
         )
         self._count = 0
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         height, width = picture.size_hw
         name = quoteattr(_printable(str(picture.file)))
         self._file.write(f'<image id="{self._count}" name={name} width="{width}" height="{height}">\n')

@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 
 from segray.analytics.evaluation import ground_truth
 from segray.analytics.export.formats import FORMATS, Format
-from segray.analytics.export.writer import Picture, Settings
+from segray.analytics.export.writer import ExportedImage, Settings
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeySampler
@@ -33,7 +33,7 @@ _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportSelection:
     """The part of a label set to export.
 
     classes: names or slugs; empty for all. min_score, min_area_px, max_area_px: limits of instances, ends included.
@@ -80,7 +80,7 @@ def export(
     root: str,
     to: str,
     out: Path,
-    choice: Choice = Choice(),
+    choice: ExportSelection = ExportSelection(),
     *,
     polygons: bool = False,
     tolerance_px: float = 0.0,
@@ -147,7 +147,7 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _check_classes(choice: Choice, state: Snapshot) -> None:
+def _check_classes(choice: ExportSelection, state: Snapshot) -> None:
     known = {slug(name) for name in state.classes.values()}
     unknown = [name for name in choice.classes if slug(name) not in known]
     if unknown and known:
@@ -160,26 +160,26 @@ def _check_classes(choice: Choice, state: Snapshot) -> None:
 # ---- what is chosen -------------------------------------------------------------------------------
 
 
-def _pictures(state: Snapshot, choice: Choice) -> Iterator[Picture]:
+def _pictures(state: Snapshot, choice: ExportSelection) -> Iterator[ExportedImage]:
     """Yield the chosen images in the order of their keys, numbered from 1."""
     sampled = None if choice.sample is None else _sample(state, choice)
     number = 0
-    for key, uri, size_hw, rows in _chosen(state, choice, _Found(light=choice.bare)):
+    for key, uri, size_hw, rows in _chosen(state, choice, _FileNameColumn(light=choice.bare)):
         if sampled is None or key in sampled:
             number += 1
-            yield Picture(number, key, uri, size_hw, [] if rows is None or choice.bare else rows.to_pylist())
+            yield ExportedImage(number, key, uri, size_hw, [] if rows is None or choice.bare else rows.to_pylist())
 
 
-def _sample(state: Snapshot, choice: Choice) -> set[str]:
+def _sample(state: Snapshot, choice: ExportSelection) -> set[str]:
     """Return the keys of `choice.sample` chosen images: those whose hashes are least."""
     assert choice.sample is not None
-    columns = _Found("image_id", light=True)
+    columns = _FileNameColumn("image_id", light=True)
     drawn = ((identity, key) for key, identity, _, _ in _chosen(state, choice, columns))
     return {key for _, key in heapq.nsmallest(choice.sample, drawn)}
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FileNameColumn:
     """The column that is read of an image beside its key.
 
     light: only look for instances, without their columns.
@@ -190,7 +190,7 @@ class _Found:
 
 
 def _chosen(
-    state: Snapshot, choice: Choice, found: _Found = _Found()
+    state: Snapshot, choice: ExportSelection, found: _FileNameColumn = _FileNameColumn()
 ) -> Iterator[tuple[str, str, tuple[int, int], pa.Table | None]]:
     """Yield key, uri (or another column), size and rows of each chosen image."""
     condition = _condition(choice)
@@ -213,7 +213,7 @@ def _chosen(
                 yield row["image_key"], row[found.column], (row["height"], row["width"]), rows
 
 
-def _condition(choice: Choice) -> pc.Expression:
+def _condition(choice: ExportSelection) -> pc.Expression:
     chosen = ds.field("score") >= choice.min_score
     if choice.classes:
         chosen &= ds.field(schema.PARTITION).isin([slug(name) for name in choice.classes])

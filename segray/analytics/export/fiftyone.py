@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from segray import rle
 from segray.analytics.export.coco import Coco
-from segray.analytics.export.writer import Picture, Row, Settings, with_image_file
+from segray.analytics.export.writer import ExportedImage, Row, Settings, with_image_file
 from segray.label_set.schema import BBOX
 
 
@@ -23,7 +23,7 @@ class FiftyOne:
         self._data = (settings.out / "data.json").open("w", encoding="utf-8") if settings.read is None else None
         self._first = True
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         picture = with_image_file(picture, self._settings, "data")
         self._coco.add(replace(picture, rows=[_boxed_by_mask(row, picture.size_hw) for row in picture.rows]))
         if self._data is not None:

@@ -15,7 +15,7 @@ from segray.analytics.export.imagefolder import Imagefolder
 from segray.analytics.export.label_studio import LabelStudio
 from segray.analytics.export.labelme import Labelme
 from segray.analytics.export.png import Png
-from segray.analytics.export.writer import Settings, Writer
+from segray.analytics.export.writer import ExportWriter, Settings
 from segray.analytics.export.yolo import Yolo
 
 
@@ -29,7 +29,7 @@ class Format:
     """
 
     says: str
-    open: Callable[[Settings], Writer]
+    open: Callable[[Settings], ExportWriter]
     folder: bool = False
     masks: str = "run lengths"
     copies: bool = False

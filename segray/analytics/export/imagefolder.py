@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from segray.analytics.export.writer import Picture, Settings, box_xywh, shortest_score, with_image_file
+from segray.analytics.export.writer import ExportedImage, Settings, box_xywh, shortest_score, with_image_file
 
 
 class Imagefolder:
@@ -15,7 +15,7 @@ class Imagefolder:
         self._numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
         self._file = (settings.out / "metadata.jsonl").open("w", encoding="utf-8")
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         picture = with_image_file(picture, self._settings)
         rows = picture.rows
         objects = {

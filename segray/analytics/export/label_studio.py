@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.analytics.export.writer import JsonArray, Picture, Settings, row_runs, shortest_score
+from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, row_runs, shortest_score
 from segray.instances import image_id
 
 _BRUSH_SIZES = (3, 4, 8, 16)
@@ -23,7 +23,7 @@ class LabelStudio:
     def __init__(self, settings: Settings) -> None:
         self._array, self._bare = JsonArray(settings.out), settings.bare
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         height, width = picture.size_hw
         results = [
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from segray.analytics.export import polygons
-from segray.analytics.export.writer import Picture, Row, Settings, shortest_score, with_image_file, write_new_file
+from segray.analytics.export.writer import ExportedImage, Row, Settings, shortest_score, with_image_file, write_new_file
 
 
 class Labelme:
@@ -17,7 +17,7 @@ class Labelme:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         picture = with_image_file(picture, self._settings)
         shapes = []
         for number, row in enumerate(picture.rows):

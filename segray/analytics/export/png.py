@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from segray import rle
-from segray.analytics.export.writer import JsonArray, Picture, Settings, shortest_score, write_new_file
+from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, shortest_score, write_new_file
 from segray.imaging.opencv import cv2
 
 
@@ -24,7 +24,7 @@ class Png:
         self._kind = np.uint8 if semantic and most < 256 else np.uint16
         self._listed = None if semantic else JsonArray(settings.out / "instances.json")
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         pixels = np.zeros(picture.size_hw, self._kind)
         for row in sorted(picture.rows, key=lambda row: (row["score"], -row["instance"])):
             mask = rle.decode(row["rle"], picture.size_hw)

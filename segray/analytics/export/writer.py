@@ -30,7 +30,7 @@ _ENDINGS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExportedImage:
     """One image and its instances, as the tables have them.
 
     id: number in the export, or in a given truth. size_hw: height and width, in pixels.
@@ -105,10 +105,10 @@ class Settings:
     bare: bool = False
 
 
-class Writer(Protocol):
+class ExportWriter(Protocol):
     """A writer of images in the order of their keys. The export is incomplete before close."""
 
-    def add(self, picture: Picture) -> None: ...
+    def add(self, picture: ExportedImage) -> None: ...
     def close(self) -> None: ...
 
 
@@ -130,7 +130,7 @@ class JsonArray:
         self._file.close()
 
 
-def with_image_file(picture: Picture, settings: Settings, folder: str = "") -> Picture:
+def with_image_file(picture: ExportedImage, settings: Settings, folder: str = "") -> ExportedImage:
     """Write the image below a folder of the export, if images are copied. Return the picture with the file's ending."""
     if settings.read is None:
         return picture

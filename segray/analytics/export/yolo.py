@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from segray.analytics.export import polygons
-from segray.analytics.export.writer import Picture, Settings, with_image_file, write_new_file
+from segray.analytics.export.writer import ExportedImage, Settings, with_image_file, write_new_file
 
 
 class Yolo:
@@ -19,7 +19,7 @@ class Yolo:
         self._settings = settings
         self._numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: ExportedImage) -> None:
         picture = with_image_file(picture, self._settings, "images")
         height, width = picture.size_hw
         lines = []

@@ -31,7 +31,7 @@ def scan(
     return {"instances": found.instances, "images": found.images, "classes": found.classes}[table]
 
 
-class Frames(NamedTuple):
+class LabelSetFrames(NamedTuple):
     """The tables of one exact state. classes: class_id, class_name and class, the partition."""
 
     instances: pl.LazyFrame
@@ -39,14 +39,16 @@ class Frames(NamedTuple):
     classes: pl.LazyFrame
 
 
-def frames(root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any) -> Frames:
+def frames(
+    root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+) -> LabelSetFrames:
     """Return all tables of the label set, of one state whatever is committed later.
 
     The arguments are those of snapshot.snapshot.
     """
     shown = snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
     instances, images = (pl.scan_pyarrow_dataset(each) for each in (shown.instances, shown.images))
-    return Frames(instances, images, pl.LazyFrame(duckdb_views.classes(shown)))
+    return LabelSetFrames(instances, images, pl.LazyFrame(duckdb_views.classes(shown)))
 
 
 def rle_area(rle: Column) -> pl.Expr:

@@ -62,7 +62,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledPicture:
     """An image and its labels. size_hw: height and width of the upright image, in pixels."""
 
     key: str
@@ -72,7 +72,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SheetCandidate:
     """The facts of an image that decide the choice.
 
     labels: their number. lowest: lowest score, 1 without labels. pixels: width times height.
@@ -87,7 +87,7 @@ class Candidate:
 # ---- one image ------------------------------------------------------------------------------------
 
 
-def colours_of(pictures: Iterable[Picture]) -> dict[int, Colour]:
+def colours_of(pictures: Iterable[LabelledPicture]) -> dict[int, Colour]:
     """Return a colour for each class that occurs, by class id. Up to twelve classes have distinct colours."""
     ids = sorted({label.class_id for picture in pictures for label in picture.labels})
     return {class_id: PALETTE[i % len(PALETTE)] for i, class_id in enumerate(ids)}
@@ -216,13 +216,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 # ---- choosing -------------------------------------------------------------------------------------
 
 
-def choose(candidates: Sequence[Candidate], count: int) -> list[str]:
+def choose(candidates: Sequence[SheetCandidate], count: int) -> list[str]:
     """Return the keys of up to `count` images: crowded, uncertain, typical and large ones in turn.
 
     Images without labels come last. A hash of the key breaks ties, so the choice depends on nothing else.
     """
     usual = float(np.median([c.labels for c in candidates if c.labels] or [0]))
-    rules: tuple[Callable[[Candidate], float], ...] = (
+    rules: tuple[Callable[[SheetCandidate], float], ...] = (
         lambda c: -c.labels,
         lambda c: c.lowest,
         lambda c: abs(c.labels - usual),
@@ -233,13 +233,15 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[str]:
     return list(dict.fromkeys(in_turn))[:count]
 
 
-def candidate(picture: Picture) -> Candidate:
+def candidate(picture: LabelledPicture) -> SheetCandidate:
     """Return the candidate of a picture whose labels are at hand."""
     lowest = min((label.score for label in picture.labels), default=1.0)
-    return Candidate(picture.key, len(picture.labels), lowest, picture.size_hw[0] * picture.size_hw[1])
+    return SheetCandidate(picture.key, len(picture.labels), lowest, picture.size_hw[0] * picture.size_hw[1])
 
 
-def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any) -> list[Picture]:
+def pictures_of(
+    root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any
+) -> list[LabelledPicture]:
     """Return the `count` images of a label set that `choose` gives, with the labels of score_threshold or more."""
     shown = snapshot.snapshot(root, **storage_options)
     rows = shown.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
@@ -249,7 +251,7 @@ def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storag
     grouped = scores.group_by("image_key").aggregate([("score", "count"), ("score", "min")]).to_pylist()
     found = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
     keys = choose(
-        [Candidate(k, *found.get(k, (0, 1.0)), row["width"] * row["height"]) for k, row in images.items()], count
+        [SheetCandidate(k, *found.get(k, (0, 1.0)), row["width"] * row["height"]) for k, row in images.items()], count
     )
     labels: dict[str, list[Label]] = {key: [] for key in keys}
     for row in shown.instances.to_table(
@@ -257,7 +259,7 @@ def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storag
     ).to_pylist():
         labels[row["image_key"]].append(Label.of(row))
     return [
-        Picture(key, images[key]["uri"], (images[key]["height"], images[key]["width"]), tuple(labels[key]))
+        LabelledPicture(key, images[key]["uri"], (images[key]["height"], images[key]["width"]), tuple(labels[key]))
         for key in keys
     ]
 
@@ -266,7 +268,7 @@ def pictures_of(root: str, count: int, *, score_threshold: float = 0.3, **storag
 
 
 def contact_sheet(
-    source: str | Sequence[Picture],
+    source: str | Sequence[LabelledPicture],
     out_png: Path,
     *,
     read: Callable[[str], bytes],
@@ -309,7 +311,11 @@ def contact_sheet(
 
 
 def side_by_side(
-    pairs: Sequence[tuple[Picture, Picture]], out_png: Path, *, read: Callable[[str], bytes], title: str = ""
+    pairs: Sequence[tuple[LabelledPicture, LabelledPicture]],
+    out_png: Path,
+    *,
+    read: Callable[[str], bytes],
+    title: str = "",
 ) -> dict[str, str]:
     """Write a PNG of pairs of pictures, one pair in each row. Write no file if no pair can be drawn.
 
@@ -317,7 +323,7 @@ def side_by_side(
     were labelled.
     """
     colours = colours_of(picture for pair in pairs for picture in pair)
-    shown, tiles, left_out = list[Picture](), list[Image.Image](), dict[str, str]()
+    shown, tiles, left_out = list[LabelledPicture](), list[Image.Image](), dict[str, str]()
     down: InfrastructureError | None = None
     for pair in pairs:
         try:
@@ -335,7 +341,7 @@ def side_by_side(
     return left_out
 
 
-def _tile(picture: Picture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
+def _tile(picture: LabelledPicture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
     image = decode(read(picture.uri)).image
     if image.shape[:2] != picture.size_hw:
         raise UserError(
@@ -375,7 +381,9 @@ def _laid_out(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def _write_header(sheet: Image.Image, title: str, shown: Sequence[Picture], colours: Mapping[int, Colour]) -> None:
+def _write_header(
+    sheet: Image.Image, title: str, shown: Sequence[LabelledPicture], colours: Mapping[int, Colour]
+) -> None:
     pen = ImageDraw.Draw(sheet)
     names = {label.class_id: label.class_name for picture in shown for label in picture.labels}
     total = sum(len(picture.labels) for picture in shown)

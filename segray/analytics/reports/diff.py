@@ -72,7 +72,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LabelSetDifference:
     """The difference of label set B from label set A.
 
     images: compared images, which both have. only_a, only_b: images that only A or only B has.
@@ -123,7 +123,7 @@ def diff(
     version_b: int | None = None,
     as_of_b: datetime | None = None,
     **storage_options: Any,
-) -> Difference:
+) -> LabelSetDifference:
     """Compare label set B with label set A, image by image of the same key.
 
     Args:
@@ -208,7 +208,7 @@ class Gate:
         except ValueError as error:
             raise UserError("this is no gate", found=text, hint="write a number after the sign") from error
 
-    def fails(self, found: Difference) -> bool:
+    def fails(self, found: LabelSetDifference) -> bool:
         """Return whether the difference meets the condition."""
         if self.what in _DRIFTS:
             value, whole = getattr(found, self.what).effect, 1
@@ -377,12 +377,12 @@ class _Tally:
         self._kinds.setdefault(name, Counter())[kind] += 1
         self._sizes[SIZES[(area >= 32**2) + (area >= 96**2)]][kind] += 1
 
-    def result(self) -> Difference:
+    def result(self) -> LabelSetDifference:
         total = Counter[str]()
         for counts in self._kinds.values():
             total.update(counts)
         changed = sorted(self._changed, key=lambda each: (-each[0], each[1]))
-        return Difference(
+        return LabelSetDifference(
             images=self.images,
             only_a=self._only[0],
             only_b=self._only[1],
@@ -451,9 +451,9 @@ def _draw(
     return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the two"), **left_out}
 
 
-def _picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.Picture:
+def _picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.LabelledPicture:
     chosen = pc.field("image_key") == key
     (image,) = state.images.to_table(columns=["uri", "height", "width"], filter=chosen).to_pylist()
     rows = state.instances.to_table(columns=list(contact_sheet.LABEL), filter=chosen & (pc.field("score") >= min_score))
     labels = [contact_sheet.Label.of(row) for row in rows.to_pylist()]
-    return contact_sheet.Picture(key, image["uri"], (image["height"], image["width"]), tuple(labels))
+    return contact_sheet.LabelledPicture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

@@ -21,7 +21,7 @@ from segray import rle
 from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
-from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, Picture, colours_of, draw
+from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, LabelledPicture, colours_of, draw
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, InfrastructureError, UserError
@@ -31,7 +31,7 @@ from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import Snapshot
-from segray.limits import Limits
+from segray.limits import ImageLimits
 from segray.sources.reader import Files
 from segray.storage.store import Store
 from segray.storage.uris import join
@@ -140,7 +140,7 @@ def latest_run(store: Store, root: str) -> Run | None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ImageToShow:
     """An image to show. kind: a word or two. why: the rest of the sentence."""
 
     key: str
@@ -148,25 +148,26 @@ class Choice:
     why: str
 
 
-def choose(found: LabelSetStats, most: int) -> list[Choice]:
+def choose(found: LabelSetStats, most: int) -> list[ImageToShow]:
     """Return up to `most` images to show: one of each kind in turn, none twice. The result is ordered by kind."""
     usual = found.usual_instances
     typical = sorted(found.sample, key=lambda each: abs(each.instances - usual))
     unsure = sorted((each for each in found.sample if each.score is not None), key=lambda each: each.score or 0)
     rare = sorted(found.classes.values(), key=lambda each: (each.instances, each.name))
-    kinds: list[list[Choice]] = [
-        [Choice(each.key, "Typical", f"{_some(each.instances)}, as many as usual") for each in typical
+    kinds: list[list[ImageToShow]] = [
+        [ImageToShow(each.key, "Typical", f"{_some(each.instances)}, as many as usual") for each in typical
          if abs(each.instances - usual) <= max(1, usual // 10)],
-        [Choice(each.key, "Lowest confidence", f"{_some(each.instances)}, score {each.score:.2f} on average")
+        [ImageToShow(each.key, "Lowest confidence", f"{_some(each.instances)}, score {each.score:.2f} on average")
          for each in unsure[: max(1, len(unsure) // 4)]],
-        [Choice(each.key, "Most crowded", _some(each.instances)) for each in found.crowded if each.instances > usual],
-        [Choice(each.name and each.surest, "Rare class", f"the surest of {each.instances:,} {each.name}")
+        [ImageToShow(each.key, "Most crowded", _some(each.instances))
+         for each in found.crowded if each.instances > usual],
+        [ImageToShow(each.name and each.surest, "Rare class", f"the surest of {each.instances:,} {each.name}")
          for each in (rare[: max(1, len(rare) // 2)] if len(rare) > 1 else [])],
-        [Choice(each.key, "Largest image", f"{each.pixels / 1e6:.1f} megapixels, {_some(each.instances)}")
+        [ImageToShow(each.key, "Largest image", f"{each.pixels / 1e6:.1f} megapixels, {_some(each.instances)}")
          for each in found.wide],
-        [Choice(each.key, "Nothing found", "no instance reaches the threshold") for each in found.bare],
+        [ImageToShow(each.key, "Nothing found", "no instance reaches the threshold") for each in found.bare],
     ]  # fmt: skip
-    taken: list[list[Choice]] = [[] for _ in kinds]
+    taken: list[list[ImageToShow]] = [[] for _ in kinds]
     seen: set[str] = set()
     waiting = [iter(each) for each in kinds]
     while len(seen) < most:
@@ -201,7 +202,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Workers:
+class WorkerSummary:
     """The workers of a run: their number, and each value that they reported, "" without a value."""
 
     count: int
@@ -252,12 +253,12 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _workers(recorded: Sequence[Mapping[str, Any]]) -> Workers:
+def _workers(recorded: Sequence[Mapping[str, Any]]) -> WorkerSummary:
     def told(name: str) -> str:
         return ", ".join(sorted({str(each[name]) for each in recorded if name in each}))
 
     hosts = len({each.get("host") for each in recorded})
-    return Workers(len(recorded), hosts, told("precision"), told("device"), told("device_name"), told("openvino"))
+    return WorkerSummary(len(recorded), hosts, told("precision"), told("device"), told("device_name"), told("openvino"))
 
 
 # ---- the gallery ----------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ class Figure:
     jpeg: in base64. listed: number of drawn instances of each class. covered: share of the image below the masks, 0..1.
     """
 
-    choice: Choice
+    choice: ImageToShow
     jpeg: str
     size_wh: tuple[int, int]
     listed: str
@@ -291,10 +292,10 @@ class Gallery:
     min_score: float = _SURE
 
 
-def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Gallery:
+def _gallery(state: Snapshot, choices: Sequence[ImageToShow], store: Store) -> Gallery:
     pictures = _pictures(state, [each.key for each in choices])
     colours = colours_of(each for each, _ in pictures.values())
-    files = Files(store, Limits(max_pixels=statistics.MOST_PIXELS), MemoryBudget(_FILES_BYTES))
+    files = Files(store, ImageLimits(max_pixels=statistics.MOST_PIXELS), MemoryBudget(_FILES_BYTES))
     shown, unread, room, left_out = list[Figure](), list[str](), _PICTURES_BYTES, 0
     down = None
     try:
@@ -318,7 +319,7 @@ def _gallery(state: Snapshot, choices: Sequence[Choice], store: Store) -> Galler
     return Gallery(shown, unread, left_out)
 
 
-def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, str]]:
+def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[LabelledPicture, str]]:
     """Return the images with their labels and the versions that were labelled, by key."""
     wanted = ds.field("image_key") == keys[0]
     for key in keys[1:]:
@@ -330,7 +331,7 @@ def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[Picture, 
     images = {row["image_key"]: row for row in state.images.to_table(columns=columns, filter=wanted).to_pylist()}
     return {
         key: (
-            Picture(key, row["uri"], (row["height"], row["width"]), tuple(_worth_drawing(labels[key]))),
+            LabelledPicture(key, row["uri"], (row["height"], row["width"]), tuple(_worth_drawing(labels[key]))),
             row["version"],
         )
         for key, row in images.items()
@@ -343,9 +344,13 @@ def _worth_drawing(labels: Sequence[Label]) -> list[Label]:
     return sure or sorted(labels, key=lambda each: -each.score)[:_UNSURE_SHOWN]
 
 
-def _drawn(one: Picture, version: str, colours: Mapping[int, Colour], files: Files) -> tuple[str, tuple[int, int]]:
+def _drawn(
+    one: LabelledPicture, version: str, colours: Mapping[int, Colour], files: Files
+) -> tuple[str, tuple[int, int]]:
     """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
-    image = decode(files.read(ImageRef(one.key, one.uri, version)), Limits(max_pixels=statistics.MOST_PIXELS)).image
+    image = decode(
+        files.read(ImageRef(one.key, one.uri, version)), ImageLimits(max_pixels=statistics.MOST_PIXELS)
+    ).image
     height, width = image.shape[:2]
     if (height, width) != one.size_hw:
         raise ImageError(f"it is {width}x{height} now, and was labelled as {one.size_hw[1]}x{one.size_hw[0]}")
@@ -356,7 +361,7 @@ def _drawn(one: Picture, version: str, colours: Mapping[int, Colour], files: Fil
     return base64.b64encode(whole).decode(), size_wh
 
 
-def _figure(choice: Choice, one: Picture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
+def _figure(choice: ImageToShow, one: LabelledPicture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
     names = Counter(each.class_name for each in one.labels)
     listed = ", ".join(f"{count} {name}" for name, count in names.most_common(8)) or "no mask"
     more = f" and {len(names) - 8} more classes" if len(names) > 8 else ""

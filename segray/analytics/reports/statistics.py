@@ -70,7 +70,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ReportCandidate:
     """An image that may be shown.
 
     pixels: width times height. score: mean of its instances; None if unknown.
@@ -102,10 +102,10 @@ class LabelSetStats:
     megapixels: NDArray[np.int64]
     sides: NDArray[np.int64]
     scores: NDArray[np.int64]
-    sample: Sequence[Candidate]
-    crowded: Sequence[Candidate]
-    wide: Sequence[Candidate]
-    bare: Sequence[Candidate]
+    sample: Sequence[ReportCandidate]
+    crowded: Sequence[ReportCandidate]
+    wide: Sequence[ReportCandidate]
+    bare: Sequence[ReportCandidate]
 
     @property
     def images(self) -> int:
@@ -131,7 +131,7 @@ class LabelSetStats:
 
 def compute_stats(shown: Snapshot) -> LabelSetStats:
     """Count a label set in one pass over its images and one over its instances."""
-    images = _Images()
+    images = _ImageCounts()
     columns = [
         "image_id", "image_key", "bytes", "width", "height", "status", "n_instances", "stage", "error", "message",
         "run_id", "labelled_at",
@@ -139,7 +139,7 @@ def compute_stats(shown: Snapshot) -> LabelSetStats:
     for batch in shown.images.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
             images.add(pa.table(batch))
-    instances = _Instances(images.sample.keys)
+    instances = _InstanceCounts(images.sample.keys)
     columns = ["image_key", "class_id", "class_name", "score", "area"]
     for batch in shown.instances.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
@@ -161,8 +161,8 @@ def compute_stats(shown: Snapshot) -> LabelSetStats:
     )
 
 
-def _candidate(row: Mapping[str, Any], score: float | None = None) -> Candidate:
-    return Candidate(row["image_key"], row["n_instances"], row["pixels"], score)
+def _candidate(row: Mapping[str, Any], score: float | None = None) -> ReportCandidate:
+    return ReportCandidate(row["image_key"], row["n_instances"], row["pixels"], score)
 
 
 def _binned(values: NDArray[Any], ends: Sequence[float]) -> NDArray[np.int64]:
@@ -197,7 +197,7 @@ class _First:
         return none if self._kept is None else pa.concat_arrays(self._kept.column("image_key").chunks or [none])
 
 
-class _Images:
+class _ImageCounts:
     """Counts of the table of images."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class _Images:
         return [Span(name, *self._runs[name]) for name in sorted(self._runs, reverse=True)]
 
 
-class _Instances:
+class _InstanceCounts:
     """Counts of the table of instances. sampled: keys of the images whose mean scores are needed."""
 
     def __init__(self, sampled: pa.Array) -> None:

@@ -44,7 +44,7 @@ ALL = "all classes"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ShareEstimate:
     """A share of the whole label set, estimated from a sample of its images.
 
     hits, of: counts in the sample. value: hits / of; None if there are no counts.
@@ -72,9 +72,9 @@ class Errors:
 
     detections: int
     objects: int
-    precision: Estimate
-    recall: Estimate
-    kinds: Mapping[str, Estimate]
+    precision: ShareEstimate
+    recall: ShareEstimate
+    kinds: Mapping[str, ShareEstimate]
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Counts:
         """Return the errors of one class, or of ALL."""
         images = self._images[name]
 
-        def share(hits: str, of: str) -> Estimate:
+        def share(hits: str, of: str) -> ShareEstimate:
             return estimate([each[hits] for each in images], [each[of] for each in images], self._fraction)
 
         kinds = {kind: share(kind, _OBJECTS if kind == MISSED else _DETECTIONS) for kind in KINDS}
@@ -277,7 +277,7 @@ class Counts:
 # ---- intervals ------------------------------------------------------------------------------------
 
 
-def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> Estimate:
+def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> ShareEstimate:
     """Estimate the share of hits from the counts of each sampled image. fraction: share of all images that was sampled.
 
     The variance is that of a ratio of totals over images drawn by chance (Cochran, Sampling Techniques, 6.4). The
@@ -289,7 +289,7 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> E
     y, x = y[x > 0], x[x > 0]
     total = float(x.sum())
     if not total:
-        return Estimate(0, 0, None, 0.0, 1.0, 0.0, 1.0)
+        return ShareEstimate(0, 0, None, 0.0, 1.0, 0.0, 1.0)
     share, images = float(y.sum()) / total, len(x)
     worth = total
     if images == 1 or share in (0.0, 1.0):
@@ -299,7 +299,7 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> E
         worth = min(total, share * (1 - share) / variance * (Z / _student(images - 1)) ** 2) if variance > 0 else total
     unseen = 1 - fraction
     low, high = wilson(share, worth / unseen) if unseen > 0 else (share, share)
-    return Estimate(int(y.sum()), int(total), share, low, high, *wilson(share, total))
+    return ShareEstimate(int(y.sum()), int(total), share, low, high, *wilson(share, total))
 
 
 def _student(freedom: int) -> float:

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segray.analytics.export.export import Choice, export
+from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.export.formats import FORMATS
-from segray.analytics.export.writer import Picture
+from segray.analytics.export.writer import ExportedImage
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeyRange
@@ -54,7 +54,7 @@ class Chosen:
     @property
     def file(self) -> str:
         """Return the image's name in exports."""
-        return str(Picture(0, self.key, self.uri, self.size_hw, ()).file)
+        return str(ExportedImage(0, self.key, self.uri, self.size_hw, ()).file)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def select(
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     parts = key_ranges.cut(state)
     spread = _spread(state, parts, min_score) if RARE in take or DIVERSE in take else {}
-    found = _Found(take, threshold, min_score, seed, spread)
+    found = _BestImages(take, threshold, min_score, seed, spread)
     for part in parts:
         found.add(state, part)
     if not found.images:
@@ -192,7 +192,7 @@ def select(
     _check_names(chosen)
     if to is not None and tasks is not None:
         keys = frozenset(each.key for each in chosen)
-        choice = Choice(min_score=min_score, keys=keys, bare=blind)
+        choice = ExportSelection(min_score=min_score, keys=keys, bare=blind)
         export(state.root, to, tasks, choice, version=state.batch, **storage_options)
     if out is not None:
         selection.write(out)
@@ -236,7 +236,7 @@ def _chosen(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[C
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ImagesOfRange:
     """The images of a range that may be chosen, and their instances as columns.
 
     owners: (n,) int64, index of each instance's image. counted: (n,) bool, whether the score reaches min_score.
@@ -252,7 +252,7 @@ class _Part:
     counted: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _Part:
+    def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _ImagesOfRange:
         """Read the images of a range and their instances."""
         images = key_ranges.images(state, part, ["status"])
         labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
@@ -280,12 +280,12 @@ def _spread(state: Snapshot, parts: Sequence[KeyRange], min_score: float) -> dic
     """Return the number of images that show each class, by category id."""
     found = Counter[int]()
     for part in parts:
-        ids, counts = np.unique(_Part.read(state, part, min_score).classes()[:, 1], return_counts=True)
+        ids, counts = np.unique(_ImagesOfRange.read(state, part, min_score).classes()[:, 1], return_counts=True)
         found.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
     return dict(sorted(found.items()))
 
 
-class _Found:
+class _BestImages:
     """The best images so far by each criterion: value, tie-breaking number, key and reason."""
 
     def __init__(
@@ -304,7 +304,7 @@ class _Found:
         self._names: dict[int, str] = {}
 
     def add(self, state: Snapshot, part: KeyRange) -> None:
-        read = _Part.read(state, part, self._min_score)
+        read = _ImagesOfRange.read(state, part, self._min_score)
         self.images += len(read.keys)
         self.instances += int(read.counted.sum())
         self.failed += read.failed
@@ -334,7 +334,7 @@ class _Found:
         best = heapq.nsmallest(self._take[name], [*self._best[name], *((-v, h, k, w) for v, h, k, w in rows)])
         self._best[name] = [(-value, tie, key, why) for value, tie, key, why in best]
 
-    def _uncertain(self, read: _Part) -> list[tuple[float, int, str, str]]:
+    def _uncertain(self, read: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
         nearness = np.maximum(0, 1 - np.abs(read.scores - self._threshold) / MARGIN)
         values = np.bincount(read.owners, nearness, len(read.keys))
         counts = np.bincount(read.owners, nearness > 0, len(read.keys)).astype(int)
@@ -344,7 +344,7 @@ class _Found:
             for i in np.flatnonzero(values).tolist()
         ]  # fmt: skip
 
-    def _rare(self, read: _Part) -> list[tuple[float, int, str, str]]:
+    def _rare(self, read: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
         pairs = read.classes()
         weights = np.array([1 / self._spread[each] for each in pairs[:, 1].tolist()])
         values = np.bincount(pairs[:, 0], weights, len(read.keys))
@@ -358,7 +358,7 @@ class _Found:
             for i, category in rarest.items()
         ]  # fmt: skip
 
-    def _pool_up(self, read: _Part) -> None:
+    def _pool_up(self, read: _ImagesOfRange) -> None:
         most = max(_POOL, 4 * self._take[DIVERSE])
         drawn = heapq.nsmallest(most, ((_draw(key, DIVERSE), i) for i, key in enumerate(read.keys)))
         vectors = _features(read, [i for _, i in drawn], list(self._spread))
@@ -374,7 +374,7 @@ def _draw(key: str, salt: str) -> int:
 # ---- diverse --------------------------------------------------------------------------------------
 
 
-def _features(read: _Part, images: Sequence[int], categories: Sequence[int]) -> _Floats:
+def _features(read: _ImagesOfRange, images: Sequence[int], categories: Sequence[int]) -> _Floats:
     """Return (n, classes + 4) features of these images.
 
     The first features are the square roots of the shares of classes, and of three sizes. So each of the two parts has
