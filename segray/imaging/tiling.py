@@ -166,7 +166,7 @@ def _compare_pairs(
     from segray.masks import _kernels_many
 
     i, j = pairs.T
-    masks = rle.joined(seen.rles)
+    masks = rle.join_counts(seen.rles)
     masks_i, masks_j = masks.at(i), masks.at(j)
     shared, *areas = _kernels_many.overlaps(*masks_i, *masks_j, rle.MAX_GROUPS).T
     height = seen.size_hw[0]
