@@ -1,7 +1,7 @@
 """The configuration: one YAML file as one frozen, validated object with a digest.
 
 Knows every key, its meaning, unit and default. Leaves the use of the values to others. An unknown key is an error
-that names the nearest valid key. Secrets are never configuration: they come from the environment.
+that names the nearest valid key. Secrets are never configuration: key and secret come from the environment.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ModelSettings(_Section):
 
 
 class ImageSettings(_Section):
-    """Limits of an image. An image over a limit is refused before its pixels are allocated."""
+    """Limits of an image. segray refuses an image over a limit, and allocates no pixels for the image."""
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
@@ -130,7 +130,8 @@ class StorageSettings(_Section):
     def _refuse_secrets(cls, url: str | None) -> str | None:
         """Return the endpoint's URL. Refuse a URL that may hold a secret.
 
-        Run records contain the configuration, so a secret must not be in it. The error does not repeat the refused URL.
+        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
+        the refused URL.
         """
         if url and ("@" in url or "?" in url):
             raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")

@@ -62,8 +62,8 @@ def encode_crop(crop: NDArray[Any], x0: int, y0: int, size_hw: tuple[int, int]) 
 def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
     """Return the counts of the mask that flips at these positions, starting from 0.
 
-    edges: (n,) int64, ascending positions column * h + row. Two equal positions cancel. A mask that reaches the bottom
-    of one column and continues at the top of the next therefore has one run.
+    edges: (n,) int64, ascending positions column * h + row. Two equal positions cancel. A mask that continues from the
+    bottom of a column at the top of the next therefore has one run.
 
     size_hw: height and width of the image, in pixels.
     """

@@ -63,8 +63,8 @@ class UnitReport:
     instances: rows of instances in the file.
     bytes_read: bytes of image files.
     seconds: wall seconds by stage name, summed over threads.
-    cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also contains the work of the rest of the
-        process during inference, so only a sum over reports is right.
+    cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also contains the work of all other threads
+        during inference. Only a sum over reports is right.
     dropped: dropped rows by reason, such as an empty mask.
     """
 

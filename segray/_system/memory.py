@@ -51,7 +51,7 @@ def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def release_freed_memory() -> None:
-    """Let this process and its children return freed memory to the system. Call it before Arrow is loaded.
+    """Let this process and its children return freed memory to the system. Call this function before Arrow is loaded.
 
     Arrow's own allocator keeps freed memory: about 100 MB after a few scans of a label set. glibc's malloc keeps every
     freed block that has no mapping of its own. A malloc other than glibc's stays as it is.

@@ -1,8 +1,8 @@
 """Standard input, output and error of a command: a failed write to a stream never ends the command.
 
 Knows descriptors 0, 1 and 2. Knows nothing of the texts. Progress and log lines that standard error does not accept are
-dropped. A command reports at its end that standard output did not accept its results. The command does not report a
-reader that has gone, as in `| head`, or a standard output that was closed from the start.
+dropped. A command reports at its end that standard output did not accept its results. A reader that has gone, as in
+`| head`, is not reported. Neither is a standard output that was closed from the start.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Descriptor(io.RawIOBase):
                 select.select([], [self._number], [])
 
     def _redirect_to_null(self) -> None:
-        """Redirect the descriptor to /dev/null, since libraries and child processes write to it too."""
+        """Redirect the descriptor to /dev/null, since libraries and child processes also write to the descriptor."""
         self.gone = True
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._number)
@@ -80,7 +80,7 @@ _output: _Descriptor | None = None
 def take_over() -> None:
     """Take over the standard streams of this process. Call this function before any file is opened.
 
-    A file that is opened while 0, 1 or 2 is closed would get that number, and then the output of libraries.
+    A file that is opened while 0, 1 or 2 is closed gets that number, and then receives the output of libraries.
     """
     global _output
     for number in (0, 1, 2):

@@ -46,7 +46,7 @@ class Decoded:
     """A decoded picture.
 
     image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 of the file, already applied.
-    size_hw: height and width of the full picture; the image is smaller where `load` reduced it.
+    size_hw: height and width of the full picture; `image` is smaller if `load` reduced the picture.
     """
 
     image: Pixels
@@ -161,7 +161,7 @@ def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixel
                 exif = image.getexif()
                 for directory in _DIRECTORIES:
                     exif.pop(directory, None)
-                exif[ORIENTATION_TAG] = header.orientation  # Pillow turns the picture by this value, whatever XMP says.
+                exif[ORIENTATION_TAG] = header.orientation  # Pillow turns the picture by this value, not by XMP's.
             image.load()
             return _to_rgb(image)
     except ImageError:

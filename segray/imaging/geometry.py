@@ -51,7 +51,8 @@ def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
 def _window(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """Return the source pixels that each output pixel of an axis reads.
 
-    Returns the first source pixel (target,), their number (target,), and their weights (target, most) in fixed point.
+    Returns the first source pixel (target,), the number of source pixels (target,), and the weights (target, most) in
+    fixed point.
     """
     scale = source / target
     reach = max(scale, 1.0)
@@ -80,7 +81,7 @@ def fitted(size_hw: tuple[int, int], window_hw: tuple[int, int]) -> tuple[int, i
 
 
 def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to the `fitted` size, as cv2 does, and pad the right and the bottom with 0.
+    """Resize (h, w, 3) uint8 to the `fitted` size, as cv2 does, and pad right and bottom with 0.
 
     window_hw: height and width of the result, in pixels.
     """

@@ -4,8 +4,8 @@ This module knows masks, boxes and scores. Networks and files belong to other mo
 
 Instances of different windows are one object if their classes are equal and their masks agree where both windows saw.
 Masks agree if their IoU, cut to the windows' common part, is at least SEAM_IOU.
-The rule holds for an object that a seam cut, however long its parts are. IoU of the whole masks says little about such
-an object, and so does the intersection over the smaller mask.
+The rule also holds for an object that a seam cut into parts of any length. Neither the IoU of the whole masks nor the
+intersection over the smaller mask tells whether such parts are one object.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from segray.instances import Instances
 SEAM_IOU = 0.5
 # A cut-off piece with at least this share covered belongs to the object that covers the piece.
 COVERED = 0.8
-# Largest distance from a box to its window's side where a seam cut the object, as a share of the side. Predicted boxes
-# fall a little short.
+# A seam cut an object if its box ends within this distance of the window's side, as a share of the side. Predicted
+# boxes end slightly before the side.
 _AT_SEAM = 0.02
 
 
@@ -170,7 +170,7 @@ def _compare_pairs(
     masks_i, masks_j = masks.at(i), masks.at(j)
     shared, *areas = _kernels_many.overlaps(*masks_i, *masks_j, rle.MAX_GROUPS).T
     height = seen.size_hw[0]
-    # A mask lies in its own window, so its part inside the other window is the part that both windows saw.
+    # A mask lies in its own window. The part inside the other window is therefore the part that both windows saw.
     seen_by_both_i = _kernels_many.areas_within(*masks_i, rle.MAX_GROUPS, height, sides[j])
     seen_by_both_j = _kernels_many.areas_within(*masks_j, rle.MAX_GROUPS, height, sides[i])
     agreement = shared / np.maximum(seen_by_both_i + seen_by_both_j - shared, 1)

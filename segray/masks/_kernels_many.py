@@ -1,7 +1,7 @@
 """Compiled loops over many finished masks: overlaps, unions, boxes, outlines and matching.
 
-The loops are compiled as those of _kernels.py. They have their own module because a worker needs them only for tiles.
-Compiling all of them takes seconds the first time.
+The loops are compiled as those of _kernels.py. This module is separate because a worker needs these loops only for
+tiles. Compiling all loops takes seconds the first time.
 """
 
 from __future__ import annotations

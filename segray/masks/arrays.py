@@ -1,6 +1,6 @@
 """NamedTuples of arrays that travel together into the compiled loops.
 
-This module does not import Numba, so its import is fast.
+This module is fast to import, because it does not import Numba.
 """
 
 from __future__ import annotations

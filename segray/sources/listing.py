@@ -5,7 +5,7 @@ of archives, Parquet files and videos, but no image. References travel in batche
 references take well below 1 GB.
 
     photos/  s3://bucket/photos  gs://...   every image below, by extension; key = path below the folder
-    photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, whatever its extension; key = path below
+    photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, with any extension; key = path below
                                             the folders before the first wildcard
     photo.jpg                               one image; key = its name
     list.txt                                one URI per line (UTF-8); key = the URI as written

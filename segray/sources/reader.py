@@ -217,7 +217,7 @@ def _group_key(location: ImageLocation) -> tuple[str, ...]:
 def _read_all(part: list[_InsideImage], read: Callable[[ImageLocation], Any]) -> Callable[[int], Any]:
     """Read each image now, and return a function that gives the images by row.
 
-    An image that cannot be read raises its ImageError only when asked for, so its neighbours stay readable.
+    The function raises the ImageError of an image that could not be read. The neighbours stay readable.
     """
     contents: dict[int, Any] = {}
     for image in part:
@@ -306,7 +306,7 @@ def _split_by_size(group: list[_InsideImage], refs: Sequence[ImageRef]) -> list[
 
 @dataclass
 class _PooledReader:
-    """A reader of the pool. users: threads that hold the reader or wait for it. reader: None while it is closed."""
+    """A reader of the pool. users: threads that hold the reader or wait for the reader. reader: None if closed."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     reader: Any = None

@@ -273,7 +273,7 @@ def _reset_after_fork() -> None:
 def _exit_without_destructors() -> None:
     """Let this process end without native destructors after Python has ended, with Python's exit code.
 
-    The AWS SDK waits at exit for its own threads. A forked child has no such threads, so it would hang or crash.
+    The AWS SDK waits at exit for its own threads. A forked child has no such threads, and would hang or crash.
     Source: on_exit(3); the handler registered last is called first.
     """
     leave_arrow_s3_at_exit(pafs)

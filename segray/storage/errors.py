@@ -82,20 +82,24 @@ class ErrorClass:
     renew_credentials: bool = False
 
 
-_CHECK_KEYS = "check the key and secret, and that they may list, read, write and delete in this bucket"
+_CHECK_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the permission to list, read, write and delete"
 _CHECK_NETWORK = "check storage.endpoint_url and the network, then run the same command again"
 _NO_OBJECT = "no such object"
 
 NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_no_detail)
 NO_FILE = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_reason)
 NO_LINK = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_status_and_message)
-ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found=_no_detail)
+ARCHIVED = ErrorClass(
+    FileNotFoundError, "the object is archived; restore the object from its storage class", found=_no_detail
+)
 
 REFUSED = ErrorClass(AccessError, "Storage refused the request", _CHECK_KEYS)
-WRONG_SECRET = replace(REFUSED, hint="correct AWS_SECRET_ACCESS_KEY (it does not fit AWS_ACCESS_KEY_ID)")
+WRONG_SECRET = replace(REFUSED, hint="correct AWS_SECRET_ACCESS_KEY: the secret does not fit AWS_ACCESS_KEY_ID")
 UNKNOWN_KEY = replace(REFUSED, hint="correct AWS_ACCESS_KEY_ID or AWS_PROFILE; this store does not know the key")
 WRONG_REGION = replace(REFUSED, hint="set storage.region to the bucket's region")
-NO_BUCKET = ErrorClass(AccessError, "No such bucket", "create the bucket, or correct its name or storage.endpoint_url")
+NO_BUCKET = ErrorClass(
+    AccessError, "No such bucket", "create the bucket, or correct the bucket's name or storage.endpoint_url"
+)
 UNUSABLE = ErrorClass(AccessError, "Storage cannot be used as configured", _CHECK_KEYS, found=_type_and_text)
 BAD_CREDENTIALS = replace(UNUSABLE, what="No usable credentials")
 NO_CREDENTIALS = replace(
@@ -129,7 +133,7 @@ EXPIRED = ErrorClass(
 class Row:
     """A row of the table: the errors that belong to the class `means`.
 
-    source: dotted names of exception classes; the error is an instance of one of them. The source "S3" stands for a
+    source: dotted names of exception classes, one of which is the error's class or a base. The source "S3" stands for a
     reply with S3's codes from any library. codes, statuses: codes and HTTP statuses of the reply that match, None for
     all. but_codes: codes that do not match. numbers: error numbers of the operating system, None for all.
     """
@@ -181,7 +185,7 @@ TABLE: tuple[Row, ...] = (
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.PartialCredentialsError", f"{_BOTOCORE}.CredentialRetrievalError")),
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.UnknownCredentialError",)),
     Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
-    # Links by http and https. A 4xx concerns one link: its image is gone, or its signature has expired.
+    # Links by http and https. A 4xx concerns one link: the image is gone, or the link's signature has expired.
     Row(NO_LINK, (f"{_AIOHTTP}.ClientResponseError",), statuses={*range(400, 500)} - {408, 429}),
     # Errors of the operating system, which fsspec's file systems raise too.
     Row(NO_FILE, ("builtins.FileNotFoundError",)),

@@ -28,7 +28,7 @@ class S3Backend:
     """S3 and compatible stores, through the botocore client that s3fs keeps on its event loop.
 
     The backend avoids s3fs' file methods, which retry on their own and ask for the size before each read. The file
-    methods also rewrite some keys, hold whole listings in memory, and report a missing bucket as a missing file.
+    methods also rewrite some keys and hold whole listings in memory. A missing bucket looks like a missing file.
     """
 
     def __init__(self, options: StorageOptions) -> None:
@@ -149,8 +149,7 @@ def _endpoint(options: StorageOptions) -> str | None:
 def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
     """Return the botocore session of this process for these AWS environment variables.
 
-    Making a session costs milliseconds, or a request for a role's credentials. botocore renews those credentials
-    itself.
+    To make a session takes milliseconds, or a request for a role's credentials. botocore renews a role's credentials.
     """
     session = Session()
     load_session(session)

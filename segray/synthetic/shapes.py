@@ -33,7 +33,7 @@ class PaintedShape:
 
 @dataclass(frozen=True)
 class Sticker:
-    """One class: how it is drawn and placed.
+    """A sticker class: how a sticker is drawn and placed.
 
     category_id: COCO category id.
     name: COCO category name.
