@@ -32,7 +32,7 @@ def die():
 def refuse():
     raise errors.ConfigError("refused", where="here")
 
-chosen = config.Cluster()
+chosen = config.ClusterSettings()
 ray_connection.connect(chosen)
 head = ray_connection.Head(chosen)
 for function in die, refuse:
