@@ -16,7 +16,7 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.evaluation.evaluate import evaluate
-from segray.analytics.export.label_studio import brush
+from segray.analytics.export.label_studio import encode_brush
 from segray.analytics.export.writer import row_runs
 from segray.analytics.query import key_ranges
 from segray.analytics.review import annotation_import
@@ -294,7 +294,7 @@ def test_a_review_of_labels_that_people_saw_says_so(drawn: Chosen, tmp_path: Pat
 
 
 def result_of(row: dict[str, Any], name: str, counts: str) -> dict[str, Any]:
-    value = {"format": "rle", "rle": brush(row_runs(counts, SIZE_HW)).tolist(), "brushlabels": [name]}
+    value = {"format": "rle", "rle": encode_brush(row_runs(counts, SIZE_HW)).tolist(), "brushlabels": [name]}
     return {**row, "id": "new", "value": value}
 
 
@@ -369,10 +369,10 @@ def test_label_studios_own_strokes_with_literals_and_soft_edges_are_read() -> No
     for word in words[15:]:
         bits += "1" + "00" + "000" + f"{word:08b}"
     data = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
-    assert annotation_import.unbrushed(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
+    assert annotation_import.decode_brush(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
     for broken, size_hw in ((data[:20], (2, 3)), (data, (3, 3))):
         with pytest.raises(ValueError, match="brush stroke"):
-            annotation_import.unbrushed(broken, size_hw)
+            annotation_import.decode_brush(broken, size_hw)
 
 
 def skip_one(content: Any) -> None:

@@ -157,7 +157,7 @@ def _studio_shape(result: Row, name: str) -> tuple[str, str]:
     value, size_hw = result["value"], (int(result["original_height"]), int(result["original_width"]))
     if result["type"] == "brushlabels":
         (label,) = value["brushlabels"]
-        return str(label), rle.encode(unbrushed(value["rle"], size_hw))
+        return str(label), rle.encode(decode_brush(value["rle"], size_hw))
     if result["type"] == "polygonlabels":
         (label,) = value["polygonlabels"]
         points = np.array(value["points"], np.float64) / 100 * [size_hw[1], size_hw[0]]
@@ -165,7 +165,7 @@ def _studio_shape(result: Row, name: str) -> tuple[str, str]:
     raise ValueError(f"a {result['type']} of {name} is no mask with a class")
 
 
-def unbrushed(data: Sequence[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def decode_brush(data: Sequence[int], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Decode a mask, (h, w) bool, from Label Studio's bytes (rle-pack of thi.ng).
 
     A pixel is set where alpha, the last of RGBA, exceeds half. Raise ValueError for bytes that end early or have

@@ -159,7 +159,7 @@ def select(
     if out is not None:
         require_new_path(out)
     if to is not None and tasks is not None:
-        require_new_path(tasks, folder=FORMATS[to].folder)
+        require_new_path(tasks, folder=FORMATS[to].is_folder)
         if out is not None and out.absolute() == tasks.absolute():
             raise UserError("the choice and its tasks would be one file", where=str(out), hint="give two names")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
@@ -192,7 +192,7 @@ def select(
     _check_names(chosen)
     if to is not None and tasks is not None:
         keys = frozenset(each.key for each in chosen)
-        choice = ExportSelection(min_score=min_score, keys=keys, bare=blind)
+        choice = ExportSelection(min_score=min_score, keys=keys, images_only=blind)
         export(state.root, to, tasks, choice, version=state.batch, **storage_options)
     if out is not None:
         selection.write(out)
