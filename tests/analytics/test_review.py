@@ -122,7 +122,7 @@ def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
     monkeypatch.setattr(selecting, "_POOL", 4)
     state = snapshot.snapshot(planted)
     parts = key_ranges.cut(state, slice_rows=9)
-    found = selecting._BestImages({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
+    found = selecting._BestImages({"diverse": 1}, 0.5, 0.0, 0, selecting._images_per_class(state, parts, 0.0))
     for part in parts:
         found.add(state, part)
     assert len(parts) > 2
@@ -403,9 +403,9 @@ def cut_off(content: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (skip_one, "not all chosen images are done"),
-        (lambda content: content.pop(), "not all chosen images are done"),
-        (rename, "was not chosen"),
+        (skip_one, "not all images of the selection are done"),
+        (lambda content: content.pop(), "not all images of the selection are done"),
+        (rename, "outside the selection"),
         (lambda content: content.append(content[0]), "an image twice"),
         (misname, "class that the labels' model lacks"),
         (shrink, "cannot be read"),
@@ -437,7 +437,7 @@ def test_what_is_no_export_is_refused(drawn: Chosen, tmp_path: Path, text: str) 
 def test_unfinished_images_are_left_out_when_asked_and_said(drawn: Chosen, tmp_path: Path) -> None:
     found = reviewed(drawn, tmp_path, skip_one, allow_unfinished=True)
     assert (found.reviewed, found.sampled) == (7, 7)
-    assert any("1 chosen images are not done" in note for note in found.notes)
+    assert any("1 selected images are not done" in note for note in found.notes)
 
 
 def test_a_selection_of_another_label_set_and_a_truth_that_is_there_are_refused(drawn: Chosen, planted: str) -> None:
