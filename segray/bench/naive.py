@@ -89,19 +89,21 @@ def _yolact_detections(
     adapter: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options
 ) -> Iterator[Detection]:
     conf, boxes, coefficients, prototypes = (outputs[name][0] for name in ("conf", "boxes", "mask", "proto"))
-    kept = [
-        (label, row)
-        for label in range(conf.shape[1] - 1)
-        for row in _greedy_nms(boxes, conf[:, label + 1], options.max_detections)
+    detections = [
+        (class_index, row)
+        for class_index in range(conf.shape[1] - 1)
+        for row in _greedy_nms(boxes, conf[:, class_index + 1], options.max_detections)
     ]
-    kept = sorted(kept, key=lambda pair: conf[pair[1], pair[0] + 1])[::-1]
-    kept = [(label, row) for label, row in kept if conf[row, label + 1] >= options.score_threshold]
+    detections = sorted(detections, key=lambda pair: conf[pair[1], pair[0] + 1])[::-1]
+    detections = [
+        (class_index, row) for class_index, row in detections if conf[row, class_index + 1] >= options.score_threshold
+    ]
     ids = list(adapter.labels)
     height, width = size_hw
-    for label, row in kept[: options.max_detections]:
+    for class_index, row in detections[: options.max_detections]:
         scores = 1 / (1 + np.exp(-(prototypes @ coefficients[row])))
         mask = cv2.resize(_crop_to_box(scores, boxes[row]), (width, height)) > 0.5
-        yield ids[label], conf[row, label + 1], boxes[row] * [width, height, width, height], mask
+        yield ids[class_index], conf[row, class_index + 1], boxes[row] * [width, height, width, height], mask
 
 
 def _greedy_nms(boxes: NDArray[np.float32], scores: NDArray[np.float32], most: int) -> list[int]:

@@ -66,7 +66,7 @@ def lower_bound(workload: Workload, folder: Path) -> Measurement:
     cpu_began_s = time.thread_time()
     for data in files:
         cv2.imdecode(data, cv2.IMREAD_COLOR)
-    decode_s = (time.thread_time() - cpu_began_s) / len(files)
+    decode_s_per_image = (time.thread_time() - cpu_began_s) / len(files)
     compiled, tensors = _prepare_tensors(workload)
     request = compiled.network.create_infer_request()
     request.infer(tensors[0])
@@ -75,7 +75,7 @@ def lower_bound(workload: Workload, folder: Path) -> Measurement:
     for tensor in islice(cycle(tensors), count):
         request.infer(tensor, share_inputs=True)
     cpu_s = time.process_time() - cpu_began_s
-    return Measurement(began_s, time.monotonic(), count, {"decode": decode_s * count, "infer": cpu_s})
+    return Measurement(began_s, time.monotonic(), count, {"decode": decode_s_per_image * count, "infer": cpu_s})
 
 
 def _prepare_tensors(workload: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:

@@ -154,12 +154,12 @@ def _find_format(name: str) -> Format:
 
 
 def _check_classes(selection: ExportSelection, state: Snapshot) -> None:
-    known = {slug(name) for name in state.classes.values()}
-    unknown = [name for name in selection.classes if slug(name) not in known]
-    if unknown and known:
+    class_slugs = {slug(name) for name in state.classes.values()}
+    unknown = [name for name in selection.classes if slug(name) not in class_slugs]
+    if unknown and class_slugs:
         raise UserError(
             "the labels have no such class", where=state.root, found=", ".join(unknown),
-            hint=f"Choose from {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}.",
+            hint=f"Choose from {', '.join(sorted(class_slugs)[:10])}{' ...' if len(class_slugs) > 10 else ''}.",
         )  # fmt: skip
 
 

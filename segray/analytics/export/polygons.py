@@ -46,9 +46,9 @@ def single(counts: str, size_hw: tuple[int, int], tolerance_px: float = 0.0) -> 
 def overlap(polygons: Sequence[Ring], counts: str, size_hw: tuple[int, int]) -> float:
     """Return the IoU of a mask with its polygons as pycocotools draws them."""
     flat = [polygon.ravel().tolist() for polygon in polygons]
-    drawn = coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))
+    polygon_rle = coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))
     mask = {"size": list(size_hw), "counts": counts.encode()}
-    return float(coco_mask.iou([drawn], [mask], [0])[0, 0])
+    return float(coco_mask.iou([polygon_rle], [mask], [0])[0, 0])
 
 
 def _simplify(ring: Ring, tolerance_px: float) -> Ring:

@@ -313,21 +313,21 @@ def contact_sheet(
         UserError: There is no image to show, or the size of an image differs from the labelled size.
     """
     if isinstance(source, str):
-        shown = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
+        pictures = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
     else:
         by_key = {picture.key: picture for picture in source}
-        shown = [by_key[key] for key in choose([candidate(picture) for picture in source], count)]
-    if not shown:
+        pictures = [by_key[key] for key in choose([candidate(picture) for picture in source], count)]
+    if not pictures:
         where = source if isinstance(source, str) else ""
         raise UserError("there is no labelled image to show", where=where, hint="Label images first: `segray label`.")
-    colours = colours_of(shown)
-    columns = min(columns, len(shown))
-    tiles = [_draw_tile(picture, read, colours) for picture in shown]
+    colours = colours_of(pictures)
+    columns = min(columns, len(pictures))
+    tiles = [_draw_tile(picture, read, colours) for picture in pictures]
     sheet = _arrange(tiles, columns)
     heading = title or (source if isinstance(source, str) else "")
-    _draw_header(sheet, heading, shown, colours)
+    _draw_header(sheet, heading, pictures, colours)
     _save_png(sheet, out_png)
-    return [picture.key for picture in shown]
+    return [picture.key for picture in pictures]
 
 
 def side_by_side(
@@ -343,20 +343,20 @@ def side_by_side(
     differ from the labelled sizes.
     """
     colours = colours_of(picture for pair in pairs for picture in pair)
-    shown, tiles, reasons = list[LabelledPicture](), list[Image.Image](), dict[str, str]()
+    pictures, tiles, reasons = list[LabelledPicture](), list[Image.Image](), dict[str, str]()
     storage_error: InfrastructureError | None = None
     for pair in pairs:
         try:
             if storage_error is not None:  # A further attempt for each image would take long.
                 raise storage_error
             tiles += [_draw_tile(picture, read, colours) for picture in pair]
-            shown += pair
+            pictures += pair
         except (ImageError, InfrastructureError, UserError, FileNotFoundError) as error:
             storage_error = error if isinstance(error, InfrastructureError) else storage_error
             reasons[pair[0].key] = str(error).partition("\n")[0]
-    if shown:
+    if pictures:
         sheet = _arrange(tiles, 2)
-        _draw_header(sheet, title, shown, colours)
+        _draw_header(sheet, title, pictures, colours)
         _save_png(sheet, out_png)
     return reasons
 
@@ -403,12 +403,12 @@ def _arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _draw_header(
-    sheet: Image.Image, title: str, shown: Sequence[LabelledPicture], colours: Mapping[int, Colour]
+    sheet: Image.Image, title: str, pictures: Sequence[LabelledPicture], colours: Mapping[int, Colour]
 ) -> None:
     pen = ImageDraw.Draw(sheet)
-    names = {label.class_id: label.class_name for picture in shown for label in picture.labels}
-    total = sum(len(picture.labels) for picture in shown)
-    counts = f"{len(shown)} images, {total} instances, {len(names)} classes"
+    names = {label.class_id: label.class_name for picture in pictures for label in picture.labels}
+    total = sum(len(picture.labels) for picture in pictures)
+    counts = f"{len(pictures)} images, {total} instances, {len(names)} classes"
     pen.text((_GAP_PX, 18), title or "segray", _TEXT, _font(24))
     pen.text((sheet.width - _GAP_PX, 24), counts, _SECONDARY_TEXT, _font(16), anchor="ra")
     x = float(_GAP_PX)

@@ -154,18 +154,18 @@ class ImageToShow:
 def choose(stats: LabelSetStats, most: int) -> list[ImageToShow]:
     """Return up to `most` images to show: one of each kind in turn, none twice. The result is ordered by kind."""
     candidates = [iter(images) for images in _candidates_by_kind(stats)]
-    chosen: list[list[ImageToShow]] = [[] for _ in candidates]
+    selected: list[list[ImageToShow]] = [[] for _ in candidates]
     keys: set[str] = set()
     is_exhausted = False
     while len(keys) < most and not is_exhausted:
         is_exhausted = True
-        for chosen_of_kind, candidates_of_kind in zip(chosen, candidates, strict=True):
+        for selected_of_kind, candidates_of_kind in zip(selected, candidates, strict=True):
             image = next((image for image in candidates_of_kind if image.key not in keys), None)
             if image is not None and len(keys) < most:
-                chosen_of_kind.append(image)
+                selected_of_kind.append(image)
                 keys.add(image.key)
                 is_exhausted = False
-    return [image for chosen_of_kind in chosen for image in chosen_of_kind]
+    return [image for selected_of_kind in selected for image in selected_of_kind]
 
 
 def _candidates_by_kind(stats: LabelSetStats) -> list[list[ImageToShow]]:

@@ -230,7 +230,8 @@ def _check_unique_file_names(selected: Sequence[SelectedImage]) -> None:
     names = Counter(image.file for image in selected)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise UserError("two selected images have one name in an export", found=str(PurePosixPath(twice[0])))
+        hint = "Select other images, for example with another --seed."
+        raise UserError("two selected images have one name in an export", found=str(PurePosixPath(twice[0])), hint=hint)
 
 
 def _selected_images(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[SelectedImage]:
@@ -327,8 +328,8 @@ class _BestImages:
         if RARE in self._take:
             self._keep_best(RARE, self._rare(images))
         if RANDOM in self._take:
-            drawn = ((0.0, _hash_number(key, f"random {self._seed}"), key, "drawn by chance") for key in images.keys)
-            self._keep_best(RANDOM, drawn)
+            rows = ((0.0, _hash_number(key, f"random {self._seed}"), key, "drawn by chance") for key in images.keys)
+            self._keep_best(RANDOM, rows)
         if DIVERSE in self._take:
             self._add_to_pool(images)
 
@@ -375,11 +376,11 @@ class _BestImages:
 
     def _add_to_pool(self, images: _ImagesOfRange) -> None:
         size = max(_POOL, 4 * self._take[DIVERSE])
-        drawn = heapq.nsmallest(size, ((_hash_number(key, DIVERSE), i) for i, key in enumerate(images.keys)))
-        vectors = _features(images, [i for _, i in drawn], list(self._images_per_class))
-        entries = [(tie, images.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
-        kept = heapq.nsmallest(size, [*self._pool, *entries], key=lambda entry: entry[:2])
-        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A view keeps its whole matrix.
+        sampled = heapq.nsmallest(size, ((_hash_number(key, DIVERSE), i) for i, key in enumerate(images.keys)))
+        vectors = _features(images, [i for _, i in sampled], list(self._images_per_class))
+        entries = [(tie, images.keys[i], vector) for (tie, i), vector in zip(sampled, vectors, strict=True)]
+        pool = heapq.nsmallest(size, [*self._pool, *entries], key=lambda entry: entry[:2])
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in pool]  # A view keeps its whole matrix.
 
 
 def _hash_number(key: str, salt: str) -> int:
