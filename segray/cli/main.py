@@ -337,11 +337,11 @@ def describe_maintenance(done: Maintenance) -> str:
 def start_workers(spec: WorkerSpec, chosen: Config) -> WorkerPool:
     """Return workers on the configured Ray cluster."""
     try:
-        with host_process.kept():  # The import of Ray changes the process too.
+        with host_process.import_changes_undone():  # The import of Ray changes the process too.
             from segray.execution import ray_pool
         return ray_pool.start(spec, chosen)
     except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.came():
+        if signals.stop_requested():
             raise KeyboardInterrupt from exc
         raise
 
@@ -354,13 +354,13 @@ def main() -> None:
     before: frozenset[int] | None = None
     try:
         host_process.silence_videos()
-        before = child_processes.adopt()
+        before = child_processes.adopt_descendants()
         code = run(sys.argv[1:])
         signals.ignore()
     except KeyboardInterrupt:  # Before the command began, or while it printed its end.
         code = _interrupted()
     if before is not None:
-        child_processes.end(before)  # Ray's agents check only once a minute whether their node lives.
+        child_processes.kill_children(before)  # Ray's agents check only once a minute whether their node lives.
     os._exit(code)
 
 
@@ -372,13 +372,13 @@ def run(arguments: list[str]) -> int:
     except Interrupted as exc:
         return _failed(exc)
     except SegrayError as exc:
-        return _interrupted() if signals.came() else _failed(exc)
+        return _interrupted() if signals.stop_requested() else _failed(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
-        return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
+        return _interrupted() if signals.stop_requested() else _unexpected(exc.__context__ or exc)
     except Exception as exc:
-        return _interrupted() if signals.came() else _unexpected(exc)
+        return _interrupted() if signals.stop_requested() else _unexpected(exc)
     if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
         return _interrupted()
     return code or _written()

@@ -90,7 +90,7 @@ class _Connection:
 
         A signal to all processes of a terminal, for example, ends the head.
         """
-        return bool(self._mark) and not child_processes.runs_marked(PRIVATE_MARK, self._mark, _compat.RAY_HEAD)
+        return bool(self._mark) and not child_processes.marked_program_runs(PRIVATE_MARK, self._mark, _compat.RAY_HEAD)
 
     def _connect(self, cluster: ClusterSettings) -> None:
         address = address_to_join(cluster.address)
@@ -114,9 +114,9 @@ class _Connection:
         mark: value of PRIVATE_MARK for the processes of a private cluster, "" for another cluster.
         no_answer: the error to raise when the call does not return in time, from what was found.
         """
-        with signals.kept(), host_process.kept(), contextlib.ExitStack() as undo:
-            undo.enter_context(signals.kept(signals.FAULTS))
-            undo.enter_context(host_process.at_work("ray", logging.WARNING))
+        with signals.handlers_restored(), host_process.import_changes_undone(), contextlib.ExitStack() as undo:
+            undo.enter_context(signals.handlers_restored(signals.FAULTS))
+            undo.enter_context(host_process.runtime_changes_undone("ray", logging.WARNING))
             self._head_lost, self._mark = False, mark
             end = threading.Event()
             # Ray waits for ever for a head that dies meanwhile, and heeds no signal. So another thread waits for Ray.
@@ -143,7 +143,7 @@ class _Connection:
                 _shut_down(bool(mark))
         finally:
             if mark:
-                child_processes.end_marked(PRIVATE_MARK, mark)
+                child_processes.kill_marked(PRIVATE_MARK, mark)
 
 
 _connection = _Connection()
@@ -354,7 +354,7 @@ def _shut_down(private: bool) -> None:
     """
     if private:
         _compat.leave_ray_processes()
-    with signals.kept():  # Ray removes every handler of SIGTERM together with its own.
+    with signals.handlers_restored():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 
 
