@@ -133,7 +133,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         },
         "the simulation",
     )
-    job = RunContext(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
+    context = RunContext(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
     frozen = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:
@@ -142,7 +142,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         return stager.stage(store, run.staged, task, refs)
 
     cluster = Cluster(load, frozen, stage, timed=timed)
-    execution = kind(job, run, frozen, {}, frozen.tasks(), cluster, clock=lambda: cluster.now_s)
+    execution = kind(context, run, frozen, {}, frozen.tasks(), cluster, clock=lambda: cluster.now_s)
     execution.run()
     cluster.close()
     commit_s = max(0.0, execution.publish_s - cluster.merge_s)
@@ -153,7 +153,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         cluster.now_s,
         cluster.tail_idle(),
         cluster.tasks,
-        job.tally.instances,
+        context.counters.instances,
         cluster.driver_s - commit_s,
         cluster.merge_s,
         commit_s,
@@ -191,7 +191,7 @@ class _Unpublished(_Published):
     """An event loop that discards the staged files instead of publishing."""
 
     def _publish(self) -> None:
-        if self._settled() or self._staged_images >= self._job.config.publish.batch_images:
+        if self._settled() or self._staged_images >= self._context.config.publish.batch_images:
             self._staged, self._staged_images = {}, 0
 
 
@@ -264,12 +264,12 @@ class Cluster:
             done_s = last_s + self._load.stage_s + self._load.report_s
             self._send(done_s, TaskFinished(worker, TaskReport(task, (self._stage(task, refs),))))
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         raise AssertionError(f"nothing is wrong with worker {worker}")
 
     def release(self, worker: str) -> None: ...
 
-    def need(self, workers: int) -> None: ...
+    def set_needed(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Run the function at once; in simulated time, calls run one after the other.

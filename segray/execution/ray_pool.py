@@ -207,7 +207,7 @@ class RayWorkers:
             call = handle.actor.label.options(concurrency_group="label")
             handle.tasks[call.remote(task, list(refs))] = task
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         handle = self._workers.get(worker)
         if handle is not None and handle.alive:
             self._remove(handle)
@@ -221,7 +221,7 @@ class RayWorkers:
         if handle is not None and handle.alive:
             self._stop([handle])
 
-    def need(self, workers: int) -> None:
+    def set_needed(self, workers: int) -> None:
         """Stop workers beyond the need that still start, the youngest first, since they may only wait for room.
 
         workers: number of workers that have something to do; 0 stops all.

@@ -119,7 +119,7 @@ class HeartbeatWriter(ProgressListener):
 
 def record(vitals: RunProgress) -> dict[str, Any]:
     """Return the progress for a program, with the 20 slowest workers."""
-    tally = vitals.tally
+    tally = vitals.counters
     slowest = sorted(vitals.workers, key=lambda each: (each.images_per_s, each.worker))[:_SHOWN_WORKERS]
     return {
         "phase": vitals.phase,

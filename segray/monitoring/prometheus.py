@@ -77,7 +77,7 @@ class Metrics(ProgressListener):
 
 def totals(vitals: RunProgress) -> Iterator[tuple[Series, float]]:
     """Yield each counter with its total, which only grows while a driver lives."""
-    tally = vitals.tally
+    tally = vitals.counters
     for status in ("ok", "empty", "failed"):
         yield ("segray_images_total", (status,)), getattr(tally, status)
     yield ("segray_instances_total", ()), tally.instances
