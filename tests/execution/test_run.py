@@ -342,7 +342,7 @@ def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Conf
         }
     )
     listener = Notes()
-    with pytest.raises(InfrastructureError, match="nothing gets done") as caught:
+    with pytest.raises(InfrastructureError, match="no image gets labelled") as caught:
         run.label(impatient, listener, lambda spec, c: Hanging(spec))
     where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
     assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
