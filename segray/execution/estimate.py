@@ -31,7 +31,7 @@ from segray.execution.image_steps import WORKING_BYTES
 from segray.execution.labeller import Labeller
 from segray.execution.progress import ProgressListener
 from segray.execution.worker_pool import InProcess
-from segray.execution.worker_spec import WorkerSpec, build, prepared
+from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
 from segray.label_set import plan, run_records, snapshot
 from segray.limits import ImageLimits
@@ -257,7 +257,7 @@ def _sampled(asked: Config, left: plan.ImageList, store: Store, threads: int, li
         built.append((labeller, facts, time.monotonic() - began))
         return _Kept(labeller, facts)
 
-    with prepared(), tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
+    with prepared_process(), tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
         done = run.label(_in_its_stead(asked, chosen, Path(folder)), ProgressListener(), start)
         ((labeller, facts, startup_s),) = built
         try:
