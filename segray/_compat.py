@@ -1,8 +1,8 @@
-"""Everything private that segray takes from its libraries and from CPython, in one place.
+"""All private names of libraries and of CPython that segray uses, in one place.
 
-Knows names that a library promises to nobody. Knows nothing of why segray needs them. Each function does one thing, and
-its docstring says what has no public way. tests/test_compat.py tries each function on the installed library. A module
-that calls a function here has loaded the library already. Importing this module loads none.
+Knows names that a library may change without notice. Knows nothing of segray's use of them. The docstring of each
+function says why no public name does the same. tests/test_compat.py tests each function on the installed library. A
+module that calls a function here has loaded the library already. Importing this module loads no library.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 def call_before_threads_end(function: Callable[[], None]) -> None:
     """Call a function when the interpreter ends, before CPython shuts down thread pools.
 
-    atexit calls its functions after the shutdown. CPython has no public way to come earlier.
+    atexit calls its functions after the shutdown. CPython has no public way to call a function earlier.
     """
     threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
 def forget_members(archive: TarFile) -> None:
-    """Let an open archive forget the members that it has read.
+    """Remove the members that an open archive has read from its list.
 
     tarfile keeps all members and has no public way to prevent that. A large archive would fill the memory.
     """
     archive.members = []  # type: ignore[attr-defined]
 
 
-def next_header(archive: TarFile) -> int:
-    """Return the byte offset at which tarfile looks for the next header.
+def next_header_offset(archive: TarFile) -> int:
+    """Return the byte offset at which tarfile expects the next header.
 
-    tarfile takes an unreadable header for the end of the archive. No public name gives the header's offset.
+    tarfile ends at an unreadable header as at the end of the archive. No public name gives the header's offset.
     """
     return archive.offset
 
@@ -49,7 +49,7 @@ def next_header(archive: TarFile) -> int:
 
 # A part of the command line of a cluster's head process. Ray does not document the names of its processes.
 RAY_HEAD = "gcs_server"
-# Loggers of Ray's job client. Ray documents only the logger "ray", and quieting that one hides errors too.
+# Loggers of Ray's job client. Ray documents only the logger "ray", and silencing "ray" hides errors too.
 RAY_JOB_CLIENT_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -57,10 +57,10 @@ RAY_JOB_CLIENT_LOGGERS = (
 )
 
 
-def leave_ray_processes() -> None:
+def forget_ray_processes() -> None:
     """Keep ray.shutdown() from ending the processes that ray.init() has started here.
 
-    ray.shutdown() waits for each process to obey SIGTERM, and has no option against the wait.
+    ray.shutdown() waits until SIGTERM has ended each process, and has no option against the wait.
     """
     import ray._private.worker
 
@@ -80,9 +80,10 @@ def ray_draining_nodes() -> dict[str, int]:
 
 
 def start_no_spare_ray_workers() -> None:
-    """Let the node that ray.init() starts end each unused process that it started ahead, at once.
+    """Let the node that ray.init() starts end each spare worker process at once.
 
-    No argument of ray.init() does the same: `_system_config` is private too. A value that is in the environment stays.
+    Ray starts worker processes before they are needed. No public argument of ray.init() limits their number. A value
+    that is in the environment stays.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", "0")
 
@@ -91,7 +92,7 @@ def is_node_death(error: Exception) -> bool:
     """Return whether an ActorDiedError says that the actor died with its node.
 
     ActorDiedError is Ray's class for all deaths. Its attributes name only a failed constructor and a preempted node.
-    Every other death of a node shows in the text alone.
+    For every other death of a node, only the text names the node as the cause.
     """
     return "its node has died" in str(error)
 
@@ -111,7 +112,7 @@ async def s3_client(filesystem: Any) -> Any:
     """Return the connected aiobotocore client of an s3fs file system, for use on the file system's loop.
 
     s3fs documents `set_session` only for closing the session later. s3fs does not document that the result is the
-    client, which can send every request. Nor does s3fs document that a closed client is made again.
+    client, which can send every request. s3fs does not document either that a closed client is created again.
     """
     return await filesystem.set_session()
 
@@ -119,22 +120,22 @@ async def s3_client(filesystem: Any) -> Any:
 def path_in(filesystem: Any, uri: str) -> str:
     """Return the path by which an fsspec file system names the object at a URI.
 
-    fsspec's public functions for that (url_to_fs, get_fs_token_paths) also make or find a file system.
+    fsspec's public functions url_to_fs and get_fs_token_paths also create or find a file system.
     """
     return str(filesystem._strip_protocol(uri))
 
 
 def load_session(session: Any) -> None:
-    """Make the parts of a botocore session that botocore makes on first use.
+    """Create the components of a botocore session that botocore creates on first use.
 
-    Two threads may not be the first to use a part at the same time. botocore publishes neither the names of the parts
-    nor a way to make all.
+    The first use of a component is not safe when two threads make it at the same time. botocore documents neither the
+    names of the components nor a way to create all of them.
     """
     for name in ("config_store", "credential_provider"):
         session.get_component(name)
 
 
-def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
+def skip_arrow_s3_wait_at_exit(arrow_fs: ModuleType) -> None:
     """Keep pyarrow.fs from waiting for the threads of its S3 client when the interpreter ends.
 
     pyarrow registers the wait with atexit on import, and has no setting against the wait.
@@ -148,7 +149,7 @@ def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
 def is_panic(error: BaseException) -> bool:
     """Return whether an error is a panic of native code, such as deltalake's.
 
-    pyo3 makes a new class of these errors in each library. None of the classes can be imported.
+    pyo3 creates a class of these errors in each library. No library exports the class.
     """
     return type(error).__name__ == "PanicException"
 

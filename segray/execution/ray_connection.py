@@ -274,7 +274,7 @@ def _shut_down(private: bool) -> None:
     private: whether the cluster is private. Its processes block Ray's SIGTERM, so the caller ends them.
     """
     if private:
-        _compat.leave_ray_processes()
+        _compat.forget_ray_processes()
     with signals.kept():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, cast
 
-from segray._compat import forget_members, next_header
+from segray._compat import forget_members, next_header_offset
 from segray.sources.archives import BrokenFileError, Member
 
 EXTENSIONS = frozenset({"tar"})
@@ -41,7 +41,7 @@ def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
                 last = found.offset_data
                 if not found.isdir():
                     yield _member(found, size_bytes)
-            end = next_header(archive)
+            end = next_header_offset(archive)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
