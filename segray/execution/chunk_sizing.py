@@ -93,17 +93,17 @@ class ChunkSizer:
         self._total_speed = sum(self._speeds.values())
         self._remaining = waiting + sum(throughput.pending for throughput in throughputs.values())
 
-    def images_for(self, worker: str, most: int) -> int:
-        """Return how many of the next `most` images the worker should get; 0 for none."""
+    def images_for(self, worker: str, max_images: int) -> int:
+        """Return how many of the next `max_images` images the worker should get; 0 for none."""
         throughput, speed = self._throughputs[worker], self._speeds[worker]
         if throughput.images_per_s is None:
             first = min(_FIRST_IMAGES, self.waiting * _FIRST_SHARE / len(self._throughputs))
-            return 0 if throughput.pending else min(most, max(self._least_images, round(first)))
-        least = min(most, max(self._least_images, _MIN_TASK_S * speed, throughput.in_flight))
+            return 0 if throughput.pending else min(max_images, max(self._least_images, round(first)))
+        least = min(max_images, max(self._least_images, _MIN_TASK_S * speed, throughput.in_flight))
         fair_share = speed * self._remaining / self._total_speed - throughput.pending
         if (throughput.pending and fair_share < least) or self._others_finish_sooner(worker):
             return 0
-        return min(most, round(max(least, fair_share * _SHARE_PER_TASK)))
+        return min(max_images, round(max(least, fair_share * _SHARE_PER_TASK)))
 
     def _others_finish_sooner(self, worker: str) -> bool:
         """Return whether much faster workers finish all remaining images before this worker finishes a few."""

@@ -312,8 +312,8 @@ def _measure_sample(
     )
 
 
-def _pick_evenly(to_label: plan.ImageList, most: int) -> list[ImageRef]:
-    count = min(most, len(to_label))
+def _pick_evenly(to_label: plan.ImageList, max_images: int) -> list[ImageRef]:
+    count = min(max_images, len(to_label))
     refs = []
     for i in range(count):
         ((key,), (uri,), (version,), (size_bytes,)) = to_label.rows(i * len(to_label) // count, 1).to_pydict().values()

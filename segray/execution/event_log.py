@@ -110,7 +110,7 @@ class EventLog:
         error = writing.exception()
         if isinstance(error, (InfrastructureError, UserError)):
             self._failed, self._lines = True, []
-            self._note(f"the event log of this run ends here: it cannot be written ({error.short()})")
+            self._note(f"the event log of this run ends here, since a file cannot be written ({error.short()})")
         elif error is not None:
             raise error
 

@@ -158,7 +158,7 @@ class RunLoop:
     staged: names of the staged files of an earlier attempt, by task.
     todo: tasks to carry out.
     pool: the workers.
-    withheld_before: keys of images that storage withheld from an earlier run to its end.
+    withheld_before: keys of images that storage withheld to the end of an earlier run.
     clock: returns the time in seconds.
     """
 

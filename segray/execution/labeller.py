@@ -33,17 +33,17 @@ _Result: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
 class _OutageDetector:
     """A detector that distinguishes an outage of storage from a few withheld images. Threads may share a detector.
 
-    most: number of withheld images that shows an outage, while storage serves no image.
+    outage_images: number of withheld images that shows an outage, while storage serves no image.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, outage_images: int) -> None:
         self._lock = threading.Lock()
-        self._most, self._withheld, self._has_served = most, 0, False
+        self._outage_images, self._withheld, self._has_served = outage_images, 0, False
 
     @property
     def is_outage(self) -> bool:
-        """Return whether `most` images were withheld and none was served, so that no other image needs a try."""
-        return not self._has_served and self._withheld >= self._most
+        """Return whether storage withheld `outage_images` images and served none. Then no other image needs a try."""
+        return not self._has_served and self._withheld >= self._outage_images
 
     def add_served(self) -> None:
         """Record that storage gave an image."""

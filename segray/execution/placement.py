@@ -43,7 +43,7 @@ class Slot:
 
 
 def slots_to_fill(
-    pools: Sequence[PoolSettings], nodes: Sequence[Node], taken: Sequence[Slot], most: float
+    pools: Sequence[PoolSettings], nodes: Sequence[Node], taken: Sequence[Slot], max_slots: float
 ) -> list[Slot]:
     """Return the slots that still need a worker, in order.
 
@@ -53,7 +53,7 @@ def slots_to_fill(
         pools: the pools of the run.
         nodes: the living nodes.
         taken: slots that have a worker.
-        most: largest number of slots in all, those in `taken` included.
+        max_slots: largest number of slots in all, those in `taken` included.
     """
     nodes = [node for node in nodes if not node.draining]
     slots: list[Slot] = []
@@ -70,7 +70,7 @@ def slots_to_fill(
             cpus = pool.num_cpus or float(int(free.get("CPU", 0.0)))
             if cpus > 0 and _fits(pool, cpus, free):
                 slots.append(Slot(index, node.id, cpus))
-    return slots[: max(0, int(min(most - len(taken), len(slots))))]
+    return slots[: max(0, int(min(max_slots - len(taken), len(slots))))]
 
 
 def cpus_of(pool: PoolSettings, nodes: Sequence[Node]) -> float:

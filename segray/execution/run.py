@@ -140,8 +140,10 @@ def label(
         is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
         if is_carried_out and (limit is not None or isinstance(step, Start)):
             break
-        if limit is not None and not (limit := _count_without_row(context, work.plan)):
-            break
+        if limit is not None:
+            limit = _count_without_row(context, work.plan)
+            if not limit:
+                break
     if totals.left_over or totals.withheld_before:
         run_records.save_left_over(context.store, context.root, totals.left_over)
     if totals.left_over:
@@ -543,13 +545,13 @@ def _summary(context: RunContext, totals: _Totals) -> Summary:
     )
 
 
-def _images(context: RunContext, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
-    """Return the committed images by status, and image_key, stage and message of at most `most` failed images."""
+def _images(context: RunContext, max_failures: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
+    """Return the committed images by status, and image_key, stage and message of a few failed images."""
     rows = snapshot.committed(context.root, "images", context.options)
     if rows is None:
         return {}, ()
     status = pc.value_counts(rows.to_table(["status"]).column("status")).to_pylist()
-    failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(most)
+    failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(max_failures)
     failures = tuple((redact(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
     return {entry["values"]: entry["counts"] for entry in status}, failures
 

@@ -447,10 +447,10 @@ class Scheduler:
                 isolated = task.attempt > 1
                 if depth and (isolated or worker.running[0].attempt > 1):
                     continue
-                most = len(task) if isolated else sizer.images_for(name, len(task))
-                if not most:
+                task_images = len(task) if isolated else sizer.images_for(name, len(task))
+                if not task_images:
                     continue
-                task = self._queue.take(most)
+                task = self._queue.take(task_images)
                 if not worker.running:
                     worker.last_sign_s = now_s
                 worker.running.append(task)

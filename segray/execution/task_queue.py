@@ -81,17 +81,17 @@ class TaskQueue:
             return self._retries[0][2]
         return None
 
-    def take(self, most: int) -> Task:
-        """Remove and return the next task, or only its first `most` images. The other images stay first."""
+    def take(self, max_images: int) -> Task:
+        """Remove and return the next task, or only its first `max_images` images. The other images stay first."""
         for queue in (self._waiting, self._suspects):
             if queue:
-                head, tail = _split(queue.popleft(), most)
+                head, tail = _split(queue.popleft(), max_images)
                 if tail is not None:
                     queue.appendleft(tail)
                 self.images -= len(head)
                 return head
         at_s, number, task = heapq.heappop(self._retries)
-        head, tail = _split(task, most)
+        head, tail = _split(task, max_images)
         if tail is not None:
             heapq.heappush(self._retries, (at_s, number, tail))
         self.images -= len(head)
@@ -118,9 +118,9 @@ class TaskQueue:
         assert all(len(task) == 1 and task.attempt > 1 for task in self._suspects), "a suspect is not tried alone"
 
 
-def _split(task: Task, most: int) -> tuple[Task, Task | None]:
-    """Split a task into its first `most` images and the others; None if there are no others."""
-    if most >= len(task):
+def _split(task: Task, max_images: int) -> tuple[Task, Task | None]:
+    """Split a task into its first `max_images` images and the others; None if there are no others."""
+    if max_images >= len(task):
         return task, None
-    head, tail = task.indices[:most], task.indices[most:]
+    head, tail = task.indices[:max_images], task.indices[max_images:]
     return Task.of(task.unit, head, task.attempt), Task.of(task.unit, tail, task.attempt)

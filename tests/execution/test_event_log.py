@@ -163,7 +163,7 @@ def test_a_run_whose_log_cannot_be_written_goes_on_and_says_so_once(
     run.label(chosen, listener, start())
     assert keys(chosen) == ALL
     told = [note for note in listener.notes if "event log" in note]
-    assert told == ["the event log of this run ends here: it cannot be written (storage is full: 507)"]
+    assert told == ["the event log of this run ends here, since a file cannot be written (storage is full: 507)"]
 
 
 def test_the_log_is_small(chosen: config.Config) -> None:
