@@ -30,10 +30,10 @@ def stamp(second: float) -> str:
 
 
 def vitals(run: Run, done: int = 40) -> RunProgress:
-    course = ProgressTracker()
-    course.saw(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
-    course.saw(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
-    return course.vitals(run, images=100, done=done, waiting=50, labelling=True)
+    tracker = ProgressTracker()
+    tracker.add_event(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
+    tracker.add_event(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
+    return tracker.progress(run, images=100, done=done, waiting=50, labelling=True)
 
 
 class LabelSet:
