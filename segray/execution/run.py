@@ -268,7 +268,7 @@ def _resumable(
         done[frozen.rows(task)] = True
     # A later run finds the rows that are not removed now.
     retire = [name for name in frozen.retired if retiring and len(merge.keys_still_present(run, name, job.options))]
-    return Resume(run, frozen, staged, plan.left(frozen, done), retire)
+    return Resume(run, frozen, staged, plan.remaining_tasks(frozen, done), retire)
 
 
 def _freeze(job: RunContext, step: Start) -> Resume:
