@@ -371,7 +371,7 @@ class _Detections:
     def __init__(self, found: pa.Table, iou_types: Sequence[str], root: str) -> None:
         sizes = [found.column(name) for name in ("height", "width")]
         self._counts = found.column("rle").combine_chunks()
-        good = arrow_masks.spans(self._counts, *sizes)
+        good = arrow_masks.fits_image(self._counts, *sizes)
         if not good.all():
             row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
             raise UserError(
