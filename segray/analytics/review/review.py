@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from segray import rle
 from segray.analytics.evaluation.coco_eval import ImageAnnotations
-from segray.analytics.evaluation.error_types import Tally
+from segray.analytics.evaluation.error_types import ErrorCounter
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.review import annotation_import
@@ -220,10 +220,10 @@ def _compared(
     else:
         scores = labels.column("score").to_numpy().astype(np.float64)
         told = _found(labels.column("class_id").to_pylist(), labels.column("rle").to_pylist(), size_hw, scores)
-    tally = Tally(classes, 0.0)
-    tally.add(truth, told, told.overlaps(truth, "segm"))
+    counter = ErrorCounter(classes, 0.0)
+    counter.add(truth, told, told.overlaps(truth, "segm"))
     found: dict[str, Counter[str]] = {}
-    for kind, by_class in tally.result().kinds.items():
+    for kind, by_class in counter.result().kinds.items():
         for name, count in by_class.items():
             found.setdefault(name, Counter())[_CALLED[kind]] += count
             found[name][_DETECTIONS] += count * (kind != "missed")
