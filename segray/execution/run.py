@@ -286,7 +286,7 @@ def _resumable(
     retire: list[str] = []
     if retiring:  # Otherwise a later run that retires finds these rows again.
         retire = [name for name in frozen_plan.retired if len(merge.keys_still_present(run, name, context.options))]
-    return Resume(run, frozen_plan, staged, plan.left(frozen_plan, has_row), retire)
+    return Resume(run, frozen_plan, staged, plan.remaining_tasks(frozen_plan, has_row), retire)
 
 
 def _begin_run(context: RunContext, step: Start) -> Resume:
