@@ -87,9 +87,9 @@ def main() -> None:
     seconds: defaultdict[str, float] = defaultdict(float)
 
     def look(picture: NDArray[np.uint8], window: tiling.Window) -> tuple[tiling.Window, Instances]:
-        inputs = model.contract.prepare(model.form, np.ascontiguousarray(picture[window.slices]))
+        inputs = model.adapter.prepare(model.form, np.ascontiguousarray(picture[window.slices]))
         with engine.infer(inputs) as outputs:
-            return window, tiling.place(model.contract.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
+            return window, tiling.place(model.adapter.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
 
     for i in range(chosen.scenes):
         lengths = (24.0, 700.0)  # The largest things do not fit into a window.

@@ -102,7 +102,7 @@ class Workload:
         model, contract, form, options = self.resolved()
         chosen = self.configuration(Path()).model
         settings = DeviceSettings(threads=self.threads, precision=chosen.precision, hint=hint)
-        compiled = engine.compiled(model.path, form, settings)
+        compiled = engine.compile_network(model.path, form, settings)
         contract = contract.with_size(form.name, compiled.size_hw)
         return compiled, contract, contract.forms[form.name], options
 
@@ -110,7 +110,7 @@ class Workload:
         """Return the model's files, adapter, form and options."""
         chosen = self.configuration(Path()).model
         model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
-        return model, model.contract, model.form, options_of(chosen, model.contract)
+        return model, model.adapter, model.form, options_of(chosen, model.adapter)
 
 
 def copied(images: Iterable[str], prefix: str, store: Store) -> None:

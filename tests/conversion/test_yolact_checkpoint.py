@@ -363,5 +363,5 @@ def labelled(xml: Path, image_rgb: NDArray[Any]) -> Instances:
     model = resolve.resolve(yolact.CONTRACT, str(xml))
     engine = runtime.compile(model.path, model.form, DeviceSettings(threads=2, precision="f32"))
     height, width, _ = image_rgb.shape
-    with engine.infer(model.contract.prepare(model.form, image_rgb)) as outputs:
-        return model.contract.decode(outputs, (height, width), Options(score_threshold=0.2))
+    with engine.infer(model.adapter.prepare(model.form, image_rgb)) as outputs:
+        return model.adapter.decode(outputs, (height, width), Options(score_threshold=0.2))
