@@ -143,7 +143,7 @@ def prepare(asked: Asked, folder: Path, note: Callable[[str], None]) -> Workload
     model: dict[str, Any] = {"name": asked.model_name, "path": asked.model_path, "form": asked.model_form}
     model |= {"precision": asked.precision, "max_detections": asked.instances}
     if asked.model_name == YARDSTICK:
-        model |= {"name": yolact.CONTRACT, "path": str(folder.absolute() / "model" / "yardstick.xml")}
+        model |= {"name": yolact.ADAPTER_NAME, "path": str(folder.absolute() / "model" / "yardstick.xml")}
     load = Workload(str(folder.absolute()), (), model, engine.available_cpus(), asked.settings)
     load.configuration(folder / "labels")
     if asked.model_name == YARDSTICK:
