@@ -107,7 +107,10 @@ class Speed:
 
 
 def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
-    """Measure the engines in turns on these inputs, after one unmeasured turn."""
+    """Measure the engines in turns on these inputs, after one unmeasured turn.
+
+    engines: the engines by any name. inputs: prepared images, which all engines take.
+    """
     for engine in engines.values():
         _images_per_s(engine, inputs, 0)
     rounds = [{name: _images_per_s(engine, inputs, ROUND_S) for name, engine in engines.items()} for _ in range(ROUNDS)]
@@ -162,8 +165,15 @@ class EngineAccuracy:
 def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> EngineAccuracy:
     """Return the average precision of each engine, on the truth's images that the dataset has.
 
-    An unreadable image counts as an image without detections. Raises UserError if truth and dataset share no image, or
-    if an image has another size in the truth.
+    An unreadable image counts as an image without detections.
+
+    Args:
+        engines: The engines by any name.
+        reader: Reader that prepares images for these engines.
+        truth: The ground truth and the dataset of its images.
+
+    Raises:
+        UserError: Truth and dataset share no image, or an image has another size in the truth.
     """
     content, refs = _truth_of_dataset(truth, reader.store)
     detections: dict[str, list[Row]] = {name: [] for name in engines}

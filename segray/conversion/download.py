@@ -416,8 +416,15 @@ def _read_record(target: Path) -> str | None:
 def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes: int = 8 << 30) -> None:
     """Unpack a .tar.gz into `folder`, which appears when complete; an existing folder is kept.
 
-    Raises ModelError for a damaged or unsafe archive, and leaves nothing behind. Unsafe is an absolute path, "..", a
-    link, a device, more than max_members members, or more than max_bytes of content.
+    Args:
+        archive: The .tar.gz.
+        folder: The folder of the content.
+        max_members: Largest number of files and folders.
+        max_bytes: Largest size of the content.
+
+    Raises:
+        ModelError: The archive is damaged, exceeds a limit, or has a link, a device, ".." or an absolute path.
+        InfrastructureError: The disk cannot store the content.
     """
     if folder.is_dir():
         return

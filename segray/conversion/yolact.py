@@ -341,8 +341,13 @@ def _boxes(offsets: Node) -> Node:
 def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "converted") -> None:
     """Write the checkpoint `pth` as a float32 IR, `xml` and its .bin, with a card beside it.
 
-    xml: in a folder of its own, created if needed; an earlier conversion is replaced. form: as in `build`. Raises
-    ModelError for an unreadable checkpoint, for other weights, and for a folder with another model's card.
+    Args:
+        pth: The checkpoint of the original repository.
+        xml: Path of the IR, in a folder for this model alone, created if needed. An earlier conversion is replaced.
+        form: As in `build`.
+
+    Raises:
+        ModelError: The checkpoint is unreadable or holds other weights, or the folder has another model's card.
     """
     card = xml.parent / CARD
     if card.exists() and not xml.exists():

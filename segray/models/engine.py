@@ -56,10 +56,10 @@ def model_files(path: Path) -> tuple[Path, ...]:
     path = model_root(path)
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
-            raise _missing(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
+            raise _missing_error(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     if not path.is_file():
-        raise _missing(path, "The model does not exist.")
+        raise _missing_error(path, "The model does not exist.")
     if path.suffix not in _SUFFIXES:
         hint = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
         raise ModelError(
@@ -70,11 +70,11 @@ def model_files(path: Path) -> tuple[Path, ...]:
     _check_ir_version(path)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
-        raise _missing(weights, "The weights beside the .xml are missing.")
+        raise _missing_error(weights, "The weights beside the .xml are missing.")
     return (path, weights)
 
 
-def _missing(path: Path, what: str) -> ModelError:
+def _missing_error(path: Path, what: str) -> ModelError:
     hint = "Check `model.path`. An IR is two files, .xml and .bin."
     return ModelError(what, where=str(path), found=similar_names(path), hint=hint)
 
@@ -256,6 +256,7 @@ def _model_layout(port: ModelPort, image: ImageInput, where: str) -> str:
 
 
 def _fits(shape: tuple[int | None, ...] | None, layout: str, size_hw: tuple[int, int] | None) -> bool:
+    """Return whether a port of this shape can take images of this layout and size; None stands for any size."""
     expected = _input_shape(layout, size_hw)
     if shape is None:
         return True
@@ -331,11 +332,12 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
     OpenVINO respects the mask by itself, but not the quota. cgroup: folder with the CFS quota (cgroup v2 or v1).
     """
-    affinity, quota = len(os.sched_getaffinity(0)), _quota(cgroup)
+    affinity, quota = len(os.sched_getaffinity(0)), _cpu_quota(cgroup)
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
-def _quota(cgroup: Path) -> float | None:
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Return the container's CPU quota in CPUs; None if there is no quota."""
     v2, v1 = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
     if v2.is_file():
         quota, period = v2.read_text().split()
@@ -352,12 +354,23 @@ def compile(path: Path, form: ModelFormat, settings: DeviceSettings) -> Engine:
     Outputs that the form does not name are removed. A network for images of any size is compiled again for each of
     the first `settings.fixed_shapes` sizes that come often. OpenVINO then folds the layers whose paddings depend on the
     size, which makes atrous convolutions faster. Sums may round differently in such a network.
+
+    Args:
+        path: The model, as for `model_files`.
+        form: The form of the model.
+        settings: The device that runs the model, and how.
+
+    Raises:
+        ModelError: The files are missing, do not fit the form, or do not compile on this device.
+        ConfigError: The precision contradicts the file.
     """
-    first = compile_network(path, form, settings)
-    sizes = settings.fixed_shapes if first.size_hw is None else 0
-    return _OpenVINOEngine(
-        first, form.image.name, lambda size_hw: compile_network(path, form, settings, size_hw), sizes
-    )
+
+    def compile_for(size_hw: tuple[int, int]) -> Compiled:
+        return compile_network(path, form, settings, size_hw)
+
+    network = compile_network(path, form, settings)
+    max_sizes = settings.fixed_shapes if network.size_hw is None else 0
+    return _OpenVINOEngine(network, form.image.name, compile_for, max_sizes)
 
 
 def compile_network(
@@ -365,7 +378,15 @@ def compile_network(
 ) -> Compiled:
     """Return the compiled model without an engine, for callers that drive infer requests themselves.
 
-    size_hw: height and width of the only image size, in pixels; None for the form's size, or for any size.
+    Args:
+        path: The model, as for `model_files`.
+        form: The form of the model.
+        settings: The device that runs the model, and how.
+        size_hw: Height and width of the only image size, in pixels; None for the form's size, or for any size.
+
+    Raises:
+        ModelError: The files are missing, do not fit the form, or do not compile on this device.
+        ConfigError: The precision contradicts the file.
     """
     _check_device(settings)
     model = read(path)
@@ -492,8 +513,16 @@ def _embed_preprocessing(model: ov.Model, index: int, image: ImageInput, layout:
 def inputs_of_stored_graph(model: ov.Model, form: ModelFormat, inputs: Arrays) -> tuple[NDArray[Any], ...]:
     """Return prepared inputs as the graph on disk takes them, in the graph's order.
 
-    Use this function for a model that `compile` has not changed. inputs: as for Engine.infer, complete. The image gets
-    the colour order, mean, scale, layout and type that `compile` builds into its copy of the graph.
+    Use this function for a model that `compile` has not changed. The image gets the colour order, mean, scale, layout
+    and type that `compile` builds into its copy of the graph.
+
+    Args:
+        model: The graph on disk.
+        form: The form of the model.
+        inputs: All inputs by name, as for Engine.infer; the image is uint8 (1, h, w, 3) RGB.
+
+    Returns:
+        One array for each input of the graph, with the input's dtype.
     """
     ports, image = _signature(model), form.image
     index = _image_index(ports, image, form.name)
@@ -598,9 +627,10 @@ class _OpenVINOEngine:
     """A network for any image size, and networks for frequent sizes; at most `requests` infer requests run at once."""
 
     def __init__(
-        self, compiled: Compiled, image: str, compile_for: Callable[[tuple[int, int]], Compiled], sizes: int
+        self, compiled: Compiled, image_name: str, compile_for: Callable[[tuple[int, int]], Compiled], max_sizes: int
     ) -> None:
-        self._any_size, self._image, self._compile_for, self._max_sizes = _Requests(compiled), image, compile_for, sizes
+        self._any_size, self._image_name = _Requests(compiled), image_name
+        self._compile_for, self._max_sizes = compile_for, max_sizes
         self.facts, self.size_hw = compiled.facts, compiled.size_hw
         # One more than the device works on, so that the device never waits for a thread that is decoding.
         self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
@@ -627,7 +657,7 @@ class _OpenVINOEngine:
         """Return the requests of the image's size; start to compile a network for a size that has come often."""
         if not self._max_sizes:
             return self._any_size
-        _, height, width, _ = inputs[self._image].shape
+        _, height, width, _ = inputs[self._image_name].shape
         size_hw = (height, width)
         with self._lock:
             self._images_of_size[size_hw] += 1

@@ -68,8 +68,8 @@ def test_the_last_layers_of_the_outputs_that_are_read_stay_in_float() -> None:
 def test_the_rule_finds_the_heads_behind_suppression_and_mask_heads(key: str) -> None:
     """The network's own heads: for five scales boxes and mask coefficients; prototypes; the table of classes."""
     form = wrapped.WRAPPED[key]
-    contract = resolve.ADAPTERS[form.name].forms[form.form]
-    kept = quantize.float_names(form.make(), contract.outputs)
+    form_of_model = resolve.ADAPTERS[form.name].forms[form.form]
+    kept = quantize.float_names(form.make(), form_of_model.outputs)
     own = quantize.float_names(engine.read(resolve.EMBEDDED), ("conf", "boxes", "mask", "proto"))
     heads = {name for name in own if name.endswith(("Convolution", "MatMul")) or "Convolution_" in name}
     assert len(heads) == 12

@@ -65,9 +65,13 @@ class BoxMaskAdapter(ModelAdapter):
 
 
 def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Paste) -> Instances:
-    """Return the valid rows that the options let through, highest score first.
+    """Return the valid rows that meet the options, highest score first.
 
-    size_hw: height and width of the source image, in pixels. paste: the default if options.paste is None.
+    Args:
+        rows: The detections of one image.
+        size_hw: Height and width of the source image, in pixels.
+        options: Thresholds and limits.
+        paste: How to paste masks if options.paste is None.
     """
     is_valid = _are_valid(rows)
     # The networks fill their lists with rows of score 0.
