@@ -90,7 +90,7 @@ def pull(
         from segray.conversion import pull as acquire
 
     with _teller() as told:
-        found = acquire.pull(catalogue.find(name, "NAME"), into, plain=plain, told=told)
+        found = acquire.pull(catalogue.find(name, "NAME"), into, plain=plain, callbacks=told)
     _report(found, as_json)
 
 
@@ -108,7 +108,7 @@ def convert(
         from segray.conversion import pull as acquire
 
     with _teller() as told:
-        found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, told=told)
+        found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, callbacks=told)
     _report(found, as_json)
 
 
@@ -294,7 +294,7 @@ def describe_inspection(found: Inspection) -> str:
     if found.nearest:
         lacks = "; ".join(found.nearest.absent)
         lines.append(
-            f"fulfils no contract; nearest is {found.nearest.name}, {found.nearest.form} form, but for: {lacks}"
+            f"fits no model; the nearest is {found.nearest.name}, {found.nearest.form} form, which also needs: {lacks}"
         )
     return "\n".join([*lines, *(f"needs: {need}" for need in found.needs)])
 
