@@ -172,14 +172,14 @@ def quantize(
     Your images calibrate the copy. The command compares speed and accuracy of the copy with those of the source.
     """
     with signals.ending_at_once():
-        from segray.conversion import quantize as job
+        from segray.conversion import quantize as quantisation
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
     source = _source_model(model, name, form, labels, images)
     truth_set = None if truth is None else Truth(truth, truth_images or images, truth_limit)
     with _printed_progress() as callbacks:
-        quantised = job.quantize(
+        quantised = quantisation.quantize(
             source,
             images,
             out or Path("models") / f"{source.name}-int8",

@@ -46,7 +46,7 @@ VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
 _ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 40.0, 1.0, 60.0, 60.0
 _STOP_S = 30
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
-_OURS = (1, 2, 3, 4, 130)
+_RUN_EXIT_CODES = (1, 2, 3, 4, 130)
 _LOST_CONTACT = 5
 
 
@@ -526,7 +526,7 @@ def _outcome(
             found="No module named segray" if segray_missing else "no such interpreter",
             hint="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
         )
-    if code in _OURS:
+    if code in _RUN_EXIT_CODES:
         return JobOutcome(job, status, int(code), result, f"exit code {code}: see the log above")
     if code is None:
         raise InfrastructureError(
