@@ -20,7 +20,7 @@ from segray.errors import UserError
 
 if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation
-    from segray.analytics.export.export import Exported
+    from segray.analytics.export.export import ExportResult
     from segray.analytics.reports.diff import LabelSetDifference
     from segray.analytics.review.review import Errors, Review
     from segray.analytics.review.sampling import Selection
@@ -408,7 +408,7 @@ def describe_details(result: Evaluation) -> str:
     return "\n".join([*lines, states, *(f"note: {note}" for note in result.notes)])
 
 
-def describe_export(exported: Exported) -> str:
+def describe_export(exported: ExportResult) -> str:
     """Return what was written, and how much polygons lost."""
     counts = f"{exported.instances} instances in {exported.images} images"
     line = f"{exported.out}: {counts} as {exported.format}, masks as {exported.masks}"

@@ -296,7 +296,8 @@ def bench(
         int | None, typer.Option(min=1, help="Number of images. By default as many as take about 20 s to infer.")
     ] = None,
     model_name: Annotated[
-        str, typer.Option(help="Model name, as model.name. yardstick is YOLACT with random weights.")
+        str,
+        typer.Option(help="Model name, as model.name. yardstick is the reference model, YOLACT with random weights."),
     ] = "yardstick",
     model_path: Annotated[str | None, typer.Option(help="File of the model, as model.path.")] = None,
     model_form: Annotated[str | None, typer.Option(help="Form of the model, as model.form.")] = None,
@@ -306,7 +307,8 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="Letters of the variants: a ceiling, b floor, c segray, d Ray Data, e script, r segray from --remote."
+            help="Letters of the variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from "
+            "--remote."
         ),
     ] = "abcde",
     remote: Annotated[
@@ -323,15 +325,15 @@ def bench(
     """
     with signals.ending_at_once():
         from segray.bench import report
-        from segray.bench import runner as job
+        from segray.bench import runner
         from segray.monitoring import console
 
-    asked = job.Asked(
-        images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
-        job.ways(only), tuple(overrides), remote,
+    options = runner.BenchOptions(
+        images, runner.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
+        runner.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
-    load, laps = job.bench(asked, folder, console.Plain().note)
-    record = report.record(load, laps)
+    workload, runs = runner.bench(options, folder, console.Plain().note)
+    record = report.record(workload, runs)
     if as_json:
         show_json(record)
     else:

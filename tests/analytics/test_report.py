@@ -369,7 +369,7 @@ def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> 
         told.append('http-equiv="refresh"' in live(beat))
         return live(beat)
 
-    heart = HeartbeatWriter(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, live=page)
+    heart = HeartbeatWriter(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, render_page=page)
     heart.beat(vitals(run))
     heart.close()
     last = Checked(Path(run.page).read_text())
@@ -419,7 +419,7 @@ def test_a_run_leaves_its_report_beside_its_record(root: str) -> None:
 def test_a_report_that_fails_is_told_and_fails_nothing(tmp_path: Path) -> None:
     said = io.StringIO()
     assert session.report(settings(str(tmp_path)), ended(str(tmp_path)), Plain(said)) is None
-    assert "there is no report, the labels are whole: UserError: no run is recorded here" in said.getvalue()
+    assert "the labels are complete: UserError: no run is recorded here" in said.getvalue()
 
 
 @pytest.mark.integration
