@@ -3,7 +3,7 @@
     SegrayError
     ├── UserError              usage or configuration: nothing was done             exit 2
     │   ├── ConfigError        a key or value in the configuration
-    │   ├── ModelError         model files: missing, unreadable, wrong contract
+    │   ├── ModelError         model files: missing, unreadable, of another model
     │   ├── SourceError        the dataset: empty, unreadable listing or manifest
     │   ├── AccessError        credentials, permissions, missing bucket
     │   └── LabelSetError      the output root: of another model, or no label set
@@ -61,7 +61,7 @@ class ConfigError(UserError):
 
 
 class ModelError(UserError):
-    """Model files that are missing or unreadable, or that fulfil another contract."""
+    """Model files that are missing or unreadable, or that hold another model."""
 
 
 class SourceError(UserError):

@@ -34,8 +34,8 @@ def evaluate_model(xml: Path, scenes_folder: Path, precision: str, *, threads: i
 
     def detect(listed: Row) -> list[Row]:
         picture = decode.decode((scenes_folder / IMAGES / listed["file_name"]).read_bytes()).image
-        with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
-            found = model.contract.decode(outputs, (listed["height"], listed["width"]), Options())
+        with engine.infer(model.adapter.prepare(model.form, picture)) as outputs:
+            found = model.adapter.decode(outputs, (listed["height"], listed["width"]), Options())
         return coco_results(listed["id"], found)
 
     with ThreadPoolExecutor(engine.requests) as pool:

@@ -324,8 +324,7 @@ def bench(
     same model on this machine.
     """
     with signals.ending_at_once():
-        from segray.bench import report
-        from segray.bench import runner
+        from segray.bench import report, runner
         from segray.monitoring import console
 
     options = runner.BenchOptions(

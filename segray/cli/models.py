@@ -110,7 +110,7 @@ def pull(
         from segray.conversion import pull as conversion
 
     with _printed_progress() as callbacks:
-        model = conversion.pull(catalogue.find(name, "NAME"), into, plain=plain, told=callbacks)
+        model = conversion.pull(catalogue.find(name, "NAME"), into, plain=plain, callbacks=callbacks)
     _show_installed(model, as_json)
 
 
@@ -134,7 +134,7 @@ def convert(
         from segray.conversion import pull as conversion
 
     with _printed_progress() as callbacks:
-        model = conversion.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, told=callbacks)
+        model = conversion.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, callbacks=callbacks)
     _show_installed(model, as_json)
 
 

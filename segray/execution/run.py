@@ -111,7 +111,7 @@ def label(
     """
     config = with_absolute_paths(config)
     model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
-    options_of(config.model, model.contract)  # An invalid choice fails here rather than on the first worker.
+    options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
     found = engine.signature(model.path)
     engine.check(found, model.form, str(model.path))
     engine.check_precision(found, config.model.precision, str(model.path))
@@ -549,7 +549,7 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
 
     Raises ConfigError when two class names become the same partition.
     """
-    labels = model.contract.labels
+    labels = model.adapter.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
     if len({value for _, _, value in classes}) != len(classes):
         raise ConfigError("two class names of the label map become the same partition", where="the label map")

@@ -94,7 +94,7 @@ def build(
     model = _model_here(spec)
     cores = threads or runtime.available_cpus()
     engine = _compiled(model, spec, device, cores)
-    adapter = model.contract.with_size(model.form.name, engine.size_hw)
+    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
     form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
     store = Store(spec.storage, known=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
@@ -157,7 +157,7 @@ def options_of(chosen: config.ModelSettings, adapter: ModelAdapter) -> Options:
     """Return the options of the configuration; raise ConfigError for a choice that this adapter does not have."""
     for choice, default in (("nms", "per_class"), ("paste", None)):
         value = getattr(chosen, choice)
-        if value != default and choice not in adapter.choices:
+        if value != default and choice not in adapter.supported_options:
             what = f"{chosen.name} leaves no choice of {choice}."
             hint = f"Remove it, or set model.{choice} to {default or 'null'}."
             raise ConfigError(what, where=f"model.{choice}", found=repr(value), hint=hint)

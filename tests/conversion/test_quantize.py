@@ -94,13 +94,13 @@ def test_int8_on_the_float_model_ends_before_any_image_is_read(tmp_path: Path) -
 @pytest.fixture
 def any_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refusals come before NNCF does anything."""
-    monkeypatch.setattr(quantize, "_nncf", lambda: None)
+    monkeypatch.setattr(quantize, "_import_nncf", lambda: None)
 
 
 @pytest.mark.usefixtures("any_nncf")
 def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
     model = resolve.resolve("stickers", str(test_engine.quantised(tmp_path)), "converted")
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="already quantised"):
         quantize.quantize(model, str(tmp_path), tmp_path / "out", Store())
 
 

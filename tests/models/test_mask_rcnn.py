@@ -232,7 +232,7 @@ def test_the_converted_form_runs_at_the_size_and_in_the_layout_of_its_file(
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(threads=1, precision="f32"))
     net_hw = tuple(sorted(set(shape) - {1, 3}))
     assert engine.size_hw == net_hw
-    contract = model.contract.with_size(model.form.name, engine.size_hw)
+    contract = model.adapter.with_size(model.form.name, engine.size_hw)
     # As wide as the input, so that nothing but blue reaches the network.
     picture = np.zeros((net_hw[0] * 2, net_hw[1] * 2, 3), np.uint8)
     picture[..., 2] = 204

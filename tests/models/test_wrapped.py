@@ -119,7 +119,7 @@ class Mistake:
 
 def detected(model: resolve.ResolvedModel, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
     """What segray finds with this model, scene by scene."""
-    contract, form = mistake.contract(model.contract), mistake.form(model.form)
+    contract, form = mistake.contract(model.adapter), mistake.form(model.form)
     engine = runtime.compile(model.path, form, runtime.DeviceSettings("CPU", None, "f32"))
 
     def detect(picture: NDArray[np.uint8]) -> Instances:
@@ -446,7 +446,7 @@ def test_decode_by_the_name_on_the_model_card(
     )
     model = models(key)
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings("CPU", None, "f32"))
-    with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
+    with engine.infer(model.adapter.prepare(model.form, picture)) as outputs:
         found = segray.decode(WRAPPED[key].name, outputs, picture.shape[:2])
     assert share(partners(wanted, found)) == share(partners(found, wanted)) == 1
 

@@ -383,5 +383,5 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_missing_outputs_are_told_beside_those_found() -> None:
     outputs = nothing()
     del outputs["proto"], outputs["mask"]
-    with pytest.raises(ModelError, match=r"mask, proto[\s\S]*found: +outputs boxes, conf[\s\S]*expected"):
+    with pytest.raises(ModelError, match=r"mask, proto[\s\S]*found: +outputs boxes, conf[\s\S]*Expected outputs"):
         segray.decode(NAME, outputs, (50, 60))
