@@ -78,7 +78,7 @@ def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_h
     """
     from segray.masks import _kernels
 
-    codes, ends = _kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
+    codes, ends = _kernels.encode_counts_of_all(edges, stops, size_hw[0] * size_hw[1])
     text, bounds = str(codes.tobytes(), "ascii"), [0, *ends.tolist()]
     return tuple(text[start:stop] for start, stop in pairwise(bounds))
 

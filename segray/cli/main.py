@@ -383,11 +383,11 @@ def describe_maintenance(result: Maintenance) -> str:
 def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
     """Return workers on the configured Ray cluster."""
     try:
-        with host_process.kept():  # The import of Ray changes the process too.
+        with host_process.import_changes_undone():  # The import of Ray changes the process too.
             from segray.execution import ray_pool
         return ray_pool.start(spec, config)
     except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.came():
+        if signals.stop_requested():
             raise KeyboardInterrupt from exc
         raise
 
@@ -400,13 +400,14 @@ def main() -> None:
     earlier_children: frozenset[int] | None = None
     try:
         host_process.silence_videos()
-        earlier_children = child_processes.adopt()
+        earlier_children = child_processes.adopt_descendants()
         code = run(sys.argv[1:])
         signals.ignore()
     except KeyboardInterrupt:  # Before the command began, or while it printed its end.
         code = _report_interruption()
     if earlier_children is not None:
-        child_processes.end(earlier_children)  # Ray's agents check only once a minute whether their node lives.
+        # Ray's agents check only once a minute whether their node lives.
+        child_processes.kill_children(earlier_children)
     os._exit(code)
 
 
@@ -418,13 +419,13 @@ def run(arguments: list[str]) -> int:
     except Interrupted as exc:
         return _report_error(exc)
     except SegrayError as exc:
-        return _report_interruption() if signals.came() else _report_error(exc)
+        return _report_interruption() if signals.stop_requested() else _report_error(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _report_interruption()
     except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
-        return _report_interruption() if signals.came() else _report_unexpected(exc.__context__ or exc)
+        return _report_interruption() if signals.stop_requested() else _report_unexpected(exc.__context__ or exc)
     except Exception as exc:
-        return _report_interruption() if signals.came() else _report_unexpected(exc)
+        return _report_interruption() if signals.stop_requested() else _report_unexpected(exc)
     if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
         return _report_interruption()
     return code or _check_output()

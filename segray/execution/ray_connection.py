@@ -73,12 +73,12 @@ class _Connection:
 
         A signal to all processes of a terminal, for example, ends the head.
         """
-        return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _compat.RAY_HEAD)
+        return bool(self._mark) and not child_processes.marked_program_runs(_MARK, self._mark, _compat.RAY_HEAD)
 
     def _connect(self, cluster: ClusterSettings) -> None:
-        with signals.kept(), host_process.kept(), contextlib.ExitStack() as undo:
-            undo.enter_context(signals.kept(signals.FAULTS))
-            undo.enter_context(host_process.at_work("ray", logging.WARNING))
+        with signals.handlers_restored(), host_process.import_changes_undone(), contextlib.ExitStack() as undo:
+            undo.enter_context(signals.handlers_restored(signals.FAULTS))
+            undo.enter_context(host_process.runtime_changes_undone("ray", logging.WARNING))
             self._head_lost = False
             address = cluster.address or ("auto" if "RAY_ADDRESS" in os.environ else _PRIVATE)
             self._mark = secrets.token_hex(16) if address == _PRIVATE else ""
@@ -103,7 +103,7 @@ class _Connection:
                 _shut_down(bool(mark))
         finally:
             if mark:
-                child_processes.end_marked(_MARK, mark)
+                child_processes.kill_marked(_MARK, mark)
 
 
 _connection = _Connection()
@@ -271,7 +271,7 @@ def _shut_down(private: bool) -> None:
     """
     if private:
         _compat.leave_ray_processes()
-    with signals.kept():  # Ray removes every handler of SIGTERM together with its own.
+    with signals.handlers_restored():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 
 

@@ -126,7 +126,7 @@ def _read_candidates(
             "The outputs have other shapes than the adapter expects.", where=model_name, found=actual, hint=hint
         )
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
-    rows = np.flatnonzero(_kernels.over(conf, max(np.float32(MIN_SCORE), rejected_score)))
+    rows = np.flatnonzero(_kernels.rows_above(conf, max(np.float32(MIN_SCORE), rejected_score)))
     scores, boxes = conf[rows, 1:], boxes[rows]
     finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
     candidates = _Candidates(scores[finite], boxes[finite], mask[rows[finite]], proto)
@@ -157,7 +157,7 @@ def _greedy_nms_per_class(candidates: _Candidates, most: int, floor: np.float32)
     scores = scores_by_class[labels, rows]
     order = np.lexsort((-rows, -scores, labels))  # Ties as in _by_falling_score.
     rows, labels, scores = rows[order], labels[order], scores[order]
-    kept = _kernels.greedy(candidates.boxes_xyxy, rows, labels, most, MAX_IOU)
+    kept = _kernels.greedy_nms(candidates.boxes_xyxy, rows, labels, most, MAX_IOU)
     return rows[kept], labels[kept], scores[kept]
 
 
@@ -224,9 +224,9 @@ def _mask_counts(
     cuts = np.stack([start_x, start_y, stop_x, stop_y], axis=1)
     with np.errstate(all="ignore"):
         logits = prototypes @ coefficients.T  # The operand order of the references decides the last bits.
-    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
+    cells = _sigmoid(geometry.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
     rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
-    return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    return rle.from_edges_of_all(*geometry.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
 def _crop_range(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
