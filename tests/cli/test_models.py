@@ -476,6 +476,6 @@ def test_progress_of_a_download_is_told_now_and_then(
     from segray.cli import models
 
     monkeypatch.setattr(models, "_LINE_S", 0.0)
-    models._Lines()(3_000_000, 178_000_000)
-    models._Lines()(3_000_000, None)
+    models._DownloadLines()(3_000_000, 178_000_000)
+    models._DownloadLines()(3_000_000, None)
     assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"
