@@ -148,13 +148,13 @@ def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
 
 
 def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
-    def poisoned(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def failing(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if inputs["x"].mean() == 7:
-            raise RuntimeError("poison")
+            raise RuntimeError("no inference")
         return {"mean": np.array([200], np.float32)}
 
     refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((1, 7, 2))]
-    (report,) = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs).staged
+    (report,) = labeller(tmp_path, failing).label(Task(0, 0, 3), refs).staged
     rows = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
     assert (rows[1]["stage"], rows[1]["error"]) == ("infer", "RuntimeError")
@@ -316,7 +316,7 @@ def test_a_floor_lowers_every_threshold_and_raises_none() -> None:
     ],
 )
 def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=rf"no choice of {next(iter(keys))}") as caught:
+    with pytest.raises(ConfigError, match=rf"does not support the option {next(iter(keys))}") as caught:
         chosen(name, **keys)
     assert caught.value.where == f"model.{next(iter(keys))}"
 
@@ -325,7 +325,7 @@ def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(
     model = config.ModelSettings(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
     spec = WorkerSpec(model, "f", ImageLimits(), StorageOptions(), str(tmp_path))
     with pytest.raises(
-        ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
+        ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files of the model"
     ):
         build(spec, "CPU", 1)
     with pytest.raises(ConfigError, match=rf"(?s){platform.node()}.*{segray.__version__} there, 0\.0\.9 in the driver"):
