@@ -26,41 +26,41 @@ from segray.storage.uris import name
 
 HTTP_SCHEMES = ("http", "https")
 _CONNECT_S, _SILENCE_S = 10.0, 20.0
-_TOTAL_TIMES = 5  # A body may take this many times the longest silence.
+_TOTAL_IN_SILENCES = 5  # Longest duration of a request, as a multiple of the longest silence.
 _REQUESTS_PER_HOST = 8
 _CHUNK_BYTES = 1 << 18
-# Without ranges a server sends a file from its start. Reading past more bytes than these would fetch the file again
-# and again.
-_MOST_SKIPPED_BYTES = 64 * 2**20
+# A server without ranges sends a file from the start, so each read of a part receives all bytes before the part. A part
+# behind more bytes than this is refused.
+_MAX_SKIPPED_BYTES = 64 * 2**20
 _VERSION_HEADERS = ("ETag", "Last-Modified")
 
 
 class HttpBackend(FsspecBackend):
-    """Links by http or https. Links can be read only.
+    """Links by http or https, which can only be read.
 
-    A request ends with an error after _CONNECT_S without a connection, after `timeout_s` (at most _SILENCE_S) without a
-    byte, and after _TOTAL_TIMES as long in all.
+    A request fails after _CONNECT_S without a connection, or after `timeout_s` (at most _SILENCE_S) without a byte. A
+    request also fails if it takes more than _TOTAL_IN_SILENCES times the longest silence.
     """
 
     def __init__(self, scheme: str, options: StorageOptions) -> None:
         super().__init__(scheme)
         silence_s = min(_SILENCE_S, options.timeout_s)
         self._timeout = aiohttp.ClientTimeout(
-            total=_TOTAL_TIMES * silence_s, sock_connect=min(_CONNECT_S, silence_s), sock_read=silence_s
+            total=_TOTAL_IN_SILENCES * silence_s, sock_connect=min(_CONNECT_S, silence_s), sock_read=silence_s
         )
         self._headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
         self._headers |= options.http_headers or {}
         self._session: aiohttp.ClientSession | None = None
-        self._hosts: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
+        self._request_slots: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(_REQUESTS_PER_HOST)
         )
 
     def stat(self, uri: str) -> ListedObject:
-        """Return the entry of the link: the size and version that the server tells, -1 and "" where it tells none."""
+        """Return the entry of the link, with the size and version of the server's reply; -1 and "" without them."""
         return cast(ListedObject, sync(get_loop(), self._stat, uri))
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
-        """Return bytes of the body. Never more than asked for are received, but for the last chunk."""
+        """Return bytes of the body. At most one chunk more than `size` bytes is received."""
         return cast(bytes, sync(get_loop(), self._read, uri, start, size))
 
     def put(self, uri: str, data: bytes) -> None:
@@ -76,23 +76,24 @@ class HttpBackend(FsspecBackend):
 
     @asynccontextmanager
     async def _get(self, uri: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the reply to a GET; raise aiohttp.ClientError without a reply, or for one of status 400 and more."""
+        """Yield the reply to a GET. Raise aiohttp.ClientError without a reply, or for a status of 400 or more."""
         url = URL(uri, encoded="%" in uri and uri.isascii())
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._hosts[url.host])
+            await stack.enter_async_context(self._request_slots[url.host])
             try:
-                reply = await stack.enter_async_context(self._connected().get(url, headers=headers))
+                reply = await stack.enter_async_context(self._open_session().get(url, headers=headers))
             except aiohttp.TooManyRedirects as error:
                 raise aiohttp.ClientConnectionError(f"more than {len(error.history) - 1} redirects") from error
-            except aiohttp.ClientResponseError as error:  # not a status: bytes that are no reply
+            except aiohttp.ClientResponseError as error:  # The bytes of the server are no HTTP reply.
                 raise aiohttp.ClientConnectionError(f"not HTTP: {error.message}") from error
             if not (reply.status == 416 and "Range" in headers):
                 reply.raise_for_status()
             yield reply
 
-    def _connected(self) -> aiohttp.ClientSession:
+    def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # _hosts limits the connections. A limit of aiohttp's would let requests wait within their time limits.
+            # _request_slots limits the connections. With a limit of aiohttp, a request's wait for a connection would
+            # count as part of its duration.
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, headers=self._headers, trust_env=True
@@ -101,7 +102,7 @@ class HttpBackend(FsspecBackend):
         return self._session
 
     async def _stat(self, uri: str) -> ListedObject:
-        # Some servers refuse HEAD, or answer it with another size. A GET is always right; the body is not read.
+        # Some servers refuse HEAD, or reply to HEAD with another size. A GET is right, and its body stays unread.
         async with self._get(uri, {}) as reply:
             version = next((reply.headers[key] for key in _VERSION_HEADERS if key in reply.headers), "")
             size = -1 if "Content-Encoding" in reply.headers else reply.content_length
@@ -109,24 +110,24 @@ class HttpBackend(FsspecBackend):
             return ListedObject(uri, name(uri), version.removeprefix("W/").strip('"'), -1 if size is None else size)
 
     async def _read(self, uri: str, start: int, size: int | None) -> bytes:
-        # A read from the start needs no range, and some servers know none.
+        # A read from the start needs no range, and some servers support none.
         last = "" if size is None else str(start + size - 1)
         async with self._get(uri, {"Range": f"bytes={start}-{last}"} if start else {}) as reply:
             if reply.status == 416:
                 return b""
             skip = start if reply.status == 200 else 0
-            if skip > _MOST_SKIPPED_BYTES:
+            if skip > _MAX_SKIPPED_BYTES:
                 raise AccessError(
-                    "The server sends no part of a file",
+                    "The server cannot send a part of a file",
                     where=uri,
-                    found="it ignores the Range header",
-                    hint="copy the file to a folder or a bucket, and label it there",
+                    found="the server ignores the Range header",
+                    hint="copy the file to a folder or a bucket, and set source.uri to the copy",
                 )
             return await _body(reply, skip, size)
 
 
 async def _body(reply: aiohttp.ClientResponse, skip: int, size: int | None) -> bytes:
-    """Return `size` bytes of the body after the first `skip`, all for None; leave the rest unread."""
+    """Return `size` bytes of the body after the first `skip` bytes, or all of them for None. Receive no more."""
     body = bytearray()
     async for chunk in reply.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
@@ -144,5 +145,5 @@ def _close(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop, proc
 
 def _read_only(uri: str) -> AccessError:
     return AccessError(
-        "Links can be read only", where=uri, hint="set `output.root` to a folder or an object store, such as s3://"
+        "Links are read only", where=uri, hint="set `output.root` to a folder or an object store, such as s3://"
     )

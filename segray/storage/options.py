@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class StorageOptions:
     """The options for reaching storage.
 
-    retries: attempts after the first. timeout_s: longest silence on a connection, in seconds. http_headers: sent with
-    each request of a link by http or https.
+    retries: attempts after the first. timeout_s: longest silence on a connection, in seconds. http_headers: headers of
+    each request for a link by http or https.
     """
 
     endpoint_url: str | None = None

@@ -40,8 +40,9 @@ __all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A list of links names hosts that are gone for good. Another try of the whole image comes later.
-_HTTP_RETRIES = 1
+# Retries of a request for a link. A list of links often names hosts that no longer exist, and a run tries each withheld
+# image again later.
+_MAX_HTTP_RETRIES = 1
 _MAX_CALLS, _MAX_CALL_BYTES = 8, 64 * 2**20
 _REQUESTS_PER_CALL = 3  # of deltalake, approximately: the log's listing, its checkpoint, its last commits
 
@@ -158,9 +159,9 @@ class Store:
         """Return the result of `call` on the backend of `uri`. Retry after transient errors, and translate errors."""
         bucket = bucket_and_key(uri)[0]
         if retries is None:
-            retries = (
-                self.options.retries if scheme(uri) not in HTTP_SCHEMES else min(self.options.retries, _HTTP_RETRIES)
-            )
+            retries = self.options.retries
+            if scheme(uri) in HTTP_SCHEMES:
+                retries = min(retries, _MAX_HTTP_RETRIES)
 
         def request() -> T:
             answer = call(self._backend(uri))
