@@ -1,8 +1,8 @@
-"""Everything private that segray takes from its libraries and from CPython, in one place.
+"""Every private name that segray uses of its libraries and of CPython.
 
-Knows names that a library promises to nobody. Knows nothing of why segray needs them. Each function does one thing, and
-its docstring says what has no public way. tests/test_compat.py tries each function on the installed library. A module
-that calls a function here has loaded the library already. Importing this module loads none.
+Knows names that no library documents. Knows nothing of the purpose for which segray needs them. Each docstring says
+what the library's public names cannot do. tests/test_compat.py tests each function on the installed library. A module
+that calls a function here has loaded the library already. Importing this module loads no library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def call_before_threads_end(function: Callable[[], None]) -> None:
     """Call a function when the interpreter ends, before CPython shuts down thread pools.
 
-    atexit calls its functions after the shutdown. CPython has no public way to come earlier.
+    atexit calls its functions after the shutdown. No public function of CPython calls them earlier.
     """
     threading._register_atexit(function)  # type: ignore[attr-defined]
 
@@ -32,7 +32,7 @@ def call_before_threads_end(function: Callable[[], None]) -> None:
 def forget_members(archive: TarFile) -> None:
     """Let an open archive forget the members that it has read.
 
-    tarfile keeps all members and has no public way to prevent that. A large archive would fill the memory.
+    tarfile keeps all members, and no public name prevents that. A large archive would fill the memory.
     """
     archive.members = []  # type: ignore[attr-defined]
 
@@ -79,8 +79,22 @@ def ray_draining_nodes() -> dict[str, int]:
     return ray._private.state.state.get_draining_nodes()
 
 
+def ray_addresses_here() -> list[str]:
+    """Return the addresses of the clusters with a process on this machine, that of the last `ray start` first.
+
+    ray.init(address="auto") joins one of them, and has no public way to leave some out.
+    """
+    import ray._private.services
+
+    services: Any = ray._private.services
+    services.find_gcs_addresses.cache_clear()
+    running = sorted(services.find_gcs_addresses())
+    last = services.find_bootstrap_address(None)
+    return sorted(running, key=lambda address: address != last)
+
+
 def start_no_spare_ray_workers() -> None:
-    """Let the node that ray.init() starts end each unused process that it started ahead, at once.
+    """Let the node that ray.init() starts keep no idle worker processes in reserve.
 
     No argument of ray.init() does the same: `_system_config` is private too. A value that is in the environment stays.
     """
@@ -111,7 +125,7 @@ async def s3_client(filesystem: Any) -> Any:
     """Return the connected aiobotocore client of an s3fs file system, for use on the file system's loop.
 
     s3fs documents `set_session` only for closing the session later. s3fs does not document that the result is the
-    client, which can send every request. Nor does s3fs document that a closed client is made again.
+    client, which can send every request. s3fs does not document either that a closed client is replaced.
     """
     return await filesystem.set_session()
 
@@ -119,16 +133,16 @@ async def s3_client(filesystem: Any) -> Any:
 def path_in(filesystem: Any, uri: str) -> str:
     """Return the path by which an fsspec file system names the object at a URI.
 
-    fsspec's public functions for that (url_to_fs, get_fs_token_paths) also make or find a file system.
+    fsspec's public functions for paths (url_to_fs, get_fs_token_paths) also create or find a file system.
     """
     return str(filesystem._strip_protocol(uri))
 
 
 def load_session(session: Any) -> None:
-    """Make the parts of a botocore session that botocore makes on first use.
+    """Create the components of a botocore session that botocore creates on first use.
 
-    Two threads may not be the first to use a part at the same time. botocore publishes neither the names of the parts
-    nor a way to make all.
+    The first use of a component is not safe in two threads at the same time. botocore documents neither the names of
+    the components nor a function that creates all of them.
     """
     for name in ("config_store", "credential_provider"):
         session.get_component(name)
@@ -148,7 +162,7 @@ def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
 def is_panic(error: BaseException) -> bool:
     """Return whether an error is a panic of native code, such as deltalake's.
 
-    pyo3 makes a new class of these errors in each library. None of the classes can be imported.
+    pyo3 makes one class of these errors for each library. No such class can be imported.
     """
     return type(error).__name__ == "PanicException"
 

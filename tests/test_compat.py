@@ -152,7 +152,7 @@ os.environ |= {"SEGRAY_CONTRACT": mark, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_
 import ray
 
 def head_runs():
-    return child_processes.runs_marked("SEGRAY_CONTRACT", mark, _compat.RAY_HEAD)
+    return child_processes.marked_program_runs("SEGRAY_CONTRACT", mark, _compat.RAY_HEAD)
 
 class Busy:
     def ready(self):
@@ -176,7 +176,7 @@ try:
     ray.shutdown()
     print(json.dumps(told | {"head_after": head_runs()}))
 finally:
-    child_processes.end_marked("SEGRAY_CONTRACT", mark)
+    child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(answered(program)[-1])
     assert told["before"] == {}
@@ -261,13 +261,31 @@ try:
     told["node"] = error_of(leaving)
     print(json.dumps(told), flush=True)
 finally:
-    child_processes.end_marked("SEGRAY_CONTRACT", mark)
+    child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(next(line for line in answered(program) if line.startswith("{")))  # Ray writes there too.
     assert told["node"] == [True, False, []]
     assert told["process"] == [False, False, []]
     assert told["class"] == [False, True, ["absent_here"]]
     assert told["argument"] == [False, True, ["absent_here"]]
+
+
+@seen_in("ray", "2.60.0")
+def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
+    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT."""
+    program = """
+import os
+os.environ["SEGRAY_CONTRACT"] = "here"
+import ray
+from segray import _compat
+from segray._system import child_processes
+before = _compat.ray_addresses_here()
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=40)
+address = ray.get_runtime_context().gcs_address
+print(address not in before, address in _compat.ray_addresses_here())
+print(any(f"--gcs-address={address}" in words for words in child_processes.commands_with_variable("SEGRAY_CONTRACT")))
+"""
+    assert answered(program) == ["True True", "True"]
 
 
 @seen_in("ray", "2.60.0")

@@ -262,7 +262,7 @@ def bench(
     size: Annotated[str, typer.Option(metavar="WxH", help="Of the scenes.")] = "640x480",
     count: Annotated[int | None, typer.Option(min=1, help="Of images; none: as many as take 20 s to infer.")] = None,
     model_name: Annotated[
-        str, typer.Option(help="As model.name; yardstick: YOLACT with random weights.")
+        str, typer.Option(help="As model.name; yardstick: the reference model, YOLACT with random weights.")
     ] = "yardstick",
     model_path: Annotated[str | None, typer.Option(help="As model.path.")] = None,
     model_form: Annotated[str | None, typer.Option(help="As model.form.")] = None,
@@ -270,10 +270,13 @@ def bench(
     instances: Annotated[int, typer.Option(min=1, help="At most so many an image.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 3,
     only: Annotated[
-        str, typer.Option(help="Of a ceiling, b floor, c segray, d Ray Data, e script, r segray from --remote.")
+        str,
+        typer.Option(
+            help="Variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from --remote."
+        ),
     ] = "abcde",
     remote: Annotated[
-        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the way r.")
+        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the variant r.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_json: Json = False,
@@ -284,16 +287,16 @@ def bench(
         from segray.bench import runner as job
         from segray.monitoring import console
 
-    asked = job.Asked(
+    options = job.BenchOptions(
         images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
-        job.ways(only), tuple(overrides), remote,
+        job.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
-    load, laps = job.bench(asked, folder, console.Plain().note)
-    found = report.record(load, laps)
+    workload, runs = job.bench(options, folder, console.Plain().note)
+    record = report.record(workload, runs)
     if as_json:
-        show_json(found)
+        show_json(record)
     else:
-        show(report.describe(found))
+        show(report.describe(record))
 
 
 @app.command()
@@ -334,11 +337,11 @@ def describe_maintenance(done: Maintenance) -> str:
 def start_workers(spec: WorkerSpec, chosen: Config) -> WorkerPool:
     """Return workers on the configured Ray cluster."""
     try:
-        with host_process.kept():  # The import of Ray changes the process too.
+        with host_process.import_changes_undone():  # The import of Ray changes the process too.
             from segray.execution import ray_pool
         return ray_pool.start(spec, chosen)
     except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.came():
+        if signals.stop_requested():
             raise KeyboardInterrupt from exc
         raise
 
@@ -351,13 +354,13 @@ def main() -> None:
     before: frozenset[int] | None = None
     try:
         host_process.silence_videos()
-        before = child_processes.adopt()
+        before = child_processes.adopt_descendants()
         code = run(sys.argv[1:])
         signals.ignore()
     except KeyboardInterrupt:  # Before the command began, or while it printed its end.
         code = _interrupted()
     if before is not None:
-        child_processes.end(before)  # Ray's agents check only once a minute whether their node lives.
+        child_processes.kill_children(before)  # Ray's agents check only once a minute whether their node lives.
     os._exit(code)
 
 
@@ -369,13 +372,13 @@ def run(arguments: list[str]) -> int:
     except Interrupted as exc:
         return _failed(exc)
     except SegrayError as exc:
-        return _interrupted() if signals.came() else _failed(exc)
+        return _interrupted() if signals.stop_requested() else _failed(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
-        return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
+        return _interrupted() if signals.stop_requested() else _unexpected(exc.__context__ or exc)
     except Exception as exc:
-        return _interrupted() if signals.came() else _unexpected(exc)
+        return _interrupted() if signals.stop_requested() else _unexpected(exc)
     if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
         return _interrupted()
     return code or _written()

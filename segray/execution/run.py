@@ -241,7 +241,7 @@ def listing(
     committed: images of the label set; None where there is none.
     keep_index: whether to write new shard indexes into the label set.
     """
-    part = base_prefix.of(config.source, store)
+    part = base_prefix.resolve_base(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     return *plan.build(part.rebased(sources.configured(config.source, store, index)), committed), part.prefix
 

@@ -96,7 +96,7 @@ def build(
     engine = _compiled(model, spec, device, cores)
     adapter = model.contract.with_size(model.form.name, engine.size_hw)
     form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
-    store = Store(spec.storage, known=[spec.staged])  # The plan is in this bucket, so the bucket exists.
+    store = Store(spec.storage, existing_uris=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
         LoadedModel(engine, adapter, form, options),
         LabellerSettings(cores, spec.limits, spec.tiles, scaled_decode=spec.model.scaled_decode),

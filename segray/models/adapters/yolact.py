@@ -110,7 +110,7 @@ def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, b
         hint = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
         raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, hint=hint)
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
-    rows = np.flatnonzero(_kernels.over(conf, max(np.float32(MIN_SCORE), below)))
+    rows = np.flatnonzero(_kernels.rows_above(conf, max(np.float32(MIN_SCORE), below)))
     scores, boxes = conf[rows, 1:], boxes[rows]
     finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
     raw = _Raw(scores[finite], boxes[finite], mask[rows[finite]], proto)
@@ -141,7 +141,7 @@ def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
     scores = found[labels, rows]
     order = np.lexsort((-rows, -scores, labels))  # Ties as in _descending.
     rows, labels, scores = rows[order], labels[order], scores[order]
-    kept = _kernels.greedy(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
+    kept = _kernels.greedy_nms(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
     return rows[kept], labels[kept], scores[kept]
 
 
@@ -206,9 +206,9 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
     cuts = np.stack([left, top, right, bottom], axis=1)
     with np.errstate(all="ignore"):
         logits = prototypes @ coefficients.T  # The operand order of the references decides the last bits.
-    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
+    cells = _sigmoid(geometry.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
     rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
-    return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    return rle.from_edges_of_all(*geometry.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
 def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
