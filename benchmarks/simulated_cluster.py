@@ -1,8 +1,7 @@
 """A simulation of a run: the cost of scheduling, in a simulated time that jumps from event to event.
 
-Knows how long images take, and the messages between driver and workers. The event loop and the scheduler are those of
-every run; so are merges and commits, if asked for. The driver's CPU seconds are real, and also pass in the simulated
-time.
+Knows how long images take, and the messages between driver and workers. The event loop, the scheduler, merges and
+commits are those of a real run. The driver's CPU seconds are real, and also pass in the simulated time.
 """
 
 from __future__ import annotations
@@ -35,12 +34,17 @@ from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport
 
-_PULSE_S, _PART_ROWS = 1.0, 16_384
+_PROGRESS_S, _PART_ROWS = 1.0, 16_384
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Equal workers. Each has `slots` images in flight; an image takes image_s seconds on average."""
+    """Equal workers.
+
+    count: number of workers.
+    image_s: mean seconds of an image.
+    slots: images in flight on each worker.
+    """
 
     count: int
     image_s: float = 0.5
@@ -54,11 +58,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class Load:
-    """The work, the workers, and the delays.
+    """The work, the workers, and the delays. The seconds of images are lognormal.
 
-    An image's seconds are lognormal; `spread` is the standard deviation of their logarithm. A share `slow_share` of
-    the images takes `slow_factor` times as long. assign_s, report_s: a message to a worker and back. stage_s: writing a
-    staged file.
+    images: number of images.
+    pools: the workers.
+    spread: standard deviation of the logarithm of an image's seconds.
+    slow_share: share of the images that take `slow_factor` times as long.
+    assign_s, report_s: seconds of a message to a worker and back.
+    stage_s: seconds to write a staged file.
+    unit_images, batch_images: images of a unit and of a batch.
+    seed: seed of the images' seconds.
     """
 
     images: int
@@ -85,9 +94,13 @@ class Load:
 class Outcome:
     """The result of a simulation.
 
-    ideal_s: duration if all workers were busy from start to end. labelled_s: time of the last labelled image.
-    makespan_s: time of the last commit. tail_idle: share of the capacity until labelled_s that was idle because no
-    task was left. tasks: number of units and pieces of units. driver_s: CPU seconds of event loop and scheduler.
+    ideal_s: duration if all workers were busy from start to end.
+    labelled_s: time of the last labelled image.
+    makespan_s: time of the last commit.
+    tail_idle: share of the capacity until labelled_s that was idle because no task was left.
+    tasks: number of tasks.
+    instances: number of instances.
+    driver_s: CPU seconds of event loop and scheduler.
     merge_s, commit_s: CPU seconds of publishing, 0 if nothing is published.
     """
 
@@ -104,14 +117,18 @@ class Outcome:
 
     @property
     def efficiency(self) -> float:
+        """Return the ideal duration over the real one, 0..1."""
         return self.ideal_s / self.makespan_s
 
 
 def simulate(load: Load, root: str | None = None, stager: Stager | None = None, *, timed: bool = True) -> Outcome:
     """Simulate a run.
 
-    root: where staged files of `stager` are merged and committed; None publishes nothing. timed: the driver's CPU
-    seconds pass in the simulated time. Without `timed`, each simulation has the same outcome.
+    Args:
+        load: the work.
+        root: root of the label set in which staged files of `stager` are merged and committed; None to publish nothing.
+        stager: writer of staged files; None to write none.
+        timed: whether the driver's CPU seconds pass in the simulated time. Otherwise equal loads have equal outcomes.
     """
     if root is not None:
         commit.create_tables(root, StorageOptions())
@@ -120,9 +137,9 @@ def simulate(load: Load, root: str | None = None, stager: Stager | None = None, 
         return _simulate(load, folder, stager, _Unpublished, timed=timed)
 
 
-def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Published], *, timed: bool) -> Outcome:
+def _simulate(load: Load, root: str, stager: Stager | None, loop_class: type[_Published], *, timed: bool) -> Outcome:
     store, run = Store(), Run(root, "simulated")
-    chosen = config.validate(
+    configuration = config.validate(
         {
             "source": {"uri": "nowhere"},
             "output": {"root": run.root},
@@ -133,19 +150,19 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         },
         "the simulation",
     )
-    job = RunContext(chosen, StorageOptions(), store, LabelSetIdentity("", {}, ()), _Nobody())
-    frozen = _plan(load)
+    context = RunContext(configuration, StorageOptions(), store, LabelSetIdentity("", {}, ()), ProgressListener())
+    plan = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:
         if stager is None:
             return UnitReport(task, staged_name(task), len(task), 0, 0, 0)
         return stager.stage(store, run.staged, task, refs)
 
-    cluster = Cluster(load, frozen, stage, timed=timed)
-    execution = kind(job, run, frozen, {}, frozen.tasks(), cluster, clock=lambda: cluster.now_s)
-    execution.run()
+    cluster = Cluster(load, plan, stage, timed=timed)
+    loop = loop_class(context, run, plan, {}, plan.tasks(), cluster, clock=lambda: cluster.now_s)
+    loop.run()
     cluster.close()
-    commit_s = max(0.0, execution.publish_s - cluster.merge_s)
+    commit_s = max(0.0, loop.publish_s - cluster.merge_s)
     return Outcome(
         load,
         cluster.work / sum(pool.images_per_s for pool in load.pools),
@@ -153,7 +170,7 @@ def _simulate(load: Load, root: str, stager: Stager | None, kind: type[_Publishe
         cluster.now_s,
         cluster.tail_idle(),
         cluster.tasks,
-        job.tally.instances,
+        context.counters.instances,
         cluster.driver_s - commit_s,
         cluster.merge_s,
         commit_s,
@@ -165,33 +182,34 @@ def _plan(load: Load) -> Plan:
 
     def part(number: int) -> pa.Table:
         rows = range(number * _PART_ROWS, min((number + 1) * _PART_ROWS, load.images))
-        keys = [f"raw/2026/11/{i:010d}-a-name-of-common-length.jpg" for i in rows]
-        columns = [keys, ["s3://bucket/" + key for key in keys], [f"{i * 2654435761:032x}" for i in rows]]
-        return pa.Table.from_arrays([*map(pa.array, columns), pa.array([100_000] * len(keys))], schema=schema.PLAN)
+        keys = [f"raw/2026/11/{row:010d}-a-name-of-common-length.jpg" for row in rows]
+        uris = ["s3://bucket/" + key for key in keys]
+        versions = [f"{row * 2654435761:032x}" for row in rows]
+        columns = [pa.array(values) for values in (keys, uris, versions, [100_000] * len(keys))]
+        return pa.Table.from_arrays(columns, schema=schema.PLAN)
 
     return Plan(cut(load.images, load.unit_images), lru_cache(3)(part), _PART_ROWS)
 
 
-class _Nobody(ProgressListener):
-    """A listener that ignores all events."""
-
-
 class _Published(RunLoop):
-    """The event loop of a run, measured. publish_s: CPU seconds of publishing."""
+    """The event loop of a run, with a clock for publishing.
+
+    publish_s: CPU seconds of publishing.
+    """
 
     publish_s = 0.0
 
     def _publish(self) -> None:
-        began_s = time.process_time()
+        begin_s = time.process_time()
         super()._publish()
-        self.publish_s += time.process_time() - began_s
+        self.publish_s += time.process_time() - begin_s
 
 
 class _Unpublished(_Published):
     """An event loop that discards the staged files instead of publishing."""
 
     def _publish(self) -> None:
-        if self._settled() or self._staged_images >= self._job.config.publish.batch_images:
+        if self._settled() or self._staged_images >= self._context.config.publish.batch_images:
             self._staged, self._staged_images = {}, 0
 
 
@@ -199,122 +217,136 @@ class _Unpublished(_Published):
 class _Worker:
     """A simulated worker.
 
-    slots: time when each slot is free. coming: end, begin, unit and index of each image that no progress update has
-    reported as finished.
+    slots: a heap of the times at which the slots are free.
+    pending: end, begin, unit and index of each image that no progress update has reported as finished.
+    finished: number of images that progress updates have reported as finished.
     """
 
     pool: Pool
     slots: list[float]
-    coming: list[tuple[float, float, int, int]] = field(default_factory=list)
+    pending: list[tuple[float, float, int, int]] = field(default_factory=list)
     finished: int = 0
 
 
 class Cluster:
-    """A worker pool (worker_pool.Workers) in simulated time. now_s: the time. stage: replaces labelling."""
+    """A worker pool (worker_pool.WorkerPool) in simulated time.
+
+    stage: called in place of labelling.
+    now_s: the simulated time.
+    labelled_s, driver_s, merge_s: see Outcome.
+    tasks: number of tasks.
+    work: the images' seconds, for an average of one second.
+    """
 
     def __init__(
-        self, load: Load, frozen: Plan, stage: Callable[[Task, Sequence[ImageRef]], UnitReport], *, timed: bool
+        self, load: Load, plan: Plan, stage: Callable[[Task, Sequence[ImageRef]], UnitReport], *, timed: bool
     ) -> None:
         self.now_s = self.labelled_s = self.driver_s = self.merge_s = 0.0
         self.tasks, self.work = 0, 0.0
-        self._load, self._plan, self._stage, self._timed = load, frozen, stage, timed
+        self._load, self._plan, self._stage, self._timed = load, plan, stage, timed
         self._workers = {
-            f"{number}-{i}": _Worker(pool, [0.0] * pool.slots)
-            for number, pool in enumerate(load.pools)
-            for i in range(pool.count)
+            f"{pool_number}-{number}": _Worker(pool, [0.0] * pool.slots)
+            for pool_number, pool in enumerate(load.pools)
+            for number in range(pool.count)
         }
-        self._images_left, self._merged_at_s = load.images, 0.0
-        self._numbers = count()
-        self._coming: list[tuple[float, int, PoolEvent]] = []
+        self._unlabelled, self._last_call_end_s = load.images, 0.0
+        self._event_numbers = count()
+        self._events: list[tuple[float, int, PoolEvent]] = []  # a heap of (time, serial number, event)
         for worker in self._workers:
             self._send(0.0, WorkerJoined(worker, {"host": worker}))
-        self._pulse_at_s = _PULSE_S
-        self._left_s = time.process_time()
+        self._progress_at_s = _PROGRESS_S
+        self._driver_since_s = time.process_time()
 
-    # ---- worker_pool.Workers ----
+    # ---- worker_pool.WorkerPool ----
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        with self._away():
-            if self._coming[0][0] > self.now_s:
-                self.now_s = min(self._coming[0][0], self._pulse_at_s, self.now_s + timeout_s)
-            found: list[PoolEvent] = []
-            while self._coming and self._coming[0][0] <= self.now_s:
-                found.append(heapq.heappop(self._coming)[2])
-                if isinstance(found[-1], TaskFinished):
-                    self._images_left -= len(found[-1].report.task)
+        with self._outside_driver():
+            if self._events[0][0] > self.now_s:
+                self.now_s = min(self._events[0][0], self._progress_at_s, self.now_s + timeout_s)
+            events: list[PoolEvent] = []
+            while self._events and self._events[0][0] <= self.now_s:
+                event = heapq.heappop(self._events)[2]
+                events.append(event)
+                if isinstance(event, TaskFinished):
+                    self._unlabelled -= len(event.report.task)
                     self.labelled_s = self.now_s
-            if self._pulse_at_s <= self.now_s:
-                self._pulse_at_s = self.now_s + _PULSE_S
-                found += [ProgressUpdate(name, self._progress(worker)) for name, worker in self._workers.items()]
-            return found
+            if self._progress_at_s <= self.now_s:
+                self._progress_at_s = self.now_s + _PROGRESS_S
+                events += [ProgressUpdate(name, self._progress(worker)) for name, worker in self._workers.items()]
+            return events
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
-        with self._away():
-            at_s, state = self.now_s + self._load.assign_s, self._workers[worker]
-            unit = int(self._plan.starts[task.unit + 1] - self._plan.starts[task.unit])
-            last_s = at_s
-            work = self._load.seconds(task.unit, unit)[task.start : task.stop]
+        with self._outside_driver():
+            arrival_s, state = self.now_s + self._load.assign_s, self._workers[worker]
+            unit_images = int(self._plan.starts[task.unit + 1] - self._plan.starts[task.unit])
+            last_s = arrival_s
+            work = self._load.seconds(task.unit, unit_images)[task.start : task.stop]
             for index, seconds in enumerate((work * state.pool.image_s).tolist(), task.start):
-                begin_s = max(state.slots[0], at_s)
+                begin_s = max(state.slots[0], arrival_s)
                 heapq.heapreplace(state.slots, begin_s + seconds)
-                state.coming.append((begin_s + seconds, begin_s, task.unit, index))
+                state.pending.append((begin_s + seconds, begin_s, task.unit, index))
                 last_s = max(last_s, begin_s + seconds)
             self.tasks += 1
             self.work += float(work.sum())
             done_s = last_s + self._load.stage_s + self._load.report_s
             self._send(done_s, TaskFinished(worker, TaskReport(task, (self._stage(task, refs),))))
 
-    def retire(self, worker: str) -> None:
-        raise AssertionError(f"nothing is wrong with worker {worker}")
+    def replace(self, worker: str) -> None:
+        raise AssertionError(f"the scheduler replaces worker {worker}, which works")
 
     def release(self, worker: str) -> None: ...
 
-    def need(self, workers: int) -> None: ...
+    def set_needed(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Run the function at once; in simulated time, calls run one after the other.
 
         When no image is left, the simulated time moves to the end of the last call.
         """
-        with self._away():
-            began_s = time.process_time()
-            done: Future[Any] = Future()
-            done.set_result(function(*args))
-            seconds = time.process_time() - began_s
+        with self._outside_driver():
+            begin_s = time.process_time()
+            future: Future[Any] = Future()
+            future.set_result(function(*args))
+            seconds = time.process_time() - begin_s
             self.merge_s += seconds
-            self._merged_at_s = max(self.now_s, self._merged_at_s) + seconds
-            if not self._images_left and self._timed:
-                self.now_s = self._merged_at_s
-            return done
+            self._last_call_end_s = max(self.now_s, self._last_call_end_s) + seconds
+            if not self._unlabelled and self._timed:
+                self.now_s = self._last_call_end_s
+            return future
 
     def close(self) -> None:
-        with self._away():
+        with self._outside_driver():
             pass
 
-    # ---- inside ----
+    # ---- measurements ----
 
     def tail_idle(self) -> float:
         """Return the idle share of the capacity, 0..1; see Outcome."""
-        idle = sum((self.labelled_s - free_s) / w.pool.image_s for w in self._workers.values() for free_s in w.slots)
-        return idle / self.labelled_s / sum(pool.images_per_s for pool in self._load.pools)
+        idle_images = sum(
+            (self.labelled_s - free_s) / worker.pool.image_s
+            for worker in self._workers.values()
+            for free_s in worker.slots
+        )
+        return idle_images / self.labelled_s / sum(pool.images_per_s for pool in self._load.pools)
 
     @contextmanager
-    def _away(self) -> Iterator[None]:
+    def _outside_driver(self) -> Iterator[None]:
         """Count the CPU seconds since the last call as the driver's own; time inside the `with` is not counted."""
-        spent_s = time.process_time() - self._left_s
+        spent_s = time.process_time() - self._driver_since_s
         self.driver_s += spent_s
         self.now_s += spent_s if self._timed else 0.0
         yield
-        self._left_s = time.process_time()
+        self._driver_since_s = time.process_time()
 
     def _send(self, at_s: float, event: PoolEvent) -> None:
-        heapq.heappush(self._coming, (at_s, next(self._numbers), event))
+        heapq.heappush(self._events, (at_s, next(self._event_numbers), event))
 
     def _progress(self, worker: _Worker) -> Progress:
-        left = [image for image in worker.coming if image[0] > self.now_s]
-        worker.finished += len(worker.coming) - len(left)
-        worker.coming = left
         now_s = self.now_s
-        return Progress(
-            worker.finished, tuple(InFlight(u, i, "infer", now_s - at_s) for _, at_s, u, i in left if at_s <= now_s)
-        )
+        pending = [image for image in worker.pending if image[0] > now_s]
+        worker.finished += len(worker.pending) - len(pending)
+        worker.pending = pending
+        in_flight = [
+            InFlight(unit, index, "infer", now_s - begin_s) for _, begin_s, unit, index in pending if begin_s <= now_s
+        ]
+        return Progress(worker.finished, tuple(in_flight))

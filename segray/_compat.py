@@ -30,17 +30,17 @@ def call_before_threads_end(function: Callable[[], None]) -> None:
 
 
 def forget_members(archive: TarFile) -> None:
-    """Let an open archive forget the members that it has read.
+    """Remove the members that an open archive has read from its list.
 
     tarfile keeps all members, and no public name prevents that. A large archive would fill the memory.
     """
     archive.members = []  # type: ignore[attr-defined]
 
 
-def next_header(archive: TarFile) -> int:
-    """Return the byte offset at which tarfile looks for the next header.
+def next_header_offset(archive: TarFile) -> int:
+    """Return the byte offset at which tarfile expects the next header.
 
-    tarfile takes an unreadable header for the end of the archive. No public name gives the header's offset.
+    tarfile ends at an unreadable header as at the end of the archive. No public name gives the header's offset.
     """
     return archive.offset
 
@@ -49,7 +49,7 @@ def next_header(archive: TarFile) -> int:
 
 # A part of the command line of a cluster's head process. Ray does not document the names of its processes.
 RAY_HEAD = "gcs_server"
-# Loggers of Ray's job client. Ray documents only the logger "ray", and quieting that one hides errors too.
+# Loggers of Ray's job client. Ray documents only the logger "ray", and silencing "ray" hides errors too.
 RAY_JOB_CLIENT_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -57,10 +57,10 @@ RAY_JOB_CLIENT_LOGGERS = (
 )
 
 
-def leave_ray_processes() -> None:
+def forget_ray_processes() -> None:
     """Keep ray.shutdown() from ending the processes that ray.init() has started here.
 
-    ray.shutdown() waits for each process to obey SIGTERM, and has no option against the wait.
+    ray.shutdown() waits until SIGTERM has ended each process, and has no option against the wait.
     """
     import ray._private.worker
 
@@ -94,9 +94,10 @@ def ray_addresses_here() -> list[str]:
 
 
 def start_no_spare_ray_workers() -> None:
-    """Let the node that ray.init() starts keep no idle worker processes in reserve.
+    """Let the node that ray.init() starts end each spare worker process at once.
 
-    No argument of ray.init() does the same: `_system_config` is private too. A value that is in the environment stays.
+    Ray starts worker processes before they are needed. No public argument of ray.init() limits their number. A value
+    that is in the environment stays.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", "0")
 
@@ -105,7 +106,7 @@ def is_node_death(error: Exception) -> bool:
     """Return whether an ActorDiedError says that the actor died with its node.
 
     ActorDiedError is Ray's class for all deaths. Its attributes name only a failed constructor and a preempted node.
-    Every other death of a node shows in the text alone.
+    For every other death of a node, only the text names the node as the cause.
     """
     return "its node has died" in str(error)
 
@@ -125,7 +126,7 @@ async def s3_client(filesystem: Any) -> Any:
     """Return the connected aiobotocore client of an s3fs file system, for use on the file system's loop.
 
     s3fs documents `set_session` only for closing the session later. s3fs does not document that the result is the
-    client, which can send every request. s3fs does not document either that a closed client is replaced.
+    client, which can send every request. s3fs does not document either that a closed client is created again.
     """
     return await filesystem.set_session()
 
@@ -148,7 +149,7 @@ def load_session(session: Any) -> None:
         session.get_component(name)
 
 
-def leave_arrow_s3_at_exit(arrow_fs: ModuleType) -> None:
+def skip_arrow_s3_wait_at_exit(arrow_fs: ModuleType) -> None:
     """Keep pyarrow.fs from waiting for the threads of its S3 client when the interpreter ends.
 
     pyarrow registers the wait with atexit on import, and has no setting against the wait.

@@ -61,7 +61,7 @@ class ConfigError(UserError):
 
 
 class ModelError(UserError):
-    """Model files that are missing or unreadable, or whose inputs and outputs do not fit the model's contract."""
+    """Model files that are missing or unreadable, or that hold another model."""
 
 
 class SourceError(UserError):

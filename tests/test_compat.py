@@ -116,10 +116,10 @@ def test_an_archive_tells_where_tarfile_stopped() -> None:
     data[2 * member_bytes : 2 * member_bytes + 512] = b"x" * 512
     with tarfile.open(fileobj=io.BytesIO(bytes(data)), mode="r:") as archive:
         assert archive.next() is not None
-        assert _compat.next_header(archive) == member_bytes
+        assert _compat.next_header_offset(archive) == member_bytes
         assert archive.next() is not None
         assert archive.next() is None
-        assert _compat.next_header(archive) == 2 * member_bytes
+        assert _compat.next_header_offset(archive) == 2 * member_bytes
 
 
 # ---- Ray ------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ try:
     while not (after := _compat.ray_draining_nodes()) and time.monotonic() < until:
         time.sleep(0.1)
     told = {"node": node, "before": before, "after": after, "head": head_runs()}
-    _compat.leave_ray_processes()
+    _compat.forget_ray_processes()
     ray.shutdown()
     print(json.dumps(told | {"head_after": head_runs()}))
 finally:
@@ -348,7 +348,9 @@ def test_a_botocore_session_makes_its_parts() -> None:
 
 
 @seen_in("pyarrow", "26.0.1")
-@pytest.mark.parametrize(("call", "at_the_end"), [("", "finalised"), ("_compat.leave_arrow_s3_at_exit(fs)", "open")])
+@pytest.mark.parametrize(
+    ("call", "at_the_end"), [("", "finalised"), ("_compat.skip_arrow_s3_wait_at_exit(fs)", "open")]
+)
 def test_arrows_s3_is_not_finalised_at_exit(call: str, at_the_end: str) -> None:
     """Seen in pyarrow 26.0.1: importing pyarrow.fs registers ensure_s3_finalized with atexit."""
     program = f"""

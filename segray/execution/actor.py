@@ -1,4 +1,4 @@
-"""A worker's process: the labeller, the memory that the process may hold, and the log that outlives the process.
+"""A worker's process: the labeller, the limit of the process's memory, and the log that outlives the process.
 
 Knows the work in the process and on its node. Knows nothing of Ray; ray_pool.py calls this module.
 """
@@ -16,39 +16,44 @@ from segray.config import PoolSettings
 from segray.errors import ConfigError
 from segray.execution.in_flight import read_in_flight_log
 from segray.execution.labeller import Labeller
-from segray.execution.worker_spec import WorkerSpec, build, prepared
+from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
 from segray.tasks import InFlight, Progress, Task, TaskReport
 
-# A multiple of max_rss_mb. Below it a worker is replaced when its tasks are done. Above it the node is in danger.
-_KILLED_AT = 1.5
+# A multiple of max_rss_mb. Between the two limits a worker finishes its tasks and is replaced. Above the multiple the
+# process is killed, because the node could run out of memory.
+_KILL_FACTOR = 1.5
 
 
 class Actor:
-    """A worker in its own process. `start` does the work that may fail, so that its error arrives as it was raised.
+    """A worker in its own process. `start` does the work that may fail, so that the driver gets the error unchanged.
 
     pool: configuration of the worker's pool.
     log: name of the in-flight log, unique to this process, for images_of_dead_worker().
     """
 
     def __init__(self, pool: PoolSettings, log: str) -> None:
-        self._pool, self._in_flight_log = pool, _on_this_node(log)
+        self._pool, self._in_flight_log = pool, _path_on_node(log)
         self._labeller: Labeller | None = None
-        self._process = ExitStack()  # never closed, since the process is the worker's own
-        self._most_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
+        self._process_state = ExitStack()  # Never closed, since the process belongs to this worker.
+        self._max_rss_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
 
     def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
         """Load the model, and return the facts of its engine.
 
-        spec: the worker's model, limits and storage.
-        threads: number of threads, for a pool that configures none.
+        Args:
+            spec: the worker's model, limits and storage.
+            threads: number of threads, for a pool that configures none.
+
+        Raises:
+            ConfigError: the model alone needs more than max_rss_mb; see also worker_spec.build.
         """
-        self._process.enter_context(prepared())
+        self._process_state.enter_context(prepared_process())
         host_process.silence_videos()
         self._labeller, facts = build(spec, self._pool.device, self._pool.threads or threads, self._in_flight_log)
-        if self._most_bytes is not None:
-            self._check_room(self._most_bytes)
-            memory.kill_above(self._most_bytes * _KILLED_AT)
+        if self._max_rss_bytes is not None:
+            self._check_memory(self._max_rss_bytes)
+            memory.kill_above(self._max_rss_bytes * _KILL_FACTOR)
         return facts
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
@@ -57,35 +62,36 @@ class Actor:
 
     def progress(self) -> Progress:
         """Return the labeller's progress, with the memory of this process."""
-        return replace(self._started().progress(), rss_bytes=memory.rss_bytes(), max_rss_bytes=self._most_bytes)
+        return replace(self._started().progress(), rss_bytes=memory.rss_bytes(), max_rss_bytes=self._max_rss_bytes)
 
     def leave(self) -> None:
         """Remove the in-flight log from the node."""
         self._in_flight_log.unlink(missing_ok=True)
 
-    def _check_room(self, most_bytes: int) -> None:
-        held = memory.rss_bytes()
-        if held > most_bytes:
+    def _check_memory(self, max_rss_bytes: int) -> None:
+        """Raise ConfigError if the process already holds more memory than a worker may hold."""
+        rss_bytes = memory.rss_bytes()
+        if rss_bytes > max_rss_bytes:
             self.leave()
             raise ConfigError(
                 "the model alone needs more memory than a worker may hold",
                 where="workers: max_rss_mb",
-                found=f"{held / 2**20:.0f} MiB after loading, {most_bytes / 2**20:.0f} allowed",
-                hint="allow at least twice as much, or leave max_rss_mb out",
+                found=f"{rss_bytes / 2**20:.0f} MiB after loading, {max_rss_bytes / 2**20:.0f} MiB allowed",
+                hint=f"set max_rss_mb to {2 * rss_bytes / 2**20:.0f} or more, or remove max_rss_mb",
             )
 
     def _started(self) -> Labeller:
-        assert self._labeller is not None, "start() comes first"
+        assert self._labeller is not None, "start() must be called first"
         return self._labeller
 
 
 def images_of_dead_worker(log: str) -> tuple[InFlight, ...]:
     """Return the images that a dead actor had in flight.
 
-    The function runs on the actor's node, so an answer also says that the node lives.
+    The function runs on the actor's node, so a result also shows that the node lives.
     """
-    return read_in_flight_log(_on_this_node(log))
+    return read_in_flight_log(_path_on_node(log))
 
 
-def _on_this_node(name: str) -> Path:
+def _path_on_node(name: str) -> Path:
     return Path(tempfile.gettempdir()) / name

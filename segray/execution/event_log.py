@@ -1,6 +1,6 @@
-"""The event log: the scheduler's input, kept in the run's folder so that the run can be replayed.
+"""The event log: the scheduler's input, stored in the run's folder so that the run can be replayed.
 
-Knows events as lines of JSON, and the files that hold them. Knows nothing of what events mean.
+Knows events as lines of JSON, and the files that hold them. Knows nothing of the meaning of events.
 
     RUN/events/20261129T120000.000000Z-00001.jsonl.gz     one series of files for each process that worked on the run
 
@@ -38,14 +38,15 @@ from segray.storage.uris import join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 
 _FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20
-_LAST_FLUSH_S = 5.0  # longest wait for storage at the end of a run
+_MAX_LAST_FLUSH_S = 5.0  # longest wait for storage at the end of a run
 
 
 class EventLog:
-    """A writer of the events of one process. When storage does not take the log, the run goes on without it.
+    """A writer of the events of one process. When storage refuses the log, the run goes on without the log.
 
+    store: storage of the run's folder.
     folder: folder of the run.
-    tasks, policy, withheld_before: what the scheduler was made with.
+    tasks, policy, withheld_before: arguments of the scheduler.
     note: receives one message when the log cannot be written.
     clock: returns the time in seconds.
     """
@@ -62,9 +63,9 @@ class EventLog:
     ) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         self._store, self._base, self._note, self._clock = store, join(folder, "events", stamp), note, clock
-        packed = [task.plain() for task in tasks]
+        plain_tasks = [task.plain() for task in tasks]
         withheld = sorted(withheld_before)
-        self._lines = [_dump({"policy": asdict(policy), "tasks": packed, "withheld_before": withheld})]
+        self._lines = [_dump({"policy": asdict(policy), "tasks": plain_tasks, "withheld_before": withheld})]
         self._chars, self._files, self._flushed_s = 0, 0, clock()
         self._writing: Future[None] | None = None
         self._failed = False
@@ -73,42 +74,43 @@ class EventLog:
         """Add an event that the scheduler is about to handle."""
         if self._failed:
             return
-        line = _dump([now_s, type(event).__name__, _packed(event)])
+        line = _dump([now_s, type(event).__name__, _event_fields(event)])
         self._lines.append(line)
         self._chars += len(line)
 
     def flush(self, state: Callable[[], Mapping[str, object]], *, last: bool = False) -> None:
-        """Write the buffered lines on another thread, when they are many or old, and always at the end of the run.
+        """Write the buffered lines on another thread if they are many or old, and always at the end of the run.
 
-        state: returns the scheduler's state, which a replay is compared with.
+        state: returns the scheduler's state, with which a replay is compared.
         last: whether the run ends. Then wait a few seconds for storage.
         """
         due = last or self._chars > _FLUSH_CHARS or self._clock() - self._flushed_s > _FLUSH_S
         if self._failed or not due:
             return
         if self._writing is not None:
-            wait([self._writing], _LAST_FLUSH_S if last else 0)
+            wait([self._writing], _MAX_LAST_FLUSH_S if last else 0)
             if not self._writing.done():
                 return
-            self._check(self._writing)
+            self._check_written(self._writing)
         self._files += 1
         data = "".join([*self._lines, _dump({"state": state()})]).encode()
         uri = f"{self._base}-{self._files:05d}.jsonl.gz"
         self._lines, self._chars, self._flushed_s = [], 0, self._clock()
         self._writing = run_in_daemon_thread(self._put, uri, data)
         if last:
-            wait([self._writing], _LAST_FLUSH_S)
+            wait([self._writing], _MAX_LAST_FLUSH_S)
             if self._writing.done():
-                self._check(self._writing)
+                self._check_written(self._writing)
 
     def _put(self, uri: str, data: bytes) -> None:
         self._store.put(uri, gzip.compress(data, 6, mtime=0))
 
-    def _check(self, writing: Future[None]) -> None:
+    def _check_written(self, writing: Future[None]) -> None:
+        """End the log when storage refused a file; raise any other error."""
         error = writing.exception()
         if isinstance(error, (InfrastructureError, UserError)):
             self._failed, self._lines = True, []
-            self._note(f"the event log of this run ends here: it cannot be written ({error.short()})")
+            self._note(f"the event log of this run ends here, since a file cannot be written ({error.short()})")
         elif error is not None:
             raise error
 
@@ -120,8 +122,8 @@ class EventLog:
 class Series:
     """The event log of one process.
 
-    policy, tasks, withheld_before: what the scheduler was made with.
-    events: yields (seconds, event) in order, and a mapping wherever the scheduler's state was recorded.
+    policy, tasks, withheld_before: arguments of the scheduler.
+    events: yields (seconds, event) in order, and a mapping at each place where the scheduler's state was recorded.
     """
 
     policy: Policy
@@ -136,10 +138,11 @@ def read(store: Store, folder: str) -> list[Series]:
     Raises SegrayError when a file is missing or is not an event log.
     """
     names = [name for name in store.names(join(folder, "events")) if name.endswith(".jsonl.gz")]
-    return [_series(store, folder, list(group)) for _, group in groupby(names, lambda name: name.rpartition("-")[0])]
+    by_process = groupby(names, lambda name: name.rpartition("-")[0])
+    return [_read_series(store, folder, list(group)) for _, group in by_process]
 
 
-def _series(store: Store, folder: str, names: list[str]) -> Series:
+def _read_series(store: Store, folder: str, names: list[str]) -> Series:
     uris = [join(folder, "events", name) for name in names]
     for number, name in enumerate(names, start=1):
         if not name.endswith(f"-{number:05d}.jsonl.gz"):
@@ -153,7 +156,7 @@ def _series(store: Store, folder: str, names: list[str]) -> Series:
                     yield line["state"]
                 continue
             now_s, kind, fields = line
-            yield now_s, _unpacked(kind, fields)
+            yield now_s, _event(kind, fields)
 
     withheld = frozenset((unit, index) for unit, index in head["withheld_before"])
     return Series(Policy(**head["policy"]), tuple(map(_task, head["tasks"])), withheld, events)
@@ -174,13 +177,14 @@ def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":")) + "\n"
 
 
-def _packed(event: Event) -> Any:
+def _event_fields(event: Event) -> Any:
+    """Return the fields of an event as plain values."""
     match event:
         case ProgressUpdate(worker, progress):
-            in_flight = _packed_images(progress.in_flight)
+            in_flight = _image_fields(progress.in_flight)
             return [worker, progress.finished, in_flight, progress.rss_bytes, progress.max_rss_bytes]
         case WorkerLost(worker, reason, blame_images, in_flight):
-            return [worker, reason, blame_images, None if in_flight is None else _packed_images(in_flight)]
+            return [worker, reason, blame_images, None if in_flight is None else _image_fields(in_flight)]
         case TaskFailed(worker, task, reason, lasting):
             return [worker, task.plain(), reason, lasting]
         case TaskFinished(worker, report):
@@ -195,7 +199,8 @@ def _packed(event: Event) -> Any:
             return []
 
 
-def _unpacked(kind: str, fields: list[Any]) -> Event:
+def _event(kind: str, fields: list[Any]) -> Event:
+    """Return the event of these plain values; raise SegrayError for an unknown kind."""
     match kind, fields:
         case "ProgressUpdate", [worker, finished, in_flight, rss_bytes, max_rss_bytes]:
             return ProgressUpdate(worker, Progress(finished, _images(in_flight), rss_bytes, max_rss_bytes))
@@ -213,7 +218,7 @@ def _unpacked(kind: str, fields: list[Any]) -> Event:
             return WorkerDraining(worker)
         case "Tick", []:
             return Tick()
-    raise SegrayError("the event log has an event that this segray does not know", found=kind)
+    raise SegrayError("the event log has an event that this version of segray does not know", found=kind)
 
 
 def _task(fields: list[int]) -> Task:
@@ -221,7 +226,7 @@ def _task(fields: list[int]) -> Task:
     return Task(unit, start, stop, attempt, tuple(only))
 
 
-def _packed_images(images: Iterable[InFlight]) -> list[list[Any]]:
+def _image_fields(images: Iterable[InFlight]) -> list[list[Any]]:
     return [[image.unit, image.index, image.stage, image.seconds] for image in images]
 
 

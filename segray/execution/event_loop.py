@@ -1,7 +1,7 @@
 """The event loop that carries out one frozen plan, between workers, scheduler and label set.
 
-Knows what to do with every event and action, and when a batch is due. run.py has decided before what to label. The
-scheduler decides which worker labels what. label_set.merge and label_set.commit make rows visible.
+Knows what to do with every event and action, and when a batch is due. run.py chose the images to label. The scheduler
+assigns tasks to workers. label_set.merge and label_set.commit publish the rows.
 """
 
 from __future__ import annotations
@@ -50,15 +50,19 @@ from segray.storage.uris import redact
 from segray.tasks import Task, UnitReport
 
 _WAIT_S = 0.5
-_BEAT_S = 2.0
+_HEARTBEAT_S = 2.0
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The values that every step of a run shares.
+    """The values that all steps of a run share.
 
+    options: access to storage.
+    store: storage of images and of the label set.
+    identity: identity of the label set.
+    listener: receives the progress.
     retry_s: seconds before an image that storage withheld is tried again.
-    course: progress of this process; grows while the run goes on.
+    tracker: progress of this process; changes while the run goes on.
     facts: the facts of each worker that joined; grows while the run goes on.
     """
 
@@ -68,7 +72,7 @@ class RunContext:
     identity: LabelSetIdentity
     listener: ProgressListener
     retry_s: float = Policy.retry_s
-    course: ProgressTracker = field(default_factory=ProgressTracker)
+    tracker: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
 
     @property
@@ -77,17 +81,18 @@ class RunContext:
         return self.config.output.root
 
     @property
-    def tally(self) -> Counters:
+    def counters(self) -> Counters:
         """Return the counters of this process."""
-        return self.course.tally
+        return self.tracker.counters
 
     def save(self, run: Run, state: str, images: int, unreadable: int = 0) -> None:
         """Write the run's record.
 
-        run: the run whose record is written.
-        state: running, done, interrupted, stopped or superseded.
-        images: number of images in the run's plan.
-        unreadable: number of these that storage withheld to the end.
+        Args:
+            run: the run whose record is written.
+            state: running, done, interrupted, stopped or superseded.
+            images: number of images in the run's plan.
+            unreadable: number of these that storage withheld to the end.
         """
         record = {
             "state": state,
@@ -99,20 +104,20 @@ class RunContext:
             "config": self.config.model_dump(mode="json"),
             "segray": segray.__version__,
             "workers": self.facts,
-            "labelled": {name: getattr(self.tally, name) for name in ("ok", "empty", "failed", "instances")},
-            "published": {"merge_s": round(self.tally.merge_s, 3), "commit_s": round(self.tally.commit_s, 3)},
-            "seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
-            "cpu_seconds": {name: round(value, 3) for name, value in self.tally.cpu_seconds.items()},
+            "labelled": {name: getattr(self.counters, name) for name in ("ok", "empty", "failed", "instances")},
+            "published": {"merge_s": round(self.counters.merge_s, 3), "commit_s": round(self.counters.commit_s, 3)},
+            "seconds": {name: round(value, 3) for name, value in self.counters.seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in self.counters.cpu_seconds.items()},
         }
         run.save(self.store, record)
 
     def provenance(self, run: Run) -> dict[str, Any]:
-        """Return the origin of a batch's rows, for the metadata of its files. Equal workers count once."""
-        kinds = sorted({json.dumps(dict(facts), sort_keys=True) for facts in self.facts})
+        """Return the origin of a batch's rows, for the metadata of its files. Equal workers are listed once."""
+        distinct = sorted({json.dumps(dict(facts), sort_keys=True) for facts in self.facts})
         return {
             "run_id": run.id,
             "identity": self.identity.as_json(),
-            "workers": [json.loads(kind) for kind in kinds],
+            "workers": [json.loads(facts) for facts in distinct],
             "segray": segray.__version__,
             "config": self.config.digest(),
         }
@@ -121,9 +126,9 @@ class RunContext:
 class PlanNames(DisplayNames):
     """Names of workers and images in messages. An image is named by its key."""
 
-    def __init__(self, frozen: Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self._plan = frozen
+        self._plan = plan
 
     def image(self, unit: int, index: int) -> str:
         (ref,) = self._plan.refs(Task(unit, index, index + 1))
@@ -131,8 +136,13 @@ class PlanNames(DisplayNames):
 
 
 @dataclass(frozen=True)
-class _Merge:
-    """A merge that runs: its result, its inputs, and the time of its start in seconds."""
+class _RunningMerge:
+    """A merge on another thread or process.
+
+    batch: the future result.
+    inputs: the inputs of the merge.
+    since_s: time of the start in seconds.
+    """
 
     batch: Future[batches.Batch]
     inputs: batches.Inputs
@@ -140,54 +150,55 @@ class _Merge:
 
 
 class RunLoop:
-    """A plan that is being carried out.
+    """The loop that carries out a plan.
 
-    job: values that all steps of the run share.
-    frozen: the plan.
-    staged: staged files of an earlier attempt, by task.
-    todo: tasks that are left.
+    context: values that all steps of the run share.
+    run: the run of the plan.
+    plan: the frozen plan.
+    staged: names of the staged files of an earlier attempt, by task.
+    todo: tasks to carry out.
     pool: the workers.
-    withheld_before: keys of images that storage withheld from an earlier run to its end.
+    withheld_before: keys of images that storage withheld to the end of an earlier run.
     clock: returns the time in seconds.
     """
 
     def __init__(
         self,
-        job: RunContext,
+        context: RunContext,
         run: Run,
-        frozen: Plan,
+        plan: Plan,
         staged: Mapping[Task, str],
         todo: Iterable[Task],
         pool: worker_pool.WorkerPool,
         withheld_before: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job, self._run, self._plan, self._pool, self._clock = job, run, frozen, pool, clock
-        config = job.config
+        self._context, self._run, self._plan, self._pool, self._clock = context, run, plan, pool, clock
+        config = context.config
         policy = Policy(
-            config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s, retry_s=job.retry_s
+            config.max_attempts, config.image.timeout_s, config.cluster.stall_timeout_s, retry_s=context.retry_s
         )
-        self._names = PlanNames(frozen)
+        self._names = PlanNames(plan)
         tasks = list(todo)
-        withheld = _among(tasks, frozen.positions(withheld_before))
+        withheld = _positions_in(tasks, plan.positions(withheld_before))
         self._scheduler = Scheduler(tasks, policy, self._names, withheld)
-        self._log = EventLog(job.store, run.folder, tasks, policy, withheld, job.listener.note, clock)
+        self._log = EventLog(context.store, run.folder, tasks, policy, withheld, context.listener.note, clock)
         self._staged = dict(staged)
         self._staged_images = sum(map(len, staged))
-        self._merging: _Merge | None = None
-        self._before = frozen.images - self._scheduler.images_total
-        self._joined = False
-        self._beaten_s = float("-inf")
+        self._merging: _RunningMerge | None = None
+        self._images_before = plan.images - self._scheduler.images_total
+        self._worker_joined = False
+        self._heartbeat_s = float("-inf")
         self.ready_s = clock()
 
     @property
     def images_done(self) -> int:
         """Return the number of images of the plan that are labelled, committed or not."""
-        return self._before + self._scheduler.images_done
+        return self._images_before + self._scheduler.images_done
 
     @property
     def left_over(self) -> dict[str, str]:
-        """Return the images that storage withheld to the end: the last error of each, by key."""
+        """Return the last error of each image that storage withheld to the end, by key."""
         return {
             ref.key: reason
             for (unit, index), reason in sorted(self._scheduler.left_over.items())  # in the order of the plan's parts
@@ -195,17 +206,17 @@ class RunLoop:
         }
 
     def run(self) -> None:
-        """Label and commit all images but those that storage withholds.
+        """Label and commit all images except those that storage withholds.
 
         Raises InfrastructureError when the scheduler halts.
         """
-        self._job.listener.begin(self._plan.images, self._before)
-        self._job.course.begins()
+        self._context.listener.begin(self._plan.images, self._images_before)
+        self._context.tracker.begin_plan()
         try:
             self._work()
         finally:
             self._log.flush(self._scheduler.state, last=True)
-            self._job.listener.beat(self._vitals())
+            self._context.listener.beat(self._progress())
 
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
@@ -215,24 +226,24 @@ class RunLoop:
                     self._handle(event)
                 self._carry_out(self._step(Tick(), self._clock()))
                 self._log.flush(self._scheduler.state)
-                self._pool.need(self._scheduler.workers_of_use)
+                self._pool.set_needed(self._scheduler.workers_of_use)
             self._publish()
-            tally = self._job.tally
-            self._job.listener.advance(self.images_done, tally.instances, tally.failed)
-            if self._clock() - self._beaten_s >= _BEAT_S:
-                self._beaten_s = self._clock()
-                self._job.listener.beat(self._vitals())
+            counters = self._context.counters
+            self._context.listener.advance(self.images_done, counters.instances, counters.failed)
+            if self._clock() - self._heartbeat_s >= _HEARTBEAT_S:
+                self._heartbeat_s = self._clock()
+                self._context.listener.beat(self._progress())
         if (halt := self._scheduler.halted) is not None:
             raise InfrastructureError(
                 f"the run stopped: {halt.what}",
-                where=self._job.root,
+                where=self._context.root,
                 found=halt.found,
-                hint="check that storage answers, that its credentials hold, and that workers can start",
+                hint="check that storage answers, that its credentials are valid, and that workers can start",
             )
 
-    def _vitals(self) -> RunProgress:
+    def _progress(self) -> RunProgress:
         images, waiting = self._plan.images, self._scheduler.images_waiting
-        return self._job.course.vitals(
+        return self._context.tracker.progress(
             self._run, images=images, done=self.images_done, waiting=waiting, labelling=not self._settled()
         )
 
@@ -243,22 +254,22 @@ class RunLoop:
     # ---- events and actions ----
 
     def _handle(self, event: PoolEvent) -> None:
-        now_s, note = self._clock(), self._job.listener.note
-        self._job.course.saw(event, now_s)
+        now_s, note = self._clock(), self._context.listener.note
+        self._context.tracker.add_event(event, now_s)
         actions = self._step(event, now_s)
         match event:
             case WorkerJoined(worker, facts):
-                self._admit(worker, facts, now_s)
+                self._on_joined(worker, facts, now_s)
             case TaskFinished(worker, report) if report.withheld:
-                count, first = len(report.withheld), report.withheld[0]
-                of = f"storage withheld {count} of {len(report.task)} images of unit {report.task.unit}"
-                note(f"{self._names.worker(worker)}: {of}, which will be tried again: {first.reason}")
+                images = f"{len(report.withheld)} of {len(report.task)} images of unit {report.task.unit}"
+                reason = report.withheld[0].reason
+                note(f"{self._names.worker(worker)}: storage withheld {images}, which will be tried again: {reason}")
             case TaskFailed(worker, task, reason):
                 note(f"{self._names.worker(worker)}: {reason}; unit {task.unit} goes back to the queue")
             case WorkerLost(worker, reason):
                 note(f"{self._names.worker(worker)} is lost: {reason}")
             case WorkerDraining(worker):
-                note(f"{self._names.worker(worker)} gets nothing new: its node is being drained")
+                note(f"{self._names.worker(worker)} gets no new task: its node is being drained")
             case TaskFinished() | ProgressUpdate():
                 pass
         self._carry_out(actions)
@@ -271,114 +282,120 @@ class RunLoop:
         for action in actions:
             match action:
                 case Assign(worker, task):
-                    self._job.course.assigned(task.attempt)
+                    self._context.tracker.add_assignment(task.attempt)
                     self._pool.assign(worker, task, self._plan.refs(task))
                 case Accept(worker, report):
                     for staged in report.staged:
                         self._accept(staged, self._names.hosts.get(worker, "?"))
                 case ReplaceWorker(worker, reason):
-                    self._job.course.left(worker)
-                    self._job.listener.note(f"{self._names.worker(worker)} is replaced: {reason}")
-                    self._pool.retire(worker)
+                    self._context.tracker.remove_worker(worker)
+                    self._context.listener.note(f"{self._names.worker(worker)} is replaced: {reason}")
+                    self._pool.replace(worker)
                 case ReleaseWorker(worker, reason):
-                    self._job.course.left(worker, released=True)
-                    self._job.listener.note(f"{self._names.worker(worker)} is released: {reason}")
+                    self._context.tracker.remove_worker(worker, released=True)
+                    self._context.listener.note(f"{self._names.worker(worker)} is released: {reason}")
                     self._pool.release(worker)
                 case Quarantine(task, reason):
                     (ref,) = self._plan.refs(task)
-                    self._job.listener.note(f"{redact(ref.key)} is set aside after {task.attempt} attempts: {reason}")
+                    self._context.listener.note(
+                        f"{redact(ref.key)} is quarantined after {task.attempt} attempts: {reason}"
+                    )
                     failure = ImageFailure("process", "WorkerLost", reason)
-                    self._accept(stage_failure(self._job.store, self._run.staged, task, ref, failure))
+                    self._accept(stage_failure(self._context.store, self._run.staged, task, ref, failure))
 
-    def _admit(self, worker: str, facts: Mapping[str, str], now: float) -> None:
-        """Remember a worker's facts.
+    def _on_joined(self, worker: str, facts: Mapping[str, str], now_s: float) -> None:
+        """Keep a worker's facts.
 
         Raises ConfigError when `precision: auto` means two precisions in one run.
         """
-        if not self._joined:
-            self._joined, self.ready_s = True, now
-        others = {known["precision"] for known in self._job.facts if "precision" in known}
-        mine = facts.get("precision")
-        if self._job.config.model.precision == "auto" and mine and others - {mine}:
+        if not self._worker_joined:
+            self._worker_joined, self.ready_s = True, now_s
+        other_precisions = {other["precision"] for other in self._context.facts if "precision" in other}
+        precision = facts.get("precision")
+        if self._context.config.model.precision == "auto" and precision and other_precisions - {precision}:
             raise ConfigError(
                 "the workers of this run compute in different precisions",
                 where="model.precision=auto",
-                found=f"{mine} on {facts.get('host', '?')}, {', '.join(sorted(others))} on others",
-                hint="set model.precision to f32, or int8 if quantised (the same everywhere), or to one that all have",
+                found=f"{precision} on {facts.get('host', '?')}, {', '.join(sorted(other_precisions))} on others",
+                hint="set model.precision to one that all nodes have: f32, or int8 for a quantised model",
             )
-        self._job.facts.append(facts)
-        described = [facts[name] for name in ("device_name", "precision") if name in facts]
-        called = self._names.worker(worker).removeprefix("worker ")
-        self._job.listener.note(f"worker ready: {', '.join([called, *described])}")
+        self._context.facts.append(facts)
+        name = self._names.worker(worker).removeprefix("worker ")
+        details = [facts[key] for key in ("device_name", "precision") if key in facts]
+        self._context.listener.note(f"worker ready: {', '.join([name, *details])}")
 
     def _accept(self, report: UnitReport, host: str = "") -> None:
-        self._job.course.accepted(report)
-        self._job.listener.unit(self._run, host, report)
+        self._context.tracker.add_report(report)
+        self._context.listener.unit(self._run, host, report)
         self._staged[report.task] = report.staged
         self._staged_images += len(report.task)
 
     # ---- publishing ----
 
     def _publish(self) -> None:
-        """Start a merge on another thread or process, commit a finished one here; one batch at a time."""
-        job = self._job
-        if (merge := self._merging) is not None:
-            wait([merge.batch], _WAIT_S if self._settled() else 0)
-            if not merge.batch.done():
-                self._check(merge)
+        """Start a merge on another thread or process, or commit a finished one here; one batch at a time."""
+        context = self._context
+        if (running := self._merging) is not None:
+            wait([running.batch], _WAIT_S if self._settled() else 0)
+            if not running.batch.done():
+                self._check_timeout(running)
                 return
-            batch, self._merging = merge.batch.result(), None
+            batch, self._merging = running.batch.result(), None
             merged_s = self._clock()
             try:
-                commit.commit(batch, self._run, job.options, job.store)
+                commit.commit(batch, self._run, context.options, context.store)
             except ConflictError as exc:
-                if commit.recover(self._run.root, job.options, job.store) >= batch.number:
+                if commit.recover(self._run.root, context.options, context.store) >= batch.number:
                     raise
-                job.listener.note(f"{exc.what}; merging them again")
-                self._merge(batch.number, merge.inputs)
+                context.listener.note(f"{exc.what}; merging them again")
+                self._merge(batch.number, running.inputs)
                 return
-            job.course.committed(merged_s - merge.since_s, self._clock() - merged_s)
-            job.save(self._run, "running", self._plan.images)
-        if not self._staged or (self._staged_images < job.config.publish.batch_images and not self._settled()):
+            context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s)
+            context.save(self._run, "running", self._plan.images)
+        due = self._settled() or self._staged_images >= context.config.publish.batch_images
+        if not self._staged or not due:
             return
-        number = commit.recover(self._run.root, job.options, job.store) + 1
+        number = commit.recover(self._run.root, context.options, context.store) + 1
         self._merge(number, self._next_batch(number))
 
     def _merge(self, number: int, inputs: batches.Inputs) -> None:
         since_s = self._clock()
-        batch = self._pool.call(merge.merge, self._run, number, inputs, self._job.options)
-        self._merging = _Merge(batch, inputs, since_s)
+        batch = self._pool.call(merge.merge, self._run, number, inputs, self._context.options)
+        self._merging = _RunningMerge(batch, inputs, since_s)
 
-    def _check(self, merge: _Merge) -> None:
-        seconds = self._clock() - merge.since_s
-        if seconds > self._job.config.publish.timeout_s:
+    def _check_timeout(self, running: _RunningMerge) -> None:
+        """Raise InfrastructureError for a merge that takes longer than publish.timeout_s."""
+        seconds = self._clock() - running.since_s
+        if seconds > self._context.config.publish.timeout_s:
             raise InfrastructureError(
                 "the run stopped: finished units were not merged in time",
-                where=self._job.root,
+                where=self._context.root,
                 found=f"a merge that has not ended for {seconds:.0f} s",
-                hint="see whether storage answers; allow more with publish.timeout_s, or merge less with"
-                " publish.batch_images",
+                hint="check that storage answers; raise publish.timeout_s, or lower publish.batch_images",
             )
 
     def _next_batch(self, number: int) -> batches.Inputs:
-        """Return the inputs of the batch: those of an interrupted attempt at this batch, else all staged files."""
-        job, tasks = self._job, sorted(self._staged, key=lambda task: (task.unit, task.start))
+        """Return the inputs of a batch: those of an interrupted attempt at this batch, else all staged files."""
+        context, tasks = self._context, sorted(self._staged, key=lambda task: (task.unit, task.start))
         names = tuple(self._staged[task] for task in tasks)
-        inputs = batches.read_batch_inputs(self._run, number, job.store)
+        inputs = batches.read_batch_inputs(self._run, number, context.store)
         if inputs is None or not set(inputs.staged) <= set(names):
-            inputs = batches.Inputs(names, job.provenance(self._run), job.config.publish.file_rows)
-            batches.write_batch_inputs(self._run, number, inputs, job.store)
+            inputs = batches.Inputs(names, context.provenance(self._run), context.config.publish.file_rows)
+            batches.write_batch_inputs(self._run, number, inputs, context.store)
         merged = set(inputs.staged)
         self._staged = {task: name for task, name in self._staged.items() if name not in merged}
         self._staged_images = sum(map(len, self._staged))
         return inputs
 
 
-def _among(tasks: Iterable[Task], positions: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Return those of few images, by unit and index, that are in one of many tasks."""
-    wanted: defaultdict[int, set[int]] = defaultdict(set)
+def _positions_in(tasks: Iterable[Task], positions: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return the positions (unit, index) that are in one of the tasks. Fast for few positions and many tasks."""
+    indices_by_unit: defaultdict[int, set[int]] = defaultdict(set)
     for unit, index in positions:
-        wanted[unit].add(index)
+        indices_by_unit[unit].add(index)
     return {
-        (task.unit, at) for task in tasks if task.unit in wanted for at in wanted[task.unit].intersection(task.indices)
+        (task.unit, index)
+        for task in tasks
+        if task.unit in indices_by_unit
+        for index in indices_by_unit[task.unit].intersection(task.indices)
     }

@@ -1,6 +1,6 @@
-"""The events of workers, and the actions that the scheduler asks for. All values are frozen.
+"""The events of workers, and the actions that the scheduler returns. All values are frozen.
 
-Knows the words between worker pool, scheduler and event log. Knows nothing of what any of them does with an event.
+Knows the values that pass between worker pool, scheduler, event loop and event log. Knows nothing of their use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from segray.tasks import InFlight, Progress, Task, TaskReport
 class WorkerJoined:
     """An event: a worker is ready for tasks.
 
-    facts: host, device, precision, threads and versions.
+    facts: facts of the worker, such as host, device, precision, threads and versions.
     """
 
     worker: str
@@ -24,7 +24,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class TaskFinished:
-    """An event: a worker staged the rows of a task, all but those of images that storage withheld."""
+    """An event: a worker staged the rows of a task, except those of images that storage withheld."""
 
     worker: str
     report: TaskReport
@@ -32,9 +32,9 @@ class TaskFinished:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """An event: nothing of a task was staged, for storage or the network failed. The worker lives.
+    """An event: storage or the network failed, and no row of a task was staged. The worker lives.
 
-    lasting: whether waiting does not help, as with a full disk.
+    lasting: whether the fault lasts, such as a full disk, so that waiting does not help.
     """
 
     worker: str
@@ -47,8 +47,8 @@ class TaskFailed:
 class WorkerLost:
     """An event: a worker is gone.
 
-    blame_images: whether its process died while its node lived, so that an image may be the cause.
-    in_flight: images in flight at its death; None when they are unknown.
+    blame_images: whether the process died while its node lived, so that an image may be the cause.
+    in_flight: images in flight at the death; None when they are unknown.
     """
 
     worker: str
@@ -94,7 +94,7 @@ class Assign:
 
 @dataclass(frozen=True)
 class Accept:
-    """An action: count the report, since the worker still owned the task."""
+    """An action: accept the report of a task that the worker still owned."""
 
     worker: str
     report: TaskReport
@@ -102,7 +102,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class ReplaceWorker:
-    """An action: kill the worker and start another. Its tasks are back in the queue already."""
+    """An action: kill the worker and start another. The worker's tasks are in the queue again."""
 
     worker: str
     reason: str
@@ -110,7 +110,7 @@ class ReplaceWorker:
 
 @dataclass(frozen=True)
 class ReleaseWorker:
-    """An action: stop the worker, which has no tasks. Start no other in its place."""
+    """An action: stop the worker, which has no tasks, without a successor."""
 
     worker: str
     reason: str
@@ -120,7 +120,7 @@ class ReleaseWorker:
 class Quarantine:
     """An action: record the one image of this task as failed.
 
-    The image killed or hung its process `task.attempt` times.
+    A worker's process died or hung in each of `task.attempt` attempts.
     """
 
     task: Task

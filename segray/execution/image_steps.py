@@ -1,7 +1,7 @@
 """The four steps of labelling one image: read, decode, infer, postprocess.
 
-Knows what each step waits for: memory, a decoding thread, a request of the engine. Knows nothing of tasks, rows and
-threads. All four steps of an image run on one thread, and tell the timer of the image which stage begins.
+Knows the resource that each step waits for: memory, a decoding thread, a request of the engine. Knows nothing of tasks,
+rows and threads. All four steps of an image run on one thread. Each step tells the image's timer which stage begins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from segray.sources.reader import CoalescedRead
 
 _Arrays = Mapping[str, NDArray[Any]]
 
-# Bytes for each core. A photograph of 12 megapixels has 36 MB of pixels.
+# Bytes for each core. The pixels of a photograph of 12 megapixels take 36 MB.
 _FILES_BYTES, _PIXELS_BYTES = 32 * 2**20, 96 * 2**20
 WORKING_BYTES = _FILES_BYTES + _PIXELS_BYTES
 
@@ -38,8 +38,8 @@ class LabellerSettings:
 
     cores: number of cores that the labeller may use.
     limits: largest image that is decoded.
-    tiles: how large images are cut; None to label each as a whole.
-    scaled_decode: whether a JPEG may be decoded at a fraction of its size, if that suffices for the model.
+    tiles: options for cutting large images into windows; None to label each image as a whole.
+    scaled_decode: whether a JPEG may be decoded at a fraction of its size, no smaller than the model's input.
     """
 
     cores: int
@@ -50,8 +50,9 @@ class LabellerSettings:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A compiled network, and the adapter that knows its inputs and outputs.
+    """A compiled network, and the adapter for its inputs and outputs.
 
+    engine: the compiled network.
     form: the form of the model's files.
     options: thresholds and further options of postprocessing.
     """
@@ -73,12 +74,14 @@ class LoadedModel:
 class ImageMemory:
     """The memory of the images in flight: one budget for files that are read, one for pixels that are decoded.
 
-    One budget for both could deadlock. An image holds its file while it waits for pixels. Files could therefore take
-    the whole budget, while each of them waits for pixels. Two budgets prevent that. An image that has pixels waits for
-    no more memory, so its pixels come back. Then the files of images that wait for pixels come back.
+    One budget for both could deadlock. An image holds its file while waiting for pixels. Files could therefore take
+    the whole budget, while all their images wait for pixels. Two budgets prevent the deadlock. An image with pixels
+    waits for no more memory, so its pixels are released. Then images that wait for pixels release their files.
 
-    Images of one coalesced read hold one part of `files` until the last of them is read. These images must therefore be
+    Images of one coalesced read hold one part of `files` until the last image is read. These images must therefore be
     neighbours in the queue of the threads. An image between them that waits for `files` could wait for ever.
+
+    files, pixels: budgets in bytes.
     """
 
     files: MemoryBudget
@@ -86,14 +89,14 @@ class ImageMemory:
 
     @classmethod
     def for_cores(cls, cores: int) -> ImageMemory:
-        """Return budgets of WORKING_BYTES for each core, and once more."""
+        """Return two budgets that sum up to WORKING_BYTES times (cores + 1)."""
         return cls(MemoryBudget((cores + 1) * _FILES_BYTES), MemoryBudget((cores + 1) * _PIXELS_BYTES))
 
 
 class ImageFacts(NamedTuple):
     """Facts of a decoded image.
 
-    size_bytes: size of its file.
+    size_bytes: size of the file.
     size_hw: height and width in pixels, upright.
     orientation: EXIF orientation, 1..8.
     """
@@ -116,10 +119,10 @@ class DecodedImage(NamedTuple):
 # ---- the four steps -------------------------------------------------------------------------------
 
 
-def read(portion: CoalescedRead, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
+def read(coalesced_read: CoalescedRead, row: int, timer: StageTimer) -> AbstractContextManager[bytes]:
     """Begin to read an image. A `with` block over the result yields the bytes and holds their memory."""
     timer.enter("read")
-    return portion.take(row)
+    return coalesced_read.take(row)
 
 
 class Decoder:
@@ -128,7 +131,7 @@ class Decoder:
     limits: largest image that is decoded.
     pixels: budget in bytes.
     threads: largest number of threads that decode at a time.
-    least_hw: a JPEG may be decoded at a fraction of its size that is no smaller; None for full size.
+    least_hw: smallest height and width to which a JPEG may be scaled while decoding; None for full size.
     """
 
     def __init__(
@@ -139,10 +142,10 @@ class Decoder:
 
     @contextmanager
     def decode(self, file: AbstractContextManager[bytes], timer: StageTimer) -> Iterator[DecodedImage]:
-        """Decode a file and yield the picture; release the file's bytes before the block.
+        """Decode a file and yield the image; release the file's bytes before the block.
 
-        The pixels stay reserved until the block ends. Raises ImageError for a file that the limits refuse, before
-        memory is reserved.
+        The pixels stay reserved until the block ends. Raises ImageError for a file that cannot be decoded. A file that
+        the limits refuse raises the error before memory is reserved.
         """
         with ExitStack() as reserved:
             with file as data:
@@ -178,18 +181,21 @@ class Inference:
 def postprocess(model: LoadedModel, outputs: _Arrays, size_hw: tuple[int, int], timer: StageTimer) -> Instances:
     """Return the instances in the network's outputs.
 
-    outputs: arrays by name.
-    size_hw: height and width in pixels of the image or window.
+    Args:
+        model: the model that gave the outputs.
+        outputs: arrays by name.
+        size_hw: height and width in pixels of the image or window.
+        timer: timer of the image.
     """
     timer.enter("postprocess")
     return model.adapter.decode(outputs, size_hw, model.options)
 
 
-# ---- one after the other --------------------------------------------------------------------------
+# ---- all steps of an image ------------------------------------------------------------------------
 
 
 class ImageSteps:
-    """The four steps of one model, one after the other. Any number of threads may label at once."""
+    """The four steps of labelling with one model. Any number of threads may label at once."""
 
     def __init__(self, model: LoadedModel, settings: LabellerSettings, pixels: MemoryBudget) -> None:
         self._model, self._tiles = model, settings.tiles
@@ -197,23 +203,24 @@ class ImageSteps:
         self._decoder = Decoder(settings.limits, pixels, settings.cores + 1, least_hw)
         self._inference = Inference(model.engine)
 
-    def label(self, portion: CoalescedRead, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
+    def label(self, coalesced_read: CoalescedRead, row: int, timer: StageTimer) -> tuple[ImageFacts, Instances]:
         """Return the facts and the instances of one image.
 
-        portion: the coalesced read that has the image.
-        row: position of the image in the list of images that the read was planned for.
-        timer: timer of the image.
+        Args:
+            coalesced_read: the read that has the image.
+            row: position of the image in the list of images that the read was planned for.
+            timer: timer of the image.
         """
-        file = read(portion, row, timer)
+        file = read(coalesced_read, row, timer)
         if self._tiles is not None:
-            with self._decoder.decode(file, timer) as picture:
-                return picture.facts, self._in_windows(picture.pixels, self._tiles, timer)
-        with self._decoder.decode(file, timer) as picture:
-            inputs, facts = self._model.inputs(picture.pixels), picture.facts
-            del picture  # The pixels are freed before the image waits for a request.
+            with self._decoder.decode(file, timer) as image:
+                return image.facts, self._label_windows(image.pixels, self._tiles, timer)
+        with self._decoder.decode(file, timer) as image:
+            inputs, facts = self._model.inputs(image.pixels), image.facts
+            del image  # The pixels are freed before the image waits for a request.
         return facts, self._instances(inputs, facts.size_hw, timer)
 
-    def _in_windows(self, pixels: decode.Pixels, tiles: TilingOptions, timer: StageTimer) -> Instances:
+    def _label_windows(self, pixels: decode.Pixels, tiles: TilingOptions, timer: StageTimer) -> Instances:
         """Return the instances of a large image, labelled one window after the other."""
         parts, size_hw = [], pixels.shape[:2]
         for window in windows(size_hw, tiles):

@@ -1,8 +1,8 @@
 """The images that a worker has in flight, and a log of them that outlives the worker's process.
 
-Knows units, indices, stages and a small file on the node. Knows nothing of what is done to an image, or of who reads
-the log. An image needs a few milliseconds and the last heartbeat may be a second old. So only the log names the images
-of a dead process. Each stage is one plain `pwrite`: the kernel keeps the written record, whatever the signal.
+Knows units, indices, stages and a small file on the node. Knows nothing of the work of a stage, or of the log's reader.
+An image needs a few milliseconds, and the last progress may be a second old. So only the log names the images of a dead
+process. Each stage is one plain `pwrite`: the kernel keeps the written record when a signal kills the process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _RECORD = struct.Struct("<qqq")  # unit, index, position in _STAGES; all zero fo
 
 
 class InFlightTracker:
-    """The images in flight by (unit, index): the stage of each, and the time of its start. Any thread may call it.
+    """The images in flight by (unit, index), with the stage of each and the stage's start. Threads may share a tracker.
 
-    log: file that holds the same, made new; None for no file.
+    log: file for the same records, which is emptied first; None for no file.
     """
 
     def __init__(self, log: Path | None = None) -> None:
@@ -58,10 +58,10 @@ class InFlightTracker:
 
     def progress(self) -> Progress:
         """Return the number of finished images, and the images in flight."""
-        now = time.monotonic()
+        now_s = time.monotonic()
         with self._lock:
             images = tuple(
-                InFlight(*image, stage, round(now - since, 3)) for image, (stage, since) in self._images.items()
+                InFlight(*image, stage, round(now_s - since_s, 3)) for image, (stage, since_s) in self._images.items()
             )
             return Progress(self._finished, images)
 
@@ -71,14 +71,15 @@ class InFlightTracker:
 
 
 def read_in_flight_log(log: Path) -> tuple[InFlight, ...]:
-    """Return the images of a dead worker, and remove its log.
+    """Return the images of a dead worker, and remove the worker's log.
 
-    The seconds of the images are unknown and 0.0. Without a log the result is empty.
+    The seconds of the images are unknown and given as 0.0. Without a log the result is empty.
     """
     try:
         data = log.read_bytes()
     except FileNotFoundError:
         return ()
     log.unlink(missing_ok=True)
-    records = _RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size])
+    complete_bytes = len(data) // _RECORD.size * _RECORD.size
+    records = _RECORD.iter_unpack(data[:complete_bytes])
     return tuple(InFlight(unit, index, _STAGES[stage], 0.0) for unit, index, stage in records if stage)

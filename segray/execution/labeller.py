@@ -1,7 +1,7 @@
-"""The work of an actor, with no Ray in it: the images of a task become staged files.
+"""The work of a worker without Ray: the images of a task become staged files.
 
-Knows the pool of threads that labels the images of a task, and whose fault an error is. Knows nothing of scheduling,
-batches or other workers. image_steps.py has the steps of one image.
+Knows the pool of threads that labels the images of a task, and the cause of an error: image, storage or configuration.
+Knows nothing of scheduling, batches or other workers. image_steps.py has the steps of one image.
 
 Three things bound the memory of a worker. ImageMemory bounds files and pixels by the number of cores. Each thread of
 the pool holds at most the inputs of one image. `engine.requests` bounds the outputs.
@@ -26,33 +26,30 @@ from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
-# An image's row, or the error with which storage withheld it, or None for untried; and its seconds by stage.
-_Answer: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
+# An image's outcome, or its withholding by storage, or None for an untried image; and the image's seconds by stage.
+_Result: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
 
 
-class _Outage:
-    """A detector that tells an outage of storage from the loss of some images. Any thread may call it.
+class _OutageDetector:
+    """A detector that distinguishes an outage of storage from a few withheld images. Threads may share a detector.
 
-    most: number of images that may be withheld while none is served.
+    outage_images: number of withheld images that shows an outage, while storage serves no image.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, outage_images: int) -> None:
         self._lock = threading.Lock()
-        self._most, self._withheld, self._served = most, 0, False
+        self._outage_images, self._withheld, self._has_served = outage_images, 0, False
 
     @property
-    def certain(self) -> bool:
-        """Return whether `most` images were withheld and none was served.
+    def is_outage(self) -> bool:
+        """Return whether storage withheld `outage_images` images and served none. Then no other image needs a try."""
+        return not self._has_served and self._withheld >= self._outage_images
 
-        No further image is worth a try then.
-        """
-        return not self._served and self._withheld >= self._most
-
-    def served(self) -> None:
+    def add_served(self) -> None:
         """Record that storage gave an image."""
-        self._served = True
+        self._has_served = True
 
-    def withheld(self) -> None:
+    def add_withheld(self) -> None:
         """Count an image that storage did not give."""
         with self._lock:
             self._withheld += 1
@@ -63,7 +60,7 @@ class _Image:
     """An image of a task, and the source of its bytes.
 
     index: position in the unit.
-    portion: the coalesced read that has the image.
+    coalesced_read: the read that has the image.
     row: position among the images of the task.
     """
 
@@ -71,16 +68,18 @@ class _Image:
     unit: int
     index: int
     attempt: int
-    portion: CoalescedRead
+    coalesced_read: CoalescedRead
     row: int
 
 
 class Labeller:
-    """One compiled model and the threads that feed it. Several threads may call `label` at once.
+    """One compiled model and the threads that label images with the model. Several threads may call `label` at once.
 
+    model: the compiled model.
+    settings: limits of the work.
     store: storage of images and staged files.
     staged: folder of staged files.
-    in_flight_log: see InFlightTracker.
+    in_flight_log: file for the images in flight; see InFlightTracker.
     memory: budgets of files and pixels; by default those for settings.cores.
     """
 
@@ -109,7 +108,7 @@ class Labeller:
         return self._tracker.progress()
 
     def close(self) -> None:
-        """Stop the threads. Running images are finished first."""
+        """Finish the running images, then stop the threads."""
         self._pool.shutdown(cancel_futures=True)
         self._files.close()
 
@@ -120,62 +119,65 @@ class Labeller:
         becomes a staged file. The first of these files carries the seconds of the whole task.
 
         Args:
-            task: the images' positions.
+            task: positions of the images.
             refs: the images, in order of `task.indices`.
+
+        Returns:
+            The staged files, the withheld images and the untried images of the task.
 
         Raises:
             InfrastructureError: the rows cannot be staged.
             UserError: storage refuses access.
         """
-        answers = self._answers(task, refs)
-        by_index = dict(zip(task.indices, (answer for answer, _ in answers), strict=True))
-        outcomes = {index: answer for index, answer in by_index.items() if isinstance(answer, ImageOutcome)}
+        results = self._label_images(task, refs)
+        by_index = dict(zip(task.indices, (outcome for outcome, _ in results), strict=True))
+        outcomes = {index: outcome for index, outcome in by_index.items() if isinstance(outcome, ImageOutcome)}
         return TaskReport(
             task,
-            self._stage(task, outcomes, [timer for _, timer in answers]) if outcomes else (),
-            tuple(answer for answer in by_index.values() if isinstance(answer, WithheldImage)),
-            tuple(index for index, answer in by_index.items() if answer is None),
+            self._stage(task, outcomes, [timer for _, timer in results]) if outcomes else (),
+            tuple(outcome for outcome in by_index.values() if isinstance(outcome, WithheldImage)),
+            tuple(index for index, outcome in by_index.items() if outcome is None),
         )
 
-    def _answers(self, task: Task, refs: Sequence[ImageRef]) -> list[_Answer]:
-        """Label the images on the threads of the pool; return an answer for each, in the order of refs."""
-        portions = self._files.portions(refs)
-        outage = _Outage(self._threads)
-        with self._submitting:  # The images of a portion must be neighbours in the queue: see ImageMemory.
+    def _label_images(self, task: Task, refs: Sequence[ImageRef]) -> list[_Result]:
+        """Label the images on the threads of the pool; return a result for each image, in the order of refs."""
+        reads = self._files.portions(refs)
+        outage = _OutageDetector(self._threads)
+        with self._submitting:  # The images of a coalesced read must be neighbours in the queue: see ImageMemory.
             futures = {
-                row: self._pool.submit(self._one, image, outage)
-                for portion in portions
-                for row, image in _images(task, refs, portion)
+                row: self._pool.submit(self._label_image, image, outage)
+                for read in reads
+                for row, image in _images(task, refs, read)
             }
-        return _results(futures, portions)
+        return _wait(futures, reads)
 
     def _stage(
         self, task: Task, outcomes: Mapping[int, ImageOutcome], timers: Sequence[StageTimer]
     ) -> tuple[UnitReport, ...]:
         timer = StageTimer("write")
-        first, *rest = stage(self._store, self._staged, task, outcomes, self._labels)
+        first, *others = stage(self._store, self._staged, task, outcomes, self._labels)
         timer.stop()
         seconds, cpu_seconds = summed([timer, *timers])
-        return replace(first, seconds=seconds, cpu_seconds=self._cpu.with_inference(cpu_seconds)), *rest
+        return replace(first, seconds=seconds, cpu_seconds=self._cpu.with_inference(cpu_seconds)), *others
 
-    def _one(self, image: _Image, outage: _Outage) -> _Answer:
+    def _label_image(self, image: _Image, outage: _OutageDetector) -> _Result:
         """Label one image.
 
         An error becomes a failed row or a withheld image, unless the configuration or a lasting fault is the cause.
         """
-        if outage.certain:
+        if outage.is_outage:
             return None, StageTimer("read")
         timer = ImageTimer(self._tracker, (image.unit, image.index))
-        withheld = False
+        is_withheld = False
         try:
             outcome = self._outcome(image, timer)
-            outage.served()
+            outage.add_served()
             return outcome, timer
         except (UserError, LastingError):
             raise
         except InfrastructureError as exc:
-            withheld = True
-            outage.withheld()
+            is_withheld = True
+            outage.add_withheld()
             return WithheldImage(image.index, exc.short()), timer
         except FileNotFoundError as exc:
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
@@ -184,23 +186,23 @@ class Labeller:
         except Exception as exc:  # An error of one image must not cost its neighbours their rows.
             failure = ImageFailure(timer.stage, type(exc).__name__, str(exc))
         finally:
-            timer.leave(finished=not withheld)
+            timer.leave(finished=not is_withheld)
         return ImageOutcome(image.ref, image.attempt, max(image.ref.size_bytes, 0), failure=failure), timer
 
     def _outcome(self, image: _Image, timer: ImageTimer) -> ImageOutcome:
-        facts, instances = self._steps.label(image.portion, image.row, timer)
+        facts, instances = self._steps.label(image.coalesced_read, image.row, timer)
         kept, dropped = drop_invalid_rows(instances, self._labels)
         size_bytes, size_hw, orientation = facts
         return ImageOutcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
 
 
-def _images(task: Task, refs: Sequence[ImageRef], portion: CoalescedRead) -> list[tuple[int, _Image]]:
-    """Return the images of a coalesced read by row of refs, in reading order."""
-    return [(row, _Image(refs[row], task.unit, task.indices[row], task.attempt, portion, row)) for row in portion.rows]
+def _images(task: Task, refs: Sequence[ImageRef], read: CoalescedRead) -> list[tuple[int, _Image]]:
+    """Return the images of a coalesced read with their rows of refs, in reading order."""
+    return [(row, _Image(refs[row], task.unit, task.indices[row], task.attempt, read, row)) for row in read.rows]
 
 
-def _results(futures: Mapping[int, Future[_Answer]], portions: Sequence[CoalescedRead]) -> list[_Answer]:
-    """Wait for all answers and return them by row; cancel the rest on an error. Release all memory of the reads."""
+def _wait(futures: Mapping[int, Future[_Result]], reads: Sequence[CoalescedRead]) -> list[_Result]:
+    """Wait for all results and return them by row; on an error cancel all other images. Release the reads' memory."""
     try:
         return [futures[row].result() for row in range(len(futures))]
     except BaseException:
@@ -208,5 +210,5 @@ def _results(futures: Mapping[int, Future[_Answer]], portions: Sequence[Coalesce
             future.cancel()
         raise
     finally:
-        for portion in portions:
-            portion.close()
+        for read in reads:
+            read.close()

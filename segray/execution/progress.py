@@ -1,7 +1,7 @@
 """The progress of a run at one moment: counts, waiting images, and each worker's speed and images in flight.
 
-Knows the reports of workers and adds them up, each finished unit once. Work of a dead worker that nobody kept is not in
-the counts. Knows nothing of storage, screens, Ray or clocks.
+Knows the reports of workers, and adds each accepted report once. Work that a dead worker lost is not in the counts.
+Knows nothing of storage, screens, Ray or clocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Counters:
 
     ok, empty, failed: images by status.
     seconds, cpu_seconds: wall and CPU seconds by stage.
-    merge_s, commit_s: seconds from the first call to the answer.
+    merge_s, commit_s: wall seconds of merging and of committing, summed over batches.
     dropped: dropped rows by reason.
     """
 
@@ -66,8 +66,10 @@ def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 class WorkerStatus:
     """The status of one worker.
 
-    images: images finished since the worker began.
+    images: images finished since the worker's start.
+    images_per_s: speed over about the last minute.
     in_flight: number of images in flight.
+    rss_bytes: resident memory of the worker's process.
     longest: stage and seconds of the oldest image in flight; None without one.
     """
 
@@ -83,14 +85,14 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """The progress of a run at one moment. tally, units, retries, lost and commits are those of this process.
+    """The progress of a run at one moment. counters, units, retries, lost and commits are those of this process.
 
     phase: starting, labelling or publishing.
     images: images of the plan.
     done: images of the plan that are labelled, by earlier processes too.
-    waiting: images that no worker has been given yet.
+    waiting: images that no worker has.
     units: reports that were accepted.
-    retries: tasks that were given out again.
+    retries: assignments of tasks on a second or later attempt.
     lost: workers that died or were replaced.
     commits: batches that were committed.
     """
@@ -100,7 +102,7 @@ class RunProgress:
     images: int
     done: int
     waiting: int
-    tally: Counters
+    counters: Counters
     units: int
     retries: int
     lost: int
@@ -110,7 +112,7 @@ class RunProgress:
     @property
     def images_per_s(self) -> float:
         """Return the images/s of all workers, over about the last minute."""
-        return sum(each.images_per_s for each in self.workers)
+        return sum(worker.images_per_s for worker in self.workers)
 
     @property
     def eta_s(self) -> float | None:
@@ -120,38 +122,44 @@ class RunProgress:
     @property
     def in_flight(self) -> int:
         """Return the number of images in flight on all workers."""
-        return sum(each.in_flight for each in self.workers)
+        return sum(worker.in_flight for worker in self.workers)
 
 
 class ProgressListener:
-    """A listener to the progress of a run. A subclass overrides the methods for the news that it wants."""
+    """A listener to the progress of a run. Each method does nothing; a subclass overrides those that it needs."""
 
     def note(self, text: str) -> None:
-        """Take a message that a person may want to read."""
+        """Receive a message for a person."""
 
     def begin(self, images: int, resumed: int) -> None:
-        """Take the start of labelling.
+        """Receive the start of labelling.
 
-        images: images of the run's plan.
-        resumed: images of the plan that were done before.
+        images: number of images in the run's plan.
+        resumed: number of these that were labelled before.
         """
 
     def advance(self, done: int, instances: int, failed: int) -> None:
-        """Take the counts so far.
+        """Receive the counts so far.
 
         done: labelled images of the plan.
         instances, failed: instances and failed images of this process.
         """
 
     def unit(self, run: Run, host: str, report: UnitReport) -> None:
-        """Take an accepted report, labelled on `host`."""
+        """Receive an accepted report of images that were labelled on `host`."""
 
-    def beat(self, vitals: RunProgress) -> None:
-        """Take the progress, every few seconds while labelling and once at the end, whatever the end."""
+    def beat(self, progress: RunProgress) -> None:
+        """Receive the progress every few seconds, and once at the end of the loop, with or without an error."""
 
 
 @dataclass
-class _Member:
+class _TrackedWorker:
+    """The last progress of one worker, and its recent speed.
+
+    seen_s: time of the last progress.
+    images, seconds: finished images and seconds, both weighted by age. Their quotient is the speed.
+    """
+
     host: str
     device: str
     seen_s: float
@@ -159,14 +167,14 @@ class _Member:
     images: float = 0.0
     seconds: float = 0.0
 
-    def pulse(self, progress: Progress, now_s: float) -> None:
+    def update(self, progress: Progress, now_s: float) -> None:
         passed_s = max(0.0, now_s - self.seen_s)
-        kept = math.exp(-passed_s / _REMEMBERED_S)
-        self.images = kept * self.images + max(0, progress.finished - self.progress.finished)
-        self.seconds = kept * self.seconds + passed_s
+        weight = math.exp(-passed_s / _REMEMBERED_S)
+        self.images = weight * self.images + max(0, progress.finished - self.progress.finished)
+        self.seconds = weight * self.seconds + passed_s
         self.seen_s, self.progress = now_s, progress
 
-    def condition(self, worker: str) -> WorkerStatus:
+    def status(self, worker: str) -> WorkerStatus:
         in_flight = self.progress.in_flight
         oldest = max(in_flight, key=lambda image: image.seconds, default=None)
         return WorkerStatus(
@@ -185,56 +193,58 @@ class ProgressTracker:
     """The progress of this process so far. Its counts only grow."""
 
     def __init__(self) -> None:
-        self.tally = Counters()
+        self.counters = Counters()
         self._units = self._retries = self._lost = self._commits = 0
-        self._members: dict[str, _Member] = {}
+        self._workers: dict[str, _TrackedWorker] = {}
 
-    def begins(self) -> None:
-        """Start a plan with workers of its own."""
-        self._members.clear()
+    def begin_plan(self) -> None:
+        """Forget the workers of an earlier plan."""
+        self._workers.clear()
 
-    def saw(self, event: PoolEvent, now_s: float) -> None:
-        """Take an event: a worker joined, was lost, or sent its progress."""
+    def add_event(self, event: PoolEvent, now_s: float) -> None:
+        """Record that a worker joined, was lost, or sent its progress."""
         match event:
             case WorkerJoined(worker, facts):
-                self._members[worker] = _Member(facts.get("host", "?"), facts.get("device", "?"), now_s)
-            case ProgressUpdate(worker, progress) if worker in self._members:
-                self._members[worker].pulse(progress, now_s)
+                self._workers[worker] = _TrackedWorker(facts.get("host", "?"), facts.get("device", "?"), now_s)
+            case ProgressUpdate(worker, progress) if worker in self._workers:
+                self._workers[worker].update(progress, now_s)
             case WorkerLost(worker):
-                self.left(worker)
+                self.remove_worker(worker)
 
-    def left(self, worker: str, *, released: bool = False) -> None:
-        """Remove a worker.
+    def remove_worker(self, worker: str, *, released: bool = False) -> None:
+        """Remove a worker, and count its loss.
 
-        released: whether the scheduler released the worker, which counts as no loss.
+        released: whether the scheduler released the worker, which is no loss.
         """
-        if self._members.pop(worker, None) is not None:
+        if self._workers.pop(worker, None) is not None:
             self._lost += not released
 
-    def accepted(self, report: UnitReport) -> None:
-        """Add a report that counts."""
-        self.tally.add(report)
+    def add_report(self, report: UnitReport) -> None:
+        """Add an accepted report."""
+        self.counters.add(report)
         self._units += 1
 
-    def assigned(self, attempt: int) -> None:
-        """Count the assignment of a task."""
+    def add_assignment(self, attempt: int) -> None:
+        """Count the assignment of a task, as a retry when its attempt is not the first."""
         self._retries += attempt > 1
 
-    def committed(self, merge_s: float, commit_s: float) -> None:
+    def add_commit(self, merge_s: float, commit_s: float) -> None:
         """Count a committed batch, and add its seconds of merging and committing."""
-        self.tally.merge_s += merge_s
-        self.tally.commit_s += commit_s
+        self.counters.merge_s += merge_s
+        self.counters.commit_s += commit_s
         self._commits += 1
 
-    def vitals(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> RunProgress:
+    def progress(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> RunProgress:
         """Return the present progress.
 
-        images: images of the plan.
-        done: labelled images of the plan.
-        waiting: images that no worker has been given yet.
-        labelling: whether work may still come from the workers.
+        Args:
+            run: the run.
+            images: images of the plan.
+            done: labelled images of the plan.
+            waiting: images that no worker has.
+            labelling: whether work may still come from the workers.
         """
-        phase = "publishing" if not labelling else "labelling" if self._members else "starting"
-        workers = tuple(member.condition(name) for name, member in self._members.items())
+        phase = "publishing" if not labelling else "labelling" if self._workers else "starting"
+        workers = tuple(worker.status(name) for name, worker in self._workers.items())
         counts = self._units, self._retries, self._lost, self._commits
-        return RunProgress(run, phase, images, done, waiting, self.tally, *counts, workers)
+        return RunProgress(run, phase, images, done, waiting, self.counters, *counts, workers)

@@ -1,6 +1,7 @@
 """This process's connection to a Ray cluster, and calls that need the head of the cluster.
 
-Knows how to join a cluster, how to start and end a private one, and what Ray does to signals. Knows nothing of workers.
+Knows how to join a cluster, how to start and end a private cluster, and how Ray changes signal handling. Knows nothing
+of workers.
 """
 
 from __future__ import annotations
@@ -48,22 +49,23 @@ class _Connection:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs = 0
+        self._run_count = 0
         self._undo = contextlib.ExitStack()
         self._head_lost = False
         self._ending: Future[None] | None = None
         self._mark = ""  # value of PRIVATE_MARK for the processes of a private cluster
 
     def join(self, cluster: ClusterSettings) -> None:
+        """Add a run; see connect()."""
         with self._lock:
             if self._ending is not None:
                 self._wait_for_end(self._ending, cluster)
                 self._ending = None
-            if self._runs or ray.is_initialized():
-                _check_same(cluster.address)
+            if self._run_count or ray.is_initialized():
+                _check_same_cluster(cluster.address)
             else:
                 self._connect(cluster)
-            self._runs += 1
+            self._run_count += 1
 
     @staticmethod
     def _wait_for_end(ending: Future[None], cluster: ClusterSettings) -> None:
@@ -79,10 +81,11 @@ class _Connection:
             ) from None
 
     def leave(self, *, head_lost: bool) -> None:
+        """Remove a run; see disconnect()."""
         with self._lock:
-            self._runs -= 1
+            self._run_count -= 1
             self._head_lost |= head_lost
-            if not self._runs:
+            if not self._run_count:
                 self._undo.close()
 
     def head_ended(self) -> bool:
@@ -150,19 +153,19 @@ _connection = _Connection()
 
 
 def connect(cluster: ClusterSettings) -> None:
-    """Join the cluster, or start a private one on this machine; use the process's own connection if it has one.
+    """Join the cluster, or start a private one on this machine. Use the connection that the process has, if any.
 
     Without an address a process inside a Ray job joins that job's cluster. A private cluster has no dashboard and
-    listens on this machine only, so it needs no token. Raises InfrastructureError for a cluster that cannot be reached
-    now, ConfigError for one that refuses this process.
+    listens on this machine only, so the cluster needs no token. Raises InfrastructureError for a cluster that cannot be
+    reached now, ConfigError for a cluster that refuses this process.
     """
     _connection.join(cluster)
 
 
 def disconnect(*, head_lost: bool = False) -> None:
-    """Leave the cluster; end a private one.
+    """Leave the cluster. The last run of the process ends a private cluster.
 
-    head_lost: whether the head is gone, so that no call waits for its answer.
+    head_lost: whether the head is gone, so that no call waits for an answer.
     """
     _connection.leave(head_lost=head_lost)
 
@@ -172,21 +175,21 @@ class Head:
 
     def __init__(self, cluster: ClusterSettings) -> None:
         self._cluster = cluster
-        self._lost = self._left = False
+        self._lost = self._disconnected = False
 
     @property
     def runs(self) -> bool:
-        """Return whether the head runs, as far as this process knows without a call."""
+        """Return whether the head runs, as far as this process knows. Makes no call."""
         return not (self._lost or _connection.head_ended())
 
     def ask(self, call: Callable[..., T], *args: Any) -> T:
         """Return the result of a call that needs the head.
 
-        Raises InfrastructureError when there is no answer within cluster.head_timeout_s. Ray itself waits a minute, in
-        the middle of the call, and then ends the process.
+        Raises InfrastructureError when there is no answer within cluster.head_timeout_s. Ray itself would wait a minute
+        in the call, and then end the process.
         """
         found = f"no answer within {self._cluster.head_timeout_s:.0f} s"
-        if not (self._lost or self._left):
+        if not (self._lost or self._disconnected):
             try:
                 return run_in_daemon_thread(call, *args).result(self._cluster.head_timeout_s)
             except RayError as exc:
@@ -197,13 +200,13 @@ class Head:
             "the head of the Ray cluster is gone",
             where=f"cluster.address={self._cluster.address or 'null'}",
             found=found,
-            hint="start the cluster again, with another cluster.address if it has one",
+            hint="start the cluster again, and set cluster.address if the address has changed",
         )
 
     def run_elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return the result of a function that runs in another process of the cluster.
 
-        Raises what the function raises, and InfrastructureError when its process dies in each of three tries.
+        Raises the function's SegrayError, and InfrastructureError when the process dies in each of three tries.
         """
         try:
             # No CPU: the workers hold all CPUs, and the function must not wait for one.
@@ -218,20 +221,20 @@ class Head:
             raise
         except RayError as exc:
             raise InfrastructureError(
-                f"{function.__name__} came to no end on the Ray cluster",
-                where="a task of the driver's, tried three times",
+                f"{function.__name__} failed on the Ray cluster",
+                where="a Ray task of the driver, tried three times",
                 found=first_line(exc),
-                hint="see why in Ray's logs; too little memory is the usual cause",
+                hint="read Ray's logs in /tmp/ray; too little memory is the usual cause",
             ) from exc
 
     def leave(self) -> None:
-        """Disconnect, without waiting for a head that is gone."""
-        self._left = True
+        """Disconnect. Do not wait for a head that is gone."""
+        self._disconnected = True
         disconnect(head_lost=self._lost)
 
 
 def first_line(exc: BaseException) -> str:
-    """Return the first line of an error that is not blank, or the name of the error's class."""
+    """Return the first line of an error's text that is not blank, or the name of the error's class."""
     return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
 
 
@@ -278,14 +281,14 @@ def _join(address: str) -> None:
         # Outside the main thread Ray warns that it cannot set its signal handler, which is intended.
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
-        kind = InfrastructureError if isinstance(exc, ConnectionError) else ConfigError
-        raise kind(
+        error_class = InfrastructureError if isinstance(exc, ConnectionError) else ConfigError
+        raise error_class(
             "cannot join the Ray cluster",
             where=f"cluster.address={address}",
-            # Ray raises RuntimeError for other versions, and lists them on lines of their own.
+            # Ray raises RuntimeError for other versions, and lists the versions on lines of their own.
             found=" ".join(str(exc).split()) if isinstance(exc, RuntimeError) else first_line(exc),
-            hint="check the address, that RAY_AUTH_MODE is the cluster's, RAY_AUTH_TOKEN in token mode, and that Ray "
-            "and Python are those of the cluster",
+            hint="check cluster.address; check that RAY_AUTH_MODE, RAY_AUTH_TOKEN in token mode, and the versions of "
+            "Ray and Python equal those of the cluster",
         ) from exc
 
 
@@ -297,7 +300,7 @@ def _start_private(mark: str, folder: Path) -> None:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _compat.start_no_spare_ray_workers()  # An idle one takes 1 % of a core.
+    _compat.start_no_spare_ray_workers()  # An idle spare worker takes 1 % of a core.
     try:
         with host_process.environment([PRIVATE_MARK]), _signals_blocked_in_children():
             os.environ[PRIVATE_MARK] = mark
@@ -328,11 +331,11 @@ def _start_private(mark: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_blocked_in_children() -> Iterator[None]:
-    """Keep signals for the whole terminal or service from processes that the block starts.
+    """Keep signals that go to all processes of a terminal or service from processes that the block starts.
 
-    These signals would end Ray's processes before the run has ended in order, and Ray would wait for them. A blocked
-    signal stays blocked in children. Ray does the same with SIGINT. In this process the other threads take the signal
-    meanwhile, and Python runs its handler.
+    These signals would end Ray's processes before the run ends, and Ray would wait for its processes. A blocked signal
+    stays blocked in children. Ray itself does the same with SIGINT. In this process the other threads receive the
+    signal meanwhile, and Python runs its handler.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
     try:
@@ -350,23 +353,26 @@ def _shut_down_when(initialised: Future[None], private: bool) -> None:
 def _shut_down(private: bool) -> None:
     """Disconnect from Ray.
 
-    private: whether the caller ends Ray's processes here, which block Ray's SIGTERM.
+    private: whether the cluster is private. Its processes block Ray's SIGTERM, so the caller ends them.
     """
     if private:
-        _compat.leave_ray_processes()
+        _compat.forget_ray_processes()
     with signals.handlers_restored():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 
 
-def _check_same(address: str | None) -> None:
-    """Raise ConfigError unless the configuration means the cluster that this process is connected to."""
+def _check_same_cluster(address: str | None) -> None:
+    """Raise ConfigError unless `address` is that of the cluster that this process is connected to.
+
+    address: the configured address; None for any cluster.
+    """
     joined = ray.get_runtime_context().gcs_address
     if address not in (None, "auto") and _with_numeric_host(address) != _with_numeric_host(joined):
         raise ConfigError(
             "this process is connected to another Ray cluster",
             where=f"cluster.address={address}",
             found=f"connected to {joined}",
-            hint="leave cluster.address out, call ray.shutdown() before, or label in a process of its own",
+            hint="remove cluster.address, call ray.shutdown() before, or label in another process",
         )
 
 

@@ -1,7 +1,7 @@
 """Workers as Ray actors, one per device, and the loop that waits for them. Ray lives here and in ray_connection.py.
 
-Knows Ray's actors, nodes and exceptions. Knows nothing of images, masks or tables. Ray's own retries are off: the
-scheduler decides what to do about a death. Only names and small reports travel between processes.
+Knows Ray's actors, nodes and exceptions. Knows nothing of images, masks or tables. Ray's own retries are off, because
+the scheduler decides how to handle a death. Only names and small reports travel between processes.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ from segray.tasks import InFlight, Task
 _PROGRESS_S = 1.0
 _NODES_S = 5.0
 _MAX_FAILED_STARTS = 3
-# Seconds for a node that Ray takes to be alive. Ray needs 15 s by default, or a minute when a link is down.
+# Longest wait for the in-flight log of a dead worker. Ray notices a dead node after 15 s by default, or after a minute
+# when a link is down.
 _POSTMORTEM_S = 90.0
 _LEAVE_S = 2.0
 
 
 class _Actor(Actor):
-    """A worker's process, which also knows Ray's id of its node."""
+    """A worker's process whose facts include Ray's id of the node."""
 
     def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
         return {**super().start(spec, threads), "node": ray.get_runtime_context().get_node_id()}
@@ -64,32 +65,38 @@ class _Actor(Actor):
         threading.Event().wait()
 
 
-# Two tasks at once, so that the second is read ahead while the first ends. Progress never waits behind tasks.
-_GROUPS = {"start": 1, "label": 2, "progress": 1}
+# Threads by group of calls. Two tasks run at once, so that images of the second are read while the first ends.
+# Progress never waits for tasks.
+_CONCURRENCY_GROUPS = {"start": 1, "label": 2, "progress": 1}
 
 
-def start(spec: WorkerSpec, chosen: Config) -> RayWorkers:
-    """Return workers on the configured cluster. Their close() ends what was started for them."""
-    connect(chosen.cluster)
+def start(spec: WorkerSpec, config: Config) -> RayWorkers:
+    """Start workers on the configured cluster. Their close() ends all that this call started."""
+    connect(config.cluster)
     try:
         signals.check()
     except BaseException:
         disconnect()
         raise
-    return RayWorkers(spec, chosen.workers, chosen.cluster)
+    return RayWorkers(spec, config.workers, config.cluster)
 
 
 class RayWorkers:
-    """The workers of a run on a Ray cluster; see worker_pool.Workers. Made after connect(); close() disconnects."""
+    """The workers of a run on a Ray cluster; see worker_pool.WorkerPool. Made after connect(); close() disconnects.
+
+    spec: specification of each worker.
+    pools: the configured pools.
+    cluster: settings of the cluster.
+    """
 
     def __init__(self, spec: WorkerSpec, pools: Sequence[PoolSettings], cluster: ClusterSettings) -> None:
         self._spec, self._pools, self._cluster = spec, pools, cluster
         self._head = Head(cluster)
-        self._workers: dict[str, WorkerHandle] = {}  # all that are not gone, oldest first
-        self._key = secrets.token_hex(6)
+        self._workers: dict[str, WorkerHandle] = {}  # all workers that are not gone, oldest first
+        self._log_key = secrets.token_hex(6)
         self._spawned = 0
         self._failed_starts = 0
-        self._nodes_seen_s = 0.0
+        self._nodes_listed_s = 0.0
         self._closed = False
         self._needed = math.inf
         self._pending: list[PoolEvent] = []
@@ -100,31 +107,33 @@ class RayWorkers:
             self.close()
             raise
 
-    # ---- what happened ----
+    # ---- events ----
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
         """Return the events since the last call; wait up to timeout_s seconds for one.
 
-        Raises UserError when no retry helps a worker, InfrastructureError when Ray fails.
+        Raises UserError for a fault that no retry repairs, InfrastructureError when Ray fails.
         """
-        now = time.monotonic()
-        if now - self._nodes_seen_s > _NODES_S:
+        now_s = time.monotonic()
+        if now_s - self._nodes_listed_s > _NODES_S:
             self._head.ask(self._populate)
         for worker in self._alive():
-            _ask_progress(worker, now)
+            _ask_progress(worker, now_s)
         events, self._pending = self._pending, []
         owners = {call: worker for worker in self._workers.values() for call in worker.awaited}
         if not owners:
             time.sleep(min(timeout_s, 0.2))
             return events
-        ready, rest = ray.wait(list(owners), timeout=timeout_s)
-        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
-        for call in [*ready, *more]:
+        ready, not_ready = ray.wait(list(owners), timeout=timeout_s)
+        if not_ready:
+            also_ready, _ = ray.wait(not_ready, num_returns=len(not_ready), timeout=0)
+            ready = [*ready, *also_ready]
+        for call in ready:
             events += self._on_return(owners[call], call)
         for worker in list(self._workers.values()):
-            if isinstance(worker.state, Dead) and now - worker.state.since_s > _POSTMORTEM_S:
+            if isinstance(worker.state, Dead) and now_s - worker.state.since_s > _POSTMORTEM_S:
                 events.append(self._on_postmortem(worker, worker.state, None, node_lives=False))
-        self._check_started(now)
+        self._check_started(now_s)
         return events
 
     def _alive(self) -> list[WorkerHandle]:
@@ -134,7 +143,7 @@ class RayWorkers:
         if call not in worker.awaited:  # Another call has shown that the worker is gone.
             return []
         if isinstance(worker.state, Dead):
-            in_flight, node_lives = _postmortem(call)
+            in_flight, node_lives = _postmortem_result(call)
             return [self._on_postmortem(worker, worker.state, in_flight, node_lives=node_lives)]
         try:
             value = ray.get(call)
@@ -160,7 +169,7 @@ class RayWorkers:
         _check_installed(exc, worker.node)
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # An actor that is only out of reach must not come back and hold its CPUs.
-        # A worker without a node died before it reported its node.
+        # A worker without a node died before the worker reported its node.
         postmortem = None if worker.node is None else self._head.ask(_read_log_on, worker.node, worker.log)
         dead = Dead(first_line(exc), time.monotonic(), postmortem)
         worker.become(dead)
@@ -172,7 +181,7 @@ class RayWorkers:
     def _on_postmortem(
         self, worker: WorkerHandle, dead: Dead, in_flight: tuple[InFlight, ...] | None, *, node_lives: bool
     ) -> WorkerLost:
-        """Replace the worker on a living node; elsewhere _populate finds a slot. Return the loss."""
+        """Remove a dead worker and return its loss. Start another on a living node; else _populate finds a slot."""
         self._remove(worker)
         if node_lives:
             self._failed_starts += not worker.started
@@ -181,22 +190,24 @@ class RayWorkers:
                     f"{_MAX_FAILED_STARTS} workers in a row died while loading the model",
                     where=f"node {worker.node}",
                     found=dead.reason,
-                    hint="look at the worker's log; too little memory is the usual cause",
+                    hint="read the worker's log in /tmp/ray on that node; too little memory is the usual cause",
                 )
             self._respawn(worker)
         reason = dead.reason if node_lives else f"its node is gone ({dead.reason})"
         return WorkerLost(worker.name, reason, blame_images=node_lives and worker.started, in_flight=in_flight)
 
-    def _check_started(self, now: float) -> None:
+    def _check_started(self, now_s: float) -> None:
+        """Raise InfrastructureError when all workers still start after cluster.start_timeout_s."""
         alive = self._alive()
-        starts = [worker.state.since_s for worker in alive if isinstance(worker.state, Starting)]
-        if starts and len(starts) == len(alive) and now - max(starts) > self._cluster.start_timeout_s:
+        starts_s = [worker.state.since_s for worker in alive if isinstance(worker.state, Starting)]
+        if starts_s and len(starts_s) == len(alive) and now_s - max(starts_s) > self._cluster.start_timeout_s:
+            least = [placement.least_resources(pool) for pool in self._pools]
             raise InfrastructureError(
                 f"no worker started within {self._cluster.start_timeout_s:.0f} s",
                 where="the Ray cluster",
-                found=f"asked for {list(map(placement.asked, self._pools))}, available {self._head.ask(_available)}",
-                hint="free resources, or ask for less in `workers`; nodes that an autoscaler brings may need minutes:"
-                " allow more with cluster.start_timeout_s",
+                found=f"asked for {least}, available {self._head.ask(_available)}",
+                hint="free resources, or lower num_cpus or resources in `workers`; nodes of an autoscaler may need "
+                "minutes: raise cluster.start_timeout_s",
             )
 
     # ---- commands ----
@@ -207,42 +218,44 @@ class RayWorkers:
             call = handle.actor.label.options(concurrency_group="label")
             handle.tasks[call.remote(task, list(refs))] = task
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         handle = self._workers.get(worker)
         if handle is not None and handle.alive:
             self._remove(handle)
             ray.kill(handle.actor)
             self._respawn(handle)
             if handle.started and handle.node is not None:
-                self._head.ask(_read_log_on, handle.node, handle.log)  # The call removes the log; its result is unused.
+                self._head.ask(_read_log_on, handle.node, handle.log)  # This removes the log; the result is unused.
 
     def release(self, worker: str) -> None:
         handle = self._workers.get(worker)
         if handle is not None and handle.alive:
             self._stop([handle])
 
-    def need(self, workers: int) -> None:
-        """Stop workers beyond the need that still start, the youngest first, since they may only wait for room.
+    def set_needed(self, workers: int) -> None:
+        """Stop surplus workers that still start, the youngest first, since they may only wait for room.
 
         workers: number of workers that have something to do; 0 stops all.
         """
         self._needed = workers
         alive = self._alive()
-        surplus = len(alive) - workers if workers else len(alive)
-        young = [worker for worker in reversed(alive) if not workers or isinstance(worker.state, Starting)]
-        self._stop(young[: max(0, surplus)])
+        if workers == 0:
+            self._stop(alive[::-1])
+            return
+        starting = [worker for worker in reversed(alive) if isinstance(worker.state, Starting)]
+        self._stop(starting[: max(0, len(alive) - workers)])
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if any(worker.tasks for worker in self._alive()):
             return run_in_daemon_thread(self._head.run_elsewhere, function, *args)
-        # No worker waits for this process any more, and a new process starts slower than most last merges end.
+        # No worker waits for this process any more, and most last merges end before a new process would start.
         return run_in_daemon_thread(function, *args)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        # Without a head every call would wait for the head, and Ray would end the process.
+        # Without a head every call would wait, and Ray would end this process.
         if self._head.runs:
             self._stop(self._alive())
         self._workers.clear()
@@ -251,8 +264,8 @@ class RayWorkers:
     # ---- actors ----
 
     def _populate(self) -> None:
-        """Bring each pool to its size, as far as the run needs it; leave nodes that are being drained."""
-        self._nodes_seen_s = time.monotonic()
+        """Start the workers that the pools lack and the run needs. Stop using nodes that are being drained."""
+        self._nodes_listed_s = time.monotonic()
         nodes = _nodes()
         self._drain({node.id for node in nodes if node.draining})
         taken = [worker.taken for worker in self._workers.values() if not worker.draining]
@@ -260,7 +273,7 @@ class RayWorkers:
             self._spawn(slot)
 
     def _drain(self, nodes: Collection[str]) -> None:
-        """Let workers on these nodes finish their tasks; stop workers that have not begun."""
+        """Let workers on these nodes finish their tasks; stop workers that still start."""
         for worker in self._alive():
             if worker.draining or worker.node not in nodes:
                 continue
@@ -271,16 +284,17 @@ class RayWorkers:
                 self._stop([worker])
 
     def _respawn(self, worker: WorkerHandle) -> None:
-        """Start another worker in the slot of one that is gone, unless its node goes too."""
+        """Start another worker in the slot of one that is gone, unless the node is being drained."""
         if not worker.draining:
             self._head.ask(self._spawn, worker.slot)
 
     def _spawn(self, slot: Slot) -> None:
+        """Start a worker in a slot."""
         pool, name = self._pools[slot.pool], str(self._spawned)
-        log = f"segray-{self._key}-{name}"
+        log = f"segray-{self._log_key}-{name}"
         strategy: Any = "SPREAD" if slot.node is None else NodeAffinitySchedulingStrategy(slot.node, soft=False)
-        kind: Any = ray.remote(concurrency_groups=_GROUPS)(_Actor)  # type: ignore[call-overload]
-        configured = kind.options(
+        actor_class: Any = ray.remote(concurrency_groups=_CONCURRENCY_GROUPS)(_Actor)  # type: ignore[call-overload]
+        configured = actor_class.options(
             num_cpus=slot.cpus,
             resources=dict(pool.resources) or None,
             max_restarts=0,
@@ -294,7 +308,7 @@ class RayWorkers:
         self._spawned += 1
 
     def _stop(self, workers: Sequence[WorkerHandle]) -> None:
-        """End workers that are alive; leave nothing of theirs on their nodes."""
+        """End workers that are alive, and remove their logs from their nodes."""
         for worker in workers:
             self._remove(worker)
         _end_actors(workers)
@@ -304,20 +318,21 @@ class RayWorkers:
         del self._workers[worker.name]
 
 
-def _ask_progress(worker: WorkerHandle, now: float) -> None:
-    if worker.started and worker.progress_call is None and now - worker.progress_asked_s > _PROGRESS_S:
+def _ask_progress(worker: WorkerHandle, now_s: float) -> None:
+    """Ask a started worker for its progress, every _PROGRESS_S seconds at most."""
+    if worker.started and worker.progress_call is None and now_s - worker.progress_asked_s > _PROGRESS_S:
         worker.progress_call = worker.actor.progress.options(concurrency_group="progress").remote()
-        worker.progress_asked_s = now
+        worker.progress_asked_s = now_s
 
 
 def _on_task_error(worker: WorkerHandle, call: Any, exc: RayTaskError) -> list[PoolEvent]:
-    """Return an event for a fault of the infrastructure; raise a user's error, and segray's own."""
+    """Return TaskFailed for a fault of the infrastructure; raise UserError or SegrayError for any other error."""
     cause = exc.cause if isinstance(exc.cause, Exception) else exc
     if isinstance(cause, UserError):
         raise cause from exc
     if call in worker.tasks and isinstance(cause, InfrastructureError):
         return [TaskFailed(worker.name, worker.tasks.pop(call), cause.short(), isinstance(cause, LastingError))]
-    raise SegrayError("a worker met an error of segray's own", where=f"worker {worker.name}", found=str(cause)) from exc
+    raise SegrayError("a worker failed by an error in segray", where=f"worker {worker.name}", found=str(cause)) from exc
 
 
 def _check_installed(exc: RayError, node: str | None) -> None:
@@ -335,12 +350,13 @@ def _check_installed(exc: RayError, node: str | None) -> None:
 
 
 def _read_log_on(node: str, log: str) -> Any:
-    pinned: Any = NodeAffinitySchedulingStrategy(node, soft=False)
+    """Begin to read and remove an in-flight log on its node; return the call."""
+    strategy: Any = NodeAffinitySchedulingStrategy(node, soft=False)
     function: Any = ray.remote(num_cpus=0, max_retries=1)(images_of_dead_worker)
-    return function.options(scheduling_strategy=pinned).remote(log)
+    return function.options(scheduling_strategy=strategy).remote(log)
 
 
-def _postmortem(call: Any) -> tuple[tuple[InFlight, ...] | None, bool]:
+def _postmortem_result(call: Any) -> tuple[tuple[InFlight, ...] | None, bool]:
     """Return the images that a dead worker had in flight, and whether its node lives.
 
     The images are None when they are unknown.
@@ -354,9 +370,9 @@ def _postmortem(call: Any) -> tuple[tuple[InFlight, ...] | None, bool]:
 
 
 def _end_actors(workers: Iterable[WorkerHandle]) -> None:
-    """Let actors that have started remove their logs, then kill all."""
-    actors = [worker.actor for worker in workers if worker.started]
-    leaving = [actor.leave.options(concurrency_group="progress").remote() for actor in actors]
+    """Let actors that have started remove their logs, then kill all actors."""
+    started = [worker.actor for worker in workers if worker.started]
+    leaving = [actor.leave.options(concurrency_group="progress").remote() for actor in started]
     if leaving:
         ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_S)
     for worker in workers:

@@ -1,8 +1,8 @@
 """Replay a run from its event log: `python -m segray.execution.replay ROOT/_segray/runs/RUN_ID`.
 
 Knows how to print the events and actions of a run, for one image or worker if asked. A new scheduler gets the recorded
-events. The replay validates the scheduler's state after each event and compares it with the recorded states. Exits with
-1 where they differ.
+events. The replay validates the scheduler's state after each event, and compares the state with the recorded states.
+The program exits with 1 where two states differ.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import absolute
 from segray.tasks import Task
 
-# Only runs of at most so many images are validated, since validation walks over every image.
-_VALIDATED_IMAGES = 20_000
+# A larger run is not validated, since validation walks over every image after each event.
+_MAX_VALIDATED_IMAGES = 20_000
 
 
 class ReplayMismatch(SegrayError):
@@ -46,9 +46,9 @@ class ReplayMismatch(SegrayError):
 
 
 def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[float, Event, list[Action]]]:
-    """Give a new scheduler the events of a process; yield each event with its time and the actions that it causes.
+    """Give a new scheduler the events of a process; yield each event with its time and the scheduler's actions.
 
-    Raises Difference where the state is not the recorded one, AssertionError where the state is inconsistent.
+    Raises ReplayMismatch where the state is not the recorded one, AssertionError where the state is inconsistent.
     """
     count = 0
     for entry in series.events():
@@ -58,7 +58,7 @@ def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[flo
         now_s, event = entry
         count += 1
         actions = scheduler.handle(event, now_s)
-        if scheduler.images_total <= _VALIDATED_IMAGES:
+        if scheduler.images_total <= _MAX_VALIDATED_IMAGES:
             scheduler.validate()
         yield now_s, event, actions
 
@@ -67,10 +67,10 @@ def _compare(replayed: Mapping[str, Any], recorded: Mapping[str, Any], count: in
     for key in recorded:
         if replayed[key] != recorded[key]:
             raise ReplayMismatch(
-                "the replay came to another state than the run",
+                "the replay reached another state than the run",
                 where=f"{key}, after event {count}",
                 found=f"{replayed[key]!r}, recorded {recorded[key]!r}",
-                hint="replay with the version of segray that the run had",
+                hint="replay with the version of segray that wrote the event log",
             )
 
 
@@ -78,18 +78,18 @@ def main(args: Sequence[str] | None = None) -> int:
     """Print the events of a run; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m segray.execution.replay", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", help="the run's folder, ROOT/_segray/runs/RUN_ID")
-    parser.add_argument("--image", metavar="UNIT:INDEX", help="print only what concerns this image")
-    parser.add_argument("--worker", help="print only what concerns this worker")
-    parser.add_argument("--endpoint-url", help="of an S3 store other than AWS")
-    asked = parser.parse_args(args)
-    store, folder = Store(StorageOptions(endpoint_url=asked.endpoint_url)), absolute(asked.run.rstrip("/"))
-    image = tuple(int(part) for part in asked.image.split(":")) if asked.image else None
+    parser.add_argument("--image", metavar="UNIT:INDEX", help="print only events and actions of this image")
+    parser.add_argument("--worker", help="print only events and actions of this worker")
+    parser.add_argument("--endpoint-url", help="URL of an S3 store other than AWS")
+    arguments = parser.parse_args(args)
+    store, folder = Store(StorageOptions(endpoint_url=arguments.endpoint_url)), absolute(arguments.run.rstrip("/"))
+    image = tuple(int(part) for part in arguments.image.split(":")) if arguments.image else None
     try:
-        frozen, found = plan.load(store, folder), event_log.read(store, folder)
-        if frozen is None or not found:
-            raise SegrayError("no event log is here", where=folder, hint="give the folder ROOT/_segray/runs/RUN_ID")
-        for number, series in enumerate(found, start=1):
-            _print(number, series, PlanNames(frozen), image, asked.worker)
+        frozen_plan, all_series = plan.load(store, folder), event_log.read(store, folder)
+        if frozen_plan is None or not all_series:
+            raise SegrayError("no event log is here", where=folder, hint="pass the folder ROOT/_segray/runs/RUN_ID")
+        for number, series in enumerate(all_series, start=1):
+            _print(number, series, PlanNames(frozen_plan), image, arguments.worker)
     except SegrayError as error:
         print(error, file=sys.stderr)
         return 1
@@ -102,28 +102,33 @@ def _print(number: int, series: event_log.Series, names: DisplayNames, image: An
     begin_s, count = None, 0
     for now_s, event, actions in replay(series, scheduler):
         begin_s, count = now_s if begin_s is None else begin_s, count + 1
-        lines = [text for each in (event, *actions) if _concerns(each, image, worker) and (text := _told(each, names))]
-        for at, text in enumerate(lines):
-            print(f"{now_s - begin_s:10.2f} s  {'' if not at else '-> '}{text}")
+        entries = [entry for entry in (event, *actions) if _concerns(entry, image, worker)]
+        lines = [text for entry in entries if (text := _describe(entry, names))]
+        for position, text in enumerate(lines):
+            arrow = "-> " if position else ""
+            print(f"{now_s - begin_s:10.2f} s  {arrow}{text}")
     end = "complete" if scheduler.complete else scheduler.halted or f"{len(scheduler.left_over)} left over"
     print(f"{count} events replayed to the recorded state: {scheduler.images_done} images done, {end}")
 
 
-def _concerns(each: Event | Action, image: tuple[int, ...] | None, worker: str | None) -> bool:
-    task = _task_of(each)
+def _concerns(entry: Event | Action, image: tuple[int, ...] | None, worker: str | None) -> bool:
+    """Return whether an event or action is about the image and the worker; None stands for any."""
+    task = _task_of(entry)
     if image is not None and (task is None or task.unit != image[0] or image[1] not in task.indices):
-        return isinstance(each, WorkerLost) and image[:2] in {(at.unit, at.index) for at in each.in_flight or ()}
-    return worker is None or getattr(each, "worker", None) == worker
+        in_flight = entry.in_flight or () if isinstance(entry, WorkerLost) else ()
+        return image[:2] in {(other.unit, other.index) for other in in_flight}
+    return worker is None or getattr(entry, "worker", None) == worker
 
 
-def _task_of(each: Event | Action) -> Task | None:
-    report = getattr(each, "report", None)
-    return getattr(each, "task", None) if report is None else report.task
+def _task_of(entry: Event | Action) -> Task | None:
+    """Return the task of an event or action; None for one without a task."""
+    report = getattr(entry, "report", None)
+    return getattr(entry, "task", None) if report is None else report.task
 
 
-def _told(each: Event | Action, names: DisplayNames) -> str:
-    """Return a line for an event or action; an empty one for what happens every second."""
-    match each:
+def _describe(entry: Event | Action, names: DisplayNames) -> str:
+    """Return a line for an event or action; an empty line for those that repeat every second."""
+    match entry:
         case Tick() | ProgressUpdate() | Accept():
             return ""
         case WorkerJoined(worker):
@@ -131,18 +136,18 @@ def _told(each: Event | Action, names: DisplayNames) -> str:
         case WorkerDraining(worker):
             return f"{names.worker(worker)} is on a node that is being drained"
         case WorkerLost(worker, reason, blame_images, in_flight):
-            at_work = "known from its last progress"
+            images = "as in its last progress"
             if in_flight is not None:
-                at_work = ", ".join(f"{at.unit}:{at.index} {at.stage}" for at in in_flight) or "none"
-            blamed = f"images in flight: {at_work}" if blame_images else "no image is blamed"
-            return f"{names.worker(worker)} is lost: {reason}; {blamed}"
+                images = ", ".join(f"{image.unit}:{image.index} {image.stage}" for image in in_flight) or "none"
+            blame = f"images in flight: {images}" if blame_images else "no image is blamed"
+            return f"{names.worker(worker)} is lost: {reason}; {blame}"
         case TaskFinished(worker, report):
-            rest = f", withheld {[at.index for at in report.withheld]}" if report.withheld else ""
-            return f"{names.worker(worker)} finished {_range(report.task)}{rest}"
+            withheld = f", withheld {[image.index for image in report.withheld]}" if report.withheld else ""
+            return f"{names.worker(worker)} finished {_images_of(report.task)}{withheld}"
         case TaskFailed(worker, task, reason):
-            return f"{names.worker(worker)} failed {_range(task)}: {reason}"
+            return f"{names.worker(worker)} failed {_images_of(task)}: {reason}"
         case Assign(worker, task):
-            return f"assign {_range(task)} to {names.worker(worker)}"
+            return f"assign {_images_of(task)} to {names.worker(worker)}"
         case ReplaceWorker(worker, reason):
             return f"replace {names.worker(worker)}: {reason}"
         case ReleaseWorker(worker, reason):
@@ -151,7 +156,7 @@ def _told(each: Event | Action, names: DisplayNames) -> str:
             return f"quarantine {names.image(task.unit, task.start)}: {reason}"
 
 
-def _range(task: Task) -> str:
+def _images_of(task: Task) -> str:
     images = ",".join(map(str, task.only)) if task.only else f"{task.start}..{task.stop - 1}"
     return f"unit {task.unit} images {images} attempt {task.attempt}"
 

@@ -1,6 +1,6 @@
 """The run: label() brings a label set up to date with its dataset. Plan -> schedule -> publish -> report.
 
-Knows the order of the steps and when a run is over. Other modules do each step. A newcomer starts reading here.
+Knows the order of the steps, and when a run is over. Other modules do each step. Start reading the package here.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run. A dry run has `planned` and `retired` as they would be.
+    """The results of a run. In a dry run, `planned` and `retired` are what a run would do.
 
-    root: the label set.
+    root: root of the label set.
     images: images by status over the whole label set.
     classes: instances by class name over the whole label set.
-    tally: counts of this process.
-    seconds: seconds from the first worker's readiness to the last commit.
+    tally: counters of this process.
+    seconds: seconds from the first worker's readiness to the last commit, summed over plans.
     startup_s: seconds until the first worker was ready.
     planned: images of the plans that this process carried out.
     retired: images whose rows this process removed.
-    workers: facts of each worker.
+    workers: facts of each worker, such as host, device and precision.
     failures: image_key, stage and message of a few failed images.
     exit_code: 0, or 3 when more images failed than max_failed_fraction allows.
     """
@@ -97,7 +97,7 @@ def label(
         config: the configuration.
         listener: receives the progress.
         start_workers: starts the workers of a run.
-        limit: largest number of images, the first by key; then nothing is retired. None for all.
+        limit: largest number of images to label, the first by key; None for all. With a limit nothing is retired.
         dry_run: whether to count only, and write nothing.
         retry_s: seconds before an image that storage withheld is tried again.
 
@@ -105,46 +105,50 @@ def label(
         The summary of the run.
 
     Raises:
-        UserError: raised before any image is read.
+        UserError: the configuration, model or source is at fault, and this process labelled nothing.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
     """
     config = with_absolute_paths(config)
     model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
-    options_of(config.model, model.contract)  # An invalid choice fails here rather than on the first worker.
-    found = engine.signature(model.path)
-    engine.check(found, model.form, str(model.path))
-    engine.check_precision(found, config.model.precision, str(model.path))
+    options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
+    signature = engine.signature(model.path)
+    engine.check(signature, model.form, str(model.path))
+    engine.check_precision(signature, config.model.precision, str(model.path))
     options = StorageOptions(**config.storage.model_dump())
-    job = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
-    run_records.check(job.store, job.root, job.identity)
-    done = _Done(withheld_before=run_records.left_over(job.store, job.root))
+    context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
+    run_records.check(context.store, context.root, context.identity)
+    totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
     if dry_run:
-        step = next_step(job, limit=limit, resumable=False)
-        _tell(job, step)
+        step = next_step(context, limit=limit, resumable=False)
+        _announce(context, step)
         if isinstance(step, Start):
-            done.planned, done.retired = len(step.listed), len(step.gone)
-        return _summary(job, done)
+            totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
+        return _summary(context, totals)
     while True:
-        batch = commit.recover(job.root, options, job.store)
-        step = next_step(job, limit=limit, number=batch + 1, over=done.runs, left_over=done.left_over)
-        if isinstance(step, Nothing) and done.left_over:
+        batch_number = commit.recover(context.root, options, context.store)
+        step = next_step(
+            context, limit=limit, next_batch=batch_number + 1, excluded_runs=totals.runs, left_over=totals.left_over
+        )
+        if isinstance(step, Nothing) and totals.left_over:
             break  # Some images are not labelled; the error below says so.
-        _tell(job, step)
+        _announce(context, step)
         if isinstance(step, Nothing):
             break
-        work = step if isinstance(step, Resume) else _freeze(job, step)
-        done.planned += 0 if work.is_empty else work.plan.images
-        whole = _carry_out(job, model.fingerprint, work, start_workers, done)
-        if whole and (limit is not None or isinstance(step, Start)):
+        work = step if isinstance(step, Resume) else _begin_run(context, step)
+        totals.planned += 0 if work.is_empty else work.plan.images
+        is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
+        if is_carried_out and (limit is not None or isinstance(step, Start)):
             break
-        if limit is not None and not (limit := _not_committed(job, work.plan)):
-            break
-    if done.left_over or done.withheld_before:
-        run_records.save_left_over(job.store, job.root, done.left_over)
-    if done.left_over:
-        raise _left_over_error(job, done.left_over)
-    return _summary(job, done)
+        if limit is not None:
+            limit = _count_without_row(context, work.plan)
+            if not limit:
+                break
+    if totals.left_over or totals.withheld_before:
+        run_records.save_left_over(context.store, context.root, totals.left_over)
+    if totals.left_over:
+        raise _left_over_error(context, totals.left_over)
+    return _summary(context, totals)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
@@ -154,9 +158,9 @@ def label(
 class Resume:
     """A step: go on with a run.
 
-    staged: staged files by task.
-    todo: tasks of the frozen plan that are left.
-    retire: names of those parts of the plan's list of rows to remove that are left.
+    staged: names of staged files by task.
+    todo: tasks of the frozen plan that are neither committed nor staged.
+    retire: names of the parts of the plan's rows to remove that still have rows.
     """
 
     run: Run
@@ -167,12 +171,12 @@ class Resume:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether nothing is left of the run but its record."""
+        """Return whether the run only needs its record."""
         return not (self.todo or self.staged or self.retire)
 
     @property
     def images_before(self) -> int:
-        """Return the number of images of the plan that earlier attempts labelled."""
+        """Return the number of images of the plan that were committed or staged before."""
         return self.plan.images - sum(map(len, self.todo))
 
 
@@ -180,14 +184,14 @@ class Resume:
 class Start:
     """A step: begin a run.
 
-    listed: images without a row.
-    total: images in the source.
-    gone: rows whose image is gone.
+    to_label: images without a row.
+    total: number of images in the source.
+    rows_to_retire: committed rows of images that the source no longer lists, as schema.RETIRED.
     """
 
-    listed: plan.ImageList
+    to_label: plan.ImageList
     total: int
-    gone: pa.Table
+    rows_to_retire: pa.Table
 
 
 @dataclass(frozen=True)
@@ -201,167 +205,196 @@ Step = Resume | Start | Nothing
 
 
 def next_step(
-    job: RunContext,
+    context: RunContext,
     *,
     limit: int | None,
     resumable: bool = True,
-    number: int = 1,
-    over: Container[str] = (),
+    next_batch: int = 1,
+    excluded_runs: Container[str] = (),
     left_over: Collection[str] = (),
 ) -> Step:
     """Decide the next step. Read the label set and the source, and write nothing of a run.
 
     Args:
-        job: values that all steps of the run share.
+        context: values that all steps of the run share.
         limit: largest number of images; None for all.
         resumable: whether an unfinished run may be resumed.
-        number: number of the batch that comes next.
-        over: ids of runs that must not be resumed.
+        next_batch: number of the next batch.
+        excluded_runs: ids of runs that must not be resumed.
         left_over: keys of images that must not be planned again.
     """
-    images = snapshot.committed(job.root, "images", job.options)
-    committed = None if images is None else _committed(job, images)
-    retiring = job.config.source.deleted == "retire" and limit is None
-    resume = _resumable(job, committed, number, retiring, over) if resumable else None
+    images = snapshot.committed(context.root, "images", context.options)
+    committed = None if images is None else _committed(context, images)
+    retiring = context.config.source.deleted == "retire" and limit is None
+    resume = _resumable(context, committed, next_batch, retiring, excluded_runs) if resumable else None
     if resume is not None:
         return resume
-    listed, total, seen, prefix = listing(job.config, job.store, committed, keep_index=resumable)
-    gone = schema.RETIRED.empty_table()
+    to_label, total, is_listed, prefix = listing(context.config, context.store, committed, keep_index=resumable)
+    rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        gone = _unlisted(job, images, committed, listed, seen, prefix)
-    listed = listed.without(left_over).head(limit)
-    return Start(listed, total, gone) if len(listed) or len(gone) else Nothing(total)
+        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix)
+    to_label = to_label.without(left_over).head(limit)
+    if not len(to_label) and not len(rows_to_retire):
+        return Nothing(total)
+    return Start(to_label, total, rows_to_retire)
 
 
 def listing(
     config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
 ) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
-    """Return the listing of the source as plan.build does, and the prefix of the source's keys.
+    """List the source and compare the list with the committed rows.
 
-    committed: images of the label set; None where there is none.
-    keep_index: whether to write new shard indexes into the label set.
+    Args:
+        config: the configuration.
+        store: storage of the source and of the label set.
+        committed: committed rows of the label set; None without a label set.
+        keep_index: whether to write new shard indexes into the label set.
+
+    Returns:
+        The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
+        source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    part = base_prefix.resolve_base(config.source, store)
+    base = base_prefix.resolve_base(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
-    return *plan.build(part.rebased(sources.configured(config.source, store, index)), committed), part.prefix
+    return *plan.build(base.rebased(sources.configured(config.source, store, index)), committed), base.prefix
 
 
 def _resumable(
-    job: RunContext, committed: plan.Committed | None, number: int, retiring: bool, over: Container[str]
+    context: RunContext,
+    committed: plan.Committed | None,
+    next_batch: int,
+    retiring: bool,
+    excluded_runs: Container[str],
 ) -> Resume | None:
-    """Return what is left of the latest unfinished run over the same source.
+    """Return the remaining work of the latest unfinished run over the same source; None without one.
 
-    number: number of the batch that comes next.
-    over: ids of runs that must not be resumed.
+    next_batch: number of the next batch.
+    excluded_runs: ids of runs that must not be resumed.
     """
-    run = run_records.unfinished(job.store, job.root)
-    if run is None or run.id in over or run.record(job.store).get("source") != job.config.source.uri:
+    run = run_records.unfinished(context.store, context.root)
+    if run is None or run.id in excluded_runs or run.record(context.store).get("source") != context.config.source.uri:
         return None
-    frozen = plan.load(job.store, run.folder)
-    if frozen is None:
+    frozen_plan = plan.load(context.store, run.folder)
+    if frozen_plan is None:
         return None
-    done = plan.committed_rows(frozen, committed)
-    inputs = batches.read_batch_inputs(run, number, job.store)
-    names = run_records.select_staged(job.store.names(run.staged), inputs.staged if inputs else ())
-    staged = {task: name for task, name in names.items() if not done[frozen.rows(task)].any()}
+    has_row = plan.committed_rows(frozen_plan, committed)
+    inputs = batches.read_batch_inputs(run, next_batch, context.store)
+    names = run_records.select_staged(context.store.names(run.staged), inputs.staged if inputs else ())
+    staged = {task: name for task, name in names.items() if not has_row[frozen_plan.rows(task)].any()}
     for task in staged:
-        done[frozen.rows(task)] = True
-    # A later run finds the rows that are not removed now.
-    retire = [name for name in frozen.retired if retiring and len(merge.keys_still_present(run, name, job.options))]
-    return Resume(run, frozen, staged, plan.remaining_tasks(frozen, done), retire)
+        has_row[frozen_plan.rows(task)] = True
+    retire: list[str] = []
+    if retiring:  # Otherwise a later run that retires finds these rows again.
+        retire = [name for name in frozen_plan.retired if len(merge.keys_still_present(run, name, context.options))]
+    return Resume(run, frozen_plan, staged, plan.remaining_tasks(frozen_plan, has_row), retire)
 
 
-def _freeze(job: RunContext, step: Start) -> Resume:
+def _begin_run(context: RunContext, step: Start) -> Resume:
     """Write a new run and its plan."""
-    run = run_records.new_run(job.root)
-    run_records.create_or_check(job.store, job.root, job.identity)
-    commit.create_tables(job.root, job.options)
-    config = job.config
-    frozen = plan.freeze(job.store, run.folder, step.listed, config.unit_images, step.gone, config.publish.batch_images)
-    job.save(run, "running", frozen.images)
-    return Resume(run, frozen, {}, frozen.tasks(), list(frozen.retired))
+    run = run_records.new_run(context.root)
+    run_records.create_or_check(context.store, context.root, context.identity)
+    commit.create_tables(context.root, context.options)
+    config = context.config
+    frozen_plan = plan.freeze(
+        context.store, run.folder, step.to_label, config.unit_images, step.rows_to_retire, config.publish.batch_images
+    )
+    context.save(run, "running", frozen_plan.images)
+    return Resume(run, frozen_plan, {}, frozen_plan.tasks(), list(frozen_plan.retired))
 
 
-def _tell(job: RunContext, step: Step) -> None:
+def _announce(context: RunContext, step: Step) -> None:
     """Tell the listener the next step."""
     match step:
-        case Resume(run, frozen, staged, _, retire) if not step.is_empty:
-            waiting = sum(map(len, staged))
-            parts = [f"{step.images_before - waiting} of {frozen.images} images committed, {waiting} staged"]
+        case Resume(run, frozen_plan, staged, _, retire) if not step.is_empty:
+            staged_images = sum(map(len, staged))
+            committed_images = step.images_before - staged_images
+            text = f"{committed_images} of {frozen_plan.images} images committed, {staged_images} staged"
             if retire:
-                parts.append(f"{sum(frozen.retired[name] for name in retire)} to retire")
-            job.listener.note(f"resuming run {run.id}: {', '.join(parts)}")
-        case Start(listed, total, gone):
-            what = f"{len(listed)} of {total} images to label" if len(listed) else _all_labelled(job, total, "label")
-            job.listener.note(f"{what}, and {len(gone)} that it no longer has to retire" if len(gone) else what)
+                text += f", {sum(frozen_plan.retired[name] for name in retire)} to retire"
+            context.listener.note(f"resuming run {run.id}: {text}")
+        case Start(to_label, total, rows_to_retire):
+            text = _all_labelled(context, total, "label")
+            if len(to_label):
+                text = f"{len(to_label)} of {total} images to label"
+            if len(rows_to_retire):
+                text += f"; {len(rows_to_retire)} images to retire, which the source no longer has"
+            context.listener.note(text)
         case Nothing(total):
-            job.listener.note(_all_labelled(job, total, "do"))
+            context.listener.note(_all_labelled(context, total, "do"))
 
 
-def _all_labelled(job: RunContext, total: int, verb: str) -> str:
-    return f"nothing to {verb}: all {total} images of {job.config.source.uri} are labelled"
+def _all_labelled(context: RunContext, total: int, verb: str) -> str:
+    return f"nothing to {verb}: all {total} images of {context.config.source.uri} are labelled"
 
 
-def _unlisted(
-    job: RunContext,
+def _rows_to_retire(
+    context: RunContext,
     images: ds.Dataset,
     committed: plan.Committed,
-    listed: plan.ImageList,
-    seen: NDArray[np.bool_],
+    to_label: plan.ImageList,
+    is_listed: NDArray[np.bool_],
     prefix: str,
 ) -> pa.Table:
-    """Return the rows to retire.
+    """Return the rows to retire, as schema.RETIRED.
 
-    prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+    Args:
+        context: values that all steps of the run share.
+        images: the table of images.
+        committed: the committed rows.
+        to_label: images without a row.
+        is_listed: mask over the committed rows (rows,), true where the source lists the row's image.
+        prefix: prefix of the source's keys. Rows with other keys belong to other sources.
 
-    Raises SourceError when more rows would go than the configuration allows.
+    Raises:
+        SourceError: more rows would go than source.max_retired_fraction allows.
     """
     columns = ["image_key", "version", "batch"]
-    gone = job.store.retrying(
-        job.root, lambda: plan.unlisted(listed, seen, committed, lambda: images.to_batches(columns))
+    rows_to_retire = context.store.retrying(
+        context.root, lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns))
     )
-    allowed, of = job.config.source.max_retired_fraction, len(committed)
-    if prefix and len(gone):
-        own = pc.starts_with(pc.field("image_key"), prefix)
-        gone = gone.filter(own)
-        of = job.store.retrying(job.root, lambda: images.count_rows(filter=own))
-    nothing = not len(listed) and not seen.any()
-    if len(gone) > allowed * of or (len(gone) and nothing):
+    allowed, rows = context.config.source.max_retired_fraction, len(committed)
+    if prefix and len(rows_to_retire):
+        has_prefix = pc.starts_with(pc.field("image_key"), prefix)
+        rows_to_retire = rows_to_retire.filter(has_prefix)
+        rows = context.store.retrying(context.root, lambda: images.count_rows(filter=has_prefix))
+    is_source_empty = not len(to_label) and not is_listed.any()
+    if len(rows_to_retire) > allowed * rows or (len(rows_to_retire) and is_source_empty):
+        example = redact(rows_to_retire["image_key"][0].as_py())
         raise SourceError(
             "the source lacks too many images that the label set holds; nothing was retired",
-            where=job.config.source.uri,
-            found=f"{len(gone)} of {of} are not listed, such as {redact(gone['image_key'][0].as_py())!r}; "
+            where=context.config.source.uri,
+            found=f"{len(rows_to_retire)} of {rows} are not listed, such as {example!r}; "
             f"source.max_retired_fraction allows {allowed:g}",
-            hint="see whether the source is whole; if it is, raise source.max_retired_fraction for this run, or keep "
-            "the rows with source.deleted=keep",
+            hint="check that the source lists all its images; if so, raise source.max_retired_fraction for this run, "
+            "or keep the rows with source.deleted=keep",
         )
-    return gone
+    return rows_to_retire
 
 
-def _not_committed(job: RunContext, planned: Plan) -> int:
-    """Return the number of images of a plan that have no row, whoever labelled the others."""
-    images = snapshot.committed(job.root, "images", job.options)
-    done = plan.committed_rows(planned, None if images is None else _committed(job, images))
-    return int((~done).sum())
+def _count_without_row(context: RunContext, frozen_plan: Plan) -> int:
+    """Return the number of images of a plan that have no row. Rows of other runs count as rows."""
+    images = snapshot.committed(context.root, "images", context.options)
+    has_row = plan.committed_rows(frozen_plan, None if images is None else _committed(context, images))
+    return int((~has_row).sum())
 
 
-def _committed(job: RunContext, images: ds.Dataset) -> plan.Committed:
-    return job.store.retrying(job.root, lambda: plan.Committed(images.to_batches(["image_key", "version"])))
+def _committed(context: RunContext, images: ds.Dataset) -> plan.Committed:
+    return context.store.retrying(context.root, lambda: plan.Committed(images.to_batches(["image_key", "version"])))
 
 
 # ---- doing it -------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Done:
-    """The results of this process, plan after plan.
+class _Totals:
+    """The results of this process, summed over plans.
 
-    withheld_before: images that storage withheld to the end of an earlier process: the error by key.
-    left_over: images that storage withheld to the end of this process: the error by key.
+    withheld_before: errors by key, for images that storage withheld to the end of an earlier process.
+    left_over: errors by key, for images that storage withheld to the end of this process.
     runs: ids of runs that left images over.
     planned, retired: numbers of images.
     startup_s: seconds until the first worker was ready.
-    labelling_s: seconds from then to the end, summed over plans.
+    labelling_s: seconds from then to the end of labelling, summed over plans.
     """
 
     withheld_before: Mapping[str, str] = field(default_factory=dict)
@@ -373,152 +406,162 @@ class _Done:
     labelling_s: float = 0.0
 
 
-def _carry_out(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> bool:
-    """Retire, label and commit the images of the plan. Return False when the rest must be planned again.
+def _carry_out(
+    context: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, totals: _Totals
+) -> bool:
+    """Retire, label and commit the images of the plan.
 
-    The cause of False is another run that committed meanwhile.
+    Returns False when another run committed meanwhile, so that the remaining images must be planned again.
     """
     try:
-        with _ended(job, work):
-            _retire(job, work, done)
+        with _recording_end(context, work):
+            _retire(context, work, totals)
         if work.todo or work.staged:
-            _label(job, fingerprint, work, start_workers, done)
+            _label(context, fingerprint, work, start_workers, totals)
     except ConflictError as exc:
-        job.listener.note(f"{exc.what}; planning again")
-        job.save(work.run, "superseded", work.plan.images)
+        context.listener.note(f"{exc.what}; planning again")
+        context.save(work.run, "superseded", work.plan.images)
         return False
-    if work.run.id in done.runs:
-        job.save(work.run, "stopped", work.plan.images, len(done.left_over))
+    if work.run.id in totals.runs:
+        context.save(work.run, "stopped", work.plan.images, len(totals.left_over))
     else:
-        job.save(work.run, "done", work.plan.images)
+        context.save(work.run, "done", work.plan.images)
     return True
 
 
-def _retire(job: RunContext, work: Resume, done: _Done) -> None:
-    """Remove the rows of images that are gone, one commit after another. No worker is needed."""
+def _retire(context: RunContext, work: Resume, totals: _Totals) -> None:
+    """Remove the rows that the plan retires, in one commit for each part. No worker is needed."""
     for name in work.retire:
-        number = commit.recover(job.root, job.options, job.store) + 1
-        inputs = batches.read_batch_inputs(work.run, number, job.store, retiring=True)
+        number = commit.recover(context.root, context.options, context.store) + 1
+        inputs = batches.read_batch_inputs(work.run, number, context.store, retiring=True)
         if inputs is None or inputs.retired != (name,):
-            inputs = batches.Inputs((), job.provenance(work.run), job.config.publish.file_rows, (name,))
-            batches.write_batch_inputs(work.run, number, inputs, job.store)
-        batch = merge.merge(work.run, number, inputs, job.options)
+            inputs = batches.Inputs((), context.provenance(work.run), context.config.publish.file_rows, (name,))
+            batches.write_batch_inputs(work.run, number, inputs, context.store)
+        batch = merge.merge(work.run, number, inputs, context.options)
         if batch.removed:
-            commit.commit(batch, work.run, job.options, job.store)
-            done.retired += batch.removed
+            commit.commit(batch, work.run, context.options, context.store)
+            totals.retired += batch.removed
 
 
-def _label(job: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, done: _Done) -> None:
-    limits = ImageLimits(**job.config.image.model_dump(exclude={"timeout_s"}))
-    asked = job.config.source.tiles
-    tiles = None if asked is None else TilingOptions(**asked.model_dump())
-    spec = WorkerSpec(job.config.model, fingerprint, limits, job.options, work.run.staged, tiles)
-    began = time.monotonic()
-    with _ended(job, work):
-        pool = start_workers(spec, job.config)
+def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, totals: _Totals) -> None:
+    limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
+    settings = context.config.source.tiles
+    tiles = None if settings is None else TilingOptions(**settings.model_dump())
+    spec = WorkerSpec(context.config.model, fingerprint, limits, context.options, work.run.staged, tiles)
+    begin_s = time.monotonic()
+    with _recording_end(context, work):
+        pool = start_workers(spec, context.config)
     with closing(pool):
-        execution = RunLoop(job, work.run, work.plan, work.staged, work.todo, pool, done.withheld_before)
+        loop = RunLoop(context, work.run, work.plan, work.staged, work.todo, pool, totals.withheld_before)
         try:
-            with _ended(job, work, execution):
-                execution.run()
-            if left_over := execution.left_over:
-                done.left_over |= left_over
-                done.runs.add(work.run.id)
+            with _recording_end(context, work, loop):
+                loop.run()
+            if left_over := loop.left_over:
+                totals.left_over |= left_over
+                totals.runs.add(work.run.id)
         finally:
-            done.startup_s = done.startup_s or execution.ready_s - began
-            done.labelling_s += time.monotonic() - execution.ready_s
+            totals.startup_s = totals.startup_s or loop.ready_s - begin_s
+            totals.labelling_s += time.monotonic() - loop.ready_s
 
 
 @contextmanager
-def _ended(job: RunContext, work: Resume, execution: RunLoop | None = None) -> Iterator[None]:
-    """Record the end of a run that an error ends, and add to the error how much is left; let a ConflictError pass."""
+def _recording_end(context: RunContext, work: Resume, loop: RunLoop | None = None) -> Iterator[None]:
+    """Record that an error ended the run, and add the number of remaining images to the error.
+
+    A ConflictError passes unchanged.
+    """
     images = work.plan.images
 
     def images_done() -> int:
-        return work.images_before if execution is None else execution.images_done
+        return work.images_before if loop is None else loop.images_done
 
     try:
         yield
     except ConflictError:
         raise
     except (KeyboardInterrupt, Interrupted):
-        _leave(job, work.run, "interrupted", images)
+        _save_end(context, work.run, "interrupted", images)
         raise Interrupted(
             "interrupted; everything finished so far is kept",
-            where=job.root,
+            where=context.root,
             found=f"{images_done()} of {images} images of this run labelled",
-            hint="run the same command again to go on",
+            hint="run the same command again to resume",
         ) from None
     except (InfrastructureError, UserError) as exc:
-        _leave(job, work.run, "stopped", images)
+        _save_end(context, work.run, "stopped", images)
         if isinstance(exc, UserError) and images_done() == work.images_before:
-            raise  # This run has done nothing.
-        raise _stopped(exc, images - images_done()) from exc
+            raise  # This process has labelled nothing.
+        raise _stop_error(exc, images - images_done()) from exc
 
 
-def _leave(job: RunContext, run: Run, state: str, images: int) -> None:
-    """Record why the run ends, if storage still takes the record. Every state but "done" can be resumed."""
+def _save_end(context: RunContext, run: Run, state: str, images: int) -> None:
+    """Write the state in which the run ends, if storage accepts the record. Every state except "done" can resume."""
     try:
-        job.save(run, state, images)
+        context.save(run, state, images)
     except (InfrastructureError, AccessError) as exc:
-        job.listener.note(f"run {run.id} is left as it stands: its record cannot be written ({exc.what})")
+        context.listener.note(f"the record of run {run.id} cannot be written and keeps its last state ({exc.what})")
 
 
-def _stopped(exc: SegrayError, left: int) -> InfrastructureError:
-    """Return the error as the end of a run that had begun, with the number of images that are left."""
-    found = "; ".join(part for part in (exc.found, f"{left} images of this run not labelled yet") if part)
-    hint = "; ".join(part for part in (exc.hint, "then run the same command again to go on") if part)
+def _stop_error(exc: SegrayError, remaining_images: int) -> InfrastructureError:
+    """Return the error that ends a run which had begun, with the number of images that remain."""
+    found = "; ".join(part for part in (exc.found, f"{remaining_images} images of this run not labelled yet") if part)
+    hint = "; ".join(part for part in (exc.hint, "then run the same command again to resume") if part)
     return InfrastructureError(exc.what, where=exc.where, found=found, hint=hint)
 
 
-def _left_over_error(job: RunContext, images: Mapping[str, str]) -> InfrastructureError:
-    key, reason = next(iter(images.items()))
-    count = len(images)
+def _left_over_error(context: RunContext, reasons: Mapping[str, str]) -> InfrastructureError:
+    """Return the error of a run that left images over.
+
+    reasons: errors by key.
+    """
+    key, reason = next(iter(reasons.items()))
+    images = "1 image" if len(reasons) == 1 else f"{len(reasons)} images"
     return InfrastructureError(
-        f"{count} {'image' if count == 1 else 'images'} could not be labelled, all others are",
-        where=job.config.source.uri,
+        f"{images} could not be labelled; all others are labelled",
+        where=context.config.source.uri,
         found=f"storage withheld {redact(key)}: {reason}",
-        hint=f"run the same command again to try them; {join(job.root, '_segray', 'left_over.json')} lists them",
+        hint=f"run the same command again to retry; {join(context.root, '_segray', 'left_over.json')} lists the images",
     )
 
 
 # ---- how it ended ---------------------------------------------------------------------------------
 
 
-def _summary(job: RunContext, done: _Done) -> Summary:
-    images, failures = job.store.retrying(job.root, lambda: _images(job))
-    allowed = job.config.max_failed_fraction * sum(images.values())
+def _summary(context: RunContext, totals: _Totals) -> Summary:
+    images, failures = context.store.retrying(context.root, lambda: _images(context))
+    allowed = context.config.max_failed_fraction * sum(images.values())
     return Summary(
-        job.root,
+        context.root,
         images,
-        job.store.retrying(job.root, lambda: _classes(job)),
-        job.tally,
-        done.labelling_s,
-        done.startup_s,
-        done.planned,
-        done.retired,
-        tuple(job.facts),
+        context.store.retrying(context.root, lambda: _classes(context)),
+        context.counters,
+        totals.labelling_s,
+        totals.startup_s,
+        totals.planned,
+        totals.retired,
+        tuple(context.facts),
         failures,
         exit_code=InfrastructureError.exit_code if images.get("failed", 0) > allowed else 0,
     )
 
 
-def _images(job: RunContext, most: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
-    rows = snapshot.committed(job.root, "images", job.options)
+def _images(context: RunContext, max_failures: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
+    """Return the committed images by status, and image_key, stage and message of a few failed images."""
+    rows = snapshot.committed(context.root, "images", context.options)
     if rows is None:
         return {}, ()
     status = pc.value_counts(rows.to_table(["status"]).column("status")).to_pylist()
-    failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(most)
+    failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(max_failures)
     failures = tuple((redact(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
     return {entry["values"]: entry["counts"] for entry in status}, failures
 
 
-def _classes(job: RunContext) -> dict[str, int]:
-    """Return committed instances by class name, most frequent first, from the table's log alone."""
-    state = snapshot.table_state(job.root, "instances", job.options)
+def _classes(context: RunContext) -> dict[str, int]:
+    """Return the committed instances by class name, most frequent first. Read only the table's log."""
+    state = snapshot.table_state(context.root, "instances", context.options)
     if state is None:
         return {}
-    names = {value: name for _, name, value in job.identity.classes}
+    names = {partition: name for _, name, partition in context.identity.classes}
     counts: dict[str, int] = {}
     for action in state.files.select(["partition.class", "num_records"]).to_pylist():
         name = names[action["partition.class"]]
@@ -532,14 +575,14 @@ def _classes(job: RunContext) -> dict[str, int]:
 def with_absolute_paths(config: Config) -> Config:
     """Return the configuration with absolute local paths, since workers run in other folders."""
 
-    def moved(section: Any, name: str) -> Any:
+    def with_absolute(section: Any, name: str) -> Any:
         uri = getattr(section, name)
         return section.model_copy(update={name: absolute(uri)}) if uri else section
 
     update = {
-        "source": moved(moved(config.source, "uri"), "base"),
-        "output": moved(config.output, "root"),
-        "model": moved(config.model, "path"),
+        "source": with_absolute(with_absolute(config.source, "uri"), "base"),
+        "output": with_absolute(config.output, "root"),
+        "model": with_absolute(config.model, "path"),
     }
     return config.model_copy(update=update)
 
@@ -547,19 +590,19 @@ def with_absolute_paths(config: Config) -> Config:
 def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentity:
     """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
 
-    Raises ConfigError when two class names become the same partition.
+    Raises ConfigError when two class names give the same partition.
     """
-    labels = model.contract.labels
+    labels = model.adapter.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
-    if len({value for _, _, value in classes}) != len(classes):
-        raise ConfigError("two class names of the label map become the same partition", where="the label map")
-    rounding_alone = ("precision", "cache_dir", "fixed_shapes")
+    if len({partition for _, _, partition in classes}) != len(classes):
+        raise ConfigError("two class names of the label map give the same partition", where="the label map")
+    keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     facts = {
         "name": model.name,
         "form": model.form.name,
         "files_sha256": model.fingerprint,
-        # All other keys of the section decide which rows come out.
-        **config.model.model_dump(mode="json", exclude={"name", "form", "path", *rounding_alone}),
+        # All other keys of the section change the rows.
+        **config.model.model_dump(mode="json", exclude={"name", "form", "path", *keys_that_change_rounding_only}),
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""The scheduler: a pure state machine that decides which worker labels what, and when.
+"""The scheduler: a pure state machine that decides which worker labels which images, and when.
 
 Knows tasks, workers, attempts, suspects and deadlines. Knows nothing of Ray, storage, images or clocks. The caller
-gives every event to `Scheduler.handle` with its time, and carries out the actions that come back. The same events give
-the same actions, so a recorded run can be replayed (event_log.py).
+gives every event to `Scheduler.handle` with its time, and carries out the returned actions. The same events give the
+same actions, so a recorded run can be replayed (event_log.py).
 
 The life of a task (images of a unit, see tasks.Task):
 
@@ -67,8 +67,8 @@ class Policy:
 
     max_attempts: tries of an image before it is quarantined or left over.
     image_timeout_s: longest time in seconds of an image in one stage.
-    stall_timeout_s: longest time in seconds without a sign of life of a busy worker, and without a labelled image while
-        tasks fail.
+    stall_timeout_s: longest time in seconds without progress of a busy worker, and without a labelled image while tasks
+        fail.
     least_images: smallest number of images of a waiting task that is worth a task of its own.
     idle_s: seconds after which a worker with nothing to do is released.
     retry_s: seconds before an image that storage withheld is tried again, doubled for each further try.
@@ -85,7 +85,7 @@ class Policy:
 class DisplayNames:
     """Names of workers and images in messages.
 
-    hosts: host by worker, of the workers that joined and told it.
+    hosts: host by worker, for workers that joined with a host among their facts.
     """
 
     def __init__(self) -> None:
@@ -102,19 +102,28 @@ class DisplayNames:
 
 # Stages in which an image only waits, for storage or for other images.
 _IDLE_STAGES = ("read", "wait")
-_LONGEST_RETRY_S, _MOST_DOUBLINGS = 60.0, 8
+_MAX_RETRY_S, _MAX_DOUBLINGS = 60.0, 8
 
 
 @dataclass
 class _Worker:
+    """A worker that joined and is not lost.
+
+    last_sign_s: time of the last progress or assignment.
+    running: the present task, and the task queued behind it.
+    progress: the last progress.
+    draining: whether the worker's node is being drained.
+    """
+
     last_sign_s: float
-    pace: Throughput
+    throughput: Throughput
     running: list[Task] = field(default_factory=list)
     progress: Progress = field(default_factory=lambda: Progress(0))
     draining: bool = False
 
     @property
-    def takes_more(self) -> bool:
+    def may_get_tasks(self) -> bool:
+        """Return whether the worker may get another task."""
         return not self.draining and not self.progress.over_memory_limit
 
     @property
@@ -122,22 +131,22 @@ class _Worker:
         """Return the images that the worker computes on."""
         return [image for image in self.progress.in_flight if image.stage not in _IDLE_STAGES]
 
-    def where(self, names: DisplayNames) -> str:
-        """Return what the worker is at, for a message."""
+    def describe_activity(self, names: DisplayNames) -> str:
+        """Return the oldest image in flight, for a message."""
         if self.progress.in_flight:
-            return _where(self.progress.in_flight, names)
-        return f"unit {self.running[0].unit} is with it, none of its images in flight"
+            return _describe_oldest(self.progress.in_flight, names)
+        return f"no image of unit {self.running[0].unit} is in flight"
 
 
 class _Workers(dict[str, _Worker]):
     """The workers that joined and are not lost, by name."""
 
     def running(self) -> Iterator[Task]:
-        """Yield the tasks that workers have."""
+        """Return the tasks that workers have."""
         return (task for worker in self.values() for task in worker.running)
 
-    def give_back(self, name: str, task: Task, now_s: float) -> bool:
-        """Take a task from its worker. Return whether the worker still had it."""
+    def take_back(self, name: str, task: Task, now_s: float) -> bool:
+        """Take a task from its worker. Return whether the worker still had the task."""
         worker = self.get(name)
         if worker is None or task not in worker.running:
             return False
@@ -158,22 +167,23 @@ class Scheduler:
     ) -> None:
         """Begin with all tasks waiting.
 
-        tasks: the tasks of the run.
-        policy: limits of the run.
-        names: names of workers and images in messages.
-        withheld_before: unit and index of images that storage withheld from an earlier run to the end.
+        Args:
+            tasks: the tasks of the run.
+            policy: limits of the run.
+            names: names of workers and images in messages.
+            withheld_before: unit and index of images that storage withheld to the end of an earlier run.
         """
         self._policy, self._names = policy, names or DisplayNames()
         self._queue = TaskQueue(tasks)
         self._withheld = WithheldImages(policy.max_attempts, withheld_before)
-        self._watch = StallWatch(policy.max_attempts, policy.stall_timeout_s)
+        self._stall_watch = StallWatch(policy.max_attempts, policy.stall_timeout_s)
         self._workers = _Workers()
         self._node_deaths: Counter[Task] = Counter()
         self.halted: Halt | None = None
         self.images_total = self.images_waiting
         self.images_done = 0
 
-    # ---- what the caller may read ----
+    # ---- properties of the state ----
 
     @property
     def complete(self) -> bool:
@@ -187,7 +197,7 @@ class Scheduler:
 
     @property
     def left_over(self) -> Mapping[Position, str]:
-        """Return the images that storage withheld in every try that counts: the last error by unit and index."""
+        """Return the last error of each image that is left over, by unit and index."""
         return self._withheld.left_over
 
     @property
@@ -197,11 +207,11 @@ class Scheduler:
 
     @property
     def workers_of_use(self) -> int:
-        """Return how many workers have something to do, or would have if there were more; 0 when the run is over."""
+        """Return how many workers the run can keep busy; 0 when the run is over."""
         if self.settled or self.halted:
             return 0
-        busy = [worker for worker in self._workers.values() if worker.running]
-        return sum(not worker.draining for worker in busy) + math.ceil(self.images_waiting / self._policy.least_images)
+        busy = sum(bool(worker.running) and not worker.draining for worker in self._workers.values())
+        return busy + math.ceil(self.images_waiting / self._policy.least_images)
 
     def state(self) -> dict[str, object]:
         """Return the state as plain values, for comparison with that of a replay."""
@@ -216,23 +226,23 @@ class Scheduler:
     def validate(self) -> None:
         """Raise AssertionError unless the state is consistent. For tests: the check walks over every image."""
         self._queue.validate()
-        held = [(task.unit, index) for task in (*self._queue, *self._workers.running()) for index in task.indices]
-        assert len(set(held)) == len(held), "an image is in two tasks"
-        assert not set(held) & self.left_over.keys(), "an image that is left over is in a task"
-        assert len(held) + len(self.left_over) + self.images_done == self.images_total, "an image is lost or doubled"
-        assert set(self._withheld.positions) <= set(held), "a withheld image is done, yet remembered"
+        pending = [(task.unit, index) for task in (*self._queue, *self._workers.running()) for index in task.indices]
+        assert len(set(pending)) == len(pending), "an image is in two tasks"
+        assert not set(pending) & self.left_over.keys(), "an image that is left over is in a task"
+        assert len(pending) + len(self.left_over) + self.images_done == self.images_total, "an image is lost or doubled"
+        assert set(self._withheld.positions) <= set(pending), "a withheld image is done, yet remembered"
         for name, worker in self._workers.items():
             assert len(worker.running) <= 2, f"worker {name} has more than one task behind its first"
             isolated = any(task.attempt > 1 for task in worker.running)
             assert not isolated or len(worker.running) == 1, f"worker {name} runs a later attempt beside another task"
-            assert worker.pace.left >= 0
+            assert worker.throughput.pending >= 0
 
     # ---- events ----
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Change the state by an event; return the actions to carry out, in order.
 
-        now_s: time of the event in seconds, never less than before.
+        now_s: time of the event in seconds, not before that of the last event.
         """
         match event:
             case WorkerJoined(name, facts):
@@ -241,18 +251,18 @@ class Scheduler:
                 self._workers[name] = _Worker(now_s, Throughput(now_s))
                 actions: list[Action] = []
             case TaskFinished(name, report):
-                if not self._workers.give_back(name, report.task, now_s):
+                if not self._workers.take_back(name, report.task, now_s):
                     return []
                 self._on_finished(name, report, now_s)
                 actions = [Accept(name, report)]
             case TaskFailed(name, task, reason, lasting):
-                if not self._workers.give_back(name, task, now_s):
+                if not self._workers.take_back(name, task, now_s):
                     return []
-                self._workers[name].pace.returns(len(task))
+                self._workers[name].throughput.take_back(len(task))
                 self._withhold(name, task, [WithheldImage(index, reason) for index in task.indices], now_s)
                 if lasting:
-                    self._watch.failed("lasting", reason)
-                    self.halted = self.halted or self._watch.lasting_fault()
+                    self._stall_watch.failed("lasting", reason)
+                    self.halted = self.halted or self._stall_watch.lasting_fault()
                 actions = []
             case WorkerLost(name, reason, blame_images, in_flight):
                 actions = self._on_lost(name, reason, blame_images=blame_images, in_flight=in_flight)
@@ -268,12 +278,12 @@ class Scheduler:
         return actions + self._assign(now_s)
 
     def _on_finished(self, name: str, report: TaskReport, now_s: float) -> None:
-        worker, missing = self._workers[name], len(report.withheld) + len(report.untried)
-        worker.pace.returns(missing)
-        worker.pace.has_done(worker.pace.given - sum(map(len, worker.running)), now_s)
-        if staged := len(report.task) - missing:
+        worker, without_row = self._workers[name], len(report.withheld) + len(report.untried)
+        worker.throughput.take_back(without_row)
+        worker.throughput.update(worker.throughput.assigned - sum(map(len, worker.running)), now_s)
+        if staged := len(report.task) - without_row:
             self.images_done += staged
-            self._watch.succeeded(now_s)
+            self._stall_watch.succeeded(now_s)
         unit, withheld = report.task.unit, {image.index for image in report.withheld}
         self._withheld.forget(unit, {*report.task.indices}.difference(withheld, report.untried))
         self._withhold(name, report.task, report.withheld, now_s)
@@ -282,18 +292,18 @@ class Scheduler:
             self._retry(report.task, report.untried, self._policy.retry_s, now_s)
 
     def _on_progress(self, name: str, progress: Progress, now_s: float) -> None:
-        """Take over a worker's progress. An update that shows no change is not a sign of life."""
+        """Record a worker's progress. An update without a change does not show that the worker lives."""
         worker = self._workers.get(name)
         if worker is None:
             return
         finished = progress.finished - worker.progress.finished
-        if finished or _stages(progress) != _stages(worker.progress):
+        if finished or _image_stages(progress) != _image_stages(worker.progress):
             worker.last_sign_s = now_s
         if finished > 0:
-            self._watch.succeeded(now_s)
-        worker.pace.in_flight = max(worker.pace.in_flight, len(progress.in_flight))
-        if worker.pace.left:
-            worker.pace.has_done(min(worker.pace.done + finished, worker.pace.given), now_s)
+            self._stall_watch.succeeded(now_s)
+        worker.throughput.in_flight = max(worker.throughput.in_flight, len(progress.in_flight))
+        if worker.throughput.pending:
+            worker.throughput.update(min(worker.throughput.finished + finished, worker.throughput.assigned), now_s)
         worker.progress = progress
 
     def _on_lost(
@@ -304,7 +314,7 @@ class Scheduler:
             return []
         reason = f"{self._names.worker(name)}: {reason}"
         if any(len(task) > 1 or task.attempt == 1 for task in worker.running):  # The death of a suspect is expected.
-            self._watch.failed("died", reason)
+            self._stall_watch.failed("died", reason)
         images = worker.progress.in_flight if in_flight is None else in_flight
         at_work = {(image.unit, image.index) for image in images if image.stage not in _IDLE_STAGES}
         actions: list[Action] = []
@@ -322,32 +332,34 @@ class Scheduler:
         return actions
 
     def _on_tick(self, now_s: float) -> list[Action]:
-        self._watch.ticked(now_s, busy=any(self._workers.running()))
+        self._stall_watch.ticked(now_s, busy=any(self._workers.running()))
         actions: list[Action] = []
         for name, worker in list(self._workers.items()):
             actions += self._check_worker(name, worker, now_s)
         if self._queue:
-            self.halted = self.halted or self._watch.missing_workers(now_s)
-        if (stall := self._watch.stall(now_s)) is not None and not self._give_up_withheld():
+            self.halted = self.halted or self._stall_watch.missing_workers(now_s)
+        if (stall := self._stall_watch.stall(now_s)) is not None and not self._give_up_withheld():
             self.halted = self.halted or stall
-        # A worker waits while a faster one does the rest. That may change when the faster one becomes slow.
-        idle = any(not worker.running for worker in self._workers.values())
-        return actions + self._assign(now_s) if idle or actions or not self._workers else actions
+        # An idle worker gets no task while faster workers would finish sooner. A faster worker may become slow.
+        has_idle = any(not worker.running for worker in self._workers.values())
+        if has_idle or actions or not self._workers:
+            actions += self._assign(now_s)
+        return actions
 
     def _check_worker(self, name: str, worker: _Worker, now_s: float) -> list[Action]:
-        """Remove a worker that has nothing to do, holds too much memory, is silent or is stuck in an image."""
+        """Remove a worker that has no task, holds too much memory, shows no progress or is stuck in an image."""
         if not worker.running:
-            if (action := self._reason_to_go(name, worker, now_s)) is None:
+            if (action := self._action_for_idle(name, worker, now_s)) is None:
                 return []
             del self._workers[name]
             return [action]
-        late = [image for image in worker.at_work if image.seconds > self._policy.image_timeout_s]
+        overdue = [image for image in worker.at_work if image.seconds > self._policy.image_timeout_s]
         silent_s = now_s - worker.last_sign_s
-        if late:
-            reason = _where(late, self._names)
-            lost = self._on_lost(name, reason, blame_images=True, in_flight=late)
+        if overdue:
+            reason = _describe_oldest(overdue, self._names)
+            lost = self._on_lost(name, reason, blame_images=True, in_flight=overdue)
         elif silent_s > self._policy.stall_timeout_s:
-            reason = f"no progress for {silent_s:.0f} s; {worker.where(self._names)}"
+            reason = f"no progress for {silent_s:.0f} s; {worker.describe_activity(self._names)}"
             if worker.at_work:
                 lost = self._on_lost(name, reason, blame_images=True, in_flight=None)
             else:
@@ -357,8 +369,8 @@ class Scheduler:
             return []
         return [ReplaceWorker(name, reason), *lost]
 
-    def _reason_to_go(self, name: str, worker: _Worker, now_s: float) -> ReleaseWorker | ReplaceWorker | None:
-        """Return what to do with a worker that has no task; None to keep it."""
+    def _action_for_idle(self, name: str, worker: _Worker, now_s: float) -> ReleaseWorker | ReplaceWorker | None:
+        """Return the action that ends a worker without a task; None to keep the worker."""
         if worker.draining:
             return ReleaseWorker(name, "its node is being drained")
         if not self._queue and now_s - worker.last_sign_s > self._policy.idle_s:
@@ -371,25 +383,25 @@ class Scheduler:
         """Take back the tasks of a worker that waits for storage, or has no image in flight."""
         worker = self._workers.pop(name)
         reading = {(image.unit, image.index) for image in worker.progress.in_flight}
-        self._watch.failed("stuck", f"{self._names.worker(name)}, unit {worker.running[0].unit}: {reason}")
+        self._stall_watch.failed("stuck", f"{self._names.worker(name)}, unit {worker.running[0].unit}: {reason}")
         for task in reversed(worker.running):
-            rest = [index for index in task.indices if reading and (task.unit, index) not in reading]
-            stuck = sorted({*task.indices}.difference(rest))
+            not_reading = [index for index in task.indices if reading and (task.unit, index) not in reading]
+            stuck = sorted({*task.indices}.difference(not_reading))
             self._withhold(name, task, [WithheldImage(index, reason) for index in stuck], now_s, count=False)
-            if rest:
-                self._queue.append_first(Task.of(task.unit, rest, task.attempt))
+            if not_reading:
+                self._queue.append_first(Task.of(task.unit, not_reading, task.attempt))
 
     # ---- failures ----
 
     def _give_up_withheld(self) -> bool:
-        """Leave over everything that is not labelled, if storage withholds all of it.
+        """Leave over all images that are not labelled, if storage withholds all of them.
 
-        Return whether storage does.
+        Return whether the images are left over.
         """
-        images = [(task.unit, index) for task in (*self._queue, *self._workers.running()) for index in task.indices]
-        if not self.images_done or not all(at in self._withheld for at in images):
+        positions = [(task.unit, index) for task in (*self._queue, *self._workers.running()) for index in task.indices]
+        if not self.images_done or not all(position in self._withheld for position in positions):
             return False
-        self._withheld.leave_over(images)
+        self._withheld.leave_over(positions)
         self._queue.clear()
         for worker in self._workers.values():
             worker.running.clear()
@@ -398,59 +410,63 @@ class Scheduler:
     def _withhold(
         self, name: str, task: Task, images: Sequence[WithheldImage], now_s: float, *, count: bool = True
     ) -> None:
-        """Queue the images that storage withheld for another try, or leave them over after the last one.
+        """Queue the images that storage withheld for another try, or leave them over after the last try.
 
-        count: whether to count the failure against the run's progress. False if the caller did.
+        count: whether to report the failure to the stall watch. False if the caller did.
         """
         if not images:
             return
         if count:
-            self._watch.failed("withheld", f"{self._names.worker(name)}, unit {task.unit}: {images[0].reason}")
-        again, tries = self._withheld.withhold(task.unit, images, now_s, self._watch.has_served_since)
-        if again:
-            self._retry(task, again, self._policy.retry_s * 2 ** min(max(0, tries - 1), _MOST_DOUBLINGS), now_s)
+            self._stall_watch.failed("withheld", f"{self._names.worker(name)}, unit {task.unit}: {images[0].reason}")
+        indices, tries = self._withheld.withhold(task.unit, images, now_s, self._stall_watch.has_served_since)
+        if indices:
+            doublings = min(max(0, tries - 1), _MAX_DOUBLINGS)
+            self._retry(task, indices, self._policy.retry_s * 2**doublings, now_s)
 
     def _retry(self, task: Task, indices: Sequence[int], delay_s: float, now_s: float) -> None:
         """Queue images of a task for a later try."""
-        at_s = now_s + min(delay_s, _LONGEST_RETRY_S, self._policy.stall_timeout_s / 4)
+        at_s = now_s + min(delay_s, _MAX_RETRY_S, self._policy.stall_timeout_s / 4)
         self._queue.retry(Task.of(task.unit, indices, task.attempt), at_s)
 
     # ---- queue and assignment ----
 
     def _assign(self, now_s: float) -> list[Action]:
-        """Give each idle worker a task, and put a second behind the first where enough is left for the others."""
+        """Give each idle worker a task, and queue a second task behind the first while enough images wait."""
         if self.settled or self.halted:
             return []
-        paces = {name: worker.pace for name, worker in self._workers.items() if worker.takes_more}
-        sizes = ChunkSizer(paces, self.images_waiting, self._policy.least_images)
+        throughputs = {name: worker.throughput for name, worker in self._workers.items() if worker.may_get_tasks}
+        sizer = ChunkSizer(throughputs, self.images_waiting, self._policy.least_images)
         actions: list[Action] = []
         for depth in (0, 1):
             for name, worker in self._workers.items():
-                if len(worker.running) != depth or not worker.takes_more or (task := self._queue.next(now_s)) is None:
+                if len(worker.running) != depth or not worker.may_get_tasks:
                     continue
-                # A later attempt goes uncut to a worker of its own.
+                if (task := self._queue.next(now_s)) is None:
+                    continue
+                # A later attempt is not cut, and has its worker to itself.
                 isolated = task.attempt > 1
                 if depth and (isolated or worker.running[0].attempt > 1):
                     continue
-                most = len(task) if isolated else sizes.of(name, len(task))
-                if not most:
+                task_images = len(task) if isolated else sizer.images_for(name, len(task))
+                if not task_images:
                     continue
-                task = self._queue.take(most)
+                task = self._queue.take(task_images)
                 if not worker.running:
                     worker.last_sign_s = now_s
                 worker.running.append(task)
-                worker.pace.takes(len(task), now_s)
-                sizes.waiting -= len(task)
-                self._watch.assigned(now_s)
+                worker.throughput.assign(len(task), now_s)
+                sizer.waiting -= len(task)
+                self._stall_watch.assigned(now_s)
                 actions.append(Assign(name, task))
         return actions
 
 
-def _where(images: Sequence[InFlight], names: DisplayNames) -> str:
+def _describe_oldest(images: Sequence[InFlight], names: DisplayNames) -> str:
+    """Return the stage of the oldest image, and the number of the others."""
     oldest = max(images, key=lambda image: image.seconds)
-    where = f"{names.image(oldest.unit, oldest.index)} has been in {oldest.stage} for {oldest.seconds:.0f} s"
-    return f"{where} (and {len(images) - 1} more)" if len(images) > 1 else where
+    text = f"{names.image(oldest.unit, oldest.index)} has been in {oldest.stage} for {oldest.seconds:.0f} s"
+    return f"{text} (and {len(images) - 1} more)" if len(images) > 1 else text
 
 
-def _stages(progress: Progress) -> set[tuple[int, int, str]]:
+def _image_stages(progress: Progress) -> set[tuple[int, int, str]]:
     return {(image.unit, image.index, image.stage) for image in progress.in_flight}

@@ -1,6 +1,6 @@
 """The time that an image takes, by stage.
 
-Knows clocks of threads and of the process. Knows nothing of what a stage does.
+Knows clocks of threads and of the process. Knows nothing of the work of a stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StageTimer:
         self.stage = stage
         self.seconds: dict[str, float] = defaultdict(float)
         self.cpu_seconds: dict[str, float] = defaultdict(float)
-        self._since = time.perf_counter(), time.thread_time()
+        self._since_s, self._cpu_since_s = time.perf_counter(), time.thread_time()
 
     def enter(self, stage: str) -> None:
         """End the present stage and begin another."""
@@ -33,10 +33,10 @@ class StageTimer:
 
     def stop(self) -> None:
         """Add the time since the last call to the present stage."""
-        now = time.perf_counter(), time.thread_time()
-        self.seconds[self.stage] += now[0] - self._since[0]
-        self.cpu_seconds[self.stage] += now[1] - self._since[1]
-        self._since = now
+        now_s, cpu_now_s = time.perf_counter(), time.thread_time()
+        self.seconds[self.stage] += now_s - self._since_s
+        self.cpu_seconds[self.stage] += cpu_now_s - self._cpu_since_s
+        self._since_s, self._cpu_since_s = now_s, cpu_now_s
 
 
 class ImageTimer(StageTimer):
@@ -64,7 +64,7 @@ class ImageTimer(StageTimer):
 
 
 class ProcessCpu:
-    """The CPU seconds of this process that no report has yet. Any thread may call it."""
+    """The CPU seconds of this process that no report has yet. Threads may share an instance."""
 
     def __init__(self) -> None:
         self._lock, self._reported_s = threading.Lock(), time.process_time()
@@ -72,14 +72,14 @@ class ProcessCpu:
     def with_inference(self, cpu_seconds: Mapping[str, float]) -> Mapping[str, float]:
         """Return CPU seconds by stage, with all other CPU seconds of the process since the last call as "infer".
 
-        The threads of OpenVINO are no threads of an image, so no timer of an image sees them.
+        The timers of images do not measure the threads of OpenVINO.
 
         cpu_seconds: CPU seconds by stage of the images' threads.
         """
         with self._lock:
-            now = time.process_time()
-            since, self._reported_s = now - self._reported_s, now
-        return {**cpu_seconds, "infer": since - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
+            now_s = time.process_time()
+            passed_s, self._reported_s = now_s - self._reported_s, now_s
+        return {**cpu_seconds, "infer": passed_s - sum(cpu_seconds.values()) + cpu_seconds.get("infer", 0.0)}
 
 
 def summed(timers: Iterable[StageTimer]) -> tuple[dict[str, float], dict[str, float]]:

@@ -1,6 +1,6 @@
 """The staged rows of labelled images.
 
-Knows the staged columns, and that neighbouring images become one file. Knows nothing of how images are labelled.
+Knows the columns of staged files, and that neighbouring images become one file. Knows nothing of labelling.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _MESSAGE_CHARS = 2000
 class ImageOutcome:
     """The result of one image. Exactly one of instances and failure is set.
 
+    ref: the image.
     attempts: number of the attempt that gave the result.
     bytes_read: size of the image's file in bytes.
     size_hw: height and width in pixels; (0, 0) if unknown.
@@ -52,31 +53,31 @@ class ImageOutcome:
         return "ok" if len(self.instances) else "empty"
 
 
-def drop_invalid_rows(found: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:
+def drop_invalid_rows(instances: Instances, labels: Mapping[int, str]) -> tuple[Instances, Mapping[str, int]]:
     """Return the rows that the table can hold, and the number of dropped rows by reason.
 
-    found: instances of an image.
+    instances: instances of an image.
     labels: class names by id.
     """
-    boxes = found.boxes_xyxy
-    reasons = {
-        "empty_mask": np.asarray(rle.area(found.rles)) <= 0 if len(found) else np.zeros(0, np.bool_),
-        "empty_box": (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]),
-        "unnamed_class": ~np.isin(found.class_ids, list(labels)),
+    boxes_xyxy = instances.boxes_xyxy
+    invalid_by_reason = {
+        "empty_mask": np.asarray(rle.area(instances.rles)) <= 0 if len(instances) else np.zeros(0, np.bool_),
+        "empty_box": (boxes_xyxy[:, 2] <= boxes_xyxy[:, 0]) | (boxes_xyxy[:, 3] <= boxes_xyxy[:, 1]),
+        "unnamed_class": ~np.isin(instances.class_ids, list(labels)),
     }
-    bad = np.zeros(len(found), np.bool_)
-    dropped = {"unreadable": found.unreadable} if found.unreadable else {}
-    for reason, rows in reasons.items():
-        if count := int((rows & ~bad).sum()):
+    is_invalid = np.zeros(len(instances), np.bool_)
+    dropped = {"unreadable": instances.unreadable} if instances.unreadable else {}
+    for reason, rows in invalid_by_reason.items():
+        if count := int((rows & ~is_invalid).sum()):
             dropped[reason] = count
-        bad |= rows
-    return (found.take(~bad) if bad.any() else found), dropped
+        is_invalid |= rows
+    return (instances.take(~is_invalid) if is_invalid.any() else instances), dropped
 
 
 def stage(
     store: Store, staged: str, task: Task, outcomes: Mapping[int, ImageOutcome], labels: Mapping[int, str]
 ) -> tuple[UnitReport, ...]:
-    """Write the outcomes of a task. Each run of neighbouring images becomes one file of this attempt.
+    """Write the outcomes of a task. Each run of neighbouring images becomes one file, named by the task's attempt.
 
     Args:
         store: storage of the staged files.
@@ -86,7 +87,7 @@ def stage(
         labels: class names by id.
 
     Returns:
-        A report of each file, in order, without seconds.
+        A report of each file, in order. The reports have no seconds.
     """
     reports = []
     for run in Task.of(task.unit, sorted(outcomes), task.attempt).split_at_gaps():
@@ -97,23 +98,23 @@ def stage(
 
 
 def stage_failure(store: Store, staged: str, task: Task, ref: ImageRef, failure: ImageFailure) -> UnitReport:
-    """Stage a single failed row, for an image that no worker survived."""
+    """Stage the failed row of an image that is quarantined, and return the report."""
     outcome = ImageOutcome(ref, task.attempt, max(ref.size_bytes, 0), failure=failure)
     (report,) = stage(store, staged, task, {task.start: outcome}, {})
     return report
 
 
 def _report(task: Task, name: str, outcomes: Sequence[ImageOutcome]) -> UnitReport:
-    status = Counter(outcome.status for outcome in outcomes)
+    images_by_status = Counter(outcome.status for outcome in outcomes)
     dropped: Counter[str] = Counter()
     for outcome in outcomes:
         dropped.update(outcome.dropped)
     return UnitReport(
         task,
         name,
-        ok=status["ok"],
-        empty=status["empty"],
-        failed=status["failed"],
+        ok=images_by_status["ok"],
+        empty=images_by_status["empty"],
+        failed=images_by_status["failed"],
         instances=sum(len(outcome.instances) for outcome in outcomes if outcome.instances is not None),
         bytes_read=sum(outcome.bytes_read for outcome in outcomes),
         dropped=dict(dropped),
@@ -121,6 +122,7 @@ def _report(task: Task, name: str, outcomes: Sequence[ImageOutcome]) -> UnitRepo
 
 
 def _table(outcomes: Sequence[ImageOutcome], labels: Mapping[int, str], now: datetime) -> pa.Table:
+    """Return the rows of outcomes as schema.STAGED."""
     failures = [o.failure for o in outcomes]
     columns = {
         "image_id": [o.ref.image_id for o in outcomes],
@@ -144,27 +146,28 @@ def _table(outcomes: Sequence[ImageOutcome], labels: Mapping[int, str], now: dat
 
 
 def _instances_column(outcomes: Sequence[ImageOutcome], labels: Mapping[int, str]) -> pa.ListArray:
-    """Return the `instances` column: one list for each image, empty for a failed one."""
-    kept = [o.instances if o.instances is not None else Instances.empty(o.size_hw) for o in outcomes]
-    counts = np.array([len(found) for found in kept], np.int64)
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_xyxy for found in kept)])
-    class_ids = np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in kept)])
-    rles = [counts for found in kept for counts in found.rles]
+    """Return the `instances` column: one list for each image, which is empty for a failed image."""
+    images = [o.instances if o.instances is not None else Instances.empty(o.size_hw) for o in outcomes]
+    counts = np.array([len(instances) for instances in images], np.int64)
+    boxes_xyxy = np.concatenate([np.zeros((0, 4), np.float32), *(instances.boxes_xyxy for instances in images)])
+    class_ids = np.concatenate([np.zeros(0, np.int32), *(instances.class_ids for instances in images)])
+    rles = [encoded for instances in images for encoded in instances.rles]
     columns = {
         "instance": np.concatenate([np.zeros(0, np.int16), *(np.arange(n, dtype=np.int16) for n in counts)]),
         "class_id": class_ids,
         "class_name": [labels[int(i)] for i in class_ids],
-        "score": np.concatenate([np.zeros(0, np.float32), *(found.scores for found in kept)]),
-        "bbox_x": boxes[:, 0],
-        "bbox_y": boxes[:, 1],
-        "bbox_w": boxes[:, 2] - boxes[:, 0],
-        "bbox_h": boxes[:, 3] - boxes[:, 1],
+        "score": np.concatenate([np.zeros(0, np.float32), *(instances.scores for instances in images)]),
+        "bbox_x": boxes_xyxy[:, 0],
+        "bbox_y": boxes_xyxy[:, 1],
+        "bbox_w": boxes_xyxy[:, 2] - boxes_xyxy[:, 0],
+        "bbox_h": boxes_xyxy[:, 3] - boxes_xyxy[:, 1],
         "area": np.asarray(rle.area(rles), np.int32) if rles else np.zeros(0, np.int32),
         "rle": rles,
     }
-    kind = schema.STAGED.field("instances").type
+    list_type = schema.STAGED.field("instances").type
     values = pa.StructArray.from_arrays(
-        [pa.array(columns[f.name], f.type) for f in kind.value_type], fields=list(kind.value_type)
+        [pa.array(columns[field.name], field.type) for field in list_type.value_type],
+        fields=list(list_type.value_type),
     )
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values, type=kind)
+    return pa.ListArray.from_arrays(offsets, values, type=list_type)

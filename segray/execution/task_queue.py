@@ -1,7 +1,6 @@
-"""The tasks that no worker has: waiting ones, suspects, and withheld images that are tried again later.
+"""The tasks that no worker has: waiting tasks, suspects, and withheld images that are tried again later.
 
-Knows the order in which tasks come, and how a task is cut; knows nothing of workers, attempts that are too many, or
-clocks.
+Knows the order of tasks, and how a task is cut. Knows nothing of workers, limits of attempts, or clocks.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from segray.tasks import Task
 class TaskQueue:
     """A queue of three parts: waiting tasks come first, then suspects, then retries whose delay is over.
 
-    images: number of images in all tasks, counted as they come and go, for there may be many tasks.
+    images: number of images in all tasks. Each change updates the number, since a sum over many tasks would be slow.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._waiting = deque(tasks)
         self._suspects: deque[Task] = deque()
-        self._retries: list[tuple[float, int, Task]] = []  # a heap by the earliest time of the next try
-        self._retries_made = 0
+        self._retries: list[tuple[float, int, Task]] = []  # a heap of (earliest time, serial number, task)
+        self._retry_number = 0
         self.images = sum(map(len, self._waiting))
 
     def __iter__(self) -> Iterator[Task]:
@@ -36,7 +35,7 @@ class TaskQueue:
         return bool(self._waiting or self._suspects or self._retries)
 
     def append(self, task: Task) -> None:
-        """Put a task behind all that wait."""
+        """Put a task behind all waiting tasks."""
         self._waiting.append(task)
         self.images += len(task)
 
@@ -47,30 +46,34 @@ class TaskQueue:
 
     def retry(self, task: Task, at_s: float) -> None:
         """Queue a task for a try at `at_s` or later."""
-        self._retries_made += 1
-        heapq.heappush(self._retries, (at_s, self._retries_made, task))
+        self._retry_number += 1
+        heapq.heappush(self._retries, (at_s, self._retry_number, task))
         self.images += len(task)
 
     def isolate(self, task: Task, suspects: Sequence[int]) -> None:
-        """Queue a task again whose process died: each suspect alone, the rest together, with attempt + 1."""
+        """Queue a task again whose process died: each suspect alone, all other images together, with attempt + 1.
+
+        suspects: indices of images that were in flight.
+        """
         if len(task) == 1:
             self.append_first(replace(task, attempt=task.attempt + 1))
             return
         parts = [sorted({*task.indices}.difference(suspects))]
         if not suspects and task.attempt > 1:
-            # The task had the worker to itself and the log names no image: halve the task.
-            parts = [list(task.indices[: len(task) // 2]), list(task.indices[len(task) // 2 :])]
+            # The task had the worker to itself, and no image was in flight: halve the task.
+            middle = len(task) // 2
+            parts = [list(task.indices[:middle]), list(task.indices[middle:])]
         for indices in filter(None, parts):
             if len(indices) == 1:
                 suspects = sorted({*suspects, *indices})
             else:
                 self.append(Task.of(task.unit, indices, task.attempt + 1))
-        # Only an image's own deaths count against it, not those of its task.
+        # A suspect begins with attempt 2: deaths of its task do not count against the image.
         self._suspects.extend(Task.of(task.unit, [index], 2) for index in suspects)
         self.images += len(suspects)
 
     def next(self, now_s: float) -> Task | None:
-        """Return the next task without taking it; None when nothing is due."""
+        """Return the next task and leave it in the queue; None when no task is due."""
         for queue in (self._waiting, self._suspects):
             if queue:
                 return queue[0]
@@ -78,19 +81,19 @@ class TaskQueue:
             return self._retries[0][2]
         return None
 
-    def take(self, most: int) -> Task:
-        """Take the next task, or only its first `most` images; the rest stays first."""
+    def take(self, max_images: int) -> Task:
+        """Remove and return the next task, or only its first `max_images` images. The other images stay first."""
         for queue in (self._waiting, self._suspects):
             if queue:
-                head, rest = _cut(queue.popleft(), most)
-                if rest is not None:
-                    queue.appendleft(rest)
+                head, tail = _split(queue.popleft(), max_images)
+                if tail is not None:
+                    queue.appendleft(tail)
                 self.images -= len(head)
                 return head
         at_s, number, task = heapq.heappop(self._retries)
-        head, rest = _cut(task, most)
-        if rest is not None:
-            heapq.heappush(self._retries, (at_s, number, rest))
+        head, tail = _split(task, max_images)
+        if tail is not None:
+            heapq.heappush(self._retries, (at_s, number, tail))
         self.images -= len(head)
         return head
 
@@ -110,14 +113,14 @@ class TaskQueue:
         }
 
     def validate(self) -> None:
-        """Raise AssertionError unless each suspect is alone in its task and the images are counted rightly."""
+        """Raise AssertionError unless each suspect is alone in its task and the number of images is right."""
         assert self.images == sum(map(len, self)), "the images of the queue are miscounted"
         assert all(len(task) == 1 and task.attempt > 1 for task in self._suspects), "a suspect is not tried alone"
 
 
-def _cut(task: Task, most: int) -> tuple[Task, Task | None]:
-    """Split a task into its first `most` images and the rest."""
-    if most >= len(task):
+def _split(task: Task, max_images: int) -> tuple[Task, Task | None]:
+    """Split a task into its first `max_images` images and the others; None if there are no others."""
+    if max_images >= len(task):
         return task, None
-    head, rest = task.indices[:most], task.indices[most:]
-    return Task.of(task.unit, head, task.attempt), Task.of(task.unit, rest, task.attempt)
+    head, tail = task.indices[:max_images], task.indices[max_images:]
+    return Task.of(task.unit, head, task.attempt), Task.of(task.unit, tail, task.attempt)

@@ -1,6 +1,6 @@
-"""The images that storage withheld: how often each was tried, and which are left over.
+"""The images that storage withheld, with the number of their tries, and the images that are left over.
 
-Knows tries and the last error of each image; knows nothing of tasks, workers or when an image is tried again.
+Knows tries and the last error of each image. Knows nothing of tasks, of workers, or of the time of the next try.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Position = tuple[int, int]  # unit, index in the unit
 class _Tries:
     """The tries of one image.
 
-    since_s: time of the first try.
+    since_s: time of the first try; -inf for an image that an earlier run left over.
     reason: error of the last try.
     count: number of tries that count.
     """
@@ -31,17 +31,17 @@ class _Tries:
 class WithheldImages:
     """The withheld images of a run.
 
-    left_over: images that were withheld in `max_attempts` tries that count; the last error of each.
+    left_over: the last error of each image that was withheld in `max_attempts` tries that count.
     """
 
-    def __init__(self, max_attempts: int, before: Iterable[Position] = ()) -> None:
-        """Begin with images that storage withheld from an earlier run to the end; each of their tries counts."""
+    def __init__(self, max_attempts: int, withheld_before: Iterable[Position] = ()) -> None:
+        """Begin with the images that storage withheld to the end of an earlier run. Each of their tries counts."""
         self._max_attempts = max_attempts
-        self._tries = {at: _Tries(-math.inf) for at in before}
+        self._tries = {position: _Tries(-math.inf) for position in withheld_before}
         self.left_over: dict[Position, str] = {}
 
-    def __contains__(self, at: Position) -> bool:
-        return at in self._tries
+    def __contains__(self, position: Position) -> bool:
+        return position in self._tries
 
     @property
     def positions(self) -> Iterable[Position]:
@@ -51,12 +51,18 @@ class WithheldImages:
     def withhold(
         self, unit: int, images: Sequence[WithheldImage], now_s: float, has_served_since: Callable[[float], bool]
     ) -> tuple[list[int], int]:
-        """Count a try of images of a unit.
+        """Count a try of images of a unit. An image that was tried too often is left over.
 
-        has_served_since: whether storage served an image at or after a time in seconds.
-        Returns: indices of the images to try again, and the most tries of one of them. The others are left over.
+        Args:
+            unit: the unit of the images.
+            images: the images that storage withheld.
+            now_s: time of the try in seconds.
+            has_served_since: returns whether storage served an image at or after a time in seconds.
+
+        Returns:
+            Indices of the images to try again, and the largest number of tries among them.
         """
-        again, most = [], 0
+        retry_indices, max_tries = [], 0
         for image in images:
             tries = self._tries.setdefault((unit, image.index), _Tries(now_s))
             tries.reason = image.reason
@@ -64,21 +70,21 @@ class WithheldImages:
             if tries.count >= self._max_attempts:
                 self.leave_over([(unit, image.index)])
             else:
-                again.append(image.index)
-                most = max(most, tries.count)
-        return again, most
+                retry_indices.append(image.index)
+                max_tries = max(max_tries, tries.count)
+        return retry_indices, max_tries
 
     def add_untried(self, unit: int, indices: Iterable[int], reason: str, now_s: float) -> None:
-        """Remember images that were not tried, because storage withheld all before them."""
+        """Add images that were not tried, because storage withheld all images tried before them."""
         for index in indices:
             self._tries.setdefault((unit, index), _Tries(now_s, reason))
 
     def forget(self, unit: int, indices: Iterable[int]) -> None:
-        """Forget images that have a row now."""
+        """Remove images that have a row now."""
         if self._tries:
             for index in indices:
                 self._tries.pop((unit, index), None)
 
-    def leave_over(self, images: Iterable[Position]) -> None:
-        """Give withheld images up."""
-        self.left_over |= {at: self._tries.pop(at).reason for at in images}
+    def leave_over(self, positions: Iterable[Position]) -> None:
+        """Move withheld images to the images that are left over."""
+        self.left_over |= {position: self._tries.pop(position).reason for position in positions}

@@ -1,4 +1,4 @@
-"""A worker from its pool's view: five states, and the moves between them.
+"""A worker from its pool's view: five states, and the transitions between them.
 
 Knows states, slots, tasks, and calls as opaque references. Knows nothing of Ray, which makes the references.
 
@@ -53,7 +53,7 @@ class Dead:
 
 @dataclass(frozen=True)
 class Gone:
-    """A state: nothing is left of the worker, and none of its calls counts any more."""
+    """A state: the worker has ended, and the results of its calls are ignored."""
 
 
 Alive = Starting | Ready | Draining
@@ -73,8 +73,8 @@ class WorkerHandle:
     """A worker from its first call to its end.
 
     actor: the worker's actor, opaque here.
-    slot: the worker's slot. slot.node is the node it was sent to, None for any.
-    log: name of its in-flight log.
+    slot: the slot that the worker was started for; slot.node is None for any node.
+    log: name of the in-flight log.
     state: the present state.
     tasks: running tasks by their calls.
     progress_call: the call that asks for progress; None without one.
@@ -97,9 +97,9 @@ class WorkerHandle:
         self._last_alive = self.state
 
     def become(self, state: State) -> None:
-        """Move to another state; raise RuntimeError for a move that no worker makes."""
+        """Move to another state; raise RuntimeError for a transition that no worker makes."""
         if type(state) not in _NEXT[type(self.state)]:
-            raise RuntimeError(f"worker {self.name} cannot become {state}: it is {self.state}")
+            raise RuntimeError(f"worker {self.name} cannot become {state}, since its state is {self.state}")
         self.state = state
         if isinstance(state, Alive):
             self._last_alive = state
@@ -126,7 +126,7 @@ class WorkerHandle:
 
     @property
     def node(self) -> str | None:
-        """Return the node where the worker runs, or else the node it was sent to."""
+        """Return the node where the worker runs, or the node of its slot while the worker starts."""
         return self._node or self.slot.node
 
     @property
@@ -136,7 +136,7 @@ class WorkerHandle:
 
     @property
     def awaited(self) -> list[Any]:
-        """Return the calls whose results still count."""
+        """Return the calls whose results the present state waits for."""
         match self.state:
             case Starting(call):
                 calls = [call]

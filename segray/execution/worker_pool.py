@@ -1,7 +1,7 @@
-"""The interface of a run to its workers, and workers in this very process.
+"""The interface of a run to its workers, and one worker in this process.
 
 Knows events and commands. Knows nothing of Ray (ray_pool.py) or of labelling. `InProcess` runs the same labeller on a
-thread, for tests and for a close look at one image.
+thread, for tests, estimates and debugging.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from segray.tasks import Progress, Task, TaskReport
 
 
 class WorkerPool(Protocol):
-    """A pool of labellers.
+    """The workers of a run.
 
-    events() raises the errors that no retry helps, such as a wrong model or wrong credentials.
+    events() raises UserError for a fault that no retry repairs, such as a wrong model or wrong credentials.
     """
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
         """Return the events since the last call; wait up to timeout_s seconds for one."""
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
-        """Start a task on a worker, behind the task that runs.
+        """Queue a task on a worker. The task starts when the worker has finished its present one.
 
         refs: the images, in order of `task.indices`.
         """
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         """Kill a worker and start another in its place."""
 
     def release(self, worker: str) -> None:
-        """Stop an idle worker. No other starts in its place unless need() asks for more."""
+        """Stop an idle worker. Another starts in its place only if set_needed() asks for more workers."""
 
-    def need(self, workers: int) -> None:
+    def set_needed(self, workers: int) -> None:
         """Set the number of workers that have something to do.
 
-        workers: no more workers need to start than these; 0 when the run is over for all.
+        workers: largest number of workers that is of use; 0 when the run is over.
         """
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Run a function off the calling thread; return its future result."""
+        """Run a function outside the calling thread if the pool can; return its future result."""
 
     def close(self) -> None:
         """Release everything that the pool holds."""
@@ -71,16 +71,16 @@ class InProcess:
         self._events.put(WorkerJoined("0", facts))
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        found: list[PoolEvent] = [ProgressUpdate("0", self._labeller.progress())]
+        events: list[PoolEvent] = [ProgressUpdate("0", self._labeller.progress())]
         try:
             while True:
                 event = self._events.get(timeout=timeout_s)
                 if isinstance(event, UserError):
                     raise event
-                found.append(event)
+                events.append(event)
                 timeout_s = 0.0
         except queue.Empty:
-            return found
+            return events
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
         self._pool.submit(self._run, worker, task, refs)
@@ -95,19 +95,19 @@ class InProcess:
         except Exception as exc:
             self._events.put(WorkerLost(worker, repr(exc), blame_images=True))
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         raise InfrastructureError(
-            "a stuck image holds this process", hint="run on a cluster, where a worker can be replaced"
+            "an image is stuck in this process", hint="run on a cluster, where a worker can be replaced"
         )
 
     def release(self, worker: str) -> None: ...
 
-    def need(self, workers: int) -> None: ...
+    def set_needed(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(function(*args))
-        return done
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return future
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The specification of a worker, and the making of its labeller where it runs.
+"""The specification of a worker, and the construction of its labeller on its node.
 
 Knows configuration, model files, versions and process-wide settings. Knows nothing of images or tasks.
 """
@@ -28,19 +28,19 @@ from segray.models import resolve
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.storage.store import StorageOptions, Store
 
-_OPENCV_ERRORS = 2
+_OPENCV_ERROR_LEVEL = 2  # OpenCV logs errors only.
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything that a worker needs to build its Labeller on any node. It travels between processes.
+    """The values from which a worker builds its Labeller on any node. Instances travel between processes.
 
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
     limits: largest image that is decoded.
     storage: access to storage.
-    staged: folder of finished tasks.
-    tiles: how large images are cut; None to label each as a whole.
+    staged: folder of staged files.
+    tiles: options for cutting large images into windows; None to label each image as a whole.
     version: version of the driver's segray. Each worker compares it with its own.
     """
 
@@ -54,28 +54,28 @@ class WorkerSpec:
 
 
 @contextmanager
-def prepared() -> Iterator[None]:
-    """Set for the block the process-wide state that labelling needs.
+def prepared_process() -> Iterator[None]:
+    """Set the process-wide state that labelling needs, and restore the former state after the block.
 
     OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of these files name the error.
+    about broken files to stderr, since the rows of broken files name the error.
     """
-    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
+    threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         cv2.setNumThreads(1)
-        cv2.utils.logging.setLogLevel(_OPENCV_ERRORS)
+        cv2.utils.logging.setLogLevel(_OPENCV_ERROR_LEVEL)
         try:
             yield
         finally:
             cv2.setNumThreads(threads)
-            cv2.utils.logging.setLogLevel(level)
+            cv2.utils.logging.setLogLevel(log_level)
 
 
 def build(
     spec: WorkerSpec, device: str, threads: int | None, in_flight_log: Path | None = None
 ) -> tuple[Labeller, Mapping[str, str]]:
-    """Read and compile the model on this machine. Keep the process prepared() as long as the labeller is used.
+    """Read and compile the model on this machine. The caller and the labeller run in prepared_process().
 
     Args:
         spec: the worker's specification.
@@ -84,17 +84,17 @@ def build(
         in_flight_log: file on this machine that names the images in flight if the process dies (in_flight.py).
 
     Returns:
-        The labeller and the facts of its engine.
+        The labeller, and the facts of its engine with the host and the version of segray.
 
     Raises:
-        ModelError: the files here are missing, or are not those that the run began with.
-        ConfigError: segray here has another version than the driver's.
+        ModelError: the model files on this machine are missing, or differ from those of the driver.
+        ConfigError: segray on this machine has another version than segray in the driver.
     """
     _check_version(spec)
-    model = _model_here(spec)
+    model = _resolve_model(spec)
     cores = threads or runtime.available_cpus()
-    engine = _compiled(model, spec, device, cores)
-    adapter = model.contract.with_size(model.form.name, engine.size_hw)
+    engine = _compile(model, spec, device, cores)
+    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
     form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
     store = Store(spec.storage, existing_uris=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
@@ -108,76 +108,80 @@ def build(
 
 
 def _check_version(spec: WorkerSpec) -> None:
-    """Raise ConfigError if this is another segray than the driver's."""
+    """Raise ConfigError if segray on this machine has another version than segray in the driver."""
     if spec.version != segray.__version__:
         raise ConfigError(
-            "a worker has another segray than the driver",
+            "a worker has another version of segray than the driver",
             where=platform.node(),
             found=f"{segray.__version__} there, {spec.version} in the driver",
-            hint="install the same version on every node",
+            hint="install the same version of segray on every node",
         )
 
 
-def _model_here(spec: WorkerSpec) -> resolve.ResolvedModel:
-    """Return the model as this machine has it; raise ModelError if its files are missing or differ."""
-    chosen = spec.model
+def _resolve_model(spec: WorkerSpec) -> resolve.ResolvedModel:
+    """Return the model on this machine; raise ModelError if the files are missing or differ from the driver's."""
+    settings = spec.model
     try:
-        model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+        model = resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
     except ModelError as exc:  # The driver has found the files, so only this machine lacks them.
         raise ModelError(
-            exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, hint="give every node the same files"
+            exc.what,
+            where=f"{platform.node()}: {exc.where}",
+            found=exc.found,
+            hint="give every node the same files of the model",
         ) from exc
     if model.fingerprint != spec.fingerprint:
         raise ModelError(
-            "the model files on this worker are not those the run began with",
+            "the model files on this worker differ from those of the driver",
             where=f"{platform.node()}: {model.path}",
             found=f"fingerprint {model.fingerprint[:12]}, expected {spec.fingerprint[:12]}",
-            hint="give every node the same files",
+            hint="give every node the same files of the model",
         )
     return model
 
 
-def _compiled(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores: int) -> runtime.Engine:
-    """Compile the network, and the kernels beside it."""
-    chosen = spec.model
-    settings = runtime.DeviceSettings(
-        device, cores, chosen.precision, chosen.cache_dir, fixed_shapes=chosen.fixed_shapes
+def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores: int) -> runtime.Engine:
+    """Compile the network, and at the same time the mask kernels."""
+    settings = spec.model
+    device_settings = runtime.DeviceSettings(
+        device, cores, settings.precision, settings.cache_dir, fixed_shapes=settings.fixed_shapes
     )
+    kernels_module = "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
     with ThreadPoolExecutor(1) as thread:
         # The kernels take seconds to compile, the first time on a machine.
-        kernels = thread.submit(
-            importlib.import_module, "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
-        )
-        engine = runtime.compile(model.path, model.form, settings)
+        kernels = thread.submit(importlib.import_module, kernels_module)
+        engine = runtime.compile(model.path, model.form, device_settings)
         kernels.result()
     return engine
 
 
-def options_of(chosen: config.ModelSettings, adapter: ModelAdapter) -> Options:
-    """Return the options of the configuration; raise ConfigError for a choice that this adapter does not have."""
-    for choice, default in (("nms", "per_class"), ("paste", None)):
-        value = getattr(chosen, choice)
-        if value != default and choice not in adapter.choices:
-            what = f"{chosen.name} leaves no choice of {choice}."
-            hint = f"Remove it, or set model.{choice} to {default or 'null'}."
-            raise ConfigError(what, where=f"model.{choice}", found=repr(value), hint=hint)
-    floor = 1.0 if chosen.score_floor is None else chosen.score_floor
-    thresholds = {_class_id(key, adapter.labels): min(least, floor) for key, least in chosen.class_thresholds.items()}
+def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options:
+    """Return the options of the configuration; raise ConfigError for an option that the adapter does not support."""
+    for name, default in (("nms", "per_class"), ("paste", None)):
+        value = getattr(settings, name)
+        if value != default and name not in adapter.supported_options:
+            what = f"{settings.name} does not support the option {name}."
+            hint = f"Remove model.{name}, or set model.{name} to {default or 'null'}."
+            raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)
+    floor = 1.0 if settings.score_floor is None else settings.score_floor
+    class_thresholds = {
+        _class_id(key, adapter.labels): min(threshold, floor) for key, threshold in settings.class_thresholds.items()
+    }
     return Options(
-        min(chosen.score_threshold, floor),
-        chosen.max_detections,
-        chosen.nms,
-        class_thresholds=thresholds,
-        paste=chosen.paste,
-        min_area=chosen.min_area,
+        min(settings.score_threshold, floor),
+        settings.max_detections,
+        settings.nms,
+        class_thresholds=class_thresholds,
+        paste=settings.paste,
+        min_area=settings.min_area,
     )
 
 
 def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
-    """Return the id of a class that is given by name or id; raise ConfigError for an unknown class."""
-    ids = {str(i): i for i in labels} | {name: i for i, name in labels.items()}
+    """Return the id of a class that is named by name or id; raise ConfigError for an unknown class."""
+    ids = {str(class_id): class_id for class_id in labels} | {name: class_id for class_id, name in labels.items()}
     if str(key) not in ids:
-        near = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)
-        found, hint = repr(key), f"Did you mean {near[0]!r}?"
+        (nearest,) = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)
+        found, hint = repr(key), f"Did you mean {nearest!r}?"
         raise ConfigError("The label map has no such class.", where="model.class_thresholds", found=found, hint=hint)
     return ids[str(key)]

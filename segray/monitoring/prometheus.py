@@ -78,7 +78,7 @@ class Metrics(ProgressListener):
 
 def totals(progress: RunProgress) -> Iterator[tuple[Series, float]]:
     """Yield each counter with its total. The total never falls while a driver lives."""
-    counts = progress.tally
+    counts = progress.counters
     for status in ("ok", "empty", "failed"):
         yield ("segray_images_total", (status,)), getattr(counts, status)
     yield ("segray_instances_total", ()), counts.instances

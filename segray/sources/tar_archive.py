@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, cast
 
-from segray._compat import forget_members, next_header
+from segray._compat import forget_members, next_header_offset
 from segray.sources.archives import BrokenFileError, Member
 
 EXTENSIONS = frozenset({"tar"})
@@ -43,7 +43,7 @@ def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
                 last_offset = info.offset_data
                 if not info.isdir():
                     yield _member_of(info, size_bytes)
-            end = next_header(archive)
+            end = next_header_offset(archive)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 from fsspec import AbstractFileSystem
 
-from segray._compat import call_before_threads_end, leave_arrow_s3_at_exit
+from segray._compat import call_before_threads_end, skip_arrow_s3_wait_at_exit
 from segray.storage.uris import absolute, scheme
 
 _DRAIN_S = 10.0
@@ -276,7 +276,7 @@ def _exit_without_destructors() -> None:
     The AWS SDK waits at exit for its own threads. A forked child has no such threads, so it would hang or crash.
     Source: on_exit(3); the handler registered last is called first.
     """
-    leave_arrow_s3_at_exit(pafs)
+    skip_arrow_s3_wait_at_exit(pafs)
     libc = ctypes.CDLL(None)
     if on_exit := getattr(libc, "on_exit", None):
         on_exit(libc._exit, None)

@@ -68,7 +68,7 @@ def test_a_node_comes_and_one_is_drained_and_goes_while_a_job_labels_from_the_st
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert drained.returncode == 0, drained.stdout + drained.stderr
-        wait(lambda: driver.first("gets nothing new: its node is being drained"), driver)
+        wait(lambda: driver.first("gets no new task: its node is being drained"), driver)
         os.kill(leaving, signal.SIGCONT)
         wait(lambda: driver.first("is released: its node is being drained"), driver)
         wait(lambda: not actors_of(goes), driver)

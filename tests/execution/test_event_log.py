@@ -95,7 +95,7 @@ def test_a_run_is_replayed_to_the_state_that_it_had(chosen: config.Config, capsy
     folder = run_folder(chosen)
     assert replay.main([str(folder)]) == 0
     told = capsys.readouterr().out
-    assert "worker 0 on here is lost: killed by signal 11; images in flight: known from its last progress" in told
+    assert "worker 0 on here is lost: killed by signal 11; images in flight: as in its last progress" in told
     assert "-> quarantine 07.jpg (image 3 of unit 1): worker 2 on here: killed by signal 11" in told
     assert told.rstrip().endswith("events replayed to the recorded state: 20 images done, complete")
     assert replay.main([str(folder), "--image", "1:3"]) == 0
@@ -113,7 +113,7 @@ def test_a_log_that_was_changed_or_is_incomplete_is_told(
     finished = next(at for at, line in enumerate(lines) if b"TaskFinished" in line)
     file.write_bytes(gzip.compress(b"\n".join([*lines[:finished], *lines[finished + 1 :]])))
     assert replay.main([str(run_folder(chosen))]) == 1
-    assert "the replay came to another state than the run" in capsys.readouterr().err
+    assert "the replay reached another state than the run" in capsys.readouterr().err
     file.write_bytes(gzip.compress(b"\n".join(lines))[:-20])
     assert replay.main([str(run_folder(chosen))]) == 1
     assert "a file of the event log cannot be read" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_a_run_whose_log_cannot_be_written_goes_on_and_says_so_once(
     run.label(chosen, listener, start())
     assert keys(chosen) == ALL
     told = [note for note in listener.notes if "event log" in note]
-    assert told == ["the event log of this run ends here: it cannot be written (storage is full: 507)"]
+    assert told == ["the event log of this run ends here, since a file cannot be written (storage is full: 507)"]
 
 
 def test_the_log_is_small(chosen: config.Config) -> None:

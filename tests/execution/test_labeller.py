@@ -316,7 +316,7 @@ def test_a_floor_lowers_every_threshold_and_raises_none() -> None:
     ],
 )
 def test_a_choice_the_model_does_not_leave_is_refused(name: str, keys: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=rf"no choice of {next(iter(keys))}") as caught:
+    with pytest.raises(ConfigError, match=rf"does not support the option {next(iter(keys))}") as caught:
         chosen(name, **keys)
     assert caught.value.where == f"model.{next(iter(keys))}"
 
@@ -325,7 +325,7 @@ def test_a_worker_that_is_not_like_the_driver_says_where_it_is_and_what_differs(
     model = config.ModelSettings(name="yolact-resnet50-fpn-pytorch", path=str(tmp_path / "gone.xml"))
     spec = WorkerSpec(model, "f", ImageLimits(), StorageOptions(), str(tmp_path))
     with pytest.raises(
-        ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files"
+        ModelError, match=rf"(?s){platform.node()}: {tmp_path}/gone\.xml.*give every node the same files of the model"
     ):
         build(spec, "CPU", 1)
     with pytest.raises(ConfigError, match=rf"(?s){platform.node()}.*{segray.__version__} there, 0\.0\.9 in the driver"):

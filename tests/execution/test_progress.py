@@ -28,38 +28,38 @@ def joined(worker: str, host: str = "a", device: str = "CPU") -> WorkerJoined:
     return WorkerJoined(worker, {"host": host, "device": device})
 
 
-def look(course: ProgressTracker, done: int = 0, waiting: int = 0) -> RunProgress:
-    return course.vitals(RUN, images=100, done=done, waiting=waiting, labelling=True)
+def look(tracker: ProgressTracker, done: int = 0, waiting: int = 0) -> RunProgress:
+    return tracker.progress(RUN, images=100, done=done, waiting=waiting, labelling=True)
 
 
 def test_rates_are_of_the_last_minute_and_tell_when_it_will_be_done() -> None:
-    course = ProgressTracker()
-    course.saw(joined("0"), 0.0)
-    assert look(course).eta_s is None
+    tracker = ProgressTracker()
+    tracker.add_event(joined("0"), 0.0)
+    assert look(tracker).eta_s is None
     for second in range(1, 601):
-        course.saw(
+        tracker.add_event(
             ProgressUpdate("0", Progress(2 * second if second < 300 else 600 + (second - 300) // 2)), float(second)
         )
-    found = look(course, done=50)
+    found = look(tracker, done=50)
     assert found.images_per_s == pytest.approx(0.5, rel=0.1)
     assert found.eta_s == pytest.approx(100, rel=0.1)
 
 
 def test_the_lost_are_counted_and_work_no_more() -> None:
-    course = ProgressTracker()
-    course.saw(joined("0"), 0.0)
-    course.saw(joined("1", "b"), 0.0)
-    course.saw(
+    tracker = ProgressTracker()
+    tracker.add_event(joined("0"), 0.0)
+    tracker.add_event(joined("1", "b"), 0.0)
+    tracker.add_event(
         ProgressUpdate("1", Progress(3, (InFlight(7, 1, "infer", 2.0), InFlight(7, 2, "read", 9.0)), 5_000)), 4.0
     )
-    (_, other) = look(course).workers
+    (_, other) = look(tracker).workers
     assert (other.in_flight, other.rss_bytes, other.longest) == (2, 5_000, ("read", 9.0))
-    course.saw(WorkerLost("1", "killed", True), 5.0)
-    course.left("1")
-    course.saw(joined("2"), 5.0)
-    course.left("2", released=True)
-    course.saw(ProgressUpdate("1", Progress(9)), 6.0)
-    found = look(course)
+    tracker.add_event(WorkerLost("1", "killed", True), 5.0)
+    tracker.remove_worker("1")
+    tracker.add_event(joined("2"), 5.0)
+    tracker.remove_worker("2", released=True)
+    tracker.add_event(ProgressUpdate("1", Progress(9)), 6.0)
+    found = look(tracker)
     assert [each.worker for each in found.workers] == ["0"]
     assert found.lost == 1
 
@@ -91,18 +91,18 @@ class Recorded:
 
 
 def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, course, exported = Recorder(), ProgressTracker(), prometheus.Metrics()
+    told, tracker, exported = Recorder(), ProgressTracker(), prometheus.Metrics()
     monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
-    course.saw(joined("0"), 0.0)
-    course.saw(ProgressUpdate("0", Progress(5, (InFlight(0, 1, "infer", 1.0),), 9_000)), 1.0)
+    tracker.add_event(joined("0"), 0.0)
+    tracker.add_event(ProgressUpdate("0", Progress(5, (InFlight(0, 1, "infer", 1.0),), 9_000)), 1.0)
     for unit in range(3):
-        course.assigned(unit)
-        course.accepted(report(unit, failed=1))
-        exported.beat(look(course, done=5 * unit, waiting=80))
-        exported.beat(look(course, done=5 * unit, waiting=80))
-    course.committed(2.0, 0.5)
-    course.saw(WorkerLost("0", "killed", True), 5.0)
-    exported.beat(look(course, done=15))
+        tracker.add_assignment(unit)
+        tracker.add_report(report(unit, failed=1))
+        exported.beat(look(tracker, done=5 * unit, waiting=80))
+        exported.beat(look(tracker, done=5 * unit, waiting=80))
+    tracker.add_commit(2.0, 0.5)
+    tracker.add_event(WorkerLost("0", "killed", True), 5.0)
+    exported.beat(look(tracker, done=15))
     assert told.values["segray_images_total", "ok"] == 12
     assert told.values["segray_images_total", "failed"] == 3
     assert ("segray_images_total", "empty") not in told.values

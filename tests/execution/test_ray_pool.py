@@ -35,9 +35,9 @@ def die():
 def refuse():
     raise errors.ConfigError("refused", where="here")
 
-chosen = config.ClusterSettings()
-ray_connection.connect(chosen)
-head = ray_connection.Head(chosen)
+cluster = config.ClusterSettings()
+ray_connection.connect(cluster)
+head = ray_connection.Head(cluster)
 for function in die, refuse:
     try:
         head.run_elsewhere(function)
@@ -104,5 +104,5 @@ def test_a_call_that_dies_again_and_again_is_a_fault_of_the_world_and_errors_arr
     done = subprocess.run(
         [sys.executable, "-c", _CALLS], env={**os.environ, **ENV}, capture_output=True, text=True, timeout=300
     )
-    assert "InfrastructureError die came to no end on the Ray cluster" in done.stdout, done.stderr
+    assert "InfrastructureError die failed on the Ray cluster" in done.stdout, done.stderr
     assert "ConfigError refused\n  where: here" in done.stdout

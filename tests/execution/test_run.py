@@ -281,11 +281,11 @@ class DyingWorkers:
         else:
             self._events.append(TaskFinished(worker, self._stub.label(task, refs)))
 
-    def retire(self, worker: str) -> None: ...
+    def replace(self, worker: str) -> None: ...
 
     def release(self, worker: str) -> None: ...
 
-    def need(self, workers: int) -> None: ...
+    def set_needed(self, workers: int) -> None: ...
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return InProcess.call(self, function, *args)  # type: ignore[arg-type]
@@ -327,7 +327,7 @@ class HungWorkers(DyingWorkers):
             found.append(ProgressUpdate(str(self._lives), Progress(0, (place,))))
         return found
 
-    def retire(self, worker: str) -> None:
+    def replace(self, worker: str) -> None:
         self._at = None
         self._lives += 1
         self._events.append(WorkerJoined(str(self._lives), FACTS))
@@ -342,7 +342,7 @@ def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Conf
         }
     )
     listener = Notes()
-    with pytest.raises(InfrastructureError, match="nothing gets done") as caught:
+    with pytest.raises(InfrastructureError, match="no image gets labelled") as caught:
         run.label(impatient, listener, lambda spec, c: HungWorkers(spec))
     where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
     assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
@@ -459,7 +459,7 @@ def test_images_that_are_gone_keep_their_rows_unless_the_configuration_says_othe
     assert keys(chosen) == ALL
     listener = Notes()
     assert run.label(retiring(chosen), listener, start(), dry_run=True).retired == 3
-    assert "3 that it no longer has" in listener.notes[-1]
+    assert "3 images to retire, which the source no longer has" in listener.notes[-1]
     assert keys(chosen) == ALL
     assert run.label(retiring(chosen), Notes(), start(), limit=5).retired == 0
     summary = run.label(retiring(chosen), Notes(), lambda spec, c: pytest.fail("no worker is needed"))

@@ -189,7 +189,7 @@ def test_an_outage_halts_the_run_when_nothing_was_labelled_for_long_and_no_image
             break
     assert now == 61
     assert scheduler.halted is not None
-    assert scheduler.halted.what == "nothing gets done"
+    assert scheduler.halted.what == "no image gets labelled"
     assert scheduler.halted.found.endswith("hung or died; the last: worker a, unit 0: 503")
     assert tries > 3
     assert (scheduler.images_waiting, len(scheduler.left_over)) == (300, 0)
@@ -201,7 +201,7 @@ def test_a_full_disk_halts_the_run_at_once_and_keeps_everything() -> None:
     (assign,) = scheduler.handle(TaskFailed("a", task, "disk full", lasting=True), 1)
     assert isinstance(assign, Assign)
     assert scheduler.handle(TaskFailed("a", assign.task, "disk full", lasting=True), 2) == []
-    assert scheduler.halted == Halt("storage failed again and again", "disk full")
+    assert scheduler.halted == Halt("storage failed repeatedly", "disk full")
     assert (scheduler.images_waiting, len(scheduler.left_over)) == (16, 0)
 
 
@@ -311,7 +311,7 @@ def test_a_silent_worker_is_retired_and_an_idle_one_is_not() -> None:
     scheduler.joined("busy", 0)
     scheduler.joined("idle", 0)
     (retire,) = (action for action in scheduler.tick(61) if isinstance(action, ReplaceWorker))
-    assert retire == ReplaceWorker("busy", "no progress for 61 s; unit 0 is with it, none of its images in flight")
+    assert retire == ReplaceWorker("busy", "no progress for 61 s; no image of unit 0 is in flight")
 
 
 def test_updates_that_show_no_change_are_no_sign_of_life() -> None:
@@ -351,7 +351,7 @@ def test_storage_that_hangs_is_named_blamed_on_no_image_and_halts_the_run() -> N
         actions = scheduler.joined(after, now)
     assert actions == []
     assert scheduler.halted is not None
-    assert scheduler.halted.what == "nothing gets done"
+    assert scheduler.halted.what == "no image gets labelled"
     assert scheduler.halted.found.endswith(f"the last: worker w1 on host-7, unit 0: {replaced.reason}")
     assert (scheduler.images_waiting, len(scheduler.left_over)) == (6, 0)
 
@@ -466,7 +466,7 @@ def test_a_run_without_workers_halts_instead_of_waiting_for_ever() -> None:
     scheduler.tick(210)
     assert scheduler.halted is None
     scheduler.tick(216)
-    assert scheduler.halted == Halt("no worker comes", "no worker for 61 s")
+    assert scheduler.halted == Halt("no worker joins", "no worker for 61 s")
 
 
 def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:

@@ -24,13 +24,13 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_every_line_is_an_object_that_says_which_run_and_stage() -> None:
-    out, now, course = io.StringIO(), [0.0], ProgressTracker()
+    out, now, tracker = io.StringIO(), [0.0], ProgressTracker()
     log = json_log.Json(out, lambda: now[0])
     log.note("7 images to label")
     log.begin(7, 0)
     for second in range(0, 25, 2):
         now[0] = float(second)
-        log.beat(course.vitals(RUN, images=7, done=second // 4, waiting=3, labelling=True))
+        log.beat(tracker.progress(RUN, images=7, done=second // 4, waiting=3, labelling=True))
     log.unit(RUN, "a", UnitReport(Task(3, 0, 4, 2), "u", 2, 1, 1, 5, 900, {"read": 0.12345}))
     log.error(InfrastructureError("the head is gone", where="here", hint="start it again"))
     told = lines(out)

@@ -30,10 +30,10 @@ def stamp(second: float) -> str:
 
 
 def vitals(run: Run, done: int = 40) -> RunProgress:
-    course = ProgressTracker()
-    course.saw(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
-    course.saw(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
-    return course.vitals(run, images=100, done=done, waiting=50, labelling=True)
+    tracker = ProgressTracker()
+    tracker.add_event(WorkerJoined("0", {"host": "slow-host", "device": "CPU"}), 0.0)
+    tracker.add_event(ProgressUpdate("0", Progress(40, (InFlight(1, 2, "decode", 4.0),), 300 * 2**20)), 10.0)
+    return tracker.progress(run, images=100, done=done, waiting=50, labelling=True)
 
 
 class LabelSet:
@@ -87,7 +87,7 @@ def test_silence_is_watched_before_it_is_called_death(tmp_path: Path) -> None:
     assert (found.state, found.exit_code) == ("gone", 3)
     assert sum(waited) >= 10, "two beats"
     assert "no heartbeat for 10 min 0 s: the driver is probably gone" in describe_status(found)
-    assert "run the same command again: it resumes" in describe_status(found)
+    assert "run the same command again to resume" in describe_status(found)
 
 
 @pytest.mark.parametrize("clock_ahead_s", [-3600.0, 3600.0])
