@@ -45,22 +45,22 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     # same bytes, so the slower one does no harm to committed files.
     token = _digest([run.id, number, asdict(inputs)])
     writer = DataFileWriter(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
-    fresh = {name: SpillableRows() for name in COMMIT_ORDER}
+    new_rows = {name: SpillableRows() for name in COMMIT_ORDER}
     committed = snapshot.committed(run.root, "images", options)
     labelled_again = [pa.array([], pa.string())]
     images = instances = 0
     for rows in staged_rows(store, run, inputs.staged):
         images += rows.num_rows
-        fresh["images"].add(_image_rows(rows, number, run.id))
+        new_rows["images"].add(_image_rows(rows, number, run.id))
         instances_of_rows = instance_rows(rows, number)
         instances += instances_of_rows.num_rows
-        fresh["instances"].add(instances_of_rows)
+        new_rows["instances"].add(instances_of_rows)
         labelled_again.append(_keys_with_rows(store, run.root, committed, rows.column("image_key")))
     retired = [keys_still_present(run, part, options) for part in inputs.retired]
     replaced, changes = pa.concat_arrays(labelled_again + retired), {}
-    for name, fresh_rows in fresh.items():
+    for name, rows_of_table in new_rows.items():
         remove = files_containing(run.root, name, options, replaced)
-        add = writer.write(name, fresh_rows, rows_excluding(replaced, store, run.root, name, remove))
+        add = writer.write(name, rows_of_table, rows_excluding(replaced, store, run.root, name, remove))
         changes[name] = Changes(tuple(add), tuple(remove))
     return Batch(number, run.id, images, instances, changes, inputs.retired, sum(map(len, retired)))
 
@@ -71,18 +71,20 @@ def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Chan
     `instances` has the batch already and cannot take the batch back, so the files to replace are looked up again.
     """
     store, run = Store(options), Run(root, batch.run_id)
-    fresh = [file for file in batch.tables["images"].add if _KEPT_ROWS not in file.path]
-    tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), file.path)))) for file in fresh]
+    new_files = [file for file in batch.tables["images"].add if _KEPT_ROWS not in file.path]
+    tables = [
+        pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), file.path)))) for file in new_files
+    ]
     keys = [table.column("image_key").combine_chunks() for table in tables]
     keys += [keys_still_present(run, part, options) for part in batch.retired]
     replaced = pa.concat_arrays(keys)
     remove = files_containing(root, "images", options, replaced)
-    token = _digest([file.path for file in (*fresh, *remove)])
+    token = _digest([file.path for file in (*new_files, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
-    file_rows = max(file.rows for file in (*fresh, *remove))
+    file_rows = max(file.rows for file in (*new_files, *remove))
     writer = DataFileWriter(store, root, f"b{batch.number:05d}-{token}", facts, file_rows)
-    kept = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
-    return Changes((*fresh, *kept), tuple(remove))
+    rewritten = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
+    return Changes((*new_files, *rewritten), tuple(remove))
 
 
 def _digest(value: Any) -> str:

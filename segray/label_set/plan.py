@@ -185,7 +185,7 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
         The images to label, sorted by key, each key once; the number of distinct images in the source; and a mask over
         the committed rows, (rows,) bool, true where the source lists the row's image in its version.
     """
-    kept, base = [], None
+    compacted, base = [], None
     still_listed = np.zeros(0 if committed is None else len(committed), np.bool_)
     for batch in batches:
         if base is None and batch.num_rows:
@@ -195,8 +195,8 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
             positions = committed.positions(batch.column("key"), batch.column("version"))
             still_listed[positions[positions >= 0]] = True
             batch = batch.filter(pa.array(positions < 0))
-        kept.append(_compact(batch, base or ""))
-    table = _sorted_without_duplicates(_take_columns(kept))
+        compacted.append(_compact(batch, base or ""))
+    table = _sorted_without_duplicates(_take_columns(compacted))
     return ImageList(table, base or ""), table.num_rows + int(still_listed.sum()), still_listed
 
 

@@ -1,8 +1,8 @@
 """COCO average precision, image by image. The result equals that of COCOeval of pycocotools.
 
 This module knows objects, detections and how COCO scores them. Files and label sets belong to other modules.
-36 bytes of each detection are kept, in temporary files if there are many, and read by falling score.
-So memory does not grow with the number of images.
+The evaluator stores 36 bytes of each detection, in temporary files if there are many detections.
+Stored rows are read by falling score. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -315,8 +315,8 @@ class PrecisionRecall:
         for case, (area, limit) in enumerate(self._cases):
             if not self.objects[area]:
                 continue
-            kept = rows if rows["rank"].max(initial=0) < limit else rows[rows["rank"] < limit]
-            bits = MatchBits.of_rows(kept)
+            has_all = rows["rank"].max(initial=0) < limit
+            bits = MatchBits.of_rows(rows if has_all else rows[rows["rank"] < limit])
             for threshold in range(len(IOUS)):
                 right = bits.has_object(area, threshold)[bits.counted(area, threshold)]
                 if case >= self._limits - 1:

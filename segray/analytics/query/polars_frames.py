@@ -27,8 +27,8 @@ def scan(
 
     Two calls may see two states. Use `frames` for tables of one state.
     """
-    tables: dict[str, pl.LazyFrame] = frames(root, version=version, as_of=as_of, **storage)._asdict()
-    return tables[table]
+    tables = frames(root, version=version, as_of=as_of, **storage)
+    return {"instances": tables.instances, "images": tables.images, "classes": tables.classes}[table]
 
 
 class LabelSetFrames(NamedTuple):
