@@ -43,7 +43,7 @@ class Candidate:
 
 def candidate(name: str, file: Path, precision: str, scenes: list[NDArray[np.uint8]]) -> Candidate:
     model = {"name": name, "path": str(file), "precision": precision}
-    compiled, contract, form, _ = Workload("", (), model, engine.available_cpus()).compiled("LATENCY")
+    compiled, contract, form, _ = Workload("", (), model, engine.available_cpus()).compile_model("LATENCY")
     inputs = [compiled.inputs(contract.prepare(form, scene)) for scene in scenes]
     return Candidate(file, form.name, compiled.network.create_infer_request(), inputs)
 

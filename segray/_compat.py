@@ -79,6 +79,20 @@ def ray_draining_nodes() -> dict[str, int]:
     return ray._private.state.state.get_draining_nodes()
 
 
+def ray_addresses_here() -> list[str]:
+    """Return the addresses of the clusters with a process on this machine, that of the last `ray start` first.
+
+    ray.init(address="auto") joins one of them, and has no public way to leave some out.
+    """
+    import ray._private.services
+
+    services: Any = ray._private.services
+    services.find_gcs_addresses.cache_clear()
+    running = sorted(services.find_gcs_addresses())
+    last = services.find_bootstrap_address(None)
+    return sorted(running, key=lambda address: address != last)
+
+
 def start_no_spare_ray_workers() -> None:
     """Let the node that ray.init() starts end each spare worker process at once.
 

@@ -112,7 +112,7 @@ class ClusterSettings(_Section):
     address: str | None = None
     stall_timeout_s: float = Field(default=600, gt=0)
     start_timeout_s: float = Field(default=120, gt=0)
-    head_timeout_s: float = Field(default=30, gt=0, le=45)
+    head_timeout_s: float = Field(default=20, gt=0, le=45)
     autoscaling: bool = False
 
 

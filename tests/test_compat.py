@@ -271,6 +271,24 @@ finally:
 
 
 @seen_in("ray", "2.60.0")
+def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
+    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT."""
+    program = """
+import os
+os.environ["SEGRAY_CONTRACT"] = "here"
+import ray
+from segray import _compat
+from segray._system import child_processes
+before = _compat.ray_addresses_here()
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=40)
+address = ray.get_runtime_context().gcs_address
+print(address not in before, address in _compat.ray_addresses_here())
+print(any(f"--gcs-address={address}" in words for words in child_processes.commands_with_variable("SEGRAY_CONTRACT")))
+"""
+    assert answered(program) == ["True True", "True"]
+
+
+@seen_in("ray", "2.60.0")
 def test_the_loggers_of_rays_job_client_are_those_of_its_modules() -> None:
     """Seen in Ray 2.60.0: ray.dashboard.modules.job.sdk, ray.dashboard.modules.dashboard_sdk, and its packaging."""
     program = """

@@ -77,6 +77,16 @@ def runs_marked(name: str, value: str, program: str) -> bool:
     return False
 
 
+def commands_with_variable(name: str) -> list[list[str]]:
+    """Return the command lines of this user's processes that were started with an environment variable."""
+    commands, start = [], f"{name}=".encode()
+    for path in _PROC.glob("[0-9]*/environ"):
+        with suppress(OSError):  # The process has ended, or belongs to another user.
+            if any(variable.startswith(start) for variable in path.read_bytes().split(b"\0")):
+                commands.append([os.fsdecode(word) for word in path.with_name("cmdline").read_bytes().split(b"\0")])
+    return commands
+
+
 def _marked(mark: bytes) -> set[int]:
     found = set()
     for path in _PROC.glob("[0-9]*/environ"):

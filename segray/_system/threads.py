@@ -20,8 +20,8 @@ def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
     return result
 
 
-def run_in_lasting_thread(end: threading.Event, function: Callable[..., T], *args: Any) -> T:
-    """Return the result of a function on a thread of its own, which lives on until `end` is set.
+def run_in_lasting_thread(end: threading.Event, function: Callable[..., T], *args: Any) -> Future[T]:
+    """Run a function on a thread of its own, which lives on until `end` is set.
 
     A child process can ask for its death at the end of the thread that started it (prctl, PR_SET_PDEATHSIG). A function
     that raises ends its thread.
@@ -34,7 +34,7 @@ def run_in_lasting_thread(end: threading.Event, function: Callable[..., T], *arg
             end.wait()
 
     threading.Thread(target=run, daemon=True).start()
-    return result.result()
+    return result
 
 
 def _run(result: Future[T], function: Callable[..., T], *args: Any) -> None:

@@ -1,6 +1,6 @@
-"""`python -m segray.bench WAY WORKLOAD FOLDER`: one run of one variant in a fresh process.
+"""`python -m segray.bench VARIANT WORKLOAD FOLDER`: one run of one variant in a fresh process.
 
-The result is written to FOLDER/lap.json.
+The result is written to FOLDER/measurement.json.
 """
 
 import json
@@ -13,13 +13,13 @@ from segray._system import child_processes
 from segray.bench.workload import Workload
 
 if __name__ == "__main__":
-    from segray.bench.variants import WAYS
+    from segray.bench.variants import VARIANTS
 
-    way, workload, folder = sys.argv[1], Workload.load(Path(sys.argv[2])), Path(sys.argv[3])
+    variant, workload, folder = sys.argv[1], Workload.load(Path(sys.argv[2])), Path(sys.argv[3])
     before = child_processes.adopt()
     try:
-        lap = WAYS[way](workload, folder)
-        (folder / "lap.json").write_text(json.dumps(asdict(lap)), "utf-8")
+        measurement = VARIANTS[variant](workload, folder)
+        (folder / "measurement.json").write_text(json.dumps(asdict(measurement)), "utf-8")
     finally:
         child_processes.end(before)
     sys.stderr.flush()

@@ -17,32 +17,34 @@ import psutil
 
 from segray._system import memory
 
-_EVERY_S = 0.2
-_RAYS_OWN = ("raylet/raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_SAMPLE_EVERY_S = 0.2
+_RAY_SERVICES = ("raylet/raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 @dataclass
-class _Process:
+class _Samples:
+    """The samples of one process. cpu: pairs of time.monotonic and CPU seconds so far."""
+
     role: str
     peak_rss_bytes: int = 0
     cpu: list[tuple[float, float]] = field(default_factory=list)
 
     def cpu_s(self, began_s: float, ended_s: float) -> float:
-        return _at(self.cpu, ended_s) - _at(self.cpu, began_s)
+        return _interpolate(self.cpu, ended_s) - _interpolate(self.cpu, began_s)
 
 
-class Watch:
-    """A watch on a process and its descendants, active inside the `with`.
+class ProcessTreeMonitor:
+    """A monitor of a process and its descendants, active inside the `with`.
 
-    Each process has a role: driver (the watched process), worker (Ray's) or ray (all other descendants).
+    Each process has a role: driver (the process itself), worker (Ray's) or ray (all other descendants).
     """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
-        self._seen: dict[psutil.Process, _Process] = {}
+        self._seen: dict[psutil.Process, _Samples] = {}
         self._machine: list[tuple[float, float]] = []
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._sample, name="process-stats", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -65,41 +67,41 @@ class Watch:
 
         The error is about 0.2 s per process.
         """
-        spent: dict[str, float] = {}
+        by_role: dict[str, float] = {}
         for process in self._seen.values():
-            spent[process.role] = spent.get(process.role, 0.0) + process.cpu_s(began_s, ended_s)
-        return spent
+            by_role[process.role] = by_role.get(process.role, 0.0) + process.cpu_s(began_s, ended_s)
+        return by_role
 
     def others_share(self, began_s: float, ended_s: float) -> float:
         """Return the share of the machine's CPU time, 0..1, that processes outside the tree used between two times."""
-        mine = sum(self.cpu_seconds(began_s, ended_s).values())
-        all_of_it = _at(self._machine, ended_s) - _at(self._machine, began_s)
-        room = (ended_s - began_s) * (os.cpu_count() or 1)
-        return min(1.0, max(0.0, (all_of_it - mine) / room)) if room > 0 else 0.0
+        tree_s = sum(self.cpu_seconds(began_s, ended_s).values())
+        machine_s = _interpolate(self._machine, ended_s) - _interpolate(self._machine, began_s)
+        available_s = (ended_s - began_s) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (machine_s - tree_s) / available_s)) if available_s > 0 else 0.0
 
-    def _look(self) -> None:
-        while not self._done.wait(_EVERY_S):
+    def _sample(self) -> None:
+        while not self._done.wait(_SAMPLE_EVERY_S):
             self._machine.append((time.monotonic(), _machine_cpu_s()))
             with suppress(psutil.NoSuchProcess):
                 for process in (self._root, *self._root.children(recursive=True)):
                     # A process may end at any moment.
                     with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                        self._note(process)
+                        self._sample_process(process)
 
-    def _note(self, process: psutil.Process) -> None:
+    def _sample_process(self, process: psutil.Process) -> None:
         if process not in self._seen:
-            self._seen[process] = _Process(self._role(process), cpu=[(time.monotonic(), 0.0)])
-        seen, spent = self._seen[process], process.cpu_times()
-        seen.cpu.append((time.monotonic(), spent.user + spent.system))
-        seen.peak_rss_bytes = max(seen.peak_rss_bytes, memory.peak_bytes(process.pid))
+            self._seen[process] = _Samples(self._role(process), cpu=[(time.monotonic(), 0.0)])
+        samples, times = self._seen[process], process.cpu_times()
+        samples.cpu.append((time.monotonic(), times.user + times.system))
+        samples.peak_rss_bytes = max(samples.peak_rss_bytes, memory.peak_bytes(process.pid))
 
     def _role(self, process: psutil.Process) -> str:
         if process == self._root:
             return "driver"
         command = _command(process)
-        works = command.startswith("ray::") or "default_worker.py" in command
+        is_worker = command.startswith("ray::") or "default_worker.py" in command
         # The raylet's command line contains the command line of its workers.
-        return "worker" if works and not any(name in command for name in _RAYS_OWN) else "ray"
+        return "worker" if is_worker and not any(name in command for name in _RAY_SERVICES) else "ray"
 
 
 def _command(process: psutil.Process) -> str:
@@ -116,7 +118,7 @@ def _machine_cpu_s() -> float:
     return float(sum(times[:8]) - times.idle - times.iowait)
 
 
-def _at(samples: list[tuple[float, float]], moment_s: float) -> float:
+def _interpolate(samples: list[tuple[float, float]], moment_s: float) -> float:
     """Return the value at a time, interpolated between samples; outside the samples the nearest value."""
     if not samples:
         return 0.0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from segray import config
 from segray.bench import naive
-from segray.bench.workload import Lap, Workload, pixels
+from segray.bench.workload import Measurement, Workload, read_pixels
 from segray.execution.events import PoolEvent, TaskFinished
 from segray.execution.run import label
 from segray.execution.worker_pool import WorkerPool
@@ -36,59 +36,59 @@ _MOST_TENSORS = 32
 _INSTANCES = "labels/instances"
 
 
-# ---- (a) and (b): what the machine can do ---------------------------------------------------------
+# ---- (a) and (b): the bounds of this machine ------------------------------------------------------
 
 
-def ceiling(load: Workload, folder: Path) -> Lap:
+def upper_bound(workload: Workload, folder: Path) -> Measurement:
     """Measure a bare AsyncInferQueue over prepared tensors; the outputs are not read."""
-    compiled, tensors = _ready(load)
+    compiled, tensors = _prepare_tensors(workload)
     queue = ov.AsyncInferQueue(compiled.network, 0)
 
-    def loop(count: int) -> None:
+    def infer(count: int) -> None:
         for tensor in islice(cycle(tensors), count):
             queue.start_async(tensor, share_inputs=True)
         queue.wait_all()
 
-    loop(2 * len(queue))
-    began, cpu = time.monotonic(), time.process_time()
-    loop(len(load.images))
-    ended, spent = time.monotonic(), time.process_time() - cpu
-    return Lap(began, ended, len(load.images), {"infer": spent}, facts=compiled.facts)
+    infer(2 * len(queue))
+    began_s, cpu_began_s = time.monotonic(), time.process_time()
+    infer(len(workload.images))
+    ended_s, cpu_s = time.monotonic(), time.process_time() - cpu_began_s
+    return Measurement(began_s, ended_s, len(workload.images), {"infer": cpu_s}, facts=compiled.facts)
 
 
-def floor(load: Workload, folder: Path) -> Lap:
+def lower_bound(workload: Workload, folder: Path) -> Measurement:
     """Measure the work that no variant can avoid, each part alone.
 
     The parts are JPEG decode on one thread, and inference of one image at a time.
     """
-    files = [np.fromfile(path, np.uint8) for path in load.images[: 2 * _MOST_TENSORS]]
+    files = [np.fromfile(path, np.uint8) for path in workload.images[: 2 * _MOST_TENSORS]]
     cv2.setNumThreads(1)
-    cpu = time.thread_time()
+    cpu_began_s = time.thread_time()
     for data in files:
         cv2.imdecode(data, cv2.IMREAD_COLOR)
-    decode = (time.thread_time() - cpu) / len(files)
-    compiled, tensors = _ready(load)
+    decode_s_per_image = (time.thread_time() - cpu_began_s) / len(files)
+    compiled, tensors = _prepare_tensors(workload)
     request = compiled.network.create_infer_request()
     request.infer(tensors[0])
-    count = max(2, len(load.images) // 4)
-    began, cpu = time.monotonic(), time.process_time()
+    count = max(2, len(workload.images) // 4)
+    began_s, cpu_began_s = time.monotonic(), time.process_time()
     for tensor in islice(cycle(tensors), count):
         request.infer(tensor, share_inputs=True)
-    spent = time.process_time() - cpu
-    return Lap(began, time.monotonic(), count, {"decode": decode * count, "infer": spent})
+    cpu_s = time.process_time() - cpu_began_s
+    return Measurement(began_s, time.monotonic(), count, {"decode": decode_s_per_image * count, "infer": cpu_s})
 
 
-def _ready(load: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
+def _prepare_tensors(workload: Workload) -> tuple[Compiled, list[dict[int, NDArray[Any]]]]:
     """Return the compiled model, and images prepared for it."""
-    compiled, contract, form, _ = load.compiled()
-    prepared = [contract.prepare(form, picture) for picture in pixels(load.images, _MOST_TENSORS)]
+    compiled, adapter, form, _ = workload.compile_model()
+    prepared = [adapter.prepare(form, image) for image in read_pixels(workload.images, _MOST_TENSORS)]
     return compiled, [compiled.inputs(arrays) for arrays in prepared]
 
 
 # ---- (c): segray ----------------------------------------------------------------------------------
 
 
-class _Timed:
+class _TimedPool:
     """A worker pool that records when the first unit was assigned and when the first and last units came back."""
 
     def __init__(self, workers: WorkerPool, marks: dict[str, float]) -> None:
@@ -109,92 +109,93 @@ class _Timed:
         return getattr(self._workers, name)
 
 
-def segray(load: Workload, folder: Path) -> Lap:
+def segray(workload: Workload, folder: Path) -> Measurement:
     """Measure `segray label` of the manifest on a private Ray, from the first assigned unit to the last commit."""
-    return _label(load.configuration(folder / "labels"), folder)
+    return _label(workload.configuration(folder / "labels"), folder)
 
 
-def remote(load: Workload, folder: Path) -> Lap:
+def remote(workload: Workload, folder: Path) -> Measurement:
     """Measure `segray label` of the images' copies in object storage, timed as in `segray`."""
-    chosen = load.configuration(folder / "labels")
-    source = chosen.source.model_copy(update={"uri": load.remote})
-    return _label(chosen.model_copy(update={"source": source}), folder)
+    configuration = workload.configuration(folder / "labels")
+    source = configuration.source.model_copy(update={"uri": workload.remote})
+    return _label(configuration.model_copy(update={"source": source}), folder)
 
 
-def _label(chosen: config.Config, folder: Path) -> Lap:
+def _label(configuration: config.Config, folder: Path) -> Measurement:
     from segray.execution import ray_pool
     from segray.monitoring import console
 
     marks: dict[str, float] = {}
 
     def start(spec: WorkerSpec, settings: config.Config) -> WorkerPool:
-        workers: Any = _Timed(ray_pool.start(spec, settings), marks)
+        workers: Any = _TimedPool(ray_pool.start(spec, settings), marks)
         return workers  # type: ignore[no-any-return]
 
     with console.listener() as listener:
-        summary = label(chosen, listener, start)
+        summary = label(configuration, listener, start)
     commits = sorted(_commit_times(folder / "labels" / "images" / "_delta_log"))
     marks["first_commit_s"] = commits[0]
     facts = {"failed": str(summary.tally.failed)}
-    return Lap(marks.pop("began_s"), commits[-1], summary.tally.images, summary.tally.cpu_seconds, marks, facts)
+    return Measurement(marks.pop("began_s"), commits[-1], summary.tally.images, summary.tally.cpu_seconds, marks, facts)
 
 
 def _commit_times(log: Path) -> Iterator[float]:
     """Yield the times of a Delta log's commits, as of time.monotonic, without version 0, which creates the table."""
-    offset = time.monotonic() - time.time()
+    offset_s = time.monotonic() - time.time()
     for file in log.glob("*.json"):
         if int(file.stem):
-            yield file.stat().st_mtime + offset
+            yield file.stat().st_mtime + offset_s
 
 
 # ---- (e): a script --------------------------------------------------------------------------------
 
 
-def script(load: Workload, folder: Path) -> Lap:
+def script(workload: Workload, folder: Path) -> Measurement:
     """Measure a script: one process, one image at a time.
 
     The model is compiled for latency, because only one image is ever in flight.
     """
-    compiled, contract, form, options = load.compiled("LATENCY")
+    compiled, adapter, form, options = workload.compile_model("LATENCY")
     request = compiled.network.create_infer_request()
-    spent: dict[str, float] = defaultdict(float)
+    cpu_seconds: dict[str, float] = defaultdict(float)
     rows: list[naive.Row] = []
-    began = time.monotonic()
-    for path in load.images:
-        with _stage(spent, "decode"):
-            picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
-        if picture is None:
+    began_s = time.monotonic()
+    for path in workload.images:
+        with _count_cpu_s(cpu_seconds, "decode"):
+            image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+        if image is None:
             continue
-        with _stage(spent, "prepare"):
-            inputs = naive.prepare(contract, form, np.asarray(picture, np.uint8))
-        with _stage(spent, "infer"):
+        with _count_cpu_s(cpu_seconds, "prepare"):
+            inputs = naive.prepare(adapter, form, np.asarray(image, np.uint8))
+        with _count_cpu_s(cpu_seconds, "infer"):
             request.infer(compiled.inputs(inputs))
-        with _stage(spent, "postprocess"):
+        with _count_cpu_s(cpu_seconds, "postprocess"):
             outputs = compiled.outputs(request)
-            rows += naive.rows(contract, outputs, path, (picture.shape[0], picture.shape[1]), options)
-    with _stage(spent, "write"):
+            rows += naive.rows(adapter, outputs, path, (image.shape[0], image.shape[1]), options)
+    with _count_cpu_s(cpu_seconds, "write"):
         if rows:
             pq.write_to_dataset(pa.Table.from_pylist(rows), folder / _INSTANCES, partition_cols=["class"])
-    return Lap(began, time.monotonic(), len(load.images), dict(spent))
+    return Measurement(began_s, time.monotonic(), len(workload.images), dict(cpu_seconds))
 
 
 @contextmanager
-def _stage(spent: dict[str, float], name: str) -> Iterator[None]:
+def _count_cpu_s(cpu_seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the CPU seconds of this process and all its threads to a stage."""
-    began = time.process_time()
+    began_s = time.process_time()
     yield
-    spent[name] += time.process_time() - began
+    cpu_seconds[stage] += time.process_time() - began_s
 
 
-def _ray_data(load: Workload, folder: Path) -> Lap:
+def _ray_data(workload: Workload, folder: Path) -> Measurement:
     from segray.bench import ray_data
 
-    return ray_data.run(load, folder)
+    return ray_data.run(workload, folder)
 
 
-WAYS: Mapping[str, Callable[[Workload, Path], Lap]] = {
-    "ceiling": ceiling,
-    "floor": floor,
+# By the name in the record, which stays the same from release to release.
+VARIANTS: Mapping[str, Callable[[Workload, Path], Measurement]] = {
+    "ceiling": upper_bound,
+    "floor": lower_bound,
     "segray": segray,
     "remote": remote,
     "ray_data": _ray_data,

@@ -30,16 +30,16 @@ from segray.storage.uris import join
 from segray.synthetic.scene import draw_scene
 
 _SEED = 0
-# JPEG quality that gives as many bytes per pixel as photographs have, so that decoding takes as long.
-_QUALITY = 95
+# With this JPEG quality scenes have as many bytes per pixel as photographs, so that decoding takes as long.
+_JPEG_QUALITY = 95
 # Number of distinct scenes. Further scenes are hard links to these files.
 _MOST_SCENES = 32
-_COPIES = 8
+_COPY_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Lap:
-    """A variant's own measurements.
+class Measurement:
+    """A variant's measurement of itself.
 
     began_s, ended_s: time.monotonic of the timed part. images: number of images in the timed part.
     cpu_seconds: total CPU seconds by stage. marks: further times. facts: further facts, such as the device's settings.
@@ -88,7 +88,7 @@ class Workload:
         return Workload(**{**values, "images": tuple(values["images"]), "settings": tuple(values["settings"])})
 
     def configuration(self, root: Path) -> config.Config:
-        """Return segray's configuration for a label set at `root`; raise ConfigError for wrong choices of the user."""
+        """Return segray's configuration for a label set at `root`; raise ConfigError for wrong options."""
         values: dict[str, Any] = {
             "source": {"uri": str(self.manifest)},
             "output": {"root": str(root)},
@@ -97,25 +97,25 @@ class Workload:
         }
         return config.validate(values, "segray bench", self.settings)
 
-    def compiled(self, hint: str = "THROUGHPUT") -> tuple[Compiled, ModelAdapter, ModelFormat, Options]:
+    def compile_model(self, hint: str = "THROUGHPUT") -> tuple[Compiled, ModelAdapter, ModelFormat, Options]:
         """Return the model compiled as in segray's workers, with its adapter, form and options."""
-        model, contract, form, options = self.resolved()
-        chosen = self.configuration(Path()).model
-        settings = DeviceSettings(threads=self.threads, precision=chosen.precision, hint=hint)
+        model, adapter, form, options = self.resolve_model()
+        model_config = self.configuration(Path()).model
+        settings = DeviceSettings(threads=self.threads, precision=model_config.precision, hint=hint)
         compiled = engine.compiled(model.path, form, settings)
-        contract = contract.with_size(form.name, compiled.size_hw)
-        return compiled, contract, contract.forms[form.name], options
+        adapter = adapter.with_size(form.name, compiled.size_hw)
+        return compiled, adapter, adapter.forms[form.name], options
 
-    def resolved(self) -> tuple[resolve.ResolvedModel, ModelAdapter, ModelFormat, Options]:
+    def resolve_model(self) -> tuple[resolve.ResolvedModel, ModelAdapter, ModelFormat, Options]:
         """Return the model's files, adapter, form and options."""
-        chosen = self.configuration(Path()).model
-        model = resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
-        return model, model.contract, model.form, options_of(chosen, model.contract)
+        model_config = self.configuration(Path()).model
+        model = resolve.resolve(model_config.name, model_config.path, model_config.form, model_config.labels)
+        return model, model.contract, model.form, options_of(model_config, model.contract)
 
 
-def copied(images: Iterable[str], prefix: str, store: Store) -> None:
+def copy_images(images: Iterable[str], prefix: str, store: Store) -> None:
     """Copy the files to `prefix`, under their names."""
-    with ThreadPoolExecutor(_COPIES) as pool:
+    with ThreadPoolExecutor(_COPY_THREADS) as pool:
         for _ in pool.map(lambda path: store.put(join(prefix, Path(path).name), Path(path).read_bytes()), images):
             pass
 
@@ -123,41 +123,44 @@ def copied(images: Iterable[str], prefix: str, store: Store) -> None:
 # ---- images ---------------------------------------------------------------------------------------
 
 
-def listed(uri: str, count: int) -> tuple[str, ...]:
+def list_images(uri: str, count: int) -> tuple[str, ...]:
     """Return the first `count` images of a local folder, glob or manifest, in the order of the listing."""
-    found = [ref.uri for batch in listing.read(uri, Store()) for ref in listing.refs(batch)]
-    if strangers := [uri for uri in found if not Path(uri).is_file()]:
-        hint = "Copy them here first; the benchmark reads local files."
-        raise ConfigError("These images are not local files.", where=uri, found=strangers[0], hint=hint)
-    return tuple(found[:count])
+    image_uris = [ref.uri for batch in listing.read(uri, Store()) for ref in listing.refs(batch)]
+    if not_local := [image_uri for image_uri in image_uris if not Path(image_uri).is_file()]:
+        hint = "Copy the images to a local folder first. The benchmark reads local files only."
+        raise ConfigError("These images are not local files.", where=uri, found=not_local[0], hint=hint)
+    return tuple(image_uris[:count])
 
 
-def drawn(folder: Path, count: int, size_hw: tuple[int, int]) -> tuple[str, ...]:
-    """Return `count` JPEG files of sticker scenes of this size, in pixels; equal arguments give equal files."""
+def draw_images(folder: Path, count: int, size_hw: tuple[int, int]) -> tuple[str, ...]:
+    """Write `count` JPEG files of sticker scenes and return their paths. Equal arguments give equal files.
+
+    size_hw: height and width of the scenes, in pixels. Files that exist are kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size_hw
     scenes = [folder / f"scene-{width}x{height}-{i:05d}.jpg" for i in range(count)]
     for i, file in enumerate(scenes[:_MOST_SCENES]):
         if not file.exists():
-            file.write_bytes(_scene(i, size_hw))
+            file.write_bytes(_draw_jpeg(i, size_hw))
     for file, original in zip(scenes[_MOST_SCENES:], cycle(scenes[:_MOST_SCENES]), strict=False):
         if not file.exists():
             os.link(original, file)
     return tuple(str(file.absolute()) for file in scenes)
 
 
-def _scene(index: int, size_hw: tuple[int, int]) -> bytes:
+def _draw_jpeg(index: int, size_hw: tuple[int, int]) -> bytes:
     scene = draw_scene(np.random.default_rng([_SEED, index]), size_hw, max_things=12)
-    done, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    if not done:
+    encoded, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not encoded:
         raise InfrastructureError("OpenCV could not encode a scene", found=f"{size_hw}")
     return data.tobytes()
 
 
-def pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
+def read_pixels(images: Iterable[str], most: int) -> list[NDArray[np.uint8]]:
     """Return the first `most` readable images, upright, uint8 (h, w, 3) RGB."""
-    read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
-    found = [np.asarray(image, np.uint8) for image in islice((image for image in read if image is not None), most)]
-    if not found:
+    decoded = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in images)
+    readable = (np.asarray(image, np.uint8) for image in decoded if image is not None)
+    if not (first := list(islice(readable, most))):
         raise ConfigError("None of the images can be read.", where="--images", hint="Give a folder of photographs.")
-    return found
+    return first

@@ -20,7 +20,7 @@ from segray.errors import UserError
 
 if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation
-    from segray.analytics.export.export import Exported
+    from segray.analytics.export.export import ExportResult
     from segray.analytics.reports.diff import LabelSetDifference
     from segray.analytics.review.review import Errors, Review
     from segray.analytics.review.sampling import Selection
@@ -335,7 +335,7 @@ def describe_details(result: Evaluation) -> str:
     return "\n".join([*lines, states, *(f"note: {note}" for note in result.notes)])
 
 
-def describe_export(done: Exported) -> str:
+def describe_export(done: ExportResult) -> str:
     """Return what was written, and how much polygons lost."""
     line = f"{done.out}: {done.instances} instances in {done.images} images as {done.format}, masks as {done.masks}"
     if done.mean_iou is not None:

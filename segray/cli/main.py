@@ -262,7 +262,7 @@ def bench(
     size: Annotated[str, typer.Option(metavar="WxH", help="Of the scenes.")] = "640x480",
     count: Annotated[int | None, typer.Option(min=1, help="Of images; none: as many as take 20 s to infer.")] = None,
     model_name: Annotated[
-        str, typer.Option(help="As model.name; yardstick: YOLACT with random weights.")
+        str, typer.Option(help="As model.name; yardstick: the reference model, YOLACT with random weights.")
     ] = "yardstick",
     model_path: Annotated[str | None, typer.Option(help="As model.path.")] = None,
     model_form: Annotated[str | None, typer.Option(help="As model.form.")] = None,
@@ -270,10 +270,13 @@ def bench(
     instances: Annotated[int, typer.Option(min=1, help="At most so many an image.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 3,
     only: Annotated[
-        str, typer.Option(help="Of a ceiling, b floor, c segray, d Ray Data, e script, r segray from --remote.")
+        str,
+        typer.Option(
+            help="Variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from --remote."
+        ),
     ] = "abcde",
     remote: Annotated[
-        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the way r.")
+        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the variant r.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_json: Json = False,
@@ -284,16 +287,16 @@ def bench(
         from segray.bench import runner as job
         from segray.monitoring import console
 
-    asked = job.Asked(
+    options = job.BenchOptions(
         images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
-        job.ways(only), tuple(overrides), remote,
+        job.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
-    load, laps = job.bench(asked, folder, console.Plain().note)
-    found = report.record(load, laps)
+    workload, runs = job.bench(options, folder, console.Plain().note)
+    record = report.record(workload, runs)
     if as_json:
-        show_json(found)
+        show_json(record)
     else:
-        show(report.describe(found))
+        show(report.describe(record))
 
 
 @app.command()

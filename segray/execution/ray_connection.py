@@ -10,11 +10,14 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -25,13 +28,14 @@ from segray._system import child_processes, host_process, signals
 from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
 from segray.config import ClusterSettings
 from segray.errors import ConfigError, InfrastructureError, SegrayError
+from segray.execution.ray_address import PRIVATE_MARK, address_to_join
+from segray.execution.ray_temp_folder import temp_folder
 from segray.models.engine import available_cpus
 
 _LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 5.0
-# A variable in the environment of every process of a private cluster.
-_MARK = "SEGRAY_PRIVATE_CLUSTER"
-_PRIVATE_ADDRESS = "local"
+_PRIVATE_START_S = 90.0
+_LEAST_FREE_BYTES = 50 * 10**6
 
 T = TypeVar("T")
 
@@ -49,19 +53,32 @@ class _Connection:
         self._undo = contextlib.ExitStack()
         self._head_lost = False
         self._ending: Future[None] | None = None
-        self._mark = ""  # value of _MARK for the processes of a private cluster
+        self._mark = ""  # value of PRIVATE_MARK for the processes of a private cluster
 
     def join(self, cluster: ClusterSettings) -> None:
         """Add a run; see connect()."""
         with self._lock:
             if self._ending is not None:
-                self._ending.result()
+                self._wait_for_end(self._ending, cluster)
                 self._ending = None
             if self._run_count or ray.is_initialized():
                 _check_same_cluster(cluster.address)
             else:
                 self._connect(cluster)
             self._run_count += 1
+
+    @staticmethod
+    def _wait_for_end(ending: Future[None], cluster: ClusterSettings) -> None:
+        """Wait for the end of the former connection."""
+        try:
+            ending.result(cluster.head_timeout_s)
+        except TimeoutError:
+            raise InfrastructureError(
+                "this process still waits for another Ray cluster",
+                where=f"cluster.address={cluster.address or 'null'}",
+                found=f"Ray still waits after {cluster.head_timeout_s:.0f} s",
+                hint="label in a new process",
+            ) from None
 
     def leave(self, *, head_lost: bool) -> None:
         """Remove a run; see disconnect()."""
@@ -76,38 +93,63 @@ class _Connection:
 
         A signal to all processes of a terminal, for example, ends the head.
         """
-        return bool(self._mark) and not child_processes.runs_marked(_MARK, self._mark, _compat.RAY_HEAD)
+        return bool(self._mark) and not child_processes.runs_marked(PRIVATE_MARK, self._mark, _compat.RAY_HEAD)
 
     def _connect(self, cluster: ClusterSettings) -> None:
+        address = address_to_join(cluster.address)
+        if address is not None:
+            self._initialise("", partial(_join, address), cluster.head_timeout_s, _not_joined(address))
+            return
+        try:
+            self._start_private()
+        except _NotStartedError:  # Ray waits 30 s for its processes, and a busy machine may need longer.
+            self._start_private()
+
+    def _start_private(self) -> None:
+        mark = secrets.token_hex(16)
+        self._initialise(mark, partial(_start_private, mark, temp_folder()), _PRIVATE_START_S, _not_started)
+
+    def _initialise(
+        self, mark: str, call: Callable[[], None], timeout_s: float, no_answer: Callable[[str], SegrayError]
+    ) -> None:
+        """Connect this process, and wait for the connection.
+
+        Args:
+            mark: value of PRIVATE_MARK for the processes of a private cluster; "" for another cluster.
+            call: calls ray.init().
+            timeout_s: longest wait for the call, in seconds.
+            no_answer: returns the error to raise after timeout_s, from the text for `found`.
+        """
         with signals.kept(), host_process.kept(), contextlib.ExitStack() as undo:
             undo.enter_context(signals.kept(signals.FAULTS))
             undo.enter_context(host_process.at_work("ray", logging.WARNING))
-            self._head_lost = False
-            default_address = "auto" if "RAY_ADDRESS" in os.environ else _PRIVATE_ADDRESS
-            address = cluster.address or default_address
-            self._mark = secrets.token_hex(16) if address == _PRIVATE_ADDRESS else ""
+            self._head_lost, self._mark = False, mark
             thread_end = threading.Event()
+            # Ray waits for ever for a head that dies meanwhile, and handles no signal. So another thread calls Ray.
+            # Ray's processes die with the thread that starts them, and the first run's thread may end early.
+            initialised = run_in_lasting_thread(thread_end, call)
             undo.callback(thread_end.set)
-            undo.callback(self._shut_down)
-            if threading.current_thread() is threading.main_thread():
-                _init(address, self._mark)
-            else:  # Ray's processes die with the thread that starts them, and the first run's thread may end early.
-                run_in_lasting_thread(thread_end, _init, address, self._mark)
+            undo.callback(self._shut_down, initialised)
+            if wait([initialised], timeout_s).not_done:
+                raise no_answer(f"no answer within {timeout_s:.0f} s")
+            initialised.result()
             logging.getLogger("ray").setLevel(logging.WARNING)
             self._undo = undo.pop_all()
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, initialised: Future[None]) -> None:
         # Without a head Ray waits up to 20 s for an answer, and then ends the process.
         mark, head_lost = self._mark, self._head_lost or self.head_ended()
         self._mark = ""
         try:
-            if head_lost:
+            if not initialised.done():
+                self._ending = run_in_daemon_thread(_shut_down_when, initialised, bool(mark))
+            elif head_lost:
                 self._ending = run_in_daemon_thread(_shut_down, bool(mark))
             else:
                 _shut_down(bool(mark))
         finally:
             if mark:
-                child_processes.end_marked(_MARK, mark)
+                child_processes.end_marked(PRIVATE_MARK, mark)
 
 
 _connection = _Connection()
@@ -120,14 +162,7 @@ def connect(cluster: ClusterSettings) -> None:
     listens on this machine only, so the cluster needs no token. Raises InfrastructureError for a cluster that cannot be
     reached now, ConfigError for a cluster that refuses this process.
     """
-    try:
-        _connection.join(cluster)
-    except SystemExit as exc:
-        if exc.code != signal.SIGTERM:
-            raise
-        # Ray exits on a SIGTERM during its start. The process's own handler, if any, must run first.
-        signal.raise_signal(signal.SIGTERM)
-        raise KeyboardInterrupt("SIGTERM") from exc
+    _connection.join(cluster)
 
 
 def disconnect(*, head_lost: bool = False) -> None:
@@ -192,7 +227,7 @@ class Head:
                 f"{function.__name__} failed on the Ray cluster",
                 where="a Ray task of the driver, tried three times",
                 found=first_line(exc),
-                hint="read Ray's logs in /tmp/ray; too little memory is the usual cause",
+                hint="read Ray's logs; too little memory is the usual cause",
             ) from exc
 
     def leave(self) -> None:
@@ -206,18 +241,48 @@ def first_line(exc: BaseException) -> str:
     return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
 
 
-def _init(address: str, mark: str) -> None:
-    """Connect this process to a cluster; start a private cluster first if the address says so.
+class _NotStartedError(InfrastructureError):
+    """A private cluster did not start. Another try may succeed."""
 
-    mark: value of _MARK for the processes of a private cluster.
-    """
-    # Outside the main thread Ray warns that it cannot set its signal handler, which is intended.
-    level = logging.WARNING if threading.current_thread() is threading.main_thread() else logging.ERROR
-    if address == _PRIVATE_ADDRESS:
-        _start_private(mark, level)
-        return
+
+def _not_started(found: str) -> SegrayError:
+    """Return the error of a private cluster that does not start in time."""
+    return InfrastructureError(
+        "Ray could not start on this machine",
+        where="cluster.address=null",
+        found=found,
+        hint="check that the loopback network works and read Ray's logs, or set `cluster.address`",
+    )
+
+
+def _not_joined(address: str) -> Callable[[str], SegrayError]:
+    """Return a function that returns the error of a cluster that does not answer, from the text for `found`."""
+    where = f"cluster.address={address}"
+    if os.environ.get("RAY_AUTH_MODE") != "token" and _has_token():
+        return lambda found: ConfigError(
+            "cannot join the Ray cluster",
+            where=where,
+            found=f"{found}; a token is set, but RAY_AUTH_MODE=token is not",
+            hint="set RAY_AUTH_MODE=token if the cluster requires tokens; else check `cluster.address`",
+        )
+    return lambda found: InfrastructureError(
+        "cannot join the Ray cluster",
+        where=where,
+        found=f"{found} (`cluster.head_timeout_s`)",
+        hint="check that the cluster runs and that `cluster.address` is HOST:PORT of its head, often port 6379",
+    )
+
+
+def _has_token() -> bool:
+    """Return whether the environment has a token for Ray. RAY_AUTH_TOKEN_PATH names a file with a token."""
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+
+
+def _join(address: str) -> None:
+    """Connect this process to a cluster."""
     try:
-        ray.init(address=address, logging_level=level)
+        # Outside the main thread Ray warns that it cannot set its signal handler, which is intended.
+        ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
         error_class = InfrastructureError if isinstance(exc, ConnectionError) else ConfigError
         raise error_class(
@@ -230,26 +295,40 @@ def _init(address: str, mark: str) -> None:
         ) from exc
 
 
-def _start_private(mark: str, level: int) -> None:
+def _start_private(mark: str, folder: Path) -> None:
+    """Start a private cluster and connect this process.
+
+    mark: value of PRIVATE_MARK in the environment of the cluster's processes.
+    folder: Ray's temporary folder.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _compat.start_no_spare_ray_workers()  # An idle spare worker takes 1 % of a core.
     try:
-        with host_process.environment([_MARK]), _signals_blocked_in_children():
-            os.environ[_MARK] = mark
+        with host_process.environment([PRIVATE_MARK]), _signals_blocked_in_children():
+            os.environ[PRIVATE_MARK] = mark
             ray.init(
-                address=_PRIVATE_ADDRESS,
+                address="local",
                 num_cpus=available_cpus(),
                 include_dashboard=False,
                 object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-                logging_level=level,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
             )
     except Exception as exc:  # Ray raises no special class when its processes are not up within 30 s.
-        raise InfrastructureError(
+        free_bytes = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        if free_bytes < _LEAST_FREE_BYTES:
+            raise InfrastructureError(
+                "Ray could not start on this machine",
+                where=str(folder),
+                found=f"the disk is full: {free_bytes / 1e6:.0f} MB are free",
+                hint="free some space, or set RAY_TMPDIR to a folder on another disk",
+            ) from exc
+        raise _NotStartedError(
             "Ray could not start on this machine",
             where="cluster.address=null",
             found=first_line(exc),
-            hint="run the same command when the machine is less busy, or read Ray's logs in /tmp/ray",
+            hint=f"run the same command when the machine is less busy, or read Ray's logs in {folder}",
         ) from exc
 
 
@@ -266,6 +345,12 @@ def _signals_blocked_in_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _shut_down_when(initialised: Future[None], private: bool) -> None:
+    """Disconnect from Ray as soon as a try to connect has ended."""
+    initialised.exception()
+    _shut_down(private)
 
 
 def _shut_down(private: bool) -> None:

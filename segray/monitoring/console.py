@@ -1,7 +1,7 @@
 """The terminal: progress during a run, and its summary.
 
-Knows terminals and words. Knows nothing of how the numbers came about. A terminal gets a bar with images/s and ETA. A
-job log, a file or a notebook gets plain lines at intervals.
+Knows how progress and summary are printed. Knows nothing of how the numbers are counted. A terminal gets a bar with
+images/s and ETA. A job log, a file or a notebook gets plain lines at intervals.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from segray.execution.progress import ProgressListener
 if TYPE_CHECKING:
     from segray.execution.run import Summary
 
-_LINE_S = 10.0
-_DUMB = ("dumb", "unknown")
+_LINE_EVERY_S = 10.0
+# Values of TERM for terminals that cannot redraw a line.
+_DUMB_TERMINALS = ("dumb", "unknown")
 
 
 class Plain(ProgressListener):
@@ -40,12 +41,12 @@ class Plain(ProgressListener):
         self._printed_s = self._clock()
 
     def advance(self, done: int, instances: int, failed: int) -> None:
-        now = self._clock()
-        rate = self._meter.update(done, now)
-        if now - self._printed_s >= _LINE_S:
-            self._printed_s = now
-            pace = f", {rate:.1f} images/s, {duration(self._meter.eta_s(done))} left" if rate else ""
-            self.note(f"{done}/{self._meter.images} images, {instances} instances, {failed} failed{pace}")
+        now_s = self._clock()
+        rate = self._meter.update(done, now_s)
+        if now_s - self._printed_s >= _LINE_EVERY_S:
+            self._printed_s = now_s
+            rate_and_eta = f", {rate:.1f} images/s, {duration(self._meter.eta_s(done))} left" if rate else ""
+            self.note(f"{done}/{self._meter.images} images, {instances} instances, {failed} failed{rate_and_eta}")
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +95,7 @@ class Bar(ProgressListener):
 
 
 class RateMeter:
-    """The mean rate in images/s since the first image of this process, and the time left."""
+    """A meter of the mean rate in images/s since the first image of this process, and of the time left."""
 
     def __init__(self, images: int = 0, resumed: int = 0) -> None:
         self.images = images
@@ -103,7 +104,7 @@ class RateMeter:
         self._rate = 0.0
 
     def update(self, done: int, now_s: float) -> float:
-        """Return the mean rate in images/s after `done` images; 0 before there is one."""
+        """Return the mean rate in images/s after `done` images; 0 before a rate can be measured."""
         if self._first is None:
             if done > self._seen:
                 self._first = (now_s, done)
@@ -117,18 +118,18 @@ class RateMeter:
 
 
 def listener() -> Plain | Bar:
-    """Return a bar where a line can be redrawn, plain lines elsewhere."""
+    """Return a bar if stderr is a terminal that redraws lines, else plain lines."""
     return Bar() if redraws(sys.stderr) else Plain()
 
 
 def redraws(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a person sees lines redrawn on a stream.
+    """Return whether a stream is a terminal that redraws lines.
 
     A notebook and most CI services keep each redraw as a line of its own. Source: JPY_PARENT_PID is set for each
     process that a Jupyter kernel starts, CI by all usual services.
     """
-    kept = "JPY_PARENT_PID" in environ or environ.get("CI", "false").lower() not in ("", "0", "false")
-    return out.isatty() and not kept and environ.get("TERM", "").lower() not in _DUMB
+    keeps_redraws = "JPY_PARENT_PID" in environ or environ.get("CI", "false").lower() not in ("", "0", "false")
+    return out.isatty() and not keeps_redraws and environ.get("TERM", "").lower() not in _DUMB_TERMINALS
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
@@ -155,24 +156,24 @@ def _published_share(summary: Summary) -> float:
 
 def describe(summary: Summary) -> str:
     """Return the summary for a person: results, failures, next steps."""
-    tally, images = summary.tally, summary.images
+    counts, images = summary.tally, summary.images
     lines = []
     if summary.retired:
         lines.append(f"retired {summary.retired} images that the source no longer lists")
-    if tally.images:
+    if counts.images:
         lines.append(
-            f"labelled {tally.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "
-            f"workers ready after {summary.startup_s:.1f} s): {tally.instances} instances"
+            f"labelled {counts.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "
+            f"workers ready after {summary.startup_s:.1f} s): {counts.instances} instances"
         )
         lines.append(
-            f"published beside it: {tally.merge_s:.1f} s of merging, {tally.commit_s:.1f} s of committing "
-            f"({_published_share(summary):.0%} of the time)"
+            f"publishing, beside labelling: merge {counts.merge_s:.1f} s, commit {counts.commit_s:.1f} s, "
+            f"{_published_share(summary):.0%} of the time"
         )
-    counts = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
-    lines.append(f"the label set holds {sum(images.values())} images ({counts or 'none'})")
-    lines += _classes(summary.classes)
-    if tally.dropped:
-        lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(tally.dropped.items())))
+    by_status = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
+    lines.append(f"the label set holds {sum(images.values())} images ({by_status or 'none'})")
+    lines += _class_lines(summary.classes)
+    if counts.dropped:
+        lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.dropped.items())))
     for key, stage, message in summary.failures:
         lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
     if summary.exit_code:
@@ -182,14 +183,15 @@ def describe(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _classes(classes: Mapping[str, int], most: int = 10) -> list[str]:
-    shown = [f"  {count:>9,}  {name}" for name, count in list(classes.items())[:most]]
-    rest = len(classes) - most
-    return shown + ([f"             and {rest} more classes"] if rest > 0 else [])
+def _class_lines(classes: Mapping[str, int], most: int = 10) -> list[str]:
+    lines = [f"  {count:>9,}  {name}" for name, count in list(classes.items())[:most]]
+    if len(classes) > most:
+        lines.append(f"             and {len(classes) - most} more classes")
+    return lines
 
 
 def next_steps(root: str) -> list[str]:
-    """Return lines with the tables' URIs and a command that queries them."""
+    """Return lines with the URIs of the tables, and a command that queries the tables."""
     query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     return [

@@ -1,8 +1,8 @@
 """A run's log as JSON, one object a line, for log collectors.
 
-Knows the events note, begin, progress, unit, summary and error. Each line has `at`, `level`, `event`, `run` and `stage`
-as far as they are known. The stage is planning, starting, labelling or publishing. Ray's own output is not JSON and may
-stand between the lines. Secrets of the environment are blanked in every line.
+Knows the events note, begin, progress, unit, summary and error. Each line has `at`, `level`, `event`, `run` and
+`stage`. A run or stage that is not known yet is null. The stage is planning, starting, labelling or publishing. Ray's
+own output is not JSON and may stand between the lines. Secrets of the environment are blanked in every line.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 # A run with progress as text prints the summary line too, if this environment variable is set.
 SUMMARY_ENV = "SEGRAY_SUMMARY_LINE"
-_PROGRESS_S = 10.0
+_PROGRESS_EVERY_S = 10.0
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
-_LEAST_SECRET = 6
+_MIN_SECRET_CHARS = 6
 
 
 class Json(ProgressListener):
@@ -38,30 +38,31 @@ class Json(ProgressListener):
         self._out, self._clock = out or sys.stderr, clock
         self._run: str | None = None
         self._stage = "planning"
-        self._begun: tuple[int, int] | None = None
-        self._told_s = 0.0
+        self._unprinted_begin: tuple[int, int] | None = None
+        self._printed_s = 0.0
 
     def note(self, text: str) -> None:
-        self._tell("note", message=text)
+        self._print("note", message=text)
 
     def begin(self, images: int, resumed: int) -> None:
-        self._begun = images, resumed
+        self._unprinted_begin = images, resumed
 
-    def beat(self, vitals: RunProgress) -> None:
-        self._run, self._stage = vitals.run.id, vitals.phase
-        if self._begun is not None:
-            images, resumed = self._begun
-            self._begun, self._told_s = None, self._clock()
-            self._tell("begin", images=images, resumed=resumed)
-        if self._clock() - self._told_s >= _PROGRESS_S:
-            self._told_s = self._clock()
-            found = heartbeat.record(vitals)
-            self._tell("progress", **{name: found[name] for name in found if name not in ("phase", "slowest")})
+    def beat(self, progress: RunProgress) -> None:
+        self._run, self._stage = progress.run.id, progress.phase
+        if self._unprinted_begin is not None:
+            images, resumed = self._unprinted_begin
+            self._unprinted_begin, self._printed_s = None, self._clock()
+            self._print("begin", images=images, resumed=resumed)
+        if self._clock() - self._printed_s >= _PROGRESS_EVERY_S:
+            self._printed_s = self._clock()
+            record = heartbeat.record(progress)
+            values = {name: value for name, value in record.items() if name not in ("phase", "slowest")}
+            self._print("progress", **values)
 
     def unit(self, run: Run, host: str, report: UnitReport) -> None:
         task = report.task
         self._run, self._stage = run.id, "labelling"
-        self._tell(
+        self._print(
             "unit",
             unit=task.unit,
             start=task.start,
@@ -83,10 +84,10 @@ class Json(ProgressListener):
 
     def error(self, error: SegrayError) -> None:
         """Print the error of a run that did not come to its end."""
-        told = {"found": error.found, "where": error.where, "do": error.hint}
-        self._tell("error", "error", message=error.what, **told, exit_code=error.exit_code)
+        parts = {"found": error.found, "where": error.where, "do": error.hint}
+        self._print("error", "error", message=error.what, **parts, exit_code=error.exit_code)
 
-    def _tell(self, event: str, level: str = "info", **values: Any) -> None:
+    def _print(self, event: str, level: str = "info", **values: Any) -> None:
         print(_line(event, level, self._run, self._stage, values), file=self._out, flush=True)
 
     def __enter__(self) -> Self:
@@ -103,14 +104,14 @@ def summary_line(summary: Summary, run: str | None = None) -> str:
 
 
 def result_of(line: str) -> dict[str, Any] | None:
-    """Return the result in a summary line; None for any other line, whatever is on it."""
+    """Return the result in a summary line; None for any other line."""
     if '"event": "summary"' not in line:
         return None
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return None
-    result = found.get("result") if isinstance(found, dict) else None
+    result = record.get("result") if isinstance(record, dict) else None
     return result if isinstance(result, dict) else None
 
 
@@ -119,6 +120,6 @@ def _line(event: str, level: str, run: str | None, stage: str | None, values: Ma
     record = {"at": at, "level": level, "event": event, "run": run, "stage": stage, **values}
     text = json.dumps(record)
     for name in _SECRETS:
-        if len(secret := os.environ.get(name, "")) >= _LEAST_SECRET:
+        if len(secret := os.environ.get(name, "")) >= _MIN_SECRET_CHARS:
             text = text.replace(json.dumps(secret)[1:-1], "***")
     return text

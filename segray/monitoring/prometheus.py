@@ -1,9 +1,9 @@
-"""The metrics of a run for Prometheus, exported by Ray: every name, its kind, tags and meaning.
+"""The metrics of a run for Prometheus, exported by Ray: name, kind, tags and meaning of each metric.
 
-The driver counts from the reports that it accepts. A unit that was lost and done again counts once, which a count in
-the workers could not promise. Nothing is lost with a worker that dies between two exports. Tags are bounded: statuses,
-stages, devices and hosts, never keys or URIs. Ray puts `ray_` before each name and adds SessionName and WorkerId. The
-WorkerId is the driver's, so each run has one. Ray exports every ten seconds, and once more when the driver ends.
+The driver counts from the reports that it accepts. So a unit that was lost and labelled again counts once. No count is
+lost when a worker dies between two exports. Tags have few values: statuses, stages, devices and hosts, never keys or
+URIs. Ray puts `ray_` before each name and adds SessionName and WorkerId. The WorkerId is the driver's, so each run has
+one. Ray exports every ten seconds, and once more when the driver ends.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from segray.execution.progress import ProgressListener, RunProgress
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "segray_images_total": ("Images labelled, by status: ok, empty or failed.", ("status",)),
     "segray_instances_total": ("Instances found.", ()),
-    "segray_read_bytes_total": ("Bytes of image files read.", ()),
-    "segray_stage_seconds_total": ("Seconds that images spent in a stage, summed over threads.", ("stage",)),
-    "segray_stage_cpu_seconds_total": ("CPU seconds that workers computed, by stage.", ("stage",)),
-    "segray_units_total": ("Units finished.", ()),
-    "segray_retries_total": ("Units given out again.", ()),
+    "segray_read_bytes_total": ("Bytes read from image files.", ()),
+    "segray_stage_seconds_total": ("Wall seconds that images spent in a stage, summed over threads.", ("stage",)),
+    "segray_stage_cpu_seconds_total": ("CPU seconds of the workers, by stage.", ("stage",)),
+    "segray_units_total": ("Finished units.", ()),
+    "segray_retries_total": ("Tasks that were assigned again.", ()),
     "segray_lost_workers_total": ("Workers that died or were replaced.", ()),
-    "segray_commits_total": ("Batches committed.", ()),
+    "segray_commits_total": ("Committed batches.", ()),
     "segray_publish_seconds_total": ("Seconds of publishing, by stage: merge or commit.", ("stage",)),
 }
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "segray_plan_images": ("Images of the run's plan.", ()),
-    "segray_done_images": ("Of these, labelled, by earlier processes too.", ()),
-    "segray_waiting_images": ("Images of the plan that no worker was given yet.", ()),
-    "segray_in_flight_images": ("Images that workers are at.", ()),
-    "segray_images_per_second": ("Images a second of all workers, over about the last minute.", ()),
-    "segray_workers": ("Workers that are ready, by device.", ("device",)),
-    "segray_worker_rss_bytes": ("Resident memory of the largest worker of a host.", ("host",)),
+    "segray_plan_images": ("Images in the plan of the run.", ()),
+    "segray_done_images": ("Images of the plan that are labelled, by earlier processes too.", ()),
+    "segray_waiting_images": ("Images of the plan that are not assigned to a worker yet.", ()),
+    "segray_in_flight_images": ("Images that workers are labelling now.", ()),
+    "segray_images_per_second": ("Images per second of all workers, over about the last minute.", ()),
+    "segray_workers": ("Ready workers, by device.", ("device",)),
+    "segray_worker_rss_bytes": ("Resident memory of the largest worker on a host, in bytes.", ("host",)),
 }
 NAMES = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))
 
@@ -46,28 +46,29 @@ class Metrics(ProgressListener):
     """An exporter of a run's progress. Ray must be connected before the first beat."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
         self._counted: defaultdict[Series, float] = defaultdict(float)
         self._gauged: set[Series] = set()
 
-    def beat(self, vitals: RunProgress) -> None:
-        for series, total in totals(vitals):
-            if (more := total - self._counted[series]) > 0:
+    def beat(self, progress: RunProgress) -> None:
+        for series, total in totals(progress):
+            if (increase := total - self._counted[series]) > 0:
                 self._counted[series] = total
-                self._metric(series[0]).inc(more, self._tags(series))
-        now = levels(vitals)
-        for series in self._gauged - now.keys():  # Devices and hosts that have no worker any more.
-            now[series] = 0.0
-        self._gauged |= now.keys()
-        for series, value in now.items():
+                self._metric(series[0]).inc(increase, self._tags(series))
+        values = levels(progress)
+        for series in self._gauged - values.keys():  # Devices and hosts without a worker.
+            values[series] = 0.0
+        self._gauged |= values.keys()
+        for series, value in values.items():
             self._metric(series[0]).set(value, self._tags(series))
 
     def _metric(self, name: str) -> Any:
-        if name not in self._known:
-            kinds = importlib.import_module("ray.util.metrics")
-            kind, (text, tags) = (kinds.Counter, COUNTERS[name]) if name in COUNTERS else (kinds.Gauge, GAUGES[name])
-            self._known[name] = kind(name, description=text, tag_keys=tags)
-        return self._known[name]
+        if name not in self._metrics:
+            ray_metrics = importlib.import_module("ray.util.metrics")
+            metric_class = ray_metrics.Counter if name in COUNTERS else ray_metrics.Gauge
+            description, tags = COUNTERS.get(name) or GAUGES[name]
+            self._metrics[name] = metric_class(name, description=description, tag_keys=tags)
+        return self._metrics[name]
 
     def _tags(self, series: Series) -> dict[str, str]:
         name, values = series
@@ -75,37 +76,37 @@ class Metrics(ProgressListener):
         return dict(zip(keys, values, strict=True))
 
 
-def totals(vitals: RunProgress) -> Iterator[tuple[Series, float]]:
-    """Yield each counter with its total, which only grows while a driver lives."""
-    tally = vitals.counters
+def totals(progress: RunProgress) -> Iterator[tuple[Series, float]]:
+    """Yield each counter with its total. The total never falls while a driver lives."""
+    counts = progress.counters
     for status in ("ok", "empty", "failed"):
-        yield ("segray_images_total", (status,)), getattr(tally, status)
-    yield ("segray_instances_total", ()), tally.instances
-    yield ("segray_read_bytes_total", ()), tally.bytes_read
-    for stage, seconds in tally.seconds.items():
+        yield ("segray_images_total", (status,)), getattr(counts, status)
+    yield ("segray_instances_total", ()), counts.instances
+    yield ("segray_read_bytes_total", ()), counts.bytes_read
+    for stage, seconds in counts.seconds.items():
         yield ("segray_stage_seconds_total", (stage,)), seconds
-    for stage, seconds in tally.cpu_seconds.items():
+    for stage, seconds in counts.cpu_seconds.items():
         yield ("segray_stage_cpu_seconds_total", (stage,)), seconds
-    yield ("segray_units_total", ()), vitals.units
-    yield ("segray_retries_total", ()), vitals.retries
-    yield ("segray_lost_workers_total", ()), vitals.lost
-    yield ("segray_commits_total", ()), vitals.commits
-    yield ("segray_publish_seconds_total", ("merge",)), tally.merge_s
-    yield ("segray_publish_seconds_total", ("commit",)), tally.commit_s
+    yield ("segray_units_total", ()), progress.units
+    yield ("segray_retries_total", ()), progress.retries
+    yield ("segray_lost_workers_total", ()), progress.lost
+    yield ("segray_commits_total", ()), progress.commits
+    yield ("segray_publish_seconds_total", ("merge",)), counts.merge_s
+    yield ("segray_publish_seconds_total", ("commit",)), counts.commit_s
 
 
-def levels(vitals: RunProgress) -> dict[Series, float]:
+def levels(progress: RunProgress) -> dict[Series, float]:
     """Return each gauge with its present value."""
-    found: dict[Series, float] = {
-        ("segray_plan_images", ()): vitals.images,
-        ("segray_done_images", ()): vitals.done,
-        ("segray_waiting_images", ()): vitals.waiting,
-        ("segray_in_flight_images", ()): vitals.in_flight,
-        ("segray_images_per_second", ()): vitals.images_per_s,
+    values: dict[Series, float] = {
+        ("segray_plan_images", ()): progress.images,
+        ("segray_done_images", ()): progress.done,
+        ("segray_waiting_images", ()): progress.waiting,
+        ("segray_in_flight_images", ()): progress.in_flight,
+        ("segray_images_per_second", ()): progress.images_per_s,
     }
-    for device, count in Counter(each.device for each in vitals.workers).items():
-        found["segray_workers", (device,)] = count
-    for each in vitals.workers:
-        series = "segray_worker_rss_bytes", (each.host,)
-        found[series] = max(found.get(series, 0.0), each.rss_bytes)
-    return found
+    for device, count in Counter(worker.device for worker in progress.workers).items():
+        values["segray_workers", (device,)] = count
+    for worker in progress.workers:
+        series = "segray_worker_rss_bytes", (worker.host,)
+        values[series] = max(values.get(series, 0.0), worker.rss_bytes)
+    return values

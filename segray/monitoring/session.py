@@ -1,6 +1,6 @@
 """The listeners of a run: a terminal or a log, Prometheus and the heartbeat; and the report at its end.
 
-Knows which listeners there are and when they are closed. Knows nothing of what each does with its news.
+Knows the listeners and when they are closed. Each listener knows how to report progress.
 """
 
 from __future__ import annotations
@@ -24,55 +24,56 @@ Console = console.Plain | console.Bar | Json
 
 
 class ListenerGroup(ProgressListener):
-    """Several listeners as one. Each is called in turn."""
+    """A group of listeners, which are called in turn."""
 
-    def __init__(self, watchers: Sequence[ProgressListener]) -> None:
-        self._watchers = watchers
+    def __init__(self, listeners: Sequence[ProgressListener]) -> None:
+        self._listeners = listeners
 
     def note(self, text: str) -> None:
-        for each in self._watchers:
-            each.note(text)
+        for listener in self._listeners:
+            listener.note(text)
 
     def begin(self, images: int, resumed: int) -> None:
-        for each in self._watchers:
-            each.begin(images, resumed)
+        for listener in self._listeners:
+            listener.begin(images, resumed)
 
     def advance(self, done: int, instances: int, failed: int) -> None:
-        for each in self._watchers:
-            each.advance(done, instances, failed)
+        for listener in self._listeners:
+            listener.advance(done, instances, failed)
 
     def unit(self, run: Run, host: str, report: UnitReport) -> None:
-        for each in self._watchers:
-            each.unit(run, host, report)
+        for listener in self._listeners:
+            listener.unit(run, host, report)
 
-    def beat(self, vitals: RunProgress) -> None:
-        for each in self._watchers:
-            each.beat(vitals)
+    def beat(self, progress: RunProgress) -> None:
+        for listener in self._listeners:
+            listener.beat(progress)
 
 
 @contextmanager
-def observed(chosen: Config, screen: Console) -> Iterator[ProgressListener]:
-    """Yield the listeners of a run on a Ray cluster as one; close the heartbeat afterwards."""
-    options = StorageOptions(**chosen.storage.model_dump())
-    heart = HeartbeatWriter(options, screen.note, live=live if chosen.report else None)
+def observed(config: Config, screen: Console) -> Iterator[ProgressListener]:
+    """Yield one listener that reports a run on a Ray cluster; close the heartbeat afterwards."""
+    options = StorageOptions(**config.storage.model_dump())
+    render_page = live if config.report else None
+    heartbeat_writer = HeartbeatWriter(options, screen.note, render_page=render_page)
     with screen:
         try:
-            yield ListenerGroup((screen, Metrics(), heart))
+            yield ListenerGroup((screen, Metrics(), heartbeat_writer))
         finally:
-            heart.close()
+            heartbeat_writer.close()
 
 
-def report(chosen: Config, summary: Summary, screen: Console) -> str | None:
-    """Write the report page of a run that came to its end; return its URI, None where there is none.
+def report(config: Config, summary: Summary, screen: Console) -> str | None:
+    """Write the report page of a finished run. Return the URI of the page, or None if no page was written.
 
-    A failure is a note and no error, since the labels are complete without the page.
+    A failure is printed as a note and raises no error, because the labels are complete without the page.
     """
-    if not chosen.report or not (summary.planned or summary.retired):
+    if not config.report or not (summary.planned or summary.retired):
         return None
     try:
-        from segray.analytics.reports import report as pages  # Not at the top: a run needs none of these imports.
+        from segray.analytics.reports import report as pages  # A run without a report does not need these imports.
 
-        return pages.of_run(summary.root, **chosen.storage.model_dump())
+        return pages.of_run(summary.root, **config.storage.model_dump())
     except Exception as exc:
-        screen.note(f"there is no report, the labels are whole: {type(exc).__name__}: {exc}")
+        screen.note(f"the report page cannot be written, the labels are complete: {type(exc).__name__}: {exc}")
         return None

@@ -1,9 +1,9 @@
-"""The state of the latest run of a label set, from its records alone, from any machine.
+"""The state of the latest run of a label set, read from its records on any machine.
 
-Knows run.json and heartbeat.json, and what their ages mean. Knows nothing of Ray, and changes nothing.
+Knows run.json and heartbeat.json, and the meaning of their ages. Knows nothing of Ray, and changes nothing.
 
 The clocks of two machines differ, so age alone proves nothing. A run that looks dead is watched for two heartbeats. One
-new heartbeat proves the run alive, whatever the clocks say.
+new heartbeat proves that the run is alive, whatever the clocks show.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
 _SILENT_BEATS, _SILENT_S = 6, 60.0
-# Clocks seldom differ by more, so an older run is not watched for a heartbeat.
-_LONG_S = 6 * 3600.0
+# Clocks seldom differ by more. A run with an older heartbeat is dead without a further look.
+_MAX_CLOCK_DIFFERENCE_S = 6 * 3600.0
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run.
+    """The state of the latest run of a label set.
 
     root: the label set.
     state: none, live or gone; or the recorded end: done, interrupted, stopped or superseded.
     run_id: the latest run; None for a label set without one.
-    silent_s: seconds since the last sign of life, by this machine's clock; None for a run that has ended.
-    skew_s: seconds by which this clock is behind the driver's at least; None if no difference shows.
+    silent_s: seconds since the last heartbeat or record, by the clock of this machine; None for a run that has ended.
+    skew_s: smallest number of seconds by which this clock is behind the driver's; None if no difference shows.
     run: content of run.json.
     beat: content of heartbeat.json.
     """
@@ -51,7 +51,7 @@ class Status:
     def exit_code(self) -> int:
         """Return 0 when a run is live or the last run is done, else 3.
 
-        3: work is left and no driver works at it.
+        3: images are left to label and no driver is running.
         """
         return 0 if self.state in ("live", "done") else InfrastructureError.exit_code
 
@@ -67,7 +67,7 @@ def status(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Status:
-    """Return the state of the latest run. Look once, or for two heartbeats when the run may be dead.
+    """Return the state of the latest run. Read the heartbeat once, or watch for two heartbeats if the run may be dead.
 
     Args:
         root: the label set.
@@ -79,33 +79,34 @@ def status(
         LabelSetError: root holds no label set, or a heartbeat is not valid JSON.
     """
     store = Store(options)
-    run = _latest(store, root)
+    run = _latest_run(store, root)
     if run is None:
         return Status(root, "none", None, None, None, {}, {})
-    record, beat = run.record(store), _beat(store, run)
-    if (said := _said(record, beat)) is not None:
-        return Status(root, said, run.id, None, None, record, beat)
-    signs = [_age_s(each, now()) for each in (beat.get("at"), record.get("updated"))]
-    age_s = min((each for each in signs if each is not None), default=float("inf"))
+    record, beat = run.record(store), _read_heartbeat(store, run)
+    if (end := _recorded_end(record, beat)) is not None:
+        return Status(root, end, run.id, None, None, record, beat)
+    ages_s = [_age_s(stamp, now()) for stamp in (beat.get("at"), record.get("updated"))]
+    age_s = min((known_age_s for known_age_s in ages_s if known_age_s is not None), default=float("inf"))
     every_s = float(beat.get("every_s", heartbeat.EVERY_S))
     skew_s = -age_s if age_s < -every_s else None
-    if 0 <= age_s <= _SILENT_BEATS * every_s or (age_s > _LONG_S):
-        fresh = age_s <= _SILENT_BEATS * every_s
-        return Status(root, "live" if fresh else "gone", run.id, max(0.0, age_s), skew_s, record, beat)
+    if 0 <= age_s <= _SILENT_BEATS * every_s:
+        return Status(root, "live", run.id, age_s, skew_s, record, beat)
+    if age_s > _MAX_CLOCK_DIFFERENCE_S:
+        return Status(root, "gone", run.id, age_s, skew_s, record, beat)
     for _ in range(5):
         sleep(every_s / 2)
-        record, new = run.record(store), _beat(store, run)
-        if (said := _said(record, new)) is not None:
-            return Status(root, said, run.id, None, None, record, new)
-        if new.get("beat") != beat.get("beat") or new.get("at") != beat.get("at"):
-            return Status(root, "live", run.id, 0.0, skew_s, record, new)
+        record, new_beat = run.record(store), _read_heartbeat(store, run)
+        if (end := _recorded_end(record, new_beat)) is not None:
+            return Status(root, end, run.id, None, None, record, new_beat)
+        if new_beat.get("beat") != beat.get("beat") or new_beat.get("at") != beat.get("at"):
+            return Status(root, "live", run.id, 0.0, skew_s, record, new_beat)
     # No heartbeat came meanwhile. A long commit or a throttled store may delay one.
-    gone = skew_s is not None or age_s > _SILENT_S
-    return Status(root, "gone" if gone else "live", run.id, max(0.0, age_s), skew_s, record, beat)
+    is_gone = skew_s is not None or age_s > _SILENT_S
+    return Status(root, "gone" if is_gone else "live", run.id, max(0.0, age_s), skew_s, record, beat)
 
 
-def _latest(store: Store, root: str) -> Run | None:
-    """Return the latest run that has a record; None if there is none. Raises LabelSetError without a label set."""
+def _latest_run(store: Store, root: str) -> Run | None:
+    """Return the latest run that has a record; None without one. Raise LabelSetError without a label set."""
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         if store.exists(join(root, "_segray", "runs", name, "run.json")):
             return Run(root, name)
@@ -114,16 +115,16 @@ def _latest(store: Store, root: str) -> Run | None:
             "there is no label set here",
             where=root,
             found="no _segray/label_set.json",
-            hint="give the output.root of a run; for an object store that is not AWS's also --endpoint-url",
+            hint="Give the `output.root` of a run. For an object store other than AWS, give --endpoint-url too.",
         )
     return None
 
 
-def _said(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:
-    """Return the end that the run recorded; None if only signs of life can tell.
+def _recorded_end(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:
+    """Return the end that the run recorded; None if the run recorded no end.
 
-    The record of a resumed run states the former driver's end until the new driver commits. The heartbeat is the new
-    driver's.
+    The record of a resumed run states the end of the former driver until the new driver commits. The heartbeat is
+    already the new driver's.
     """
     state = str(record.get("state"))
     if state == "done" or (state != "running" and beat.get("ended", True)):
@@ -131,16 +132,17 @@ def _said(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:
     return "gone" if beat.get("ended") else None
 
 
-def _beat(store: Store, run: Run) -> dict[str, Any]:
+def _read_heartbeat(store: Store, run: Run) -> dict[str, Any]:
+    """Return the content of heartbeat.json; empty without the file."""
     try:
-        found = json.loads(store.read(heartbeat.uri_of(run)))
+        beat = json.loads(store.read(heartbeat.uri_of(run)))
     except FileNotFoundError:
         return {}
     except ValueError as exc:
         raise LabelSetError(
-            "a heartbeat is not valid JSON", where=heartbeat.uri_of(run), found=str(exc), hint="remove it"
+            "a heartbeat is not valid JSON", where=heartbeat.uri_of(run), found=str(exc), hint="Delete this file."
         ) from exc
-    return found if isinstance(found, dict) else {}
+    return beat if isinstance(beat, dict) else {}
 
 
 def _age_s(stamp: Any, now_s: float) -> float | None:

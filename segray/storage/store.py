@@ -29,6 +29,7 @@ from segray.storage import s3
 from segray.storage.backend import Backend, ListedObject
 from segray.storage.errors import translate
 from segray.storage.fsspec_backend import FsspecBackend
+from segray.storage.http import HTTP_SCHEMES, HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
@@ -40,6 +41,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _ABREAST, _ABREAST_BYTES = 8, 64 * 2**20
+# A list of links names hosts that are gone for good. Another try of the whole image comes later.
+_HTTP_RETRIES = 1
 _REQUESTS_PER_CALL = 3  # of deltalake, approximately: the log's listing, its checkpoint, its last commits
 
 
@@ -155,6 +158,10 @@ class Store:
     def _request(self, uri: str, call: Callable[[Backend], T], retries: int | None = None) -> T:
         """Return what `call` makes of the backend. Retry after errors that may pass, and translate errors."""
         bucket = bucket_and_key(uri)[0]
+        if retries is None:
+            retries = (
+                self.options.retries if scheme(uri) not in HTTP_SCHEMES else min(self.options.retries, _HTTP_RETRIES)
+            )
 
         def request() -> T:
             answer = call(self._backend(uri))
@@ -163,7 +170,7 @@ class Store:
 
         return retrying(
             request,
-            self.options.retries if retries is None else retries,
+            retries,
             lambda error: translate(error, uri, bucket_exists=bucket in self._known),
             self._renew_credentials,
         )
@@ -185,7 +192,9 @@ class Store:
 def _connect(kind: str, options: StorageOptions) -> Backend:
     if not kind:
         return LocalBackend()
-    return s3.S3Backend(options) if kind in S3_SCHEMES else FsspecBackend(kind)
+    if kind in S3_SCHEMES:
+        return s3.S3Backend(options)
+    return HttpBackend(kind, options) if kind in HTTP_SCHEMES else FsspecBackend(kind)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -27,7 +27,7 @@ def test_results_and_errors_of_any_kind_arrive_in_the_thread_that_asks() -> None
     with pytest.raises(SystemExit, match="failed"):
         run_in_daemon_thread(fail).result(10)
     with pytest.raises(SystemExit, match="failed"):
-        run_in_lasting_thread(threading.Event(), fail)
+        run_in_lasting_thread(threading.Event(), fail).result(10)
 
 
 def test_a_process_ends_though_a_daemon_thread_still_runs() -> None:
@@ -36,7 +36,7 @@ def test_a_process_ends_though_a_daemon_thread_still_runs() -> None:
 
 def test_a_lasting_thread_ends_when_it_is_told_to_and_not_when_its_function_returns() -> None:
     end = threading.Event()
-    thread = run_in_lasting_thread(end, threading.current_thread)
+    thread = run_in_lasting_thread(end, threading.current_thread).result(10)
     thread.join(0.2)
     assert thread.is_alive()
     end.set()

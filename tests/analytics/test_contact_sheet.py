@@ -16,7 +16,7 @@ from segray.analytics.reports.contact_sheet import (
     Label,
     LabelledPicture,
     SheetCandidate,
-    _spot,
+    _find_tag_box,
     choose,
     colours_of,
     contact_sheet,
@@ -85,7 +85,7 @@ def test_draw_puts_tags_inside_the_image_and_never_one_over_another() -> None:
     assert (with_tags != without).any()
     taken: list[tuple[int, int, int, int]] = []
     for shown in crowd:
-        spot = _spot((60, 17), shown.bbox_xywh, (1, 1), (160, 120), taken)
+        spot = _find_tag_box((60, 17), shown.bbox_xywh, (1, 1), (160, 120), taken)
         if spot is not None:
             assert 0 <= spot[0] < spot[2] <= 160
             assert 0 <= spot[1] < spot[3] <= 120

@@ -20,7 +20,7 @@ from segray import rle
 from segray.analytics.export import polygons
 from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.export.formats import FORMATS
-from segray.analytics.export.label_studio import brush
+from segray.analytics.export.label_studio import encode_brush
 from segray.analytics.export.writer import ExportedImage, Settings, row_runs
 from segray.cli.analytics import describe_export
 from segray.errors import LabelSetError, UserError
@@ -199,7 +199,7 @@ def test_label_studio_strokes_are_the_masks(root: str, tmp_path: Path) -> None:
 
 def test_a_stroke_longer_than_a_run_can_be() -> None:
     runs = np.array([0, 70_000, 3, 1])
-    assert (unpacked(brush(runs).tolist()) == np.repeat([255, 0, 255], 4 * runs[1:])).all()
+    assert (unpacked(encode_brush(runs).tolist()) == np.repeat([255, 0, 255], 4 * runs[1:])).all()
 
 
 def test_cvat_masks_are_the_masks(root: str, tmp_path: Path) -> None:
@@ -306,10 +306,12 @@ def test_choices_of_images(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "choice", "message"),
     [
-        ("voc", ExportSelection(), "choose from coco"),
+        ("voc", ExportSelection(), "Choose from coco"),
         ("coco", ExportSelection(classes=["zebra"]), "no such class"),
-        pytest.param("coco", ExportSelection(where="no_such_column = 1"), "no SQL", marks=pytest.mark.integration),
-        ("coco", ExportSelection(min_score=0.99, with_instances=True), "nothing of the label set is chosen"),
+        pytest.param(
+            "coco", ExportSelection(where="no_such_column = 1"), "not valid SQL", marks=pytest.mark.integration
+        ),
+        ("coco", ExportSelection(min_score=0.99, with_instances=True), "no image of the label set is selected"),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(

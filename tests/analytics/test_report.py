@@ -192,14 +192,14 @@ def test_a_sample_is_the_same_in_whatever_parts_rows_come(root: str) -> None:
     whole.add(images)
     for i in range(len(images)):
         parts.add(images.slice(len(images) - 1 - i, 1))
-    for name in ("sample", "crowded", "wide", "bare"):
+    for name in ("sample", "crowded", "largest", "empty"):
         assert getattr(whole, name).rows == getattr(parts, name).rows
     assert whole.statuses == parts.statuses
     assert whole.spans() == parts.spans()
 
 
 def test_only_the_first_so_many_are_kept() -> None:
-    kept = statistics._First(3, ("n_instances", "descending"))
+    kept = statistics._TopRows(3, ("n_instances", "descending"))
     for start in range(0, 100, 10):
         rows = [
             {"image_id": f"{i:02d}", "image_key": f"k{i}", "n_instances": i % 50, "pixels": 1}
@@ -262,14 +262,14 @@ def test_no_template_turns_escaping_off_or_takes_an_address_from_a_value(name: s
     assert not re.search(r"\|\s*safe|autoescape|Markup", source)
     assert not re.search(r"[\w-]=\s*\{\{", source), "an attribute without quotes"
     for value in re.findall(r'\b(?:src|href)="([^"]*)"', source):
-        assert re.fullmatch(r"#\{\{ name \}\}|data:image/jpeg;base64,\{\{ each\.jpeg \| e \}\}", value)
+        assert re.fullmatch(r"#\{\{ name \}\}|data:image/jpeg;base64,\{\{ figure\.jpeg \| e \}\}", value)
 
 
 def test_pictures_that_are_gone_or_changed_are_named(root: str, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "pixels")
     page = Checked(report(root))
     assert page.all("img") == []
-    assert "9 of the chosen images cannot be shown" in page.text
+    assert "9 of the example images cannot be shown" in page.text
     assert "crowd.png" in page.text
 
 
@@ -278,7 +278,7 @@ def test_an_image_of_another_size_is_not_drawn_over(root: str, tmp_path: Path) -
         cv2.imwrite(str(path), np.zeros((30, 30, 3), np.uint8))
     page = Checked(report(root))
     assert page.all("img") == []
-    assert "it is 30x30 now, and was labelled as 80x60" in page.text
+    assert "the image is 30x30 now, and was labelled as 80x60" in page.text
 
 
 def test_storage_that_is_down_is_asked_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_pictures_without_room_are_left_out(root: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(pages, "_PICTURES_BYTES", 6000)
     page = Checked(report(root))
     assert 0 < len(page.all("img")) < 9
-    assert "more were left out to keep this page small" in page.text
+    assert "more images are left out to keep this page small" in page.text
 
 
 def test_a_label_set_where_everything_failed_has_a_page(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_label_set_where_everything_failed_has_a_page(tmp_path: Path) -> None:
 def test_what_cannot_be_reported_is_said(tmp_path: Path, root: str) -> None:
     with pytest.raises(LabelSetError, match="no label set here"):
         report(str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="so many images are not shown"):
+    with pytest.raises(UserError, match="at most 60 images"):
         report(root, images=61)
 
 
@@ -329,7 +329,7 @@ def test_a_truth_brings_an_evaluation(root: str, tmp_path: Path) -> None:
     }  # fmt: skip
     truth.write_text(json.dumps(content))
     said = Checked(report(root, truth=str(truth), images=0)).text
-    assert "How good the labels are" in said
+    assert "Accuracy" in said
     assert "1 objects in 13 images" in said
     assert re.search(r"masks\s+1\.000\s+1\.000", said)
 
@@ -369,7 +369,7 @@ def test_a_live_page_asks_for_itself_until_the_run_has_ended(tmp_path: Path) -> 
         told.append('http-equiv="refresh"' in live(beat))
         return live(beat)
 
-    heart = HeartbeatWriter(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, live=page)
+    heart = HeartbeatWriter(StorageOptions(), lambda note: pytest.fail(note), every_s=3600, render_page=page)
     heart.beat(vitals(run))
     heart.close()
     last = Checked(Path(run.page).read_text())
@@ -419,7 +419,7 @@ def test_a_run_leaves_its_report_beside_its_record(root: str) -> None:
 def test_a_report_that_fails_is_told_and_fails_nothing(tmp_path: Path) -> None:
     said = io.StringIO()
     assert session.report(settings(str(tmp_path)), ended(str(tmp_path)), Plain(said)) is None
-    assert "there is no report, the labels are whole: UserError: no run is recorded here" in said.getvalue()
+    assert "the labels are complete: UserError: no run is recorded here" in said.getvalue()
 
 
 @pytest.mark.integration

@@ -16,7 +16,7 @@ from label_sets import Image
 
 from segray import rle
 from segray.analytics.evaluation.evaluate import evaluate
-from segray.analytics.export.label_studio import brush
+from segray.analytics.export.label_studio import encode_brush
 from segray.analytics.export.writer import row_runs
 from segray.analytics.query import key_ranges
 from segray.analytics.review import annotation_import
@@ -122,7 +122,7 @@ def test_the_pool_of_diverse_images_keeps_nothing_of_those_that_left_it(
     monkeypatch.setattr(selecting, "_POOL", 4)
     state = snapshot.snapshot(planted)
     parts = key_ranges.cut(state, slice_rows=9)
-    found = selecting._BestImages({"diverse": 1}, 0.5, 0.0, 0, selecting._spread(state, parts, 0.0))
+    found = selecting._BestImages({"diverse": 1}, 0.5, 0.0, 0, selecting._images_per_class(state, parts, 0.0))
     for part in parts:
         found.add(state, part)
     assert len(parts) > 2
@@ -294,7 +294,7 @@ def test_a_review_of_labels_that_people_saw_says_so(drawn: Chosen, tmp_path: Pat
 
 
 def result_of(row: dict[str, Any], name: str, counts: str) -> dict[str, Any]:
-    value = {"format": "rle", "rle": brush(row_runs(counts, SIZE_HW)).tolist(), "brushlabels": [name]}
+    value = {"format": "rle", "rle": encode_brush(row_runs(counts, SIZE_HW)).tolist(), "brushlabels": [name]}
     return {**row, "id": "new", "value": value}
 
 
@@ -369,10 +369,10 @@ def test_label_studios_own_strokes_with_literals_and_soft_edges_are_read() -> No
     for word in words[15:]:
         bits += "1" + "00" + "000" + f"{word:08b}"
     data = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
-    assert annotation_import.unbrushed(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
+    assert annotation_import.decode_brush(data, (2, 3)).tolist() == [[False, True, False], [True, False, False]]
     for broken, size_hw in ((data[:20], (2, 3)), (data, (3, 3))):
         with pytest.raises(ValueError, match="brush stroke"):
-            annotation_import.unbrushed(broken, size_hw)
+            annotation_import.decode_brush(broken, size_hw)
 
 
 def skip_one(content: Any) -> None:
@@ -403,9 +403,9 @@ def cut_off(content: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (skip_one, "not all chosen images are done"),
-        (lambda content: content.pop(), "not all chosen images are done"),
-        (rename, "was not chosen"),
+        (skip_one, "not all images of the selection are done"),
+        (lambda content: content.pop(), "not all images of the selection are done"),
+        (rename, "outside the selection"),
         (lambda content: content.append(content[0]), "an image twice"),
         (misname, "class that the labels' model lacks"),
         (shrink, "cannot be read"),
@@ -437,7 +437,7 @@ def test_what_is_no_export_is_refused(drawn: Chosen, tmp_path: Path, text: str) 
 def test_unfinished_images_are_left_out_when_asked_and_said(drawn: Chosen, tmp_path: Path) -> None:
     found = reviewed(drawn, tmp_path, skip_one, allow_unfinished=True)
     assert (found.reviewed, found.sampled) == (7, 7)
-    assert any("1 chosen images are not done" in note for note in found.notes)
+    assert any("1 selected images are not done" in note for note in found.notes)
 
 
 def test_a_selection_of_another_label_set_and_a_truth_that_is_there_are_refused(drawn: Chosen, planted: str) -> None:

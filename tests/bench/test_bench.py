@@ -1,4 +1,4 @@
-"""bench: the textbook finds what segray finds; processes are measured; laps become a record; all ways run."""
+"""bench: the naive decoding finds the same instances as segray; processes are measured; all variants run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from test_yolact_adapter import made as made_yolact
 
 from segray import rle
 from segray.bench import naive, reference_model, report
-from segray.bench.process_stats import Watch
-from segray.bench.runner import Measured, found_in
+from segray.bench.process_stats import ProcessTreeMonitor
+from segray.bench.runner import VariantRun, mask_stats
 from segray.bench.workload import Workload
 from segray.cli import main
 from segray.conversion.yolact import shapes
@@ -30,7 +30,7 @@ from segray.models.registry import ADAPTERS
 SIZE_HW = (120, 160)
 RAY_DATA = importlib.util.find_spec("pandas") is not None
 
-# ---- the textbook ---------------------------------------------------------------------------------
+# ---- the naive decoding ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ RAY_DATA = importlib.util.find_spec("pandas") is not None
         ("mask_rcnn_inception_resnet_v2_1024x1024", made_boxed),
     ],
 )
-def test_the_textbook_finds_what_segray_finds(name: str, made: Any) -> None:
+def test_the_naive_decoding_finds_the_same_instances_as_segray(name: str, made: Any) -> None:
     contract: ModelAdapter = ADAPTERS[name]
     options = Options(score_threshold=0.1, max_detections=40)
     for seed in range(3):
@@ -65,7 +65,7 @@ def written(found: Any, i: int) -> bool:
 
 
 @pytest.mark.integration
-def test_the_yardstick_has_every_weight() -> None:
+def test_the_reference_model_has_every_weight() -> None:
     weights = reference_model.weights()
     assert {name: array.shape for name, array in weights.items()} == shapes()
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
@@ -89,16 +89,16 @@ if len(sys.argv) > 1:
 def test_a_process_and_its_children_are_measured_from_outside() -> None:
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", _BUSY, _BUSY])
-    with Watch(process.pid) as watch:
+    with ProcessTreeMonitor(process.pid) as monitor:
         assert process.wait() == 0
-    spent = watch.cpu_seconds(began, time.monotonic())
+    spent = monitor.cpu_seconds(began, time.monotonic())
     # Looked at five times a second: a little at the end is missed.
     assert 0.7 < spent["driver"] < 1.3
     assert 0.7 < spent["ray"] < 1.3
-    peak = watch.peak_rss_bytes()
+    peak = monitor.peak_rss_bytes()
     assert 200 * 2**20 < peak["driver"] < 300 * 2**20
     assert peak["all"] > 400 * 2**20
-    assert sum(watch.cpu_seconds(began - 2, began - 1).values()) == 0
+    assert sum(monitor.cpu_seconds(began - 2, began - 1).values()) == 0
 
 
 _ENDS_UNSEEN = """
@@ -116,24 +116,24 @@ def test_a_process_that_ended_before_it_was_seen_is_counted_while_its_parent_doe
     with subprocess.Popen([sys.executable, "-c", _ENDS_UNSEEN], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ended\n"
-        with Watch(process.pid) as watch:
+        with ProcessTreeMonitor(process.pid) as monitor:
             time.sleep(0.5)
         process.kill()
     # User and system time come in whole hundredths each.
-    assert 0.25 < watch.cpu_seconds(began, time.monotonic())["ray"] < 0.6
+    assert 0.25 < monitor.cpu_seconds(began, time.monotonic())["ray"] < 0.6
 
 
 # ---- the record -----------------------------------------------------------------------------------
 
 
-def lap(way: str, seconds: float, **more: Any) -> Measured:
+def run_of(variant: str, seconds: float, **more: Any) -> VariantRun:
     values: dict[str, Any] = {
         "images": 10, "started_s": 90.0, "began_s": 100.0, "ended_s": 100 + seconds, "exited_s": 105 + seconds,
         "stages": {}, "roles": {"driver": 1.0, "worker": 4.0, "ray": 0.5}, "others_share": 0.0,
-        "peak_rss_bytes": {"driver": 1, "worker": 2, "all": 3}, "bytes_written": 5, "found": {}, "marks": {},
+        "peak_rss_bytes": {"driver": 1, "worker": 2, "all": 3}, "bytes_written": 5, "mask_stats": {}, "marks": {},
         "facts": {},
     }  # fmt: skip
-    return Measured(way, **{**values, **more})
+    return VariantRun(variant, **{**values, **more})
 
 
 TABLE = {"instances": 7, "classes": 2, "median_share": 0.01, "mean_share": 0.02, "median_rle_chars": 9.0}
@@ -142,15 +142,15 @@ TABLE = {"instances": 7, "classes": 2, "median_share": 0.01, "mean_share": 0.02,
 def test_ratios_are_made_within_a_round() -> None:
     stages = {"infer": 2.5, "decode": 1.0}
     marks = {"first_unit_s": 101.0, "last_unit_s": 102.0, "first_commit_s": 102.5}
-    laps = []
+    runs = []
     for ceiling, mine, other in ((1, 2, 8), (2, 4, 4), (10, 11, 22)):
-        laps += [
-            lap("ceiling", ceiling, roles={"driver": 2.0}, stages={"infer": 2.0}),
-            lap("segray", mine, stages=stages, found=TABLE, marks=marks),
-            lap("ray_data", other, found=TABLE),
+        runs += [
+            run_of("ceiling", ceiling, roles={"driver": 2.0}, stages={"infer": 2.0}),
+            run_of("segray", mine, stages=stages, mask_stats=TABLE, marks=marks),
+            run_of("ray_data", other, mask_stats=TABLE),
         ]
-    load = Workload("", ("a.jpg",) * 10, {"name": "stickers"}, 2)
-    found = report.record(load, laps)
+    workload = Workload("", ("a.jpg",) * 10, {"name": "stickers"}, 2)
+    found = report.record(workload, runs)
     assert found["ratio_to_ceiling"] == 0.5
     assert found["spread"]["ratio_to_ceiling"] == [0.5, pytest.approx(10 / 11, abs=1e-3)]
     assert found["ratio_to_ray_data"] == 2.0
@@ -164,27 +164,30 @@ def test_ratios_are_made_within_a_round() -> None:
     assert (found["startup_s"]["segray"], found["first_unit_s"], found["first_commit_s"]) == (10, 11, 12.5)
     assert found["same_instances"] is True
     assert "warning" not in report.describe(found)
-    assert "0.7 instances an image" in report.describe(found)
+    assert "0.7 instances per image" in report.describe(found)
 
 
 def test_other_instances_and_busy_neighbours_are_told() -> None:
-    laps = [lap("segray", 1, found=TABLE), lap("script", 1, found=TABLE | {"instances": 8}, others_share=0.4)]
-    found = report.record(Workload("", ("a.jpg",), {"name": "stickers"}, 2), laps)
+    runs = [
+        run_of("segray", 1, mask_stats=TABLE),
+        run_of("script", 1, mask_stats=TABLE | {"instances": 8}, others_share=0.4),
+    ]
+    found = report.record(Workload("", ("a.jpg",), {"name": "stickers"}, 2), runs)
     assert found["same_instances"] is False
     text = report.describe(found)
     assert "did not find the same" in text
-    assert "up to 40% of the processors" in text
+    assert "up to 40% of the CPUs" in text
 
 
 def test_a_model_that_finds_nothing_is_measured_too(tmp_path: Path) -> None:
-    assert found_in(tmp_path) == {"instances": 0}
+    assert mask_stats(tmp_path) == {"instances": 0}
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--size", "640"], "WIDTHxHEIGHT"),
-        (["--only", "abx"], "a ceiling, b floor"),
+        (["--only", "abx"], "a upper bound, b lower bound"),
         (["--only", "cr"], "--remote"),
         (["--images", "nowhere", "--model-name", "stickers"], "nowhere"),
         (["--model-name", "stickres"], "stickers"),
@@ -202,7 +205,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest
 
 @pytest.fixture(scope="module")
 def measured(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every way once, on the embedded model in f32, which every machine computes in."""
+    """Every variant once, on the embedded model in f32, which every machine computes in."""
     only = "abcder" if RAY_DATA else "abcer"
     folder = tmp_path_factory.mktemp("bench")
     done = segray(
@@ -223,9 +226,9 @@ def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.chaos
-def test_every_way_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
-    ways = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
-    assert set(measured["images_per_s"]) == ways
+def test_every_variant_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
+    variants = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
+    assert set(measured["images_per_s"]) == variants
     assert measured["same_instances"] is True
     assert measured["found"]["segray"]["instances"] > 48
     assert measured["facts"]["precision"] == "f32"

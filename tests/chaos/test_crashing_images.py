@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command import segray as command
 from command import write_config
+from crashing_images import environment, make_crashing
 from label_sets import contents
-from poison import environment, poison
 
 import segray
 from segray.synthetic import dataset
@@ -32,7 +32,7 @@ def test_every_culprit_is_found_within_its_attempts_and_its_neighbours_are_untou
     shutil.copytree(clean, mixed)
     names = sorted(path.name for path in clean.iterdir())
     for index, (stage, deed) in {**KILLERS, **RAISERS}.items():
-        poison(mixed / names[index], stage, deed)
+        make_crashing(mixed / names[index], stage, deed)
     more = {
         "unit_images": 20,
         "max_attempts": max_attempts,
@@ -43,11 +43,11 @@ def test_every_culprit_is_found_within_its_attempts_and_its_neighbours_are_untou
     undisturbed = write_config(tmp_path / "clean.yaml", clean, tmp_path / "clean", **more)
     done = command("label", undisturbed, env={"RAY_ADDRESS": ray_address})
     assert done.returncode == 0, done.stderr
-    poisoned = write_config(tmp_path / "poisoned.yaml", mixed, tmp_path / "poisoned", **more)
-    done = command("label", poisoned, env=environment(tmp_path / "plant"), timeout_s=500)
+    crashing = write_config(tmp_path / "crashing.yaml", mixed, tmp_path / "crashing", **more)
+    done = command("label", crashing, env=environment(tmp_path / "plant"), timeout_s=500)
     assert done.returncode == 0, done.stderr
 
-    rows = {row["image_key"]: row for row in segray.images(str(tmp_path / "poisoned")).to_table().to_pylist()}
+    rows = {row["image_key"]: row for row in segray.images(str(tmp_path / "crashing")).to_table().to_pylist()}
     assert len(rows) == 40
     failed = {key: row["stage"] for key, row in rows.items() if row["status"] == "failed"}
     assert failed == {
@@ -64,7 +64,7 @@ def test_every_culprit_is_found_within_its_attempts_and_its_neighbours_are_untou
     assert len(deaths) <= max_attempts * len(KILLERS), done.stderr
 
     copied = ("version", "uri")
-    for want, have in zip(contents(tmp_path / "clean", copied), contents(tmp_path / "poisoned", copied), strict=True):
+    for want, have in zip(contents(tmp_path / "clean", copied), contents(tmp_path / "crashing", copied), strict=True):
         assert {k: v for k, v in have.items() if k not in failed} == {k: v for k, v in want.items() if k not in failed}
 
 
@@ -73,7 +73,7 @@ def test_a_run_in_which_every_image_hangs_ends_with_exit_3_and_names_one(tmp_pat
     dataset.write(tmp_path / "scenes", 12, seed=5)
     source = tmp_path / "scenes" / "images"
     for path in source.iterdir():
-        poison(path, "infer", "hang")
+        make_crashing(path, "infer", "hang")
     more = {
         "unit_images": 4,
         "max_attempts": 1,
@@ -96,7 +96,7 @@ def test_a_worker_over_its_ceiling_is_replaced_between_tasks_and_nobody_is_blame
     """One image leaks more than the room above what the model needs, and less than would have it killed."""
     dataset.write(tmp_path / "scenes", 24, seed=2)
     source = tmp_path / "scenes" / "images"
-    poison(sorted(source.iterdir())[3], "decode", "leak")
+    make_crashing(sorted(source.iterdir())[3], "decode", "leak")
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "none", workers=[{"max_rss_mb": 20}])
     refused = command("label", config)
     assert refused.returncode == 2, refused.stderr

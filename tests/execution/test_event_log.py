@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import tried
 from scheduling import CheckedScheduler
-from test_run import ALL, Mortal, Notes, chosen, keys, start
+from test_run import ALL, DyingWorkers, Notes, chosen, keys, start
 
 from segray import config
 from segray.errors import InfrastructureError, SegrayError
@@ -90,7 +90,7 @@ def run_folder(chosen: config.Config) -> Path:
 
 def test_a_run_is_replayed_to_the_state_that_it_had(chosen: config.Config, capsys: pytest.CaptureFixture[str]) -> None:
     lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
-    run.label(lenient, Notes(), lambda spec, c: Mortal(spec, "07.jpg"))
+    run.label(lenient, Notes(), lambda spec, c: DyingWorkers(spec, "07.jpg"))
     assert keys(chosen) == ALL
     folder = run_folder(chosen)
     assert replay.main([str(folder)]) == 0

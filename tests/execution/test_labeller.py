@@ -148,13 +148,13 @@ def test_a_file_over_the_limit_fails_and_is_not_cut(tmp_path: Path) -> None:
 
 
 def test_an_error_in_any_stage_costs_only_its_image(tmp_path: Path) -> None:
-    def poisoned(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def failing(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if inputs["x"].mean() == 7:
-            raise RuntimeError("poison")
+            raise RuntimeError("no inference")
         return {"mean": np.array([200], np.float32)}
 
     refs = [photo(tmp_path / f"{i}.png", value) for i, value in enumerate((1, 7, 2))]
-    (report,) = labeller(tmp_path, poisoned).label(Task(0, 0, 3), refs).staged
+    (report,) = labeller(tmp_path, failing).label(Task(0, 0, 3), refs).staged
     rows = schema.staged_rows((tmp_path / report.staged).read_bytes()).to_pylist()
     assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
     assert (rows[1]["stage"], rows[1]["error"]) == ("infer", "RuntimeError")

@@ -1,4 +1,7 @@
-"""What a cluster cannot hold is said at once; what it holds in part is used. Deaths: test_poison.py, test_kills.py."""
+"""What a cluster cannot hold is said at once; what it holds in part is used.
+
+Deaths: test_crashing_images.py and test_kills.py.
+"""
 
 from __future__ import annotations
 

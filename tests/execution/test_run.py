@@ -254,7 +254,7 @@ def test_images_that_storage_withholds_hold_up_no_others(chosen: config.Config) 
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 
 
-class Mortal:
+class DyingWorkers:
     """Workers of which one at a time lives; an image that kills takes its worker along."""
 
     def __init__(self, spec: WorkerSpec, killer: str) -> None:
@@ -295,20 +295,20 @@ class Mortal:
 
 def test_an_image_that_kills_its_worker_is_set_aside_and_its_neighbours_are_labelled(chosen: config.Config) -> None:
     lenient = chosen.model_copy(update={"max_failed_fraction": 0.5})
-    workers: list[Mortal] = []
+    workers: list[DyingWorkers] = []
 
-    def mortal(spec: WorkerSpec, c: config.Config) -> WorkerPool:
-        workers.append(Mortal(spec, "07.jpg"))
+    def dying(spec: WorkerSpec, c: config.Config) -> WorkerPool:
+        workers.append(DyingWorkers(spec, "07.jpg"))
         return workers[-1]
 
-    summary = run.label(lenient, Notes(), mortal)
+    summary = run.label(lenient, Notes(), dying)
     assert keys(chosen) == ALL
     assert summary.failures == (("07.jpg", "process", "worker 2 on here: killed by signal 11"),)
     assert summary.images == {"ok": 19, "failed": 1}
     assert workers[0]._lives == 3
 
 
-class Hanging(Mortal):
+class HungWorkers(DyingWorkers):
     """Workers in which the first image of every task hangs; a retired one is replaced at once."""
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -343,7 +343,7 @@ def test_a_run_in_which_everything_hangs_ends_and_says_where(chosen: config.Conf
     )
     listener = Notes()
     with pytest.raises(InfrastructureError, match="no image gets labelled") as caught:
-        run.label(impatient, listener, lambda spec, c: Hanging(spec))
+        run.label(impatient, listener, lambda spec, c: HungWorkers(spec))
     where = r"\d\d\.jpg \(image \d of unit \d\) has been in infer for 0 s"
     assert re.search(rf"the last: worker \d+ on here: {where}; 20 images", caught.value.found)
     assert any(re.fullmatch(rf"worker 0 on here is replaced: {where}", note) for note in listener.notes)
@@ -404,7 +404,7 @@ def test_a_limited_run_that_loses_a_race_still_labels_the_first_images_and_no_mo
 
 def test_more_failures_than_allowed_end_with_exit_3(chosen: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     strict = chosen.model_copy(update={"max_failed_fraction": 0.0})
-    summary = run.label(strict, Notes(), lambda spec, c: Mortal(spec, "07.jpg"))
+    summary = run.label(strict, Notes(), lambda spec, c: DyingWorkers(spec, "07.jpg"))
     assert summary.exit_code == 3
 
 

@@ -411,7 +411,7 @@ def simulated(
 
 
 @pytest.mark.parametrize(
-    ("units", "workers", "slandered"),
+    ("units", "workers", "wrongly_quarantined"),
     [
         ([256] * 1000, 1, 0),
         ([256] * 1000, 50, 0),
@@ -421,12 +421,15 @@ def simulated(
         ([1] * 999, 1, 12),
     ],
 )
-def test_when_every_worker_gets_stuck_the_run_halts(units: list[int], workers: int, slandered: int) -> None:
-    """slandered: most images that are set aside before; some are when workers have nothing to do but try suspects."""
+def test_when_every_worker_gets_stuck_the_run_halts(units: list[int], workers: int, wrongly_quarantined: int) -> None:
+    """wrongly_quarantined: most images that are quarantined before.
+
+    Some are when workers have nothing to do but try suspects.
+    """
     scheduler, seconds = simulated(units, workers)
     assert scheduler.halted is not None
     assert seconds < 6000
-    assert scheduler.images_done <= slandered
+    assert scheduler.images_done <= wrongly_quarantined
     assert "tasks failed, hung or died; the last: worker w" in scheduler.halted.found
     assert "jpg (image" in scheduler.halted.found
     assert "in infer for 12" in scheduler.halted.found
@@ -476,19 +479,22 @@ def test_reading_slowly_is_the_worlds_matter_not_the_images() -> None:
 @tried(300)
 @given(
     units=st.lists(st.integers(1, 9), min_size=1, max_size=12),
-    poison_share=st.sampled_from([0.0, 0.05, 0.3]),
+    crashing_share=st.sampled_from([0.0, 0.05, 0.3]),
     least_images=st.sampled_from([1, 2, 10**6]),
     workers=st.integers(1, 4),
     stale=st.booleans(),
     nodes=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
-    units: list[int], poison_share: float, least_images: int, workers: int, stale: bool, nodes: bool, seed: int
+def test_every_image_is_done_exactly_once_and_only_crashing_images_are_quarantined(
+    units: list[int], crashing_share: float, least_images: int, workers: int, stale: bool, nodes: bool, seed: int
 ) -> None:
-    """Poison kills its process or node; nodes die at random; pulses may be stale. Nothing lost, doubled, slandered."""
+    """No image is lost, doubled or wrongly quarantined.
+
+    Crashing images kill their process or node, nodes die at random, and progress updates may be stale.
+    """
     rng = random.Random(seed)
-    poison = {(u, i) for u, size in enumerate(units) for i in range(size) if rng.random() < poison_share}
+    crashing = {(u, i) for u, size in enumerate(units) for i in range(size) if rng.random() < crashing_share}
     scheduler = CheckedScheduler(tasks_of(units), Policy(max_attempts=3, least_images=least_images))
     outcome: dict[tuple[int, int], str] = {}
     running: dict[str, list[Task]] = {}
@@ -516,7 +522,7 @@ def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
             break
         name = rng.choice([n for n, tasks in running.items() if tasks])
         task = running[name][0]
-        bad = [i for i in task.indices if (task.unit, i) in poison]
+        bad = [i for i in task.indices if (task.unit, i) in crashing]
         if bad or rng.random() < 0.1:
             if bad and not stale:
                 scheduler.progressed(name, at_work(0, (task.unit, bad[0], "decode", 0.0)), now)
@@ -529,7 +535,7 @@ def test_every_image_is_done_exactly_once_and_only_poison_is_quarantined(
             record(task, "done")
             carry_out(actions)
     assert scheduler.complete
-    assert {key for key, what in outcome.items() if what == "quarantined"} == poison
+    assert {key for key, what in outcome.items() if what == "quarantined"} == crashing
     assert len(outcome) == sum(units)
 
 

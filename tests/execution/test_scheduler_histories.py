@@ -67,16 +67,16 @@ class Histories(RuleBasedStateMachine):
     def work(self, worker: str, *, outage: bool = False) -> None:
         """Do the worker's first task, as its images and storage allow."""
         task = self.running[worker][0]
-        killers, hanging = self.of_kind(task, "kills"), self.of_kind(task, "hangs")
+        killers, hung = self.of_kind(task, "kills"), self.of_kind(task, "hangs")
         if killers and not outage:
             del self.running[worker]
             images = [(task.unit, index, "decode", 0.1) for index in killers[:2]]
             self.carry_out(self.scheduler.lost(worker, "killed", self.now_s, blame_images=True, in_flight=images))
             return
-        if hanging and not outage:
+        if hung and not outage:
             seconds = self.now_s - self.since_s[worker]
             self.carry_out(
-                self.scheduler.progressed(worker, at_work(0, (task.unit, hanging[0], "infer", seconds)), self.now_s)
+                self.scheduler.progressed(worker, at_work(0, (task.unit, hung[0], "infer", seconds)), self.now_s)
             )
             return
         self.running[worker].pop(0)
@@ -145,8 +145,8 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
         for worker in self.busy:
-            if hanging := self.of_kind(self.running[worker][0], "hangs"):
-                image = (self.running[worker][0].unit, hanging[0], "infer", self.now_s - self.since_s[worker])
+            if hung := self.of_kind(self.running[worker][0], "hangs"):
+                image = (self.running[worker][0].unit, hung[0], "infer", self.now_s - self.since_s[worker])
                 self.carry_out(self.scheduler.progressed(worker, at_work(0, image), self.now_s))
         self.carry_out(self.scheduler.tick(self.now_s))
         if self.scheduler.halted and not self.halted_s:

@@ -44,7 +44,7 @@ connection.sql("SELECT count(*) FROM instances").fetchall()
 
 def exported():
     with tempfile.TemporaryDirectory() as folder:
-        return export.export(root, "coco", Path(folder) / "coco.json", export.Choice()).instances
+        return export.export(root, "coco", Path(folder) / "coco.json", export.ExportSelection()).instances
 
 CALLS = {
     "table": lambda: opened.to_table().num_rows,

@@ -197,7 +197,7 @@ def test_what_cannot_be_written_is_told_once_and_fails_nothing(
         assert seen.acquire(timeout=60)
     heart.close()
     assert heart.missed >= 3
-    assert told == ["the heartbeat cannot be written, the run goes on: " + words]
+    assert told == ["the heartbeat cannot be written, the run continues: " + words]
 
 
 @pytest.mark.integration

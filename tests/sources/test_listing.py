@@ -431,13 +431,13 @@ def test_a_million_listed_keys_would_cost_less_than_a_gigabyte(count: int) -> No
 count = {count}
 from segray.sources import listing as sources
 
-from segray.storage.store import Entry, Store
+from segray.storage.store import ListedObject, Store
 class Synthetic(Store):
     def exists(self, uri): return False
     def list(self, uri, *, prefix=""):
         for i in range(count):
             key = f"camera-{{i // 10_000:04d}}/2024-06-01/IMG_{{i:08d}}.jpg"
-            yield Entry(f"{{uri}}/{{key}}", key, f"{{i:032x}}", 2_000_000 + i)
+            yield ListedObject(f"{{uri}}/{{key}}", key, f"{{i:032x}}", 2_000_000 + i)
 def work():
     kept = list(sources.read("s3://a-bucket-with-a-name/some/prefix", Synthetic()))
     assert sum(map(len, kept)) == count

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import fault_proxy
 import polars as pl
-import proxy
 import pytest
 from command import segray as command
 from command import write_config
@@ -50,7 +50,7 @@ def test_each_image_is_one_request(swift_env: Swift, tmp_path: Path) -> None:
     keys = [f"raw/{path.name}" for path in sorted((scenes / "images").iterdir())]
     for key in keys:
         client.put_object(Bucket=bucket, Key=key, Body=(scenes / "images" / Path(key).name).read_bytes())
-    with proxy.serve(swift_env.endpoint_url) as between:
+    with fault_proxy.serve(swift_env.endpoint_url) as between:
         storage = {"endpoint_url": between.endpoint_url}
         config = write_config(tmp_path / "run.yaml", f"s3://{bucket}/raw/", tmp_path / "labels", storage=storage)
         done = command("label", config)

@@ -15,15 +15,15 @@ class CocoResults:
     def __init__(self, settings: Settings) -> None:
         self._array = JsonArray(settings.out)
 
-    def add(self, picture: ExportedImage) -> None:
-        for row in picture.rows:
+    def add(self, image: ExportedImage) -> None:
+        for row in image.rows:
             self._array.add(
                 {
-                    "image_id": picture.id,
+                    "image_id": image.id,
                     "category_id": row["class_id"],
                     "bbox": box_xywh(row),
                     "score": shortest_score(row),
-                    "segmentation": {"size": list(picture.size_hw), "counts": row["rle"]},
+                    "segmentation": {"size": list(image.size_hw), "counts": row["rle"]},
                 }
             )
 
@@ -39,34 +39,34 @@ class Coco:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._count = settings, 0
-        self._parts = {
+        self._part_files = {
             name: settings.out.with_name(f"{settings.out.name}.{name}") for name in ("images", "annotations")
         }
-        self._arrays = {name: JsonArray(path) for name, path in self._parts.items()}
+        self._arrays = {name: JsonArray(path) for name, path in self._part_files.items()}
 
-    def add(self, picture: ExportedImage) -> None:
-        height, width = picture.size_hw
+    def add(self, image: ExportedImage) -> None:
+        height, width = image.size_hw
         self._arrays["images"].add(
             {
-                "id": picture.id,
-                "file_name": str(picture.file),
+                "id": image.id,
+                "file_name": str(image.file),
                 "width": width,
                 "height": height,
-                "coco_url": picture.uri,
+                "coco_url": image.uri,
             }
         )
-        for row in picture.rows:
+        for row in image.rows:
             self._count += 1
             self._arrays["annotations"].add(
                 {
                     "id": self._count,
-                    "image_id": picture.id,
+                    "image_id": image.id,
                     "category_id": row["class_id"],
                     "bbox": box_xywh(row),
                     "area": row["area"],
                     "iscrowd": 0,
                     "score": shortest_score(row),
-                    "segmentation": self._segmentation(row, picture.size_hw),
+                    "segmentation": self._segmentation(row, image.size_hw),
                 }
             )
 
@@ -75,7 +75,7 @@ class Coco:
         with self._settings.out.open("w", encoding="utf-8") as file:
             file.write('{"info": {"description": "exported by segray"}, "licenses": [], "categories": ')
             file.write(json.dumps(categories))
-            for name, path in self._parts.items():
+            for name, path in self._part_files.items():
                 self._arrays[name].close()
                 file.write(f', "{name}": ')
                 with path.open(encoding="utf-8") as part:
@@ -87,6 +87,6 @@ class Coco:
     def _segmentation(self, row: Row, size_hw: tuple[int, int]) -> Any:
         if not self._settings.polygons:
             return {"size": list(size_hw), "counts": row["rle"]}
-        drawn = polygons.parts(row["rle"], size_hw, self._settings.tolerance_px)
-        self._settings.loss.add(drawn, row, size_hw)
-        return [part.ravel().tolist() for part in drawn]
+        rings = polygons.parts(row["rle"], size_hw, self._settings.tolerance_px)
+        self._settings.loss.add(rings, row, size_hw)
+        return [ring.ravel().tolist() for ring in rings]

@@ -20,21 +20,21 @@ class Cvat:
     def __init__(self, settings: Settings) -> None:
         self._classes = settings.classes
         self._file = settings.out.open("w", encoding="utf-8")
-        labels = "".join(f"<label><name>{_text(name)}</name><attributes/></label>" for name in self._classes.values())
+        labels = "".join(f"<label><name>{_escape(name)}</name><attributes/></label>" for name in self._classes.values())
         self._file.write(
             '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
             f"<meta><task><labels>{labels}</labels></task></meta>\n"
         )
         self._count = 0
 
-    def add(self, picture: ExportedImage) -> None:
-        height, width = picture.size_hw
-        name = quoteattr(_printable(str(picture.file)))
+    def add(self, image: ExportedImage) -> None:
+        height, width = image.size_hw
+        name = quoteattr(_printable(str(image.file)))
         self._file.write(f'<image id="{self._count}" name={name} width="{width}" height="{height}">\n')
         self._count += 1
-        for row in picture.rows:
-            x, y, w, h = rle.bbox(row["rle"], picture.size_hw).astype(int).tolist()
-            crop = rle.decode(row["rle"], picture.size_hw)[y : y + h, x : x + w]
+        for row in image.rows:
+            x, y, w, h = rle.bbox(row["rle"], image.size_hw).astype(int).tolist()
+            crop = rle.decode(row["rle"], image.size_hw)[y : y + h, x : x + w]
             runs = row_runs(rle.encode(crop), (h, w)) if w else np.array([0])
             self._file.write(
                 f'<mask label={quoteattr(row["class_name"])} source="segray" occluded="0" '
@@ -53,5 +53,6 @@ def _printable(text: str) -> str:
     return re.sub(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
-def _text(text: str) -> str:
+def _escape(text: str) -> str:
+    """Return the text for the content of an XML element."""
     return _printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""A writer for FiftyOne: a COCO dataset and a list of the images' addresses."""
+"""A writer for FiftyOne: a COCO dataset and a list of the images' URIs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segray.label_set.schema import BBOX
 class FiftyOne:
     """A writer of FiftyOne's COCODetectionDataset: labels.json with run lengths, and data.json with the images' URIs.
 
-    Boxes are those of the masks, not the model's: FiftyOne cuts a mask off at its box.
+    Each box is the bounding box of its mask, not the box of the model, because FiftyOne cuts a mask off at its box.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -23,12 +23,12 @@ class FiftyOne:
         self._data = (settings.out / "data.json").open("w", encoding="utf-8") if settings.read is None else None
         self._first = True
 
-    def add(self, picture: ExportedImage) -> None:
-        picture = with_image_file(picture, self._settings, "data")
-        self._coco.add(replace(picture, rows=[_boxed_by_mask(row, picture.size_hw) for row in picture.rows]))
+    def add(self, image: ExportedImage) -> None:
+        image = with_image_file(image, self._settings, "data")
+        self._coco.add(replace(image, rows=[_with_box_of_mask(row, image.size_hw) for row in image.rows]))
         if self._data is not None:
             self._data.write("{" if self._first else ",")
-            self._data.write(f"\n{json.dumps(str(picture.file))}: {json.dumps(picture.uri)}")
+            self._data.write(f"\n{json.dumps(str(image.file))}: {json.dumps(image.uri)}")
             self._first = False
 
     def close(self) -> None:
@@ -38,10 +38,10 @@ class FiftyOne:
             self._data.close()
 
 
-def _boxed_by_mask(row: Row, size_hw: tuple[int, int]) -> Row:
+def _with_box_of_mask(row: Row, size_hw: tuple[int, int]) -> Row:
     """Return the row with the box of its mask, moved by a thousandth of a pixel.
 
-    FiftyOne divides a box by the image's size. Later it multiplies and truncates, so that 455 would become 454.
+    FiftyOne divides a box by the size of the image, later multiplies, and truncates. So 455 would become 454.
     """
     x, y, w, h = rle.bbox(row["rle"], size_hw).tolist()
     return {**row, **dict(zip(BBOX, (x + 2**-10, y + 2**-10, w, h), strict=True))}

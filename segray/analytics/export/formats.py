@@ -23,28 +23,29 @@ from segray.analytics.export.yolo import Yolo
 class Format:
     """The properties of a format.
 
-    says: a description in a few words. open: returns a writer. folder: the export is a folder, else one file.
-    masks: "run lengths", "polygons" or "pixels". copies: the images belong to the export.
-    looks_in: folder below the export where readers of the format look for images; None if they do not.
+    open: returns a writer.
+    is_folder: the export is a folder, else one file.
+    masks: "run lengths", "polygons" or "pixels".
+    copies_images: the images belong to the export.
+    images_folder: folder below the export where readers of the format look for images; None without such a folder.
     """
 
-    says: str
     open: Callable[[Settings], ExportWriter]
-    folder: bool = False
+    is_folder: bool = False
     masks: str = "run lengths"
-    copies: bool = False
-    looks_in: str | None = None
+    copies_images: bool = False
+    images_folder: str | None = None
 
 
 FORMATS: Mapping[str, Format] = {
-    "coco": Format("COCO dataset JSON, also for CVAT", Coco),
-    "coco-results": Format("COCO results JSON", CocoResults),
-    "yolo": Format("YOLO segmentation txt", Yolo, folder=True, masks="polygons", looks_in="images"),
-    "label-studio": Format("Label Studio tasks with predictions", LabelStudio),
-    "cvat": Format("CVAT for images 1.1", Cvat),
-    "fiftyone": Format("FiftyOne, as COCODetectionDataset", FiftyOne, folder=True),
-    "labelme": Format("Labelme JSON", Labelme, folder=True, masks="polygons", looks_in=""),
-    "imagefolder": Format("Hugging Face imagefolder", Imagefolder, folder=True, copies=True),
-    "png-instance": Format("PNG of instance numbers", lambda s: Png(s, semantic=False), folder=True, masks="pixels"),
-    "png-semantic": Format("PNG of category ids", lambda s: Png(s, semantic=True), folder=True, masks="pixels"),
+    "coco": Format(Coco),
+    "coco-results": Format(CocoResults),
+    "yolo": Format(Yolo, is_folder=True, masks="polygons", images_folder="images"),
+    "label-studio": Format(LabelStudio),
+    "cvat": Format(Cvat),
+    "fiftyone": Format(FiftyOne, is_folder=True),
+    "labelme": Format(Labelme, is_folder=True, masks="polygons", images_folder=""),
+    "imagefolder": Format(Imagefolder, is_folder=True, copies_images=True),
+    "png-instance": Format(lambda settings: Png(settings, semantic=False), is_folder=True, masks="pixels"),
+    "png-semantic": Format(lambda settings: Png(settings, semantic=True), is_folder=True, masks="pixels"),
 }

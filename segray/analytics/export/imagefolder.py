@@ -12,23 +12,23 @@ class Imagefolder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
+        self._class_numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
         self._file = (settings.out / "metadata.jsonl").open("w", encoding="utf-8")
 
-    def add(self, picture: ExportedImage) -> None:
-        picture = with_image_file(picture, self._settings)
-        rows = picture.rows
+    def add(self, image: ExportedImage) -> None:
+        image = with_image_file(image, self._settings)
+        rows = image.rows
         objects = {
             "id": [row["instance"] for row in rows],
-            "category": [self._numbers[row["class_id"]] for row in rows],
+            "category": [self._class_numbers[row["class_id"]] for row in rows],
             "category_name": [row["class_name"] for row in rows],
             "score": [shortest_score(row) for row in rows],
             "bbox": [box_xywh(row) for row in rows],
             "area": [row["area"] for row in rows],
             "rle": [row["rle"] for row in rows],
         }
-        height, width = picture.size_hw
-        record = {"file_name": str(picture.file), "image_key": picture.key, "height": height, "width": width}
+        height, width = image.size_hw
+        record = {"file_name": str(image.file), "image_key": image.key, "height": height, "width": width}
         self._file.write(json.dumps({**record, "objects": objects}) + "\n")
 
     def close(self) -> None:

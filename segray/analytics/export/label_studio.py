@@ -11,23 +11,24 @@ from numpy.typing import NDArray
 from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, row_runs, shortest_score
 from segray.instances import image_id
 
+# Numbers of bits for the length of a run.
 _BRUSH_SIZES = (3, 4, 8, 16)
 
 
 class LabelStudio:
-    """A writer of Label Studio's tasks, an array with brush strokes as predictions.
+    """A writer of Label Studio's tasks: an array with brush strokes as predictions.
 
     The labelling configuration needs <Image name="image" value="$image"/> and <BrushLabels name="mask" toName="image">.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._array, self._bare = JsonArray(settings.out), settings.bare
+        self._array, self._images_only = JsonArray(settings.out), settings.images_only
 
-    def add(self, picture: ExportedImage) -> None:
-        height, width = picture.size_hw
+    def add(self, image: ExportedImage) -> None:
+        height, width = image.size_hw
         results = [
             {
-                "id": f"{image_id(picture.key)[:8]}-{row['instance']}",
+                "id": f"{image_id(image.key)[:8]}-{row['instance']}",
                 "type": "brushlabels",
                 "from_name": "mask",
                 "to_name": "image",
@@ -37,21 +38,21 @@ class LabelStudio:
                 "score": shortest_score(row),
                 "value": {
                     "format": "rle",
-                    "rle": brush(row_runs(row["rle"], picture.size_hw)).tolist(),
+                    "rle": encode_brush(row_runs(row["rle"], image.size_hw)).tolist(),
                     "brushlabels": [row["class_name"]],
                 },
             }
-            for row in picture.rows
+            for row in image.rows
         ]
-        score = float(np.mean([shortest_score(row) for row in picture.rows])) if picture.rows else 0.0
-        predictions = [] if self._bare else [{"model_version": "segray", "score": score, "result": results}]
-        self._array.add({"data": {"image": picture.uri, "image_key": picture.key}, "predictions": predictions})
+        score = float(np.mean([shortest_score(row) for row in image.rows])) if image.rows else 0.0
+        predictions = [] if self._images_only else [{"model_version": "segray", "score": score, "result": results}]
+        self._array.add({"data": {"image": image.uri, "image_key": image.key}, "predictions": predictions})
 
     def close(self) -> None:
         self._array.close()
 
 
-def brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:
+def encode_brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Encode a mask's runs, row by row, as Label Studio does: rle-pack of thi.ng, RGBA, 255 where the mask is set.
 
     runs: (n,) int64, of 0 and 1 in turn. The result is 1-dimensional uint8.
@@ -62,8 +63,8 @@ def brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:
         value = "11111111" if number % 2 else "00000000"
         while length:
             part = min(length, 1 << _BRUSH_SIZES[-1])
-            which = next(i for i, size in enumerate(_BRUSH_SIZES) if part <= 1 << size)
-            bits.append(f"1{which:02b}{part - 1:0{_BRUSH_SIZES[which]}b}{value}")
+            size_index = next(i for i, size in enumerate(_BRUSH_SIZES) if part <= 1 << size)
+            bits.append(f"1{size_index:02b}{part - 1:0{_BRUSH_SIZES[size_index]}b}{value}")
             length -= part
     text = "".join(bits)
     return np.packbits(np.frombuffer(text.encode(), np.uint8) - ord("0"))

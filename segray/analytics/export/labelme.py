@@ -17,12 +17,12 @@ class Labelme:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def add(self, picture: ExportedImage) -> None:
-        picture = with_image_file(picture, self._settings)
+    def add(self, image: ExportedImage) -> None:
+        image = with_image_file(image, self._settings)
         shapes = []
-        for number, row in enumerate(picture.rows):
-            drawn = polygons.parts(row["rle"], picture.size_hw, self._settings.tolerance_px)
-            self._settings.loss.add(drawn, row, picture.size_hw)
+        for number, row in enumerate(image.rows):
+            rings = polygons.parts(row["rle"], image.size_hw, self._settings.tolerance_px)
+            self._settings.loss.add(rings, row, image.size_hw)
             shapes += [
                 {
                     "label": row["class_name"],
@@ -33,19 +33,19 @@ class Labelme:
                     "flags": {},
                     "mask": None,
                 }
-                for ring in drawn
+                for ring in rings
             ]
-        height, width = picture.size_hw
+        height, width = image.size_hw
         content: Row = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": picture.file.name,
+            "imagePath": image.file.name,
             "imageData": None,
             "imageHeight": height,
             "imageWidth": width,
         }
-        write_new_file(self._settings.out / picture.beside(".json"), json.dumps(content, indent=1).encode())
+        write_new_file(self._settings.out / image.file_with_extension(".json"), json.dumps(content, indent=1).encode())
 
     def close(self) -> None:
         return None

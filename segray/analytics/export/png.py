@@ -12,32 +12,33 @@ from segray.imaging.opencv import cv2
 
 
 class Png:
-    """A writer of one PNG for each image, and of classes.json. Where instances overlap, the higher score is on top.
+    """A writer of one PNG for each image, and of classes.json.
 
+    Where instances overlap, the instance with the higher score is on top.
     Pixels of png-instance have 16 bits: 0, or an instance's number plus one. instances.json describes the instances.
     Pixels of png-semantic are 0 or the category id. They have 8 bits, or 16 where category ids need them.
     """
 
     def __init__(self, settings: Settings, *, semantic: bool) -> None:
         self._settings, self._semantic = settings, semantic
-        most = max(settings.classes, default=0)
-        self._kind = np.uint8 if semantic and most < 256 else np.uint16
-        self._listed = None if semantic else JsonArray(settings.out / "instances.json")
+        highest_id = max(settings.classes, default=0)
+        self._dtype = np.uint8 if semantic and highest_id < 256 else np.uint16
+        self._instances = None if semantic else JsonArray(settings.out / "instances.json")
 
-    def add(self, picture: ExportedImage) -> None:
-        pixels = np.zeros(picture.size_hw, self._kind)
-        for row in sorted(picture.rows, key=lambda row: (row["score"], -row["instance"])):
-            mask = rle.decode(row["rle"], picture.size_hw)
+    def add(self, image: ExportedImage) -> None:
+        pixels = np.zeros(image.size_hw, self._dtype)
+        for row in sorted(image.rows, key=lambda row: (row["score"], -row["instance"])):
+            mask = rle.decode(row["rle"], image.size_hw)
             pixels[mask] = row["class_id"] if self._semantic else row["instance"] + 1
-        path = picture.beside(".png")
+        path = image.file_with_extension(".png")
         write_new_file(self._settings.out / "masks" / path, cv2.imencode(".png", pixels)[1].tobytes())
-        if self._listed is not None:
+        if self._instances is not None:
             names = ("instance", "class_id", "class_name", "area")
-            found = [{name: row[name] for name in names} | {"score": shortest_score(row)} for row in picture.rows]
-            self._listed.add({"file": str(path), "image_key": picture.key, "instances": found})
+            instances = [{name: row[name] for name in names} | {"score": shortest_score(row)} for row in image.rows]
+            self._instances.add({"file": str(path), "image_key": image.key, "instances": instances})
 
     def close(self) -> None:
-        if self._listed is not None:
-            self._listed.close()
+        if self._instances is not None:
+            self._instances.close()
         names = {str(number): name for number, name in sorted(self._settings.classes.items())}
         (self._settings.out / "classes.json").write_text(json.dumps(names, indent=1), encoding="utf-8")

@@ -22,8 +22,8 @@ from segray.label_set.schema import BBOX
 from segray.sources.listing import IMAGE_EXTENSIONS
 
 Row = dict[str, Any]
-_LOSS_SAMPLED = 1000  # instances whose polygons are drawn again
-_ENDINGS = {
+_LOSS_SAMPLED = 1000  # Instances whose polygons are drawn to measure the IoU.
+_EXTENSIONS = {
     b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"RIFF": ".webp", b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }  # fmt: skip
@@ -33,8 +33,8 @@ _ENDINGS = {
 class ExportedImage:
     """One image and its instances, as the tables have them.
 
-    id: number in the export, or in a given truth. size_hw: height and width, in pixels.
-    ending: that of the file, where the key has none.
+    id: number in the export, or id of the image in a COCO truth. size_hw: height and width, in pixels.
+    extension: extension of the exported file, where the key has none.
     """
 
     id: int
@@ -42,7 +42,7 @@ class ExportedImage:
     uri: str
     size_hw: tuple[int, int]
     rows: Sequence[Row]
-    ending: str = ""
+    extension: str = ""
 
     @property
     def file(self) -> PurePosixPath:
@@ -50,14 +50,14 @@ class ExportedImage:
         path = PurePosixPath(self.key)
         if "://" in self.key or path.is_absolute() or ".." in path.parts or not path.name:
             path = PurePosixPath(f"{image_id(self.key)}{path.suffix if _is_image(path) else ''}")
-        return PurePosixPath(f"{path}{self.ending}")
+        return PurePosixPath(f"{path}{self.extension}")
 
-    def beside(self, ending: str) -> PurePosixPath:
-        """Return the file's name with another ending.
+    def file_with_extension(self, extension: str) -> PurePosixPath:
+        """Return the path of a file that describes the image: the path of the image with another extension.
 
-        The name of a video frame keeps a part that only looks like an ending.
+        Only the extension of an image file is replaced. The key of a video frame may end in other text after a dot.
         """
-        return self.file.with_suffix(ending) if _is_image(self.file) else PurePosixPath(f"{self.file}{ending}")
+        return self.file.with_suffix(extension) if _is_image(self.file) else PurePosixPath(f"{self.file}{extension}")
 
 
 def _is_image(path: PurePosixPath) -> bool:
@@ -65,7 +65,7 @@ def _is_image(path: PurePosixPath) -> bool:
 
 
 @dataclass
-class Loss:
+class PolygonLoss:
     """The IoU of masks with their polygons, as pycocotools draws the polygons.
 
     measured: number of instances that were drawn, at most _LOSS_SAMPLED. total, least: sum and minimum of their IoU.
@@ -75,10 +75,13 @@ class Loss:
     total: float = 0.0
     least: float = 1.0
 
-    def add(self, drawn: Sequence[polygons.Ring], row: Row, size_hw: tuple[int, int]) -> None:
-        """Add the IoU of one instance, unless enough were drawn. drawn: its polygons, (n, 2) x, y in pixels."""
-        if self.measured < _LOSS_SAMPLED and drawn:
-            iou = polygons.overlap(drawn, row["rle"], size_hw)
+    def add(self, rings: Sequence[polygons.Ring], row: Row, size_hw: tuple[int, int]) -> None:
+        """Add the IoU of one instance, unless enough instances were drawn.
+
+        rings: the polygons of the instance, each (n, 2) x, y in pixels.
+        """
+        if self.measured < _LOSS_SAMPLED and rings:
+            iou = polygons.overlap(rings, row["rle"], size_hw)
             self.measured, self.total, self.least = self.measured + 1, self.total + iou, min(self.least, iou)
 
     @property
@@ -93,7 +96,8 @@ class Settings:
 
     out: file or folder to write. classes: name by category id. tolerance_px: largest distance of polygons from the
     mask. polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where
-    images are not copied. bare: the file has no labels, and does not say that an image has none.
+    images are not copied. loss: receives the IoU of polygons with their masks. images_only: the file has no labels, and
+    does not state that an image is empty.
     """
 
     out: Path
@@ -101,14 +105,14 @@ class Settings:
     tolerance_px: float = 0.0
     polygons: bool = False
     read: Callable[[str], bytes] | None = None
-    loss: Loss = field(default_factory=Loss)
-    bare: bool = False
+    loss: PolygonLoss = field(default_factory=PolygonLoss)
+    images_only: bool = False
 
 
 class ExportWriter(Protocol):
     """A writer of images in the order of their keys. The export is incomplete before close."""
 
-    def add(self, picture: ExportedImage) -> None: ...
+    def add(self, image: ExportedImage) -> None: ...
     def close(self) -> None: ...
 
 
@@ -130,19 +134,20 @@ class JsonArray:
         self._file.close()
 
 
-def with_image_file(picture: ExportedImage, settings: Settings, folder: str = "") -> ExportedImage:
-    """Write the image below a folder of the export, if images are copied. Return the picture with the file's ending."""
+def with_image_file(image: ExportedImage, settings: Settings, folder: str = "") -> ExportedImage:
+    """Write the image below a folder of the export, if images are copied. Return the image with its file extension."""
     if settings.read is None:
-        return picture
-    data = settings.read(picture.uri)
-    if not _is_image(picture.file):
-        picture = replace(picture, ending=next((end for magic, end in _ENDINGS.items() if data.startswith(magic)), ""))
-    write_new_file(settings.out / folder / picture.file, data)
-    return picture
+        return image
+    data = settings.read(image.uri)
+    if not _is_image(image.file):
+        extensions = (extension for magic, extension in _EXTENSIONS.items() if data.startswith(magic))
+        image = replace(image, extension=next(extensions, ""))
+    write_new_file(settings.out / folder / image.file, data)
+    return image
 
 
 def write_new_file(path: Path, data: bytes) -> None:
-    """Write a file of the export. Raise UserError if the file is there: two keys would become one file."""
+    """Write a file of the export. Raise UserError if the file exists, because two keys would share one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
@@ -150,7 +155,7 @@ def write_new_file(path: Path, data: bytes) -> None:
     except FileExistsError as error:
         raise UserError(
             "two images would be written to one file", where=str(path),
-            hint="choose images whose names differ in more than their ending, or another format",
+            hint="Choose images whose names differ in more than their extension, or choose another format with `--to`.",
         ) from error  # fmt: skip
 
 
@@ -170,6 +175,6 @@ def row_runs(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     The first run is of 0 and may be empty.
     """
     flat = rle.decode(counts, size_hw).ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(edges, prepend=0, append=len(flat))
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(starts, prepend=0, append=len(flat))
     return np.insert(runs, 0, 0) if flat.size and flat[0] else runs

@@ -1,7 +1,7 @@
-"""A contact sheet: images of a label set with their masks drawn on them, as one PNG.
+"""A contact sheet: images of a label set and their masks, drawn in one PNG.
 
-This module knows colours, type and layout, and which images to show. Models belong to other modules.
-Pixels come through a `read` function. Labels come from the committed tables or from the caller.
+This module knows colours, fonts and layout, and which images to show. Models belong to other modules.
+A `read` function returns the bytes of images. Labels come from the committed tables or from the caller.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from segray.label_set.schema import BBOX
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-# Neighbours differ most. Classes take colours in order of id.
+# Neighbouring colours differ most. Classes get colours in the order of their ids.
 PALETTE: tuple[Colour, ...] = (
     (255, 77, 94), (46, 196, 255), (255, 190, 38), (168, 99, 255), (74, 222, 128), (255, 121, 198),
     (29, 209, 191), (255, 138, 52), (96, 130, 255), (190, 230, 60), (225, 100, 235), (235, 215, 130),
 )  # fmt: skip
+# Columns of `instances` from which a Label is made.
 LABEL = ("class_id", "class_name", "score", *BBOX, "rle")
-_PAPER, _MAT, _INK, _FAINT = (17, 19, 24), (28, 31, 38), (236, 238, 242), (140, 147, 160)
-_TILE_WH, _GAP, _CAPTION, _HEADER = (440, 330), 20, 34, 92
-_TINT, _FINE = 0.42, 2
+_BACKGROUND, _TILE_BACKGROUND, _TEXT, _SECONDARY_TEXT = (17, 19, 24), (28, 31, 38), (236, 238, 242), (140, 147, 160)
+_TILE_WH, _GAP_PX, _CAPTION_PX, _HEADER_PX = (440, 330), 20, 34, 92
+_MASK_OPACITY, _SUPERSAMPLING = 0.42, 2
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Label:
     rle: str
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Label:
-        """Return the label of a row of instances, with the columns LABEL."""
+    def from_row(cls, row: Mapping[str, Any]) -> Label:
+        """Return the label of a row of `instances` with the columns LABEL."""
         box = (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"])
         return cls(row["class_id"], row["class_name"], row["score"], box, row["rle"])
 
@@ -73,9 +74,9 @@ class LabelledPicture:
 
 @dataclass(frozen=True)
 class SheetCandidate:
-    """The facts of an image that decide the choice.
+    """An image that the sheet may show.
 
-    labels: their number. lowest: lowest score, 1 without labels. pixels: width times height.
+    labels: number of labels. lowest: lowest score, 1 without labels. pixels: width times height.
     """
 
     key: str
@@ -117,124 +118,134 @@ def draw(
     """
     size_hw = (image.shape[0], image.shape[1])
     width, height = size_wh or (size_hw[1], size_hw[0])
-    fine_wh = (width * _FINE, height * _FINE)
-    canvas = _resized(image, fine_wh).astype(np.float32)
-    ordered = sorted(labels, key=lambda label: -rle.area(label.rle))
-    for label in ordered:
-        cover = _resized(rle.decode(label.rle, size_hw).astype(np.float32), fine_wh)
-        _paint(canvas, cover, colours[label.class_id])
-    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    sheet = Image.fromarray(np.clip(small + 0.5, 0, 255).astype(np.uint8))
+    canvas_wh = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
+    canvas = _resize(image, canvas_wh).astype(np.float32)
+    for label in sorted(labels, key=lambda label: -rle.area(label.rle)):
+        coverage = _resize(rle.decode(label.rle, size_hw).astype(np.float32), canvas_wh)
+        _paint_mask(canvas, coverage, colours[label.class_id])
+    drawing = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    sheet = Image.fromarray(np.clip(drawing + 0.5, 0, 255).astype(np.uint8))
     if tags:
         scale_xy = (width / size_hw[1], height / size_hw[0])
-        _tag(sheet, sorted(labels, key=lambda label: -label.score), colours, scale_xy)
+        _draw_tags(sheet, sorted(labels, key=lambda label: -label.score), colours, scale_xy)
     return np.asarray(sheet)
 
 
-def _resized(picture: NDArray[Any], size_wh: tuple[int, int]) -> NDArray[Any]:
-    shrinks = size_wh[0] < picture.shape[1]
-    return cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+def _resize(pixels: NDArray[Any], size_wh: tuple[int, int]) -> NDArray[Any]:
+    shrinks = size_wh[0] < pixels.shape[1]
+    return cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _paint(canvas: NDArray[np.float32], cover: NDArray[np.float32], colour: Colour) -> None:
-    """Tint the covered pixels and draw the outline in place: a coloured line on a wider dark line."""
-    alpha = (cover * np.float32(_TINT))[..., None]
-    ink = np.asarray(colour, np.float32)
-    canvas += alpha * (ink - canvas)
-    solid = (cover >= 0.5).astype(np.uint8)
+def _paint_mask(canvas: NDArray[np.float32], coverage: NDArray[np.float32], colour: Colour) -> None:
+    """Tint the covered pixels and draw the outline in place: a coloured line on a wider dark line.
+
+    coverage: share of each pixel under the mask, (h, w) 0..1.
+    """
+    alpha = (coverage * np.float32(_MASK_OPACITY))[..., None]
+    tint = np.asarray(colour, np.float32)
+    canvas += alpha * (tint - canvas)
+    solid = (coverage >= 0.5).astype(np.uint8)
     contours, _ = cv2.findContours(solid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, (0.0, 0.0, 0.0), 4 * _FINE - 1, cv2.LINE_AA)
-    cv2.drawContours(canvas, contours, -1, tuple(map(float, colour)), 2 * _FINE, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, (0.0, 0.0, 0.0), 4 * _SUPERSAMPLING - 1, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, tuple(map(float, colour)), 2 * _SUPERSAMPLING, cv2.LINE_AA)
 
 
-def _tag(
+def _draw_tags(
     sheet: Image.Image, labels: Sequence[Label], colours: Mapping[int, Colour], scale_xy: tuple[float, float]
 ) -> None:
-    """Put a tag on each mask, the highest score first, where it hides no earlier tag.
+    """Draw a tag at each mask where it hides no earlier tag. The order of the labels is the order of the tags.
 
-    A tag without room is left out.
+    A tag without a free place is left out.
     """
     pen, font = ImageDraw.Draw(sheet), _font(12)
     taken: list[tuple[int, int, int, int]] = []
     for label in labels:
         text = f"{label.class_name} {label.score:.2f}"
         size_wh = (round(pen.textlength(text, font)) + 10, 17)
-        spot = _spot(size_wh, label.bbox_xywh, scale_xy, sheet.size, taken)
-        if spot is None:
+        tag_box = _find_tag_box(size_wh, label.bbox_xywh, scale_xy, sheet.size, taken)
+        if tag_box is None:
             continue
-        taken.append(spot)
+        taken.append(tag_box)
         colour = colours[label.class_id]
-        pen.rounded_rectangle(spot, 4, fill=colour, outline=_dark(colour))
-        pen.text(((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2), text, _ink_on(colour), font, anchor="mm")
+        pen.rounded_rectangle(tag_box, 4, fill=colour, outline=_darken(colour))
+        pen.text(
+            ((tag_box[0] + tag_box[2]) / 2, (tag_box[1] + tag_box[3]) / 2),
+            text,
+            _text_colour_on(colour),
+            font,
+            anchor="mm",
+        )
 
 
-def _spot(
+def _find_tag_box(
     size_wh: tuple[int, int],
     bbox_xywh: tuple[float, float, float, float],
     scale_xy: tuple[float, float],
     sheet_wh: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
-    """Return a free place for a tag, (x0, y0, x1, y1) in pixels; None without one.
+    """Return a free box for a tag, (x0, y0, x1, y1) in pixels; None without one.
 
-    Places above, below and beside the box come first. The middle of the box comes next, then places moved into the
-    sheet.
+    Positions above, below and beside the box of the mask come first. The middle of that box comes next, then positions
+    that are moved into the sheet.
     """
     x, y, w, h = (value * scale_xy[i % 2] for i, value in enumerate(bbox_xywh))
     width, height = size_wh
     middle, level = x + w / 2 - width / 2, y + h / 2 - height / 2
     above, below = y - height - 3, y + h + 3
-    places = [(middle, above), (middle, below), (x + w + 3, level), (x - width - 3, level)]
-    places += [(x, above), (x + w - width, above), (x, below), (x + w - width, below)]
+    positions = [(middle, above), (middle, below), (x + w + 3, level), (x - width - 3, level)]
+    positions += [(x, above), (x + w - width, above), (x, below), (x + w - width, below)]
     last = (sheet_wh[0] - width - 3, sheet_wh[1] - height - 3)
-    pushed = [(min(max(x0, 3), last[0]), min(max(y0, 3), last[1])) for x0, y0 in (*places, (middle, level))]
-    for x0, y0 in [place for place in places if place in pushed] + pushed[::-1]:
-        spot = (round(x0), round(y0), round(x0) + width, round(y0) + height)
-        if not any(_overlap(spot, other) for other in taken):
-            return spot
+    moved = [(min(max(x0, 3), last[0]), min(max(y0, 3), last[1])) for x0, y0 in (*positions, (middle, level))]
+    inside = [position for position in positions if position in moved]
+    for x0, y0 in inside + moved[::-1]:
+        tag_box = (round(x0), round(y0), round(x0) + width, round(y0) + height)
+        if not any(_boxes_overlap(tag_box, other) for other in taken):
+            return tag_box
     return None
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _boxes_overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def _dark(colour: Colour) -> Colour:
+def _darken(colour: Colour) -> Colour:
     return colour[0] // 3, colour[1] // 3, colour[2] // 3
 
 
-def _ink_on(colour: Colour) -> Colour:
-    """Return near-black or white, whichever is more legible on the colour (Rec. 709 luma)."""
-    return (12, 13, 16) if 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] > 110 else (255, 255, 255)
+def _text_colour_on(colour: Colour) -> Colour:
+    """Return near-black or white, whichever is more legible on the colour."""
+    luma = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]  # Rec. 709
+    return (12, 13, 16) if luma > 110 else (255, 255, 255)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the typeface that Pillow carries, so that no font of the machine is needed. size: in pixels."""
+    """Return Pillow's own font, because the machine may have none. size: in pixels."""
     return ImageFont.load_default(size)
 
 
-# ---- choosing -------------------------------------------------------------------------------------
+# ---- which images to show -------------------------------------------------------------------------
 
 
 def choose(candidates: Sequence[SheetCandidate], count: int) -> list[str]:
-    """Return the keys of up to `count` images: crowded, uncertain, typical and large ones in turn.
+    """Return the keys of up to `count` images: crowded, uncertain, typical and large images in turn.
 
-    Images without labels come last. A hash of the key breaks ties, so the choice depends on nothing else.
+    Images without labels come last. A hash of the key breaks ties, so equal candidates give an equal result.
     """
-    usual = float(np.median([c.labels for c in candidates if c.labels] or [0]))
+    median_labels = float(np.median([c.labels for c in candidates if c.labels] or [0]))
     rules: tuple[Callable[[SheetCandidate], float], ...] = (
         lambda c: -c.labels,
         lambda c: c.lowest,
-        lambda c: abs(c.labels - usual),
+        lambda c: abs(c.labels - median_labels),
         lambda c: -c.pixels,
     )
     orders = [sorted(candidates, key=lambda c: (c.labels == 0, rule(c), image_id(c.key))) for rule in rules]
-    in_turn = (candidate.key for together in zip(*orders, strict=True) for candidate in together)
+    in_turn = (candidate.key for rank in zip(*orders, strict=True) for candidate in rank)
     return list(dict.fromkeys(in_turn))[:count]
 
 
 def candidate(picture: LabelledPicture) -> SheetCandidate:
-    """Return the candidate of a picture whose labels are at hand."""
+    """Return the candidate of a labelled picture."""
     lowest = min((label.score for label in picture.labels), default=1.0)
     return SheetCandidate(picture.key, len(picture.labels), lowest, picture.size_hw[0] * picture.size_hw[1])
 
@@ -242,22 +253,30 @@ def candidate(picture: LabelledPicture) -> SheetCandidate:
 def pictures_of(
     root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any
 ) -> list[LabelledPicture]:
-    """Return the `count` images of a label set that `choose` gives, with the labels of score_threshold or more."""
-    shown = snapshot.snapshot(root, **storage_options)
-    rows = shown.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
+    """Return the images of a label set that `choose` selects.
+
+    Args:
+        root: Folder or URL of the label set.
+        count: Largest number of images.
+        score_threshold: Lowest score of the labels that count and are returned.
+        **storage_options: Settings of the storage, as for segray.scan.
+    """
+    state = snapshot.snapshot(root, **storage_options)
+    rows = state.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
     images = {row["image_key"]: row for row in rows if row["status"] != "failed"}
-    sure = ds.field("score") >= score_threshold
-    scores = shown.instances.to_table(columns=["image_key", "score"], filter=sure)
+    score_filter = ds.field("score") >= score_threshold
+    scores = state.instances.to_table(columns=["image_key", "score"], filter=score_filter)
     grouped = scores.group_by("image_key").aggregate([("score", "count"), ("score", "min")]).to_pylist()
-    found = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
-    keys = choose(
-        [SheetCandidate(k, *found.get(k, (0, 1.0)), row["width"] * row["height"]) for k, row in images.items()], count
-    )
+    count_and_lowest = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
+    candidates = [
+        SheetCandidate(key, *count_and_lowest.get(key, (0, 1.0)), row["width"] * row["height"])
+        for key, row in images.items()
+    ]
+    keys = choose(candidates, count)
     labels: dict[str, list[Label]] = {key: [] for key in keys}
-    for row in shown.instances.to_table(
-        columns=["image_key", *LABEL], filter=sure & key_ranges.of_images(keys)
-    ).to_pylist():
-        labels[row["image_key"]].append(Label.of(row))
+    label_filter = score_filter & key_ranges.of_images(keys)
+    for row in state.instances.to_table(columns=["image_key", *LABEL], filter=label_filter).to_pylist():
+        labels[row["image_key"]].append(Label.from_row(row))
     return [
         LabelledPicture(key, images[key]["uri"], (images[key]["height"], images[key]["width"]), tuple(labels[key]))
         for key in keys
@@ -278,7 +297,7 @@ def contact_sheet(
     score_threshold: float = 0.3,
     **storage_options: Any,
 ) -> list[str]:
-    """Write a PNG of up to `count` images with their masks. Return the keys shown, in order.
+    """Write a PNG of up to `count` images with their masks. Return the keys of the images, in order.
 
     Args:
         source: A label set's root, or pictures.
@@ -291,23 +310,24 @@ def contact_sheet(
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
-        UserError: There is no image to show, or an image is no longer the one that was labelled.
+        UserError: There is no image to show, or the size of an image differs from the labelled size.
     """
     if isinstance(source, str):
-        shown = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
+        pictures = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
     else:
         by_key = {picture.key: picture for picture in source}
-        shown = [by_key[key] for key in choose([candidate(picture) for picture in source], count)]
-    if not shown:
-        raise UserError("there is no labelled image to show", where=source if isinstance(source, str) else "")
-    colours = colours_of(shown)
-    columns = min(columns, len(shown))
-    tiles = [_tile(picture, read, colours) for picture in shown]
-    sheet = _laid_out(tiles, columns)
+        pictures = [by_key[key] for key in choose([candidate(picture) for picture in source], count)]
+    if not pictures:
+        where = source if isinstance(source, str) else ""
+        raise UserError("there is no labelled image to show", where=where, hint="Label images first: `segray label`.")
+    colours = colours_of(pictures)
+    columns = min(columns, len(pictures))
+    tiles = [_draw_tile(picture, read, colours) for picture in pictures]
+    sheet = _arrange(tiles, columns)
     heading = title or (source if isinstance(source, str) else "")
-    _write_header(sheet, heading, shown, colours)
-    _save_whole(sheet, out_png)
-    return [picture.key for picture in shown]
+    _draw_header(sheet, heading, pictures, colours)
+    _save_png(sheet, out_png)
+    return [picture.key for picture in pictures]
 
 
 def side_by_side(
@@ -319,90 +339,91 @@ def side_by_side(
 ) -> dict[str, str]:
     """Write a PNG of pairs of pictures, one pair in each row. Write no file if no pair can be drawn.
 
-    Return the reason for each pair that is left out, by key. Its images cannot be read, or are no longer those that
-    were labelled.
+    Return the reason for each pair that is left out, by key. Images of such a pair cannot be read, or their sizes
+    differ from the labelled sizes.
     """
     colours = colours_of(picture for pair in pairs for picture in pair)
-    shown, tiles, left_out = list[LabelledPicture](), list[Image.Image](), dict[str, str]()
-    down: InfrastructureError | None = None
+    pictures, tiles, reasons = list[LabelledPicture](), list[Image.Image](), dict[str, str]()
+    storage_error: InfrastructureError | None = None
     for pair in pairs:
         try:
-            if down is not None:  # Another attempt for each image would take long.
-                raise down
-            tiles += [_tile(picture, read, colours) for picture in pair]
-            shown += pair
+            if storage_error is not None:  # A further attempt for each image would take long.
+                raise storage_error
+            tiles += [_draw_tile(picture, read, colours) for picture in pair]
+            pictures += pair
         except (ImageError, InfrastructureError, UserError, FileNotFoundError) as error:
-            down = error if isinstance(error, InfrastructureError) else down
-            left_out[pair[0].key] = str(error).partition("\n")[0]
-    if shown:
-        sheet = _laid_out(tiles, 2)
-        _write_header(sheet, title, shown, colours)
-        _save_whole(sheet, out_png)
-    return left_out
+            storage_error = error if isinstance(error, InfrastructureError) else storage_error
+            reasons[pair[0].key] = str(error).partition("\n")[0]
+    if pictures:
+        sheet = _arrange(tiles, 2)
+        _draw_header(sheet, title, pictures, colours)
+        _save_png(sheet, out_png)
+    return reasons
 
 
-def _tile(picture: LabelledPicture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
+def _draw_tile(picture: LabelledPicture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
     image = decode(read(picture.uri)).image
     if image.shape[:2] != picture.size_hw:
         raise UserError(
-            "an image is no longer the one that was labelled", where=picture.uri,
+            "the size of an image has changed since it was labelled", where=picture.uri,
             found=f"{image.shape[1]}x{image.shape[0]}, labelled as {picture.size_hw[1]}x{picture.size_hw[0]}",
-            hint="label it again",
+            hint="Run `segray label` again.",
         )  # fmt: skip
     ratio = min(_TILE_WH[0] / image.shape[1], _TILE_WH[1] / image.shape[0])
     size_wh = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
-    tile = Image.new("RGB", (_TILE_WH[0], _TILE_WH[1] + _CAPTION), _PAPER)
+    tile = Image.new("RGB", (_TILE_WH[0], _TILE_WH[1] + _CAPTION_PX), _BACKGROUND)
     pen = ImageDraw.Draw(tile)
-    pen.rectangle((0, 0, _TILE_WH[0] - 1, _TILE_WH[1] - 1), fill=_MAT)
+    pen.rectangle((0, 0, _TILE_WH[0] - 1, _TILE_WH[1] - 1), fill=_TILE_BACKGROUND)
     corner = ((_TILE_WH[0] - size_wh[0]) // 2, (_TILE_WH[1] - size_wh[1]) // 2)
     tile.paste(Image.fromarray(draw(image, picture.labels, colours, size_wh=size_wh)), corner)
     count = "1 instance" if len(picture.labels) == 1 else f"{len(picture.labels)} instances"
-    pen.text((_TILE_WH[0] - 2, _TILE_WH[1] + 9), count, _FAINT, _font(14), anchor="ra")
-    room = _TILE_WH[0] - 16 - pen.textlength(count, _font(14))
-    pen.text((2, _TILE_WH[1] + 9), _shortened(picture.key, room, pen), _INK, _font(14))
+    pen.text((_TILE_WH[0] - 2, _TILE_WH[1] + 9), count, _SECONDARY_TEXT, _font(14), anchor="ra")
+    key_width_px = _TILE_WH[0] - 16 - pen.textlength(count, _font(14))
+    pen.text((2, _TILE_WH[1] + 9), _fit_text(picture.key, key_width_px, pen), _TEXT, _font(14))
     return tile
 
 
-def _shortened(text: str, room: float, pen: ImageDraw.ImageDraw) -> str:
-    """Return the text, or its end where the text does not fit: keys differ at their end."""
-    if pen.textlength(text, _font(14)) <= room:
+def _fit_text(text: str, width_px: float, pen: ImageDraw.ImageDraw) -> str:
+    """Return the text, or the end of a text that does not fit, because keys differ at their end."""
+    if pen.textlength(text, _font(14)) <= width_px:
         return text
-    while text and pen.textlength("..." + text, _font(14)) > room:
+    while text and pen.textlength("..." + text, _font(14)) > width_px:
         text = text[1:]
     return "..." + text
 
 
-def _laid_out(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+def _arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Return a sheet with the tiles in rows, and room for the header above."""
     rows = -(-len(tiles) // columns)
-    across, down = _TILE_WH[0] + _GAP, _TILE_WH[1] + _CAPTION + _GAP // 2
-    sheet = Image.new("RGB", (columns * across + _GAP, _HEADER + rows * down + _GAP // 2), _PAPER)
+    step_x, step_y = _TILE_WH[0] + _GAP_PX, _TILE_WH[1] + _CAPTION_PX + _GAP_PX // 2
+    sheet = Image.new("RGB", (columns * step_x + _GAP_PX, _HEADER_PX + rows * step_y + _GAP_PX // 2), _BACKGROUND)
     for i, tile in enumerate(tiles):
-        sheet.paste(tile, (_GAP + i % columns * across, _HEADER + i // columns * down))
+        sheet.paste(tile, (_GAP_PX + i % columns * step_x, _HEADER_PX + i // columns * step_y))
     return sheet
 
 
-def _write_header(
-    sheet: Image.Image, title: str, shown: Sequence[LabelledPicture], colours: Mapping[int, Colour]
+def _draw_header(
+    sheet: Image.Image, title: str, pictures: Sequence[LabelledPicture], colours: Mapping[int, Colour]
 ) -> None:
     pen = ImageDraw.Draw(sheet)
-    names = {label.class_id: label.class_name for picture in shown for label in picture.labels}
-    total = sum(len(picture.labels) for picture in shown)
-    facts = f"{len(shown)} images, {total} instances, {len(names)} classes"
-    pen.text((_GAP, 18), title or "segray", _INK, _font(24))
-    pen.text((sheet.width - _GAP, 24), facts, _FAINT, _font(16), anchor="ra")
-    x = float(_GAP)
+    names = {label.class_id: label.class_name for picture in pictures for label in picture.labels}
+    total = sum(len(picture.labels) for picture in pictures)
+    counts = f"{len(pictures)} images, {total} instances, {len(names)} classes"
+    pen.text((_GAP_PX, 18), title or "segray", _TEXT, _font(24))
+    pen.text((sheet.width - _GAP_PX, 24), counts, _SECONDARY_TEXT, _font(16), anchor="ra")
+    x = float(_GAP_PX)
     for class_id, colour in colours.items():
         if class_id not in names:
             continue
-        wide = pen.textlength(names[class_id], _font(14)) + 36
-        if x + wide > sheet.width - _GAP:
+        entry_width = pen.textlength(names[class_id], _font(14)) + 36
+        if x + entry_width > sheet.width - _GAP_PX:
             break
         pen.rounded_rectangle((x, 61, x + 14, 75), 4, fill=colour)
-        pen.text((x + 21, 68), names[class_id], _FAINT, _font(14), anchor="lm")
-        x += wide
+        pen.text((x + 21, 68), names[class_id], _SECONDARY_TEXT, _font(14), anchor="lm")
+        x += entry_width
 
 
-def _save_whole(sheet: Image.Image, out_png: Path) -> None:
+def _save_png(sheet: Image.Image, out_png: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     with atomic_output(out_png) as unfinished:

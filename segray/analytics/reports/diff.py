@@ -1,7 +1,7 @@
 """Comparison of two label sets of the same images: the instances that B keeps, moves, gains, loses and renames.
 
-This module knows two snapshots and when two instances are the same. It does not judge which label set is right.
-Both are read in ranges of keys. A million images need little more memory than ten thousand.
+This module knows two snapshots and when two instances are the same. It does not decide which label set is right.
+Both label sets are read in ranges of keys. A million images need little more memory than ten thousand.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ SIZES = ("small", "medium", "large")
 MATCH_IOU, KEPT_IOU = 0.5, 0.9
 _COLUMNS = ("class_id", "class_name", "score", *BBOX, "area", "height", "width", "rle")
 _SCORE_BINS = 1000
-_Shown = tuple[str, int, int]  # status, height and width of an image
+_StatusAndSize = tuple[str, int, int]  # Status, height and width of an image.
 
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one image. kinds: number of its instances by kind.
+    """The change of one image.
 
+    kinds: number of instances of the image, by kind.
     weight: number of gained, lost and renamed instances, plus 1 - IoU of each moved one.
     """
 
@@ -75,20 +76,23 @@ class Drift:
 class LabelSetDifference:
     """The difference of label set B from label set A.
 
-    images: compared images, which both have. only_a, only_b: images that only A or only B has.
-    resized: compared images of another size. Their instances count as lost and gained.
+    images: images in both label sets, which are compared. only_a, only_b: images in A alone, or in B alone.
+    resized: compared images whose size differs. Their instances count as lost and gained.
     newly_failed, newly_read: images that failed in B alone, or in A alone.
-
-    instances: of A and of B in compared images. kinds: number of instances by kind.
+    instances: number of instances of A and of B in compared images.
+    kinds: number of instances by kind:
 
     - kept: same class and mask IoU >= .9.
     - moved: same class and mask IoU >= .5.
     - renamed: another class and mask IoU >= .5.
     - gained, lost: in B alone, in A alone.
 
-    by_class: kinds by class name of A; of B for gained instances. by_size: kinds by COCO's sizes.
-    renamed: old class, new class and count, most first. most_changed: images by falling weight.
-    failed_gates: gates that the difference meets. undrawn: reason for each image that is not in the drawing, by key.
+    by_class: kinds by class name in A; by class name in B for gained instances.
+    by_size: kinds by COCO's sizes.
+    renamed: old class, new class and count, the largest count first.
+    most_changed: images, the largest weight first.
+    failed_gates: gates whose condition is true.
+    undrawn: reason for each image that is not in the drawing, by key.
     """
 
     images: int
@@ -128,12 +132,12 @@ def diff(
 
     Args:
         root_a: Folder or URL of A.
-        root_b: Folder or URL of B. It may be that of A, with another state.
+        root_b: Folder or URL of B, or of A again with another state.
         fail_if: Gates as `Gate.parse` reads them.
         min_score: Lowest score of the instances that take part.
-        most: Number of images named as most changed.
-        draw: PNG to write, with these images side by side as far as they can be read.
-        both_labelled: Leave out images that failed in either.
+        most: Number of images in `most_changed`.
+        draw: PNG to write, with the readable images of `most_changed` side by side.
+        both_labelled: Leave out images that failed in either label set.
         version_a: Batch of an earlier state of A.
         as_of_a: Time of an earlier state of A.
         version_b: Batch of an earlier state of B.
@@ -141,8 +145,8 @@ def diff(
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
-        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
-        UserError: No image is in both, a gate cannot be read, or neither label set has a gate's class.
+        LabelSetError: A label set cannot be read, as in snapshot.snapshot, or has no commit.
+        UserError: No image is in both label sets, a gate is not valid, or neither label set has the class of a gate.
     """
     gates = [Gate.parse(text) for text in fail_if]
     if draw is not None:
@@ -152,17 +156,20 @@ def diff(
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
     )
     _check_classes(gates, states)
-    tally = _Tally(most)
-    for part in key_ranges.cut(*states):
-        _compare(states, part, min_score, tally, both_labelled)
-    if not tally.images:
-        raise UserError("the two label sets have no image in common", where=f"{root_a}, {root_b}")
-    found = tally.result()
-    failed = [gate.text for gate in gates if gate.fails(found)]
+    counts = _DifferenceCounts(most)
+    for key_range in key_ranges.cut(*states):
+        _compare(states, key_range, min_score, counts, both_labelled)
+    if not counts.images:
+        raise UserError(
+            "the two label sets have no image in common", where=f"{root_a}, {root_b}",
+            hint="Label the same source into both label sets. Images are compared by key.",
+        )  # fmt: skip
+    difference = counts.result()
+    failed_gates = tuple(gate.text for gate in gates if gate.fails(difference))
     undrawn: Mapping[str, str] = {}
-    if draw is not None and found.most_changed:
-        undrawn = _draw(states, found.most_changed, min_score, draw, snapshot.store(storage_options))
-    return replace(found, failed_gates=tuple(failed), undrawn=undrawn)
+    if draw is not None and difference.most_changed:
+        undrawn = _draw_changes(states, difference.most_changed, min_score, draw, snapshot.store(storage_options))
+    return replace(difference, failed_gates=failed_gates, undrawn=undrawn)
 
 
 # ---- gates ----------------------------------------------------------------------------------------
@@ -179,15 +186,15 @@ _DRIFTS = ("class_drift", "score_drift")
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition that a difference must not meet, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
+    """A condition that fails a comparison, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
 
-    A class is given by its name or its slug. A percentage of instances refers to A's instances (of that class). A
-    percentage of images refers to the compared images. `changed` means all kinds but kept. Drifts are compared by
-    effect.
+    A gate names a class by its name or its slug. A percentage of instances refers to A's instances (of that class). A
+    percentage of images refers to the compared images. `changed` counts all kinds except kept. A gate on a drift
+    compares the effect.
     """
 
     text: str
-    what: str
+    quantity: str
     class_name: str | None
     compare: Callable[[float, float], bool]
     limit: float
@@ -196,67 +203,76 @@ class Gate:
     @classmethod
     def parse(cls, text: str) -> Gate:
         """Parse a gate. Raise UserError for text that is no gate."""
-        found = _GATE.fullmatch(text)
-        known = (*_COUNTS, *_IMAGES, *_DRIFTS)
-        if found is None or found[1] not in known or (found[2] and found[1] not in _COUNTS):
-            raise UserError(
-                "this is no gate", found=text, hint=f"write lost>2% or lost[person]>10, with one of {', '.join(known)}"
-            )
-        what, name, sign, number, percent = found.groups()
+        match = _GATE.fullmatch(text)
+        quantities = (*_COUNTS, *_IMAGES, *_DRIFTS)
+        if match is None or match[1] not in quantities or (match[2] and match[1] not in _COUNTS):
+            hint = f"Write a gate such as lost>2% or lost[person]>10. Quantities are {', '.join(quantities)}."
+            raise UserError("this is no gate", found=text, hint=hint)
+        quantity, name, sign, number, percent = match.groups()
         try:
-            return cls(text, what, name, _COMPARE[sign], float(number), percent == "%")
+            return cls(text, quantity, name, _COMPARE[sign], float(number), percent == "%")
         except ValueError as error:
-            raise UserError("this is no gate", found=text, hint="write a number after the sign") from error
+            raise UserError("this is no gate", found=text, hint="Write a number after the sign.") from error
 
-    def fails(self, found: LabelSetDifference) -> bool:
-        """Return whether the difference meets the condition."""
-        if self.what in _DRIFTS:
-            value, whole = getattr(found, self.what).effect, 1
-        elif self.what in _IMAGES:
-            value, whole = getattr(found, self.what), found.images
+    def fails(self, difference: LabelSetDifference) -> bool:
+        """Return whether the condition is true for the difference."""
+        if self.quantity in _DRIFTS:
+            value, total = getattr(difference, self.quantity).effect, 1
+        elif self.quantity in _IMAGES:
+            value, total = getattr(difference, self.quantity), difference.images
         else:
             kinds = Counter[str]()
-            for name, of_class in found.by_class.items():
+            for name, of_class in difference.by_class.items():
                 if self.class_name is None or slug(name) == slug(self.class_name):
                     kinds.update(of_class)
-            counted = KINDS[1:] if self.what == "changed" else (self.what,)
+            counted = KINDS[1:] if self.quantity == "changed" else (self.quantity,)
             value = sum(kinds[kind] for kind in counted)
-            whole = sum(count for kind, count in kinds.items() if kind != "gained")
+            total = sum(count for kind, count in kinds.items() if kind != "gained")
         if self.percent:
-            value = 100 * value / whole if whole else math.inf * value if value else 0.0
+            # A percentage of nothing is infinite, unless the value is 0 too.
+            value = 100 * value / total if total else math.inf * value if value else 0.0
         return self.compare(value, self.limit)
 
 
 def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
     """Raise UserError for a gate on an unknown class, which would never fail."""
-    known = {slug(name): name for state in states for name in state.classes.values()}
+    names = {slug(name): name for state in states for name in state.classes.values()}
     for gate in gates:
-        if gate.class_name is not None and known and slug(gate.class_name) not in known:
-            near = difflib.get_close_matches(slug(gate.class_name), known) or sorted(known)[:10]
+        if gate.class_name is not None and names and slug(gate.class_name) not in names:
+            similar = difflib.get_close_matches(slug(gate.class_name), names) or sorted(names)[:10]
             raise UserError(
                 "neither label set has the class of this gate", found=gate.text,
-                hint=f"give one of their classes, such as {', '.join(known[each] for each in near)}",
+                hint=f"Name a class of the label sets, such as {', '.join(names[name] for name in similar)}.",
             )  # fmt: skip
 
 
-# ---- slice by slice -------------------------------------------------------------------------------
+# ---- range by range -------------------------------------------------------------------------------
 
 
 def _compare(
-    states: tuple[Snapshot, Snapshot], part: KeyRange, min_score: float, tally: _Tally, both_labelled: bool
+    states: tuple[Snapshot, Snapshot],
+    key_range: KeyRange,
+    min_score: float,
+    counts: _DifferenceCounts,
+    both_labelled: bool,
 ) -> None:
-    shown, found = [], []
+    images_by_side, instances_by_side = [], []
     for state in states:
-        images = key_ranges.images(state, part, ["image_key", "status", "height", "width"]).to_pylist()
-        shown.append({row["image_key"]: (row["status"], row["height"], row["width"]) for row in images})
-        rows = key_ranges.instances(state, part, _COLUMNS, pc.field("score") >= min_score)
-        found.append(key_ranges.Groups(rows))
-    for key in sorted(shown[0].keys() | shown[1].keys()):
-        a, b = shown[0].get(key), shown[1].get(key)
-        if a is None or b is None:
-            tally.only(a is None)
-        elif not both_labelled or "failed" not in (a[0], b[0]):
-            tally.add(key, (a, b), _Side.of(found[0].get(key)), _Side.of(found[1].get(key)))
+        images = key_ranges.images(state, key_range, ["image_key", "status", "height", "width"]).to_pylist()
+        images_by_side.append({row["image_key"]: (row["status"], row["height"], row["width"]) for row in images})
+        rows = key_ranges.instances(state, key_range, _COLUMNS, pc.field("score") >= min_score)
+        instances_by_side.append(key_ranges.Groups(rows))
+    images_a, images_b = images_by_side
+    instances_a, instances_b = instances_by_side
+    for key in sorted(images_a.keys() | images_b.keys()):
+        image_a, image_b = images_a.get(key), images_b.get(key)
+        if image_b is None:
+            counts.only_a += 1
+        elif image_a is None:
+            counts.only_b += 1
+        elif not both_labelled or "failed" not in (image_a[0], image_b[0]):
+            side_a, side_b = _Side.from_rows(instances_a.get(key)), _Side.from_rows(instances_b.get(key))
+            counts.add(key, (image_a, image_b), side_a, side_b)
 
 
 @dataclass(frozen=True)
@@ -274,7 +290,7 @@ class _Side:
         return len(self.names)
 
     @classmethod
-    def of(cls, rows: pa.Table | None) -> _Side:
+    def from_rows(cls, rows: pa.Table | None) -> _Side:
         if rows is None:
             return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
         boxes = np.stack([rows.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
@@ -289,71 +305,74 @@ class _Side:
 
 
 def matches(a: _Side, b: _Side) -> list[tuple[int, int, float]]:
-    """Return pairs of indices into a and b of the same instance, and their mask IoU, at least .5.
+    """Return pairs of indices into a and b of the same instance, and their mask IoU, which is .5 or more.
 
     Pairs of one class come first, then by falling IoU. Only masks whose tight boxes touch are compared.
     """
-    rows, columns = np.nonzero(_touching(_tight(a), _tight(b)))
+    rows, columns = np.nonzero(_touching_pairs(_tight_boxes(a), _tight_boxes(b)))
     if not len(rows):
         return []
-    left, right = arrow_masks.text_of(a.rles), arrow_masks.text_of(b.rles)
-    shared = _kernels_many.overlaps(*left.at(rows), *right.at(columns), rle.MAX_GROUPS)
-    ious = arrow_masks.iou_of(shared)
-    other = np.array([a.names[i] != b.names[j] for i, j in zip(rows, columns, strict=True)])
-    taken_a, taken_b, found = set[int](), set[int](), []
-    for k in np.lexsort((columns, rows, -ious, other)).tolist():
+    text_a, text_b = arrow_masks.text_of(a.rles), arrow_masks.text_of(b.rles)
+    overlaps = _kernels_many.overlaps(*text_a.at(rows), *text_b.at(columns), rle.MAX_GROUPS)
+    ious = arrow_masks.iou_of(overlaps)
+    other_class = np.array([a.names[i] != b.names[j] for i, j in zip(rows, columns, strict=True)])
+    taken_a, taken_b, pairs = set[int](), set[int](), []
+    for k in np.lexsort((columns, rows, -ious, other_class)).tolist():
         i, j = int(rows[k]), int(columns[k])
-        if ious[k] >= MATCH_IOU and shared[k, 0] > 0 and i not in taken_a and j not in taken_b:
+        if ious[k] >= MATCH_IOU and overlaps[k, 0] > 0 and i not in taken_a and j not in taken_b:
             taken_a.add(i)
             taken_b.add(j)
-            found.append((i, j, float(ious[k])))
-    return found
+            pairs.append((i, j, float(ious[k])))
+    return pairs
 
 
-def _tight(side: _Side) -> NDArray[np.float64]:
+def _tight_boxes(side: _Side) -> NDArray[np.float64]:
     assert side.size_hw is not None or not len(side)
     return rle.bbox(side.rles, side.size_hw) if side.size_hw else np.empty((0, 4))
 
 
-def _touching(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _touching_pairs(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])
     return np.asarray((high > low).all(axis=2))
 
 
-class _Tally:
-    """All counts, and the images that changed most."""
+class _DifferenceCounts:
+    """The counts of a comparison, and the images that changed most."""
 
     def __init__(self, most: int) -> None:
-        self.images = self._resized = self._newly_failed = self._newly_read = 0
-        self._only = [0, 0]
+        self.images = self.only_a = self.only_b = 0
+        self._resized = self._newly_failed = self._newly_read = 0
         self._kinds: dict[str, Counter[str]] = {}
         self._sizes: dict[str, Counter[str]] = {name: Counter() for name in SIZES}
         self._renamed: Counter[tuple[str, str]] = Counter()
         self._most, self._changed = most, list[tuple[float, str, Counter[str]]]()
-        self._classes: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        self._scores = np.zeros((2, _SCORE_BINS), np.int64)
+        self._classes_a, self._classes_b = Counter[str](), Counter[str]()
+        self._scores_a, self._scores_b = np.zeros(_SCORE_BINS, np.int64), np.zeros(_SCORE_BINS, np.int64)
 
-    def only(self, b: bool) -> None:
-        self._only[b] += 1
-
-    def add(self, key: str, shown: tuple[_Shown, _Shown], a: _Side, b: _Side) -> None:
+    def add(self, key: str, images: tuple[_StatusAndSize, _StatusAndSize], a: _Side, b: _Side) -> None:
+        """Count one image that both label sets have. images: status and size of the image in A and in B."""
         self.images += 1
-        failed = [status == "failed" for status, _, _ in shown]
-        self._newly_failed += failed == [False, True]
-        self._newly_read += failed == [True, False]
-        for which, side in enumerate((a, b)):
-            self._classes[which].update(side.names)
-            bins = np.clip((side.scores * _SCORE_BINS).astype(np.int64), 0, _SCORE_BINS - 1)
-            self._scores[which] += np.bincount(bins, minlength=_SCORE_BINS)
-        resized = not any(failed) and shown[0][1:] != shown[1][1:]
+        (status_a, *size_a), (status_b, *size_b) = images
+        failed_a, failed_b = status_a == "failed", status_b == "failed"
+        self._newly_failed += failed_b and not failed_a
+        self._newly_read += failed_a and not failed_b
+        self._classes_a.update(a.names)
+        self._classes_b.update(b.names)
+        self._scores_a += _score_histogram(a.scores)
+        self._scores_b += _score_histogram(b.scores)
+        resized = not failed_a and not failed_b and size_a != size_b
         self._resized += resized
-        same = not resized and a.names == b.names and a.rles == b.rles
-        pairs = [(i, i, 1.0) for i in range(len(a))] if same else [] if resized else matches(a, b)
+        if resized:
+            pairs = []
+        elif a.names == b.names and a.rles == b.rles:
+            pairs = [(i, i, 1.0) for i in range(len(a))]
+        else:
+            pairs = matches(a, b)
         self._count(key, a, b, pairs)
 
     def _count(self, key: str, a: _Side, b: _Side, pairs: Sequence[tuple[int, int, float]]) -> None:
-        here, weight = Counter[str](), 0.0
+        kinds, weight = Counter[str](), 0.0
         for i, j, iou in pairs:
             if a.names[i] != b.names[j]:
                 kind = "renamed"
@@ -362,42 +381,55 @@ class _Tally:
             else:
                 kind = "kept" if iou >= KEPT_IOU else "moved"
                 weight += 1 - iou if kind == "moved" else 0
-            self._note(here, kind, a.names[i], int(a.areas[i]))
-        lost, gained = set(range(len(a))) - {i for i, _, _ in pairs}, set(range(len(b))) - {j for _, j, _ in pairs}
-        for kind, side, which in (("lost", a, lost), ("gained", b, gained)):
-            for k in which:
-                self._note(here, kind, side.names[k], int(side.areas[k]))
+            self._count_instance(kinds, kind, a.names[i], int(a.areas[i]))
+        lost = set(range(len(a))) - {i for i, _, _ in pairs}
+        gained = set(range(len(b))) - {j for _, j, _ in pairs}
+        for kind, side, indices in (("lost", a, lost), ("gained", b, gained)):
+            for k in indices:
+                self._count_instance(kinds, kind, side.names[k], int(side.areas[k]))
         weight += len(lost) + len(gained)
         if weight:
             push = heapq.heappush if len(self._changed) < self._most else heapq.heappushpop
-            push(self._changed, (weight, key, here))
+            push(self._changed, (weight, key, kinds))
 
-    def _note(self, here: Counter[str], kind: str, name: str, area: int) -> None:
-        here[kind] += 1
-        self._kinds.setdefault(name, Counter())[kind] += 1
-        self._sizes[SIZES[(area >= 32**2) + (area >= 96**2)]][kind] += 1
+    def _count_instance(self, kinds: Counter[str], kind: str, class_name: str, area_px: int) -> None:
+        kinds[kind] += 1
+        self._kinds.setdefault(class_name, Counter())[kind] += 1
+        self._sizes[_size_name(area_px)][kind] += 1
 
     def result(self) -> LabelSetDifference:
         total = Counter[str]()
-        for counts in self._kinds.values():
-            total.update(counts)
-        changed = sorted(self._changed, key=lambda each: (-each[0], each[1]))
+        for kinds in self._kinds.values():
+            total.update(kinds)
+        changed = sorted(self._changed, key=lambda entry: (-entry[0], entry[1]))
         return LabelSetDifference(
             images=self.images,
-            only_a=self._only[0],
-            only_b=self._only[1],
+            only_a=self.only_a,
+            only_b=self.only_b,
             resized=self._resized,
             newly_failed=self._newly_failed,
             newly_read=self._newly_read,
-            instances=(self._classes[0].total(), self._classes[1].total()),
+            instances=(self._classes_a.total(), self._classes_b.total()),
             kinds={kind: total[kind] for kind in KINDS},
             by_class={name: {kind: counts[kind] for kind in KINDS} for name, counts in sorted(self._kinds.items())},
             by_size={name: {kind: counts[kind] for kind in KINDS} for name, counts in self._sizes.items()},
             renamed=[(old, new, count) for (old, new), count in self._renamed.most_common()],
             most_changed=[Change(key, round(weight, 6), dict(kinds)) for weight, key, kinds in changed],
-            class_drift=class_drift(*self._classes),
-            score_drift=score_drift(*self._scores),
+            class_drift=class_drift(self._classes_a, self._classes_b),
+            score_drift=score_drift(self._scores_a, self._scores_b),
         )
+
+
+def _score_histogram(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    bins = np.clip((scores * _SCORE_BINS).astype(np.int64), 0, _SCORE_BINS - 1)
+    return np.bincount(bins, minlength=_SCORE_BINS)
+
+
+def _size_name(area_px: int) -> str:
+    """Return the name of COCO's size of an instance."""
+    if area_px < 32**2:
+        return "small"
+    return "medium" if area_px < 96**2 else "large"
 
 
 # ---- drift ----------------------------------------------------------------------------------------
@@ -409,26 +441,26 @@ def class_drift(a: Mapping[str, int], b: Mapping[str, int]) -> Drift:
     table = np.array([[side.get(name, 0) for name in names] for side in (a, b)], np.float64)
     total = table.sum()
     if not names or not table.sum(axis=1).all():
-        return Drift(0.0, 1.0, float(bool(names)))
+        return Drift(0.0, 1.0, 1.0 if names else 0.0)
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / total
     statistic = float(((table - expected) ** 2 / expected).sum())
-    freedom = len(names) - 1
-    return Drift(statistic, _chi_square_tail(statistic, freedom), math.sqrt(statistic / total))
+    degrees = len(names) - 1
+    return Drift(statistic, _chi_square_tail(statistic, degrees), math.sqrt(statistic / total))
 
 
-def _chi_square_tail(statistic: float, freedom: int) -> float:
+def _chi_square_tail(statistic: float, degrees: int) -> float:
     """Return the tail of the chi-square distribution by Wilson and Hilferty's approximation, good to about 0.01."""
-    if not freedom or statistic <= 0:
+    if not degrees or statistic <= 0:
         return 1.0
-    spread = 2 / (9 * freedom)
-    return 0.5 * math.erfc((((statistic / freedom) ** (1 / 3)) - (1 - spread)) / math.sqrt(2 * spread))
+    spread = 2 / (9 * degrees)
+    return 0.5 * math.erfc((((statistic / degrees) ** (1 / 3)) - (1 - spread)) / math.sqrt(2 * spread))
 
 
 def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
     """Return Kolmogorov and Smirnov's test on two histograms of scores with the same bins. a, b: (bins,) int64."""
     total_a, total_b = int(a.sum()), int(b.sum())
     if not total_a or not total_b:
-        return Drift(0.0, 1.0, float(total_a != total_b))
+        return Drift(0.0, 1.0, 0.0 if total_a == total_b else 1.0)
     distance = float(np.abs(np.cumsum(a) / total_a - np.cumsum(b) / total_b).max())
     root = math.sqrt(total_a * total_b / (total_a + total_b))
     scaled = (root + 0.12 + 0.11 / root) * distance
@@ -436,24 +468,27 @@ def score_drift(a: NDArray[np.int64], b: NDArray[np.int64]) -> Drift:
     return Drift(distance, min(1.0, max(0.0, tail)) if scaled > 0.2 else 1.0, distance)
 
 
-# ---- pictures -------------------------------------------------------------------------------------
+# ---- drawing --------------------------------------------------------------------------------------
 
 
-def _draw(
+def _draw_changes(
     states: tuple[Snapshot, Snapshot], changed: Sequence[Change], min_score: float, out_png: Path, store: Store
 ) -> Mapping[str, str]:
     """Draw the changed images that can be drawn. Return the reasons for the others, by key."""
     old, new = states
-    pairs = [(_picture(old, each.key, min_score), _picture(new, each.key, min_score)) for each in changed]
+    keys = [change.key for change in changed]
+    pairs = [(_labelled_picture(old, key, min_score), _labelled_picture(new, key, min_score)) for key in keys]
     failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]
-    whole = [pair for pair in pairs if pair not in failed]
-    left_out = contact_sheet.side_by_side(whole, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
-    return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the two"), **left_out}
+    labelled = [pair for pair in pairs if pair not in failed]
+    reasons = contact_sheet.side_by_side(labelled, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
+    return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the label sets"), **reasons}
 
 
-def _picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.LabelledPicture:
-    chosen = pc.field("image_key") == key
-    (image,) = state.images.to_table(columns=["uri", "height", "width"], filter=chosen).to_pylist()
-    rows = state.instances.to_table(columns=list(contact_sheet.LABEL), filter=chosen & (pc.field("score") >= min_score))
-    labels = [contact_sheet.Label.of(row) for row in rows.to_pylist()]
+def _labelled_picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.LabelledPicture:
+    key_filter = pc.field("image_key") == key
+    (image,) = state.images.to_table(columns=["uri", "height", "width"], filter=key_filter).to_pylist()
+    rows = state.instances.to_table(
+        columns=list(contact_sheet.LABEL), filter=key_filter & (pc.field("score") >= min_score)
+    )
+    labels = [contact_sheet.Label.from_row(row) for row in rows.to_pylist()]
     return contact_sheet.LabelledPicture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

@@ -1,6 +1,6 @@
 """The progress of a run on a web page that reloads itself.
 
-This module knows the sections of the page. The template knows which values of a heartbeat are shown.
+This module knows the sections of the page. The template knows which values of the heartbeat the page shows.
 """
 
 from __future__ import annotations
@@ -17,5 +17,7 @@ def live(beat: Mapping[str, Any]) -> str:
 
     beat: the content of heartbeat.json.
     """
-    sections = {"counts": "This process so far"} | ({"workers": "Workers"} if beat["slowest"] else {})
+    sections = {"counts": "Counts of this process"}
+    if beat["slowest"]:
+        sections["workers"] = "Workers"
     return render("live.html.jinja", beat=beat, sections=sections, version=segray.__version__)

@@ -1,7 +1,7 @@
-"""A label set on one web page: the run, the results, the failures and chosen pictures.
+"""A report of a label set on one web page: the run, the results, the failures and example images.
 
-This module knows the sections of the page and which images are shown. `statistics` counts, and the template writes.
-The page is one file without script or external address. It has a few megabytes at most, whatever the label set's size.
+This module knows the sections of the page and which images to show. `statistics` counts. The template formats.
+The page is one file without scripts and external addresses, and has at most a few megabytes.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ if TYPE_CHECKING:
     from segray.analytics.evaluation.evaluate import Evaluation
 
 IMAGES, MOST_IMAGES = 12, 60
-_PICTURE_PX, _QUALITY = 720, 80
-_PICTURES_BYTES = 5_500_000  # of base64, all together
-_SURE, _UNSURE_SHOWN = 0.3, 20
+_PICTURE_PX, _JPEG_QUALITY = 720, 80
+_PICTURES_BYTES = 5_500_000  # Base64 bytes of all pictures of a page.
+# Lowest score of drawn labels. An image without such a label shows this many of its best labels.
+_DRAWN_SCORE, _MOST_UNSURE_LABELS = 0.3, 20
 _FILES_BYTES = 64 << 20
 _SECTIONS = {
-    "evaluation": "How good the labels are",
-    "gallery": "Images worth a look",
+    "evaluation": "Accuracy",
+    "gallery": "Example images",
     "classes": "Classes and scores",
     "images": "Images",
     "failures": "Failures",
     "throughput": "Throughput",
-    "run": "What was run",
+    "run": "Model and run",
 }
 _STAGES = ("read", "decode", "wait", "infer", "postprocess", "write")
 
@@ -66,64 +67,66 @@ def report(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> str:
-    """Return the page as HTML. Images that cannot be read any more are named on the page.
+    """Return the page as HTML. The page names images that cannot be read.
 
     Args:
         root: Folder or URL of the label set.
-        truth: COCO or LVIS JSON. With it the page also shows the accuracy of the labels.
+        truth: COCO or LVIS JSON. With a truth, the page also shows the accuracy of the labels.
         images: Number of images to show.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
-        UserError: The number of images is out of range, or as evaluate raises it.
-        SourceError: As evaluate raises it.
-        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
+        UserError: The number of images is out of range, or the truth does not fit, as in evaluate.
+        SourceError: The truth cannot be used, as in evaluate.
+        LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
     if not 0 <= images <= MOST_IMAGES:
-        raise UserError("so many images are not shown", found=str(images), hint=f"choose 0 to {MOST_IMAGES}")
+        hint = f"Give --images a number from 0 to {MOST_IMAGES}."
+        raise UserError(f"a report shows at most {MOST_IMAGES} images", found=str(images), hint=hint)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     store = snapshot.store(storage_options)
-    found = statistics.compute_stats(state)
-    judged = None if truth is None else _judged(state, truth, storage_options)
+    stats = statistics.compute_stats(state)
+    evaluation = None if truth is None else _evaluate(state, truth, storage_options)
     run = latest_run(store, state.root)
     record = {} if run is None else run.record(store)
-    choices = choose(found, images)
-    missing = {"evaluation": judged is None, "gallery": not choices, "failures": not found.failures}
+    choices = choose(stats, images)
+    is_left_out = {"evaluation": evaluation is None, "gallery": not choices, "failures": not stats.failures}
     return render(
         "report.html.jinja",
-        sections={name: title for name, title in _SECTIONS.items() if not missing.get(name)},
+        sections={name: title for name, title in _SECTIONS.items() if not is_left_out.get(name)},
         root=shown_uri(state.root),
         batch=state.batch,
         model=state.model,
-        found=found,
-        classes=sorted(found.classes.values(), key=lambda each: (-each.instances, each.name)),
+        stats=stats,
+        classes=sorted(stats.classes.values(), key=lambda of_class: (-of_class.instances, of_class.name)),
         labels=_LABELS,
         gallery=_gallery(state, choices, store) if choices else None,
         version=segray.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **_evaluated(judged),
-        **_recorded(record),
+        **_evaluation_values(evaluation),
+        **_run_values(record),
     )
 
 
 def of_run(root: str, **storage_options: Any) -> str:
-    """Write the page into the folder of the latest run, and return its address. Raise as `report`.
+    """Write the page into the folder of the latest run, and return the URI of the page.
 
-    storage_options: as StorageOptions, with at most one retry, because a run waits for the page.
+    storage_options: settings of the storage, as for segray.scan. Storage is retried once at most, because a run waits
+    for the page. Raise UserError without a recorded run, and errors as `report`.
     """
     storage_options["retries"] = min(1, storage_options.get("retries", 1))
     store = snapshot.store(storage_options)
     run = latest_run(store, root)
     if run is None:
-        raise UserError("no run is recorded here", where=root, hint="run `segray label` first")
+        raise UserError("no run is recorded here", where=root, hint="Run `segray label` first.")
     store.put(run.page, report(root, **storage_options).encode())
     return run.page
 
 
-def _judged(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -> Evaluation:
-    from segray.analytics.evaluation.evaluate import evaluate  # Imported here because most pages do not need it.
+def _evaluate(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -> Evaluation:
+    from segray.analytics.evaluation.evaluate import evaluate  # Most pages need no evaluation.
 
     return evaluate(state.root, truth, version=state.batch, **storage_options)
 
@@ -136,64 +139,73 @@ def latest_run(store: Store, root: str) -> Run | None:
     return None
 
 
-# ---- choosing pictures ----------------------------------------------------------------------------
+# ---- which images to show -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ImageToShow:
-    """An image to show. kind: a word or two. why: the rest of the sentence."""
+    """An image to show. kind and reason form the caption: "kind: reason."."""
 
     key: str
     kind: str
-    why: str
+    reason: str
 
 
-def choose(found: LabelSetStats, most: int) -> list[ImageToShow]:
+def choose(stats: LabelSetStats, most: int) -> list[ImageToShow]:
     """Return up to `most` images to show: one of each kind in turn, none twice. The result is ordered by kind."""
-    usual = found.usual_instances
-    typical = sorted(found.sample, key=lambda each: abs(each.instances - usual))
-    unsure = sorted((each for each in found.sample if each.score is not None), key=lambda each: each.score or 0)
-    rare = sorted(found.classes.values(), key=lambda each: (each.instances, each.name))
-    kinds: list[list[ImageToShow]] = [
-        [ImageToShow(each.key, "Typical", f"{_some(each.instances)}, as many as usual") for each in typical
-         if abs(each.instances - usual) <= max(1, usual // 10)],
-        [ImageToShow(each.key, "Lowest confidence", f"{_some(each.instances)}, score {each.score:.2f} on average")
-         for each in unsure[: max(1, len(unsure) // 4)]],
-        [ImageToShow(each.key, "Most crowded", _some(each.instances))
-         for each in found.crowded if each.instances > usual],
-        [ImageToShow(each.name and each.surest, "Rare class", f"the surest of {each.instances:,} {each.name}")
-         for each in (rare[: max(1, len(rare) // 2)] if len(rare) > 1 else [])],
-        [ImageToShow(each.key, "Largest image", f"{each.pixels / 1e6:.1f} megapixels, {_some(each.instances)}")
-         for each in found.wide],
-        [ImageToShow(each.key, "Nothing found", "no instance reaches the threshold") for each in found.bare],
+    candidates = [iter(images) for images in _candidates_by_kind(stats)]
+    selected: list[list[ImageToShow]] = [[] for _ in candidates]
+    keys: set[str] = set()
+    is_exhausted = False
+    while len(keys) < most and not is_exhausted:
+        is_exhausted = True
+        for selected_of_kind, candidates_of_kind in zip(selected, candidates, strict=True):
+            image = next((image for image in candidates_of_kind if image.key not in keys), None)
+            if image is not None and len(keys) < most:
+                selected_of_kind.append(image)
+                keys.add(image.key)
+                is_exhausted = False
+    return [image for selected_of_kind in selected for image in selected_of_kind]
+
+
+def _candidates_by_kind(stats: LabelSetStats) -> list[list[ImageToShow]]:
+    """Return the images to show of each kind, the best example of a kind first."""
+    usual = stats.median_instances
+    typical = [
+        image
+        for image in sorted(stats.sample, key=lambda image: abs(image.instances - usual))
+        if abs(image.instances - usual) <= max(1, usual // 10)
+    ]
+    scored = [image for image in stats.sample if image.score is not None]
+    unsure = sorted(scored, key=lambda image: image.score or 0)[: max(1, len(scored) // 4)]
+    classes = sorted(stats.classes.values(), key=lambda of_class: (of_class.instances, of_class.name))
+    rare = classes[: max(1, len(classes) // 2)] if len(classes) > 1 else []
+    return [
+        [ImageToShow(image.key, "Typical", f"{_count(image.instances)}, as many as usual") for image in typical],
+        [ImageToShow(image.key, "Lowest confidence", f"{_count(image.instances)}, score {image.score:.2f} on average")
+         for image in unsure],
+        [ImageToShow(image.key, "Most crowded", _count(image.instances))
+         for image in stats.crowded if image.instances > usual],
+        [ImageToShow(of_class.surest, "Rare class", f"the best score of {of_class.instances:,} {of_class.name}")
+         for of_class in rare],
+        [ImageToShow(image.key, "Largest image", f"{image.pixels / 1e6:.1f} megapixels, {_count(image.instances)}")
+         for image in stats.largest],
+        [ImageToShow(image.key, "No instances", "no instance reaches the score threshold") for image in stats.empty],
     ]  # fmt: skip
-    taken: list[list[ImageToShow]] = [[] for _ in kinds]
-    seen: set[str] = set()
-    waiting = [iter(each) for each in kinds]
-    while len(seen) < most:
-        before = len(seen)
-        for mine, rest in zip(taken, waiting, strict=True):
-            one = next((each for each in rest if each.key not in seen), None)
-            if one is not None and len(seen) < most:
-                mine.append(one)
-                seen.add(one.key)
-        if len(seen) == before:
-            break
-    return [each for mine in taken for each in mine]
 
 
-def _some(instances: int) -> str:
-    return f"{instances:,} instance{'s' * (instances != 1)}"
+def _count(instances: int) -> str:
+    return "1 instance" if instances == 1 else f"{instances:,} instances"
 
 
-# ---- what the template shows ----------------------------------------------------------------------
+# ---- values of the template -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stage:
     """The time of a stage of labelling, in seconds summed over the threads of all workers.
 
-    cpu_seconds: None where not recorded.
+    cpu_seconds: None if not recorded.
     """
 
     name: str
@@ -203,7 +215,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class WorkerSummary:
-    """The workers of a run: their number, and each value that they reported, "" without a value."""
+    """The workers of a run. precision, device, device_name and openvino list all reported values; "" without one."""
 
     count: int
     hosts: int
@@ -213,52 +225,53 @@ class WorkerSummary:
     openvino: str
 
 
-def _ends(ends: Sequence[float]) -> list[str]:
+def _bin_labels(ends: Sequence[float]) -> list[str]:
     return [*(f"{end:g}" for end in ends), "more"]
 
 
 _LABELS = {
     "scores": [f"{i / statistics.SCORE_BINS:.2f}" for i in range(statistics.SCORE_BINS)],
-    "sides": _ends(statistics.SIDES_PX),
-    "per_image": _ends(statistics.PER_IMAGE),
-    "megapixels": _ends(statistics.MEGAPIXELS),
+    "sides": _bin_labels(statistics.SIDES_PX),
+    "per_image": _bin_labels(statistics.PER_IMAGE),
+    "megapixels": _bin_labels(statistics.MEGAPIXELS),
 }
 
 
-def _evaluated(judged: Evaluation | None) -> dict[str, Any]:
+def _evaluation_values(evaluation: Evaluation | None) -> dict[str, Any]:
     """Return the template's values for an evaluation."""
-    if judged is None:
+    if evaluation is None:
         return {}
-    kinds = {} if judged.mistakes is None else judged.mistakes.kinds
-    scores = next(iter(judged.scores.values()))
+    kinds = {} if evaluation.mistakes is None else evaluation.mistakes.kinds
+    scores = next(iter(evaluation.scores.values()))
     return {
-        "evaluation": judged,
+        "evaluation": evaluation,
         "mistakes": {name: sum(counts.values()) for name, counts in kinds.items()},
         "best_first": sorted(scores.class_ap.items(), key=lambda item: (-item[1], item[0])),
     }
 
 
-def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+def _run_values(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the template's values for the latest run. record: empty without a run."""
     seconds, cpu = record.get("seconds") or {}, record.get("cpu_seconds") or {}
     labelled = sum(int((record.get("labelled") or {}).get(name, 0)) for name in ("ok", "empty", "failed"))
-    names = [*(each for each in _STAGES if each in seconds), *sorted(seconds.keys() - set(_STAGES))]
+    stages = [*(stage for stage in _STAGES if stage in seconds), *sorted(seconds.keys() - set(_STAGES))]
     config = record.get("config")
     return {
         "record": {**record, "source": shown_uri(str(record["source"]))} if "source" in record else record,
         "workers": _workers(record.get("workers") or []),
         "labelled": labelled,
-        "stages": [Stage(name, seconds[name], cpu.get(name)) for name in names] if labelled else [],
+        "stages": [Stage(stage, seconds[stage], cpu.get(stage)) for stage in stages] if labelled else [],
         "config": json.dumps(config, indent=1, sort_keys=True) if config else None,
     }
 
 
 def _workers(recorded: Sequence[Mapping[str, Any]]) -> WorkerSummary:
-    def told(name: str) -> str:
-        return ", ".join(sorted({str(each[name]) for each in recorded if name in each}))
+    def values(name: str) -> str:
+        return ", ".join(sorted({str(worker[name]) for worker in recorded if name in worker}))
 
-    hosts = len({each.get("host") for each in recorded})
-    return WorkerSummary(len(recorded), hosts, told("precision"), told("device"), told("device_name"), told("openvino"))
+    hosts = len({worker.get("host") for worker in recorded})
+    names = ("precision", "device", "device_name", "openvino")
+    return WorkerSummary(len(recorded), hosts, *map(values, names))
 
 
 # ---- the gallery ----------------------------------------------------------------------------------
@@ -268,13 +281,14 @@ def _workers(recorded: Sequence[Mapping[str, Any]]) -> WorkerSummary:
 class Figure:
     """A picture on the page.
 
-    jpeg: in base64. listed: number of drawn instances of each class. covered: share of the image below the masks, 0..1.
+    jpeg: JPEG file in base64. size_wh: width and height of the picture, in pixels.
+    class_counts: number of drawn instances of each class. covered: share of the image below the masks, 0..1.
     """
 
     choice: ImageToShow
     jpeg: str
     size_wh: tuple[int, int]
-    listed: str
+    class_counts: str
     covered: float
 
 
@@ -282,88 +296,92 @@ class Figure:
 class Gallery:
     """The pictures on the page.
 
-    unread: key and error of each image that cannot be shown. left_out: number of images that had no room on the page.
+    unreadable: key and error of each image that cannot be shown. left_out: number of images that exceed the page size.
     min_score: lowest score of the drawn labels.
     """
 
     figures: Sequence[Figure]
-    unread: Sequence[str]
+    unreadable: Sequence[str]
     left_out: int
-    min_score: float = _SURE
+    min_score: float = _DRAWN_SCORE
 
 
 def _gallery(state: Snapshot, choices: Sequence[ImageToShow], store: Store) -> Gallery:
-    pictures = _pictures(state, [each.key for each in choices])
-    colours = colours_of(each for each, _ in pictures.values())
+    pictures = _read_pictures(state, [choice.key for choice in choices])
+    colours = colours_of(picture for picture, _ in pictures.values())
     files = Files(store, ImageLimits(max_pixels=statistics.MOST_PIXELS), MemoryBudget(_FILES_BYTES))
-    shown, unread, room, left_out = list[Figure](), list[str](), _PICTURES_BYTES, 0
-    down = None
+    figures, unreadable = list[Figure](), list[str]()
+    free_bytes, left_out = _PICTURES_BYTES, 0
+    storage_error = None
     try:
         for choice in choices:
-            one, version = pictures[choice.key]
+            picture, version = pictures[choice.key]
             try:
-                if down is not None:  # Another attempt for each image would take long.
-                    raise down
-                jpeg, size_wh = _drawn(one, version, colours, files)
+                if storage_error is not None:  # A further attempt for each image would take long.
+                    raise storage_error
+                jpeg, size_wh = _draw_jpeg(picture, version, colours, files)
             except (ImageError, InfrastructureError, AccessError, FileNotFoundError) as exc:
-                down = exc if isinstance(exc, InfrastructureError) else down
-                unread.append(f"{choice.key}: {first_line(str(exc))}")
+                storage_error = exc if isinstance(exc, InfrastructureError) else storage_error
+                unreadable.append(f"{choice.key}: {first_line(str(exc))}")
                 continue
-            if len(jpeg) > room:
+            if len(jpeg) > free_bytes:
                 left_out += 1
                 continue
-            room -= len(jpeg)
-            shown.append(_figure(choice, one, jpeg, size_wh))
+            free_bytes -= len(jpeg)
+            figures.append(_figure(choice, picture, jpeg, size_wh))
     finally:
         files.close()
-    return Gallery(shown, unread, left_out)
+    return Gallery(figures, unreadable, left_out)
 
 
-def _pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[LabelledPicture, str]]:
-    """Return the images with their labels and the versions that were labelled, by key."""
-    wanted = ds.field("image_key") == keys[0]
+def _read_pictures(state: Snapshot, keys: Sequence[str]) -> dict[str, tuple[LabelledPicture, str]]:
+    """Return the picture and the labelled version of each image, by key."""
+    key_filter = ds.field("image_key") == keys[0]
     for key in keys[1:]:
-        wanted |= ds.field("image_key") == key  # With isin, readers could not skip files.
+        key_filter |= ds.field("image_key") == key  # With isin, readers cannot skip files.
     labels: dict[str, list[Label]] = {key: [] for key in keys}
-    for row in state.instances.to_table(columns=["image_key", *LABEL], filter=wanted).to_pylist():
-        labels[row["image_key"]].append(Label.of(row))
+    for row in state.instances.to_table(columns=["image_key", *LABEL], filter=key_filter).to_pylist():
+        labels[row["image_key"]].append(Label.from_row(row))
     columns = ["image_key", "uri", "version", "height", "width"]
-    images = {row["image_key"]: row for row in state.images.to_table(columns=columns, filter=wanted).to_pylist()}
+    images = {row["image_key"]: row for row in state.images.to_table(columns=columns, filter=key_filter).to_pylist()}
     return {
         key: (
-            LabelledPicture(key, row["uri"], (row["height"], row["width"]), tuple(_worth_drawing(labels[key]))),
+            LabelledPicture(key, row["uri"], (row["height"], row["width"]), tuple(_labels_to_draw(labels[key]))),
             row["version"],
         )
         for key, row in images.items()
     }
 
 
-def _worth_drawing(labels: Sequence[Label]) -> list[Label]:
-    """Return the labels with a score of _SURE or more, or the surest ones if there is none."""
-    sure = [each for each in labels if each.score >= _SURE]
-    return sure or sorted(labels, key=lambda each: -each.score)[:_UNSURE_SHOWN]
+def _labels_to_draw(labels: Sequence[Label]) -> list[Label]:
+    """Return the labels with a score of _DRAWN_SCORE or more; without such a label, those with the best scores."""
+    sure = [label for label in labels if label.score >= _DRAWN_SCORE]
+    return sure or sorted(labels, key=lambda label: -label.score)[:_MOST_UNSURE_LABELS]
 
 
-def _drawn(
-    one: LabelledPicture, version: str, colours: Mapping[int, Colour], files: Files
+def _draw_jpeg(
+    picture: LabelledPicture, version: str, colours: Mapping[int, Colour], files: Files
 ) -> tuple[str, tuple[int, int]]:
     """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
     image = decode(
-        files.read(ImageRef(one.key, one.uri, version)), ImageLimits(max_pixels=statistics.MOST_PIXELS)
+        files.read(ImageRef(picture.key, picture.uri, version)), ImageLimits(max_pixels=statistics.MOST_PIXELS)
     ).image
     height, width = image.shape[:2]
-    if (height, width) != one.size_hw:
-        raise ImageError(f"it is {width}x{height} now, and was labelled as {one.size_hw[1]}x{one.size_hw[0]}")
+    if (height, width) != picture.size_hw:
+        labelled_size = f"{picture.size_hw[1]}x{picture.size_hw[0]}"
+        raise ImageError(f"the image is {width}x{height} now, and was labelled as {labelled_size}")
     ratio = min(1.0, _PICTURE_PX / max(width, height))
     size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    overlay = draw(image, one.labels, colours, size_wh=size_wh)
-    whole = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-    return base64.b64encode(whole).decode(), size_wh
+    overlay = draw(image, picture.labels, colours, size_wh=size_wh)
+    jpeg = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+    return base64.b64encode(jpeg).decode(), size_wh
 
 
-def _figure(choice: ImageToShow, one: LabelledPicture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
-    names = Counter(each.class_name for each in one.labels)
-    listed = ", ".join(f"{count} {name}" for name, count in names.most_common(8)) or "no mask"
-    more = f" and {len(names) - 8} more classes" if len(names) > 8 else ""
-    covered = sum(rle.area(each.rle) for each in one.labels) / max(1, one.size_hw[0] * one.size_hw[1])
-    return Figure(choice, jpeg, size_wh, listed + more, min(covered, 1))
+def _figure(choice: ImageToShow, picture: LabelledPicture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
+    names = Counter(label.class_name for label in picture.labels)
+    class_counts = ", ".join(f"{count} {name}" for name, count in names.most_common(8)) or "no mask"
+    if len(names) > 8:
+        class_counts += f" and {len(names) - 8} more classes"
+    height, width = picture.size_hw
+    covered = sum(rle.area(label.rle) for label in picture.labels) / max(1, height * width)
+    return Figure(choice, jpeg, size_wh, class_counts, min(covered, 1))

@@ -1,8 +1,8 @@
 """Statistics of a label set from one pass over each of its tables: the numbers of a report, and candidate images.
 
-This module knows two tables and bounded counts of them. Pictures and pages belong to other modules.
-Memory does not grow with the rows. Classes, kinds of failure and runs are counted.
-A fair sample of the images is kept, and a few extreme images.
+This module knows the tables `images` and `instances`. Pictures and pages belong to other modules.
+Memory does not grow with the rows. The statistics hold counts by class, kind of failure and run,
+a random sample of the images, and a few extreme images.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ PER_IMAGE = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 SIDES_PX = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SIZES = ("small", "medium", "large")
-_SIZE_ENDS = (32**2, 96**2)  # COCO's
+_SIZE_ENDS = (32**2, 96**2)  # COCO's ends of small and medium areas.
+# Numbers of images in the sample and in each list of extreme images, and of examples of a kind of failure.
 _SAMPLED, _EXTREME, _EXAMPLES = 4096, 64, 3
-# Larger images are not shown: drawing one takes gigabytes of memory.
+# Larger images are not shown, because drawing one takes gigabytes of memory.
 MOST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of failure. examples: key and message of the first few."""
+class FailureKind:
+    """A kind of failure.
+
+    count: number of failed images. examples: key and message of the first few images.
+    """
 
     stage: str
     error: str
@@ -43,11 +47,12 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Class:
+class ClassStats:
     """The statistics of one class.
 
-    scores: (SCORE_BINS,) counts in equal bins of 0..1. sizes: number of small, medium and large instances, by COCO's
-    sizes. surest: key of the image with the class's best score.
+    scores: (SCORE_BINS,) int64, counts in equal bins of 0..1.
+    sizes: number of small, medium and large instances, by COCO's sizes.
+    surest: key of the image with the best score of the class.
     """
 
     name: str
@@ -60,8 +65,11 @@ class Class:
 
 
 @dataclass(frozen=True)
-class Span:
-    """The images that a run left in the label set, and the times when the first and the last were labelled."""
+class RunSpan:
+    """The images that a run labelled in this label set.
+
+    first, last: times at which the first and the last image were labelled.
+    """
 
     run_id: str
     images: int
@@ -71,9 +79,9 @@ class Span:
 
 @dataclass(frozen=True)
 class ReportCandidate:
-    """An image that may be shown.
+    """An image that a report may show.
 
-    pixels: width times height. score: mean of its instances; None if unknown.
+    instances: number of instances. pixels: width times height. score: mean score; None if unknown.
     """
 
     key: str
@@ -86,26 +94,32 @@ class ReportCandidate:
 class LabelSetStats:
     """The statistics of one label set.
 
-    classes: by id, those that occur. per_image, megapixels: histograms of images that did not fail.
-    sides: histogram of the square root of masks' pixels. The three have one count more than there are ends.
-    scores: (SCORE_BINS,) counts of instances.
-    sample: drawn evenly from the images with instances, by their hashes.
-    crowded, wide, bare: images with the most instances, with the most pixels, and without instances.
+    statuses: number of images by status.
+    bytes: total size of the image files.
+    classes: statistics of the classes that occur, by class id.
+    per_image: histogram of the instances in an image, with the ends PER_IMAGE.
+    megapixels: histogram of the image sizes, with the ends MEGAPIXELS.
+    sides: histogram of the square root of the mask areas in pixels, with the ends SIDES_PX.
+    scores: (SCORE_BINS,) int64, histogram of the scores of all instances.
+    sample: images drawn at random from the images with instances, by their hashes.
+    crowded, largest, empty: images with the most instances, with the most pixels, and without instances.
+
+    per_image, megapixels and sides have one count more than ends, for larger values. They leave out failed images.
     """
 
     statuses: Mapping[str, int]
     bytes: int
-    failures: Sequence[Kind]
-    runs: Sequence[Span]
-    classes: Mapping[int, Class]
+    failures: Sequence[FailureKind]
+    runs: Sequence[RunSpan]
+    classes: Mapping[int, ClassStats]
     per_image: NDArray[np.int64]
     megapixels: NDArray[np.int64]
     sides: NDArray[np.int64]
     scores: NDArray[np.int64]
     sample: Sequence[ReportCandidate]
     crowded: Sequence[ReportCandidate]
-    wide: Sequence[ReportCandidate]
-    bare: Sequence[ReportCandidate]
+    largest: Sequence[ReportCandidate]
+    empty: Sequence[ReportCandidate]
 
     @property
     def images(self) -> int:
@@ -115,33 +129,33 @@ class LabelSetStats:
     @property
     def instances(self) -> int:
         """Return the number of instances."""
-        return sum(each.instances for each in self.classes.values())
+        return sum(stats.instances for stats in self.classes.values())
 
     @property
     def mean_score(self) -> float | None:
-        """Return the mean over all instances; None if there are none."""
-        whole = sum(each.mean_score * each.instances for each in self.classes.values())
-        return whole / self.instances if self.instances else None
+        """Return the mean score of all instances; None without instances."""
+        total = sum(stats.mean_score * stats.instances for stats in self.classes.values())
+        return total / self.instances if self.instances else None
 
     @property
-    def usual_instances(self) -> int:
+    def median_instances(self) -> int:
         """Return the median number of instances in the sampled images."""
-        return int(np.median([each.instances for each in self.sample])) if self.sample else 0
+        return int(np.median([image.instances for image in self.sample])) if self.sample else 0
 
 
-def compute_stats(shown: Snapshot) -> LabelSetStats:
-    """Count a label set in one pass over its images and one over its instances."""
+def compute_stats(state: Snapshot) -> LabelSetStats:
+    """Compute the statistics in one pass over the images and one pass over the instances."""
     images = _ImageCounts()
     columns = [
         "image_id", "image_key", "bytes", "width", "height", "status", "n_instances", "stage", "error", "message",
         "run_id", "labelled_at",
     ]  # fmt: skip
-    for batch in shown.images.to_batches(columns=columns, **NO_METADATA_CACHE):
+    for batch in state.images.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
             images.add(pa.table(batch))
     instances = _InstanceCounts(images.sample.keys)
     columns = ["image_key", "class_id", "class_name", "score", "area"]
-    for batch in shown.instances.to_batches(columns=columns, **NO_METADATA_CACHE):
+    for batch in state.instances.to_batches(columns=columns, **NO_METADATA_CACHE):
         if batch.num_rows:
             instances.add(batch)
     return LabelSetStats(
@@ -156,8 +170,8 @@ def compute_stats(shown: Snapshot) -> LabelSetStats:
         scores=instances.scores,
         sample=[_candidate(row, instances.mean_of(i)) for i, row in enumerate(images.sample.rows)],
         crowded=[_candidate(row) for row in images.crowded.rows],
-        wide=[_candidate(row) for row in images.wide.rows],
-        bare=[_candidate(row) for row in images.bare.rows],
+        largest=[_candidate(row) for row in images.largest.rows],
+        empty=[_candidate(row) for row in images.empty.rows],
     )
 
 
@@ -165,16 +179,16 @@ def _candidate(row: Mapping[str, Any], score: float | None = None) -> ReportCand
     return ReportCandidate(row["image_key"], row["n_instances"], row["pixels"], score)
 
 
-def _binned(values: NDArray[Any], ends: Sequence[float]) -> NDArray[np.int64]:
-    """Return the number of values at most each end and above the one before, (ends + 1,) int64.
+def _histogram(values: NDArray[Any], ends: Sequence[float]) -> NDArray[np.int64]:
+    """Return a histogram, (ends + 1,) int64. A bin holds the values up to its end and above the end before.
 
-    The last count is of values above all ends.
+    The last bin holds the values above all ends.
     """
     return np.bincount(np.searchsorted(ends, values), minlength=len(ends) + 1).astype(np.int64)
 
 
-class _First:
-    """The first `most` rows by an order, of all rows that were added."""
+class _TopRows:
+    """The first `most` rows of all added rows, in a given order."""
 
     _COLUMNS = ("image_id", "image_key", "n_instances", "pixels")
 
@@ -184,8 +198,8 @@ class _First:
 
     def add(self, table: pa.Table) -> None:
         table = table.select(list(self._COLUMNS))
-        both = table if self._kept is None else pa.concat_tables([self._kept, table])
-        self._kept = both.take(pc.select_k_unstable(both, self._most, self._order)) if len(both) else both
+        rows = table if self._kept is None else pa.concat_tables([self._kept, table])
+        self._kept = rows.take(pc.select_k_unstable(rows, self._most, self._order)) if len(rows) else rows
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -193,105 +207,109 @@ class _First:
 
     @property
     def keys(self) -> pa.Array:
-        none = pa.array([], pa.string())
-        return none if self._kept is None else pa.concat_arrays(self._kept.column("image_key").chunks or [none])
+        no_keys = pa.array([], pa.string())
+        return no_keys if self._kept is None else pa.concat_arrays(self._kept.column("image_key").chunks or [no_keys])
 
 
 class _ImageCounts:
-    """Counts of the table of images."""
+    """The counts of the table `images`."""
 
     def __init__(self) -> None:
         self.statuses: dict[str, int] = {}
         self.bytes = 0
         self.per_image = np.zeros(len(PER_IMAGE) + 1, np.int64)
         self.megapixels = np.zeros(len(MEGAPIXELS) + 1, np.int64)
-        self.sample, self.bare = _First(_SAMPLED), _First(_EXTREME)
-        self.crowded = _First(_EXTREME, ("n_instances", "descending"))
-        self.wide = _First(_EXTREME, ("pixels", "descending"))
+        self.sample, self.empty = _TopRows(_SAMPLED), _TopRows(_EXTREME)
+        self.crowded = _TopRows(_EXTREME, ("n_instances", "descending"))
+        self.largest = _TopRows(_EXTREME, ("pixels", "descending"))
         self._failures: dict[tuple[str, str], tuple[int, list[tuple[str, str]]]] = {}
         self._runs: dict[str, tuple[int, datetime, datetime]] = {}
 
     def add(self, rows: pa.Table) -> None:
-        for found in pc.value_counts(rows.column("status")).to_pylist():
-            self.statuses[found["values"]] = self.statuses.get(found["values"], 0) + found["counts"]
+        for entry in pc.value_counts(rows.column("status")).to_pylist():
+            status, count = entry["values"], entry["counts"]
+            self.statuses[status] = self.statuses.get(status, 0) + count
         self.bytes += int(pc.sum(pc.max_element_wise(rows.column("bytes"), 0)).as_py() or 0)
         self._add_runs(rows)
         failed = pc.equal(rows.column("status"), "failed")
         self._add_failures(rows.filter(failed))
-        read = rows.filter(pc.invert(failed))
-        pixels = pc.multiply(read.column("width").cast(pa.int64()), read.column("height").cast(pa.int64()))
-        self.per_image += _binned(read.column("n_instances").to_numpy(), PER_IMAGE)
-        self.megapixels += _binned(pixels.to_numpy() / 1e6, MEGAPIXELS)
-        read = read.append_column("pixels", pixels).filter(pc.less_equal(pixels, MOST_PIXELS))
-        some = pc.greater(read.column("n_instances"), 0)
-        for kept in (self.sample, self.crowded, self.wide):
-            kept.add(read.filter(some))
-        self.bare.add(read.filter(pc.invert(some)))
+        labelled = rows.filter(pc.invert(failed))
+        pixels = pc.multiply(labelled.column("width").cast(pa.int64()), labelled.column("height").cast(pa.int64()))
+        self.per_image += _histogram(labelled.column("n_instances").to_numpy(), PER_IMAGE)
+        self.megapixels += _histogram(pixels.to_numpy() / 1e6, MEGAPIXELS)
+        candidates = labelled.append_column("pixels", pixels).filter(pc.less_equal(pixels, MOST_PIXELS))
+        has_instances = pc.greater(candidates.column("n_instances"), 0)
+        for top_rows in (self.sample, self.crowded, self.largest):
+            top_rows.add(candidates.filter(has_instances))
+        self.empty.add(candidates.filter(pc.invert(has_instances)))
 
     def _add_failures(self, rows: pa.Table) -> None:
         columns = [pc.fill_null(rows.column(name), "").to_pylist() for name in ("stage", "error")]
         for i, kind in enumerate(zip(*columns, strict=True)):
-            number, examples = self._failures.get(kind, (0, []))
-            if number < _EXAMPLES:
+            count, examples = self._failures.get(kind, (0, []))
+            if count < _EXAMPLES:
                 row = rows.slice(i, 1)
                 examples.append((row.column("image_key")[0].as_py(), row.column("message")[0].as_py() or ""))
-            self._failures[kind] = number + 1, examples
+            self._failures[kind] = count + 1, examples
 
     def _add_runs(self, rows: pa.Table) -> None:
         sums = [("labelled_at", "count"), ("labelled_at", "min"), ("labelled_at", "max")]
-        for found in rows.group_by("run_id").aggregate(sums).to_pylist():
-            images, first, last = (found[f"labelled_at_{name}"] for name in ("count", "min", "max"))
-            before = self._runs.get(found["run_id"], (0, first, last))
-            self._runs[found["run_id"]] = before[0] + images, min(before[1], first), max(before[2], last)
+        for row in rows.group_by("run_id").aggregate(sums).to_pylist():
+            images, first, last = (row[f"labelled_at_{name}"] for name in ("count", "min", "max"))
+            images_before, first_before, last_before = self._runs.get(row["run_id"], (0, first, last))
+            self._runs[row["run_id"]] = images_before + images, min(first_before, first), max(last_before, last)
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[FailureKind]:
         """Return the kinds of failure, the most common first."""
-        found = [Kind(*kind, number, examples) for kind, (number, examples) in self._failures.items()]
-        return sorted(found, key=lambda each: (-each.count, each.stage, each.error))
+        kinds = [FailureKind(*kind, count, examples) for kind, (count, examples) in self._failures.items()]
+        return sorted(kinds, key=lambda kind: (-kind.count, kind.stage, kind.error))
 
-    def spans(self) -> list[Span]:
-        """Return the runs whose rows are here, the latest first."""
-        return [Span(name, *self._runs[name]) for name in sorted(self._runs, reverse=True)]
+    def spans(self) -> list[RunSpan]:
+        """Return the runs that labelled images of this label set, the latest first."""
+        return [RunSpan(name, *self._runs[name]) for name in sorted(self._runs, reverse=True)]
 
 
 class _InstanceCounts:
-    """Counts of the table of instances. sampled: keys of the images whose mean scores are needed."""
+    """The counts of the table `instances`. sampled: keys of the images whose mean scores are needed."""
 
     def __init__(self, sampled: pa.Array) -> None:
         self.scores = np.zeros(SCORE_BINS, np.int64)
         self.sides = np.zeros(len(SIDES_PX) + 1, np.int64)
         self._sampled = sampled
         self._sums, self._counts = np.zeros(len(sampled)), np.zeros(len(sampled), np.int64)
-        self._classes: dict[int, _Class] = {}
+        self._classes: dict[int, _ClassCounts] = {}
 
     def add(self, rows: pa.RecordBatch) -> None:
         scores = rows.column("score").to_numpy().astype(np.float64)
         areas, ids = rows.column("area").to_numpy(), rows.column("class_id").to_numpy()
         bins = np.clip((scores * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
         self.scores += np.bincount(bins, minlength=SCORE_BINS)
-        self.sides += _binned(np.sqrt(areas), SIDES_PX)
-        place = pc.index_in(rows.column("image_key"), value_set=self._sampled)
-        known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
-        where = place.drop_null().to_numpy()
-        np.add.at(self._sums, where, scores[known])
-        np.add.at(self._counts, where, 1)
+        self.sides += _histogram(np.sqrt(areas), SIDES_PX)
+        sample_indices = pc.index_in(rows.column("image_key"), value_set=self._sampled)
+        is_sampled = np.flatnonzero(sample_indices.is_valid().to_numpy(zero_copy_only=False))
+        sample_indices = sample_indices.drop_null().to_numpy()
+        np.add.at(self._sums, sample_indices, scores[is_sampled])
+        np.add.at(self._counts, sample_indices, 1)
         sizes = np.searchsorted(_SIZE_ENDS, areas, side="right")
-        for number in np.unique(ids).tolist():  # Mostly one class: a file holds one class.
-            here = np.flatnonzero(ids == number)
-            known_class = self._classes.setdefault(number, _Class(rows.column("class_name")[int(here[0])].as_py()))
-            known_class.add(scores[here], bins[here], sizes[here])
-            best = int(here[np.argmax(scores[here])])
-            if scores[best] > known_class.best_score:
-                known_class.best_score, known_class.surest = float(scores[best]), rows.column("image_key")[best].as_py()
+        for class_id in np.unique(ids).tolist():  # Usually one class, because a data file holds one class.
+            of_class = np.flatnonzero(ids == class_id)
+            class_name = rows.column("class_name")[int(of_class[0])].as_py()
+            counts = self._classes.setdefault(class_id, _ClassCounts(class_name))
+            counts.add(scores[of_class], bins[of_class], sizes[of_class])
+            best = int(of_class[np.argmax(scores[of_class])])
+            if scores[best] > counts.best_score:
+                counts.best_score, counts.surest = float(scores[best]), rows.column("image_key")[best].as_py()
 
     def mean_of(self, sampled: int) -> float | None:
         return float(self._sums[sampled] / self._counts[sampled]) if self._counts[sampled] else None
 
-    def classes(self) -> dict[int, Class]:
-        return {number: self._classes[number].result() for number in sorted(self._classes)}
+    def classes(self) -> dict[int, ClassStats]:
+        return {class_id: self._classes[class_id].result() for class_id in sorted(self._classes)}
 
 
-class _Class:
+class _ClassCounts:
+    """The counts of one class."""
+
     def __init__(self, name: str) -> None:
         self.name, self.best_score, self.surest = name, -1.0, ""
         self._sum, self._scores, self._sizes = 0.0, np.zeros(SCORE_BINS, np.int64), np.zeros(3, np.int64)
@@ -301,9 +319,15 @@ class _Class:
         self._scores += np.bincount(bins, minlength=SCORE_BINS)
         self._sizes += np.bincount(sizes, minlength=3)
 
-    def result(self) -> Class:
+    def result(self) -> ClassStats:
         small, medium, large = self._sizes.tolist()
-        number = small + medium + large
-        return Class(
-            self.name, number, self._sum / number, self._scores, (small, medium, large), self.best_score, self.surest
+        instances = small + medium + large
+        return ClassStats(
+            self.name,
+            instances,
+            self._sum / instances,
+            self._scores,
+            (small, medium, large),
+            self.best_score,
+            self.surest,
         )

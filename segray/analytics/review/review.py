@@ -1,15 +1,15 @@
 """Errors of labels, estimated from a random sample of images that people corrected, and the corrections as truth.
 
 This module knows a selection and its corrections. annotation_import knows the files of corrections.
-Errors are those of the random control sample alone: the other images were chosen because they differ from the rest.
-Intervals allow for the instances of one image being right and wrong together.
+Errors come from the random sample alone, because the other criteria select unusual images.
+The intervals allow for errors that are correlated within an image.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.review import annotation_import
 from segray.analytics.review.annotation_import import Objects
-from segray.analytics.review.sampling import Chosen, Selection
+from segray.analytics.review.sampling import SelectedImage, Selection
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
@@ -35,8 +35,8 @@ Row = dict[str, Any]
 Z = 1.959964  # normal quantile of 95 % intervals
 SPURIOUS, WRONG_CLASS, POOR_MASK, MISSED = KINDS = ("spurious", "wrong class", "poor mask", "missed")
 _RIGHT, _DETECTIONS, _OBJECTS = "right", "detections", "objects"
-# The name here of each kind of error_types.KINDS.
-_CALLED = {
+# The kind that each kind of error_types.KINDS counts as.
+_KIND_BY_ERROR_TYPE = {
     "right": _RIGHT, "class": WRONG_CLASS, "both": WRONG_CLASS, "localisation": POOR_MASK, "duplicate": SPURIOUS,
     "background": SPURIOUS, "missed": MISSED,
 }  # fmt: skip
@@ -45,11 +45,11 @@ ALL = "all classes"
 
 @dataclass(frozen=True)
 class ShareEstimate:
-    """A share of the whole label set, estimated from a sample of its images.
+    """A share in the label set, estimated from a sample of images.
 
     hits, of: counts in the sample. value: hits / of; None if there are no counts.
     low, high: 95 % interval by Wilson, with the effective number of independent instances.
-    naive_low, naive_high: Wilson's interval as if all instances were independent and the label set infinite.
+    naive_low, naive_high: Wilson's interval for independent instances and an infinite label set.
     """
 
     hits: int
@@ -65,8 +65,10 @@ class ShareEstimate:
 class Errors:
     """The errors of one class, or of all.
 
-    detections, objects: counts in the sample. precision: share of detections that are right. recall: share of objects
-    that are found. A detection is right if it has the class of an object and a mask IoU of 0.5 or more with the object.
+    detections, objects: counts in the sample.
+    precision: share of detections that are right. A right detection has the class of an object, and a mask IoU of 0.5
+    or more with the object.
+    recall: share of objects that are found.
     kinds: share of each of KINDS. "missed" is a share of objects, the other kinds are shares of detections.
     """
 
@@ -81,9 +83,12 @@ class Errors:
 class Review:
     """The result of comparing a label set with people's corrections.
 
-    reviewed: number of reviewed images. sampled: number of them in the random sample, on which the errors rest.
-    population: number of images that the sample was drawn from. total: errors over all classes; None without a sample.
-    classes: errors by class name, of the classes that occur. truth: file that was written.
+    reviewed: number of reviewed images.
+    sampled: number of reviewed images in the random sample, from which the errors are estimated.
+    population: number of images that the sample was drawn from.
+    total: errors over all classes; None without a sample.
+    classes: errors by class name, of the classes that occur.
+    truth: path of the written truth; None if none was written.
     """
 
     root: str
@@ -107,143 +112,148 @@ def review(
 ) -> Review:
     """Compare labels with people's corrections.
 
-    The labels are those that the selection was made of, with the exported scores, whatever was committed since.
-    Nothing is written after an error.
+    The labels are those of the state that the selection was made of. Later commits change nothing. Nothing is written
+    after an error.
 
     Args:
         root: Folder or URL of the label set.
         selection: A file that `select` wrote.
         corrected: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.
-        truth_out: COCO file to write, of all reviewed images. `segray evaluate` reads it.
-        allow_unfinished: Leave out chosen images that are not done.
+        truth_out: COCO file to write with all reviewed images, for `segray evaluate`.
+        allow_unfinished: Leave out images of the selection that are not done.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
         SourceError: The selection or the corrections cannot be used.
-        UserError: `truth_out` is taken, or the selection is of another label set.
-        LabelSetError: As snapshot.snapshot raises it. Chosen images were labelled anew and their old labels are
-            deleted.
+        UserError: `truth_out` exists, or the selection is of another label set.
+        LabelSetError: The label set cannot be read, as in snapshot.snapshot. Images of the selection were labelled
+            again and their old labels are deleted.
     """
     if truth_out is not None:
         require_new_path(truth_out)
-    picked = Selection.read(selection)
-    state = _labels(root, picked, storage_options)
-    found = annotation_import.read(corrected, picked.chosen, state.classes, allow_unfinished=allow_unfinished)
-    sizes = {each.key: each.size_hw for each in picked.chosen}
-    sample = sorted(picked.sample & found.keys())
-    counts = Counts(fraction=len(sample) / max(picked.images, 1))
-    for key, objects, labels in _pairs(state, sample, found, picked.min_score):
-        counts.add(_compared(objects, labels, sizes[key], state.classes))
+    selected = Selection.read(selection)
+    state = _read_reviewed_labels(root, selected, storage_options)
+    corrections = annotation_import.read(corrected, selected.chosen, state.classes, allow_unfinished=allow_unfinished)
+    sizes_hw = {image.key: image.size_hw for image in selected.chosen}
+    sample = sorted(selected.sample & corrections.keys())
+    counts = ErrorCounts(fraction=len(sample) / max(selected.images, 1))
+    for key, objects, labels in _objects_and_labels(state, sample, corrections, selected.min_score):
+        counts.add(_count_errors(objects, labels, sizes_hw[key], state.classes))
     if truth_out is not None:
-        _write(truth_out, [each for each in picked.chosen if each.key in found], found, state.classes)
+        reviewed = [image for image in selected.chosen if image.key in corrections]
+        _write_truth(truth_out, reviewed, corrections, state.classes)
     return Review(
         state.root,
-        len(found),
+        len(corrections),
         len(sample),
-        picked.images,
+        selected.images,
         counts.errors(ALL) if sample else None,
         {name: counts.errors(name) for name in counts.names},
         None if truth_out is None else str(truth_out),
-        _notes(picked, found, sample, annotation_import.tells_done(corrected)),
+        _notes(selected, corrections, sample, annotation_import.marks_done_images(corrected)),
     )
 
 
-def _labels(root: str, picked: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
+def _read_reviewed_labels(root: str, selected: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
     """Return the state that the selection was made of.
 
-    That is the latest state if these images still have the same labels, else an earlier one.
+    The state is the latest one if the selected images still have the same labels, else an earlier one.
     """
     state = key_ranges.committed(snapshot.snapshot(root, **storage_options))
-    if picked.fingerprint and state.fingerprint != picked.fingerprint:
-        raise _not_of(state, picked, "it is another model's")
-    found = _images(state, picked)
-    other_batch = state.batch < picked.batch or any(batch > picked.batch for _, batch in found.values())
-    if other_batch or len(found) < len(picked.chosen):
-        state = snapshot.snapshot(state.root, version=picked.batch, **storage_options)
-        found = _images(state, picked)
-    other = [each.key for each in picked.chosen if each.key not in found or found[each.key][0] != each.size_hw]
+    if selected.fingerprint and state.fingerprint != selected.fingerprint:
+        raise _wrong_label_set(state, selected, "another model's label set")
+    images = _sizes_and_batches(state, selected)
+    has_newer_labels = any(batch > selected.batch for _, batch in images.values())
+    if state.batch < selected.batch or has_newer_labels or len(images) < len(selected.chosen):
+        state = snapshot.snapshot(state.root, version=selected.batch, **storage_options)
+        images = _sizes_and_batches(state, selected)
+    other = [image.key for image in selected.chosen if image.key not in images or images[image.key][0] != image.size_hw]
     if other:
-        raise _not_of(state, picked, f"{len(other)} images that it lacks or has in another size, such as {other[0]}")
+        found = f"{len(other)} images are missing or have another size, such as {other[0]}"
+        raise _wrong_label_set(state, selected, found)
     return state
 
 
-def _images(state: Snapshot, picked: Selection) -> dict[str, tuple[tuple[int, int], int]]:
-    """Return size (h, w) and batch of the chosen images, by key."""
-    these = key_ranges.of_images([each.key for each in picked.chosen])
-    rows = state.images.to_table(columns=["image_key", "height", "width", "batch"], filter=these).to_pylist()
+def _sizes_and_batches(state: Snapshot, selected: Selection) -> dict[str, tuple[tuple[int, int], int]]:
+    """Return size (h, w) and batch of the images of the selection, by key."""
+    key_filter = key_ranges.of_images([image.key for image in selected.chosen])
+    rows = state.images.to_table(columns=["image_key", "height", "width", "batch"], filter=key_filter).to_pylist()
     return {row["image_key"]: ((row["height"], row["width"]), row["batch"]) for row in rows}
 
 
-def _not_of(state: Snapshot, picked: Selection, found: str) -> UserError:
+def _wrong_label_set(state: Snapshot, selected: Selection, found: str) -> UserError:
     return UserError(
         "the selection is not of this label set", where=state.root, found=found,
-        hint=f"give the label set that it was made of: {picked.root}",
+        hint=f"Give the label set that the selection was made of: {selected.root}",
     )  # fmt: skip
 
 
-def _notes(picked: Selection, found: Mapping[str, Objects], sample: Sequence[str], tells_done: bool) -> list[str]:
+def _notes(
+    selected: Selection, corrections: Mapping[str, Objects], sample: Sequence[str], marks_done_images: bool
+) -> list[str]:
     notes = []
-    if not tells_done:
-        notes.append("this format does not say which images were looked at: all in the file count as if they were")
+    if not marks_done_images:
+        notes.append("this format does not say which images were reviewed: all images in the file count as reviewed")
     if not sample:
-        notes.append("no image of a random sample was looked at, so errors cannot be told: select some with random=50")
-    if left := len(picked.chosen) - len(found):
-        notes.append(f"{left} chosen images are not done; if these are the hard ones, the labels are worse than told")
-    if sample and not picked.blind:
-        notes.append("people who start from labels leave mistakes in them; `segray select --blind` shows them none")
-    if picked.failed:
-        notes.append(f"{picked.failed} images of the label set failed and are no part of this")
+        notes.append("no image of a random sample was reviewed, so errors are unknown: give select --take random=50")
+    if not_done := len(selected.chosen) - len(corrections):
+        notes.append(f"{not_done} selected images are not done; if these are hard images, the labels have more errors")
+    if sample and not selected.blind:
+        notes.append("people who correct labels overlook mistakes in them; `segray select --blind` writes no labels")
+    if selected.failed:
+        notes.append(f"{selected.failed} failed images of the label set are not counted")
     return notes
 
 
 # ---- image by image -------------------------------------------------------------------------------
 
 
-def _pairs(
-    state: Snapshot, sample: Sequence[str], found: Mapping[str, Objects], min_score: float
+def _objects_and_labels(
+    state: Snapshot, sample: Sequence[str], corrections: Mapping[str, Objects], min_score: float
 ) -> list[tuple[str, Objects, pa.Table | None]]:
     """Return key, corrected objects and labels of each image of the sample."""
     labels: dict[str, pa.Table] = {}
-    for part, keys in key_ranges.holding(key_ranges.cut(state), sample):
-        chosen = key_ranges.of_images(keys) & (pc.field("score") >= min_score)
-        labels |= key_ranges.Groups(key_ranges.instances(state, part, ["class_id", "score", "rle"], chosen))
-    return [(key, found[key], labels.get(key)) for key in sample]
+    for key_range, keys in key_ranges.holding(key_ranges.cut(state), sample):
+        condition = key_ranges.of_images(keys) & (pc.field("score") >= min_score)
+        labels |= key_ranges.Groups(key_ranges.instances(state, key_range, ["class_id", "score", "rle"], condition))
+    return [(key, corrections[key], labels.get(key)) for key in sample]
 
 
-def _compared(
+def _count_errors(
     objects: Objects, labels: pa.Table | None, size_hw: tuple[int, int], classes: Mapping[int, str]
 ) -> dict[str, Counter[str]]:
     """Return the counts of one image, by class name."""
-    truth = _found([category for category, _ in objects], [counts for _, counts in objects], size_hw)
+    truth = _annotations([class_id for class_id, _ in objects], [counts for _, counts in objects], size_hw)
     if labels is None:
-        told = _found([], [], size_hw)
+        detections = _annotations([], [], size_hw)
     else:
         scores = labels.column("score").to_numpy().astype(np.float64)
-        told = _found(labels.column("class_id").to_pylist(), labels.column("rle").to_pylist(), size_hw, scores)
+        class_ids, rles = labels.column("class_id").to_pylist(), labels.column("rle").to_pylist()
+        detections = _annotations(class_ids, rles, size_hw, scores)
     tally = Tally(classes, 0.0)
-    tally.add(truth, told, told.overlaps(truth, "segm"))
-    found: dict[str, Counter[str]] = {}
+    tally.add(truth, detections, detections.overlaps(truth, "segm"))
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for kind, by_class in tally.result().kinds.items():
         for name, count in by_class.items():
-            found.setdefault(name, Counter())[_CALLED[kind]] += count
-            found[name][_DETECTIONS] += count * (kind != "missed")
-    for category, _ in objects:
-        found.setdefault(classes[category], Counter())[_OBJECTS] += 1
-    return found
+            counts[name][_KIND_BY_ERROR_TYPE[kind]] += count
+            counts[name][_DETECTIONS] += 0 if kind == "missed" else count
+    for class_id, _ in objects:
+        counts[classes[class_id]][_OBJECTS] += 1
+    return counts
 
 
-def _found(
+def _annotations(
     class_ids: Sequence[int], rles: Sequence[str], size_hw: tuple[int, int], scores: Any = None
 ) -> ImageAnnotations:
     shapes = {"segm": [{"size": list(size_hw), "counts": counts.encode()} for counts in rles]}
     ignore = np.zeros(len(rles), np.bool_)
     areas = {"segm": np.asarray(rle.area(rles), np.float64)}
-    given = np.zeros(len(rles)) if scores is None else scores
-    return ImageAnnotations(np.array(class_ids, np.int64), shapes, areas, scores=given, crowd=ignore, ignore=ignore)
+    scores = np.zeros(len(rles)) if scores is None else scores
+    return ImageAnnotations(np.array(class_ids, np.int64), shapes, areas, scores=scores, crowd=ignore, ignore=ignore)
 
 
-class Counts:
-    """The counts of each image, by class. fraction: share of all images that is in the sample."""
+class ErrorCounts:
+    """The error counts of each sampled image, by class. fraction: share of all images that is in the sample."""
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
@@ -267,10 +277,11 @@ class Counts:
         images = self._images[name]
 
         def share(hits: str, of: str) -> ShareEstimate:
-            return estimate([each[hits] for each in images], [each[of] for each in images], self._fraction)
+            return estimate([counts[hits] for counts in images], [counts[of] for counts in images], self._fraction)
 
         kinds = {kind: share(kind, _OBJECTS if kind == MISSED else _DETECTIONS) for kind in KINDS}
-        detections, objects = (sum(each[what] for each in images) for what in (_DETECTIONS, _OBJECTS))
+        detections = sum(counts[_DETECTIONS] for counts in images)
+        objects = sum(counts[_OBJECTS] for counts in images)
         return Errors(detections, objects, share(_RIGHT, _DETECTIONS), share(_RIGHT, _OBJECTS), kinds)
 
 
@@ -278,12 +289,14 @@ class Counts:
 
 
 def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> ShareEstimate:
-    """Estimate the share of hits from the counts of each sampled image. fraction: share of all images that was sampled.
+    """Estimate the share of hits from the counts of each sampled image.
+
+    fraction: share of all images that was sampled.
 
     The variance is that of a ratio of totals over images drawn by chance (Cochran, Sampling Techniques, 6.4). The
-    interval is Wilson's for the number of independent instances with this variance. That number is lower if few images
-    are sampled. It is at most the number of instances, before the correction for the part of the label set that was
-    seen. If all images agree, an image counts as one instance.
+    interval is Wilson's for the number of independent instances with this variance. The number is lower if few images
+    are sampled, and at most the number of instances. A correction for the sampled share of all images follows. If all
+    images agree, an image counts as one instance.
     """
     y, x = np.array(hits, np.float64), np.array(of, np.float64)
     y, x = y[x > 0], x[x > 0]
@@ -291,60 +304,66 @@ def estimate(hits: Sequence[int], of: Sequence[int], fraction: float = 0.0) -> S
     if not total:
         return ShareEstimate(0, 0, None, 0.0, 1.0, 0.0, 1.0)
     share, images = float(y.sum()) / total, len(x)
-    worth = total
+    effective_number = total
     if images == 1 or share in (0.0, 1.0):
-        worth = images
+        effective_number = images
     else:
         variance = images / (images - 1) * float(((y - share * x) ** 2).sum()) / total**2
-        worth = min(total, share * (1 - share) / variance * (Z / _student(images - 1)) ** 2) if variance > 0 else total
+        if variance > 0:
+            correction = (Z / _student_quantile(images - 1)) ** 2
+            effective_number = min(total, share * (1 - share) / variance * correction)
     unseen = 1 - fraction
-    low, high = wilson(share, worth / unseen) if unseen > 0 else (share, share)
+    low, high = wilson(share, effective_number / unseen) if unseen > 0 else (share, share)
     return ShareEstimate(int(y.sum()), int(total), share, low, high, *wilson(share, total))
 
 
-def _student(freedom: int) -> float:
-    """Return Student's quantile, of which Z is the limit. freedom: degrees of freedom.
+def _student_quantile(degrees: int) -> float:
+    """Return Student's quantile, whose limit is Z. degrees: degrees of freedom.
 
-    The formula is 26.7.5 of Abramowitz and Stegun. It is within 11 % from 2 degrees on.
+    The formula is 26.7.5 of Abramowitz and Stegun. Its error is below 11 % for 2 degrees and more.
     """
     first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
-    return Z + first / freedom + second / freedom**2
+    return Z + first / degrees + second / degrees**2
 
 
 def wilson(share: float, number: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share. number: of independent trials, which need not be whole."""
+    """Return Wilson's 95 % interval of a share. number: number of independent trials, also fractional."""
     middle = share + Z * Z / (2 * number)
     half = Z * math.sqrt(share * (1 - share) / number + Z * Z / (4 * number * number))
-    whole = 1 + Z * Z / number
-    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+    denominator = 1 + Z * Z / number
+    return max(0.0, (middle - half) / denominator), min(1.0, (middle + half) / denominator)
 
 
-# ---- as truth -------------------------------------------------------------------------------------
+# ---- the truth ------------------------------------------------------------------------------------
 
 
-def _write(out: Path, images: Sequence[Chosen], found: Mapping[str, Objects], classes: Mapping[int, str]) -> None:
-    """Write COCO JSON with image keys as file names, whole or not at all.
+def _write_truth(
+    out: Path, images: Sequence[SelectedImage], corrections: Mapping[str, Objects], classes: Mapping[int, str]
+) -> None:
+    """Write COCO JSON with image keys as file names. A failure leaves no file.
 
-    selected_by in the file: the criteria that chose an image.
+    `selected_by` in the file names the criteria that selected an image.
     """
-    listed, annotations = list[Row](), list[Row]()
+    image_rows, annotations = list[Row](), list[Row]()
     for number, image in enumerate(images, 1):
         height, width = image.size_hw
         row = {"id": number, "file_name": image.key, "height": height, "width": width, "coco_url": image.uri}
-        listed.append({**row, "selected_by": sorted(image.why)})
-        for category, counts in found[image.key]:
+        image_rows.append({**row, "selected_by": sorted(image.why)})
+        for class_id, counts in corrections[image.key]:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": category,
+                    "category_id": class_id,
                     "iscrowd": 0,
                     "area": rle.area(counts),
                     "bbox": rle.bbox(counts, image.size_hw).tolist(),
                     "segmentation": {"size": [height, width], "counts": counts},
                 }
             )
-    categories = [{"id": category, "name": name} for category, name in sorted(classes.items())]
+    categories = [{"id": class_id, "name": name} for class_id, name in sorted(classes.items())]
     content = {"info": {"description": "corrected by people"}, "categories": categories}
     with atomic_output(out) as unfinished:
-        unfinished.write_text(json.dumps({**content, "images": listed, "annotations": annotations}), encoding="utf-8")
+        unfinished.write_text(
+            json.dumps({**content, "images": image_rows, "annotations": annotations}), encoding="utf-8"
+        )

@@ -1,8 +1,8 @@
-"""Choice of a label set's images that are worth a person's review, with reasons.
+"""Selection of images of a label set for review by people, with the reasons.
 
 This module knows scores, classes, sizes and another label set. The result of the review belongs to other modules.
-Images are read in ranges of keys. Memory holds the chosen images, a number for each class, and for `diverse` a fair
-pool of a few thousand images. The same labels and seed give the same choice.
+Images are read in ranges of keys. Memory holds the selected images, a number for each class, and for `diverse` a random
+pool of a few thousand images. The same labels and seed give the same selection.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
 
 UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
-MARGIN = 0.2  # A score at this distance from the threshold, or farther, is not uncertain.
-_POOL = 4000
+MARGIN = 0.2  # A score at this distance from the threshold or more is not uncertain.
+_POOL = 4000  # Number of images among which `diverse` selects.
 _FORMAT = "segray selection 1"
 _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One chosen image.
+class SelectedImage:
+    """One image of a selection.
 
-    size_hw: height and width, in pixels. why: the reason that each criterion gives, by criterion.
+    size_hw: height and width, in pixels. why: reason by criterion.
     """
 
     key: str
@@ -59,14 +59,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Selection:
-    """The images that were chosen from a label set.
+    """The images that were selected from a label set. The names of the fields are the keys of the JSON file.
 
-    batch: of the label set, so that the same labels can be read again.
-    take: number of images asked for, by criterion. taken: number found, by criterion.
+    batch: batch of the label set, so that the same labels can be read again.
+    take: requested number of images, by criterion. taken: selected number of images, by criterion.
     images: number of images that are ok or empty, the population of the random sample.
-    instances: number of their instances with min_score or more. failed: number of failed images, in neither count.
-    chosen: in the order of their keys. fingerprint: of the model that made the labels; "" in selections without it.
-    blind: people see none of the labels.
+    instances: number of their instances with min_score or more.
+    failed: number of failed images, which are in neither count.
+    chosen: the selected images, in the order of their keys.
+    fingerprint: fingerprint of the model that made the labels; "" in selections without it.
+    blind: the tasks hold no labels.
     """
 
     root: str
@@ -80,17 +82,17 @@ class Selection:
     threshold: float
     seed: int
     against: str | None
-    chosen: Sequence[Chosen] = field(repr=False)
+    chosen: Sequence[SelectedImage] = field(repr=False)
     fingerprint: str = ""
     blind: bool = False
 
     @property
     def sample(self) -> frozenset[str]:
         """Return the keys of the random control sample."""
-        return frozenset(each.key for each in self.chosen if RANDOM in each.why)
+        return frozenset(image.key for image in self.chosen if RANDOM in image.why)
 
     def write(self, out: Path) -> None:
-        """Write the selection as JSON, whole or not at all."""
+        """Write the selection as JSON. A failure leaves no file."""
         with atomic_output(out) as unfinished:
             unfinished.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
@@ -102,11 +104,12 @@ class Selection:
             if content.pop("format") != _FORMAT:
                 raise ValueError("another format")
             rows = [{**row, "size_hw": tuple(row["size_hw"])} for row in content.pop("chosen")]
-            return cls(**content, chosen=tuple(Chosen(**row) for row in rows))
+            return cls(**content, chosen=tuple(SelectedImage(**row) for row in rows))
         except FileNotFoundError as error:
-            raise SourceError("no such selection", where=str(path), hint="make one with `segray select`") from error
+            raise SourceError("no such selection", where=str(path), hint="Write one with `segray select`.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError("this is no selection", where=str(path), found=repr(error)[:120]) from error
+            hint = "Give the file that `segray select` wrote."
+            raise SourceError("this is no selection", where=str(path), found=repr(error)[:120], hint=hint) from error
 
 
 def select(
@@ -125,119 +128,129 @@ def select(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Selection:
-    """Choose images of a label set for review. Failed images are never chosen.
+    """Select images of a label set for review. Failed images are never selected.
 
-    An image that several criteria choose is there once, with all reasons. The criteria are:
+    An image that several criteria select is listed once, with all reasons. The criteria are:
 
     - uncertain: most scores within MARGIN of the threshold; nearer scores count more.
     - disagree: most instances that the other label set lacks, adds, renames or moves, as `diff` counts.
-    - rare: classes that few images show.
-    - diverse: in turn the image least like those already taken, by its classes, sizes and number of instances.
-    - random: by the hash of the key and the seed, from all images, whatever the other criteria choose.
+    - rare: classes that occur in few images.
+    - diverse: one by one the image that differs most from the images already taken, by classes, sizes and number of
+      instances.
+    - random: by the hash of the key and the seed, from all images, independent of the other criteria.
 
     Args:
         root: Folder or URL of the label set.
         take: Number of images by criterion.
         out: JSON file to write.
         to: A name in formats.FORMATS.
-        tasks: File or folder for the chosen images with their labels, in the format `to`.
+        tasks: File or folder for the selected images with their labels, in the format `to`.
         against: Label set for `disagree`.
         threshold: Score at which labels are uncertain.
-        min_score: Lowest score of the labels that count and are exported. `uncertain` also uses lower ones.
+        min_score: Lowest score of the labels that count and are exported. `uncertain` also uses lower scores.
         seed: Number that decides the random sample.
-        blind: Write `tasks` without labels, so that people do not keep a mistake because it was there.
+        blind: Write `tasks` without labels, so that people do not keep the mistakes in the labels.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
-        UserError: A criterion is unknown, a number is below 1, or `out` or `tasks` is taken. There is no image to
-            choose.
-        LabelSetError: As snapshot.snapshot raises it, or nothing is committed.
+        UserError: A criterion is unknown, a number is below 1, or `out` or `tasks` exists. There is no image to
+            select.
+        LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
-    _check(take, against, to, tasks)
+    _check_options(take, against, to, tasks)
     if out is not None:
         require_new_path(out)
     if to is not None and tasks is not None:
-        require_new_path(tasks, folder=FORMATS[to].folder)
+        require_new_path(tasks, folder=FORMATS[to].is_folder)
         if out is not None and out.absolute() == tasks.absolute():
-            raise UserError("the choice and its tasks would be one file", where=str(out), hint="give two names")
+            hint = "Give OUT.json and --tasks different paths."
+            raise UserError("the selection and its tasks would be one file", where=str(out), hint=hint)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
-    parts = key_ranges.cut(state)
-    spread = _spread(state, parts, min_score) if RARE in take or DIVERSE in take else {}
-    found = _BestImages(take, threshold, min_score, seed, spread)
-    for part in parts:
-        found.add(state, part)
-    if not found.images:
-        raise UserError("the label set has no images to choose from", where=root, found=f"{found.failed} failed")
-    reasons = found.reasons()
+    ranges = key_ranges.cut(state)
+    images_per_class = _images_per_class(state, ranges, min_score) if RARE in take or DIVERSE in take else {}
+    best = _BestImages(take, threshold, min_score, seed, images_per_class)
+    for key_range in ranges:
+        best.add(state, key_range)
+    if not best.images:
+        raise UserError(
+            "the label set has no image to select", where=root, found=f"failed images: {best.failed}",
+            hint="`segray report` lists the failed images and their errors.",
+        )  # fmt: skip
+    reasons = best.reasons()
     if against is not None:
-        other = diff(
+        difference = diff(
             state.root, against, min_score=min_score, most=take[DISAGREE], both_labelled=True, version_a=state.batch,
             **storage_options,
         )  # fmt: skip
-        told = {
-            each.key: ", ".join(f"{n} {kind}" for kind, n in each.kinds.items() if kind != "kept")
-            for each in other.most_changed
+        changes = {
+            change.key: ", ".join(f"{count} {kind}" for kind, count in change.kinds.items() if kind != "kept")
+            for change in difference.most_changed
         }
-        reasons[DISAGREE] = {key: f"{kinds} in {against}" for key, kinds in told.items()}
-    chosen = _chosen(state, reasons)
+        reasons[DISAGREE] = {key: f"{kinds} in {against}" for key, kinds in changes.items()}
+    selected = _selected_images(state, reasons)
     taken = {name: len(reasons.get(name, {})) for name in take}
     selection = Selection(
-        state.root, state.batch, dict(take), taken, found.images, found.instances, found.failed, min_score, threshold,
-        seed, against, chosen, state.fingerprint, blind,
+        state.root, state.batch, dict(take), taken, best.images, best.instances, best.failed, min_score, threshold,
+        seed, against, selected, state.fingerprint, blind,
     )  # fmt: skip
-    if not chosen:
-        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), hint="add random")
-    _check_names(chosen)
+    if not selected:
+        hint = "Add a random sample, such as --take random=50."
+        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), hint=hint)
+    _check_unique_file_names(selected)
     if to is not None and tasks is not None:
-        keys = frozenset(each.key for each in chosen)
-        choice = ExportSelection(min_score=min_score, keys=keys, bare=blind)
-        export(state.root, to, tasks, choice, version=state.batch, **storage_options)
+        keys = frozenset(image.key for image in selected)
+        export_selection = ExportSelection(min_score=min_score, keys=keys, images_only=blind)
+        export(state.root, to, tasks, export_selection, version=state.batch, **storage_options)
     if out is not None:
         selection.write(out)
     return selection
 
 
-def _check(take: Mapping[str, int], against: str | None, to: str | None, tasks: Path | None) -> None:
+def _check_options(take: Mapping[str, int], against: str | None, to: str | None, tasks: Path | None) -> None:
     unknown = [name for name in take if name not in CRITERIA]
     if unknown or not take:
-        raise UserError("no such criterion", found=", ".join(unknown), hint=f"choose from {', '.join(CRITERIA)}")
-    if few := [f"{name}={count}" for name, count in take.items() if count < 1]:
-        raise UserError("a criterion takes one image at least", found=", ".join(few))
+        raise UserError("no such criterion", found=", ".join(unknown), hint=f"Choose from {', '.join(CRITERIA)}.")
+    if too_small := [f"{name}={count}" for name, count in take.items() if count < 1]:
+        hint = "Give each criterion a number of 1 or more, such as --take random=50."
+        raise UserError("a criterion takes one image at least", found=", ".join(too_small), hint=hint)
     if (DISAGREE in take) != (against is not None):
-        raise UserError("`disagree` and the label set to disagree with go together", hint="give both, or neither")
+        hint = "Give both --take disagree=N and --against, or neither."
+        raise UserError("the criterion `disagree` and the other label set go together", hint=hint)
     if (to is None) != (tasks is None):
-        raise UserError("a format and where to write it go together", hint="give both, or neither")
+        hint = "Give both --to and --tasks, or neither."
+        raise UserError("the format and the path of the tasks go together", hint=hint)
     if to is not None and to not in FORMATS:
-        raise UserError("no such format", found=to, hint=f"choose from {', '.join(FORMATS)}")
+        raise UserError("no such format", found=to, hint=f"Choose from {', '.join(FORMATS)}.")
 
 
-def _check_names(chosen: Sequence[Chosen]) -> None:
+def _check_unique_file_names(selected: Sequence[SelectedImage]) -> None:
     """Raise UserError if two images have one name in an export. Corrections refer to images by this name."""
-    names = Counter(each.file for each in chosen)
+    names = Counter(image.file for image in selected)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise UserError("two chosen images have one name in an export", found=str(PurePosixPath(twice[0])))
+        hint = "Select other images, for example with another --seed."
+        raise UserError("two selected images have one name in an export", found=str(PurePosixPath(twice[0])), hint=hint)
 
 
-def _chosen(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[Chosen]:
+def _selected_images(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[SelectedImage]:
     keys = sorted({key for by_key in reasons.values() for key in by_key})
     columns = ["image_key", "uri", "height", "width"]
     rows = state.images.to_table(columns=columns, filter=key_ranges.of_images(keys))
     return [
-        Chosen(row["image_key"], row["uri"], (row["height"], row["width"]),
+        SelectedImage(row["image_key"], row["uri"], (row["height"], row["width"]),
                {name: by_key[row["image_key"]] for name, by_key in reasons.items() if row["image_key"] in by_key})
         for row in rows.sort_by("image_key").to_pylist()
     ]  # fmt: skip
 
 
-# ---- slice by slice -------------------------------------------------------------------------------
+# ---- range by range -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _ImagesOfRange:
-    """The images of a range that may be chosen, and their instances as columns.
+    """The images of a range that did not fail, and their instances as columns.
 
     owners: (n,) int64, index of each instance's image. counted: (n,) bool, whether the score reaches min_score.
     areas: (n,) in pixels.
@@ -252,12 +265,12 @@ class _ImagesOfRange:
     counted: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, state: Snapshot, part: KeyRange, min_score: float) -> _ImagesOfRange:
+    def read(cls, state: Snapshot, key_range: KeyRange, min_score: float) -> _ImagesOfRange:
         """Read the images of a range and their instances."""
-        images = key_ranges.images(state, part, ["status"])
+        images = key_ranges.images(state, key_range, ["status"])
         labelled = images.filter(pc.not_equal(images.column("status"), "failed"))
         keys = labelled.column("image_key").combine_chunks()
-        rows = key_ranges.instances(state, part, ["class_id", "score", "area"])
+        rows = key_ranges.instances(state, key_range, ["class_id", "score", "area"])
         owners = pc.index_in(rows.column("image_key"), value_set=keys)
         rows, owners = rows.filter(owners.is_valid()), owners.drop_null()
         return cls(
@@ -276,129 +289,133 @@ class _ImagesOfRange:
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
 
-def _spread(state: Snapshot, parts: Sequence[KeyRange], min_score: float) -> dict[int, int]:
-    """Return the number of images that show each class, by category id."""
-    found = Counter[int]()
-    for part in parts:
-        ids, counts = np.unique(_ImagesOfRange.read(state, part, min_score).classes()[:, 1], return_counts=True)
-        found.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
-    return dict(sorted(found.items()))
+def _images_per_class(state: Snapshot, ranges: Sequence[KeyRange], min_score: float) -> dict[int, int]:
+    """Return the number of images with each class, by category id."""
+    totals = Counter[int]()
+    for key_range in ranges:
+        pairs = _ImagesOfRange.read(state, key_range, min_score).classes()
+        ids, counts = np.unique(pairs[:, 1], return_counts=True)
+        totals.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+    return dict(sorted(totals.items()))
 
 
 class _BestImages:
     """The best images so far by each criterion: value, tie-breaking number, key and reason."""
 
     def __init__(
-        self, take: Mapping[str, int], threshold: float, min_score: float, seed: int, spread: Mapping[int, int]
+        self,
+        take: Mapping[str, int],
+        threshold: float,
+        min_score: float,
+        seed: int,
+        images_per_class: Mapping[int, int],
     ) -> None:
         self.images = self.instances = self.failed = 0
-        self._take, self._threshold, self._min_score, self._seed, self._spread = (
-            take,
-            threshold,
-            min_score,
-            seed,
-            spread,
-        )
+        self._take, self._threshold, self._min_score, self._seed = take, threshold, min_score, seed
+        self._images_per_class = images_per_class
         self._best: dict[str, list[tuple[float, int, str, str]]] = {UNCERTAIN: [], RARE: [], RANDOM: []}
         self._pool: list[tuple[int, str, _Floats]] = []
-        self._names: dict[int, str] = {}
+        self._class_names: dict[int, str] = {}
 
-    def add(self, state: Snapshot, part: KeyRange) -> None:
-        read = _ImagesOfRange.read(state, part, self._min_score)
-        self.images += len(read.keys)
-        self.instances += int(read.counted.sum())
-        self.failed += read.failed
-        self._names = self._names or dict(state.classes)
+    def add(self, state: Snapshot, key_range: KeyRange) -> None:
+        images = _ImagesOfRange.read(state, key_range, self._min_score)
+        self.images += len(images.keys)
+        self.instances += int(images.counted.sum())
+        self.failed += images.failed
+        self._class_names = self._class_names or dict(state.classes)
         if UNCERTAIN in self._take:
-            self._keep(UNCERTAIN, self._uncertain(read))
+            self._keep_best(UNCERTAIN, self._uncertain(images))
         if RARE in self._take:
-            self._keep(RARE, self._rare(read))
+            self._keep_best(RARE, self._rare(images))
         if RANDOM in self._take:
-            drawn = ((0.0, _draw(key, f"random {self._seed}"), key, "drawn by chance") for key in read.keys)
-            self._keep(RANDOM, drawn)
+            rows = ((0.0, _hash_number(key, f"random {self._seed}"), key, "drawn by chance") for key in images.keys)
+            self._keep_best(RANDOM, rows)
         if DIVERSE in self._take:
-            self._pool_up(read)
+            self._add_to_pool(images)
 
     def reasons(self) -> dict[str, dict[str, str]]:
         """Return the reason for each chosen key, by criterion, best first."""
-        found = {name: {key: why for _, _, key, why in rows} for name, rows in self._best.items() if name in self._take}
+        best = {name: rows for name, rows in self._best.items() if name in self._take}
+        reasons = {name: {key: reason for _, _, key, reason in rows} for name, rows in best.items()}
         if DIVERSE in self._take:
             order = farthest(np.array([vector for _, _, vector in self._pool]), self._take[DIVERSE])
-            found[DIVERSE] = {
-                self._pool[i][1]: f"{distance:.2f} from what was taken before" if n else "the most typical"
-                for n, (i, distance) in enumerate(order)
+            reasons[DIVERSE] = {
+                self._pool[i][1]: f"distance {distance:.2f} from the images before" if rank else "the most typical"
+                for rank, (i, distance) in enumerate(order)
             }
-        return found
+        return reasons
 
-    def _keep(self, name: str, rows: Iterable[tuple[float, int, str, str]]) -> None:
-        best = heapq.nsmallest(self._take[name], [*self._best[name], *((-v, h, k, w) for v, h, k, w in rows)])
-        self._best[name] = [(-value, tie, key, why) for value, tie, key, why in best]
+    def _keep_best(self, name: str, rows: Iterable[tuple[float, int, str, str]]) -> None:
+        negated = ((-value, tie, key, reason) for value, tie, key, reason in rows)
+        best = heapq.nsmallest(self._take[name], [*self._best[name], *negated])
+        self._best[name] = [(-value, tie, key, reason) for value, tie, key, reason in best]
 
-    def _uncertain(self, read: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
-        nearness = np.maximum(0, 1 - np.abs(read.scores - self._threshold) / MARGIN)
-        values = np.bincount(read.owners, nearness, len(read.keys))
-        counts = np.bincount(read.owners, nearness > 0, len(read.keys)).astype(int)
+    def _uncertain(self, images: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
+        nearness = np.maximum(0, 1 - np.abs(images.scores - self._threshold) / MARGIN)
+        values = np.bincount(images.owners, nearness, len(images.keys))
+        counts = np.bincount(images.owners, nearness > 0, len(images.keys)).astype(int)
         return [
-            (round(float(values[i]), 6), _draw(read.keys[i], UNCERTAIN), read.keys[i],
+            (round(float(values[i]), 6), _hash_number(images.keys[i], UNCERTAIN), images.keys[i],
              f"scores within {MARGIN:g} of {self._threshold:g}: {counts[i]}")
             for i in np.flatnonzero(values).tolist()
         ]  # fmt: skip
 
-    def _rare(self, read: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
-        pairs = read.classes()
-        weights = np.array([1 / self._spread[each] for each in pairs[:, 1].tolist()])
-        values = np.bincount(pairs[:, 0], weights, len(read.keys))
+    def _rare(self, images: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
+        pairs = images.classes()
+        weights = np.array([1 / self._images_per_class[class_id] for class_id in pairs[:, 1].tolist()])
+        values = np.bincount(pairs[:, 0], weights, len(images.keys))
         rarest: dict[int, int] = {}
-        for image, category in pairs.tolist():
-            if image not in rarest or self._spread[category] < self._spread[rarest[image]]:
-                rarest[image] = category
+        for image, class_id in pairs.tolist():
+            if image not in rarest or self._images_per_class[class_id] < self._images_per_class[rarest[image]]:
+                rarest[image] = class_id
         return [
-            (round(float(values[i]), 9), _draw(read.keys[i], RARE), read.keys[i],
-             f"{self._names.get(category, category)}, images that show it: {self._spread[category]}")
-            for i, category in rarest.items()
+            (round(float(values[i]), 9), _hash_number(images.keys[i], RARE), images.keys[i],
+             f"{self._class_names.get(class_id, class_id)}, images that show it: {self._images_per_class[class_id]}")
+            for i, class_id in rarest.items()
         ]  # fmt: skip
 
-    def _pool_up(self, read: _ImagesOfRange) -> None:
-        most = max(_POOL, 4 * self._take[DIVERSE])
-        drawn = heapq.nsmallest(most, ((_draw(key, DIVERSE), i) for i, key in enumerate(read.keys)))
-        vectors = _features(read, [i for _, i in drawn], list(self._spread))
-        fresh = [(tie, read.keys[i], vector) for (tie, i), vector in zip(drawn, vectors, strict=True)]
-        kept = heapq.nsmallest(most, [*self._pool, *fresh], key=lambda entry: entry[:2])
-        self._pool = [(tie, key, vector.copy()) for tie, key, vector in kept]  # A view keeps its whole matrix.
+    def _add_to_pool(self, images: _ImagesOfRange) -> None:
+        size = max(_POOL, 4 * self._take[DIVERSE])
+        sampled = heapq.nsmallest(size, ((_hash_number(key, DIVERSE), i) for i, key in enumerate(images.keys)))
+        vectors = _features(images, [i for _, i in sampled], list(self._images_per_class))
+        entries = [(tie, images.keys[i], vector) for (tie, i), vector in zip(sampled, vectors, strict=True)]
+        pool = heapq.nsmallest(size, [*self._pool, *entries], key=lambda entry: entry[:2])
+        self._pool = [(tie, key, vector.copy()) for tie, key, vector in pool]  # A view keeps its whole matrix.
 
 
-def _draw(key: str, salt: str) -> int:
+def _hash_number(key: str, salt: str) -> int:
+    """Return a number that decides random draws and ties, the same for the same key and salt."""
     return int(image_id(f"{salt}\n{key}")[:15], 16)
 
 
 # ---- diverse --------------------------------------------------------------------------------------
 
 
-def _features(read: _ImagesOfRange, images: Sequence[int], categories: Sequence[int]) -> _Floats:
-    """Return (n, classes + 4) features of these images.
+def _features(images: _ImagesOfRange, indices: Sequence[int], class_ids: Sequence[int]) -> _Floats:
+    """Return (n, classes + 4) features of the images with these indices.
 
     The first features are the square roots of the shares of classes, and of three sizes. So each of the two parts has
     length 1. The last feature is a fifth of the logarithm of 1 plus the number of instances.
     """
-    rows = {image: row for row, image in enumerate(images)}
-    columns = {category: column for column, category in enumerate(categories)}
-    found = np.zeros((len(images), len(categories) + 4))
-    sizes = len(categories) + (read.areas >= 32**2).astype(int) + (read.areas >= 96**2)
-    for k in np.flatnonzero(read.counted & np.isin(read.owners, list(rows))).tolist():
-        row = rows[int(read.owners[k])]
-        found[row, columns[int(read.class_ids[k])]] += 1
-        found[row, sizes[k]] += 1
-    totals = found[:, len(categories) : -1].sum(axis=1)
-    found = np.sqrt(found / np.maximum(totals, 1)[:, None])
-    found[:, -1] = np.log1p(totals) / 5
-    return np.asarray(found, np.float64)
+    rows = {index: row for row, index in enumerate(indices)}
+    columns = {class_id: column for column, class_id in enumerate(class_ids)}
+    counts = np.zeros((len(indices), len(class_ids) + 4))
+    size_columns = len(class_ids) + (images.areas >= 32**2).astype(int) + (images.areas >= 96**2)
+    for k in np.flatnonzero(images.counted & np.isin(images.owners, list(rows))).tolist():
+        row = rows[int(images.owners[k])]
+        counts[row, columns[int(images.class_ids[k])]] += 1
+        counts[row, size_columns[k]] += 1
+    totals = counts[:, len(class_ids) : -1].sum(axis=1)
+    features = np.sqrt(counts / np.maximum(totals, 1)[:, None])
+    features[:, -1] = np.log1p(totals) / 5
+    return np.asarray(features, np.float64)
 
 
 def farthest(vectors: _Floats, most: int) -> list[tuple[int, float]]:
     """Return rows in the order of a farthest-point traversal, with their distance from the rows before.
 
     The first row is the nearest to the mean. Each next row is the farthest from all rows before. The traversal ends at
-    `most` rows, or where each row that is left equals one before. vectors: (n, features).
+    `most` rows, or when each remaining row equals a row before. vectors: (n, features).
     """
     if not len(vectors):
         return []

@@ -1,6 +1,6 @@
 """Images that kill: planted by a `sitecustomize` on PYTHONPATH, with no word of it in segray itself.
 
-A poisoned file is a good JPEG with a mark behind its end. In a process that has the `sitecustomize`, what the mark
+A crashing image is a good JPEG with a mark behind its end. In a process that has the `sitecustomize`, what the mark
 says happens as soon as the image reaches the stage that it names.
 """
 
@@ -40,7 +40,7 @@ def strike(stage):
         hoard.append(bytearray(b"x") * 200 * 2**20)
         time.sleep(3)
     elif deed[1] == "raise":
-        raise RuntimeError("poisoned in " + stage)
+        raise RuntimeError("raised in " + stage)
 
 
 def plant():
@@ -49,20 +49,20 @@ def plant():
 
     load, enter = decode.load, ImageTimer.enter
 
-    def poisoned_load(data, *more):
+    def crashing_load(data, *more):
         mark = data.rfind(MARK)
         here.deed = tuple(data[mark + len(MARK):].decode().split()) if mark >= 0 else None
         strike("decode")
         return load(data, *more)
 
-    def poisoned_enter(timer, stage):
+    def crashing_enter(timer, stage):
         enter(timer, stage)
         if stage == "read":
             here.deed = None
         elif stage != "decode":
             strike(stage)
 
-    decode.load, ImageTimer.enter = poisoned_load, poisoned_enter
+    decode.load, ImageTimer.enter = crashing_load, crashing_enter
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -86,12 +86,15 @@ sys.meta_path.insert(0, Finder())
 
 
 def environment(folder: Path) -> Mapping[str, str]:
-    """The environment of a process, and of all Ray workers below it, in which poisoned images do what they say."""
+    """The environment of a process, and of all Ray workers below it, in which crashing images do what they say."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def poison(path: Path, stage: str, deed: str) -> None:
-    """Poison a good image. stage: decode, infer or postprocess. deed: segfault, hang, hoard, leak (once) or raise."""
+def make_crashing(path: Path, stage: str, deed: str) -> None:
+    """Make a good image crash its process.
+
+    stage: decode, infer or postprocess. deed: segfault, hang, hoard, leak (once) or raise.
+    """
     path.write_bytes(path.read_bytes() + MARK + f"{stage} {deed}".encode())

@@ -1,10 +1,10 @@
-"""The weather between segray and an S3 server: a proxy that answers, delays, cuts and resets as it is told.
+"""Faults between segray and an S3 server: a proxy that answers, delays, cuts and resets as it is told.
 
 Knows HTTP only as far as one request a connection needs; knows nothing of S3 but the shape of its errors, and
 nothing of segray. Headers that a signature covers, Host among them, travel as they came, so signatures hold.
 
     with serve(swift.endpoint_url) as proxy:
-        proxy.change(Weather(Reset(), share=0.1))
+        proxy.change(FaultPlan(Reset(), share=0.1))
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Fault = Reply | Reset | Stall | Truncate
 
 
 @dataclass(frozen=True)
-class Weather:
+class FaultPlan:
     """Which requests meet the fault: those whose "METHOD path" matches `wanted`, the first `skip` of them spared,
     then this share of them, for so long from the first one on."""
 
@@ -79,7 +79,7 @@ class Weather:
 
 @dataclass
 class _State:
-    weather: Weather = Weather()
+    plan: FaultPlan = FaultPlan()
     dice: random.Random = field(default_factory=lambda: random.Random(1))
     spared: int = 0
     began_s: float | None = None
@@ -87,26 +87,26 @@ class _State:
     asked: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def change(self, weather: Weather) -> None:
+    def change(self, plan: FaultPlan) -> None:
         with self.lock:
-            self.weather, self.spared, self.began_s, self.faults, self.asked = weather, 0, None, 0, []
+            self.plan, self.spared, self.began_s, self.faults, self.asked = plan, 0, None, 0, []
 
     def meets(self, request: Request) -> Fault | None:
-        weather = self.weather
+        plan = self.plan
         with self.lock:
             self.asked.append(f"{request.method} {request.path}")
-        if weather.fault is None or not re.search(weather.wanted, f"{request.method} {request.path}"):
+        if plan.fault is None or not re.search(plan.wanted, f"{request.method} {request.path}"):
             return None
         with self.lock:
-            if self.spared < weather.skip:
+            if self.spared < plan.skip:
                 self.spared += 1
                 return None
             now = time.monotonic()
             self.began_s = self.began_s or now
-            if now - self.began_s >= weather.seconds or self.dice.random() >= weather.share:
+            if now - self.began_s >= plan.seconds or self.dice.random() >= plan.share:
                 return None
             self.faults += 1
-            return weather.fault
+            return plan.fault
 
 
 class Proxy:
@@ -115,9 +115,9 @@ class Proxy:
     def __init__(self, endpoint_url: str, control: Connection) -> None:
         self.endpoint_url, self._control = endpoint_url, control
 
-    def change(self, weather: Weather = Weather()) -> None:
-        """From now on; fair weather if nothing is said. Counting starts anew."""
-        self._control.send(weather)
+    def change(self, plan: FaultPlan = FaultPlan()) -> None:
+        """Make the faults of a plan from now on, none by default, and count anew."""
+        self._control.send(plan)
         self._control.recv()
 
     @property
@@ -166,7 +166,7 @@ def _run(upstream_url: str, control: Connection) -> None:
                 asked = control.recv()
             except EOFError:
                 return
-            if isinstance(asked, Weather):
+            if isinstance(asked, FaultPlan):
                 state.change(asked)
             control.send(state.asked if asked == "asked" else state.faults)
 

@@ -1,0 +1,148 @@
+"""Links by http and https as a backend: bounded reads, with time limits for each part of a request.
+
+Knows aiohttp. Knows nothing of images. Listings of folders are those of fsspec, which follows the links of a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
+
+import aiohttp
+from fsspec.asyn import get_loop, sync
+from yarl import URL
+
+import segray
+from segray.errors import AccessError
+from segray.storage.backend import ListedObject
+from segray.storage.fsspec_backend import FsspecBackend
+from segray.storage.options import StorageOptions
+from segray.storage.uris import name
+
+HTTP_SCHEMES = ("http", "https")
+_CONNECT_S, _SILENCE_S = 10.0, 20.0
+_TOTAL_TIMES = 5  # A body may take this many times the longest silence.
+_REQUESTS_PER_HOST = 8
+_CHUNK_BYTES = 1 << 18
+# Without ranges a server sends a file from its start. Reading past more bytes than these would fetch the file again
+# and again.
+_MOST_SKIPPED_BYTES = 64 * 2**20
+_VERSION_HEADERS = ("ETag", "Last-Modified")
+
+
+class HttpBackend(FsspecBackend):
+    """Links by http or https. Links can be read only.
+
+    A request ends with an error after _CONNECT_S without a connection, after `timeout_s` (at most _SILENCE_S) without a
+    byte, and after _TOTAL_TIMES as long in all.
+    """
+
+    def __init__(self, scheme: str, options: StorageOptions) -> None:
+        super().__init__(scheme)
+        silence_s = min(_SILENCE_S, options.timeout_s)
+        self._timeout = aiohttp.ClientTimeout(
+            total=_TOTAL_TIMES * silence_s, sock_connect=min(_CONNECT_S, silence_s), sock_read=silence_s
+        )
+        self._headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
+        self._headers |= options.http_headers or {}
+        self._session: aiohttp.ClientSession | None = None
+        self._hosts: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_REQUESTS_PER_HOST)
+        )
+
+    def stat(self, uri: str) -> ListedObject:
+        """Return the entry of the link: the size and version that the server tells, -1 and "" where it tells none."""
+        return cast(ListedObject, sync(get_loop(), self._stat, uri))
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        """Return bytes of the body. Never more than asked for are received, but for the last chunk."""
+        return cast(bytes, sync(get_loop(), self._read, uri, start, size))
+
+    def put(self, uri: str, data: bytes) -> None:
+        raise _read_only(uri)
+
+    def create(self, uri: str, data: bytes) -> None:
+        raise _read_only(uri)
+
+    def delete(self, uri: str) -> None:
+        raise _read_only(uri)
+
+    # ---- on fsspec's event loop ----
+
+    @asynccontextmanager
+    async def _get(self, uri: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Yield the reply to a GET; raise aiohttp.ClientError without a reply, or for one of status 400 and more."""
+        url = URL(uri, encoded="%" in uri and uri.isascii())
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._hosts[url.host])
+            try:
+                reply = await stack.enter_async_context(self._connected().get(url, headers=headers))
+            except aiohttp.TooManyRedirects as error:
+                raise aiohttp.ClientConnectionError(f"more than {len(error.history) - 1} redirects") from error
+            except aiohttp.ClientResponseError as error:  # not a status: bytes that are no reply
+                raise aiohttp.ClientConnectionError(f"not HTTP: {error.message}") from error
+            if not (reply.status == 416 and "Range" in headers):
+                reply.raise_for_status()
+            yield reply
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # _hosts limits the connections. A limit of aiohttp's would let requests wait within their time limits.
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, headers=self._headers, trust_env=True
+            )
+            weakref.finalize(self, _close, self._session, asyncio.get_running_loop(), os.getpid())
+        return self._session
+
+    async def _stat(self, uri: str) -> ListedObject:
+        # Some servers refuse HEAD, or answer it with another size. A GET is always right; the body is not read.
+        async with self._get(uri, {}) as reply:
+            version = next((reply.headers[key] for key in _VERSION_HEADERS if key in reply.headers), "")
+            size = -1 if "Content-Encoding" in reply.headers else reply.content_length
+            reply.close()
+            return ListedObject(uri, name(uri), version.removeprefix("W/").strip('"'), -1 if size is None else size)
+
+    async def _read(self, uri: str, start: int, size: int | None) -> bytes:
+        # A read from the start needs no range, and some servers know none.
+        last = "" if size is None else str(start + size - 1)
+        async with self._get(uri, {"Range": f"bytes={start}-{last}"} if start else {}) as reply:
+            if reply.status == 416:
+                return b""
+            skip = start if reply.status == 200 else 0
+            if skip > _MOST_SKIPPED_BYTES:
+                raise AccessError(
+                    "The server sends no part of a file",
+                    where=uri,
+                    found="it ignores the Range header",
+                    hint="copy the file to a folder or a bucket, and label it there",
+                )
+            return await _body(reply, skip, size)
+
+
+async def _body(reply: aiohttp.ClientResponse, skip: int, size: int | None) -> bytes:
+    """Return `size` bytes of the body after the first `skip`, all for None; leave the rest unread."""
+    body = bytearray()
+    async for chunk in reply.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if size is not None and len(body) >= skip + size:
+            reply.close()
+            break
+    return bytes(body[skip:] if size is None else body[skip : skip + size])
+
+
+def _close(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop, process: int) -> None:
+    """Close a session on its event loop. A forked child leaves the session to its parent."""
+    if os.getpid() == process and loop.is_running():
+        asyncio.run_coroutine_threadsafe(session.close(), loop)
+
+
+def _read_only(uri: str) -> AccessError:
+    return AccessError(
+        "Links can be read only", where=uri, hint="set `output.root` to a folder or an object store, such as s3://"
+    )
