@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
 
 OPTIONS = StorageOptions()
-UNIT, PER_IMAGE = 256, 7
+UNIT_IMAGES, INSTANCES_PER_IMAGE = 256, 7
 
 
 def stage(root: str, instances: int, distinct: int, source: str | None) -> list[str]:
@@ -36,29 +37,30 @@ def stage(root: str, instances: int, distinct: int, source: str | None) -> list[
     Returns the files' names in the plan's order.
     """
     rng = np.random.default_rng(0)
-    shapes = synthetic_rows.real(Path(source)) if source else synthetic_rows.drawn(2000, rng)
-    stager = synthetic_rows.Stager(synthetic_rows.instances(shapes, min(distinct, instances), rng), PER_IMAGE, rng)
+    shapes = synthetic_rows.read_shapes(Path(source)) if source else synthetic_rows.generate_shapes(2000, rng)
+    pool = synthetic_rows.instance_rows(shapes, min(distinct, instances), rng)
+    stager = synthetic_rows.Stager(pool, INSTANCES_PER_IMAGE, rng)
     run, store, names = Run(root, "bench"), Store(), []
-    for unit, first in enumerate(range(0, instances // PER_IMAGE, UNIT)):
-        keys = {i: f"raw/2026/11/{i:010d}-a-name-of-common-length.jpg" for i in range(first, first + UNIT)}
+    for unit, first in enumerate(range(0, instances // INSTANCES_PER_IMAGE, UNIT_IMAGES)):
+        keys = {i: f"raw/2026/11/{i:010d}-a-name-of-common-length.jpg" for i in range(first, first + UNIT_IMAGES)}
         refs = [ImageRef(key, f"s3://bucket/{key}", f"{i * 2654435761:032x}", 100_000) for i, key in keys.items()]
-        names.append(stager.stage(store, run.staged, Task(unit, 0, UNIT), refs).staged)
+        names.append(stager.stage(store, run.staged, Task(unit, 0, UNIT_IMAGES), refs).staged)
     return names
 
 
-def published(root: str, names: list[str], batch_images: int, file_rows: int) -> dict[str, Any]:
+def publish(root: str, names: list[str], batch_images: int, file_rows: int) -> dict[str, Any]:
     """Merge and commit all staged files; return rows, CPU seconds, file sizes and peak memory."""
     commit.create_tables(root, OPTIONS)
-    run, step = Run(root, "bench"), max(1, batch_images // UNIT)
+    run, step = Run(root, "bench"), max(1, batch_images // UNIT_IMAGES)
     files: list[DataFile] = []
     rows, merge_s, commit_s = 0, 0.0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):
         inputs = batches.Inputs(tuple(names[first : first + step]), {"run_id": run.id}, file_rows)
-        began = time.process_time()
+        start_s = time.process_time()
         batch = merge.merge(run, number, inputs, OPTIONS)
-        merged = time.process_time()
+        merged_s = time.process_time()
         commit.commit(batch, run, OPTIONS, Store())
-        merge_s, commit_s = merge_s + merged - began, commit_s + time.process_time() - merged
+        merge_s, commit_s = merge_s + merged_s - start_s, commit_s + time.process_time() - merged_s
         rows += batch.instances
         files += batch.tables["instances"].add
     sizes = sorted(file.size_bytes for file in files)
@@ -71,33 +73,31 @@ def published(root: str, names: list[str], batch_images: int, file_rows: int) ->
     }
 
 
-def plain(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
+def write_dataset(root: str, names: list[str], batch_images: int) -> dict[str, Any]:
     """Write the same rows, unsorted and without commits, by pyarrow alone with its defaults and zstd."""
-    run, step, sizes = Run(root, "bench"), max(1, batch_images // UNIT), []
+    run, step, sizes = Run(root, "bench"), max(1, batch_images // UNIT_IMAGES), []
     rows, spent_s = 0, 0.0
     for number, first in enumerate(range(0, len(names), step), 1):
-        began = time.process_time()
-        found = [merge.instance_rows(batch, number)
-                 for batch in merge.staged_rows(Store(), run, names[first : first + step])]  # fmt: skip
-        table = pa.concat_tables(found)
-        flattened_s, began = time.process_time() - began, time.process_time()
+        start_s = time.process_time()
+        staged = merge.staged_rows(Store(), run, names[first : first + step])
+        table = pa.concat_tables([merge.instance_rows(batch, number) for batch in staged])
         options = ds.ParquetFileFormat().make_write_options(compression="zstd")
         ds.write_dataset(
-            table, f"{root}/plain/{number}", format="parquet", file_options=options,
+            table, f"{root}/write_dataset/{number}", format="parquet", file_options=options,
             partitioning=ds.partitioning(pa.schema([("class_name", pa.string())]), flavor="hive"),
         )  # fmt: skip
-        spent_s += flattened_s + time.process_time() - began
+        spent_s += time.process_time() - start_s
         rows += table.num_rows
-        sizes += [path.stat().st_size for path in Path(root, "plain", str(number)).rglob("*.parquet")]
+        sizes += [path.stat().st_size for path in Path(root, "write_dataset", str(number)).rglob("*.parquet")]
     return {"rows": rows, "s": spent_s, "commit_s": 0.0, "sizes": sorted(sizes), "peak_mb": memory.peak_bytes() / 2**20}
 
 
-def show(what: str, found: dict[str, Any]) -> None:
-    sizes = found["sizes"]
+def print_result(name: str, result: dict[str, Any]) -> None:
+    sizes = result["sizes"]
     print(
-        f"{what:<28} {found['rows'] / found['s']:>9,.0f} instances/s/core  "
-        f"{sum(sizes) / found['rows']:>6.1f} B/instance  peak {found['peak_mb']:>5.0f} MB  "
-        f"commits {found['commit_s']:.2f} s  {len(sizes)} files, {sizes[0] / 1e3:.0f} kB to {sizes[-1] / 1e6:.1f} MB",
+        f"{name:<28} {result['rows'] / result['s']:>9,.0f} instances/s/core  "
+        f"{sum(sizes) / result['rows']:>6.1f} B/instance  peak {result['peak_mb']:>5.0f} MB  "
+        f"commits {result['commit_s']:.2f} s  {len(sizes)} files, {sizes[0] / 1e3:.0f} kB to {sizes[-1] / 1e6:.1f} MB",
         flush=True,
     )
 
@@ -106,28 +106,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--instances", type=int, default=1_000_000)
     parser.add_argument("--distinct", type=int, default=350_000)
-    parser.add_argument("--detections", help="what YOLACT's eval.py wrote with --output_web_json")
+    parser.add_argument("--detections", help="output of YOLACT's eval.py with --output_web_json")
     parser.add_argument("--batch-images", type=int, nargs="+", default=[50_000])
     parser.add_argument("--file-rows", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=1, help="best of so many, for a machine that is not quiet")
-    chosen = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=1, help="number of rounds, of which the best counts")
+    options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as work:
         with spawn.Pool(1) as process:
-            names = process.apply(stage, (work, chosen.instances, chosen.distinct, chosen.detections))
+            names = process.apply(stage, (work, options.instances, options.distinct, options.detections))
         staged = sum(path.stat().st_size for path in Path(Run(work, "bench").staged).iterdir())
         print(f"{len(names)} staged files, {staged / 1e6:.0f} MB")
-        for batch_images in chosen.batch_images:
-            for what, call in (("segray", published), ("pyarrow's write_dataset", plain)):
-                found = []
-                for number in range(chosen.rounds):
-                    root = f"{work}/{what[:6]}{batch_images}-{number}"
+        for batch_images in options.batch_images:
+            calls: list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]] = [
+                ("segray", publish, (names, batch_images, options.file_rows)),
+                ("pyarrow's write_dataset", write_dataset, (names, batch_images)),
+            ]
+            for name, call, arguments in calls:
+                results = []
+                for number in range(options.rounds):
+                    root = f"{work}/{name[:6]}{batch_images}-{number}"
                     Path(root, "_segray", "runs").mkdir(parents=True)
                     Path(Run(root, "bench").folder).symlink_to(Run(work, "bench").folder)
                     with spawn.Pool(1) as process:
-                        rest = (chosen.file_rows,) if call is published else ()
-                        found.append(process.apply(call, (root, names, batch_images, *rest)))
-                show(f"{what} ({batch_images:,})", min(found, key=lambda one: one["s"]))
+                        results.append(process.apply(call, (root, *arguments)))
+                print_result(f"{name} ({batch_images:,})", min(results, key=lambda result: result["s"]))
 
 
 if __name__ == "__main__":

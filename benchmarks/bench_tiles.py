@@ -32,33 +32,33 @@ SIZE_HW = (1600, 2000)
 OPTIONS = Options(max_detections=300)
 
 
-def sahi(parts: Parts, size_hw: tuple[int, int]) -> Instances:
+def merge_with_sahi(parts: Parts, size_hw: tuple[int, int]) -> Instances:
     """Merge by SAHI's default: greedy non-maximum merging within a class, intersection over smaller at least 0.5."""
     combine: Any = importlib.import_module("sahi.postprocess.combine")
     prediction: Any = importlib.import_module("sahi.prediction").ObjectPrediction
     objects = []
-    for _, found in parts:
-        for i, counts in enumerate(found.rles):
+    for _, instances in parts:
+        for i, counts in enumerate(instances.rles):
             outline = polygons(rle.decode(counts, size_hw))
             if outline:
                 objects.append(
                     prediction(
                         segmentation=outline,
-                        category_id=int(found.class_ids[i]),
-                        category_name=str(found.class_ids[i]),
-                        score=float(found.scores[i]),
+                        category_id=int(instances.class_ids[i]),
+                        category_name=str(instances.class_ids[i]),
+                        score=float(instances.scores[i]),
                         shift_amount=[0, 0],
                         full_shape=list(size_hw),
                     )
                 )
     merge = combine.GreedyNMMPostprocess(match_threshold=0.5, match_metric="IOS", class_agnostic=False)
     merged = merge(objects)
-    masks = [each.mask.bool_mask[: size_hw[0], : size_hw[1]] for each in merged]
-    boxes = np.array([each.bbox.to_xyxy() for each in merged], np.float32).reshape(-1, 4)
+    masks = [detection.mask.bool_mask[: size_hw[0], : size_hw[1]] for detection in merged]
+    boxes_xyxy = np.array([detection.bbox.to_xyxy() for detection in merged], np.float32).reshape(-1, 4)
     return Instances(
-        np.array([each.category.id for each in merged], np.int32),
-        np.array([each.score.value for each in merged], np.float32),
-        boxes,
+        np.array([detection.category.id for detection in merged], np.int32),
+        np.array([detection.score.value for detection in merged], np.float32),
+        boxes_xyxy,
         tuple(rle.encode(np.asarray(mask, np.bool_)) for mask in masks),
         size_hw,
     )
@@ -68,17 +68,17 @@ def polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
     """Return the mask's outlines in SAHI's format."""
     import cv2
 
-    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [contour.ravel().astype(float).tolist() for contour in found if len(contour) >= 3]
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [contour.ravel().astype(float).tolist() for contour in contours if len(contour) >= 3]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--things", type=int, default=70, help="most in a scene")
+    parser.add_argument("--things", type=int, default=70, help="largest number of objects in a scene")
     parser.add_argument("--size", type=int, default=550)
     parser.add_argument("--overlap", type=float, default=0.2)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     model = resolve.resolve("stickers", None)
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(precision="f32"))
     images: list[dict[str, Any]] = []
@@ -86,41 +86,41 @@ def main() -> None:
     results: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     seconds: defaultdict[str, float] = defaultdict(float)
 
-    def look(picture: NDArray[np.uint8], window: tiling.Window) -> tuple[tiling.Window, Instances]:
-        inputs = model.contract.prepare(model.form, np.ascontiguousarray(picture[window.slices]))
+    def detect(image: NDArray[np.uint8], window: tiling.Window) -> tuple[tiling.Window, Instances]:
+        inputs = model.adapter.prepare(model.form, np.ascontiguousarray(image[window.slices]))
         with engine.infer(inputs) as outputs:
-            return window, tiling.place(model.contract.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
+            return window, tiling.place(model.adapter.decode(outputs, window.size_hw, OPTIONS), window, SIZE_HW)
 
-    for i in range(chosen.scenes):
+    for i in range(options.scenes):
         lengths = (24.0, 700.0)  # The largest things do not fit into a window.
         scene = draw_scene(
-            np.random.default_rng([3, i]), SIZE_HW, max_things=chosen.things, lengths_px=lengths, frame_px=550
+            np.random.default_rng([3, i]), SIZE_HW, max_things=options.things, lengths_px=lengths, frame_px=550
         )
         images.append({"id": i + 1, "file_name": f"{i}.png", "width": SIZE_HW[1], "height": SIZE_HW[0]})
         truth += [{"id": len(truth) + k, **row} for k, row in enumerate(dataset.annotations_of(scene, i + 1), 1)]
-        cut = tiling.windows(SIZE_HW, tiling.TilingOptions(chosen.size, chosen.overlap, whole=True))
+        windows = tiling.windows(SIZE_HW, tiling.TilingOptions(options.size, options.overlap, whole=True))
         with ThreadPoolExecutor(engine.requests) as pool:
-            parts: Parts = list(pool.map(lambda window, scene=scene: look(scene.image, window), cut))
-        ways: dict[str, Any] = {
+            parts: Parts = list(pool.map(lambda window, scene=scene: detect(scene.image, window), windows))
+        variants: dict[str, Any] = {
             "whole image": lambda p: p[-1][1],
             "tiles": lambda p: tiling.merge(p[:-1], SIZE_HW, OPTIONS.max_detections),
             "tiles and whole": lambda p: tiling.merge(p, SIZE_HW, OPTIONS.max_detections),
         }
         if importlib.util.find_spec("sahi"):
-            ways["SAHI, tiles"] = lambda p: sahi(p[:-1], SIZE_HW)
-            ways["SAHI, tiles and whole"] = lambda p: sahi(p, SIZE_HW)
-        for name, way in ways.items():
-            began = time.process_time()
-            found = way(parts)
-            seconds[name] += time.process_time() - began
-            results[name] += coco_results(i + 1, found)
-    categories = [{"id": s.category_id, "name": s.name} for s in STICKERS]
-    listed = {"images": images, "annotations": truth, "categories": categories}
-    print(f"{chosen.scenes} scenes of {SIZE_HW[1]}x{SIZE_HW[0]}, {len(truth)} things, windows of {chosen.size}")
+            variants["SAHI, tiles"] = lambda p: merge_with_sahi(p[:-1], SIZE_HW)
+            variants["SAHI, tiles and whole"] = lambda p: merge_with_sahi(p, SIZE_HW)
+        for name, merge in variants.items():
+            start_s = time.process_time()
+            instances = merge(parts)
+            seconds[name] += time.process_time() - start_s
+            results[name] += coco_results(i + 1, instances)
+    categories = [{"id": sticker.category_id, "name": sticker.name} for sticker in STICKERS]
+    coco_truth = {"images": images, "annotations": truth, "categories": categories}
+    print(f"{options.scenes} scenes of {SIZE_HW[1]}x{SIZE_HW[0]}, {len(truth)} objects, windows of {options.size}")
     print("| | mask AP | AP50 | rows | CPU s an image, merging |\n|---|---|---|---|---|")
     for name, rows in results.items():
-        scores = evaluate_detections(rows, listed)["segm"]
-        print(f"| {name} | {scores.ap:.3f} | {scores.ap50:.3f} | {len(rows)} | {seconds[name] / chosen.scenes:.2f} |")
+        scores = evaluate_detections(rows, coco_truth)["segm"]
+        print(f"| {name} | {scores.ap:.3f} | {scores.ap50:.3f} | {len(rows)} | {seconds[name] / options.scenes:.2f} |")
 
 
 if __name__ == "__main__":

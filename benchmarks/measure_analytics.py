@@ -32,10 +32,10 @@ from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
 
 OPTIONS = StorageOptions()
-UNIT, BATCH_UNITS, FILE_ROWS, DISTINCT = 256, 200, 500_000, 20_000
+UNIT_IMAGES, BATCH_UNITS, FILE_ROWS, DISTINCT_ROWS = 256, 200, 500_000, 20_000
 
 
-def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) -> None:
+def commit_label_set(root: str, images: int, pool: pa.StructArray, per_image: float) -> None:
     """Commit a label set as a run does, 51,200 images per batch.
 
     The seed is fixed, so an image has the same number of rows in every label set.
@@ -46,33 +46,33 @@ def label_set(root: str, images: int, pool: pa.StructArray, per_image: float) ->
     run_records.create_or_check(store, run.root, LabelSetIdentity("made", {}, classes))
     stager = synthetic_rows.Stager(pool, per_image, np.random.default_rng(0))
     names = []
-    for unit, first in enumerate(range(0, images, UNIT)):
-        keys = [f"camera-{i // 10_000:04d}/IMG_{i:08d}.jpg" for i in range(first, min(images, first + UNIT))]
+    for unit, first in enumerate(range(0, images, UNIT_IMAGES)):
+        keys = [f"camera-{i // 10_000:04d}/IMG_{i:08d}.jpg" for i in range(first, min(images, first + UNIT_IMAGES))]
         refs = [ImageRef(key, f"s3://bucket/{key}", f"{i:032x}", 100_000) for i, key in enumerate(keys, first)]
         names.append(stager.stage(store, run.staged, Task(unit, 0, len(refs)), refs).staged)
     for number, first in enumerate(range(0, len(names), BATCH_UNITS), 1):
-        some = tuple(names[first : first + BATCH_UNITS])
-        inputs = batches.Inputs(some, {"run_id": run.id}, FILE_ROWS)
+        batch_names = tuple(names[first : first + BATCH_UNITS])
+        inputs = batches.Inputs(batch_names, {"run_id": run.id}, FILE_ROWS)
         commit.commit(merge.merge(run, number, inputs, OPTIONS), run, OPTIONS, store)
 
 
-def made(folder: Path, images: int, per_image: float, what: Collection[str]) -> None:
-    """Write label set `a`, and what the commands in `what` need besides.
+def write_inputs(folder: Path, images: int, per_image: float, commands: Collection[str]) -> None:
+    """Write label set `a`, and the other inputs of these commands.
 
     Label set `b` is for comparisons; truth.json holds the instances of `a` with a score of at least 0.5.
     """
     rng = np.random.default_rng(1)
-    pool = synthetic_rows.instances(synthetic_rows.drawn(2000, rng), DISTINCT, rng)
-    label_set(str(folder / "a"), images, pool, per_image)
-    if {"diff", "select"} & set(what):
-        rows = np.arange(DISTINCT)
-        others = pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT)))
-        label_set(str(folder / "b"), images, others, per_image)
-    if "evaluate" in what:
+    pool = synthetic_rows.instance_rows(synthetic_rows.generate_shapes(2000, rng), DISTINCT_ROWS, rng)
+    commit_label_set(str(folder / "a"), images, pool, per_image)
+    if {"diff", "select"} & set(commands):
+        rows = np.arange(DISTINCT_ROWS)
+        other_pool = pool.take(pa.array(np.where(rows % 10, rows, (rows + 1) % DISTINCT_ROWS)))
+        commit_label_set(str(folder / "b"), images, other_pool, per_image)
+    if "evaluate" in commands:
         export(str(folder / "a"), "coco", folder / "truth.json", ExportSelection(min_score=0.5))
 
 
-WORK: dict[str, Callable[[Path], Any]] = {
+COMMANDS: dict[str, Callable[[Path], Any]] = {
     "evaluate": lambda folder: evaluate(str(folder / "a"), folder / "truth.json"),
     "diff": lambda folder: diff(str(folder / "a"), str(folder / "b")),
     "select": lambda folder: select(
@@ -84,17 +84,17 @@ WORK: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def measured(name: str, folder: Path) -> tuple[float, float]:
+def run_command(name: str, folder: Path) -> tuple[float, float]:
     """Run one command; return its CPU seconds and peak megabytes.
 
     Call this function in a process of its own. The memory allocators are set as in the command.
     """
     memory.release_freed_memory()
-    WORK[name](folder)
+    COMMANDS[name](folder)
     return time.process_time(), memory.peak_bytes() / 1e6
 
 
-def alone(call: Callable[..., Any], *arguments: Any) -> Any:
+def in_new_process(call: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a new process; return the result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(call, arguments)
@@ -103,17 +103,17 @@ def alone(call: Callable[..., Any], *arguments: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=int, nargs="+")
-    parser.add_argument("--per-image", type=float, default=3.0, help="instances, on average")
-    parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
+    parser.add_argument("--per-image", type=float, default=3.0, help="average number of instances in an image")
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     options = parser.parse_args()
     memory.release_freed_memory()  # Arrow reads the setting when it is loaded; child processes inherit the setting.
-    print(f"{'images':>10}  {'what':10} {'CPU s':>8} {'peak MB':>8}")
+    print(f"{'images':>10}  {'command':10} {'CPU s':>8} {'peak MB':>8}")
     for images in options.images:
         with tempfile.TemporaryDirectory(prefix="segray-") as name:
-            alone(made, Path(name), images, options.per_image, options.only)
-            for what in options.only:
-                seconds, peak_mb = alone(measured, what, Path(name))
-                print(f"{images:>10,}  {what:10} {seconds:>8.0f} {peak_mb:>8.0f}", flush=True)
+            in_new_process(write_inputs, Path(name), images, options.per_image, options.only)
+            for command in options.only:
+                cpu_s, peak_mb = in_new_process(run_command, command, Path(name))
+                print(f"{images:>10,}  {command:10} {cpu_s:>8.0f} {peak_mb:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def main() -> None:
 
 def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
     """Build a plan of generated objects; return images, seconds and peak memory."""
-    imported_mb, began = peak_mb(), time.monotonic()
-    committed = plan.Committed(_committed(options.committed)) if options.committed else None
-    batches = listing.read("s3://a-bucket/raw", Listing(options.images, options.order == "shuffled"))
+    imported_mb, start_s = peak_mb(), time.monotonic()
+    committed = plan.Committed(_committed_batches(options.committed)) if options.committed else None
+    batches = listing.read("s3://a-bucket/raw", GeneratedBucket(options.images, options.order == "shuffled"))
     listed, total, _ = plan.build(batches, committed)
     with tempfile.TemporaryDirectory() as folder:
         frozen = plan.freeze(Store(), folder, listed, 256)
@@ -67,14 +67,14 @@ def measure_plan(options: argparse.Namespace) -> dict[str, Any]:
         "images": total,
         "order": options.order,
         "committed": options.committed,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start_s, 1),
         "imported_mb": imported_mb,
         "peak_mb": peak_mb(),
         "bytes_an_image": round((peak_mb() - imported_mb) * 1e6 / total),
     }
 
 
-class Listing(Store):
+class GeneratedBucket(Store):
     """A bucket with `images` objects, with names, versions and sizes as cameras and S3 give them."""
 
     def __init__(self, images: int, shuffled: bool = False) -> None:
@@ -102,7 +102,7 @@ def version(i: int) -> str:
     return f"{i * 2654435761 % 2**64:016x}{i:016x}"
 
 
-def _committed(images: int) -> Iterator[pa.RecordBatch]:
+def _committed_batches(images: int) -> Iterator[pa.RecordBatch]:
     """Yield batches as from the table `images`, for the first `images` objects."""
     for first in range(0, images, 65_536):
         rows = range(first, min(images, first + 65_536))
@@ -117,24 +117,24 @@ def peak_mb() -> float:
 # ---- seconds until a resumed run labels ------------------------------------------------------------
 
 
-class Pretender:
-    """A labeller that finds the same instances in every image; it counts its units for the interruption."""
+class FakeLabeller:
+    """A labeller that finds the same instances in every image, and counts the units until the interruption."""
 
     def __init__(self, spec: WorkerSpec, units: int, instances: int) -> None:
-        self._staged, self._left = spec.staged, units
+        self._staged, self._remaining_units = spec.staged, units
         box = np.array([[0, 0, 2, 2]], np.float32).repeat(instances, 0)
         classes = np.full(instances, 13, np.int32)
-        self._found = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
+        self._instances = Instances(classes, np.full(instances, 0.5, np.float32), box, ("04",) * instances, (2, 2))
 
     def label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        outcomes = [ImageOutcome(ref, task.attempt, 1, (2, 2), instances=self._found) for ref in refs]
-        self._left -= 1
+        outcomes = [ImageOutcome(ref, task.attempt, 1, (2, 2), instances=self._instances) for ref in refs]
+        self._remaining_units -= 1
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(Store(), self._staged, task, rows, {13: "stop sign"}))
 
     @property
-    def done(self) -> bool:
-        return self._left <= 0
+    def is_done(self) -> bool:
+        return self._remaining_units <= 0
 
     def progress(self) -> Progress:
         return Progress(0)
@@ -142,35 +142,35 @@ class Pretender:
     def close(self) -> None: ...
 
 
-class Interrupting(InProcess):
+class InterruptingPool(InProcess):
     """A worker pool that interrupts the run when its labeller has finished enough units."""
 
-    def __init__(self, labeller: Pretender) -> None:
+    def __init__(self, labeller: FakeLabeller) -> None:
         super().__init__(labeller, FACTS)
-        self._pretender = labeller
+        self._fake_labeller = labeller
 
     def events(self, timeout_s: float) -> list[PoolEvent]:
-        if self._pretender.done:
+        if self._fake_labeller.is_done:
             raise KeyboardInterrupt
         return super().events(timeout_s)
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
-        if not self._pretender.done:
+        if not self._fake_labeller.is_done:
             super().assign(worker, task, refs)
 
 
-class Started(Exception):
+class FirstTask(Exception):
     """A worker was given its first task."""
 
 
-class Starting(InProcess):
-    """A worker pool that raises Started instead of labelling."""
+class FirstTaskPool(InProcess):
+    """A worker pool that raises FirstTask instead of labelling."""
 
     def assign(self, worker: str, task: Task, refs: Sequence[ImageRef]) -> None:
-        raise Started
+        raise FirstTask
 
 
-class Quiet(ProgressListener):
+class NotesOnly(ProgressListener):
     """A listener that prints only notes, to stderr."""
 
     def note(self, text: str) -> None:
@@ -178,24 +178,24 @@ class Quiet(ProgressListener):
 
 
 def measure_resume(options: argparse.Namespace) -> dict[str, Any]:
-    """Build an interrupted run if needed; return the seconds until its resumption gives a worker a task."""
+    """Build an interrupted run if needed; return the seconds until the resumed run gives a worker a task."""
     folder: Path = options.folder
     if options.measured_from is None:
         if not (folder / "labels").exists():
-            _build(folder, options)
+            _build_interrupted_run(folder, options)
         command = [sys.executable, *sys.argv, "--measured-from", str(time.time())]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
+        result: dict[str, Any] = json.loads(process.stdout)
+        return result
     try:
-        run.label(_config(folder, options), Quiet(), lambda spec, c: Starting(Pretender(spec, 1, 1), FACTS))
-    except Started:
+        run.label(_config(folder, options), NotesOnly(), lambda spec, c: FirstTaskPool(FakeLabeller(spec, 1, 1), FACTS))
+    except FirstTask:
         seconds = time.time() - options.measured_from
     return {"units": options.units, "images": options.units * options.unit_images, "seconds": round(seconds, 1),
             "peak_mb": peak_mb()}  # fmt: skip
 
 
-def _build(folder: Path, options: argparse.Namespace) -> None:
+def _build_interrupted_run(folder: Path, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = range((options.units + options.more) * options.unit_images)
     columns = {"uri": [f"s3://a-bucket/{key(i)}" for i in rows], "version": [version(i) for i in rows]}
@@ -203,11 +203,11 @@ def _build(folder: Path, options: argparse.Namespace) -> None:
     try:
         run.label(
             _config(folder, options),
-            Quiet(),
-            lambda spec, c: Interrupting(Pretender(spec, options.units, options.instances)),
+            NotesOnly(),
+            lambda spec, c: InterruptingPool(FakeLabeller(spec, options.units, options.instances)),
         )
-    except Interrupted as end:
-        print(end, file=sys.stderr)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
 
 
 def _config(folder: Path, options: argparse.Namespace) -> config.Config:
@@ -223,19 +223,19 @@ def _config(folder: Path, options: argparse.Namespace) -> config.Config:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("plan")
-    one.add_argument("--images", type=int, default=5_000_000)
-    one.add_argument("--order", choices=("sorted", "shuffled"), default="sorted")
-    one.add_argument("--committed", type=int, default=0)
-    one.set_defaults(measure=measure_plan)
-    other = commands.add_parser("resume")
-    other.add_argument("folder", type=Path)
-    other.add_argument("--units", type=int, default=10_000)
-    other.add_argument("--more", type=int, default=500)
-    other.add_argument("--unit-images", type=int, default=256)
-    other.add_argument("--instances", type=int, default=3)
-    other.add_argument("--measured-from", type=float, help=argparse.SUPPRESS)
-    other.set_defaults(measure=measure_resume)
+    plan_command = commands.add_parser("plan")
+    plan_command.add_argument("--images", type=int, default=5_000_000)
+    plan_command.add_argument("--order", choices=("sorted", "shuffled"), default="sorted")
+    plan_command.add_argument("--committed", type=int, default=0, help="number of images that are already committed")
+    plan_command.set_defaults(measure=measure_plan)
+    resume_command = commands.add_parser("resume")
+    resume_command.add_argument("folder", type=Path)
+    resume_command.add_argument("--units", type=int, default=10_000, help="number of units before the interruption")
+    resume_command.add_argument("--more", type=int, default=500, help="number of units after the interruption")
+    resume_command.add_argument("--unit-images", type=int, default=256)
+    resume_command.add_argument("--instances", type=int, default=3, help="number of instances in an image")
+    resume_command.add_argument("--measured-from", type=float, help=argparse.SUPPRESS)
+    resume_command.set_defaults(measure=measure_resume)
     return parser.parse_args()
 
 

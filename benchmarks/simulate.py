@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import simulated_cluster, synthetic_rows
 from segray._system import memory
 
-HEAD = (
+HEADER = (
     "| images | workers | pools | ideal s | efficiency | tail idle | tasks | driver ms/task | driver MB | publishing |"
 )
 
@@ -28,17 +28,18 @@ def row(images: int, workers: int, mixed: bool, publish: bool) -> str:
     load = simulated_cluster.Load(images, (fast, slow) if mixed else (simulated_cluster.Pool(workers),))
     if publish:
         rng = np.random.default_rng(0)
-        stager = synthetic_rows.Stager(synthetic_rows.instances(synthetic_rows.drawn(500, rng), 20_000, rng), 7, rng)
+        pool = synthetic_rows.instance_rows(synthetic_rows.generate_shapes(500, rng), 20_000, rng)
+        stager = synthetic_rows.Stager(pool, 7, rng)
         with tempfile.TemporaryDirectory() as root:
             outcome = simulated_cluster.simulate(load, root, stager)
     else:
         outcome = simulated_cluster.simulate(load)
-    published = outcome.merge_s + outcome.commit_s
+    publish_s = outcome.merge_s + outcome.commit_s
     return (
         f"| {images:,} | {workers} | {'1 : 10' if mixed else 'equal'} | {outcome.ideal_s:,.0f} "
         f"| {outcome.efficiency:.3f} | {outcome.tail_idle:.1%} | {outcome.tasks:,} "
         f"| {1000 * outcome.driver_s / outcome.tasks:.2f} | {memory.peak_bytes() / 2**20:.0f} "
-        f"| {f'{published / outcome.makespan_s:.1%} of the time' if publish else '-'} |"
+        f"| {f'{publish_s / outcome.makespan_s:.1%} of the time' if publish else '-'} |"
     )
 
 
@@ -47,14 +48,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--publish", action="store_true")
-    chosen = parser.parse_args()
-    print(HEAD, "|---" * HEAD.count(" | ") + "|---|", sep="\n", flush=True)
+    options = parser.parse_args()
+    print(HEADER, "|---" * HEADER.count(" | ") + "|---|", sep="\n", flush=True)
     spawn = multiprocessing.get_context("spawn")
-    for images in chosen.images:
-        for workers in chosen.workers:
+    for images in options.images:
+        for workers in options.workers:
             for mixed in (False, True) if workers > 1 else (False,):
                 with spawn.Pool(1) as process:
-                    print(process.apply(row, (images, workers, mixed, chosen.publish)), flush=True)
+                    print(process.apply(row, (images, workers, mixed, options.publish)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generated detections, staged as by workers; their masks are as long and as hard to compress as real ones.
+"""Generated detections, staged as by workers. Their masks are as long and as hard to compress as real masks.
 
 Knows masks as columns, and the content of a staged file. Knows nothing of models or of the later use of the files.
 """
@@ -27,7 +27,7 @@ from segray.tasks import Task, UnitReport
 
 _SIZE_HW = (480, 640)
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
-_FOUND = schema.STAGED.field("instances").type
+_INSTANCES_TYPE = schema.STAGED.field("instances").type
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Shape:
         return Shape(columns[kept], tops[kept], bottoms[kept], self.size_hw, self.class_id, score)
 
 
-def real(path: Path) -> list[Shape]:
+def read_shapes(path: Path) -> list[Shape]:
     """Read the detections that YOLACT's eval.py wrote with --output_web_json, gzipped or not."""
     data = path.read_bytes()
     images = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["images"]
     ids = {name: i for i, name in COCO_NAMES.items()}
     shapes = []
-    for found in (found for image in images for found in image["dets"]):
-        height, width = found["mask"]["size"]
-        edges = np.cumsum(rle.runs_of(found["mask"]["counts"], (height, width)))
+    for detection in (detection for image in images for detection in image["dets"]):
+        height, width = detection["mask"]["size"]
+        edges = np.cumsum(rle.runs_of(detection["mask"]["counts"], (height, width)))
         edges = edges[: len(edges) // 2 * 2]
         if not len(edges):
             continue
@@ -80,12 +80,13 @@ def real(path: Path) -> list[Shape]:
         columns = np.arange(spans.sum()) + np.repeat(starts // height - first, spans)
         tops, bottoms = np.zeros(len(columns), np.int64), np.full(len(columns), height)
         tops[first], bottoms[first + spans - 1] = starts % height, lasts % height + 1
-        shapes.append(Shape(columns, tops, bottoms, (height, width), ids[found["category"]], found["score"]))
+        class_id, score = ids[detection["category"]], detection["score"]
+        shapes.append(Shape(columns, tops, bottoms, (height, width), class_id, score))
     return shapes
 
 
-def drawn(count: int, rng: np.random.Generator) -> list[Shape]:
-    """Generate blobs with ragged outlines, 100 columns wide on average; a few classes have most of them."""
+def generate_shapes(count: int, rng: np.random.Generator) -> list[Shape]:
+    """Generate blobs with ragged outlines, 100 columns wide on average; most blobs belong to a few classes."""
     ids = list(COCO_NAMES)
     height, width = _SIZE_HW
     shapes = []
@@ -102,14 +103,14 @@ def drawn(count: int, rng: np.random.Generator) -> list[Shape]:
     return shapes
 
 
-def instances(shapes: Sequence[Shape], count: int, rng: np.random.Generator) -> pa.StructArray:
+def instance_rows(shapes: Sequence[Shape], count: int, rng: np.random.Generator) -> pa.StructArray:
     """Return `count` rows as in a staged file's `instances`: each shape in turn, varied; no two are alike."""
     varied: list[Shape] = []
     while len(varied) < count:
-        some = (shapes[i % len(shapes)].varied(rng) for i in range(len(varied), count))
-        varied += [shape for shape in some if len(shape.columns)]
+        candidates = (shapes[i % len(shapes)].varied(rng) for i in range(len(varied), count))
+        varied += [shape for shape in candidates if len(shape.columns)]
     rng.shuffle(varied)
-    edges = [_edges(shape) for shape in varied]
+    edges = [_mask_edges(shape) for shape in varied]
     boxes = [(s.columns.min(), s.tops.min(), np.ptp(s.columns) + 1, s.bottoms.max() - s.tops.min()) for s in varied]
     columns = {
         "instance": np.zeros(count),
@@ -117,24 +118,25 @@ def instances(shapes: Sequence[Shape], count: int, rng: np.random.Generator) -> 
         "class_name": [COCO_NAMES[shape.class_id] for shape in varied],
         "score": [shape.score for shape in varied],
         **{f"bbox_{name}": side for name, side in zip("xywh", np.array(boxes, np.float32).T, strict=True)},
-        "area": [int((each[1::2] - each[::2]).sum()) for each in edges],
-        "rle": [rle.from_edges(each, shape.size_hw) for each, shape in zip(edges, varied, strict=True)],
+        "area": [int((mask[1::2] - mask[::2]).sum()) for mask in edges],
+        "rle": [rle.from_edges(mask, shape.size_hw) for mask, shape in zip(edges, varied, strict=True)],
     }
-    arrays = [pa.array(columns[field.name]).cast(field.type) for field in _FOUND.value_type]
-    return pa.StructArray.from_arrays(arrays, fields=list(_FOUND.value_type))
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in _INSTANCES_TYPE.value_type]
+    return pa.StructArray.from_arrays(arrays, fields=list(_INSTANCES_TYPE.value_type))
 
 
-def _edges(shape: Shape) -> NDArray[np.int64]:
-    first = shape.columns * shape.size_hw[0]
+def _mask_edges(shape: Shape) -> NDArray[np.int64]:
+    column_starts = shape.columns * shape.size_hw[0]
     # Two spans of one column may touch or overlap.
-    return np.maximum.accumulate(np.stack([first + shape.tops, first + shape.bottoms], axis=1).ravel())
+    edges = np.stack([column_starts + shape.tops, column_starts + shape.bottoms], axis=1)
+    return np.maximum.accumulate(edges.ravel())
 
 
 class Stager:
     """A writer of staged files: images get the next rows of `pool` in turn, `per_image` on average."""
 
     def __init__(self, pool: pa.StructArray, per_image: float, rng: np.random.Generator) -> None:
-        self._pool, self._per_image, self._rng, self._at = pool, per_image, rng, 0
+        self._pool, self._per_image, self._rng, self._next_row = pool, per_image, rng, 0
 
     def stage(self, store: Store, staged: str, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
         """Stage a task as segray.execution.staging.stage does, for images that were never read."""
@@ -146,12 +148,13 @@ class Stager:
 
     def _table(self, task: Task, refs: Sequence[ImageRef], counts: NDArray[np.int64]) -> pa.Table:
         total = int(counts.sum())
-        rows = np.arange(self._at, self._at + total) % len(self._pool)
-        self._at += total
-        fields = dict(zip((f.name for f in _FOUND.value_type), self._pool.take(pa.array(rows)).flatten(), strict=True))
+        rows = np.arange(self._next_row, self._next_row + total) % len(self._pool)
+        self._next_row += total
+        names = [field.name for field in _INSTANCES_TYPE.value_type]
+        fields = dict(zip(names, self._pool.take(pa.array(rows)).flatten(), strict=True))
         first = np.cumsum(counts) - counts
         fields["instance"] = pa.array(np.arange(total) - np.repeat(first, counts)).cast(pa.int16())
-        found = pa.StructArray.from_arrays(list(fields.values()), fields=list(_FOUND.value_type))
+        instances = pa.StructArray.from_arrays(list(fields.values()), fields=list(_INSTANCES_TYPE.value_type))
         offsets = pa.array(np.append(first, total), pa.int32())
         columns = {
             "image_id": [ref.image_id for ref in refs],
@@ -161,14 +164,14 @@ class Stager:
             "bytes": [ref.size_bytes for ref in refs],
             "width": [_SIZE_HW[1]] * len(refs),
             "height": [_SIZE_HW[0]] * len(refs),
-            "status": ["ok" if n else "empty" for n in counts],
+            "status": ["ok" if count else "empty" for count in counts],
             "n_instances": counts,
             "attempts": [task.attempt] * len(refs),
             "labelled_at": [_NOW] * len(refs),
             "orientation": [1] * len(refs),
         }
         arrays = [
-            pa.ListArray.from_arrays(offsets, found, type=_FOUND)
+            pa.ListArray.from_arrays(offsets, instances, type=_INSTANCES_TYPE)
             if field.name == "instances"
             else pa.array(columns.get(field.name, [None] * len(refs)), field.type)
             for field in schema.STAGED

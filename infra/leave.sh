@@ -1,6 +1,6 @@
 #!/bin/sh
-# Before a node is taken away: tell Ray, so that its worker finishes what it has and pulls nothing more; then wait until
-# the worker is gone, SECONDS at most. For preStop hooks, systemd's ExecStop and spot notices.
+# Drain a node before it is taken away. Its worker then finishes its tasks and takes no more. Wait until the worker has
+# ended, for SECONDS at most. For preStop hooks, systemd's ExecStop and spot notices.
 #   leave.sh SECONDS
 set -eu
 seconds=$1

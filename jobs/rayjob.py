@@ -3,8 +3,8 @@
 Starts the RayJob NAME from the suspended RayJob TEMPLATE, unless NAME still runs. Waits until the job has ended. Exits
 with 0 if the job is complete, 3 if not.
 
-Knows Kubernetes' API as a pod sees it. Knows nothing of what the job does. Two processes may run at a time: the name is
-the lock, so both wait for one job. The job goes on whatever happens to this process.
+Knows the API of Kubernetes as a pod sees it. Knows nothing of the work of the job. Two processes may run at a time: the
+name is the lock, so both wait for one job. The job goes on if this process ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def api(environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> Ask
 
     def ask(method: str, name: str, body: Mapping[str, Any] | None) -> Any:
         request = urllib.request.Request(f"{base}/{name}".rstrip("/"), method=method)
-        # Read for each request, since Kubernetes renews the token.
+        # The token is read for each request, since Kubernetes renews it.
         request.add_header("Authorization", f"Bearer {(account / 'token').read_text().strip()}")
         request.add_header("Content-Type", "application/json")
         data = None if body is None else json.dumps(body).encode()
@@ -67,23 +67,22 @@ def start(ask: Ask, template: str, name: str, poll_s: float = POLL_S) -> bool:
         name: name of the job.
         poll_s: seconds between two looks at a job that is being removed.
     """
-    found = ask("GET", name, None)
-    if found is not None and _state(found) not in ENDED:
+    old_job = ask("GET", name, None)
+    if old_job is not None and _state(old_job) not in ENDED:
         return False
-    if found is not None:
-        # The uid: another job may have been made under the name meanwhile.
-        ask("DELETE", name, {"preconditions": {"uid": found["metadata"]["uid"]}, "propagationPolicy": "Foreground"})
-        while (left := ask("GET", name, None)) is not None and left["metadata"]["uid"] == found["metadata"]["uid"]:
+    if old_job is not None:
+        # The uid protects another job that was made under the same name meanwhile.
+        uid = old_job["metadata"]["uid"]
+        ask("DELETE", name, {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"})
+        while (present_job := ask("GET", name, None)) is not None and present_job["metadata"]["uid"] == uid:
             time.sleep(poll_s)
-        if left is not None:
+        if present_job is not None:
             return False
-    pattern = ask("GET", template, None)
-    if pattern is None:
-        raise SystemExit(
-            f"error: there is no RayJob {template} to start from\n  do:    kubectl apply -k infra/kubernetes"
-        )
-    spec = {**pattern["spec"], "suspend": False}
-    labels = pattern["metadata"].get("labels", {})
+    template_job = ask("GET", template, None)
+    if template_job is None:
+        raise SystemExit(f"error: there is no RayJob {template} to copy\n  do:    kubectl apply -k infra/kubernetes")
+    spec = {**template_job["spec"], "suspend": False}
+    labels = template_job["metadata"].get("labels", {})
     job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, "labels": labels}, "spec": spec}
     try:
         ask("POST", "", job)
@@ -103,27 +102,27 @@ def wait(ask: Ask, name: str, poll_s: float = POLL_S, silent_s: float = _SILENT_
         poll_s: seconds between two looks.
         silent_s: longest time in seconds without an answer of the API.
     """
-    told, heard_s = "", time.monotonic()
+    printed, last_answer_s = "", time.monotonic()
     while True:
         try:
-            found = ask("GET", name, None)
-            heard_s = time.monotonic()
+            job = ask("GET", name, None)
+            last_answer_s = time.monotonic()
         except (urllib.error.URLError, TimeoutError) as exc:
-            if time.monotonic() - heard_s > silent_s:
+            if time.monotonic() - last_answer_s > silent_s:
                 raise
-            print(f"no answer: {exc}", flush=True)
+            print(f"the API does not answer: {exc}", flush=True)
             time.sleep(poll_s)
             continue
-        if found is None:
+        if job is None:
             print(f"{name} was deleted", flush=True)
             return 3
-        status = found.get("status", {})
-        line = f"{name}: {_state(found) or 'new'} {status.get('jobStatus', '')} {status.get('message', '')}".strip()
-        if line != told:
+        status = job.get("status", {})
+        line = f"{name}: {_state(job) or 'new'} {status.get('jobStatus', '')} {status.get('message', '')}".strip()
+        if line != printed:
             print(line, flush=True)
-        told = line
-        if _state(found) in ENDED:
-            return 0 if (_state(found), status.get("jobStatus")) == ("Complete", "SUCCEEDED") else 3
+        printed = line
+        if _state(job) in ENDED:
+            return 0 if (_state(job), status.get("jobStatus")) == ("Complete", "SUCCEEDED") else 3
         time.sleep(poll_s)
 
 
@@ -135,7 +134,8 @@ def main() -> int:
     """Start the job and wait for its end; return the exit code."""
     template, name = sys.argv[1:]
     ask = api()
-    print(f"{name} is started" if start(ask, template, name) else f"{name} still runs: waiting for it", flush=True)
+    started = start(ask, template, name)
+    print(f"{name} is started" if started else f"{name} still runs: waiting for its end", flush=True)
     return wait(ask, name)
 
 

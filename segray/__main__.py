@@ -1,4 +1,4 @@
-"""The `segray` command, also as `python -m segray`: what must be settled before libraries are loaded, then cli."""
+"""The `segray` command, also as `python -m segray`: set up streams, signals and memory, then load and run the CLI."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import sys
 
 from segray._system import signals, streams
 
-SLICED = ("evaluate", "diff", "select")  # read whole label sets, a little at a time
+# Commands that read whole label sets in slices, and need the memory of a finished slice back.
+_SLICED_COMMANDS = ("evaluate", "diff", "select")
 
 
 def main() -> None:
-    streams.settle()
+    streams.take_over()
     signals.listen()
     with signals.ending_at_once():
         from segray._system import memory
 
-        if sys.argv[1:2] and sys.argv[1] in SLICED:
+        if sys.argv[1:2] and sys.argv[1] in _SLICED_COMMANDS:
             memory.release_freed_memory()
         from segray.cli import main as cli
     cli.main()

@@ -1,8 +1,8 @@
-"""All private names of libraries and of CPython that segray uses, in one place.
+"""Every private name that segray uses of its libraries and of CPython.
 
-Knows names that a library may change without notice. Knows nothing of segray's use of them. The docstring of each
-function says why no public name does the same. tests/test_compat.py tests each function on the installed library. A
-module that calls a function here has loaded the library already. Importing this module loads no library.
+Knows names that no library documents. Knows nothing of the purpose for which segray needs them. Each docstring says
+what the library's public names cannot do. tests/test_compat.py tests each function on the installed library. A module
+that calls a function here has loaded the library already. Importing this module loads no library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def call_before_threads_end(function: Callable[[], None]) -> None:
     """Call a function when the interpreter ends, before CPython shuts down thread pools.
 
-    atexit calls its functions after the shutdown. CPython has no public way to call a function earlier.
+    atexit calls its functions after the shutdown. No public function of CPython calls them earlier.
     """
     threading._register_atexit(function)  # type: ignore[attr-defined]
 
@@ -32,7 +32,7 @@ def call_before_threads_end(function: Callable[[], None]) -> None:
 def forget_members(archive: TarFile) -> None:
     """Remove the members that an open archive has read from its list.
 
-    tarfile keeps all members and has no public way to prevent that. A large archive would fill the memory.
+    tarfile keeps all members, and no public name prevents that. A large archive would fill the memory.
     """
     archive.members = []  # type: ignore[attr-defined]
 
@@ -134,7 +134,7 @@ async def s3_client(filesystem: Any) -> Any:
 def path_in(filesystem: Any, uri: str) -> str:
     """Return the path by which an fsspec file system names the object at a URI.
 
-    fsspec's public functions url_to_fs and get_fs_token_paths also create or find a file system.
+    fsspec's public functions for paths (url_to_fs, get_fs_token_paths) also create or find a file system.
     """
     return str(filesystem._strip_protocol(uri))
 
@@ -142,8 +142,8 @@ def path_in(filesystem: Any, uri: str) -> str:
 def load_session(session: Any) -> None:
     """Create the components of a botocore session that botocore creates on first use.
 
-    The first use of a component is not safe when two threads make it at the same time. botocore documents neither the
-    names of the components nor a way to create all of them.
+    The first use of a component is not safe in two threads at the same time. botocore documents neither the names of
+    the components nor a function that creates all of them.
     """
     for name in ("config_store", "credential_provider"):
         session.get_component(name)
@@ -163,7 +163,7 @@ def skip_arrow_s3_wait_at_exit(arrow_fs: ModuleType) -> None:
 def is_panic(error: BaseException) -> bool:
     """Return whether an error is a panic of native code, such as deltalake's.
 
-    pyo3 creates a class of these errors in each library. No library exports the class.
+    pyo3 makes one class of these errors for each library. No such class can be imported.
     """
     return type(error).__name__ == "PanicException"
 

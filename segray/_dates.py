@@ -3,8 +3,8 @@
 Knows placeholders and units. The caller gives the day, so a repeated run means the same day. Only the value "today"
 reads a clock.
 
-    {today} {yesterday}    2026-11-20: the day given, and the day before
-    {today:%Y/%m/%d}       2026/11/20: made of %Y %m %d %y %j %G %V %u and plain characters
+    {today} {yesterday}    2026-11-20: the caller's day, and the day before
+    {today:%Y/%m/%d}       2026/11/20: a format of %Y %m %d %y %j %G %V %u and plain characters
 """
 
 from __future__ import annotations
@@ -24,54 +24,61 @@ def has_date(address: str) -> bool:
     return _PLACEHOLDER.search(address) is not None
 
 
-def filled(address: str, day: date, where: str) -> str:
-    """Return the address with each placeholder replaced by its date, as seen from `day`.
+def fill_dates(address: str, day: date, where: str) -> str:
+    """Return the address with a date in place of each placeholder.
 
-    where: the configuration key that holds the address, for errors. Raises ConfigError for an invalid date format.
+    day: the day that {today} stands for. where: the configuration key that holds the address, for errors. Raises
+    ConfigError for an invalid date format.
     """
-    return _PLACEHOLDER.sub(partial(_text, day, where), address)
+    return _PLACEHOLDER.sub(partial(_date_text, day, where), address)
 
 
-def before_dates(address: str) -> str:
+def folder_before_date(address: str) -> str:
     """Return the folder above the first path component that contains a date placeholder."""
-    found = _PLACEHOLDER.search(address)
-    assert found is not None
-    return address[: found.start()].rpartition("/")[0]
+    placeholder = _PLACEHOLDER.search(address)
+    assert placeholder is not None
+    return address[: placeholder.start()].rpartition("/")[0]
 
 
-def parsed(given: object) -> date:
-    """Return the day that `as_of` means: 2026-11-20, or today in UTC. Raises ConfigError for any other text."""
-    if isinstance(given, str) and given.strip() == "today":
+def parse_day(value: object) -> date:
+    """Return the day that `as_of` names, such as 2026-11-20; today is the day in UTC.
+
+    Raises ConfigError for any other value.
+    """
+    if isinstance(value, str) and value.strip() == "today":
         return datetime.now(UTC).date()
     try:
-        return given if type(given) is date else date.fromisoformat(str(given).strip())
+        return value if type(value) is date else date.fromisoformat(str(value).strip())
     except ValueError as exc:
         raise ConfigError(
-            "as_of is no day", where="as_of", found=str(given), hint="give it as 2026-11-20, or today"
+            "as_of is no day",
+            where="as_of",
+            found=str(value),
+            hint="set as_of to a date such as 2026-11-20, or to today",
         ) from exc
 
 
-def _text(day: date, where: str, found: re.Match[str]) -> str:
-    chosen = day - timedelta(days=1) if found[1] == "yesterday" else day
-    if found[2] is None:
-        return chosen.isoformat()
-    if not found[2] or not _FORMAT.fullmatch(found[2]):
+def _date_text(day: date, where: str, placeholder: re.Match[str]) -> str:
+    placeholder_day = day - timedelta(days=1) if placeholder[1] == "yesterday" else day
+    if placeholder[2] is None:
+        return placeholder_day.isoformat()
+    if not placeholder[2] or not _FORMAT.fullmatch(placeholder[2]):
         raise ConfigError(
             "not the format of a date",
             where=where,
-            found=found[0],
-            hint="use %Y %m %d %y %j %G %V %u, as in {today:%Y/%m/%d}",
+            found=placeholder[0],
+            hint=f"write the date in {where} with %Y %m %d %y %j %G %V %u, as in {{today:%Y/%m/%d}}",
         )
-    return chosen.strftime(found[2])
+    return placeholder_day.strftime(placeholder[2])
 
 
 def duration(seconds: float | None) -> str:
     """Return a duration in words: 75 gives "1 min 15 s", None gives "?"."""
     if seconds is None:
         return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"

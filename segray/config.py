@@ -26,11 +26,11 @@ from segray.limits import DEFAULT_LIMITS
 from segray.storage.options import StorageOptions
 
 TEMPLATES = Path(__file__).parent / "configs"
-_REFERENCE = "see every key: segray init --all reference.yaml"
+_REFERENCE_HINT = "see every key: segray init --all reference.yaml"
 
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -75,8 +75,8 @@ class ModelSettings(_Section):
     precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
     labels: Mapping[_ClassId, _Name] | None = Field(default=None, min_length=1)
     score_threshold: float = Field(default=0.05, ge=0, le=1)
-    class_thresholds: Mapping[int | str, _Share] = Field(default_factory=dict)
-    score_floor: _Share | None = None
+    class_thresholds: Mapping[int | str, _Fraction] = Field(default_factory=dict)
+    score_floor: _Fraction | None = None
     max_detections: int = Field(default=100, ge=1, le=32_767)
     min_area: int = Field(default=0, ge=0)
     nms: Literal["per_class", "fast", "cross_class"] = "per_class"
@@ -127,7 +127,7 @@ class StorageSettings(_Section):
 
     @field_validator("endpoint_url")
     @classmethod
-    def _without_secrets(cls, url: str | None) -> str | None:
+    def _refuse_secrets(cls, url: str | None) -> str | None:
         """Return the endpoint's URL. Refuse a URL that may hold a secret.
 
         Run records contain the configuration, so a secret must not be in it. The error does not repeat the refused URL.
@@ -188,9 +188,11 @@ class Config(_Section):
     report: bool = True
 
     @model_validator(mode="after")
-    def _one_scale(self) -> Self:
+    def _check_scale(self) -> Self:
         if self.source.tiles and self.model.scaled_decode:
-            raise PydanticCustomError("scale", "source.tiles is for all pixels, model.scaled_decode for few; choose")
+            raise PydanticCustomError(
+                "scale", "source.tiles needs all pixels, model.scaled_decode drops pixels; set one"
+            )
         return self
 
     def digest(self) -> str:
@@ -200,9 +202,14 @@ class Config(_Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the validated configuration of a YAML file, after `key=value` overrides (dotted keys, YAML values).
+    """Return the validated configuration of a YAML file, after `key=value` overrides.
 
-    Raises ConfigError: no such file, not YAML, unknown key (naming the nearest), wrong type or range.
+    Args:
+        path: The YAML file.
+        overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
     """
     file = Path(path)
     try:
@@ -214,7 +221,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse(text, str(path)), str(path), overrides)
+    return validate(_parse_yaml(text, str(path)), str(path), overrides)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -228,7 +235,9 @@ def write_template(file: Path, *, every_key: bool) -> None:
         with file.open("x", encoding="utf-8") as new:
             new.write(template.read_text("utf-8"))
     except FileExistsError as exc:
-        raise ConfigError("the file exists", where=str(file), hint="choose another name, or delete the file") from exc
+        raise ConfigError(
+            "the file exists", where=str(file), hint="give another file name, or delete the file"
+        ) from exc
     except OSError as exc:
         raise ConfigError(
             "cannot write the configuration", where=str(file), found=str(exc), hint="check the path"
@@ -238,48 +247,55 @@ def write_template(file: Path, *, every_key: bool) -> None:
 def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
-    where: name of the mapping, for errors. Raises ConfigError as `load` does.
+    Args:
+        values: The configuration as nested mappings and lists. The function does not change them.
+        where: Name of the mapping, for errors.
+        overrides: As for `load`.
+
+    Raises:
+        ConfigError: As for `load`.
     """
-    chosen = copy.deepcopy(dict(values))
+    merged = copy.deepcopy(dict(values))
     for override in overrides:
-        _apply(chosen, override)
-    _fill_dates(chosen, where)
+        _apply_override(merged, override)
+    _fill_dates(merged, where)
     try:
-        return Config.model_validate(chosen)
+        return Config.model_validate(merged)
     except ValidationError as exc:
-        raise _explained(exc, where) from exc
+        raise _config_error(exc, where) from exc
 
 
 def _fill_dates(values: dict[str, Any], where: str) -> None:
-    """Replace `as_of` by its date, and date placeholders in source.uri and output.root by dates seen from `as_of`.
+    """Parse `as_of`, and replace date placeholders in source.uri and output.root by dates as seen from `as_of`.
 
-    A source.uri with a date also sets source.base to the folder before the date, unless source.base is given. Raises
+    A source.uri with a date also sets source.base to the folder before the date, unless source.base is set. Raises
     ConfigError for a placeholder without `as_of`.
     """
-    day = None if values.get("as_of") is None else _dates.parsed(values["as_of"])
+    day = None if values.get("as_of") is None else _dates.parse_day(values["as_of"])
     values["as_of"] = day
-    for section, name in (("source", "uri"), ("output", "root")):
-        chosen = values.get(section)
-        address = chosen.get(name) if isinstance(chosen, dict) else None
-        if not isinstance(chosen, dict) or not isinstance(address, str) or not _dates.has_date(address):
+    for section, key in (("source", "uri"), ("output", "root")):
+        section_values = values.get(section)
+        address = section_values.get(key) if isinstance(section_values, dict) else None
+        if not isinstance(section_values, dict) or not isinstance(address, str) or not _dates.has_date(address):
             continue
         if day is None:
             raise ConfigError(
-                f"{section}.{name} asks for a date, and none is given",
+                f"{section}.{key} asks for a date, and as_of is not set",
                 where=where,
                 found=address,
-                hint="pass --as-of 2026-11-20 (or --set as_of=2026-11-20), the day that the run is for",
+                hint="pass the day of the run: --as-of 2026-11-20, or --set as_of=2026-11-20",
             )
-        chosen[name] = _dates.filled(address, day, f"{section}.{name}")
-        if section == "source" and chosen.get("base") is None:
-            chosen["base"] = _dates.before_dates(address) or None
+        section_values[key] = _dates.fill_dates(address, day, f"{section}.{key}")
+        if section == "source" and section_values.get("base") is None:
+            section_values["base"] = _dates.folder_before_date(address) or None
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
-        raise ConfigError("the configuration is not valid YAML", where=where, found=str(exc)) from exc
+        hint = "correct the YAML syntax, or write a configuration: segray init FILE"
+        raise ConfigError("the configuration is not valid YAML", where=where, found=str(exc), hint=hint) from exc
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -287,12 +303,12 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             "the configuration must be a mapping of keys",
             where=where,
             found=type(values).__name__,
-            hint=_REFERENCE,
+            hint=_REFERENCE_HINT,
         )
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError("--set takes key=value", found=override, hint="for example --set output.root=out")
@@ -301,30 +317,36 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for name in parents:
         section = _child(section, name, override)
     if isinstance(section, list):
-        section[_position(section, last, override)] = _value(text, override)
+        section[_list_index(section, last, override)] = _parse_value(text, override)
     else:
-        section[last] = _value(text, override)
+        section[last] = _parse_value(text, override)
 
 
-def _value(text: str, override: str) -> Any:
+def _parse_value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
-        raise ConfigError("the value is not valid YAML", where=f"--set {override}", found=str(exc)) from exc
+        hint = "put quotes around a value with special characters"
+        raise ConfigError("the value is not valid YAML", where=f"--set {override}", found=str(exc), hint=hint) from exc
 
 
 def _child(section: Any, name: str, override: str) -> Any:
     if isinstance(section, list):
-        return section[_position(section, name, override)]
+        return section[_list_index(section, name, override)]
     child = section.setdefault(name, {})
     if child is None:
         child = section[name] = {}
     if not isinstance(child, dict | list):
-        raise ConfigError(f"{name} holds a single value, not a section", where=f"--set {override}", found=repr(child))
+        raise ConfigError(
+            f"{name} holds a single value, not a section",
+            where=f"--set {override}",
+            found=repr(child),
+            hint=f"end the key at {name}",
+        )
     return child
 
 
-def _position(section: list[Any], name: str, override: str) -> int:
+def _list_index(section: list[Any], name: str, override: str) -> int:
     if not name.isdigit() or int(name) >= len(section):
         raise ConfigError(
             "no such entry in the list", where=f"--set {override}", found=name, hint=f"use 0 to {len(section) - 1}"
@@ -332,38 +354,47 @@ def _position(section: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _explained(exc: ValidationError, where: str) -> ConfigError:
+def _config_error(exc: ValidationError, where: str) -> ConfigError:
+    """Return the first error of a validation as a ConfigError that names the key."""
     # A misspelt key also gives an error for the missing key. The unknown key is the helpful error.
-    problem = min(exc.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    problem = min(exc.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        valid = _keys(Config)
-        near = difflib.get_close_matches(key, valid, 1, 0.5) or difflib.get_close_matches(
-            path[-1], [name for name in valid if name.rsplit(".", 1)[0] == ".".join(path[:-1])] or valid, 1, 0.3
-        )
-        advice = f"did you mean {near[0]}?" if near else _REFERENCE
-        return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), hint=advice)
+        similar_key = _similar_key(path)
+        hint = f"did you mean {similar_key}?" if similar_key else _REFERENCE_HINT
+        return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), hint=hint)
     if problem["type"] == "secret":
-        hint = "give key and secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", hint=hint)
     if problem["type"] == "missing":
-        return ConfigError(f"the configuration lacks {key}", where=where, hint=f"add it, or pass --set {key}=...")
-    return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE)
+        hint = f"add {key} to the configuration, or pass --set {key}=..."
+        return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
+    return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE_HINT)
+
+
+def _similar_key(path: Sequence[str]) -> str | None:
+    """Return the valid key that is most like an unknown one, preferably of the same section."""
+    valid_keys = _keys(Config)
+    if matches := difflib.get_close_matches(".".join(path), valid_keys, 1, 0.5):
+        return matches[0]
+    section = ".".join(path[:-1])
+    keys_of_section = [key for key in valid_keys if key.rsplit(".", 1)[0] == section]
+    return next(iter(difflib.get_close_matches(path[-1], keys_of_section or valid_keys, 1, 0.3)), None)
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     """Return every dotted key of a section, and the names of its sections."""
-    found = []
+    keys = []
     for name, field in section.model_fields.items():
-        found.append(prefix + name)
-        for kind in _parts(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found += _keys(kind, f"{prefix}{name}.")
-    return found
+        keys.append(prefix + name)
+        for field_type in _type_parts(field.annotation):
+            if isinstance(field_type, type) and issubclass(field_type, BaseModel):
+                keys += _keys(field_type, f"{prefix}{name}.")
+    return keys
 
 
-def _parts(annotation: Any) -> tuple[Any, ...]:
+def _type_parts(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (tuple, UnionType):
         return get_args(annotation)
     return (annotation,)

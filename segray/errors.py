@@ -1,17 +1,17 @@
-"""Every error that segray raises, and the exit code of each.
+"""The errors that segray raises, and their exit codes.
 
     SegrayError
     ├── UserError              usage or configuration: nothing was done             exit 2
     │   ├── ConfigError        a key or value in the configuration
-    │   ├── ModelError         model files: missing, unreadable, wrong contract
+    │   ├── ModelError         model files: missing, unreadable, other inputs or outputs
     │   ├── SourceError        the dataset: empty, unreadable listing or manifest
     │   ├── AccessError        credentials, permissions, missing bucket
     │   └── LabelSetError      the output root: of another model, or no label set
-    ├── ImageError             this image is at fault: the image becomes a `failed` row
+    ├── ImageError             a fault of one image: the image becomes a `failed` row
     ├── InfrastructureError    throttling, network, disk, lost nodes: retried       exit 3
     │   ├── LastingError       a full disk, expired credentials: waiting does not help
     │   └── ConflictError      another run committed this batch first: plan again
-    └── Interrupted            asked to stop: resume with the same command          exit 130
+    └── Interrupted            a stop request: the same command resumes the run     exit 130
 
 A message has four parts: what went wrong, where, what was found there, and a hint.
 """
@@ -20,12 +20,12 @@ from __future__ import annotations
 
 
 class SegrayError(Exception):
-    """An error in four parts, of which a message shows those that are set.
+    """An error in four parts. The message shows the parts that are set.
 
     what: what went wrong.
-    where: the place: a key, file, URI or machine.
-    found: the value or state that was found there.
-    hint: an action that helps.
+    where: the location: a key, file, URI or machine.
+    found: the value or state at that location.
+    hint: an action that helps: a command, a key to set, a file to check.
     """
 
     exit_code = 1
@@ -61,7 +61,7 @@ class ConfigError(UserError):
 
 
 class ModelError(UserError):
-    """Model files that are missing or unreadable, or that fulfil another contract."""
+    """Model files that are missing or unreadable, or that hold another model."""
 
 
 class SourceError(UserError):
@@ -97,7 +97,7 @@ def _rebuild_image(what: str, stage: str, where: str, found: str, hint: str) -> 
 class InfrastructureError(SegrayError):
     """A fault that no image causes: throttling, network, disk, a lost node.
 
-    segray retries the work, then stops the run.
+    segray retries the work. If the fault persists, segray stops the run.
     """
 
     exit_code = 3
@@ -112,6 +112,6 @@ class ConflictError(InfrastructureError):
 
 
 class Interrupted(SegrayError):
-    """A request to stop the run. Committed images stay; the same command resumes."""
+    """A request to stop the run. Committed images stay committed; the same command resumes the run."""
 
     exit_code = 130

@@ -20,7 +20,7 @@ class Instances:
     scores: (n,) float32, 0..1.
     boxes_xyxy: (n, 4) float32, source pixels, clipped to the image; x1, y1 inclusive, x2, y2 exclusive.
     rles: n COCO compressed counts, column-major over the full image. size_hw: image height and width, in pixels.
-    unreadable: number of further rows whose values mean nothing (NaN, infinity, a class of 16.7).
+    unreadable: number of further output rows with invalid values (NaN, infinity, a class of 16.7).
     """
 
     class_ids: NDArray[np.int32]
@@ -48,28 +48,28 @@ class Instances:
 
     @classmethod
     def empty(cls, size_hw: tuple[int, int], unreadable: int = 0) -> Instances:
-        """Return no instances, with the right dtypes."""
-        nothing = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
-        return cls(*nothing, (), size_hw, unreadable)
+        """Return an instance of this class without rows, with the right dtypes."""
+        class_ids, scores, boxes_xyxy = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+        return cls(class_ids, scores, boxes_xyxy, (), size_hw, unreadable)
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Instances:
-        """Return the chosen rows in the order given.
+        """Return the instances of these rows.
 
-        rows: (n,) bool mask, or (m,) intp indices.
+        rows: (n,) bool mask, or (m,) intp indices in the order of the result.
         """
-        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         return Instances(
-            self.class_ids[index],
-            self.scores[index],
-            self.boxes_xyxy[index],
-            tuple(self.rles[i] for i in index),
+            self.class_ids[indices],
+            self.scores[indices],
+            self.boxes_xyxy[indices],
+            tuple(self.rles[i] for i in indices),
             self.size_hw,
             self.unreadable,
         )
 
 
 def image_id(key: str) -> str:
-    """Return the identity of an image: the first 32 hex digits of the SHA-256 of its key."""
+    """Return the id of an image: the first 32 hex digits of the SHA-256 of its key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -78,7 +78,7 @@ class ImageRef:
     """A reference to one image.
 
     key: path below the dataset's root, or the URI; the image's name in every table. uri: address that storage opens.
-    version: ETag, or size and modification time for files; "" where the source gives none. size_bytes: -1 if unknown.
+    version: ETag, or size and modification time for files; "" if the source gives none. size_bytes: -1 if unknown.
     """
 
     key: str
@@ -88,13 +88,16 @@ class ImageRef:
 
     @property
     def image_id(self) -> str:
-        """Return the identity of the image."""
+        """Return the id of the image; see `image_id`."""
         return image_id(self.key)
 
 
 @dataclass(frozen=True)
 class ImageFailure:
-    """The reason why an image has no labels. stage: read, decode, infer, postprocess or process."""
+    """The reason why an image has no labels.
+
+    stage: read, decode, infer, postprocess or process. error: kind of error, such as ImageError. message: error text.
+    """
 
     stage: str
     error: str

@@ -62,8 +62,10 @@ def encode_crop(crop: NDArray[Any], x0: int, y0: int, size_hw: tuple[int, int]) 
 def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
     """Return the counts of the mask that flips at these positions, starting from 0.
 
-    edges: (n,) int64, ascending positions column * h + row. A position given twice cancels. So a mask that reaches the
-    bottom of one column and starts at the top of the next has one run.
+    edges: (n,) int64, ascending positions column * h + row. Two equal positions cancel. A mask that reaches the bottom
+    of one column and continues at the top of the next therefore has one run.
+
+    size_hw: height and width of the image, in pixels.
     """
     from segray.masks import _kernels
 
@@ -72,13 +74,16 @@ def from_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> str:
 
 
 def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[str, ...]:
-    """Return what `from_edges` returns for each of n masks of one image.
+    """Return the counts of each of n masks of one image, as `from_edges` does for one mask.
 
-    edges: the edges of all masks, one mask after the other. stops: (n,) int64, the end of each mask's edges.
+    Args:
+        edges: The edges of all masks, one mask after the other, int64.
+        stops: The end of each mask's edges, (n,) int64.
+        size_hw: Height and width of the image, in pixels.
     """
     from segray.masks import _kernels
 
-    codes, ends = _kernels.texts_of_edges(edges, stops, size_hw[0] * size_hw[1])
+    codes, ends = _kernels.encode_counts_of_all(edges, stops, size_hw[0] * size_hw[1])
     text, bounds = str(codes.tobytes(), "ascii"), [0, *ends.tolist()]
     return tuple(text[start:stop] for start, stop in pairwise(bounds))
 
@@ -87,7 +92,11 @@ def from_edges_of_all(edges: NDArray[np.int64], stops: NDArray[np.int64], size_h
 
 
 def decode(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask of these counts, (h, w) bool."""
+    """Return the mask of these counts, (h, w) bool.
+
+    Raises:
+        ValueError: The counts are malformed, or do not span the image.
+    """
     runs = runs_of(counts, size_hw)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[1], size_hw[0]).T
 
@@ -97,15 +106,19 @@ def area(counts: str) -> int: ...  # type: ignore[overload-overlap]  # A str is 
 @overload
 def area(counts: Sequence[str]) -> NDArray[np.int64]: ...
 def area(counts: str | Sequence[str]) -> int | NDArray[np.int64]:
-    """Return the number of set pixels: an int for one mask, (n,) int64 for several."""
+    """Return the number of set pixels: an int for one mask, (n,) int64 for several masks.
+
+    Raises:
+        ValueError: Some counts are malformed.
+    """
     if isinstance(counts, str):
         return int(area([counts])[0])
     from segray.masks import _kernels
 
-    found: NDArray[np.int64] = _kernels.areas(*joined(counts), MAX_GROUPS)[:, 0]
-    if len(bad := np.flatnonzero(found < 0)):
-        _parse(counts[bad[0]])  # Raises an error that names the fault.
-    return found
+    areas: NDArray[np.int64] = _kernels.areas(*join_counts(counts), MAX_GROUPS)[:, 0]
+    if len(invalid := np.flatnonzero(areas < 0)):
+        _parse(counts[invalid[0]])  # Raises an error that names the fault.
+    return areas
 
 
 def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -115,34 +128,37 @@ def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int
     """
     from segray.masks import _kernels
 
-    found = _kernels.areas(*joined([one if one.isascii() else "" for one in counts]), MAX_GROUPS)
-    return np.where(found[:, 1] == sizes_hw.prod(axis=1), found[:, 0], -1)
+    areas = _kernels.areas(*join_counts([text if text.isascii() else "" for text in counts]), MAX_GROUPS)
+    return np.where(areas[:, 1] == sizes_hw.prod(axis=1), areas[:, 0], -1)
 
 
-def joined(counts: Sequence[str]) -> EncodedMasks:
-    """Return all counts in the form that the kernels take: their characters, and each mask's start and stop."""
+def join_counts(counts: Sequence[str]) -> EncodedMasks:
+    """Return all counts in the form that the kernels take: one text, and each mask's start and stop in the text."""
     text = "".join(counts)
     if not text.isascii():
-        for one in counts:
-            _codes(one)  # Raises an error that names the character.
+        for mask_counts in counts:
+            _codes(mask_counts)  # Raises an error that names the character.
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
     stops = np.cumsum(lengths)
     return EncodedMasks(np.frombuffer(text.encode(), np.uint8), stops - lengths, stops)
 
 
 def bbox(counts: str | Sequence[str], size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several.
+    """Return the tightest boxes of whole pixels, x, y, w, h: (4,) for one mask, (n, 4) for several masks.
 
     The box of an empty mask is all 0.
+
+    Raises:
+        ValueError: Some counts are malformed, or do not span the image.
     """
     if isinstance(counts, str):
         return np.asarray(bbox([counts], size_hw)[0])
     from segray.masks import _kernels, _kernels_many
 
-    masks, heights = joined(counts), np.full(len(counts), size_hw[0], np.int64)
+    masks, heights = join_counts(counts), np.full(len(counts), size_hw[0], np.int64)
     area, covered = _kernels.areas(*masks, MAX_GROUPS).T
-    if len(bad := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
-        runs_of(counts[bad[0]], size_hw)  # Raises an error that names the fault.
+    if len(invalid := np.flatnonzero((area < 0) | (covered != size_hw[0] * size_hw[1]))):
+        runs_of(counts[invalid[0]], size_hw)  # Raises an error that names the fault.
     return np.asarray(_kernels_many.boxes(*masks, MAX_GROUPS, heights), np.float64)
 
 
@@ -153,18 +169,18 @@ def iou(a: Sequence[str], b: Sequence[str], size_hw: tuple[int, int]) -> NDArray
     """
     if not a or not b:
         return np.zeros((len(a), len(b)))
-    left, right = ([_checked(counts, size_hw) for counts in side] for side in (a, b))
-    return np.asarray(coco_mask.iou(left, right, [0] * len(right)), np.float64)
+    masks_a, masks_b = ([_checked(counts, size_hw) for counts in side] for side in (a, b))
+    return np.asarray(coco_mask.iou(masks_a, masks_b, [0] * len(masks_b)), np.float64)
 
 
 def union(counts: Sequence[str], size_hw: tuple[int, int]) -> str:
     """Return the counts of the mask of all pixels that any of these masks has. All masks span size_hw."""
     from segray.masks import _kernels_many
 
-    edges = _kernels_many.merged_edges(*joined(counts), MAX_GROUPS, 1)
+    edges = _kernels_many.merged_edges(*join_counts(counts), MAX_GROUPS, 1)
     if edges[-1] != size_hw[0] * size_hw[1]:
-        for one in counts:
-            runs_of(one, size_hw)  # Raises an error that names the fault.
+        for mask_counts in counts:
+            runs_of(mask_counts, size_hw)  # Raises an error that names the fault.
     return from_edges(edges[:-1], size_hw)
 
 
@@ -188,16 +204,16 @@ def runs_of(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
 def _parse(counts: str) -> NDArray[np.int64]:
     """Return the runs of one mask. Raise ValueError for malformed counts or a negative run."""
     codes = _codes(counts)
-    lasts = np.flatnonzero(codes < 32)
-    if not len(lasts) or lasts[-1] != len(codes) - 1:
+    last_groups = np.flatnonzero(codes < 32)
+    if not len(last_groups) or last_groups[-1] != len(codes) - 1:
         raise ValueError(f"counts end within a number: ...{counts[-20:]!r}")
-    starts = np.append(0, lasts[:-1] + 1)
-    groups = lasts - starts + 1
+    starts = np.append(0, last_groups[:-1] + 1)
+    groups = last_groups - starts + 1
     if groups.max() > MAX_GROUPS:
         raise ValueError(f"a number of {groups.max()} characters, where {MAX_GROUPS} is the most")
-    place = np.arange(len(codes)) - np.repeat(starts, groups)
-    runs = np.add.reduceat((codes & 31) << 5 * place, starts)
-    runs -= ((codes[lasts] & 16) != 0) * (np.int64(1) << 5 * groups)
+    position = np.arange(len(codes)) - np.repeat(starts, groups)
+    runs = np.add.reduceat((codes & 31) << 5 * position, starts)
+    runs -= ((codes[last_groups] & 16) != 0) * (np.int64(1) << 5 * groups)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
@@ -208,6 +224,6 @@ def _parse(counts: str) -> NDArray[np.int64]:
 def _codes(counts: str) -> NDArray[np.int64]:
     text = np.frombuffer(counts.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     codes = text - 48
-    if len(wrong := np.flatnonzero((codes < 0) | (codes > 63))):
-        raise ValueError(f"character {wrong[0]} of counts is {counts[wrong[0]]!r}, outside '0'..'o'")
+    if len(invalid := np.flatnonzero((codes < 0) | (codes > 63))):
+        raise ValueError(f"character {invalid[0]} of counts is {counts[invalid[0]]!r}, outside '0'..'o'")
     return codes

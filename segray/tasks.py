@@ -1,6 +1,6 @@
-"""Work as it travels between driver and workers: tasks, reports, progress. All values are frozen.
+"""Messages between driver and workers: tasks, reports and progress. All values are frozen.
 
-Knows what is asked and what is answered. Knows nothing of how either travels.
+Knows the content of the messages. Knows nothing of their transport.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Images of a unit that one worker labels.
+    """Images of one unit that one worker labels at a time.
 
     unit: number of the unit in the plan.
     start, stop: half-open range of image positions in the unit.
@@ -40,10 +40,11 @@ class Task:
         """Return the images' positions in the unit, ascending."""
         return self.only or range(self.start, self.stop)
 
-    def runs(self) -> list[Task]:
-        """Split the task into tasks of neighbouring images, in order."""
-        cuts = [0, *(at for at in range(1, len(self)) if self.indices[at] != self.indices[at - 1] + 1), len(self)]
-        return [Task.of(self.unit, self.indices[a:b], self.attempt) for a, b in pairwise(cuts)]
+    def split_at_gaps(self) -> list[Task]:
+        """Return the task as tasks of neighbouring images, in order."""
+        gaps = [at for at in range(1, len(self)) if self.indices[at] != self.indices[at - 1] + 1]
+        bounds = pairwise([0, *gaps, len(self)])
+        return [Task.of(self.unit, self.indices[start:stop], self.attempt) for start, stop in bounds]
 
     def plain(self) -> list[int]:
         """Return the fields as integers: unit, start, stop, attempt, then those of `only`."""
@@ -62,8 +63,8 @@ class UnitReport:
     instances: rows of instances in the file.
     bytes_read: bytes of image files.
     seconds: wall seconds by stage name, summed over threads.
-    cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also holds all that the rest of the process
-        computed meanwhile, so only a sum over reports is right.
+    cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also contains the work of the rest of the
+        process during inference, so only a sum over reports is right.
     dropped: dropped rows by reason, such as an empty mask.
     """
 
@@ -128,7 +129,7 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Progress:
-    """The images that a worker has finished so far, and those in flight.
+    """The progress of a worker: the number of finished images, and the images in flight.
 
     finished: number of finished images since the worker's start.
     in_flight: images in flight.
@@ -143,5 +144,5 @@ class Progress:
 
     @property
     def over_memory_limit(self) -> bool:
-        """Return whether the worker holds more memory than it may."""
+        """Return whether the worker holds more memory than max_rss_bytes."""
         return self.max_rss_bytes is not None and self.rss_bytes > self.max_rss_bytes

@@ -152,7 +152,7 @@ os.environ |= {"SEGRAY_CONTRACT": mark, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_
 import ray
 
 def head_runs():
-    return child_processes.runs_marked("SEGRAY_CONTRACT", mark, _compat.RAY_HEAD)
+    return child_processes.marked_program_runs("SEGRAY_CONTRACT", mark, _compat.RAY_HEAD)
 
 class Busy:
     def ready(self):
@@ -176,7 +176,7 @@ try:
     ray.shutdown()
     print(json.dumps(told | {"head_after": head_runs()}))
 finally:
-    child_processes.end_marked("SEGRAY_CONTRACT", mark)
+    child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(answered(program)[-1])
     assert told["before"] == {}
@@ -261,7 +261,7 @@ try:
     told["node"] = error_of(leaving)
     print(json.dumps(told), flush=True)
 finally:
-    child_processes.end_marked("SEGRAY_CONTRACT", mark)
+    child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(next(line for line in answered(program) if line.startswith("{")))  # Ray writes there too.
     assert told["node"] == [True, False, []]

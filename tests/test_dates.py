@@ -55,7 +55,7 @@ def test_a_date_must_be_given_and_be_one(tmp_path: Path) -> None:
 
 def test_today_is_that_of_utc() -> None:
     before = datetime.now(UTC).date()
-    assert before <= _dates.parsed("today") <= before + timedelta(days=1)
+    assert before <= _dates.parse_day("today") <= before + timedelta(days=1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Accuracy of a sticker model: its outputs on scenes with known truth are decoded and scored.
+"""Accuracy of a sticker model on scenes with known truth.
 
 Knows a model file, a scene folder and the decoding between them. Knows nothing of label sets, Ray or training.
 """
@@ -26,17 +26,17 @@ from segray.synthetic.dataset import IMAGES, TRUTH
 def evaluate_model(xml: Path, scenes_folder: Path, precision: str, *, threads: int | None = None) -> Evaluation:
     """Score the sticker model at `xml` on a folder that dataset.write made, with the adapter's default options.
 
-    precision: f32, bf16, f16 or auto. threads: CPU threads of the engine; None for all that the process may use.
+    precision: f32, bf16, f16 or auto. threads: CPU threads of the engine; None for all CPUs that the process may use.
     """
     model = resolve.resolve("stickers", str(xml))
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings("CPU", threads, precision))
     truth = read_truth(scenes_folder / TRUTH)
 
-    def detect(listed: Row) -> list[Row]:
-        picture = decode.decode((scenes_folder / IMAGES / listed["file_name"]).read_bytes()).image
-        with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
-            found = model.contract.decode(outputs, (listed["height"], listed["width"]), Options())
-        return coco_results(listed["id"], found)
+    def detect(row: Row) -> list[Row]:
+        image_rgb = decode.decode((scenes_folder / IMAGES / row["file_name"]).read_bytes()).image
+        with engine.infer(model.adapter.prepare(model.form, image_rgb)) as outputs:
+            instances = model.adapter.decode(outputs, (row["height"], row["width"]), Options())
+        return coco_results(row["id"], instances)
 
     with ThreadPoolExecutor(engine.requests) as pool:
         detections = [row for rows in pool.map(detect, truth["images"]) for row in rows]

@@ -46,8 +46,11 @@ def priors_cxcywh(input_px: int) -> Tensor:
         y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         # Features lie at multiples of the stride: the maps are larger than the input (69 * 8 = 552).
         x, y = (x + 0.5) * (stride / input_px), (y + 0.5) * (stride / input_px)
-        for_each = [torch.stack([x, y, *[torch.full((side, side), length * r / input_px)] * 2], -1) for r in _RATIOS]
-        rows.append(torch.stack(for_each, 2).reshape(-1, 4))
+        priors = []
+        for ratio in _RATIOS:
+            size = torch.full((side, side), length * ratio / input_px)
+            priors.append(torch.stack([x, y, size, size], -1))
+        rows.append(torch.stack(priors, 2).reshape(-1, 4))
     return torch.cat(rows).float()
 
 
@@ -89,7 +92,7 @@ class _Block(nn.Module):
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawOutputs:
     """Network outputs before softmax and box decoding; b images, n priors, p = prototype side.
 
     logits (b, n, 1 + classes); offsets (b, n, 4); coefficients (b, n, 32) in -1..1; prototypes (b, 32, p, p),
@@ -104,7 +107,7 @@ class Raw:
 
 
 class StickerNet(nn.Module):
-    """The network: RGB (b, 3, s, s), values 0..255, to Raw."""
+    """The network: RGB (b, 3, s, s), values 0..255, to RawOutputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class StickerNet(nn.Module):
         self.stage3 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1))
         self.stage4 = nn.Sequential(_Block(64, 128, 2), _Block(128, 128, 1))
         self.stage5 = _Block(128, 192, 2)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (64, 128, 192))
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in (64, 128, 192))
         self.smooth = nn.ModuleList(_conv(width, width) for _ in range(3))
         self.down = nn.ModuleList(_conv(width, width, 3, 2) for _ in range(2))
         self.tower = nn.Sequential(*[_conv(width, width) for _ in range(3)])
@@ -131,7 +134,7 @@ class StickerNet(nn.Module):
             prior.zero_()
             prior[:, 0] = 5.0
 
-    def forward(self, images: Tensor) -> Raw:
+    def forward(self, images: Tensor) -> RawOutputs:
         x = (images - _MEAN) / _SCALE
         c2 = self.stage2(self.stem(x))
         c3 = self.stage3(c2)
@@ -139,8 +142,8 @@ class StickerNet(nn.Module):
         c5 = self.stage5(c4)
         deep = self.laterals[2](c5)
         levels = [deep]
-        for lateral, c in ((self.laterals[1], c4), (self.laterals[0], c3)):
-            deep = lateral(c) + F.interpolate(deep, size=c.shape[-2:], mode="nearest")
+        for lateral, features in ((self.laterals[1], c4), (self.laterals[0], c3)):
+            deep = lateral(features) + F.interpolate(deep, size=features.shape[-2:], mode="nearest")
             levels.insert(0, deep)
         levels = [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
         for down in self.down:
@@ -149,16 +152,16 @@ class StickerNet(nn.Module):
         proto = F.relu(self.proto_out(F.relu(proto + self.proto_fine(c2))))
         heads: list[list[Tensor]] = [[], [], []]
         for level in levels:
-            shared = self.tower(level)
+            features = self.tower(level)
             for parts, head, columns in zip(
                 heads, (self.class_head, self.box_head, self.mask_head), (1 + CLASSES, 4, PROTOTYPES), strict=True
             ):
-                parts.append(head(shared).permute(0, 2, 3, 1).reshape(images.shape[0], -1, columns))
+                parts.append(head(features).permute(0, 2, 3, 1).reshape(images.shape[0], -1, columns))
         logits, offsets, coefficients = (torch.cat(parts, 1) for parts in heads)
-        return Raw(logits, offsets, torch.tanh(coefficients), proto, self.semantic_head(levels[0]))
+        return RawOutputs(logits, offsets, torch.tanh(coefficients), proto, self.semantic_head(levels[0]))
 
 
-class _Contract(nn.Module):
+class _ConvertedForm(nn.Module):
     """A StickerNet in YOLACT's converted form: input BGR 0..255, outputs conf, boxes, mask and proto."""
 
     def __init__(self, net: StickerNet, columns: list[int]) -> None:
@@ -176,18 +179,18 @@ class _Contract(nn.Module):
         self.register_buffer("priors", priors_cxcywh(INPUT_PX))
 
     def forward(self, bgr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        raw = self.net(bgr.flip(1))
-        conf = torch.softmax(raw.logits @ self.spread + self.bias, -1)
-        boxes = decode_boxes(raw.offsets, self.priors)
-        return conf, boxes, raw.coefficients, raw.prototypes.permute(0, 2, 3, 1)
+        outputs = self.net(bgr.flip(1))
+        conf = torch.softmax(outputs.logits @ self.spread + self.bias, -1)
+        boxes = decode_boxes(outputs.offsets, self.priors)
+        return conf, boxes, outputs.coefficients, outputs.prototypes.permute(0, 2, 3, 1)
 
 
 def export(net: StickerNet, columns: list[int], xml: Path) -> None:
     """Write the network as fp16 IR in YOLACT's converted form.
 
-    columns: for each sticker in order, its column 1..80 in `conf`. xml: path ending in .xml; the .bin lies beside it.
+    columns: column 1..80 of `conf` for each sticker, in order. xml: path ending in .xml; the .bin lies beside it.
     """
-    module = _Contract(net, columns).eval()
+    module = _ConvertedForm(net, columns).eval()
     example = torch.zeros(1, 3, INPUT_PX, INPUT_PX)
     model = ov.convert_model(module, example_input=example, input=[1, 3, INPUT_PX, INPUT_PX])
     model.inputs[0].get_tensor().set_names({"input.1"})

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from segray.imaging.opencv import cv2
 from segray.synthetic.scene import Scene, draw_scene
 from segray.synthetic.shapes import STICKERS
-from training.network import INPUT_PX, Raw, StickerNet, as_images, decode_boxes, encode_boxes, priors_cxcywh
+from training.network import INPUT_PX, RawOutputs, StickerNet, as_images, decode_boxes, encode_boxes, priors_cxcywh
 
 _INDEX = {sticker.category_id: i for i, sticker in enumerate(STICKERS)}
 _SIZES_HW = ((550, 550), (480, 640), (640, 480), (427, 640), (600, 800), (720, 960))
@@ -64,17 +64,21 @@ class Schedule:
 
 
 def _fit(scene: Scene, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[int]]:
-    """Stretch a scene to a square as the adapter does, through JPEG as for a stored photo."""
+    """Stretch a scene to a square as the adapter does, after JPEG compression as of a stored photo.
+
+    Returns the image (side, side, 3) RGB, the owners (side, side), and the classes of the objects.
+    """
     _, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    stored: Any = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-    image = stored[..., ::-1]
-    shrink = cv2.INTER_AREA if image.shape[0] > side else cv2.INTER_LINEAR
-    image = cv2.resize(image, (side, side), interpolation=shrink)
+    decoded_bgr: Any = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    image = decoded_bgr[..., ::-1]
+    interpolation = cv2.INTER_AREA if image.shape[0] > side else cv2.INTER_LINEAR
+    image = cv2.resize(image, (side, side), interpolation=interpolation)
     owners: Any = cv2.resize(scene.owners, (side, side), interpolation=cv2.INTER_NEAREST)
     return image, owners, [_INDEX[c] for c in scene.category_ids]
 
 
 def _draw_range(folder: str, kind: str, seed: int, side: int, start: int, stop: int) -> None:
+    """Draw the images start .. stop-1 into the arrays that `draw_dataset` created."""
     cv2.setNumThreads(1)
     images = np.load(f"{folder}/{kind}-images.npy", mmap_mode="r+")
     owners = np.load(f"{folder}/{kind}-owners.npy", mmap_mode="r+")
@@ -100,12 +104,12 @@ def draw_dataset(folder: Path, kind: str, count: int, side: int, seed: int, proc
         ("classes", (count, _MAX_THINGS), np.int16),
     ):
         np.lib.format.open_memmap(folder / f"{kind}-{name}.npy", "w+", dtype, shape).flush()
-    cuts = np.linspace(0, count, processes * 8 + 1).astype(int)
+    bounds = np.linspace(0, count, processes * 8 + 1).astype(int)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         jobs = [
-            pool.submit(_draw_range, str(folder), kind, seed, side, int(a), int(b))
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            pool.submit(_draw_range, str(folder), kind, seed, side, int(start), int(stop))
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
         ]
         for job in jobs:
             job.result()
@@ -125,26 +129,33 @@ class Batch:
     masks: Tensor
 
 
-def _turned(picture: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    if turn & 1:
-        picture = picture[:, ::-1]
-    if turn & 2:
-        picture = picture[::-1]
-    return picture.swapaxes(0, 1) if turn & 4 else picture
+def _flip(image: NDArray[np.uint8], flips: int) -> NDArray[np.uint8]:
+    """Return a view of the image. flips: 1 mirrors columns, 2 mirrors rows, 4 swaps both axes; sums combine."""
+    if flips & 1:
+        image = image[:, ::-1]
+    if flips & 2:
+        image = image[::-1]
+    return image.swapaxes(0, 1) if flips & 4 else image
 
 
-def _things(owners: NDArray[np.uint8], labels: NDArray[np.int16], proto: int) -> list[tuple[int, list[float], Tensor]]:
+def _read_objects(
+    owners: NDArray[np.uint8], labels: NDArray[np.int16], proto_side: int
+) -> list[tuple[int, list[float], Tensor]]:
+    """Return class, box and mask of each visible object.
+
+    Boxes are normalised xyxy. A mask is (proto_side, proto_side), coverage 0..1.
+    """
     side = owners.shape[0]
-    found = []
+    objects = []
     for index, label in enumerate(labels):
         mask = owners == index + 1
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         if label < 0 or len(rows) < 2 or len(columns) < 2:
             continue
         box = [columns[0] / side, rows[0] / side, (columns[-1] + 1) / side, (rows[-1] + 1) / side]
-        soft = cv2.resize(mask.astype(np.float32), (proto, proto), interpolation=cv2.INTER_AREA)
-        found.append((int(label), box, torch.from_numpy(soft)))
-    return found
+        coverage = cv2.resize(mask.astype(np.float32), (proto_side, proto_side), interpolation=cv2.INTER_AREA)
+        objects.append((int(label), box, torch.from_numpy(coverage)))
+    return objects
 
 
 def batches(folder: Path, kind: str, seed: int, size: int, first: int, count: int) -> Iterator[Batch]:
@@ -152,31 +163,31 @@ def batches(folder: Path, kind: str, seed: int, size: int, first: int, count: in
     images = np.load(folder / f"{kind}-images.npy", mmap_mode="r")
     owners = np.load(folder / f"{kind}-owners.npy", mmap_mode="r")
     classes = np.load(folder / f"{kind}-classes.npy", mmap_mode="r")
-    proto = (images.shape[1] + 6 - 7) // 4 + 1
-    # An epoch leaves out the last incomplete batch, so that the number of a batch determines its images.
+    proto_side = (images.shape[1] + 6 - 7) // 4 + 1
+    # An epoch omits the last incomplete batch, so that the number of a batch determines the batch's images.
     per_epoch = len(images) // size
     for number in range(first, first + count):
         epoch, slot = divmod(number, per_epoch)
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
         rng = np.random.default_rng([seed, 2, number])
-        picked, kept = [], []
+        batch_images, batch_objects = [], []
         for i in order[slot * size : (slot + 1) * size]:
-            turn = int(rng.integers(8))
+            flips = int(rng.integers(8))
             gain, lift = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.8, 1.2), rng.uniform(-20, 20)
-            picture = _turned(images[i], turn) * gain.astype(np.float32) + np.float32(lift)
-            picked.append(np.clip(picture, 0, 255).astype(np.uint8))
-            kept.append(_things(_turned(owners[i], turn), classes[i], proto))
-        most = max(1, max(len(things) for things in kept))
+            image = _flip(images[i], flips) * gain.astype(np.float32) + np.float32(lift)
+            batch_images.append(np.clip(image, 0, 255).astype(np.uint8))
+            batch_objects.append(_read_objects(_flip(owners[i], flips), classes[i], proto_side))
+        most = max(1, max(len(objects) for objects in batch_objects))
         boxes = torch.zeros(size, most, 4)
         labels = torch.full((size, most), -1)
-        masks = torch.zeros(size, most, proto, proto)
-        for b, things in enumerate(kept):
-            for g, (label, box, soft) in enumerate(things):
-                labels[b, g], boxes[b, g], masks[b, g] = label, torch.tensor(box), soft
-        yield Batch(as_images(np.stack(picked)), boxes, labels, masks)
+        masks = torch.zeros(size, most, proto_side, proto_side)
+        for b, objects in enumerate(batch_objects):
+            for g, (label, box, coverage) in enumerate(objects):
+                labels[b, g], boxes[b, g], masks[b, g] = label, torch.tensor(box), coverage
+        yield Batch(as_images(np.stack(batch_images)), boxes, labels, masks)
 
 
-def _ahead(stream: Iterator[Batch]) -> Iterator[Batch]:
+def _prefetch(stream: Iterator[Batch]) -> Iterator[Batch]:
     """Prepare the next batch in a thread during the training step."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, stream, None)
@@ -192,10 +203,10 @@ def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU, (..., g, n), of boxes (..., g, 4) with boxes (n, 4), xyxy."""
     low = torch.maximum(a[..., :, None, :2], b[:, :2])
     high = torch.minimum(a[..., :, None, 2:], b[:, 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
+    intersection = (high - low).clamp(min=0).prod(-1)
     area_a = (a[..., 2:] - a[..., :2]).prod(-1)[..., :, None]
     area_b = (b[:, 2:] - b[:, :2]).prod(-1)
-    return inter / (area_a + area_b - inter).clamp(min=1e-9)
+    return intersection / (area_a + area_b - intersection).clamp(min=1e-9)
 
 
 @dataclass(frozen=True)
@@ -208,26 +219,27 @@ class Match:
 def match(batch: Batch, priors_xyxy: Tensor, forced: int = 6) -> Match:
     """Assign priors to things.
 
-    A prior is positive with an IoU over 0.5. A thing's `forced` best priors are positive too, if within 3/4 of its best
-    IoU. Square priors reach an IoU of only about 0.2 with a level toothbrush; a fixed threshold would never train it.
+    A prior is positive with an IoU over 0.5. A thing's `forced` best priors are positive too, if their IoU is at least
+    3/4 of the thing's best IoU. Square priors reach an IoU of only about 0.2 with a level toothbrush, so a fixed
+    threshold would never train the toothbrush.
     """
     iou = _pairwise_iou(batch.boxes, priors_xyxy).masked_fill((batch.classes < 0)[..., None], -1)
-    best, thing = iou.max(1)
-    thing = torch.where(best > 0.5, thing, torch.where(best < 0.4, -1, -2))
-    top, where = iou.topk(forced, 2)
-    relative = top / top[..., :1].clamp(min=1e-6)
-    relative = torch.where((relative >= 0.75) & (top[..., :1] > 0), relative, torch.zeros_like(relative))
-    claim = torch.zeros_like(iou).scatter_(2, where, relative)
-    strongest, claimant = claim.max(1)
-    return Match(torch.where(strongest > 0, claimant, thing))
+    best_iou, thing = iou.max(1)
+    thing = torch.where(best_iou > 0.5, thing, torch.where(best_iou < 0.4, -1, -2))
+    top_iou, top_prior = iou.topk(forced, 2)
+    relative_iou = top_iou / top_iou[..., :1].clamp(min=1e-6)
+    is_forced = (relative_iou >= 0.75) & (top_iou[..., :1] > 0)
+    relative_iou = torch.where(is_forced, relative_iou, torch.zeros_like(relative_iou))
+    forced_iou, forced_thing = torch.zeros_like(iou).scatter_(2, top_prior, relative_iou).max(1)
+    return Match(torch.where(forced_iou > 0, forced_thing, thing))
 
 
 def _giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return IoU (k,) and GIoU (k,) of corresponding rows of xyxy boxes, (k, 4) each."""
-    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
-    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter
+    intersection = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
+    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - intersection
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(-1)
-    iou = inter / union.clamp(min=1e-9)
+    iou = intersection / union.clamp(min=1e-9)
     return iou, iou - (hull - union) / hull.clamp(min=1e-9)
 
 
@@ -239,13 +251,15 @@ def _class_loss(logits: Tensor, labels: Tensor, ignored: Tensor, quality: Tensor
     positive = labels > 0
     loss_positive = (quality * foreground + (1 - quality) * background)[positive].sum()
     hardness = background.detach().masked_fill(positive | ignored, -1)
-    wanted = (3 * positive.sum(1)).clamp(min=8)
-    ranked, order = hardness.topk(int(wanted.max()), 1)
-    mined = (torch.arange(ranked.shape[1]) < wanted[:, None]) & (ranked >= 0)
+    negatives = (3 * positive.sum(1)).clamp(min=8)
+    ranked, order = hardness.topk(int(negatives.max()), 1)
+    mined = (torch.arange(ranked.shape[1]) < negatives[:, None]) & (ranked >= 0)
     return (loss_positive + background.gather(1, order)[mined].sum()) / positives
 
 
-def _mask_losses(raw: Raw, batch: Batch, thing: Tensor, per_image: int, pick: torch.Generator) -> tuple[Tensor, Tensor]:
+def _mask_losses(
+    outputs: RawOutputs, batch: Batch, thing: Tensor, per_image: int, pick: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Return BCE and dice losses of the assembled masks inside each thing's box.
 
     At most per_image priors per image count.
@@ -254,9 +268,9 @@ def _mask_losses(raw: Raw, batch: Batch, thing: Tensor, per_image: int, pick: to
     drawn, prior = chance.topk(per_image, 1)
     valid = drawn >= 0
     owner = thing.gather(1, prior).clamp(min=0)
-    coefficients = raw.coefficients.gather(1, prior[..., None].expand(-1, -1, raw.coefficients.shape[-1]))
-    b, _, p, _ = raw.prototypes.shape
-    logits = torch.bmm(coefficients.float(), raw.prototypes.flatten(2).float()).view(b, per_image, p, p)[valid]
+    coefficients = outputs.coefficients.gather(1, prior[..., None].expand(-1, -1, outputs.coefficients.shape[-1]))
+    b, _, p, _ = outputs.prototypes.shape
+    logits = torch.bmm(coefficients.float(), outputs.prototypes.flatten(2).float()).view(b, per_image, p, p)[valid]
     row = torch.arange(b)[:, None].expand_as(owner)[valid]
     target, box = batch.masks[row, owner[valid]], batch.boxes[row, owner[valid]] * p
     grid = torch.arange(p) + 0.5
@@ -271,7 +285,7 @@ def _mask_losses(raw: Raw, batch: Batch, thing: Tensor, per_image: int, pick: to
     return bce.mean(), dice.mean()
 
 
-def losses(raw: Raw, batch: Batch, priors: Tensor, trust: float, pick: torch.Generator) -> dict[str, Tensor]:
+def losses(outputs: RawOutputs, batch: Batch, priors: Tensor, trust: float, pick: torch.Generator) -> dict[str, Tensor]:
     """Return all weighted loss terms of a batch.
 
     trust: 0..1, how far a positive's class target follows its box IoU (0: target 1; 1: target = IoU).
@@ -282,56 +296,57 @@ def losses(raw: Raw, batch: Batch, priors: Tensor, trust: float, pick: torch.Gen
     row, prior = positive.nonzero(as_tuple=True)
     owner = thing[row, prior]
     count = max(len(row), 1)
-    truth, offsets, priors_of = batch.boxes[row, owner], raw.offsets[row, prior].float(), priors[prior]
+    truth, offsets, priors_of = batch.boxes[row, owner], outputs.offsets[row, prior].float(), priors[prior]
     iou, giou = _giou(decode_boxes(offsets.clamp(-20, 20), priors_of), truth)
     labels = torch.zeros_like(thing)
     labels[row, prior] = batch.classes[row, owner] + 1
     quality = torch.ones(thing.shape)
     quality[row, prior] = 1 - trust * (1 - iou.detach().clamp(0, 1))
-    bce, dice = _mask_losses(raw, batch, thing, 14, pick)
-    semantic = torch.zeros_like(raw.semantic, dtype=torch.float32)
+    bce, dice = _mask_losses(outputs, batch, thing, 14, pick)
+    semantic = torch.zeros_like(outputs.semantic, dtype=torch.float32)
     small = F.interpolate(batch.masks, size=semantic.shape[-2:], mode="area")
     for g in range(batch.classes.shape[1]):
-        there = (batch.classes[:, g] >= 0).nonzero()[:, 0]
-        semantic[there, batch.classes[there, g]] = torch.maximum(
-            semantic[there, batch.classes[there, g]], small[there, g]
-        )
+        images = (batch.classes[:, g] >= 0).nonzero()[:, 0]
+        classes = batch.classes[images, g]
+        semantic[images, classes] = torch.maximum(semantic[images, classes], small[images, g])
     return {
-        "class": _class_loss(raw.logits.float(), labels, thing == -2, quality, count),
+        "class": _class_loss(outputs.logits.float(), labels, thing == -2, quality, count),
         "offset": F.smooth_l1_loss(offsets, encode_boxes(truth, priors_of), reduction="sum") / count,
         "giou": 2.0 * (1 - giou).sum() / count,
         "mask": 3.0 * bce,
         "dice": 1.0 * dice,
-        "semantic": 10.0 * F.binary_cross_entropy_with_logits(raw.semantic.float(), semantic),
+        "semantic": 10.0 * F.binary_cross_entropy_with_logits(outputs.semantic.float(), semantic),
     }
 
 
 # ---- the loop -------------------------------------------------------------------------------------
 
 
-def _rate(schedule: Schedule, step: int) -> float:
-    warm = schedule.warm_up * schedule.steps
-    if step < warm:
-        return schedule.learning_rate * (step + 1) / warm
-    progress = (step - warm) / (schedule.steps - warm)
+def _learning_rate(schedule: Schedule, step: int) -> float:
+    """Return the learning rate: a linear warm-up, then a cosine down to 1 %."""
+    warm_up_steps = schedule.warm_up * schedule.steps
+    if step < warm_up_steps:
+        return schedule.learning_rate * (step + 1) / warm_up_steps
+    progress = (step - warm_up_steps) / (schedule.steps - warm_up_steps)
     return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _optimiser(net: StickerNet, schedule: Schedule) -> torch.optim.AdamW:
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    matrices = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.99))
 
 
-def _stages(schedule: Schedule, data: Path, start: int) -> Iterator[tuple[Batch, Tensor]]:
+def _training_batches(schedule: Schedule, data: Path, start: int) -> Iterator[tuple[Batch, Tensor]]:
     priors = {side: priors_cxcywh(side) for side in (schedule.crop_px, INPUT_PX)}
-    first, second = min(start, schedule.crop_steps), max(0, start - schedule.crop_steps)
-    crops = batches(data, "crops", schedule.seed, schedule.crop_batch, first, schedule.crop_steps - first)
-    scenes = batches(data, "scenes", schedule.seed, schedule.scene_batch, second, schedule.scene_steps - second)
-    for batch in _ahead(crops):
+    """Yield the batches from step `start` on, first crops, then scenes, each with its priors."""
+    crop_step, scene_step = min(start, schedule.crop_steps), max(0, start - schedule.crop_steps)
+    crops = batches(data, "crops", schedule.seed, schedule.crop_batch, crop_step, schedule.crop_steps - crop_step)
+    scenes = batches(data, "scenes", schedule.seed, schedule.scene_batch, scene_step, schedule.scene_steps - scene_step)
+    for batch in _prefetch(crops):
         yield batch, priors[schedule.crop_px]
-    for batch in _ahead(scenes):
+    for batch in _prefetch(scenes):
         yield batch, priors[INPUT_PX]
 
 
@@ -354,37 +369,38 @@ def train(schedule: Schedule, work: Path, log: Callable[[str], None], processes:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["schedule"] != asdict(schedule):
-            raise ValueError(f"{checkpoint} belongs to another schedule: {state['schedule']}; use an empty folder")
+            raise ValueError(f"{checkpoint} has another schedule: {state['schedule']}. Choose an empty folder.")
         net.load_state_dict(state["net"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    began, seen = time.monotonic(), 0
-    running: dict[str, float] = {}
-    for step, (batch, priors) in enumerate(_stages(schedule, data, start), start):
+    start_s, images = time.monotonic(), 0
+    mean_losses: dict[str, float] = {}
+    for step, (batch, priors) in enumerate(_training_batches(schedule, data, start), start):
         for group in optimiser.param_groups:
-            group["lr"] = _rate(schedule, step)
+            group["lr"] = _learning_rate(schedule, step)
         with torch.autocast("cpu", torch.bfloat16):
-            raw = net(batch.images.contiguous(memory_format=torch.channels_last))
+            outputs = net(batch.images.contiguous(memory_format=torch.channels_last))
         trust = 0.7 * min(1.0, max(0.0, step / schedule.steps - 0.2) / 0.4)
-        terms = losses(raw, batch, priors, trust, torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
+        terms = losses(outputs, batch, priors, trust, torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
         optimiser.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimiser.step()
         keep = min(schedule.ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs, 1 - keep)
+            for averaged, current in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+                if averaged.is_floating_point():
+                    averaged.lerp_(current, 1 - keep)
                 else:
-                    mine.copy_(theirs)
-        seen += len(batch.images)
-        for name, value in terms.items():
-            running[name] = 0.98 * running.get(name, float(value.detach())) + 0.02 * float(value.detach())
+                    averaged.copy_(current)
+        images += len(batch.images)
+        for name, term in terms.items():
+            loss = float(term.detach())
+            mean_losses[name] = 0.98 * mean_losses.get(name, loss) + 0.02 * loss
         if (step + 1) % 50 == 0:
-            parts = " ".join(f"{name} {value:.3f}" for name, value in running.items())
-            log(f"step {step + 1}/{schedule.steps} {seen / (time.monotonic() - began):.1f} images/s {parts}")
+            parts = " ".join(f"{name} {value:.3f}" for name, value in mean_losses.items())
+            log(f"step {step + 1}/{schedule.steps} {images / (time.monotonic() - start_s):.1f} images/s {parts}")
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             state = {
                 "schedule": asdict(schedule), "step": step + 1, "net": net.state_dict(),

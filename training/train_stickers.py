@@ -42,14 +42,16 @@ def main() -> None:
     if options.evaluate:
         scenes = options.work / f"unseen-{options.evaluate}"
         dataset.write(scenes, options.evaluate, UNSEEN_SEED)
-        found = {precision: evaluate_model(xml, scenes, precision, threads=options.threads) for precision in PRECISIONS}
-        for precision, evaluation in found.items():
+        evaluations = {
+            precision: evaluate_model(xml, scenes, precision, threads=options.threads) for precision in PRECISIONS
+        }
+        for precision, evaluation in evaluations.items():
             _log(f"{precision} {json.dumps(asdict(evaluation))}")
-        accuracy = {precision: _summary(evaluation) for precision, evaluation in found.items()}
+        accuracy = {precision: _summary(evaluation) for precision, evaluation in evaluations.items()}
         print(json.dumps(accuracy, indent=1))
         if not options.evaluate_only:
-            measured = {"scenes": options.evaluate, "seed": UNSEEN_SEED, **accuracy}
-            _write_card(xml, {**card, "accuracy": measured})
+            measurement = {"scenes": options.evaluate, "seed": UNSEEN_SEED, **accuracy}
+            _write_card(xml, {**card, "accuracy": measurement})
 
 
 def export(checkpoint: Path, xml: Path) -> dict[str, Any]:
@@ -88,11 +90,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("work", type=Path, help="folder for drawn data, checkpoint and evaluation scenes")
     embedded = Path(segray.__file__).parent / "synthetic" / "model"
     parser.add_argument("--out", type=Path, default=embedded, help="folder for the exported model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--evaluate", type=int, default=300, metavar="SCENES", help="0 for none")
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads, and of drawing processes")
+    parser.add_argument(
+        "--evaluate", type=int, default=300, metavar="SCENES", help="number of unseen scenes, 0 for none"
+    )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--evaluate-only", action="store_true", help="measure the model in --out as it is")
-    only.add_argument("--export-checkpoint", action="store_true", help="export the checkpoint as it is; do not train")
+    only.add_argument("--evaluate-only", action="store_true", help="measure the model in --out without training")
+    only.add_argument("--export-checkpoint", action="store_true", help="export the checkpoint without further training")
     return parser.parse_args()
 
 

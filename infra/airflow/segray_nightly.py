@@ -1,8 +1,8 @@
-"""Airflow: every night label what is new, with segray's own submit, whose exit code tells what is worth another try.
+"""An Airflow DAG that labels new images every night by `segray submit`.
 
-Airflow's worker needs segray installed and RAY_AUTH_TOKEN in its environment. One run at a time; ticks that
-were missed are not made up for, since the next one labels what is new since. Exit code 99 would mean "skipped": segray
-never gives it.
+Airflow's worker needs segray installed, and RAY_AUTH_TOKEN in its environment. One run goes on at a time. A missed tick
+is not repeated, since the next tick labels all new images. For Airflow exit code 99 means "skipped". segray never ends
+with 99.
 """
 
 from datetime import datetime, timedelta

@@ -1,8 +1,9 @@
-"""The same with the Ray provider (astro-provider-ray 0.3), for those who have it; its maker has given it up since.
+"""An Airflow DAG that labels new images every night by the Ray provider (astro-provider-ray 0.3).
 
-The job API alone is used: Ray's 0 or 1 comes back instead of segray's exit code, and nothing but the commit rule keeps
-a job that Airflow lost sight of and the next one apart. That is safe, but may label an image twice before one of the
-two finds the other's commits. `ray_head` is an Airflow connection of type Ray with the dashboard's address.
+The provider is no longer maintained. It uses the job API alone, so Airflow gets Ray's 0 or 1 instead of segray's exit
+code. If Airflow loses contact with a job, the next job may run beside it. The rules of commits keep the label set
+right. An image may be labelled twice before one job finds the commits of the other. `ray_head` is an Airflow
+connection of type Ray with the dashboard's address.
 """
 
 from datetime import datetime, timedelta

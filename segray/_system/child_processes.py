@@ -1,7 +1,7 @@
-"""Child processes: nothing that a command or a call starts outlives it, descendants included.
+"""Child processes: no process that a command or a call starts outlives the command or the call, descendants included.
 
-Knows Linux's process tree and the environments of processes. Knows nothing of who starts what. On systems without /proc
-no process is adopted or ended.
+Knows Linux's process tree and the environments of processes. Knows nothing of who starts a process. On systems without
+/proc no process is adopted or killed.
 """
 
 from __future__ import annotations
@@ -17,60 +17,59 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PROC = Path("/proc")
 
 
-def adopt() -> frozenset[int]:
+def adopt_descendants() -> frozenset[int]:
     """Make this process the parent of descendants whose parents die; return the ids of its present children.
 
     Source: prctl(2), PR_SET_CHILD_SUBREAPER.
     """
     if _PROC.is_dir():
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    return frozenset(_children())
+    return frozenset(_own_children())
 
 
-def end(spared: frozenset[int]) -> None:
-    """Kill every child of this process and all that they leave behind.
+def kill_children(spared: frozenset[int]) -> None:
+    """Kill every child of this process, and every descendant that becomes a child by the death of its parent.
 
     spared: ids of children that stay alive.
     """
-    while found := _children() - spared:
-        for pid in found:
+    while children := _own_children() - spared:
+        for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
 
-def end_marked(name: str, value: str) -> None:
+def kill_marked(name: str, value: str) -> None:
     """Kill every process that was started with an environment variable, and all its descendants.
 
-    A program that changes its title may overwrite its environment, so its parent leads to it. SIGSTOP first keeps a
-    parent from starting further children.
+    A program that changes its title may overwrite its environment. Such a process is found as a child of a marked one.
+    SIGSTOP first keeps a parent from starting further children.
 
     name, value: the environment variable.
     """
-    mark, doomed = f"{name}={value}".encode(), set[int]()
-    while found := (_marked(mark) | _below(doomed)) - doomed:
-        _send(found, signal.SIGSTOP)
-        doomed |= found
-    _send(doomed, signal.SIGKILL)
-    for pid in doomed:
+    mark, pids = f"{name}={value}".encode(), set[int]()
+    while new_pids := (_pids_marked(mark) | _children_of(pids)) - pids:
+        _send_signal(new_pids, signal.SIGSTOP)
+        pids |= new_pids
+    _send_signal(pids, signal.SIGKILL)
+    for pid in pids:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
 
 
-def _send(pids: Iterable[int], number: int) -> None:
+def _send_signal(pids: Iterable[int], number: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def runs_marked(name: str, value: str, program: str) -> bool:
-    """Return whether a process runs that was started with an environment variable and runs a program.
+def marked_program_runs(name: str, value: str, program: str) -> bool:
+    """Return whether a program runs in a process that was started with an environment variable.
 
-    name, value: the environment variable.
-    program: a part of the process's command line.
+    name, value: the environment variable. program: a part of the process's command line.
     """
-    for pid in _marked(f"{name}={value}".encode()):
+    for pid in _pids_marked(f"{name}={value}".encode()):
         with suppress(OSError):
             if program.encode() in (_PROC / str(pid) / "cmdline").read_bytes():
                 return True
@@ -87,25 +86,26 @@ def commands_with_variable(name: str) -> list[list[str]]:
     return commands
 
 
-def _marked(mark: bytes) -> set[int]:
-    found = set()
+def _pids_marked(mark: bytes) -> set[int]:
+    """Return the ids of processes whose environment contains the mark, NAME=VALUE."""
+    pids = set()
     for path in _PROC.glob("[0-9]*/environ"):
         with suppress(OSError):  # The process has ended, or belongs to another user.
             if mark in path.read_bytes().split(b"\0"):
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids
 
 
-def _children() -> set[int]:
-    return _below({os.getpid()})
+def _own_children() -> set[int]:
+    return _children_of({os.getpid()})
 
 
-def _below(parents: Collection[int]) -> set[int]:
+def _children_of(parents: Collection[int]) -> set[int]:
     """Return the ids of processes whose parents are among `parents`."""
-    found = set()
+    pids = set()
     for path in _PROC.glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
             # The name before the last ")" may hold anything; the parent is the second field after it.
             if int(path.read_text().rpartition(")")[2].split()[1]) in parents:
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids

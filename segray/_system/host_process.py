@@ -1,4 +1,4 @@
-"""The process that segray runs in, which a user's program may own: changes by libraries are undone.
+"""The process that segray runs in, which a user's program may own: segray undoes what libraries change.
 
 Knows environment variables, warnings filters, hooks and loggers. Knows nothing of who labels or reads. signals.py does
 the same for signals.
@@ -25,13 +25,13 @@ _VARIABLES = (
     "RAY_USAGE_STATS_ENABLED",
     "RAY_num_workers_soft_limit",
 )
-_turn = threading.RLock()
+_one_at_a_time = threading.RLock()
 
 
 def silence_videos() -> None:
-    """Keep FFmpeg from writing about broken videos to stderr. The rows of their frames name the error.
+    """Keep FFmpeg from writing about broken videos to stderr. The rows of the frames name the error.
 
-    The change of the environment lasts. Only commands and workers, which own their process, call this function.
+    The change of the environment is permanent. Only commands and workers, which own their process, call this function.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
@@ -39,11 +39,11 @@ def silence_videos() -> None:
 @contextmanager
 def environment(names: Sequence[str]) -> Iterator[None]:
     """Restore these environment variables after the block."""
-    before = {name: os.environ.get(name) for name in names}
+    values_before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in values_before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -51,12 +51,13 @@ def environment(names: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Restore after the block what importing or starting a library in the block may change.
+def import_changes_undone() -> Iterator[None]:
+    """Undo after the block what the import or the start of a library in the block changes.
 
-    Threads take turns. Otherwise a thread would take a value for the original that another thread is about to undo.
+    Restored are environment variables, warnings filters and sys.excepthook. Threads take turns. Otherwise a thread
+    could save a value as the original that another thread is about to undo.
     """
-    with _turn:
+    with _one_at_a_time:
         hook = sys.excepthook
         try:
             with environment(_VARIABLES), warnings.catch_warnings():
@@ -66,7 +67,7 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def without(module: str) -> Iterator[None]:
+def import_blocked(module: str) -> Iterator[None]:
     """Let imports of a module fail in the block, unless the module is loaded already."""
     if module in sys.modules:
         yield
@@ -79,18 +80,19 @@ def without(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def at_work(logger: str, level: int) -> Iterator[None]:
-    """Set a logger's level for the block, and restore after the block what a running library changes.
+def runtime_changes_undone(logger: str, level: int) -> Iterator[None]:
+    """Set a logger's level for the block, and undo after the block what a running library changes.
 
     Restored are the level, faulthandler, and the limit of open files.
     """
     log = logging.getLogger(logger)
-    before, traced, files = log.level, faulthandler.is_enabled(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    level_before, faulthandler_was_on = log.level, faulthandler.is_enabled()
+    open_files_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     log.setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(before)
-        if not traced:
+        log.setLevel(level_before)
+        if not faulthandler_was_on:
             faulthandler.disable()
-        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, open_files_limit)

@@ -1,8 +1,8 @@
-"""Standard input, output and error of a command: whatever became of them, a write never ends the command.
+"""Standard input, output and error of a command: a failed write to a stream never ends the command.
 
-Knows descriptors 0, 1 and 2. Knows nothing of what is written. Progress and log lines that standard error does not take
-are dropped. A command says at its end that standard output did not take its results. Nothing is said when the reader
-has gone, as in `| head`, or when standard output was closed from the start.
+Knows descriptors 0, 1 and 2. Knows nothing of the texts. Progress and log lines that standard error does not accept are
+dropped. A command reports at its end that standard output did not accept its results. The command does not report a
+reader that has gone, as in `| head`, or a standard output that was closed from the start.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-_GONE = (errno.EPIPE, errno.ECONNRESET)
+_READER_GONE = (errno.EPIPE, errno.ECONNRESET)
 _TERMINAL_GONE = (errno.EIO, errno.ENXIO)
 
 
 class _Descriptor(io.RawIOBase):
-    """A stream over a descriptor that drops what the descriptor does not take, and never raises.
+    """A stream over a descriptor that drops bytes that the descriptor does not accept, and never raises.
 
-    lost: the error of a dropped write, other than that the reader has gone.
+    lost: the error of a dropped write, None if no write was dropped while the reader was there.
     gone: whether the reader has gone.
     """
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._gone_errors = _GONE + (_TERMINAL_GONE if stat.S_ISCHR(os.fstat(number).st_mode) else ())
+        self._gone_errors = _READER_GONE + (_TERMINAL_GONE if stat.S_ISCHR(os.fstat(number).st_mode) else ())
         self.lost: OSError | None = None
         self.gone = False
 
@@ -50,37 +50,37 @@ class _Descriptor(io.RawIOBase):
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
-            return self._written(data)
+            return self._write_available(data)
         except OSError as exc:
             if exc.errno in self._gone_errors:
-                self._leave()
+                self._redirect_to_null()
             else:
                 self.lost = exc
         return memoryview(data).nbytes
 
-    def _written(self, data: ReadableBuffer) -> int:
-        """Write as many bytes as there is room for; wait for room where the descriptor does not block."""
+    def _write_available(self, data: ReadableBuffer) -> int:
+        """Write as many bytes as the descriptor accepts. Wait for room if the descriptor does not block."""
         while True:
             try:
                 return os.write(self._number, data)
             except BlockingIOError:
                 select.select([], [self._number], [])
 
-    def _leave(self) -> None:
+    def _redirect_to_null(self) -> None:
         """Redirect the descriptor to /dev/null, since libraries and child processes write to it too."""
         self.gone = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._number)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._number)
+        os.close(null)
 
 
 _output: _Descriptor | None = None
 
 
-def settle() -> None:
-    """Take over the standard streams of this process. Call it before anything opens a file.
+def take_over() -> None:
+    """Take over the standard streams of this process. Call this function before any file is opened.
 
-    A file opened while 0, 1 or 2 is closed would get that number, and then the output of libraries.
+    A file that is opened while 0, 1 or 2 is closed would get that number, and then the output of libraries.
     """
     global _output
     for number in (0, 1, 2):
@@ -95,11 +95,11 @@ def settle() -> None:
     sys.stderr = _text(_Descriptor(2), sys.stderr)
 
 
-def _text(descriptor: _Descriptor, before: TextIO | None) -> TextIO:
-    """Return a text stream like the one that Python opened, which escapes characters that its encoding lacks."""
-    encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
-    lenient = "backslashreplace" if errors == "strict" else errors
-    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, lenient, line_buffering=True)
+def _text(descriptor: _Descriptor, original: TextIO | None) -> TextIO:
+    """Return a text stream like the one that Python opened. The stream escapes characters that its encoding lacks."""
+    encoding, errors = ("utf-8", "strict") if original is None else (original.encoding, original.errors)
+    error_handler = "backslashreplace" if errors == "strict" else errors
+    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, error_handler, line_buffering=True)
 
 
 def show(text: str) -> None:
@@ -109,14 +109,14 @@ def show(text: str) -> None:
 
 
 def check() -> None:
-    """Raise InfrastructureError if standard output has not taken everything written so far."""
+    """Raise InfrastructureError if standard output has not accepted every write so far."""
     sys.stdout.flush()
     if _output is not None and _output.lost is not None:
         raise InfrastructureError(
             "the results could not be written",
             where="standard output",
             found=str(_output.lost),
-            hint="make room there, or send standard output elsewhere, and run the same command again",
+            hint="free disk space, or redirect standard output to another file, then run the same command again",
         )
 
 

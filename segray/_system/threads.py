@@ -1,6 +1,6 @@
-"""Threads for one call: one that does not delay the end of this process, and one that lasts.
+"""Threads for one call: a daemon thread that does not delay the end of this process, and a thread that lasts.
 
-Knows threads and futures. Knows nothing of what they run.
+Knows threads and futures. Knows nothing of the functions that run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def run_in_daemon_thread(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Run a function on a thread of its own, which does not keep this process from ending."""
+    """Run a function on a thread of its own. The thread does not keep this process from ending."""
     result: Future[T] = Future()
     threading.Thread(target=_run, args=(result, function, *args), daemon=True).start()
     return result

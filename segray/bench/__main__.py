@@ -16,11 +16,11 @@ if __name__ == "__main__":
     from segray.bench.variants import VARIANTS
 
     variant, workload, folder = sys.argv[1], Workload.load(Path(sys.argv[2])), Path(sys.argv[3])
-    before = child_processes.adopt()
+    before = child_processes.adopt_descendants()
     try:
         measurement = VARIANTS[variant](workload, folder)
         (folder / "measurement.json").write_text(json.dumps(asdict(measurement)), "utf-8")
     finally:
-        child_processes.end(before)
+        child_processes.kill_children(before)
     sys.stderr.flush()
     os._exit(0)

@@ -45,7 +45,7 @@ def write(folder: Path) -> Path:
     if not xml.exists():
         folder.mkdir(parents=True, exist_ok=True)
         engine.save(yolact.build(weights(), "converted"), xml)
-        card = {"contract": yolact.CONTRACT, "form": "converted", "weights": f"random, seed {_SEED}"}
+        card = {"contract": yolact.ADAPTER_NAME, "form": "converted", "weights": f"random, seed {_SEED}"}
         (folder / CARD).write_text(json.dumps(card), "utf-8")
     return xml
 

@@ -174,7 +174,7 @@ def prepare(options: BenchOptions, folder: Path, note: Callable[[str], None]) ->
     model: dict[str, Any] = {"name": options.model_name, "path": options.model_path, "form": options.model_form}
     model |= {"precision": options.precision, "max_detections": options.instances}
     if options.model_name == REFERENCE_MODEL:
-        model |= {"name": yolact.CONTRACT, "path": str(folder.absolute() / "model" / "reference_model.xml")}
+        model |= {"name": yolact.ADAPTER_NAME, "path": str(folder.absolute() / "model" / "reference_model.xml")}
     workload = Workload(str(folder.absolute()), (), model, engine.available_cpus(), options.settings)
     workload.configuration(folder / "labels")
     if options.model_name == REFERENCE_MODEL:

@@ -102,7 +102,7 @@ class Workload:
         model, adapter, form, options = self.resolve_model()
         model_config = self.configuration(Path()).model
         settings = DeviceSettings(threads=self.threads, precision=model_config.precision, hint=hint)
-        compiled = engine.compiled(model.path, form, settings)
+        compiled = engine.compile_network(model.path, form, settings)
         adapter = adapter.with_size(form.name, compiled.size_hw)
         return compiled, adapter, adapter.forms[form.name], options
 
@@ -110,7 +110,7 @@ class Workload:
         """Return the model's files, adapter, form and options."""
         model_config = self.configuration(Path()).model
         model = resolve.resolve(model_config.name, model_config.path, model_config.form, model_config.labels)
-        return model, model.contract, model.form, options_of(model_config, model.contract)
+        return model, model.adapter, model.form, options_of(model_config, model.adapter)
 
 
 def copy_images(images: Iterable[str], prefix: str, store: Store) -> None:

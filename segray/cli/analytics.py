@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-Version = Annotated[int | None, typer.Option(help="The label set as it was after this batch.")]
-AsOf = Annotated[str | None, typer.Option(metavar="TIME", help="As it was then: 2026-11-21T12:00, in UTC.")]
+Version = Annotated[int | None, typer.Option(help="Batch whose state is read. By default the latest.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Time whose state is read, such as 2026-11-21T12:00. The default time zone is UTC."
+    ),
+]
 
 _GATE = 4
 _SHOWN = 15
@@ -37,21 +42,34 @@ _SHOWN = 15
 @app.command()
 def evaluate(
     root: Root,
-    truth: Annotated[str, typer.Option(help="COCO or LVIS JSON; file_name there is image_key here.")],
+    truth: Annotated[str, typer.Option(help="Truth as COCO or LVIS JSON. Its file_name must equal image_key.")],
     protocol: Annotated[
-        str | None, typer.Option(help="coco, lvis, omz-mask-rcnn, ... or a model's name: as its card measures.")
+        str | None,
+        typer.Option(
+            help="Measuring protocol: coco, lvis, omz-mask-rcnn, ... or a model's name for the protocol of its card."
+        ),
     ] = None,
-    only: Annotated[list[str], typer.Option(metavar="segm|bbox", help="Compare masks or boxes alone.")] = [],  # noqa: B006
-    labelled_only: Annotated[bool, typer.Option(help="Leave out images that failed or are not labelled.")] = False,
+    only: Annotated[
+        list[str],
+        typer.Option(metavar="segm|bbox", help="Kind of comparison: masks (segm) or boxes (bbox). By default both."),
+    ] = [],  # noqa: B006
+    labelled_only: Annotated[bool, typer.Option(help="Leave out images that failed or have no labels.")] = False,
     allow_unlisted: Annotated[bool, typer.Option(help="Ignore images that the truth does not list.")] = False,
-    allow_other_classes: Annotated[bool, typer.Option(help="Compare by category id, whatever the names.")] = False,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Of detections whose mistakes are counted.")] = 0.5,
+    allow_other_classes: Annotated[
+        bool, typer.Option(help="Match classes by category id, even if their names differ.")
+    ] = False,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest score of detections whose errors are counted.")
+    ] = 0.5,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a label set with the truth: average precision of masks and boxes, by class and size, and mistakes."""
+    """Compare a label set with the truth.
+
+    The command prints the average precision of masks and boxes, by class and size, and errors by kind.
+    """
     with signals.ending_at_once():
         from segray.analytics.evaluation.evaluate import IOU_TYPES
         from segray.analytics.evaluation.evaluate import evaluate as compare
@@ -80,34 +98,50 @@ def evaluate(
 @app.command()
 def export(
     root: Root,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file, or a new or empty folder.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File or folder to write. It must be new; an empty folder is allowed.")
+    ],
     to: Annotated[
         str,
         typer.Option(
-            help="coco, coco-results, yolo, label-studio, cvat, fiftyone, labelme, imagefolder, png-instance, "
-            "png-semantic."
+            help="Format: coco, coco-results, yolo, label-studio, cvat, fiftyone, labelme, imagefolder, png-instance "
+            "or png-semantic."
         ),
     ],
-    class_name: Annotated[list[str], typer.Option("--class", help="Only this class; repeatable.")] = [],  # noqa: B006
-    min_score: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
-    min_area: Annotated[int, typer.Option(min=0, help="Pixels.")] = 0,
-    max_area: Annotated[int | None, typer.Option(min=0, help="Pixels.")] = None,
-    status: Annotated[list[str], typer.Option(metavar="ok|empty", help="Only such images; repeatable.")] = [],  # noqa: B006
+    class_name: Annotated[
+        list[str], typer.Option("--class", help="Name of a class to export. By default all classes. Repeatable.")
+    ] = [],  # noqa: B006
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of exported instances.")] = 0.0,
+    min_area: Annotated[int, typer.Option(min=0, help="Smallest area of exported masks, in pixels.")] = 0,
+    max_area: Annotated[int | None, typer.Option(min=0, help="Largest area of exported masks, in pixels.")] = None,
+    status: Annotated[
+        list[str], typer.Option(metavar="ok|empty", help="Status of exported images. By default both. Repeatable.")
+    ] = [],  # noqa: B006
     where: Annotated[
-        str | None, typer.Option(help='SQL on a row of instances: "rle_area(rle) > 0.1*width*height".')
+        str | None, typer.Option(help='SQL condition on an instance, such as "rle_area(rle) > 0.1*width*height".')
     ] = None,
-    with_instances: Annotated[bool, typer.Option(help="Leave out images of which no instance is chosen.")] = False,
-    sample: Annotated[int | None, typer.Option(min=1, help="So many images, always the same.")] = None,
-    polygons: Annotated[bool, typer.Option(help="In coco, in place of run lengths.")] = False,
-    tolerance_px: Annotated[float, typer.Option(min=0, help="How far polygons may leave the pixels' edges.")] = 0.0,
-    copy_images: Annotated[bool | None, typer.Option(help="Also the images; else as the format needs.")] = None,
-    ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids to use.")] = None,
+    with_instances: Annotated[bool, typer.Option(help="Leave out images without an exported instance.")] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of images in an even sample. The same label set gives the same images."),
+    ] = None,
+    polygons: Annotated[bool, typer.Option(help="Write polygons instead of run lengths. For coco only.")] = False,
+    tolerance_px: Annotated[
+        float, typer.Option(min=0, help="Largest distance of polygons from the pixels' edges, in pixels.")
+    ] = 0.0,
+    copy_images: Annotated[
+        bool | None, typer.Option(help="Copy the images too. By default only if the format needs them.")
+    ] = None,
+    ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Write labels in another tool's format: whole or not at all."""
+    """Write labels in the format of another tool.
+
+    An export is complete, or nothing is written.
+    """
     with signals.ending_at_once():
         from segray.analytics.export.export import ExportSelection
         from segray.analytics.export.export import export as write
@@ -115,7 +149,7 @@ def export(
     choice = ExportSelection(
         class_name, min_score, min_area, max_area, status or ("ok", "empty"), where, with_instances, sample
     )
-    done = write(
+    exported = write(
         root,
         to,
         out,
@@ -129,21 +163,26 @@ def export(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        show_json(asdict(done))
+        show_json(asdict(exported))
     else:
-        show(describe_export(done))
+        show(describe_export(exported))
 
 
 @app.command()
 def diff(
-    root_a: Annotated[str, typer.Argument(metavar="ROOT_A", help="A label set.")],
-    root_b: Annotated[str, typer.Argument(metavar="ROOT_B", help="Another one of the same images.")],
+    root_a: Annotated[str, typer.Argument(metavar="ROOT_A", help="Folder or URL of label set A.")],
+    root_b: Annotated[str, typer.Argument(metavar="ROOT_B", help="Folder or URL of label set B, of the same images.")],
     fail_if: Annotated[
-        list[str], typer.Option(metavar="GATE", help="lost>2%, changed[person]>50, score_drift>0.1: exit code 4.")
+        list[str],
+        typer.Option(
+            metavar="GATE", help="Condition for exit code 4: lost>2%, changed[person]>50, score_drift>0.1. Repeatable."
+        ),
     ] = [],  # noqa: B006
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Of instances that take part.")] = 0.0,
-    most: Annotated[int, typer.Option(min=1, help="How many of the images that changed most.")] = 20,
-    draw: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw these side by side.")] = None,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of compared instances.")] = 0.0,
+    most: Annotated[int, typer.Option(min=1, help="Number of most changed images to list.")] = 20,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="File for a picture of the most changed images, A beside B.")
+    ] = None,
     version_a: Version = None,
     as_of_a: AsOf = None,
     version_b: Version = None,
@@ -151,11 +190,14 @@ def diff(
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """What label set B keeps, moves, renames, gains and loses of A. Exit code 4 when a gate fails."""
+    """Compare label set B with label set A.
+
+    The command counts instances that are kept, moved, renamed, gained and lost. Exit code 4 means that a gate failed.
+    """
     with signals.ending_at_once():
         from segray.analytics.reports.diff import diff as compare
 
-    found = compare(
+    difference = compare(
         root_a,
         root_b,
         fail_if=fail_if,
@@ -169,37 +211,53 @@ def diff(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        show_json(asdict(found))
+        show_json(asdict(difference))
     else:
-        show(describe_difference(found))
-    raise typer.Exit(_GATE if found.failed_gates else 0)
+        show(describe_difference(difference))
+    raise typer.Exit(_GATE if difference.failed_gates else 0)
 
 
 @app.command()
 def select(
     root: Root,
-    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="A new file: what was chosen, and why.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="New file for the selection and its reasons.")],
     take: Annotated[
         list[str],
-        typer.Option(metavar="CRITERION=N", help="uncertain, disagree, rare, diverse or random; repeatable."),
+        typer.Option(
+            metavar="CRITERION=N",
+            help="Criterion and number of images: uncertain, disagree, rare, diverse or random. Repeatable.",
+        ),
     ],
-    against: Annotated[str | None, typer.Option(metavar="ROOT_B", help="The label set to disagree with.")] = None,
-    to: Annotated[str | None, typer.Option(help="Export the images for label-studio, cvat, coco, ...")] = None,
-    tasks: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to export them: a new file.")] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores near it are uncertain.")] = 0.5,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Of labels that count and are exported.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Another one draws another random sample.")] = 0,
+    against: Annotated[
+        str | None, typer.Option(metavar="ROOT_B", help="Label set that `disagree` compares with.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Export format for the selected images: label-studio, cvat, coco, ...")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="New file or folder for the exported images.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Score threshold. Scores near the threshold are uncertain.")
+    ] = 0.5,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest score of instances that count and are exported.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 0,
     blind: Annotated[bool, typer.Option("--blind", help="Export the images without their labels.")] = False,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Choose images worth a person's look, and a random sample that tells how good the labels are."""
+    """Choose images for review by people.
+
+    The random sample among them measures how good the labels are.
+    """
     with signals.ending_at_once():
         from segray.analytics.review.sampling import select as choose
 
-    chosen = choose(
+    picked = choose(
         root,
         shares(take),
         out=out,
@@ -215,26 +273,35 @@ def select(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        show_json(asdict(chosen))
+        show_json(asdict(picked))
     else:
-        show(f"{out}: {describe_selection(chosen)}")
+        show(f"{out}: {describe_selection(picked)}")
 
 
 @app.command()
 def review(
     root: Root,
-    selection: Annotated[Path, typer.Option(help="What `segray select` wrote.")],
-    corrected: Annotated[Path, typer.Option(help="JSON of Label Studio, CVAT for images 1.1, or COCO JSON.")],
-    truth: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the corrections as COCO truth.")] = None,
-    allow_unfinished: Annotated[bool, typer.Option(help="Leave out chosen images that are not done.")] = False,
+    selection: Annotated[Path, typer.Option(help="Selection file that `segray select` wrote.")],
+    corrected: Annotated[
+        Path, typer.Option(help="Corrections: JSON of Label Studio, CVAT for images 1.1, or COCO JSON.")
+    ],
+    truth: Annotated[
+        Path | None, typer.Option(metavar="OUT.json", help="New file for the corrections as COCO truth.")
+    ] = None,
+    allow_unfinished: Annotated[
+        bool, typer.Option(help="Leave out selected images that are not reviewed yet.")
+    ] = False,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """What people's corrections say: errors by class with intervals, from the random sample."""
+    """Compare labels with people's corrections.
+
+    The random sample gives the errors by class, with intervals.
+    """
     with signals.ending_at_once():
         from segray.analytics.review.review import review as compare
 
-    found = compare(
+    result = compare(
         root,
         selection,
         corrected,
@@ -243,22 +310,27 @@ def review(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        show_json(asdict(found))
+        show_json(asdict(result))
     else:
-        show(describe_review(found))
+        show(describe_review(result))
 
 
 @app.command()
 def report(
     root: Root,
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where to write it: a path, or an address.")] = "report.html",
-    truth: Annotated[str | None, typer.Option(help="COCO or LVIS JSON, to say also how good the labels are.")] = None,
-    images: Annotated[int, typer.Option(min=0, max=60, help="How many images to show.")] = 12,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Path or URL of the page.")] = "report.html",
+    truth: Annotated[
+        str | None, typer.Option(help="Truth as COCO or LVIS JSON. The page then shows average precision too.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, max=60, help="Number of images on the page.")] = 12,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
 ) -> None:
-    """Write one web page on a label set: counts, classes, scores, failures, throughput, and images worth a look."""
+    """Write one web page about a label set.
+
+    The page shows counts, classes, scores, failures, throughput and images to look at.
+    """
     with signals.ending_at_once():
         from segray.analytics.reports.report import report as page
         from segray.storage.store import StorageOptions, Store
@@ -268,17 +340,17 @@ def report(
     show(f"{out}: {len(made) / 1e6:.1f} MB")
 
 
-def shares(given: Sequence[str]) -> dict[str, int]:
+def shares(texts: Sequence[str]) -> dict[str, int]:
     """Return the number of images by criterion, from texts such as "uncertain=50"."""
-    found: dict[str, int] = {}
-    for text in given:
-        name, _, count = text.partition("=")
-        if not count.isdecimal() or name in found:
+    counts: dict[str, int] = {}
+    for text in texts:
+        criterion, _, count = text.partition("=")
+        if not count.isdecimal() or criterion in counts:
             raise UserError(
-                "this does not say how many images to take", found=text, hint="write uncertain=50, once each"
+                "--take takes CRITERION=N, once for each criterion", found=text, hint="for example --take uncertain=50"
             )
-        found[name] = int(count)
-    return found
+        counts[criterion] = int(count)
+    return counts
 
 
 def moment(text: str | None) -> datetime | None:
@@ -286,13 +358,13 @@ def moment(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UserError("this is no time", found=text, hint="write it like 2026-11-21T12:00") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        raise UserError("the text is not a time", found=text, hint="write a time such as 2026-11-21T12:00") from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-# ---- what is printed ------------------------------------------------------------------------------
+# ---- printed texts -------------------------------------------------------------------------------
 
 
 def describe_evaluation(result: Evaluation) -> str:
@@ -321,92 +393,95 @@ def describe_details(result: Evaluation) -> str:
     lines.append(_table(("class", "AP", "AP50", "AR"), sorted(rows, key=lambda row: row[1])[:_SHOWN], len(rows)))
     if result.mistakes is not None:
         counts = {kind: sum(by_class.values()) for kind, by_class in result.mistakes.kinds.items()}
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        lines.append(f"detections of score {result.mistakes.min_score:g} and more: {told}")
-        taken = [(count, truth, name) for truth, row in result.mistakes.confusion.items() for name, count in row.items()
-                 if "background" not in (truth, name) and truth != name]  # fmt: skip
-        for count, truth, name in sorted(taken, reverse=True)[:5]:
+        counts_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        lines.append(f"detections of score {result.mistakes.min_score:g} and more: {counts_text}")
+        confusion = result.mistakes.confusion
+        confused = [(count, truth, name) for truth, row in confusion.items() for name, count in row.items()
+                    if "background" not in (truth, name) and truth != name]  # fmt: skip
+        for count, truth, name in sorted(confused, reverse=True)[:5]:
             lines.append(f"  {count} times {truth} was taken for {name}")
     if first.calibration is not None:
-        lines.append(f"a score is off from how often it is right by {first.calibration.error:.3f} on average")
+        lines.append(f"calibration error: scores and precision differ by {first.calibration.error:.3f} on average")
     for model, (box, mask) in result.cards.items():
         lines.append(f"card of {model}: box AP {box:.2f} %, mask AP {mask:.2f} %")
     states = f"{result.labelled} of {result.images} images are labelled, {result.failed} failed"
     return "\n".join([*lines, states, *(f"note: {note}" for note in result.notes)])
 
 
-def describe_export(done: ExportResult) -> str:
+def describe_export(exported: ExportResult) -> str:
     """Return what was written, and how much polygons lost."""
-    line = f"{done.out}: {done.instances} instances in {done.images} images as {done.format}, masks as {done.masks}"
-    if done.mean_iou is not None:
-        line += f"\npolygons drawn again: mean IoU {done.mean_iou:.4f}, least {done.least_iou:.4f}"
-    if done.lacks_images is not None:
-        line += f"\nthe images are not copied; {done.format} looks for them in {done.lacks_images} (--copy-images)"
+    counts = f"{exported.instances} instances in {exported.images} images"
+    line = f"{exported.out}: {counts} as {exported.format}, masks as {exported.masks}"
+    if exported.mean_iou is not None:
+        line += f"\npolygons drawn again: mean IoU {exported.mean_iou:.4f}, least {exported.least_iou:.4f}"
+    if exported.lacks_images is not None:
+        line += (
+            f"\nthe images are not copied; {exported.format} looks for them in {exported.lacks_images} (--copy-images)"
+        )
     return line
 
 
-def describe_difference(found: LabelSetDifference) -> str:
+def describe_difference(difference: LabelSetDifference) -> str:
     """Return counts, classes, the images that changed most, drift and gates."""
-    a, b = found.instances
-    lines = [f"{found.images} images in both, with {a} and {b} instances"]
-    others = {"only in A": found.only_a, "only in B": found.only_b, "of another size": found.resized,
-              "newly failed": found.newly_failed, "failed no more": found.newly_read}  # fmt: skip
+    a, b = difference.instances
+    lines = [f"{difference.images} images in both, with {a} and {b} instances"]
+    others = {"only in A": difference.only_a, "only in B": difference.only_b, "of another size": difference.resized,
+              "newly failed": difference.newly_failed, "failed no more": difference.newly_read}  # fmt: skip
     lines += [f"images {name}: {count}" for name, count in others.items() if count]
     share = {kind: f"{count} {kind} ({100 * count / a:.1f} %)" if a else f"{count} {kind}"
-             for kind, count in found.kinds.items()}  # fmt: skip
+             for kind, count in difference.kinds.items()}  # fmt: skip
     lines.append(", ".join(share.values()))
-    counts = {name: [kinds[kind] for kind in found.kinds] for name, kinds in found.by_class.items()}
+    counts = {name: [kinds[kind] for kind in difference.kinds] for name, kinds in difference.by_class.items()}
     changed = sorted((name for name in counts if sum(counts[name][1:])), key=lambda name: -sum(counts[name][1:]))
     if changed:
         rows = [(name, *counts[name]) for name in changed[:_SHOWN]]
-        lines.append(_table(("class", *found.kinds), rows, len(changed)))
-    lines += [f"  {count} times {old} became {new}" for old, new, count in found.renamed[:5]]
-    for each in found.most_changed[:5]:
-        told = ", ".join(f"{count} {kind}" for kind, count in each.kinds.items())
-        lines.append(f"  {each.key}: {told}")
-    for name, drift in (("class mix", found.class_drift), ("scores", found.score_drift)):
+        lines.append(_table(("class", *difference.kinds), rows, len(changed)))
+    lines += [f"  {count} times {old} became {new}" for old, new, count in difference.renamed[:5]]
+    for change in difference.most_changed[:5]:
+        lines.append(f"  {change.key}: " + ", ".join(f"{count} {kind}" for kind, count in change.kinds.items()))
+    for name, drift in (("class mix", difference.class_drift), ("scores", difference.score_drift)):
         lines.append(f"drift of {name}: {drift.effect:.4f} (statistic {drift.statistic:.3f}, p {drift.p:.3g})")
-    lines += [f"not drawn: {key}: {why}" for key, why in found.undrawn.items()]
-    return "\n".join([*lines, *(f"gate failed: {gate}" for gate in found.failed_gates)])
+    lines += [f"not drawn: {key}: {reason}" for key, reason in difference.undrawn.items()]
+    return "\n".join([*lines, *(f"gate failed: {gate}" for gate in difference.failed_gates)])
 
 
-def describe_selection(found: Selection) -> str:
+def describe_selection(selection: Selection) -> str:
     """Return how many images each criterion chose, and from how many."""
-    told = ", ".join(
-        f"{found.taken[name]} {name}" + (f" (of {count} asked for)" if found.taken[name] < count else "")
-        for name, count in found.take.items()
+    counts_text = ", ".join(
+        f"{selection.taken[name]} {name}" + (f" (of {count} asked for)" if selection.taken[name] < count else "")
+        for name, count in selection.take.items()
     )
-    return f"{len(found.chosen)} of {found.images} images with {found.instances} instances: {told}"
+    return f"{len(selection.chosen)} of {selection.images} images with {selection.instances} instances: {counts_text}"
 
 
-def describe_review(found: Review) -> str:
+def describe_review(review: Review) -> str:
     """Return precision, recall and kinds of errors by class, with their intervals."""
-    lines = [f"{found.reviewed} images reviewed, {found.sampled} of them a random sample of {found.population}"]
-    if found.total is not None:
-        rows = [("all classes", found.total), *found.classes.items()]
-        lines.append(f"{'':>20}  {'precision (95 %)':<22}{'recall (95 %)':<22}" + "  ".join(found.total.kinds))
-        lines += [f"{name:>20}  {_errors(errors)}" for name, errors in rows[: _SHOWN + 1]]
+    lines = [f"{review.reviewed} images reviewed, {review.sampled} of them a random sample of {review.population}"]
+    if review.total is not None:
+        rows = [("all classes", review.total), *review.classes.items()]
+        lines.append(f"{'':>20}  {'precision (95 %)':<22}{'recall (95 %)':<22}" + "  ".join(review.total.kinds))
+        lines += [f"{name:>20}  {_errors_line(errors)}" for name, errors in rows[: _SHOWN + 1]]
         if len(rows) > _SHOWN + 1:
             lines.append(f"{'':>20}  ... and {len(rows) - _SHOWN - 1} more")
-    if found.truth is not None:
-        lines.append(f"truth: {found.truth}")
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    if review.truth is not None:
+        lines.append(f"truth: {review.truth}")
+    return "\n".join([*lines, *(f"note: {note}" for note in review.notes)])
 
 
-def _errors(errors: Errors) -> str:
-    told = [
-        "none" if each.value is None else f"{each.value:.3f} ({each.low:.3f}..{each.high:.3f})"
-        for each in (errors.precision, errors.recall)
+def _errors_line(errors: Errors) -> str:
+    precision, recall = [
+        "none" if rate.value is None else f"{rate.value:.3f} ({rate.low:.3f}..{rate.high:.3f})"
+        for rate in (errors.precision, errors.recall)
     ]
-    kinds = "  ".join(f"{each.hits:>{len(kind)}}" for kind, each in errors.kinds.items())
-    return f"{told[0]:<22}{told[1]:<22}{kinds}"
+    kinds = "  ".join(f"{rate.hits:>{len(kind)}}" for kind, rate in errors.kinds.items())
+    return f"{precision:<22}{recall:<22}{kinds}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: int) -> str:
     lines = [f"{heads[0]:>20}" + "".join(f"{head:>9}" for head in heads[1:])]
     for name, *values in rows:
-        told = "".join(f"{value:>9.3f}" if isinstance(value, float) else f"{value:>9}" for value in values)
-        lines.append(f"{name:>20}{told}")
+        cells = "".join(f"{value:>9.3f}" if isinstance(value, float) else f"{value:>9}" for value in values)
+        lines.append(f"{name:>20}{cells}")
     if total > len(rows):
         lines.append(f"{'':>20} ... and {total - len(rows)} more")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The `segray` command: arguments in, exit codes out.
 
-Knows options, exit codes and where output goes. Other modules do the work, and are imported when a command is called.
+Knows options, exit codes and where output goes. Other modules do the work. A command imports them when it is called.
 
 Exit codes: 0 all done, 1 a fault of segray, 2 usage or configuration, 3 incomplete, 4 a quality gate failed, 130
 interrupted.
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from segray.monitoring.session import Console
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         show(segray.__version__)
         raise typer.Exit
 
@@ -68,7 +68,8 @@ app.add_typer(analytics.app)
 @app.callback()
 def segray_options(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print segray's version and exit.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option("--version", help="Print the version of segray and exit.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """Declare the options that belong to no command."""
@@ -80,12 +81,12 @@ app.command()(remote_cli.submit)
 
 @app.command("init")
 def write_configuration(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write. It must not exist.")] = Path(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="File to write. The file must not exist yet.")] = Path(
         "segray.yaml"
     ),
-    every_key: Annotated[bool, typer.Option("--all", help="Write every key with its meaning and default.")] = False,
+    every_key: Annotated[bool, typer.Option("--all", help="Write every key, with its meaning and default.")] = False,
 ) -> None:
-    """Write a commented configuration, ready for `segray label`."""
+    """Write a commented configuration file for `segray label`."""
     with signals.ending_at_once():
         from segray import config
 
@@ -97,13 +98,20 @@ def write_configuration(
 def label(
     configuration: Configuration,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
-    limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many images, the first by key.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be labelled; write nothing.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of images to label. The first images by key are taken.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the images that a run would label. Write nothing.")
+    ] = False,
     as_of: Day = None,
     log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
 ) -> None:
-    """Bring a label set up to date with its dataset. The same command again resumes it."""
+    """Label the images that have no row in the label set yet.
+
+    The same command resumes an interrupted run, and labels new and changed images later.
+    """
     with signals.ending_at_once():
         from segray.cli import ray_jobs
         from segray.execution import run
@@ -112,11 +120,11 @@ def label(
     screen = json_log.Json() if log_format is LogFormat.JSON else console.listener()
     try:
         ray_jobs.check_version()
-        chosen = load(configuration, overrides, as_of)
-        with session.observed(chosen, screen) as listener:
-            summary = run.label(chosen, listener, start_workers, limit=limit, dry_run=dry_run)
-        page = None if dry_run else session.report(chosen, summary, screen)
-        _show_run(summary, page, screen, dry_run=dry_run, as_json=as_json)
+        config = load(configuration, overrides, as_of)
+        with session.observed(config, screen) as listener:
+            summary = run.label(config, listener, start_workers, limit=limit, dry_run=dry_run)
+        report_uri = None if dry_run else session.report(config, summary, screen)
+        _show_run(summary, report_uri, screen, dry_run=dry_run, as_json=as_json)
     except SegrayError as exc:
         if not isinstance(screen, json_log.Json):
             raise
@@ -125,7 +133,7 @@ def label(
     raise typer.Exit(summary.exit_code)
 
 
-def _show_run(summary: Summary, page: str | None, screen: Console, *, dry_run: bool, as_json: bool) -> None:
+def _show_run(summary: Summary, report_uri: str | None, screen: Console, *, dry_run: bool, as_json: bool) -> None:
     """Print the end of a run in the requested forms."""
     from segray.monitoring import console, json_log
 
@@ -134,11 +142,11 @@ def _show_run(summary: Summary, page: str | None, screen: Console, *, dry_run: b
     elif json_log.SUMMARY_ENV in os.environ:
         show(json_log.summary_line(summary))
     if as_json:
-        show_json({**console.as_record(summary), "report": page})
+        show_json({**console.as_record(summary), "report": report_uri})
     elif not isinstance(screen, json_log.Json):
         show("dry run: nothing was written" if dry_run else console.describe(summary))
-        if page is not None:
-            show(f"report:  {page}")
+        if report_uri is not None:
+            show(f"report:  {report_uri}")
 
 
 @app.command()
@@ -148,32 +156,39 @@ def plan(
     as_of: Day = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a run would take, from its listing and a sample labelled on this machine; label and write nothing."""
+    """Estimate time, machines, requests and storage of a run.
+
+    The estimate comes from the listing and from a sample that is labelled on this machine. Nothing is written.
+    """
     with signals.ending_at_once():
-        from segray.execution import estimate as job
+        from segray.execution import estimate
         from segray.monitoring import console
 
-    chosen = load(configuration, overrides, as_of)
-    found = job.estimate(chosen, console.Plain())
+    result = estimate.estimate(load(configuration, overrides, as_of), console.Plain())
     if as_json:
-        show_json(asdict(found))
+        show_json(asdict(result))
     else:
-        show(job.describe(found, duration))
+        show(estimate.describe(result, duration))
 
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to work.")] = Path("segray-quickstart"),
-    count: Annotated[int, typer.Option(min=1, help="How many scenes to draw.")] = 64,
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for scenes, labels and results.")] = Path(
+        "segray-quickstart"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes to draw.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw sticker scenes, label them on this machine, compare with the truth, draw and tell what came out."""
+    """Draw scenes, label them, and compare labels and truth.
+
+    The command runs on this machine. It also draws a contact sheet and writes a report.
+    """
     with signals.ending_at_once():
-        from segray.cli import quickstart as job
+        from segray.cli import quickstart as steps
         from segray.monitoring import console
 
     with console.listener() as listener:
-        result = job.quickstart(folder, count, listener, start_workers)
+        result = steps.quickstart(folder, count, listener, start_workers)
     if as_json:
         record = {
             "summary": console.as_record(result.summary),
@@ -195,7 +210,10 @@ def verify(
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Check every promise of a label set; change nothing. Exit code 3 when one is broken."""
+    """Check every invariant of a label set. Change nothing.
+
+    Exit code 3 means that an invariant is violated.
+    """
     with signals.ending_at_once():
         from segray.label_set.current_pointer import resolved
         from segray.label_set.validation import verify as check
@@ -213,85 +231,107 @@ def verify(
 @app.command()
 def maintain(
     root: Root,
-    grace_hours: Annotated[int, typer.Option(min=0, help="For how long replaced files are kept for readers.")] = 24,
+    grace_hours: Annotated[
+        int, typer.Option(min=0, help="Hours for which replaced files are kept, since readers may still use them.")
+    ] = 24,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Compact small files, delete what nothing needs, checkpoint the logs. Safe at any moment, beside anything.
+    """Compact small files and delete files that nothing needs.
 
-    Until replaced files are deleted, readers of the plain glob count their rows twice; readers of the log never do.
+    The command also checkpoints the logs. It may run at any time, beside runs and readers. Readers of the plain glob
+    count the rows of replaced files twice until those files are deleted. Readers of the log never do.
     """
     with signals.ending_at_once():
         from segray.label_set.current_pointer import resolved
-        from segray.label_set.maintenance import maintain as tidy
+        from segray.label_set.maintenance import maintain as maintain_label_set
         from segray.storage.store import StorageOptions
 
     options = StorageOptions(endpoint_url=endpoint_url)
-    done = tidy(resolved(root, options), options, grace_hours=grace_hours)
+    result = maintain_label_set(resolved(root, options), options, grace_hours=grace_hours)
     if as_json:
-        show_json(asdict(done))
+        show_json(asdict(result))
     else:
-        show(describe_maintenance(done))
-    raise typer.Exit(done.exit_code)
+        show(describe_maintenance(result))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
 def promote(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set; its siblings are the other ones.")],
-    force: Annotated[bool, typer.Option("--force", help="Even if it is broken, incomplete or smaller.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; write nothing.")] = False,
+    root: Annotated[
+        str, typer.Argument(metavar="ROOT", help="Folder or URL of the label set to promote, PARENT/NAME.")
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote the label set even if it is broken, incomplete or smaller.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the label set. Write nothing.")] = False,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Make PARENT/CURRENT name this label set, for all readers of PARENT/CURRENT at once."""
+    """Point PARENT/CURRENT to this label set.
+
+    All readers of PARENT/CURRENT then read this label set.
+    """
     with signals.ending_at_once():
-        from segray.label_set.promotion import promote as point
+        from segray.label_set.promotion import promote as promote_label_set
         from segray.storage.store import StorageOptions
 
-    done = point(root, StorageOptions(endpoint_url=endpoint_url), force=force, dry_run=dry_run)
+    promotion = promote_label_set(root, StorageOptions(endpoint_url=endpoint_url), force=force, dry_run=dry_run)
     if as_json:
-        show_json(asdict(done))
+        show_json(asdict(promotion))
     else:
-        show(describe_promotion(done))
+        show(describe_promotion(promotion))
 
 
 @app.command()
 def bench(
-    folder: Annotated[Path | None, typer.Option(help="Where to work, and what to keep. None: a temporary one.")] = None,
-    images: Annotated[str | None, typer.Option(help="A local folder, glob or manifest; none: draw scenes.")] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Of the scenes.")] = "640x480",
-    count: Annotated[int | None, typer.Option(min=1, help="Of images; none: as many as take 20 s to infer.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for all files of the comparison. By default a temporary one.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Local folder, glob or manifest of images. By default scenes are drawn.")
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the drawn scenes, in pixels.")] = "640x480",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of images. By default as many as take about 20 s to infer.")
+    ] = None,
     model_name: Annotated[
-        str, typer.Option(help="As model.name; yardstick: the reference model, YOLACT with random weights.")
+        str,
+        typer.Option(help="Model name, as model.name. yardstick is the reference model, YOLACT with random weights."),
     ] = "yardstick",
-    model_path: Annotated[str | None, typer.Option(help="As model.path.")] = None,
-    model_form: Annotated[str | None, typer.Option(help="As model.form.")] = None,
-    precision: Annotated[str, typer.Option(help="As model.precision.")] = "auto",
-    instances: Annotated[int, typer.Option(min=1, help="At most so many an image.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 3,
+    model_path: Annotated[str | None, typer.Option(help="File of the model, as model.path.")] = None,
+    model_form: Annotated[str | None, typer.Option(help="Form of the model, as model.form.")] = None,
+    precision: Annotated[str, typer.Option(help="Precision of the network, as model.precision.")] = "auto",
+    instances: Annotated[int, typer.Option(min=1, help="Largest number of instances per image.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of rounds. The results are medians over the rounds.")] = 3,
     only: Annotated[
         str,
         typer.Option(
-            help="Variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from --remote."
+            help="Letters of the variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from "
+            "--remote."
         ),
     ] = "abcde",
     remote: Annotated[
-        str | None, typer.Option(metavar="PREFIX", help="Object storage to copy the images to, for the variant r.")
+        str | None,
+        typer.Option(metavar="PREFIX", help="Object storage prefix that gets a copy of the images. Needed for r."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_json: Json = False,
 ) -> None:
-    """Compare segray on this machine with a bare inference loop, a Ray Data job and a script, on the same images."""
+    """Measure the speed of segray and of other programs.
+
+    The other programs are a bare inference loop, a Ray Data job and a plain script. All label the same images with the
+    same model on this machine.
+    """
     with signals.ending_at_once():
-        from segray.bench import report
-        from segray.bench import runner as job
+        from segray.bench import report, runner
         from segray.monitoring import console
 
-    options = job.BenchOptions(
-        images, job.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
-        job.check_letters(only), tuple(overrides), remote,
+    options = runner.BenchOptions(
+        images, runner.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
+        runner.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
-    workload, runs = job.bench(options, folder, console.Plain().note)
+    workload, runs = runner.bench(options, folder, console.Plain().note)
     record = report.record(workload, runs)
     if as_json:
         show_json(record)
@@ -301,7 +341,7 @@ def bench(
 
 @app.command()
 def version() -> None:
-    """Print segray's version."""
+    """Print the version of segray."""
     show(segray.__version__)
 
 
@@ -310,38 +350,44 @@ def describe_report(report: Report, most: int = 20) -> str:
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if name != "batch")
     lines = [f"checked as of batch {report.counts['batch']}: {counts}"]
     lines += [f"warning: {warning}" for warning in report.warnings]
-    lines += [f"{found.kind}: {found.where}: {found.found}" for found in report.violations[:most]]
+    lines += [f"{violation.kind}: {violation.where}: {violation.found}" for violation in report.violations[:most]]
     count = len(report.violations)
+    if count == 0:
+        return "\n".join([*lines, "no violations"])
     shown = f", the first {most} shown" if count > most else ""
-    return "\n".join([*lines, f"{count} violations{shown}" if count else "every promise is kept"])
+    return "\n".join([*lines, f"{count} violations{shown}"])
 
 
-def describe_promotion(done: Promotion) -> str:
-    """Return the pointer's former and present target, and the doubts about it."""
-    says = f"names {done.current}" if done.written or done.before == done.current else f"would name {done.current}"
-    lines = [f"{done.pointer} {says}; before: {done.before or 'nothing'}"]
-    return "\n".join([*lines, *(f"despite: {doubt}" for doubt in done.doubts)])
+def describe_promotion(promotion: Promotion) -> str:
+    """Return the former and the present target of the pointer, and the doubts about the label set."""
+    is_current = promotion.written or promotion.before == promotion.current
+    verb = "names" if is_current else "would name"
+    lines = [f"{promotion.pointer} {verb} {promotion.current}; before: {promotion.before or 'nothing'}"]
+    return "\n".join([*lines, *(f"despite: {doubt}" for doubt in promotion.doubts)])
 
 
-def describe_maintenance(done: Maintenance) -> str:
-    """Return what was done, one line for each fact."""
-    lines = [f"{name}: {old} files compacted into {new}" for name, (old, new) in done.compacted.items()]
-    lines += [f"{name}: left as it was; others kept committing, so run it again" for name in done.conflicts]
-    for name, count in done.deleted.items():
+def describe_maintenance(result: Maintenance) -> str:
+    """Return the result of maintenance, one fact per line."""
+    lines = [f"{name}: {old} files compacted into {new}" for name, (old, new) in result.compacted.items()]
+    lines += [
+        f"{name}: not compacted, because other processes kept committing; run the same command again"
+        for name in result.conflicts
+    ]
+    for name, count in result.deleted.items():
         lines.append(
-            f"{name}: {count} replaced or abandoned files deleted, {done.waiting[name]} within their grace time"
+            f"{name}: {count} replaced or abandoned files deleted, {result.waiting[name]} within their grace time"
         )
-    return "\n".join([*lines, f"{done.staged_deleted} staged files of finished runs deleted"])
+    return "\n".join([*lines, f"{result.staged_deleted} staged files of finished runs deleted"])
 
 
-def start_workers(spec: WorkerSpec, chosen: Config) -> WorkerPool:
+def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
     """Return workers on the configured Ray cluster."""
     try:
-        with host_process.kept():  # The import of Ray changes the process too.
+        with host_process.import_changes_undone():  # The import of Ray changes the process too.
             from segray.execution import ray_pool
-        return ray_pool.start(spec, chosen)
+        return ray_pool.start(spec, config)
     except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.came():
+        if signals.stop_requested():
             raise KeyboardInterrupt from exc
         raise
 
@@ -351,16 +397,17 @@ def main() -> None:
 
     The process ends without interpreter teardown. Native libraries may abort there and change the code.
     """
-    before: frozenset[int] | None = None
+    earlier_children: frozenset[int] | None = None
     try:
         host_process.silence_videos()
-        before = child_processes.adopt()
+        earlier_children = child_processes.adopt_descendants()
         code = run(sys.argv[1:])
         signals.ignore()
     except KeyboardInterrupt:  # Before the command began, or while it printed its end.
-        code = _interrupted()
-    if before is not None:
-        child_processes.end(before)  # Ray's agents check only once a minute whether their node lives.
+        code = _report_interruption()
+    if earlier_children is not None:
+        # Ray's agents check only once a minute whether their node lives.
+        child_processes.kill_children(earlier_children)
     os._exit(code)
 
 
@@ -370,21 +417,21 @@ def run(arguments: list[str]) -> int:
         # Without standalone mode a command's typer.Exit comes back as its code.
         code = int(app(arguments, standalone_mode=False) or 0)
     except Interrupted as exc:
-        return _failed(exc)
+        return _report_error(exc)
     except SegrayError as exc:
-        return _interrupted() if signals.came() else _failed(exc)
+        return _report_interruption() if signals.stop_requested() else _report_error(exc)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _report_interruption()
     except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
-        return _interrupted() if signals.came() else _unexpected(exc.__context__ or exc)
+        return _report_interruption() if signals.stop_requested() else _report_unexpected(exc.__context__ or exc)
     except Exception as exc:
-        return _interrupted() if signals.came() else _unexpected(exc)
+        return _report_interruption() if signals.stop_requested() else _report_unexpected(exc)
     if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
-        return _interrupted()
-    return code or _written()
+        return _report_interruption()
+    return code or _check_output()
 
 
-def _written() -> int:
+def _check_output() -> int:
     """Return the exit code of a command that succeeded.
 
     The code is not 0 if standard output has lost something.
@@ -392,27 +439,27 @@ def _written() -> int:
     try:
         streams.check()
     except InfrastructureError as exc:
-        return _failed(exc)
+        return _report_error(exc)
     return 0
 
 
-def _failed(exc: SegrayError) -> int:
+def _report_error(exc: SegrayError) -> int:
     streams.tell(f"error: {exc}")
     return exc.exit_code
 
 
-def _interrupted() -> int:
-    return _failed(signals.INTERRUPTED)
+def _report_interruption() -> int:
+    return _report_error(signals.INTERRUPTED)
 
 
 def _usage_hint(exc: BaseException) -> str:
     """Return the hint for wrong usage: for a missing CONFIG, the command that writes one."""
     if isinstance(exc, typer.BadParameter) and exc.param is not None and exc.param.name == "configuration":
-        return "segray init FILE writes a configuration"
-    return "segray --help"
+        return "write a configuration with `segray init FILE`"
+    return "see `segray --help`"
 
 
-def _unexpected(exc: BaseException) -> int:
+def _report_unexpected(exc: BaseException) -> int:
     if (message := usage_message(exc)) is not None:
         streams.tell(f"error: {message}\n  do:    {_usage_hint(exc)}")
         return UserError.exit_code

@@ -35,8 +35,11 @@ app = typer.Typer(
     help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `segray models list` shows it.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Leave a TensorFlow graph as OpenVINO converts it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, as `segray models list` shows it.")]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Keep a TensorFlow graph as OpenVINO converts it, without further simplification."),
+]
 
 _LINE_S = 5.0
 _GATE = 4
@@ -44,7 +47,10 @@ _GATE = 4
 
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """Every model that segray can decode, with its size, average precision and licence."""
+    """List the models that segray decodes.
+
+    Each line has size, average precision and licence.
+    """
     if as_json:
         show_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
     else:
@@ -53,7 +59,10 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """All that is known of one model: where it is published, how to convert it, what its card has wrong."""
+    """Show files, licence, outputs and accuracy of one model.
+
+    The command also shows how to get and convert the model, and the errors of its card.
+    """
     entry = catalogue.find(name, "NAME")
     if as_json:
         show_json(_record(entry))
@@ -63,116 +72,150 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="IR, ONNX, frozen graph, SavedModel folder, .pth.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Model to inspect: IR, ONNX, frozen graph, SavedModel folder or .pth."),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Which model a file is, what goes in and out, what it needs, or what it lacks. Exit code 2 if it fits none."""
+    """Find out which model a file holds.
+
+    The command prints inputs, outputs, and the values that the configuration still needs. For an unknown model it
+    prints the nearest known model and the differences. Exit code 2 means that no known model fits.
+    """
     with signals.ending_at_once():
         from segray.conversion import inspect_model
 
-    found = inspect_model.inspect(file)
+    inspection = inspect_model.inspect(file)
     if as_json:
-        show_json(asdict(found))
+        show_json(asdict(inspection))
     else:
-        show_text(describe_inspection(found))
-    raise typer.Exit(0 if found.fits else 2)
+        show_text(describe_inspection(inspection))
+    raise typer.Exit(0 if inspection.fits else 2)
 
 
 @app.command()
 def pull(
     name: Name,
-    into: Annotated[Path, typer.Option(help="The model gets a folder NAME in there.")] = Path("models"),
+    into: Annotated[Path, typer.Option(help="Folder in which the model gets its own folder NAME.")] = Path("models"),
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Download a published model, verify, convert and check it. The same command again resumes, or does nothing."""
-    with signals.ending_at_once():
-        from segray.conversion import pull as acquire
+    """Download a published model and convert it.
 
-    with _teller() as told:
-        found = acquire.pull(catalogue.find(name, "NAME"), into, plain=plain, told=told)
-    _report(found, as_json)
+    The files are verified, and the result is checked. The same command resumes an interrupted download. It does
+    nothing if the model is there.
+    """
+    with signals.ending_at_once():
+        from segray.conversion import pull as conversion
+
+    with _printed_progress() as callbacks:
+        model = conversion.pull(catalogue.find(name, "NAME"), into, plain=plain, callbacks=callbacks)
+    _show_installed(model, as_json)
 
 
 @app.command()
 def convert(
     name: Name,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Frozen graph, SavedModel folder, ONNX, IR or .pth.")],
-    out: Annotated[Path, typer.Option(help="A folder for this model alone.")],
-    form: Annotated[FormName | None, typer.Option(help="Where the files do not tell.")] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Files of the model: frozen graph, SavedModel folder, ONNX, IR or .pth."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for this model alone.")],
+    form: Annotated[FormName | None, typer.Option(help="Form of the model, if the files do not tell.")] = None,
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Convert files that you have into an IR with a card beside it."""
-    with signals.ending_at_once():
-        from segray.conversion import pull as acquire
+    """Convert model files of your own to OpenVINO IR.
 
-    with _teller() as told:
-        found = acquire.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, told=told)
-    _report(found, as_json)
+    A card, segray.json, is written beside the IR.
+    """
+    with signals.ending_at_once():
+        from segray.conversion import pull as conversion
+
+    with _printed_progress() as callbacks:
+        model = conversion.convert(catalogue.find(name, "NAME"), path, out, form=form, plain=plain, callbacks=callbacks)
+    _show_installed(model, as_json)
 
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="NAME|PATH", help="Of models/NAME, of stickers, or a model's files.")],
-    images: Annotated[str, typer.Option(help="A dataset like those to be labelled, as source.uri takes it.")],
-    truth: Annotated[Path | None, typer.Option(help="COCO JSON: measure average precision before and after.")] = None,
-    truth_images: Annotated[str | None, typer.Option(help="The dataset of the truth, if it is another one.")] = None,
-    truth_limit: Annotated[int | None, typer.Option(min=1, help="Measure on at most so many images.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Images that calibrate.")] = 300,
-    out: Annotated[Path | None, typer.Option(help="A folder for this model alone; else models/NAME-int8.")] = None,
-    name: Annotated[str | None, typer.Option(help="Which model PATH is, where it does not tell.")] = None,
-    form: Annotated[FormName | None, typer.Option(help="Where the files do not tell.")] = None,
-    labels: Annotated[str | None, typer.Option(help='Your own classes, as JSON: {"1": "bolt", "2": "nut"}.')] = None,
-    keep_float: Annotated[list[str], typer.Option(metavar="REGEX", help="Layers to leave in float; repeatable.")] = [],  # noqa: B006
-    max_loss: Annotated[float, typer.Option(min=0, max=1, help="Exit code 4 if mask or box AP falls further.")] = 0.01,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PATH", help="Name of a model in models/, stickers, or path of a model's files."),
+    ],
+    images: Annotated[str, typer.Option(help="Dataset that resembles the images to label, in the form of source.uri.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="Truth as COCO JSON. Average precision is then measured before and after.")
+    ] = None,
+    truth_images: Annotated[str | None, typer.Option(help="Dataset of the truth. By default that of --images.")] = None,
+    truth_limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images to measure on.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of images that calibrate.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="Folder for this model alone. By default models/NAME-int8.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")] = None,
+    form: Annotated[FormName | None, typer.Option(help="Form of the model, if the files do not tell.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help='Classes of your own model, as JSON: {"1": "bolt", "2": "nut"}.')
+    ] = None,
+    keep_float: Annotated[
+        list[str], typer.Option(metavar="REGEX", help="Names of layers that stay in float. Repeatable.")
+    ] = [],  # noqa: B006
+    max_loss: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Largest accepted fall of mask or box AP. A larger fall gives exit code 4."),
+    ] = 0.01,
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Write an int8 copy of a model, calibrated with your images; compare its speed and accuracy with the source's."""
+    """Write an int8 copy of a model.
+
+    Your images calibrate the copy. The command compares speed and accuracy of the copy with those of the source.
+    """
     with signals.ending_at_once():
-        from segray.conversion import quantize as job
+        from segray.conversion import quantize as quantisation
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
-    source = _chosen(model, name, form, labels, images)
-    judged = None if truth is None else Truth(truth, truth_images or images, truth_limit)
-    with _teller() as told:
-        found = job.quantize(
+    source = _source_model(model, name, form, labels, images)
+    truth_set = None if truth is None else Truth(truth, truth_images or images, truth_limit)
+    with _printed_progress() as callbacks:
+        quantised = quantisation.quantize(
             source,
             images,
             out or Path("models") / f"{source.name}-int8",
             Store(StorageOptions(endpoint_url=endpoint_url)),
             samples=samples,
-            truth=judged,
+            truth=truth_set,
             keep_float=keep_float,
-            note=told.note,
+            note=callbacks.note,
         )
     if as_json:
-        show_json(asdict(found) | {"loss": found.loss, "speedup": found.speed.over("int8")})
+        show_json(asdict(quantised) | {"loss": quantised.loss, "speedup": quantised.speed.over("int8")})
     else:
-        show_text(describe_quantised(found, max_loss))
-    raise typer.Exit(_GATE if found.loss > max_loss else 0)
+        show_text(describe_quantised(quantised, max_loss))
+    raise typer.Exit(_GATE if quantised.loss > max_loss else 0)
 
 
-def _chosen(model: str, name: str | None, form: str | None, labels: str | None, images: str) -> resolve.ResolvedModel:
-    """Return the model that the arguments of `quantize` mean."""
+def _source_model(
+    model: str, name: str | None, form: str | None, labels: str | None, images: str
+) -> resolve.ResolvedModel:
+    """Return the model that the arguments of `quantize` name."""
     from segray import config
     from segray.models import resolve
 
     if model in CATALOGUE:
-        name, path = model, _pulled(model)
+        name, path = model, _path_of_pulled(model)
     else:
         if not Path(model).exists():
             catalogue.find(model, "NAME|PATH")
-        name, path = name or _told(Path(model)), model
-    section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parsed(labels)}
+        name, path = name or _name_of(Path(model)), model
+    section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
-    chosen = config.validate(values, "the arguments").model
-    return resolve.resolve(chosen.name, chosen.path, chosen.form, chosen.labels)
+    settings = config.validate(values, "the arguments").model
+    return resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
 
 
-def _pulled(name: str) -> str | None:
+def _path_of_pulled(name: str) -> str | None:
     """Return the path to which `pull` writes the model; None for the embedded one.
 
     Raises ConfigError when the files are not there.
@@ -181,12 +224,12 @@ def _pulled(name: str) -> str | None:
         return None
     xml = Path("models") / name / f"{name}.xml"
     if not xml.is_file():
-        hint = f"segray models pull {name}, or give the path of its files"
-        raise ConfigError(f"{name} needs its files.", where=str(xml), found="nothing", hint=hint)
+        hint = f"Run `segray models pull {name}`, or give the path of the model's files."
+        raise ConfigError(f"The files of {name} are missing.", where=str(xml), found="nothing", hint=hint)
     return str(xml)
 
 
-def _told(path: Path) -> str:
+def _name_of(path: Path) -> str:
     """Return the name of a file's model, by its card or its outputs.
 
     Raises ConfigError unless exactly one model fits.
@@ -199,11 +242,12 @@ def _told(path: Path) -> str:
     names = list(dict.fromkeys(fit.name for fit in inspect_model.inspect(path).fits))
     if len(names) == 1:
         return names[0]
-    found, hint = f"it could be {', '.join(names) or 'none that segray knows'}", "Say --name."
-    raise ConfigError("The file does not tell which model it is.", where=str(path), found=found, hint=hint)
+    candidates = f"it could be {', '.join(names)}" if names else "no model that segray knows"
+    hint = "Give the model's name with --name."
+    raise ConfigError("The file does not tell which model it is.", where=str(path), found=candidates, hint=hint)
 
 
-def _parsed(labels: str) -> Any:
+def _parse_labels(labels: str) -> Any:
     try:
         return json.loads(labels)
     except ValueError as error:
@@ -218,11 +262,12 @@ def _record(entry: ZooModel) -> dict[str, Any]:
     return asdict(entry) | {"how_to_get": entry.how_to_get, "size_bytes": entry.size_bytes}
 
 
-def _report(found: InstalledModel, as_json: bool) -> None:
+def _show_installed(model: InstalledModel, as_json: bool) -> None:
     if as_json:
-        return show_json(asdict(found))
-    show_text("nothing to do: it is there" if found.already else f"{found.name} is ready, in its {found.form} form")
-    return show_text(_configuration(found.name, found.xml))
+        return show_json(asdict(model))
+    ready = f"{model.name} is ready, in its {model.form} form"
+    show_text("nothing to do: the model is there" if model.already else ready)
+    return show_text(_configuration(model.name, model.xml))
 
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
@@ -248,12 +293,12 @@ def _table(entries: Iterable[ZooModel]) -> str:
 
 
 def describe(entry: ZooModel) -> str:
-    """Return the entry for a person."""
+    """Return the facts of a model as text."""
     path = f"models/{entry.name}/{entry.name}.xml"
     sections = {
         entry.name: [entry.what, f"licence {entry.licence}", f"docs/models/{entry.page}"],
         "accuracy on the card": [
-            f"box AP {each.box_ap}, mask AP {each.mask_ap}: {each.protocol}" for each in entry.accuracy
+            f"box AP {figures.box_ap}, mask AP {figures.mask_ap}: {figures.protocol}" for figures in entry.accuracy
         ],
         "get it": [entry.how_to_get],
         "published": [
@@ -265,7 +310,7 @@ def describe(entry: ZooModel) -> str:
             for form, outputs in entry.outputs.items()
         ],
         "cut inside the network": [f"{name} {value}" for name, value in entry.thresholds.items()],
-        "what the card has wrong": list(entry.errors),
+        "errors of the card": list(entry.errors),
         "configuration": _configuration(entry.name, path).splitlines(),
     }
     return "\n".join(
@@ -283,69 +328,69 @@ def _shape(shape: tuple[int | None, ...]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
-def describe_inspection(found: Inspection) -> str:
-    """Return for a person the model that a file holds."""
-    lines = [f"{found.path}: {found.kind}"]
-    lines += [f"  in   {port}" for port in found.inputs]
-    lines += [f"  out  {port}" for port in found.outputs]
-    if found.layout or found.classes is not None:
-        lines.append(f"  image {found.layout or 'layout not told'}, classes {found.classes or 'not told'}")
-    lines += [f"fulfils {fit.name}, {fit.form} form{_unlike(fit)}" for fit in found.fits]
-    if found.nearest:
-        lacks = "; ".join(found.nearest.absent)
-        lines.append(
-            f"fulfils no contract; nearest is {found.nearest.name}, {found.nearest.form} form, but for: {lacks}"
-        )
-    return "\n".join([*lines, *(f"needs: {need}" for need in found.needs)])
+def describe_inspection(inspection: Inspection) -> str:
+    """Return the model that a file holds, as text."""
+    lines = [f"{inspection.path}: {inspection.kind}"]
+    lines += [f"  in   {port}" for port in inspection.inputs]
+    lines += [f"  out  {port}" for port in inspection.outputs]
+    if inspection.layout or inspection.classes is not None:
+        lines.append(f"  image {inspection.layout or 'layout unknown'}, classes {inspection.classes or 'unknown'}")
+    lines += [f"fits {fit.name}, {fit.form} form{_differences(fit)}" for fit in inspection.fits]
+    if (nearest := inspection.nearest) is not None:
+        absent = "; ".join(nearest.absent)
+        lines.append(f"fits no model; the nearest is {nearest.name}, {nearest.form} form, but the file lacks: {absent}")
+    return "\n".join([*lines, *(f"needs: {need}" for need in inspection.needs)])
 
 
-def _unlike(fit: Fit) -> str:
-    return f", other than published: {'; '.join(fit.unlike)}" if fit.unlike else ""
+def _differences(fit: Fit) -> str:
+    return f", differs from the published model: {'; '.join(fit.unlike)}" if fit.unlike else ""
 
 
-def describe_quantised(found: Quantised, max_loss: float) -> str:
+def describe_quantised(quantised: Quantised, max_loss: float) -> str:
     """Return speed, AP and size of a model before and after, and the configuration of the int8 copy."""
-    count = sum(found.layers.values())
+    count = sum(quantised.layers.values())
     rows = [("", "images/s", "mask AP", "box AP", "MB")]
-    for precision, rate in found.speed.images_per_s().items():
-        size = found.size_bytes["int8" if precision == "int8" else "source"]
-        rows.append((precision, f"{rate:.1f}", *_aps(found, precision), f"{size / 1e6:.1f}"))
+    for precision, rate in quantised.speed.images_per_s().items():
+        size = quantised.size_bytes["int8" if precision == "int8" else "source"]
+        rows.append((precision, f"{rate:.1f}", *_aps(quantised, precision), f"{size / 1e6:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{found.layers['int8']} of {count} layers compute in int8, calibrated with {found.samples} images"]
+    lines = [
+        f"{quantised.layers['int8']} of {count} layers compute in int8, calibrated with {quantised.samples} images"
+    ]
     lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    faster = ", ".join(f"{times:.2f} times as fast as {name}" for name, times in found.speed.over("int8").items())
-    lines.append(f"int8 is {faster} (the network alone, taking turns on {found.speed.device})")
-    if found.accuracy:
-        also = f", {found.calibrated} of which calibrated, too" if found.calibrated else ""
-        lines.append(f"AP on {found.accuracy.objects} objects in {len(found.accuracy.uris)} images{also}")
-    if found.loss > max_loss:
+    faster = ", ".join(f"{times:.2f} times as fast as {name}" for name, times in quantised.speed.over("int8").items())
+    lines.append(f"int8 is {faster} (the network alone, taking turns on {quantised.speed.device})")
+    if quantised.accuracy:
+        overlap = f", {quantised.calibrated} of which calibrated, too" if quantised.calibrated else ""
+        lines.append(f"AP on {quantised.accuracy.objects} objects in {len(quantised.accuracy.uris)} images{overlap}")
+    if quantised.loss > max_loss:
         lines.append(
-            f"AP fell by {found.loss:.3f}, more than {max_loss:g}: calibrate with more images or with some that are "
-            "more like those to be labelled, or keep layers in float with --keep-float"
+            f"AP fell by {quantised.loss:.3f}, more than {max_loss:g}: calibrate with more images, or with images that "
+            "resemble those to label, or keep layers in float with --keep-float"
         )
-    return "\n".join([*lines, "", _configuration(found.name, found.xml, "int8")])
+    return "\n".join([*lines, "", _configuration(quantised.name, quantised.xml, "int8")])
 
 
-def _aps(found: Quantised, precision: str) -> tuple[str, str]:
-    if found.accuracy is None or precision not in found.accuracy.mask_ap:
+def _aps(quantised: Quantised, precision: str) -> tuple[str, str]:
+    if quantised.accuracy is None or precision not in quantised.accuracy.mask_ap:
         return "-", "-"
-    return f"{found.accuracy.mask_ap[precision]:.3f}", f"{found.accuracy.box_ap[precision]:.3f}"
+    return f"{quantised.accuracy.mask_ap[precision]:.3f}", f"{quantised.accuracy.box_ap[precision]:.3f}"
 
 
 # ---- progress -------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _teller() -> Iterator[Callbacks]:
-    """Yield callbacks that print the steps as lines.
+def _printed_progress() -> Iterator[Callbacks]:
+    """Yield callbacks that print each step as a line.
 
-    A download is a bar where lines are redrawn, and a line every five seconds elsewhere.
+    A download is a bar on a terminal that redraws lines, and a line every five seconds elsewhere.
     """
-    from segray.conversion import pull as acquire
+    from segray.conversion import pull as conversion
     from segray.monitoring import console
 
     if not console.redraws(sys.stderr):
-        yield acquire.Callbacks(tell, _Lines())
+        yield conversion.Callbacks(tell, _DownloadLines())
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -353,10 +398,10 @@ def _teller() -> Iterator[Callbacks]:
     columns = (TextColumn("  "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("")
-        yield acquire.Callbacks(tell, lambda done, total: bar.update(task, completed=done, total=total))
+        yield conversion.Callbacks(tell, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-class _Lines:
+class _DownloadLines:
     """Progress of a download, as a line every five seconds."""
 
     def __init__(self) -> None:

@@ -30,27 +30,32 @@ class LogFormat(StrEnum):
 Configuration = Annotated[
     Path,
     typer.Argument(
-        metavar="CONFIG", help="A YAML file. `segray init` writes one; `segray init --all`: with every key."
+        metavar="CONFIG",
+        help="Configuration file (YAML). `segray init` writes one, `segray init --all` with every key.",
     ),
 ]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Value that overrides a configuration key. Repeatable.")
 ]
-Day = Annotated[str | None, typer.Option("--as-of", help="The day of {today} in addresses: 2026-11-20, or today.")]
-Root = Annotated[str, typer.Argument(metavar="ROOT", help="A label set.")]
-Endpoint = Annotated[str | None, typer.Option(help="Of the object store, if it is not AWS.")]
+Day = Annotated[
+    str | None,
+    typer.Option("--as-of", help="Day that {today} means in source.uri and output.root: 2026-11-20, or today."),
+]
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL of a label set.")]
+Endpoint = Annotated[str | None, typer.Option(help="Address of the object store, if it is not AWS.")]
 Log = Annotated[
-    LogFormat, typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Of progress on standard error: text, or JSON lines.")
+    LogFormat,
+    typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Format of progress on standard error: text, or JSON lines."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
 def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
-    """Return the configuration that these arguments mean.
+    """Return the configuration of a file with overrides.
 
     path: the configuration file.
-    overrides: KEY=VALUE each.
-    day: value of the key `as_of`; None to leave it.
+    overrides: texts of the form KEY=VALUE.
+    day: value of the key `as_of`; None keeps the value of the file.
     """
     with signals.ending_at_once():
         from segray import config

@@ -1,6 +1,6 @@
 """The quickstart: draw scenes, label them, measure the labels, show them.
 
-Knows the order of the steps. Every step is one that users have too.
+Knows the order of the steps. Every step is also a public function or command.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Result:
 def settings(folder: Path) -> config.Config:
     """Return the configuration that quickstart runs with.
 
-    configs/quickstart.yaml says the same, but for the report.
+    configs/quickstart.yaml holds the same values, except that its run writes a report.
     """
     return config.validate(
         {

@@ -1,9 +1,9 @@
 """`segray label` as a job on a remote Ray cluster, through the job API of its dashboard.
 
-Knows addresses, tokens, job ids, entrypoints and how a job ends. Knows nothing of what a run does. Every fault of
-cluster or request is looked for before a job exists. A job that no node can hold would wait for ever, and could not
+Knows addresses, tokens, job ids, entrypoints and how a job ends. Knows nothing of what a run does. Faults of the
+cluster and of the request are found before a job exists. A job that no node can hold would wait for ever, and could not
 even be stopped. One label set has one job at a time: the job's id comes from the root, and Ray refuses a second job of
-an id.
+the same id.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VERSION_ENV = "SEGRAY_SUBMITTED_WITH"
 _ANSWER_S, _POLL_S, _SILENT_S, _ENDING_S = 40.0, 1.0, 60.0, 60.0
 _STOP_S = 30
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
-_OURS = (1, 2, 3, 4, 130)
+_RUN_EXIT_CODES = (1, 2, 3, 4, 130)
 _LOST_CONTACT = 5
 
 
@@ -56,7 +56,7 @@ class Request:
 
     path: the configuration file.
     config: the configuration in that file, with the overrides.
-    overrides: KEY=VALUE each.
+    overrides: texts of the form KEY=VALUE.
     arguments: further arguments of `segray label`.
     python: interpreter on the cluster that has segray.
     cpus: CPUs of the driver.
@@ -78,14 +78,12 @@ class Request:
     @property
     def entrypoint(self) -> str:
         """Return the driver's command line. The driver's folder holds the configuration alone."""
-        overrides = [part for each in self.overrides for part in ("--set", each)]
-        day = (
-            ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
-        )  # "today" may be another day there
-        form = ["--log-format", self.log_format.value]
-        return shlex.join(
-            [self.python, "-m", "segray", "label", self.path.name, *overrides, *day, *form, *self.arguments]
-        )
+        command = [self.python, "-m", "segray", "label", self.path.name]
+        overrides = [word for override in self.overrides for word in ("--set", override)]
+        # The date, since "today" may be another day on the cluster.
+        day = ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
+        log_format = ["--log-format", self.log_format.value]
+        return shlex.join([*command, *overrides, *day, *log_format, *self.arguments])
 
     @property
     def stem(self) -> str:
@@ -116,12 +114,12 @@ class JobOutcome:
 
 def check_version() -> None:
     """Raise ConfigError in a submitted driver unless both sides have the same segray."""
-    theirs = os.environ.get(VERSION_ENV, segray.__version__)
-    if theirs != segray.__version__:
+    submitted_with = os.environ.get(VERSION_ENV, segray.__version__)
+    if submitted_with != segray.__version__:
         raise ConfigError(
-            "the cluster's segray is not the one that submitted the job",
+            "the cluster has another version of segray than the client",
             where=f"the driver, {os.uname().nodename}",
-            found=f"{segray.__version__} here, {theirs} submitted",
+            found=f"{segray.__version__} on the cluster, {submitted_with} on the client",
             hint="install the same version on both sides",
         )
 
@@ -136,7 +134,7 @@ class Dashboard:
         parts = urllib.parse.urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise ConfigError(
-                "not the address of a Ray dashboard",
+                "the address is not the URL of a Ray dashboard",
                 where="--address",
                 found=uris.redact(address),
                 hint="give http://HEAD:8265",
@@ -151,28 +149,28 @@ class Dashboard:
 
     def check(self) -> None:
         """Raise ConfigError unless a Ray of this version answers, AccessError unless it takes the token."""
-        found, mine = self.get("/api/version").get("ray_version"), version("ray")
-        if not found:
-            raise self._other("no Ray version in its answer")
-        if found.split(".")[:2] != mine.split(".")[:2]:
+        cluster_version, own_version = self.get("/api/version").get("ray_version"), version("ray")
+        if not cluster_version:
+            raise self._not_a_dashboard("no Ray version in the answer")
+        if cluster_version.split(".")[:2] != own_version.split(".")[:2]:
             raise ConfigError(
                 "the cluster has another version of Ray",
                 where=self.address,
-                found=f"{found} there, {mine} here",
-                hint=f"install ray=={found} here, or bring the cluster to {mine}",
+                found=f"{cluster_version} there, {own_version} here",
+                hint=f"install ray=={cluster_version} here, or ray=={own_version} on the cluster",
             )
         self.nodes()  # the first call that needs a token
 
     def nodes(self) -> list[dict[str, float]]:
         """Return the total resources of each living node."""
         answer = self.get("/api/v0/nodes?limit=10000&detail=1")
-        found = answer.get("data", {}).get("result", {}).get("result", [])
-        return [dict(each.get("resources_total") or {}) for each in found if each.get("state") == "ALIVE"]
+        nodes = answer.get("data", {}).get("result", {}).get("result", [])
+        return [dict(node.get("resources_total") or {}) for node in nodes if node.get("state") == "ALIVE"]
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return Ray's records of the submitted jobs."""
-        found: Any = self.get("/api/jobs/")
-        return [each for each in found if each.get("submission_id")]
+        jobs: Any = self.get("/api/jobs/")
+        return [job for job in jobs if job.get("submission_id")]
 
     def job(self, job: str) -> dict[str, Any]:
         """Return Ray's record of a job that exists.
@@ -186,10 +184,10 @@ class Dashboard:
             except UserError as exc:
                 if time.monotonic() > deadline:
                     raise InfrastructureError(
-                        "lost contact with the cluster",
+                        "the cluster does not answer any more",
                         where=self.address,
                         found=f"{exc.what} ({exc.found})",
-                        hint=f"if it lives the job goes on: `ray job logs -f {job}`; else the same command resumes",
+                        hint=f"follow a living cluster with `ray job logs -f {job}`; else run the same command again",
                     ) from exc
             time.sleep(_POLL_S)
 
@@ -212,32 +210,35 @@ class Dashboard:
         except urllib.error.HTTPError as exc:
             if exc.code in (401, 403):
                 raise self._refused(exc.code) from exc
-            raise self._other(f"{exc.code} {exc.reason} for {path}") from exc
+            raise self._not_a_dashboard(f"{exc.code} {exc.reason} for {path}") from exc
         except (OSError, HTTPException) as exc:
             reason = getattr(exc, "reason", exc)
             raise ConfigError(
                 "no Ray dashboard answers at this address",
                 where=self.address,
                 found=str(reason) or type(exc).__name__,
-                hint="check host and port (8265 unless --dashboard-port says otherwise), the network between, and that "
-                "the head was started with --dashboard-host if it is another machine",
+                hint="check host, port (by default 8265) and network; start a head on another machine with "
+                "`ray start --dashboard-host`",
             ) from exc
         except ValueError as exc:
-            raise self._other("an answer that is not JSON") from exc
+            raise self._not_a_dashboard("an answer that is not JSON") from exc
 
     def _refused(self, code: int) -> AccessError:
         if self._token:
             what, hint = (
                 "the cluster refuses the token",
-                "set RAY_AUTH_TOKEN to the token that its head was started with",
+                "set RAY_AUTH_TOKEN to the token of the cluster's head",
             )
         else:
-            what, hint = "the cluster asks for a token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or _PATH)"
+            what = "the cluster asks for a token"
+            hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         return AccessError(what, where=self.address, found=f"{code}", hint=hint)
 
-    def _other(self, found: str) -> ConfigError:
+    def _not_a_dashboard(self, found: str) -> ConfigError:
         hint = "give the address of the cluster's dashboard, http://HEAD:8265"
-        return ConfigError("this is not a Ray dashboard", where=self.address, found=found, hint=hint)
+        return ConfigError(
+            "the server at this address is not a Ray dashboard", where=self.address, found=found, hint=hint
+        )
 
     @contextmanager
     def client(self) -> Iterator[Any]:
@@ -245,22 +246,22 @@ class Dashboard:
 
         Ray's client prefers its environment to the address, so the environment is changed meanwhile.
         """
-        changed = {"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None, "RAY_AUTH_MODE": self.auth_mode}
+        settings = {"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None, "RAY_AUTH_MODE": self.auth_mode}
         if self._token:
-            changed["RAY_AUTH_TOKEN"] = self._token
-        before = {name: os.environ.get(name) for name in changed}
-        _set(changed)
+            settings["RAY_AUTH_TOKEN"] = self._token
+        before = {name: os.environ.get(name) for name in settings}
+        _set_environment(settings)
         try:
             jobs = importlib.import_module("ray.job_submission")
-            # Their messages on uploads and sockets are of no use to whoever submits.
+            # Messages of Ray's client on uploads and sockets do not help the user.
             for name in RAY_JOB_CLIENT_LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)
             yield jobs.JobSubmissionClient(self.address)
         finally:
-            _set(before)
+            _set_environment(before)
 
 
-def _set(values: Mapping[str, str | None]) -> None:
+def _set_environment(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
@@ -282,10 +283,10 @@ def _token(environ: Mapping[str, str]) -> str | None:
             token = file.read_text(encoding="utf-8")
     if not token.strip():
         raise ConfigError(
-            "RAY_AUTH_MODE is token, and there is none",
+            "RAY_AUTH_MODE is token, but there is no token",
             where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
             found=f"nothing in {file}",
-            hint="set RAY_AUTH_TOKEN to the token that the cluster's head was started with",
+            hint="set RAY_AUTH_TOKEN to the token of the cluster's head",
         )
     return token.strip()
 
@@ -316,7 +317,7 @@ def _check_paths(config: Config) -> None:
     ):
         if uri and not uris.scheme(uri) and not uri.removeprefix("file://").startswith("/"):
             raise ConfigError(
-                f"{key} is relative, and the job runs in a folder of its own",
+                f"{key} is a relative path, but the job runs in its own folder",
                 where=key,
                 found=uri,
                 hint="give an absolute path that every node of the cluster has, or a URL",
@@ -324,39 +325,39 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_room(request: Request, dashboard: Dashboard) -> None:
-    asked = {"CPU": request.cpus, **request.resources}
+    demand = {"CPU": request.cpus, **request.resources}
     deadline = time.monotonic() + _SILENT_S
     # A head that has just started answers before it lists its own node.
     while not any(nodes := dashboard.nodes()) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    if not any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in nodes):
-        have = [{name: node[name] for name in sorted(node) if not name.startswith("node:")} for node in nodes]
+    if not any(all(node.get(name, 0.0) >= amount for name, amount in demand.items()) for node in nodes):
+        resources = [{name: node[name] for name in sorted(node) if not name.startswith("node:")} for node in nodes]
         raise ConfigError(
             "no node of the cluster can hold the driver",
             where="--driver-cpus, --driver-resource",
-            found=f"asked for {asked}; the nodes have {have}",
-            hint="ask for less (the driver needs about one CPU, the workers ask for their own), or add a node",
+            found=f"the driver needs {demand}; the nodes have {resources}",
+            hint="lower --driver-cpus (one CPU is enough) or --driver-resource, or add a node",
         )
 
 
 def _next_id(stem: str, dashboard: Dashboard) -> str:
     number = 0
     for job in dashboard.jobs():
-        found = re.fullmatch(rf"{re.escape(stem)}-(\d+)", job["submission_id"])
-        if found is None:
+        match = re.fullmatch(rf"{re.escape(stem)}-(\d+)", job["submission_id"])
+        if match is None:
             continue
         if job["status"] not in _TERMINAL:
             raise _overlap(job["submission_id"], job["status"].lower())
-        number = max(number, int(found[1]))
+        number = max(number, int(match[1]))
     return f"{stem}-{number + 1}"
 
 
 def _overlap(job: str, found: str) -> ConflictError:
     return ConflictError(
-        "a job for this label set is under way",
+        "another job of this label set runs",
         where=job,
         found=found,
-        hint=f"wait for it (`ray job logs -f {job}`), or end it with `ray job stop {job}`",
+        hint=f"wait for the job (`ray job logs -f {job}`), or end the job with `ray job stop {job}`",
     )
 
 
@@ -377,7 +378,7 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
     with tempfile.TemporaryDirectory(prefix="segray-") as folder, dashboard.client() as client:
         shutil.copyfile(request.path, Path(folder) / request.path.name)
         try:
-            _insist(
+            _submit_until_agent(
                 partial(
                     client.submit_job,
                     entrypoint=request.entrypoint,
@@ -395,11 +396,11 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
                 "the cluster did not take the job",
                 where=dashboard.address,
                 found=_last_line(str(exc)),
-                hint="see the dashboard's log on the head; the same command tries again",
+                hint="see the dashboard's log on the head, then run the same command again",
             ) from exc
 
 
-def _insist(submit: Callable[[], object]) -> None:
+def _submit_until_agent(submit: Callable[[], object]) -> None:
     """Submit the job; try again while the head has no agent that could run a job.
 
     A head that has just started answers before it has an agent.
@@ -429,109 +430,116 @@ def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callabl
         ConfigError: the head of the cluster has no segray.
     """
     _await_start(dashboard, job, start_timeout_s)
-    found: dict[str, Any] = {"result": None, "missing": False}
+    result: Mapping[str, Any] | None = None
+    segray_missing = False
 
-    def line(text: str) -> None:
-        result = json_log.result_of(text)
-        found["result"] = result or found["result"]
-        found["missing"] = found["missing"] or "No module named segray" in text
-        if result is None:
-            show(text)
+    def read_line(line: str) -> None:
+        nonlocal result, segray_missing
+        line_result = json_log.result_of(line)
+        result = line_result or result
+        segray_missing = segray_missing or "No module named segray" in line
+        if line_result is None:
+            show(line)
 
-    _tail(dashboard, job, line)
-    return _outcome(_ended(dashboard, job), job, found["result"], missing=found["missing"])
+    _tail(dashboard, job, read_line)
+    return _outcome(_await_end(dashboard, job), job, result, segray_missing=segray_missing)
 
 
 def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while (told := dashboard.job(job))["status"] == "PENDING":
+    while (record := dashboard.job(job))["status"] == "PENDING":
         if time.monotonic() > deadline:
             with suppress(SegrayError):
                 dashboard.stop(job)
             raise InfrastructureError(
-                f"the job did not start within {timeout_s:.0f} s and was called off",
+                f"the job did not start within {timeout_s:.0f} s and was stopped",
                 where=job,
-                found=told.get("message") or "pending",
-                hint="see in `ray status` what the cluster is short of; --start-timeout waits longer",
+                found=record.get("message") or "pending",
+                hint="see in `ray status` which resources the cluster lacks, or raise --start-timeout",
             )
         time.sleep(_POLL_S)
 
 
-def _tail(dashboard: Dashboard, job: str, line: Callable[[str], None]) -> None:
+def _tail(dashboard: Dashboard, job: str, read_line: Callable[[str], None]) -> None:
     """Pass on all of the job's output line by line. After a lost connection, go on where the output stopped."""
     from aiohttp import ClientError
 
-    seen, failures, waiting = 0, 0, ""
+    seen_chars, failures, last_line = 0, 0, ""
     while True:
-        reached = 0
+        read_chars = 0
 
         async def read(client: Any) -> None:
-            nonlocal seen, reached, waiting, failures
+            nonlocal seen_chars, read_chars, last_line, failures
             async for chunk in client.tail_job_logs(job):
-                fresh = chunk[max(0, seen - reached) :]
-                reached += len(chunk)
-                if fresh:
-                    seen, failures = seen + len(fresh), 0
-                    *whole, waiting = (waiting + fresh).split("\n")
-                    for each in whole:
-                        line(each)
+                new = chunk[max(0, seen_chars - read_chars) :]
+                read_chars += len(chunk)
+                if new:
+                    seen_chars, failures = seen_chars + len(new), 0
+                    *lines, last_line = (last_line + new).split("\n")
+                    for line in lines:
+                        read_line(line)
 
         try:
             with dashboard.client() as client:
                 asyncio.run(read(client))
-        except (TimeoutError, RuntimeError, OSError, ClientError) as exc:
-            found = _last_line(str(exc))
+        except (TimeoutError, RuntimeError, OSError, ClientError):
+            log_ended = False
         else:
-            found = "the log ended"
-        if dashboard.job(job)["status"] in _TERMINAL and found == "the log ended":
+            log_ended = True
+        if dashboard.job(job)["status"] in _TERMINAL and log_ended:
             break
         failures += 1
         if failures >= _LOST_CONTACT:
             break
         time.sleep(_POLL_S)
-    if waiting:
-        line(waiting)
+    if last_line:
+        read_line(last_line)
 
 
-def _ended(dashboard: Dashboard, job: str) -> dict[str, Any]:
+def _await_end(dashboard: Dashboard, job: str) -> dict[str, Any]:
     """Wait for the job's end, and return Ray's record of the job."""
     deadline = time.monotonic() + _ENDING_S
-    while (told := dashboard.job(job))["status"] not in _TERMINAL:
+    while (record := dashboard.job(job))["status"] not in _TERMINAL:
         if time.monotonic() > deadline:
             raise InfrastructureError(
                 "the job's output cannot be followed any more",
                 where=job,
-                found=f"it is {told['status'].lower()}",
-                hint=f"it goes on; `ray job logs -f {job}` follows it, `segray status ROOT` tells how it goes",
+                found=f"the job is {record['status'].lower()}",
+                hint=f"the job goes on; `ray job logs -f {job}` follows it, `segray status ROOT` shows its progress",
             )
         time.sleep(_POLL_S)
-    return told
+    return record
 
 
-def _outcome(told: Mapping[str, Any], job: str, result: Mapping[str, Any] | None, *, missing: bool) -> JobOutcome:
-    status, code, message = told["status"], told.get("driver_exit_code"), told.get("message") or ""
+def _outcome(
+    record: Mapping[str, Any], job: str, result: Mapping[str, Any] | None, *, segray_missing: bool
+) -> JobOutcome:
+    status, code, message = record["status"], record.get("driver_exit_code"), record.get("message") or ""
     if status == "SUCCEEDED":
         return JobOutcome(job, status, 0, result)
     if status == "STOPPED":
-        return JobOutcome(job, status, 130, result, "stopped; the same command goes on where it was")
-    if missing or code == 127:
+        return JobOutcome(job, status, 130, result, "stopped; run the same command again to resume")
+    if segray_missing or code == 127:
         raise ConfigError(
             "the head of the cluster has no segray",
             where=job,
-            found="No module named segray" if missing else "no such interpreter",
+            found="No module named segray" if segray_missing else "no such interpreter",
             hint="install segray on every node, and name its interpreter with --python (/path/to/venv/bin/python)",
         )
-    if code in _OURS:
-        return JobOutcome(job, status, int(code), result, f"exit code {code}: the log above says why")
+    if code in _RUN_EXIT_CODES:
+        return JobOutcome(job, status, int(code), result, f"exit code {code}: see the log above")
+    if code is None:
+        raise InfrastructureError(
+            "the job failed, and its driver left no exit code",
+            where=job,
+            found=_last_line(message),
+            hint="see the job in the dashboard",
+        )
     raise InfrastructureError(
-        "the driver ended before the run did"
-        if code is not None
-        else "the job failed, and its driver left no exit code",
+        "the driver ended before the run did",
         where=job,
-        found=f"exit code {code}" if code is not None else _last_line(message),
-        hint="the same command resumes; too little memory on the head is the usual cause"
-        if code is not None
-        else "see the job in the dashboard",
+        found=f"exit code {code}",
+        hint="run the same command again to resume; too little memory on the head is the usual cause",
     )
 
 

@@ -25,65 +25,70 @@ _LATE_S = 20.0
 
 
 def status(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="A label set: output.root of its runs.")],
+    root: Annotated[
+        str, typer.Argument(metavar="ROOT", help="Folder or URL of the label set, output.root of its runs.")
+    ],
     endpoint_url: Endpoint = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until the run ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print the state every few seconds until the run ends.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """How the latest run stands, from any terminal: done, rate, time left, failures, slowest workers.
+    """Show the progress of the latest run.
 
-    Exit code 0: a run is going on, or nothing is left of the last one. 3: something is left and nobody works at it.
+    The command prints images done, rate, time left, failures and the slowest workers. It works on any machine that
+    can read the label set. Exit code 0 means that a run is live, or that the last run is done. Exit code 3 means
+    that images are left and no driver works.
     """
     with signals.ending_at_once():
-        from segray.monitoring.status import status as look
+        from segray.monitoring.status import status as read_status
         from segray.storage.store import StorageOptions
 
     options = StorageOptions(endpoint_url=endpoint_url)
     while True:
-        found = look(root, options)
+        run_status = read_status(root, options)
         if as_json:
-            show_json(found.as_json(), indent=None if watch else 2)
+            show_json(run_status.as_json(), indent=None if watch else 2)
         else:
-            show(describe_status(found))
-        if not watch or found.state != "live" or streams.reader_gone():
-            raise typer.Exit(found.exit_code)
-        time.sleep(float(found.beat.get("every_s", 5.0)))
+            show(describe_status(run_status))
+        if not watch or run_status.state != "live" or streams.reader_gone():
+            raise typer.Exit(run_status.exit_code)
+        time.sleep(float(run_status.beat.get("every_s", 5.0)))
         if not as_json:
             show("")
 
 
-def describe_status(found: Status) -> str:
+def describe_status(run_status: Status) -> str:
     """Return the state of a run for a person, most important first."""
-    if found.state == "none":
-        return f"{found.root}: a label set in which no run was begun"
-    lines = [f"run {found.run_id}: {_headline(found)}"]
-    if found.skew_s is not None:
-        lines.append(f"note:    this machine's clock is {duration(found.skew_s)} or more behind the driver's")
-    if found.beat:
-        lines += _beat_lines(found.beat, live=found.state == "live")
+    if run_status.state == "none":
+        return f"{run_status.root}: a label set without a run"
+    lines = [f"run {run_status.run_id}: {_headline(run_status)}"]
+    if run_status.skew_s is not None:
+        lines.append(f"note:    this machine's clock is {duration(run_status.skew_s)} or more behind the driver's")
+    if run_status.beat:
+        lines += _beat_lines(run_status.beat, live=run_status.state == "live")
     else:
-        counts = found.run.get("labelled") or {}
-        lines.append(f"plan:    {found.run.get('images', '?')} images; {_counts(counts)} by the last process")
-    lines.append(f"source:  {found.run.get('source', '?')}")
-    if found.state == "gone":
-        lines.append("do:      run the same command again: it resumes")
-    elif found.state in ("interrupted", "stopped", "superseded"):
-        lines.append("do:      run the same command again to go on")
+        counts = run_status.run.get("labelled") or {}
+        lines.append(f"plan:    {run_status.run.get('images', '?')} images; {_counts(counts)} by the last process")
+    lines.append(f"source:  {run_status.run.get('source', '?')}")
+    if run_status.state in ("gone", "interrupted", "stopped", "superseded"):
+        lines.append("do:      run the same command again to resume")
     return "\n".join(lines)
 
 
-def _headline(found: Status) -> str:
-    match found.state:
+def _headline(run_status: Status) -> str:
+    match run_status.state:
         case "live":
-            silent = f", but no heartbeat for {duration(found.silent_s)}" if (found.silent_s or 0) > _LATE_S else ""
-            return f"{found.beat.get('phase', 'starting')}{silent}"
+            phase = f"{run_status.beat.get('phase', 'starting')}"
+            silent_s = run_status.silent_s or 0
+            return f"{phase}, but no heartbeat for {duration(silent_s)}" if silent_s > _LATE_S else phase
         case "gone":
-            silent = duration(found.silent_s) if found.silent_s else "a while"
+            silent = duration(run_status.silent_s) if run_status.silent_s else "a while"
             return f"no heartbeat for {silent}: the driver is probably gone"
         case "done":
-            return f"done at {found.run.get('updated', '?')}"
+            return f"done at {run_status.run.get('updated', '?')}"
         case _:
-            return f"{found.state} at {found.run.get('updated', '?')}; work is left"
+            return f"{run_status.state} at {run_status.run.get('updated', '?')}; work is left"
 
 
 def _beat_lines(beat: Mapping[str, Any], *, live: bool) -> list[str]:
@@ -93,25 +98,26 @@ def _beat_lines(beat: Mapping[str, Any], *, live: bool) -> list[str]:
     if live:
         progress += f", {beat['images_per_s']:.1f} images/s, {duration(beat['eta_s'])} left"
     driver = beat.get("driver", {})
-    where = f"{driver.get('host', '?')}, process {driver.get('pid', '?')}"
+    process = f"{driver.get('host', '?')}, process {driver.get('pid', '?')}"
     job = f", job {driver['job']}" if driver.get("job") else ""
     lines = [
         progress,
         f"failed:  {beat['labelled']['failed']} of {sum(beat['labelled'][k] for k in ('ok', 'empty', 'failed'))}"
         f" by this driver; {beat['retries']} units given out again, {beat['lost_workers']} workers lost",
-        f"driver:  {where}{job}",
+        f"driver:  {process}{job}",
     ]
     if live:
         lines.append(f"workers: {beat['workers']}, slowest first")
-        lines += [_worker(each) for each in beat.get("slowest", [])[:5]]
+        lines += [_worker_line(worker) for worker in beat.get("slowest", [])[:5]]
     return lines
 
 
-def _worker(each: Mapping[str, Any]) -> str:
-    longest = each.get("longest")
+def _worker_line(worker: Mapping[str, Any]) -> str:
+    longest = worker.get("longest")
     at = f", longest {longest['s']:.0f} s in {longest['stage']}" if longest else ""
-    rate = f"{each['images_per_s']:.1f} images/s"
-    return f"  {each['host']} ({each['device']}): {rate}, {each['in_flight']} in flight{at}, {each['rss_mb']} MiB"
+    rate = f"{worker['images_per_s']:.1f} images/s"
+    load = f"{worker['in_flight']} in flight{at}, {worker['rss_mb']} MiB"
+    return f"  {worker['host']} ({worker['device']}): {rate}, {load}"
 
 
 def _counts(labelled: Mapping[str, Any]) -> str:
@@ -120,27 +126,31 @@ def _counts(labelled: Mapping[str, Any]) -> str:
 
 def submit(
     configuration: Configuration,
-    address: Annotated[str, typer.Option(help="Of the cluster's dashboard: http://HEAD:8265.")],
+    address: Annotated[str, typer.Option(help="Address of the cluster's dashboard: http://HEAD:8265.")],
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
-    limit: Annotated[int | None, typer.Option(min=1, help="As for `segray label`.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of images to label, as for `segray label`.")
+    ] = None,
     as_of: Day = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Come back as soon as the job exists.")] = False,
-    python: Annotated[str, typer.Option(help="The interpreter that has segray, on the cluster's head.")] = "python",
-    driver_cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for the driver.")] = 0.0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job exists.")] = False,
+    python: Annotated[str, typer.Option(help="Python interpreter that has segray, on the cluster's head.")] = "python",
+    driver_cpus: Annotated[float, typer.Option(min=0, help="Number of CPUs that Ray reserves for the driver.")] = 0.0,
     driver_resource: Annotated[
-        list[str], typer.Option(metavar="NAME=AMOUNT", help="Further Ray resources of the driver's node; repeatable.")
+        list[str], typer.Option(metavar="NAME=AMOUNT", help="Further Ray resource that the driver needs. Repeatable.")
     ] = [],  # noqa: B006
     metadata: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE", help="Shown with the job in Ray's dashboard; repeatable.")
+        list[str], typer.Option(metavar="KEY=VALUE", help="Value that Ray's dashboard shows with the job. Repeatable.")
     ] = [],  # noqa: B006
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the driver must have begun.")] = 60.0,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Longest wait for the start of the driver, in seconds.")
+    ] = 60.0,
     log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
 ) -> None:
-    """Run `segray label CONFIG` as a job on a Ray cluster, follow it, and end with its exit code.
+    """Run `segray label CONFIG` as a job on a Ray cluster.
 
-    The token is taken from RAY_AUTH_TOKEN. While a job of the same label set is under way another is refused with exit
-    code 3; Ctrl-C stops following, the job goes on.
+    The command follows the job and ends with the exit code of the job. RAY_AUTH_TOKEN holds the token. While a job of
+    the same label set runs, a second job is refused with exit code 3. Ctrl-C stops following. The job goes on.
     """
     with signals.ending_at_once():
         from segray.cli import ray_jobs as submission
@@ -172,7 +182,8 @@ def submit(
                 where=job,
                 hint=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
             ) from None
-    tell(f"job {job}: {outcome.status.lower()}{': ' * bool(outcome.message)}{outcome.message}")
+    reason = f": {outcome.message}" if outcome.message else ""
+    tell(f"job {job}: {outcome.status.lower()}{reason}")
     if as_json:
         show_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
@@ -186,11 +197,15 @@ def _follow(line: str) -> None:
     print(line, flush=True)
 
 
-def _pairs(given: list[str], option: str) -> dict[str, str]:
-    split = [each.partition("=") for each in given]
-    if wrong := [each for each, (name, equals, _) in zip(given, split, strict=True) if not name or not equals]:
-        raise ConfigError(f"{option} takes NAME=VALUE", found=wrong[0])
-    return {name: value for name, _, value in split}
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    """Return the values by name of texts such as NAME=VALUE."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"{option} takes NAME=VALUE", found=text)
+        values[name] = value
+    return values
 
 
 def _amount(name: str, value: str) -> float:

@@ -34,50 +34,50 @@ _FILES_BYTES = 256 * 2**20
 # ---- images ---------------------------------------------------------------------------------------
 
 
-def spread(uri: str, store: Store, most: int) -> list[ImageRef]:
+def evenly_spaced_images(uri: str, store: Store, most: int) -> list[ImageRef]:
     """Return at most `most` images of the dataset, at even distances in the order of the listing."""
     table = pa.Table.from_batches(listing.read(uri, store), listing.REF_SCHEMA)
-    rows = table.take(pa.array(_evenly(table.num_rows, most), pa.int64()))
+    rows = table.take(pa.array(_evenly_spaced(table.num_rows, most), pa.int64()))
     return [ref for batch in rows.to_batches() for ref in listing.refs(batch)]
 
 
-def _evenly(count: int, most: int | None) -> list[int]:
+def _evenly_spaced(count: int, most: int | None) -> list[int]:
     """Return at most `most` of the numbers below `count`, at even distances."""
-    kept = count if most is None else min(count, most)
-    return [i * count // kept for i in range(kept)]
+    selected = count if most is None else min(count, most)
+    return [i * count // selected for i in range(selected)]
 
 
 class Reader:
-    """A reader of images, prepared for a model. Threads may share a reader.
+    """A reader that prepares images for a model. Threads may share a reader.
 
-    unread: URI -> reason, for each image that could not be read.
+    failures: URI -> reason, for each image that could not be read.
     """
 
-    def __init__(self, contract: ModelAdapter, form: ModelFormat, store: Store) -> None:
-        self.contract, self.form, self.store = contract, form, store
+    def __init__(self, adapter: ModelAdapter, form: ModelFormat, store: Store) -> None:
+        self.adapter, self.form, self.store = adapter, form, store
         self._files = Files(store, ImageLimits(), MemoryBudget(_FILES_BYTES))
-        self.unread: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
 
     def read(self, ref: ImageRef) -> tuple[Arrays, tuple[int, int]] | None:
         """Return the model's inputs, and the image's height and width in pixels; None if the image cannot be read."""
         try:
             pixels = decode.decode(self._files.read(ref)).image
         except (ImageError, FileNotFoundError) as error:
-            self.unread[ref.uri] = str(error)
+            self.failures[ref.uri] = str(error)
             return None
-        return self.contract.prepare(self.form, pixels), (pixels.shape[0], pixels.shape[1])
+        return self.adapter.prepare(self.form, pixels), (pixels.shape[0], pixels.shape[1])
 
     def first(self, refs: Sequence[ImageRef], most: int) -> list[Arrays]:
         """Return the inputs of the first readable images, at most `most`."""
-        found: list[Arrays] = []
+        inputs: list[Arrays] = []
         for ref in refs:
-            if len(found) < most and (prepared := self.read(ref)) is not None:
-                found.append(prepared[0])
-        return found
+            if len(inputs) < most and (prepared := self.read(ref)) is not None:
+                inputs.append(prepared[0])
+        return inputs
 
-    def trouble(self) -> str:
+    def first_failure(self) -> str:
         """Return one unreadable image and the reason as a text; "" if all images were readable."""
-        return next((f"{redact(uri)}: {' '.join(why.split())}" for uri, why in self.unread.items()), "")
+        return next((f"{redact(uri)}: {' '.join(reason.split())}" for uri, reason in self.failures.items()), "")
 
 
 # ---- speed ----------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Speed:
 
     def images_per_s(self) -> dict[str, float]:
         """Return the median images/s over the rounds, by engine."""
-        return {name: statistics.median(each[name] for each in self.rounds) for name in self.rounds[0]}
+        return {name: statistics.median(speeds[name] for speeds in self.rounds) for name in self.rounds[0]}
 
     def over(self, name: str) -> dict[str, float]:
         """Return how many times as fast the engine `name` is as each other engine.
@@ -103,11 +103,14 @@ class Speed:
         A value is the median of the ratios within the rounds.
         """
         others = [other for other in self.rounds[0] if other != name]
-        return {other: statistics.median(each[name] / each[other] for each in self.rounds) for other in others}
+        return {other: statistics.median(speeds[name] / speeds[other] for speeds in self.rounds) for other in others}
 
 
 def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
-    """Measure the engines in turns on these inputs, after one unmeasured turn."""
+    """Measure the engines in turns on these inputs, after one unmeasured turn.
+
+    engines: the engines by any name. inputs: prepared images, which all engines take.
+    """
     for engine in engines.values():
         _images_per_s(engine, inputs, 0)
     rounds = [{name: _images_per_s(engine, inputs, ROUND_S) for name, engine in engines.items()} for _ in range(ROUNDS)]
@@ -116,18 +119,18 @@ def speed(engines: Mapping[str, Engine], inputs: Sequence[Arrays]) -> Speed:
 
 def _images_per_s(engine: Engine, inputs: Sequence[Arrays], seconds: float) -> float:
     """Return the images/s of `engine.requests` threads within `seconds`; each thread infers at least once."""
-    began = time.perf_counter()
+    start_s = time.perf_counter()
 
-    def work(thread: int) -> int:
-        done = 0
-        while not done or time.perf_counter() < began + seconds:
-            with engine.infer(inputs[(thread + done) % len(inputs)]):
-                done += 1
-        return done
+    def infer_until_end(thread: int) -> int:
+        images = 0
+        while not images or time.perf_counter() < start_s + seconds:
+            with engine.infer(inputs[(thread + images) % len(inputs)]):
+                images += 1
+        return images
 
     with ThreadPoolExecutor(engine.requests) as pool:
-        done = sum(pool.map(work, range(engine.requests)))
-    return done / (time.perf_counter() - began)
+        images = sum(pool.map(infer_until_end, range(engine.requests)))
+    return images / (time.perf_counter() - start_s)
 
 
 # ---- accuracy -------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ class Truth:
     """The ground truth for accuracy.
 
     path: COCO JSON whose `file_name` is the key of an image in the dataset `images`. most: largest number of images,
-    chosen at even distances; None for all images of the truth that the dataset has.
+    taken at even distances; None for all images of the truth that the dataset has.
     """
 
     path: Path
@@ -162,16 +165,23 @@ class EngineAccuracy:
 def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> EngineAccuracy:
     """Return the average precision of each engine, on the truth's images that the dataset has.
 
-    An unreadable image counts as an image without detections. Raises UserError if truth and dataset share no image, or
-    if an image has another size in the truth.
+    An unreadable image counts as an image without detections.
+
+    Args:
+        engines: The engines by any name.
+        reader: Reader that prepares images for these engines.
+        truth: The ground truth and the dataset of its images.
+
+    Raises:
+        UserError: Truth and dataset share no image, or an image has another size in the truth.
     """
-    content, refs = _judged(truth, reader.store)
-    found: dict[str, list[Row]] = {name: [] for name in engines}
+    content, refs = _truth_of_dataset(truth, reader.store)
+    detections: dict[str, list[Row]] = {name: [] for name in engines}
     with ThreadPoolExecutor(max(engine.requests for engine in engines.values())) as pool:
-        for rows in pool.map(lambda row: _detected(engines, reader, row, refs[row["file_name"]]), content["images"]):
-            for name, results in rows.items():
-                found[name] += results
-    scores = {name: evaluate_detections(rows, content) for name, rows in found.items()}
+        for results in pool.map(lambda row: _detect(engines, reader, row, refs[row["file_name"]]), content["images"]):
+            for name, rows in results.items():
+                detections[name] += rows
+    scores = {name: evaluate_detections(rows, content) for name, rows in detections.items()}
     return EngineAccuracy(
         uris=tuple(refs[row["file_name"]].uri for row in content["images"]),
         objects=count_objects(content),
@@ -180,27 +190,27 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Eng
     )
 
 
-def _judged(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
+def _truth_of_dataset(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
     """Return the truth of the images that the dataset has, and the image references by key."""
     content = read_truth(truth.path)
     names = {row["file_name"] for row in content["images"]}
-    there = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
-    refs = {ref.key: ref for ref in there if ref.key in names}
+    dataset = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
+    refs = {ref.key: ref for ref in dataset if ref.key in names}
     if not refs:
         raise UserError(
-            "the truth and the images have nothing in common",
+            "The truth and the images have nothing in common.",
             where=f"{truth.path}, {redact(truth.images)}",
-            found=f"images: {there[0].key}, truth: {min(names)}",
-            hint="make the truth's file_name equal to the path below the dataset's root, or give --truth-images",
+            found=f"images: {dataset[0].key}, truth: {min(names)}",
+            hint="Make each `file_name` of the truth a path below the dataset's root, or set --truth-images.",
         )
-    listed = [row for row in content["images"] if row["file_name"] in refs]
-    images = [listed[i] for i in _evenly(len(listed), truth.most)]
+    rows = [row for row in content["images"] if row["file_name"] in refs]
+    images = [rows[i] for i in _evenly_spaced(len(rows), truth.most)]
     ids = {row["id"] for row in images}
     annotations = [row for row in content["annotations"] if row["image_id"] in ids]
     return {**content, "images": images, "annotations": annotations}, refs
 
 
-def _detected(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:
+def _detect(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:
     """Return the detections of each engine in one image, in COCO's result format."""
     prepared = reader.read(ref)
     if prepared is None:
@@ -208,13 +218,13 @@ def _detected(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: Imag
     inputs, size_hw = prepared
     if size_hw != (row["height"], row["width"]):
         raise UserError(
-            "an image has another size in the truth",
+            "An image has another size in the truth.",
             where=ref.key,
             found=f"{size_hw[1]}x{size_hw[0]}, truth {row['width']}x{row['height']}",
-            hint="give the images that the truth describes; coordinates are those of the upright image",
+            hint="Set --truth-images to the images that the truth describes. Its coordinates must be upright.",
         )
     rows = {}
     for name, engine in engines.items():
         with engine.infer(inputs) as outputs:
-            rows[name] = coco_results(row["id"], reader.contract.decode(outputs, size_hw, Options()))
+            rows[name] = coco_results(row["id"], reader.adapter.decode(outputs, size_hw, Options()))
     return rows

@@ -36,10 +36,10 @@ from segray.errors import InfrastructureError, ModelError
 Progress = Callable[[int, int | None], None]
 
 _CHUNK_BYTES = 1 << 20
-_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LONGEST_PAUSE_S = 30.0
+_TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_PAUSE_S = 30.0
 # The longest header that tarfile may read into memory at once. Real headers are below 1 MB.
-_HEADER_BYTES = 16 << 20
+_MAX_HEADER_BYTES = 16 << 20
 _SLACK_BYTES = 64 << 20
 
 
@@ -56,38 +56,38 @@ class RetryPolicy:
     timeout_s: float = 60.0
 
 
-PATIENT = RetryPolicy()
+DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """The known facts of a file before its download; checksums are hex digits."""
+    """The size and checksums that a file must have, None if unknown; checksums are hex digits."""
 
     size_bytes: int | None
     sha256: str | None
     sha384: str | None
 
     @property
-    def checksummed(self) -> bool:
+    def has_checksum(self) -> bool:
         return bool(self.sha256 or self.sha384)
 
 
-class _RefusedError(Exception):
+class _UnavailableError(Exception):
     """The address does not have the file; a retry would not help."""
 
 
-class _WrongError(_RefusedError):
+class _WrongFileError(_UnavailableError):
     """The address gave a complete file with another size or checksum."""
 
 
-class _CutError(Exception):
+class _BrokenTransferError(Exception):
     """The transfer broke off, or the server asks to wait; a retry may help."""
 
 
 # ---- downloads ------------------------------------------------------------------------------------
 
 
-def fetch(
+def download_file(
     urls: Sequence[str],
     target: Path,
     *,
@@ -95,7 +95,7 @@ def fetch(
     sha384: str | None = None,
     size_bytes: int | None = None,
     progress: Progress | None = None,
-    patience: RetryPolicy = PATIENT,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> str:
     """Download `target` from the first address that gives the right file; return its SHA-256.
 
@@ -109,21 +109,24 @@ def fetch(
         sha384: Expected SHA-384 in hex digits, None if unknown.
         size_bytes: Expected size, None if unknown.
         progress: Called with the bytes so far, and the total if known.
-        patience: How long to keep trying each address.
+        retry_policy: How long to keep trying each address.
+
+    Returns:
+        The SHA-256 of the file, 64 hex digits.
 
     Raises:
         ModelError: The file has another size or checksum. A download is removed, an existing file stays.
         InfrastructureError: No address gives the file, the disk cannot store it, or another process is fetching it.
     """
-    expected = _Expected(size_bytes, sha256 or _recorded(target), sha384)
+    expected = _Expected(size_bytes, sha256 or _read_record(target), sha384)
     if target.is_file():
-        return _checked(target, expected)
+        return _check_existing(target, expected)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _sole(target.with_name(f"{target.name}.part")) as part:
-            digest = _from_any(urls, part, expected, progress or _silent, patience)
-            if not expected.checksummed:
-                _record(target, digest)
+        with _locked_part(target.with_name(f"{target.name}.part")) as part:
+            digest = _download_from_any(urls, part, expected, progress or _no_progress, retry_policy)
+            if not expected.has_checksum:
+                _write_record(target, digest)
             part.path.replace(target)
     except OSError as error:
         hint = "Free some space or choose another folder, then run the same command again."
@@ -156,14 +159,16 @@ class _PartialFile:
 
 
 @contextmanager
-def _sole(path: Path) -> Iterator[_PartialFile]:
+def _locked_part(path: Path) -> Iterator[_PartialFile]:
     """Open and lock the part at `path`, created if needed; remove an empty part at the end."""
     with path.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "Wait for it, or stop it."
-            raise InfrastructureError("Another process is fetching this file.", where=str(path), hint=hint) from error
+            hint = "Wait for the other process, or stop that process."
+            raise InfrastructureError(
+                "Another process downloads this file.", where=str(path), found="a locked file", hint=hint
+            ) from error
         part = _PartialFile(path, stream)
         try:
             yield part
@@ -174,92 +179,97 @@ def _sole(path: Path) -> Iterator[_PartialFile]:
                 part.origin.unlink(missing_ok=True)
 
 
-def _from_any(
-    urls: Sequence[str], part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy
+def _download_from_any(
+    urls: Sequence[str], part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
 ) -> str:
     """Fill `part` from the first address that works; return the SHA-256."""
-    failures, wrong = [], False
+    failures, got_wrong_file = [], False
     for url in urls:
         try:
-            return _from_one(url, part, expected, progress, patience)
-        except (_RefusedError, _CutError) as error:
+            return _download_from(url, part, expected, progress, retry_policy)
+        except (_UnavailableError, _BrokenTransferError) as error:
             failures.append(f"{url}: {error}")
-            wrong |= isinstance(error, _WrongError)
-    target, found = part.path.with_suffix(""), "; ".join(failures) or "no address"
-    where = str(target)
-    if wrong:
-        hint = f"Get the file elsewhere and put it there{_distrust(target)}."
+            got_wrong_file |= isinstance(error, _WrongFileError)
+    target, reasons = part.path.with_suffix(""), "; ".join(failures) or "no address"
+    if got_wrong_file:
+        hint = f"Get the file elsewhere and save the file as {target}{_hint_on_record(target)}."
         raise ModelError(
-            "The download is another file than expected; it was removed.", where=where, found=found, hint=hint
+            "The download is another file than expected and was removed.", where=str(target), found=reasons, hint=hint
         )
-    hint = "Check the network and its proxy settings, then run the same command again: it resumes."
-    raise InfrastructureError("No address gives the file.", where=where, found=found, hint=hint)
+    hint = "Check the network and its proxy settings. The same command resumes the download."
+    raise InfrastructureError("No address gives the file.", where=str(target), found=reasons, hint=hint)
 
 
-def _from_one(url: str, part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy) -> str:
+def _download_from(
+    url: str, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
+) -> str:
     """Fill `part` from this address; return the SHA-256.
 
     If bytes of an earlier attempt give a wrong file, the download is repeated from the start.
     """
     if not url.startswith(("https://", "http://")):
-        raise _RefusedError("not an http address")
-    inherited = part.length > 0
-    _complete(url, part, expected, progress, patience)
+        raise _UnavailableError("not an http address")
+    has_earlier_bytes = part.length > 0
+    _receive_with_retries(url, part, expected, progress, retry_policy)
     try:
-        return _verified(part, expected)
-    except _WrongError:
-        if not inherited:
+        return _verify_part(part, expected)
+    except _WrongFileError:
+        if not has_earlier_bytes:
             raise
-    _complete(url, part, expected, progress, patience)
-    return _verified(part, expected)
+    _receive_with_retries(url, part, expected, progress, retry_policy)
+    return _verify_part(part, expected)
 
 
-def _complete(url: str, part: _PartialFile, expected: _Expected, progress: Progress, patience: RetryPolicy) -> None:
-    idle, most = 0, part.length
+def _receive_with_retries(
+    url: str, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
+) -> None:
+    vain_attempts, most_bytes = 0, part.length
     while True:
         try:
-            return _receive(url, part, expected, progress, patience.timeout_s)
-        except _CutError as error:
-            idle = 0 if part.length > most else idle + 1
-            most = max(most, part.length)
-            if idle > patience.retries:
-                raise _CutError(f"{error} ({part.length} bytes are kept)") from error
-            sleep(random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, patience.pause_s * 2**idle))
+            return _receive(url, part, expected, progress, retry_policy.timeout_s)
+        except _BrokenTransferError as error:
+            vain_attempts = 0 if part.length > most_bytes else vain_attempts + 1
+            most_bytes = max(most_bytes, part.length)
+            if vain_attempts > retry_policy.retries:
+                raise _BrokenTransferError(f"{error} ({part.length} bytes are kept)") from error
+            sleep(random.uniform(0.5, 1) * min(_MAX_PAUSE_S, retry_policy.pause_s * 2**vain_attempts))
 
 
 def _receive(url: str, part: _PartialFile, expected: _Expected, progress: Progress, timeout_s: float) -> None:
-    """Request the missing bytes of `part` once; raise _CutError if bytes are still missing afterwards."""
-    tag = _resumable(url, part, expected)
+    """Request the missing bytes of `part` once; raise _BrokenTransferError if bytes are still missing afterwards."""
+    tag = _prepare_resumption(url, part, expected)
     if part.length and part.length == expected.size_bytes:
         return
-    with _opened(url, part, tag, timeout_s) as response:
+    with _open_response(url, part, tag, timeout_s) as response:
         if response is None:
             return
-        total = _total(response, part)
+        total = _total_bytes(response, part)
         if None not in (total, expected.size_bytes) and total != expected.size_bytes:
-            raise _RefusedError(f"the file there has {total} bytes, not {expected.size_bytes}")
+            raise _UnavailableError(f"the server's file has {total} bytes, not {expected.size_bytes}")
         if response.status != 206:
-            _begin(response, part, url)
+            _start_over(response, part, url)
         progress(part.length, total)
         while chunk := _read(response):
             part.stream.write(chunk)
             progress(part.length, total)
     if total is not None and part.length != total:
-        raise _CutError(f"the connection ended after {part.length} of {total} bytes")
+        raise _BrokenTransferError(f"the connection ended after {part.length} of {total} bytes")
 
 
-def _resumable(url: str, part: _PartialFile, expected: _Expected) -> str:
-    """Return the tag that the rest must have, "" for any tag; clear a part that cannot be resumed."""
+def _prepare_resumption(url: str, part: _PartialFile, expected: _Expected) -> str:
+    """Return the tag that the missing bytes must have, "" for any tag; clear a part that cannot be resumed."""
     origin, _, tag = part.origin.read_text("utf-8").partition("\n") if part.origin.is_file() else ("", "", "")
-    same = origin == url
-    too_long = expected.size_bytes is not None and part.length > expected.size_bytes
-    if too_long or not (expected.checksummed or (same and tag)):
+    is_same_url = origin == url
+    is_too_long = expected.size_bytes is not None and part.length > expected.size_bytes
+    if is_too_long or not (expected.has_checksum or (is_same_url and tag)):
         part.clear()
-    return tag if same else ""
+    return tag if is_same_url else ""
 
 
 @contextmanager
-def _opened(url: str, part: _PartialFile, tag: str, timeout_s: float) -> Iterator[http.client.HTTPResponse | None]:
+def _open_response(
+    url: str, part: _PartialFile, tag: str, timeout_s: float
+) -> Iterator[http.client.HTTPResponse | None]:
     """Yield the response to a request for the missing bytes; None if the server says that none are missing."""
     headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
     if part.length:
@@ -268,10 +278,10 @@ def _opened(url: str, part: _PartialFile, tag: str, timeout_s: float) -> Iterato
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
-            _judge(error, part)
+            _check_http_error(error, part)
         response = None
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(str(getattr(error, "reason", None) or error or type(error).__name__)) from error
+        raise _BrokenTransferError(str(getattr(error, "reason", None) or error or type(error).__name__)) from error
     if response is None:
         yield None
         return
@@ -279,18 +289,18 @@ def _opened(url: str, part: _PartialFile, tag: str, timeout_s: float) -> Iterato
         yield response
 
 
-def _judge(error: urllib.error.HTTPError, part: _PartialFile) -> None:
-    """Return if the answer means that all bytes were received; otherwise raise the matching error."""
+def _check_http_error(error: urllib.error.HTTPError, part: _PartialFile) -> None:
+    """Return if the error means that no bytes are missing; raise a matching exception otherwise."""
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.length}":
             return
         part.clear()
-        raise _CutError("the server has no such range")
-    found = f"HTTP {error.code} {error.reason}"
-    raise _CutError(found) if error.code in _PASSING_STATUS else _RefusedError(found)
+        raise _BrokenTransferError("the server has no such range")
+    status = f"HTTP {error.code} {error.reason}"
+    raise _BrokenTransferError(status) if error.code in _TEMPORARY_STATUS else _UnavailableError(status)
 
 
-def _total(response: http.client.HTTPResponse, part: _PartialFile) -> int | None:
+def _total_bytes(response: http.client.HTTPResponse, part: _PartialFile) -> int | None:
     """Return the size of the whole file in bytes, None if not stated; check that a range continues the part."""
     if response.status != 206:
         length = response.headers.get("Content-Length")
@@ -299,14 +309,14 @@ def _total(response: http.client.HTTPResponse, part: _PartialFile) -> int | None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", stated)
     if match is None or int(match[1]) != part.length:
         part.clear()
-        raise _CutError(f"the server sent another range: {stated or 'none stated'}")
+        raise _BrokenTransferError(f"the server sent another range: {stated or 'none stated'}")
     return None if match[2] == "*" else int(match[2])
 
 
-def _begin(response: http.client.HTTPResponse, part: _PartialFile, url: str) -> None:
+def _start_over(response: http.client.HTTPResponse, part: _PartialFile, url: str) -> None:
     """Empty the part for a response with the whole file, and note the origin."""
     if response.headers.get_content_type() == "text/html":
-        raise _RefusedError("a web page, not a file")
+        raise _UnavailableError("a web page, not a file")
     part.clear()
     tag = response.headers.get("ETag", "")
     part.origin.write_text(f"{url}\n{'' if tag.startswith('W/') else tag}", "utf-8")
@@ -316,51 +326,55 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(f"the connection broke: {error or type(error).__name__}") from error
+        raise _BrokenTransferError(f"the connection broke: {error or type(error).__name__}") from error
 
 
-def _silent(done_bytes: int, total_bytes: int | None) -> None:
+def _no_progress(done_bytes: int, total_bytes: int | None) -> None:
     return None
 
 
 # ---- checksums ------------------------------------------------------------------------------------
 
 
-def _checked(target: Path, expected: _Expected) -> str:
+def _check_existing(target: Path, expected: _Expected) -> str:
     """Return the SHA-256 of an existing file; raise ModelError if the file is another one."""
     try:
-        digest = _compared(target, expected)
-    except _WrongError as error:
-        hint = f"Remove it and run the same command again{_distrust(target)}."
-        raise ModelError("The file is not the one expected.", where=str(target), found=str(error), hint=hint) from error
-    if not expected.checksummed:
-        _record(target, digest)
+        digest = _compare_digests(target, expected)
+    except _WrongFileError as error:
+        hint = f"Remove the file and run the same command again{_hint_on_record(target)}."
+        raise ModelError(
+            "The file differs from the expected file.", where=str(target), found=str(error), hint=hint
+        ) from error
+    if not expected.has_checksum:
+        _write_record(target, digest)
     return digest
 
 
-def _distrust(target: Path) -> str:
+def _hint_on_record(target: Path) -> str:
+    """Return the end of a hint on the recorded checksum; empty if there is no record."""
     record = _record_path(target)
-    return f", or remove {record.name} to accept what comes next" if record.is_file() else ""
+    return f", or remove {record.name} to accept another file" if record.is_file() else ""
 
 
-def _verified(part: _PartialFile, expected: _Expected) -> str:
+def _verify_part(part: _PartialFile, expected: _Expected) -> str:
     """Return the SHA-256 of the complete part after writing it to disk; clear the part if it is another file."""
     try:
         part.stream.flush()
         os.fsync(part.stream.fileno())
-        return _compared(part.path, expected)
-    except _WrongError:
+        return _compare_digests(part.path, expected)
+    except _WrongFileError:
         part.clear()
         raise
 
 
-def _compared(path: Path, expected: _Expected) -> str:
-    size, (sha256, sha384) = path.stat().st_size, _digests(path)
-    if size != (expected.size_bytes if expected.size_bytes is not None else size):
-        raise _WrongError(f"{size} bytes, expected {expected.size_bytes}")
-    for kind, found, wanted in (("sha256", sha256, expected.sha256), ("sha384", sha384, expected.sha384)):
-        if wanted and found != wanted.lower():
-            raise _WrongError(f"{kind} {found}, expected {wanted}")
+def _compare_digests(path: Path, expected: _Expected) -> str:
+    """Return the file's SHA-256; raise _WrongFileError if its size or a checksum differs."""
+    size_bytes, (sha256, sha384) = path.stat().st_size, _digests(path)
+    if expected.size_bytes is not None and size_bytes != expected.size_bytes:
+        raise _WrongFileError(f"{size_bytes} bytes, expected {expected.size_bytes}")
+    for kind, digest, expected_digest in (("sha256", sha256, expected.sha256), ("sha384", sha384, expected.sha384)):
+        if expected_digest and digest != expected_digest.lower():
+            raise _WrongFileError(f"{kind} {digest}, expected {expected_digest}")
     return sha256
 
 
@@ -369,8 +383,8 @@ def _digests(path: Path) -> tuple[str, str]:
     hashes = hashlib.sha256(), hashlib.sha384()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
-            for each in hashes:
-                each.update(chunk)
+            for digest in hashes:
+                digest.update(chunk)
     return hashes[0].hexdigest(), hashes[1].hexdigest()
 
 
@@ -378,19 +392,21 @@ def _record_path(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 
 
-def _record(target: Path, digest: str) -> None:
+def _write_record(target: Path, digest: str) -> None:
     """Write the SHA-256 in the format of `sha256sum`."""
     _record_path(target).write_text(f"{digest}  {target.name}\n", "utf-8")
 
 
-def _recorded(target: Path) -> str | None:
+def _read_record(target: Path) -> str | None:
     record = _record_path(target)
     if not record.is_file():
         return None
     digest = record.read_text("utf-8").split(" ")[0].strip()
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        hint = "Remove it to accept the file as it is."
-        raise ModelError("The recorded checksum is none.", where=str(record), found=repr(digest[:80]), hint=hint)
+        hint = f"Remove {record.name} to accept the file as it is."
+        raise ModelError(
+            "The record does not contain a SHA-256.", where=str(record), found=repr(digest[:80]), hint=hint
+        )
     return digest
 
 
@@ -400,8 +416,15 @@ def _recorded(target: Path) -> str | None:
 def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes: int = 8 << 30) -> None:
     """Unpack a .tar.gz into `folder`, which appears when complete; an existing folder is kept.
 
-    Raises ModelError for a damaged or unsafe archive, and leaves nothing behind. Unsafe is an absolute path, "..", a
-    link, a device, more than max_members members, or more than max_bytes of content.
+    Args:
+        archive: The .tar.gz.
+        folder: The folder of the content.
+        max_members: Largest number of files and folders.
+        max_bytes: Largest size of the content.
+
+    Raises:
+        ModelError: The archive is damaged, exceeds a limit, or has a link, a device, ".." or an absolute path.
+        InfrastructureError: The disk cannot store the content.
     """
     if folder.is_dir():
         return
@@ -410,21 +433,21 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 10_000, max_bytes:
     try:
         staging.mkdir(parents=True)
         with gzip.open(archive) as stream:
-            _extract(_Bounded(stream, max_bytes), staging, max_members, max_bytes)
+            _extract(_BoundedStream(stream, max_bytes), staging, max_members, max_bytes)
         staging.replace(folder)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        hint = "Remove the archive and get it again, from a source you trust."
+        hint = "Remove the archive and download it again, from a source that you trust."
         raise ModelError("The archive cannot be unpacked.", where=str(archive), found=str(error), hint=hint) from error
     except OSError as error:
         hint = "Free some space or choose another folder, then run the same command again."
         raise InfrastructureError(
-            "The archive cannot be unpacked there.", where=str(folder), found=str(error), hint=hint
+            "The archive cannot be unpacked into the folder.", where=str(folder), found=str(error), hint=hint
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-class _Bounded:
+class _BoundedStream:
     """A stream with limits for tarfile: at most max_bytes of content, and no giant header.
 
     last: the bytes read last. Headers and padding may take _SLACK_BYTES beside the content.
@@ -438,7 +461,7 @@ class _Bounded:
         return self._stream.tell()
 
     def read(self, size: int) -> bytes:
-        if size > _HEADER_BYTES:
+        if size > _MAX_HEADER_BYTES:
             raise tarfile.TarError(f"a header of {size} bytes")
         self.last = self._stream.read(size)
         self._check(self.tell())
@@ -453,17 +476,17 @@ class _Bounded:
             raise tarfile.TarError(f"more than {self._max_bytes} bytes")
 
 
-def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> None:
-    left_bytes = max_bytes
+def _extract(stream: _BoundedStream, into: Path, max_members: int, max_bytes: int) -> None:
+    remaining_bytes = max_bytes
     # tarfile's type asks for more methods than tarfile calls.
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         for count, member in enumerate(tar, 1):
-            left_bytes -= member.size
+            remaining_bytes -= member.size
             if count > max_members:
                 raise tarfile.TarError(f"more than {max_members} members")
-            if left_bytes < 0:
+            if remaining_bytes < 0:
                 raise tarfile.TarError(f"more than {max_bytes} bytes")
-            _check_harmless(member)
+            _check_safe(member)
             path = into / member.name
             (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
             # The filter of tar.extract needs Python 3.11.4.
@@ -471,15 +494,15 @@ def _extract(stream: _Bounded, into: Path, max_members: int, max_bytes: int) -> 
                 with content, path.open("wb") as file:
                     shutil.copyfileobj(content, file)
     if stream.last.strip(b"\0"):
-        raise tarfile.TarError("damaged in the middle")  # tarfile stops there without an error.
+        raise tarfile.TarError("damaged in the middle")  # tarfile stops at a damaged header without an error.
     while stream.read(_CHUNK_BYTES):
         pass  # gzip checks its checksum at the end.
 
 
-def _check_harmless(member: tarfile.TarInfo) -> None:
+def _check_safe(member: tarfile.TarInfo) -> None:
     """Raise TarError unless the member is a plain file or folder below the root."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise tarfile.TarError(f"{member.name!r} lies outside")
+        raise tarfile.TarError(f"{member.name!r} lies outside the folder")
     if not (member.isreg() or member.isdir()):
         raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")

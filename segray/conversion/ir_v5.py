@@ -25,13 +25,13 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.conversion.ir_v5_layers import DTYPES, KINDS, IrLayer, IrPort, Output, dims_of, fault, listed
+from segray.conversion.ir_v5_layers import DTYPES, KINDS, IrLayer, IrPort, Output, comma_separated, dims_of, model_error
 from segray.models.openvino import OVError, ov
 from segray.models.openvino import opset14 as op
 
-CONTRACT = "instance-segmentation-security-0033"
-CONTRACT_INPUTS = frozenset({"im_data", "im_info"})
-CONTRACT_OUTPUTS = frozenset({"classes", "scores", "boxes", "raw_masks"})
+ADAPTER_NAME = "instance-segmentation-security-0033"
+ADAPTER_INPUTS = frozenset({"im_data", "im_info"})
+ADAPTER_OUTPUTS = frozenset({"classes", "scores", "boxes", "raw_masks"})
 MAX_XML_BYTES = 16 << 20
 
 
@@ -42,16 +42,16 @@ def load(xml: Path) -> ov.Model:
     inputs and outputs are float32, as in the 2019 engine. Shapes are those of the file. Raises ModelError for a file
     that is no v5 network, for an inconsistent network, and for an unknown layer.
     """
-    root = _tree(xml)
-    layers = _layers(root, xml)
-    sources = _sources(root, layers, xml)
-    made: dict[tuple[int, int], Output] = {}
-    for layer in _in_order(layers, sources, xml):
-        arguments = [made[sources[layer.id, port.id]] for port in layer.inputs]
-        for index, (port, output) in enumerate(zip(layer.outputs, _build(layer, arguments), strict=True)):
+    root = _read_root(xml)
+    layers = _read_layers(root, xml)
+    sources = _source_ports(root, layers, xml)
+    built: dict[tuple[int, int], Output] = {}
+    for layer in _sort_layers(layers, sources, xml):
+        arguments = [built[sources[layer.id, port.id]] for port in layer.inputs]
+        for index, (port, output) in enumerate(zip(layer.outputs, _build_layer(layer, arguments), strict=True)):
             output.get_tensor().add_names({layer.output_name(index)})
-            made[layer.id, port.id] = output
-    return _model(root.get("name", xml.stem), layers, made, set(sources.values()))
+            built[layer.id, port.id] = output
+    return _build_model(root.get("name", xml.stem), layers, built, set(sources.values()))
 
 
 def convert(xml: Path, out_xml: Path) -> None:
@@ -61,14 +61,14 @@ def convert(xml: Path, out_xml: Path) -> None:
     SHA-256 of the v5 files. Raises ModelError as `load` does, or if `out_xml` would overwrite the source.
     """
     if out_xml.suffix != ".xml" or out_xml.resolve() == xml.resolve():
-        hint = "Give another path, ending in .xml."
-        raise fault(str(out_xml), "The converted network cannot be written there.", f"source {xml}", hint)
+        hint = "Choose another path, ending in .xml."
+        raise model_error(str(out_xml), "segray cannot write the converted network here.", f"source {xml}", hint)
     model = load(xml)
     out_xml.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, out_xml, compress_to_fp16=False)
-    if _names(model.inputs) == CONTRACT_INPUTS and _names(model.outputs) >= CONTRACT_OUTPUTS:
+    if _names(model.inputs) == ADAPTER_INPUTS and _names(model.outputs) >= ADAPTER_OUTPUTS:
         sha256 = {file.name: _sha256(file) for file in (xml, xml.with_suffix(".bin"))}
-        card = {"contract": CONTRACT, "form": "converted", "converted_from": {"ir_version": 5, "sha256": sha256}}
+        card = {"contract": ADAPTER_NAME, "form": "converted", "converted_from": {"ir_version": 5, "sha256": sha256}}
         out_xml.with_name("segray.json").write_text(json.dumps(card, indent=2) + "\n", "utf-8")
 
 
@@ -84,16 +84,16 @@ def _sha256(file: Path) -> str:
 # ---- the file ----------------------------------------------------------------------------------------
 
 
-def _tree(xml: Path) -> Element:
+def _read_root(xml: Path) -> Element:
     """Return the root element of a v5 network; refuse a document type, and with it every entity."""
     if not xml.is_file() or not xml.with_suffix(".bin").is_file():
-        raise fault(str(xml), "An IR is two files, .xml and .bin; one is missing.", hint="Copy both.")
+        raise model_error(str(xml), "An IR is two files, .xml and .bin, and one is missing.", hint="Copy both files.")
     if xml.stat().st_size > MAX_XML_BYTES:
-        raise fault(str(xml), "The .xml is too large for a network.", f"{xml.stat().st_size} bytes")
+        raise model_error(str(xml), "The .xml is too large for a network.", f"{xml.stat().st_size} bytes")
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(name: str, *_: object) -> None:
-        raise fault(str(xml), "The .xml has a document type, which no IR has.", f"<!DOCTYPE {name}>")
+        raise model_error(str(xml), "The .xml has a document type, which no IR has.", f"<!DOCTYPE {name}>")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.CharacterDataHandler = builder.start, builder.data
@@ -101,136 +101,149 @@ def _tree(xml: Path) -> Element:
     try:
         parser.Parse(xml.read_bytes(), True)
     except expat.ExpatError as error:
-        raise fault(str(xml), "The .xml cannot be parsed.", str(error), "Copy the file again.") from error
+        raise model_error(str(xml), "The .xml cannot be parsed.", str(error), "Copy the file again.") from error
     root: Element = builder.close()
     if root.tag != "net" or root.get("version") != "5":
         found = f"<{root.tag}> version {root.get('version')!r}"
-        raise fault(str(xml), "This is not an IR v5.", found, "Versions 10 and newer need no conversion.")
+        raise model_error(str(xml), "This is not an IR v5.", found, "Versions 10 and newer need no conversion.")
     if root.find("pre-process") is not None:
-        raise fault(str(xml), "The network has a <pre-process> section, which is not converted.")
+        raise model_error(str(xml), "The network has a <pre-process> section, which is not converted.")
     return root
 
 
-def _layers(root: Element, xml: Path) -> dict[int, IrLayer]:
+def _read_layers(root: Element, xml: Path) -> dict[int, IrLayer]:
     """Return all layers by id, in the order of the file."""
     file = xml.with_suffix(".bin")
     weights = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
     layers: dict[int, IrLayer] = {}
     names: set[str] = set()
     for element in root.iterfind("layers/layer"):
-        layer = _layer(element, weights, str(xml))
+        layer = _read_layer(element, weights, str(xml))
         if layer.id in layers or layer.name in names:
-            raise fault(layer.where, "Another layer has the same id or name.")
+            raise model_error(layer.where, "Another layer has the same id or name.")
         layers[layer.id] = layer
         names.add(layer.name)
     return layers
 
 
-def _layer(element: Element, weights: NDArray[np.uint8], file: str) -> IrLayer:
+def _read_layer(element: Element, weights: NDArray[np.uint8], file: str) -> IrLayer:
     name, kind = element.get("name", ""), element.get("type", "")
     where = f"{file}: {kind} layer {name!r}"
     data, precision = element.find("data"), element.get("precision", "FP32")
     if kind not in KINDS:
-        raise fault(where, "This kind of layer is not known.", repr(kind), f"Known are {listed(KINDS)}.")
+        raise model_error(
+            where, "This kind of layer is not known.", repr(kind), f"Known kinds: {comma_separated(KINDS)}."
+        )
     if precision not in DTYPES:
-        raise fault(where, "This precision is not known.", repr(precision), f"Known are {listed(DTYPES)}.")
+        raise model_error(
+            where, "This precision is not known.", repr(precision), f"Known precisions: {comma_separated(DTYPES)}."
+        )
     return IrLayer(
         where=where,
-        id=_whole(element.get("id"), where),
+        id=_parse_integer(element.get("id"), where),
         name=name,
         kind=kind,
         precision=precision,
         attributes={} if data is None else data.attrib,
-        inputs=_ports(element, "input", where),
-        outputs=_ports(element, "output", where),
-        blobs={blob.tag: _blob(blob, weights, where) for blob in _blobs(element)},
+        inputs=_read_ports(element, "input", where),
+        outputs=_read_ports(element, "output", where),
+        blobs={blob.tag: _read_blob(blob, weights, where) for blob in _blob_elements(element)},
     )
 
 
-def _ports(element: Element, side: str, where: str) -> tuple[IrPort, ...]:
+def _read_ports(element: Element, side: str, where: str) -> tuple[IrPort, ...]:
     ports = [
-        IrPort(_whole(port.get("id"), where), tuple(_whole(dim.text, where) for dim in port.iterfind("dim")))
+        IrPort(
+            _parse_integer(port.get("id"), where),
+            tuple(_parse_integer(dim.text, where) for dim in port.iterfind("dim")),
+        )
         for port in element.iterfind(f"{side}/port")
     ]
     if len({port.id for port in ports}) < len(ports):
-        raise fault(where, "Two ports have the same id.", str([port.id for port in ports]))
+        raise model_error(where, "Two ports have the same id.", str([port.id for port in ports]))
     return tuple(sorted(ports, key=lambda port: port.id))
 
 
-def _blobs(element: Element) -> list[Element]:
+def _blob_elements(element: Element) -> list[Element]:
     """Return the blob elements: in <blobs>, or in the layer itself as older writers have it."""
     return [*element.iterfind("blobs/*"), *element.iterfind("weights"), *element.iterfind("biases")]
 
 
-def _blob(element: Element, weights: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
-    offset, size = _whole(element.get("offset"), where), _whole(element.get("size"), where)
+def _read_blob(element: Element, weights: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    offset, size = _parse_integer(element.get("offset"), where), _parse_integer(element.get("size"), where)
     if offset + size > weights.size:
         found = f"{size} bytes from {offset}, in a .bin of {weights.size} bytes"
-        raise fault(where, f"{element.tag!r} lies beyond the end of the .bin.", found, "Copy both files again.")
+        raise model_error(where, f"{element.tag!r} lies beyond the end of the .bin.", found, "Copy both files again.")
     return weights[offset : offset + size]
 
 
-def _whole(text: str | None, where: str) -> int:
+def _parse_integer(text: str | None, where: str) -> int:
     if text is None or len(text) > 18 or not (text.isascii() and text.strip().isdigit()):
-        raise fault(where, "A number in the .xml is not a whole number from 0.", repr(text))
+        raise model_error(where, "A number in the .xml is not a whole number from 0.", repr(text))
     return int(text)
 
 
-def _sources(root: Element, layers: Mapping[int, IrLayer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
+def _source_ports(root: Element, layers: Mapping[int, IrLayer], xml: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """Return the output port (layer, port) that feeds each input port (layer, port)."""
     inputs = {(layer.id, port.id) for layer in layers.values() for port in layer.inputs}
     outputs = {(layer.id, port.id) for layer in layers.values() for port in layer.outputs}
     sources: dict[tuple[int, int], tuple[int, int]] = {}
     for edge in root.iterfind("edges/edge"):
         ends = ("from-layer", "from-port", "to-layer", "to-port")
-        from_layer, from_port, to_layer, to_port = (_whole(edge.get(key), str(xml)) for key in ends)
+        from_layer, from_port, to_layer, to_port = (_parse_integer(edge.get(key), str(xml)) for key in ends)
         start, end = (from_layer, from_port), (to_layer, to_port)
         if start not in outputs or end not in inputs or end in sources:
-            what = "An edge joins ports that do not exist, or one that is already fed."
-            raise fault(str(xml), what, f"layer {from_layer} port {from_port} -> layer {to_layer} port {to_port}")
+            what = "An edge joins ports that do not exist, or ends at a port that is already fed."
+            raise model_error(str(xml), what, f"layer {from_layer} port {from_port} -> layer {to_layer} port {to_port}")
         sources[end] = start
     if unfed := sorted(inputs - set(sources)):
-        raise fault(layers[unfed[0][0]].where, "An input has no edge.", f"port {unfed[0][1]}")
+        raise model_error(layers[unfed[0][0]].where, "An input has no edge.", f"port {unfed[0][1]}")
     return sources
 
 
-def _in_order(
+def _sort_layers(
     layers: Mapping[int, IrLayer], sources: Mapping[tuple[int, int], tuple[int, int]], xml: Path
 ) -> list[IrLayer]:
+    """Return the layers in the order of the computation; raise ModelError if the edges form a circle."""
     feeders = {layer.id: [sources[layer.id, port.id][0] for port in layer.inputs] for layer in layers.values()}
     try:
         return [layers[key] for key in TopologicalSorter(feeders).static_order()]
     except CycleError as error:
         found = " <- ".join(layers[key].name for key in error.args[1])
-        raise fault(str(xml), "The edges run in a circle.", found) from error
+        raise model_error(str(xml), "The edges run in a circle.", found) from error
 
 
 # ---- the graph ----------------------------------------------------------------------------------------
 
 
-def _build(layer: IrLayer, arguments: list[Output]) -> list[Output]:
+def _build_layer(layer: IrLayer, arguments: list[Output]) -> list[Output]:
     """Return the layer's outputs, as many as declared and of the declared shapes."""
     try:
-        made = KINDS[layer.kind](layer, *arguments)
+        built = KINDS[layer.kind](layer, *arguments)
     except (RuntimeError, OVError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = f"inputs {[list(port.dims) for port in layer.inputs]}: {lines[-1] if lines else error!r}"
-        raise fault(layer.where, "OpenVINO cannot build this layer.", found) from error
-    outputs = made.outputs() if isinstance(made, ov.Node) else made if isinstance(made, list) else [made]
+        raise model_error(layer.where, "OpenVINO cannot build this layer.", found) from error
+    outputs: list[Output] = [built]
+    if isinstance(built, ov.Node):
+        outputs = built.outputs()
+    elif isinstance(built, list):
+        outputs = built
     declared = [list(port.dims) for port in layer.outputs]
     shapes = [dims_of(output) for output in outputs[: len(declared)]]
     if shapes != declared:
         found = f"declared {declared}, inferred {shapes}"
-        raise fault(layer.where, "The layer's output shape is not the one that the file declares.", found)
+        raise model_error(layer.where, "The layer's output shape is not the one that the file declares.", found)
     return outputs[: len(declared)]
 
 
-def _model(
-    name: str, layers: Mapping[int, IrLayer], made: Mapping[tuple[int, int], Output], consumed: set[tuple[int, int]]
+def _build_model(
+    name: str, layers: Mapping[int, IrLayer], built: Mapping[tuple[int, int], Output], consumed: set[tuple[int, int]]
 ) -> ov.Model:
-    parameters = [made[layer.id, layer.outputs[0].id].get_node() for layer in layers.values() if layer.kind == "Input"]
+    """Return the network. built, consumed: outputs and fed outputs, by layer id and port id."""
+    parameters = [built[layer.id, layer.outputs[0].id].get_node() for layer in layers.values() if layer.kind == "Input"]
     results = [
-        op.result(made[layer.id, port.id])
+        op.result(built[layer.id, port.id])
         for layer in layers.values()
         for port in layer.outputs
         if layer.kind not in ("Input", "Const") and (layer.id, port.id) not in consumed
@@ -238,4 +251,5 @@ def _model(
     try:
         return ov.Model(results, parameters, name)
     except RuntimeError as error:
-        raise fault(name, "OpenVINO refuses the network as a whole.", str(error).strip().splitlines()[-1]) from error
+        reason = str(error).strip().splitlines()[-1]
+        raise model_error(name, "OpenVINO refuses the network.", reason) from error

@@ -25,7 +25,7 @@ from typing import Any
 
 import segray
 from segray.conversion import download, inspect_model
-from segray.conversion.tensorflow import convert as lean
+from segray.conversion.tensorflow import convert as tensorflow_convert
 from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine, resolve
 from segray.models.registry import ADAPTERS
@@ -36,7 +36,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model that `segray label` can use. sha256: by file name. already: no step was left to do."""
+    """A model that `segray label` can use. sha256: file name -> checksum. already: the model was installed before."""
 
     name: str
     form: str
@@ -58,8 +58,8 @@ def pull(
     into: Path,
     *,
     plain: bool = False,
-    told: Callbacks = Callbacks(),
-    patience: download.RetryPolicy = download.PATIENT,
+    callbacks: Callbacks = Callbacks(),
+    retry_policy: download.RetryPolicy = download.DEFAULT_RETRY_POLICY,
 ) -> InstalledModel:
     """Install the published model in the folder `into`/NAME; a complete installation is kept.
 
@@ -67,26 +67,26 @@ def pull(
         entry: The model's entry in the catalogue.
         into: Parent folder of the installation.
         plain: Keep a TensorFlow graph as OpenVINO converts it.
-        told: Functions that report progress.
-        patience: How long to keep trying each address.
+        callbacks: Functions that report progress.
+        retry_policy: How long to keep trying each address.
 
     Raises:
         ModelError: The files are not the published ones, or cannot be converted on this machine.
         InfrastructureError: No address gives the files. The same call resumes.
     """
     if not entry.sources:
-        hint = f"Set model.name: {entry.name} and leave out model.path."
+        hint = f"Set `model.name` to {entry.name} and leave out model.path."
         raise ConfigError(f"{entry.name} comes with segray.", where="NAME", found=entry.name, hint=hint)
     folder = into / entry.name
-    with alone(folder):
-        if ready := acquired(entry.name, folder):
+    with folder_lock(folder):
+        if ready := installed_model(entry.name, folder):
             return ready
-        source, sha256 = _fetched(entry, folder / "download", told, patience)
-        original = _laid_out(source, folder, told)
+        source, sha256 = _download_first_source(entry, folder / "download", callbacks, retry_policy)
+        original = _unpacked_model(source, folder, callbacks)
         parts = {"files": sha256, "model": source.model}
-        _convert(entry, original, folder, entry.form, parts, told, published=True, plain=plain)
+        _convert(entry, original, folder, entry.form, parts, callbacks, published=True, plain=plain)
         shutil.rmtree(folder / "unpacked", ignore_errors=True)
-        return _found(entry.name, folder)
+        return _installed_now(entry.name, folder)
 
 
 def convert(
@@ -96,7 +96,7 @@ def convert(
     *,
     form: FormName | None = None,
     plain: bool = False,
-    told: Callbacks = Callbacks(),
+    callbacks: Callbacks = Callbacks(),
 ) -> InstalledModel:
     """Write the model at `path` as an IR with a card into the folder `out`, which holds no other model.
 
@@ -106,19 +106,19 @@ def convert(
         out: The folder of the IR.
         form: original or converted, where the files do not tell; None otherwise.
         plain: Keep a TensorFlow graph as OpenVINO converts it.
-        told: Functions that report progress.
+        callbacks: Functions that report progress.
 
     Raises:
         ModelError: The files are of another model.
         ConfigError: The form is unknown.
     """
     path = engine.model_root(path)
-    with alone(out):
-        _convert(entry, path, out, form, {"model": path.name}, told, published=False, plain=plain)
-        return _found(entry.name, out)
+    with folder_lock(out):
+        _convert(entry, path, out, form, {"model": path.name}, callbacks, published=False, plain=plain)
+        return _installed_now(entry.name, out)
 
 
-def acquired(name: str, folder: Path) -> InstalledModel | None:
+def installed_model(name: str, folder: Path) -> InstalledModel | None:
     """Return the model in `folder` if its files have the checksums on its card; None otherwise."""
     xml, card = folder / f"{name}.xml", resolve.read_card(folder)
     sha256 = card.get("files", {})
@@ -128,88 +128,95 @@ def acquired(name: str, folder: Path) -> InstalledModel | None:
     return InstalledModel(name, card["form"], xml, sha256, already=True)
 
 
-def _found(name: str, folder: Path) -> InstalledModel:
-    found = acquired(name, folder)
-    if found is None:
+def _installed_now(name: str, folder: Path) -> InstalledModel:
+    """Return the model that this call installed; raise InfrastructureError if the files changed meanwhile."""
+    model = installed_model(name, folder)
+    if model is None:
         raise InfrastructureError(
-            "The model changed while it was written.", where=str(folder), hint="Run the same command again."
+            "The files of the model changed during the installation.",
+            where=str(folder),
+            found="checksums that differ from the card",
+            hint="Run the same command again.",
         )
-    return replace(found, already=False)
+    return replace(model, already=False)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Lock the folder, created if needed, against other processes that install into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        hint = "Choose another folder."
+        hint = "Set --into or --out to another folder."
         raise InfrastructureError(
-            "The folder cannot be used.", where=str(folder), found=str(error), hint=hint
+            "segray cannot use the folder.", where=str(folder), found=str(error), hint=hint
         ) from error
     try:
-        _lock(handle, folder)
+        _lock_folder(handle, folder)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock_folder(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        hint = "Wait for it, or stop it."
-        raise InfrastructureError("Another process is writing there.", where=str(folder), hint=hint) from error
+        hint = "Wait for the other process, or stop that process."
+        raise InfrastructureError(
+            "Another process writes to the folder.", where=str(folder), found="a locked folder", hint=hint
+        ) from error
 
 
 # ---- sources --------------------------------------------------------------------------------------
 
 
-def _fetched(
-    entry: ZooModel, folder: Path, told: Callbacks, patience: download.RetryPolicy
+def _download_first_source(
+    entry: ZooModel, folder: Path, callbacks: Callbacks, retry_policy: download.RetryPolicy
 ) -> tuple[ModelSource, dict[str, str]]:
     """Return the first source of which all files could be downloaded, and their SHA-256 by name."""
     failures = []
     for source in entry.sources:
         try:
-            return source, _fetch_all(source, folder, told, patience)
+            return source, _download_source(source, folder, callbacks, retry_policy)
         except InfrastructureError as error:
             failures.append(error)
-    found = "; ".join(error.found or error.what for error in failures)
-    raise InfrastructureError(failures[-1].what, where=str(folder), found=found, hint=failures[-1].hint) from failures[
-        -1
-    ]
+    last = failures[-1]
+    reasons = "; ".join(error.found or error.what for error in failures)
+    raise InfrastructureError(last.what, where=str(folder), found=reasons, hint=last.hint) from last
 
 
-def _fetch_all(source: ModelSource, folder: Path, told: Callbacks, patience: download.RetryPolicy) -> dict[str, str]:
+def _download_source(
+    source: ModelSource, folder: Path, callbacks: Callbacks, retry_policy: download.RetryPolicy
+) -> dict[str, str]:
     sha256 = {}
     for file in source.files:
-        told.note(f"fetching {file.name}")
-        sha256[file.name] = download.fetch(
+        callbacks.note(f"fetching {file.name}")
+        sha256[file.name] = download.download_file(
             file.urls,
             folder / file.name,
             sha256=file.sha256,
             sha384=file.sha384,
             size_bytes=file.size_bytes,
-            progress=told.progress,
-            patience=patience,
+            progress=callbacks.progress,
+            retry_policy=retry_policy,
         )
     return sha256
 
 
-def _laid_out(source: ModelSource, folder: Path, told: Callbacks) -> Path:
+def _unpacked_model(source: ModelSource, folder: Path, callbacks: Callbacks) -> Path:
     """Return the path of the model to convert, unpacked if it comes in an archive."""
     root = folder / "download"
     if source.archived:
-        told.note(f"unpacking {source.files[0].name}")
+        callbacks.note(f"unpacking {source.files[0].name}")
         download.unpack(root / source.files[0].name, folder / "unpacked")
         root = folder / "unpacked"
     model = root / source.model
     if not model.exists():
         found = ", ".join(sorted(str(file.relative_to(root)) for file in root.rglob("*"))[:20])
-        hint = f"Expected: {source.holds}. Remove {folder} and pull again."
-        raise ModelError(f"The archive does not hold {source.model}.", where=str(root), found=found, hint=hint)
+        hint = f"Expected: {source.holds}. Remove {folder}, then run the same command again."
+        raise ModelError(f"The archive does not contain {source.model}.", where=str(root), found=found, hint=hint)
     return model
 
 
@@ -222,77 +229,77 @@ def _convert(
     out: Path,
     form: str | None,
     source: Mapping[str, Any],
-    told: Callbacks,
+    callbacks: Callbacks,
     *,
     published: bool,
     plain: bool,
 ) -> None:
-    """Make the IR and its card in a staging folder, then move both to their place.
+    """Make the IR and its card in a staging folder, then move both to `out`.
 
     published: raise ModelError if the model differs from the catalogue's description.
     """
-    _check_free(entry, path, out)
+    _check_folder(entry, path, out)
     staging = out / ".converting"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        told.note(f"converting {path.name}")
+        callbacks.note(f"converting {path.name}")
         xml = staging / f"{entry.name}.xml"
-        form, rewritten = _written(entry, path, xml, form, told, plain)
-        model = _identified(entry, path, xml, form, published)
-        put(staging, out, _card_of(entry, model, {**source, **rewritten}))
+        form, rewritten = _write_ir(entry, path, xml, form, callbacks, plain)
+        model = _identify(entry, path, xml, form, published)
+        install(staging, out, _card(entry, model, {**source, **rewritten}))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _identified(entry: ZooModel, path: Path, xml: Path, form: str | None, published: bool) -> resolve.ResolvedModel:
+def _identify(entry: ZooModel, path: Path, xml: Path, form: str | None, published: bool) -> resolve.ResolvedModel:
     """Return the model of the IR at `xml`, made from `path`; raise ModelError if the IR is of another model."""
-    found, forms = engine.signature(xml), ADAPTERS[entry.name].forms
-    if all(engine.absent_outputs(found, each) for each in forms.values()):
-        engine.check(found, forms[form or entry.form], str(path))
+    ports, forms = engine.signature(xml), ADAPTERS[entry.name].forms
+    if all(engine.absent_outputs(ports, model_format) for model_format in forms.values()):
+        engine.check(ports, forms[form or entry.form], str(path))
     try:
         model = resolve.resolve(entry.name, str(xml), form)
     except ConfigError as error:
-        hint = error.hint.replace("Set model.form:", "Say --form:")
-        raise ConfigError(error.what, where=str(path), found="nothing that tells it", hint=hint) from error
-    engine.check(found, model.form, str(path))
-    unlike = inspect_model.differences(found, entry, model.form)
+        hint = error.hint.replace("Set model.form:", "Set --form:")
+        raise ConfigError(error.what, where=str(path), found="several possible forms", hint=hint) from error
+    engine.check(ports, model.form, str(path))
+    unlike = inspect_model.differences(ports, entry, model.form)
     if published and unlike:
-        hint = "Remove the folder and pull again; if it stays so, the published files have changed."
+        hint = "Remove the folder and run the same command again. If the error stays, the published files have changed."
         raise ModelError(
-            "This is not the model that was published.", where=str(path), found="; ".join(unlike), hint=hint
+            "The model differs from the published model.", where=str(path), found="; ".join(unlike), hint=hint
         )
     return model
 
 
-def _check_free(entry: ZooModel, path: Path, out: Path) -> None:
+def _check_folder(entry: ZooModel, path: Path, out: Path) -> None:
     if (stated := resolve.read_card(out).get("contract", entry.name)) != entry.name:
-        hint = "Convert into a folder of its own."
+        hint = "Set --out to a folder for this model alone."
         raise ModelError("The folder holds another model.", where=str(out / resolve.CARD), found=stated, hint=hint)
     if path.resolve() == (out / f"{entry.name}.xml").resolve():
-        hint = "Choose another --out."
+        hint = "Set --out to another folder."
         raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), hint=hint)
 
 
-def _written(
-    entry: ZooModel, path: Path, xml: Path, form: str | None, told: Callbacks, plain: bool
+def _write_ir(
+    entry: ZooModel, path: Path, xml: Path, form: str | None, callbacks: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
     """Write the IR of the model at `path`; return its form, if known, and facts on the conversion for the card."""
     if path.suffix in inspect_model.CHECKPOINTS:
-        return _from_checkpoint(entry, path, xml, form or entry.form), {}
+        return _convert_checkpoint(entry, path, xml, form or entry.form), {}
     if inspect_model.is_old_ir(path):
         from segray.conversion import ir_v5
 
         ir_v5.convert(path, xml)
         (xml.parent / resolve.CARD).unlink(missing_ok=True)
     elif entry.kind == "tensorflow" and form != "converted" and not plain:
-        return form, lean.save(path, xml, told.note)
+        return form, tensorflow_convert.save(path, xml, callbacks.note)
     else:
         engine.save(engine.read(path), xml)
     return form, {}
 
 
-def _from_checkpoint(entry: ZooModel, path: Path, xml: Path, form: str) -> str:
+def _convert_checkpoint(entry: ZooModel, path: Path, xml: Path, form: str) -> str:
     if entry.kind != "checkpoint":
         hint = f"Expected: {entry.how_to_get}"
         raise ModelError(f"{entry.name} is not made from a checkpoint.", where=str(path), found=path.suffix, hint=hint)
@@ -303,12 +310,12 @@ def _from_checkpoint(entry: ZooModel, path: Path, xml: Path, form: str) -> str:
     return form
 
 
-def _card_of(entry: ZooModel, model: resolve.ResolvedModel, source: Mapping[str, Any]) -> dict[str, Any]:
+def _card(entry: ZooModel, model: resolve.ResolvedModel, source: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "contract": model.contract.name,
+        "contract": model.adapter.name,
         "form": model.form.name,
         "files": {file.name: resolve.sha256(file) for file in model.files},
-        "labels": {str(number): name for number, name in model.contract.labels.items()},
+        "labels": {str(number): name for number, name in model.adapter.labels.items()},
         "licence": entry.licence,
         "source": dict(source),
         "thresholds": dict(entry.thresholds),
@@ -316,7 +323,7 @@ def _card_of(entry: ZooModel, model: resolve.ResolvedModel, source: Mapping[str,
     }
 
 
-def put(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
+def install(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
     """Move an IR and its card from `staging` to `out`; `card["files"]` names the files.
 
     During the move, `out` has neither a card nor an .xml, so that no old part passes as current.

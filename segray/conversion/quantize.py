@@ -35,14 +35,14 @@ from segray.storage.store import Store
 from segray.storage.uris import redact
 
 _TIMED_IMAGES = 8
-_WEIGHTED = frozenset(
+_LAYERS_WITH_WEIGHTS = frozenset(
     ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 )
 # Kinds of nodes between stored weights and their layer.
-_ON_WEIGHTS = frozenset(("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"))
-_INT8 = frozenset(("i8", "u8", "FakeQuantize"))
+_BETWEEN_WEIGHTS_AND_LAYER = frozenset(("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"))
+_INT8_KINDS = frozenset(("i8", "u8", "FakeQuantize"))
 # Kinds of nodes at which the search ends. ShapeOf is one, because shapes are not quantised.
-_ENDS = frozenset(("Constant", "Parameter", "ShapeOf"))
+_SEARCH_ENDS = frozenset(("Constant", "Parameter", "ShapeOf"))
 
 
 @dataclass(frozen=True)
@@ -100,70 +100,72 @@ def quantize(
         ModelError: The model cannot be quantised.
         SourceError: No image can be read.
     """
-    nncf = _nncf()
+    nncf = _import_nncf()
     graph = engine.read(model.path)
-    if engine.described(graph).quantised:
-        raise ConfigError(
-            "The model is quantised already.", where=str(model.path), hint="Give the one it was made from."
-        )
+    if engine.signature_of(graph).quantised:
+        hint = "Give the float model from which this model was made."
+        raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
     _check_free(model, out)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))
-    contract = model.contract.with_size(model.form.name, source.size_hw)
-    reader = Reader(contract, contract.forms[model.form.name], store)
-    sample = compare.spread(images, store, samples)
+    adapter = model.adapter.with_size(model.form.name, source.size_hw)
+    reader = Reader(adapter, adapter.forms[model.form.name], store)
+    sample = compare.evenly_spaced_images(images, store, samples)
     timed = reader.first(sample, _TIMED_IMAGES)
     if not timed:
-        raise SourceError("no image of the sample can be read", where=redact(images), found=reader.trouble())
+        hint = "Set --images to a dataset with readable images."
+        raise SourceError(
+            "No image of the sample can be read.", where=redact(images), found=reader.first_failure(), hint=hint
+        )
     with source.infer(timed[0]):
-        pass  # Refuses a model with other inputs here, with a helpful error.
+        pass  # A model with other inputs fails here, with a better error than NNCF's.
     note(f"calibrating with {len(sample)} images")
-    result = _calibrated(nncf, graph, _Calibration(reader, graph, sample), keep_float, str(model.path))
-    with _staging(out) as staging:
+    result = _quantize_graph(nncf, graph, _CalibrationInputs(reader, graph, sample), keep_float, str(model.path))
+    with _staging_folder(out) as staging:
         xml = staging / f"{model.name}-int8.xml"
         engine.save(result, xml)
-        engines = {"f32": source, **_compiled(model, xml)}
+        engines = {"f32": source, **_compile_engines(model, xml)}
         note(f"measuring the speed of {', '.join(engines)}")
         speed = compare.speed(engines, timed)
         accuracy = None
         if truth is not None:
             note("measuring average precision before and after")
             accuracy = compare.accuracy({name: engines[name] for name in ("f32", "int8")}, reader, truth)
-        used = {ref.uri for ref in sample if ref.uri not in reader.unread}
-        done = Quantised(
+        calibration_uris = {ref.uri for ref in sample if ref.uri not in reader.failures}
+        quantised = Quantised(
             name=model.name,
             form=model.form.name,
             xml=out / xml.name,
-            samples=len(used),
-            layers=_layers(result),
+            samples=len(calibration_uris),
+            layers=_count_layers(result),
             size_bytes={"source": _size_bytes(model.files), "int8": _size_bytes(engine.model_files(xml))},
             speed=speed,
             accuracy=accuracy,
-            calibrated=len(used.intersection(accuracy.uris)) if accuracy else 0,
+            calibrated=len(calibration_uris.intersection(accuracy.uris)) if accuracy else 0,
         )
-        pull.put(staging, out, _card(done, model, xml, images, truth, keep_float))
-    if reader.unread:
-        note(f"{len(reader.unread)} images could not be read, such as {reader.trouble()}")
-    return done
+        pull.install(staging, out, _card(quantised, model, xml, images, truth, keep_float))
+    if reader.failures:
+        note(f"{len(reader.failures)} images could not be read, such as {reader.first_failure()}")
+    return quantised
 
 
-def _nncf() -> Any:
+def _import_nncf() -> Any:
     """Import and return NNCF; raise UserError if it is not installed."""
-    loggers = logging.getLoggerClass()
+    logger_class = logging.getLoggerClass()
     try:
         # The import sets up NNCF's log, which goes to stderr from here on.
         with host_process.environment(["NNCF_CI"]), contextlib.redirect_stdout(sys.stderr):
             os.environ.setdefault("NNCF_CI", "1")  # Turns NNCF's telemetry off.
             import nncf
     except ImportError as error:
-        hint = "pip install -c constraints.txt -e '.[quantize]', or pip install nncf"
-        raise UserError("NNCF, which quantises, is not installed.", found=str(error), hint=hint) from error
+        hint = "Run pip install -c constraints.txt -e '.[quantize]', or pip install nncf."
+        raise UserError("NNCF is not installed. Quantisation needs NNCF.", found=str(error), hint=hint) from error
     finally:
-        logging.setLoggerClass(loggers)
+        logging.setLoggerClass(logger_class)
     nncf.set_log_level(logging.ERROR)
     return nncf
 
 
-def _compiled(model: resolve.ResolvedModel, xml: Path) -> dict[str, Engine]:
+def _compile_engines(model: resolve.ResolvedModel, xml: Path) -> dict[str, Engine]:
     """Return engines of the source in the machine's other float precisions, and of the int8 model."""
     floats = [name for name in engine.precisions() if name in ("bf16", "f16")]
     engines = {name: engine.compile(model.path, model.form, DeviceSettings(precision=name)) for name in floats}
@@ -174,7 +176,7 @@ def _compiled(model: resolve.ResolvedModel, xml: Path) -> dict[str, Engine]:
 
 
 @dataclass(frozen=True)
-class _Calibration:
+class _CalibrationInputs:
     """The calibration images as inputs of the graph on disk; NNCF iterates over them several times."""
 
     reader: Reader
@@ -184,10 +186,10 @@ class _Calibration:
     def __iter__(self) -> Iterator[tuple[NDArray[Any], ...]]:
         for ref in self.refs:
             if (prepared := self.reader.read(ref)) is not None:
-                yield engine.as_stored(self.graph, self.reader.form, prepared[0])
+                yield engine.inputs_of_stored_graph(self.graph, self.reader.form, prepared[0])
 
 
-def _calibrated(nncf: Any, graph: Any, sample: _Calibration, patterns: Sequence[str], where: str) -> Any:
+def _quantize_graph(nncf: Any, graph: Any, sample: _CalibrationInputs, patterns: Sequence[str], where: str) -> Any:
     """Return the graph with quantised layers, apart from those that stay in float."""
     names = float_names(graph, sample.reader.form.outputs)
     scope = nncf.IgnoredScope(names=sorted(names), patterns=list(patterns), validate=False)
@@ -197,63 +199,63 @@ def _calibrated(nncf: Any, graph: Any, sample: _Calibration, patterns: Sequence[
     except SegrayError:
         raise
     except Exception as error:
-        hint = "Leave out what it stumbles over with --keep-float, or stay with f32 or bf16."
+        hint = "Exclude the layer of the error with --keep-float, or use the float model."
         raise ModelError("NNCF cannot quantise this model.", where=where, found=repr(error), hint=hint) from error
-    layers = _layers(result)
+    layers = _count_layers(result)
     if not layers["int8"]:
         found = f"{layers['float']} layers with weights, all left in float"
         raise ModelError(
-            "Nothing of this model can be quantised.", where=where, found=found, hint="Check --keep-float."
+            "No layer of this model can be quantised.", where=where, found=found, hint="Check --keep-float."
         )
     return result
 
 
 def float_names(graph: Any, outputs: Sequence[str]) -> set[str]:
     """Return the names of the last layers with weights before these outputs, and of all nodes after these layers."""
-    wanted = {name.removesuffix(":0") for name in outputs}
-    ports = (port for port in graph.outputs if wanted & {name.removesuffix(":0") for name in port.get_names()})
+    output_names = {name.removesuffix(":0") for name in outputs}
+    ports = (port for port in graph.outputs if output_names & {name.removesuffix(":0") for name in port.get_names()})
     todo = [port.get_node() for port in ports]
     names: set[str] = set()
     while todo:
         node = todo.pop()
-        if node.get_friendly_name() not in names and node.get_type_name() not in _ENDS:
+        if node.get_friendly_name() not in names and node.get_type_name() not in _SEARCH_ENDS:
             names.add(node.get_friendly_name())
-            if _weights(node) is None:
-                todo += [_source(port) for port in node.inputs()]
+            if _weight_kinds(node) is None:
+                todo += [_source_node(port) for port in node.inputs()]
     return names
 
 
-def _layers(graph: Any) -> dict[str, int]:
+def _count_layers(graph: Any) -> dict[str, int]:
     """Count the layers with weights that compute in int8, and those that compute in float."""
-    weights = [kinds for node in graph.get_ops() if (kinds := _weights(node)) is not None]
-    int8 = sum(bool(kinds & _INT8) for kinds in weights)
-    return {"int8": int8, "float": len(weights) - int8}
+    layers = [kinds for node in graph.get_ops() if (kinds := _weight_kinds(node)) is not None]
+    int8 = sum(bool(kinds & _INT8_KINDS) for kinds in layers)
+    return {"int8": int8, "float": len(layers) - int8}
 
 
-def _weights(node: Any) -> frozenset[str] | None:
-    """Return the kinds of nodes in the layer's weights, as _stored does; None for a layer without weights."""
-    if node.get_type_name() not in _WEIGHTED:
+def _weight_kinds(node: Any) -> frozenset[str] | None:
+    """Return the kinds of nodes in the layer's weights, as _constant_kinds does; None for a layer without weights."""
+    if node.get_type_name() not in _LAYERS_WITH_WEIGHTS:
         return None
-    return next((kinds for port in node.inputs() if (kinds := _stored(_source(port))) is not None), None)
+    return next((kinds for port in node.inputs() if (kinds := _constant_kinds(_source_node(port))) is not None), None)
 
 
-def _stored(node: Any) -> frozenset[str] | None:
-    """Return constant types and node kinds from which this node is computed; None if it depends on anything else."""
+def _constant_kinds(node: Any) -> frozenset[str] | None:
+    """Return the constant types and node kinds from which this node is computed; None if the node has other sources."""
     kind = node.get_type_name()
     if kind == "Constant":
         return frozenset((node.get_element_type().get_type_name(),))
-    if kind not in _ON_WEIGHTS:
+    if kind not in _BETWEEN_WEIGHTS_AND_LAYER:
         return None
     kinds = frozenset((kind,))
     for port in node.inputs():
-        before = _stored(_source(port))
-        if before is None:
+        source_kinds = _constant_kinds(_source_node(port))
+        if source_kinds is None:
             return None
-        kinds |= before
+        kinds |= source_kinds
     return kinds
 
 
-def _source(port: Any) -> Any:
+def _source_node(port: Any) -> Any:
     return port.get_source_output().get_node()
 
 
@@ -263,17 +265,20 @@ def _source(port: Any) -> Any:
 def _check_free(model: resolve.ResolvedModel, out: Path) -> None:
     """Raise ModelError unless the folder is free, or holds an earlier result of the same quantisation."""
     card = resolve.read_card(out) if out.is_dir() else {}
-    same = card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
-    if (card and not same) or any(file.resolve().parent == out.resolve() for file in model.files):
+    is_earlier_result = (
+        card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
+    )
+    holds_source = any(file.resolve().parent == out.resolve() for file in model.files)
+    if (card and not is_earlier_result) or holds_source:
         found = f"{card.get('contract', model.path.name)}, {card.get('precision', 'float')}"
-        hint = "Give the int8 model a folder of its own with --out."
+        hint = "Set --out to a folder for the int8 model alone."
         raise ModelError("The folder holds another model.", where=str(out), found=found, hint=hint)
 
 
 @contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
+def _staging_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder in `out`, while no other process writes to `out`."""
-    with pull.alone(out):
+    with pull.folder_lock(out):
         folder = out / ".quantizing"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -288,39 +293,39 @@ def _size_bytes(files: Sequence[Path]) -> int:
 
 
 def _card(
-    done: Quantised,
+    quantised: Quantised,
     model: resolve.ResolvedModel,
     xml: Path,
     images: str,
     truth: Truth | None,
     keep_float: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the card: what `segray label` must know of the model, and how the model was made."""
+    """Return the card: the facts that `segray label` needs, and how the model was made."""
     card: dict[str, Any] = {
-        "contract": model.contract.name,
+        "contract": model.adapter.name,
         "form": model.form.name,
         "precision": "int8",
         "files": {file.name: resolve.sha256(file) for file in engine.model_files(xml)},
-        "labels": {str(number): name for number, name in model.contract.labels.items()},
+        "labels": {str(number): name for number, name in model.adapter.labels.items()},
         "source": {"model": model.path.name, "fingerprint": model.fingerprint},
-        "calibration": {"images": redact(images), "samples": done.samples, "keep_float": list(keep_float)},
-        "layers": dict(done.layers),
-        "speed": {"device": done.speed.device, "images_per_s": _rounded(done.speed.images_per_s(), 1)},
+        "calibration": {"images": redact(images), "samples": quantised.samples, "keep_float": list(keep_float)},
+        "layers": dict(quantised.layers),
+        "speed": {"device": quantised.speed.device, "images_per_s": _round_values(quantised.speed.images_per_s(), 1)},
         "versions": {"segray": segray.__version__, "openvino": version("openvino"), "nncf": version("nncf")},
     }
     if licence := resolve.read_card(model.path).get("licence"):
         card["licence"] = licence
-    if truth is not None and done.accuracy is not None:
+    if truth is not None and quantised.accuracy is not None:
         card["accuracy"] = {
             "truth": truth.path.name,
-            "images": len(done.accuracy.uris),
-            "calibrated": done.calibrated,
-            "objects": done.accuracy.objects,
-            "mask_ap": _rounded(done.accuracy.mask_ap, 4),
-            "box_ap": _rounded(done.accuracy.box_ap, 4),
+            "images": len(quantised.accuracy.uris),
+            "calibrated": quantised.calibrated,
+            "objects": quantised.accuracy.objects,
+            "mask_ap": _round_values(quantised.accuracy.mask_ap, 4),
+            "box_ap": _round_values(quantised.accuracy.box_ap, 4),
         }
     return card
 
 
-def _rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
+def _round_values(values: Mapping[str, float], digits: int) -> dict[str, float]:
     return {name: round(value, digits) for name, value in values.items()}

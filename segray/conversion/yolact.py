@@ -28,7 +28,7 @@ from segray.models.openvino import opset13 as op
 from segray.models.openvino import ov
 from segray.models.resolve import CARD
 
-CONTRACT = "yolact-resnet50-fpn-pytorch"
+ADAPTER_NAME = "yolact-resnet50-fpn-pytorch"
 INPUT_PX = 550
 CLASSES = 81
 PROTOTYPES = 32
@@ -76,7 +76,7 @@ class ConvLayer:
         if not self.norm:
             return kernel | {f"{self.name}.bias": (self.outputs,)}
         return kernel | {
-            f"{self.norm}.{of}": (self.outputs,) for of in ("weight", "bias", "running_mean", "running_var")
+            f"{self.norm}.{array}": (self.outputs,) for array in ("weight", "bias", "running_mean", "running_var")
         }
 
 
@@ -128,7 +128,8 @@ def random_weights(seed: int) -> dict[str, Floats]:
         weights[kernel[0]] = rng.standard_normal(kernel[1], np.float32) * np.float32(deviation)
         for name, shape in others:
             one = 1 / 4 if name.endswith("bn3.weight") else 1
-            weights[name] = np.full(shape, one * name.endswith((".weight", ".running_var")), np.float32)
+            value = one if name.endswith((".weight", ".running_var")) else 0
+            weights[name] = np.full(shape, value, np.float32)
     weights[f"{_HEAD}.conf_layer.bias"][::CLASSES] = 8
     return weights
 
@@ -139,10 +140,12 @@ def priors_cxcywh() -> Floats:
     The order is level, row, column, aspect. All priors are squares, scaled by the root of the aspect ratio, because the
     published weights were trained with these.
     """
-    return np.concatenate([_level(side, scale) for side, scale in zip(LEVEL_SIDES, PRIOR_SIDES_PX, strict=True)])
+    return np.concatenate(
+        [_priors_of_level(side, scale) for side, scale in zip(LEVEL_SIDES, PRIOR_SIDES_PX, strict=True)]
+    )
 
 
-def _level(side: int, scale_px: float) -> Floats:
+def _priors_of_level(side: int, scale_px: float) -> Floats:
     centres = (np.arange(side) + 0.5) / side
     level = np.empty((side, side, len(ASPECTS), 4), np.float32)
     level[..., 0] = centres[:, None]
@@ -168,12 +171,12 @@ def build(weights: Weights, form: Literal["original", "converted"] = "original")
     Raises:
         ModelError: Weights are missing, unknown or of another shape.
     """
-    _check(weights)
+    _check_weights(weights)
     image = op.parameter([1, 3, INPUT_PX, INPUT_PX], np.float32, name="input.1")
     image.output(0).tensor.set_names({"input.1"})
     x: Node = image
     if form == "converted":
-        x, weights = _normalised(image), _for_bgr(weights)
+        x, weights = _normalise(image), _weights_for_bgr(weights)
     net = {layer.name: _convolution(layer, weights) for layer in layers()}
     pyramid = _pyramid(net, _backbone(net, x))
     scores, offsets, coefficients = _heads(net, pyramid)
@@ -185,58 +188,61 @@ def build(weights: Weights, form: Literal["original", "converted"] = "original")
     }
     for name, node in outputs.items():
         node.output(0).tensor.set_names({name})
-    return ov.Model([op.result(node, name=name) for name, node in outputs.items()], [image], CONTRACT)
+    return ov.Model([op.result(node, name=name) for name, node in outputs.items()], [image], ADAPTER_NAME)
 
 
-def _check(weights: Weights) -> None:
-    wanted = shapes()
-    other = [name for name in wanted if name in weights and np.shape(weights[name]) != wanted[name]]
+def _check_weights(weights: Weights) -> None:
+    """Raise ModelError if weights are missing, unknown or of another shape."""
+    expected = shapes()
+    misshapen = [name for name in expected if name in weights and np.shape(weights[name]) != expected[name]]
     faults = {
-        "missing": [name for name in wanted if name not in weights],
-        "unknown": [name for name in weights if name not in wanted and not _UNUSED.match(name)],
-        "of another shape": [f"{name} {[*np.shape(weights[name])]}, not {[*wanted[name]]}" for name in other],
+        "missing": [name for name in expected if name not in weights],
+        "unknown": [name for name in weights if name not in expected and not _UNUSED.match(name)],
+        "of another shape": [f"{name} {[*np.shape(weights[name])]}, not {[*expected[name]]}" for name in misshapen],
     }
     if any(faults.values()):
         raise ModelError(
             "These are not the weights of YOLACT ResNet-50 FPN with 80 classes.",
-            found="; ".join(f"{fault}: {_few(names)}" for fault, names in faults.items() if names),
+            found="; ".join(f"{fault}: {_first_names(names)}" for fault, names in faults.items() if names),
             hint="Give yolact_resnet50_54_800000.pth, or weights that yolact_resnet50_config trained on COCO.",
         )
 
 
-def _few(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def _first_names(names: Sequence[str], most: int = 4) -> str:
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
-def _normalised(image_bgr: Node) -> Node:
-    """Normalise the image in nodes of their own, (x - mean) / scale.
+def _normalise(image_bgr: Node) -> Node:
+    """Return nodes that compute (x - mean) / scale.
 
-    Folding into the first convolution would be wrong: its zero padding stands for the mean, not for black.
+    Folding both into the first convolution would be wrong: its zero padding stands for the mean, not for black.
     """
-    stated = FORMS["original"].image
-    mean, scale = (np.array(rgb, np.float32)[::-1].reshape(1, 3, 1, 1) for rgb in (stated.mean, stated.scale))
+    image = FORMS["original"].image
+    mean, scale = (np.array(rgb, np.float32)[::-1].reshape(1, 3, 1, 1) for rgb in (image.mean, image.scale))
     return op.divide(op.subtract(image_bgr, np.ascontiguousarray(mean)), np.ascontiguousarray(scale))
 
 
-def _for_bgr(weights: Weights) -> Weights:
+def _weights_for_bgr(weights: Weights) -> Weights:
+    """Return the weights with the input channels of the first convolution in reverse order."""
     first = "backbone.conv1.weight"
     return {**weights, first: weights[first][:, ::-1]}
 
 
 def _convolution(layer: ConvLayer, weights: Weights) -> Callable[[Node], Node]:
     """Return the layer as a function on nodes; all its calls share the constants."""
-    kernel, bias = (op.constant(np.ascontiguousarray(array, np.float32)) for array in _folded(layer, weights))
+    kernel, bias = (op.constant(np.ascontiguousarray(array, np.float32)) for array in _fold_batch_norm(layer, weights))
     return partial(_convolve, layer, kernel, bias)
 
 
-def _folded(layer: ConvLayer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
+def _fold_batch_norm(layer: ConvLayer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return kernel and bias (1, outputs, 1, 1), with the batch norm, if any, multiplied in."""
     kernel = weights[f"{layer.name}.weight"]
     if not layer.norm:
         return kernel, weights[f"{layer.name}.bias"].reshape(1, -1, 1, 1)
     gamma, beta, mean, variance = (
-        weights[f"{layer.norm}.{of}"].astype(np.float64) for of in ("weight", "bias", "running_mean", "running_var")
+        weights[f"{layer.norm}.{array}"].astype(np.float64)
+        for array in ("weight", "bias", "running_mean", "running_var")
     )
     factor = gamma / np.sqrt(variance + _NORM_EPSILON)
     return kernel * factor.reshape(-1, 1, 1, 1), (beta - mean * factor).reshape(1, -1, 1, 1)
@@ -265,7 +271,7 @@ def _backbone(net: Net, image: Node) -> list[Node]:
 def _residual(net: Net, block: str, x: Node) -> Node:
     inner = op.relu(net[f"{block}.conv1"](x))
     inner = op.relu(net[f"{block}.conv2"](inner))
-    shortcut = net.get(f"{block}.downsample.0", lambda same: same)
+    shortcut = net.get(f"{block}.downsample.0", lambda x: x)
     return op.relu(op.add(net[f"{block}.conv3"](inner), shortcut(x)))
 
 
@@ -277,7 +283,7 @@ def _pyramid(net: Net, features: Sequence[Node]) -> list[Node]:
     x = net["fpn.lat_layers.0"](features[-1])
     levels = [x]
     for index, feature in enumerate(features[-2::-1], 1):
-        x = op.add(_enlarged(x, LEVEL_SIDES[2 - index]), net[f"fpn.lat_layers.{index}"](feature))
+        x = op.add(_resize(x, LEVEL_SIDES[2 - index]), net[f"fpn.lat_layers.{index}"](feature))
         levels.append(x)
     levels = [op.relu(net[f"fpn.pred_layers.{index}"](level)) for index, level in enumerate(levels)][::-1]
     for index in range(2):
@@ -285,7 +291,7 @@ def _pyramid(net: Net, features: Sequence[Node]) -> list[Node]:
     return levels
 
 
-def _enlarged(x: Node, side: int) -> Node:
+def _resize(x: Node, side: int) -> Node:
     """Resize to side x side, bilinear with half-pixel centres."""
     sizes, axes = np.array([side, side], np.int64), np.array([2, 3], np.int64)
     return op.interpolate(x, sizes, "linear_onnx", "sizes", coordinate_transformation_mode="half_pixel", axes=axes)
@@ -295,7 +301,7 @@ def _prototypes(net: Net, finest: Node) -> Node:
     x = finest
     for index in (0, 2, 4):
         x = op.relu(net[f"proto_net.{index}"](x))
-    x = op.relu(net["proto_net.8"](_enlarged(x, 2 * LEVEL_SIDES[0])))
+    x = op.relu(net["proto_net.8"](_resize(x, 2 * LEVEL_SIDES[0])))
     return _channels_last(op.relu(net["proto_net.10"](x)))
 
 
@@ -335,12 +341,17 @@ def _boxes(offsets: Node) -> Node:
 def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "converted") -> None:
     """Write the checkpoint `pth` as a float32 IR, `xml` and its .bin, with a card beside it.
 
-    xml: in a folder of its own, created if needed; an earlier conversion is replaced. form: as in `build`. Raises
-    ModelError for an unreadable checkpoint, for other weights, and for a folder with another model's card.
+    Args:
+        pth: The checkpoint of the original repository.
+        xml: Path of the IR, in a folder for this model alone, created if needed. An earlier conversion is replaced.
+        form: As in `build`.
+
+    Raises:
+        ModelError: The checkpoint is unreadable or holds other weights, or the folder has another model's card.
     """
     card = xml.parent / CARD
     if card.exists() and not xml.exists():
-        hint = "Convert into a folder of its own."
+        hint = "Set --out to a folder for this model alone."
         raise ModelError("The folder holds another model's card.", where=str(card), hint=hint)
     try:
         model = build(read(pth), form)
@@ -350,8 +361,8 @@ def convert(pth: Path, xml: Path, *, form: Literal["original", "converted"] = "c
     ov.save_model(model, xml, compress_to_fp16=False)
     with pth.open("rb") as stream:
         source = {"file": pth.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    facts = {"contract": CONTRACT, "form": form, "source": source, "openvino": ov.__version__}
-    card.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    content = {"contract": ADAPTER_NAME, "form": form, "source": source, "openvino": ov.__version__}
+    card.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def read(pth: Path) -> dict[str, Floats]:
@@ -362,28 +373,32 @@ def read(pth: Path) -> dict[str, Floats]:
     try:
         import torch
     except ImportError as error:
-        hint = "Install segray[train]; a converted model no longer needs it."
+        hint = "Install segray[train]. The converted model does not need PyTorch."
         raise ModelError("Reading a .pth needs PyTorch.", where=str(pth), found=str(error), hint=hint) from error
     if not pth.is_file():
         raise ModelError("The checkpoint does not exist.", where=str(pth), hint="Check the path.")
     try:
         state = torch.load(pth, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged pickles raise anything.
-        hint = "Copy or download the file again; segray reads tensors only and runs no code from a checkpoint."
-        raise ModelError("The checkpoint cannot be read.", where=str(pth), found=_reason(error), hint=hint) from error
+        hint = "Copy or download the file again. segray reads only tensors and runs no code from a checkpoint."
+        raise ModelError(
+            "The checkpoint cannot be read.", where=str(pth), found=_refused_part(error), hint=hint
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        hint = "Save the state dict alone."
-        raise ModelError("The checkpoint is no flat dict of tensors.", where=str(pth), found=_kind(state), hint=hint)
+        hint = "Save only the state dict: torch.save(model.state_dict(), path)."
+        raise ModelError(
+            "The checkpoint is not a flat dict of tensors.", where=str(pth), found=_type_text(state), hint=hint
+        )
     return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
-def _reason(error: Exception) -> str:
+def _refused_part(error: Exception) -> str:
     """Return the refused part of the error, without PyTorch's advice to trust the file."""
     refused = re.search(r"GLOBAL \S+|Unsupported [^\n]*", str(error))
     return refused[0] if refused else f"{type(error).__name__}: {str(error).partition('. ')[0]}"
 
 
-def _kind(state: object) -> str:
+def _type_text(state: object) -> str:
     if not isinstance(state, dict):
         return type(state).__name__
     return "a dict of " + ", ".join(sorted({type(value).__name__ for value in state.values()}))

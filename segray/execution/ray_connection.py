@@ -93,7 +93,7 @@ class _Connection:
 
         A signal to all processes of a terminal, for example, ends the head.
         """
-        return bool(self._mark) and not child_processes.runs_marked(PRIVATE_MARK, self._mark, _compat.RAY_HEAD)
+        return bool(self._mark) and not child_processes.marked_program_runs(PRIVATE_MARK, self._mark, _compat.RAY_HEAD)
 
     def _connect(self, cluster: ClusterSettings) -> None:
         address = address_to_join(cluster.address)
@@ -120,9 +120,9 @@ class _Connection:
             timeout_s: longest wait for the call, in seconds.
             no_answer: returns the error to raise after timeout_s, from the text for `found`.
         """
-        with signals.kept(), host_process.kept(), contextlib.ExitStack() as undo:
-            undo.enter_context(signals.kept(signals.FAULTS))
-            undo.enter_context(host_process.at_work("ray", logging.WARNING))
+        with signals.handlers_restored(), host_process.import_changes_undone(), contextlib.ExitStack() as undo:
+            undo.enter_context(signals.handlers_restored(signals.FAULTS))
+            undo.enter_context(host_process.runtime_changes_undone("ray", logging.WARNING))
             self._head_lost, self._mark = False, mark
             thread_end = threading.Event()
             # Ray waits for ever for a head that dies meanwhile, and handles no signal. So another thread calls Ray.
@@ -149,7 +149,7 @@ class _Connection:
                 _shut_down(bool(mark))
         finally:
             if mark:
-                child_processes.end_marked(PRIVATE_MARK, mark)
+                child_processes.kill_marked(PRIVATE_MARK, mark)
 
 
 _connection = _Connection()
@@ -360,7 +360,7 @@ def _shut_down(private: bool) -> None:
     """
     if private:
         _compat.forget_ray_processes()
-    with signals.kept():  # Ray removes every handler of SIGTERM together with its own.
+    with signals.handlers_restored():  # Ray removes every handler of SIGTERM together with its own.
         ray.shutdown()
 
 

@@ -111,7 +111,7 @@ def label(
     """
     config = with_absolute_paths(config)
     model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
-    options_of(config.model, model.contract)  # An invalid choice fails here rather than on the first worker.
+    options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
@@ -254,7 +254,7 @@ def listing(
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
         source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    base = base_prefix.of(config.source, store)
+    base = base_prefix.resolve_base(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     return *plan.build(base.rebased(sources.configured(config.source, store, index)), committed), base.prefix
 
@@ -286,7 +286,7 @@ def _resumable(
     retire: list[str] = []
     if retiring:  # Otherwise a later run that retires finds these rows again.
         retire = [name for name in frozen_plan.retired if len(merge.keys_still_present(run, name, context.options))]
-    return Resume(run, frozen_plan, staged, plan.left(frozen_plan, has_row), retire)
+    return Resume(run, frozen_plan, staged, plan.remaining_tasks(frozen_plan, has_row), retire)
 
 
 def _begin_run(context: RunContext, step: Start) -> Resume:
@@ -592,7 +592,7 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
 
     Raises ConfigError when two class names give the same partition.
     """
-    labels = model.contract.labels
+    labels = model.adapter.labels
     classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
     if len({partition for _, _, partition in classes}) != len(classes):
         raise ConfigError("two class names of the label map give the same partition", where="the label map")

@@ -90,7 +90,7 @@ def stage(
         A report of each file, in order. The reports have no seconds.
     """
     reports = []
-    for run in Task.of(task.unit, sorted(outcomes), task.attempt).runs():
+    for run in Task.of(task.unit, sorted(outcomes), task.attempt).split_at_gaps():
         rows, name = [outcomes[index] for index in run.indices], staged_name(run)
         store.put(join(staged, name), schema.staged_bytes(_table(rows, labels, datetime.now(UTC))))
         reports.append(_report(run, name, rows))

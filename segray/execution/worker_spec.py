@@ -94,9 +94,9 @@ def build(
     model = _resolve_model(spec)
     cores = threads or runtime.available_cpus()
     engine = _compile(model, spec, device, cores)
-    adapter = model.contract.with_size(model.form.name, engine.size_hw)
+    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
     form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
-    store = Store(spec.storage, known=[spec.staged])  # The plan is in the same bucket, so the bucket exists.
+    store = Store(spec.storage, existing_uris=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
         LoadedModel(engine, adapter, form, options),
         LabellerSettings(cores, spec.limits, spec.tiles, scaled_decode=spec.model.scaled_decode),
@@ -159,7 +159,7 @@ def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options
     """Return the options of the configuration; raise ConfigError for an option that the adapter does not support."""
     for name, default in (("nms", "per_class"), ("paste", None)):
         value = getattr(settings, name)
-        if value != default and name not in adapter.choices:
+        if value != default and name not in adapter.supported_options:
             what = f"{settings.name} does not support the option {name}."
             hint = f"Remove model.{name}, or set model.{name} to {default or 'null'}."
             raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)

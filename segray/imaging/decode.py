@@ -3,8 +3,8 @@
 This module knows the decoders and how odd files become RGB. It keeps no state, so any number of threads may decode at
 once; both libraries release the GIL while they decode.
 
-OpenCV decodes plain JPEG and PNG files, because it is faster; Pillow decodes all others. Where both apply they give the
-same picture. Profiles, texts and thumbnails reach neither, because they may unpack to far more than the file.
+OpenCV is faster and decodes plain JPEG and PNG files; Pillow decodes all others. For a file that both can decode, both
+give the same picture. Profiles, texts and thumbnails reach neither: they may unpack to far more than the file's size.
 Odd files become RGB of 8 bits per channel by these rules:
 
 - Alpha and transparent colours are composited over white, as a viewer on a white page shows them.
@@ -57,8 +57,8 @@ class Decoded:
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
     """Decode the bytes of an image file to an upright RGB picture.
 
-    Raise ImageError(stage="decode") for any bytes that cannot be decoded, and no other error.
-    The limits hold before pixels are allocated.
+    Raise ImageError(stage="decode") for bytes that cannot be decoded, and no other error.
+    The limits are checked before pixels are allocated.
     """
     return load(data, admit(data, limits), limits)
 
@@ -68,14 +68,22 @@ def load(
 ) -> Decoded:
     """Decode an admitted file; see `decode`.
 
-    least_hw: smallest useful height and width of a JPEG. A JPEG of at least twice this size is decoded at 1/2, 1/4 or
-    1/8. The result is no smaller than least_hw. Then libjpeg skips most of the work, and the pixels differ from a
-    resize's.
+    A JPEG of at least twice the size least_hw is decoded at 1/2, 1/4 or 1/8. The result is no smaller than least_hw.
+    libjpeg then skips most of the work. The pixels differ from those of a resize.
+
+    Args:
+        data: Bytes of the file.
+        header: The file's header, from `headers.admit`.
+        limits: Limits that also hold for a second size that the file states.
+        least_hw: Smallest useful height and width of a JPEG; None for the full size.
+
+    Raises:
+        ImageError: The bytes cannot be decoded.
     """
     reduction = _reduction(header, least_hw)
-    pixels = _by_opencv(data, header, reduction) if header.plain else None
+    pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
     if pixels is None:
-        pixels, reduction = _by_pillow(data, header, limits), 1
+        pixels, reduction = _decode_by_pillow(data, header, limits), 1
     turn = 1 if header.format == "TIFF" else header.orientation  # Pillow turns TIFFs upright itself.
     upright = _upright(pixels, turn)
     return Decoded(upright, header.orientation, upright.shape[:2] if reduction == 1 else header.size_hw)
@@ -88,11 +96,11 @@ def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
     return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
 
 
-class _Unlimited:
+class _PillowLimitLifted:
     """A context that lifts Pillow's own pixel limit while a decode runs, in any number of threads.
 
-    The limit is one for the process. Each decode has passed Limits before Pillow sees the file. The last decode
-    restores the limit.
+    Pillow has one limit for the process. Each file has passed ImageLimits before Pillow sees the file. The last decode
+    that runs restores Pillow's limit.
     """
 
     def __init__(self) -> None:
@@ -112,7 +120,7 @@ class _Unlimited:
                 Image.MAX_IMAGE_PIXELS = self._before
 
 
-_unlimited = _Unlimited()
+_pillow_limit_lifted = _PillowLimitLifted()
 # Pillow's readers by format. Image.open would try the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "BMP": BmpImageFile,
@@ -130,7 +138,7 @@ _REDUCED = {
 }
 
 
-def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
+def _decode_by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
     """Return the stored pixels in RGB, or None if OpenCV fails. Pillow then decodes or gives a reason."""
     if header.format == "PNG":  # OpenCV unpacks a PNG's profile, and skips a JPEG's.
         data = without_metadata(data, header.format)
@@ -144,10 +152,10 @@ def _by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None
     return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
 
-def _by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
+def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
     """Return the stored pixels in RGB; a TIFF's are upright. Raise ImageError with Pillow's reason."""
     try:
-        with _unlimited, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
+        with _pillow_limit_lifted, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
             check_size(*image.size, limits)  # A file may state two sizes; Pillow allocates this one.
             if header.format == "TIFF":
                 exif = image.getexif()
@@ -155,7 +163,7 @@ def _by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
                     exif.pop(directory, None)
                 exif[ORIENTATION_TAG] = header.orientation  # Pillow turns the picture by this value, whatever XMP says.
             image.load()
-            return _rgb(image)
+            return _to_rgb(image)
     except ImageError:
         raise
     except MemoryError as error:
@@ -166,7 +174,7 @@ def _by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
         raise ImageError(f"{header.format} cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _to_rgb(image: Image.Image) -> Pixels:
     """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
@@ -174,9 +182,9 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode in ("I", "F"):
         raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
     if image.has_transparency_data:
-        drawn = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
-        image.paste(drawn, mask=drawn)
+        image.paste(rgba, mask=rgba)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 

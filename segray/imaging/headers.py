@@ -1,10 +1,10 @@
 """The header of an image file: format, size and orientation, read without decoding pixels.
 
-This module knows formats, their metadata and the limits on a file. It allocates no pixels, so the limits hold before a
-decoder allocates anything. EXIF's orientation is the only metadata that is read.
+This module knows formats, their metadata and the limits on a file. This module allocates no pixels, so the limits are
+checked before a decoder allocates anything. EXIF's orientation is the only metadata that is read.
 
-A file that ends early is an error. A JPEG must reach its end marker. A PNG must reach its IEND, with each checksum
-right. A JPEG that lost bytes from the middle of its scan cannot be told from a complete JPEG.
+A file that ends early is an error. A JPEG must have an end marker. A PNG must have an IEND chunk, and each checksum
+must be right. A JPEG that lost bytes from the middle of its scan looks like a complete JPEG.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from segray.errors import ImageError
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
-# No valid file has more segments, chunks or values of a tag. A walk over millions of them holds the GIL for seconds.
+# No valid file has more segments, chunks or values of a tag. A loop over millions of them holds the GIL for seconds.
 _MAX_PARTS = 200_000
-# Each JPEG scan passes over the whole picture, however few its bytes. libtiff has the same limit; cameras write 10.
+# A decoder passes over the whole picture for each JPEG scan, even a short one. libtiff has the same limit; cameras
+# write 10 scans.
 _MAX_SCANS = 100
 _READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
 
@@ -48,13 +49,16 @@ class Header:
 
     @property
     def decoding_bytes(self) -> int:
-        """Return about how many bytes a decode holds at its peak."""
-        a_pixel = 20 if not self.plain else (3 if self.orientation == 1 else 6) + (6 if self.scans > 1 else 0)
-        return self.width * self.height * a_pixel
+        """Return the approximate peak memory of a decode, in bytes."""
+        bytes_per_pixel = 20 if not self.plain else (3 if self.orientation == 1 else 6) + (6 if self.scans > 1 else 0)
+        return self.width * self.height * bytes_per_pixel
 
 
 def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
-    """Return the header of an image file that the limits allow. Raise ImageError(stage="decode") for any other file."""
+    """Return the header of an image file that is within the limits.
+
+    Raise ImageError(stage="decode") for any other file.
+    """
     if len(data) > limits.max_bytes:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
     header = probe(data)
@@ -63,8 +67,7 @@ def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
 
 
 def probe(data: bytes) -> Header:
-    """Return the header of an image file. JPEG and PNG files are walked to their end.
-
+    """Return the header of an image file. Check the segments of JPEG and PNG files up to the end marker.
     Raise ImageError(stage="decode") for bytes that are no image or end early.
     """
     if not data:
@@ -130,30 +133,30 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, stop) of each segment up to the end marker. Raise ImageError if the marker is missing."""
+    """Yield (marker, start, stop) of each segment before the end marker. Raise ImageError if there is no end marker."""
     at = 2
     for _ in range(_MAX_PARTS):
-        found = _JPEG_MARKER.search(data, at)
-        if found is None:
+        match = _JPEG_MARKER.search(data, at)
+        if match is None:
             raise ImageError("truncated: the JPEG's end marker is missing", found=f"{len(data)} bytes")
-        marker = data[found.start() + 1]
+        marker = data[match.start() + 1]
         if marker == _EOI:
             return
         if marker == _SOI:
             raise ImageError("truncated: a second JPEG begins before the end of the first")
-        (length,) = struct.unpack_from(">H", data, found.end())
-        at = found.end() + length
-        yield marker, found.start(), at
+        (length,) = struct.unpack_from(">H", data, match.end())
+        at = match.end() + length
+        yield marker, match.start(), at
     raise ImageError(f"corrupt JPEG: more than {_MAX_PARTS} segments")
 
 
 def _jpeg_without_metadata(data: bytes) -> bytes:
-    view, kept, at = memoryview(data), [], 0
+    view, parts, at = memoryview(data), [], 0
     for marker, start, stop in _jpeg_segments(data):
         if marker in _JPEG_METADATA:
-            kept.append(view[at:start])
+            parts.append(view[at:start])
             at = stop
-    return b"".join([*kept, view[at:]]) if kept else data
+    return b"".join([*parts, view[at:]]) if parts else data
 
 
 # ---- PNG (third edition, chapters 5 and 11) --------------------------------------------------------
@@ -165,21 +168,25 @@ _TRUECOLOUR = 2
 
 def _png(data: bytes) -> Header:
     view = memoryview(data)
-    exif, keyed = b"", False
+    exif, has_transparent_colour = b"", False
     for name, start, stop in _png_chunks(data):
         if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
             raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
-        keyed |= name == b"tRNS"
+        has_transparent_colour |= name == b"tRNS"
         if name == b"eXIf":
             exif = data[start + 8 : stop - 4]
     first, width, height, bits, colour = struct.unpack_from(">4sIIBB", data, len(_PNG_SIGNATURE) + 4)
     if first != b"IHDR":
         raise ImageError("corrupt PNG: the first chunk is not IHDR")
-    return Header("PNG", width, height, _orientation(exif), bits == 8 and colour == _TRUECOLOUR and not keyed)
+    plain = bits == 8 and colour == _TRUECOLOUR and not has_transparent_colour
+    return Header("PNG", width, height, _orientation(exif), plain)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, start, stop) of each chunk up to IEND, length and checksum included. Raise ImageError at a cut."""
+    """Yield (name, start, stop) of each chunk up to IEND, from the chunk's length to the end of its checksum.
+
+    Raise ImageError for a file that ends before IEND.
+    """
     at = len(_PNG_SIGNATURE)
     for _ in range(_MAX_PARTS):
         if at + 12 > len(data):
@@ -301,7 +308,7 @@ def _tiff(data: bytes) -> Header:
             raise ImageError(f"corrupt TIFF: its tag {tag} has {count} values")
     tags = _integers(data)
     if _WIDTH not in tags or _HEIGHT not in tags:
-        raise ImageError("corrupt TIFF: its first directory tells no width and height")
+        raise ImageError("corrupt TIFF: its first directory has no width or no height")
     return Header("TIFF", tags[_WIDTH], tags[_HEIGHT], _valid_orientation(tags))
 
 
@@ -314,8 +321,8 @@ def _orientation(exif: bytes) -> int:
 
 
 def _valid_orientation(tags: dict[int, int]) -> int:
-    found = tags.get(ORIENTATION_TAG, 1)
-    return found if 1 <= found <= 8 else 1
+    orientation = tags.get(ORIENTATION_TAG, 1)
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _integers(tiff: bytes) -> dict[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from segray._system import host_process
 
-with host_process.kept():
+with host_process.import_changes_undone():
     import cv2
 
 __all__ = ["cv2"]

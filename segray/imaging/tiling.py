@@ -22,7 +22,8 @@ from segray.instances import Instances
 SEAM_IOU = 0.5
 # A cut-off piece with at least this share covered belongs to the object that covers the piece.
 COVERED = 0.8
-# A seam cut an object whose box ends this near, as a share of the window's side. Predicted boxes fall a little short.
+# Largest distance from a box to its window's side where a seam cut the object, as a share of the side. Predicted boxes
+# fall a little short.
 _AT_SEAM = 0.02
 
 
@@ -31,7 +32,7 @@ class TilingOptions:
     """The settings by which images are cut.
 
     size: side of a window, in pixels. overlap: share of a window's side that neighbours have in common.
-    whole: the whole image is one more window, for objects that are larger than a window.
+    whole: whether the whole image is one more window, for objects that are larger than a window.
     """
 
     size: int
@@ -68,12 +69,12 @@ def windows(size_hw: tuple[int, int], tiles: TilingOptions) -> list[Window]:
     height, width = size_hw
     if max(height, width) <= tiles.size:
         return [Window(0, 0, width, height)]
-    found = [
+    grid = [
         Window(x, y, min(x + tiles.size, width), min(y + tiles.size, height))
         for y in _starts(height, tiles)
         for x in _starts(width, tiles)
     ]
-    return [*found, Window(0, 0, width, height)] if tiles.whole else found
+    return [*grid, Window(0, 0, width, height)] if tiles.whole else grid
 
 
 def _starts(length: int, tiles: TilingOptions) -> list[int]:
@@ -82,30 +83,29 @@ def _starts(length: int, tiles: TilingOptions) -> list[int]:
     return [*range(0, last, step), last]
 
 
-def place(found: Instances, window: Window, size_hw: tuple[int, int]) -> Instances:
-    """Return the instances of a window as instances of the whole image."""
-    if not len(found):
-        return Instances.empty(size_hw, found.unreadable)
+def place(instances: Instances, window: Window, size_hw: tuple[int, int]) -> Instances:
+    """Return the instances of a window as instances of the whole image, of size_hw."""
+    if not len(instances):
+        return Instances.empty(size_hw, instances.unreadable)
     from segray.masks import _kernels_many
 
-    inner, total = found.size_hw, size_hw[0]
-    rles = tuple(
-        rle.from_edges(
-            _kernels_many.placed_edges(rle.runs_of(counts, inner), inner[0], window.x0, window.y0, total), size_hw
-        )
-        for counts in found.rles
-    )
-    boxes = found.boxes_xyxy + np.array([window.x0, window.y0] * 2, np.float32)
-    return Instances(found.class_ids, found.scores, boxes, rles, size_hw, found.unreadable)
+    window_hw = instances.size_hw
+    rles = []
+    for counts in instances.rles:
+        runs = rle.runs_of(counts, window_hw)
+        edges = _kernels_many.placed_edges(runs, window_hw[0], window.x0, window.y0, size_hw[0])
+        rles.append(rle.from_edges(edges, size_hw))
+    boxes = instances.boxes_xyxy + np.array([window.x0, window.y0] * 2, np.float32)
+    return Instances(instances.class_ids, instances.scores, boxes, tuple(rles), size_hw, instances.unreadable)
 
 
 def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], most: int) -> Instances:
     """Merge the placed instances of all windows into one image's instances, best first, at most `most`.
 
-    Several windows may see one object. Its score is the highest of all. Its mask is that of the smallest window that
-    saw the whole object. If each window cut the object, its mask is the union of their masks. An object that every
-    window cut is dropped if another window's larger object covers at least COVERED of a part. The classes of the two do
-    not matter.
+    Several windows may see one object. The merged score is the highest of all. The merged mask is that of the smallest
+    window that saw the whole object. If each window cut the object, the merged mask is the union of the parts. An
+    object that every window cut is dropped if another window's larger object covers at least COVERED of a part. The
+    classes of the two objects do not matter.
 
     Args:
         parts: Each window with its instances, which `place` has moved.
@@ -115,62 +115,70 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
     Returns:
         The instances of the image, by falling score.
     """
-    seen = _joined([found for _, found in parts], size_hw, sum(found.unreadable for _, found in parts))
-    window_of = np.repeat(np.arange(len(parts)), [len(found) for _, found in parts])
+    unreadable = sum(instances.unreadable for _, instances in parts)
+    seen = _concatenated([instances for _, instances in parts], size_hw, unreadable)
+    window_of = np.repeat(np.arange(len(parts)), [len(instances) for _, instances in parts])
     sides = np.array([(w.x0, w.y0, w.x1, w.y1) for w, _ in parts], np.int64).reshape(-1, 4)[window_of]
-    pairs = _neighbours(seen.boxes_xyxy, window_of)
-    alike, covered = _compared(seen, sides, pairs)
-    groups = _connected(len(seen), pairs[alike])
-    things = [_united(seen, sides, group) for group in groups]
+    pairs = _overlapping_pairs(seen.boxes_xyxy, window_of)
+    is_same, covered = _compare_pairs(seen, sides, pairs)
+    groups = _connected_groups(len(seen), pairs[is_same])
+    things = [_unite(seen, sides, group) for group in groups]
     thing_of = np.zeros(len(seen), np.intp)
     for number, group in enumerate(groups):
         thing_of[group] = number
-    hidden = np.zeros(len(things), np.bool_)
+    is_covered = np.zeros(len(things), np.bool_)
     areas = rle.area([thing.rles[0] for thing, _ in things]) if things else np.zeros(0)
-    for (i, j), shares in zip(pairs[~alike], covered[~alike], strict=True):
-        for piece, other, share in ((i, j, shares[0]), (j, i, shares[1])):
-            mine, its = thing_of[piece], thing_of[other]
-            hidden[mine] |= things[mine][1] and share >= COVERED and areas[its] > areas[mine]
-    kept = [thing for (thing, _), gone in zip(things, hidden, strict=True) if not gone]
+    for (i, j), shares in zip(pairs[~is_same], covered[~is_same], strict=True):
+        for piece, other, share in ((thing_of[i], thing_of[j], shares[0]), (thing_of[j], thing_of[i], shares[1])):
+            _, is_cut = things[piece]
+            is_covered[piece] |= is_cut and share >= COVERED and areas[other] > areas[piece]
+    kept = [thing for (thing, _), hidden in zip(things, is_covered, strict=True) if not hidden]
     kept.sort(key=lambda thing: -float(thing.scores[0]))
-    return _joined(kept[:most], size_hw, seen.unreadable)
+    return _concatenated(kept[:most], size_hw, seen.unreadable)
 
 
 _Ints = NDArray[np.int64]
 
 
-def _neighbours(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) -> NDArray[np.intp]:
+def _overlapping_pairs(boxes_xyxy: NDArray[np.float32], window_of: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return (n, 2) rows of different windows whose boxes meet, the lower row first."""
     order = np.argsort(boxes_xyxy[:, 0], kind="stable")
-    found = []
-    for at, i in enumerate(order):
-        rest = order[at + 1 :]
-        rest = rest[: np.searchsorted(boxes_xyxy[rest, 0], boxes_xyxy[i, 2])]
-        meets = (boxes_xyxy[rest, 1] < boxes_xyxy[i, 3]) & (boxes_xyxy[rest, 3] > boxes_xyxy[i, 1])
-        found += [(min(i, j), max(i, j)) for j in rest[meets & (window_of[rest] != window_of[i])]]
-    return np.array(found, np.intp).reshape(-1, 2)
+    pairs = []
+    for position, i in enumerate(order):
+        candidates = order[position + 1 :]
+        candidates = candidates[: np.searchsorted(boxes_xyxy[candidates, 0], boxes_xyxy[i, 2])]
+        meets = (boxes_xyxy[candidates, 1] < boxes_xyxy[i, 3]) & (boxes_xyxy[candidates, 3] > boxes_xyxy[i, 1])
+        pairs += [(min(i, j), max(i, j)) for j in candidates[meets & (window_of[candidates] != window_of[i])]]
+    return np.array(pairs, np.intp).reshape(-1, 2)
 
 
-def _compared(seen: Instances, sides: _Ints, pairs: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return for each pair whether it is one object, and (n, 2) which share of either mask the other covers."""
+def _compare_pairs(
+    seen: Instances, sides: _Ints, pairs: NDArray[np.intp]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Compare the masks of each pair.
+
+    Returns:
+        Whether the two rows are one object, (n,); and the shares of the first and the second mask that the other
+        mask covers, (n, 2).
+    """
     if not len(pairs):
         return np.zeros(0, np.bool_), np.zeros((0, 2))
     from segray.masks import _kernels_many
 
     i, j = pairs.T
-    masks = rle.joined(seen.rles)
-    left, right = masks.at(i), masks.at(j)
-    shared, *areas = _kernels_many.overlaps(*left, *right, rle.MAX_GROUPS).T
+    masks = rle.join_counts(seen.rles)
+    masks_i, masks_j = masks.at(i), masks.at(j)
+    shared, *areas = _kernels_many.overlaps(*masks_i, *masks_j, rle.MAX_GROUPS).T
     height = seen.size_hw[0]
     # A mask lies in its own window, so its part inside the other window is the part that both windows saw.
-    mine = _kernels_many.areas_within(*left, rle.MAX_GROUPS, height, sides[j])
-    its = _kernels_many.areas_within(*right, rle.MAX_GROUPS, height, sides[i])
-    agreement = shared / np.maximum(mine + its - shared, 1)
-    alike = (agreement >= SEAM_IOU) & (seen.class_ids[i] == seen.class_ids[j])
-    return alike, np.stack([shared / np.maximum(area, 1) for area in areas], axis=1)
+    seen_by_both_i = _kernels_many.areas_within(*masks_i, rle.MAX_GROUPS, height, sides[j])
+    seen_by_both_j = _kernels_many.areas_within(*masks_j, rle.MAX_GROUPS, height, sides[i])
+    agreement = shared / np.maximum(seen_by_both_i + seen_by_both_j - shared, 1)
+    is_same = (agreement >= SEAM_IOU) & (seen.class_ids[i] == seen.class_ids[j])
+    return is_same, np.stack([shared / np.maximum(area, 1) for area in areas], axis=1)
 
 
-def _connected(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
+def _connected_groups(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
     """Return the rows 0..n-1 in groups that pairs connect, in the order of each group's first row."""
     leader = list(range(n))
 
@@ -188,27 +196,27 @@ def _connected(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _united(seen: Instances, sides: _Ints, group: list[int]) -> tuple[Instances, bool]:
-    """Return one object of the rows that saw it, and whether all of them saw it cut."""
-    boxes, around = seen.boxes_xyxy[group], sides[group]
-    spans = np.stack([around[:, 2] - around[:, 0], around[:, 3] - around[:, 1]] * 2, axis=1)
+def _unite(seen: Instances, sides: _Ints, group: list[int]) -> tuple[Instances, bool]:
+    """Return the object that a group of rows saw, and whether every window cut the object."""
+    boxes, window_sides = seen.boxes_xyxy[group], sides[group]
+    spans = np.stack([window_sides[:, 2] - window_sides[:, 0], window_sides[:, 3] - window_sides[:, 1]] * 2, axis=1)
     frame = np.array([0, 0, seen.size_hw[1], seen.size_hw[0]])
-    cut = ((np.abs(boxes - around) <= _AT_SEAM * spans) & (around != frame)).any(axis=1)
+    is_cut = ((np.abs(boxes - window_sides) <= _AT_SEAM * spans) & (window_sides != frame)).any(axis=1)
     best = max(seen.scores[group])
-    if not cut.all():
-        whole = min((row for row, is_cut in zip(range(len(group)), cut, strict=True) if not is_cut),
-                    key=lambda row: (spans[row, 0] * spans[row, 1], -seen.scores[group[row]]))  # fmt: skip
-        box, counts = boxes[whole], seen.rles[group[whole]]
+    uncut_rows = np.flatnonzero(~is_cut).tolist()
+    if uncut_rows:
+        row = min(uncut_rows, key=lambda row: (spans[row, 0] * spans[row, 1], -seen.scores[group[row]]))
+        box, counts = boxes[row], seen.rles[group[row]]
     else:
         box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
         counts = rle.union([seen.rles[row] for row in group], seen.size_hw)
     thing = Instances(
         seen.class_ids[group[:1]], np.array([best], np.float32), box[None].astype(np.float32), (counts,), seen.size_hw
     )
-    return thing, bool(cut.all())
+    return thing, not uncut_rows
 
 
-def _joined(things: Sequence[Instances], size_hw: tuple[int, int], unreadable: int) -> Instances:
+def _concatenated(things: Sequence[Instances], size_hw: tuple[int, int], unreadable: int) -> Instances:
     empty = Instances.empty(size_hw)
     return Instances(
         np.concatenate([empty.class_ids, *(thing.class_ids for thing in things)]),

@@ -62,7 +62,7 @@ class Batch:
         """Return the batch from the bytes that `dump` returned."""
         raw = json.loads(data)
         tables = {
-            name: Changes(*(tuple(DataFile(**f) for f in changes[kind]) for kind in ("add", "remove")))
+            name: Changes(*(tuple(DataFile(**file) for file in changes[kind]) for kind in ("add", "remove")))
             for name, changes in raw.pop("tables").items()
         }
         return cls(tables=tables, retired=tuple(raw.pop("retired", ())), **raw)
@@ -119,14 +119,14 @@ def batch_numbers(root: str, options: StorageOptions) -> tuple[int, int]:
     """
     store = Store(options)
 
-    def number(name: str) -> int:
+    def last_batch(name: str) -> int:
         table = open_table(root, name, options)
         return 0 if table is None else batch_of(table)
 
-    def read(name: str) -> int:
-        return store.retrying(root, partial(number, name))
+    def read_last_batch(name: str) -> int:
+        return store.retrying(root, partial(last_batch, name))
 
-    images, instances = read("images"), read("instances")
-    while instances > images + 1 and (later := read("images")) != images:
-        images, instances = later, read("instances")
+    images, instances = read_last_batch("images"), read_last_batch("instances")
+    while instances > images + 1 and (later_images := read_last_batch("images")) != images:
+        images, instances = later_images, read_last_batch("instances")
     return instances, images

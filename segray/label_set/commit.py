@@ -33,6 +33,8 @@ from segray.label_set.snapshot import COMMIT_ORDER, open_table, removed_files, r
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
+_RUN_AGAIN = "run the same command again; segray then plans the remaining images"
+
 
 def create_tables(root: str, options: StorageOptions) -> None:
     """Create both tables, empty, unless they exist."""
@@ -55,10 +57,10 @@ def recover(root: str, options: StorageOptions, store: Store) -> int:
         return images
     if instances != images + 1:
         raise LabelSetError(
-            "the two tables of the label set do not belong together",
+            "the two tables of the label set are more than one batch apart",
             where=root,
             found=f"instances at batch {instances}, images at batch {images}",
-            hint="restore both from one backup; segray never leaves them further apart than one batch",
+            hint="restore `instances` and `images` from one backup",
         )
     batch, record = newest_batch(root, options, store)
     store.retrying(root, partial(_commit_table, root, options, "images", batch, record))
@@ -79,24 +81,26 @@ def commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> Non
 
 def _commit(batch: Batch, run: Run, options: StorageOptions, store: Store) -> None:
     if batch_numbers(run.root, options) != (batch.number - 1, batch.number - 1):
-        raise ConflictError(
-            f"batch {batch.number} was committed by another run", where=run.root, hint="the work left is planned again"
-        )
+        raise _batch_taken(batch, run.root)
     record = write_record(batch, run, store)
     for name in COMMIT_ORDER:
         store.retrying(run.root, partial(_commit_table, run.root, options, name, batch, record))
 
 
+def _batch_taken(batch: Batch, root: str) -> ConflictError:
+    return ConflictError(f"another run committed batch {batch.number} first", where=root, hint=_RUN_AGAIN)
+
+
 def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, record: str) -> None:
     """Commit the batch to one table, unless the table has the batch.
 
-    Repeating the call is safe after an attempt whose answer was lost.
+    The call may be repeated after storage lost the answer to an earlier attempt.
     """
     table = require_table(root, name, options)
     if batch_of(table) >= batch.number:
         if record in batch_records(table):
             return  # `recover` or an earlier attempt committed the batch.
-        raise ConflictError(f"batch {batch.number} was committed by another run", where=root)
+        raise _batch_taken(batch, root)
     changes = batch.tables[name]
     if missing := missing_files(table, changes):
         if name == "instances":
@@ -104,7 +108,7 @@ def _commit_table(root: str, options: StorageOptions, name: str, batch: Batch, r
                 f"files that batch {batch.number} replaces were rewritten meanwhile",
                 where=table_uri(root, name),
                 found=missing[0],
-                hint="the work left is planned again",
+                hint=_RUN_AGAIN,
             )
         changes = merge_images_again(root, options, batch)
     delta_log.commit_batch(table, name, changes, batch.number, record)
@@ -120,11 +124,11 @@ def _discard(batch: Batch, root: str, options: StorageOptions, store: Store) -> 
     if instances < batch.number:
         return  # Only compaction conflicted. The number is free, and the next attempt may write the same files.
     newest, _ = newest_batch(root, options, store)
-    keep = {(name, file.path) for name, changes in newest.tables.items() for file in changes.add}
+    newest_files = {(name, file.path) for name, changes in newest.tables.items() for file in changes.add}
     for name, changes in batch.tables.items():
         live = {file.path for file in files_of(require_table(root, name, options))}
         for path in {file.path for file in changes.add} - live - removed_files(root, name, options, 0):
-            if (name, path) not in keep:
+            if (name, path) not in newest_files:
                 store.delete(join(table_uri(root, name), path))
 
 
@@ -135,5 +139,10 @@ def replace_files(root: str, options: StorageOptions, name: str, changes: Change
     """
     table = require_table(root, name, options)
     if missing := missing_files(table, changes):
-        raise ConflictError("a file was replaced meanwhile", where=table_uri(root, name), found=missing[0])
+        raise ConflictError(
+            "another process replaced a file meanwhile",
+            where=table_uri(root, name),
+            found=missing[0],
+            hint="run `segray maintain` again",
+        )
     Store(options).retrying(root, lambda: delta_log.commit_replacement(table, name, changes))

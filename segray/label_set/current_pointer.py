@@ -12,7 +12,7 @@ from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join, name, parent
 
 CURRENT = "CURRENT"
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 
 
 def resolved(root: str, options: StorageOptions) -> str:
@@ -21,13 +21,13 @@ def resolved(root: str, options: StorageOptions) -> str:
     PARENT/CURRENT means the promoted label set. Any other root means itself. Raises LabelSetError where CURRENT is
     missing, or names no folder.
     """
-    plain = root.rstrip("/")
-    if name(plain) != CURRENT:
+    uri = root.rstrip("/")
+    if name(uri) != CURRENT:
         return root
     try:
-        return read_pointer(plain, Store(options))
+        return read_pointer(uri, Store(options))
     except FileNotFoundError as exc:
-        hint = "promote a label set beside it with `segray promote`, or give its own folder"
+        hint = "promote a label set with `segray promote PARENT/NAME`, or give the label set's own folder"
         raise LabelSetError("no label set is current here", where=root, found="no such object", hint=hint) from exc
 
 
@@ -36,15 +36,16 @@ def read_pointer(pointer: str, store: Store) -> str:
 
     Raises FileNotFoundError for a missing pointer, and LabelSetError for invalid content.
     """
-    said = store.read(pointer, _MOST_BYTES).decode(errors="replace").strip()
-    if not said or "/" in said or said in (".", "..", CURRENT) or not said.isprintable():
+    folder = store.read(pointer, _MAX_BYTES).decode(errors="replace").strip()
+    is_name = folder.isprintable() and "/" not in folder and folder not in ("", ".", "..", CURRENT)
+    if not is_name:
         raise LabelSetError(
             "the pointer names no folder beside it",
             where=pointer,
-            found=ascii(said)[:80],
+            found=ascii(folder)[:80],
             hint="run `segray promote ROOT` again",
         )
-    return join(parent(pointer), said)
+    return join(parent(pointer), folder)
 
 
 def named_folder(pointer: str, store: Store) -> str | None:

@@ -39,7 +39,7 @@ class _Source:
 def dataset(state: TableState, storage: StorageOptions, delta_options: Mapping[str, str]) -> TableDataset:
     """Return the rows of one state of a table.
 
-    storage, delta_options: access to the table's place, for segray's store and for deltalake.
+    storage, delta_options: access to the table in storage, for segray's store and for deltalake.
     """
     return TableDataset(_Source(state, storage, delta_options))
 
@@ -53,7 +53,7 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
 
     def __init__(self, source: _Source) -> None:
         self._source, self._pid = source, os.getpid()
-        self._of_child: TableDataset | None = None
+        self._dataset_of_child: TableDataset | None = None
         filesystem = _filesystem(source)
         format_ = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
         fragments = [
@@ -63,62 +63,62 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         super().__init__(fragments, source.state.schema, format_, filesystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (self._source,)
+        return _make_again, (self._source,)
 
-    def _here(self) -> TableDataset:
+    def _in_this_process(self) -> TableDataset:
         """Return this dataset in a form that the present process can read."""
         if self._pid == os.getpid():
             return self
-        if self._of_child is None or self._of_child._pid != os.getpid():
-            self._of_child = _remade(self._source)
-        return self._of_child
+        if self._dataset_of_child is None or self._dataset_of_child._pid != os.getpid():
+            self._dataset_of_child = _make_again(self._source)
+        return self._dataset_of_child
 
     def filter(self, expression: ds.Expression) -> TableDataset:
         """Return the dataset with a filter that every scan applies, besides the filters that it has."""
-        mine = self._source.filter
-        source = replace(self._source, filter=expression if mine is None else mine & expression)
-        found = cast(TableDataset, super().filter(expression))
-        found._source, found._pid, found._of_child = source, self._pid, None
-        return found
+        earlier = self._source.filter
+        source = replace(self._source, filter=expression if earlier is None else earlier & expression)
+        filtered = cast(TableDataset, super().filter(expression))
+        filtered._source, filtered._pid, filtered._dataset_of_child = source, self._pid, None
+        return filtered
 
     def scanner(self, *args: Any, **kwargs: Any) -> ds.Scanner:
         """Return a scanner, as pyarrow does. to_table, to_batches, head, take and count_rows all use this method."""
-        return super(TableDataset, self._here()).scanner(*args, **kwargs)
+        return super(TableDataset, self._in_this_process()).scanner(*args, **kwargs)
 
     def to_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
         """Yield record batches, as pyarrow does.
 
         A fork cannot continue the iteration of its parent: UserError is raised there.
         """
-        return _of_this_process(super().to_batches(*args, **kwargs))
+        return _only_in_this_process(super().to_batches(*args, **kwargs))
 
     def get_fragments(self, filter: ds.Expression | None = None) -> Iterator[ds.Fragment]:
         """Yield the fragments, as pyarrow does."""
-        return cast("Iterator[ds.Fragment]", super(TableDataset, self._here()).get_fragments(filter))
+        return cast("Iterator[ds.Fragment]", super(TableDataset, self._in_this_process()).get_fragments(filter))
 
     def sort_by(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
         """Return the sorted rows, as pyarrow does."""
-        return super(TableDataset, self._here()).sort_by(*args, **kwargs)
+        return super(TableDataset, self._in_this_process()).sort_by(*args, **kwargs)
 
     def join(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
         """Return the joined rows, as pyarrow does."""
-        return super(TableDataset, self._here()).join(*args, **kwargs)
+        return super(TableDataset, self._in_this_process()).join(*args, **kwargs)
 
     def join_asof(self, *args: Any, **kwargs: Any) -> ds.InMemoryDataset:
         """Return the rows joined to the nearest key, as pyarrow does."""
-        return super(TableDataset, self._here()).join_asof(*args, **kwargs)
+        return super(TableDataset, self._in_this_process()).join_asof(*args, **kwargs)
 
     def replace_schema(self, schema: pa.Schema) -> TableDataset:
         """Return the dataset with another schema."""
-        return _remade(replace(self._source, state=replace(self._source.state, schema=schema)))
+        return _make_again(replace(self._source, state=replace(self._source.state, schema=schema)))
 
 
-def _of_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _only_in_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     pid = os.getpid()
     while True:
         if os.getpid() != pid:  # Arrow would wait for threads that this process does not have.
             raise UserError(
-                "batches were begun before this process was forked",
+                "a forked process cannot continue the batches of its parent",
                 hint="call to_batches() after the fork, in the child",
             )
         batch = next(batches, None)
@@ -127,56 +127,56 @@ def _of_this_process(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBat
         yield batch
 
 
-def _remade(source: _Source) -> TableDataset:
-    found = TableDataset(replace(source, filter=None))
-    return found if source.filter is None else found.filter(source.filter)
+def _make_again(source: _Source) -> TableDataset:
+    unfiltered = TableDataset(replace(source, filter=None))
+    return unfiltered if source.filter is None else unfiltered.filter(source.filter)
 
 
 def _filesystem(source: _Source) -> pafs.FileSystem:
     uri, options = source.state.uri, source.delta_options
     connections_are_the_parents = _is_fork() and scheme(uri)
-    if not connections_are_the_parents and (found := arrow_fs.native(uri, options)) is not None:
-        return found
+    if not connections_are_the_parents and (native := arrow_fs.native(uri, options)) is not None:
+        return native
     sizes = dict(zip(*(source.state.files.column(name).to_pylist() for name in ("path", "size_bytes")), strict=True))
     if connections_are_the_parents:
         store = Store(source.storage)
         return arrow_fs.through_python(lambda path: store.ranges(join(uri, path), sizes[path]), sizes)
     handler = DeltaStorageHandler(uri, dict(options), sizes)
-    return arrow_fs.through_python(partial(_opened, handler), sizes)
+    return arrow_fs.through_python(partial(_open, handler), sizes)
 
 
-def _opened(handler: DeltaStorageHandler, path: str) -> BinaryIO:
+def _open(handler: DeltaStorageHandler, path: str) -> BinaryIO:
     return cast(BinaryIO, handler.open_input_file(path))
 
 
 def _fragments(state: TableState) -> Iterator[tuple[str, int, ds.Expression]]:
     """Yield path, size in bytes and partition expression of each file."""
-    known = [column for column in state.schema if f"min.{column.name}" in state.files.column_names]
+    with_stats = [column for column in state.schema if f"min.{column.name}" in state.files.column_names]
     for file in state.files.to_pylist():
-        yield file["path"], file["size_bytes"], _file_expression(file, state.schema, known)
+        yield file["path"], file["size_bytes"], _file_expression(file, state.schema, with_stats)
 
 
-def _file_expression(file: Mapping[str, Any], columns: pa.Schema, known: Iterable[pa.Field]) -> ds.Expression:
+def _file_expression(file: Mapping[str, Any], columns: pa.Schema, with_stats: Iterable[pa.Field]) -> ds.Expression:
     """Return an expression that holds for all rows of a file, by the log's statistics.
 
-    known: the columns that the log has statistics of.
+    with_stats: the columns that the log has statistics of.
     """
     expression = ds.scalar(True)
     for column in columns:
         if (key := f"partition.{column.name}") in file:
             expression &= ds.field(column.name) == pa.scalar(file[key], column.type)
-    for column in known:
-        least, most, nulls = (file.get(f"{word}.{column.name}") for word in ("min", "max", "null_count"))
-        expression &= _column_expression(column, least, most, nulls)
+    for column in with_stats:
+        smallest, largest, nulls = (file.get(f"{name}.{column.name}") for name in ("min", "max", "null_count"))
+        expression &= _column_expression(column, smallest, largest, nulls)
     return expression
 
 
-def _column_expression(column: pa.Field, least: Any, most: Any, nulls: int | None) -> ds.Expression:
+def _column_expression(column: pa.Field, smallest: Any, largest: Any, nulls: int | None) -> ds.Expression:
     """Return an expression that holds for a column's values, by their statistics. A missing statistic gives `true`."""
-    if least is None or most is None or nulls is None:
+    if smallest is None or largest is None or nulls is None:
         return ds.scalar(True)
     field = ds.field(column.name)
-    within = (field >= pa.scalar(least, column.type)) & (field <= pa.scalar(most, column.type))
+    within = (field >= pa.scalar(smallest, column.type)) & (field <= pa.scalar(largest, column.type))
     return within if not nulls else within | field.is_null()
 
 

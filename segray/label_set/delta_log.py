@@ -38,10 +38,10 @@ APP_ID = "segray"  # app id of the transactions whose versions are batch numbers
 _RECORD_KEY = "segray_record"  # key in a commit's metadata: the path of the batch's record below the root
 _PLAIN_READER_VERSIONS = (1, 3)  # Version 2 means column mapping. Version 3 lists its features.
 _READABLE_FEATURES = frozenset({"timestampNtz"})  # not deletion vectors, not column mapping
-_SPAWN = "open the label set before the fork, or start processes by spawn or forkserver"
-_PROGRAM = "from segray.label_set.delta_log import answer; answer()"
+_SPAWN_HINT = "open the label set before the fork, or start processes by spawn or forkserver"
+_PROGRAM = "from segray.label_set.delta_log import run_pickled_call; run_pickled_call()"
 
-_first_user_pid = 0  # the process that has deltalake's threads
+_first_user_pid = 0  # the process that has deltalake's threads; 0 before deltalake is used
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
     options: deltalake's storage options. Raises UserError in a process forked from one that has used deltalake.
     """
     global _first_user_pid
-    if _is_forked_from_a_user():
+    if _parent_used_deltalake():
         raise UserError(
-            "a forked process cannot write to a label set that its parent has opened", where=uri, hint=_SPAWN
+            "a forked process cannot write to a label set after its parent opened one", where=uri, hint=_SPAWN_HINT
         )
     _first_user_pid = os.getpid()
     try:
@@ -102,7 +102,9 @@ def open_table(uri: str, options: Mapping[str, str]) -> DeltaTable | None:
     except BaseException as error:
         if not is_panic(error):
             raise
-        raise UserError("deltalake cannot run in this process", where=uri, found=str(error), hint=_SPAWN) from error
+        raise UserError(
+            "deltalake cannot run in this process", where=uri, found=str(error), hint=_SPAWN_HINT
+        ) from error
 
 
 def latest_state(uri: str, options: Mapping[str, str]) -> TableState | None:
@@ -120,10 +122,10 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
     unreadable = set(protocol.reader_features or ()) - _READABLE_FEATURES
     if unreadable or protocol.min_reader_version not in _PLAIN_READER_VERSIONS:
         raise UserError(
-            "another tool has switched on table features that segray cannot read",
+            "segray cannot read the features of this table, which another tool switched on",
             where=uri,
             found=f"reader version {protocol.min_reader_version}, features: {', '.join(sorted(unreadable)) or 'none'}",
-            hint="drop these features with that tool: deletion vectors, column mapping",
+            hint="drop deletion vectors and column mapping with the other tool",
         )
     return TableState(
         uri, table.version(), pa.schema(table.schema().to_arrow()),
@@ -143,10 +145,9 @@ def batch_records(table: DeltaTable) -> list[str]:
 
 def live_files(state: TableState) -> list[DataFile]:
     """Return the files of this state, sorted by path, without their statistics."""
-    rows = state.files.to_pylist()
     files = [
         DataFile(row["path"], row["size_bytes"], row["num_records"], row.get(f"partition.{schema.PARTITION}"))
-        for row in rows
+        for row in state.files.to_pylist()
     ]
     return sorted(files, key=lambda file: file.path)
 
@@ -163,7 +164,7 @@ def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
     """
     if not changes.remove:
         return []
-    return sorted({f.path for f in changes.remove} - {f.path for f in files_of(table)})
+    return sorted({file.path for file in changes.remove} - {file.path for file in files_of(table)})
 
 
 # ---- writing --------------------------------------------------------------------------------------
@@ -187,7 +188,12 @@ def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
         )
     except DeltaError as exc:
         if open_table(uri, options) is None:  # Otherwise another run created the table first.
-            raise InfrastructureError(f"could not create the table {name}", where=uri, found=str(exc)) from exc
+            raise InfrastructureError(
+                f"deltalake could not create the table {name}",
+                where=uri,
+                found=str(exc),
+                hint="check that segray may write to `output.root`",
+            ) from exc
 
 
 def commit_batch(table: DeltaTable, name: str, changes: Changes, number: int, record: str) -> None:
@@ -218,18 +224,21 @@ def commit_replacement(table: DeltaTable, name: str, changes: Changes) -> None:
     Raises ConflictError where another commit came first, and OSError where storage fails.
     """
     properties = CommitProperties(max_commit_retries=0)
-    _write_transaction(table, name, changes, properties, "the rearrangement", data_change=False)
+    _write_transaction(table, name, changes, properties, "the replacement", data_change=False)
 
 
 def _write_transaction(
-    table: DeltaTable, name: str, changes: Changes, properties: CommitProperties, what: str, *, data_change: bool
+    table: DeltaTable, name: str, changes: Changes, properties: CommitProperties, title: str, *, data_change: bool
 ) -> None:
+    """Commit the changes to the state that `table` has loaded. title: what errors call the commit."""
     now_ms, uri = int(time.time() * 1000), table.table_uri
     actions: list[AddAction | RemoveAction] = [
-        RemoveAction(f.path, data_change, now_ms, f.size_bytes, _partition_values(f)) for f in changes.remove
+        RemoveAction(file.path, data_change, now_ms, file.size_bytes, _partition_values(file))
+        for file in changes.remove
     ]
     actions += [
-        AddAction(f.path, f.size_bytes, _partition_values(f), now_ms, data_change, f.stats) for f in changes.add
+        AddAction(file.path, file.size_bytes, _partition_values(file), now_ms, data_change, file.stats)
+        for file in changes.add
     ]
     try:
         table.create_write_transaction(
@@ -240,9 +249,9 @@ def _write_transaction(
             commit_properties=properties,
         )
     except CommitFailedError as exc:
-        raise ConflictError(f"another commit came before {what}", where=uri, found=str(exc)) from exc
+        raise ConflictError(f"another commit came before {title}", where=uri, found=str(exc)) from exc
     except DeltaError as exc:  # deltalake reports some storage faults as its own error.
-        raise OSError(f"could not commit {what} to {name}: {exc}") from exc
+        raise OSError(f"deltalake could not commit {title} to {name}: {exc}") from exc
 
 
 def _partition_columns(name: str) -> list[str]:
@@ -262,7 +271,7 @@ def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     A fork that cannot use deltalake calls the function in a new process. The function must be importable from a module.
     Arguments, result and errors must be picklable.
     """
-    if _is_forked_from_a_user():
+    if _parent_used_deltalake():
         return _in_new_process(function, args, kwargs)
     try:
         return function(*args, **kwargs)
@@ -272,35 +281,37 @@ def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return _in_new_process(function, args, kwargs)  # The parent used deltalake without segray, so deltalake panicked.
 
 
-def _is_forked_from_a_user() -> bool:
+def _parent_used_deltalake() -> bool:
     return _first_user_pid not in (0, os.getpid())
 
 
 def _in_new_process(function: Callable[P, T], args: tuple[object, ...], kwargs: Mapping[str, object]) -> T:
-    path = os.pathsep.join(each or str(os.getcwd()) for each in sys.path)  # noqa: PTH109
-    asked = pickle.dumps((function, args, kwargs))
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], input=asked, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    if done.returncode:
-        found = done.stderr.decode(errors="replace").strip()[-500:]
-        raise InfrastructureError("a process that reads the log failed", found=found, hint=_SPAWN)
-    answered: T | Exception = pickle.loads(done.stdout)
-    if isinstance(answered, Exception):
-        raise answered
-    return answered
+    python_path = os.pathsep.join(folder or str(os.getcwd()) for folder in sys.path)  # noqa: PTH109
+    completed = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        input=pickle.dumps((function, args, kwargs)),
+        env={**os.environ, "PYTHONPATH": python_path},
+        capture_output=True,
+        check=False,
+    )
+    if completed.returncode:
+        last_output = completed.stderr.decode(errors="replace").strip()[-500:]
+        raise InfrastructureError("a process that reads the log failed", found=last_output, hint=_SPAWN_HINT)
+    result: T | Exception = pickle.loads(completed.stdout)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def answer() -> None:
+def run_pickled_call() -> None:
     """Run the pickled call on standard input. Write its pickled result, or error, to standard output."""
-    out = os.fdopen(os.dup(1), "wb")
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # Prints of libraries go to standard error, so that only the result is on standard output.
     function, args, kwargs = pickle.load(sys.stdin.buffer)
     try:
         result = cast(object, function(*args, **kwargs))
     except Exception as error:
         result = error
-    out.write(pickle.dumps(result))
-    out.flush()
+    output.write(pickle.dumps(result))
+    output.flush()
     os._exit(0)  # The teardown of native libraries would only take time.

@@ -40,11 +40,11 @@ from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
-from segray.storage.uris import name as base
+from segray.storage.uris import name as base_name
 
 _ATTEMPTS = 3
 _UNCOMMITTED_HOURS = 24  # the longest that a merge may take between writing a file and committing it
-_OURS = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # data files of a batch or of compaction
+_DATA_FILE = re.compile(r"(?:b(?P<batch>\d+)|c[0-9a-f]+)-[^/]*\.parquet")  # data files of a batch or of compaction
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class CompactionThresholds:
 
 @dataclass
 class Maintenance:
-    """The result of maintenance.
+    """The result of maintenance, filled in by the steps.
 
     batch: the last complete batch. compacted: for each table, how many files were rewritten, and into how many.
-    deleted: number of deleted data files, by table. waiting: number of data files that the log does not name and that
-    are within their grace time, by table. staged_deleted: number of deleted files of finished runs. conflicts: tables
+    deleted: number of deleted data files, by table. waiting: number of data files, by table, that the log does not name
+    and that are within their grace time. staged_deleted: number of deleted files of finished runs. conflicts: tables
     left as they were because others kept committing.
     """
 
@@ -106,96 +106,98 @@ def maintain(
     """
     if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
         raise LabelSetError("no label set here", where=root, hint="check the path, or run `segray label` first")
-    store, done = Store(options), Maintenance()
-    done.batch = commit.recover(root, options, store)
+    store, result = Store(options), Maintenance()
+    result.batch = commit.recover(root, options, store)
     for name in COMMIT_ORDER:
-        _compact(root, name, options, limits, done)
+        _compact(root, name, options, limits, result)
     for name in COMMIT_ORDER:
-        _delete_unnamed(root, name, options, grace_hours, done)
-    _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), done)
+        _delete_unnamed(root, name, options, grace_hours, result)
+    _delete_staged(root, store, (now or datetime.now(UTC)) - timedelta(hours=grace_hours), result)
     for name in COMMIT_ORDER:
         _checkpoint(root, name, options)
-    return done
+    return result
 
 
 # ---- compaction -----------------------------------------------------------------------------------
 
 
-def groups(files: Iterable[DataFile], limits: CompactionThresholds) -> list[list[DataFile]]:
+def compaction_groups(files: Iterable[DataFile], limits: CompactionThresholds) -> list[list[DataFile]]:
     """Return the groups of files to merge into one file each. Groups stay within a partition and are sorted by path."""
     small: dict[str | None, list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.size_bytes < limits.small_bytes and 2 * file.rows < limits.file_rows:
             small.setdefault(file.partition, []).append(file)
-    enough = [group for group in small.values() if len(group) >= limits.files]
-    return [part for group in enough for part in _filled(group, limits) if len(part) > 1]
+    partitions = [files for files in small.values() if len(files) >= limits.files]
+    return [group for files in partitions for group in _split(files, limits) if len(group) > 1]
 
 
-def _filled(files: Iterable[DataFile], limits: CompactionThresholds) -> Iterator[list[DataFile]]:
+def _split(files: Iterable[DataFile], limits: CompactionThresholds) -> Iterator[list[DataFile]]:
     """Yield consecutive files in groups as large as the limits allow."""
-    part: list[DataFile] = []
+    group: list[DataFile] = []
     for file in files:
-        rows, size = (sum(getattr(f, what) for f in (*part, file)) for what in ("rows", "size_bytes"))
-        if part and (rows > limits.file_rows or size > limits.file_bytes):
-            yield part
-            part = []
-        part.append(file)
-    yield part
+        rows = sum(member.rows for member in (*group, file))
+        size_bytes = sum(member.size_bytes for member in (*group, file))
+        if group and (rows > limits.file_rows or size_bytes > limits.file_bytes):
+            yield group
+            group = []
+        group.append(file)
+    yield group
 
 
-def _compact(root: str, name: str, options: StorageOptions, limits: CompactionThresholds, done: Maintenance) -> None:
+def _compact(root: str, name: str, options: StorageOptions, limits: CompactionThresholds, result: Maintenance) -> None:
     """Replace small files of the table by large ones in one commit, unless there are too few small files."""
     for _ in range(_ATTEMPTS):
         table = open_table(root, name, options)
-        assert table is not None, "looked at before"
-        found = groups(files_of(table), limits)
-        if not found:
+        assert table is not None, "maintain checks that both tables exist"
+        groups = compaction_groups(files_of(table), limits)
+        if not groups:
             return
-        add = [file for group in found for file in _merged(root, name, options, group, limits)]
-        changes = Changes(tuple(add), tuple(file for group in found for file in group))
+        add = [file for group in groups for file in _merge(root, name, options, group, limits)]
+        changes = Changes(tuple(add), tuple(file for group in groups for file in group))
         try:
             commit.replace_files(root, options, name, changes)
         except ConflictError:
             _discard(root, name, options, changes)
             continue
-        done.compacted[name] = len(changes.remove), len(changes.add)
+        result.compacted[name] = len(changes.remove), len(changes.add)
         return
-    done.conflicts.append(name)
+    result.conflicts.append(name)
 
 
-def _merged(
+def _merge(
     root: str, name: str, options: StorageOptions, group: list[DataFile], limits: CompactionThresholds
 ) -> list[DataFile]:
     """Write the group's rows to new files, sorted like all data files. Return the new files.
 
     Names of the new files derive from the group. A repeated attempt after a crash overwrites its own files.
     """
-    store, arrow = Store(options), schema.IMAGES if name == "images" else schema.INSTANCES
+    store = Store(options)
+    columns = schema.IMAGES if name == "images" else schema.INSTANCES
     tables, facts = [], []
     for data in contents(store, root, name, group):
         table = pq.read_table(pa.BufferReader(data), partitioning=None, page_checksum_verification=True)
         facts.append(json.loads(table.schema.metadata[b"segray"]))
-        tables.append(table.cast(arrow))
+        tables.append(table.cast(columns))
     token = hashlib.sha256(json.dumps([file.path for file in group]).encode()).hexdigest()[:16]
-    order = ["image_key", "instance"] if name == "instances" else ["image_key"]
+    sort_columns = ["image_key", "instance"] if name == "instances" else ["image_key"]
     rows = SpillableRows()
-    rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in order]))
+    rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in sort_columns]))
     return DataFileWriter(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the provenance of merged files: each distinct origin once, under `merged_from`."""
-    kinds = [kind for each in facts for kind in each.get("merged_from", [each])]
-    return {"merged_from": list({json.dumps(kind, sort_keys=True): kind for kind in kinds}.values())}
+    origins = [origin for file_facts in facts for origin in file_facts.get("merged_from", [file_facts])]
+    return {"merged_from": list({json.dumps(origin, sort_keys=True): origin for origin in origins}.values())}
 
 
 def _discard(root: str, name: str, options: StorageOptions, changes: Changes) -> None:
     """Delete compacted files of a lost race, unless somebody may still commit them."""
     table = open_table(root, name, options)
-    assert table is not None, "looked at before"
+    assert table is not None, "maintain checks that both tables exist"
     live = {file.path for file in files_of(table)}
     if all(file.path in live for file in changes.remove):
-        return  # the next attempt, or another process, makes and commits the same files
+        return  # The next attempt, or another process, makes and commits the same files.
     for file in changes.add:
         if file.path not in live:
             Store(options).delete(join(table_uri(root, name), file.path))
@@ -204,28 +206,29 @@ def _discard(root: str, name: str, options: StorageOptions, changes: Changes) ->
 # ---- deletion -------------------------------------------------------------------------------------
 
 
-def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, done: Maintenance) -> None:
+def _delete_unnamed(root: str, name: str, options: StorageOptions, grace_hours: int, result: Maintenance) -> None:
     """Delete data files that the log does not name: replaced files, and files of interrupted merges."""
-    store, find = Store(options), partial(snapshot.removed_files, root, name, options)
+    store, removed_files = Store(options), partial(snapshot.removed_files, root, name, options)
     # Batch numbers are read before the files: a file of a number that is taken now can never be committed later.
-    number = min(batch_numbers(root, options))
-    replaced = find(grace_hours)
-    abandoned = {path for path in find(grace_hours, unnamed=True) if _batch_of(path) <= number}
-    old = find(max(grace_hours, _UNCOMMITTED_HOURS), unnamed=True)
-    there = {entry.key for entry in store.list(table_uri(root, name)) if _OURS.fullmatch(base(entry.key))}
-    go = there & (replaced | abandoned | old)
-    for path in sorted(go):
+    last_batch = min(batch_numbers(root, options))
+    replaced = removed_files(grace_hours)
+    abandoned = {path for path in removed_files(grace_hours, unnamed=True) if _batch_of(path) <= last_batch}
+    old = removed_files(max(grace_hours, _UNCOMMITTED_HOURS), unnamed=True)
+    paths = {entry.key for entry in store.list(table_uri(root, name)) if _DATA_FILE.fullmatch(base_name(entry.key))}
+    to_delete = paths & (replaced | abandoned | old)
+    for path in sorted(to_delete):
         store.delete(join(table_uri(root, name), path))
-    done.deleted[name], done.waiting[name] = len(go), len(there & find(0, unnamed=True) - go)
+    result.deleted[name] = len(to_delete)
+    result.waiting[name] = len(paths & removed_files(0, unnamed=True) - to_delete)
 
 
 def _batch_of(path: str) -> float:
     """Return the number of the batch that the file was merged for, infinity for other files."""
-    found = _OURS.fullmatch(base(path))
-    return int(found["batch"]) if found and found["batch"] else math.inf
+    match = _DATA_FILE.fullmatch(base_name(path))
+    return int(match["batch"]) if match and match["batch"] else math.inf
 
 
-def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance) -> None:
+def _delete_staged(root: str, store: Store, before: datetime, result: Maintenance) -> None:
     """Delete staged files, batch inputs and event logs of runs that ended before `before`.
 
     The run that the next `segray label` would resume keeps its files.
@@ -233,18 +236,20 @@ def _delete_staged(root: str, store: Store, before: datetime, done: Maintenance)
     latest = run_records.unfinished(store, root)
     for name in store.names(join(root, "_segray", "runs")):
         run = Run(root, name.rstrip("/"))
-        if (latest is not None and run.id == latest.id) or not _over(run, store, before):
+        is_next = latest is not None and run.id == latest.id
+        if is_next or not _has_ended(run, store, before):
             continue
-        inputs = [each for each in store.names(join(run.folder, "batches")) if each.endswith("-inputs.json")]
-        go = [join(run.staged, each) for each in store.names(run.staged)]
-        go += [join(run.folder, "batches", each) for each in inputs]
-        go += [join(run.folder, "events", each) for each in store.names(join(run.folder, "events"))]
-        for uri in go:
+        batches, events = join(run.folder, "batches"), join(run.folder, "events")
+        uris = [join(run.staged, file) for file in store.names(run.staged)]
+        uris += [join(batches, file) for file in store.names(batches) if file.endswith("-inputs.json")]
+        uris += [join(events, file) for file in store.names(events)]
+        for uri in uris:
             store.delete(uri)
-        done.staged_deleted += len(go)
+        result.staged_deleted += len(uris)
 
 
-def _over(run: Run, store: Store, before: datetime) -> bool:
+def _has_ended(run: Run, store: Store, before: datetime) -> bool:
+    """Return whether the run ended before `before`."""
     try:
         record = run.record(store)
     except FileNotFoundError:

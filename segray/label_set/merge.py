@@ -30,7 +30,7 @@ from segray.storage.store import StorageOptions, Store, bounded_map
 from segray.storage.uris import join
 
 _READ_AT_ONCE, _MERGED_AT_ONCE_BYTES = 8, 16 * 2**20
-_REST = "-rest"  # in the names of files that hold the remaining rows of replaced files
+_KEPT_ROWS = "-rest"  # in the names of files that hold the remaining rows of replaced files
 
 
 def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Batch:
@@ -46,20 +46,21 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     token = _digest([run.id, number, asdict(inputs)])
     writer = DataFileWriter(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
     fresh = {name: SpillableRows() for name in COMMIT_ORDER}
-    committed, again = snapshot.committed(run.root, "images", options), [pa.array([], pa.string())]
+    committed = snapshot.committed(run.root, "images", options)
+    labelled_again = [pa.array([], pa.string())]
     images = instances = 0
     for rows in staged_rows(store, run, inputs.staged):
         images += rows.num_rows
         fresh["images"].add(_image_rows(rows, number, run.id))
-        found = instance_rows(rows, number)
-        instances += found.num_rows
-        fresh["instances"].add(found)
-        again.append(_keys_with_rows(store, run.root, committed, rows.column("image_key")))
-    retired = [keys_still_present(run, name, options) for name in inputs.retired]
-    replaced, changes = pa.concat_arrays(again + retired), {}
-    for name, gathered in fresh.items():
+        instances_of_rows = instance_rows(rows, number)
+        instances += instances_of_rows.num_rows
+        fresh["instances"].add(instances_of_rows)
+        labelled_again.append(_keys_with_rows(store, run.root, committed, rows.column("image_key")))
+    retired = [keys_still_present(run, part, options) for part in inputs.retired]
+    replaced, changes = pa.concat_arrays(labelled_again + retired), {}
+    for name, fresh_rows in fresh.items():
         remove = files_containing(run.root, name, options, replaced)
-        add = writer.write(name, gathered, rows_excluding(replaced, store, run.root, name, remove))
+        add = writer.write(name, fresh_rows, rows_excluding(replaced, store, run.root, name, remove))
         changes[name] = Changes(tuple(add), tuple(remove))
     return Batch(number, run.id, images, instances, changes, inputs.retired, sum(map(len, retired)))
 
@@ -70,17 +71,18 @@ def merge_images_again(root: str, options: StorageOptions, batch: Batch) -> Chan
     `instances` has the batch already and cannot take the batch back, so the files to replace are looked up again.
     """
     store, run = Store(options), Run(root, batch.run_id)
-    fresh = [f for f in batch.tables["images"].add if _REST not in f.path]
-    tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), f.path)))) for f in fresh]
+    fresh = [file for file in batch.tables["images"].add if _KEPT_ROWS not in file.path]
+    tables = [pq.read_table(pa.BufferReader(store.read(join(table_uri(root, "images"), file.path)))) for file in fresh]
     keys = [table.column("image_key").combine_chunks() for table in tables]
     keys += [keys_still_present(run, part, options) for part in batch.retired]
     replaced = pa.concat_arrays(keys)
     remove = files_containing(root, "images", options, replaced)
-    token = _digest([f.path for f in (*fresh, *remove)])
+    token = _digest([file.path for file in (*fresh, *remove)])
     facts = json.loads(tables[0].schema.metadata[b"segray"]) if tables else {"run_id": run.id}
-    writer = DataFileWriter(store, root, f"b{batch.number:05d}-{token}", facts, max(f.rows for f in (*fresh, *remove)))
-    rest = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
-    return Changes((*fresh, *rest), tuple(remove))
+    file_rows = max(file.rows for file in (*fresh, *remove))
+    writer = DataFileWriter(store, root, f"b{batch.number:05d}-{token}", facts, file_rows)
+    kept = writer.write("images", SpillableRows(), rows_excluding(replaced, store, root, "images", remove))
+    return Changes((*fresh, *kept), tuple(remove))
 
 
 def _digest(value: Any) -> str:
@@ -96,25 +98,26 @@ def staged_rows(store: Store, run: Run, names: Sequence[str]) -> Iterator[pa.Rec
     names: staged files in the order of the plan, which is the order of keys. A few files are in memory at a time.
     """
     waiting: list[pa.Table] = []
-    last = ""
+    last_key = ""
     with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="staged") as pool:
         for first in range(0, len(names), _READ_AT_ONCE):
             uris = [join(run.staged, name) for name in names[first : first + _READ_AT_ONCE]]
             waiting += [schema.staged_rows(data) for data in pool.map(store.read, uris)]
-            if first + _READ_AT_ONCE < len(names) and sum(table.nbytes for table in waiting) < _MERGED_AT_ONCE_BYTES:
+            is_last = first + _READ_AT_ONCE >= len(names)
+            if not is_last and sum(table.nbytes for table in waiting) < _MERGED_AT_ONCE_BYTES:
                 continue
-            rows, waiting = _by_key(pa.concat_tables(waiting)), []
+            rows, waiting = _sorted_by_key(pa.concat_tables(waiting)), []
             for batch in rows.combine_chunks().to_batches():
                 keys = batch.column("image_key")
-                assert last <= keys[0].as_py(), "staged files come in the order of the plan"
-                last = keys[-1].as_py()
+                assert last_key <= keys[0].as_py(), "staged files come in the order of the plan"
+                last_key = keys[-1].as_py()
                 yield batch
 
 
-def _by_key(rows: pa.Table) -> pa.Table:
+def _sorted_by_key(rows: pa.Table) -> pa.Table:
     keys = rows.column("image_key")
-    sorted_already = len(keys) < 2 or pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py()
-    return rows if sorted_already else rows.sort_by("image_key")
+    is_sorted = len(keys) < 2 or pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py()
+    return rows if is_sorted else rows.sort_by("image_key")
 
 
 def _image_rows(rows: pa.RecordBatch, number: int, run_id: str) -> pa.Table:
@@ -130,14 +133,15 @@ def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
     number: the batch number.
     """
     lists = rows.column("instances")
-    found = dict(zip((f.name for f in lists.type.value_type), lists.flatten().flatten(), strict=True))
-    classes = found["class_name"].dictionary_encode()
+    instances = lists.flatten()
+    staged = dict(zip((field.name for field in lists.type.value_type), instances.flatten(), strict=True))
+    classes = staged["class_name"].dictionary_encode()
     # numpy sorts integers of at most 16 bits by radix sort.
     codes = classes.indices.to_numpy().astype(np.min_scalar_type(len(classes.dictionary)))
     order = np.argsort(codes, kind="stable")
-    image = pa.array(pc.list_parent_indices(lists).to_numpy()[order])
-    columns = {name: column.take(pa.array(order)) for name, column in found.items()}
-    columns |= {name: rows.column(name).take(image) for name in ("image_id", "image_key", "height", "width")}
+    image_rows = pa.array(pc.list_parent_indices(lists).to_numpy()[order])
+    columns = {name: column.take(pa.array(order)) for name, column in staged.items()}
+    columns |= {name: rows.column(name).take(image_rows) for name in ("image_id", "image_key", "height", "width")}
     columns["batch"] = pa.array(np.full(len(order), number, np.int32))
     return pa.Table.from_arrays([columns[name] for name in schema.INSTANCES.names], schema=schema.INSTANCES)
 
@@ -146,23 +150,23 @@ def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
 
 
 def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array:
-    """Return the keys of the run's rows to remove, of one part, whose rows the table still has."""
+    """Return the image keys, in one part of the run's rows to remove, whose rows the table still has."""
     store, committed = Store(options), snapshot.committed(run.root, "images", options)
     rows = plan.retired(store, run.folder, part)
     if committed is None:
         return pa.array([], pa.string())
-    held = _has_key_in(rows.column("image_key").combine_chunks())
-    found = store.retrying(run.root, lambda: committed.to_table(["image_key", "batch"], filter=held))
-    both = found.cast(schema.RETIRED).join(rows, schema.RETIRED.names, join_type="inner")
-    return both.column("image_key").combine_chunks()
+    has_key = _has_key_in(rows.column("image_key").combine_chunks())
+    present = store.retrying(run.root, lambda: committed.to_table(["image_key", "batch"], filter=has_key))
+    to_remove = present.cast(schema.RETIRED).join(rows, schema.RETIRED.names, join_type="inner")
+    return to_remove.column("image_key").combine_chunks()
 
 
 def _keys_with_rows(store: Store, root: str, committed: ds.Dataset | None, keys: pa.Array) -> pa.Array:
-    """Return those of `keys` that already have a committed row."""
+    """Return the keys among `keys` that already have a committed row."""
     if committed is None:
         return pa.array([], pa.string())
-    found = store.retrying(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
-    return found.column("image_key").cast(pa.string()).combine_chunks()
+    rows = store.retrying(root, lambda: committed.to_table(["image_key"], filter=_has_key_in(keys)))
+    return rows.column("image_key").cast(pa.string()).combine_chunks()
 
 
 def _has_key_in(keys: pa.Array) -> pc.Expression:
@@ -177,23 +181,24 @@ def files_containing(root: str, name: str, options: StorageOptions, keys: pa.Arr
         return []
     state = snapshot.table_state(root, name, options)
     assert state is not None, "images that have rows come from a table that exists"
-    store, held, files = Store(options), _has_key_in(keys), {file.path: file for file in live_files(state)}
-    rows = dataset.dataset(state, options, store.delta_options(root))
-    fragments = list(rows.get_fragments(filter=held))
+    store, has_key = Store(options), _has_key_in(keys)
+    files = {file.path: file for file in live_files(state)}
+    table = dataset.dataset(state, options, store.delta_options(root))
+    fragments = list(table.get_fragments(filter=has_key))
     counts = bounded_map(
-        lambda each: store.retrying(root, partial(each.count_rows, filter=held)), fragments, lambda _: 0
+        lambda fragment: store.retrying(root, partial(fragment.count_rows, filter=has_key)), fragments, lambda _: 0
     )
-    return [files[each.path] for each, rows in zip(fragments, counts, strict=True) if rows]
+    return [files[fragment.path] for fragment, count in zip(fragments, counts, strict=True) if count]
 
 
 def rows_excluding(
     keys: pa.Array, store: Store, root: str, name: str, files: Sequence[DataFile]
 ) -> Iterator[tuple[str, SpillableRows]]:
-    """Yield a label for the new file, and the rows to keep, for each of `files`: all rows except those of `keys`."""
-    arrow = schema.IMAGES if name == "images" else schema.INSTANCES
+    """Yield, for each file, a label for the new file and the rows to keep: all rows except those of `keys`."""
+    columns = schema.IMAGES if name == "images" else schema.INSTANCES
     for file, data in zip(files, contents(store, root, name, files), strict=True):
-        rest, old = SpillableRows(), pq.ParquetFile(pa.BufferReader(data))
+        kept, old = SpillableRows(), pq.ParquetFile(pa.BufferReader(data))
         for group in range(old.num_row_groups):
-            rows = old.read_row_group(group).cast(arrow)
-            rest.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=keys))))
-        yield f"{_REST}-{_digest(file.path)}", rest
+            rows = old.read_row_group(group).cast(columns)
+            kept.add(rows.filter(pc.invert(pc.is_in(rows.column("image_key"), value_set=keys))))
+        yield f"{_KEPT_ROWS}-{_digest(file.path)}", kept

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -68,12 +69,12 @@ class SpillableRows:
     def take(self) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """Yield the classes by name, each with its rows. Rows are freed as they are yielded."""
         for name in sorted(self._parts):
-            yield name, _drained(self._parts.pop(name))
+            yield name, _read_and_free(self._parts.pop(name))
 
     def _spill(self) -> None:
         """Move the rows in memory to an unnamed temporary file, which disappears with its last reader."""
-        waiting = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
-        waiting = {name: parts for name, parts in waiting.items() if parts}
+        tables = {name: [part for part in parts if isinstance(part, pa.Table)] for name, parts in self._parts.items()}
+        waiting = {name: parts for name, parts in tables.items() if parts}
         file, counts = tempfile.TemporaryFile(prefix="segray-"), {}  # noqa: SIM115  Closed with its last reader.
         with pa.ipc.new_file(file, next(iter(waiting.values()))[0].schema) as writer:
             for name, parts in waiting.items():
@@ -83,8 +84,8 @@ class SpillableRows:
                 counts[name] = len(batches)
         reader, first = pa.ipc.open_file(file), 0
         for name, count in counts.items():
-            kept = [part for part in self._parts[name] if isinstance(part, _Spilled)]
-            self._parts[name] = [*kept, *(_Spilled(reader, first + i) for i in range(count))]
+            spilled_before = [part for part in self._parts[name] if isinstance(part, _Spilled)]
+            self._parts[name] = [*spilled_before, *(_Spilled(reader, first + i) for i in range(count))]
             first += count
         self._bytes = 0
 
@@ -105,11 +106,12 @@ def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     if "class_name" not in rows.column_names:
         yield "", rows
         return
-    for name, where in run_slices(rows.column("class_name")):
-        yield name, rows.slice(where.start, where.stop - where.start)
+    for name, run in run_slices(rows.column("class_name")):
+        yield name, rows.slice(run.start, run.stop - run.start)
 
 
-def _drained(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
+def _read_and_free(parts: list[pa.Table | _Spilled]) -> Iterator[pa.Table]:
+    """Yield the rows of each part in order, and remove the part from the list."""
     parts.reverse()
     while parts:
         part = parts.pop()
@@ -136,51 +138,53 @@ class DataFileWriter:
 
         rewritten: rows of further files, each with a label for the names of its new files.
         """
-        made = (each for label, some in chain([("", rows)], rewritten) for each in self._encoded(name, some, label))
-        return list(bounded_map(partial(self._put, name), made, lambda each: each[0].size_bytes))
+        labelled_rows = chain([("", rows)], rewritten)
+        encoded = (file for label, file_rows in labelled_rows for file in self._encode_all(name, file_rows, label))
+        return list(bounded_map(partial(self._put, name), encoded, lambda file_and_data: file_and_data[0].size_bytes))
 
-    def _encoded(self, name: str, rows: SpillableRows, label: str) -> Iterator[tuple[DataFile, bytes]]:
+    def _encode_all(self, name: str, rows: SpillableRows, label: str) -> Iterator[tuple[DataFile, bytes]]:
+        """Yield each new file and its bytes."""
         for class_name, parts in rows.take():
             partition = slug(class_name) if name == "instances" else None
             groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
-            for number, file in groupby(groups, key=lambda group: group[0]):
+            for number, groups_of_file in groupby(groups, key=itemgetter(0)):
                 stem = f"{self.stem}{label}-{number:03d}"
-                yield self._encode(name, (group for _, group in file), stem, partition)
+                yield self._encode(name, map(itemgetter(1), groups_of_file), stem, partition)
 
     def _encode(
         self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None
     ) -> tuple[DataFile, bytes]:
         path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
-        columns, settings, order = _FORMATS[name]
-        arrow = schema.with_facts(columns, self.facts)
-        sorting = pq.SortingColumn.from_ordering(arrow, [(column, "ascending") for column in order])
+        columns, settings, sort_columns = _FORMATS[name]
+        file_schema = schema.with_facts(columns, self.facts)
+        sorting = pq.SortingColumn.from_ordering(file_schema, [(column, "ascending") for column in sort_columns])
         options = {key: value for key, value in settings.items() if key != "row_group_size"}
         sink, stats = io.BytesIO(), ColumnStats()
-        with pq.ParquetWriter(sink, arrow, sorting_columns=sorting, **options) as writer:
+        with pq.ParquetWriter(sink, file_schema, sorting_columns=sorting, **options) as writer:
             for rows in groups:
                 # The writer encodes each chunk of a column separately, and rare classes come in many small chunks.
-                whole = rows.combine_chunks()
-                writer.write_table(whole)
-                stats.add(whole)
+                joined = rows.combine_chunks()
+                writer.write_table(joined)
+                stats.add(joined)
         data = sink.getvalue()
         return DataFile(path, len(data), stats.rows, partition, stats.as_json()), data
 
-    def _put(self, name: str, made: tuple[DataFile, bytes]) -> DataFile:
-        file, data = made
+    def _put(self, name: str, file_and_data: tuple[DataFile, bytes]) -> DataFile:
+        file, data = file_and_data
         self.store.put(join(table_uri(self.root, name), file.path), data)
         return file
 
 
-def _row_groups(parts: Iterable[pa.Table], most: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
+def _row_groups(parts: Iterable[pa.Table], group_rows: int, file_rows: int) -> Iterator[tuple[int, pa.Table]]:
     """Yield row groups, each with the number of its file.
 
-    most: rows of a row group; the last group of a file may have fewer. file_rows: most rows of a file.
+    group_rows: rows of a row group; the last group of a file may have fewer. file_rows: most rows of a file.
     """
     waiting: list[pa.Table] = []
-    number = written = count = 0
+    number = written = count = 0  # number of the file, rows in its groups so far, rows that wait
     for part in parts:
         while part.num_rows:
-            room = min(most, file_rows - written) - count
+            room = min(group_rows, file_rows - written) - count
             waiting.append(part.slice(0, room))
             count += waiting[-1].num_rows
             part = part.slice(room)
@@ -199,25 +203,25 @@ class ColumnStats:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._low: dict[str, Any] = {}
-        self._high: dict[str, Any] = {}
+        self._smallest: dict[str, Any] = {}
+        self._largest: dict[str, Any] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Add these rows of the file to the statistics."""
         self.rows += rows.num_rows
         for name in ("image_key", "class_id", "score", "batch", "status"):
             if name in rows.column_names:
-                pair = pc.min_max(rows.column(name)).as_py()
-                self._low[name] = min(pair["min"], self._low.get(name, pair["min"]))
-                self._high[name] = max(pair["max"], self._high.get(name, pair["max"]))
+                smallest, largest = pc.min_max(rows.column(name)).as_py().values()
+                self._smallest[name] = min(smallest, self._smallest.get(name, smallest))
+                self._largest[name] = max(largest, self._largest.get(name, largest))
 
     def as_json(self) -> str:
         """Return the statistics as JSON, in the form of the log."""
         return json.dumps(
             {
                 "numRecords": self.rows,
-                "minValues": self._low,
-                "maxValues": self._high,
-                "nullCount": dict.fromkeys(self._low, 0),
+                "minValues": self._smallest,
+                "maxValues": self._largest,
+                "nullCount": dict.fromkeys(self._smallest, 0),
             }
         )

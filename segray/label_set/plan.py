@@ -32,7 +32,7 @@ from segray.storage.store import Store
 from segray.storage.uris import join
 from segray.tasks import Task
 
-_PART_ROWS, _PARTS_KEPT = 131_072, 3
+_PART_ROWS, _CACHED_PARTS = 131_072, 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
         return int(self.starts[-1])
 
     def parts(self) -> Iterator[pa.Table]:
-        """Yield the whole list part by part, in order."""
+        """Yield the list part by part, in order."""
         return map(self.part, range(-(-self.images // self.part_rows)))
 
     def tasks(self) -> list[Task]:
@@ -73,24 +73,24 @@ class Plan:
         return [refs[index - task.start] for index in task.only] if task.only else refs
 
     def positions(self, keys: Collection[str]) -> list[tuple[int, int]]:
-        """Return unit and index within the unit of each of these images that the plan has, in order."""
+        """Return (unit, index within the unit) of each of these images that the plan has, in the order of the plan."""
         if not keys:
             return []
-        wanted = pa.array(sorted(keys), pa.string())
-        masks = [pc.is_in(part.column("image_key"), wanted).to_numpy() for part in self.parts()]
+        key_array = pa.array(sorted(keys), pa.string())
+        masks = [pc.is_in(part.column("image_key"), key_array).to_numpy() for part in self.parts()]
         rows = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *masks]))
         units = np.searchsorted(self.starts, rows, side="right") - 1
         return list(zip(units.tolist(), (rows - self.starts[units]).tolist(), strict=True))
 
     def _refs(self, task: Task) -> list[ImageRef]:
         """Return all images from the task's first to its last."""
-        refs, (at, end) = [], (self.rows(task).start, self.rows(task).stop)
-        while at < end:
-            number, first = divmod(at, self.part_rows)
-            rows = self.part(number).slice(first, end - at)
+        refs, row, end = [], self.rows(task).start, self.rows(task).stop
+        while row < end:
+            number, row_of_part = divmod(row, self.part_rows)
+            rows = self.part(number).slice(row_of_part, end - row)
             columns = [rows.column(name).to_pylist() for name in ("image_key", "uri", "version", "bytes")]
-            refs += [ImageRef(*row) for row in zip(*columns, strict=True)]
-            at += rows.num_rows
+            refs += [ImageRef(*values) for values in zip(*columns, strict=True)]
+            row += rows.num_rows
         return refs
 
 
@@ -101,15 +101,16 @@ class Committed:
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
-        digests = [_digests(batch.column("image_key"), batch.column("version")) for batch in batches]
-        found = np.concatenate([np.zeros((0, 2), np.uint64), *digests])
-        del digests
-        found = found[np.argsort(found[:, 0])]
-        fresh = np.append(True, found[1:, 0] != found[:-1, 0])[: len(found)]
+        digests_of_batches = [_digests(batch.column("image_key"), batch.column("version")) for batch in batches]
+        digests = np.concatenate([np.zeros((0, 2), np.uint64), *digests_of_batches])
+        del digests_of_batches
+        digests = digests[np.argsort(digests[:, 0])]
+        is_first = np.append(True, digests[1:, 0] != digests[:-1, 0])[: len(digests)]
         # Rows are sorted by the first 64 bits. Among five million rows, two agree in these bits with probability 1e-6.
-        self._first, self._second = np.ascontiguousarray(found[fresh, 0]), np.ascontiguousarray(found[fresh, 1])
+        self._first = np.ascontiguousarray(digests[is_first, 0])
+        self._second = np.ascontiguousarray(digests[is_first, 1])
 
-    def places(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:
+    def positions(self, keys: pa.Array, versions: pa.Array) -> NDArray[np.int64]:
         """Return the position of each image's row among the committed rows, (images,) int64.
 
         The position is -1 for an image without a row of this version.
@@ -117,8 +118,9 @@ class Committed:
         digests = _digests(keys, versions)
         if not len(self):
             return np.full(len(digests), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._first, digests[:, 0]), len(self) - 1)
-        return np.where((self._first[at] == digests[:, 0]) & (self._second[at] == digests[:, 1]), at, -1)
+        positions = np.minimum(np.searchsorted(self._first, digests[:, 0]), len(self) - 1)
+        is_committed = (self._first[positions] == digests[:, 0]) & (self._second[positions] == digests[:, 1])
+        return np.where(is_committed, positions, -1)
 
     def __len__(self) -> int:
         return len(self._first)
@@ -134,7 +136,7 @@ def _digests(keys: pa.Array, versions: pa.Array) -> NDArray[np.uint64]:
     _, offsets, data = rows.buffers()
     ends = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1].tolist()
     text = memoryview(data or b"")
-    digests = b"".join([blake2b(text[a:b], digest_size=16).digest() for a, b in pairwise(ends)])
+    digests = b"".join([blake2b(text[start:stop], digest_size=16).digest() for start, stop in pairwise(ends)])
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
@@ -159,21 +161,15 @@ class ImageList:
         """Return the list without these images."""
         if not keys:
             return self
-        held = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
-        return ImageList(self.table.filter(pc.invert(held)), self.base)
+        is_excluded = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
+        return ImageList(self.table.filter(pc.invert(is_excluded)), self.base)
 
     def rows(self, first: int, most: int) -> pa.Table:
         """Return up to `most` rows from row `first` on as schema.PLAN, with every URI in full."""
         table = self.table.slice(first, most)
-        told = pc.binary_join_element_wise(pa.scalar(self.base), table.column("image_key"), "")
-        at = table.schema.get_field_index("uri")
-        return table.set_column(at, "uri", pc.coalesce(table.column("uri"), told)).cast(schema.PLAN)
-
-
-def of(listed: ImageList, unit_images: int) -> Plan:
-    """Return the plan of a list in memory, without freezing it."""
-    images = len(listed)
-    return Plan(cut(images, unit_images), lambda number: listed.rows(0, images), max(1, images))
+        derived = pc.binary_join_element_wise(pa.scalar(self.base), table.column("image_key"), "")
+        index = table.schema.get_field_index("uri")
+        return table.set_column(index, "uri", pc.coalesce(table.column("uri"), derived)).cast(schema.PLAN)
 
 
 def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[ImageList, int, NDArray[np.bool_]]:
@@ -190,22 +186,25 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
         the committed rows, (rows,) bool, true where the source lists the row's image in its version.
     """
     kept, base = [], None
-    done = np.zeros(0 if committed is None else len(committed), np.bool_)
+    still_listed = np.zeros(0 if committed is None else len(committed), np.bool_)
     for batch in batches:
         if base is None and batch.num_rows:
             key, uri = batch.column("key")[0].as_py(), batch.column("uri")[0].as_py()
             base = uri.removesuffix(key) if uri.endswith(key) else ""
         if committed is not None and len(committed):
-            places = committed.places(batch.column("key"), batch.column("version"))
-            done[places[places >= 0]] = True
-            batch = batch.filter(pa.array(places < 0))
+            positions = committed.positions(batch.column("key"), batch.column("version"))
+            still_listed[positions[positions >= 0]] = True
+            batch = batch.filter(pa.array(positions < 0))
         kept.append(_compact(batch, base or ""))
-    table = _by_key_once(_columns(kept))
-    return ImageList(table, base or ""), table.num_rows + int(done.sum()), done
+    table = _sorted_without_duplicates(_take_columns(kept))
+    return ImageList(table, base or ""), table.num_rows + int(still_listed.sum()), still_listed
 
 
 def unlisted(
-    left: ImageList, listed: NDArray[np.bool_], committed: Committed, batches: Callable[[], Iterable[pa.RecordBatch]]
+    to_label: ImageList,
+    still_listed: NDArray[np.bool_],
+    committed: Committed,
+    batches: Callable[[], Iterable[pa.RecordBatch]],
 ) -> pa.Table:
     """Return the committed rows whose image the source lists in no version, as schema.RETIRED, sorted by key.
 
@@ -213,86 +212,95 @@ def unlisted(
     those images may still exist.
 
     Args:
-        left: The images to label, from `build`.
-        listed: The mask over the committed rows, from `build`, (rows,) bool.
+        to_label: The images to label, from `build`.
+        still_listed: The mask over the committed rows, from `build`, (rows,) bool.
         committed: The committed rows.
         batches: Returns columns image_key, version and batch of the rows that `committed` was made of.
     """
-    if listed.all():
+    if still_listed.all():
         return schema.RETIRED.empty_table()
-    rows = _rows_where(batches(), committed, ~listed)
-    rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], _among(left.table["image_key"], rows["image_key"]))))
-    above = [{key[: found.start()] for found in _WITHIN.finditer(key)} for key in rows["image_key"].to_pylist()]
-    holders = pa.array(sorted(set().union(*above)), pa.string())
-    unread = set(_among(left.table["image_key"], holders).to_pylist())
+    rows = _rows_where(batches(), committed, ~still_listed)
+    new_version = _intersection(to_label.table["image_key"], rows["image_key"])
+    rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], new_version)))
+    prefixes_of_rows = [
+        {key[: separator.start()] for separator in _SEPARATOR.finditer(key)} for key in rows["image_key"].to_pylist()
+    ]
+    prefixes = pa.array(sorted(set().union(*prefixes_of_rows)), pa.string())
+    unread = set(_intersection(to_label.table["image_key"], prefixes).to_pylist())  # archives and tables
     if len(rows):
-        unread |= set(_among(_rows_where(batches(), committed, listed, holders)["image_key"], holders).to_pylist())
-    return rows.filter(pa.array([not each & unread for each in above], pa.bool_())).sort_by("image_key")
+        listed_rows = _rows_where(batches(), committed, still_listed, prefixes)
+        unread |= set(_intersection(listed_rows["image_key"], prefixes).to_pylist())
+    is_gone = [not prefixes_of_row & unread for prefixes_of_row in prefixes_of_rows]
+    return rows.filter(pa.array(is_gone, pa.bool_())).sort_by("image_key")
 
 
-_WITHIN = re.compile("(?<=.)[/#]", re.DOTALL)
+_SEPARATOR = re.compile("(?<=.)[/#]", re.DOTALL)  # stands in a key between an archive or table and the image in it
 
 
 def _rows_where(
-    batches: Iterable[pa.RecordBatch], committed: Committed, wanted: NDArray[np.bool_], keys: pa.Array | None = None
+    batches: Iterable[pa.RecordBatch], committed: Committed, mask: NDArray[np.bool_], keys: pa.Array | None = None
 ) -> pa.Table:
-    """Return the committed rows that the mask `wanted`, (rows,) bool, selects, as schema.RETIRED.
+    """Return the committed rows that `mask`, (rows,) bool, selects, as schema.RETIRED.
 
     keys: only rows of these images, None for all.
     """
-    found = [schema.RETIRED.empty_table()]
+    tables = [schema.RETIRED.empty_table()]
     for batch in batches:
-        places = committed.places(batch.column("image_key"), batch.column("version"))
-        rows = pa.Table.from_batches([batch.filter(pa.array(wanted[places]))]).select(schema.RETIRED.names)
-        found.append((rows if keys is None else rows.filter(pc.is_in(rows["image_key"], keys))).cast(schema.RETIRED))
-    return pa.concat_tables(found)
+        positions = committed.positions(batch.column("image_key"), batch.column("version"))
+        rows = pa.Table.from_batches([batch.filter(pa.array(mask[positions]))]).select(schema.RETIRED.names)
+        if keys is not None:
+            rows = rows.filter(pc.is_in(rows["image_key"], keys))
+        tables.append(rows.cast(schema.RETIRED))
+    return pa.concat_tables(tables)
 
 
-def _among(keys: pa.ChunkedArray, wanted: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
-    return keys.filter(pc.is_in(keys, wanted))
+def _intersection(keys: pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    return keys.filter(pc.is_in(keys, others))
 
 
 _COMPACT = pa.schema([field.with_nullable(field.name == "uri") for field in schema.PLAN])
 
 
 def _compact(batch: pa.RecordBatch, base: str) -> pa.RecordBatch:
+    """Return the batch with a null for each URI that equals `base` followed by the key."""
     keys, uris, versions, sizes = batch.columns
-    told = pc.equal(pc.binary_join_element_wise(pa.scalar(base), keys, ""), uris)
-    # if_else gives nulls that still take the memory of the URIs, so a column of nulls only is made separately.
-    all_told = pc.all(told, min_count=0).as_py()
-    needed = pa.nulls(len(uris), pa.string()) if all_told else pc.if_else(told, pa.scalar(None, pa.string()), uris)
-    return pa.record_batch([keys, needed, versions, sizes], _COMPACT)
+    is_derived = pc.equal(pc.binary_join_element_wise(pa.scalar(base), keys, ""), uris)
+    if pc.all(is_derived, min_count=0).as_py():
+        needed_uris = pa.nulls(len(uris), pa.string())  # The nulls of if_else still take the memory of the URIs.
+    else:
+        needed_uris = pc.if_else(is_derived, pa.scalar(None, pa.string()), uris)
+    return pa.record_batch([keys, needed_uris, versions, sizes], _COMPACT)
 
 
-def _columns(batches: list[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
+def _take_columns(batches: list[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
     """Return the columns of the batches, and empty the list of batches to free its memory."""
     table = pa.Table.from_batches(batches, _COMPACT)
     batches.clear()
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
-def _by_key_once(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+def _sorted_without_duplicates(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
     """Return the table sorted by key, each key once. A listing that is sorted already is not copied.
 
     The columns are removed from `columns`, so that only one column at a time is in memory twice.
     """
-    if _ascending(columns["image_key"]):
+    if _is_strictly_ascending(columns["image_key"]):
         return pa.table(columns, _COMPACT)
     order = pc.sort_indices(pa.table({"key": columns["image_key"]}), sort_keys=[("key", "ascending")])
     # Chunks are joined first. `take` from several chunks joins them too, but keeps the copy.
     table = pa.table({name: columns.pop(name).combine_chunks().take(order) for name in list(columns)}, _COMPACT)
     keys = table.column("image_key").combine_chunks()
-    fresh = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))
-    if pc.all(fresh).as_py():
+    is_first = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))
+    if pc.all(is_first).as_py():
         return table
-    return table.filter(pa.concat_arrays([pa.array([True]), fresh]))
+    return table.filter(pa.concat_arrays([pa.array([True]), is_first]))
 
 
-def _ascending(keys: pa.ChunkedArray) -> bool:
+def _is_strictly_ascending(keys: pa.ChunkedArray) -> bool:
     """Return whether each key is larger than the one before."""
     chunks = [chunk for chunk in keys.chunks if len(chunk)]
-    within = all(pc.all(pc.greater(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() for chunk in chunks)
-    return within and all(a[-1].as_py() < b[0].as_py() for a, b in pairwise(chunks))
+    within_chunks = all(pc.all(pc.greater(chunk.slice(1), chunk.slice(0, len(chunk) - 1))).as_py() for chunk in chunks)
+    return within_chunks and all(chunk[-1].as_py() < after[0].as_py() for chunk, after in pairwise(chunks))
 
 
 def cut(images: int, unit_images: int) -> NDArray[np.int64]:
@@ -319,22 +327,23 @@ def freeze(
         batch_images: Images of one part of `retired`, which one batch removes.
     """
     parts = [
-        _put_part(store, folder, f"part-{number:05d}.parquet", listed.rows(first, _PART_ROWS))
+        _write_part(store, folder, f"part-{number:05d}.parquet", listed.rows(first, _PART_ROWS))
         for number, first in enumerate(range(0, len(listed), _PART_ROWS))
     ]
-    gone = schema.RETIRED.empty_table() if retired is None else retired
-    removed = [
-        _put_part(store, folder, f"retired-{number:05d}.parquet", gone.slice(first, batch_images))
-        for number, first in enumerate(range(0, len(gone), batch_images))
+    to_retire = schema.RETIRED.empty_table() if retired is None else retired
+    retired_parts = [
+        _write_part(store, folder, f"retired-{number:05d}.parquet", to_retire.slice(first, batch_images))
+        for number, first in enumerate(range(0, len(to_retire), batch_images))
     ]
     facts = {
-        "images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts, "retired": removed
+        "images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts,
+        "retired": retired_parts,
     }  # fmt: skip
     store.put(join(folder, "plan", "plan.json"), json.dumps(facts, indent=2).encode())
-    return _frozen(store, folder, facts)
+    return _plan_of(store, folder, facts)
 
 
-def _put_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str, Any]:
+def _write_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, **schema.PLAN_WRITE)
     data = sink.getvalue().to_pybytes()
@@ -345,29 +354,29 @@ def _put_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str,
 def load(store: Store, folder: str) -> Plan | None:
     """Return the plan frozen below `folder`, None if it was never complete."""
     try:
-        return _frozen(store, folder, _facts(store, folder))
+        return _plan_of(store, folder, _read_facts(store, folder))
     except FileNotFoundError:
         return None
 
 
 def retired(store: Store, folder: str, name: str) -> pa.Table:
     """Return one part of the rows that the plan frozen below `folder` removes, as schema.RETIRED, sorted by key."""
-    (part,) = (each for each in _facts(store, folder)["retired"] if each["name"] == name)
+    (part,) = (part for part in _read_facts(store, folder)["retired"] if part["name"] == name)
     return _read_part(store, folder, part)
 
 
-def _facts(store: Store, folder: str) -> dict[str, Any]:
+def _read_facts(store: Store, folder: str) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(store.read(join(folder, "plan", "plan.json")))
     return facts
 
 
-def _frozen(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
-    def part(number: int) -> pa.Table:
+def _plan_of(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
+    def read_part(number: int) -> pa.Table:
         return _read_part(store, folder, facts["parts"][number])
 
-    gone = {each["name"]: each["rows"] for each in facts.get("retired", ())}
+    retired_images = {part["name"]: part["rows"] for part in facts.get("retired", ())}
     starts = cut(facts["images"], facts["unit_images"])
-    return Plan(starts, lru_cache(_PARTS_KEPT)(part), facts["part_rows"], gone)
+    return Plan(starts, lru_cache(_CACHED_PARTS)(read_part), facts["part_rows"], retired_images)
 
 
 def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:
@@ -375,7 +384,7 @@ def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:
     data = store.read(uri)
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         raise SegrayError(
-            "a part of the frozen plan was changed", where=uri, hint="restore it, or delete the run's folder"
+            "a part of the frozen plan was changed", where=uri, hint="restore the file, or delete the run's folder"
         )
     return pq.read_table(pa.BufferReader(data))
 
@@ -384,22 +393,22 @@ def committed_rows(plan: Plan, committed: Committed | None) -> NDArray[np.bool_]
     """Return which rows of the plan have a committed row of their version, (images,) bool."""
     if committed is None or not len(committed):
         return np.zeros(plan.images, np.bool_)
-    held = [committed.places(part.column("image_key"), part.column("version")) >= 0 for part in plan.parts()]
-    return np.concatenate([np.zeros(0, np.bool_), *held])
+    masks = [committed.positions(part.column("image_key"), part.column("version")) >= 0 for part in plan.parts()]
+    return np.concatenate([np.zeros(0, np.bool_), *masks])
 
 
-def left(plan: Plan, done: NDArray[np.bool_]) -> list[Task]:
+def remaining_tasks(plan: Plan, done: NDArray[np.bool_]) -> list[Task]:
     """Return the images that are not done, as one task for each maximal run of images within a unit.
 
-    done: (images,) bool.
+    done: (images,) bool, true for each image of the plan that is done.
     """
     tasks = []
     for unit, (first, end) in enumerate(zip(plan.starts[:-1], plan.starts[1:], strict=True)):
-        tasks += [Task(unit, a, b) for a, b in _runs(~done[first:end])]
+        tasks += [Task(unit, start, stop) for start, stop in _true_runs(~done[first:end])]
     return tasks
 
 
-def _runs(wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _true_runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Return the maximal [start, stop) runs of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

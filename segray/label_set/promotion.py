@@ -47,39 +47,42 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
         UserError: `root` is CURRENT itself, or does not lie in another folder.
     """
     store, uri = Store(options), absolute(root.rstrip("/"))
-    folder, above = name(uri), parent(uri)
-    if folder == CURRENT or not above or above.endswith(":/"):
+    folder, parent_uri = name(uri), parent(uri)
+    if folder == CURRENT or not parent_uri or parent_uri.endswith(":/"):
         raise UserError(
-            "a label set is promoted by its own folder, which lies in another",
+            "segray promotes only a label set whose folder lies in another folder",
             where=root,
             hint="give PARENT/NAME; readers then read PARENT/CURRENT",
         )
-    pointer = join(above, CURRENT)
+    pointer = join(parent_uri, CURRENT)
     before = named_folder(pointer, store)
-    doubts = _doubts(uri, None if before in (None, folder) else join(above, str(before)), options, store)
+    current_root = None if before in (None, folder) else join(parent_uri, str(before))
+    doubts = _doubts(uri, current_root, options, store)
     if doubts and not force:
         raise LabelSetError(
-            "this label set should not be read instead of another yet",
+            "this label set should not become the current one yet",
             where=root,
             found="; ".join(doubts),
-            hint="run `segray label` to its end and see `segray verify`; or promote it as it is with --force",
+            hint="let `segray label` finish and run `segray verify`, or promote the label set as it is with --force",
         )
     if not dry_run and before != folder:
         write_pointer(pointer, folder, store)
     return Promotion(pointer, folder, before, doubts, written=not dry_run and before != folder)
 
 
-def _doubts(root: str, other: str | None, options: StorageOptions, store: Store) -> tuple[str, ...]:
+def _doubts(root: str, current_root: str | None, options: StorageOptions, store: Store) -> tuple[str, ...]:
+    """Return the reasons against the promotion. current_root: the present label set, None if there is no other."""
     report = verify(root, options)
-    found = [f"{each.kind}: {each.where}: {each.found}" for each in report.violations[:3]]
+    doubts = [f"{violation.kind}: {violation.where}: {violation.found}" for violation in report.violations[:3]]
     if len(report.violations) > 3:
-        found.append(f"and {len(report.violations) - 3} violations more")
+        doubts.append(f"and {len(report.violations) - 3} violations more")
     if (run := run_records.unfinished(store, root)) is not None:
-        found.append(f"run {run.id} has not come to its end")
-    if not report.counts["images"]:
-        found.append("it holds no image")
-    state = None if other is None else table_state(other, "images", options)
-    theirs = 0 if state is None else sum(file.rows for file in live_files(state))
-    if report.counts["images"] < theirs:
-        found.append(f"it holds {report.counts['images']} images, and the current one {theirs}")
-    return tuple(found)
+        doubts.append(f"run {run.id} is not finished")
+    images = report.counts["images"]
+    if not images:
+        doubts.append("the label set holds no image")
+    state = None if current_root is None else table_state(current_root, "images", options)
+    current_images = 0 if state is None else sum(file.rows for file in live_files(state))
+    if images < current_images:
+        doubts.append(f"the label set holds {images} images, the current one {current_images}")
+    return tuple(doubts)

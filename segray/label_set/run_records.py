@@ -30,7 +30,7 @@ from segray.label_set import schema
 from segray.label_set.current_pointer import CURRENT
 from segray.storage.store import Store
 from segray.storage.uris import join
-from segray.storage.uris import name as base
+from segray.storage.uris import name as base_name
 from segray.tasks import Task
 
 
@@ -48,7 +48,7 @@ class LabelSetIdentity:
             "schema_version": schema.VERSION,
             "fingerprint": self.fingerprint,
             "model": dict(self.model),
-            "classes": [{"id": i, "name": name, "slug": slug} for i, name, slug in self.classes],
+            "classes": [{"id": class_id, "name": name, "slug": slug} for class_id, name, slug in self.classes],
         }
 
 
@@ -57,29 +57,31 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
 
     Raises LabelSetError when the root belongs to another model, thresholds, class list or schema version.
     """
-    if base(root.rstrip("/")) == CURRENT:
+    if base_name(root.rstrip("/")) == CURRENT:
         raise LabelSetError(
-            "CURRENT is no label set, it names one", where=root, hint="give output.root the label set's own folder"
+            "CURRENT is not a label set; CURRENT names one",
+            where=root,
+            hint="set `output.root` to the label set's own folder",
         )
-    uri, mine = join(root, "_segray", "label_set.json"), identity.as_json()
+    uri, expected = join(root, "_segray", "label_set.json"), identity.as_json()
     try:
-        theirs = _load(store.read(uri), uri)
+        stored = _load(store.read(uri), uri)
     except FileNotFoundError:
         return False
-    if theirs.get("schema_version") != schema.VERSION:
+    if stored.get("schema_version") != schema.VERSION:
         raise LabelSetError(
             "the output root was written with another schema version",
             where=root,
-            found=f"version {theirs.get('schema_version')}, this segray writes {schema.VERSION}",
-            hint="use a new output.root",
+            found=f"version {stored.get('schema_version')}, this segray writes {schema.VERSION}",
+            hint="set `output.root` to a new folder",
         )
-    if theirs.get("fingerprint") != identity.fingerprint or theirs.get("classes") != mine["classes"]:
+    if stored.get("fingerprint") != identity.fingerprint or stored.get("classes") != expected["classes"]:
         raise LabelSetError(
             "the output root belongs to another model",
             where=root,
-            found=_difference(theirs, mine),
-            hint="use a new output.root; once it is whole, `segray promote` makes readers of PARENT/CURRENT read it. "
-            "Or undo the change",
+            found=_difference(stored, expected),
+            hint="set `output.root` to a new folder, or undo the change; `segray promote` makes a complete label set "
+            "the one that readers of PARENT/CURRENT read",
         )
     return True
 
@@ -91,33 +93,36 @@ def create_or_check(store: Store, root: str, identity: LabelSetIdentity) -> None
         check(store, root, identity)
 
 
-def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], most: int = 12) -> str:
+def _difference(stored: Mapping[str, Any], expected: Mapping[str, Any], most: int = 12) -> str:
     """Return the differences of two records in model and classes, as `key: old -> new`.
 
     most: most differences to name.
     """
-    old, new = (_flat(record.get("model") or {}) | _classes(record.get("classes") or ()) for record in (theirs, mine))
-    changed = [
-        f"{key}: {_said(old.get(key))} -> {_said(new.get(key))}"
+    old, new = _flat_record(stored), _flat_record(expected)
+    changes = [
+        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    rest = f"; and {len(changed) - most} more" if len(changed) > most else ""
-    return "; ".join(changed[:most]) + rest or "another fingerprint"
+    if len(changes) > most:
+        changes[most:] = [f"and {len(changes) - most} more"]
+    return "; ".join(changes) or "another fingerprint"
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "model.") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model and the names of the classes, by one key each."""
+    classes = {f"class {entry['id']}": entry["name"] for entry in record.get("classes") or ()}
+    return _flat(record.get("model") or {}, "model.") | classes
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, value in section.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
-def _classes(listed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"class {each['id']}": each["name"] for each in listed}
-
-
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "none" if value is None else repr(value)
 
 
@@ -144,7 +149,7 @@ class Run:
         return join(self.folder, "report.html")
 
     def save(self, store: Store, record: Mapping[str, Any]) -> None:
-        """Write the whole of run.json."""
+        """Write run.json anew."""
         store.put(join(self.folder, "run.json"), _dump({"run_id": self.id, **record}))
 
     def record(self, store: Store) -> dict[str, Any]:
@@ -206,29 +211,29 @@ def staged_name(task: Task) -> str:
 
 def staged_task(name: str) -> Task | None:
     """Return the task in the name of a staged file, None for any other name."""
-    found = _STAGED.fullmatch(name)
-    if found is None:
+    match = _STAGED.fullmatch(name)
+    if match is None:
         return None
-    unit, start, stop, attempt = (int(part) for part in found.groups())
+    unit, start, stop, attempt = (int(number) for number in match.groups())
     return Task(unit, start, stop, attempt)
 
 
 def select_staged(names: Iterable[str], first: Container[str] = ()) -> dict[Task, str]:
-    """Return staged files that together hold each image at most once.
+    """Return the tasks and names of staged files that together hold each image at most once.
 
     Files in `first` have priority, because an interrupted batch was made of them. The other files are chosen in the
-    order of their first image. Among these, wider slices come first, then earlier attempts.
+    order of their first image. Of files with the same first image, larger files come first, then earlier attempts.
     """
     tasks = [(task, name) for name in names if (task := staged_task(name)) is not None]
     tasks.sort(key=lambda item: (item[1] not in first, item[0].start, -item[0].stop, item[0].attempt, item[1]))
-    taken: dict[Task, str] = {}
-    held: defaultdict[int, int] = defaultdict(int)  # by unit: a bit for each image
+    selected: dict[Task, str] = {}
+    images_of_unit: defaultdict[int, int] = defaultdict(int)  # the selected images of each unit, a bit for each image
     for task, name in tasks:
         images = ((1 << len(task)) - 1) << task.start
-        if not held[task.unit] & images:
-            taken[task] = name
-            held[task.unit] |= images
-    return taken
+        if not images_of_unit[task.unit] & images:
+            selected[task] = name
+            images_of_unit[task.unit] |= images
+    return selected
 
 
 def _dump(record: Mapping[str, Any]) -> bytes:

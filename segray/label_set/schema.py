@@ -57,13 +57,15 @@ IMAGES = pa.schema(
     ]
 )
 
-_FOUND = pa.struct([f for f in INSTANCES if f.name not in ("image_id", "image_key", "height", "width", "batch")])
+_STAGED_INSTANCE = pa.struct(
+    [field for field in INSTANCES if field.name not in ("image_id", "image_key", "height", "width", "batch")]
+)
 
 # A staged file has one row per image with its instances inside, so it is complete by construction. Batch and run are
 # known only at the merge.
 STAGED = pa.schema(
-    [f for f in IMAGES if f.name not in ("batch", "run_id")]
-    + [pa.field("instances", pa.list_(pa.field("item", _FOUND, nullable=False)), nullable=False)]
+    [field for field in IMAGES if field.name not in ("batch", "run_id")]
+    + [pa.field("instances", pa.list_(pa.field("item", _STAGED_INSTANCE, nullable=False)), nullable=False)]
 )
 
 PLAN = pa.schema(
@@ -90,18 +92,18 @@ _COMMON: Mapping[str, Any] = {
 # The mask is three quarters of an instance's bytes. zstd level 3 would save 4 % of these bytes in nearly twice the
 # time. Columns that compression cannot shrink further are not compressed. BYTE_STREAM_SPLIT would make scores 5 %
 # smaller, but Spark 4.1 cannot read it.
-_BARE = ("instance", "class_id", "class_name", "area", "height", "width", "batch")
+_UNCOMPRESSED = ("instance", "class_id", "class_name", "area", "height", "width", "batch")
 
 INSTANCES_WRITE: Mapping[str, Any] = {
     **_COMMON,
     "row_group_size": 65_536,
-    "compression": {f.name: "none" if f.name in _BARE else "zstd" for f in INSTANCES},
-    "compression_level": {f.name: 1 for f in INSTANCES if f.name not in _BARE},
+    "compression": {name: "none" if name in _UNCOMPRESSED else "zstd" for name in INSTANCES.names},
+    "compression_level": {name: 1 for name in INSTANCES.names if name not in _UNCOMPRESSED},
     "use_dictionary": ["instance", "class_id", "class_name", "height", "width", "batch", *BBOX],
     "column_encoding": {
         "image_id": "DELTA_LENGTH_BYTE_ARRAY", "area": "DELTA_BINARY_PACKED", "rle": "DELTA_LENGTH_BYTE_ARRAY",
     },
-    "write_statistics": [f.name for f in INSTANCES if f.name != "rle"],
+    "write_statistics": [name for name in INSTANCES.names if name != "rle"],
 }  # fmt: skip
 
 IMAGES_WRITE: Mapping[str, Any] = {

@@ -46,7 +46,12 @@ def require_table(root: str, name: str, options: StorageOptions) -> DeltaTable:
     """Return the latest snapshot of a table that must exist. Raises LabelSetError for a missing table."""
     table = open_table(root, name, options)
     if table is None:
-        raise LabelSetError("a table of the label set is gone", where=table_uri(root, name), hint="restore it")
+        raise LabelSetError(
+            "a table of the label set is missing",
+            where=table_uri(root, name),
+            found="no log of a table",
+            hint="restore `instances` and `images` from one backup",
+        )
     return table
 
 
@@ -56,8 +61,8 @@ def removed_files(root: str, name: str, options: StorageOptions, hours: int, *, 
     unnamed: also return files of that age in the table's folder that the log does not name.
     """
     table = require_table(root, name, options)
-    find = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
-    return set(Store(options).retrying(root, find))
+    list_files = partial(table.vacuum, hours, dry_run=True, enforce_retention_duration=False, full=unnamed)
+    return set(Store(options).retrying(root, list_files))
 
 
 def table_state(root: str, name: str, options: StorageOptions) -> TableState | None:
@@ -94,35 +99,35 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
     return _dataset(root, "images", storage_options)
 
 
-def _dataset(root: str, name: str, given: dict[str, Any]) -> ds.Dataset:
-    reach = store(given)
-    root = resolved(root, reach.options)
-    options = _delta_options(root, given)
+def _dataset(root: str, name: str, storage_options: Mapping[str, Any]) -> ds.Dataset:
+    storage = store(storage_options)
+    root = resolved(root, storage.options)
+    delta_options = _delta_options(root, storage_options)
     uri = table_uri(root, name)
-    state = reach.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, options))
+    state = storage.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, delta_options))
     if state is None:
         raise _no_label_set(root, name)
-    return dataset.dataset(state, reach.options, options)
+    return dataset.dataset(state, storage.options, delta_options)
 
 
 def run_slices(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
     """Yield each run of equal values of a column: the value and the slice of its rows."""
     if not len(column):
         return
-    found = pc.run_end_encode(column.combine_chunks())
-    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-    ends = found.run_ends.to_pylist()
-    yield from zip(found.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True)
+    runs = pc.run_end_encode(column.combine_chunks())
+    runs = runs.combine_chunks() if isinstance(runs, pa.ChunkedArray) else runs
+    ends = runs.run_ends.to_pylist()
+    yield from zip(runs.values.to_pylist(), map(slice, [0, *ends[:-1]], ends), strict=True)
 
 
-def store(given: Mapping[str, Any]) -> Store:
+def store(storage_options: Mapping[str, Any]) -> Store:
     """Return the store for storage_options like those of `scan`. deltalake's own names are ignored."""
-    return Store(StorageOptions(**{key: value for key, value in given.items() if not key.isupper()}))
+    return Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
 
 
-def _delta_options(root: str, given: Mapping[str, Any]) -> dict[str, str]:
-    native = {key: value for key, value in given.items() if key.isupper()}
-    merged = {**store(given).delta_options(root), **native}
+def _delta_options(root: str, storage_options: Mapping[str, Any]) -> dict[str, str]:
+    native = {key: value for key, value in storage_options.items() if key.isupper()}
+    merged = {**store(storage_options).delta_options(root), **native}
     merged.pop("max_retries", None)  # deltalake itself must retry, because nothing else does for readers.
     return merged
 
@@ -181,32 +186,37 @@ def snapshot(
         UserError: Both version and as_of are given, or as_of has no time zone.
     """
     if version is not None and as_of is not None:
-        raise UserError("version and as_of both name a state of the label set", hint="give one of them")
+        raise UserError("version and as_of both name a state of the label set", hint="give either version or as_of")
     if as_of is not None and as_of.tzinfo is None:
-        raise UserError("as_of needs a time zone", found=str(as_of), hint="datetime(..., tzinfo=UTC)")
-    reach = store(storage_options)
-    root = resolved(root, reach.options)
-    options = _delta_options(root, storage_options)
-    images, instances, batch = reach.translated(
-        root, lambda: delta_log.run(_states, root, options, reach.options, version, as_of)
+        raise UserError("as_of needs a time zone", found=str(as_of), hint="write datetime(..., tzinfo=UTC)")
+    storage = store(storage_options)
+    root = resolved(root, storage.options)
+    delta_options = _delta_options(root, storage_options)
+    images, instances, batch = storage.translated(
+        root, lambda: delta_log.run(_states, root, delta_options, storage.options, version, as_of)
     )
-    rows = {
-        name: dataset.dataset(state, reach.options, options)
-        for name, state in (("instances", instances), ("images", images))
-    }
-    classes, model, fingerprint = _record(root, reach)
-    return Snapshot(root, batch, rows["instances"], rows["images"], classes, model, fingerprint, _row_bytes(instances))
+    classes, model, fingerprint = _read_identity(root, storage)
+    return Snapshot(
+        root,
+        batch,
+        dataset.dataset(instances, storage.options, delta_options),
+        dataset.dataset(images, storage.options, delta_options),
+        classes,
+        model,
+        fingerprint,
+        _row_bytes(instances),
+    )
 
 
 def _states(
-    root: str, options: Mapping[str, str], reach: StorageOptions, version: int | None, as_of: datetime | None
+    root: str, options: Mapping[str, str], storage: StorageOptions, version: int | None, as_of: datetime | None
 ) -> tuple[TableState, TableState, int]:
     """Return images and instances as of one batch, and the batch number.
 
     The batch is `version`, the last one until `as_of`, or the latest.
     """
     images, instances = (_open(root, name, options) for name in ("images", "instances"))
-    latest = images.version(), instances.version()
+    latest_versions = images.version(), instances.version()
     if as_of is not None:
         version = _batch_until(_open(root, "images", options), root, as_of)
     if version is not None:
@@ -214,14 +224,12 @@ def _states(
     batch = batch_of(images) if version is None else version
     if batch_of(instances) != batch:  # Happens also when a commit in progress has not reached images.
         _load_batch(instances, root, batch)
-    states = tuple(
-        delta_log.state_of(table, table_uri(root, kind))
-        for kind, table in (("images", images), ("instances", instances))
-    )
-    for state, newest in zip(states, latest, strict=True):
-        if state.version < newest:
-            _check_kept(state, Store(reach))
-    return states[0], states[1], batch
+    images_state = delta_log.state_of(images, table_uri(root, "images"))
+    instances_state = delta_log.state_of(instances, table_uri(root, "instances"))
+    for state, latest_version in zip((images_state, instances_state), latest_versions, strict=True):
+        if state.version < latest_version:
+            _check_files_exist(state, Store(storage))
+    return images_state, instances_state, batch
 
 
 def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, TableState, int, int]:
@@ -236,29 +244,28 @@ def states_to_verify(root: str, options: StorageOptions) -> tuple[TableState, Ta
 def _states_to_verify(root: str, options: Mapping[str, str]) -> tuple[TableState, TableState, int, int]:
     # A run in progress commits to `instances` first. `images` is read first, so it is never ahead.
     images, instances = (_open(root, name, options) for name in reversed(COMMIT_ORDER))
-    number, ahead = batch_of(images), batch_of(instances)
-    while batch_of(instances) > number:
+    images_batch, instances_batch = batch_of(images), batch_of(instances)
+    while batch_of(instances) > images_batch:
         instances.load_as_version(instances.version() - 1)
-    states = [
-        delta_log.state_of(table, table_uri(root, kind))
-        for kind, table in (("images", images), ("instances", instances))
-    ]
-    return states[0], states[1], number, ahead
+    images_state = delta_log.state_of(images, table_uri(root, "images"))
+    instances_state = delta_log.state_of(instances, table_uri(root, "instances"))
+    return images_state, instances_state, images_batch, instances_batch
 
 
 def _row_bytes(instances: TableState) -> float:
-    whole, rows = (sum(instances.files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
-    return float(max(0, whole - _EMPTY_FILE_BYTES * instances.files.num_rows) / max(rows, 1))
+    """Return the mean size of an instance in storage."""
+    size_bytes, rows = (sum(instances.files.column(name).to_pylist()) for name in ("size_bytes", "num_records"))
+    return float(max(0, size_bytes - _EMPTY_FILE_BYTES * instances.files.num_rows) / max(rows, 1))
 
 
-def _check_kept(state: TableState, store: Store) -> None:
+def _check_files_exist(state: TableState, store: Store) -> None:
     """Raise LabelSetError where files of an earlier state are deleted."""
-    needed = state.files.column("path").to_pylist()
-    gone = set(needed) - {entry.key for entry in store.list(state.uri)}
-    if gone:
+    paths = state.files.column("path").to_pylist()
+    missing = set(paths) - {entry.key for entry in store.list(state.uri)}
+    if missing:
         raise LabelSetError(
             "an earlier state of the label set can no longer be read", where=state.uri,
-            found=f"{len(gone)} of its {len(needed)} files were deleted by `segray maintain`, such as {min(gone)}",
+            found=f"{len(missing)} of {len(paths)} files were deleted by `segray maintain`, such as {min(missing)}",
             hint="ask for a later state, and keep replaced files longer with `segray maintain --grace-hours`",
         )  # fmt: skip
 
@@ -268,13 +275,13 @@ def _batch_until(table: DeltaTable, root: str, moment: datetime) -> int:
 
     Modification times of the log's files would change in a copy.
     """
-    until = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
-    if not until:
+    versions = [entry["version"] for entry in table.history() if entry["timestamp"] <= moment.timestamp() * 1000]
+    if not versions:
         raise LabelSetError(
             "the label set's log does not reach back so far", where=root, found=f"asked for {moment.isoformat()}",
             hint="ask for a later moment",
         )  # fmt: skip
-    table.load_as_version(max(until))
+    table.load_as_version(max(versions))
     return batch_of(table)
 
 
@@ -283,7 +290,7 @@ def _load_batch(table: DeltaTable, root: str, batch: int) -> None:
     low, high, latest = 0, table.version(), batch_of(table)
     if not 0 <= batch <= latest:
         raise LabelSetError(
-            "the label set has no such version", where=root, found=f"batch {batch} asked for, the last is {latest}",
+            "the label set has no such version", where=root, found=f"asked for batch {batch}, the last is {latest}",
             hint="give the number of a committed batch",
         )  # fmt: skip
     if batch == latest:
@@ -310,13 +317,16 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
     return batch_of(table)
 
 
-def _record(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
+def _read_identity(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
     """Return class names by category id, the model, and its fingerprint; empty values without label_set.json."""
+    uri = join(root, "_segray", "label_set.json")
     try:
-        record = json.loads(store.read(join(root, "_segray", "label_set.json")))
-        names = {int(each["id"]): str(each["name"]) for each in record["classes"]}
+        record = json.loads(store.read(uri))
+        names = {int(entry["id"]): str(entry["name"]) for entry in record["classes"]}
         return names, dict(record["model"]), str(record.get("fingerprint", ""))
     except FileNotFoundError:
         return {}, {}, ""
     except (ValueError, KeyError, TypeError) as exc:
-        raise LabelSetError("the label set's record is not readable", where=root, found=str(exc)) from exc
+        raise LabelSetError(
+            "the label set's record is not valid", where=uri, found=str(exc), hint="restore the file from a backup"
+        ) from exc

@@ -30,9 +30,8 @@ from segray.label_set.snapshot import states_to_verify, table_uri
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 
-_STATUSES = ("ok", "empty", "failed")
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
-_EXAMPLES = 1000  # most images named for each kind of violation that spans both tables
+_MAX_EXAMPLES = 1000  # most images named for each kind of violation that spans both tables
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,10 @@ class Violation:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a validation. counts: batch, files, images, instances, runs, unlisted_files."""
+    """The result of a validation.
+
+    counts: the last complete batch as `batch`, and the numbers of files, images, instances, runs, unlisted_files.
+    """
 
     violations: tuple[Violation, ...]
     warnings: tuple[str, ...]
@@ -66,20 +68,20 @@ class _Findings:
     violations: list[Violation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    unread: bool = False  # whether some rows could not be read, which makes counts across tables meaningless
+    has_unread_rows: bool = False  # makes counts across tables meaningless
 
     def add(self, kind: str, where: str, found: str) -> None:
         self.violations.append(Violation(kind, where, found))
 
-    def add_rows(self, kind: str, where: str, bad: NDArray[np.bool_], found: Callable[[int], str]) -> None:
+    def add_rows(self, kind: str, where: str, bad: NDArray[np.bool_], describe: Callable[[int], str]) -> None:
         """Add one violation for all bad rows of a row group, with the first bad row as the example.
 
-        bad: (rows,) bool. found: returns the description of a row.
+        bad: (rows,) bool. describe: returns the description of a row.
         """
         if bad.any():
             rows = int(bad.sum())
-            counted = "1 row" if rows == 1 else f"{rows} rows"
-            self.add(kind, where, f"{found(int(bad.argmax()))} ({counted})")
+            count = "1 row" if rows == 1 else f"{rows} rows"
+            self.add(kind, where, f"{describe(int(bad.argmax()))} ({count})")
 
 
 def verify(root: str, options: StorageOptions) -> Report:
@@ -88,10 +90,10 @@ def verify(root: str, options: StorageOptions) -> Report:
     Raises LabelSetError where there is no label set, and AccessError or InfrastructureError as Store does.
     """
     store, findings = Store(options), _Findings()
-    classes = _identity(root, store, findings)
+    classes = _check_identity(root, store, findings)
     # Runs are read before the tables, because the tables as read would lack rows of a run that ends meanwhile.
-    done = _finished_runs(root, store, findings)
-    files = _snapshot(root, options, findings)
+    finished_runs = _finished_runs(root, store, findings)
+    files = _files_of_tables(root, options, findings)
     for name in files:
         _check_listing(root, name, files[name], store, findings)
     images = _ImagesReader(root, store, findings, findings.counts["batch"])
@@ -102,7 +104,7 @@ def verify(root: str, options: StorageOptions) -> Report:
     for file in files["instances"]:
         instances.read(file)
     instances.close(files["images"])
-    _check_plans(root, done, store, images.ids, findings)
+    _check_plans(root, finished_runs, store, images.ids, findings)
     counts = {"images": images.rows, "instances": instances.rows, "files": sum(map(len, files.values()))}
     return Report(tuple(findings.violations), tuple(findings.warnings), {**findings.counts, **counts})
 
@@ -110,8 +112,8 @@ def verify(root: str, options: StorageOptions) -> Report:
 # ---- identity and batches -------------------------------------------------------------------------
 
 
-def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[int, str]]:
-    """Return category id and name of each class, by slug.
+def _check_identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[int, str]]:
+    """Check label_set.json. Return category id and name of each class, by slug.
 
     An unusable label_set.json is a violation and gives no classes.
     """
@@ -132,40 +134,41 @@ def _identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[i
     return classes
 
 
-def _snapshot(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
+def _files_of_tables(root: str, options: StorageOptions, findings: _Findings) -> dict[str, list[DataFile]]:
     """Return the files of both tables as of the last batch that both have, by table."""
-    images, instances, number, ahead = states_to_verify(root, options)
-    findings.counts["batch"] = number
-    if ahead == number + 1:
+    images, instances, images_batch, instances_batch = states_to_verify(root, options)
+    findings.counts["batch"] = images_batch
+    if instances_batch == images_batch + 1:
         findings.warnings.append(
-            f"batch {ahead} has reached `instances` but not `images` yet; the next `segray label` or `segray maintain` "
-            "finishes it. Checked as of the batch before."
+            f"batch {instances_batch} has reached `instances` but not `images`. The next `segray label` or "
+            f"`segray maintain` finishes the batch. The label set was checked as of batch {images_batch}."
         )
-    elif ahead != number:
-        findings.add("tables_apart", root, f"instances at batch {ahead}, images at batch {number}")
+    elif instances_batch != images_batch:
+        findings.add("tables_apart", root, f"instances at batch {instances_batch}, images at batch {images_batch}")
     return {"images": live_files(images), "instances": live_files(instances)}
 
 
 def _check_listing(root: str, name: str, files: Iterable[DataFile], store: Store, findings: _Findings) -> None:
     """Check that the log's files exist with their sizes. Warn of other files that a plain glob would read."""
-    listed = {
+    sizes_bytes = {
         entry.key: entry.size_bytes
         for entry in store.list(table_uri(root, name))
         if entry.key.endswith(".parquet") and not entry.key.startswith("_delta_log/")
     }
     for file in files:
-        size = listed.pop(file.path, None)
+        size_bytes = sizes_bytes.pop(file.path, None)
         where = join(name, file.path)
-        if size is None:
+        if size_bytes is None:
             findings.add("file_missing", where, f"no such file; the log says {file.size_bytes} bytes")
-        elif size != file.size_bytes:
-            findings.add("file_size", where, f"{size} bytes; the log says {file.size_bytes}")
-    findings.counts["unlisted_files"] = findings.counts.get("unlisted_files", 0) + len(listed)
-    if listed:
+        elif size_bytes != file.size_bytes:
+            findings.add("file_size", where, f"{size_bytes} bytes; the log says {file.size_bytes}")
+    unlisted = sizes_bytes.keys()  # The log's files are removed above.
+    findings.counts["unlisted_files"] = findings.counts.get("unlisted_files", 0) + len(unlisted)
+    if unlisted:
         findings.warnings.append(
-            f"{name}: {len(listed)} data files that the log does not name, such as {min(listed)}: replaced, or left by "
-            "an interrupted merge. Readers of the log never see them, readers of the plain glob do. "
-            "`segray maintain` deletes them after its grace time."
+            f"{name}: the log does not name {len(unlisted)} data files, such as {min(unlisted)}. These files were "
+            "replaced, or an interrupted merge left them. Only readers of the plain glob see the files. "
+            "`segray maintain` deletes the files after its grace time."
         )
 
 
@@ -194,47 +197,48 @@ class _TableReader:
                     self.findings.add("file_rows", where, f"{parquet.metadata.num_rows}; the log says {file.rows}")
                 if not parquet.schema_arrow.equals(expected):
                     self.findings.add("file_schema", where, _difference(parquet.schema_arrow, expected))
-                    self.findings.unread = True
+                    self.findings.has_unread_rows = True
                     return
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group)
                     self.rows += table.num_rows
                     yield table
         except FileNotFoundError:
-            self.findings.unread = True  # _check_listing reports the missing file
+            self.findings.has_unread_rows = True  # `_check_listing` reports the missing file.
         except (pa.ArrowException, OSError) as exc:
-            self.findings.unread = True
+            self.findings.has_unread_rows = True
             self.findings.add("file_unreadable", where, f"{type(exc).__name__}: {exc}"[:300])
 
     def check(self, kind: str, where: str, rows: pa.Table, bad: NDArray[np.bool_], *columns: str) -> None:
         """Add a violation for bad rows, named by image_key and the values of `columns`. bad: (rows,) bool."""
 
         def example(row: int) -> str:
-            shown = {name: rows.column(name)[row].as_py() for name in ("image_key", *columns)}
-            return ", ".join(f"{name} {value!r}" for name, value in shown.items())[:300]
+            values = {name: rows.column(name)[row].as_py() for name in ("image_key", *columns)}
+            return ", ".join(f"{name} {value!r}" for name, value in values.items())[:300]
 
         self.findings.add_rows(kind, where, bad, example)
 
     def check_common(self, where: str, rows: pa.Table) -> NDArray[np.uint64]:
         """Check what holds for rows of both tables. Return the first 64 bits of the images' ids, (rows,) uint64."""
-        for name in (f.name for f in rows.schema if not f.nullable and rows.column(f.name).null_count):
-            self.check("null", where, rows, _numpy(pc.is_null(rows.column(name))), name)
+        for column in rows.schema:
+            if not column.nullable and rows.column(column.name).null_count:
+                self.check("null", where, rows, _numpy(pc.is_null(rows.column(column.name))), column.name)
         keys = pc.fill_null(rows.column("image_key"), "").combine_chunks().dictionary_encode()
         if isinstance(keys, pa.ChunkedArray):
             keys = keys.combine_chunks()
-        distinct = [image_id(key) for key in keys.dictionary.to_pylist()]
-        expected = pa.array(distinct, pa.string()).take(keys.indices)
-        self.check("image_id", where, rows, _false(pc.equal(rows.column("image_id"), expected)), "image_id")
-        number = _column(rows, "batch")
-        self.check("batch", where, rows, (number < 1) | (number > self.batch), "batch")
-        ids = _short(distinct)
-        return np.asarray(ids[keys.indices.to_numpy()], np.uint64)
+        distinct_ids = [image_id(key) for key in keys.dictionary.to_pylist()]
+        expected = pa.array(distinct_ids, pa.string()).take(keys.indices)
+        self.check("image_id", where, rows, _is_false(pc.equal(rows.column("image_id"), expected)), "image_id")
+        batches = _column(rows, "batch")
+        self.check("batch", where, rows, (batches < 1) | (batches > self.batch), "batch")
+        return np.asarray(_short_ids(distinct_ids)[keys.indices.to_numpy()], np.uint64)
 
 
 class _ImagesReader(_TableReader):
     """A reader of `images`.
 
-    After `close`, ids, (n,) uint64 in ascending order, and n_instances, (n,) int64, hold each image once.
+    After `close`, ids, (n,) uint64 in ascending order, and n_instances, (n,) int64, hold each image once. repeated_ids,
+    uint64, holds the images with several rows.
     """
 
     def __init__(self, root: str, store: Store, findings: _Findings, batch: int) -> None:
@@ -243,7 +247,7 @@ class _ImagesReader(_TableReader):
         self._counts: list[NDArray[np.int64]] = []
         self.ids = np.zeros(0, np.uint64)
         self.n_instances = np.zeros(0, np.int64)
-        self.twice = np.zeros(0, np.uint64)
+        self.repeated_ids = np.zeros(0, np.uint64)
 
     def read(self, file: DataFile) -> None:
         where = join("images", file.path)
@@ -254,32 +258,30 @@ class _ImagesReader(_TableReader):
 
     def _check_status(self, where: str, rows: pa.Table) -> None:
         status, counts = rows.column("status"), _column(rows, "n_instances")
-        known = {name: ~_false(pc.equal(status, name)) for name in _STATUSES}
-        ok, failed = known["ok"], known["failed"]
-        self.check("status", where, rows, ~(ok | known["empty"] | failed), "status")
-        wrong = (ok & (counts < 1)) | (~ok & (counts != 0))
-        self.check("status_count", where, rows, wrong, "status", "n_instances")
+        ok, empty, failed = (~_is_false(pc.equal(status, name)) for name in ("ok", "empty", "failed"))
+        self.check("status", where, rows, ~(ok | empty | failed), "status")
+        bad_count = (ok & (counts < 1)) | (~ok & (counts != 0))
+        self.check("status_count", where, rows, bad_count, "status", "n_instances")
         stage, error, message = (_numpy(pc.is_valid(rows.column(name))) for name in ("stage", "error", "message"))
-        wrong = np.where(failed, ~(stage & error & message), stage | error | message)
-        self.check("failure", where, rows, wrong, "status", "stage", "error", "message")
-        # The size of a failed image may be unknown.
-        least = np.where(failed, 0, 1)
-        small = (_column(rows, "width") < least) | (_column(rows, "height") < least)
-        self.check("size", where, rows, small, "width", "height")
+        bad_reason = np.where(failed, ~(stage & error & message), stage | error | message)
+        self.check("failure", where, rows, bad_reason, "status", "stage", "error", "message")
+        min_px = np.where(failed, 0, 1)  # The size of a failed image may be unknown.
+        bad_size = (_column(rows, "width") < min_px) | (_column(rows, "height") < min_px)
+        self.check("size", where, rows, bad_size, "width", "height")
 
     def close(self) -> None:
         ids = np.concatenate([self.ids, *self._ids])
         counts = np.concatenate([self.n_instances, *self._counts])
         self._ids, self._counts = [], []
-        self.ids, first, times = np.unique(ids, return_index=True, return_counts=True)
-        self.n_instances, self.twice = counts[first], self.ids[times > 1]
+        self.ids, first, rows = np.unique(ids, return_index=True, return_counts=True)
+        self.n_instances, self.repeated_ids = counts[first], self.ids[rows > 1]
 
-    def at(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the position of each id among `ids`, (n,) int64, and whether the id is present, (n,) bool."""
+    def positions(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the position of each id among `self.ids`, (n,) int64, and whether the id is present, (n,) bool."""
         if not len(self.ids):
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
-        place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return place, self.ids[place] == ids
+        positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return positions, self.ids[positions] == ids
 
 
 class _InstancesReader(_TableReader):
@@ -296,7 +298,7 @@ class _InstancesReader(_TableReader):
     ) -> None:
         super().__init__(root, store, findings, batch)
         self._classes, self._images = classes, images
-        self._count = np.zeros(len(images.ids), np.int64)
+        self._counts = np.zeros(len(images.ids), np.int64)
         # The sum of a pseudo-random value per instance number shows that the numbers are 0..n-1, in any order.
         self._marks = np.zeros(len(images.ids), np.uint64)
 
@@ -306,22 +308,22 @@ class _InstancesReader(_TableReader):
         if file.path.rpartition("/")[0] != expected_folder:
             self.findings.add("partition", where, f"the log says it belongs to {expected_folder}")
         for rows in self.groups("instances", file, schema.INSTANCES):
-            self._tally(where, rows, self.check_common(where, rows))
+            self._count_rows(where, rows, self.check_common(where, rows))
             self._check_values(where, rows, file.partition or "")
 
-    def _tally(self, where: str, rows: pa.Table, ids: NDArray[np.uint64]) -> None:
-        place, known = self._images.at(ids)
-        if not self.findings.unread:
-            self.check("no_image", where, rows, ~known, "instance")
-        number = _column(rows, "instance")
-        np.add.at(self._count, place[known], 1)
-        np.add.at(self._marks, place[known], _mark(number[known]))
+    def _count_rows(self, where: str, rows: pa.Table, ids: NDArray[np.uint64]) -> None:
+        positions, has_image = self._images.positions(ids)
+        if not self.findings.has_unread_rows:
+            self.check("no_image", where, rows, ~has_image, "instance")
+        numbers = _column(rows, "instance")
+        np.add.at(self._counts, positions[has_image], 1)
+        np.add.at(self._marks, positions[has_image], _mark(numbers[has_image]))
 
     def _check_values(self, where: str, rows: pa.Table, partition: str) -> None:
         if self._classes:
             class_id, name = self._classes.get(partition, (-1, ""))
-            wrong = _false(pc.equal(rows.column("class_name"), name)) | (_column(rows, "class_id") != class_id)
-            self.check("class", where, rows, wrong, "class_id", "class_name")
+            bad_class = _is_false(pc.equal(rows.column("class_name"), name)) | (_column(rows, "class_id") != class_id)
+            self.check("class", where, rows, bad_class, "class_id", "class_name")
         score = _column(rows, "score")
         self.check("score", where, rows, ~((score >= 0) & (score <= 1)), "score")
         width, height = _column(rows, "width"), _column(rows, "height")
@@ -342,38 +344,39 @@ class _InstancesReader(_TableReader):
     def close(self, files: Iterable[DataFile]) -> None:
         """Check what only both tables together show. files: the files of `images`, which give the images' keys."""
         images, findings = self._images, self.findings
-        if findings.unread:
-            findings.warnings.append("rows were not counted across the tables: some files could not be read")
+        if findings.has_unread_rows:
+            findings.warnings.append("some files could not be read, so rows were not counted across the tables")
             return
-        once = ~np.isin(images.ids, images.twice)
-        counted = self._count == images.n_instances
-        wrong = {
+        once = ~np.isin(images.ids, images.repeated_ids)
+        right_count = self._counts == images.n_instances
+        bad_images = {
             "image_twice": ~once,
-            "n_instances": once & ~counted,
-            "instance_numbers": once & counted & (self._marks != _marks_up_to(images.n_instances)),
+            "n_instances": once & ~right_count,
+            "instance_numbers": once & right_count & (self._marks != _marks_up_to(images.n_instances)),
         }
-        for kind, bad in wrong.items():
+        for kind, bad in bad_images.items():
             if bad.any():
-                self._name(kind, np.flatnonzero(bad), files)
+                self._add_images(kind, np.flatnonzero(bad), files)
 
-    def _name(self, kind: str, places: NDArray[np.int64], files: Iterable[DataFile]) -> None:
-        if len(places) > _EXAMPLES:
-            self.findings.warnings.append(f"{kind}: {len(places)} images, of which {_EXAMPLES} are named")
-        wanted = self._images.ids[places[:_EXAMPLES]]
+    def _add_images(self, kind: str, positions: NDArray[np.int64], files: Iterable[DataFile]) -> None:
+        """Add a violation for each of the first images at `positions` among the images' ids."""
+        if len(positions) > _MAX_EXAMPLES:
+            self.findings.warnings.append(f"{kind}: {len(positions)} images, of which {_MAX_EXAMPLES} are named")
+        bad_ids = self._images.ids[positions[:_MAX_EXAMPLES]]
         for file in files:
             uri = join(table_uri(self.root, "images"), file.path)
             with self.store.reader(uri) as source:
-                keys = pq.read_table(source, columns=["image_key", "n_instances"])
-            ids = _short([image_id(key) for key in keys.column("image_key").to_pylist()])
-            for row in np.flatnonzero(np.isin(ids, wanted)):
-                key, said = (keys.column(i)[int(row)].as_py() for i in range(2))
-                place = int(np.searchsorted(self._images.ids, ids[row]))
-                self.findings.add(kind, key, f"n_instances {said}, {self._count[place]} rows ({file.path})")
+                images = pq.read_table(source, columns=["image_key", "n_instances"])
+            ids = _short_ids([image_id(key) for key in images.column("image_key").to_pylist()])
+            for row in np.flatnonzero(np.isin(ids, bad_ids)):
+                key, n_instances = (images.column(name)[int(row)].as_py() for name in ("image_key", "n_instances"))
+                rows = self._counts[int(np.searchsorted(self._images.ids, ids[row]))]
+                self.findings.add(kind, key, f"n_instances {n_instances}, {rows} rows ({file.path})")
 
 
-def _short(ids: list[str]) -> NDArray[np.uint64]:
+def _short_ids(ids: list[str]) -> NDArray[np.uint64]:
     """Return the first 64 bits of image ids, (n,) uint64."""
-    return np.frombuffer(bytes.fromhex("".join(each[:16] for each in ids)), ">u8").astype(np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(hex_id[:16] for hex_id in ids)), ">u8").astype(np.uint64)
 
 
 def _mark(numbers: NDArray[Any]) -> NDArray[np.uint64]:
@@ -386,12 +389,13 @@ def _mark(numbers: NDArray[Any]) -> NDArray[np.uint64]:
 
 def _marks_up_to(counts: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return the sum of the marks of 0..count-1 for each count, (n,) uint64."""
-    most = int(counts.max(initial=0))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mark(np.arange(most)), dtype=np.uint64)])
+    largest = int(counts.max(initial=0))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mark(np.arange(largest)), dtype=np.uint64)])
     return sums[np.maximum(counts, 0)]
 
 
 def _column(rows: pa.Table, name: str) -> NDArray[Any]:
+    """Return a column of numbers, (rows,). A null becomes 0."""
     column = rows.column(name)
     return np.asarray((pc.fill_null(column, 0) if column.null_count else column).to_numpy())
 
@@ -400,18 +404,19 @@ def _numpy(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.asarray(mask.to_numpy(), np.bool_)
 
 
-def _false(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
+def _is_false(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Return where a comparison is false or null, (rows,) bool."""
     return ~_numpy(pc.fill_null(mask, False))
 
 
-def _difference(found: pa.Schema, expected: pa.Schema) -> str:
-    theirs, mine = (
-        dict.fromkeys(str(column) if column.nullable else f"{column} not null" for column in columns)
-        for columns in (found, expected)
+def _difference(actual: pa.Schema, expected: pa.Schema) -> str:
+    actual_columns, expected_columns = (
+        [str(column) if column.nullable else f"{column} not null" for column in columns]
+        for columns in (actual, expected)
     )
-    gone, new = [f for f in mine if f not in theirs], [f for f in theirs if f not in mine]
-    return f"missing: {', '.join(gone) or 'none'}; unknown: {', '.join(new) or 'none'}"[:300]
+    missing = [column for column in expected_columns if column not in actual_columns]
+    unknown = [column for column in actual_columns if column not in expected_columns]
+    return f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"[:300]
 
 
 # ---- runs -----------------------------------------------------------------------------------------
@@ -421,45 +426,49 @@ def _finished_runs(root: str, store: Store, findings: _Findings) -> list[Run]:
     """Return the runs whose records say that all their planned work is committed."""
     runs = [Run(root, name.rstrip("/")) for name in store.names(join(root, "_segray", "runs"))]
     findings.counts["runs"] = len(runs)
-    done = []
+    finished = []
     for run in runs:
         try:
             if run.record(store).get("state") == "done":
-                done.append(run)
+                finished.append(run)
         except FileNotFoundError:
-            continue  # killed before its record was written
+            continue  # The run was killed before its record was written.
         except LabelSetError as exc:
             findings.add("run", run.id, f"{exc.what}: {exc.found}")
-    return done
+    return finished
 
 
-def _check_plans(root: str, done: Iterable[Run], store: Store, ids: NDArray[np.uint64], findings: _Findings) -> None:
+def _check_plans(
+    root: str, finished_runs: Iterable[Run], store: Store, ids: NDArray[np.uint64], findings: _Findings
+) -> None:
     """Check that every image of a finished run's plan has its row.
 
-    Images that the run or a later one was to retire need no row.
+    Images that the run or a later run was to retire need no row.
     """
-    finished, retired = {run.id for run in done}, set[str]()
+    finished_ids, retired = {run.id for run in finished_runs}, set[str]()
     for name in reversed(store.names(join(root, "_segray", "runs"))):
         run = Run(root, name.rstrip("/"))
         try:
             frozen = plan.load(store, run.folder)
             for part in () if frozen is None else frozen.retired:
                 retired.update(plan.retired(store, run.folder, part).column("image_key").to_pylist())
-            left = _without_row(frozen, ids) - retired if frozen and run.id in finished else set()
+            is_finished = run.id in finished_ids
+            missing = _keys_without_row(frozen, ids) - retired if frozen and is_finished else set()
         except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:
-            findings.add("run", run.id, f"its plan cannot be read: {exc}"[:300])
+            findings.add("run", run.id, f"the plan of the run cannot be read: {exc}"[:300])
             continue
-        if frozen is None and run.id in finished:
-            findings.add("run", run.id, "done, but it has no whole plan")
-        elif frozen and left and not findings.unread:
-            found = f"{len(left)} of {frozen.images} images have no row, first {min(left)!r}"
+        if frozen is None and is_finished:
+            findings.add("run", run.id, "the run is done, but has no complete plan")
+        elif frozen and missing and not findings.has_unread_rows:
+            found = f"{len(missing)} of {frozen.images} images have no row, first {min(missing)!r}"
             findings.add("planned_image", run.id, found)
 
 
-def _without_row(frozen: plan.Plan, ids: NDArray[np.uint64]) -> set[str]:
+def _keys_without_row(frozen: plan.Plan, ids: NDArray[np.uint64]) -> set[str]:
     """Return the keys of the plan's images whose short ids are not among `ids`."""
-    found: set[str] = set()
+    missing: set[str] = set()
     for part in frozen.parts():
         keys = part.column("image_key").to_pylist()
-        found.update(keys[i] for i in np.flatnonzero(~np.isin(_short([image_id(key) for key in keys]), ids)))
-    return found
+        has_row = np.isin(_short_ids([image_id(key) for key in keys]), ids)
+        missing.update(keys[index] for index in np.flatnonzero(~has_row))
+    return missing

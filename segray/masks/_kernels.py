@@ -30,12 +30,12 @@ def written(kind: Any, dimensions: int) -> Any:
     return types.Array(kind, dimensions, "C")
 
 
-def both(one: Any, other: Any) -> Any:
+def pair_of(one: Any, other: Any) -> Any:
     """Return the type of a pair of results."""
     return types.Tuple((one, other))  # type: ignore[no-untyped-call]
 
 
-def together(kind: type, *fields: Any) -> Any:
+def named_tuple_of(kind: type, *fields: Any) -> Any:
     """Return the type of a NamedTuple with these fields."""
     return types.NamedTuple(fields, kind)  # type: ignore[no-untyped-call]
 
@@ -46,14 +46,14 @@ def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Cal
     Integers wrap. Floats round as numpy's do, without fused operations.
     """
 
-    def made_now(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_now(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            made = njit(result(*arguments), nogil=True, cache=True)(function)
+            kernel = njit(result(*arguments), nogil=True, cache=True)(function)
         except (OSError, RuntimeError):  # The cache folder is missing, read-only or full.
-            made = njit(result(*arguments), nogil=True)(function)
-        return made  # type: ignore[no-any-return]
+            kernel = njit(result(*arguments), nogil=True)(function)
+        return kernel  # type: ignore[no-any-return]
 
-    return made_now
+    return compile_now
 
 
 # ---- resize ---------------------------------------------------------------------------------------
@@ -87,13 +87,13 @@ def resample(lines: Any, first: Any, taps: Any, weights: Any, bits: int, step: i
 
 
 @compiled(F32, F32, F32, F32)
-def _between(low: Any, high: Any, weight: Any) -> Any:
+def _interpolated(low: Any, high: Any, weight: Any) -> Any:
     """Return low + weight * (high - low) as a float32 fused multiply-add: the product is not rounded before the sum."""
     return np.float32(np.float64(low) + np.float64(np.float32(high - low)) * np.float64(weight))
 
 
 @compiled(written(I64, 1), read_only(I64, 1), I64)
-def _grown(values: Any, room: int) -> Any:
+def _with_more_room(values: Any, room: int) -> Any:
     """Return a copy of the values, with a length of twice the values and the room together."""
     longer = np.empty(2 * (len(values) + room), np.int64)
     for i in range(len(values)):
@@ -103,11 +103,11 @@ def _grown(values: Any, room: int) -> Any:
 
 # A value between two values in _OVER, or two in _UNDER, is on their side of 0.5 with any rounding.
 _UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
-_TAPS = together(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
+_TAPS = named_tuple_of(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
 @compiled(written(I64, 1), read_only(F32, 2), I64, I64, _TAPS, _TAPS, I64)
-def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> Any:
+def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> Any:
     """Return the edges of one mask; see geometry.mask_edges.
 
     x0, y0: first column and row of the grid, in the coordinates that the taps read.
@@ -121,96 +121,110 @@ def edges(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> 
             bounds[cells], above[cells], below[cells] = y, row_low[y] - y0, rows.high[y] - y0
             cells += 1
     bounds[cells] = len(row_low)
-    across = np.empty((grid.shape[1], grid.shape[0]), np.float32)
+    transposed = np.empty((grid.shape[1], grid.shape[0]), np.float32)
     for i in range(grid.shape[0]):
         for j in range(grid.shape[1]):
-            across[j, i] = grid[i, j]
-    found, n = np.empty(256, np.int64), 0
-    line, surely = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
+            transposed[j, i] = grid[i, j]
+    edges, n = np.empty(256, np.int64), 0
+    line, side = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
     for x in range(len(columns.low)):
-        left, right, weight = across[columns.low[x] - x0], across[columns.high[x] - x0], columns.weight[x]
+        left, right, weight = transposed[columns.low[x] - x0], transposed[columns.high[x] - x0], columns.weight[x]
         for i in range(len(line)):
-            value = _between(left[i], right[i], weight)
+            value = _interpolated(left[i], right[i], weight)
             line[i] = value
             under, over = (_UNDER[0] < value) & (value < _UNDER[1]), (_OVER[0] < value) & (value < _OVER[1])
-            surely[i] = under + 2 * over
+            side[i] = under + 2 * over
         top = (columns.first + x) * height + rows.first
         inside = False
-        if n + 2 * cells + 1 > len(found):
-            found = _grown(found, 2 * cells + 1)
+        if n + 2 * cells + 1 > len(edges):
+            edges = _with_more_room(edges, 2 * cells + 1)
         for k in range(cells):
-            if surely[above[k]] & surely[below[k]] & (1 + inside):
+            if side[above[k]] & side[below[k]] & (1 + inside):
                 continue
             low, high = line[above[k]], line[below[k]]
             start, last = bounds[k], bounds[k + 1] - 1
-            begins = _between(low, high, row_weight[start]) > 0.5
-            ends = _between(low, high, row_weight[last]) > 0.5
+            begins = _interpolated(low, high, row_weight[start]) > 0.5
+            ends = _interpolated(low, high, row_weight[last]) > 0.5
             if begins != inside:
-                found[n] = top + start
+                edges[n] = top + start
                 n += 1
             if ends != begins:
                 # A straight line crosses at the right row or next to it.
                 share = ((0.5 - low) / (high - low) - row_weight[start]) / (row_weight[last] - row_weight[start])
                 at = min(max(start + int(share * (last - start)), start + 1), last)
-                while (_between(low, high, row_weight[at]) > 0.5) != ends:
+                while (_interpolated(low, high, row_weight[at]) > 0.5) != ends:
                     at += 1
-                while at - 1 > start and (_between(low, high, row_weight[at - 1]) > 0.5) == ends:
+                while at - 1 > start and (_interpolated(low, high, row_weight[at - 1]) > 0.5) == ends:
                     at -= 1
-                found[n] = top + at
+                edges[n] = top + at
                 n += 1
             inside = ends
         if inside:
-            found[n] = top + len(row_low)
+            edges[n] = top + len(row_low)
             n += 1
-    return found[:n].copy()
+    return edges[:n].copy()
 
 
 @compiled(written(F32, 1), read_only(F32, 3), read_only(I64, 2), F32)
-def cut_out(planes: Any, cuts: Any, frame: float) -> Any:
-    """Return the framed cuts of all planes; see geometry.cut_out."""
+def crop_logits(planes: Any, crops: Any, frame: float) -> Any:
+    """Return the framed crops of all planes; see geometry.crop_logits."""
     size = 0
-    for x0, y0, x1, y1 in cuts:
+    for x0, y0, x1, y1 in crops:
         size += (y1 - y0 + 2) * (x1 - x0 + 2)
-    flat, at = np.full(size, np.float32(frame)), 0
-    for i in range(len(cuts)):
-        x0, y0, x1, y1 = cuts[i]
+    cells, at = np.full(size, np.float32(frame)), 0
+    for i in range(len(crops)):
+        x0, y0, x1, y1 = crops[i]
         for y in range(y0, y1):
             at += x1 - x0 + 2
             for x in range(x0, x1):
-                flat[at + 1 + x - x0] = planes[y, x, i]
+                cells[at + 1 + x - x0] = planes[y, x, i]
         at += 2 * (x1 - x0 + 2)
-    return flat
+    return cells
 
 
 @compiled(_TAPS, _TAPS, I64, I64)
-def _part(taps: Any, start: int, stop: int) -> Any:
+def _taps_of_range(taps: Any, start: int, stop: int) -> Any:
+    """Return the taps of the output pixels start to stop-1."""
     return Taps(start, taps.low[start:stop], taps.high[start:stop], taps.weight[start:stop])
 
 
 @compiled(
-    both(written(I64, 1), written(I64, 1)), read_only(F32, 1), read_only(I64, 2), read_only(I64, 2), _TAPS, _TAPS, I64
+    pair_of(written(I64, 1), written(I64, 1)),
+    read_only(F32, 1),
+    read_only(I64, 2),
+    read_only(I64, 2),
+    _TAPS,
+    _TAPS,
+    I64,
 )
-def edges_of_cuts(cells: Any, cuts: Any, reading: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
-    """Return the edges of all cuts; see geometry.edges_of_cuts.
+def edges_of_crops(cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
+    """Return the edges of all crops; see geometry.edges_of_crops.
 
-    reading: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the cut.
+    outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop.
     """
-    found, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(cuts), np.int64), 0
-    for i in range(len(cuts)):
-        x0, y0, x1, y1 = cuts[i]
+    edges, n, stops, first_cell = np.empty(1024, np.int64), 0, np.empty(len(crops), np.int64), 0
+    for i in range(len(crops)):
+        x0, y0, x1, y1 = crops[i]
         rows, columns = y1 - y0 + 2, x1 - x0 + 2
-        grid = cells[at : at + rows * columns].reshape(rows, columns)
-        at += rows * columns
-        left, top, right, bottom = reading[i]
+        grid = cells[first_cell : first_cell + rows * columns].reshape(rows, columns)
+        first_cell += rows * columns
+        left, top, right, bottom = outputs_xyxy[i]
         if left < right and top < bottom:
-            one = edges(grid, x0 - 1, y0 - 1, _part(all_rows, top, bottom), _part(all_columns, left, right), height)
-            if n + len(one) > len(found):
-                found = _grown(found, len(one))
-            for k in range(len(one)):
-                found[n + k] = one[k]
-            n += len(one)
+            crop_edges = threshold_crossings(
+                grid,
+                x0 - 1,
+                y0 - 1,
+                _taps_of_range(all_rows, top, bottom),
+                _taps_of_range(all_columns, left, right),
+                height,
+            )
+            if n + len(crop_edges) > len(edges):
+                edges = _with_more_room(edges, len(crop_edges))
+            for k in range(len(crop_edges)):
+                edges[n + k] = crop_edges[k]
+            n += len(crop_edges)
         stops[i] = n
-    return found[:n].copy(), stops
+    return edges[:n].copy(), stops
 
 
 # ---- run lengths ----------------------------------------------------------------------------------
@@ -246,15 +260,15 @@ def encode_counts(edges: Any, total: int) -> Any:
     return text[:used].copy()
 
 
-@compiled(both(written(U8, 1), written(I64, 1)), read_only(I64, 1), read_only(I64, 1), I64)
-def texts_of_edges(edges: Any, stops: Any, total: int) -> Any:
+@compiled(pair_of(written(U8, 1), written(I64, 1)), read_only(I64, 1), read_only(I64, 1), I64)
+def encode_counts_of_all(edges: Any, stops: Any, total: int) -> Any:
     """Return the counts of all masks one after the other, and the end of each; see rle.from_edges_of_all."""
     text, used, ends = np.empty(13 * (len(edges) + len(stops)), np.uint8), 0, np.empty(len(stops), np.int64)
     for i in range(len(stops)):
-        one = encode_counts(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
-        for k in range(len(one)):
-            text[used + k] = one[k]
-        used += len(one)
+        counts = encode_counts(edges[0 if i == 0 else stops[i - 1] : stops[i]], total)
+        for k in range(len(counts)):
+            text[used + k] = counts[k]
+        used += len(counts)
         ends[i] = used
     return text[:used].copy(), ends
 
@@ -263,12 +277,12 @@ MASKS = (read_only(U8, 1), read_only(I64, 1), read_only(I64, 1))  # the fields o
 
 
 @compiled(I64, read_only(U8, 1), I64, I64, I64, written(I64, 1))
-def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any:
+def write_run_ends(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any:
     """Write the end of each run of one mask. Return the number of runs, or -1 if the counts are malformed.
 
     edges: int64, at least as long as the counts.
     """
-    n, total, last, before = 0, np.int64(0), np.int64(0), np.int64(0)
+    n, total, previous, before_previous = 0, np.int64(0), np.int64(0), np.int64(0)
     if at >= stop:
         return -1
     while at < stop:
@@ -290,10 +304,10 @@ def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any
         if code & 16:
             value -= np.int64(1) << shift
         if n > 2:
-            value += before
+            value += before_previous
         if value < 0:
             return -1
-        before, last = last, value
+        before_previous, previous = previous, value
         total += value
         edges[n] = total
         n += 1
@@ -302,7 +316,7 @@ def edges_of(text: Any, at: int, stop: int, most_groups: int, edges: Any) -> Any
 
 @compiled(I64, read_only(I64, 1), I64)
 def area_of(edges: Any, n: int) -> Any:
-    """Return the set pixels of a mask with n runs. edges: the end of each run, as `edges_of` writes them."""
+    """Return the set pixels of a mask with n runs. edges: the end of each run, as `write_run_ends` writes them."""
     area = np.int64(0)
     for k in range(1, n, 2):
         area += edges[k] - edges[k - 1]
@@ -324,60 +338,60 @@ def areas(text: Any, starts: Any, stops: Any, most_groups: int) -> Any:
 
     The set pixels are -1 for malformed counts.
     """
-    found = np.empty((len(starts), 2), np.int64)
+    counted = np.empty((len(starts), 2), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
-        n = edges_of(text, starts[i], stops[i], most_groups, edges)
-        found[i, 0] = area_of(edges, n) if n > 0 else -1
-        found[i, 1] = edges[n - 1] if n > 0 else 0
-    return found
+        n = write_run_ends(text, starts[i], stops[i], most_groups, edges)
+        counted[i, 0] = area_of(edges, n) if n > 0 else -1
+        counted[i, 1] = edges[n - 1] if n > 0 else 0
+    return counted
 
 
 # ---- suppression ----------------------------------------------------------------------------------
 
 
 @compiled(written(BOOL, 1), read_only(F32, 2), F32)
-def over(values: Any, floor: float) -> Any:
+def rows_above(values: Any, floor: float) -> Any:
     """Return, for each row, whether a value after the first is greater than the floor or NaN.
 
     values: (n, m) float32.
     """
-    found = np.empty(len(values), np.bool_)
+    is_above = np.empty(len(values), np.bool_)
     for i in range(len(values)):
         hits = 0
         for j in range(1, values.shape[1]):
             hits += not values[i, j] <= floor
-        found[i] = hits > 0
-    return found
+        is_above[i] = hits > 0
+    return is_above
 
 
 @compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), read_only(I64, 1), I64, F32)
-def greedy(boxes_xyxy: Any, rows: Any, classes: Any, most: int, max_iou: float) -> Any:
+def greedy_nms(boxes_xyxy: Any, rows: Any, classes: Any, most: int, max_iou: float) -> Any:
     """Return the positions in `rows` that greedy suppression keeps, at most `most` for each class.
 
     A row is kept if its IoU with each kept row of its class is at most max_iou.
     boxes_xyxy: (n, 4) float32. rows: indices into the boxes, class after class, by falling score in each class.
     classes: the class of each entry of `rows`.
     """
-    kept, n, first = np.empty(len(rows), np.int64), 0, 0
+    kept, n, first_of_class = np.empty(len(rows), np.int64), 0, 0
     for at in range(len(rows)):
         if at == 0 or classes[at] != classes[at - 1]:
-            first = n
-        if n - first == most:
+            first_of_class = n
+        if n - first_of_class == most:
             continue
         x0, y0, x1, y1 = boxes_xyxy[rows[at]]
         area = (x1 - x0) * (y1 - y0)
-        clear = True
-        for k in kept[first:n]:
+        is_kept = True
+        for k in kept[first_of_class:n]:
             a0, b0, a1, b1 = boxes_xyxy[rows[k]]
             width = max(min(x1, a1) - max(x0, a0), np.float32(0))
             shared = width * max(min(y1, b1) - max(y0, b0), np.float32(0))
             union = (a1 - a0) * (b1 - b0) + area - shared
             ratio = shared / union if union != 0 else np.float32(0)
             if not ratio <= max_iou:
-                clear = False
+                is_kept = False
                 break
-        if clear:
+        if is_kept:
             kept[n] = at
             n += 1
     return kept[:n].copy()

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from segray.masks._kernels import BOOL, F64, I64, MASKS, U64, area_of, compiled, edges_of, longest, read_only, written
+from segray.masks._kernels import (
+    BOOL,
+    F64,
+    I64,
+    MASKS,
+    U64,
+    area_of,
+    compiled,
+    longest,
+    read_only,
+    write_run_ends,
+    written,
+)
 
 # ---- runs -----------------------------------------------------------------------------------------
 
@@ -37,12 +49,12 @@ def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) ->
 
     The box of an empty mask is all 0. w is -1 for malformed counts or a height below 1. heights: (n,), of the images.
     """
-    found = np.zeros((len(starts), 4), np.int64)
+    boxes_xywh = np.zeros((len(starts), 4), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
-        n, height = edges_of(text, starts[i], stops[i], most_groups, edges), heights[i]
+        n, height = write_run_ends(text, starts[i], stops[i], most_groups, edges), heights[i]
         if n < 0 or height < 1:
-            found[i, 2] = -1
+            boxes_xywh[i, 2] = -1
             continue
         left, right, top, bottom = np.int64(-1), np.int64(-1), height, np.int64(-1)
         first_of_column = np.int64(0)  # A run mostly begins near the column of the run before.
@@ -62,9 +74,9 @@ def boxes(text: Any, starts: Any, stops: Any, most_groups: int, heights: Any) ->
             else:
                 top, bottom = min(top, start - first_of_column), max(bottom, last - first_of_column)
         if left >= 0:
-            found[i, 0], found[i, 1] = left, top
-            found[i, 2], found[i, 3] = right // height - left + 1, bottom - top + 1
-    return found
+            boxes_xywh[i, 0], boxes_xywh[i, 1] = left, top
+            boxes_xywh[i, 2], boxes_xywh[i, 3] = right // height - left + 1, bottom - top + 1
+    return boxes_xywh
 
 
 @compiled(written(I64, 2), *MASKS, *MASKS, I64)
@@ -76,18 +88,18 @@ def overlaps(
     The pixels in common are -1 for malformed counts on the left, and -2 on the right.
     They are -3 for masks that cover different numbers of pixels.
     """
-    found = np.zeros((len(starts), 3), np.int64)
+    pixels = np.zeros((len(starts), 3), np.int64)
     a = np.empty(longest(starts, stops), np.int64)
     b = np.empty(longest(other_starts, other_stops), np.int64)
     for i in range(len(starts)):
-        a_runs = edges_of(text, starts[i], stops[i], most_groups, a)
-        b_runs = edges_of(other, other_starts[i], other_stops[i], most_groups, b)
+        a_runs = write_run_ends(text, starts[i], stops[i], most_groups, a)
+        b_runs = write_run_ends(other, other_starts[i], other_stops[i], most_groups, b)
         if a_runs < 0 or b_runs < 0 or a[a_runs - 1] != b[b_runs - 1]:
-            found[i, 0] = -1 if a_runs < 0 else -2 if b_runs < 0 else -3
+            pixels[i, 0] = -1 if a_runs < 0 else -2 if b_runs < 0 else -3
         else:
-            found[i, 0], found[i, 1] = _shared(a, a_runs, b, b_runs), area_of(a, a_runs)
-            found[i, 2] = area_of(b, b_runs)
-    return found
+            pixels[i, 0], pixels[i, 1] = _shared(a, a_runs, b, b_runs), area_of(a, a_runs)
+            pixels[i, 2] = area_of(b, b_runs)
+    return pixels
 
 
 @compiled(written(I64, 1), *MASKS, I64, I64, read_only(I64, 2))
@@ -96,12 +108,12 @@ def areas_within(text: Any, starts: Any, stops: Any, most_groups: int, height: i
 
     height: of the image, in pixels. windows: (n, 4) x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
     """
-    found = np.zeros(len(starts), np.int64)
+    areas = np.zeros(len(starts), np.int64)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
-        n = edges_of(text, starts[i], stops[i], most_groups, edges)
+        n = write_run_ends(text, starts[i], stops[i], most_groups, edges)
         if n < 0:
-            found[i] = -1
+            areas[i] = -1
             continue
         x0, y0, x1, y1 = windows[i]
         for k in range(1, n, 2):
@@ -112,9 +124,9 @@ def areas_within(text: Any, starts: Any, stops: Any, most_groups: int, height: i
                 if x0 <= column < x1:
                     low, high = max(at - column * height, y0), min(last - column * height, y1)
                     if high > low:
-                        found[i] += high - low
+                        areas[i] += high - low
                 at = last
-    return found
+    return areas
 
 
 @compiled(written(BOOL, 1), *MASKS, I64, read_only(I64, 1))
@@ -123,13 +135,13 @@ def covers(text: Any, starts: Any, stops: Any, most_groups: int, positions: Any)
 
     positions: (n,) int64, column * h + row.
     """
-    found = np.zeros(len(starts), np.bool_)
+    is_set = np.zeros(len(starts), np.bool_)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
-        n = edges_of(text, starts[i], stops[i], most_groups, edges)
+        n = write_run_ends(text, starts[i], stops[i], most_groups, edges)
         if n > 0 and positions[i] >= 0:
-            found[i] = np.searchsorted(edges[:n], positions[i], side="right") % 2 == 1 and positions[i] < edges[n - 1]
-    return found
+            is_set[i] = np.searchsorted(edges[:n], positions[i], side="right") % 2 == 1 and positions[i] < edges[n - 1]
+    return is_set
 
 
 @compiled(written(I64, 1), *MASKS, I64, I64)
@@ -145,7 +157,7 @@ def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: in
     flips, n, total = np.empty(room, np.int64), 0, np.int64(-1)
     edges = np.empty(longest(starts, stops), np.int64)
     for i in range(len(starts)):
-        runs = edges_of(text, starts[i], stops[i], most_groups, edges)
+        runs = write_run_ends(text, starts[i], stops[i], most_groups, edges)
         if runs < 0 or (total >= 0 and edges[runs - 1] != total):
             return np.full(1, -1 if runs < 0 else -2, np.int64)
         total = edges[runs - 1]
@@ -153,15 +165,15 @@ def merged_edges(text: Any, starts: Any, stops: Any, most_groups: int, least: in
             flips[n] = 2 * edges[k] + k % 2  # Even where a run of ones begins, odd where it ends.
             n += 1
     flips = np.sort(flips[:n])
-    kept, m, depth = np.empty(n + 1, np.int64), 0, 0
+    merged, n_merged, depth = np.empty(n + 1, np.int64), 0, 0
     for flip in flips:
         before = depth
         depth += 1 if flip % 2 == 0 else -1
         if (before >= least) != (depth >= least):
-            kept[m] = flip // 2
-            m += 1
-    kept[m] = total
-    return kept[: m + 1].copy()
+            merged[n_merged] = flip // 2
+            n_merged += 1
+    merged[n_merged] = total
+    return merged[: n_merged + 1].copy()
 
 
 @compiled(written(I64, 1), read_only(I64, 1), I64, I64, I64, I64)
@@ -276,35 +288,35 @@ def match(
     set for range r and threshold i of t thresholds.
     """
     detections, objects = ious.shape
-    out, order, taken = np.empty(objects, np.bool_), np.empty(objects, np.int64), np.empty(objects, np.bool_)
+    is_ignored, order, taken = np.empty(objects, np.bool_), np.empty(objects, np.int64), np.empty(objects, np.bool_)
     for r in range(len(ranges)):
         n = 0
         for g in range(objects):
-            out[g] = ignore[g] or object_areas[g] < ranges[r, 0] or object_areas[g] > ranges[r, 1]
-            if not out[g]:
+            is_ignored[g] = ignore[g] or object_areas[g] < ranges[r, 0] or object_areas[g] > ranges[r, 1]
+            if not is_ignored[g]:
                 order[n] = g
                 n += 1
         for g in range(objects):
-            if out[g]:
+            if is_ignored[g]:
                 order[n] = g
                 n += 1
         for i in range(len(thresholds)):
             bit = np.uint64(1) << np.uint64(r * len(thresholds) + i)
             taken[:] = False
             for d in range(detections):
-                best, found = min(thresholds[i], 1 - 1e-10), -1
+                best_iou, best_object = min(thresholds[i], 1 - 1e-10), -1
                 for g in order:
                     if taken[g] and not crowd[g]:
                         continue
-                    if found >= 0 and not out[found] and out[g]:
+                    if best_object >= 0 and not is_ignored[best_object] and is_ignored[g]:
                         break
-                    if ious[d, g] < best:
+                    if ious[d, g] < best_iou:
                         continue
-                    best, found = ious[d, g], g
-                if found >= 0:
-                    taken[found] = True
+                    best_iou, best_object = ious[d, g], g
+                if best_object >= 0:
+                    taken[best_object] = True
                     matched[d] |= bit
-                    if out[found]:
+                    if is_ignored[best_object]:
                         ignored[d] |= bit
                 elif lenient or areas[d] < ranges[r, 0] or areas[d] > ranges[r, 1]:
                     ignored[d] |= bit

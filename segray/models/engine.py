@@ -35,7 +35,7 @@ OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
 # After this many images of one size, a network for that size is worth the seconds of its compilation.
-_OFTEN = 16
+_IMAGES_BEFORE_FIXED_SHAPE = 16
 # Bytes that hold the first element of an IR.
 _HEAD_BYTES = 2**16
 
@@ -56,35 +56,35 @@ def model_files(path: Path) -> tuple[Path, ...]:
     path = model_root(path)
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
-            raise _missing(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
+            raise _missing_error(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     if not path.is_file():
-        raise _missing(path, "The model does not exist.")
+        raise _missing_error(path, "The model does not exist.")
     if path.suffix not in _SUFFIXES:
         hint = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
         raise ModelError(
-            "This is no model file segray reads.", where=str(path), found=f"suffix {path.suffix!r}", hint=hint
+            "segray cannot read files of this kind.", where=str(path), found=f"suffix {path.suffix!r}", hint=hint
         )
     if path.suffix != ".xml":
         return (path,)
     _check_ir_version(path)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
-        raise _missing(weights, "The weights beside the .xml are missing.")
+        raise _missing_error(weights, "The weights beside the .xml are missing.")
     return (path, weights)
 
 
-def _missing(path: Path, what: str) -> ModelError:
-    hint = "Check model.path; an IR is two files, .xml and .bin."
-    return ModelError(what, where=str(path), found=near(path), hint=hint)
+def _missing_error(path: Path, what: str) -> ModelError:
+    hint = "Check `model.path`. An IR is two files, .xml and .bin."
+    return ModelError(what, where=str(path), found=similar_names(path), hint=hint)
 
 
-def near(path: Path) -> str:
+def similar_names(path: Path) -> str:
     """Return a text on the nearest existing folder: names similar to the missing one, otherwise a few entries."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    there = [entry.name for entry in folder.iterdir()]
-    alike = difflib.get_close_matches(path.name, there, n=5, cutoff=0.3) or sorted(there)[:5]
-    return f"in {folder}: {', '.join(alike) or 'nothing'}"
+    names = [entry.name for entry in folder.iterdir()]
+    similar = difflib.get_close_matches(path.name, names, n=5, cutoff=0.3) or sorted(names)[:5]
+    return f"in {folder}: {', '.join(similar) or 'nothing'}"
 
 
 def ir_version(xml: Path) -> int:
@@ -104,10 +104,10 @@ def _check_ir_version(xml: Path) -> None:
     version = ir_version(xml)
     if version < OLDEST_IR:
         raise ModelError(
-            f"IR v{version} is no longer read by OpenVINO; v{OLDEST_IR} and newer are.",
+            f"OpenVINO no longer reads IR v{version}, only v{OLDEST_IR} and newer.",
             where=str(xml),
             found=f"version {version}, OpenVINO {ov.__version__}",
-            hint="Convert the original model again; segray models inspect tells whether segray can rewrite this one.",
+            hint=f"Convert the original model again, or see `segray models inspect {xml}` for a way to rewrite the IR.",
         )
 
 
@@ -150,18 +150,20 @@ def read(path: Path) -> ov.Model:
         return _core().read_model(model_root(path))
     except RuntimeError as error:
         hint = "Copy the files again, or convert the model again."
-        raise ModelError("OpenVINO cannot read the model.", where=str(path), found=_reason(error), hint=hint) from error
+        raise ModelError(
+            "OpenVINO cannot read the model.", where=str(path), found=_last_line(error), hint=hint
+        ) from error
 
 
 def signature(path: Path) -> Signature:
     """Return the ports of the model at `path`.
 
-    The whole model is read, which takes a minute for large frozen graphs.
+    OpenVINO reads the whole model, which takes a minute for large frozen graphs.
     """
-    return described(read(path))
+    return signature_of(read(path))
 
 
-def described(model: ov.Model) -> Signature:
+def signature_of(model: ov.Model) -> Signature:
     """Return the ports of a model in memory, and whether the model is quantised."""
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     return replace(_signature(model), quantised=quantised)
@@ -172,40 +174,42 @@ def save(model: ov.Model, xml: Path) -> None:
     try:
         ov.save_model(model, xml, compress_to_fp16=False)
     except RuntimeError as error:
-        hint = "Free some space or choose another folder."
-        raise ModelError("OpenVINO cannot write the model.", where=str(xml), found=_reason(error), hint=hint) from error
+        hint = f"Free space in {xml.parent}, or choose another folder."
+        raise ModelError(
+            "OpenVINO cannot write the model.", where=str(xml), found=_last_line(error), hint=hint
+        ) from error
 
 
-def check(found: Signature, form: ModelFormat, where: str = "") -> None:
+def check(ports: Signature, form: ModelFormat, where: str = "") -> None:
     """Raise ModelError unless a model with these ports can serve this form. where: the model's path, for the error."""
-    if absent := absent_outputs(found, form):
+    if absent := absent_outputs(ports, form):
         raise ModelError(
             f"This model is of another kind: outputs {', '.join(absent)} are missing for the {form.name} form.",
             where=where,
-            found=f"outputs {'; '.join(map(str, found.outputs))}",
-            hint=f"Check model.name and model.form; expected outputs are {', '.join(form.outputs)}.",
+            found=f"outputs {'; '.join(map(str, ports.outputs))}",
+            hint=f"Check `model.name` and `model.form`. The expected outputs are {', '.join(form.outputs)}.",
         )
-    _model_layout(found.inputs[_image_index(found, form.image, where)], form.image, where)
+    _model_layout(ports.inputs[_image_index(ports, form.image, where)], form.image, where)
 
 
-def check_precision(found: Signature, precision: str, where: str = "") -> None:
-    """Raise ConfigError if model.precision contradicts the file.
+def check_precision(ports: Signature, precision: str, where: str = "") -> None:
+    """Raise ConfigError if model.precision contradicts the file. where: the model's path, for the error.
 
-    A model is quantised to int8 beforehand, and a quantised model cannot be turned back.
+    Only `segray models quantize` makes an int8 model, and a quantised model cannot become a float model again.
     """
-    if precision == "int8" and not found.quantised:
-        what, found_there = "This model is not quantised, so it cannot compute in int8.", "float layers alone"
-        hint = f"Quantise it with your images: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
-        raise ConfigError(what, where=where, found=found_there, hint=hint)
-    if precision not in ("auto", "int8") and found.quantised:
-        what, asked = "This model is quantised: its layers compute in int8.", f"model.precision: {precision}"
-        hint = "Set model.precision to int8 or auto, or model.path to the model that it was made from."
-        raise ConfigError(what, where=where, found=asked, hint=hint)
+    if precision == "int8" and not ports.quantised:
+        what = "The model is not quantised, so the model cannot compute in int8."
+        hint = f"Quantise the model: segray models quantize {where or 'MODEL'} --images FOLDER --out FOLDER"
+        raise ConfigError(what, where=where, found="only float layers", hint=hint)
+    if precision not in ("auto", "int8") and ports.quantised:
+        what = "The model is quantised: its layers compute in int8."
+        hint = "Set `model.precision` to int8 or auto, or set `model.path` to the float model."
+        raise ConfigError(what, where=where, found=f"model.precision: {precision}", hint=hint)
 
 
-def absent_outputs(found: Signature, form: ModelFormat) -> list[str]:
+def absent_outputs(ports: Signature, form: ModelFormat) -> list[str]:
     """Return the names of the form's outputs that a model with these ports lacks."""
-    return [name for name in form.outputs if _index(found.outputs, name) is None]
+    return [name for name in form.outputs if _index(ports.outputs, name) is None]
 
 
 @functools.cache
@@ -228,15 +232,17 @@ def _index(ports: Sequence[ModelPort], name: str) -> int | None:
     return next((index for index, port in enumerate(ports) if name in port.names), None)
 
 
-def _image_index(found: Signature, image: ImageInput, where: str) -> int:
+def _image_index(ports: Signature, image: ImageInput, where: str) -> int:
     """Return the index of the image's port: the port of that name, or the only input.
 
     The name of an only input depends on the converter.
     """
-    index = 0 if len(found.inputs) == 1 else _index(found.inputs, image.name)
+    index = 0 if len(ports.inputs) == 1 else _index(ports.inputs, image.name)
     if index is None:
-        ports = f"inputs {'; '.join(map(str, found.inputs))}"
-        raise ModelError(f"The model has no input {image.name!r}.", where=where, found=ports, hint="Check model.name.")
+        inputs = f"inputs {'; '.join(map(str, ports.inputs))}"
+        raise ModelError(
+            f"The model has no input {image.name!r}.", where=where, found=inputs, hint="Check `model.name`."
+        )
     return index
 
 
@@ -250,15 +256,14 @@ def _model_layout(port: ModelPort, image: ImageInput, where: str) -> str:
 
 
 def _fits(shape: tuple[int | None, ...] | None, layout: str, size_hw: tuple[int, int] | None) -> bool:
-    expected = _shape(layout, size_hw)
+    """Return whether a port of this shape can take images of this layout and size; None stands for any size."""
+    expected = _input_shape(layout, size_hw)
     if shape is None:
         return True
-    return len(shape) == 4 and all(
-        None in (have, want) or have == want for have, want in zip(shape, expected, strict=True)
-    )
+    return len(shape) == 4 and all(None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, expected, strict=True))
 
 
-def _shape(layout: str, size_hw: tuple[int, int] | None) -> tuple[int | None, ...]:
+def _input_shape(layout: str, size_hw: tuple[int, int] | None) -> tuple[int | None, ...]:
     height, width = size_hw or (None, None)
     dimensions = {"N": 1, "C": 3, "H": height, "W": width}
     return tuple(dimensions[axis] for axis in layout)
@@ -270,7 +275,7 @@ def _size_hw(port: ModelPort) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _reason(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """Return the last line of an OpenVINO message; the earlier lines name OpenVINO's own source files."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
@@ -327,11 +332,12 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
     OpenVINO respects the mask by itself, but not the quota. cgroup: folder with the CFS quota (cgroup v2 or v1).
     """
-    affinity, quota = len(os.sched_getaffinity(0)), _quota(cgroup)
+    affinity, quota = len(os.sched_getaffinity(0)), _cpu_quota(cgroup)
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
-def _quota(cgroup: Path) -> float | None:
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Return the container's CPU quota in CPUs; None if there is no quota."""
     v2, v1 = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
     if v2.is_file():
         quota, period = v2.read_text().split()
@@ -346,44 +352,65 @@ def compile(path: Path, form: ModelFormat, settings: DeviceSettings) -> Engine:
     """Return an engine: read and check the model, embed the image conversion of `form`, and compile.
 
     Outputs that the form does not name are removed. A network for images of any size is compiled again for each of
-    the first `settings.fixed_shapes` sizes that come often. Layers whose paddings depend on the size are folded then,
-    which makes atrous convolutions faster. Sums may round differently in such a network.
+    the first `settings.fixed_shapes` sizes that come often. OpenVINO then folds the layers whose paddings depend on the
+    size, which makes atrous convolutions faster. Sums may round differently in such a network.
+
+    Args:
+        path: The model, as for `model_files`.
+        form: The form of the model.
+        settings: The device that runs the model, and how.
+
+    Raises:
+        ModelError: The files are missing, do not fit the form, or do not compile on this device.
+        ConfigError: The precision contradicts the file.
     """
-    first = compiled(path, form, settings)
-    sizes = settings.fixed_shapes if first.size_hw is None else 0
-    return _OpenVINOEngine(first, form.image.name, lambda size_hw: compiled(path, form, settings, size_hw), sizes)
+
+    def compile_for(size_hw: tuple[int, int]) -> Compiled:
+        return compile_network(path, form, settings, size_hw)
+
+    network = compile_network(path, form, settings)
+    max_sizes = settings.fixed_shapes if network.size_hw is None else 0
+    return _OpenVINOEngine(network, form.image.name, compile_for, max_sizes)
 
 
-def compiled(
+def compile_network(
     path: Path, form: ModelFormat, settings: DeviceSettings, size_hw: tuple[int, int] | None = None
 ) -> Compiled:
     """Return the compiled model without an engine, for callers that drive infer requests themselves.
 
-    size_hw: height and width of the only image size, in pixels; None for the form's or any size.
+    Args:
+        path: The model, as for `model_files`.
+        form: The form of the model.
+        settings: The device that runs the model, and how.
+        size_hw: Height and width of the only image size, in pixels; None for the form's size, or for any size.
+
+    Raises:
+        ModelError: The files are missing, do not fit the form, or do not compile on this device.
+        ConfigError: The precision contradicts the file.
     """
     _check_device(settings)
     model = read(path)
-    found = described(model)
-    check(found, form, str(path))
-    check_precision(found, settings.precision, str(path))
-    image = _image_index(found, form.image, str(path))
-    layout = _model_layout(found.inputs[image], form.image, str(path))
+    ports = signature_of(model)
+    check(ports, form, str(path))
+    check_precision(ports, settings.precision, str(path))
+    image = _image_index(ports, form.image, str(path))
+    layout = _model_layout(ports.inputs[image], form.image, str(path))
     try:
         _keep_outputs(model, form.outputs)
-        _fix_shape(model.inputs[image], model, _shape(layout, form.image.size_hw or size_hw))
-        model = _embed(model, image, form.image, layout)
-        with _turn(settings.cache_dir):
+        _fix_shape(model.inputs[image], model, _input_shape(layout, form.image.size_hw or size_hw))
+        model = _embed_preprocessing(model, image, form.image, layout)
+        with _cache_lock(settings.cache_dir):
             network = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
-        hint = "Try another device or precision, or convert the model again."
+        hint = "Set another `model.device` or `model.precision`, or convert the model again."
         raise ModelError(
-            "OpenVINO cannot compile the model.", where=str(path), found=_reason(error), hint=hint
+            "OpenVINO cannot compile the model.", where=str(path), found=_last_line(error), hint=hint
         ) from error
-    return Compiled(network, form, image, _facts(network, settings, found.quantised))
+    return Compiled(network, form, image, _effective_settings(network, settings, ports.quantised))
 
 
 @contextmanager
-def _turn(cache_dir: str | None) -> Iterator[None]:
+def _cache_lock(cache_dir: str | None) -> Iterator[None]:
     """Hold the lock of the model cache, so that one process of a machine compiles at a time.
 
     The first process fills the cache, the others read it.
@@ -395,7 +422,8 @@ def _turn(cache_dir: str | None) -> Iterator[None]:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         file = (Path(cache_dir) / "segray.lock").open("w")
     except OSError as error:
-        what, hint = "The folder for compiled models cannot be used.", "Choose another, or null, as model.cache_dir."
+        what = "segray cannot write to the folder for compiled models."
+        hint = "Set `model.cache_dir` to another folder, or to null."
         raise ModelError(what, where=cache_dir, found=str(error), hint=hint) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -404,22 +432,24 @@ def _turn(cache_dir: str | None) -> Iterator[None]:
 
 def precisions(device: str = "CPU") -> tuple[str, ...]:
     """Return the precisions the device can compute in, out of "f32", "bf16", "f16" and "int8"."""
-    able = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    return tuple(name for name, capability in _CAPABILITY.items() if capability in able)
+    capabilities = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name, capability in _CAPABILITY.items() if capability in capabilities)
 
 
 def _check_device(settings: DeviceSettings) -> None:
-    device, there = settings.device, _core().available_devices
-    if not any(device in (name, name.split(".")[0], f"{name}.0") for name in there):
-        hint = "Choose one of those."
+    device, devices = settings.device, _core().available_devices
+    if not any(device in (name, name.split(".")[0], f"{name}.0") for name in devices):
+        hint = f"Set `model.device` to {' or '.join(devices)}."
         if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
-            hint += " OpenVINO's GPU means an Intel GPU with its driver; NVIDIA cards are not supported."
-        raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(there)}", hint=hint)
-    if settings.precision not in ("auto", *precisions(device)):
-        what = f"The device cannot compute in {settings.precision}."
-        found = f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {', '.join(precisions(device))}"
+            hint += " OpenVINO's GPU means an Intel GPU with its driver. OpenVINO does not support NVIDIA cards."
+        raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(devices)}", hint=hint)
+    supported = precisions(device)
+    if settings.precision not in ("auto", *supported):
         raise ModelError(
-            what, where=f"device {device}", found=found, hint="Choose one of those, or auto, as model.precision."
+            f"The device cannot compute in {settings.precision}.",
+            where=f"device {device}",
+            found=f"{_core().get_property(device, 'FULL_DEVICE_NAME')}: {', '.join(supported)}",
+            hint=f"Set `model.precision` to {', '.join(supported)} or auto.",
         )
 
 
@@ -430,16 +460,16 @@ def _options(settings: DeviceSettings) -> dict[str, Any]:
         # With pinning, all processes of a host take the same cores.
         "ENABLE_CPU_PINNING": False,
     }
-    known = _core().get_property(settings.device, "SUPPORTED_PROPERTIES")
-    options = {name: value for name, value in options.items() if name in known}
+    supported = _core().get_property(settings.device, "SUPPORTED_PROPERTIES")
+    options = {name: value for name, value in options.items() if name in supported}
     if settings.precision != "auto":
-        options["INFERENCE_PRECISION_HINT"] = _of_floats(settings.precision)
+        options["INFERENCE_PRECISION_HINT"] = _float_precision(settings.precision)
     if settings.cache_dir:
         options["CACHE_DIR"] = settings.cache_dir
     return options
 
 
-def _of_floats(precision: str) -> str:
+def _float_precision(precision: str) -> str:
     """Return the precision of the float layers.
 
     A quantised model's float layers compute in f32, so that every machine gives the same rows.
@@ -448,9 +478,9 @@ def _of_floats(precision: str) -> str:
 
 
 def _keep_outputs(model: ov.Model, names: Sequence[str]) -> None:
-    wanted = {_index(_signature(model).outputs, name) for name in names}
+    kept = {_index(_signature(model).outputs, name) for name in names}
     for index, port in enumerate(model.outputs):
-        if index not in wanted:
+        if index not in kept:
             model.remove_result(port.get_node())
 
 
@@ -463,7 +493,7 @@ def _fix_shape(port: Any, model: ov.Model, shape: tuple[int | None, ...]) -> Non
         model.reshape({port: ov.PartialShape(list(shape))})
 
 
-def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Model:
+def _embed_preprocessing(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Model:
     """Put colour order, layout, type, mean and scale into the graph, behind a uint8 NHWC RGB input."""
     steps = ov.preprocess.PrePostProcessor(model)
     port = steps.input(index)
@@ -480,41 +510,51 @@ def _embed(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Mo
     return steps.build()
 
 
-def as_stored(model: ov.Model, form: ModelFormat, inputs: Arrays) -> tuple[NDArray[Any], ...]:
+def inputs_of_stored_graph(model: ov.Model, form: ModelFormat, inputs: Arrays) -> tuple[NDArray[Any], ...]:
     """Return prepared inputs as the graph on disk takes them, in the graph's order.
 
-    Use this function for a model that `compile` has not changed. inputs: as for Engine.infer, complete. The image gets
-    the colour order, mean, scale, layout and type that `compile` builds into its copy of the graph.
+    Use this function for a model that `compile` has not changed. The image gets the colour order, mean, scale, layout
+    and type that `compile` builds into its copy of the graph.
+
+    Args:
+        model: The graph on disk.
+        form: The form of the model.
+        inputs: All inputs by name, as for Engine.infer; the image is uint8 (1, h, w, 3) RGB.
+
+    Returns:
+        One array for each input of the graph, with the input's dtype.
     """
-    found, image = _signature(model), form.image
-    index = _image_index(found, image, form.name)
+    ports, image = _signature(model), form.image
+    index = _image_index(ports, image, form.name)
     pixels = inputs[image.name][..., ::-1] if image.colour == "BGR" else inputs[image.name]
     if image.mean is not None:
         pixels = pixels - np.array(image.mean, np.float32)
     if image.scale is not None:
         pixels = pixels / np.array(image.scale, np.float32)
-    if _model_layout(found.inputs[index], image, form.name) == "NCHW":
+    if _model_layout(ports.inputs[index], image, form.name) == "NCHW":
         pixels = pixels.transpose(0, 3, 1, 2)
     others = {name: array for name, array in inputs.items() if name != image.name}
     arrays = [
         pixels if i == index else next(array for name, array in others.items() if name in port.names)
-        for i, port in enumerate(found.inputs)
+        for i, port in enumerate(ports.inputs)
     ]
     dtypes = [port.get_element_type().to_dtype() for port in model.inputs]
     return tuple(np.ascontiguousarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True))
 
 
-def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool) -> dict[str, str]:
-    known = compiled.get_property("SUPPORTED_PROPERTIES")
+def _effective_settings(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool) -> dict[str, str]:
+    supported = compiled.get_property("SUPPORTED_PROPERTIES")
 
     def effective(name: str) -> str:
-        return str(compiled.get_property(name)) if name in known else ""
+        return str(compiled.get_property(name)) if name in supported else ""
 
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if _of_floats(settings.precision) not in ("auto", precision):
-        found, hint = f"{precision} took effect", "Choose that, or auto, as model.precision."
+    if _float_precision(settings.precision) not in ("auto", precision):
         raise ModelError(
-            f"The device did not take {settings.precision}.", where=settings.device, found=found, hint=hint
+            f"The device does not compute in {settings.precision}.",
+            where=settings.device,
+            found=f"precision in effect: {precision}",
+            hint=f"Set `model.precision` to {precision} or auto.",
         )
     return {
         "openvino": ov.__version__,
@@ -530,7 +570,7 @@ def _facts(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool
 
 
 class Compiled:
-    """A compiled model and its ports by name. network: OpenVINO's. facts, size_hw: as in Engine."""
+    """A compiled model and its ports by name. network: OpenVINO's compiled model. facts, size_hw: as in Engine."""
 
     def __init__(self, network: ov.CompiledModel, form: ModelFormat, image: int, facts: Mapping[str, str]) -> None:
         self.network, self.facts = network, facts
@@ -549,11 +589,12 @@ class Compiled:
         by_port = {self._inputs[name]: array for name, array in arrays.items() if name in self._inputs}
         fits = len(by_port) == len(arrays) == len(self._dtypes)
         if not fits or any(self._dtypes[index] != array.dtype for index, array in by_port.items()):
-            given = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
-            taken = ", ".join(f"{name} {self._dtypes[index]}" for name, index in self._inputs.items())
-            what = "The model takes other inputs than its contract prepares."
+            prepared = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+            expected = ", ".join(f"{name} {self._dtypes[index]}" for name, index in self._inputs.items())
             raise ModelError(
-                what, found=f"prepared {given}; the model takes {taken}", hint="Check model.name and model.form."
+                "The model takes other inputs than its adapter prepares.",
+                found=f"prepared {prepared}; the model takes {expected}",
+                hint="Check `model.name` and `model.form`.",
             )
         return by_port
 
@@ -571,6 +612,7 @@ class _Requests:
 
     @contextmanager
     def lend(self) -> Iterator[ov.InferRequest]:
+        """Yield a request that no other thread uses inside the `with`."""
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
@@ -585,48 +627,49 @@ class _OpenVINOEngine:
     """A network for any image size, and networks for frequent sizes; at most `requests` infer requests run at once."""
 
     def __init__(
-        self, compiled: Compiled, image: str, compile_for: Callable[[tuple[int, int]], Compiled], sizes: int
+        self, compiled: Compiled, image_name: str, compile_for: Callable[[tuple[int, int]], Compiled], max_sizes: int
     ) -> None:
-        self._any, self._image, self._compile_for, self._sizes = _Requests(compiled), image, compile_for, sizes
+        self._any_size, self._image_name = _Requests(compiled), image_name
+        self._compile_for, self._max_sizes = compile_for, max_sizes
         self.facts, self.size_hw = compiled.facts, compiled.size_hw
         # One more than the device works on, so that the device never waits for a thread that is decoding.
         self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
-        self._turns = threading.Semaphore(self.requests)
-        self._fixed: dict[tuple[int, int], _Requests] = {}
-        self._seen: Counter[tuple[int, int]] = Counter()
-        self._counting = threading.Lock()
+        self._slots = threading.Semaphore(self.requests)
+        self._by_size: dict[tuple[int, int], _Requests] = {}
+        self._images_of_size: Counter[tuple[int, int]] = Counter()
+        self._lock = threading.Lock()
 
     @contextmanager
     def infer(self, inputs: Arrays) -> Iterator[Arrays]:
         requests = self._requests_for(inputs)
         by_port = requests.compiled.inputs(inputs)
-        with self._turns, requests.lend() as request:
+        with self._slots, requests.lend() as request:
             try:
                 request.start_async(by_port, share_inputs=True)
                 request.wait()
             except RuntimeError as error:
                 found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items())
-                what = f"The network refused the image: {_reason(error)}"
+                what = f"The network refused the image: {_last_line(error)}"
                 raise ImageError(what, stage="infer", found=found) from error
             yield requests.compiled.outputs(request)
 
     def _requests_for(self, inputs: Arrays) -> _Requests:
         """Return the requests of the image's size; start to compile a network for a size that has come often."""
-        if not self._sizes:
-            return self._any
-        _, height, width, _ = inputs[self._image].shape
+        if not self._max_sizes:
+            return self._any_size
+        _, height, width, _ = inputs[self._image_name].shape
         size_hw = (height, width)
-        with self._counting:
-            self._seen[size_hw] += 1
-            if self._seen[size_hw] != _OFTEN or self._sizes == len(self._fixed):
-                return self._fixed.get(size_hw, self._any)
-            self._fixed[size_hw] = self._any  # Reserves the slot while the network compiles.
-        threading.Thread(target=self._fix, args=(size_hw,), name="compile").start()
-        return self._any
+        with self._lock:
+            self._images_of_size[size_hw] += 1
+            if self._images_of_size[size_hw] != _IMAGES_BEFORE_FIXED_SHAPE or self._max_sizes == len(self._by_size):
+                return self._by_size.get(size_hw, self._any_size)
+            self._by_size[size_hw] = self._any_size  # Reserves the slot while the network compiles.
+        threading.Thread(target=self._compile_fixed, args=(size_hw,), name="compile").start()
+        return self._any_size
 
-    def _fix(self, size_hw: tuple[int, int]) -> None:
+    def _compile_fixed(self, size_hw: tuple[int, int]) -> None:
         with suppress(ModelError):  # The network for any size then serves this size too.
-            self._fixed[size_hw] = _Requests(self._compile_for(size_hw))
+            self._by_size[size_hw] = _Requests(self._compile_for(size_hw))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from segray._system import host_process
 
-with host_process.kept(), host_process.without("openvino_telemetry"):
+with host_process.import_changes_undone(), host_process.import_blocked("openvino_telemetry"):
     import openvino as ov
     from openvino import opset13, opset14
     from openvino.exceptions import OVError

@@ -21,8 +21,8 @@ _SECURITY = "instance-segmentation-security"
 
 ADAPTERS: Mapping[str, ModelAdapter] = {
     **{
-        contract.name: contract
-        for contract in (
+        adapter.name: adapter
+        for adapter in (
             mask_rcnn.MaskRcnn("mask_rcnn_inception_v2_coco", COCO_NAMES, mask_rcnn.FORMS),
             mask_rcnn.MaskRcnn("mask_rcnn_inception_resnet_v2_atrous_coco", COCO_NAMES, mask_rcnn.FORMS),
             tf_object_detection.DetectionApi(
@@ -76,6 +76,6 @@ def decode(
     """
     if name not in ADAPTERS:
         raise ConfigError(
-            f"There is no model {name!r}.", where="name", found=repr(name), hint=f"Choose one of {', '.join(ADAPTERS)}."
+            f"There is no model {name!r}.", where="name", found=repr(name), hint=f"Give one of {', '.join(ADAPTERS)}."
         )
     return ADAPTERS[name].decode(outputs, size_hw, Options(score_threshold))

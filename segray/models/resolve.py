@@ -28,10 +28,14 @@ HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.C
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """An adapter and its files on disk. fingerprint: 64 hex digits over file contents, contract name and form name."""
+    """A model: its adapter, form and files on disk.
+
+    name: model.name. path: the path that OpenVINO opens. fingerprint: 64 hex digits over the contents of the files, the
+    adapter's name and the form's name.
+    """
 
     name: str
-    contract: ModelAdapter
+    adapter: ModelAdapter
     form: ModelFormat
     path: Path
     files: tuple[Path, ...]
@@ -53,28 +57,26 @@ def resolve(
         ConfigError: The configuration does not settle the model or its form.
         ModelError: The files cannot be this model.
     """
-    contract = _contract(name)
-    place = _path(name, path)
-    _check_readable(name, place)
-    files = tuple(file for file in engine.model_files(place) if file.name != CARD)
-    chosen = _form(contract, name, place, form)
-    fingerprint = _fingerprint(place, files, contract.name, chosen.name)
+    adapter = _adapter(name)
+    model_path = _model_path(name, path)
+    _check_readable(name, model_path)
+    files = tuple(file for file in engine.model_files(model_path) if file.name != CARD)
+    model_form = _resolve_form(adapter, name, model_path, form)
+    fingerprint = _fingerprint(model_path, files, adapter.name, model_form.name)
     if labels is not None:
-        contract = contract.with_labels(labels)
-    return ResolvedModel(name, contract, chosen, place, files, fingerprint)
+        adapter = adapter.with_labels(labels)
+    return ResolvedModel(name, adapter, model_form, model_path, files, fingerprint)
 
 
-def _contract(name: str) -> ModelAdapter:
+def _adapter(name: str) -> ModelAdapter:
     zoo.find(name)
     if name not in ADAPTERS:
-        found = f"contracts: {', '.join(ADAPTERS)}"
-        raise ConfigError(
-            f"{name} cannot be decoded yet.", where="model.name", found=found, hint="Choose one of those."
-        )
+        hint = f"Set `model.name` to one of {', '.join(ADAPTERS)}."
+        raise ConfigError(f"{name} cannot be decoded yet.", where="model.name", found="no adapter", hint=hint)
     return ADAPTERS[name]
 
 
-def _path(name: str, path: str | None) -> Path:
+def _model_path(name: str, path: str | None) -> Path:
     if path is not None:
         return engine.model_root(Path(path))
     if name != "stickers":
@@ -85,32 +87,33 @@ def _path(name: str, path: str | None) -> Path:
 def _check_readable(name: str, path: Path) -> None:
     """Raise ModelError if the files are missing or too old, with a hint for this model."""
     if not path.exists():
-        hint = f"Check model.path; to get the model: {HOW_TO_GET[name]}"
-        raise ModelError("The model does not exist.", where=str(path), found=engine.near(path), hint=hint)
+        hint = f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
+        raise ModelError("The model does not exist.", where=str(path), found=engine.similar_names(path), hint=hint)
     if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
-        what = f"IR v{version} is no longer read by OpenVINO."
+        what = f"OpenVINO no longer reads IR v{version}."
         raise ModelError(what, where=str(path), found=f"version {version}", hint=HOW_TO_GET[name])
 
 
-def _form(contract: ModelAdapter, name: str, path: Path, asked: str | None) -> ModelFormat:
+def _resolve_form(adapter: ModelAdapter, name: str, path: Path, configured_form: str | None) -> ModelFormat:
     """Return the form from the configuration or the card, else the only form whose outputs the file has."""
-    card = _card(path, contract, name)
-    stated = card.get("form")
-    if asked and stated and asked != stated:
-        found, hint = f"the card says {stated!r}, model.form {asked!r}", "Remove model.form, or correct the card."
-        raise ConfigError("The model's form is stated twice.", where=str(path), found=found, hint=hint)
-    chosen = asked or stated or _told_by_outputs(contract, path)
-    if chosen not in contract.forms:
-        hint = f"Choose {' or '.join(contract.forms)}."
-        raise ConfigError(f"{name} has no form {chosen!r}.", where="model.form", found=repr(chosen), hint=hint)
-    return contract.forms[chosen]
+    card_form = _card_of(path, adapter, name).get("form")
+    if configured_form and card_form and configured_form != card_form:
+        found = f"the card says {card_form!r}, model.form {configured_form!r}"
+        hint = f"Remove `model.form`, or correct `form` in {CARD}."
+        raise ConfigError("The card and `model.form` state different forms.", where=str(path), found=found, hint=hint)
+    form_name = configured_form or card_form or _form_of_outputs(adapter, path)
+    if form_name not in adapter.forms:
+        hint = f"Set `model.form` to {' or '.join(adapter.forms)}."
+        raise ConfigError(f"{name} has no form {form_name!r}.", where="model.form", found=repr(form_name), hint=hint)
+    return adapter.forms[form_name]
 
 
-def _card(path: Path, contract: ModelAdapter, name: str) -> Mapping[str, Any]:
+def _card_of(path: Path, adapter: ModelAdapter, name: str) -> Mapping[str, Any]:
+    """Return the card beside the model; raise ConfigError if the card names another model."""
     card = read_card(path)
-    if card.get("contract", name) not in (name, contract.name):
-        what = f"The card beside the model speaks of another model than {name}."
-        hint = "Check model.name and model.path."
+    if card.get("contract", name) not in (name, adapter.name):
+        what = f"The card beside the model describes another model than {name}."
+        hint = "Check `model.name` and `model.path`."
         raise ConfigError(what, where=str(path), found=f"contract {card.get('contract')!r}", hint=hint)
     return card
 
@@ -123,41 +126,42 @@ def read_card(path: Path) -> Mapping[str, Any]:
     try:
         card = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        hint = "Correct or remove it."
+        hint = f"Correct {CARD}, or remove the file."
         raise ModelError(
             "The card beside the model is not JSON.", where=str(file), found=str(error), hint=hint
         ) from error
     if not isinstance(card, dict):
-        hint = "Correct or remove it."
+        hint = f"Correct {CARD}, or remove the file."
         raise ModelError(
-            "The card beside the model is no JSON object.", where=str(file), found=repr(card)[:80], hint=hint
+            "The card beside the model is not a JSON object.", where=str(file), found=repr(card)[:80], hint=hint
         )
     return card
 
 
-def _told_by_outputs(contract: ModelAdapter, path: Path) -> str:
-    forms = list(contract.forms.values())
+def _form_of_outputs(adapter: ModelAdapter, path: Path) -> str:
+    """Return the name of the only form whose outputs the file has; raise ConfigError if several forms remain."""
+    forms = list(adapter.forms.values())
     if len(forms) > 1:
-        found = engine.signature(path)
-        forms = [form for form in forms if not engine.absent_outputs(found, form)] or forms
+        ports = engine.signature(path)
+        forms = [form for form in forms if not engine.absent_outputs(ports, form)] or forms
     if len(forms) == 1:
         return forms[0].name
     raise ConfigError(
-        f"The file does not tell in which form {contract.name} is.",
+        f"The file does not tell in which form {adapter.name} is.",
         where="model.form",
-        found=f"nothing in the configuration, no {CARD} beside {path}",
+        found=f"no model.form in the configuration, no {CARD} beside {path}",
         hint="Set model.form: " + "; ".join(f"{form.name!r} if {_describe(form.image)}" for form in forms) + ".",
     )
 
 
 def _describe(image: ImageInput) -> str:
     if image.mean is None and image.scale is None:
-        return f"it takes {image.colour} 0..255, with mean and scale inside"
-    return f"it takes normalised {image.colour}, with mean {image.mean} and scale {image.scale} outside"
+        return f"the graph takes {image.colour} 0..255 and applies mean and scale"
+    return f"the graph takes normalised {image.colour}, with mean {image.mean} and scale {image.scale}"
 
 
-def _fingerprint(path: Path, files: tuple[Path, ...], contract: str, form: str) -> str:
-    lines = [f"contract {contract}", f"form {form}"]
+def _fingerprint(path: Path, files: tuple[Path, ...], adapter_name: str, form_name: str) -> str:
+    lines = [f"contract {adapter_name}", f"form {form_name}"]
     for file in files:
         digest = sha256(file)
         # A renamed or moved model is the same model, but names inside a SavedModel have a meaning.

@@ -13,9 +13,9 @@ from typing import Literal
 
 from segray.errors import ConfigError
 
+FormName = Literal["original", "converted"]
 # Kind of the published files: a TensorFlow export, a PyTorch checkpoint, an IR, or an IR v5.
 # OpenVINO no longer reads IR v5.
-FormName = Literal["original", "converted"]
 Kind = Literal["tensorflow", "checkpoint", "ir", "ir5", "embedded"]
 # None for an axis whose size differs between files.
 Shape = tuple[int | None, ...]
@@ -37,8 +37,9 @@ class File:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One complete way to a model. model: path of what is converted, in the folder of the files or of the archive.
+    """Files from which a model can be made.
 
+    model: path of the file or folder to convert, below the folder of the files or of the archive's content.
     archived: the only file is a .tar.gz. holds: the content, as a text for people.
     """
 
@@ -96,7 +97,7 @@ class ZooModel:
 
 
 _BY_HAND: Mapping[Kind, str] = {
-    "tensorflow": "; or unpack {file.name} yourself and give {self.sources[0].model}, or an IR converted from it.",
+    "tensorflow": "; or unpack {file.name} and give {self.sources[0].model}, or an IR made from that model.",
     "checkpoint": "; or segray models convert {self.name} {file.name} --out DIR if you have the checkpoint.",
     "ir": "; or give the .xml of Open Model Zoo's download, its .bin beside it.",
     "ir5": (
@@ -115,11 +116,10 @@ _CHECKER = (
     "COCO val2017 by Open Model Zoo's accuracy checker on the converted form: fitted into 800x1365 and padded, masks "
     "pasted as tiles, no score threshold; its box AP adds 1 pixel to widths and heights"
 )
-_HEATMAPS = "The original's masks are of the row's own class, not 'for all classes'."
 _TF_ERRORS = (
     "Classes are 1..90; the card's '[1, 91]' counts an id that does not exist.",
     "The original's boxes are normalised to 0..1, not 'rescaled to input image size'.",
-    _HEATMAPS,
+    "The original's masks are of the row's own class, not 'for all classes'.",
     "1x800x1365x3 is the converter's choice: the original takes images of any size.",
     "The converted form is NHWC since 2022; 1x3x800x1365 on older cards is what earlier converters made.",
 )
@@ -238,7 +238,7 @@ _HUB = ZooModel(
         "mask_predictions is (100, 90, 33, 33) logits; use detection_masks, which are probabilities.",
         "raw_detection_boxes is listed twice; (1, 300, 4) is right. Scores with background are 91 wide, not 90.",
         "'Boxes/Keypoints' over the numbers means boxes and masks.",
-        "There is no checksum anywhere: segray records that of the first download and holds later ones to it.",
+        "No checksum is published: segray records the checksum of the first download and compares later ones with it.",
     ),
     page=f"{_HUB_NAME}.md",
 )
@@ -380,7 +380,7 @@ _SECURITY_0083 = _intel(
         PublishedAccuracy(40.73, 36.05, _SHORT_SIDE.format(480, 640)),
     ),
     raw=True,
-    errors=("It is not 0033 under another name: its numbers must never be reported as 0033's.", _IM_INFO),
+    errors=("0083 is not 0033 under another name: never report 0083's numbers as 0033's.", _IM_INFO),
 )
 _STRETCHED = "COCO val2017, stretched to {}"
 _SIBLINGS = (
@@ -461,7 +461,7 @@ _SIBLINGS = (
 
 _STICKERS = ZooModel(
     name="stickers",
-    what="The embedded model: ten drawn things and nothing else, to prove the code",
+    what="The embedded model: finds ten kinds of drawn stickers, for trials and tests",
     licence="Apache-2.0",
     kind="embedded",
     sources=(),
@@ -481,7 +481,7 @@ CATALOGUE: Mapping[str, ZooModel] = {
 def find(name: str, where: str = "model.name") -> ZooModel:
     """Return the entry of this name; raise ConfigError with the nearest name if there is none."""
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]
-        found, hint = f"known: {', '.join(CATALOGUE)}", f"Did you mean {near!r}?"
-        raise ConfigError(f"There is no model {name!r}.", where=where, found=found, hint=hint)
+        nearest = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]
+        hint = f"Did you mean {nearest!r}? The models are {', '.join(CATALOGUE)}."
+        raise ConfigError(f"There is no model {name!r}.", where=where, found=repr(name), hint=hint)
     return CATALOGUE[name]

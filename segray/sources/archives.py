@@ -1,7 +1,8 @@
 """Rules for the members of archives: which members are images, their keys, and why a member cannot be labelled.
 
 Knows names and rules. Leaves archive formats to tar_archive.py and zip_archive.py. segray never unpacks a member to a
-disk, so no name does harm here. Other tools may use keys as paths, so a name that leads out of a folder is refused.
+disk, so every name is harmless to segray. Other tools may use keys as paths. segray therefore refuses a name that
+leads out of a folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from segray.storage.store import ListedObject
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Which files hold the images, and which of their images to label. configs/reference.yaml describes `source`.
+    """The settings that say which files hold the images, and which of their images to label.
+
+    configs/reference.yaml describes the same keys of `source`.
 
     kind: auto, images, tar, zip, parquet, video or manifest. members: a glob for the names of archive members.
     frames_per_s: frames per second to take from videos. image_column: column of Parquet files. prefix: prefix of keys
@@ -37,13 +40,13 @@ class SourceSpec:
 class Member:
     """One file in an archive.
 
-    numbers: position and sizes, as in the member's URI. trouble: why the file cannot be read, "" if it can be read.
+    numbers: position and sizes, as in the member's URI. fault: why the member cannot be read, "" if it can be read.
     """
 
     name: str
     size_bytes: int
     numbers: tuple[int, ...] = ()
-    trouble: str = ""
+    fault: str = ""
 
 
 class BrokenFileError(Exception):
@@ -51,43 +54,46 @@ class BrokenFileError(Exception):
 
 
 def refs(
-    kind: str, file: ListedObject, members: Iterable[Member], shape: SourceSpec, extensions: frozenset[str]
+    kind: str, file: ListedObject, members: Iterable[Member], spec: SourceSpec, extensions: frozenset[str]
 ) -> list[ImageRef]:
-    """Return the images among the members, sorted by key.
+    """Return the images among the members of an archive, sorted by key.
 
-    A member that cannot be read becomes a reference that says why. Each reference has the version of the archive. The
-    first of several members with one name is the image. Each later one becomes an unreadable reference, KEY#2, KEY#3
-    and so on. A truncated archive gives the members before the break, and one unreadable reference with the reason.
+    Each reference has the version of the archive. A member that cannot be read becomes an unreadable reference with the
+    reason. Of several members with one name, the first is the image. Each later one becomes an unreadable reference,
+    KEY#2, KEY#3 and so on. A truncated archive gives the members before the break, and one unreadable reference with
+    the reason.
 
     Args:
         kind: Kind of archive, tar or zip.
         file: The archive.
         members: Members in the order of the archive.
-        shape: The configured source; its `members` selects names.
+        spec: The configured source; its `members` selects names.
         extensions: Extensions of images, in lower case, without the dot.
     """
-    chosen = _matcher(shape.members)
-    found: dict[str, ImageRef] = {}
-    again: Counter[str] = Counter()
+    name_pattern = _compiled_glob(spec.members)
+    refs_by_key: dict[str, ImageRef] = {}
+    repeats: Counter[str] = Counter()
 
-    def add(key: str, trouble: str, size_bytes: int = 0, numbers: tuple[int, ...] = ()) -> None:
-        uri = unreadable_uri(file.uri, trouble) if trouble else inside_uri(kind, file.uri, *numbers)
-        found[key] = ImageRef(key, uri, file.version, size_bytes)
+    def add(key: str, fault: str, size_bytes: int = 0, numbers: tuple[int, ...] = ()) -> None:
+        uri = unreadable_uri(file.uri, fault) if fault else inside_uri(kind, file.uri, *numbers)
+        refs_by_key[key] = ImageRef(key, uri, file.version, size_bytes)
 
     try:
         for member in members:
-            name = _clean(member.name)
-            if extension(name) not in extensions or is_hidden(name) or (chosen and not chosen.fullmatch(name)):
+            name = _normalized_name(member.name)
+            if extension(name) not in extensions or is_hidden(name):
+                continue
+            if name_pattern and not name_pattern.fullmatch(name):
                 continue
             key = f"{file.key}/{name}"
-            if key in found:
-                again[key] += 1
-                add(f"{key}#{again[key] + 1}", f"another member of the archive has this name: {name}")
+            if key in refs_by_key:
+                repeats[key] += 1
+                add(f"{key}#{repeats[key] + 1}", f"another member of the archive has this name: {name}")
             else:
-                add(key, _misnamed(name) or member.trouble, member.size_bytes, member.numbers)
+                add(key, _name_fault(name) or member.fault, member.size_bytes, member.numbers)
     except BrokenFileError as error:
         add(file.key, str(error))
-    return [found[key] for key in sorted(found)]
+    return [refs_by_key[key] for key in sorted(refs_by_key)]
 
 
 def broken(file: ListedObject, reason: str) -> ImageRef:
@@ -96,18 +102,20 @@ def broken(file: ListedObject, reason: str) -> ImageRef:
 
 
 @lru_cache(8)
-def _matcher(glob: str | None) -> re.Pattern[str] | None:
+def _compiled_glob(glob: str | None) -> re.Pattern[str] | None:
     return pattern(glob) if glob else None
 
 
-def _clean(name: str) -> str:
+def _normalized_name(name: str) -> str:
+    """Return the name without a leading "./", as valid UTF-8."""
     while name.startswith("./"):
         name = name[2:].lstrip("/")
-    # The result must be valid UTF-8 and the same in every run, whatever encoding the archive uses.
+    # A key must be valid UTF-8 and the same in every run, in any encoding that the archive uses.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _misnamed(name: str) -> str:
+def _name_fault(name: str) -> str:
+    """Return why a member of this name is refused, "" for a valid name."""
     absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
     if absolute or ".." in re.split(r"[\\/]", name):
         return f"its name leads out of the archive: {name}"

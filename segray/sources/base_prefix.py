@@ -1,7 +1,7 @@
-"""Keys of a source that is one part of a larger dataset. Keys start at the dataset's folder, not at the part's.
+"""Keys of a source that is one part of a larger dataset. Keys start at the dataset's folder, not at the part's folder.
 
-Images of the same name from two days therefore have different keys. Deleted images are searched only among the keys
-of this part. Knows paths and keys. Lists nothing.
+Images of the same name from two days therefore have different keys. A run looks for deleted images only among the keys
+of its part. Knows paths and keys. Lists nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from segray.storage.uris import parent
 class BasePrefix:
     """The position of a source within its dataset.
 
-    root: the folder that the source's keys are relative to. prefix: text to put before each key, "" for a whole
-    dataset.
+    root: the folder that the source's keys are relative to. prefix: text to put before each key, "" for a source that
+    is the whole dataset.
     """
 
     root: str
@@ -38,18 +38,23 @@ class BasePrefix:
             if not self.prefix:
                 yield batch
                 continue
-            keys, uris = (batch.column(name).to_pylist() for name in ("key", "uri"))
-            below = [self.prefix + key if self._is_path(key, uri) else key for key, uri in zip(keys, uris, strict=True)]
-            yield batch.set_column(0, batch.schema.field(0), pa.array(below, pa.string()))
+            rows = zip(*(batch.column(name).to_pylist() for name in ("key", "uri")), strict=True)
+            keys = [self.prefix + key if self._is_path(key, uri) else key for key, uri in rows]
+            yield batch.set_column(0, batch.schema.field(0), pa.array(keys, pa.string()))
 
     def _is_path(self, key: str, uri: str) -> bool:
-        place = inside(uri)
-        file = uri if place is None else place.file
+        """Return whether the key is the path of the image's file below the root."""
+        location = inside(uri)
+        file = uri if location is None else location.file
         return file.startswith(f"{self.root}/") and key.startswith(file[len(self.root) + 1 :])
 
 
-def of(source: config.SourceSettings, store: Store) -> BasePrefix:
-    """Return the base prefix of the configured source. Raises ConfigError when source.uri is not below source.base."""
+def resolve_base(source: config.SourceSettings, store: Store) -> BasePrefix:
+    """Return the base prefix of the configured source.
+
+    Raises:
+        ConfigError: source.uri is not below source.base.
+    """
     uri = source.uri
     if source.base is None:
         return BasePrefix("", "")
@@ -59,5 +64,10 @@ def of(source: config.SourceSettings, store: Store) -> BasePrefix:
         root = split_glob(uri)[0] if WILDCARD.search(uri) else uri
     root, base = root.rstrip("/"), source.base.rstrip("/")
     if root != base and not root.startswith(f"{base}/"):
-        raise ConfigError("source.uri does not lie in source.base", where=uri, found=base, hint="correct one of them")
+        raise ConfigError(
+            "source.uri does not lie in source.base",
+            where=uri,
+            found=base,
+            hint="set source.base to a folder above source.uri",
+        )
     return BasePrefix(root, f"{root[len(base) + 1 :]}/" if root != base else "")

@@ -1,8 +1,8 @@
 """Listings of datasets: folders, buckets, manifests, archives, Parquet columns and videos, as image references.
 
-Knows which files count as images and which files hold images. Planning reads the indexes of archives, Parquet files
-and videos, but no image. References travel in batches of REF_BATCH_ROWS rows. A million references stay well below
-1 GB.
+Knows which files count as images, and which files are containers: files that hold images. Planning reads the indexes
+of archives, Parquet files and videos, but no image. References travel in batches of REF_BATCH_ROWS rows. A million
+references take well below 1 GB.
 
     photos/  s3://bucket/photos  gs://...   every image below, by extension; key = path below the folder
     photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, whatever its extension; key = path below
@@ -12,11 +12,11 @@ and videos, but no image. References travel in batches of REF_BATCH_ROWS rows. A
     list.csv  list.parquet                  column `uri`, or the only column; optional columns `key`, `version`
     .../manifest.json                       an S3 Inventory report; keys and versions equal those of a listing
 
-    shards/  train-*.tar  a.zip             a file that holds images gives each image; key = FILE/MEMBER,
+    shards/  train-*.tar  a.zip             every image in a container; key = FILE/MEMBER,
     table.parquet                           FILE/ROW for a column of image bytes,
     drive.mp4                               FILE#t=12.480 for frames at `frames_per_s`; version = the file's version
 
-A folder that holds images and shards is a folder of images, unless `kind` says otherwise. Listings of folders skip
+A folder with images and containers is a folder of images, unless `kind` says otherwise. Listings of folders skip
 hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *, ? and [...] within a name, and **
 for any number of folders. A wildcard never matches a leading dot. A name that exists is taken literally, even with
 wildcard characters. Relative URIs in a manifest start at the manifest's folder.
@@ -38,7 +38,7 @@ from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
 from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.shard_index import Index
-from segray.sources.uris import WILDCARD, extension, is_hidden, listed, pattern, split_glob
+from segray.sources.uris import WILDCARD, comma_list, extension, is_hidden, pattern, split_glob
 from segray.storage.store import ListedObject, Store
 from segray.storage.uris import absolute, name, parent, scheme
 
@@ -53,8 +53,8 @@ REF_SCHEMA = pa.schema(
     ]
 )
 AUTO = SourceSpec()
-# Most shards whose indexes are read at the same time.
-_AHEAD = 8
+# Containers whose indexes are read at the same time, at most.
+_OPEN_AT_ONCE = 8
 
 
 def read(
@@ -62,35 +62,35 @@ def read(
     store: Store,
     *,
     extensions: frozenset[str] = IMAGE_EXTENSIONS,
-    shape: SourceSpec = AUTO,
+    spec: SourceSpec = AUTO,
     index: Index | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the dataset at `uri` in batches of REF_SCHEMA, each key once.
 
-    Rows are sorted by key, except those of manifests and inventories. A shard that cannot be read becomes one reference
-    with the reason.
+    Rows are sorted by key, except those of manifests and inventories. A container that cannot be read becomes one
+    reference with the reason.
 
     Args:
-        uri: A folder, glob, image, manifest, inventory report, or file that holds images.
+        uri: A folder, glob, image, manifest, inventory report, or container.
         store: The store that reaches `uri`.
         extensions: Extensions of images, in lower case, without the dot.
-        shape: The configured source: kind, members and further choices.
-        index: Index of shards that earlier runs have read, if one is kept.
+        spec: The configured source: kind, members and further choices.
+        index: Index of the tar shards that earlier runs have read, if there is one.
 
     Raises:
         SourceError: The dataset does not exist, holds no image, or its manifest cannot be read.
         FileNotFoundError, AccessError, InfrastructureError: As Store raises them.
     """
     uri = absolute(uri)
-    yield from _batches(_Reading(store, extensions, shape, index).refs(uri), uri)
+    yield from _batches(_DatasetReader(store, extensions, spec, index).refs(uri), uri)
     if index is not None:
-        index.forget()
+        index.delete_unused()
 
 
 def configured(source: config.SourceSettings, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
     """Return the batches that `read` yields for the configured source."""
-    chosen = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
-    return read(source.uri, store, shape=chosen, index=index)
+    spec = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
+    return read(source.uri, store, spec=spec, index=index)
 
 
 def refs(batch: pa.RecordBatch) -> list[ImageRef]:
@@ -98,8 +98,8 @@ def refs(batch: pa.RecordBatch) -> list[ImageRef]:
     return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
 
 
-def _batches(found: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
-    while rows := list(islice(found, REF_BATCH_ROWS)):
+def _batches(refs: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
+    while rows := list(islice(refs, REF_BATCH_ROWS)):
         values = zip(*((ref.key, ref.uri, ref.version, ref.size_bytes) for ref in rows), strict=True)
         try:
             yield pa.RecordBatch.from_arrays(
@@ -108,132 +108,141 @@ def _batches(found: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
             )
         except UnicodeEncodeError as error:
             raise SourceError(
-                "A name that is not UTF-8", where=uri, found=ascii(error.object), hint="rename the file or move it away"
+                "A name that is not UTF-8",
+                where=uri,
+                found=ascii(error.object),
+                hint="rename the file, or move the file out of the dataset",
             ) from error
 
 
-class _Reading:
-    """A reader of one dataset, with the choices of the source."""
+class _DatasetReader:
+    """A reader of one dataset, with the settings of the source."""
 
-    def __init__(self, store: Store, extensions: frozenset[str], shape: SourceSpec, index: Index | None) -> None:
-        self._store, self._extensions, self._shape, self._index = store, extensions, shape, index
+    def __init__(self, store: Store, extensions: frozenset[str], spec: SourceSpec, index: Index | None) -> None:
+        self._store, self._extensions, self._spec, self._index = store, extensions, spec, index
 
     def refs(self, uri: str) -> Iterator[ImageRef]:
         if not uri.endswith("/") and self._store.exists(uri):
-            return self._file(uri)
+            return self._images_of_file(uri)
         if WILDCARD.search(uri):
-            return self._taken(self._glob(uri))
-        return self._chosen(_listing(uri, self._store), uri)
+            return self._open_containers(self._matching_files(uri))
+        return self._select_images(_listing(uri, self._store), uri)
 
     # ---- files of the dataset ----
 
-    def _file(self, uri: str) -> Iterator[ImageRef]:
-        kind, last = self._shape.kind, extension(uri)
+    def _images_of_file(self, uri: str) -> Iterator[ImageRef]:
+        kind, file_extension = self._spec.kind, extension(uri)
         if s3_inventory.is_report(uri) and kind != "manifest":
-            return self._chosen(s3_inventory.entries(uri, self._store, self._shape.prefix), uri)
-        named = last in manifest.FORMATS and kind in ("auto", "images", "manifest", *_HOLDERS)
-        if named and not (last == "parquet" and (kind == "parquet" or (kind == "auto" and self._has_images(uri)))):
-            found = manifest.refs(uri, self._store, self._extensions)
-            return found if kind not in _HOLDERS else self._taken(map(self._entry, found))
-        if kind in _HOLDERS or (kind == "auto" and last in _HOLDER_OF) or last in self._extensions:
-            return self._taken(iter([self._store.stat(uri)]))
-        holders = listed(_HOLDER_OF)
+            return self._select_images(s3_inventory.entries(uri, self._store, self._spec.prefix), uri)
+        if self._is_manifest(uri):
+            refs = manifest.refs(uri, self._store, self._extensions)
+            return refs if kind not in _CONTAINERS else self._open_containers(map(self._file_entry, refs))
+        is_container = kind in _CONTAINERS or (kind == "auto" and file_extension in _CONTAINER_OF)
+        if is_container or file_extension in self._extensions:
+            return self._open_containers(iter([self._store.stat(uri)]))
         if uri.lower().endswith(tar_archive.COMPRESSED):
             raise SourceError(
                 "A compressed tar cannot be read from its middle",
                 where=uri,
-                hint="decompress it; images gain nothing by it",
+                hint="decompress the tar; compressed images hardly shrink further",
             )
         raise SourceError(
             "Neither an image nor a manifest",
             where=uri,
-            found=f"a file with extension {last!r}",
-            hint=f"give a folder, a glob, an image ({listed(self._extensions)}), a file that holds images ({holders}) "
-            f"or a manifest ({listed(manifest.FORMATS)})",
+            found=f"a file with extension {file_extension!r}",
+            hint=f"give a folder, a glob, an image ({comma_list(self._extensions)}), "
+            f"a file that holds images ({comma_list(_CONTAINER_OF)}) or a manifest ({comma_list(manifest.FORMATS)})",
         )
 
-    def _entry(self, ref: ImageRef) -> ListedObject:
-        """Return the entry of a file that a manifest names. A version in the manifest wins over the store's."""
-        there = self._store.stat(ref.uri)
-        return ListedObject(ref.uri, ref.key, ref.version or there.version, there.size_bytes)
+    def _is_manifest(self, uri: str) -> bool:
+        """Return whether the file is a manifest. A Parquet file may be a manifest or a container."""
+        kind, file_extension = self._spec.kind, extension(uri)
+        if file_extension not in manifest.FORMATS or kind not in ("auto", "images", "manifest", *_CONTAINERS):
+            return False
+        if file_extension != "parquet":
+            return True
+        return kind != "parquet" and not (kind == "auto" and self._has_images(uri))
+
+    def _file_entry(self, ref: ImageRef) -> ListedObject:
+        """Return the entry of a file that a manifest names. A version in the manifest overrides the store's version."""
+        stored = self._store.stat(ref.uri)
+        return ListedObject(ref.uri, ref.key, ref.version or stored.version, stored.size_bytes)
 
     def _has_images(self, uri: str) -> bool:
-        """Return whether a Parquet file holds images, and is not a manifest with a column `uri`."""
+        """Return whether a Parquet file holds images and is no manifest with a column `uri`."""
         try:
             with self._store.reader(uri) as file:
-                schema = parquet_images.opened(file).schema_arrow
+                schema = parquet_images.open_table(file).schema_arrow
         except BrokenFileError:
             return False
-        if self._shape.image_column is None and "uri" in schema.names:
+        if self._spec.image_column is None and "uri" in schema.names:
             return False
-        return parquet_images.image_column(schema, self._shape.image_column) is not None
+        return parquet_images.image_column(schema, self._spec.image_column) is not None
 
-    def _chosen(self, entries: Iterator[ListedObject], uri: str) -> Iterator[ImageRef]:
-        """Yield the images of a listing, chosen by extension: image files, or images in files that hold some.
+    def _select_images(self, entries: Iterator[ListedObject], uri: str) -> Iterator[ImageRef]:
+        """Yield the images of a listing, selected by extension: image files, or images in containers.
 
-        With kind `auto`, files that hold images count only in a listing without any image file.
+        With kind `auto`, containers count only in a listing without any image file.
         """
-        kind = self._shape.kind
-        wanted = _HOLDERS[kind].EXTENSIONS if kind in _HOLDERS else self._extensions
-        others: Counter[str] = Counter()  # for the error message, so only counted until the first image
-        holders: list[ListedObject] = []
-        found = False
+        kind = self._spec.kind
+        extensions = _CONTAINERS[kind].EXTENSIONS if kind in _CONTAINERS else self._extensions
+        skipped: Counter[str] = Counter()  # for the error message, so only counted until the first image
+        containers: list[ListedObject] = []
+        any_image = False
 
-        def fitting() -> Iterator[ListedObject]:
-            nonlocal found
+        def matching_entries() -> Iterator[ListedObject]:
+            nonlocal any_image
             for entry in entries:
-                last, hidden = extension(entry.key), is_hidden(entry.key)
-                if last in wanted and not hidden:
-                    found = True
+                file_extension, hidden = extension(entry.key), is_hidden(entry.key)
+                if file_extension in extensions and not hidden:
+                    any_image = True
                     yield entry
-                elif not found:
-                    if kind == "auto" and last in _HOLDER_OF and not hidden:
-                        holders.append(entry)
-                    others[("hidden " if hidden else "") + (f".{last}" if last else "without extension")] += 1
+                elif not any_image:
+                    if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
+                        containers.append(entry)
+                    description = f".{file_extension}" if file_extension else "without extension"
+                    skipped[f"hidden {description}" if hidden else description] += 1
 
-        yield from self._taken(fitting())
-        if found:
+        yield from self._open_containers(matching_entries())
+        if any_image:
             return
-        kinds = {_HOLDER_OF[extension(entry.key)] for entry in holders}
+        kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
-            yield from self._taken(iter(holders))
+            yield from self._open_containers(iter(containers))
             return
-        shown = ", ".join(f"{each} {n}" for each, n in others.most_common(8))
-        hint = f"give a folder, prefix or glob with images ({listed(wanted)}); a glob takes any extension"
+        counts = ", ".join(f"{description} {n}" for description, n in skipped.most_common(8))
+        found = f"{skipped.total()} files: {counts}" if skipped else "no files at all"
         if kinds:
-            hint = f"set source.kind to one of {listed(kinds)}"
-        raise SourceError(
-            "Files of several kinds that hold images" if kinds else "No images here",
-            where=uri,
-            found=f"{others.total()} files: {shown}" if others else "no files at all",
-            hint=hint,
-        )
+            hint = f"set source.kind to one of {comma_list(kinds)}"
+            raise SourceError("Files of several kinds that hold images", where=uri, found=found, hint=hint)
+        hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
+        raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
 
-    def _glob(self, uri: str) -> Iterator[ListedObject]:
+    def _matching_files(self, uri: str) -> Iterator[ListedObject]:
         root, glob = split_glob(uri)
         matches = pattern(glob).fullmatch
-        files = found = 0
+        files = matched = 0
         for entry in _listing(root, self._store, prefix=WILDCARD.split(glob)[0]):
             files += 1
             if matches(entry.key):
-                found += 1
+                matched += 1
                 yield entry
-        if not found:
+        if not matched:
             raise SourceError(
                 "No file matches the glob",
                 where=uri,
-                found=f"{files} files below {root} begin as the pattern does",
+                found=f"{files} files below {root} whose names begin like the pattern",
                 hint="correct the pattern: * stays within one folder, ** spans any number, case counts",
             )
 
-    # ---- images in the files ----
+    # ---- images in containers ----
 
-    def _taken(self, entries: Iterator[ListedObject]) -> Iterator[ImageRef]:
-        """Yield image files as they are, and the images of files that hold some, in the order of the entries.
+    def _open_containers(self, entries: Iterator[ListedObject]) -> Iterator[ImageRef]:
+        """Yield image files as they are, and the images of containers, in the order of the entries.
 
-        Up to _AHEAD files are opened at a time.
+        Up to _OPEN_AT_ONCE containers are open at a time.
         """
-        waiting: deque[Future[list[ImageRef]]] = deque()
+        pending: deque[Future[list[ImageRef]]] = deque()
         pool: ThreadPoolExecutor | None = None
         empty: list[ListedObject] = []
         any_image = False
@@ -241,18 +250,18 @@ class _Reading:
             for entry in entries:
                 kind = self._kind(entry)
                 if kind is None:
-                    yield from _done(waiting)
+                    yield from _remaining_results(pending)
                     any_image = True
                     yield ImageRef(entry.key, entry.uri, entry.version, entry.size_bytes)
                     continue
-                pool = pool or ThreadPoolExecutor(_AHEAD, thread_name_prefix="index")
-                waiting.append(pool.submit(self._inside, kind, entry))
+                pool = pool or ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="index")
+                pending.append(pool.submit(self._images_inside, kind, entry))
                 empty = [*empty, entry][:3]
-                if len(waiting) > _AHEAD:
-                    for ref in waiting.popleft().result():
+                if len(pending) > _OPEN_AT_ONCE:
+                    for ref in pending.popleft().result():
                         any_image = True
                         yield ref
-            for ref in _done(waiting):
+            for ref in _remaining_results(pending):
                 any_image = True
                 yield ref
         finally:
@@ -262,34 +271,34 @@ class _Reading:
             raise SourceError(
                 "No images in these files",
                 where=", ".join(entry.uri for entry in empty),
-                found=f"no member with one of the extensions {listed(self._extensions)}"
-                + (f" that matches {self._shape.members!r}" if self._shape.members else ""),
+                found=f"no member with one of the extensions {comma_list(self._extensions)}"
+                + (f" that matches {self._spec.members!r}" if self._spec.members else ""),
                 hint="give files that hold images, or correct source.members",
             )
 
     def _kind(self, entry: ListedObject) -> str | None:
-        """Return the kind of reader that the file needs, None for an image."""
-        if self._shape.kind != "auto":
-            return self._shape.kind if self._shape.kind in _HOLDERS else None
-        return _HOLDER_OF.get(extension(entry.key) or extension(entry.uri))
+        """Return the kind of a container, None for an image."""
+        if self._spec.kind != "auto":
+            return self._spec.kind if self._spec.kind in _CONTAINERS else None
+        return _CONTAINER_OF.get(extension(entry.key) or extension(entry.uri))
 
-    def _inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _images_inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
         if self._index is not None and kind == "tar":
-            return self._index.refs(file, self._shape, self._extensions, lambda: self._read(kind, file))
-        return self._read(kind, file)
+            return self._index.refs(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
+        return self._read_images(kind, file)
 
-    def _read(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _read_images(self, kind: str, file: ListedObject) -> list[ImageRef]:
         try:
-            return _READERS[kind](self._store, file, self._shape, self._extensions)
+            return _READERS[kind](self._store, file, self._spec, self._extensions)
         except BrokenFileError as error:
             return [archives.broken(file, str(error))]
         except FileNotFoundError:
             return [archives.broken(file, "the file is gone")]
 
 
-def _done(waiting: deque[Future[list[ImageRef]]]) -> Iterator[ImageRef]:
-    while waiting:
-        yield from waiting.popleft().result()
+def _remaining_results(pending: deque[Future[list[ImageRef]]]) -> Iterator[ImageRef]:
+    while pending:
+        yield from pending.popleft().result()
 
 
 def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[ListedObject]:
@@ -297,11 +306,11 @@ def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[ListedObject]
         yield from store.list(uri, prefix=prefix)
     except FileNotFoundError as error:
         raise SourceError(
-            "No such folder or file", where=uri, found=_nearby(uri, store), hint="correct source.uri"
+            "No such folder or file", where=uri, found=_similar_names(uri, store), hint="correct source.uri"
         ) from error
 
 
-def _nearby(uri: str, store: Store) -> str:
+def _similar_names(uri: str, store: Store) -> str:
     """Return names like that of `uri` in its folder, for error messages; "" for remote URIs.
 
     Listing a bucket could take hours, so only local folders are searched.
@@ -310,36 +319,36 @@ def _nearby(uri: str, store: Store) -> str:
         return ""
     folder = parent(uri) or "/"
     names = store.names(folder)
-    close = get_close_matches(name(uri), names) or names[:5]
-    return f"{folder} holds {', '.join(close)}" if close else f"{folder} is empty or missing"
+    similar = get_close_matches(name(uri), names) or names[:5]
+    return f"{folder} holds {', '.join(similar)}" if similar else f"{folder} is empty or missing"
 
 
-# ---- files that hold images, by kind --------------------------------------------------------------
+# ---- containers by kind ---------------------------------------------------------------------------
 
-_HOLDERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
-_HOLDER_OF: Mapping[str, str] = {last: kind for kind, module in _HOLDERS.items() for last in module.EXTENSIONS}
+_CONTAINERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
+_CONTAINER_OF: Mapping[str, str] = {last: kind for kind, module in _CONTAINERS.items() for last in module.EXTENSIONS}
 
 
-def _tar(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
-    def part(start: int, size: int) -> bytes:
+def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+    def read_range(start: int, size: int) -> bytes:
         return store.read_range(file.uri, start, size)
 
-    return archives.refs("tar", file, tar_archive.members(part, file.size_bytes), shape, extensions)
+    return archives.refs("tar", file, tar_archive.members(read_range, file.size_bytes), spec, extensions)
 
 
-def _zip(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
-        return archives.refs("zip", file, zip_archive.members(stream), shape, extensions)
+        return archives.refs("zip", file, zip_archive.members(stream), spec, extensions)
 
 
-def _parquet(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
-        return parquet_images.refs(file, parquet_images.opened(stream), shape)
+        return parquet_images.refs(file, parquet_images.open_table(stream), spec)
 
 
-def _video(store: Store, file: ListedObject, shape: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _video(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
     with store.reader(file.uri) as stream:
-        return video.refs(file, stream, shape)
+        return video.refs(file, stream, spec)
 
 
 _READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], list[ImageRef]]] = {

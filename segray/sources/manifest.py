@@ -23,10 +23,10 @@ from segray.sources.uris import extension
 from segray.storage.store import Store
 from segray.storage.uris import absolute, join, parent, scheme
 
-# No URI is as long. Other files may hold gigabytes without a line break.
-_LINE_CHARS = 2**17
+# No URI is this long. A file that is no manifest may hold gigabytes without a line break.
+_MAX_LINE_CHARS = 2**17
 _BATCH_ROWS = 65_536
-_SHOWN_CHARS = 500
+_MAX_ERROR_CHARS = 500
 _OTHER_SEPARATOR = re.compile(r"[;\t|]")
 _Row = tuple[str, str, str]
 
@@ -36,32 +36,33 @@ def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRe
 
     Raises SourceError for an invalid manifest: a row without a URI, two URIs for one key, or no image at all.
     """
-    seen = _Seen()
+    seen = _SeenKeys()
     for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
         if not written or "\0" in written + key + version:
-            found = ascii((written, key, version)[: 3 if key or version else 1])[:200] if written else ""
-            hint = "fill it in or drop the row"
+            cells = (written, key, version) if key or version else (written,)
+            found = ascii(cells)[:200] if written else ""
+            hint = "write a URI without a NUL character into the row, or delete the row"
             raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, hint=hint)
         ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
-        before = seen.add(ref.key, ref.uri)
-        if before is None:
+        same_uri = seen.add(ref.key, ref.uri)
+        if same_uri is None:
             yield ref
-        elif not before:
+        elif not same_uri:
             raise SourceError(
                 "One key for two images",
                 where=f"{uri}, image {number}",
                 found=repr(ref.key),
-                hint="give each its own key",
+                hint="give each image its own key",
             )
     if not len(seen):
-        raise SourceError("The manifest names no image", where=uri, hint="write one URI per image into it")
+        raise SourceError("The manifest names no image", where=uri, hint="write one URI per image into the manifest")
 
 
-class _Seen:
+class _SeenKeys:
     """A hash table of keys and their URIs: two 64-bit hashes for each key, at most two thirds full.
 
     A dict would take 200 bytes a key. Among five million keys, two share a hash with a probability of one in a million.
-    The manifest is refused then, because the URIs differ.
+    segray then refuses the manifest, because the URIs of the two keys differ.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class _Seen:
         return self._count
 
     def add(self, key: str, uri: str) -> bool | None:
-        """Return whether the key was seen with this URI. Add a new key, and return None for it."""
+        """Add a new key and return None. Return whether a key that was added before has this URI."""
         hashed, identity = _hash(key), _hash(uri)
         at = self._slot(hashed)
         if self._keys[at]:
@@ -119,7 +120,7 @@ def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # An error of storage. Arrow's OSError for a wrong format has no errno.
-        found, hint = str(error)[:_SHOWN_CHARS], f"write it as {FORMATS[kind]}"
+        found, hint = str(error)[:_MAX_ERROR_CHARS], f"write the manifest as {FORMATS[kind]}"
         raise SourceError("Cannot read the manifest", where=uri, found=found, hint=hint) from error
 
 
@@ -134,11 +135,11 @@ def _lines(file: BinaryIO, newline: str) -> Iterator[str]:
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
     for number in count(1):
-        line = text.readline(_LINE_CHARS)
+        line = text.readline(_MAX_LINE_CHARS)
         if not line:
             return
-        if len(line) == _LINE_CHARS:
-            raise _FormatError(f"line {number} has more than {_LINE_CHARS - 1} characters")
+        if len(line) == _MAX_LINE_CHARS:
+            raise _FormatError(f"line {number} has more than {_MAX_LINE_CHARS - 1} characters")
         yield line
 
 

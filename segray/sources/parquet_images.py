@@ -1,8 +1,8 @@
 """Parquet files with a column of image bytes: which rows hold images, and how to read them.
 
 Knows Parquet. The column holds bytes, or structs with a field `bytes`, as Hugging Face writes. Planning reads footers
-only, and keys are row numbers. Parquet allows reading a row group only from its start. A reader is therefore kept
-open, so that the next portion continues where the last one stopped.
+only, and keys are row numbers. A row group can be read only from its start. A reader therefore stays open, and the
+next portion continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _DIGITS = 9
 BUFFER_BYTES, _BATCH_BYTES = 4 << 20, 4 << 20
 # Exceptions that Arrow raises for files that are no valid Parquet; UnicodeDecodeError is a ValueError.
 _BROKEN = (pa.ArrowException, ValueError, RuntimeError, LookupError, OverflowError)
-_USUAL = ("image", "img", "jpg", "png", "picture")
+_USUAL_NAMES = ("image", "img", "jpg", "png", "picture")
 
 
-def opened(file: BinaryIO) -> pq.ParquetFile:
+def open_table(file: BinaryIO) -> pq.ParquetFile:
     """Open a Parquet file so that each read takes a few pages.
 
     Raises BrokenFileError for anything but a Parquet file.
@@ -43,39 +43,42 @@ def opened(file: BinaryIO) -> pq.ParquetFile:
         raise BrokenFileError(f"not a Parquet file, or a broken one: {error}") from error
 
 
-def refs(file: ListedObject, table: pq.ParquetFile, shape: SourceSpec) -> list[ImageRef]:
+def refs(file: ListedObject, table: pq.ParquetFile, spec: SourceSpec) -> list[ImageRef]:
     """Return one reference for each row, with key FILE/ROW, counted from 0.
 
-    size_bytes of a reference is the mean of its row group. Raises SourceError for a file without a column of images.
-    Raises BrokenFileError for an impossible number of rows.
+    size_bytes of a reference is the mean size of an image in the row group.
+
+    Raises:
+        SourceError: The file has no column of images.
+        BrokenFileError: The number of rows is impossible for the size of the file.
     """
     schema = table.schema_arrow
-    column = image_column(schema, shape.image_column)
+    column = image_column(schema, spec.image_column)
     if column is None:
         raise SourceError(
             "No column of images in this Parquet file",
             where=file.uri,
             found=", ".join(f"{field.name}: {field.type}" for field in schema)[:500],
-            hint="name one of bytes, or of structs with a field `bytes`, with source.image_column",
+            hint="set source.image_column to a column of bytes, or of structs with a field `bytes`",
         )
     if table.metadata.num_rows > file.size_bytes:
-        raise BrokenFileError(f"it says that {file.size_bytes} bytes hold {table.metadata.num_rows} images")
-    index, found, row = schema.get_field_index(column), [], 0
+        raise BrokenFileError(f"the footer says that {file.size_bytes} bytes hold {table.metadata.num_rows} images")
+    index, image_refs, row = schema.get_field_index(column), [], 0
     for group in range(table.metadata.num_row_groups):
-        facts = table.metadata.row_group(group)
-        mean = _bytes_of(facts, column) // max(1, facts.num_rows)
-        for i in range(facts.num_rows):
+        row_group = table.metadata.row_group(group)
+        mean_bytes = _bytes_of(row_group, column) // max(1, row_group.num_rows)
+        for i in range(row_group.num_rows):
             uri = inside_uri("parquet", file.uri, index, group, i)
-            found.append(ImageRef(f"{file.key}/{row:0{_DIGITS}d}", uri, file.version, mean))
+            image_refs.append(ImageRef(f"{file.key}/{row:0{_DIGITS}d}", uri, file.version, mean_bytes))
             row += 1
-    return found
+    return image_refs
 
 
 def _bytes_of(group: Any, column: str) -> int:
     """Return the stored bytes of one column of a row group, including all nested columns."""
     columns = (group.column(i) for i in range(group.num_columns))
     try:
-        return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+        return sum(chunk.total_compressed_size for chunk in columns if chunk.path_in_schema.split(".")[0] == column)
     except UnicodeDecodeError as error:
         raise BrokenFileError(f"a column's name is no text: {error}") from error
 
@@ -83,13 +86,15 @@ def _bytes_of(group: Any, column: str) -> int:
 def image_column(schema: pa.Schema, named: str | None) -> str | None:
     """Return the column that holds images, None if there is none.
 
-    The column is `named` if given, else the only candidate, else the first one with a usual name.
+    named: the configured column, which is then the only candidate. Without one, the only column of bytes holds the
+    images, else the first column with a usual name.
     """
-    fitting = [field.name for field in schema if _holds_bytes(field.type)]
+    candidates: list[str] = [field.name for field in schema if _holds_bytes(field.type)]
     if named is not None:
-        return named if named in fitting else None
-    usual = [each for each in _USUAL if each in fitting]
-    return fitting[0] if len(fitting) == 1 else next(iter(usual), None)
+        return named if named in candidates else None
+    if len(candidates) == 1:
+        return candidates[0]
+    return next((name for name in _USUAL_NAMES if name in candidates), None)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -98,21 +103,21 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-class Cells:
+class CellReader:
     """A reader of the images in one column of a row group, in the order of the rows."""
 
     def __init__(self, file: BinaryIO, column: int, group: int) -> None:
         self._file, self._group = file, group
         try:
-            self._table = opened(file)
+            self._table = open_table(file)
             self._name = self._table.schema_arrow.field(column).name
-            facts = self._table.metadata.row_group(group)
-            mean = _bytes_of(facts, self._name) // max(1, facts.num_rows)
+            row_group = self._table.metadata.row_group(group)
+            mean_bytes = _bytes_of(row_group, self._name) // max(1, row_group.num_rows)
         except (BrokenFileError, *_BROKEN) as error:
             raise ImageError(
                 "the Parquet file is not the one that was planned", stage="read", found=str(error)
             ) from error
-        self._batch_rows = min(1024, max(1, _BATCH_BYTES // max(1, mean)))
+        self._batch_rows = min(1024, max(1, _BATCH_BYTES // max(1, mean_bytes)))
         # The first row that cannot be read, and the reason.
         self._end: tuple[int, str] | None = None
         self._first, self._cells = 0, pa.array([])
@@ -141,12 +146,12 @@ class Cells:
         if self._end is not None and row >= self._end[0]:
             raise ImageError("the column cannot be read up to this row", stage="read", found=self._end[1])
         cell = self._cells[row - self._first]
-        whole = isinstance(cell, pa.StructScalar) and cell.is_valid
-        data = (cell["bytes"] if whole else cell).as_py()
+        is_struct = isinstance(cell, pa.StructScalar) and cell.is_valid
+        data = (cell["bytes"] if is_struct else cell).as_py()
         if data is None:
-            path = cell["path"].as_buffer() if whole and "path" in cell.keys() else None  # noqa: SIM118
-            told = "null" if path is None else f"null, path {path.to_pybytes().decode('utf-8', 'replace')!r}"
-            raise ImageError("no image in this row", stage="read", found=told)
+            path = cell["path"].as_buffer() if is_struct and "path" in cell.keys() else None  # noqa: SIM118
+            found = "null" if path is None else f"null, path {path.to_pybytes().decode('utf-8', 'replace')!r}"
+            raise ImageError("no image in this row", stage="read", found=found)
         return bytes(data)
 
     def _restart(self) -> None:

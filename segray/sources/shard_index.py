@@ -1,7 +1,7 @@
 """The index of the images in tar shards, kept from one run to the next.
 
-Knows one small object for each shard, named by all that decides its content. A nightly run therefore reads no known
-shard again.
+Knows one small object for each shard. The object's name is a hash of all that decides the content of the index. A
+nightly run therefore reads no indexed shard again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from segray.sources.archives import SourceSpec
 from segray.storage.store import ListedObject, Store
 from segray.storage.uris import join
 
-# Version of the index content. Increase this number when the rules of archives.py or tar_archive.py change.
-_EDITION = 1
+# Version of the content of an index. Increase this number when the rules of archives.py or tar_archive.py change.
+_FORMAT_VERSION = 1
 
 
 class Index:
@@ -28,46 +28,52 @@ class Index:
 
     def __init__(self, store: Store, folder: str, *, keep: bool) -> None:
         self._store, self._folder, self._keep = store, folder, keep
-        self._there: set[str] | None = None
+        self._stored_names: set[str] | None = None
         self._used: set[str] = set()
 
     def refs(
-        self, file: ListedObject, shape: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
+        self, file: ListedObject, spec: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
     ) -> list[ImageRef]:
         """Return the images in this version of the file, from its index if there is one, else from `read`.
 
-        A file without a version is always read. Threads may call this at once.
+        A file without a version is always read. Threads may call this method at once.
+
+        Args:
+            file: The shard.
+            spec: The configured source.
+            extensions: Extensions of images, in lower case, without the dot.
+            read: Returns the images of the shard by reading the shard.
         """
         if not file.version:
             return read()
-        facts = [_EDITION, file.uri, file.key, file.version, asdict(shape), sorted(extensions)]
-        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32] + ".parquet"
+        identity = [_FORMAT_VERSION, file.uri, file.key, file.version, asdict(spec), sorted(extensions)]
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32] + ".parquet"
         uri = join(self._folder, name)
         self._used.add(name)
-        if name in self._names():
+        if name in self._list_names():
             try:
                 columns = pq.read_table(pa.BufferReader(self._store.read(uri))).columns
                 return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
             except (FileNotFoundError, pa.ArrowException, TypeError):
-                pass  # An index is only a cache, so a missing or broken one is written again.
-        found = read()
+                pass  # An index is only a cache, so a missing or broken index is written again.
+        images = read()
         if self._keep:
-            self._store.put(uri, _written(found))
-        return found
+            self._store.put(uri, _encode(images))
+        return images
 
-    def forget(self) -> None:
-        """Delete indexes that nobody asked for since this instance was made: their shards changed or are gone."""
+    def delete_unused(self) -> None:
+        """Delete the indexes that no call of `refs` used: their shards changed or are gone."""
         if self._keep:
-            for name in sorted(self._names() - self._used):
+            for name in sorted(self._list_names() - self._used):
                 self._store.delete(join(self._folder, name))
 
-    def _names(self) -> set[str]:
-        if self._there is None:
-            self._there = set(self._store.names(self._folder))
-        return self._there
+    def _list_names(self) -> set[str]:
+        if self._stored_names is None:
+            self._stored_names = set(self._store.names(self._folder))
+        return self._stored_names
 
 
-def _written(refs: list[ImageRef]) -> bytes:
+def _encode(refs: list[ImageRef]) -> bytes:
     sink = pa.BufferOutputStream()
     columns = {name: [getattr(ref, name) for ref in refs] for name in ("key", "uri", "version", "size_bytes")}
     pq.write_table(pa.table(columns), sink, compression="zstd")

@@ -1,7 +1,8 @@
 """Tar and WebDataset shards: positions and sizes of their members.
 
-Knows tar headers. Decodes no member. Shards of small members are read in one pass, with requests that grow to
-MANY_BYTES. Large bodies are skipped. A skip costs one request, which takes about as long as reading SKIP_BYTES.
+Knows tar headers. Decodes no member. Shards of small members are read in one pass, with requests that grow from
+FEW_BYTES to MANY_BYTES. Large bodies are skipped. A skip costs one request, which takes about as long as reading
+SKIP_BYTES.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ ReadRange = Callable[[int, int], bytes]
 def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
     """Yield every member of a shard except folders; `numbers` are the offset and size of the body, in bytes.
 
-    Raises BrokenFileError for an invalid header, or a file that is no tar archive.
+    read: reads a range of the shard. size_bytes: size of the shard. Raises BrokenFileError for an invalid header, or a
+    file that is no tar archive.
     """
     stream = _Headers(read, size_bytes)
-    last = -1
+    last_offset = -1
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as archive:
-            while (found := archive.next()) is not None:
+            while (info := archive.next()) is not None:
                 forget_members(archive)
-                if found.offset_data <= last or found.size < 0:
-                    raise BrokenFileError(f"the header at byte {found.offset} does not make sense")
-                last = found.offset_data
-                if not found.isdir():
-                    yield _member(found, size_bytes)
+                if info.offset_data <= last_offset or info.size < 0:
+                    raise BrokenFileError(f"the tar header at byte {info.offset} is invalid")
+                last_offset = info.offset_data
+                if not info.isdir():
+                    yield _member_of(info, size_bytes)
             end = next_header_offset(archive)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -49,14 +51,14 @@ def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
     _check_end(stream, end, size_bytes)
 
 
-def _member(found: tarfile.TarInfo, size_bytes: int) -> Member:
-    trouble = ""
-    if not found.isreg() or found.issparse():
-        kind = "a link" if found.islnk() or found.issym() else "a sparse or special file"
-        trouble = f"{kind} in an archive is not read"
-    elif found.offset_data + found.size > size_bytes:
-        trouble = f"the archive ends inside this member, after {size_bytes} bytes"
-    return Member(found.name, found.size, (found.offset_data, found.size), trouble)
+def _member_of(info: tarfile.TarInfo, size_bytes: int) -> Member:
+    fault = ""
+    if not info.isreg() or info.issparse():
+        kind = "a link" if info.islnk() or info.issym() else "a sparse or special file"
+        fault = f"{kind} in an archive is not read"
+    elif info.offset_data + info.size > size_bytes:
+        fault = f"the archive ends inside this member, after {size_bytes} bytes"
+    return Member(info.name, info.size, (info.offset_data, info.size), fault)
 
 
 def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
@@ -68,7 +70,7 @@ def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
         return
     stream.seek(end)
     if stream.read(BLOCK_BYTES).strip(b"\0"):
-        raise BrokenFileError(f"no tar header at byte {end} of {size_bytes}; what comes after is unknown")
+        raise BrokenFileError(f"no tar header at byte {end} of {size_bytes}; later members are unknown")
 
 
 def intact(header: bytes, size_bytes: int) -> bool:
@@ -97,7 +99,8 @@ class _Headers(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        target = offset + (0, self._at, self._size)[whence]
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}
+        target = offset + origins[whence]
         if target < 0:
             raise ValueError(f"an offset of {target}")
         self._at = target
@@ -106,21 +109,22 @@ class _Headers(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes")
-        parts, wanted = [], max(0, min(size, self._size - self._at))
-        while wanted > 0:
-            part = self._part(wanted)
+        parts, missing_bytes = [], max(0, min(size, self._size - self._at))
+        while missing_bytes > 0:
+            part = self._next_part(missing_bytes)
             if not part:
                 break
             parts.append(part)
             self._at += len(part)
-            wanted -= len(part)
+            missing_bytes -= len(part)
         return b"".join(parts)
 
-    def _part(self, wanted: int) -> bytes:
-        at = self._at - self._start
-        if not 0 <= at < len(self._data):
-            near = 0 <= at - len(self._data) <= SKIP_BYTES
-            self._next_bytes = min(MANY_BYTES, 4 * self._next_bytes) if near and self._data else FEW_BYTES
-            self._start, at = self._at, 0
-            self._data = self._read(self._start, max(wanted, self._next_bytes))
-        return self._data[at : at + wanted]
+    def _next_part(self, size: int) -> bytes:
+        """Return up to `size` bytes from the position on. Request more bytes if the last request is used up."""
+        offset = self._at - self._start
+        if not 0 <= offset < len(self._data):
+            is_near = 0 <= offset - len(self._data) <= SKIP_BYTES
+            self._next_bytes = min(MANY_BYTES, 4 * self._next_bytes) if is_near and self._data else FEW_BYTES
+            self._start, offset = self._at, 0
+            self._data = self._read(self._start, max(size, self._next_bytes))
+        return self._data[offset : offset + size]

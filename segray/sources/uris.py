@@ -1,6 +1,7 @@
 """Names and URIs as text: extensions, hidden names, glob patterns, and URIs of images inside other files.
 
-Opens no file. An image inside another file has a URI of its own, PLACE://NUMBERS::FILE, by which a worker reads it:
+Opens no file. An image inside another file has a URI of its own, SCHEME://NUMBERS::FILE. A worker reads the image by
+this URI:
 
     tar-member://1536+45123::s3://bucket/train-0001.tar    offset and size of the body in the shard, in bytes
     zip-member://0+812+1000+2923::photos.zip               offset of the local header, bytes stored, bytes, CRC-32
@@ -27,14 +28,14 @@ def extension(path: str) -> str:
     return name(path).rpartition(".")[2].lower() if "." in name(path) else ""
 
 
-def listed(names: Iterable[str]) -> str:
+def comma_list(names: Iterable[str]) -> str:
     """Return the names, sorted, as one text with commas."""
     return ", ".join(sorted(names))
 
 
 def is_hidden(key: str) -> bool:
-    # "." and ".." are folders like any other in an object store.
     """Return whether the key has a hidden component (.name), or one of the folders in BOOKKEEPING."""
+    # "." and ".." are ordinary names of folders in an object store.
     return any((part.startswith(".") and part.strip(".")) or part in BOOKKEEPING for part in key.split("/"))
 
 
@@ -42,10 +43,11 @@ def is_hidden(key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """The place of an image in another file. The head of this module describes the numbers of each kind.
+class ImageLocation:
+    """The location of an image inside another file.
 
-    kind: tar, zip, parquet, video or unreadable. reason: why an unreadable image cannot be read.
+    kind: tar, zip, parquet, video or unreadable. file: URI of the other file. numbers: as the docstring of this module
+    describes for each kind. reason: why an unreadable image cannot be read.
     """
 
     kind: str
@@ -61,13 +63,13 @@ _SCHEMES = {
     "video": "video-frame",
     "unreadable": "unreadable",
 }
-_NUMBERS = {"tar": 2, "zip": 4, "parquet": 3, "video": 1}
+_NUMBERS_OF_KIND = {"tar": 2, "zip": 4, "parquet": 3, "video": 1}
 _KINDS = {scheme: kind for kind, scheme in _SCHEMES.items()}
 _INSIDE = re.compile(rf"({'|'.join(_KINDS)})://([^:]*)::(.+)", re.DOTALL)
 
 
 def inside_uri(kind: str, file: str, *numbers: int) -> str:
-    """Return the URI of an image inside `file`. The head of this module describes the numbers."""
+    """Return the URI of an image inside `file`. The docstring of this module describes the numbers of each kind."""
     return f"{_SCHEMES[kind]}://{'+'.join(map(str, numbers))}::{file}"
 
 
@@ -76,20 +78,21 @@ def unreadable_uri(file: str, reason: str) -> str:
     return f"unreadable://{quote(reason[:300], safe='')}::{file}"
 
 
-def inside(uri: str) -> Inside | None:
-    """Return the place that the URI gives inside another file, None for a file of its own.
+def inside(uri: str) -> ImageLocation | None:
+    """Return the location that the URI names inside another file, None for the URI of a whole file.
 
-    A malformed URI of this form gives a place of kind unreadable.
+    A malformed URI of this form gives a location of kind unreadable.
     """
-    found = _INSIDE.fullmatch(uri)
-    if found is None:
+    match = _INSIDE.fullmatch(uri)
+    if match is None:
         return None
-    kind, file = _KINDS[found[1]], found[3]
+    kind, file = _KINDS[match[1]], match[3]
     if kind == "unreadable":
-        return Inside(kind, file, reason=unquote(found[2]))
-    if not re.fullmatch(r"\d{1,18}(\+\d{1,18})*", found[2]) or found[2].count("+") != _NUMBERS[kind] - 1:
-        return Inside("unreadable", file, reason=f"no place of this kind: {found[2][:100]}")
-    return Inside(kind, file, tuple(map(int, found[2].split("+"))))
+        return ImageLocation(kind, file, reason=unquote(match[2]))
+    numbers = match[2].split("+")
+    if len(numbers) != _NUMBERS_OF_KIND[kind] or not all(re.fullmatch(r"\d{1,18}", number) for number in numbers):
+        return ImageLocation("unreadable", file, reason=f"no place of this kind: {match[2][:100]}")
+    return ImageLocation(kind, file, tuple(map(int, numbers)))
 
 
 # ---- globs ----------------------------------------------------------------------------------------
@@ -107,7 +110,11 @@ def split_glob(uri: str) -> tuple[str, str]:
     parts = uri.split("/")
     first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
     if scheme(uri) and first < 3:
-        raise SourceError("A bucket's name cannot be a pattern", where=uri, hint="name the bucket, then the pattern")
+        raise SourceError(
+            "A bucket's name cannot be a pattern",
+            where=uri,
+            hint="write the bucket's full name, and the pattern after the name",
+        )
     return "/".join(parts[:first]) or "/", "/".join(parts[first:])
 
 
@@ -134,6 +141,6 @@ def _token_pattern(token: str) -> str:
         return "[^/]"
     if not _TOKEN.fullmatch(token):
         return re.escape(token)
-    negated, characters = token[1] == "!", token[1:-1].removeprefix("!")
-    inside = "".join(each if each == "-" else re.escape(each) for each in characters)
-    return f"[^/{inside}]" if negated else f"[{inside}]"
+    is_negated, characters = token[1] == "!", token[1:-1].removeprefix("!")
+    escaped = "".join(character if character == "-" else re.escape(character) for character in characters)
+    return f"[^/{escaped}]" if is_negated else f"[{escaped}]"

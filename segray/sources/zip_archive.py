@@ -25,14 +25,16 @@ _ENCRYPTED = 1
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """Yield the files of an archive; `numbers` are the offset of the local header, bytes stored, bytes, and CRC-32.
+    """Yield the files of an archive.
+
+    `numbers` of a member are the offset of the local header, bytes stored, bytes, and CRC-32.
 
     Raises BrokenFileError for a file that is no zip archive.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            found = archive.infolist()
-    # zipfile raises these for broken directories.
+            infos = archive.infolist()
+    # zipfile raises these exceptions for broken directories.
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -42,56 +44,63 @@ def members(file: IO[bytes]) -> Iterator[Member]:
         io.UnsupportedOperation,
     ) as error:
         raise BrokenFileError(f"not a zip file, or a broken one: {error}") from error
-    for each in found:
-        if not each.filename.endswith("/"):  # is_dir() of a nameless member raises IndexError
-            numbers = (each.header_offset, each.compress_size, each.file_size, each.CRC)
-            yield Member(each.filename, each.file_size, numbers, _trouble(each))
+    for info in infos:
+        if not info.filename.endswith("/"):  # is_dir() of a nameless member raises IndexError
+            numbers = (info.header_offset, info.compress_size, info.file_size, info.CRC)
+            yield Member(info.filename, info.file_size, numbers, _fault(info))
 
 
-def _trouble(member: zipfile.ZipInfo) -> str:
+def _fault(member: zipfile.ZipInfo) -> str:
+    """Return why a member cannot be read, "" if it can be read."""
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link in an archive is not read"
     if member.flag_bits & _ENCRYPTED:
-        return "it is encrypted"
+        return "the member is encrypted"
     if member.header_offset < 0:
-        return "its place is before the archive's beginning"
+        return "the member lies before the start of the archive"
     if member.compress_type not in (_STORED, _DEFLATED):
-        return f"it is compressed by method {member.compress_type}; segray reads stored and deflated members"
+        return f"the member is compressed by method {member.compress_type}; segray reads stored and deflated members"
     return ""
 
 
 def extract(data: memoryview, stored_bytes: int, size_bytes: int, crc: int) -> bytes:
     """Return the bytes of the member whose local header starts `data`.
 
-    stored_bytes, size_bytes, crc: size in the archive, size of the content, and CRC-32, as planned. Raises ImageError
-    where the member differs from the plan.
+    Args:
+        data: Bytes of the archive, from the member's local header on.
+        stored_bytes: Planned size of the member in the archive.
+        size_bytes: Planned size of the member's content.
+        crc: Planned CRC-32 of the content.
+
+    Raises:
+        ImageError: The member differs from the plan.
     """
     try:
         signature, _, _, method, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
     except struct.error as error:
-        raise _changed("the archive ends before it") from error
+        raise _changed_error("the archive ends before the member") from error
     if signature != b"PK\3\4":
-        raise _changed("no local header at its place")
+        raise _changed_error("no local header at the planned offset")
     start = _LOCAL.size + name_bytes + extra_bytes
     stored = data[start : start + stored_bytes]
     if len(stored) < stored_bytes:
-        raise _changed("the archive ends inside it, or its header is longer than any real one")
-    found = bytes(stored) if method == _STORED else _inflated(stored, size_bytes)
-    if len(found) != size_bytes or zlib.crc32(found) != crc:
-        raise _changed("its bytes do not have the checksum of the archive's directory")
-    return found
+        raise _changed_error("the archive ends inside the member, or the header is longer than any real one")
+    content = bytes(stored) if method == _STORED else _inflate(stored, size_bytes)
+    if len(content) != size_bytes or zlib.crc32(content) != crc:
+        raise _changed_error("the content does not have the checksum of the archive's directory")
+    return content
 
 
-def _inflated(stored: memoryview, size_bytes: int) -> bytes:
+def _inflate(stored: memoryview, size_bytes: int) -> bytes:
     """Return the inflated bytes, at most size_bytes + 1 of them.
 
-    The limit bounds memory where the stream holds more than the archive's directory says.
+    The limit bounds the memory if the stream holds more than the archive's directory says.
     """
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size_bytes + 1)
     except zlib.error as error:
-        raise _changed(f"it cannot be inflated: {error}") from error
+        raise _changed_error(f"the content cannot be inflated: {error}") from error
 
 
-def _changed(found: str) -> ImageError:
+def _changed_error(found: str) -> ImageError:
     return ImageError("a broken member of a zip archive", stage="read", found=found)

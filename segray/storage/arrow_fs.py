@@ -1,8 +1,8 @@
-"""Arrow's own file systems for the places that deltalake's storage options name.
+"""Arrow's own file systems for the storage that deltalake's options describe.
 
 Knows how Arrow reaches local paths, S3, Google and Azure without Python. Knows nothing of tables. Arrow's threads may
-read through these file systems while the interpreter ends. Through a file system written in Python, no thread may
-read then: `drain` waits for such reads.
+read through Arrow's file systems while the interpreter ends. No thread may read through a file system written in
+Python at that time: `drain` waits for such reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -28,13 +28,14 @@ from segray.storage.uris import absolute, scheme
 _DRAIN_S = 10.0
 _QUIET_S = 0.5
 
-# Names of deltalake's options and environment variables, by the parameter of Arrow's client.
+# deltalake's options for S3 that Arrow's client can follow.
 _S3_OPTIONS = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ALLOW_HTTP", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE",
     "AWS_CONDITIONAL_PUT", "AWS_S3_ALLOW_UNSAFE_RENAME", "timeout", "max_retries",
 }  # fmt: skip
-_AZURE_OPTIONS = {
+# Names of deltalake's options and environment variables, by the parameter of Arrow's client.
+_AZURE_VARIABLES = {
     "account_name": ("AZURE_STORAGE_ACCOUNT_NAME",),
     "account_key": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY"),
     "sas_token": ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"),
@@ -49,23 +50,24 @@ _AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K
 _AZURITE = {"account_name": "devstoreaccount1", "account_key": _AZURITE_KEY}
 _AZURITE_HOST = "127.0.0.1:10000"
 # With one of these variables, deltalake uses credentials that Arrow's client cannot use.
-_GOOGLE_ELSEWHERE = {
+_GOOGLE_UNSUPPORTED = {
     "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL",
     "GOOGLE_SKIP_SIGNATURE", "SERVICE_ACCOUNT",
 }  # fmt: skip
 
 
 def native(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
-    """Return a file system without Python whose root is the folder `uri`; None where Arrow has none for the folder.
+    """Return Arrow's own file system with the folder `uri` as its root; None if Arrow has none for this storage.
 
-    options: deltalake's storage options with every credential. The environment is read where deltalake reads it.
+    options: deltalake's storage options with every credential. The function reads the same environment variables as
+    deltalake.
     """
     kind = scheme(uri)
     if not kind:
         return pafs.SubTreeFileSystem(absolute(uri), pafs.LocalFileSystem())
-    make = {"s3": _s3, "s3a": _s3, "gs": _google, "gcs": _google}.get(kind)
-    make = _azure if kind in ("az", "azure", "abfs", "abfss", "adl") else make
-    return None if make is None else make(uri, options)
+    connect = {"s3": _s3, "s3a": _s3, "gs": _google, "gcs": _google}.get(kind)
+    connect = _azure if kind in ("az", "azure", "abfs", "abfss", "adl") else connect
+    return None if connect is None else connect(uri, options)
 
 
 def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
@@ -75,10 +77,10 @@ def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
     if endpoint.path.strip("/"):
         return None  # Arrow's client takes no address with a path.
     kind, host = endpoint.scheme or "https", endpoint.netloc
-    global _s3_is_used
-    _s3_is_used = True
+    global _s3_was_used
+    _s3_was_used = True
     timeout_s = float(options.get("timeout", "60s").removesuffix("s"))
-    found = pafs.S3FileSystem(
+    filesystem = pafs.S3FileSystem(
         access_key=options.get("AWS_ACCESS_KEY_ID"),
         secret_key=options.get("AWS_SECRET_ACCESS_KEY"),
         session_token=options.get("AWS_SESSION_TOKEN"),
@@ -93,41 +95,47 @@ def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=7),
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
     )
-    return pafs.SubTreeFileSystem(_path(uri), found)
+    return pafs.SubTreeFileSystem(_path_of(uri), filesystem)
 
 
 def _google(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
-    if set(options) - {"timeout", "max_retries"} or any(map(os.environ.get, _GOOGLE_ELSEWHERE)):
+    if set(options) - {"timeout", "max_retries"} or any(map(os.environ.get, _GOOGLE_UNSUPPORTED)):
         return None
-    return pafs.SubTreeFileSystem(_path(uri), pafs.GcsFileSystem()) if hasattr(pafs, "GcsFileSystem") else None
+    return pafs.SubTreeFileSystem(_path_of(uri), pafs.GcsFileSystem()) if hasattr(pafs, "GcsFileSystem") else None
 
 
 def _azure(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
-    known = {name for names in _AZURE_OPTIONS.values() for name in names} | {*_AZURE_ENDPOINTS, _AZURE_EMULATOR}
-    if not set(options) <= known | {"AZURE_ALLOW_HTTP", "timeout", "max_retries"}:
+    supported = {name for names in _AZURE_VARIABLES.values() for name in names}
+    supported |= {*_AZURE_ENDPOINTS, _AZURE_EMULATOR, "AZURE_ALLOW_HTTP", "timeout", "max_retries"}
+    if not set(options) <= supported:
         return None
     if not hasattr(pafs, "AzureFileSystem"):
         return None
-    told = {**os.environ, **options}
-    given = {key: next((told[name] for name in names if told.get(name)), None) for key, names in _AZURE_OPTIONS.items()}
+    settings = {**os.environ, **options}
+
+    def first_setting(names: Sequence[str]) -> str | None:
+        return next((settings[name] for name in names if settings.get(name)), None)
+
+    account = {parameter: first_setting(names) for parameter, names in _AZURE_VARIABLES.items()}
     address = urlsplit(uri)
     container, _, host = address.netloc.partition("@")
     if host:  # abfss://container@account.dfs.core.windows.net/path
-        given["account_name"] = host.split(".")[0]
-    endpoint = urlsplit(next((told[name] for name in _AZURE_ENDPOINTS if told.get(name)), ""))
+        account["account_name"] = host.split(".")[0]
+    endpoint = urlsplit(first_setting(_AZURE_ENDPOINTS) or "")
     kind, authority = endpoint.scheme, endpoint.netloc
-    if _is_on(told.get(_AZURE_EMULATOR)):
+    if _is_on(settings.get(_AZURE_EMULATOR)):
         kind, authority = kind or "http", authority or _AZURITE_HOST
-        given |= {key: given[key] or value for key, value in _AZURITE.items()}
-    if not given["account_name"]:
+        account |= {key: account[key] or value for key, value in _AZURITE.items()}
+    if not account["account_name"]:
         return None
-    where = dict.fromkeys(("blob_storage_authority", "dfs_storage_authority"), authority or None)
-    how = dict.fromkeys(("blob_storage_scheme", "dfs_storage_scheme"), kind or None)
-    found = pafs.AzureFileSystem(**{key: value for key, value in (given | where | how).items() if value})
-    return pafs.SubTreeFileSystem(f"{container}/{address.path.strip('/')}".rstrip("/"), found)
+    authorities = dict.fromkeys(("blob_storage_authority", "dfs_storage_authority"), authority or None)
+    schemes = dict.fromkeys(("blob_storage_scheme", "dfs_storage_scheme"), kind or None)
+    parameters = {name: value for name, value in (account | authorities | schemes).items() if value}
+    filesystem = pafs.AzureFileSystem(**parameters)
+    return pafs.SubTreeFileSystem(f"{container}/{address.path.strip('/')}".rstrip("/"), filesystem)
 
 
-def _path(uri: str) -> str:
+def _path_of(uri: str) -> str:
     return uri.partition("://")[2].rstrip("/")
 
 
@@ -138,7 +146,7 @@ def _is_on(text: str | None) -> bool:
 def _proxy(kind: str, host: str) -> str | None:
     """Return the environment's proxy for this host.
 
-    Arrow's client does not look up the proxy itself, other clients do.
+    Arrow's client does not read the environment's proxy. Other clients do.
     """
     proxy = urllib.request.getproxies().get(kind)
     return None if not proxy or urllib.request.proxy_bypass(host) else proxy
@@ -148,14 +156,14 @@ def _proxy(kind: str, host: str) -> str | None:
 
 
 def through_python(open_file: Callable[[str], BinaryIO], sizes: Mapping[str, int]) -> pafs.FileSystem:
-    """Return a file system of these files, whose bytes come from `open_file`.
+    """Return a file system of files whose bytes come from `open_file`.
 
     open_file: opens the file of a path. sizes: size in bytes by path. `drain` waits for reads at the interpreter's end.
     """
-    return pafs.PyFileSystem(pafs.FSSpecHandler(_Files(open_file, sizes)))
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_ReadOnlyFiles(open_file, sizes)))
 
 
-class _Files(AbstractFileSystem):  # type: ignore[misc]
+class _ReadOnlyFiles(AbstractFileSystem):  # type: ignore[misc]
     """The fsspec file system that Arrow reads from, for files of known names and sizes."""
 
     cachable = False
@@ -170,16 +178,16 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
         return {"name": path, "type": "file", "size": self._sizes[path]}
 
     def open(self, path: str, *_: Any, **__: Any) -> io.RawIOBase:
-        with _reading():
-            return _File(self._open_file(path), self._sizes[path])
+        with _counted_call():
+            return _CountedFile(self._open_file(path), self._sizes[path])
 
 
-class _File(io.RawIOBase):
+class _CountedFile(io.RawIOBase):
     """A file that counts the calls in progress. Every read fails after `drain` began."""
 
     def __init__(self, source: BinaryIO, size_bytes: int) -> None:
         self._source, self._size = source, size_bytes
-        _open.add(self)
+        _open_files.add(self)
 
     def readable(self) -> bool:
         return True
@@ -197,7 +205,7 @@ class _File(io.RawIOBase):
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        with _reading():
+        with _counted_call():
             return self._source.read(size)
 
     def readinto(self, buffer: Any) -> int:
@@ -211,59 +219,59 @@ class _File(io.RawIOBase):
         super().close()
 
 
-_open: weakref.WeakSet[_File] = weakref.WeakSet()
+_open_files: weakref.WeakSet[_CountedFile] = weakref.WeakSet()
 _lock = threading.Lock()
-_calls = 0
+_calls_in_progress = 0
 _last_call_s = 0.0
 _ending = False
-_s3_is_used = False
+_s3_was_used = False
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    global _calls, _last_call_s
+def _counted_call() -> Iterator[None]:
+    global _calls_in_progress, _last_call_s
     with _lock:
         if _ending:
             raise OSError("the interpreter ends")
-        _calls += 1
+        _calls_in_progress += 1
     try:
         yield
     finally:
         with _lock:
-            _calls -= 1
+            _calls_in_progress -= 1
             _last_call_s = time.monotonic()
 
 
 def drain(within_s: float = _DRAIN_S) -> None:
     """Stop reads through Python, and wait until no thread reads any more.
 
-    within_s: longest wait in seconds. A file that is still open is not waited for once all calls have ended.
+    within_s: longest wait, in seconds. Once all calls have ended, the wait ends too, even if files are still open.
     """
     global _ending
     with _lock:
         _ending = True
     began = time.monotonic()
-    while _open and time.monotonic() - began < within_s:
+    while _open_files and time.monotonic() - began < within_s:
         now = time.monotonic()
-        if not _calls and now - max(_last_call_s, began) > _QUIET_S:
+        if not _calls_in_progress and now - max(_last_call_s, began) > _QUIET_S:
             return
         time.sleep(0.01)
 
 
-def _forked() -> None:
+def _reset_after_fork() -> None:
     """Reset the state of reads in a forked child.
 
     The parent's threads do not exist in the child, and may have left the lock taken.
     """
-    global _lock, _calls
-    _lock, _calls = threading.Lock(), 0
-    _open.clear()
-    if _s3_is_used:
+    global _lock, _calls_in_progress
+    _lock, _calls_in_progress = threading.Lock(), 0
+    _open_files.clear()
+    if _s3_was_used:
         _exit_without_destructors()
 
 
 def _exit_without_destructors() -> None:
-    """Make this process end without native destructors once Python has ended, with Python's exit code.
+    """Let this process end without native destructors after Python has ended, with Python's exit code.
 
     The AWS SDK waits at exit for its own threads. A forked child has no such threads, so it would hang or crash.
     Source: on_exit(3); the handler registered last is called first.
@@ -277,4 +285,4 @@ def _exit_without_destructors() -> None:
 
 # Not by atexit: thread pools are shut down earlier, and a request in progress would then fail.
 call_before_threads_end(drain)
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_reset_after_fork)

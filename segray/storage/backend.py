@@ -46,7 +46,7 @@ class Backend(Protocol):
         ...
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
-        """Return `size` bytes from byte `start` on, all of the rest for None; fewer at the object's end."""
+        """Return `size` bytes from byte `start` on, or all bytes from there for None; fewer at the object's end."""
         ...
 
     def put(self, uri: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The meaning of storage errors: one table from the errors of all libraries to the error classes of segray.
+"""The classification of storage errors: one table from the errors of all libraries to the error classes of segray.
 
 Knows types, codes, statuses and error numbers. Knows nothing of requests. The table names libraries but imports none.
 To support the errors of another library:
@@ -20,14 +20,17 @@ from typing import Any
 from segray.errors import AccessError, InfrastructureError, LastingError, SegrayError
 from segray.storage.uris import bucket_and_key, is_s3, redact
 
-_MAX_FOUND = 500  # characters of an error's text in a message
+_MAX_FOUND_CHARS = 500  # characters of an error's text in a message
 
 # ---- replies in errors ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A store's reply, as far as the error contains it. source: as in `Row`, for rows that are chosen by the reply."""
+    """The part of a store's reply that an error contains.
+
+    status: HTTP status, 0 without a reply. source: as in `Row`, for rows that match by the reply.
+    """
 
     status: int
     code: str = ""
@@ -38,7 +41,7 @@ class Reply:
 _NO_REPLY = Reply(0)
 
 
-def _nothing(error: Exception, reply: Reply) -> str:
+def _no_detail(error: Exception, reply: Reply) -> str:
     return ""
 
 
@@ -67,8 +70,8 @@ class ErrorClass:
 
     raises: class of the exception for the caller. what: what went wrong. hint: what the user can do.
     found: returns the part of the error that the message repeats. If that part is empty, a FileNotFoundError repeats
-    `what`, and any other exception the text of the error.
-    retryable: a later attempt may work. renew_credentials: the later attempt needs fresh credentials.
+    `what`, and any other exception repeats the text of the error.
+    retryable: whether a later attempt may succeed. renew_credentials: whether the later attempt needs new credentials.
     """
 
     raises: type[FileNotFoundError] | type[AccessError] | type[InfrastructureError]
@@ -80,13 +83,13 @@ class ErrorClass:
 
 
 _CHECK_KEYS = "check the key and secret, and that they may list, read, write and delete in this bucket"
-_CHECK_NETWORK = "check storage.endpoint_url and the network; the same command resumes"
+_CHECK_NETWORK = "check storage.endpoint_url and the network, then run the same command again"
 _NO_OBJECT = "no such object"
 
-NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_nothing)
+NO_OBJECT = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_no_detail)
 NO_FILE = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_reason)
 NO_LINK = ErrorClass(FileNotFoundError, _NO_OBJECT, found=_status_and_message)
-ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found=_nothing)
+ARCHIVED = ErrorClass(FileNotFoundError, "archived; restore it from its storage class first", found=_no_detail)
 
 REFUSED = ErrorClass(AccessError, "Storage refused the request", _CHECK_KEYS)
 WRONG_SECRET = replace(REFUSED, hint="correct AWS_SECRET_ACCESS_KEY (it does not fit AWS_ACCESS_KEY_ID)")
@@ -99,18 +102,22 @@ NO_CREDENTIALS = replace(
     BAD_CREDENTIALS,
     hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket set storage.anonymous",
 )
-NO_PERMISSION = ErrorClass(AccessError, "No permission", "correct the permissions", found=_reason)
+NO_PERMISSION = ErrorClass(
+    AccessError, "No permission", "correct the permissions of the path, or choose another path", found=_reason
+)
 
-DISK_FULL = ErrorClass(LastingError, "The disk is full", "make room; the same command resumes", found=_reason)
+DISK_FULL = ErrorClass(
+    LastingError, "The disk is full", "free disk space, then run the same command again", found=_reason
+)
 BUSY = ErrorClass(InfrastructureError, "Storage is overloaded or failing", _CHECK_NETWORK, retryable=True)
 UNREACHABLE = ErrorClass(
     InfrastructureError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True
 )
-BUCKET_DENIED = ErrorClass(InfrastructureError, "Storage denies a bucket that is there", _CHECK_NETWORK, retryable=True)
+BUCKET_DENIED = ErrorClass(InfrastructureError, "Storage denies a bucket that exists", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
     LastingError,
     "The credentials have expired",
-    "renew them; the same command resumes",
+    "renew the credentials, then run the same command again",
     retryable=True,
     renew_credentials=True,
 )
@@ -120,11 +127,11 @@ EXPIRED = ErrorClass(
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the errors that belong to the class `means`. None matches any value.
+    """A row of the table: the errors that belong to the class `means`.
 
     source: dotted names of exception classes; the error is an instance of one of them. The source "S3" stands for a
-    reply with S3's codes from any library. codes, statuses: of the reply. but_codes: codes that do not match. numbers:
-    error numbers of the operating system.
+    reply with S3's codes from any library. codes, statuses: codes and HTTP statuses of the reply that match, None for
+    all. but_codes: codes that do not match. numbers: error numbers of the operating system, None for all.
     """
 
     means: ErrorClass
@@ -150,7 +157,7 @@ class Row:
 _S3 = ("S3",)
 _AIOHTTP = "aiohttp.client_exceptions"
 _BOTOCORE = "botocore.exceptions"
-_PASSING_STATUSES = (408, 429, 500, *range(502, 1000))  # not 501: the store will never do what it was asked
+_TRANSIENT_STATUSES = (408, 429, 500, *range(502, 1000))  # Not 501: the store does not support the request.
 
 TABLE: tuple[Row, ...] = (
     # Replies of S3 and compatible stores, through botocore, deltalake or Arrow.
@@ -161,7 +168,7 @@ TABLE: tuple[Row, ...] = (
     Row(BUSY, _S3, codes=("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded")),
     Row(BUSY, _S3, codes=("RequestTimeout", "InternalError", "ServiceUnavailable")),
     Row(BUSY, _S3, codes=("ConditionalRequestConflict", "OperationAborted")),
-    Row(BUSY, _S3, statuses=_PASSING_STATUSES),
+    Row(BUSY, _S3, statuses=_TRANSIENT_STATUSES),
     Row(NO_BUCKET, _S3, codes=("NoSuchBucket",)),
     Row(WRONG_SECRET, _S3, codes=("SignatureDoesNotMatch",)),
     Row(UNKNOWN_KEY, _S3, codes=("InvalidAccessKeyId",)),
@@ -193,9 +200,9 @@ TABLE: tuple[Row, ...] = (
 
 
 def _botocore_reply(error: Any) -> Reply:
-    told = error.response["Error"]
+    body = error.response["Error"]
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return Reply(status, told.get("Code", ""), told.get("Message", ""), "S3")
+    return Reply(status, body.get("Code", ""), body.get("Message", ""), "S3")
 
 
 def _aiohttp_reply(error: Any) -> Reply:
@@ -208,7 +215,7 @@ _DELTALAKE_REPLY = re.compile(
     r"(?:.*?<Code>(?P<code>\w+)</Code>(?:.*?<Message>(?P<message>[^<]*)<)?)?",
     re.DOTALL,
 )
-_DRAWN = re.compile(r"\x1b\[\d+m|↳")
+_TREE_MARKS = re.compile(r"\x1b\[\d+m|↳")
 # The error text of Arrow's S3 client has the SDK's name of the error, and the store's message.
 _ARROW_REPLY = re.compile(r"AWS Error (?P<code>[A-Z_]+) during \w+ operation: (?P<message>.*)", re.DOTALL)
 _ARROW_STATUS = {"ACCESS_DENIED": 403, "SIGNATURE_DOES_NOT_MATCH": 403, "INVALID_ACCESS_KEY_ID": 403,
@@ -224,11 +231,11 @@ def _reply_in_text(error: Any) -> Reply | None:
     if error.errno is not None:
         return None
     text = str(error)
-    if told := _DELTALAKE_REPLY.search(text):
-        return Reply(int(told["status"]), told["code"] or told["name"], told["message"] or "", "S3")
-    if (told := _ARROW_REPLY.search(text)) and told["code"] in _ARROW_STATUS:
-        code = "".join(word.capitalize() for word in told["code"].split("_"))
-        return Reply(_ARROW_STATUS[told["code"]], code, told["message"], "S3")
+    if match := _DELTALAKE_REPLY.search(text):
+        return Reply(int(match["status"]), match["code"] or match["name"], match["message"] or "", "S3")
+    if (match := _ARROW_REPLY.search(text)) and match["code"] in _ARROW_STATUS:
+        code = "".join(word.capitalize() for word in match["code"].split("_"))
+        return Reply(_ARROW_STATUS[match["code"]], code, match["message"], "S3")
     return None
 
 
@@ -250,9 +257,15 @@ class StorageFailure:
 
 
 def translate(error: Exception, uri: str, *, bucket_exists: bool = False) -> StorageFailure | None:
-    """Classify an error of a request for `uri`. Return None for an error of another origin, or a translated one.
+    """Classify an error of a request for `uri`.
 
-    bucket_exists: the bucket has answered before. A store that denies such a bucket is failing.
+    Args:
+        error: The error that a library raised.
+        uri: The object or folder of the request.
+        bucket_exists: Whether the bucket has answered before. A store that denies such a bucket is failing.
+
+    Returns:
+        The failure; None for an error that is not one of storage, or that this function has made.
     """
     names = _names(error)
     reply = _reply(error, names)
@@ -293,7 +306,7 @@ def _rows_of(sources: tuple[str, ...]) -> tuple[Row, ...]:
 def _exception(
     error_class: ErrorClass, error: Exception, reply: Reply, uri: str
 ) -> FileNotFoundError | AccessError | InfrastructureError:
-    found = _one_line(error_class.found(error, reply), uri)[:_MAX_FOUND]
+    found = _one_line(error_class.found(error, reply), uri)[:_MAX_FOUND_CHARS]
     if issubclass(error_class.raises, SegrayError):
         found = found or _one_line(str(error), uri)
         return error_class.raises(error_class.what, where=_where(uri), found=found, hint=error_class.hint)
@@ -302,7 +315,7 @@ def _exception(
 
 def _one_line(text: str, uri: str) -> str:
     """Return a text on one line, with secrets removed from the URI."""
-    return " ".join(_DRAWN.sub("", text).replace(uri, redact(uri)).split()) if text else ""
+    return " ".join(_TREE_MARKS.sub("", text).replace(uri, redact(uri)).split()) if text else ""
 
 
 def _where(uri: str) -> str:

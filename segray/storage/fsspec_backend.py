@@ -29,7 +29,7 @@ class FsspecBackend:
             raise AccessError(
                 f"Cannot open {scheme}:// URLs",
                 found=str(error),
-                hint="install the fsspec package for it, or use s3://",
+                hint=f"install the fsspec package for {scheme}://, or use s3://",
             ) from error
 
     def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
@@ -58,10 +58,10 @@ class FsspecBackend:
         return list(self._children(uri))
 
     def stat(self, uri: str) -> ListedObject:
-        told = self._fs.info(path_in(self._fs, uri))
-        if told["type"] != "file":
+        info = self._fs.info(path_in(self._fs, uri))
+        if info["type"] != "file":
             raise FileNotFoundError(errno.ENOENT, "no such object", uri)
-        return _entry(uri, name(uri), told)
+        return _entry(uri, name(uri), info)
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
         stop = None if size is None else start + size
@@ -89,9 +89,9 @@ def _child_name(child: Mapping[str, Any]) -> str:
     return last + "/" if child["type"] == "directory" else last
 
 
-def _entry(uri: str, key: str, told: Mapping[str, Any]) -> ListedObject:
-    size = told.get("size")
-    version = next((told[field] for field in _VERSION_FIELDS if told.get(field)), "")
+def _entry(uri: str, key: str, info: Mapping[str, Any]) -> ListedObject:
+    size = info.get("size")
+    version = next((info[field] for field in _VERSION_FIELDS if info.get(field)), "")
     if isinstance(version, datetime):  # Some file systems give the same moment as a datetime or as a number.
         version = version.timestamp()
     return ListedObject(uri, key, str(version).strip('"'), -1 if size is None else size)

@@ -65,12 +65,12 @@ class LocalBackend:
 
     def put(self, uri: str, data: bytes) -> None:
         path = Path(local_path(uri))
-        with _whole_file(path.parent, data) as temporary:
+        with _durable_temporary_file(path.parent, data) as temporary:
             temporary.replace(path)
 
     def create(self, uri: str, data: bytes) -> None:
         path = Path(local_path(uri))
-        with _whole_file(path.parent, data) as temporary, suppress(FileExistsError):
+        with _durable_temporary_file(path.parent, data) as temporary, suppress(FileExistsError):
             path.hardlink_to(temporary)
 
     def delete(self, uri: str) -> None:
@@ -108,7 +108,7 @@ def _file_entry(path: str, key: str) -> ListedObject | None:
 
 
 @contextmanager
-def _whole_file(folder: Path, data: bytes) -> Iterator[Path]:
+def _durable_temporary_file(folder: Path, data: bytes) -> Iterator[Path]:
     """Write all of `data` to a durable temporary file in `folder`, and yield the path of the file.
 
     The caller renames or links the file within `folder`. The temporary file is removed at the end.

@@ -1,4 +1,4 @@
-"""The loop that repeats a storage request after errors that may pass, with growing waits.
+"""The loop that repeats a storage request after transient errors, with growing waits.
 
 Knows nothing of the meaning of errors. The caller translates errors.
 """
@@ -24,13 +24,13 @@ def retrying(
     translate: Callable[[Exception], StorageFailure | None],
     renew_credentials: Callable[[], None],
 ) -> T:
-    """Return what `request` returns. Repeat the request after errors that may pass.
+    """Return the result of `request`. Repeat the request after transient errors.
 
     Args:
         request: Makes the request, which must be safe to repeat.
         retries: Attempts after the first.
-        translate: Returns the failure that an error is, None for an error that is not one of storage.
-        renew_credentials: Called before the attempt after a failure that needs fresh credentials.
+        translate: Returns the failure that an error means, None for an error that is not one of storage.
+        renew_credentials: Called before the attempt after a failure that needs new credentials.
 
     Raises:
         Exception: The failure's exception, or the error itself where `translate` returns None.

@@ -28,8 +28,7 @@ class S3Backend:
     """S3 and compatible stores, through the botocore client that s3fs keeps on its event loop.
 
     The backend avoids s3fs' file methods, which retry on their own and ask for the size before each read. The file
-    methods also rewrite some keys and hold whole listings in memory. A missing bucket would be reported as a missing
-    file.
+    methods also rewrite some keys, hold whole listings in memory, and report a missing bucket as a missing file.
     """
 
     def __init__(self, options: StorageOptions) -> None:
@@ -42,9 +41,10 @@ class S3Backend:
         if endpoint := _endpoint(options):
             if scheme(endpoint) not in ("http", "https") or "@" in endpoint or "?" in endpoint:
                 # The message leaves out user, password and query, which may be secret.
-                found = repr(endpoint.rpartition("@")[2].partition("?")[0])
-                raise AccessError("Not an endpoint", found=found, hint="write storage.endpoint_url as http://host:port")
-            # S3-compatible servers seldom have a host name per bucket, and some refuse chunked checksums.
+                endpoint_shown = repr(endpoint.rpartition("@")[2].partition("?")[0])
+                hint = "write storage.endpoint_url as http://host:port"
+                raise AccessError("Not an endpoint", found=endpoint_shown, hint=hint)
+            # S3-compatible servers seldom have a host name for each bucket, and some refuse chunked checksums.
             config["s3"] = {"addressing_style": "path"}
             config |= dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
         self._fs = s3fs.S3FileSystem(
@@ -136,9 +136,9 @@ def _bucket_and_object(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _object_entry(bucket: str, key: str, folder: str, told: Mapping[str, Any]) -> ListedObject:
-    size = told["Size"] if "Size" in told else told["ContentLength"]
-    return ListedObject(f"s3://{bucket}/{key}", key.removeprefix(folder), told.get("ETag", "").strip('"'), size)
+def _object_entry(bucket: str, key: str, folder: str, reply: Mapping[str, Any]) -> ListedObject:
+    size = reply["Size"] if "Size" in reply else reply["ContentLength"]
+    return ListedObject(f"s3://{bucket}/{key}", key.removeprefix(folder), reply.get("ETag", "").strip('"'), size)
 
 
 def _endpoint(options: StorageOptions) -> str | None:
@@ -158,26 +158,26 @@ def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
 
 
 def forget_credentials() -> None:
-    """Make the next session read the credentials anew."""
+    """Let the next session read the credentials again."""
     _session.cache_clear()
 
 
 def delta_options(options: StorageOptions) -> dict[str, str]:
-    """Return deltalake's storage_options for S3. The options hold the secret: never log or store them."""
+    """Return deltalake's storage_options for S3. The options contain the secret key: never log or store them."""
     variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
     session = _session(os.getpid(), variables)
     region = options.region or session.get_config_variable("region") or "us-east-1"
-    # The store retries. deltalake's own ten attempts last some three seconds, and do not cover truncated bodies.
-    chosen = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}
+    # The store retries. deltalake's own ten attempts last about three seconds, and do not cover truncated bodies.
+    storage_options = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}
     if endpoint := _endpoint(options):
         allow_http = str(endpoint.lower().startswith("http://")).lower()
-        chosen |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": allow_http}
-        chosen |= {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}
+        storage_options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": allow_http}
+        storage_options |= {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}
     if options.anonymous:
-        return chosen | {"AWS_SKIP_SIGNATURE": "true"}
+        return storage_options | {"AWS_SKIP_SIGNATURE": "true"}
     credentials = session.get_credentials()
     if credentials is None:
-        return chosen
+        return storage_options
     frozen = credentials.get_frozen_credentials()
-    chosen |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
-    return chosen | ({"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {})
+    storage_options |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
+    return storage_options | ({"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {})

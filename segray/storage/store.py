@@ -7,7 +7,7 @@ URIs are taken as written (see uris.py). Keys are sorted by code point, which is
 
 Every method raises FileNotFoundError (no such object), AccessError or InfrastructureError. AccessError means
 credentials, permissions or a missing bucket, and is never retried. InfrastructureError means throttling, 5xx, network
-or a full disk, and is retried where a retry may help. errors.py has the table.
+or a full disk, and is retried if a retry may help. errors.py has the table.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ __all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ABREAST, _ABREAST_BYTES = 8, 64 * 2**20
 # A list of links names hosts that are gone for good. Another try of the whole image comes later.
 _HTTP_RETRIES = 1
+_MAX_CALLS, _MAX_CALL_BYTES = 8, 64 * 2**20
 _REQUESTS_PER_CALL = 3  # of deltalake, approximately: the log's listing, its checkpoint, its last commits
 
 
 class Store:
     """One process's access to storage. Threads may share an instance. A pickled copy connects anew.
 
-    known: URIs in buckets that exist. A bucket that has answered once is known to exist too. A store that denies a
-    known bucket is failing (Swift does so while its container servers are down).
+    existing_uris: URIs in buckets that exist. A bucket that has answered a request exists too. A store that denies an
+    existing bucket is failing (Swift does so while its container servers are down).
     """
 
-    def __init__(self, options: StorageOptions | None = None, known: Iterable[str] = ()) -> None:
+    def __init__(self, options: StorageOptions | None = None, existing_uris: Iterable[str] = ()) -> None:
         self.options = options or StorageOptions()
-        self._known = {bucket_and_key(uri)[0] for uri in known}
+        self._existing_buckets = {bucket_and_key(uri)[0] for uri in existing_uris}
         self._backends: dict[str, Backend] = {}
         self._lock = threading.Lock()
         _stores.add(self)
@@ -122,11 +122,10 @@ class Store:
         self._request(uri, lambda backend: backend.put(uri, data))
 
     def create(self, uri: str, data: bytes) -> None:
-        """Write `data` to `uri`, or change nothing if the object exists. Read the object to learn whose content it has.
+        """Write `data` to `uri`, or change nothing if the object exists. Read the object to learn which writer won.
 
-        No return value could say which writer succeeded. HTTP clients such as aiohttp repeat a request when an answer
-        is lost, and then find their own object. Some S3 servers, such as Swift, let several of simultaneous writers
-        succeed.
+        No return value could say which writer won. HTTP clients such as aiohttp repeat a request whose answer was lost,
+        and then find their own object. Some S3 servers, such as Swift, let several simultaneous writers succeed.
         """
         self._request(uri, lambda backend: backend.create(uri, data))
 
@@ -136,27 +135,27 @@ class Store:
             self._request(uri, lambda backend: backend.delete(uri))
 
     def retrying(self, uri: str, call: Callable[[], T]) -> T:
-        """Return what `call` returns. Retry the call, and translate its errors as those of any other method.
+        """Return the result of `call`. Retry the call, and translate its errors as any other method does.
 
-        The call reaches `uri` by deltalake or Arrow. Repeating the call must be safe after an attempt whose answer was
-        lost. The call makes several requests, and each can fail. The call therefore gets more attempts than one
+        The call reaches `uri` by deltalake or Arrow. The call must be safe to repeat after an attempt whose answer was
+        lost. The call makes several requests, and each can fail. The call therefore gets more attempts than a single
         request.
         """
         return self._request(uri, lambda _: call(), _REQUESTS_PER_CALL * self.options.retries)
 
     def translated(self, uri: str, call: Callable[[], T]) -> T:
-        """Return what `call` returns. Translate its errors, but do not retry: the call retries by itself."""
+        """Return the result of `call`. Translate its errors, but do not retry: the call retries by itself."""
         return self._request(uri, lambda _: call(), 0)
 
     def delta_options(self, uri: str) -> dict[str, str]:
-        """Return deltalake's storage_options for the same place.
+        """Return deltalake's storage_options for the bucket or folder of `uri`.
 
-        The options hold the secret: never log or store them.
+        The options contain the secret key: never log or store them.
         """
         return s3.delta_options(self.options) if is_s3(uri) else {}
 
     def _request(self, uri: str, call: Callable[[Backend], T], retries: int | None = None) -> T:
-        """Return what `call` makes of the backend. Retry after errors that may pass, and translate errors."""
+        """Return the result of `call` on the backend of `uri`. Retry after transient errors, and translate errors."""
         bucket = bucket_and_key(uri)[0]
         if retries is None:
             retries = (
@@ -165,13 +164,13 @@ class Store:
 
         def request() -> T:
             answer = call(self._backend(uri))
-            self._known.add(bucket)
+            self._existing_buckets.add(bucket)
             return answer
 
         return retrying(
             request,
             retries,
-            lambda error: translate(error, uri, bucket_exists=bucket in self._known),
+            lambda error: translate(error, uri, bucket_exists=bucket in self._existing_buckets),
             self._renew_credentials,
         )
 
@@ -198,41 +197,42 @@ def _connect(kind: str, options: StorageOptions) -> Backend:
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
-_inherited: list[Any] = []
+_connections_of_parent: list[Any] = []
 
 
-def _leave_to_the_parent() -> None:
+def _drop_inherited_connections() -> None:
     """Drop the parent's connections in a forked child without closing them, and replace the locks.
 
     A thread of the parent may have held a lock at the fork.
     """
     for store in _stores:
-        _inherited.append(store._backends)
+        _connections_of_parent.append(store._backends)
         store._backends, store._lock = {}, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_drop_inherited_connections)
 
 
 def bounded_map(call: Callable[[T], R], items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[R]:
-    """Yield what the calls return, in the order of the items.
+    """Yield the results of the calls, in the order of the items.
 
-    At most _ABREAST calls run at once. A new call starts only while the sizes in progress are at most _ABREAST_BYTES.
-    Items are taken from the iterable when there is room. The first error ends the iteration, after running calls end.
+    At most _MAX_CALLS calls run at once. A new call starts only while the running calls take at most _MAX_CALL_BYTES.
+    An item is taken from the iterable when its call can start. The first error ends the iteration, after the running
+    calls have ended.
 
     Args:
         call: Called in a thread for each item.
         items: Iterated in the caller's thread.
         size_bytes: Returns the memory that an item's call takes, in bytes.
     """
-    waiting: deque[tuple[Future[R], int]] = deque()
-    with ThreadPoolExecutor(_ABREAST, thread_name_prefix="abreast") as pool:
+    running: deque[tuple[Future[R], int]] = deque()
+    with ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="bounded-map") as pool:
         for item in items:
-            waiting.append((pool.submit(call, item), size_bytes(item)))
-            while len(waiting) == _ABREAST or sum(size for _, size in waiting) > _ABREAST_BYTES:
-                yield waiting.popleft()[0].result()
-        while waiting:
-            yield waiting.popleft()[0].result()
+            running.append((pool.submit(call, item), size_bytes(item)))
+            while len(running) == _MAX_CALLS or sum(size for _, size in running) > _MAX_CALL_BYTES:
+                yield running.popleft()[0].result()
+        while running:
+            yield running.popleft()[0].result()
 
 
 class _RangedFile(io.RawIOBase):

@@ -28,8 +28,9 @@ def name(uri: str) -> str:
 
 def scheme(uri: str) -> str:
     """Return "s3" for "s3://bucket/key", and "" for every local path."""
-    before, separator, _ = uri.partition("://")
-    return before.lower() if separator and before.lower() != "file" else ""
+    start, separator, _ = uri.partition("://")
+    lowered = start.lower()
+    return lowered if separator and lowered != "file" else ""
 
 
 def is_s3(uri: str) -> bool:
@@ -65,6 +66,6 @@ def redact(uri: str) -> str:
     address, mark, query = uri.partition("?")
     if scheme(uri) not in ("http", "https"):
         return uri
-    start, separator, rest = address.partition("://")
-    host = start + separator + rest.rpartition("@")[2]
+    start, separator, authority = address.partition("://")
+    host = start + separator + authority.rpartition("@")[2]
     return f"{host}?..." if mark and query else host

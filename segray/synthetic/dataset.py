@@ -1,4 +1,4 @@
-"""A folder of sticker scenes with exact COCO truth, drawn from a seed.
+"""A folder of sticker scenes with exact COCO ground truth, drawn from a seed.
 
 Knows file names, encodings, canvas sizes and COCO JSON. Knows nothing of drawing, models or label sets. The scenes have
 the default difficulty of draw_scene. They share no random stream with the training data.
@@ -32,11 +32,13 @@ _ENCODINGS: dict[str, list[int]] = {
 
 
 def write(folder: Path, count: int, seed: int) -> Path:
-    """Draw `count` scenes into folder/images and their truth into folder/truth.json; return the truth's path.
+    """Draw `count` scenes into folder/images, and their ground truth into folder/truth.json.
 
-    The same count and seed give the same bytes. The truth is written last and as a whole, so its presence says that the
-    images are complete. A folder that already holds this dataset stays as it is. In the truth, `file_name` is the key
-    below folder/images.
+    Return the path of truth.json.
+
+    The same count and seed give the same bytes. truth.json is written last and atomically: a folder with truth.json has
+    all images. A folder that already holds this dataset stays as it is. In truth.json, `file_name` is the key below
+    folder/images.
 
     Args:
         folder: the dataset's folder.
@@ -44,10 +46,14 @@ def write(folder: Path, count: int, seed: int) -> Path:
         seed: seed of the scenes, at least 0.
 
     Raises:
-        SourceError: the folder holds other images or another dataset, or count or seed is too small.
+        SourceError: the folder holds other files or another dataset, or count or seed is too small.
     """
     if count < 1 or seed < 0:
-        raise SourceError("a scene dataset needs count >= 1 and seed >= 0", found=f"count {count}, seed {seed}")
+        raise SourceError(
+            "a scene dataset needs count >= 1 and seed >= 0",
+            found=f"count {count}, seed {seed}",
+            hint="give a count of at least 1 and a seed of at least 0",
+        )
     truth, images = folder / TRUTH, folder / IMAGES
     info = {"description": "sticker scenes drawn by segray", "version": 1, "count": count, "seed": seed}
     if truth.exists():
@@ -55,16 +61,16 @@ def write(folder: Path, count: int, seed: int) -> Path:
         return truth
     images.mkdir(parents=True, exist_ok=True)
     _check_no_strays(images, {_file_name(i) for i in range(count)})
-    listed: list[dict[str, Any]] = []
+    image_entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i in range(count):
         scene = scene_at(seed, i)
-        (images / _file_name(i)).write_bytes(_encoded(scene.image, Path(_file_name(i)).suffix))
+        (images / _file_name(i)).write_bytes(_encode(scene.image, Path(_file_name(i)).suffix))
         height, width = scene.owners.shape
-        listed.append({"id": i + 1, "file_name": _file_name(i), "width": width, "height": height})
+        image_entries.append({"id": i + 1, "file_name": _file_name(i), "width": width, "height": height})
         annotations += [{"id": len(annotations) + k, **row} for k, row in enumerate(annotations_of(scene, i + 1), 1)]
-    categories = [{"id": s.category_id, "name": s.name, "supercategory": "sticker"} for s in STICKERS]
-    content = {"info": info, "images": listed, "annotations": annotations, "categories": categories}
+    categories = [{"id": sticker.category_id, "name": sticker.name, "supercategory": "sticker"} for sticker in STICKERS]
+    content = {"info": info, "images": image_entries, "annotations": annotations, "categories": categories}
     unfinished = truth.with_suffix(".new")
     unfinished.write_text(json.dumps(content), encoding="utf-8")
     return unfinished.replace(truth)
@@ -86,17 +92,17 @@ def _file_name(index: int) -> str:
     return f"scene-{index:05d}{suffix}"
 
 
-def _encoded(image: Image, suffix: str) -> bytes:
-    done, data = cv2.imencode(suffix, image[..., ::-1], _ENCODINGS[suffix])
-    if not done:
+def _encode(image: Image, suffix: str) -> bytes:
+    is_encoded, data = cv2.imencode(suffix, image[..., ::-1], _ENCODINGS[suffix])
+    if not is_encoded:
         raise InfrastructureError("OpenCV could not encode a scene", found=f"{suffix}, {image.shape}")
     return data.tobytes()
 
 
 def annotations_of(scene: Scene, image_id: int) -> Iterator[dict[str, Any]]:
-    """Yield the COCO annotations of a scene, without their ids.
+    """Yield the COCO annotations of a scene, without annotation ids.
 
-    Each has the tight box and the full-image RLE of the visible pixels.
+    Each annotation has the tight box and the full-image RLE of the visible pixels.
     """
     height, width = scene.owners.shape
     for index, category_id in enumerate(scene.category_ids):
@@ -114,11 +120,11 @@ def annotations_of(scene: Scene, image_id: int) -> Iterator[dict[str, Any]]:
 
 
 def _check_same(truth: Path, info: dict[str, Any]) -> None:
-    found = json.loads(truth.read_text(encoding="utf-8")).get("info")
-    if found != info:
+    existing_info = json.loads(truth.read_text(encoding="utf-8")).get("info")
+    if existing_info != info:
         raise SourceError(
-            "the folder already holds another dataset", where=str(truth), found=f"{found}, wanted {info}",
-            hint="choose an empty folder, or the same count and seed",
+            "the folder already holds another dataset", where=str(truth), found=f"{existing_info}, expected {info}",
+            hint="give an empty folder, or the same count and seed",
         )  # fmt: skip
 
 
@@ -127,5 +133,5 @@ def _check_no_strays(images: Path, expected: set[str]) -> None:
     if strays:
         raise SourceError(
             "the images folder holds files that do not belong to these scenes", where=str(images),
-            found=f"{len(strays)}, such as {strays[0]}", hint="choose an empty folder",
+            found=f"{len(strays)} files, such as {strays[0]}", hint="give an empty folder",
         )  # fmt: skip

@@ -17,8 +17,8 @@ from segray.imaging.opencv import cv2
 from segray.synthetic.shapes import STICKERS, PaintedShape, Sticker
 
 _SUBPIXELS = 2
-_SHIFT = 4
-_MIN_VISIBLE = 0.45
+_FRACTION_BITS = 4
+_MIN_VISIBLE_FRACTION = 0.45
 _MIN_AREA_PX = 40
 
 Image = NDArray[np.uint8]
@@ -30,7 +30,7 @@ class Scene:
     """A drawn scene.
 
     image: uint8 (height, width, 3) RGB.
-    owners: uint8 (height, width), 0 for background, else 1 + the index into category_ids of the thing visible there.
+    owners: uint8 (height, width), 0 for background, else 1 + the index into category_ids of the pixel's thing.
     category_ids: COCO category ids of the things, in drawing order.
     """
 
@@ -54,34 +54,37 @@ def draw_scene(
     """Draw one random scene.
 
     Args:
-        rng: generator whose state decides everything.
-        size_hw: height and width of the canvas in pixels.
-        max_things: the number of things is uniform on 0..max_things. A placement that hides too much is dropped.
+        rng: generator whose state decides the scene.
+        size_hw: height and width of the canvas, in pixels.
+        max_things: the number of draws is uniform on 0..max_things. A thing that hides too much of others is dropped.
         lengths_px: range of a thing's longest side, log-uniform, in pixels of a canvas of 550x550.
-        frame_px: side in pixels of the square canvas that this one stands for, so lengths scale by frame_px/550.
-            Default: the square of equal area.
+        frame_px: side in pixels of the square canvas that lengths refer to. Lengths scale by frame_px/550. None stands
+            for the square with the area of this canvas.
     """
     height, width = size_hw
     scale = (frame_px if frame_px is not None else float(np.sqrt(height * width))) / 550
     canvas = _background(rng, height, width)
     owners = np.zeros(size_hw, np.uint8)
-    kept: list[tuple[int, int]] = []  # category id, full silhouette area
+    category_ids: list[int] = []
+    silhouette_areas: list[int] = []  # in pixels, of each placed thing before later things cover it
     for _ in range(int(rng.integers(0, max_things + 1))):
         sticker = STICKERS[int(rng.integers(len(STICKERS)))]
         patch = _draw_thing(rng, sticker, size_hw, lengths_px, scale)
-        if patch is None or not _placeable(owners, kept, patch):
+        if patch is None or not _may_be_placed(owners, silhouette_areas, patch):
             continue
-        area = owners[patch.window]
-        area[patch.solid] = len(kept) + 1
+        category_ids.append(sticker.category_id)
+        silhouette_areas.append(int(patch.solid.sum()))
+        owners[patch.window][patch.solid] = len(category_ids)
         canvas[patch.window] = canvas[patch.window] * (1 - patch.cover[..., None]) + patch.colour
-        kept.append((sticker.category_id, int(patch.solid.sum())))
     canvas += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(0, 8))
     image = np.clip(canvas, 0, 255).astype(np.uint8)
-    return Scene(image, owners, tuple(category for category, _ in kept))
+    return Scene(image, owners, tuple(category_ids))
 
 
 @dataclass(frozen=True)
 class _Patch:
+    """A drawn thing. window: rows and columns of the canvas. solid: pixels that the thing owns."""
+
     window: tuple[slice, slice]
     colour: Field  # premultiplied by cover
     cover: Field
@@ -104,18 +107,18 @@ def _draw_thing(
     matrix = turn @ np.diag([length * stretch, length / stretch])
     layers = sticker.draw(rng)
     shade = rng.uniform(-0.25, 0.25, 2)
-    return _paint(layers, matrix, centre, size_hw, shade)
+    return _paint_patch(layers, matrix, centre, size_hw, shade)
 
 
-def _paint(
+def _paint_patch(
     layers: list[PaintedShape],
     matrix: NDArray[np.float64],
     centre: NDArray[np.float64],
     size_hw: tuple[int, int],
     shade_xy: NDArray[np.float64],
 ) -> _Patch | None:
-    placed = [([c @ matrix.T + centre for c in layer.contours], layer.colour) for layer in layers]
-    corners = np.concatenate([c for contours, _ in placed for c in contours])
+    placed = [([contour @ matrix.T + centre for contour in layer.contours], layer.colour) for layer in layers]
+    corners = np.concatenate([contour for contours, _ in placed for contour in contours])
     x0, y0 = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
     x1, y1 = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 2, (size_hw[1], size_hw[0]))
     if x1 - x0 < 2 or y1 - y0 < 2:
@@ -125,12 +128,12 @@ def _paint(
     cover: Any = np.zeros(fine, np.float32)
     for contours, rgb in placed:
         # OpenCV puts pixel centres on integers. Here they lie at +0.5.
-        dots = [
-            np.round((((c - (x0, y0)) * _SUBPIXELS) - 0.5) * (1 << _SHIFT)).astype(np.int32)
-            for c in contours
+        fixed_points = [
+            np.round((((contour - (x0, y0)) * _SUBPIXELS) - 0.5) * (1 << _FRACTION_BITS)).astype(np.int32)
+            for contour in contours
         ]  # fmt: skip
-        cv2.fillPoly(colour, dots, rgb, shift=_SHIFT)
-        cv2.fillPoly(cover, dots, 1.0, shift=_SHIFT)
+        cv2.fillPoly(colour, fixed_points, rgb, shift=_FRACTION_BITS)
+        cv2.fillPoly(cover, fixed_points, 1.0, shift=_FRACTION_BITS)
     size = (int(x1 - x0), int(y1 - y0))
     colour = cv2.resize(colour, size, interpolation=cv2.INTER_AREA)
     cover = cv2.resize(cover, size, interpolation=cv2.INTER_AREA)
@@ -141,15 +144,16 @@ def _paint(
     return _Patch((slice(y0, y1), slice(x0, x1)), colour, cover, cover >= 0.5)
 
 
-def _placeable(owners: Image, kept: list[tuple[int, int]], patch: _Patch) -> bool:
-    """Return whether the patch is large enough and leaves every earlier thing at least 45 % visible."""
+def _may_be_placed(owners: Image, silhouette_areas: list[int], patch: _Patch) -> bool:
+    """Return whether the patch is large enough and leaves _MIN_VISIBLE_FRACTION of every earlier thing visible."""
     if patch.solid.sum() < _MIN_AREA_PX:
         return False
     covered = np.bincount(owners[patch.window][patch.solid], minlength=256)
-    touched = [index for index in range(len(kept)) if covered[index + 1]]
-    for index in touched:
+    for index, silhouette_area in enumerate(silhouette_areas):
+        if not covered[index + 1]:
+            continue
         visible = int((owners == index + 1).sum()) - int(covered[index + 1])
-        if visible < max(_MIN_VISIBLE * kept[index][1], _MIN_AREA_PX):
+        if visible < max(_MIN_VISIBLE_FRACTION * silhouette_area, _MIN_AREA_PX):
             return False
     return True
 

@@ -16,11 +16,11 @@ _COMMAND = """
 import subprocess, sys
 from segray._system import child_processes as orphans
 spared = subprocess.Popen(["sleep", "60"])
-known = orphans.adopt()
+known = orphans.adopt_descendants()
 leave = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL, start_new_session=True).pid)"
 orphan = subprocess.run([sys.executable, "-c", leave], stdout=subprocess.PIPE).stdout.decode().strip()
 child = subprocess.Popen(["sleep", "60"])
-orphans.end(known)
+orphans.kill_children(known)
 print(orphan, child.pid, spared.poll() is None)
 spared.kill()
 """

@@ -306,7 +306,7 @@ def test_a_signal_after_a_commands_end_changes_nothing() -> None:
 import os, signal, sys
 from segray.cli import main as cli
 from segray._system import child_processes as orphans, signals
-orphans.end = lambda spared: os.kill(os.getpid(), signal.SIGINT)
+orphans.kill_children = lambda spared: os.kill(os.getpid(), signal.SIGINT)
 sys.argv = ["segray", "version"]
 signals.listen()
 cli.main()

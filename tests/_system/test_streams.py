@@ -241,7 +241,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(shape: str, tmp_path: Path) 
     program = f"""
 import os, subprocess, sys
 from segray._system import signals, streams
-streams.settle()
+streams.take_over()
 signals.listen()
 with open({str(file)!r}, "w") as data:
     assert data.fileno() > 2
@@ -261,7 +261,7 @@ def test_once_the_reader_has_gone_libraries_and_children_write_to_nowhere() -> N
     program = """
 import os, subprocess, sys, time
 from segray._system import streams
-streams.settle()
+streams.take_over()
 while not streams.reader_gone():
     streams.show("line")
     time.sleep(0.01)
@@ -278,7 +278,7 @@ def test_lines_wait_for_a_reader_that_is_slow() -> None:
 import os
 from segray._system import streams
 os.set_blocking(1, False)
-streams.settle()
+streams.take_over()
 for number in range(50_000):
     print(number)
 streams.check()
@@ -291,7 +291,7 @@ streams.check()
 def test_what_an_encoding_lacks_is_written_all_the_same() -> None:
     program = r"""
 from segray._system import streams
-streams.settle()
+streams.take_over()
 streams.show("a \u2192 b \udcff")
 """
     env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
@@ -305,7 +305,7 @@ import os, sys
 from segray.cli import main as cli
 from segray.monitoring import status
 from segray._system import streams
-streams.settle()
+streams.take_over()
 live = status.Status("labels", "live", "r", None, None, {}, {"every_s": 0.01, "images": 2, "done": 1,
     "images_per_s": 1.0, "eta_s": 1.0, "labelled": {"ok": 1, "empty": 0, "failed": 0}, "retries": 0,
     "lost_workers": 0, "workers": 0})
@@ -322,7 +322,7 @@ os._exit(cli.run(["status", "labels", "--watch"]))
 PROGRESS = """
 from segray.monitoring import console
 from segray._system import streams
-streams.settle()
+streams.take_over()
 with console.listener() as listener:
     listener.note("begins")
     listener.begin(100, 0)

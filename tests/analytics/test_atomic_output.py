@@ -60,7 +60,7 @@ def test_an_address_is_no_local_folder(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main.run([{"ROOT": root, "OUT": place}.get(word, word) for word in command.split()]) == 2
-    assert "local files alone" in capsys.readouterr().err
+    assert "local files only" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,7 +132,7 @@ def numbers(scores: coco_eval.Scores) -> list[float]:
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""
     monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (40,))
-    monkeypatch.setattr(ground_truth, "_WRITTEN_ROWS", 10)
+    monkeypatch.setattr(ground_truth, "_MAX_WAITING_ROWS", 10)
     monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
     if case == "spilled":
         monkeypatch.setattr(coco_eval, "_IN_MEMORY_ROWS", 50)
@@ -280,8 +280,8 @@ def test_a_run_that_goes_on_is_told(tmp_path: Path) -> None:
     content, shown = made(4)
     some = dict(list(shown.items())[:3])
     found = written(tmp_path, content, some)
-    assert (found.missing, found.notes) == (1, ["1 images of the truth are not labelled, which counts as finding "
-                                                "nothing in them"])  # fmt: skip
+    note = "1 images of the truth are not labelled: each counts as an image without detections"
+    assert (found.missing, found.notes) == (1, [note])
     Run(str(tmp_path / "labels"), "29990101T000000Z-a").save(Store(), {"state": "running"})
     assert evaluate(str(tmp_path / "labels"), tmp_path / "truth.json").notes[0].endswith("the run is not finished")
 

@@ -113,7 +113,7 @@ def test_a_commit_that_reached_one_table_is_not_shown(root: str, monkeypatch: py
 
 
 def test_a_state_that_is_not_there_is_an_error(root: str, tmp_path: Path) -> None:
-    with pytest.raises(LabelSetError, match="batch 3 asked for, the last is 2"):
+    with pytest.raises(LabelSetError, match="asked for batch 3, the last is 2"):
         segray.sql(duckdb.connect(), root, version=3)
     with pytest.raises(LabelSetError, match="no label set"):
         segray.sql(duckdb.connect(), str(tmp_path / "nowhere"))

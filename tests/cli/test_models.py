@@ -67,7 +67,7 @@ def names(folder: Path) -> list[str]:
 def test_pull_leaves_a_model_that_the_zoo_takes(web: Web, tmp_path: Path) -> None:
     steps: list[str] = []
     content = archive()
-    found = pull(published(web, content), tmp_path, told=Callbacks(note=steps.append))
+    found = pull(published(web, content), tmp_path, callbacks=Callbacks(note=steps.append))
     folder = tmp_path / TF
     assert names(folder) == ["download", f"{TF}.bin", f"{TF}.xml", "segray.json"]
     assert [step.split()[0] for step in steps] == ["fetching", "unpacking", "converting"]
@@ -83,7 +83,7 @@ def test_the_converted_graph_computes_what_the_frozen_one_did(web: Web, tmp_path
     model = resolve.resolve(TF, str(pull(published(web, archive()), tmp_path).xml))
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(threads=1, precision="f32"))
     picture = np.full((4, 5, 3), 2, np.uint8)
-    with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
+    with engine.infer(model.adapter.prepare(model.form, picture)) as outputs:
         assert (outputs["detection_masks"] == 120).all()
         assert outputs["detection_masks"].shape == (1, 100, 15, 15)
 
@@ -117,9 +117,9 @@ def test_an_interrupted_download_resumes(web: Web, tmp_path: Path) -> None:
     half = len(content) // 2
     entry = published(web, content, cuts=[half, 0, 0])
     with pytest.raises(InfrastructureError, match="resumes"):
-        pull(entry, tmp_path, patience=HASTY)
+        pull(entry, tmp_path, retry_policy=HASTY)
     assert names(tmp_path / TF) == ["download"]
-    pull(entry, tmp_path, patience=HASTY)
+    pull(entry, tmp_path, retry_policy=HASTY)
     assert web.asked[-1][1] == f"bytes={half}-"
 
 
@@ -131,7 +131,7 @@ def test_an_interruption_leaves_no_half_model_and_the_next_call_goes_on(
     interrupt(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         pull(entry, tmp_path)
-    assert acquire.acquired(TF, tmp_path / TF) is None
+    assert acquire.installed_model(TF, tmp_path / TF) is None
     assert not (tmp_path / TF / "segray.json").exists()
     monkeypatch.undo()
     found = pull(entry, tmp_path)
@@ -175,7 +175,7 @@ def test_a_tampered_archive_is_refused(web: Web, tmp_path: Path) -> None:
 
 def test_an_archive_with_another_graph_is_refused(web: Web, tmp_path: Path) -> None:
     larger = graphs.frozen({name: [1, *shape] for name, shape in graphs.published(ATROUS, "original").items()})
-    with pytest.raises(ModelError, match=r"not the model that was published[\s\S]*33, 33\], published \[\?, 15, 15\]"):
+    with pytest.raises(ModelError, match=r"differs from the published model[\s\S]*33, 33\], published \[\?, 15, 15\]"):
         pull(published(web, archive(larger)), tmp_path)
     with pytest.raises(ModelError, match=r"another kind: outputs num_detections"):
         pull(published(web, archive(graphs.frozen({"boxes": [1, 4]}))), tmp_path / "b")
@@ -183,7 +183,9 @@ def test_an_archive_with_another_graph_is_refused(web: Web, tmp_path: Path) -> N
 
 
 def test_an_archive_without_the_graph_says_what_it_holds(web: Web, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"does not hold mask_rcnn\S*/frozen_inference_graph\.pb[\s\S]*found: a\.pb"):
+    with pytest.raises(
+        ModelError, match=r"does not contain mask_rcnn\S*/frozen_inference_graph\.pb[\s\S]*found: a\.pb"
+    ):
         pull(published(web, archive(path="a.pb")), tmp_path)
 
 
@@ -191,9 +193,9 @@ def test_the_next_source_is_taken_when_the_first_is_gone(web: Web, tmp_path: Pat
     here = published(web, archive()).sources[0]
     gone = replace(here, files=(File("gone.tar.gz", (f"{web.root}/gone",)),))
     entry = replace(CATALOGUE[TF], sources=(gone, here))
-    assert pull(entry, tmp_path, patience=HASTY).form == "original"
+    assert pull(entry, tmp_path, retry_policy=HASTY).form == "original"
     with pytest.raises(InfrastructureError, match=r"No address[\s\S]*/gone: HTTP 404"):
-        pull(replace(entry, sources=(gone,)), tmp_path / "b", patience=HASTY)
+        pull(replace(entry, sources=(gone,)), tmp_path / "b", retry_policy=HASTY)
 
 
 def test_two_files_of_an_ir_are_pulled(web: Web, tmp_path: Path) -> None:
@@ -218,12 +220,12 @@ def test_two_pulls_at_once_do_not_meet(web: Web, tmp_path: Path) -> None:
     refused: list[str] = []
 
     def note(text: str) -> None:
-        with pytest.raises(InfrastructureError, match="Another process is writing there"):
+        with pytest.raises(InfrastructureError, match="Another process writes to the folder"):
             pull(entry, tmp_path)
         refused.append(text)
 
     entry = published(web, archive())
-    pull(entry, tmp_path, told=Callbacks(note=note))
+    pull(entry, tmp_path, callbacks=Callbacks(note=note))
     assert len(refused) == 3
 
 
@@ -245,7 +247,7 @@ def test_convert_takes_an_owners_network_of_other_sizes(tmp_path: Path) -> None:
 
 def test_convert_asks_for_the_form_that_files_do_not_tell(tmp_path: Path) -> None:
     xml = graphs.yolact(tmp_path / "yolact.xml")
-    with pytest.raises(ConfigError, match=r"does not tell in which form[\s\S]*Say --form: 'original' if") as caught:
+    with pytest.raises(ConfigError, match=r"does not tell in which form[\s\S]*Set --form: 'original' if") as caught:
         convert(CATALOGUE[YOLACT], xml, tmp_path / "out")
     assert caught.value.where == str(xml)
     assert names(tmp_path / "out") == []
@@ -289,9 +291,9 @@ def test_convert_does_not_overwrite_its_source_or_another_model(tmp_path: Path) 
         convert(CATALOGUE[YOLACT], source, tmp_path, form="original")
     (tmp_path / "graph.pb").write_bytes(GRAPH)
     convert(CATALOGUE[TF], tmp_path / "graph.pb", tmp_path / "out")
-    with pytest.raises(ModelError, match=r"holds another model[\s\S]*folder of its own"):
+    with pytest.raises(ModelError, match=r"holds another model[\s\S]*folder for this model alone"):
         convert(CATALOGUE[YOLACT], source, tmp_path / "out", form="original")
-    assert acquire.acquired(TF, tmp_path / "out")
+    assert acquire.installed_model(TF, tmp_path / "out")
 
 
 def test_a_failed_conversion_keeps_the_earlier_one(tmp_path: Path) -> None:
@@ -300,14 +302,14 @@ def test_a_failed_conversion_keeps_the_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "graph.pb").write_bytes(GRAPH[:100])
     with pytest.raises(ModelError):
         convert(CATALOGUE[TF], tmp_path / "graph.pb", tmp_path / "out")
-    assert acquire.acquired(TF, tmp_path / "out")
+    assert acquire.installed_model(TF, tmp_path / "out")
 
 
 # ---- the zoo's message ----------------------------------------------------------------------------
 
 
 def test_the_zoo_says_once_and_clearly_what_to_do_about_an_old_ir(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=rf"IR v5 is no longer read[\s\S]*segray models pull {OLD}[\s\S]*{SIBLING}"):
+    with pytest.raises(ModelError, match=rf"no longer reads IR v5[\s\S]*segray models pull {OLD}[\s\S]*{SIBLING}"):
         resolve.resolve(OLD, str(old_ir(tmp_path)))
 
 
@@ -357,7 +359,7 @@ def test_inspect_says_when_the_form_must_be_told(tmp_path: Path) -> None:
     xml = graphs.yolact(tmp_path / "y.xml")
     found = inspect(xml)
     assert [fit.form for fit in found.fits] == ["original", "converted"]
-    assert found.needs[0].startswith("Set model.form: 'original' if it takes normalised RGB")
+    assert found.needs[0].startswith("Set model.form: 'original' if the graph takes normalised RGB")
     (tmp_path / "segray.json").write_text(json.dumps({"contract": YOLACT, "form": "converted"}))
     found = inspect(xml)
     assert [fit.form for fit in found.fits] == ["converted"]
@@ -409,7 +411,7 @@ def test_inspect_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"")
     assert "segray models convert" in inspect(tmp_path / "w.pth").needs[0]
     (tmp_path / "w.tflite").write_bytes(b"")
-    with pytest.raises(ModelError, match="no model file"):
+    with pytest.raises(ModelError, match="cannot read files of this kind"):
         inspect(tmp_path / "w.tflite")
     with pytest.raises(ModelError, match="does not exist"):
         inspect(tmp_path / "absent.pth")
@@ -474,6 +476,6 @@ def test_progress_of_a_download_is_told_now_and_then(
     from segray.cli import models
 
     monkeypatch.setattr(models, "_LINE_S", 0.0)
-    models._Lines()(3_000_000, 178_000_000)
-    models._Lines()(3_000_000, None)
+    models._DownloadLines()(3_000_000, 178_000_000)
+    models._DownloadLines()(3_000_000, None)
     assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"

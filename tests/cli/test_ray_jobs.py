@@ -64,7 +64,7 @@ def test_each_attempt_has_the_next_id_and_none_begins_beside_another(tmp_path: P
     assert ray_jobs.check(asked, cluster(web, jobs=others)) == f"{asked.stem}-1"
     ended = [{"submission_id": f"{asked.stem}-{n}", "status": s} for n, s in ((2, "FAILED"), (10, "SUCCEEDED"))]
     assert ray_jobs.check(asked, cluster(web, jobs=[*others, *ended])) == f"{asked.stem}-11"
-    with pytest.raises(ConflictError, match=r"(?s)under way.*-12.*pending.*ray job stop"):
+    with pytest.raises(ConflictError, match=r"(?s)label set runs.*-12.*pending.*ray job stop"):
         ray_jobs.check(asked, cluster(web, jobs=[*ended, {"submission_id": f"{asked.stem}-12", "status": "PENDING"}]))
 
 
@@ -86,7 +86,7 @@ def test_a_head_that_does_not_know_of_itself_yet_is_waited_for(
 
 
 def test_paths_that_mean_nothing_on_the_cluster_are_refused(tmp_path: Path, web: Web) -> None:
-    with pytest.raises(ConfigError, match=r"output\.root is relative"):
+    with pytest.raises(ConfigError, match=r"output\.root is a relative path"):
         ray_jobs.check(request(tmp_path, root="labels"), cluster(web))
     assert web.asked == []
 
@@ -140,7 +140,7 @@ def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) ->
         dashboard = ray_jobs.Dashboard(web.root, environ)
         assert dashboard.auth_mode == ("token" if token else "disabled")
         assert dashboard._token == token
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="there is no token"):
         ray_jobs.Dashboard(web.root, {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
     web.put("/api/version", b"", statuses=[403])
     with pytest.raises(AccessError, match="refuses the token") as refused:
@@ -159,7 +159,7 @@ def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) ->
     ],
 )
 def test_the_runs_own_exit_code_is_the_commands(told: dict[str, Any], code: int) -> None:
-    assert ray_jobs._outcome(told, JOB, None, missing=False).exit_code == code
+    assert ray_jobs._outcome(told, JOB, None, segray_missing=False).exit_code == code
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_runs_own_exit_code_is_the_commands(told: dict[str, Any], code: int)
             {"status": "FAILED", "driver_exit_code": 137},
             False,
             InfrastructureError,
-            "exit code 137.*the same command resumes",
+            "exit code 137.*run the same command again",
         ),
         ({"status": "FAILED", "message": "x\nruntime_env failed"}, False, InfrastructureError, "runtime_env failed"),
         ({"status": "FAILED", "driver_exit_code": 127}, False, UserError, "no segray.*--python"),
@@ -180,7 +180,7 @@ def test_ends_that_are_not_the_runs_say_whose_they_are(
     told: dict[str, Any], missing: bool, kind: type[SegrayError], said: str
 ) -> None:
     with pytest.raises(kind, match=f"(?s){said}"):
-        ray_jobs._outcome(told, JOB, None, missing=missing)
+        ray_jobs._outcome(told, JOB, None, segray_missing=missing)
 
 
 def test_a_driver_of_another_version_refuses(
@@ -188,7 +188,7 @@ def test_a_driver_of_another_version_refuses(
 ) -> None:
     monkeypatch.setenv(ray_jobs.VERSION_ENV, "0.0.1")
     assert main.run(["label", "any.yaml"]) == 2
-    assert f"{segray.__version__} here, 0.0.1 submitted" in capsys.readouterr().err
+    assert f"{segray.__version__} on the cluster, 0.0.1 on the client" in capsys.readouterr().err
 
 
 def test_a_job_that_stays_pending_is_called_off(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +213,12 @@ def test_a_head_that_has_no_agent_yet_is_waited_for_and_any_other_refusal_is_not
         if (answer := next(answers)) is not None:
             raise answer
 
-    ray_jobs._insist(submit_job)
+    ray_jobs._submit_until_agent(submit_job)
     with pytest.raises(RuntimeError, match="already taken"):
-        ray_jobs._insist(submit_job)
+        ray_jobs._submit_until_agent(submit_job)
     monkeypatch.setattr(ray_jobs, "_SILENT_S", -1.0)
     with pytest.raises(RuntimeError, match="No available agent"):
-        ray_jobs._insist(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
+        ray_jobs._submit_until_agent(lambda: (_ for _ in ()).throw(RuntimeError("No available agent")))
 
 
 def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,8 @@ def test_images_that_are_not_there_are_not_judged_and_broken_ones_find_nothing(f
     found = compare.accuracy({"sighted": SIGHTED}, readers, truth_of(folder))
     assert (len(found.uris), found.objects) == (11, 5)
     assert found.mask_ap["sighted"] == pytest.approx(0.8, abs=0.02)  # 4 of 5
-    assert list(readers.unread) == [str(folder / "images" / "03.png")]
-    assert "03.png: " in readers.trouble()
+    assert list(readers.failures) == [str(folder / "images" / "03.png")]
+    assert "03.png: " in readers.first_failure()
 
 
 def test_a_truth_of_other_images_is_refused(folder: Path) -> None:
@@ -108,10 +108,10 @@ def test_a_truth_of_other_sizes_is_refused(folder: Path) -> None:
 
 def test_a_sample_is_spread_over_the_listing(folder: Path) -> None:
     images = str(folder / "images")
-    assert [ref.key for ref in compare.spread(images, Store(), 3)] == ["00.png", "04.png", "08.png"]
-    assert len(compare.spread(images, Store(), 300)) == 12
+    assert [ref.key for ref in compare.evenly_spaced_images(images, Store(), 3)] == ["00.png", "04.png", "08.png"]
+    assert len(compare.evenly_spaced_images(images, Store(), 300)) == 12
     with pytest.raises(SourceError):
-        compare.spread(str(folder / "none"), Store(), 3)
+        compare.evenly_spaced_images(str(folder / "none"), Store(), 3)
 
 
 def test_speed_compares_round_by_round() -> None:

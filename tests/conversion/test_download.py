@@ -1,4 +1,4 @@
-"""fetch.py against a real server with bad habits, and archives made to do harm."""
+"""download.py against a real server with bad habits, and archives made to do harm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from web import Web
 
 from segray.conversion import download as module
-from segray.conversion.download import RetryPolicy, fetch, unpack
+from segray.conversion.download import RetryPolicy, download_file, unpack
 from segray.errors import InfrastructureError, ModelError, SegrayError
 
 CONTENT = bytes(range(256)) * 4000
@@ -39,7 +39,7 @@ def test_a_file_arrives_whole_and_alone(web: Web, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     target = tmp_path / "new" / "a.bin"
     url = web.put("/a.bin", CONTENT)
-    digest = fetch(
+    digest = download_file(
         [url], target, sha256=SHA256, sha384=SHA384, size_bytes=len(CONTENT),
         progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
@@ -53,20 +53,22 @@ def test_a_file_arrives_whole_and_alone(web: Web, tmp_path: Path) -> None:
 def test_a_file_that_is_there_costs_no_request(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT)
     for _ in range(2):
-        fetch([url], tmp_path / "a.bin", sha256=SHA256)
+        download_file([url], tmp_path / "a.bin", sha256=SHA256)
     assert len(web.asked) == 1
 
 
 def test_a_file_that_is_there_but_another_is_left_and_told(web: Web, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"mine")
-    with pytest.raises(ModelError, match=r"not the one expected[\s\S]*4 bytes, expected 1024000[\s\S]*Remove it"):
-        fetch([], tmp_path / "a.bin", size_bytes=len(CONTENT))
+    with pytest.raises(
+        ModelError, match=r"differs from the expected file[\s\S]*4 bytes, expected 1024000[\s\S]*Remove the file"
+    ):
+        download_file([], tmp_path / "a.bin", size_bytes=len(CONTENT))
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
 
 
 def test_a_cut_connection_goes_on_where_it_ended(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, cuts=[300_000, 400_000])
-    assert fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY) == SHA256
+    assert download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY) == SHA256
     assert [wanted for _, wanted in web.asked] == [None, "bytes=300000-", "bytes=700000-"]
     assert names(tmp_path) == ["a.bin"]
 
@@ -74,22 +76,22 @@ def test_a_cut_connection_goes_on_where_it_ended(web: Web, tmp_path: Path) -> No
 def test_what_came_before_an_interruption_is_kept_for_the_next_call(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, cuts=[500_000, 0, 0, 0])
     with pytest.raises(InfrastructureError, match=r"ended after 500000 of 1024000 bytes \(500000 bytes are kept\)"):
-        fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+        download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY)
     assert names(tmp_path) == ["a.bin.part", "a.bin.part.from"]
-    assert fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY) == SHA256
+    assert download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY) == SHA256
     assert web.asked[-1][1] == "bytes=500000-"
     assert names(tmp_path) == ["a.bin"]
 
 
 def test_another_mirror_goes_on_with_the_same_part(web: Web, tmp_path: Path) -> None:
     urls = [web.put("/a", CONTENT, cuts=[600_000, 0, 0, 0]), web.put("/b", CONTENT, tag='"two"')]
-    fetch(urls, tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+    download_file(urls, tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY)
     assert web.asked[-1] == ("/b", "bytes=600000-")
 
 
 def test_without_a_checksum_mirrors_do_not_mix(web: Web, tmp_path: Path) -> None:
     urls = [web.put("/a", CONTENT, cuts=[600_000, 0, 0, 0]), web.put("/b", b"other", tag='"two"')]
-    fetch(urls, tmp_path / "a.bin", patience=HASTY)
+    download_file(urls, tmp_path / "a.bin", retry_policy=HASTY)
     assert web.asked[-1] == ("/b", None)
     assert (tmp_path / "a.bin").read_bytes() == b"other"
 
@@ -97,37 +99,37 @@ def test_without_a_checksum_mirrors_do_not_mix(web: Web, tmp_path: Path) -> None
 def test_without_a_checksum_a_file_that_changed_meanwhile_starts_anew(web: Web, tmp_path: Path) -> None:
     url = web.put("/a", b"x" * 1000, cuts=[500, 0, 0, 0])
     with pytest.raises(InfrastructureError):
-        fetch([url], tmp_path / "a.bin", patience=HASTY)
+        download_file([url], tmp_path / "a.bin", retry_policy=HASTY)
     web.put("/a", b"y" * 1000, tag='"two"')
-    fetch([url], tmp_path / "a.bin", patience=HASTY)
+    download_file([url], tmp_path / "a.bin", retry_policy=HASTY)
     assert (tmp_path / "a.bin").read_bytes() == b"y" * 1000
 
 
 def test_a_server_without_ranges_starts_anew(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, ranges=False, cuts=[500_000])
-    assert fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY) == SHA256
+    assert download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY) == SHA256
     assert len(web.asked) == 2
 
 
 def test_a_server_without_ranges_that_always_cuts_is_given_up(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, ranges=False, cuts=[500_000] * 9)
     with pytest.raises(InfrastructureError, match="ended after 500000"):
-        fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+        download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY)
     assert len(web.asked) == 4
 
 
 def test_another_range_than_asked_for_is_not_glued_on(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, cuts=[500_000], shift=7)
-    assert fetch([url], tmp_path / "a.bin", sha256=SHA256, patience=HASTY) == SHA256
+    assert download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY) == SHA256
 
 
 def test_a_part_that_was_whole_already_is_only_checked(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT)
     (tmp_path / "a.bin.part").write_bytes(CONTENT)
-    assert fetch([url], tmp_path / "a.bin", sha256=SHA256) == SHA256  # 416: the range begins at the end
+    assert download_file([url], tmp_path / "a.bin", sha256=SHA256) == SHA256  # 416: the range begins at the end
     assert web.asked == [("/a.bin", "bytes=1024000-")]
     (tmp_path / "b.bin.part").write_bytes(CONTENT)
-    assert fetch([url], tmp_path / "b.bin", sha256=SHA256, size_bytes=len(CONTENT)) == SHA256
+    assert download_file([url], tmp_path / "b.bin", sha256=SHA256, size_bytes=len(CONTENT)) == SHA256
     assert len(web.asked) == 1
     assert names(tmp_path) == ["a.bin", "b.bin"]
 
@@ -136,33 +138,35 @@ def test_a_part_that_was_whole_already_is_only_checked(web: Web, tmp_path: Path)
 def test_a_damaged_part_is_thrown_away_and_fetched_once_more(web: Web, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "a.bin.part").write_bytes(left)
     url = web.put("/a.bin", CONTENT)
-    fetch([url], tmp_path / "a.bin", sha256=SHA256, size_bytes=len(CONTENT), patience=HASTY)
+    download_file([url], tmp_path / "a.bin", sha256=SHA256, size_bytes=len(CONTENT), retry_policy=HASTY)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_is_told_and_nothing_stays(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT[:-1] + b"!")
     with pytest.raises(ModelError, match=rf"another file than expected[\s\S]*{url}: sha384 \w+, expected {SHA384}"):
-        fetch([url], tmp_path / "a.bin", sha384=SHA384)
+        download_file([url], tmp_path / "a.bin", sha384=SHA384)
     assert names(tmp_path) == []
 
 
 def test_after_a_wrong_checksum_the_next_mirror_is_tried(web: Web, tmp_path: Path) -> None:
     urls = [web.put("/a", b"bad"), web.put("/b", CONTENT)]
-    fetch(urls, tmp_path / "a.bin", sha256=SHA256)
+    download_file(urls, tmp_path / "a.bin", sha256=SHA256)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_another_size_is_refused_before_the_body(web: Web, tmp_path: Path) -> None:
     told: list[int] = []
     with pytest.raises(InfrastructureError, match="has 1024000 bytes, not 5"):
-        fetch([web.put("/a", CONTENT)], tmp_path / "a", size_bytes=5, progress=lambda done, _: told.append(done))
+        download_file(
+            [web.put("/a", CONTENT)], tmp_path / "a", size_bytes=5, progress=lambda done, _: told.append(done)
+        )
     assert told == []
 
 
 def test_the_first_mirror_is_gone(web: Web, tmp_path: Path) -> None:
     urls = [f"{web.root}/gone", web.put("/b", CONTENT)]
-    fetch(urls, tmp_path / "a.bin", sha256=SHA256)
+    download_file(urls, tmp_path / "a.bin", sha256=SHA256)
     assert [path for path, _ in web.asked] == ["/gone", "/b"]
 
 
@@ -191,12 +195,12 @@ def mute(silent: bool) -> Iterator[tuple[str, list[socket.socket]]]:
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_server_that_does_not_answer_costs_a_few_tries(web: Web, tmp_path: Path, silent: bool) -> None:
-    patience = RetryPolicy(retries=2, pause_s=0.001, timeout_s=0.2 if silent else 5)
+    retry_policy = RetryPolicy(retries=2, pause_s=0.001, timeout_s=0.2 if silent else 5)
     began_s = time.monotonic()
     with mute(silent) as (url, tries):
-        fetch([url, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=patience)
+        download_file([url, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, retry_policy=retry_policy)
     assert time.monotonic() - began_s < 30, "a try waits longer than timeout_s"
-    assert len(tries) == 1 + patience.retries
+    assert len(tries) == 1 + retry_policy.retries
     assert web.asked == [("/b", None)]
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
@@ -206,61 +210,61 @@ def test_a_closed_port_is_tried_again_and_then_told(web: Web, tmp_path: Path) ->
         bound.bind(("127.0.0.1", 0))  # It does not listen, so connections are refused.
         closed = f"http://127.0.0.1:{bound.getsockname()[1]}/a"
         with pytest.raises(InfrastructureError, match=rf"{closed}: .*Connection refused.* \(0 bytes are kept\)"):
-            fetch([closed], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
-        fetch([closed, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, patience=HASTY)
+            download_file([closed], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY)
+        download_file([closed, web.put("/b", CONTENT)], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_busy_servers_are_asked_again_and_refusals_are_not(web: Web, tmp_path: Path) -> None:
-    fetch([web.put("/a", CONTENT, statuses=[503, 429])], tmp_path / "a", patience=HASTY)
+    download_file([web.put("/a", CONTENT, statuses=[503, 429])], tmp_path / "a", retry_policy=HASTY)
     assert len(web.asked) == 3
     with pytest.raises(InfrastructureError, match=r"No address gives the file[\s\S]*HTTP 403"):
-        fetch([web.put("/b", CONTENT, statuses=[403])], tmp_path / "b", patience=HASTY)
+        download_file([web.put("/b", CONTENT, statuses=[403])], tmp_path / "b", retry_policy=HASTY)
     assert len(web.asked) == 4
 
 
 def test_a_login_page_is_no_file(web: Web, tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match="a web page, not a file"):
-        fetch([web.put("/a", b"<html>", content_type="text/html")], tmp_path / "a")
+        download_file([web.put("/a", b"<html>", content_type="text/html")], tmp_path / "a")
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a", "a.bin"])
 def test_only_http_is_spoken(tmp_path: Path, url: str) -> None:
     with pytest.raises(InfrastructureError, match="not an http address"):
-        fetch([url], tmp_path / "a")
+        download_file([url], tmp_path / "a")
 
 
 def test_without_a_length_the_checksum_decides(web: Web, tmp_path: Path) -> None:
     url = web.put("/a", CONTENT, length=False)
-    fetch([url], tmp_path / "a", sha256=SHA256)
+    download_file([url], tmp_path / "a", sha256=SHA256)
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
 def test_the_first_downloads_checksum_holds_from_then_on(web: Web, tmp_path: Path) -> None:
     url, target = web.put("/a", CONTENT), tmp_path / "a.bin"
-    fetch([url], target)
+    download_file([url], target)
     assert (tmp_path / "a.bin.sha256").read_text() == f"{SHA256}  a.bin\n"
     target.unlink()
     web.put("/a", CONTENT + b"!")
     with pytest.raises(ModelError, match=rf"expected {SHA256}[\s\S]*or remove a\.bin\.sha256 to accept"):
-        fetch([url], target)
+        download_file([url], target)
     assert names(tmp_path) == ["a.bin.sha256"]
     target.write_bytes(b"tampered")
-    with pytest.raises(ModelError, match="not the one expected"):
-        fetch([url], target)
+    with pytest.raises(ModelError, match="differs from the expected file"):
+        download_file([url], target)
 
 
 def test_a_file_that_the_user_put_there_is_recorded_too(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(CONTENT)
-    assert fetch([], tmp_path / "a.bin") == SHA256
+    assert download_file([], tmp_path / "a.bin") == SHA256
     assert SHA256 in (tmp_path / "a.bin.sha256").read_text()
 
 
 def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.bin.sha256").write_text("")
-    with pytest.raises(ModelError, match="recorded checksum is none"):
-        fetch([], tmp_path / "a.bin")
+    with pytest.raises(ModelError, match="record does not contain a SHA-256"):
+        download_file([], tmp_path / "a.bin")
 
 
 def test_two_at_once_do_not_write_into_each_other(web: Web, tmp_path: Path) -> None:
@@ -271,11 +275,13 @@ def test_two_at_once_do_not_write_into_each_other(web: Web, tmp_path: Path) -> N
         assert go_on.wait(10)
 
     arguments: dict[str, Any] = {"sha256": SHA256, "progress": wait}
-    first = threading.Thread(target=fetch, args=([web.put("/a", CONTENT)], tmp_path / "a.bin"), kwargs=arguments)
+    first = threading.Thread(
+        target=download_file, args=([web.put("/a", CONTENT)], tmp_path / "a.bin"), kwargs=arguments
+    )
     first.start()
     assert reached.wait(10)
-    with pytest.raises(InfrastructureError, match="Another process is fetching"):
-        fetch([web.put("/a", CONTENT)], tmp_path / "a.bin", sha256=SHA256)
+    with pytest.raises(InfrastructureError, match="Another process downloads this file"):
+        download_file([web.put("/a", CONTENT)], tmp_path / "a.bin", sha256=SHA256)
     go_on.set()
     first.join(10)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
@@ -284,7 +290,7 @@ def test_two_at_once_do_not_write_into_each_other(web: Web, tmp_path: Path) -> N
 def test_a_disk_that_does_not_take_it_is_the_worlds_fault(web: Web, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InfrastructureError, match=r"cannot be written[\s\S]*another folder"):
-        fetch([web.put("/a", CONTENT)], tmp_path / "file" / "a.bin")
+        download_file([web.put("/a", CONTENT)], tmp_path / "file" / "a.bin")
 
 
 # ---- archives -------------------------------------------------------------------------------------

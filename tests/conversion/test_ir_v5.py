@@ -683,7 +683,7 @@ def test_another_network_gets_no_card(tmp_path: Path) -> None:
 def test_conversion_overwrites_no_source(name: str, tmp_path: Path) -> None:
     xml = write(tmp_path, mask_rcnn())
     before = xml.with_suffix(".bin").read_bytes()
-    with pytest.raises(ModelError, match="cannot be written there"):
+    with pytest.raises(ModelError, match="cannot write the converted network here"):
         ir_v5.convert(xml, tmp_path / name)
     assert xml.with_suffix(".bin").read_bytes() == before
 
@@ -718,8 +718,12 @@ BROKEN = {
         "<dim>6</dim><dim>7</dim><dim>5</dim></port></output><blobs><weights",
         r"(?s)output shape.*'conv'.*declared \[\[1, 6, 7, 5\]\], inferred \[\[1, 6, 6, 5\]\]",
     ),
-    "unknown kind": ('type="Pooling"', 'type="RegionYolo"', "(?s)not known.*'RegionYolo'.*Known are .*Pooling"),
-    "unknown value": ('operation="sum"', 'operation="xor"', "(?s)'operation' is not known.*'xor'.*Known are div, max"),
+    "unknown kind": ('type="Pooling"', 'type="RegionYolo"', "(?s)not known.*'RegionYolo'.*Known kinds: .*Pooling"),
+    "unknown value": (
+        'operation="sum"',
+        'operation="xor"',
+        "(?s)'operation' is not known.*'xor'.*Known values: div, max",
+    ),
     "unknown precision": ('precision="FP32"', 'precision="FP8"', "precision is not known"),
     "missing attribute": ('kernel="3,3"', "", "'kernel' is missing"),
     "no numbers": ('kernel="3,3"', 'kernel="a,b"', "not a list of numbers"),

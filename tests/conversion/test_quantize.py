@@ -68,8 +68,8 @@ def test_the_last_layers_of_the_outputs_that_are_read_stay_in_float() -> None:
 def test_the_rule_finds_the_heads_behind_suppression_and_mask_heads(key: str) -> None:
     """The network's own heads: for five scales boxes and mask coefficients; prototypes; the table of classes."""
     form = wrapped.WRAPPED[key]
-    contract = resolve.ADAPTERS[form.name].forms[form.form]
-    kept = quantize.float_names(form.make(), contract.outputs)
+    form_of_model = resolve.ADAPTERS[form.name].forms[form.form]
+    kept = quantize.float_names(form.make(), form_of_model.outputs)
     own = quantize.float_names(engine.read(resolve.EMBEDDED), ("conf", "boxes", "mask", "proto"))
     heads = {name for name in own if name.endswith(("Convolution", "MatMul")) or "Convolution_" in name}
     assert len(heads) == 12
@@ -94,13 +94,13 @@ def test_int8_on_the_float_model_ends_before_any_image_is_read(tmp_path: Path) -
 @pytest.fixture
 def any_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refusals come before NNCF does anything."""
-    monkeypatch.setattr(quantize, "_nncf", lambda: None)
+    monkeypatch.setattr(quantize, "_import_nncf", lambda: None)
 
 
 @pytest.mark.usefixtures("any_nncf")
 def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
     model = resolve.resolve("stickers", str(test_engine.quantised(tmp_path)), "converted")
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="already quantised"):
         quantize.quantize(model, str(tmp_path), tmp_path / "out", Store())
 
 

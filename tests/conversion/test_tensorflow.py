@@ -1,6 +1,6 @@
 """tf_graph: graphs of TensorFlow's exporter rewritten, and that what is not equal is never taken.
 
-tf_graphs/ holds two tiny Mask R-CNNs of random weights, written by TensorFlow's Object Detection API as it was in 2018
+tf_graphs/ agrees two tiny Mask R-CNNs of random weights, written by TensorFlow's Object Detection API as it was in 2018
 and in 2020: three classes, 24 proposals, 20 rows, images resized to 64..110 pixels, one atrous convolution.
 """
 
@@ -16,7 +16,16 @@ import pytest
 from openvino import opset13 as op
 
 from segray.conversion.tensorflow import convert, equivalence, nms, passes
-from segray.conversion.tensorflow.graph import OUTPUTS, dims, end, given, kind, names, of_kind, replace
+from segray.conversion.tensorflow.graph import (
+    OUTPUTS,
+    computed_value,
+    dims,
+    kind,
+    names,
+    of_kind,
+    output_value,
+    replace,
+)
 from segray.models import engine
 
 EXPORTED = Path(__file__).parent / "tf_graphs"
@@ -59,7 +68,7 @@ def test_a_graph_is_rewritten_to_give_the_same_rows(release: str, tmp_path: Path
     assert {name for port in after.outputs for name in names(port) & set(OUTPUTS)} == set(OUTPUTS)
     for size_hw in ((37, 110), (200, 150)):
         image = equivalence.noise(size_hw, seed=size_hw[0])
-        found = equivalence.compared(equivalence.rows(before, image), equivalence.rows(after, image))
+        found = equivalence.compare_rows(equivalence.run_rows(before, image), equivalence.run_rows(after, image))
         assert found.rows == found.equal > 0
         assert (found.extra, found.difference < 1e-5) == (0, True), found
 
@@ -70,17 +79,17 @@ def test_only_the_order_of_the_release_is_proven(release: str, tmp_path: Path) -
     found = nms.find(prepared(exported(release, tmp_path)))
     assert found is not None
     assert (found.classes, found.rows, found.per_class) == (3, 20, 12)
-    assert (found.iou, found.least_score) == pytest.approx((0.6, 0.45))
+    assert (found.iou, found.score_threshold) == pytest.approx((0.6, 0.45))
     for clip_first in (True, False):
         for reframe in (True, False):
             order = nms.Order(clip_first, reframe)
-            assert nms.proven(found, order) == (order == RELEASES[release]), order
+            assert nms.gives_same_rows(found, order) == (order == RELEASES[release]), order
 
 
 @pytest.mark.integration
 def test_a_rewrite_that_changes_rows_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(model: ov.Model) -> int:
-        boxes = end(model, "detection_boxes")
+        boxes = computed_value(model, "detection_boxes")
         targets = list(boxes.get_target_inputs())
         moved = op.add(boxes, np.float32(0.01))
         for target in targets:
@@ -175,9 +184,9 @@ def test_an_outputs_end_lies_above_its_changes_of_shape() -> None:
     node = op.unsqueeze(op.add(op.relu(value), np.float32(1)), np.array([0]))
     node.output(0).tensor.set_names({"detection_scores:0"})
     model = ov.Model([op.result(node)], [value], "m")
-    assert kind(end(model, "detection_scores").get_node()) == "Relu"
-    assert dims(given(model, "detection_scores")) == (1, 5)
-    replace(end(model, "detection_scores"), value.output(0))
+    assert kind(computed_value(model, "detection_scores").get_node()) == "Relu"
+    assert dims(output_value(model, "detection_scores")) == (1, 5)
+    replace(computed_value(model, "detection_scores"), value.output(0))
     assert run(model, np.full(5, -1, np.float32))[0].tolist() == [[0.0] * 5]
 
 
@@ -194,8 +203,8 @@ def some_rows(count: int, seed: int = 0) -> dict[str, Any]:
 def test_rows_that_swapped_are_equal() -> None:
     rows = some_rows(10)
     order = [1, 0, *range(2, 10)]
-    found = equivalence.compared(rows, {name: array[order] for name, array in rows.items()})
-    assert (found.rows, found.equal, found.extra, found.holds) == (10, 10, 0, True)
+    found = equivalence.compare_rows(rows, {name: array[order] for name, array in rows.items()})
+    assert (found.rows, found.equal, found.extra, found.agrees) == (10, 10, 0, True)
 
 
 @pytest.mark.parametrize("name", ["detection_boxes", "detection_scores", "detection_masks", "detection_classes"])
@@ -203,11 +212,11 @@ def test_a_row_that_changed_is_seen(name: str) -> None:
     rows = some_rows(10)
     other = {**rows, name: rows[name].copy()}
     other[name][4] += 1
-    found = equivalence.compared(rows, other)
-    assert (found.equal, found.extra, found.holds) == (9, 1, False)
+    found = equivalence.compare_rows(rows, other)
+    assert (found.equal, found.extra, found.agrees) == (9, 1, False)
 
 
 def test_a_row_too_many_is_seen() -> None:
     rows = some_rows(10)
-    assert not equivalence.compared({name: array[:9] for name, array in rows.items()}, rows).holds
-    assert not equivalence.compared(rows, {name: array[:9] for name, array in rows.items()}).holds
+    assert not equivalence.compare_rows({name: array[:9] for name, array in rows.items()}, rows).agrees
+    assert not equivalence.compare_rows(rows, {name: array[:9] for name, array in rows.items()}).agrees

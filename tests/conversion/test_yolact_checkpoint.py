@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_no_flat_dict(tmp_path: Path, nested: bool) -> None
     torch = pytest.importorskip("torch")
     pth = tmp_path / "nested.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}} if nested else [torch.zeros(1)], pth)
-    with pytest.raises(ModelError, match=r"(?s)no flat dict of tensors.*(a dict of dict|list)"):
+    with pytest.raises(ModelError, match=r"(?s)not a flat dict of tensors.*(a dict of dict|list)"):
         yolact.read(pth)
 
 
@@ -340,9 +340,9 @@ def test_a_conversion_is_float32_and_says_what_it_is(converted: Mapping[str, Pat
     xml = converted[form]
     card = json.loads((xml.parent / resolve.CARD).read_text())
     source = {"file": "yolact.pth", "sha256": sha256(converted["pth"].read_bytes()).hexdigest()}
-    assert (card["contract"], card["form"], card["source"]) == (yolact.CONTRACT, form, source)
+    assert (card["contract"], card["form"], card["source"]) == (yolact.ADAPTER_NAME, form, source)
     assert xml.with_suffix(".bin").stat().st_size > 4 * 31_000_000
-    assert resolve.resolve(yolact.CONTRACT, str(xml)).form == FORMS[form]
+    assert resolve.resolve(yolact.ADAPTER_NAME, str(xml)).form == FORMS[form]
 
 
 @pytest.mark.integration
@@ -360,8 +360,8 @@ def test_both_forms_give_the_same_masks(converted: Mapping[str, Path]) -> None:
 
 def labelled(xml: Path, image_rgb: NDArray[Any]) -> Instances:
     """The whole way from files to instances, as a run goes it."""
-    model = resolve.resolve(yolact.CONTRACT, str(xml))
+    model = resolve.resolve(yolact.ADAPTER_NAME, str(xml))
     engine = runtime.compile(model.path, model.form, DeviceSettings(threads=2, precision="f32"))
     height, width, _ = image_rgb.shape
-    with engine.infer(model.contract.prepare(model.form, image_rgb)) as outputs:
-        return model.contract.decode(outputs, (height, width), Options(score_threshold=0.2))
+    with engine.infer(model.adapter.prepare(model.form, image_rgb)) as outputs:
+        return model.adapter.decode(outputs, (height, width), Options(score_threshold=0.2))

@@ -44,7 +44,7 @@ def test_the_same_load_gives_the_same_outcome() -> None:
 
 def stager(seed: int = 0) -> synthetic_rows.Stager:
     rng = np.random.default_rng(seed)
-    return synthetic_rows.Stager(synthetic_rows.instances(synthetic_rows.drawn(20, rng), 60, rng), 3, rng)
+    return synthetic_rows.Stager(synthetic_rows.instance_rows(synthetic_rows.generate_shapes(20, rng), 60, rng), 3, rng)
 
 
 def test_what_is_published_is_every_image_once(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_is_published_is_every_image_once(tmp_path: Path) -> None:
 
 def test_made_up_masks_are_what_their_rows_say() -> None:
     rng = np.random.default_rng(1)
-    for row in synthetic_rows.instances(synthetic_rows.drawn(20, rng), 60, rng).to_pylist():
+    for row in synthetic_rows.instance_rows(synthetic_rows.generate_shapes(20, rng), 60, rng).to_pylist():
         mask = rle.decode(row["rle"], (480, 640))
         assert mask.sum() == row["area"] == rle.area(row["rle"])
         assert rle.bbox(row["rle"], (480, 640)).tolist() == [row[f"bbox_{name}"] for name in "xywh"]

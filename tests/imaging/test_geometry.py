@@ -91,11 +91,11 @@ def test_no_output_no_edges() -> None:
     assert geometry.mask_edges(grid, some, none, 8).shape == (0,)
 
 
-def test_a_cut_that_no_output_reads_has_no_edges() -> None:
+def test_a_crop_that_no_output_reads_has_no_edges() -> None:
     rows = columns = geometry.linear_taps(100, 3)
-    cuts = np.array([[0, 0, 10, 10], [5, 5, 5, 5]])
-    cells = geometry.cut_out(np.ones((100, 100, 2), np.float32), cuts, 0)
-    edges, stops = geometry.edges_of_cuts(cells, cuts, rows, columns, 3)
+    crops = np.array([[0, 0, 10, 10], [5, 5, 5, 5]])
+    cells = geometry.crop_logits(np.ones((100, 100, 2), np.float32), crops, 0)
+    edges, stops = geometry.edges_of_crops(cells, crops, rows, columns, 3)
     assert (edges.tolist(), stops.tolist()) == ([], [0, 0])
 
 
@@ -106,18 +106,18 @@ def test_a_cut_that_no_output_reads_has_no_edges() -> None:
     st.lists(st.tuples(*[st.integers(0, 30)] * 4), max_size=6),
 )
 @tried(200)
-def test_edges_of_cuts_are_those_of_grids_that_are_0_elsewhere(
+def test_edges_of_crops_are_those_of_grids_that_are_0_elsewhere(
     seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int], boxes: list[tuple[int, int, int, int]]
 ) -> None:
     ends = np.sort(np.array(boxes, np.int64).reshape(-1, 2, 2), axis=1)
-    cuts = np.minimum(ends, grid_hw[::-1]).reshape(-1, 4)
-    planes = np.random.default_rng(seed).random((*grid_hw, len(cuts)), dtype=np.float32)
+    crops = np.minimum(ends, grid_hw[::-1]).reshape(-1, 4)
+    planes = np.random.default_rng(seed).random((*grid_hw, len(crops)), dtype=np.float32)
     rows, columns = geometry.linear_taps(grid_hw[0], size_hw[0]), geometry.linear_taps(grid_hw[1], size_hw[1])
-    cells = geometry.cut_out(planes, cuts, 0)
-    assert len(cells) == ((cuts[:, 2:] - cuts[:, :2] + 2).prod(axis=1)).sum()
-    found = rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    cells = geometry.crop_logits(planes, crops, 0)
+    assert len(cells) == ((crops[:, 2:] - crops[:, :2] + 2).prod(axis=1)).sum()
+    found = rle.from_edges_of_all(*geometry.edges_of_crops(cells, crops, rows, columns, size_hw[0]), size_hw)
     alone = []
-    for i, (x0, y0, x1, y1) in enumerate(cuts):
+    for i, (x0, y0, x1, y1) in enumerate(crops):
         grid = np.zeros(grid_hw, np.float32)
         grid[y0:y1, x0:x1] = planes[y0:y1, x0:x1, i]
         alone.append(rle.from_edges(geometry.mask_edges(grid, rows, columns, size_hw[0]), size_hw))

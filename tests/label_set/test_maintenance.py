@@ -174,7 +174,7 @@ def test_groups_fill_files_up_to_the_limits() -> None:
     many = [DataFile(f"class=a/{i}", 90, 10, "a") for i in range(5)]
     few = [DataFile(f"class=b/{i}", 90, 10, "b") for i in range(2)]
     large = [DataFile("class=a/x", 100, 10, "a"), DataFile("class=a/y", 10, 25, "a")]
-    found = maintenance.groups([*large, *few, *many], limits)
+    found = maintenance.compaction_groups([*large, *few, *many], limits)
     assert [[f.path[-1] for f in group] for group in found] == [["0", "1"], ["2", "3"]]
 
 

@@ -93,13 +93,12 @@ def test_whatever_the_order_the_plan_is_what_is_listed_less_what_is_committed(
     assert rows.schema.equals(schema.PLAN)
     assert [tuple(row.values()) for row in rows.to_pylist()] == wanted
     assert total == len(agreed)
-    assert [ref.uri for task in plan.of(found, 3).tasks() for ref in plan.of(found, 3).refs(task)] == [
-        w[1] for w in wanted
-    ]
+    planned = plan.Plan(plan.cut(len(found), 3), lambda number: rows, max(1, len(found)))
+    assert [ref.uri for task in planned.tasks() for ref in planned.refs(task)] == [w[1] for w in wanted]
 
 
 def test_a_key_and_its_version_are_not_confused_with_others_that_read_alike() -> None:
-    assert committed(("a1", "2")).places(pa.array(["a", "a1"]), pa.array(["12", "2"])).tolist() == [-1, 0]
+    assert committed(("a1", "2")).positions(pa.array(["a", "a1"]), pa.array(["12", "2"])).tolist() == [-1, 0]
 
 
 @given(st.integers(0, 5000), st.integers(1, 300))
@@ -156,7 +155,7 @@ def test_what_is_left_are_the_runs_between_done_images(tmp_path: Path) -> None:
     done = plan.committed_rows(frozen, committed(("002", "1"), ("003", "other")))
     assert done.tolist() == [False, False, True, False, False, False, False, False]
     done[frozen.rows(Task(0, 5, 7))] = True
-    assert plan.left(frozen, done) == [Task(0, 0, 2), Task(0, 3, 5), Task(0, 7, 8)]
+    assert plan.remaining_tasks(frozen, done) == [Task(0, 0, 2), Task(0, 3, 5), Task(0, 7, 8)]
 
 
 _A_MILLION = """

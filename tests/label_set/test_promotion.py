@@ -52,7 +52,7 @@ def test_what_is_not_whole_is_promoted_only_if_told(chosen: config.Config) -> No
     promote(first.output.root, OPTIONS)
     with pytest.raises(InfrastructureError):
         run.label(second, Notes(), start(storm))
-    with pytest.raises(LabelSetError, match=r"has not come to its end; it holds .* and the current one 20"):
+    with pytest.raises(LabelSetError, match=r"is not finished; the label set holds .*, the current one 20"):
         promote(second.output.root, OPTIONS)
     assert promote(second.output.root, OPTIONS, force=True, dry_run=True).doubts
     run.label(second, Notes(), start())

@@ -82,7 +82,7 @@ def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
     for task in run_records.select_staged(names, names[::3]):
         done[frozen.rows(task)] += 1
     assert done.max(initial=0) <= 1
-    for task in plan.left(frozen, done > 0):
+    for task in plan.remaining_tasks(frozen, done > 0):
         done[frozen.rows(task)] += 1
     assert (done == 1).all()
 

@@ -61,7 +61,7 @@ def test_an_earlier_state_whose_files_are_deleted_is_refused_at_once(tmp_path: P
     assert snapshot.snapshot(root, version=1).instances.count_rows() == 1
     maintenance.maintain(root, StorageOptions(), grace_hours=0)
     for state in ({"version": 1}, {"as_of": moment}):
-        with pytest.raises(LabelSetError, match="1 of its 1 files were deleted"):
+        with pytest.raises(LabelSetError, match="1 of 1 files were deleted"):
             snapshot.snapshot(root, **state)  # type: ignore[arg-type]
     assert snapshot.snapshot(root, version=2).images.count_rows() == 1
     assert snapshot.snapshot(root).images.count_rows() == 1

@@ -26,7 +26,7 @@ COUNT = 6
 
 
 class Family:
-    """A contract's outputs for COUNT well-behaved rows, and where in them each number of a row is."""
+    """An adapter's outputs for COUNT well-behaved rows, and where in them each number of a row is."""
 
     def __init__(self, name: str, outputs: Outputs, at: Callable[[Outputs, str, int], NDArray[Any]]) -> None:
         self.name, self._outputs, self._at = name, outputs, at
@@ -258,10 +258,10 @@ def test_the_paste_can_be_chosen(family: Family) -> None:
 
 
 def test_a_label_map_is_sorted_and_its_names_can_be_folders() -> None:
-    contract = ADAPTERS["mask_rcnn_inception_v2_coco"]
-    assert list(contract.with_labels({2: "nut", 1: "bolt"}).labels.items()) == [(1, "bolt"), (2, "nut")]
+    adapter = ADAPTERS["mask_rcnn_inception_v2_coco"]
+    assert list(adapter.with_labels({2: "nut", 1: "bolt"}).labels.items()) == [(1, "bolt"), (2, "nut")]
     with pytest.raises(ConfigError, match="no letter"):
-        contract.with_labels({1: "bolt", 2: "--"})
+        adapter.with_labels({1: "bolt", 2: "--"})
 
 
 # ---- speed ----------------------------------------------------------------------------------------
@@ -279,9 +279,9 @@ def test_twelve_megapixels_cost_no_full_frames(paste: Any, capsys: pytest.Captur
         "detection_classes": np.full((1, count), 17, np.float32),
         "detection_masks": frames.blobs(rng, count, 33)[None],
     }
-    contract, options = ADAPTERS["mask_rcnn_inception_v2_coco"], Options(paste=paste)
-    contract.decode(outputs, size_hw, options)
-    ours = min(_seconds(lambda: contract.decode(outputs, size_hw, options)) for _ in range(3))
+    adapter, options = ADAPTERS["mask_rcnn_inception_v2_coco"], Options(paste=paste)
+    adapter.decode(outputs, size_hw, options)
+    ours = min(_seconds(lambda: adapter.decode(outputs, size_hw, options)) for _ in range(3))
 
     def by_frames() -> None:
         boxes = outputs["detection_boxes"][0][:, [1, 0, 3, 2]]

@@ -150,13 +150,13 @@ def test_a_class_beyond_the_label_map_is_no_other_class(label: int) -> None:
 
 
 def test_own_classes_are_counted_against_the_channels() -> None:
-    contract = ADAPTERS[RAW[1]].with_labels({20: "nut", 10: "bolt"})
+    adapter = ADAPTERS[RAW[1]].with_labels({20: "nut", 10: "bolt"})
     outputs = raw_made(9, count=2)
     outputs["classes"][:2] = 1, 2
     few = outputs | {"raw_masks": outputs["raw_masks"][:, :3]}
-    assert contract.decode(few, (50, 60), Options()).class_ids.tolist() == [10, 20]
+    assert adapter.decode(few, (50, 60), Options()).class_ids.tolist() == [10, 20]
     with pytest.raises(ModelError, match=r"raw_masks \[60, 81, 28, 28\][\s\S]*raw_masks \[n, 3, m, m\]"):
-        contract.decode(outputs, (50, 60), Options())
+        adapter.decode(outputs, (50, 60), Options())
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_other_shapes_are_another_model(name: str, shape: tuple[int, ...]) -> No
 
 
 def test_prepare_fits_pads_and_tells_the_size_before_padding() -> None:
-    contract = ADAPTERS[RAW[0]]
+    adapter = ADAPTERS[RAW[0]]
     picture = np.random.default_rng(0).integers(1, 256, (640, 427, 3), dtype=np.uint8)
-    fed = contract.prepare(contract.forms["converted"], picture)
+    fed = adapter.prepare(adapter.forms["converted"], picture)
     np.testing.assert_allclose(fed["im_info"], [[480, 320, 0.75]])
     assert fed["im_info"].dtype == np.float32
     assert fed["im_data"].shape == (1, 480, 640, 3)
@@ -181,9 +181,9 @@ def test_prepare_fits_pads_and_tells_the_size_before_padding() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_the_later_contract_prepares_as_it_was_measured(name: str) -> None:
     net_hw, padded = OWN[name]
-    contract = ADAPTERS[name]
+    adapter = ADAPTERS[name]
     picture = np.random.default_rng(0).integers(1, 256, (300, 100, 3), dtype=np.uint8)
-    fed = contract.prepare(contract.forms["converted"], picture)
+    fed = adapter.prepare(adapter.forms["converted"], picture)
     assert list(fed) == ["image"]
     height, width = fitted((300, 100), net_hw) if padded else net_hw
     assert (fed["image"][0, :height, :width] == cv2.resize(picture, (width, height))).all()

@@ -94,7 +94,7 @@ def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], side: int) -
     assert_as_oracle(raw_outputs.draw(seed)[f"mask_rcnn_reshape_{side}"], size_hw)
 
 
-# ---- the contract, case by case -------------------------------------------------------------------
+# ---- the adapter, case by case --------------------------------------------------------------------
 
 
 def test_the_list_ends_at_the_first_mark() -> None:
@@ -140,8 +140,8 @@ def test_boxes_of_a_padded_portrait_image() -> None:
 
 def test_the_networks_size_may_be_another() -> None:
     outputs = made(9)
-    contract = ADAPTERS[NAMES[0]].with_size("converted", (320, 320))
-    found = contract.decode(outputs, (100, 200), Options())
+    adapter = ADAPTERS[NAMES[0]].with_size("converted", (320, 320))
+    found = adapter.decode(outputs, (100, 200), Options())
     order = np.argsort(-outputs["reshape_do_2d"][:40, 2])
     boxes = outputs["reshape_do_2d"][order, 3:] * (scale_xy((100, 200), (320, 320)) * 2)
     np.testing.assert_allclose(found.boxes_xyxy, boxes.clip(0, [200, 100] * 2), atol=1e-3)
@@ -172,20 +172,20 @@ def test_half_of_the_outputs_is_told() -> None:
 def test_own_classes_are_counted_against_the_channels() -> None:
     outputs = made(13, count=2)
     outputs["reshape_do_2d"][:2, 1] = 1, 3
-    contract = ADAPTERS[NAMES[0]].with_labels({3: "nut", 1: "bolt", 2: "washer"})
-    found = contract.decode(outputs | {"masks": outputs["masks"][:, :3]}, (50, 60), Options())
+    adapter = ADAPTERS[NAMES[0]].with_labels({3: "nut", 1: "bolt", 2: "washer"})
+    found = adapter.decode(outputs | {"masks": outputs["masks"][:, :3]}, (50, 60), Options())
     assert sorted(found.class_ids.tolist()) == [1, 3]
     with pytest.raises(ModelError, match=r"masks \[50, 90, 15, 15\][\s\S]*masks \[n, 3, m, m\]"):
-        contract.decode(outputs, (50, 60), Options())
+        adapter.decode(outputs, (50, 60), Options())
 
 
 @pytest.mark.parametrize(
     ("size_hw", "fed_hw"), [((400, 200), (800, 400)), ((427, 640), (800, 1199)), ((5000, 2), (800, 1))]
 )
 def test_prepare_fits_and_pads(size_hw: tuple[int, int], fed_hw: tuple[int, int]) -> None:
-    contract = ADAPTERS[NAMES[1]]
+    adapter = ADAPTERS[NAMES[1]]
     picture = np.random.default_rng(0).integers(1, 256, (*size_hw, 3), dtype=np.uint8)
-    fed = contract.prepare(contract.forms["converted"], picture)
+    fed = adapter.prepare(adapter.forms["converted"], picture)
     assert fed["image_info"].tolist() == [[800, 1365, 1]]
     assert fed["image_info"].dtype == np.float32
     window = fed["image_tensor"]
@@ -232,11 +232,11 @@ def test_the_converted_form_runs_at_the_size_and_in_the_layout_of_its_file(
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings(threads=1, precision="f32"))
     net_hw = tuple(sorted(set(shape) - {1, 3}))
     assert engine.size_hw == net_hw
-    contract = model.contract.with_size(model.form.name, engine.size_hw)
+    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
     # As wide as the input, so that nothing but blue reaches the network.
     picture = np.zeros((net_hw[0] * 2, net_hw[1] * 2, 3), np.uint8)
     picture[..., 2] = 204
-    with engine.infer(contract.prepare(contract.forms["converted"], picture)) as outputs:
-        found = contract.decode(outputs, (net_hw[0] * 2, net_hw[1] * 2), Options())
+    with engine.infer(adapter.prepare(adapter.forms["converted"], picture)) as outputs:
+        found = adapter.decode(outputs, (net_hw[0] * 2, net_hw[1] * 2), Options())
     assert found.scores.tolist() == pytest.approx([0.8])
     np.testing.assert_allclose(found.boxes_xyxy, [[0, 0, net_hw[1], net_hw[0] * 2]])

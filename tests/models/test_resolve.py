@@ -93,8 +93,8 @@ def test_yolact_does_not_tell_its_form_and_the_question_explains_both(tmp_path: 
     with pytest.raises(ConfigError) as caught:
         resolve.resolve(YOLACT, str(model(tmp_path)))
     assert caught.value.where == "model.form"
-    assert "'original' if it takes normalised RGB, with mean (123.675" in caught.value.hint
-    assert "'converted' if it takes BGR 0..255, with mean and scale inside" in caught.value.hint
+    assert "'original' if the graph takes normalised RGB, with mean (123.675" in caught.value.hint
+    assert "'converted' if the graph takes BGR 0..255 and applies mean and scale" in caught.value.hint
 
 
 def test_the_card_tells_the_form(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_card_tells_the_form(tmp_path: Path) -> None:
     card(tmp_path, contract=YOLACT, form="original", trained="by hand")
     assert resolve.resolve(YOLACT, str(xml)).form.name == "original"
     assert resolve.resolve(YOLACT, str(xml), "original").form.name == "original"
-    with pytest.raises(ConfigError, match="stated twice"):
+    with pytest.raises(ConfigError, match="state different forms"):
         resolve.resolve(YOLACT, str(xml), "converted")
 
 
@@ -171,7 +171,7 @@ def test_the_fingerprint_covers_every_file_of_a_saved_model(tmp_path: Path, monk
 def test_own_classes_change_the_contract_but_not_the_fingerprint(tmp_path: Path) -> None:
     xml = str(model(tmp_path))
     own = resolve.resolve(YOLACT, xml, "original", {2: "nut", 1: "bolt"})
-    assert list(own.contract.labels.items()) == [(1, "bolt"), (2, "nut")]
+    assert list(own.adapter.labels.items()) == [(1, "bolt"), (2, "nut")]
     assert own.fingerprint == resolve.resolve(YOLACT, xml, "original").fingerprint
 
 
@@ -183,7 +183,7 @@ def test_stickers_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     card(tmp_path, contract=YOLACT, form="converted")
     found = resolve.resolve("stickers")
     assert (found.path, found.form.name) == (tmp_path / "model.xml", "converted")
-    assert found.contract is ADAPTERS["stickers"]
+    assert found.adapter is ADAPTERS["stickers"]
 
 
 @pytest.mark.integration
@@ -199,6 +199,6 @@ def test_an_exported_sticker_network_serves_its_contract(tmp_path: Path) -> None
     found = resolve.resolve("stickers", str(xml))
     engine = runtime.compile(found.path, found.form, runtime.DeviceSettings(threads=1, precision="f32"))
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    with engine.infer(found.contract.prepare(found.form, picture)) as outputs:
+    with engine.infer(found.adapter.prepare(found.form, picture)) as outputs:
         assert set(outputs) == set(found.form.outputs)
         np.testing.assert_allclose(outputs["conf"].sum(-1), 1, rtol=1e-4)

@@ -97,7 +97,7 @@ def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int], paste: str) 
     assert_as_oracle(raw_outputs.draw(seed)["tf_od"], size_hw, paste)
 
 
-# ---- the contract, case by case -------------------------------------------------------------------
+# ---- the adapter, case by case --------------------------------------------------------------------
 
 
 def test_the_two_ways_to_paste_by_hand() -> None:
@@ -194,6 +194,6 @@ def test_prepare_feeds_the_image_as_it_is() -> None:
 
 
 def test_prepare_stretches_for_a_file_of_fixed_size() -> None:
-    contract = ADAPTERS[REFRAMED].with_size("original", (64, 96))
-    fed = contract.prepare(contract.forms["original"], np.zeros((30, 20, 3), np.uint8))
+    adapter = ADAPTERS[REFRAMED].with_size("original", (64, 96))
+    fed = adapter.prepare(adapter.forms["original"], np.zeros((30, 20, 3), np.uint8))
     assert fed["input_tensor"].shape == (1, 64, 96, 3)

@@ -1,7 +1,7 @@
 """One network in the clothes of all five systems must report the same things: contracts that misread theirs do not.
 
 The embedded network's own form is what the others are held against. That every check can fail is shown as well: each
-mistake that a contract could make, made on purpose, breaks the agreement.
+mistake that an adapter could make, made on purpose, breaks the agreement.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Mistake:
-    """How a contract could misread its form: applied to the contract or form, to the inputs it prepares, the outputs
+    """How an adapter could misread its form: applied to the adapter or form, to the inputs it prepares, the outputs
     it reads, the size it is told, or to a function it calls, (module, name, made from the right one).
     """
 
-    contract: Callable[[ModelAdapter], ModelAdapter] = _same
+    adapter: Callable[[ModelAdapter], ModelAdapter] = _same
     form: Callable[[ModelFormat], ModelFormat] = _same
     inputs: Callable[[Outputs, NDArray[np.uint8]], Outputs] = lambda inputs, _: inputs
     outputs: Callable[[Outputs, Size], Outputs] = lambda outputs, _: outputs
@@ -119,13 +119,13 @@ class Mistake:
 
 def detected(model: resolve.ResolvedModel, scenes: Scenes, mistake: Mistake = Mistake()) -> list[Instances]:
     """What segray finds with this model, scene by scene."""
-    contract, form = mistake.contract(model.contract), mistake.form(model.form)
+    adapter, form = mistake.adapter(model.adapter), mistake.form(model.form)
     engine = runtime.compile(model.path, form, runtime.DeviceSettings("CPU", None, "f32"))
 
     def detect(picture: NDArray[np.uint8]) -> Instances:
         size_hw = picture.shape[0], picture.shape[1]
-        with engine.infer(mistake.inputs(contract.prepare(form, picture), picture)) as outputs:
-            return contract.decode(mistake.outputs(dict(outputs), size_hw), size_hw, mistake.options)
+        with engine.infer(mistake.inputs(adapter.prepare(form, picture), picture)) as outputs:
+            return adapter.decode(mistake.outputs(dict(outputs), size_hw), size_hw, mistake.options)
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(engine.requests) as pool:
         if mistake.function:
@@ -291,7 +291,7 @@ MISTAKES: Mapping[str, Mapping[str, Mistake]] = {
         "class + 1": changed(classes=plus(1), raw_masks=rolled(1)),
         "class - 1": changed(classes=plus(-1), raw_masks=rolled(-1)),
         "classes without gaps": Mistake(
-            contract=lambda right: replace(right, labels=dict(enumerate(COCO_NAMES.values(), 1)))
+            adapter=lambda right: replace(right, labels=dict(enumerate(COCO_NAMES.values(), 1)))
         ),
         "half a cell": TILED_OFF,
         "reframed": REFRAMED,
@@ -446,7 +446,7 @@ def test_decode_by_the_name_on_the_model_card(
     )
     model = models(key)
     engine = runtime.compile(model.path, model.form, runtime.DeviceSettings("CPU", None, "f32"))
-    with engine.infer(model.contract.prepare(model.form, picture)) as outputs:
+    with engine.infer(model.adapter.prepare(model.form, picture)) as outputs:
         found = segray.decode(WRAPPED[key].name, outputs, picture.shape[:2])
     assert share(partners(wanted, found)) == share(partners(found, wanted)) == 1
 

@@ -196,7 +196,7 @@ def test_other_seeds_and_sizes(seed: int, size_hw: tuple[int, int]) -> None:
     assert_as_oracle(raw_outputs.draw(seed)["yolact"], size_hw)
 
 
-# ---- the contract, case by case -------------------------------------------------------------------
+# ---- the adapter, case by case --------------------------------------------------------------------
 
 
 def test_every_class_column_has_its_category() -> None:
@@ -282,12 +282,12 @@ def test_thresholds_and_limits() -> None:
 
 
 def test_own_classes_are_counted_against_the_scores() -> None:
-    contract = ADAPTERS[NAME].with_labels({7: "nut", 3: "bolt"})
+    adapter = ADAPTERS[NAME].with_labels({7: "nut", 3: "bolt"})
     outputs = one(2, (0.1, 0.1, 0.3, 0.3))
     few = outputs | {"conf": outputs["conf"][..., :3]}
-    assert contract.decode(few, (50, 60), Options()).class_ids.tolist() == [7]
+    assert adapter.decode(few, (50, 60), Options()).class_ids.tolist() == [7]
     with pytest.raises(ModelError, match=r"conf \[1, 30, 81\][\s\S]*conf \[1, p, 3\]"):
-        contract.decode(outputs, (50, 60), Options())
+        adapter.decode(outputs, (50, 60), Options())
 
 
 @pytest.mark.parametrize("nms", ["per_class", "fast", "cross_class"])
@@ -346,10 +346,10 @@ def test_other_shapes_are_another_model(name: str, shape: tuple[int, ...]) -> No
 
 
 def test_prepare_stretches_to_the_square() -> None:
-    contract = ADAPTERS[NAME]
+    adapter = ADAPTERS[NAME]
     picture = np.random.default_rng(9).integers(0, 256, (300, 200, 3), dtype=np.uint8)
-    for form in contract.forms.values():
-        fed = contract.prepare(form, picture)
+    for form in adapter.forms.values():
+        fed = adapter.prepare(form, picture)
         assert list(fed) == ["input.1"]
         assert fed["input.1"].shape == (1, 550, 550, 3)
         expected = Image.fromarray(picture).resize((550, 550), Image.Resampling.BILINEAR)
@@ -383,5 +383,5 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_missing_outputs_are_told_beside_those_found() -> None:
     outputs = nothing()
     del outputs["proto"], outputs["mask"]
-    with pytest.raises(ModelError, match=r"mask, proto[\s\S]*found: +outputs boxes, conf[\s\S]*expected"):
+    with pytest.raises(ModelError, match=r"mask, proto[\s\S]*found: +outputs boxes, conf[\s\S]*Expected outputs"):
         segray.decode(NAME, outputs, (50, 60))

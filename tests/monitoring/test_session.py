@@ -199,7 +199,7 @@ def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(run
             env=run.head.env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert "ConflictError" in started.stderr
-        assert "under way" in started.stderr
+        assert "label set runs" in started.stderr
         done = command(*send(run.head, run.config), env=elsewhere(run.head))
         assert done.returncode == 3, done.stderr
         assert f"ray job stop {following}" in done.stderr

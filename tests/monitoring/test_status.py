@@ -87,7 +87,7 @@ def test_silence_is_watched_before_it_is_called_death(tmp_path: Path) -> None:
     assert (found.state, found.exit_code) == ("gone", 3)
     assert sum(waited) >= 10, "two beats"
     assert "no heartbeat for 10 min 0 s: the driver is probably gone" in describe_status(found)
-    assert "run the same command again: it resumes" in describe_status(found)
+    assert "run the same command again to resume" in describe_status(found)
 
 
 @pytest.mark.parametrize("clock_ahead_s", [-3600.0, 3600.0])

@@ -338,7 +338,7 @@ def test_any_parquet_gives_references_or_is_refused(
 @tried(60)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 1)), max_size=40), st.sampled_from([1, 700, 2500]))
 def test_what_was_seen_is_known_however_much_it_is(repeats: list[tuple[int, int]], many: int) -> None:
-    seen, known = manifest._Seen(), {}
+    seen, known = manifest._SeenKeys(), {}
     for key, uri in [*((i, 0) for i in range(many)), *repeats]:
         before = seen.add(f"k{key}", f"u{uri}")
         assert before is (None if key not in known else known[key] == uri)

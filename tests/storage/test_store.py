@@ -300,7 +300,7 @@ def test_a_bucket_that_is_there_and_denied_is_the_fault_of_the_store(
     monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     naps = no_sleep(monkeypatch)
-    store = Store(StorageOptions(retries=2), known=["s3://b/elsewhere"] if known else [])
+    store = Store(StorageOptions(retries=2), existing_uris=["s3://b/elsewhere"] if known else [])
     failing(monkeypatch, store)
     if not known:
         store.read("s3://b/k")

@@ -59,7 +59,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     """Label these images by the embedded model, in this process, and commit them as one batch."""
     run, options = run_records.new_run(str(root)), StorageOptions()
     model = resolve.resolve(MODEL.name)
-    labels = tuple((i, name, slug(name)) for i, name in model.contract.labels.items())
+    labels = tuple((i, name, slug(name)) for i, name in model.adapter.labels.items())
     commit.create_tables(run.root, options)
     run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
     labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, ImageLimits(), options, run.staged), "CPU", 1)

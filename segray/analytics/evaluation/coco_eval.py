@@ -22,7 +22,7 @@ from segray.masks import _kernels_many
 
 IOU_TYPES = ("segm", "bbox")
 AREAS = ("all", "small", "medium", "large")
-_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], np.float64)
+_AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], np.float64)  # by AREAS
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
@@ -38,7 +38,7 @@ class ImageAnnotations:
 
     class_ids: (n,) int64. shapes: by IoU type, xywh boxes (n, 4) in pixels, or masks as pycocotools has them. areas: by
     IoU type, (n,) in pixels. All types of objects have equal areas. scores: (n,), of detections. crowd: (n,), of
-    objects; true if one stands for many. ignore: (n,), of objects; true if a detection need not find one.
+    objects; true if one object stands for many. ignore: (n,), of objects; true if detections need not find the object.
     """
 
     class_ids: NDArray[np.int64]
@@ -100,8 +100,9 @@ class Scores:
 class Calibration:
     """The relation of scores to the share of right detections, at IoU .50, in BINS bins of scores.
 
-    detections: number in each bin. score: their mean score. precision: share of right ones.
-    score and precision are None for an empty bin. error: mean distance of the two, weighted by detections (ECE).
+    detections: number in each bin. score: mean score in each bin. precision: share of right detections in each bin.
+    score and precision are None for an empty bin. error: mean distance of score and precision, weighted by detections
+    (ECE).
     """
 
     detections: Sequence[int]
@@ -142,7 +143,7 @@ class MatchBits:
         """Return which detections count, as right or as wrong."""
         return ~_is_set(self.ignored, area, threshold)
 
-    def found_an_object(self, area: int, threshold: int) -> NDArray[np.bool_]:
+    def has_object(self, area: int, threshold: int) -> NDArray[np.bool_]:
         """Return which detections find an object, whether they count or not."""
         return _is_set(self.matched, area, threshold)
 
@@ -192,39 +193,37 @@ class CocoEvaluator:
         for category in np.union1d(objects.class_ids, detections.class_ids).tolist():
             if category not in self._categories:
                 continue
-            those = np.flatnonzero(objects.class_ids == category)
-            mine = np.flatnonzero(detections.class_ids == category)
-            mine = mine[np.argsort(-detections.scores[mine], kind="stable")][: self._limits[-1]]
-            within, ignore = object_areas[those], objects.ignore[those]
-            counted = ~ignore & (within >= _RANGES[:, :1]) & (within <= _RANGES[:, 1:])
+            truth = np.flatnonzero(objects.class_ids == category)  # indices of this category's objects
+            order = np.flatnonzero(detections.class_ids == category)  # indices of its detections, best first
+            order = order[np.argsort(-detections.scores[order], kind="stable")][: self._limits[-1]]
+            truth_areas, ignore = object_areas[truth], objects.ignore[truth]
+            counted = ~ignore & (truth_areas >= _AREA_RANGES[:, :1]) & (truth_areas <= _AREA_RANGES[:, 1:])
             self._objects[category] += counted.sum(axis=1)
-            bits = MatchBits.none_set(len(mine))
+            bits = MatchBits.none_set(len(order))
             _kernels_many.match(
-                np.ascontiguousarray(ious[np.ix_(mine, those)]), within, objects.crowd[those], ignore, areas[mine],
-                _RANGES, IOUS, category in lenient, bits.matched, bits.ignored,
+                np.ascontiguousarray(ious[np.ix_(order, truth)]), truth_areas, objects.crowd[truth], ignore,
+                areas[order], _AREA_RANGES, IOUS, category in lenient, bits.matched, bits.ignored,
             )  # fmt: skip
-            rows = np.zeros(len(mine), _ROW)
-            rows["score"], rows["image"], rows["rank"] = detections.scores[mine], image, np.arange(len(mine))
+            rows = np.zeros(len(order), _ROW)
+            rows["score"], rows["image"], rows["rank"] = detections.scores[order], image, np.arange(len(order))
             rows["matched"], rows["ignored"] = bits.matched, bits.ignored
             self._rows.add(category, rows)
 
     def scores(self, *, curves: bool = False) -> Scores:
         """Return the scores of all images so far. curves: also the precision at each recall."""
         bins = np.zeros((3, BINS))
-        found = {}
-        for category in self._categories:
+        by_class: dict[str, PrecisionRecall] = {}
+        frequency: dict[str, str] = {}
+        for category, name in self._categories.items():
             curve = PrecisionRecall(self._limits, self._objects[category])
             for rows in self._rows.of(category):
                 curve.add(rows)
                 bins += _binned(rows)
             if curve.objects[0]:
-                found[category] = curve
-        return _summary(
-            {self._categories[c]: t for c, t in found.items()},
-            {self._categories[c]: self._frequency[c] for c in found if c in self._frequency},
-            bins,
-            curves,
-        )
+                by_class[name] = curve
+                if category in self._frequency:
+                    frequency[name] = self._frequency[category]
+        return _summary(by_class, frequency, bins, curves)
 
 
 class _RowsByCategory:
@@ -241,8 +240,8 @@ class _RowsByCategory:
             self._count += len(rows)
         if self._count > _IN_MEMORY_ROWS:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="segray-")
-            for each, parts in self._waiting.items():
-                with self._file(each).open("ab") as file:
+            for waiting_category, parts in self._waiting.items():
+                with self._file(waiting_category).open("ab") as file:
                     file.writelines(parts)
             self._waiting, self._count = {}, 0
 
@@ -254,32 +253,30 @@ class _RowsByCategory:
             return
         # A sample gives the bounds of the pieces. Each piece is picked out of all rows.
         step = -(-total // _SAMPLED_ROWS)
-        some = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
+        sample = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
         pieces = -(-total // _SORTED_ROWS)
         ends = np.zeros(2, _ROW)
         ends["score"] = np.inf, -np.inf
-        marks = [ends[0], *some[[len(some) * k // pieces for k in range(1, pieces)]], ends[1]]
-        for first, end in itertools.pairwise(marks):
-            chosen = [part[_from(part, first) & ~_from(part, end)] for part in self._parts(category)]
-            yield _sorted(np.concatenate(chosen))
+        bounds = [ends[0], *sample[[len(sample) * k // pieces for k in range(1, pieces)]], ends[1]]
+        for first, end in itertools.pairwise(bounds):
+            piece = [part[_not_before(part, first) & ~_not_before(part, end)] for part in self._parts(category)]
+            yield _sorted(np.concatenate(piece))
 
     def _total(self, category: int) -> int:
         size_bytes = sum(map(len, self._waiting.get(category, [])))
-        if self._stored(category):
+        if self._has_file(category):
             size_bytes += self._file(category).stat().st_size
         return size_bytes // _ROW.itemsize
 
     def _parts(self, category: int) -> Iterator[NDArray[Any]]:
-        """Yield all rows in pieces, in the order of their addition. Files are read, not mapped: mapped pages count as
-        memory.
-        """
-        if self._stored(category):
-            with self._file(category).open("rb") as file:
+        """Yield all rows in pieces, in the order of their addition."""
+        if self._has_file(category):
+            with self._file(category).open("rb") as file:  # Read, not mapped, because mapped pages count as memory.
                 while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
                     yield rows
         yield np.frombuffer(b"".join(self._waiting.get(category, [])), _ROW)
 
-    def _stored(self, category: int) -> bool:
+    def _has_file(self, category: int) -> bool:
         return self._folder is not None and self._file(category).exists()
 
     def _file(self, category: int) -> Path:
@@ -287,10 +284,10 @@ class _RowsByCategory:
         return Path(self._folder.name, f"{category}.rows")
 
 
-def _from(rows: NDArray[Any], mark: Any) -> NDArray[np.bool_]:
-    """Return which rows have a lower score than `mark`, or the same score and no earlier image."""
+def _not_before(rows: NDArray[Any], bound: Any) -> NDArray[np.bool_]:
+    """Return which rows have a lower score than the row `bound`, or the same score and no earlier image."""
     score = rows["score"]
-    return np.asarray((score < mark["score"]) | ((score == mark["score"]) & (rows["image"] >= mark["image"])))
+    return np.asarray((score < bound["score"]) | ((score == bound["score"]) & (rows["image"] >= bound["image"])))
 
 
 def _sorted(rows: NDArray[Any]) -> NDArray[Any]:
@@ -320,26 +317,30 @@ class PrecisionRecall:
                 continue
             kept = rows if rows["rank"].max(initial=0) < limit else rows[rows["rank"] < limit]
             bits = MatchBits.of_rows(kept)
-            for i in range(len(IOUS)):
-                right = bits.found_an_object(area, i)[bits.counted(area, i)]
-                before = self._right[case, i], self._wrong[case, i]
+            for threshold in range(len(IOUS)):
+                right = bits.has_object(area, threshold)[bits.counted(area, threshold)]
                 if case >= self._limits - 1:
-                    self._note_best(area, i, right, *before)
-                total = int(right.sum())
-                self._right[case, i] += total
-                self._wrong[case, i] += len(right) - total
+                    right_before, wrong_before = self._right[case, threshold], self._wrong[case, threshold]
+                    self._update_best(self._best[area, threshold], area, right, right_before, wrong_before)
+                count = int(right.sum())
+                self._right[case, threshold] += count
+                self._wrong[case, threshold] += len(right) - count
 
-    def _note_best(self, area: int, i: int, right: NDArray[np.bool_], before: int, wrong_before: int) -> None:
-        """Note the best precision between each two neighbours of RECALLS."""
-        where = np.flatnonzero(right)  # Precision is greatest where a detection is right.
-        if not len(where):
+    def _update_best(
+        self, best: _Floats, area: int, right: NDArray[np.bool_], right_before: int, wrong_before: int
+    ) -> None:
+        """Update the best precision between each two neighbours of RECALLS.
+
+        best: (recalls + 1,), updated in place. right: (n,) bool, of the next n detections.
+        """
+        rows = np.flatnonzero(right)  # Precision is greatest where a detection is right.
+        if not len(rows):
             return
-        hits = before + np.arange(1, len(where) + 1)
-        precision = hits / (hits + wrong_before + where - np.arange(len(where)) + np.spacing(1))
-        reached = np.searchsorted(RECALLS, hits / self.objects[area], side="right")
-        firsts = np.flatnonzero(np.diff(reached, prepend=-1))
-        best = self._best[area, i]
-        best[reached[firsts]] = np.maximum(best[reached[firsts]], np.maximum.reduceat(precision, firsts))
+        hits = right_before + np.arange(1, len(rows) + 1)
+        precision = hits / (hits + wrong_before + rows - np.arange(len(rows)) + np.spacing(1))
+        bins = np.searchsorted(RECALLS, hits / self.objects[area], side="right")
+        starts = np.flatnonzero(np.diff(bins, prepend=-1))
+        best[bins[starts]] = np.maximum(best[bins[starts]], np.maximum.reduceat(precision, starts))
 
     @property
     def precision(self) -> _Floats:
@@ -357,28 +358,28 @@ def _binned(rows: NDArray[Any]) -> _Floats:
     """Return (3, BINS): number of detections, sum of scores and number of right ones, at IoU .50 for all areas."""
     bits = MatchBits.of_rows(rows)
     counted = bits.counted(0, 0)
-    scores, right = rows["score"][counted], bits.found_an_object(0, 0)[counted].astype(np.float64)
+    scores, right = rows["score"][counted], bits.has_object(0, 0)[counted].astype(np.float64)
     bins = np.clip((scores * BINS).astype(np.int64), 0, BINS - 1)
     return np.array([np.bincount(bins, weights, BINS) for weights in (None, scores, right)])
 
 
 def _summary(
-    found: Mapping[str, PrecisionRecall], frequency: Mapping[str, str], bins: _Floats, with_curves: bool
+    by_class: Mapping[str, PrecisionRecall], frequency: Mapping[str, str], bins: _Floats, with_curves: bool
 ) -> Scores:
-    precision = {name: curve.precision for name, curve in found.items()}
-    every = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
-    areas = {name: _mean(every[:, k]) for k, name in enumerate(AREAS)}
-    recalls = [_mean(np.stack([curve.recall(case) for curve in found.values()])) for case in (0, 1, 2, -3, -2, -1)]
-    kinds = {"r": "rare", "c": "common", "f": "frequent"}
+    """Return the scores of all classes. frequency: LVIS's r, c or f by class name. bins: as `_binned` returns them."""
+    precision = {name: curve.precision for name, curve in by_class.items()}
+    all_classes = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
+    areas = {name: _mean(all_classes[:, k]) for k, name in enumerate(AREAS)}
+    recalls = [_mean(np.stack([curve.recall(case) for curve in by_class.values()])) for case in (0, 1, 2, -3, -2, -1)]
     by_frequency = {
-        word: _mean(np.stack(chosen))
-        for kind, word in kinds.items()
-        if (chosen := [precision[name][0] for name, its in frequency.items() if its == kind])
+        word: _mean(np.stack(values))
+        for letter, word in (("r", "rare"), ("c", "common"), ("f", "frequent"))
+        if (values := [precision[name][0] for name in frequency if frequency[name] == letter])
     }
     return Scores(
         ap=areas["all"] or 0.0,
-        ap50=_mean(every[:, 0, 0]) or 0.0,
-        ap75=_mean(every[:, 0, 5]) or 0.0,
+        ap50=_mean(all_classes[:, 0, 0]) or 0.0,
+        ap75=_mean(all_classes[:, 0, 5]) or 0.0,
         ap_small=areas["small"],
         ap_medium=areas["medium"],
         ap_large=areas["large"],
@@ -390,8 +391,10 @@ def _summary(
         ar_large=recalls[5],
         class_ap={name: float(values[0].mean()) for name, values in precision.items()},
         class_ap50={name: float(values[0, 0].mean()) for name, values in precision.items()},
-        class_ar={name: float(curve.recall(2).mean()) for name, curve in found.items()},
-        class_sizes={name: (_mean(v[1]), _mean(v[2]), _mean(v[3])) for name, v in precision.items()},
+        class_ar={name: float(curve.recall(2).mean()) for name, curve in by_class.items()},
+        class_sizes={
+            name: (_mean(values[1]), _mean(values[2]), _mean(values[3])) for name, values in precision.items()
+        },
         frequency_ap={word: value for word, value in by_frequency.items() if value is not None},
         calibration=_calibration(bins),
         curves={
@@ -403,13 +406,13 @@ def _summary(
 
 def _mean(values: _Floats) -> float | None:
     """Return the mean of the values that are not -1; None if there are none."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else None
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
 
 
 def _calibration(bins: _Floats) -> Calibration:
     counts, scores, right = bins
-    means = [None if not n else float(s / n) for n, s in zip(counts, scores, strict=True)]
-    parts = [None if not n else float(r / n) for n, r in zip(counts, right, strict=True)]
+    mean_scores = [float(total / count) if count else None for count, total in zip(counts, scores, strict=True)]
+    precision = [float(hits / count) if count else None for count, hits in zip(counts, right, strict=True)]
     error = float(np.abs(right - scores).sum() / max(counts.sum(), 1))
-    return Calibration([int(n) for n in counts], means, parts, error)
+    return Calibration([int(count) for count in counts], mean_scores, precision, error)

@@ -17,7 +17,7 @@ from segray.analytics.evaluation.coco_eval import ImageAnnotations
 
 KINDS = ("right", "class", "localisation", "both", "duplicate", "background", "missed")
 BACKGROUND = "background"
-_MATCH, _TOUCH = 0.5, 0.1
+_MATCH_IOU, _BACKGROUND_IOU = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ErrorBreakdown:
     confusion: Mapping[str, Mapping[str, int]]
 
 
-class Tally:
+class ErrorCounter:
     """A count of errors, image by image.
 
     categories: name by id, of the categories that count. min_score: lowest score of the detections that count.
@@ -52,15 +52,15 @@ class Tally:
         """
         order = np.argsort(-detections.scores, kind="stable")
         order = order[detections.scores[order] >= self._min_score]
-        order = order[[i in self._names for i in detections.class_ids[order].tolist()]] if len(order) else order
-        real = np.flatnonzero(~objects.ignore)
-        classes, truths, ious_here = detections.class_ids[order], objects.class_ids[real], ious[np.ix_(order, real)]
-        same = classes[:, None] == truths[None]
+        if len(order):
+            order = order[[category in self._names for category in detections.class_ids[order].tolist()]]
+        real, ignored = np.flatnonzero(~objects.ignore), np.flatnonzero(objects.ignore)
+        classes, truths, real_ious = detections.class_ids[order], objects.class_ids[real], ious[np.ix_(order, real)]
         # On a crowd, or on an object that need not be found, a detection is neither right nor wrong.
-        void = np.flatnonzero(objects.ignore)
-        excused = ((ious[np.ix_(order, void)] >= _MATCH) & (classes[:, None] == objects.class_ids[void])).any(axis=1)
-        self._sort(classes, truths, ious_here, same, excused)
-        self._confuse(classes, truths, ious_here, excused)
+        same_as_ignored = classes[:, None] == objects.class_ids[ignored]
+        excused = ((ious[np.ix_(order, ignored)] >= _MATCH_IOU) & same_as_ignored).any(axis=1)
+        self._count_kinds(classes, truths, real_ious, excused)
+        self._count_confusion(classes, truths, real_ious, excused)
 
     def result(self) -> ErrorBreakdown:
         """Return the counts of all images so far."""
@@ -69,69 +69,78 @@ class Tally:
             self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())}
         )
 
-    def _sort(
+    def _count_kinds(
         self,
         classes: NDArray[np.int64],
         truths: NDArray[np.int64],
         ious: NDArray[np.float64],
-        same: NDArray[np.bool_],
         excused: NDArray[np.bool_],
     ) -> None:
-        found = _greedy(np.where(same, ious, 0))
-        explained = set(found[found >= 0].tolist())
+        """Count the error types.
+
+        Args:
+            classes: Category ids of the detections, (detections,), best first.
+            truths: Category ids of the objects, (objects,).
+            ious: (detections, objects) float64.
+            excused: Detections that are neither right nor wrong without an object, (detections,) bool.
+        """
+        same_class = classes[:, None] == truths[None]
+        matches = _match_greedily(np.where(same_class, ious, 0))
+        explained = set(matches[matches >= 0].tolist())
         for row, category in enumerate(classes.tolist()):
-            own, other = np.where(same[row], ious[row], 0), np.where(same[row], 0, ious[row])
+            own, other = np.where(same_class[row], ious[row], 0), np.where(same_class[row], 0, ious[row])
             best_own, best_other = own.max(initial=0), other.max(initial=0)
-            if found[row] >= 0:
+            if matches[row] >= 0:
                 kind = "right"
             elif excused[row]:
                 continue
-            elif _TOUCH <= best_own < _MATCH:
+            elif _BACKGROUND_IOU <= best_own < _MATCH_IOU:
                 kind = "localisation"
                 explained.add(int(own.argmax()))
-            elif best_other >= _MATCH:
+            elif best_other >= _MATCH_IOU:
                 kind = "class"
                 explained.add(int(other.argmax()))
-            elif best_own >= _MATCH:
+            elif best_own >= _MATCH_IOU:
                 kind = "duplicate"
             else:
-                kind = "background" if max(best_own, best_other) < _TOUCH else "both"
+                kind = "background" if max(best_own, best_other) < _BACKGROUND_IOU else "both"
             self._kinds[kind][self._names[category]] += 1
         for number, category in enumerate(truths.tolist()):
             if number not in explained and category in self._names:
                 self._kinds["missed"][self._names[category]] += 1
 
-    def _confuse(
+    def _count_confusion(
         self,
         classes: NDArray[np.int64],
         truths: NDArray[np.int64],
         ious: NDArray[np.float64],
         excused: NDArray[np.bool_],
     ) -> None:
-        found = _greedy(ious)
+        """Count the pairs of classes of objects and detections. The arguments are those of `_count_kinds`."""
+        matches = _match_greedily(ious)
         for row, category in enumerate(classes.tolist()):
-            if found[row] >= 0 or not excused[row]:
-                truth = self._names[int(truths[found[row]])] if found[row] >= 0 else BACKGROUND
-                self._count(truth, self._names[category])
+            if matches[row] >= 0 or not excused[row]:
+                truth = self._names[int(truths[matches[row]])] if matches[row] >= 0 else BACKGROUND
+                self._count_pair(truth, self._names[category])
         for number, category in enumerate(truths.tolist()):
-            if number not in found:
-                self._count(self._names[category], BACKGROUND)
+            if number not in matches:
+                self._count_pair(self._names[category], BACKGROUND)
 
-    def _count(self, truth: str, told: str) -> None:
-        self._confusion.setdefault(truth, Counter())[told] += 1
+    def _count_pair(self, truth: str, detected: str) -> None:
+        self._confusion.setdefault(truth, Counter())[detected] += 1
 
 
-def _greedy(ious: NDArray[np.float64]) -> NDArray[np.int64]:
+def _match_greedily(ious: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the index of the object that each detection takes, (detections,) int64.
 
-    Detections take objects in turn: each takes the free object of the largest IoU that is at least 0.5. -1 stands for
-    none.
+    Detections take objects in turn. A detection takes the free object of the largest IoU that is at least 0.5. -1
+    stands for no object. ious: (detections, objects) float64.
     """
     free = np.ones(ious.shape[1], np.bool_)
-    found = np.full(len(ious), -1)
-    for row, each in enumerate(ious):
-        open_ious = np.where(free, each, 0)
-        if open_ious.size and open_ious.max() >= _MATCH:
-            found[row] = open_ious.argmax()
-            free[found[row]] = False
-    return found
+    matches = np.full(len(ious), -1)
+    for row, ious_of_row in enumerate(ious):
+        free_ious = np.where(free, ious_of_row, 0)
+        if free_ious.size and free_ious.max() >= _MATCH_IOU:
+            matches[row] = free_ious.argmax()
+            free[matches[row]] = False
+    return matches

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from segray.analytics.evaluation import ground_truth, protocols
 from segray.analytics.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, ImageAnnotations, Scores
-from segray.analytics.evaluation.error_types import ErrorBreakdown, Tally
+from segray.analytics.evaluation.error_types import ErrorBreakdown, ErrorCounter
 from segray.analytics.evaluation.ground_truth import GroundTruthIndex, TruthImage
 from segray.analytics.evaluation.protocols import Protocol
 from segray.analytics.query import arrow_masks, key_ranges
@@ -39,6 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 Row = dict[str, Any]
+
+_GIVE_OBJECTS = "give a truth with annotations that are not crowds"
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,17 @@ def evaluate(
     as_of: datetime | None = None,
     **storage_options: Any,
 ) -> Evaluation:
-    """Compare the label set at `root` with a COCO or LVIS truth file. The truth's `file_name` is the label set's
-    `image_key`.
+    """Compare the label set at `root` with a COCO or LVIS truth file.
 
-    Each image of the truth is evaluated. A failed or unlabelled image counts as an image without detections.
+    The truth's `file_name` is the label set's `image_key`. Each image of the truth is evaluated. A failed or unlabelled
+    image counts as an image without detections.
 
     Args:
         root: Folder or URL of the label set.
         truth_path: Path or URL of the truth.
         iou_types: Any of "segm" and "bbox".
         labelled_only: Leave out images that failed or are not labelled.
-        allow_unlisted: Ignore labelled images that the truth does not list. They usually mean the wrong file.
+        allow_unlisted: Ignore labelled images that the truth does not list. Such images usually mean the wrong file.
         allow_other_classes: Compare categories by id alone, even if the model lacks them or has other names.
         protocol: A name in protocols.PROTOCOLS, or of a model. None means lvis for LVIS's truth, else coco.
         min_score: Lowest score of the detections whose errors are counted.
@@ -103,60 +106,78 @@ def evaluate(
     Raises:
         SourceError: The truth cannot be used.
         LabelSetError: Nothing is committed.
-        UserError: The two have no common image, other classes or other sizes.
+        UserError: Label set and truth have no common image, other classes or other sizes.
     """
     store, path = snapshot.store(storage_options), str(truth_path)
     _check_types(iou_types)
     if not store.exists(path):  # This check is faster than reading the label set.
-        raise SourceError("no such truth file", where=path)
+        raise SourceError("no such truth file", where=path, hint="check --truth")
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
-    keys = KeySampler()
-    listed = ground_truth.read_index(path, store, keys)
+    sampler = KeySampler()
+    index = ground_truth.read_index(path, store, sampler)
     if not allow_other_classes:
-        _check_classes(listed, state)
-    _check_keys(listed, state, allow_unlisted, keys)
-    rules = _rules(protocol, listed)
-    parts = keys.cut()
+        _check_classes(index, state)
+    _check_keys(index, state, allow_unlisted, sampler)
+    rules = protocols.find(protocol or ("lvis" if index.frequency else "coco"))
+    ranges = sampler.cut()
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
-        sorted_truth = ground_truth.GroundTruthBySlice(listed, parts, store, Path(folder))
+        sorted_truth = ground_truth.GroundTruthBySlice(index, ranges, store, Path(folder))
         if not sorted_truth.objects:
-            raise SourceError(
-                "the truth has no objects, so precision is undefined", where=path, hint="give annotations"
-            )
-        panel = _Panel(listed.names, listed.frequency, rules, iou_types, min_score)
-        for number, part in enumerate(parts):
+            raise SourceError("the truth has no objects, so precision is undefined", where=path, hint=_GIVE_OBJECTS)
+        evaluators = _Evaluators(index.names, index.frequency, rules, iou_types, min_score)
+        for number, key_range in enumerate(ranges):
             if sorted_truth.holds(number):
-                _evaluate_range(state, part, sorted_truth.read(number), panel, labelled_only, path)
-    notes = _notes(panel, state, store, rules)
-    return panel.result(rules, notes, curves=curves)
+                _evaluate_range(state, key_range, sorted_truth.read(number), evaluators, labelled_only, path)
+    notes = _notes(evaluators, state, store, rules)
+    return evaluators.result(rules, notes, curves=curves)
 
 
 def evaluate_detections(
     detections: Sequence[Row], truth: Row, *, iou_types: Sequence[str] = IOU_TYPES
 ) -> dict[str, Scores]:
-    """Return the COCO scores of detections, by IoU type. Neither argument is changed.
+    """Return the COCO scores of detections, by IoU type.
 
-    detections: rows as coco_results returns them. truth: content of COCO JSON, with the category ids of the detections.
     A detection of a category that the truth does not list is not counted.
+
+    Args:
+        detections: Rows as coco_results returns them.
+        truth: Content of COCO JSON, with the category ids of the detections.
+        iou_types: Any of "segm" and "bbox".
+
+    Raises:
+        SourceError: The truth has no objects, or an annotation is not valid.
+        UserError: An IoU type does not exist.
     """
     if not count_objects(truth):
-        raise SourceError("the truth has no objects, so precision is undefined", hint="give annotations")
+        raise SourceError("the truth has no objects, so precision is undefined", hint=_GIVE_OBJECTS)
     _check_types(iou_types)
     names = {row["id"]: row["name"] for row in truth["categories"]}
-    panel = _Panel(names, {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
-    objects, found = _by_image(truth["annotations"]), _by_image(detections)
+    evaluators = _Evaluators(names, {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
+    annotations_by_image, detections_by_image = _by_image(truth["annotations"]), _by_image(detections)
     for row in sorted(truth["images"], key=lambda row: row["id"]):
-        image = _image(row, objects.get(row["id"], []))
-        panel.add(image, _of_results(found.get(row["id"], []), iou_types), "the truth")
-    return dict(panel.scores(curves=False))
+        image = _truth_image(row, annotations_by_image.get(row["id"], []))
+        results = detections_by_image.get(row["id"], [])
+        evaluators.add(image, _annotations_of_results(results, iou_types), "the truth")
+    return dict(evaluators.scores(curves=False))
 
 
-def coco_results(image_id: int, found: Instances) -> list[Row]:
+def coco_results(image_id: int, instances: Instances) -> list[Row]:
     """Return the rows of one image in COCO's result format. image_id: id of the image in the truth."""
-    corners = found.boxes_xyxy.astype(float)
-    boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    columns = zip(found.class_ids.tolist(), found.scores.tolist(), boxes_xywh.tolist(), found.rles, strict=True)
-    return [_result(image_id, category, score, box, counts, found.size_hw) for category, score, box, counts in columns]
+    boxes_xyxy = instances.boxes_xyxy.astype(float)
+    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    columns = zip(
+        instances.class_ids.tolist(), instances.scores.tolist(), boxes_xywh.tolist(), instances.rles, strict=True
+    )
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_id,
+            "score": score,
+            "bbox": box_xywh,
+            "segmentation": {"size": list(instances.size_hw), "counts": counts},
+        }
+        for category_id, score, box_xywh, counts in columns
+    ]
 
 
 def read_truth(path: Path) -> Row:
@@ -164,11 +185,11 @@ def read_truth(path: Path) -> Row:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SourceError("no such truth file", where=str(path)) from error
+        raise SourceError("no such truth file", where=str(path), hint="check the path") from error
     except ValueError as error:
         raise SourceError("the truth is not JSON", where=str(path), found=str(error)) from error
-    parts = ("images", "annotations", "categories")
-    missing = [part for part in parts if not isinstance(content, dict) or part not in content]
+    sections = ("images", "annotations", "categories")
+    missing = [section for section in sections if not isinstance(content, dict) or section not in content]
     if missing:
         raise SourceError("the truth is not COCO JSON", where=str(path), found=f"no {', '.join(missing)}")
     names = [image["file_name"] for image in content["images"]]
@@ -183,19 +204,19 @@ def count_objects(truth: Row) -> int:
     return sum(not row.get("iscrowd", 0) for row in truth["annotations"])
 
 
-# ---- does it belong together ----------------------------------------------------------------------
+# ---- checks that label set and truth belong together ----------------------------------------------
 
 
 def _check_types(iou_types: Sequence[str]) -> None:
     unknown = set(iou_types) - set(IOU_TYPES)
     if unknown or not iou_types:
         raise UserError(
-            "no such IoU type", found=", ".join(sorted(unknown)), hint=f"choose from {', '.join(IOU_TYPES)}"
+            "no such IoU type", found=", ".join(sorted(unknown)) or "none", hint=f"choose from {', '.join(IOU_TYPES)}"
         )
 
 
-def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, keys: KeySampler) -> None:
-    """Compare the images of both sides, and add those of the label set to `keys`.
+def _check_keys(index: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, sampler: KeySampler) -> None:
+    """Compare the images of both sides, and add the images of the label set to the sampler.
 
     Raise UserError if no image is in both, or if the truth lacks a labelled image and allow_unlisted is false.
     """
@@ -205,47 +226,49 @@ def _check_keys(listed: GroundTruthIndex, state: Snapshot, allow_unlisted: bool,
         names = batch.column("image_key").to_pylist()
         if not names:
             continue
-        known = listed.lists(names)
-        keys.add(names, key_ranges.weights(state, batch.column("n_instances")))
-        common, total = common + int(known.sum()), total + len(names)
+        is_listed = index.lists(names)
+        sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
+        common, total = common + int(is_listed.sum()), total + len(names)
         first = min(first or names[0], *names)
-        unlisted = [name for name, there in zip(names, known, strict=True) if not there]
+        unlisted = [name for name, listed in zip(names, is_listed, strict=True) if not listed]
         if unlisted:
             first_unlisted = min(first_unlisted or unlisted[0], *unlisted)
-    where = f"{state.root}, {listed.path}"
+    where = f"{state.root}, {index.path}"
     if not common:
         raise UserError(
             "the truth and the label set have no image in common", where=where,
-            found=f"label set: {first or 'no images'}, truth: {listed.example}",
+            found=f"label set: {first or 'no images'}, truth: {index.example}",
             hint="make the truth's file_name equal to image_key, the path below the dataset's root",
         )  # fmt: skip
     if common < total and not allow_unlisted:
         raise UserError(
             "the label set has images that the truth does not list", where=where,
             found=f"{total - common} of {total}, such as {first_unlisted}",
-            hint="check that this is the right truth; to leave them out, allow unlisted images",
+            hint="check --truth, or leave these images out with --allow-unlisted",
         )  # fmt: skip
 
 
-def _check_classes(listed: GroundTruthIndex, state: Snapshot) -> None:
+def _check_classes(index: GroundTruthIndex, state: Snapshot) -> None:
     """Raise UserError for categories of the truth that the labels lack or name otherwise.
 
     A category under another id would score 0 without an error.
     """
     if not state.classes:
         return
-    ours = {number: slug(name) for number, name in state.classes.items()}
-    other = [
-        f"{number} is {name!r} in the truth, {state.classes.get(number, 'nothing')!r} in the labels"
-        for number, name in sorted(listed.names.items())
-        if ours.get(number) != slug(name)
+    slugs = {category: slug(name) for category, name in state.classes.items()}
+    differences = [
+        f"{category} is {name!r} in the truth, {state.classes.get(category, 'nothing')!r} in the labels"
+        for category, name in sorted(index.names.items())
+        if slugs.get(category) != slug(name)
     ]
-    if other:
+    if differences:
+        examples = "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
         raise UserError(
-            "the truth has categories that the labels lack or call otherwise", where=f"{state.root}, {listed.path}",
-            found=f"{len(other)} of {len(listed.names)}: {'; '.join(other[:3])}{' ...' if len(other) > 3 else ''}",
-            hint="give the truth of this model's classes; to compare by id alone, allow other classes",
-        )  # fmt: skip
+            "the labels lack categories of the truth, or give them other names",
+            where=f"{state.root}, {index.path}",
+            found=f"{len(differences)} of {len(index.names)}: {examples}",
+            hint="give the truth of this model's classes, or compare by id alone with --allow-other-classes",
+        )
 
 
 def _check_size(image: TruthImage, row: Row, root: str, path: str) -> None:
@@ -253,57 +276,58 @@ def _check_size(image: TruthImage, row: Row, root: str, path: str) -> None:
 
     pycocotools scores masks of different sizes as not overlapping, without an error.
     """
-    meant, found = image.size_hw, (row["height"], row["width"])
-    if meant != found:
+    truth_hw, labelled_hw = image.size_hw, (row["height"], row["width"])
+    if truth_hw != labelled_hw:
         raise UserError(
             "an image has another size in the truth", where=f"{image.key} in {root} and {path}",
-            found=f"labelled as {found[1]}x{found[0]}, truth {meant[1]}x{meant[0]}",
+            found=f"labelled as {labelled_hw[1]}x{labelled_hw[0]}, truth {truth_hw[1]}x{truth_hw[0]}",
             hint="label the images that the truth describes; coordinates are those of the upright image",
         )  # fmt: skip
 
 
-def _rules(name: str | None, listed: GroundTruthIndex) -> Protocol:
-    return protocols.find(name or ("lvis" if listed.frequency else "coco"))
-
-
-def _notes(panel: _Panel, state: Snapshot, store: Store, rules: Protocol) -> list[str]:
+def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protocol) -> list[str]:
+    """Return the warnings about the figures."""
     notes = []
-    if panel.missing:
-        under_way = run_records.unfinished(store, state.root) is not None
-        notes.append(
-            f"{panel.missing} images of the truth are not labelled"
-            + (": the run is not finished" if under_way else ", which counts as finding nothing in them")
-        )
-    name, floor = state.model.get("name"), state.model.get("score_threshold")
-    if rules.cards and floor is not None and float(floor) > 0.05:
-        notes.append(f"the cards' figures are of all scores; these labels begin at {float(floor):g}")
+    if missing := evaluators.missing:
+        is_unfinished = run_records.unfinished(store, state.root) is not None
+        reason = "the run is not finished" if is_unfinished else "each counts as an image without detections"
+        notes.append(f"{missing} images of the truth are not labelled: {reason}")
+    name, score_threshold = state.model.get("name"), state.model.get("score_threshold")
+    if rules.cards and score_threshold is not None and float(score_threshold) > 0.05:
+        notes.append(f"the cards' figures are of all scores; these labels begin at {float(score_threshold):g}")
     if rules.cards and name not in rules.cards:
         notes.append(f"this protocol is that of {' and '.join(rules.cards)}; the labels are of {name}")
     return notes
 
 
-# ---- slice by slice -------------------------------------------------------------------------------
+# ---- one range of keys after another --------------------------------------------------------------
 
 
 def _evaluate_range(
-    state: Snapshot, part: KeyRange, listed: Iterable[TruthImage], panel: _Panel, labelled_only: bool, path: str
+    state: Snapshot,
+    key_range: KeyRange,
+    truth_images: Iterable[TruthImage],
+    evaluators: _Evaluators,
+    labelled_only: bool,
+    path: str,
 ) -> None:
-    rows = key_ranges.images(state, part, ["image_key", "status", "width", "height"]).to_pylist()
+    """Evaluate the images of one range. path: the truth file, for errors."""
+    rows = key_ranges.images(state, key_range, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
     columns = ["class_id", "score", *BBOX, "height", "width", "rle"]
-    detections = _Detections(key_ranges.instances(state, part, columns), panel.iou_types, state.root)
-    for image in listed:
+    detections = _Detections(key_ranges.instances(state, key_range, columns), evaluators.iou_types, state.root)
+    for image in truth_images:
         row = labelled.get(image.key)
         status = "missing" if row is None else str(row["status"])
         if row is not None and status != "failed":
             _check_size(image, row, state.root, path)
         if labelled_only and status in ("missing", "failed"):
             continue
-        panel.count(status)
-        panel.add(image, detections.of(image.key), path)
+        evaluators.count(status)
+        evaluators.add(image, detections.of(image.key), path)
 
 
-class _Panel:
+class _Evaluators:
     """The evaluators of all IoU types and the error count. Each image is added to all of them."""
 
     def __init__(
@@ -314,53 +338,56 @@ class _Panel:
         iou_types: Sequence[str],
         min_score: float,
     ) -> None:
-        self.iou_types, self._names, self._rules = tuple(iou_types), names, rules
+        self.iou_types, self._rules = tuple(iou_types), rules
         limits = {"segm": rules.mask_limits, "bbox": rules.box_limits}
-        self._evaluators = {each: CocoEvaluator(each, names, limits[each], frequency) for each in iou_types}
-        self._tally = Tally(names, min_score)
-        self._states: dict[str, int] = {}
+        self._evaluators = {
+            iou_type: CocoEvaluator(iou_type, names, limits[iou_type], frequency) for iou_type in iou_types
+        }
+        self._errors = ErrorCounter(names, min_score)
+        self._images: Counter[str] = Counter()  # number of images by status
         self.objects = self.instances = 0
 
     @property
     def missing(self) -> int:
-        return self._states.get("missing", 0)
+        return self._images["missing"]
 
     def count(self, status: str) -> None:
-        self._states[status] = self._states.get(status, 0) + 1
+        self._images[status] += 1
 
     def add(self, image: TruthImage, detections: ImageAnnotations, path: str) -> None:
         objects = ground_truth.objects_of(image, path, self.iou_types)
         self.objects += int((~objects.crowd).sum())
-        detections = _counted(detections, image, objects, self._rules)
+        detections = _best_detections(detections, image, objects, self._rules)
         self.instances += len(detections)
         widened = _widened(detections, self._rules.widen_px)
         for number, (iou_type, evaluator) in enumerate(self._evaluators.items()):
             ious = widened.overlaps(objects, iou_type)
             evaluator.add(image.id, objects, widened, ious, image.not_exhaustive)
             if number == 0:
-                self._tally.add(objects, widened, ious)
+                self._errors.add(objects, widened, ious)
 
     def scores(self, *, curves: bool) -> Mapping[str, Scores]:
         return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
 
     def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
         """Return the evaluation of all images so far. Raise SourceError if they have no objects."""
-        states = self._states
         if not self.objects:
             raise SourceError(
-                "the evaluated images have no objects, so precision is undefined", hint="label more images"
+                "the evaluated images have no objects, so precision is undefined",
+                found=f"{self._images.total()} images",
+                hint="label images that have annotations in the truth",
             )
         return Evaluation(
             scores=self.scores(curves=curves),
-            images=sum(states.values()),
-            labelled=states.get("ok", 0) + states.get("empty", 0),
-            failed=states.get("failed", 0),
+            images=self._images.total(),
+            labelled=self._images["ok"] + self._images["empty"],
+            failed=self._images["failed"],
             missing=self.missing,
             objects=self.objects,
             instances=self.instances,
             protocol=rules.name,
             cards=rules.cards,
-            mistakes=self._tally.result(),
+            mistakes=self._errors.result(),
             notes=notes,
         )
 
@@ -368,39 +395,39 @@ class _Panel:
 class _Detections:
     """The detections of the images of a range, from its instances sorted by key."""
 
-    def __init__(self, found: pa.Table, iou_types: Sequence[str], root: str) -> None:
-        sizes = [found.column(name) for name in ("height", "width")]
-        self._counts = found.column("rle").combine_chunks()
-        good = arrow_masks.spans(self._counts, *sizes)
-        if not good.all():
-            row = found.slice(int(np.flatnonzero(~good)[0]), 1).to_pylist()[0]
+    def __init__(self, instances: pa.Table, iou_types: Sequence[str], root: str) -> None:
+        sizes = [instances.column(name) for name in ("height", "width")]
+        self._counts = instances.column("rle").combine_chunks()
+        fits = arrow_masks.fits_image(self._counts, *sizes)
+        if not fits.all():
+            row = instances.slice(int(np.flatnonzero(~fits)[0]), 1).to_pylist()[0]
             raise UserError(
                 "the label set has a mask that does not fit its image", where=f"{row['image_key']} in {root}",
-                found=f"instance {row['instance']}", hint="look at it with `segray verify`",
+                found=f"instance {row['instance']}", hint="run `segray verify` to find all such masks",
             )  # fmt: skip
         self._with_masks = "segm" in iou_types
         self._sizes_hw = np.stack([size.to_numpy() for size in sizes], axis=1)
         self._areas = arrow_masks.rle_area(self._counts).to_numpy(zero_copy_only=False).astype(np.float64)
-        self._class_ids = found.column("class_id").to_numpy().astype(np.int64)
-        self._scores = found.column("score").to_numpy().astype(np.float64)
-        self._boxes = np.stack([found.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
-        self._rows = key_ranges.Groups(found).rows
+        self._class_ids = instances.column("class_id").to_numpy().astype(np.int64)
+        self._scores = instances.column("score").to_numpy().astype(np.float64)
+        self._boxes_xywh = np.stack([instances.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
+        self._rows = key_ranges.Groups(instances).rows
 
     def of(self, key: str) -> ImageAnnotations:
         """Return the detections of one image. They are empty if the range has no instance of the image."""
         rows = self._rows.get(key, slice(0))
-        boxes = self._boxes[rows]
-        shapes: dict[str, Any] = {"bbox": boxes}
+        boxes_xywh = self._boxes_xywh[rows]
+        shapes: dict[str, Any] = {"bbox": boxes_xywh}
         if self._with_masks:
             shapes["segm"] = [
                 {"size": size_hw, "counts": text.encode()}
                 for size_hw, text in zip(self._sizes_hw[rows].tolist(), self._counts[rows].to_pylist(), strict=True)
             ]
-        areas = {"segm": self._areas[rows], "bbox": boxes[:, 2] * boxes[:, 3]}
+        areas = {"segm": self._areas[rows], "bbox": boxes_xywh[:, 2] * boxes_xywh[:, 3]}
         return ImageAnnotations(self._class_ids[rows], shapes, areas, scores=self._scores[rows])
 
 
-def _counted(
+def _best_detections(
     detections: ImageAnnotations, image: TruthImage, objects: ImageAnnotations, rules: Protocol
 ) -> ImageAnnotations:
     """Return the detections that count by LVIS's rules: the best of each image, in categories that the truth covers."""
@@ -408,71 +435,62 @@ def _counted(
         return detections
     order = np.argsort(-detections.scores, kind="stable")[: rules.per_image]
     if image.negative is not None:
-        told = set(objects.class_ids.tolist()) | image.negative
-        order = order[[category in told for category in detections.class_ids[order].tolist()]] if len(order) else order
-    return _picked(detections, order)
+        covered = set(objects.class_ids.tolist()) | image.negative
+        if len(order):
+            order = order[[category in covered for category in detections.class_ids[order].tolist()]]
+    return _select(detections, order)
 
 
-def _picked(found: ImageAnnotations, order: NDArray[np.int64]) -> ImageAnnotations:
+def _select(detections: ImageAnnotations, order: NDArray[np.int64]) -> ImageAnnotations:
+    """Return the detections with these indices, in this order."""
     shapes = {
-        name: shape[order] if isinstance(shape, np.ndarray) else [shape[i] for i in order.tolist()]
-        for name, shape in found.shapes.items()
+        iou_type: shape[order] if isinstance(shape, np.ndarray) else [shape[i] for i in order.tolist()]
+        for iou_type, shape in detections.shapes.items()
     }
-    areas = {name: area[order] for name, area in found.areas.items()}
-    return ImageAnnotations(found.class_ids[order], shapes, areas, scores=found.scores[order])
+    areas = {iou_type: area[order] for iou_type, area in detections.areas.items()}
+    return ImageAnnotations(detections.class_ids[order], shapes, areas, scores=detections.scores[order])
 
 
-def _widened(found: ImageAnnotations, by_px: float) -> ImageAnnotations:
-    if not by_px or "bbox" not in found.shapes or not len(found):
-        return found
-    boxes = found.shapes["bbox"] + np.array([0, 0, by_px, by_px])
-    areas = {**found.areas, "bbox": boxes[:, 2] * boxes[:, 3]}
-    return ImageAnnotations(found.class_ids, {**found.shapes, "bbox": boxes}, areas, scores=found.scores)
+def _widened(detections: ImageAnnotations, by_px: float) -> ImageAnnotations:
+    """Return the detections with `by_px` added to width and height of the boxes."""
+    if not by_px or "bbox" not in detections.shapes or not len(detections):
+        return detections
+    boxes_xywh = detections.shapes["bbox"] + np.array([0, 0, by_px, by_px])
+    shapes = {**detections.shapes, "bbox": boxes_xywh}
+    areas = {**detections.areas, "bbox": boxes_xywh[:, 2] * boxes_xywh[:, 3]}
+    return ImageAnnotations(detections.class_ids, shapes, areas, scores=detections.scores)
 
 
 # ---- rows in memory -------------------------------------------------------------------------------
 
 
 def _by_image(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
+    rows_by_image: dict[int, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["image_id"], []).append(row)
-    return found
+        rows_by_image.setdefault(row["image_id"], []).append(row)
+    return rows_by_image
 
 
-def _image(row: Row, annotations: Sequence[Row]) -> TruthImage:
+def _truth_image(row: Row, annotations: Sequence[Row]) -> TruthImage:
     return TruthImage(
         row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations
     )
 
 
-def _of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> ImageAnnotations:
+def _annotations_of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> ImageAnnotations:
+    """Return the detections of one image from rows in COCO's result format."""
     class_ids = np.array([row["category_id"] for row in rows], np.int64)
     scores = np.array([row["score"] for row in rows], np.float64)
     shapes: dict[str, Any] = {}
     areas: dict[str, NDArray[np.float64]] = dict.fromkeys(IOU_TYPES, np.empty(len(rows)))
     if "bbox" in iou_types:
-        boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-        shapes["bbox"], areas["bbox"] = boxes, boxes[:, 2] * boxes[:, 3]
+        boxes_xywh = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+        shapes["bbox"], areas["bbox"] = boxes_xywh, boxes_xywh[:, 2] * boxes_xywh[:, 3]
     if "segm" in iou_types:
         counts = [row["segmentation"]["counts"] for row in rows]
         shapes["segm"] = [
             {**row["segmentation"], "counts": text.encode()} for row, text in zip(rows, counts, strict=True)
         ]
-        areas["segm"] = (
-            arrow_masks.rle_area(pa.array(counts, pa.string())).to_numpy(zero_copy_only=False).astype(np.float64)
-        )
+        mask_areas = arrow_masks.rle_area(pa.array(counts, pa.string()))
+        areas["segm"] = mask_areas.to_numpy(zero_copy_only=False).astype(np.float64)
     return ImageAnnotations(class_ids, shapes, areas, scores=scores)
-
-
-def _result(
-    image_id: int, category_id: int, score: float, bbox_xywh: list[float], counts: str, size_hw: tuple[int, int]
-) -> Row:
-    segmentation = {"size": list(size_hw), "counts": counts}
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "score": score,
-        "bbox": bbox_xywh,
-        "segmentation": segmentation,
-    }

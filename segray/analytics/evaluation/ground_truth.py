@@ -31,7 +31,7 @@ from segray.storage.uris import redact
 Row = dict[str, Any]
 _READ_CHARS = 1 << 20
 _LONGEST_WORD = 16  # characters of JSON that cannot be parsed before the last one is read
-_WRITTEN_ROWS = 10_000  # held in memory for all ranges together, then written to the files
+_MAX_WAITING_ROWS = 10_000  # rows in memory, for all ranges together, before they are written to the files
 
 
 @dataclass(frozen=True)
@@ -68,102 +68,103 @@ class GroundTruthIndex:
     def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
         """Return for each of these images whether the truth lists it, (n,) bool."""
         values = np.fromiter(map(_hash, keys), np.uint64)
-        where = np.searchsorted(self.hashes, values, sorter=self._by_hash)
-        return np.asarray(self.hashes[self._by_hash[np.minimum(where, len(self.hashes) - 1)]] == values)
+        positions = np.searchsorted(self.hashes, values, sorter=self._by_hash)
+        return np.asarray(self.hashes[self._by_hash[np.minimum(positions, len(self.hashes) - 1)]] == values)
 
     def id_of(self, key: str) -> int:
         """Return the id of the image with this key. Raise SourceError if the truth has no such image."""
         order, value = self._by_hash, np.uint64(_hash(key))
-        where = int(np.searchsorted(self.hashes, value, sorter=order))
-        if where == len(order) or self.hashes[order[where]] != value:
+        position = int(np.searchsorted(self.hashes, value, sorter=order))
+        if position == len(order) or self.hashes[order[position]] != value:
             raise SourceError("the truth lacks an image of the label set", where=self.path, found=key)
-        return int(self.ids[order[where]])
+        return int(self.ids[order[position]])
 
     @cached_property
     def _by_hash(self) -> NDArray[np.int64]:
         return np.argsort(self.hashes)
 
 
-def read_index(path: str, store: Store, keys: KeySampler) -> GroundTruthIndex:
-    """Read the index of a truth, and add its images to `keys`, which must be empty.
+def read_index(path: str, store: Store, sampler: KeySampler) -> GroundTruthIndex:
+    """Read the index of a truth, and add the truth's images to the sampler, which must be empty.
 
     Raise SourceError for a truth that cannot be used.
     """
     names, frequency = {}, {}
     ids: list[NDArray[np.int64]] = []
     hashes: list[NDArray[np.uint64]] = []
-    part_ids: list[int] = []
-    part_keys: list[str] = []
-    example, seen = "", set()
+    new_ids: list[int] = []
+    new_keys: list[str] = []
+    example, sections = "", set()
 
-    def keep() -> None:
-        ids.append(np.array(part_ids, np.int64))
-        hashes.append(np.fromiter(map(_hash, part_keys), np.uint64))
-        keys.add(part_keys, [1.0] * len(part_keys))
-        part_ids.clear()
-        part_keys.clear()
+    def add_new_images() -> None:
+        ids.append(np.array(new_ids, np.int64))
+        hashes.append(np.fromiter(map(_hash, new_keys), np.uint64))
+        sampler.add(new_keys, [1.0] * len(new_keys))
+        new_ids.clear()
+        new_keys.clear()
 
     for section, row in elements(path, store):
-        seen.add(section)
+        sections.add(section)
         if section == "categories" and row is not None:
             names[int(row["id"])] = str(row["name"])
             if "frequency" in row:
                 frequency[int(row["id"])] = str(row["frequency"])
         elif section == "images" and row is not None:
-            part_ids.append(_image_id(row, path))
-            part_keys.append(key_of(row, path))
-            example = min(example or part_keys[-1], part_keys[-1])
-            if len(part_ids) == _WRITTEN_ROWS:
-                keep()
-    keep()
-    missing = [part for part in ("images", "annotations", "categories") if part not in seen]
+            new_ids.append(_image_id(row, path))
+            new_keys.append(key_of(row, path))
+            example = min(example or new_keys[-1], new_keys[-1])
+            if len(new_ids) == _MAX_WAITING_ROWS:
+                add_new_images()
+    add_new_images()
+    missing = [section for section in ("images", "annotations", "categories") if section not in sections]
     if missing:
         raise SourceError("the truth is not COCO JSON", where=path, found=f"no {', '.join(missing)}")
     all_ids, all_hashes = np.concatenate(ids), np.concatenate(hashes)
     order = np.argsort(all_ids, kind="stable")
-    keys.scale(max(1.0, store.stat(path).size_bytes / max(len(all_ids), 1) / key_ranges.ROW_BYTES))
-    found = GroundTruthIndex(path, names, frequency, all_ids[order], all_hashes[order], example)
-    _check_distinct(found)
-    return found
+    bytes_per_image = store.stat(path).size_bytes / max(len(all_ids), 1)
+    sampler.scale(max(1.0, bytes_per_image / key_ranges.ROW_BYTES))
+    index = GroundTruthIndex(path, names, frequency, all_ids[order], all_hashes[order], example)
+    _check_distinct(index)
+    return index
 
 
-def _check_distinct(found: GroundTruthIndex) -> None:
-    if not len(found.ids):
-        raise SourceError("the truth's images cannot be told apart by file_name", where=found.path, found="no images")
-    for what, values in (("id", found.ids), ("file_name", found.hashes[found._by_hash])):
+def _check_distinct(index: GroundTruthIndex) -> None:
+    if not len(index.ids):
+        raise SourceError("the truth has no images", where=index.path, found="an empty list of images")
+    for name, values in (("id", index.ids), ("file_name", index.hashes[index._by_hash])):
         if (values[1:] == values[:-1]).any():
             raise SourceError(
-                f"the truth's images cannot be told apart by {what}", where=found.path,
-                found=f"two images with the same {what}",
+                f"the truth's images cannot be told apart by {name}", where=index.path,
+                found=f"two images with the same {name}",
             )  # fmt: skip
 
 
 class GroundTruthBySlice:
     """A truth's images by range of keys, in files of a temporary folder."""
 
-    def __init__(self, listed: GroundTruthIndex, parts: Sequence[KeyRange], store: Store, folder: Path) -> None:
-        self.path, self._folder, self._parts = listed.path, folder, parts
-        self.objects = 0
+    def __init__(self, index: GroundTruthIndex, ranges: Sequence[KeyRange], store: Store, folder: Path) -> None:
+        self.path, self._folder = index.path, folder
+        self.objects = 0  # number of annotations that are not crowds
         self._waiting: dict[int, list[str]] = {}
         self._count = 0
-        numbers = np.zeros(len(listed.ids), np.uint16 if len(parts) < 1 << 16 else np.uint32)
-        placed, early = False, False
+        numbers = np.zeros(len(index.ids), np.uint16 if len(ranges) < 1 << 16 else np.uint32)  # the range of each image
+        has_images, has_early_annotations = False, False
         for section, row in elements(self.path, store, ("images", "annotations")):
             if row is None:
                 continue
             if section == "images":
-                placed = True
-                number = key_ranges.number_of(parts, key_of(row, self.path))
-                numbers[np.searchsorted(listed.ids, row["id"])] = number
-                self._keep(number, row["id"], row)
-            elif not placed:
-                early = True
+                has_images = True
+                number = key_ranges.number_of(ranges, key_of(row, self.path))
+                numbers[np.searchsorted(index.ids, row["id"])] = number
+                self._add_row(number, row["id"], row)
+            elif not has_images:
+                has_early_annotations = True
             else:
-                self._place(row, listed, numbers)
-        if early:  # Some annotations stand before the images, so all annotations are read once more.
+                self._add_annotation(row, index, numbers)
+        if has_early_annotations:  # These stand before the images, so all annotations are read once more.
             for _, row in elements(self.path, store, ("annotations",)):
                 if row is not None:
-                    self._place(row, listed, numbers)
+                    self._add_annotation(row, index, numbers)
         self._flush()
 
     def holds(self, number: int) -> bool:
@@ -173,35 +174,38 @@ class GroundTruthBySlice:
     def read(self, number: int) -> Iterator[TruthImage]:
         """Yield the images of one range by rising id, and remove the range's file."""
         path = self._path(number)
-        lines: dict[int, list[bytes]] = {}  # by image, its own row first; text takes less memory than parsed rows
+        lines: dict[
+            int, list[bytes]
+        ] = {}  # by image id, the image's row first; text takes less memory than parsed rows
         with path.open("rb") as file:
             for line in file:
-                image, _, text = line.partition(b" ")
-                lines.setdefault(int(image), []).append(text)
+                image, _, row_text = line.partition(b" ")
+                lines.setdefault(int(image), []).append(row_text)
         path.unlink()
         for _, texts in sorted(lines.items()):
             row, *annotations = map(json.loads, texts)
             yield image_of(row, annotations, self.path)
 
-    def _place(self, row: Row, listed: GroundTruthIndex, numbers: NDArray[Any]) -> None:
-        where = int(np.searchsorted(listed.ids, row["image_id"]))
-        if where == len(listed.ids) or listed.ids[where] != row["image_id"]:
+    def _add_annotation(self, row: Row, index: GroundTruthIndex, numbers: NDArray[Any]) -> None:
+        """Add an annotation to the range of its image. numbers: the range of each image, in the order of the index."""
+        position = int(np.searchsorted(index.ids, row["image_id"]))
+        if position == len(index.ids) or index.ids[position] != row["image_id"]:
             raise SourceError(
                 "an annotation is of an image that the truth does not list", where=self.path,
                 found=f"annotation {row.get('id')}, image {row['image_id']}",
             )  # fmt: skip
-        if row["category_id"] not in listed.names:
+        if row["category_id"] not in index.names:
             raise SourceError(
                 "an annotation is of a category that the truth does not list", where=self.path,
                 found=f"annotation {row.get('id')}, category {row['category_id']}",
             )  # fmt: skip
         self.objects += not row.get("iscrowd", 0)
-        self._keep(int(numbers[where]), int(listed.ids[where]), row)
+        self._add_row(int(numbers[position]), int(index.ids[position]), row)
 
-    def _keep(self, number: int, image: int, row: Row) -> None:
+    def _add_row(self, number: int, image: int, row: Row) -> None:
         self._waiting.setdefault(number, []).append(f"{image} {json.dumps(row)}\n")
         self._count += 1
-        if self._count >= _WRITTEN_ROWS:
+        if self._count >= _MAX_WAITING_ROWS:
             self._flush()
 
     def _flush(self) -> None:
@@ -255,23 +259,28 @@ def objects_of(image: TruthImage, path: str, iou_types: Iterable[str] = IOU_TYPE
 
 def _mask(row: Row, image: TruthImage, path: str) -> Row:
     """Return a mask as pycocotools takes masks, from polygons, or from runs as numbers or text."""
-    given, (height, width) = row.get("segmentation"), image.size_hw
+    mask, (height, width) = row.get("segmentation"), image.size_hw
     where = f"annotation {row.get('id')} of {image.key} in {path}"
-    if isinstance(given, list) and given and all(isinstance(part, list) and len(part) >= 6 for part in given):
-        return dict(coco_mask.merge(coco_mask.frPyObjects(given, height, width)))
-    if not isinstance(given, dict) or "counts" not in given:
-        raise SourceError("an annotation has no mask", where=where, found=str(given)[:60], hint="compare boxes only")
-    if tuple(given.get("size", ())) != image.size_hw:
+    if isinstance(mask, list) and mask and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in mask):
+        return dict(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))
+    if not isinstance(mask, dict) or "counts" not in mask:
+        raise SourceError(
+            "an annotation has no mask",
+            where=where,
+            found=str(mask)[:60],
+            hint="give the annotation a mask; `segray evaluate --only bbox` needs boxes alone",
+        )
+    if tuple(mask.get("size", ())) != image.size_hw:
         raise SourceError(
             "a mask of the truth has another size than its image", where=where,
-            found=f"{given.get('size')}, the image {list(image.size_hw)} (h, w)",
+            found=f"{mask.get('size')}, the image {list(image.size_hw)} (h, w)",
         )  # fmt: skip
-    counts = given["counts"]
+    counts = mask["counts"]
     try:
         if isinstance(counts, list):
             if sum(counts) != height * width or min(counts) < 0:
                 raise ValueError(f"runs cover {sum(counts)} pixels, the image has {height * width}")
-            return dict(coco_mask.frPyObjects(given, height, width))
+            return dict(coco_mask.frPyObjects(mask, height, width))
         counts = counts.decode() if isinstance(counts, bytes) else counts
         rle.runs_of(counts, image.size_hw)
     except (ValueError, TypeError) as error:
@@ -304,88 +313,91 @@ def _hash(key: str) -> int:
 # ---- JSON -----------------------------------------------------------------------------------------
 
 
-def elements(path: str, store: Store, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, Row | None]]:
+def elements(path: str, store: Store, sections: Sequence[str] | None = None) -> Iterator[tuple[str, Row | None]]:
     """Yield (name, member) for each member of a JSON object's arrays, one at a time, and (name, None) before the first.
 
-    wanted: names of the arrays to read; all others are skipped.
+    sections: names of the arrays to read, None for all. Other arrays are skipped.
     Raise SourceError if the file does not exist or holds no JSON object.
     """
     try:
         with io.TextIOWrapper(store.reader(path), encoding="utf-8") as file:
-            yield from _members(_Text(file), path, wanted)
+            yield from _members(_Text(file), path, sections)
     except FileNotFoundError as error:
-        raise SourceError("no such truth file", where=redact(path)) from error
+        raise SourceError("no such truth file", where=redact(path), hint="check the path") from error
     except ValueError as error:
         raise SourceError("the truth is not JSON", where=redact(path), found=str(error)) from error
 
 
-def _members(text: _Text, path: str, wanted: Sequence[str] | None) -> Iterator[tuple[str, Row | None]]:
+def _members(text: _Text, path: str, sections: Sequence[str] | None) -> Iterator[tuple[str, Row | None]]:
     if text.peek() != "{":
         raise SourceError("the truth is not COCO JSON", where=path, found="no JSON object")
-    text.take()
-    while (mark := text.peek()) != "}":
-        if mark == ",":
-            text.take()
+    text.skip()
+    while (char := text.peek()) != "}":
+        if char == ",":
+            text.skip()
             continue
         name = str(text.value())
         if text.peek() != ":":
             raise ValueError("no ':' after a key")
-        text.take()
+        text.skip()
         if text.peek() != "[":
             text.value()
             continue
-        chosen = wanted is None or name in wanted
-        if chosen:
+        is_read = sections is None or name in sections
+        if is_read:
             yield name, None
-        text.take()
-        while (mark := text.peek()) != "]":
-            if mark == ",":
-                text.take()
+        text.skip()
+        while (char := text.peek()) != "]":
+            if char == ",":
+                text.skip()
                 continue
             row = text.value()
-            if chosen:
+            if is_read:
                 yield name, row
-        text.take()
+        text.skip()
 
 
 class _Text:
     """JSON text that is read piece by piece."""
 
     def __init__(self, file: io.TextIOBase | io.TextIOWrapper) -> None:
-        self._file, self._text, self._at = file, "", 0
+        self._file, self._text, self._position = file, "", 0
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
         """Return the next character that is no space. Raise ValueError at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
-                raise ValueError("the file ends within the object")
+            while self._position < len(self._text) and self._text[self._position] in " \t\r\n":
+                self._position += 1
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._read_more():
+                raise ValueError("the file ends before the object does")
 
-    def take(self) -> None:
-        self._at += 1
+    def skip(self) -> None:
+        """Move past the character that `peek` returned."""
+        self._position += 1
 
     def value(self) -> Any:
+        """Return the next JSON value, and move past it."""
         self.peek()
         while True:
             try:
-                value, end = self._decode(self._text, self._at)
+                value, end = self._decode(self._text, self._position)
             except json.JSONDecodeError as error:
                 # More text helps only a string without an end, or a word, number or escape at the very end.
                 broken_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
-                if not broken_off or not self._more():
+                if not broken_off or not self._read_more():
                     raise
                 continue
-            if end > len(self._text) - _LONGEST_WORD and self._more():
+            if end > len(self._text) - _LONGEST_WORD and self._read_more():
                 continue  # The number may have more digits.
-            self._at = end
+            self._position = end
             return value
 
-    def _more(self) -> bool:
-        read = self._file.read(max(_READ_CHARS, len(self._text) - self._at))
-        if read:
-            self._text, self._at = self._text[self._at :] + read, 0
-        return bool(read)
+    def _read_more(self) -> bool:
+        """Read more text. Return False at the end of the file."""
+        new_text = self._file.read(max(_READ_CHARS, len(self._text) - self._position))
+        if new_text:
+            self._text, self._position = self._text[self._position :] + new_text, 0
+        return bool(new_text)

@@ -15,7 +15,7 @@ _COCO = (1, 10, 100)
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings in which one way of measuring differs from another.
+    """The settings of one way of measuring.
 
     says: a description in a few words.
     box_limits, mask_limits: detections per image and class; the last limit counts for precision.
@@ -34,8 +34,8 @@ class Protocol:
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    each.name: each
-    for each in (
+    protocol.name: protocol
+    for protocol in (
         Protocol("coco", "COCOeval of pycocotools, at most 100 detections per image and class"),
         Protocol(
             "lvis", "LVIS: at most 300 detections per image, only where the truth is exhaustive",
@@ -72,7 +72,7 @@ def find(name: str) -> Protocol:
 
     Raise UserError for other names.
     """
-    for each in PROTOCOLS.values():
-        if name == each.name or name in each.cards:
-            return each
+    for protocol in PROTOCOLS.values():
+        if name == protocol.name or name in protocol.cards:
+            return protocol
     raise UserError("no such protocol", found=name, hint=f"choose from {', '.join(PROTOCOLS)}, or a model's name")

@@ -21,9 +21,9 @@ def require_new_path(out: Path, *, folder: bool = False) -> None:
         require_file_path(out)
     _check_local(out)
     if out.is_dir() and any(out.iterdir()):
-        raise UserError("the folder is not empty", where=str(out), hint="choose another one, or empty it")
+        raise UserError("the folder is not empty", where=str(out), hint="choose another folder, or empty this one")
     if out.exists() and not out.is_dir():
-        raise UserError("the file is there already", where=str(out), hint="choose another name, or remove it")
+        raise UserError("the file is there already", where=str(out), hint="choose another name, or remove the file")
 
 
 def require_file_path(out: Path) -> None:
@@ -37,7 +37,9 @@ def _check_local(out: Path) -> None:
     """Raise UserError for a URL such as s3://bucket/key, which Path would take for a local folder."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
         raise UserError(
-            "this is written to local files alone", found=str(out), hint="give a path, and copy what is there"
+            "segray writes this output to local files only",
+            found=str(out),
+            hint="give a local path, then copy the output",
         )
 
 
@@ -53,6 +55,6 @@ def atomic_output(out: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.rename(out)
     finally:
-        for each in list(unfinished.parent.iterdir()):
-            if each.name.startswith(unfinished.name):
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for path in list(unfinished.parent.iterdir()):
+            if path.name.startswith(unfinished.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

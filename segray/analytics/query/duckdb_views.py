@@ -40,7 +40,7 @@ def sql(
     """Register mask functions on a DuckDB connection and, given a root, the tables of a label set.
 
     The views are `instances` (with the partition column `class`), `images` and `classes` (class_id, class_name, class).
-    They show one exact state, whatever is committed later. Call again for a newer state.
+    The views show one exact state, whatever is committed later. Call `sql` again for a newer state.
 
     The functions are rle_area(rle), rle_bbox(rle, height), rle_iou(rle, rle), rle_decode(rle, height, width),
     rle_merge([rle, ...]), rle_contains(rle, height, x, y) and rle_polygon(rle, height, width). NULL gives NULL.
@@ -59,13 +59,13 @@ def sql(
     Raises:
         LabelSetError: As snapshot.snapshot raises it.
     """
-    shown = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
-    _functions(con)
-    if shown is not None:
-        con.register("instances", shown.instances)
-        con.register("images", shown.images)
-        con.register("classes", classes(shown))
-    return shown
+    state = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    _register_functions(con)
+    if state is not None:
+        con.register("instances", state.instances)
+        con.register("images", state.images)
+        con.register("classes", classes(state))
+    return state
 
 
 def connect() -> Any:
@@ -74,27 +74,29 @@ def connect() -> Any:
         import duckdb
     except ImportError as error:
         raise UserError(
-            "this needs DuckDB", hint="pip install -c constraints.txt -e '.[sql]', or pip install duckdb"
+            "DuckDB is not installed",
+            found=str(error),
+            hint="run `pip install -c constraints.txt -e '.[sql]'`, or `pip install duckdb`",
         ) from error
     return duckdb.connect()
 
 
-def classes(shown: Snapshot) -> pa.Table:
+def classes(state: Snapshot) -> pa.Table:
     """Return the class list as a table: class_id, class_name and class, the partition."""
-    names = list(shown.classes.values())
-    columns = {"class_id": list(shown.classes), "class_name": names, "class": [slug(name) for name in names]}
-    kinds = [("class_id", pa.int32()), ("class_name", pa.string()), ("class", pa.string())]
-    return pa.table(columns, schema=pa.schema(kinds))
+    names = list(state.classes.values())
+    columns = {"class_id": list(state.classes), "class_name": names, "class": [slug(name) for name in names]}
+    fields = [("class_id", pa.int32()), ("class_name", pa.string()), ("class", pa.string())]
+    return pa.table(columns, schema=pa.schema(fields))
 
 
-def _functions(con: Any) -> None:
+def _register_functions(con: Any) -> None:
     """Register the mask functions in place of those of an earlier call, so that a second call changes nothing."""
-    known = {"rle_merge": lambda lists: arrow_masks.rle_merge(lists)}  # DuckDB would count both parameters.
+    # DuckDB counts the parameters of a function, and rle_merge has an optional one.
+    functions = {**arrow_masks.FUNCTIONS, "rle_merge": lambda lists: arrow_masks.rle_merge(lists)}
     for name, (arguments, result) in _SIGNATURES.items():
-        function = known.get(name, arrow_masks.FUNCTIONS[name])
         if con.execute("SELECT count(*) FROM duckdb_functions() WHERE function_name = ?", [name]).fetchall()[0][0]:
             con.remove_function(name)
         con.create_function(
-            name, function, [con.type(kind) for kind in arguments], con.type(result), type="arrow",
+            name, functions[name], [con.type(argument) for argument in arguments], con.type(result), type="arrow",
             null_handling="special",
         )  # fmt: skip

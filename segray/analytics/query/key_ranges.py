@@ -40,8 +40,8 @@ class KeyRange:
     @property
     def filter(self) -> pc.Expression:
         """Return a filter for the rows of this range."""
-        chosen = ds.field("image_key") >= self.first
-        return chosen if self.end is None else chosen & (ds.field("image_key") < self.end)
+        key = ds.field("image_key")
+        return key >= self.first if self.end is None else (key >= self.first) & (key < self.end)
 
 
 class KeySampler:
@@ -50,8 +50,8 @@ class KeySampler:
     The sample holds the keys with the smallest hashes. The same keys give the same ranges in any order.
     """
 
-    def __init__(self, most: int = _SAMPLED) -> None:
-        self._most = most
+    def __init__(self, max_sampled: int = _SAMPLED) -> None:
+        self._max_sampled = max_sampled
         self._sample: list[tuple[int, str, float]] = []  # a heap of -hash, key, weight
         self.seen = 0
         self._weight = 0.0
@@ -62,45 +62,46 @@ class KeySampler:
             self.seen += 1
             self._weight += weight
             entry = -int(image_id(key)[:15], 16), key, weight
-            if len(self._sample) < self._most:
+            if len(self._sample) < self._max_sampled:
                 heapq.heappush(self._sample, entry)
             elif entry > self._sample[0]:
                 heapq.heapreplace(self._sample, entry)
 
     def scale(self, factor: float) -> None:
         """Multiply the weight of all keys so far."""
-        self._sample = [(entry, key, weight * factor) for entry, key, weight in self._sample]
+        self._sample = [(negated_hash, key, weight * factor) for negated_hash, key, weight in self._sample]
         self._weight *= factor
 
     def cut(self, slice_weight: float = SLICE_ROWS) -> list[KeyRange]:
         """Return ranges that cover all possible keys, at least one."""
-        each = slice_weight * sum(weight for _, _, weight in self._sample) / max(self._weight, 1)
-        bounds, room = [""], each
+        sampled_weight = sum(weight for _, _, weight in self._sample)
+        weight_of_range = slice_weight * sampled_weight / max(self._weight, 1)
+        bounds, room = [""], weight_of_range
         for key, weight in sorted((key, weight) for _, key, weight in self._sample):
             if room <= 0 and key > bounds[-1]:
                 bounds.append(key)
-                room += each
+                room += weight_of_range
             room -= weight
         return [KeyRange(first, end) for first, end in zip(bounds, [*bounds[1:], None], strict=True)]
 
 
-def number_of(slices: Sequence[KeyRange], key: str) -> int:
+def number_of(ranges: Sequence[KeyRange], key: str) -> int:
     """Return the index of the range that holds a key."""
-    return bisect_right(slices, key, key=lambda each: each.first) - 1
+    return bisect_right(ranges, key, key=lambda key_range: key_range.first) - 1
 
 
-def cut(*shown: Snapshot, slice_rows: float = SLICE_ROWS) -> list[KeyRange]:
-    """Return the ranges of one label set, or of several together."""
-    keys = KeySampler()
-    for each in shown:
-        add_images(keys, each)
-    return keys.cut(slice_rows)
+def cut(*states: Snapshot, slice_rows: float = SLICE_ROWS) -> list[KeyRange]:
+    """Return the ranges of one label set, or of several together. slice_rows: rows of a range, about."""
+    sampler = KeySampler()
+    for state in states:
+        add_images(sampler, state)
+    return sampler.cut(slice_rows)
 
 
-def holding(parts: Sequence[KeyRange], keys: Collection[str]) -> Iterator[tuple[KeyRange, list[str]]]:
+def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> Iterator[tuple[KeyRange, list[str]]]:
     """Return the ranges that hold any of these keys, each with its keys in order."""
-    by_part = groupby(sorted(keys), key=lambda key: number_of(parts, key))
-    return ((parts[number], list(those)) for number, those in by_part)
+    keys_by_number = groupby(sorted(keys), key=lambda key: number_of(ranges, key))
+    return ((ranges[number], list(keys_of_range)) for number, keys_of_range in keys_by_number)
 
 
 def of_images(keys: Collection[str]) -> pc.Expression:
@@ -111,30 +112,45 @@ def of_images(keys: Collection[str]) -> pc.Expression:
     return (key >= min(keys)) & (key <= max(keys)) & key.isin(pa.array(sorted(keys), pa.string()))
 
 
-def add_images(keys: KeySampler, shown: Snapshot) -> None:
+def add_images(sampler: KeySampler, state: Snapshot) -> None:
     """Add every image of a label set. An image weighs as much as it has rows; rows with large masks weigh more."""
-    for batch in shown.images.to_batches(columns=["image_key", "n_instances"], **NO_METADATA_CACHE):
-        keys.add(batch.column("image_key").to_pylist(), weights(shown, batch.column("n_instances")))
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **NO_METADATA_CACHE):
+        sampler.add(batch.column("image_key").to_pylist(), weights(state, batch.column("n_instances")))
 
 
-def weights(shown: Snapshot, instances: pa.Array) -> list[float]:
+def weights(state: Snapshot, n_instances: pa.Array) -> list[float]:
     """Return the weight of images, in rows, from their numbers of instances."""
-    found: list[float] = pc.add(pc.multiply(instances, max(1.0, shown.row_bytes / ROW_BYTES)), 1).to_pylist()
-    return found
+    rows_of_instance = max(1.0, state.row_bytes / ROW_BYTES)
+    rows: list[float] = pc.add(pc.multiply(n_instances, rows_of_instance), 1).to_pylist()
+    return rows
 
 
-def images(shown: Snapshot, part: KeyRange, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
-    """Return the images of a range, sorted by key."""
-    chosen = part.filter if where is None else part.filter & where
-    table = shown.images.to_table(columns=_named(columns, "image_key"), filter=chosen, **NO_METADATA_CACHE)
+def images(
+    state: Snapshot, key_range: KeyRange, columns: Sequence[str], where: pc.Expression | None = None
+) -> pa.Table:
+    """Return the images of a range, sorted by key.
+
+    Args:
+        state: The label set.
+        key_range: The range of keys.
+        columns: Columns to return. The column image_key comes first if it is not among them.
+        where: A further filter of the rows.
+    """
+    condition = key_range.filter if where is None else key_range.filter & where
+    table = state.images.to_table(columns=_with(columns, "image_key"), filter=condition, **NO_METADATA_CACHE)
     return table.sort_by("image_key")
 
 
-def instances(shown: Snapshot, part: KeyRange, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
-    """Return the instances of a range, sorted by key and number."""
-    chosen = part.filter if where is None else part.filter & where
-    table = shown.instances.to_table(
-        columns=_named(columns, "image_key", "instance"), filter=chosen, **NO_METADATA_CACHE
+def instances(
+    state: Snapshot, key_range: KeyRange, columns: Sequence[str], where: pc.Expression | None = None
+) -> pa.Table:
+    """Return the instances of a range, sorted by key and number.
+
+    The arguments are those of `images`. The column `instance` is also returned.
+    """
+    condition = key_range.filter if where is None else key_range.filter & where
+    table = state.instances.to_table(
+        columns=_with(columns, "image_key", "instance"), filter=condition, **NO_METADATA_CACHE
     )
     return table.sort_by([("image_key", "ascending"), ("instance", "ascending")])
 
@@ -147,8 +163,8 @@ class Groups(Mapping[str, pa.Table]):
         self.rows: Mapping[str, slice] = dict(run_slices(table.column("image_key")))  # the rows of each image
 
     def __getitem__(self, key: str) -> pa.Table:
-        where = self.rows[key]
-        return self._table.slice(where.start, where.stop - where.start)
+        rows = self.rows[key]
+        return self._table.slice(rows.start, rows.stop - rows.start)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.rows)
@@ -157,15 +173,18 @@ class Groups(Mapping[str, pa.Table]):
         return len(self.rows)
 
 
-def committed(shown: Snapshot) -> Snapshot:
+def committed(state: Snapshot) -> Snapshot:
     """Return the snapshot. Raise LabelSetError if nothing is committed yet."""
-    if shown.batch == 0:
+    if state.batch == 0:
         raise LabelSetError(
-            "nothing of this label set is committed yet", where=shown.root, found="its first run is under way or broke",
+            "nothing of this label set is committed yet",
+            where=state.root,
+            found="the first run is under way or was interrupted",
             hint="wait for the first batch, or run `segray label` again",
-        )  # fmt: skip
-    return shown
+        )
+    return state
 
 
-def _named(columns: Sequence[str], *needed: str) -> list[str]:
+def _with(columns: Sequence[str], *needed: str) -> list[str]:
+    """Return the columns, with the needed columns in front if they are not among them."""
     return [*(name for name in needed if name not in columns), *columns]

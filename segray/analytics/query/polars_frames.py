@@ -27,8 +27,8 @@ def scan(
 
     Two calls may see two states. Use `frames` for tables of one state.
     """
-    found = frames(root, version=version, as_of=as_of, **storage)
-    return {"instances": found.instances, "images": found.images, "classes": found.classes}[table]
+    tables: dict[str, pl.LazyFrame] = frames(root, version=version, as_of=as_of, **storage)._asdict()
+    return tables[table]
 
 
 class LabelSetFrames(NamedTuple):
@@ -46,9 +46,12 @@ def frames(
 
     The arguments are those of snapshot.snapshot.
     """
-    shown = snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
-    instances, images = (pl.scan_pyarrow_dataset(each) for each in (shown.instances, shown.images))
-    return LabelSetFrames(instances, images, pl.LazyFrame(duckdb_views.classes(shown)))
+    state = snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    return LabelSetFrames(
+        pl.scan_pyarrow_dataset(state.instances),
+        pl.scan_pyarrow_dataset(state.images),
+        pl.LazyFrame(duckdb_views.classes(state)),
+    )
 
 
 def rle_area(rle: Column) -> pl.Expr:
@@ -86,11 +89,13 @@ def rle_polygon(rle: Column, height: Column, width: Column) -> pl.Expr:
     return _call(arrow_masks.rle_polygon, [rle, height, width], pl.List(pl.List(pl.Float64)))
 
 
-def _call(function: Callable[..., pa.Array], columns: Sequence[Column], kind: Any) -> pl.Expr:
-    def mapped(series: Sequence[pl.Series]) -> pl.Series:
-        length = next((len(each) for each in series if len(each) != 1), 1)  # Polars passes a number as one row.
-        arrays = [each.to_arrow() if len(each) == length else pa.scalar(each[0]) for each in series]
-        return pl.Series(series[0].name, pl.from_arrow(function(*arrays)), dtype=kind)
+def _call(function: Callable[..., pa.Array], columns: Sequence[Column], dtype: Any) -> pl.Expr:
+    """Return the expression that applies a function of arrow_masks to the columns."""
 
-    given = [pl.lit(each) if isinstance(each, int) else each for each in columns]
-    return pl.map_batches(given, mapped, return_dtype=kind, is_elementwise=True)
+    def apply(batch: Sequence[pl.Series]) -> pl.Series:
+        length = next((len(series) for series in batch if len(series) != 1), 1)  # Polars passes a number as one row.
+        arrays = [series.to_arrow() if len(series) == length else pa.scalar(series[0]) for series in batch]
+        return pl.Series(batch[0].name, pl.from_arrow(function(*arrays)), dtype=dtype)
+
+    expressions = [pl.lit(column) if isinstance(column, int) else column for column in columns]
+    return pl.map_batches(expressions, apply, return_dtype=dtype, is_elementwise=True)

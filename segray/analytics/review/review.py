@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from segray import rle
 from segray.analytics.evaluation.coco_eval import ImageAnnotations
-from segray.analytics.evaluation.error_types import Tally
+from segray.analytics.evaluation.error_types import ErrorCounter
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.review import annotation_import
@@ -230,10 +230,10 @@ def _count_errors(
         scores = labels.column("score").to_numpy().astype(np.float64)
         class_ids, rles = labels.column("class_id").to_pylist(), labels.column("rle").to_pylist()
         detections = _annotations(class_ids, rles, size_hw, scores)
-    tally = Tally(classes, 0.0)
-    tally.add(truth, detections, detections.overlaps(truth, "segm"))
+    counter = ErrorCounter(classes, 0.0)
+    counter.add(truth, detections, detections.overlaps(truth, "segm"))
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for kind, by_class in tally.result().kinds.items():
+    for kind, by_class in counter.result().kinds.items():
         for name, count in by_class.items():
             counts[name][_KIND_BY_ERROR_TYPE[kind]] += count
             counts[name][_DETECTIONS] += 0 if kind == "missed" else count

@@ -22,24 +22,25 @@ def save(path: Path, xml: Path, note: Callable[[str], None]) -> Mapping[str, Any
     """
     model = engine.read(path)
     copy = model.clone()
-    done = _rewritten(model, copy, note) if passes.is_detection_graph(model) else {}
-    engine.save(copy if done else model, xml)
-    return done
+    facts = _rewrite(model, copy, note) if passes.is_detection_graph(model) else {}
+    engine.save(copy if facts else model, xml)
+    return facts
 
 
-def _rewritten(model: ov.Model, copy: ov.Model, note: Callable[[str], None]) -> Mapping[str, Any]:
+def _rewrite(model: ov.Model, copy: ov.Model, note: Callable[[str], None]) -> Mapping[str, Any]:
+    """Rewrite `copy` in place and compare it with `model`; return facts on the rewrites, empty to discard `copy`."""
     try:
-        done = passes.rewrite(copy)
-        if not any(done.counts.values()):
+        rewriting = passes.rewrite(copy)
+        if not any(rewriting.counts.values()):
             return {}
-        note(f"comparing with the graph rewritten: {done}")
-        found = list(equivalence.compare(model, copy, done.least_score))
+        note(f"rewrote the graph, comparing it with the original: {rewriting}")
+        comparisons = list(equivalence.compare(model, copy, rewriting.score_threshold))
     except Exception as error:  # Any error means an unexpected graph; OpenVINO's conversion remains.
-        note(f"left as OpenVINO converts it, since it cannot be rewritten: {error!r}")
+        note(f"kept OpenVINO's conversion, because the graph cannot be rewritten: {error!r}")
         return {}
-    told = "; ".join(map(str, found))
-    if not all(each.holds for each in found):
-        note(f"left as OpenVINO converts it, since rewritten it gives other rows: {told}")
+    result = "; ".join(map(str, comparisons))
+    if not all(comparison.agrees for comparison in comparisons):
+        note(f"kept OpenVINO's conversion, because the rewritten graph gives other rows: {result}")
         return {}
-    note(f"rewritten, and proven: {told}")
-    return {"rewritten": dict(done.counts), "proven": told}
+    note(f"the rewritten graph gives the same rows: {result}")
+    return {"rewritten": dict(rewriting.counts), "proven": result}

@@ -1,10 +1,10 @@
 """A comparison of a rewritten detection graph with its original: both run on images, in f32.
 
-Knows how the rows of two runs are compared. Knows nothing of how graphs are rewritten.
+Knows how the rows of two runs are compare_rows. Knows nothing of how graphs are rewritten.
 
 The images are noise, one wide and one tall, because no other images are at hand at conversion. A network finds little
-in noise with a high score, which would leave no row to compare. Both graphs are therefore asked first for rows of any
-score. The second question is for rows above a score that some of the rows have.
+in noise with a high score, which would leave no row to compare. On the first image, both graphs therefore return rows
+of any score. On the second image, they return rows above a score that some rows of the first image reach.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ Rows = Mapping[str, NDArray[np.float32]]
 SIZE_HW = (300, 400)
 LARGEST_DIFFERENCE = 1e-3
 LEAST_EQUAL = 0.98
-_NEAR = 8
+_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The comparison of the rows of two runs.
 
-    rows: number of rows of the first run. equal: how many of these the second run has too, within LARGEST_DIFFERENCE.
-    extra: rows that only the second run has. difference: largest difference of boxes (0..1), scores and masks.
+    rows: number of rows of the first run. equal: number of these rows that the second run has too, within
+    LARGEST_DIFFERENCE. extra: number of rows that only the second run has. difference: largest difference of boxes
+    (0..1), scores and masks.
     """
 
     rows: int
@@ -42,7 +43,7 @@ class Comparison:
     difference: float
 
     @property
-    def holds(self) -> bool:
+    def agrees(self) -> bool:
         """Return whether the runs agree.
 
         A few rows may differ: rows with nearly equal scores may swap, and a proposal at the limit may be replaced.
@@ -53,14 +54,17 @@ class Comparison:
         return f"{self.equal} of {self.rows} rows equal within {self.difference:.1e}"
 
 
-def compare(before: ov.Model, after: ov.Model, least_score: float) -> Iterator[Comparison]:
-    """Yield a comparison for each image. least_score: score that rows exceed in both graphs; 0 if unknown."""
+def compare(before: ov.Model, after: ov.Model, score_threshold: float) -> Iterator[Comparison]:
+    """Yield a comparison for each image. score_threshold: score that rows exceed in both graphs; 0 if unknown."""
     wide, tall = noise(SIZE_HW), noise(SIZE_HW[::-1])
-    found = rows(asked(before, least_score, 0), wide)
-    yield compared(found, rows(asked(after, least_score, 0), wide))
-    scores = np.sort(found["detection_scores"])
-    middle = float(scores[len(scores) * 2 // 3]) if least_score > 0 and len(scores) else least_score
-    yield compared(rows(asked(before, least_score, middle), tall), rows(asked(after, least_score, middle), tall))
+    rows = run_rows(with_score_threshold(before, score_threshold, 0), wide)
+    yield compare_rows(rows, run_rows(with_score_threshold(after, score_threshold, 0), wide))
+    scores = np.sort(rows["detection_scores"])
+    middle = float(scores[len(scores) * 2 // 3]) if score_threshold > 0 and len(scores) else score_threshold
+    yield compare_rows(
+        run_rows(with_score_threshold(before, score_threshold, middle), tall),
+        run_rows(with_score_threshold(after, score_threshold, middle), tall),
+    )
 
 
 def noise(size_hw: tuple[int, int], seed: int = 1) -> NDArray[np.uint8]:
@@ -73,50 +77,54 @@ def noise(size_hw: tuple[int, int], seed: int = 1) -> NDArray[np.uint8]:
     return (image / 3).astype(np.uint8)[None]
 
 
-def asked(model: ov.Model, least_score: float, other: float) -> ov.Model:
-    """Return a copy of the model that compares scores with `other` in place of `least_score`.
+def with_score_threshold(model: ov.Model, old: float, new: float) -> ov.Model:
+    """Return a copy of the model that compares scores with `new` in place of `old`.
 
-    Scores are compared before a suppression and within it.
+    Scores are compare_rows before a suppression and within it.
     """
     copy = model.clone()
-    for node in _nodes(copy) if other != least_score else ():
+    if new == old:
+        return copy
+    for node in _nodes(copy):
         index = {"Greater": 1, "NonMaxSuppression": 4}.get(kind(node), node.get_input_size())
-        if index < node.get_input_size() and number(node.input_value(index)) == least_score:
-            constant = op.constant(np.full(node.input_value(index).get_shape(), other, np.float32))
+        if index < node.get_input_size() and number(node.input_value(index)) == old:
+            constant = op.constant(np.full(node.input_value(index).get_shape(), new, np.float32))
             node.input(index).replace_source_output(constant.output(0))
     return copy
 
 
 def _nodes(model: ov.Model) -> Iterator[Any]:
+    """Yield all nodes, also those in the bodies of loops."""
     for node in model.get_ops():
         yield node
         if kind(node) == "Loop":
             yield from _nodes(node.get_function())
 
 
-def rows(model: ov.Model, image: NDArray[np.uint8]) -> Rows:
-    """Return the rows that num_detections counts, by output, each (rows, ...)."""
+def run_rows(model: ov.Model, image: NDArray[np.uint8]) -> Rows:
+    """Return the rows that num_detections counts: output name -> array (rows, ...)."""
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled(image)
-    arrays = {name: found[port][0] for port in compiled.outputs for name in names(port) & set(OUTPUTS)}
+    outputs = compiled(image)
+    arrays = {name: outputs[port][0] for port in compiled.outputs for name in names(port) & set(OUTPUTS)}
     return {name: array[: int(arrays["num_detections"])] for name, array in arrays.items() if array.ndim}
 
 
-def compared(one: Rows, other: Rows) -> Comparison:
+def compare_rows(one: Rows, other: Rows) -> Comparison:
     """Find each row of `one` in `other`: the same class, and nearly equal score, box and mask."""
-    total, more = (len(each["detection_scores"]) for each in (one, other))
-    free, difference = list(range(more)), 0.0
-    for row in range(total):
-        near = [(_difference(one, row, other, each), each) for each in free[:_NEAR]]
-        least, each = min(near, default=(np.inf, -1))
-        if least <= LARGEST_DIFFERENCE:
-            free.remove(each)
-            difference = max(difference, least)
-    return Comparison(total, more - len(free), len(free), difference)
+    one_count, other_count = len(one["detection_scores"]), len(other["detection_scores"])
+    unmatched, largest = list(range(other_count)), 0.0
+    for row in range(one_count):
+        candidates = [(_difference(one, row, other, other_row), other_row) for other_row in unmatched[:_CANDIDATES]]
+        difference, other_row = min(candidates, default=(np.inf, -1))
+        if difference <= LARGEST_DIFFERENCE:
+            unmatched.remove(other_row)
+            largest = max(largest, difference)
+    return Comparison(one_count, other_count - len(unmatched), len(unmatched), largest)
 
 
-def _difference(one: Rows, row: int, other: Rows, each: int) -> float:
-    if one["detection_classes"][row] != other["detection_classes"][each]:
+def _difference(one: Rows, one_row: int, other: Rows, other_row: int) -> float:
+    """Return the largest difference of score, box and mask; infinity for rows of different classes."""
+    if one["detection_classes"][one_row] != other["detection_classes"][other_row]:
         return np.inf
     parts = ("detection_scores", "detection_boxes", "detection_masks")
-    return max(float(np.abs(one[name][row] - other[name][each]).max()) for name in parts)
+    return max(float(np.abs(one[name][one_row] - other[name][other_row]).max()) for name in parts)

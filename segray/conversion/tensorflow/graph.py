@@ -17,10 +17,10 @@ Node: TypeAlias = Any
 Output: TypeAlias = Any
 """One output of a node."""
 Dims: TypeAlias = tuple[int | None, ...]
-"""A shape, None where it is open."""
+"""A shape, None for an axis of unknown size."""
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "detection_masks", "num_detections")
-"""What is read of the exporter's outputs: boxes (1, rows, 4), scores and classes (1, rows), masks (1, rows, m, m)."""
+"""The exporter's outputs that decode reads: boxes (1, rows, 4), scores and classes (1, rows), masks (1, rows, m, m)."""
 
 
 def kind(node: Node) -> str:
@@ -44,7 +44,7 @@ def dims(value: Output) -> Dims:
     return () if shape.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in shape)
 
 
-def first(value: Output) -> int | None:
+def first_size(value: Output) -> int | None:
     """Return the size of the first axis; None if it is dynamic or absent."""
     return next(iter(dims(value)), None)
 
@@ -71,31 +71,35 @@ def users(value: Output) -> list[Node]:
     return [target.get_node() for target in value.get_target_inputs()]
 
 
-def downward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
+def downstream(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
     """Return all nodes that read these values, directly or not; nodes that match `ends` are the last ones."""
-    return _reached(users, lambda node: node.outputs(), values, ends)
+    return _reachable(users, lambda node: node.outputs(), values, ends)
 
 
-def upward(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
+def upstream(values: Collection[Output], ends: Callable[[Node], bool] = lambda node: False) -> set[Node]:
     """Return all nodes from which these values are computed; nodes that match `ends` are the last ones."""
-    return _reached(lambda value: [value.get_node()], sources, values, ends)
+    return _reachable(lambda value: [value.get_node()], sources, values, ends)
 
 
-def _reached(
+def _reachable(
     across: Callable[[Output], list[Node]],
     along: Callable[[Node], list[Output]],
     values: Collection[Output],
     ends: Callable[[Node], bool],
 ) -> set[Node]:
-    found: set[Node] = set()
+    """Return all nodes that can be reached from the values.
+
+    across: value -> the next nodes. along: node -> the values behind the node. ends: nodes at which the search stops.
+    """
+    reached: set[Node] = set()
     waiting = deque(node for value in values for node in across(value))
     while waiting:
         node = waiting.popleft()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if not ends(node):
                 waiting.extend(other for value in along(node) for other in across(value))
-    return found
+    return reached
 
 
 def replace(old: Output, new: Output) -> None:
@@ -106,36 +110,37 @@ def replace(old: Output, new: Output) -> None:
 
 @contextmanager
 def substituted(pairs: Sequence[tuple[Output, Output]]) -> Iterator[None]:
-    """Make all readers of the first of each pair read the second inside the `with`.
+    """Make all readers of the first value of each pair read the second value inside the `with`.
 
     A part of the graph can then run alone.
     """
-    targets = [(list(old.get_target_inputs()), old, new) for old, new in pairs]
+    readers = [(list(old.get_target_inputs()), old, new) for old, new in pairs]
     try:
-        for each, _, new in targets:
-            for target in each:
+        for targets, _, new in readers:
+            for target in targets:
                 target.replace_source_output(new)
         yield
     finally:
-        for each, old, _ in targets:
-            for target in each:
+        for targets, old, _ in readers:
+            for target in targets:
                 target.replace_source_output(old)
 
 
-def given(model: ov.Model, name: str) -> Output:
+def output_value(model: ov.Model, name: str) -> Output:
     """Return the value of the model's output of this name."""
     return next(port for port in model.outputs if name in names(port)).get_node().input_value(0)
 
 
-def end(model: ov.Model, name: str) -> Output:
+def computed_value(model: ov.Model, name: str) -> Output:
     """Return the value from which an output is made, before changes of shape and type and added constants."""
-    value = given(model, name)
-    while _passes(node := value.get_node()):
+    value = output_value(model, name)
+    while _only_formats(node := value.get_node()):
         value = node.input_value(0)
     return value
 
 
-def _passes(node: Node) -> bool:
+def _only_formats(node: Node) -> bool:
+    """Return whether the node only changes shape or type, or adds a constant."""
     if kind(node) == "Concat":
         return bool(node.get_input_size() == 1)
     if kind(node) == "Add":
@@ -145,5 +150,5 @@ def _passes(node: Node) -> bool:
 
 def row_count(model: ov.Model) -> int | None:
     """Return the number of rows of the outputs; None if dynamic."""
-    shapes = [dims(given(model, name)) for name in OUTPUTS[:4]]
+    shapes = [dims(output_value(model, name)) for name in OUTPUTS[:4]]
     return next((shape[1] for shape in shapes if len(shape) > 1 and shape[1] is not None), None)

@@ -81,13 +81,13 @@ class ModelAdapter(ABC):
     """An adapter: a model's name on the model card, its classes, and its forms by name.
 
     labels: category id -> class name, in the order in which the network counts its classes, without background.
-    choices: the family-specific options that the adapter uses.
+    supported_options: names of the family-specific options that the adapter uses.
     """
 
     name: str
     labels: Mapping[int, str]
     forms: Mapping[str, ModelFormat]
-    choices: ClassVar[frozenset[str]] = frozenset({"paste"})
+    supported_options: ClassVar[frozenset[str]] = frozenset({"paste"})
 
     @abstractmethod
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -118,8 +118,13 @@ class ModelAdapter(ABC):
     def with_labels(self, labels: Mapping[int, str]) -> Self:
         """Return the adapter with other classes, category id -> name; raise ConfigError for a name without a slug."""
         if nameless := [name for name in labels.values() if not slug(name)]:
-            hint = "Use at least one of a-z and 0-9: the name becomes a folder."
-            raise ConfigError("A class name has no letter.", where="model.labels", found=repr(nameless[0]), hint=hint)
+            hint = "Use at least one of a-z and 0-9 in each name: the name becomes a folder."
+            raise ConfigError(
+                "A class name has no letter a-z and no digit.",
+                where="model.labels",
+                found=repr(nameless[0]),
+                hint=hint,
+            )
         return replace(self, labels=dict(sorted(labels.items())))
 
     def with_size(self, form: str, size_hw: tuple[int, int] | None) -> Self:
@@ -133,77 +138,88 @@ class ModelAdapter(ABC):
 # ---- options --------------------------------------------------------------------------------------
 
 
-def chosen(
+def select_rows(
     order: NDArray[np.intp], class_ids: NDArray[np.int32], scores: NDArray[np.float32], options: Options
 ) -> NDArray[np.intp]:
-    """Return the indices of `order` that reach their class's threshold, at most options.max_detections.
+    """Return the row indices of `order` whose score reaches the class's threshold, at most options.max_detections.
 
-    order: row indices, best first. class_ids, scores: (n,), of all rows.
+    Args:
+        order: Row indices, best first.
+        class_ids: (n,), category ids of all rows.
+        scores: (n,), scores of all rows.
+        options: The thresholds and the largest number of rows.
     """
-    least: Any = np.float32(options.score_threshold)
+    threshold: Any = np.float32(options.score_threshold)
     if options.class_thresholds:
-        least = np.array([options.class_thresholds.get(int(i), least) for i in class_ids[order]], np.float32)
-    reached: NDArray[np.intp] = order[scores[order] >= least]
-    return reached[: options.max_detections]
+        threshold = np.array([options.class_thresholds.get(int(i), threshold) for i in class_ids[order]], np.float32)
+    selected: NDArray[np.intp] = order[scores[order] >= threshold]
+    return selected[: options.max_detections]
 
 
-def large_enough(found: Instances, options: Options) -> Instances:
-    """Return the rows whose masks have at least options.min_area pixels."""
-    if not options.min_area or not len(found):
-        return found
-    return found.take(rle.area(found.rles) >= options.min_area)
+def drop_small_masks(instances: Instances, options: Options) -> Instances:
+    """Return the instances whose masks have at least options.min_area pixels."""
+    if not options.min_area or not len(instances):
+        return instances
+    return instances.take(rle.area(instances.rles) >= options.min_area)
 
 
 # ---- reading outputs ------------------------------------------------------------------------------
 
 
-def named(outputs: Mapping[str, NDArray[Any]], names: Sequence[str], contract: str) -> list[NDArray[Any]]:
+def outputs_by_name(outputs: Mapping[str, NDArray[Any]], names: Sequence[str], model_name: str) -> list[NDArray[Any]]:
     """Return the arrays of these names, in this order; raise ModelError if one is absent.
 
     TensorFlow's ":0" after an output name is ignored.
     """
-    found = {name.removesuffix(":0"): array for name, array in outputs.items()}
-    if absent := [name for name in names if name not in found]:
+    arrays = {name.removesuffix(":0"): array for name, array in outputs.items()}
+    if absent := [name for name in names if name not in arrays]:
         raise ModelError(
             f"Outputs {', '.join(absent)} are missing.",
-            where=contract,
-            found=f"outputs {', '.join(sorted(found)) or 'none'}",
-            hint=f"Check the model's name and form; expected outputs are {', '.join(names)}.",
+            where=model_name,
+            found=f"outputs {', '.join(sorted(arrays)) or 'none'}",
+            hint=f"Check `model.name` and `model.form`. Expected outputs: {', '.join(names)}.",
         )
-    return [found[name] for name in names]
+    return [arrays[name] for name in names]
 
 
-def shaped(
-    outputs: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]], contract: str
+def outputs_of_shapes(
+    outputs: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]], model_name: str
 ) -> list[NDArray[np.float32]]:
     """Return the arrays of these names as float32, in this order, without a batch axis of 1.
 
-    shapes: name -> sizes of the axes. A letter stands for any size, but for the same size in all shapes.
-    Raises ModelError if a shape differs.
+    Args:
+        outputs: Arrays by output name.
+        shapes: Output name -> sizes of the axes. A letter stands for any size, the same one in all shapes.
+        model_name: The model's name, for errors.
+
+    Raises:
+        ModelError: An output is missing or has another shape.
     """
-    arrays = [np.asarray(array) for array in named(outputs, tuple(shapes), contract)]
-    single = [_unbatched(array, len(shape)) for array, shape in zip(arrays, shapes.values(), strict=True)]
+    arrays = [np.asarray(array) for array in outputs_by_name(outputs, tuple(shapes), model_name)]
+    unbatched = [_without_batch_axis(array, len(shape)) for array, shape in zip(arrays, shapes.values(), strict=True)]
     sizes: dict[int | str, int] = {}
-    for array, shape in zip(single, shapes.values(), strict=True):
+    for array, shape in zip(unbatched, shapes.values(), strict=True):
         expected = [
-            size if isinstance(size, int) else sizes.setdefault(size, have)
-            for size, have in zip(shape, array.shape, strict=False)
+            size if isinstance(size, int) else sizes.setdefault(size, actual)
+            for size, actual in zip(shape, array.shape, strict=False)
         ]
         if list(array.shape) != expected or array.ndim != len(shape):
-            raise _misshapen(shapes, arrays, contract)
-    return [array.astype(np.float32, copy=False) for array in single]
+            raise _shape_error(shapes, arrays, model_name)
+    return [array.astype(np.float32, copy=False) for array in unbatched]
 
 
-def _unbatched(array: NDArray[Any], rank: int) -> NDArray[Any]:
+def _without_batch_axis(array: NDArray[Any], rank: int) -> NDArray[Any]:
     return array[0] if array.ndim == rank + 1 and len(array) == 1 else array
 
 
-def _misshapen(shapes: Mapping[str, Sequence[int | str]], arrays: Sequence[NDArray[Any]], contract: str) -> ModelError:
-    found = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(shapes, arrays, strict=True))
+def _shape_error(
+    shapes: Mapping[str, Sequence[int | str]], arrays: Sequence[NDArray[Any]], model_name: str
+) -> ModelError:
+    actual = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(shapes, arrays, strict=True))
     expected = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
     return ModelError(
-        "The outputs have other shapes than the contract.",
-        where=contract,
-        found=found,
-        hint=f"Expected: {expected}. Check model.name, and model.labels if the classes are your own.",
+        "The outputs have other shapes than the adapter expects.",
+        where=model_name,
+        found=actual,
+        hint=f"Expected: {expected}. Check `model.name`, and `model.labels` if the classes are your own.",
     )

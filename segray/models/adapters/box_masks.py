@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.imaging import geometry
 from segray.instances import Instances
-from segray.models.adapters.adapter import ModelAdapter, Options, Paste, chosen, large_enough
+from segray.models.adapters.adapter import ModelAdapter, Options, Paste, drop_small_masks, select_rows
 
 Floats = NDArray[np.floating[Any]]
 
 # A device that approximates softmax may exceed 1 in the last bits.
 MAX_SCORE = 1.001
 # Box edges are clipped to this distance from 0, in pixels, so that no arithmetic overflows.
-FAR = 2**31
+FAR_PX = 2**31
 # Category id of a row whose network class is not in the label map. No label map contains this id.
 UNNAMED = -1
 
@@ -65,33 +65,37 @@ class BoxMaskAdapter(ModelAdapter):
 
 
 def instances(rows: Rows, size_hw: tuple[int, int], options: Options, paste: Paste) -> Instances:
-    """Return the valid rows that the options let through, highest score first.
+    """Return the valid rows that meet the options, highest score first.
 
-    size_hw: height and width of the source image, in pixels. paste: the default if options.paste is None.
+    Args:
+        rows: The detections of one image.
+        size_hw: Height and width of the source image, in pixels.
+        options: Thresholds and limits.
+        paste: How to paste masks if options.paste is None.
     """
-    believed = _valid_rows(rows)
+    is_valid = _are_valid(rows)
     # The networks fill their lists with rows of score 0.
-    unreadable = int((~believed & (rows.scores != 0)).sum())
-    credible = np.flatnonzero(believed)
+    unreadable = int((~is_valid & (rows.scores != 0)).sum())
+    valid = np.flatnonzero(is_valid)
     class_ids = np.zeros(len(rows.classes), np.int32)
-    class_ids[credible] = rows.classes[credible]
-    order = credible[np.argsort(-rows.scores[credible], kind="stable")]
-    best = chosen(order, class_ids, rows.scores, options)
+    class_ids[valid] = rows.classes[valid]
+    order = valid[np.argsort(-rows.scores[valid], kind="stable")]
+    best = select_rows(order, class_ids, rows.scores, options)
     if not len(best):
         return Instances.empty(size_hw, unreadable)
-    boxes = rows.boxes_xyxy[best].clip(-FAR, FAR)
-    put = _reframed if (options.paste or paste) == "reframe" else _tiled
-    counts = tuple(put(mask, box, size_hw) for mask, box in zip(rows.masks[best], boxes, strict=True))
-    limits = np.array(size_hw[::-1] * 2)
-    found = Instances(
+    boxes_xyxy = rows.boxes_xyxy[best].clip(-FAR_PX, FAR_PX)
+    paste_mask = _paste_reframed if (options.paste or paste) == "reframe" else _paste_tiled
+    counts = tuple(paste_mask(mask, box, size_hw) for mask, box in zip(rows.masks[best], boxes_xyxy, strict=True))
+    limits_xyxy = np.array(size_hw[::-1] * 2)
+    selected = Instances(
         class_ids[best],
         rows.scores[best].clip(0, 1),
-        boxes.clip(0, limits).astype(np.float32),
+        boxes_xyxy.clip(0, limits_xyxy).astype(np.float32),
         counts,
         size_hw,
         unreadable,
     )
-    return large_enough(found, options)
+    return drop_small_masks(selected, options)
 
 
 def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
@@ -99,10 +103,10 @@ def category_ids(labels: NDArray[np.int32], index: Floats) -> Floats:
 
     labels: (k,), category id of each index. An index beyond the list gives UNNAMED, a fraction gives NaN.
     """
-    whole = np.isfinite(index) & (index == np.rint(index))
-    inside = whole & (index >= 0) & (index < len(labels))
-    ids = np.where(whole, float(UNNAMED), np.nan)
-    ids[inside] = labels[index[inside].astype(np.intp)]
+    is_integer = np.isfinite(index) & (index == np.rint(index))
+    is_named = is_integer & (index >= 0) & (index < len(labels))
+    ids = np.where(is_integer, float(UNNAMED), np.nan)
+    ids[is_named] = labels[index[is_named].astype(np.intp)]
     return ids
 
 
@@ -111,25 +115,25 @@ def masks_of_predicted_class(masks: NDArray[np.float32], channel: Floats) -> NDA
 
     channel: (n,), index on axis k. A row whose class has no channel gets zeros.
     """
-    there = (channel >= 0) & (channel < masks.shape[1])
-    rows = np.flatnonzero(there)
-    own = np.zeros((len(masks), *masks.shape[2:]), np.float32)
-    own[rows] = masks[rows, channel[rows].astype(np.intp)]
-    return own
+    rows = np.flatnonzero((channel >= 0) & (channel < masks.shape[1]))
+    predicted = np.zeros((len(masks), *masks.shape[2:]), np.float32)
+    predicted[rows] = masks[rows, channel[rows].astype(np.intp)]
+    return predicted
 
 
-def _valid_rows(rows: Rows) -> NDArray[np.bool_]:
+def _are_valid(rows: Rows) -> NDArray[np.bool_]:
+    """Return which rows are valid, bool (n,): an int32 class, a score over 0 and at most MAX_SCORE, finite numbers."""
     classes, scores = rows.classes, rows.scores
-    whole = np.isfinite(classes) & (classes == np.rint(classes)) & (np.abs(classes) < 2**31)
-    credible: NDArray[np.bool_] = whole & (scores > 0) & (scores <= MAX_SCORE)
-    credible &= np.isfinite(rows.boxes_xyxy).all(axis=1) & np.isfinite(rows.masks).all(axis=(1, 2))
-    return credible
+    has_class = np.isfinite(classes) & (classes == np.rint(classes)) & (np.abs(classes) < 2**31)
+    is_valid: NDArray[np.bool_] = has_class & (scores > 0) & (scores <= MAX_SCORE)
+    is_valid &= np.isfinite(rows.boxes_xyxy).all(axis=1) & np.isfinite(rows.masks).all(axis=(1, 2))
+    return is_valid
 
 
 # ---- a small mask into its box --------------------------------------------------------------------
 
 
-def _tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
+def _paste_tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
     """Return the full-image RLE counts of a mask whose pixels tile the box, thresholded at 0.5."""
     x0, y0, x1, y1 = box_xyxy.astype(np.float32)  # The reference has float32 boxes.
     rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
@@ -137,7 +141,7 @@ def _tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]
     return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)
 
 
-def _reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
+def _paste_reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
     """Return the full-image RLE counts of a mask, thresholded at 0.5.
 
     The centres of the mask's outer pixels lie on the box's edges.

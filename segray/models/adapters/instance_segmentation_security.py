@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segray.imaging import geometry
 from segray.models.adapters import box_masks
-from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, outputs_of_shapes
 
 _RAW_OUTPUTS = ("classes", "scores", "boxes", "raw_masks")
 _OWN_OUTPUTS = ("labels", "boxes", "masks")
@@ -45,9 +45,9 @@ class RawMasks(box_masks.BoxMaskAdapter):
         im_info: float32 (1, 3), height and width before padding, in pixels, and the scale.
         """
         size_hw = image_rgb.shape[0], image_rgb.shape[1]
-        fitted = geometry.fitted(size_hw, form.window_hw)
+        fitted_hw = geometry.fitted(size_hw, form.window_hw)
         scale = min(form.window_hw[0] / size_hw[0], form.window_hw[1] / size_hw[1])
-        info = np.array([[*fitted, scale]], np.float32)
+        info = np.array([[*fitted_hw, scale]], np.float32)
         return {form.image.name: geometry.fit_and_pad(image_rgb, form.window_hw)[None], "im_info": info}
 
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
@@ -61,13 +61,14 @@ class RawMasks(box_masks.BoxMaskAdapter):
             "boxes": ("n", 4),
             "raw_masks": ("n", len(self.labels) + 1, "m", "m"),
         }
-        *arrays, masks = shaped(outputs, shapes, self.name)
-        found = arrays[0] != 0
-        own = box_masks.masks_of_predicted_class(masks, arrays[0])[found]  # `masks` is large: pick the channels first.
-        classes, scores, boxes = (array[found] for array in arrays)
-        boxes_xyxy = _unfitted(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
-        category = box_masks.category_ids(np.array(list(self.labels), np.int32), classes - 1)
-        return box_masks.Rows(category, scores, boxes_xyxy, own)
+        *arrays, masks = outputs_of_shapes(outputs, shapes, self.name)
+        is_object = arrays[0] != 0
+        # `masks` is large: pick the channels first.
+        object_masks = box_masks.masks_of_predicted_class(masks, arrays[0])[is_object]
+        classes, scores, boxes = (array[is_object] for array in arrays)
+        boxes_xyxy = _to_source(boxes, size_hw, geometry.fitted(size_hw, self.forms["converted"].window_hw))
+        category_ids = box_masks.category_ids(np.array(list(self.labels), np.int32), classes - 1)
+        return box_masks.Rows(category_ids, scores, boxes_xyxy, object_masks)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class OwnMasks(box_masks.BoxMaskAdapter):
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image at the network's size."""
-        into = geometry.fit_and_pad if self.padded else geometry.resize
-        return {form.image.name: into(image_rgb, form.window_hw)[None]}
+        resize = geometry.fit_and_pad if self.padded else geometry.resize
+        return {form.image.name: resize(image_rgb, form.window_hw)[None]}
 
     def rows(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int]) -> box_masks.Rows:
         """Return the rows that are not filler.
@@ -91,18 +92,20 @@ class OwnMasks(box_masks.BoxMaskAdapter):
         outputs: labels (n,), boxes (n, 5) with the score last, masks (n, m, m).
         """
         shapes = {"labels": ("n",), "boxes": ("n", 5), "masks": ("n", "m", "m")}
-        arrays = shaped(outputs, shapes, self.name)
-        labels, boxes, masks = (array[arrays[1][:, :4].any(axis=1)] for array in arrays)
+        arrays = outputs_of_shapes(outputs, shapes, self.name)
+        is_object = arrays[1][:, :4].any(axis=1)
+        labels, boxes, masks = (array[is_object] for array in arrays)
         window_hw = self.forms["converted"].window_hw
-        boxes_xyxy = _unfitted(boxes[:, :4], size_hw, geometry.fitted(size_hw, window_hw) if self.padded else window_hw)
-        category = box_masks.category_ids(np.array(list(self.labels), np.int32), labels)
-        return box_masks.Rows(category, boxes[:, 4], boxes_xyxy, masks)
+        resized_hw = geometry.fitted(size_hw, window_hw) if self.padded else window_hw
+        boxes_xyxy = _to_source(boxes[:, :4], size_hw, resized_hw)
+        category_ids = box_masks.category_ids(np.array(list(self.labels), np.int32), labels)
+        return box_masks.Rows(category_ids, boxes[:, 4], boxes_xyxy, masks)
 
 
-def _unfitted(
-    boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], fitted_hw: tuple[int, int]
+def _to_source(
+    boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int], resized_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Return boxes in source pixels, float32 (n, 4), from boxes in pixels of the resized image."""
-    scale_xy = [fitted_hw[1] / size_hw[1], fitted_hw[0] / size_hw[0]]
+    scale_xy = [resized_hw[1] / size_hw[1], resized_hw[0] / size_hw[0]]
     boxes: NDArray[np.float32] = np.divide(boxes_xyxy, np.array(scale_xy * 2, np.float32))
     return boxes

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from segray.imaging import geometry
 from segray.models.adapters import box_masks, tf_object_detection
-from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, outputs_of_shapes
 
 _OUTPUTS = ("reshape_do_2d", "masks")
 FORMS: Mapping[str, ModelFormat] = {
@@ -54,12 +54,12 @@ class MaskRcnn(tf_object_detection.DetectionApi):
         if not any(name.removesuffix(":0") in _OUTPUTS for name in outputs):
             return super().rows(outputs, size_hw)
         shapes = {"reshape_do_2d": ("n", 7), "masks": ("n", max(self.labels), "m", "m")}
-        table, masks = shaped(outputs, shapes, self.name)
+        table, masks = outputs_of_shapes(outputs, shapes, self.name)
         end = np.flatnonzero(np.append(table[:, 0] == -1, True))[0]
         classes, scores, boxes = table[:end, 1], table[:end, 2], table[:end, 3:]
-        own = box_masks.masks_of_predicted_class(masks[:end], classes - 1)
+        predicted_masks = box_masks.masks_of_predicted_class(masks[:end], classes - 1)
         boxes_xyxy = _to_source(boxes, size_hw, self.forms["converted"].window_hw)
-        return box_masks.Rows(classes, scores, boxes_xyxy, own)
+        return box_masks.Rows(classes, scores, boxes_xyxy, predicted_masks)
 
 
 def _to_source(

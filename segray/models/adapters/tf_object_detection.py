@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segray.errors import ImageError
 from segray.imaging import geometry
 from segray.models.adapters import box_masks
-from segray.models.adapters.adapter import ImageInput, ModelFormat, shaped
+from segray.models.adapters.adapter import ImageInput, ModelFormat, outputs_of_shapes
 
 _SHAPES: Mapping[str, tuple[int | str, ...]] = {
     "num_detections": (),
@@ -52,7 +52,7 @@ class DetectionApi(box_masks.BoxMaskAdapter):
         outputs: num_detections (), detection_boxes (n, 4), detection_scores (n,), detection_classes (n,),
         detection_masks (n, m, m), with or without a batch axis of 1.
         """
-        count, *arrays = shaped(outputs, _SHAPES, self.name)
+        count, *arrays = outputs_of_shapes(outputs, _SHAPES, self.name)
         total = len(arrays[0])
         if not 0 <= count <= total:
             what = "The network does not say how many objects it found."

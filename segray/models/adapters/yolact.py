@@ -20,7 +20,15 @@ from segray import rle
 from segray.errors import ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
-from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat, Options, chosen, large_enough, named
+from segray.models.adapters.adapter import (
+    ImageInput,
+    ModelAdapter,
+    ModelFormat,
+    Options,
+    drop_small_masks,
+    outputs_by_name,
+    select_rows,
+)
 
 Floats = NDArray[np.float32]
 
@@ -44,7 +52,7 @@ FORMS: Mapping[str, ModelFormat] = {
 class Yolact(ModelAdapter):
     """The adapter of YOLACT."""
 
-    choices = frozenset({"nms"})
+    supported_options = frozenset({"nms"})
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image, stretched to the network's square input."""
@@ -57,24 +65,24 @@ class Yolact(ModelAdapter):
         image's size; mask (1, p, c), coefficients; proto (1, h, w, c), prototypes.
         nms="fast" and nms="cross_class" sort the edges of inverted boxes; nms="per_class" does not.
         """
-        below = _below(options)
-        raw, unreadable = _candidates(outputs, len(self.labels), self.name, below)
-        prior, label, scores = _suppressed(raw, options, below)
+        rejected_score = _highest_rejected_score(options)
+        candidates, unreadable = _read_candidates(outputs, len(self.labels), self.name, rejected_score)
+        prior, label, scores = _suppress(candidates, options, rejected_score)
         class_ids = np.array(list(self.labels), np.int32)[label]
-        best = chosen(_descending(scores), class_ids, scores, options)
+        best = select_rows(_by_falling_score(scores), class_ids, scores, options)
         if not len(best):
             return Instances.empty(size_hw, unreadable)
-        boxes = raw.boxes_xyxy[prior[best]]
+        boxes = candidates.boxes_xyxy[prior[best]]
         if options.nms != "per_class":
             boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
-        masks = _masks(raw.coefficients[prior[best]], raw.prototypes, boxes, size_hw)
+        masks = _mask_counts(candidates.coefficients[prior[best]], candidates.prototypes, boxes, size_hw)
         pixels = geometry.to_pixels(boxes, size_hw)
-        found = Instances(class_ids[best], scores[best], pixels, masks, size_hw, unreadable)
-        return large_enough(found, options)
+        detections = Instances(class_ids[best], scores[best], pixels, masks, size_hw, unreadable)
+        return drop_small_masks(detections, options)
 
 
 @dataclass(frozen=True)
-class _Raw:
+class _Candidates:
     """Candidates of one image, n rows, and the prototypes.
 
     scores: (n, k) without background. boxes_xyxy: (n, 4), normalised. coefficients: (n, c). prototypes: (h, w, c).
@@ -89,88 +97,96 @@ class _Raw:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def _below(options: Options) -> np.float32:
+def _highest_rejected_score(options: Options) -> np.float32:
     """Return the largest score that every threshold rejects.
 
     NMS compares a box only with higher-scored ones, so dropping these rows first does not change the result.
     """
-    least = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
-    return np.float32(np.nextafter(least, np.float32(-1)))
+    lowest_threshold = np.float32(min([options.score_threshold, *options.class_thresholds.values()]))
+    return np.float32(np.nextafter(lowest_threshold, np.float32(-1)))
 
 
-def _candidates(outputs: Mapping[str, NDArray[Any]], classes: int, where: str, below: np.float32) -> tuple[_Raw, int]:
-    """Return the priors with a class score over the floor, and how many have a non-finite score or edge."""
+def _read_candidates(
+    outputs: Mapping[str, NDArray[Any]], classes: int, model_name: str, rejected_score: np.float32
+) -> tuple[_Candidates, int]:
+    """Return the priors with a class score over the floor, and the number of priors dropped as not finite.
+
+    classes: number of classes, without background. model_name: the model's name, for errors.
+    """
     from segray.masks import _kernels
 
-    arrays = named(outputs, _OUTPUTS, where)
+    arrays = outputs_by_name(outputs, _OUTPUTS, model_name)
     shapes = [np.shape(array) for array in arrays]
     priors, side_hw, depth = shapes[0][1:2], shapes[3][1:3], shapes[3][3:4]
     if shapes != [(1, *priors, classes + 1), (1, *priors, 4), (1, *priors, *depth), (1, *side_hw, *depth)]:
-        found = ", ".join(f"{name} {list(shape)}" for name, shape in zip(_OUTPUTS, shapes, strict=True))
-        hint = f"Expected: conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]."
-        raise ModelError("The outputs have other shapes than the contract.", where=where, found=found, hint=hint)
+        actual = ", ".join(f"{name} {list(shape)}" for name, shape in zip(_OUTPUTS, shapes, strict=True))
+        expected = f"conf [1, p, {classes + 1}], boxes [1, p, 4], mask [1, p, c], proto [1, h, w, c]"
+        hint = f"Expected: {expected}. Check `model.name`, and `model.labels` if the classes are your own."
+        raise ModelError(
+            "The outputs have other shapes than the adapter expects.", where=model_name, found=actual, hint=hint
+        )
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
-    rows = np.flatnonzero(_kernels.over(conf, max(np.float32(MIN_SCORE), below)))
+    rows = np.flatnonzero(_kernels.rows_above(conf, max(np.float32(MIN_SCORE), rejected_score)))
     scores, boxes = conf[rows, 1:], boxes[rows]
     finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
-    raw = _Raw(scores[finite], boxes[finite], mask[rows[finite]], proto)
-    return raw, len(rows) - len(raw.scores)
+    candidates = _Candidates(scores[finite], boxes[finite], mask[rows[finite]], proto)
+    return candidates, len(rows) - len(candidates.scores)
 
 
 # ---- suppression: rows of candidates, class indices, scores ---------------------------------------
 
-Picked = tuple[NDArray[np.intp], NDArray[np.intp], Floats]
+KeptRows = tuple[NDArray[np.intp], NDArray[np.intp], Floats]
 
 
-def _suppressed(raw: _Raw, options: Options, below: np.float32) -> Picked:
+def _suppress(candidates: _Candidates, options: Options, rejected_score: np.float32) -> KeptRows:
     match options.nms:
         case "per_class":
-            return _per_class(raw, options.max_detections, max(np.float32(MIN_SCORE), below))
+            return _greedy_nms_per_class(candidates, options.max_detections, max(np.float32(MIN_SCORE), rejected_score))
         case "fast":
-            return _fast(raw, below)
+            return _fast_nms_per_class(candidates, rejected_score)
         case "cross_class":
-            return _cross_class(raw, below)
+            return _fast_nms_across_classes(candidates, rejected_score)
 
 
-def _per_class(raw: _Raw, most: int, floor: np.float32) -> Picked:
+def _greedy_nms_per_class(candidates: _Candidates, most: int, floor: np.float32) -> KeptRows:
     """Suppress greedily within each class, scores over `floor` only; keep at most `most` rows of a class."""
     from segray.masks import _kernels
 
-    found = raw.scores.T
-    labels, rows = np.nonzero(found > floor)
-    scores = found[labels, rows]
-    order = np.lexsort((-rows, -scores, labels))  # Ties as in _descending.
+    scores_by_class = candidates.scores.T
+    labels, rows = np.nonzero(scores_by_class > floor)
+    scores = scores_by_class[labels, rows]
+    order = np.lexsort((-rows, -scores, labels))  # Ties as in _by_falling_score.
     rows, labels, scores = rows[order], labels[order], scores[order]
-    kept = _kernels.greedy(raw.boxes_xyxy, rows, labels, most, MAX_IOU)
+    kept = _kernels.greedy_nms(candidates.boxes_xyxy, rows, labels, most, MAX_IOU)
     return rows[kept], labels[kept], scores[kept]
 
 
-def _fast(raw: _Raw, below: np.float32) -> Picked:
+def _fast_nms_per_class(candidates: _Candidates, rejected_score: np.float32) -> KeptRows:
     """Suppress by fast NMS within each class.
 
     A class has no floor but the thresholds: low scores fill the list, as in the original.
     """
-    kept = [_clear(raw, scores, below) for scores in raw.scores.T]
+    kept = [_fast_nms(candidates, scores, rejected_score) for scores in candidates.scores.T]
     rows = np.concatenate([np.zeros(0, np.intp), *kept])
     labels = np.repeat(np.arange(len(kept)), list(map(len, kept)))
-    return rows, labels, raw.scores[rows, labels]
+    return rows, labels, candidates.scores[rows, labels]
 
 
-def _cross_class(raw: _Raw, below: np.float32) -> Picked:
+def _fast_nms_across_classes(candidates: _Candidates, rejected_score: np.float32) -> KeptRows:
     """Suppress by fast NMS across all classes; each prior counts as its best class only."""
-    rows = _clear(raw, raw.scores.max(axis=1, initial=0), below)
-    label = raw.scores[rows].argmax(axis=1)
-    return rows, label, raw.scores[rows, label]
+    rows = _fast_nms(candidates, candidates.scores.max(axis=1, initial=0), rejected_score)
+    label = candidates.scores[rows].argmax(axis=1)
+    return rows, label, candidates.scores[rows, label]
 
 
-def _clear(raw: _Raw, scores: Floats, below: np.float32) -> NDArray[np.intp]:
+def _fast_nms(candidates: _Candidates, scores: Floats, rejected_score: np.float32) -> NDArray[np.intp]:
     """Return the best priors by these scores that overlap no higher-scored prior, kept or not."""
-    rows = _descending(scores)[:FAST_NMS_TOP]
-    rows = rows[scores[rows] > below]
-    boxes = raw.boxes_xyxy[rows]
-    above = np.triu(_iou(boxes[:, None], boxes[None]), 1).max(axis=0, initial=0)
-    clear: NDArray[np.intp] = rows[above <= MAX_IOU]
-    return clear
+    rows = _by_falling_score(scores)[:FAST_NMS_TOP]
+    rows = rows[scores[rows] > rejected_score]
+    boxes = candidates.boxes_xyxy[rows]
+    highest_iou = np.triu(_iou(boxes[:, None], boxes[None]), 1).max(axis=0, initial=0)
+    kept: NDArray[np.intp] = rows[highest_iou <= MAX_IOU]
+    return kept
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
@@ -179,13 +195,13 @@ def _iou(a: Floats, b: Floats) -> Floats:
     Inverted boxes keep their signed areas.
     """
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = sides.clip(0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
-    ratio: Floats = np.divide(shared, union, out=np.zeros_like(union), where=union != 0)
-    return ratio
+    intersection = sides.clip(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    iou: Floats = np.divide(intersection, union, out=np.zeros_like(union), where=union != 0)
+    return iou
 
 
-def _descending(scores: Floats) -> NDArray[np.intp]:
+def _by_falling_score(scores: Floats) -> NDArray[np.intp]:
     """Return the indices by falling score; of equal scores the later comes first, as in a reversed sort."""
     return np.argsort(scores, kind="stable")[::-1]
 
@@ -193,7 +209,9 @@ def _descending(scores: Floats) -> NDArray[np.intp]:
 # ---- masks ----------------------------------------------------------------------------------------
 
 
-def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw: tuple[int, int]) -> tuple[str, ...]:
+def _mask_counts(
+    coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw: tuple[int, int]
+) -> tuple[str, ...]:
     """Return the RLE counts of all masks, thresholded at 0.5 after resizing to the image.
 
     A mask is the sigmoid of prototypes @ coefficients, cut to the box. The cut keeps one prototype pixel around the
@@ -201,17 +219,17 @@ def _masks(coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw
     coefficients: (n, c). prototypes: (h, w, c). boxes_xyxy: (n, 4), normalised. size_hw: the image's, in pixels.
     """
     height, width, _ = prototypes.shape
-    left, right = _cut(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
-    top, bottom = _cut(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
-    cuts = np.stack([left, top, right, bottom], axis=1)
+    start_x, stop_x = _crop_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
+    start_y, stop_y = _crop_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
+    cuts = np.stack([start_x, start_y, stop_x, stop_y], axis=1)
     with np.errstate(all="ignore"):
         logits = prototypes @ coefficients.T  # The operand order of the references decides the last bits.
-    cells = _sigmoid(geometry.cut_out(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
+    cells = _sigmoid(geometry.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
     rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
-    return rle.from_edges_of_all(*geometry.edges_of_cuts(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    return rle.from_edges_of_all(*geometry.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
-def _cut(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _crop_range(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return start and stop of the prototype pixels of a box with one pixel around; stop >= start.
 
     A pixel j is inside where low * side - 1 <= j < high * side + 1.
