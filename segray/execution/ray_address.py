@@ -1,6 +1,6 @@
 """The address of the Ray cluster that a run joins.
 
-Knows the configuration, RAY_ADDRESS and the clusters on this machine. Connects to none.
+Knows the configuration, RAY_ADDRESS and the clusters on this machine. Connects to no cluster.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ PRIVATE_MARK = "SEGRAY_PRIVATE_CLUSTER"
 
 
 def address_to_join(configured: str | None) -> str | None:
-    """Return the address of the cluster to join, None for a private cluster.
+    """Return the address of the cluster to join; None for a private cluster.
 
-    Without an address RAY_ADDRESS counts, which Ray sets in its jobs. An empty value is no address. "auto" is a cluster
-    on this machine, never the private cluster of another run. Raises ConfigError for an address that Ray cannot join.
+    Without a configured address RAY_ADDRESS counts, which Ray sets in its jobs. An empty value is no address. "auto" is
+    a cluster on this machine, never the private cluster of another run. Raises ConfigError for an address that Ray
+    cannot join, InfrastructureError when "auto" finds no cluster.
+
+    configured: cluster.address.
     """
     address = configured or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -34,7 +37,8 @@ def address_to_join(configured: str | None) -> str | None:
             "the address is not that of a cluster's head",
             where=where,
             found=f"a URL ({address.partition('://')[0]}://)",
-            hint="give HOST:PORT of the head, such as 10.0.0.5:6379; for a URL use `segray submit --address`",
+            hint="set cluster.address to HOST:PORT of the head, such as 10.0.0.5:6379; for a URL use "
+            "`segray submit --address`",
         )
     return address
 
@@ -50,5 +54,5 @@ def _cluster_here(where: str) -> str:
         "no Ray cluster runs on this machine",
         where=where,
         found=f"private clusters of other runs: {', '.join(sorted(private)) or 'none'}",
-        hint="start one with `ray start --head`, or leave `cluster.address` and RAY_ADDRESS out for a private cluster",
+        hint="start a cluster with `ray start --head`, or remove `cluster.address` and RAY_ADDRESS for a private one",
     )

@@ -69,14 +69,14 @@ class _Connection:
 
     @staticmethod
     def _wait_for_end(ending: Future[None], cluster: ClusterSettings) -> None:
-        """Wait for the end of the connection before."""
+        """Wait for the end of the former connection."""
         try:
             ending.result(cluster.head_timeout_s)
         except TimeoutError:
             raise InfrastructureError(
                 "this process still waits for another Ray cluster",
                 where=f"cluster.address={cluster.address or 'null'}",
-                found=f"Ray has not given up within {cluster.head_timeout_s:.0f} s",
+                found=f"Ray still waits after {cluster.head_timeout_s:.0f} s",
                 hint="label in a new process",
             ) from None
 
@@ -112,20 +112,23 @@ class _Connection:
     def _initialise(
         self, mark: str, call: Callable[[], None], timeout_s: float, no_answer: Callable[[str], SegrayError]
     ) -> None:
-        """Call ray.init() by `call`.
+        """Connect this process, and wait for the connection.
 
-        mark: value of PRIVATE_MARK for the processes of a private cluster, "" for another cluster.
-        no_answer: the error to raise when the call does not return in time, from what was found.
+        Args:
+            mark: value of PRIVATE_MARK for the processes of a private cluster; "" for another cluster.
+            call: calls ray.init().
+            timeout_s: longest wait for the call, in seconds.
+            no_answer: returns the error to raise after timeout_s, from the text for `found`.
         """
         with signals.handlers_restored(), host_process.import_changes_undone(), contextlib.ExitStack() as undo:
             undo.enter_context(signals.handlers_restored(signals.FAULTS))
             undo.enter_context(host_process.runtime_changes_undone("ray", logging.WARNING))
             self._head_lost, self._mark = False, mark
-            end = threading.Event()
-            # Ray waits for ever for a head that dies meanwhile, and heeds no signal. So another thread waits for Ray.
+            thread_end = threading.Event()
+            # Ray waits for ever for a head that dies meanwhile, and handles no signal. So another thread calls Ray.
             # Ray's processes die with the thread that starts them, and the first run's thread may end early.
-            initialised = run_in_lasting_thread(end, call)
-            undo.callback(end.set)
+            initialised = run_in_lasting_thread(thread_end, call)
+            undo.callback(thread_end.set)
             undo.callback(self._shut_down, initialised)
             if wait([initialised], timeout_s).not_done:
                 raise no_answer(f"no answer within {timeout_s:.0f} s")
@@ -134,7 +137,7 @@ class _Connection:
             self._undo = undo.pop_all()
 
     def _shut_down(self, initialised: Future[None]) -> None:
-        # Without a head Ray needs up to 20 s to see that nothing answers, and then ends the process.
+        # Without a head Ray waits up to 20 s for an answer, and then ends the process.
         mark, head_lost = self._mark, self._head_lost or self.head_ended()
         self._mark = ""
         try:
@@ -224,7 +227,7 @@ class Head:
                 f"{function.__name__} failed on the Ray cluster",
                 where="a Ray task of the driver, tried three times",
                 found=first_line(exc),
-                hint="read Ray's logs in /tmp/ray; too little memory is the usual cause",
+                hint="read Ray's logs; too little memory is the usual cause",
             ) from exc
 
     def leave(self) -> None:
@@ -243,24 +246,24 @@ class _NotStartedError(InfrastructureError):
 
 
 def _not_started(found: str) -> SegrayError:
-    """Return the error of a private cluster whose start does not end."""
+    """Return the error of a private cluster that does not start in time."""
     return InfrastructureError(
         "Ray could not start on this machine",
         where="cluster.address=null",
         found=found,
-        hint="check that the loopback network works and look into Ray's logs, or set `cluster.address`",
+        hint="check that the loopback network works and read Ray's logs, or set `cluster.address`",
     )
 
 
 def _not_joined(address: str) -> Callable[[str], SegrayError]:
-    """Return the error of a cluster that does not answer, from what was found."""
+    """Return a function that returns the error of a cluster that does not answer, from the text for `found`."""
     where = f"cluster.address={address}"
     if os.environ.get("RAY_AUTH_MODE") != "token" and _has_token():
         return lambda found: ConfigError(
             "cannot join the Ray cluster",
             where=where,
             found=f"{found}; a token is set, but RAY_AUTH_MODE=token is not",
-            hint="set RAY_AUTH_MODE=token if the cluster asks for tokens; else check the address",
+            hint="set RAY_AUTH_MODE=token if the cluster requires tokens; else check `cluster.address`",
         )
     return lambda found: InfrastructureError(
         "cannot join the Ray cluster",
@@ -271,7 +274,7 @@ def _not_joined(address: str) -> Callable[[str], SegrayError]:
 
 
 def _has_token() -> bool:
-    """Return whether a token for Ray is in the environment. RAY_AUTH_TOKEN_PATH names a file of one."""
+    """Return whether the environment has a token for Ray. RAY_AUTH_TOKEN_PATH names a file with a token."""
     return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
 
 
@@ -325,7 +328,7 @@ def _start_private(mark: str, folder: Path) -> None:
             "Ray could not start on this machine",
             where="cluster.address=null",
             found=first_line(exc),
-            hint=f"run the same command when the machine is less busy, or look into Ray's logs in {folder}",
+            hint=f"run the same command when the machine is less busy, or read Ray's logs in {folder}",
         ) from exc
 
 

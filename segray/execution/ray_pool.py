@@ -190,7 +190,7 @@ class RayWorkers:
                     f"{_MAX_FAILED_STARTS} workers in a row died while loading the model",
                     where=f"node {worker.node}",
                     found=dead.reason,
-                    hint="read the worker's log in /tmp/ray on that node; too little memory is the usual cause",
+                    hint="read the worker's log on that node; too little memory is the usual cause",
                 )
             self._respawn(worker)
         reason = dead.reason if node_lives else f"its node is gone ({dead.reason})"

@@ -1,6 +1,6 @@
 """The temporary folder of a private Ray cluster: its files, logs and sockets.
 
-Knows what Ray needs of the folder, and which folder serves. Starts nothing.
+Knows Ray's requirements for the folder, and which folder meets them. Starts nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/pla
 def temp_folder() -> Path:
     """Return the folder for the files and sockets of a private cluster.
 
-    The folder is Ray's own: RAY_TMPDIR, else /tmp, and "ray" below it. Where another user owns that one, or its path is
-    too long for a socket, the folder is one of this user's in /tmp. Raises ConfigError for a RAY_TMPDIR that does not
-    serve, or when no folder does.
+    The folder is Ray's default: "ray" in RAY_TMPDIR, or in the system's temporary folder. If another user owns the
+    default, or its path is too long for a socket, the folder is one of this user in /tmp. Raises ConfigError for an
+    unusable RAY_TMPDIR, or when no folder is usable.
     """
     setting = os.environ.get("RAY_TMPDIR")
     folder = Path(setting or tempfile.gettempdir()) / "ray"
@@ -41,12 +41,12 @@ def temp_folder() -> Path:
 
 
 def _longest_setting() -> int:
-    """Return the most bytes of RAY_TMPDIR: a socket's path has at most 107 bytes, Ray's own part of it included."""
+    """Return the largest number of bytes of RAY_TMPDIR that leaves room for Ray's part of a socket's path."""
     return _SOCKET_PATH_BYTES - _RAY_SOCKET_BYTES - len("/ray")
 
 
 def _fault(folder: Path) -> str | None:
-    """Return why Ray cannot work in a folder, None if Ray can."""
+    """Return the reason why Ray cannot use a folder; None if Ray can."""
     length = len(os.fsencode(folder.resolve()))
     if length > _SOCKET_PATH_BYTES - _RAY_SOCKET_BYTES:
         return f"a path of {length} bytes, too long for Ray's sockets"
