@@ -122,7 +122,7 @@ def label(
         ray_jobs.check_version()
         config = load(configuration, overrides, as_of)
         with session.observed(config, screen) as listener:
-            summary = run.label(config, listener, start_workers, limit=limit, dry_run=dry_run)
+            summary = run.label(config, listener, start_workers, limit=limit, dry_run=dry_run, exclusive=True)
         report_uri = None if dry_run else session.report(config, summary, screen)
         _show_run(summary, report_uri, screen, dry_run=dry_run, as_json=as_json)
     except SegrayError as exc:

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
 from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
+from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -90,6 +91,7 @@ def label(
     limit: int | None = None,
     dry_run: bool = False,
     retry_s: float = Policy.retry_s,
+    exclusive: bool = False,
 ) -> Summary:
     """Label the images that have no row yet, and commit their rows.
 
@@ -100,12 +102,14 @@ def label(
         limit: largest number of images to label, the first by key; None for all. With a limit nothing is retired.
         dry_run: whether to count only, and write nothing.
         retry_s: seconds before an image that storage withheld is tried again.
+        exclusive: whether to hold the lease of the label set, so that no other exclusive run works on it.
 
     Returns:
         The summary of the run.
 
     Raises:
         UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
     """
@@ -125,8 +129,27 @@ def label(
         if isinstance(step, Start):
             totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
         return _summary(context, totals)
+    with _lease(context, exclusive=exclusive) as lease:
+        _bring_up_to_date(replace(context, lease=lease), model.fingerprint, start_workers, totals, limit)
+    return _summary(context, totals)
+
+
+@contextmanager
+def _lease(context: RunContext, *, exclusive: bool) -> Iterator[HeldLease | None]:
+    """Hold the lease of the label set during the block if the run is exclusive; see lease.holding."""
+    if not exclusive:
+        yield None
+        return
+    with holding(context.root, context.store, context.listener.note) as lease:
+        yield lease
+
+
+def _bring_up_to_date(
+    context: RunContext, fingerprint: str, start_workers: StartWorkers, totals: _Totals, limit: int | None
+) -> None:
+    """Resume and begin runs until every image has a row, and count the work in `totals`; see label()."""
     while True:
-        batch_number = commit.recover(context.root, options, context.store)
+        batch_number = commit.recover(context.root, context.options, context.store)
         step = next_step(
             context, limit=limit, next_batch=batch_number + 1, excluded_runs=totals.runs, left_over=totals.left_over
         )
@@ -136,8 +159,10 @@ def label(
         if isinstance(step, Nothing):
             break
         work = step if isinstance(step, Resume) else _begin_run(context, step)
+        if context.lease is not None:
+            context.lease.name_run(work.run.id)
         totals.planned += 0 if work.is_empty else work.plan.images
-        is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
+        is_carried_out = _carry_out(context, fingerprint, work, start_workers, totals)
         if is_carried_out and (limit is not None or isinstance(step, Start)):
             break
         if limit is not None:
@@ -148,7 +173,6 @@ def label(
         run_records.save_left_over(context.store, context.root, totals.left_over)
     if totals.left_over:
         raise _left_over_error(context, totals.left_over)
-    return _summary(context, totals)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
