@@ -252,19 +252,22 @@ try:
     there = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
     actor = ray.remote(num_cpus=0)(Process)
     killed, leaving = actor.remote(), actor.options(scheduling_strategy=there).remote()
-    told = {"class": error_of(ray.remote(num_cpus=0)(absent("Class")).remote()),
+    failed = ray.remote(num_cpus=0)(absent("Class")).options(scheduling_strategy=there).remote()
+    told = {"class": error_of(failed),
             "argument": error_of(actor.remote(absent("Argument")()))}
     os.kill(ray.get(killed.pid.remote()), signal.SIGKILL)
     told["process"] = error_of(killed)
     ray.get(leaving.pid.remote())
     cluster.remove_node(other, allow_graceful=False)
     told["node"] = error_of(leaving)
+    told["nodes"] = [_compat.ray_node_of_actor(each) == other.node_id for each in (failed, leaving)]
     print(json.dumps(told), flush=True)
 finally:
     child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(next(line for line in answered(program) if line.startswith("{")))  # Ray writes there too.
     assert told["node"] == [True, False, []]
+    assert told["nodes"] == [True, True], "ray._private.state.actors() keeps the node of a dead actor"
     assert told["process"] == [False, False, []]
     assert told["class"] == [False, True, ["absent_here"]]
     assert told["argument"] == [False, True, ["absent_here"]]
