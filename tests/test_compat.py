@@ -275,7 +275,10 @@ finally:
 
 @seen_in("ray", "2.60.0")
 def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
-    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT."""
+    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT.
+
+    ray._private.worker._global_node is set in a driver and in a worker.
+    """
     program = """
 import os
 os.environ["SEGRAY_CONTRACT"] = "here"
@@ -286,9 +289,11 @@ before = _compat.ray_addresses_here()
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=40)
 address = ray.get_runtime_context().gcs_address
 print(address not in before, address in _compat.ray_addresses_here())
+folder = _compat.ray_session_folder()
+print(folder == ray.get(ray.remote(_compat.ray_session_folder).remote()), os.path.isdir(folder + "/logs"))
 print(any(f"--gcs-address={address}" in words for words in child_processes.commands_with_variable("SEGRAY_CONTRACT")))
 """
-    assert answered(program) == ["True True", "True"]
+    assert answered(program) == ["True True", "True True", "True"]
 
 
 @seen_in("ray", "2.60.0")

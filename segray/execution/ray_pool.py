@@ -42,10 +42,11 @@ from segray.execution.events import (
 from segray.execution.model_files import ShippedModel, offer, received
 from segray.execution.placement import Node, Slot
 from segray.execution.ray_connection import Head, connect, disconnect, first_line
+from segray.execution.ray_temp_folder import fullness
 from segray.execution.worker_handle import Dead, Draining, Gone, Starting, WorkerHandle
 from segray.execution.worker_spec import ModelFilesError, WorkerSpec
 from segray.instances import ImageRef
-from segray.tasks import InFlight, Task
+from segray.tasks import InFlight, Progress, Task
 
 _PROGRESS_S = 1.0
 _NODES_S = 5.0
@@ -54,6 +55,18 @@ _MAX_FAILED_STARTS = 3
 # when a link is down.
 _POSTMORTEM_S = 90.0
 _LEAVE_S = 2.0
+
+
+@dataclass(frozen=True)
+class _NodeProgress:
+    """The progress of a worker, and the state of its node.
+
+    full_folder: Ray's temporary folder on the node and the words of fullness(), if its disk is full; else None.
+    """
+
+    progress: Progress
+    host: str
+    full_folder: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,12 @@ class _Actor(Actor):
         except Exception as exc:
             error = SegrayError("a worker failed by an error in segray", where=platform.node(), found=repr(exc))
             return _Refusal(node, platform.node(), error)
+
+    def progress_on_node(self) -> _NodeProgress:
+        """Return the worker's progress and the state of its node. The driver gets them while the node still answers."""
+        folder = _compat.ray_session_folder()
+        found = fullness(folder)
+        return _NodeProgress(self.progress(), platform.node(), None if found is None else (folder, found))
 
     def stay(self) -> None:
         """Block the main thread until the process ends.
@@ -126,6 +145,7 @@ class RayWorkers:
         self._spawned = 0
         self._failed_starts: Counter[tuple[int, str | None]] = Counter()  # in a row, by pool and node
         self._left_out: dict[tuple[int, str], SegrayError] = {}  # by pool and node: why no worker can start there
+        self._last_progress: dict[str, _NodeProgress] = {}  # by node
         self._offer: ShippedModel | None = None
         self._sent_to: set[str] = set()  # names of the workers that got the offer
         self._nodes_listed_s = 0.0
@@ -133,6 +153,7 @@ class RayWorkers:
         self._needed = math.inf
         self._pending: list[PoolEvent] = []
         try:
+            self._own_node = ray.get_runtime_context().get_node_id()
             placement.check(pools, self._head.ask(_nodes), autoscaling=cluster.autoscaling)
             self._head.ask(self._populate)
         except BaseException:
@@ -191,7 +212,9 @@ class RayWorkers:
             return [WorkerJoined(worker.name, value)]
         if call == worker.progress_call:
             worker.progress_call = None
-            return [ProgressUpdate(worker.name, value)]
+            if worker.node is not None:
+                self._last_progress[worker.node] = value
+            return [ProgressUpdate(worker.name, value.progress)]
         del worker.tasks[call]
         return [TaskFinished(worker.name, value)]
 
@@ -233,6 +256,8 @@ class RayWorkers:
             return [self._leave_out(worker, node, node[:8], missing)]
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # An actor that is only out of reach must not come back and hold its CPUs.
+        if node is not None and (full := self._full_folder(node)) is not None:
+            return [self._leave_out(worker, node, node[:8], full)]
         postmortem = None if node is None else self._head.ask(_read_log_on, node, worker.log)
         dead = Dead(first_line(exc), time.monotonic(), postmortem, node)
         worker.become(dead)
@@ -240,6 +265,28 @@ class RayWorkers:
             return []
         node_died = isinstance(exc, ActorDiedError) and _compat.is_node_death(exc)
         return [self._on_postmortem(worker, dead, None, node_lives=not node_died)]
+
+    def _full_folder(self, node: str) -> InfrastructureError | None:
+        """Return the error of a node whose Ray has no room for its files; None if there is room, as far as is known.
+
+        Ray's processes on such a node die, and a call on the node would wait for new ones.
+        """
+        last = self._last_progress.get(node)
+        if node == self._own_node:
+            host, full_folder = platform.node(), self._head.full_folder
+        elif last is not None:
+            host, full_folder = last.host, last.full_folder
+        else:
+            return None
+        if full_folder is None:
+            return None
+        folder, found = full_folder
+        return InfrastructureError(
+            "Ray's temporary folder is full, and its processes die",
+            where=f"{host}: {folder}",
+            found=found,
+            hint="free some space there, or keep the folder on another disk (RAY_TMPDIR, `ray start --temp-dir`)",
+        )
 
     def _on_postmortem(
         self, worker: WorkerHandle, dead: Dead, in_flight: tuple[InFlight, ...] | None, *, node_lives: bool
@@ -402,7 +449,7 @@ class RayWorkers:
 def _ask_progress(worker: WorkerHandle, now_s: float) -> None:
     """Ask a started worker for its progress, every _PROGRESS_S seconds at most."""
     if worker.started and worker.progress_call is None and now_s - worker.progress_asked_s > _PROGRESS_S:
-        worker.progress_call = worker.actor.progress.options(concurrency_group="progress").remote()
+        worker.progress_call = worker.actor.progress_on_node.options(concurrency_group="progress").remote()
         worker.progress_asked_s = now_s
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -10,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
-from clusters import Driver, command_of, nodes
+from clusters import Driver, command_of, is_actor, nodes
 from command import write_config
 
 import segray
@@ -130,6 +133,49 @@ def test_a_run_ends_in_words_when_no_node_can_start_a_worker(tmp_path: Path, sce
             assert driver.end(300) == 2, driver.text
     assert "error: a worker has another segray than the driver, with the same version" in driver.text
     assert len(driver.times("is left out")) == 1, driver.text
+
+
+def fill(path: Path) -> None:
+    """Write a file until its disk is full."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**20))
+        except OSError as exc:
+            assert exc.errno == errno.ENOSPC
+
+
+SMALL_DISK = 'mkdir -p "$1" && mount -t tmpfs -o size=200m tmpfs "$1" && shift && exec "$@"'
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which needs root")
+def test_a_full_temporary_folder_of_ray_is_named_within_seconds(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(
+        tmp_path / "run.yaml", scenes, tmp_path / "labels", workers=[{"count": 1, "num_cpus": 1}], unit_images=2
+    )
+    disk = Path("/tmp") / f"segray-{secrets.token_hex(3)}"  # Ray's sockets have short paths.
+    monkeypatch.setenv("RAY_TMPDIR", str(disk))
+    # The disk is mounted for the driver and its children alone.
+    driver = Driver(config, ["unshare", "-m", "sh", "-c", SMALL_DISK, "sh", str(disk)])
+    try:
+        wait(lambda: driver.first("worker ready"), driver)
+        processes = psutil.Process(driver.process.pid).children(recursive=True)
+        (worker,) = (process.pid for process in processes if is_actor(process.pid))
+        os.kill(worker, signal.SIGSTOP)
+        fill(Path(f"/proc/{driver.process.pid}/root{disk}/fill"))
+        os.kill(worker, signal.SIGKILL)
+        killed_s = time.monotonic()
+        wait(lambda: driver.first("Ray's temporary folder is full"), driver)
+        assert time.monotonic() - killed_s < 10, driver.text
+        assert driver.end(60) == 3, driver.text
+    finally:
+        driver.kill()
+        disk.rmdir()
+    assert f"{disk}/ray/session_" in driver.text
+    assert "memory is the usual cause" not in driver.text
 
 
 # ---- the package and the files, without a cluster -------------------------------------------------
