@@ -79,6 +79,26 @@ def ray_draining_nodes() -> dict[str, int]:
     return ray._private.state.state.get_draining_nodes()
 
 
+def ray_refuses_token(address: str, token: str, timeout_s: float) -> bool:
+    """Return whether the head of a cluster answers that it does not take a token, or that it needs one.
+
+    ray.init() retries a refused call without end, and raises nothing. The call asks for the cluster's id, and an empty
+    request is valid.
+
+    address: HOST:PORT of the head. token: "" for none.
+    """
+    import grpc
+
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            call(b"", timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
 def ray_session_folder() -> str:
     """Return the folder on this machine in which the connected Ray keeps logs and sockets.
 

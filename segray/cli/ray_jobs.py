@@ -35,6 +35,7 @@ import segray
 from segray._compat import RAY_JOB_CLIENT_LOGGERS
 from segray.cli.options import LogFormat
 from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError, SegrayError, UserError
+from segray.execution.ray_token import read_token, token_file
 from segray.monitoring import json_log
 from segray.storage import uris
 
@@ -277,18 +278,14 @@ def _token(environ: Mapping[str, str]) -> str | None:
     mode, token, path = (environ.get(name, "") for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if mode == "disabled" or (not mode and not token and not path):
         return None
-    file = Path(path) if path else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    if not token:
-        with suppress(OSError):
-            token = file.read_text(encoding="utf-8")
-    if not token.strip():
-        raise ConfigError(
-            "RAY_AUTH_MODE is token, but there is no token",
-            where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
-            found=f"nothing in {file}",
-            hint="set RAY_AUTH_TOKEN to the token of the cluster's head",
-        )
-    return token.strip()
+    if sent := read_token(environ):
+        return sent
+    raise ConfigError(
+        "RAY_AUTH_MODE is token, but there is no token",
+        where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
+        found=f"nothing in {token_file(environ)}",
+        hint="set RAY_AUTH_TOKEN to the token of the cluster's head",
+    )
 
 
 # ---- before there is a job ------------------------------------------------------------------------

@@ -26,14 +26,16 @@ from segray import _compat
 from segray._system import child_processes, host_process, signals
 from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
 from segray.config import ClusterSettings
-from segray.errors import ConfigError, InfrastructureError, SegrayError
+from segray.errors import AccessError, ConfigError, InfrastructureError, SegrayError
 from segray.execution.ray_address import PRIVATE_MARK, address_to_join
 from segray.execution.ray_temp_folder import fullness, temp_folder
+from segray.execution.ray_token import read_token, token_file
 from segray.models.engine import available_cpus
 
 _LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 5.0
 _PRIVATE_START_S = 90.0
+_TOKEN_S = 5.0
 
 T = TypeVar("T")
 
@@ -280,6 +282,28 @@ def _not_joined(address: str) -> Callable[[str], SegrayError]:
     )
 
 
+def _check_token(address: str) -> None:
+    """Raise AccessError if the head of the cluster refuses this process for its token, or for the lack of one."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    token = read_token(os.environ) if mode == "token" else ""
+    if mode == "token" and not token:
+        raise AccessError(
+            "RAY_AUTH_MODE is token, but there is no token",
+            where="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH",
+            found=f"nothing in {token_file(os.environ)}",
+            hint="set RAY_AUTH_TOKEN to the token of the cluster's head",
+        )
+    if os.environ.get("RAY_USE_TLS", "0") in ("1", "true") or not _compat.ray_refuses_token(address, token, _TOKEN_S):
+        return
+    where = f"cluster.address={address}"
+    if token:
+        hint = "set RAY_AUTH_TOKEN to the token of the cluster's head"
+        raise AccessError("the cluster refuses the token", where=where, found="another token", hint=hint)
+    found = "a token is set, but RAY_AUTH_MODE=token is not" if _has_token() else "no token is set"
+    hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    raise AccessError("the cluster asks for a token", where=where, found=found, hint=hint)
+
+
 def _has_token() -> bool:
     """Return whether the environment has a token for Ray. RAY_AUTH_TOKEN_PATH names a file with a token."""
     return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
@@ -287,6 +311,7 @@ def _has_token() -> bool:
 
 def _join(address: str) -> None:
     """Connect this process to a cluster."""
+    _check_token(address)
     try:
         # Outside the main thread Ray warns that it cannot set its signal handler, which is intended.
         ray.init(address=address, logging_level=logging.ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import heads
 import pytest
 from command import ENV
 from ports import free_port
@@ -179,6 +181,29 @@ def test_a_token_without_its_mode_is_told_as_such(silent: str) -> None:
         out, err = process.communicate(timeout=60)
     assert out.startswith("2 "), err
     assert "set RAY_AUTH_MODE=token" in out
+
+
+@pytest.mark.integration
+def test_a_missing_an_unused_and_a_wrong_token_are_refused_at_once_with_words(tmp_path: Path) -> None:
+    with heads.head(tmp_path, auth_mode="token") as head:
+        right = head.env["RAY_AUTH_TOKEN"]
+        home = {"HOME": str(tmp_path / "nobody"), "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
+        cases: dict[str, dict[str, str]] = {
+            "the cluster asks for a token(?s:.*)no token is set": {"RAY_AUTH_MODE": "disabled"},
+            "a token is set, but RAY_AUTH_MODE=token is not": {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": right},
+            "the cluster refuses the token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32},
+            "RAY_AUTH_MODE is token, but there is no token": {"RAY_AUTH_MODE": "token"},
+        }
+        for words, env in cases.items():
+            with _join(head.gcs_address, **{**home, **env}) as process:
+                out, err = process.communicate(timeout=60)
+            assert re.search(words, out), (out, err)
+            code, seconds = out.split()[:2]
+            assert code == "2", out
+            assert float(seconds) < 2.5, "before head_timeout_s"
+        with _join(head.gcs_address, **{**home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}) as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, "token" in out) == (0, False), err
 
 
 @pytest.mark.integration

@@ -28,11 +28,15 @@ RAY = Path(sys.executable).with_name("ray")
 
 @dataclass(frozen=True)
 class Head:
-    """env: in which Ray's and segray's commands reach it. folder: where Ray keeps its sessions."""
+    """env: in which Ray's and segray's commands reach it. folder: where Ray keeps its sessions.
+
+    address: of its dashboard. gcs_address: to join.
+    """
 
     env: dict[str, str]
     address: str
     folder: Path
+    gcs_address: str
 
 
 # It ends with its parent, whose end of the pipe then closes.
@@ -94,7 +98,7 @@ def head(home: Path, *, auth_mode: str) -> Iterator[Head]:
     env["RAY_API_SERVER_ADDRESS"] = address
     try:
         _await(env, process, home / "head.log")
-        yield Head(env, address, folder)
+        yield Head(env, address, folder, f"127.0.0.1:{ports['port']}")
     finally:
         process.send_signal(signal.SIGTERM)
         _end(process, mark)
