@@ -189,7 +189,7 @@ def _event_fields(event: Event) -> Any:
             return [worker, task.plain(), reason, lasting]
         case TaskFinished(worker, report):
             staged = [{**asdict(part), "task": part.task.plain()} for part in report.staged]
-            withheld = [[image.index, image.reason] for image in report.withheld]
+            withheld = [[image.index, image.reason, image.refused, image.row_error] for image in report.withheld]
             return [worker, report.task.plain(), staged, withheld, report.untried]
         case WorkerJoined(worker, facts):
             return [worker, dict(facts)]

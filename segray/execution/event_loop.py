@@ -18,7 +18,7 @@ from typing import Any
 import segray
 from segray._system import signals
 from segray.config import Config
-from segray.errors import ConfigError, ConflictError, InfrastructureError
+from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError
 from segray.execution import worker_pool
 from segray.execution.event_log import EventLog
 from segray.execution.events import (
@@ -26,6 +26,7 @@ from segray.execution.events import (
     Action,
     Assign,
     Event,
+    FailImage,
     PoolEvent,
     ProgressUpdate,
     Quarantine,
@@ -234,6 +235,13 @@ class RunLoop:
                 self._heartbeat_s = self._clock()
                 self._context.listener.beat(self._progress())
         if (halt := self._scheduler.halted) is not None:
+            if halt.refused:
+                raise AccessError(
+                    halt.what,
+                    where=self._context.config.source.uri,
+                    found=halt.found,
+                    hint="check the credentials, and that they may list and read the source",
+                )
             raise InfrastructureError(
                 f"the run stopped: {halt.what}",
                 where=self._context.root,
@@ -301,6 +309,11 @@ class RunLoop:
                         f"{redact(ref.key)} is quarantined after {task.attempt} attempts: {reason}"
                     )
                     failure = ImageFailure("process", "WorkerLost", reason)
+                    self._accept(stage_failure(self._context.store, self._run.staged, task, ref, failure))
+                case FailImage(task, error, reason):
+                    (ref,) = self._plan.refs(task)
+                    self._context.listener.note(f"{redact(ref.key)} fails, while storage serves others: {reason}")
+                    failure = ImageFailure("read", error, reason)
                     self._accept(stage_failure(self._context.store, self._run.staged, task, ref, failure))
 
     def _on_joined(self, worker: str, facts: Mapping[str, str], now_s: float) -> None:

@@ -20,6 +20,7 @@ from segray.execution.events import (
     Action,
     Assign,
     Event,
+    FailImage,
     ProgressUpdate,
     Quarantine,
     ReleaseWorker,
@@ -152,6 +153,8 @@ def _describe(entry: Event | Action, names: DisplayNames) -> str:
             return f"replace {names.worker(worker)}: {reason}"
         case ReleaseWorker(worker, reason):
             return f"release {names.worker(worker)}: {reason}"
+        case FailImage(task, error, reason):
+            return f"fail {names.image(task.unit, task.start)}: {error}: {reason}"
         case Quarantine(task, reason):
             return f"quarantine {names.image(task.unit, task.start)}: {reason}"
 

@@ -24,7 +24,6 @@ from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.options import StorageOptions
 from segray.storage.uris import name
 
-HTTP_SCHEMES = ("http", "https")
 _CONNECT_S, _SILENCE_S = 10.0, 20.0
 _TOTAL_IN_SILENCES = 5  # Longest duration of a request, as a multiple of the longest silence.
 _REQUESTS_PER_HOST = 8
