@@ -116,6 +116,9 @@ class ClusterSettings(_Section):
     autoscaling: bool = False
 
 
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+
+
 class StorageSettings(_Section):
     """Access to object storage. Key and secret come from the usual AWS environment variables."""
 
@@ -124,6 +127,17 @@ class StorageSettings(_Section):
     anonymous: bool = StorageOptions.anonymous
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
+    http_headers: Mapping[str, str] | None = StorageOptions.http_headers
+
+    @field_validator("http_headers")
+    @classmethod
+    def _refuse_credentials(cls, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return the headers. Refuse headers that hold a secret, without repeating their values."""
+        secret = sorted({name for name in headers or {} if name.lower() in _SECRET_HEADERS})
+        if secret:
+            message = "{names} may hold a secret, and run records contain the configuration"
+            raise PydanticCustomError("secret", message, {"names": ", ".join(secret)})
+        return headers
 
     @field_validator("endpoint_url")
     @classmethod
