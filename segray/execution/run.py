@@ -293,8 +293,8 @@ def next_step(
     to_label = to_label.without(left_over).head(limit)
     if not len(to_label) and not len(rows_to_retire):
         return Nothing(total, failed if committed is None else committed.where(failed, is_listed))
-    is_planned = pc.is_in(to_retry["image_key"], to_label.table["image_key"])
-    return Start(to_label, total, rows_to_retire, to_retry.filter(is_planned).select(schema.RETIRED.names))
+    rows_to_replace = to_label.present(to_retry).select(schema.RETIRED.names)
+    return Start(to_label, total, rows_to_retire, rows_to_replace)
 
 
 def listing(

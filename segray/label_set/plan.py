@@ -186,6 +186,12 @@ class ImageList:
         is_excluded = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
         return ImageList(self.table.filter(pc.invert(is_excluded)), self.base)
 
+    def present(self, rows: pa.Table) -> pa.Table:
+        """Return the rows whose image is in the list. rows: column image_key and others; few rows, a long list."""
+        if not len(rows):
+            return rows
+        return rows.filter(pc.is_in(rows["image_key"], _intersection(self.table["image_key"], rows["image_key"])))
+
     def rows(self, first: int, most: int) -> pa.Table:
         """Return up to `most` rows from row `first` on as schema.PLAN, with every URI in full."""
         table = self.table.slice(first, most)

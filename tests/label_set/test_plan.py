@@ -53,6 +53,7 @@ def test_rows_to_replace_are_planned_again_where_the_source_still_lists_them() -
     assert to_retry.sum() == 3
     table, total, seen = plan.build(listed(("a", "1"), ("b", "1"), ("d", "2"), ("e", "1"), ("b", "1")), done, to_retry)
     assert (keys(table), total, seen.sum()) == (["b", "d", "e"], 4, 2)
+    assert table.present(pa.table({"image_key": ["b", "c", "d"]}))["image_key"].to_pylist() == ["b", "d"]
 
 
 def test_what_is_listed_in_no_version_is_gone_but_not_what_lies_in_a_file_that_could_not_be_read() -> None:
