@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from segray import _dates
@@ -31,6 +31,16 @@ _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _parse_duration(value: object) -> float:
+    try:
+        return _dates.parse_duration(value)
+    except ValueError as exc:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(exc)}) from exc
+
+
+_Duration = Annotated[float, Field(ge=0, le=100 * 366 * 86_400), BeforeValidator(_parse_duration)]
 
 
 class _Section(BaseModel):
@@ -57,6 +67,8 @@ class SourceSettings(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
+    failed: Literal["keep", "retry"] = "keep"
+    retry_unreachable_after: _Duration | None = 86_400.0
     tiles: TilesSettings | None = None
 
 
