@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,6 +40,7 @@ from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
 from segray.label_set import batches, commit, failed_rows, merge, plan, run_records, schema, snapshot
 from segray.label_set.failed_rows import RetryRule
+from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -98,6 +99,7 @@ def label(
     dry_run: bool = False,
     retry_failed: Collection[str] = (),
     retry_s: float = Policy.retry_s,
+    exclusive: bool = False,
 ) -> Summary:
     """Label the images that have no row yet, and commit their rows.
 
@@ -110,12 +112,14 @@ def label(
         retry_failed: stages of failed images to label again, besides those that config.source says; of tasks.STAGES,
             or tasks.ALL_STAGES alone.
         retry_s: seconds before an image that storage withheld is tried again.
+        exclusive: whether to hold the lease of the label set, so that no other exclusive run works on it.
 
     Returns:
         The summary of the run.
 
     Raises:
         UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
     """
@@ -136,8 +140,35 @@ def label(
         if isinstance(step, Start):
             totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
         return _summary(context, totals)
+    with _lease(context, exclusive=exclusive) as lease:
+        _bring_up_to_date(replace(context, lease=lease), model.fingerprint, start_workers, totals, rule, limit)
+    return _summary(context, totals)
+
+
+@contextmanager
+def _lease(context: RunContext, *, exclusive: bool) -> Iterator[HeldLease | None]:
+    """Hold the lease of the label set during the block if the run is exclusive; see lease.holding."""
+    if not exclusive:
+        yield None
+        return
+    with holding(context.root, context.store, context.listener.note) as lease:
+        yield lease
+
+
+def _bring_up_to_date(
+    context: RunContext,
+    fingerprint: str,
+    start_workers: StartWorkers,
+    totals: _Totals,
+    rule: RetryRule,
+    limit: int | None,
+) -> None:
+    """Resume and begin runs until every image has a row, and count the work in `totals`; see label().
+
+    rule: which failed images are labelled again.
+    """
     while True:
-        batch_number = commit.recover(context.root, options, context.store)
+        batch_number = commit.recover(context.root, context.options, context.store)
         step = next_step(
             context,
             rule,
@@ -153,9 +184,11 @@ def label(
         if isinstance(step, Nothing):
             break
         work = step if isinstance(step, Resume) else _begin_run(context, step)
+        if context.lease is not None:
+            context.lease.name_run(work.run.id)
         totals.planned += 0 if work.is_empty else work.plan.images
         totals.carried_out.add(work.run.id)
-        is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
+        is_carried_out = _carry_out(context, fingerprint, work, start_workers, totals)
         if isinstance(step, Resume):
             totals.tried = pa.concat_tables([totals.tried, *_rows_to_replace(context, work)])
         if is_carried_out and (limit is not None or isinstance(step, Start)):
@@ -168,7 +201,6 @@ def label(
         run_records.save_left_over(context.store, context.root, totals.left_over)
     if totals.left_over:
         raise _left_over_error(context, totals.left_over)
-    return _summary(context, totals)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
