@@ -37,6 +37,7 @@ from segray.label_set import plan, run_records, snapshot
 from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
+from segray.sources.passed_over import PassedOver
 from segray.sources.reader import Files
 from segray.sources.uris import extension, inside
 from segray.storage.store import StorageOptions, Store
@@ -204,7 +205,10 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     store = Store(options)
     run_records.check(store, configuration.output.root, run.identity_of(configuration, model))
     begin_s = time.monotonic()
-    to_label, total = _list_images(configuration, store, options)
+    passed_over = PassedOver()
+    to_label, total = _list_images(configuration, store, options, passed_over)
+    for note in passed_over.notes():
+        listener.note(note)
     listed = _count_images(to_label, total, time.monotonic() - begin_s)
     listener.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
     threads = _threads(configuration.workers[0])
@@ -222,12 +226,14 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
 # ---- counting -------------------------------------------------------------------------------------
 
 
-def _list_images(configuration: Config, store: Store, options: StorageOptions) -> tuple[plan.ImageList, int]:
+def _list_images(
+    configuration: Config, store: Store, options: StorageOptions, passed_over: PassedOver
+) -> tuple[plan.ImageList, int]:
     """Return the images to label, and the number of images in the source."""
     root, columns = configuration.output.root, ["image_key", "version"]
     rows = snapshot.committed(root, "images", options)
     committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
-    to_label, total, _, _ = run.listing(configuration, store, committed, keep_index=False)
+    to_label, total, _, _ = run.listing(configuration, store, committed, keep_index=False, passed_over=passed_over)
     return to_label, total
 
 

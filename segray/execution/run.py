@@ -44,6 +44,7 @@ from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
+from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import absolute, join, redact
@@ -229,10 +230,16 @@ def next_step(
     resume = _resumable(context, committed, next_batch, retiring, excluded_runs) if resumable else None
     if resume is not None:
         return resume
-    to_label, total, is_listed, prefix = listing(context.config, context.store, committed, keep_index=resumable)
+    passed_over = PassedOver()
+    to_label, total, is_listed, prefix = listing(
+        context.config, context.store, committed, keep_index=resumable, passed_over=passed_over
+    )
+    for note in passed_over.notes():
+        context.listener.note(note)
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix)
+        unread_entries = [prefix + key for key in passed_over.unread]
+        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix, unread_entries)
     to_label = to_label.without(left_over).head(limit)
     if not len(to_label) and not len(rows_to_retire):
         return Nothing(total)
@@ -240,7 +247,12 @@ def next_step(
 
 
 def listing(
-    config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
+    config: Config,
+    store: Store,
+    committed: plan.Committed | None,
+    *,
+    keep_index: bool,
+    passed_over: PassedOver,
 ) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
     """List the source and compare the list with the committed rows.
 
@@ -249,6 +261,7 @@ def listing(
         store: storage of the source and of the label set.
         committed: committed rows of the label set; None without a label set.
         keep_index: whether to write new shard indexes into the label set.
+        passed_over: receives the entries of the source that are left out.
 
     Returns:
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
@@ -256,7 +269,10 @@ def listing(
     """
     base = base_prefix.resolve_base(config.source, store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
-    return *plan.build(base.rebased(sources.configured(config.source, store, index)), committed), base.prefix
+    batches_of_source = sources.configured(
+        config.source, store, index, label_set=config.output.root, passed_over=passed_over
+    )
+    return *plan.build(base.rebased(batches_of_source), committed), base.prefix
 
 
 def _resumable(
@@ -334,6 +350,7 @@ def _rows_to_retire(
     to_label: plan.ImageList,
     is_listed: NDArray[np.bool_],
     prefix: str,
+    unread_entries: Collection[str],
 ) -> pa.Table:
     """Return the rows to retire, as schema.RETIRED.
 
@@ -344,13 +361,15 @@ def _rows_to_retire(
         to_label: images without a row.
         is_listed: mask over the committed rows (rows,), true where the source lists the row's image.
         prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+        unread_entries: keys of entries that could not be listed. Rows below them stay.
 
     Raises:
         SourceError: more rows would go than source.max_retired_fraction allows.
     """
     columns = ["image_key", "version", "batch"]
     rows_to_retire = context.store.retrying(
-        context.root, lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns))
+        context.root,
+        lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns), unread_entries),
     )
     allowed, rows = context.config.source.max_retired_fraction, len(committed)
     if prefix and len(rows_to_retire):

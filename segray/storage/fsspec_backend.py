@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
@@ -12,15 +13,17 @@ import fsspec
 
 from segray._compat import path_in
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, ListedObject
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.uris import join, name, parent
 
 # Fields in which fsspec's file systems give the identity of the content, the most exact first.
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "mtime", "created")
+_LISTINGS_AT_ONCE = 16  # folders that are listed at the same time
+_Children = dict[str, dict[str, Any]]
 
 
 class FsspecBackend:
-    """A file system of fsspec, listed folder by folder."""
+    """A file system of fsspec, listed folder by folder, several folders at a time."""
 
     def __init__(self, scheme: str) -> None:
         try:
@@ -32,21 +35,38 @@ class FsspecBackend:
                 hint=f"install the fsspec package for {scheme}://, or use s3://",
             ) from error
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
-        return self._walk(uri, "", prefix, attempt)
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
+        """Yield the objects in the order of their keys. The listings of the next folders run meanwhile."""
 
-    def _walk(self, root: str, key: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
-        folder = join(root, key.removesuffix("/")) if key else root
-        children: dict[str, dict[str, Any]] = attempt(lambda backend: backend._children(folder))
-        for child in sorted(children):
-            below = key + child
-            if child.endswith("/"):
-                if below.startswith(prefix) or prefix.startswith(below):
-                    yield from self._walk(root, below, prefix, attempt)
-            elif below.startswith(prefix):
-                yield _entry(join(root, below), below, children[child])
+        def list_folder(key: str) -> _Children:
+            folder = join(uri, key.removesuffix("/")) if key else uri
+            return cast(_Children, attempt(lambda backend: backend._children(folder)))
 
-    def _children(self, uri: str) -> dict[str, dict[str, Any]]:
+        folders = [""]  # not listed yet, the next one last
+        iterators: list[Iterator[ListedObject | str]] = [iter([""])]  # of the folder in hand, and of those above it
+        listings: dict[str, Future[_Children]] = {}
+        with ThreadPoolExecutor(_LISTINGS_AT_ONCE, thread_name_prefix="listing") as pool:
+            try:
+                while iterators:
+                    item = next(iterators[-1], None)
+                    if item is None:
+                        iterators.pop()
+                        continue
+                    if isinstance(item, ListedObject):
+                        yield item
+                        continue
+                    for key in folders[-_LISTINGS_AT_ONCE:][::-1]:
+                        if key not in listings:
+                            listings[key] = pool.submit(list_folder, key)
+                    folders.pop()
+                    children = _result(listings.pop(item), item, walk)
+                    below = _folders(item, children, prefix, walk)
+                    folders += sorted(below, reverse=True)
+                    iterators.append(_items(uri, item, children, prefix, below))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _children(self, uri: str) -> _Children:
         """Return the entries directly in a folder, by name. Names of folders end with "/"."""
         path = path_in(self._fs, uri).rstrip("/")
         listed = self._fs.ls(path, detail=True)
@@ -82,6 +102,37 @@ class FsspecBackend:
 
     def delete(self, uri: str) -> None:
         self._fs.rm_file(path_in(self._fs, uri))
+
+
+def _result(listing: Future[_Children], key: str, walk: Walk) -> _Children:
+    """Return the entries of the folder `key`; none for a folder below the root that is gone or may not be listed."""
+    try:
+        return listing.result()
+    except FileNotFoundError:
+        if not key:
+            raise
+    except AccessError as error:
+        if not key or walk.on_fault is None:
+            raise
+        walk.on_fault(key, error.short())
+    return {}
+
+
+def _folders(key: str, children: _Children, prefix: str, walk: Walk) -> set[str]:
+    """Return the keys of the folders in the folder `key` that are to be listed."""
+    keys = {key + child for child in children if child.endswith("/")}
+    return {below for below in keys if (below.startswith(prefix) or prefix.startswith(below)) and walk.enters(below)}
+
+
+def _items(uri: str, key: str, children: _Children, prefix: str, folders: set[str]) -> Iterator[ListedObject | str]:
+    """Yield the objects directly in the folder `key`, and the keys of `folders`, sorted by key."""
+    for child in sorted(children):
+        below = key + child
+        if child.endswith("/"):
+            if below in folders:
+                yield below
+        elif below.startswith(prefix):
+            yield _entry(join(uri, below), below, children[child])
 
 
 def _child_name(child: Mapping[str, Any]) -> str:

@@ -494,6 +494,20 @@ def test_new_changed_and_deleted_images_in_one_run(chosen: config.Config) -> Non
     assert verify(chosen.output.root, StorageOptions()).violations == ()
 
 
+def test_rows_below_a_folder_that_cannot_be_listed_stay(chosen: config.Config, tmp_path: Path) -> None:
+    photos, day = Path(chosen.source.uri), tmp_path / "disk" / "day"
+    day.mkdir(parents=True)
+    (day / "20.jpg").write_bytes(b"20")
+    (photos / "day").symlink_to(day)
+    assert run.label(chosen, Notes(), start()).images == {"ok": 21}
+    day.parent.rename(tmp_path / "unmounted")
+    (photos / "03.jpg").unlink()
+    listener = Notes()
+    assert run.label(retiring(chosen), listener, start()).retired == 1
+    assert keys(chosen) == sorted({*ALL, "day/20.jpg"} - {"03.jpg"})
+    assert "passed over: day (a link without a target)" in listener.notes
+
+
 def test_a_source_that_lost_too_much_is_refused_and_nothing_is_retired(chosen: config.Config) -> None:
     run.label(chosen, Notes(), start())
     gone(chosen, *ALL[:11])
