@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from segray import _dates
 from segray.errors import ConfigError
 from segray.limits import DEFAULT_LIMITS
+from segray.storage.addresses import AddressFault, address_fault, root_fault
 from segray.storage.options import StorageOptions
 
 TEMPLATES = Path(__file__).parent / "configs"
@@ -35,6 +36,11 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _raise_fault(fault: AddressFault | None) -> None:
+    if fault is not None:
+        raise PydanticCustomError("address", "{what}", {"what": fault.what, "hint": fault.hint})
 
 
 class TilesSettings(_Section):
@@ -59,11 +65,25 @@ class SourceSettings(_Section):
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
     tiles: TilesSettings | None = None
 
+    @field_validator("uri", "base")
+    @classmethod
+    def _refuse_mistyped(cls, uri: str | None) -> str | None:
+        """Return the address. Refuse a mistyped scheme, which would name a local folder."""
+        _raise_fault(address_fault(uri or ""))
+        return uri
+
 
 class OutputSettings(_Section):
     """The place of the label set."""
 
     root: str = Field(min_length=1)
+
+    @field_validator("root")
+    @classmethod
+    def _refuse_unusable(cls, root: str) -> str:
+        """Return the root. Refuse a root that deltalake would change or cannot write to."""
+        _raise_fault(root_fault(root))
+        return root
 
 
 class ModelSettings(_Section):
@@ -207,7 +227,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: The YAML file.
-        overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`.
+        overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
+            whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
@@ -317,13 +338,38 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section: Any = values
     for name in parents:
         section = _child(section, name, override)
+    value = _parse_value(text, override, _type_of(key.split(".")))
     if isinstance(section, list):
-        section[_list_index(section, last, override)] = _parse_value(text, override)
+        section[_list_index(section, last, override)] = value
     else:
-        section[last] = _parse_value(text, override)
+        section[last] = value
 
 
-def _parse_value(text: str, override: str) -> Any:
+def _type_of(path: Sequence[str]) -> tuple[Any, ...]:
+    """Return the types that a key may have; none for an unknown key."""
+    types: tuple[Any, ...] = (Config,)
+    for name in path:
+        types = tuple(inner for kind in types for inner in _child_types(kind, name))
+    return types
+
+
+def _child_types(kind: Any, name: str) -> tuple[Any, ...]:
+    """Return the types of an entry of a section, list or mapping."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _alternatives(kind.model_fields[name].annotation) if name in kind.model_fields else ()
+    if get_origin(kind) is tuple:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) is Mapping:
+        return _alternatives(get_args(kind)[1])
+    return ()
+
+
+def _parse_value(text: str, override: str, types: Sequence[Any]) -> Any:
+    """Return the value of an override. types: the types that the key may have."""
+    if str in types and set(types) <= {str, type(None)}:
+        if text in ("", "null") and type(None) in types:
+            return None
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
@@ -368,6 +414,9 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "secret":
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", hint=hint)
+    if problem["type"] == "address":
+        hint = f"correct {key}: {problem['ctx']['hint']}"
+        return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=hint)
     if problem["type"] == "missing":
         hint = f"add {key} to the configuration, or pass --set {key}=..."
         return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
@@ -393,6 +442,15 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(field_type, type) and issubclass(field_type, BaseModel):
                 keys += _keys(field_type, f"{prefix}{name}.")
     return keys
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that an annotation allows, without the limits of their values."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        return tuple(inner for part in get_args(annotation) for inner in _alternatives(part))
+    return (annotation,)
 
 
 def _type_parts(annotation: Any) -> tuple[Any, ...]:

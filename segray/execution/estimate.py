@@ -33,7 +33,7 @@ from segray.execution.progress import ProgressListener
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
-from segray.label_set import plan, run_records, snapshot
+from segray.label_set import plan, root_check, run_records, snapshot
 from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
@@ -203,7 +203,8 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     )
     options = StorageOptions(**configuration.storage.model_dump())
     store = Store(options)
-    run_records.check(store, configuration.output.root, run.identity_of(configuration, model))
+    if not run_records.check(store, configuration.output.root, run.identity_of(configuration, model)):
+        root_check.check_free(store, configuration.output.root)
     begin_s = time.monotonic()
     passed_over = PassedOver()
     to_label, total = _list_images(configuration, store, options, passed_over)

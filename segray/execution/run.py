@@ -36,7 +36,7 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
-from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, merge, plan, root_check, run_records, schema, snapshot
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -118,7 +118,8 @@ def label(
     engine.check_precision(signature, config.model.precision, str(model.path))
     options = StorageOptions(**config.storage.model_dump())
     context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
-    run_records.check(context.store, context.root, context.identity)
+    if not run_records.check(context.store, context.root, context.identity):
+        root_check.check_free(context.store, context.root)
     totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
     if dry_run:
         step = next_step(context, limit=limit, resumable=False)
