@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from segray import _dates
@@ -51,6 +51,28 @@ class TilesSettings(_Section):
     whole: bool = True
 
 
+class StorageSettings(_Section):
+    """Access to object storage. Key and secret come from the usual AWS environment variables."""
+
+    endpoint_url: str | None = StorageOptions.endpoint_url
+    region: str | None = StorageOptions.region
+    anonymous: bool = StorageOptions.anonymous
+    retries: int = Field(default=StorageOptions.retries, ge=0)
+    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _refuse_secrets(cls, url: str | None) -> str | None:
+        """Return the endpoint's URL. Refuse a URL that may hold a secret.
+
+        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
+        the refused URL.
+        """
+        if url and ("@" in url or "?" in url):
+            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
+        return url
+
+
 class SourceSettings(_Section):
     """The images to label, and how to find them."""
 
@@ -63,7 +85,13 @@ class SourceSettings(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
+    storage: StorageSettings | None = None
     tiles: TilesSettings | None = None
+
+    @field_serializer("storage")
+    def _keep_set_keys(self, storage: StorageSettings | None) -> dict[str, Any] | None:
+        """Return the keys that are set. All other keys come from the section `storage`."""
+        return None if storage is None else storage.model_dump(mode="json", exclude_unset=True)
 
     @field_validator("uri", "base")
     @classmethod
@@ -136,28 +164,6 @@ class ClusterSettings(_Section):
     autoscaling: bool = False
 
 
-class StorageSettings(_Section):
-    """Access to object storage. Key and secret come from the usual AWS environment variables."""
-
-    endpoint_url: str | None = StorageOptions.endpoint_url
-    region: str | None = StorageOptions.region
-    anonymous: bool = StorageOptions.anonymous
-    retries: int = Field(default=StorageOptions.retries, ge=0)
-    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _refuse_secrets(cls, url: str | None) -> str | None:
-        """Return the endpoint's URL. Refuse a URL that may hold a secret.
-
-        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
-        the refused URL.
-        """
-        if url and ("@" in url or "?" in url):
-            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
-        return url
-
-
 class PublishSettings(_Section):
     """How finished units become visible."""
 
@@ -215,6 +221,19 @@ class Config(_Section):
                 "scale", "source.tiles needs all pixels, model.scaled_decode drops pixels; set one"
             )
         return self
+
+    def storage_options(self) -> StorageOptions:
+        """Return the options for reaching the label set."""
+        return StorageOptions(**self.storage.model_dump())
+
+    def source_storage_options(self) -> StorageOptions:
+        """Return the options for reaching the images: `source.storage` over `storage`."""
+        return StorageOptions(**self.source_storage_values())
+
+    def source_storage_values(self) -> dict[str, Any]:
+        """Return the keys of `source.storage` over those of `storage`."""
+        own = {} if self.source.storage is None else self.source.storage.model_dump(exclude_unset=True)
+        return self.storage.model_dump() | own
 
     def digest(self) -> str:
         """Return a hash of every value as 16 hexadecimal digits, for run records."""

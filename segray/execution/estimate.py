@@ -40,7 +40,7 @@ from segray.sources.parquet_images import BUFFER_BYTES
 from segray.sources.passed_over import PassedOver
 from segray.sources.reader import Files
 from segray.sources.uris import extension, inside
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.tasks import Task
 
 _WARM_UP_SHARE = 0.15
@@ -201,13 +201,12 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     model = resolve.resolve(
         configuration.model.name, configuration.model.path, configuration.model.form, configuration.model.labels
     )
-    options = StorageOptions(**configuration.storage.model_dump())
-    store = Store(options)
+    store, source_store = Store(configuration.storage_options()), Store(configuration.source_storage_options())
     if not run_records.check(store, configuration.output.root, run.identity_of(configuration, model)):
         root_check.check_free(store, configuration.output.root)
     begin_s = time.monotonic()
     passed_over = PassedOver()
-    to_label, total = _list_images(configuration, store, options, passed_over)
+    to_label, total = _list_images(configuration, store, source_store, passed_over)
     for note in passed_over.notes():
         listener.note(note)
     listed = _count_images(to_label, total, time.monotonic() - begin_s)
@@ -216,7 +215,7 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     run_estimate = RunEstimate(configuration.source.uri, configuration.output.root, listed, threads)
     if not listed.images:
         return run_estimate
-    sample = _measure_sample(configuration, to_label, store, threads, listener)
+    sample = _measure_sample(configuration, to_label, source_store, threads, listener)
     run_estimate = replace(run_estimate, sample=sample, output=_output(configuration, listed, sample))
     run_estimate = replace(run_estimate, nodes=tuple(_nodes(configuration, run_estimate)))
     return replace(
@@ -228,13 +227,15 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
 
 
 def _list_images(
-    configuration: Config, store: Store, options: StorageOptions, passed_over: PassedOver
+    configuration: Config, store: Store, source_store: Store, passed_over: PassedOver
 ) -> tuple[plan.ImageList, int]:
     """Return the images to label, and the number of images in the source."""
     root, columns = configuration.output.root, ["image_key", "version"]
-    rows = snapshot.committed(root, "images", options)
+    rows = snapshot.committed(root, "images", store.options)
     committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
-    to_label, total, _, _ = run.listing(configuration, store, committed, keep_index=False, passed_over=passed_over)
+    to_label, total, _, _ = run.listing(
+        configuration, store, source_store, committed, keep_index=False, passed_over=passed_over
+    )
     return to_label, total
 
 
@@ -333,7 +334,9 @@ def _sample_configuration(configuration: Config, refs: Sequence[ImageRef], folde
     names = ("key", "uri", "version")
     pq.write_table(pa.table({name: [getattr(ref, name) for ref in refs] for name in names}), folder / "sample.parquet")
     update = {
-        "source": config.SourceSettings(uri=str(folder / "sample.parquet"), kind="manifest"),
+        "source": config.SourceSettings(
+            uri=str(folder / "sample.parquet"), kind="manifest", storage=configuration.source.storage
+        ),
         "output": config.OutputSettings(root=str(folder / "labels")),
         "max_failed_fraction": 1.0,
     }

@@ -77,10 +77,11 @@ class Labeller:
 
     model: the compiled model.
     settings: limits of the work.
-    store: storage of images and staged files.
+    store: storage of staged files.
     staged: folder of staged files.
     in_flight_log: file for the images in flight; see InFlightTracker.
     memory: budgets of files and pixels; by default those for settings.cores.
+    source_store: storage of the images; None for `store`.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Labeller:
         *,
         in_flight_log: Path | None = None,
         memory: ImageMemory | None = None,
+        source_store: Store | None = None,
     ) -> None:
         memory = memory or ImageMemory.for_cores(settings.cores)
         self._labels, self._store, self._staged = model.adapter.labels, store, staged
-        self._files = Files(store, settings.limits, memory.files)
+        self._files = Files(source_store or store, settings.limits, memory.files)
         self._steps = ImageSteps(model, settings, memory.pixels)
         self._threads = model.engine.requests + max(4, 2 * settings.cores)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="image")

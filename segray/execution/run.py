@@ -46,7 +46,7 @@ from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.storage.uris import absolute, join, redact
 from segray.tasks import Task
 
@@ -116,8 +116,9 @@ def label(
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
-    options = StorageOptions(**config.storage.model_dump())
-    context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
+    options = config.storage_options()
+    source_store = Store(config.source_storage_options())
+    context = RunContext(config, options, Store(options), source_store, identity_of(config, model), listener, retry_s)
     if not run_records.check(context.store, context.root, context.identity):
         root_check.check_free(context.store, context.root)
     totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
@@ -233,7 +234,7 @@ def next_step(
         return resume
     passed_over = PassedOver()
     to_label, total, is_listed, prefix = listing(
-        context.config, context.store, committed, keep_index=resumable, passed_over=passed_over
+        context.config, context.store, context.source_store, committed, keep_index=resumable, passed_over=passed_over
     )
     for note in passed_over.notes():
         context.listener.note(note)
@@ -250,6 +251,7 @@ def next_step(
 def listing(
     config: Config,
     store: Store,
+    source_store: Store,
     committed: plan.Committed | None,
     *,
     keep_index: bool,
@@ -259,7 +261,8 @@ def listing(
 
     Args:
         config: the configuration.
-        store: storage of the source and of the label set.
+        store: storage of the label set.
+        source_store: storage of the source.
         committed: committed rows of the label set; None without a label set.
         keep_index: whether to write new shard indexes into the label set.
         passed_over: receives the entries of the source that are left out.
@@ -268,10 +271,10 @@ def listing(
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
         source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    base = base_prefix.resolve_base(config.source, store)
+    base = base_prefix.resolve_base(config.source, source_store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     batches_of_source = sources.configured(
-        config.source, store, index, label_set=config.output.root, passed_over=passed_over
+        config.source, source_store, index, label_set=config.output.root, passed_over=passed_over
     )
     return *plan.build(base.rebased(batches_of_source), committed), base.prefix
 
@@ -467,7 +470,15 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
     limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
     settings = context.config.source.tiles
     tiles = None if settings is None else TilingOptions(**settings.model_dump())
-    spec = WorkerSpec(context.config.model, fingerprint, limits, context.options, work.run.staged, tiles)
+    spec = WorkerSpec(
+        context.config.model,
+        fingerprint,
+        limits,
+        context.options,
+        work.run.staged,
+        tiles,
+        source_storage=context.source_store.options,
+    )
     begin_s = time.monotonic()
     with _recording_end(context, work):
         pool = start_workers(spec, context.config)
