@@ -150,7 +150,9 @@ def _simulate(load: Load, root: str, stager: Stager | None, loop_class: type[_Pu
         },
         "the simulation",
     )
-    context = RunContext(configuration, StorageOptions(), store, LabelSetIdentity("", {}, ()), ProgressListener())
+    context = RunContext(
+        configuration, StorageOptions(), store, store, LabelSetIdentity("", {}, ()), ProgressListener()
+    )
     plan = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:

@@ -60,7 +60,8 @@ class RunContext:
     """The values that all steps of a run share.
 
     options: access to storage.
-    store: storage of images and of the label set.
+    store: storage of the label set.
+    source_store: storage of the images.
     identity: identity of the label set.
     listener: receives the progress.
     retry_s: seconds before an image that storage withheld is tried again.
@@ -72,6 +73,7 @@ class RunContext:
     config: Config
     options: StorageOptions
     store: Store
+    source_store: Store
     identity: LabelSetIdentity
     listener: ProgressListener
     retry_s: float = Policy.retry_s
@@ -113,6 +115,8 @@ class RunContext:
             "seconds": {name: round(value, 3) for name, value in self.counters.seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in self.counters.cpu_seconds.items()},
         }
+        if self.config.source.storage is not None:
+            record["source_storage"] = self.config.source_storage_values()
         run.save(self.store, record)
 
     def provenance(self, run: Run) -> dict[str, Any]:

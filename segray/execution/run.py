@@ -38,7 +38,7 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
-from segray.label_set import batches, commit, failed_rows, merge, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, failed_rows, merge, plan, root_check, run_records, schema, snapshot
 from segray.label_set.failed_rows import RetryRule
 from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
@@ -48,8 +48,9 @@ from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
+from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.storage.uris import absolute, join, redact
 from segray.tasks import ALL_STAGES, STAGES, Task
 
@@ -129,9 +130,11 @@ def label(
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
-    options = StorageOptions(**config.storage.model_dump())
-    context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
-    run_records.check(context.store, context.root, context.identity)
+    options = config.storage_options()
+    source_store = Store(config.source_storage_options())
+    context = RunContext(config, options, Store(options), source_store, identity_of(config, model), listener, retry_s)
+    if not run_records.check(context.store, context.root, context.identity):
+        root_check.check_free(context.store, context.root)
     totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
     rule = retry_rule(config, retry_failed)
     if dry_run:
@@ -316,12 +319,22 @@ def next_step(
     if tried is not None and len(tried):
         is_retried &= ~failed_rows.tried_by(tried, failed)
     to_retry = failed.filter(pa.array(is_retried))
+    passed_over = PassedOver()
     to_label, total, is_listed, prefix = listing(
-        context.config, context.store, committed, to_retry, keep_index=resumable
+        context.config,
+        context.store,
+        context.source_store,
+        committed,
+        to_retry,
+        keep_index=resumable,
+        passed_over=passed_over,
     )
+    for note in passed_over.notes():
+        context.listener.note(note)
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix)
+        unread_entries = [prefix + key for key in passed_over.unread]
+        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix, unread_entries)
     to_label = to_label.without(left_over).head(limit)
     if not len(to_label) and not len(rows_to_retire):
         return Nothing(total, failed if committed is None else committed.where(failed, is_listed))
@@ -330,26 +343,37 @@ def next_step(
 
 
 def listing(
-    config: Config, store: Store, committed: plan.Committed | None, to_retry: pa.Table, *, keep_index: bool
+    config: Config,
+    store: Store,
+    source_store: Store,
+    committed: plan.Committed | None,
+    to_retry: pa.Table,
+    *,
+    keep_index: bool,
+    passed_over: PassedOver,
 ) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
     """List the source and compare the list with the committed rows.
 
     Args:
         config: the configuration.
-        store: storage of the source and of the label set.
+        store: storage of the label set.
+        source_store: storage of the source.
         committed: committed rows of the label set; None without a label set.
         to_retry: failed rows to replace, as failed_rows.ROWS.
         keep_index: whether to write new shard indexes into the label set.
+        passed_over: receives the entries of the source that are left out.
 
     Returns:
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
         source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    base = base_prefix.resolve_base(config.source, store)
+    base = base_prefix.resolve_base(config.source, source_store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     is_replaced = None if committed is None else committed.holding(to_retry)
-    listed = base.rebased(sources.configured(config.source, store, index))
-    return *plan.build(listed, committed, is_replaced), base.prefix
+    batches_of_source = sources.configured(
+        config.source, source_store, index, label_set=config.output.root, passed_over=passed_over
+    )
+    return *plan.build(base.rebased(batches_of_source), committed, is_replaced), base.prefix
 
 
 def _resumable(
@@ -472,6 +496,7 @@ def _rows_to_retire(
     to_label: plan.ImageList,
     is_listed: NDArray[np.bool_],
     prefix: str,
+    unread_entries: Collection[str],
 ) -> pa.Table:
     """Return the rows to retire, as schema.RETIRED.
 
@@ -482,13 +507,15 @@ def _rows_to_retire(
         to_label: images without a row.
         is_listed: mask over the committed rows (rows,), true where the source lists the row's image.
         prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+        unread_entries: keys of entries that could not be listed. Rows below them stay.
 
     Raises:
         SourceError: more rows would go than source.max_retired_fraction allows.
     """
     columns = ["image_key", "version", "batch"]
     rows_to_retire = context.store.retrying(
-        context.root, lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns))
+        context.root,
+        lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns), unread_entries),
     )
     allowed, rows = context.config.source.max_retired_fraction, len(committed)
     if prefix and len(rows_to_retire):
@@ -594,7 +621,15 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
     limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
     settings = context.config.source.tiles
     tiles = None if settings is None else TilingOptions(**settings.model_dump())
-    spec = WorkerSpec(context.config.model, fingerprint, limits, context.options, work.run.staged, tiles)
+    spec = WorkerSpec(
+        context.config.model,
+        fingerprint,
+        limits,
+        context.options,
+        work.run.staged,
+        tiles,
+        source_storage=context.source_store.options,
+    )
     begin_s = time.monotonic()
     with _recording_end(context, work):
         pool = start_workers(spec, context.config)

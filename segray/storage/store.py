@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from segray.storage import s3
-from segray.storage.backend import Backend, ListedObject
+from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
 from segray.storage.errors import translate
 from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.http import HttpBackend
@@ -35,7 +35,7 @@ from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
 from segray.storage.uris import HTTP_SCHEMES, S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
 
-__all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
+__all__ = ["ListedObject", "StorageOptions", "Store", "Walk", "bounded_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,13 +64,14 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[StorageOptions]]:
         return Store, (self.options,)
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
+    def list(self, uri: str, *, prefix: str = "", walk: Walk = WHOLE_TREE) -> Iterator[ListedObject]:
         """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
-        Memory never holds the complete listing. A missing folder raises FileNotFoundError in a file system with
+        walk: the folders to enter, and what happens to entries that cannot be listed. Memory never holds the complete
+        listing. A missing folder raises FileNotFoundError in a file system with
         folders. In an object store a missing folder is empty.
         """
-        return self._backend(uri).entries(uri, prefix, partial(self._request, uri))
+        return self._backend(uri).entries(uri, prefix, partial(self._request, uri), walk)
 
     def names(self, uri: str) -> builtins.list[str]:
         """Return the sorted names directly below a small folder, including subfolders; empty for a missing folder."""
