@@ -39,10 +39,11 @@ class WorkerSpec:
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
     limits: largest image that is decoded.
-    storage: access to storage.
+    storage: access to the label set.
     staged: folder of staged files.
     tiles: options for cutting large images into windows; None to label each image as a whole.
     version, package: version and digest of the driver's segray. Each worker compares them with its own.
+    source_storage: access to the images; None for `storage`.
     """
 
     model: config.ModelSettings
@@ -53,6 +54,7 @@ class WorkerSpec:
     tiles: TilingOptions | None = None
     version: str = segray.__version__
     package: str = field(default_factory=package_digest)
+    source_storage: StorageOptions | None = None
 
 
 class ModelFilesError(ModelError):
@@ -115,6 +117,7 @@ def build(
         store,
         spec.staged,
         in_flight_log=in_flight_log,
+        source_store=None if spec.source_storage in (None, spec.storage) else Store(spec.source_storage),
     )
     return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
 
