@@ -37,6 +37,7 @@ from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
 from segray.label_set import batches, commit, merge, plan, root_check, run_records, schema, snapshot
+from segray.label_set.conditional_put import WARNING, has_conditional_put
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -138,6 +139,9 @@ def label(
         _announce(context, step)
         if isinstance(step, Nothing):
             break
+        if not totals.is_store_probed and not has_conditional_put(context.store, context.root):
+            context.listener.note(f"warning: {WARNING}")
+        totals.is_store_probed = True
         work = step if isinstance(step, Resume) else _begin_run(context, step)
         totals.planned += 0 if work.is_empty else work.plan.images
         is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
@@ -418,6 +422,7 @@ class _Totals:
     planned, retired: numbers of images.
     startup_s: seconds until the first worker was ready.
     labelling_s: seconds from then to the end of labelling, summed over plans.
+    is_store_probed: whether the store was asked for conditional PUT.
     """
 
     withheld_before: Mapping[str, str] = field(default_factory=dict)
@@ -427,6 +432,7 @@ class _Totals:
     retired: int = 0
     startup_s: float = 0.0
     labelling_s: float = 0.0
+    is_store_probed: bool = False
 
 
 def _carry_out(
