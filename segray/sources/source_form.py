@@ -6,9 +6,8 @@ from enum import Enum
 from pathlib import Path
 
 from segray.sources.uris import WILDCARD, split_glob
-from segray.storage.http import HTTP_SCHEMES
 from segray.storage.store import Store
-from segray.storage.uris import local_path, scheme
+from segray.storage.uris import is_http, local_path, scheme
 
 
 class SourceForm(Enum):
@@ -47,7 +46,7 @@ def _is_folder(uri: str, store: Store) -> bool:
     """Return whether `uri` is a local folder, or a prefix that is not empty."""
     if not scheme(uri):
         return Path(local_path(uri)).is_dir()
-    if scheme(uri) in HTTP_SCHEMES:  # A page of links is no folder, and "?" begins a query.
+    if is_http(uri):  # A page of links is no folder, and "?" begins a query.
         return False
     try:
         return next(store.list(uri), None) is not None

@@ -29,11 +29,11 @@ from segray.storage import s3
 from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
 from segray.storage.errors import translate
 from segray.storage.fsspec_backend import FsspecBackend
-from segray.storage.http import HTTP_SCHEMES, HttpBackend
+from segray.storage.http import HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
-from segray.storage.uris import S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
+from segray.storage.uris import HTTP_SCHEMES, S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
 
 __all__ = ["ListedObject", "StorageOptions", "Store", "Walk", "bounded_map"]
 
@@ -100,6 +100,10 @@ class Store:
     def read_range(self, uri: str, start: int, size: int) -> bytes:
         """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
+
+    def probe(self, uri: str) -> None:
+        """Read one byte of the object, without a retry; raise as `read` does."""
+        self._request(uri, lambda backend: backend.read(uri, 0, 1), 0)
 
     def reader(self, uri: str) -> BinaryIO:
         """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""
