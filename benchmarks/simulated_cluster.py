@@ -212,7 +212,7 @@ class _Unpublished(_Published):
 
     def _publish(self) -> None:
         if self._settled() or self._staged_images >= self._context.config.publish.batch_images:
-            self._staged, self._staged_images = {}, 0
+            self._staged, self._staged_images, self._images_to_merge = {}, 0, 0
 
 
 @dataclass

@@ -17,7 +17,16 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from segray import _dates
@@ -32,6 +41,16 @@ _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _parse_duration(value: object) -> float:
+    try:
+        return _dates.parse_duration(value)
+    except ValueError as exc:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(exc)}) from exc
+
+
+_Duration = Annotated[float, Field(ge=0, le=100 * 366 * 86_400), BeforeValidator(_parse_duration)]
 
 
 class _Section(BaseModel):
@@ -51,6 +70,42 @@ class TilesSettings(_Section):
     whole: bool = True
 
 
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+
+
+class StorageSettings(_Section):
+    """Access to object storage. Key and secret come from the usual AWS environment variables."""
+
+    endpoint_url: str | None = StorageOptions.endpoint_url
+    region: str | None = StorageOptions.region
+    anonymous: bool = StorageOptions.anonymous
+    retries: int = Field(default=StorageOptions.retries, ge=0)
+    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
+    http_headers: Mapping[str, str] | None = StorageOptions.http_headers
+
+    @field_validator("http_headers")
+    @classmethod
+    def _refuse_credentials(cls, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return the headers. Refuse headers that hold a secret, without repeating their values."""
+        secret = sorted({name for name in headers or {} if name.lower() in _SECRET_HEADERS})
+        if secret:
+            message = "{names} may hold a secret, and run records contain the configuration"
+            raise PydanticCustomError("secret", message, {"names": ", ".join(secret)})
+        return headers
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _refuse_secrets(cls, url: str | None) -> str | None:
+        """Return the endpoint's URL. Refuse a URL that may hold a secret.
+
+        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
+        the refused URL.
+        """
+        if url and ("@" in url or "?" in url):
+            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
+        return url
+
+
 class SourceSettings(_Section):
     """The images to label, and how to find them."""
 
@@ -63,6 +118,8 @@ class SourceSettings(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
+    failed: Literal["keep", "retry"] = "keep"
+    retry_unreachable_after: _Duration | None = 86_400.0
     storage: StorageSettings | None = None
     tiles: TilesSettings | None = None
 
@@ -140,45 +197,6 @@ class ClusterSettings(_Section):
     start_timeout_s: float = Field(default=120, gt=0)
     head_timeout_s: float = Field(default=20, gt=0, le=45)
     autoscaling: bool = False
-
-
-_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
-
-
-class StorageSettings(_Section):
-    """Access to object storage. Key and secret come from the usual AWS environment variables."""
-
-    endpoint_url: str | None = StorageOptions.endpoint_url
-    region: str | None = StorageOptions.region
-    anonymous: bool = StorageOptions.anonymous
-    retries: int = Field(default=StorageOptions.retries, ge=0)
-    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
-    http_headers: Mapping[str, str] | None = StorageOptions.http_headers
-
-    @field_validator("http_headers")
-    @classmethod
-    def _refuse_credentials(cls, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
-        """Return the headers. Refuse headers that hold a secret, without repeating their values."""
-        secret = sorted({name for name in headers or {} if name.lower() in _SECRET_HEADERS})
-        if secret:
-            message = "{names} may hold a secret, and run records contain the configuration"
-            raise PydanticCustomError("secret", message, {"names": ", ".join(secret)})
-        return headers
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _refuse_secrets(cls, url: str | None) -> str | None:
-        """Return the endpoint's URL. Refuse a URL that may hold a secret.
-
-        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
-        the refused URL.
-        """
-        if url and ("@" in url or "?" in url):
-            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
-        return url
-
-
-SourceSettings.model_rebuild()  # StorageSettings comes after it.
 
 
 class PublishSettings(_Section):

@@ -62,6 +62,9 @@ def _keys(values: Any, prefix: str = "") -> set[str]:
         ),
         ({"model": {"name": "stickers", "labels": {}}}, "model.labels", "reference.yaml"),
         ({"max_failed_fraction": 2}, "max_failed_fraction", "reference.yaml"),
+        ({"source": {"uri": "a", "failed": "drop"}}, "source.failed", "reference.yaml"),
+        ({"source": {"uri": "a", "retry_unreachable_after": "a day"}}, "is a number of seconds, or", "reference.yaml"),
+        ({"source": {"uri": "a", "retry_unreachable_after": -1}}, "source.retry_unreachable_after", "reference.yaml"),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(change: dict[str, Any], message: str, advice: str) -> None:
@@ -228,6 +231,15 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
         section = child[0] if isinstance(child, list) else child
     section[last] = value
     return values
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(0, 0), (1.5, 1.5), ("90", 90), ("90 s", 90), ("2min", 120), ("1.5 h", 5400), ("7 d", 604_800)],
+)
+def test_a_duration_is_seconds_or_a_number_with_a_unit(value: Any, seconds: float) -> None:
+    source = {"uri": "a", "retry_unreachable_after": value}
+    assert config.validate({**MINIMAL, "source": source}, "").source.retry_unreachable_after == seconds
 
 
 def test_the_digest_follows_the_values() -> None:

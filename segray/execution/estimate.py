@@ -33,7 +33,7 @@ from segray.execution.progress import ProgressListener
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
-from segray.label_set import plan, root_check, run_records, snapshot
+from segray.label_set import failed_rows, plan, root_check, run_records, snapshot
 from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
@@ -233,8 +233,10 @@ def _list_images(
     root, columns = configuration.output.root, ["image_key", "version"]
     rows = snapshot.committed(root, "images", store.options)
     committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
+    failed = failed_rows.ROWS.empty_table() if rows is None else store.retrying(root, lambda: failed_rows.read(rows))
+    to_retry = failed.filter(pa.array(run.retry_rule(configuration).selects(failed)))
     to_label, total, _, _ = run.listing(
-        configuration, store, source_store, committed, keep_index=False, passed_over=passed_over
+        configuration, store, source_store, committed, to_retry, keep_index=False, passed_over=passed_over
     )
     return to_label, total
 

@@ -44,6 +44,7 @@ from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.execution.staging import stage_failure
 from segray.instances import ImageFailure
 from segray.label_set import batches, commit, merge
+from segray.label_set.lease import HeldLease
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store
@@ -66,6 +67,7 @@ class RunContext:
     retry_s: seconds before an image that storage withheld is tried again.
     tracker: progress of this process; changes while the run goes on.
     facts: the facts of each worker that joined; grows while the run goes on.
+    lease: the lease of the label set; None without one.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class RunContext:
     retry_s: float = Policy.retry_s
     tracker: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
+    lease: HeldLease | None = None
 
     @property
     def root(self) -> str:
@@ -229,6 +232,8 @@ class RunLoop:
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
             signals.check()
+            if self._context.lease is not None:
+                self._context.lease.check()
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
                     self._handle(event)

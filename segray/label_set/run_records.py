@@ -3,6 +3,7 @@
 Knows the paths and contents of records. Knows nothing of images, Ray or the inside of models.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
+    ROOT/_segray/lease.json                           the run that works here (lease.py)
     ROOT/_segray/left_over.json                       images that storage withheld until the end of the last run
     ROOT/_segray/index/                               positions of the images in shards (sources/shard_index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten during the run

@@ -142,7 +142,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
         **asdict(summary),
         "images_per_s": round(rate(summary), 3),
         "published_share": round(_published_share(summary), 4),
-        "next": "the same command again" if summary.exit_code else f"segray verify {summary.root}",
+        "next": "the same command with --retry-failed" if summary.exit_code else f"segray verify {summary.root}",
     }
 
 
@@ -177,9 +177,15 @@ def describe(summary: Summary) -> str:
         lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.dropped.items())))
     for key, stage, message in summary.failures:
         lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
+    if before := summary.failed_before:
+        stages = ", ".join(f"{count} at {stage}" for stage, count in before.items())
+        lines.append(
+            f"{sum(before.values())} images failed in earlier runs ({stages}); label them again: --retry-failed"
+        )
     if summary.exit_code:
-        share = images.get("failed", 0) / max(1, sum(images.values()))
-        lines.append(f"{share:.1%} of the images failed, more than max_failed_fraction allows: exit code 3")
+        of_runs = summary.of_runs
+        share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))
+        lines.append(f"{share:.1%} of the images of this run failed, more than max_failed_fraction allows: exit code 3")
     lines += ["", *next_steps(summary.root)]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
@@ -94,6 +94,24 @@ class LocalBackend:
 
     def delete(self, uri: str) -> None:
         Path(local_path(uri)).unlink()
+
+
+def missing_folders(uri: str) -> list[str]:
+    """Return the path of a local folder and of those above that do not exist, the deepest first."""
+    path = Path(local_path(uri))
+    return [str(folder) for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty_folders(paths: Iterable[str]) -> None:
+    """Remove local folders, the deepest first, up to the first that is not empty."""
+    for path in paths:
+        try:
+            Path(path).rmdir()
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return
+            if error.errno != errno.ENOENT:
+                raise
 
 
 def _number(error: FileNotFoundError | AccessError) -> int:
