@@ -39,6 +39,7 @@ from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
 from segray.label_set import batches, commit, failed_rows, merge, plan, root_check, run_records, schema, snapshot
+from segray.label_set.conditional_put import WARNING, has_conditional_put
 from segray.label_set.failed_rows import RetryRule
 from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
@@ -186,6 +187,9 @@ def _bring_up_to_date(
         _announce(context, step)
         if isinstance(step, Nothing):
             break
+        if not totals.is_store_probed and not has_conditional_put(context.store, context.root):
+            context.listener.note(f"warning: {WARNING}")
+        totals.is_store_probed = True
         work = step if isinstance(step, Resume) else _begin_run(context, step)
         if context.lease is not None:
             context.lease.name_run(work.run.id)
@@ -567,6 +571,7 @@ class _Totals:
     planned, retired: numbers of images.
     startup_s: seconds until the first worker was ready.
     labelling_s: seconds from then to the end of labelling, summed over plans.
+    is_store_probed: whether the store was asked for conditional PUT.
     """
 
     withheld_before: Mapping[str, str] = field(default_factory=dict)
@@ -578,6 +583,7 @@ class _Totals:
     retired: int = 0
     startup_s: float = 0.0
     labelling_s: float = 0.0
+    is_store_probed: bool = False
 
 
 def _carry_out(

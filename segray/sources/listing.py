@@ -294,10 +294,19 @@ class _DatasetReader:
         """Return the containers without Parquet files, if none of these holds images and there are other containers."""
         tables = [entry for entry in containers if extension(entry.key) in parquet_images.EXTENSIONS]
         others = [entry for entry in containers if extension(entry.key) not in parquet_images.EXTENSIONS]
-        if not tables or not others or any(self._has_images(entry.uri) for entry in tables):
+        if not tables or not others:
             return containers
+        refused: list[str] = []
         for entry in tables:
-            self._passed_over.add(entry.key, "a Parquet file without a column of images")
+            try:
+                if self._has_images(entry.uri):
+                    return containers
+            except AccessError:
+                refused.append(entry.key)
+        for entry in tables:
+            is_refused = entry.key in refused
+            reason = "storage refuses it" if is_refused else "a Parquet file without a column of images"
+            self._passed_over.add(entry.key, reason)
         return others
 
     def _matching_files(self, uri: str) -> Iterator[ListedObject]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segray.sources.uris import WILDCARD, split_glob
 from segray.storage.store import Store
-from segray.storage.uris import HTTP_SCHEMES, local_path, scheme
+from segray.storage.uris import is_http, local_path, scheme
 
 
 class SourceForm(Enum):
@@ -46,7 +46,7 @@ def _is_folder(uri: str, store: Store) -> bool:
     """Return whether `uri` is a local folder, or a prefix that is not empty."""
     if not scheme(uri):
         return Path(local_path(uri)).is_dir()
-    if scheme(uri) in HTTP_SCHEMES:  # A page of links is no folder, and "?" begins a query.
+    if is_http(uri):  # A page of links is no folder, and "?" begins a query.
         return False
     try:
         return next(store.list(uri), None) is not None

@@ -210,6 +210,14 @@ def test_stray_tables_beside_shards_are_passed_over(folder: Path) -> None:
     assert notes == ["passed over: metadata.parquet (a Parquet file without a column of images)"]
 
 
+def test_a_table_that_may_not_be_read_is_passed_over_beside_shards(folder: Path) -> None:
+    shard(folder / "a.tar", "1.jpg"), table(folder / "metadata.parquet", caption=["x"]).chmod(0o600)
+    with another_user():
+        found, notes = refs(folder)
+    assert [ref.key for ref in found] == ["a.tar/1.jpg"]
+    assert notes == ["passed over: metadata.parquet (storage refuses it)"]
+
+
 def test_stray_tables_beside_tables_of_images_are_passed_over(folder: Path) -> None:
     for name in ("train-0.parquet", "train-1.parquet"):
         table(folder / name, image=[b"1"])
