@@ -126,7 +126,13 @@ def label(
         config = load(configuration, overrides, as_of)
         with session.observed(config, screen) as listener:
             summary = run.label(
-                config, listener, start_workers, limit=limit, dry_run=dry_run, retry_failed=retry_failed
+                config,
+                listener,
+                start_workers,
+                limit=limit,
+                dry_run=dry_run,
+                retry_failed=retry_failed,
+                exclusive=True,
             )
         report_uri = None if dry_run else session.report(config, summary, screen)
         _show_run(summary, report_uri, screen, dry_run=dry_run, as_json=as_json)

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,8 +38,9 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
-from segray.label_set import batches, commit, failed_rows, merge, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, failed_rows, merge, plan, root_check, run_records, schema, snapshot
 from segray.label_set.failed_rows import RetryRule
+from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -47,8 +48,9 @@ from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
+from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.storage.uris import absolute, join, redact
 from segray.tasks import ALL_STAGES, STAGES, Task
 
@@ -98,6 +100,7 @@ def label(
     dry_run: bool = False,
     retry_failed: Collection[str] = (),
     retry_s: float = Policy.retry_s,
+    exclusive: bool = False,
 ) -> Summary:
     """Label the images that have no row yet, and commit their rows.
 
@@ -110,12 +113,14 @@ def label(
         retry_failed: stages of failed images to label again, besides those that config.source says; of tasks.STAGES,
             or tasks.ALL_STAGES alone.
         retry_s: seconds before an image that storage withheld is tried again.
+        exclusive: whether to hold the lease of the label set, so that no other exclusive run works on it.
 
     Returns:
         The summary of the run.
 
     Raises:
         UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
     """
@@ -125,9 +130,11 @@ def label(
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
-    options = StorageOptions(**config.storage.model_dump())
-    context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
-    run_records.check(context.store, context.root, context.identity)
+    options = config.storage_options()
+    source_store = Store(config.source_storage_options())
+    context = RunContext(config, options, Store(options), source_store, identity_of(config, model), listener, retry_s)
+    if not run_records.check(context.store, context.root, context.identity):
+        root_check.check_free(context.store, context.root)
     totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
     rule = retry_rule(config, retry_failed)
     if dry_run:
@@ -136,8 +143,35 @@ def label(
         if isinstance(step, Start):
             totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
         return _summary(context, totals)
+    with _lease(context, exclusive=exclusive) as lease:
+        _bring_up_to_date(replace(context, lease=lease), model.fingerprint, start_workers, totals, rule, limit)
+    return _summary(context, totals)
+
+
+@contextmanager
+def _lease(context: RunContext, *, exclusive: bool) -> Iterator[HeldLease | None]:
+    """Hold the lease of the label set during the block if the run is exclusive; see lease.holding."""
+    if not exclusive:
+        yield None
+        return
+    with holding(context.root, context.store, context.listener.note) as lease:
+        yield lease
+
+
+def _bring_up_to_date(
+    context: RunContext,
+    fingerprint: str,
+    start_workers: StartWorkers,
+    totals: _Totals,
+    rule: RetryRule,
+    limit: int | None,
+) -> None:
+    """Resume and begin runs until every image has a row, and count the work in `totals`; see label().
+
+    rule: which failed images are labelled again.
+    """
     while True:
-        batch_number = commit.recover(context.root, options, context.store)
+        batch_number = commit.recover(context.root, context.options, context.store)
         step = next_step(
             context,
             rule,
@@ -153,9 +187,11 @@ def label(
         if isinstance(step, Nothing):
             break
         work = step if isinstance(step, Resume) else _begin_run(context, step)
+        if context.lease is not None:
+            context.lease.name_run(work.run.id)
         totals.planned += 0 if work.is_empty else work.plan.images
         totals.carried_out.add(work.run.id)
-        is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
+        is_carried_out = _carry_out(context, fingerprint, work, start_workers, totals)
         if isinstance(step, Resume):
             totals.tried = pa.concat_tables([totals.tried, *_rows_to_replace(context, work)])
         if is_carried_out and (limit is not None or isinstance(step, Start)):
@@ -168,7 +204,6 @@ def label(
         run_records.save_left_over(context.store, context.root, totals.left_over)
     if totals.left_over:
         raise _left_over_error(context, totals.left_over)
-    return _summary(context, totals)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
@@ -284,12 +319,22 @@ def next_step(
     if tried is not None and len(tried):
         is_retried &= ~failed_rows.tried_by(tried, failed)
     to_retry = failed.filter(pa.array(is_retried))
+    passed_over = PassedOver()
     to_label, total, is_listed, prefix = listing(
-        context.config, context.store, committed, to_retry, keep_index=resumable
+        context.config,
+        context.store,
+        context.source_store,
+        committed,
+        to_retry,
+        keep_index=resumable,
+        passed_over=passed_over,
     )
+    for note in passed_over.notes():
+        context.listener.note(note)
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix)
+        unread_entries = [prefix + key for key in passed_over.unread]
+        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix, unread_entries)
     to_label = to_label.without(left_over).head(limit)
     if not len(to_label) and not len(rows_to_retire):
         return Nothing(total, failed if committed is None else committed.where(failed, is_listed))
@@ -298,26 +343,37 @@ def next_step(
 
 
 def listing(
-    config: Config, store: Store, committed: plan.Committed | None, to_retry: pa.Table, *, keep_index: bool
+    config: Config,
+    store: Store,
+    source_store: Store,
+    committed: plan.Committed | None,
+    to_retry: pa.Table,
+    *,
+    keep_index: bool,
+    passed_over: PassedOver,
 ) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
     """List the source and compare the list with the committed rows.
 
     Args:
         config: the configuration.
-        store: storage of the source and of the label set.
+        store: storage of the label set.
+        source_store: storage of the source.
         committed: committed rows of the label set; None without a label set.
         to_retry: failed rows to replace, as failed_rows.ROWS.
         keep_index: whether to write new shard indexes into the label set.
+        passed_over: receives the entries of the source that are left out.
 
     Returns:
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
         source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    base = base_prefix.resolve_base(config.source, store)
+    base = base_prefix.resolve_base(config.source, source_store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
     is_replaced = None if committed is None else committed.holding(to_retry)
-    listed = base.rebased(sources.configured(config.source, store, index))
-    return *plan.build(listed, committed, is_replaced), base.prefix
+    batches_of_source = sources.configured(
+        config.source, source_store, index, label_set=config.output.root, passed_over=passed_over
+    )
+    return *plan.build(base.rebased(batches_of_source), committed, is_replaced), base.prefix
 
 
 def _resumable(
@@ -440,6 +496,7 @@ def _rows_to_retire(
     to_label: plan.ImageList,
     is_listed: NDArray[np.bool_],
     prefix: str,
+    unread_entries: Collection[str],
 ) -> pa.Table:
     """Return the rows to retire, as schema.RETIRED.
 
@@ -450,13 +507,15 @@ def _rows_to_retire(
         to_label: images without a row.
         is_listed: mask over the committed rows (rows,), true where the source lists the row's image.
         prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+        unread_entries: keys of entries that could not be listed. Rows below them stay.
 
     Raises:
         SourceError: more rows would go than source.max_retired_fraction allows.
     """
     columns = ["image_key", "version", "batch"]
     rows_to_retire = context.store.retrying(
-        context.root, lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns))
+        context.root,
+        lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns), unread_entries),
     )
     allowed, rows = context.config.source.max_retired_fraction, len(committed)
     if prefix and len(rows_to_retire):
@@ -562,7 +621,15 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
     limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
     settings = context.config.source.tiles
     tiles = None if settings is None else TilingOptions(**settings.model_dump())
-    spec = WorkerSpec(context.config.model, fingerprint, limits, context.options, work.run.staged, tiles)
+    spec = WorkerSpec(
+        context.config.model,
+        fingerprint,
+        limits,
+        context.options,
+        work.run.staged,
+        tiles,
+        source_storage=context.source_store.options,
+    )
     begin_s = time.monotonic()
     with _recording_end(context, work):
         pool = start_workers(spec, context.config)

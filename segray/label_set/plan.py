@@ -237,23 +237,28 @@ def unlisted(
     still_listed: NDArray[np.bool_],
     committed: Committed,
     batches: Callable[[], Iterable[pa.RecordBatch]],
+    unread_entries: Collection[str] = (),
 ) -> pa.Table:
     """Return the committed rows whose image the source lists in no version, as schema.RETIRED, sorted by key.
 
     An archive or table that is listed as an image itself could not be read. Rows of its images are left out, because
-    those images may still exist.
+    those images may still exist. So are rows of images below an entry that could not be listed.
 
     Args:
         to_label: The images to label, from `build`.
         still_listed: The mask over the committed rows, from `build`, (rows,) bool.
         committed: The committed rows.
         batches: Returns columns image_key, version and batch of the rows that `committed` was made of.
+        unread_entries: Keys of folders and links that could not be listed.
     """
     if still_listed.all():
         return schema.RETIRED.empty_table()
     rows = _rows_where(batches(), committed, ~still_listed)
     new_version = _intersection(to_label.table["image_key"], rows["image_key"])
     rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], new_version)))
+    for entry in unread_entries:
+        is_below = pc.starts_with(rows["image_key"], entry.rstrip("/") + "/")
+        rows = rows.filter(pc.invert(pc.or_(is_below, pc.equal(rows["image_key"], entry))))
     prefixes_of_rows = [
         {key[: separator.start()] for separator in _SEPARATOR.finditer(key)} for key in rows["image_key"].to_pylist()
     ]

@@ -7,6 +7,7 @@ images/s and ETA. A job log, a file or a notebook gets plain lines at intervals.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -194,11 +195,16 @@ def _class_lines(classes: Mapping[str, int], most: int = 10) -> list[str]:
     return lines
 
 
+def _quoted(code: str) -> str:
+    """Return the code as one word for a shell, in double quotes where these keep the code as it is."""
+    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+
+
 def next_steps(root: str) -> list[str]:
     """Return lines with the URIs of the tables, and a command that queries the tables."""
     query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     return [
         f"tables:  {root}/instances  {root}/images",
-        f'query:   python -c "{code}"',
+        f"query:   python -c {_quoted(code)}",
     ]

@@ -25,6 +25,7 @@ from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set.validation import verify
+from segray.sources.passed_over import PassedOver
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Progress, Task, TaskReport
 
@@ -298,6 +299,6 @@ def test_an_unknown_stage_is_refused(chosen: config.Config) -> None:
 
 def test_an_estimate_counts_failed_images_that_the_run_would_label_again(chosen: config.Config) -> None:
     run.label(chosen, Notes(), World().start)
-    options = StorageOptions()
-    assert len(_list_images(chosen, Store(options), options)[0]) == 0
-    assert len(_list_images(altered(chosen, failed="retry"), Store(options), options)[0]) == 3
+    store = Store(StorageOptions())
+    assert len(_list_images(chosen, store, store, PassedOver())[0]) == 0
+    assert len(_list_images(altered(chosen, failed="retry"), store, store, PassedOver())[0]) == 3
