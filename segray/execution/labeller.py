@@ -23,12 +23,13 @@ from segray.execution.served_files import ServedFiles
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
 from segray.instances import ImageFailure, ImageRef
+from segray.label_set.failed_rows import UNREACHABLE
 from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
 from segray.storage.uris import bucket_and_key, is_http
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
-REFUSED, UNREACHABLE = "AccessDenied", "Unreachable"
+REFUSED = "AccessDenied"
 
 # An image's outcome, or its withholding by storage, or None for an untried image; and the image's seconds by stage.
 _Result: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"

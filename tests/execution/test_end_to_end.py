@@ -161,7 +161,7 @@ def test_mended_files_are_labelled_again_on_request_alone(tmp_path: Path, scenes
     assert second.returncode == 0, second.stderr
     assert "nothing to do: all 48 images" in second.stderr
     assert "24 of them as failed. Failed: 24 at decode" in second.stderr
-    assert "24 images failed in earlier runs (24 at decode)" in second.stdout
+    assert "failed in earlier runs: 24 at decode;" in second.stdout
     third = command("label", config, "--retry-failed", "read", "infer")
     assert "nothing to do" in third.stderr
     fourth = command("label", config, "--retry-failed", "read", "decode", "--json")

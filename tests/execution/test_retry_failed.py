@@ -143,7 +143,7 @@ def test_failed_images_stay_as_they_are_and_the_next_run_says_how_many_and_what_
     assert "nothing to do: all 12 images" in said
     assert "3 of them as failed. Failed: 2 at decode, 1 at read." in said
     assert "--retry-failed [STAGE...], or source.failed=retry" in said
-    assert "1 unreachable images are tried again from " in said
+    assert "Unreachable: 1, tried again from " in said
     assert "was raised" not in said
     assert (summary.failed_before, summary.of_runs) == ({"decode": 2, "read": 1}, {})
 
@@ -253,7 +253,8 @@ def test_a_limit_that_was_raised_since_is_named(chosen: config.Config) -> None:
     listener = Notes()
     run.label(chosen.model_copy(update={"image": raised}), listener, World().start)
     assert (
-        "image.max_pixels was raised since, from 200000000 to 700000000; it had refused 1 images" in listener.notes[-1]
+        "image.max_pixels was raised since, from 200000000 to 700000000; images that it had refused: 1"
+        in listener.notes[-1]
     )
     assert "max_bytes" not in listener.notes[-1]
 

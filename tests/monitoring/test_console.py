@@ -58,7 +58,7 @@ def test_failures_are_named_with_their_reason_on_one_line() -> None:
 
 def test_failures_of_earlier_runs_have_a_line_of_their_own() -> None:
     text = describe(summary(0, failed=10))
-    assert "3 images failed in earlier runs (2 at decode, 1 at read); label them again: --retry-failed\n" in text
+    assert "failed in earlier runs: 2 at decode, 1 at read; label these images again: --retry-failed\n" in text
     assert "exit code" not in text
     assert as_record(summary(3, failed=10))["next"] == "the same command with --retry-failed"
     assert "earlier runs" not in describe(summary())
