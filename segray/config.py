@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from segray import _dates
@@ -117,13 +117,24 @@ class ClusterSettings(_Section):
 
 
 class StorageSettings(_Section):
-    """Access to object storage. Key and secret come from the usual AWS environment variables."""
+    """Access to object storage. Keys and secrets come from the environment variables of each store."""
 
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
     anonymous: bool = StorageOptions.anonymous
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
+    addressing: Literal["auto", "path", "virtual"] = StorageOptions.addressing
+    requester_pays: bool = StorageOptions.requester_pays
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = StorageOptions.sse
+    sse_kms_key_id: str | None = Field(default=StorageOptions.sse_kms_key_id, min_length=1)
+
+    @field_validator("sse_kms_key_id")
+    @classmethod
+    def _check_encryption(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key and not (info.data.get("sse") or "").startswith("aws:kms"):
+            raise PydanticCustomError("sse", "needs storage.sse: aws:kms or aws:kms:dsse")
+        return key
 
     @field_validator("endpoint_url")
     @classmethod

@@ -9,6 +9,9 @@ import errno
 import os
 
 S3_SCHEMES = ("s3", "s3a")
+AZURE_SCHEMES = ("az", "azure", "abfs", "abfss", "adl")
+GOOGLE_SCHEMES = ("gs", "gcs")
+LINK_SCHEMES = ("http", "https")
 
 
 def join(root: str, *parts: str) -> str:
@@ -64,7 +67,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 def redact(uri: str) -> str:
     """Return the URI without secrets, for messages. Signed links carry their secret behind the question mark."""
     address, mark, query = uri.partition("?")
-    if scheme(uri) not in ("http", "https"):
+    if scheme(uri) not in LINK_SCHEMES:
         return uri
     start, separator, authority = address.partition("://")
     host = start + separator + authority.rpartition("@")[2]

@@ -327,15 +327,60 @@ def test_a_listing_tries_again_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store()
-    failing(monkeypatch, store, ZeroDivisionError())
+    def divide() -> float:
+        return 1 / 0
+
     with pytest.raises(ZeroDivisionError):
+        Store().retrying("s3://b/k", divide)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("size"), ValueError("none")], ids=repr)
+def test_whatever_a_call_of_a_backend_raises_is_the_worlds_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    naps = no_sleep(monkeypatch)
+    store = Store(StorageOptions(retries=2))
+    failing(monkeypatch, store, error, error, error)
+    with pytest.raises(InfrastructureError, match=r"A request to storage failed[\s\S]*bucket b"):
         store.read("s3://b/k")
+    assert len(naps) == 2
+
+
+def test_a_name_that_cannot_be_sent_is_no_object() -> None:
+    pytest.importorskip("gcsfs")
+    for uri in ("gs://bucket/\ud800.jpg", "http://[bad/a.jpg"):
+        with pytest.raises(FileNotFoundError):
+            Store(StorageOptions(retries=0, anonymous=True)).read(uri)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EINVAL, errno.EIO, errno.ESTALE])
+def test_a_fault_of_a_local_disk_names_its_number_and_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    no_sleep(monkeypatch)
+    store, path = Store(StorageOptions(retries=1)), tmp_path / "a.jpg"
+
+    def fail(*_: Any) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(store._backend(str(path)), "read", fail)
+    with pytest.raises(InfrastructureError) as caught:
+        store.read(str(path))
+    assert f"errno {number} {errno.errorcode[number]}" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "endpoint_url" not in str(caught.value)
 
 
 def test_an_unknown_kind_of_storage_names_itself(store: Store) -> None:
-    with pytest.raises(AccessError, match="nosuch://"):
-        store.read("nosuch://x/y")
+    for call in (store.read, lambda uri: list(store.list(uri))):
+        with pytest.raises(AccessError, match="nosuch://"):
+            call("nosuch://x/y")
+
+
+@pytest.mark.parametrize("root", ["memory://x/labels", "ftp://host/labels", "hf://datasets/a/b", "https://host/labels"])
+def test_a_label_set_is_refused_where_no_table_can_lie(store: Store, root: str) -> None:
+    with pytest.raises(AccessError, match=r"cannot lie at[\s\S]*output\.root"):
+        store.retrying(root, lambda: store.delta_options(root))
 
 
 def test_an_endpoint_without_a_scheme_is_refused() -> None:
