@@ -6,7 +6,6 @@ Knows asyncio and threads. Knows nothing of libraries of stores.
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -39,7 +38,7 @@ def limits_of(timeout_s: float) -> TimeLimits:
 
 
 async def within(total_s: float, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
-    """Return the result of a coroutine function. Cancel the call and raise TimeoutError after `total_s` seconds."""
+    """Return the result of a coroutine function. Cancel the call and raise ConnectionError after `total_s` seconds."""
     try:
         async with asyncio.timeout(total_s) as limit:
             return await function(*args, **kwargs)
@@ -50,7 +49,7 @@ async def within(total_s: float, function: Callable[..., Awaitable[T]], *args: A
 
 
 def in_thread(total_s: float, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Return the result of a function that runs in a thread of its own. Raise TimeoutError after `total_s` seconds.
+    """Return the result of a function that runs in a thread of its own. Raise ConnectionError after `total_s` seconds.
 
     A call that is late goes on in its thread, which does not keep the process from ending.
     """
@@ -71,5 +70,6 @@ def in_thread(total_s: float, function: Callable[..., T], *args: Any, **kwargs: 
         raise _too_late(total_s) from error
 
 
-def _too_late(total_s: float) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"no complete answer within {total_s:g} s")
+def _too_late(total_s: float) -> ConnectionError:
+    # Not a TimeoutError: fsspec's `sync` turns each into an error without a text.
+    return ConnectionError(f"no complete answer within {total_s:g} s")

@@ -10,6 +10,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,59 @@ def test_delta_options_come_from_options_and_environment(monkeypatch: pytest.Mon
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
     assert Store(StorageOptions(anonymous=True)).delta_options("s3://b/t")["AWS_SKIP_SIGNATURE"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (StorageOptions(requester_pays=True), {"AWS_REQUEST_PAYER": "true"}),
+        (StorageOptions(addressing="path"), {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}),
+        (
+            StorageOptions(endpoint_url="http://h:1", addressing="virtual"),
+            {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true", "AWS_ENDPOINT_URL": "http://h:1"},
+        ),
+        (
+            StorageOptions(sse="aws:kms", sse_kms_key_id="key"),
+            {"AWS_SERVER_SIDE_ENCRYPTION": "aws:kms", "AWS_SSE_KMS_KEY_ID": "key"},
+        ),
+    ],
+)
+def test_deltalake_gets_the_settings_of_s3(options: StorageOptions, expected: dict[str, str]) -> None:
+    given = Store(options).delta_options("s3://b/t")
+    assert {name: given.get(name) for name in expected} == expected
+
+
+def test_requests_to_s3_carry_payer_and_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    seen: list[tuple[str, str | None, str | None]] = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            seen.append(
+                (self.command, self.headers["x-amz-request-payer"], self.headers["x-amz-server-side-encryption"])
+            )
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        store = Store(StorageOptions(endpoint_url=address, requester_pays=True, sse="AES256", retries=0))
+        store.put("s3://b/k", b"x")
+        store.create("s3://b/k", b"x")
+        store.read("s3://b/k")
+        server.shutdown()
+    assert seen == [("PUT", "requester", "AES256"), ("PUT", "requester", "AES256"), ("GET", "requester", None)]
 
 
 def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expired(
