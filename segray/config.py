@@ -116,6 +116,9 @@ class ClusterSettings(_Section):
     autoscaling: bool = False
 
 
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+
+
 class StorageSettings(_Section):
     """Access to object storage. Keys and secrets come from the environment variables of each store."""
 
@@ -128,6 +131,7 @@ class StorageSettings(_Section):
     requester_pays: bool = StorageOptions.requester_pays
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = StorageOptions.sse
     sse_kms_key_id: str | None = Field(default=StorageOptions.sse_kms_key_id, min_length=1)
+    http_headers: Mapping[str, str] | None = StorageOptions.http_headers
 
     @field_validator("sse_kms_key_id")
     @classmethod
@@ -135,6 +139,16 @@ class StorageSettings(_Section):
         if key and not (info.data.get("sse") or "").startswith("aws:kms"):
             raise PydanticCustomError("sse", "needs storage.sse: aws:kms or aws:kms:dsse")
         return key
+
+    @field_validator("http_headers")
+    @classmethod
+    def _refuse_credentials(cls, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return the headers. Refuse headers that hold a secret, without repeating their values."""
+        secret = sorted({name for name in headers or {} if name.lower() in _SECRET_HEADERS})
+        if secret:
+            message = "{names} may hold a secret, and run records contain the configuration"
+            raise PydanticCustomError("secret", message, {"names": ", ".join(secret)})
+        return headers
 
     @field_validator("endpoint_url")
     @classmethod

@@ -91,10 +91,15 @@ class WithheldImage:
 
     index: position in the unit.
     reason: the error.
+    refused: whether storage refused access.
+    row_error: error of the failed row that the image gets if storage withholds it in every try. "" where storage serves
+        no other file: then the image is not at fault.
     """
 
     index: int
     reason: str
+    refused: bool = False
+    row_error: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from segray.errors import AccessError, InfrastructureError, LastingError, SegrayError
-from segray.storage.uris import AZURE_SCHEMES, GOOGLE_SCHEMES, LINK_SCHEMES, bucket_and_key, is_s3, redact, scheme
+from segray.storage.uris import AZURE_SCHEMES, GOOGLE_SCHEMES, HTTP_SCHEMES, bucket_and_key, is_s3, redact, scheme
 
 _MAX_FOUND_CHARS = 500  # characters of an error's text in a message
 
@@ -168,6 +168,7 @@ UNREACHABLE = ErrorClass(
     InfrastructureError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True
 )
 FAILED = replace(UNREACHABLE, what="A request to storage failed")
+SLOW_LINK = replace(UNREACHABLE, retryable=False)  # The whole image is tried again later.
 BUCKET_DENIED = ErrorClass(InfrastructureError, "Storage denies a bucket that exists", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
     LastingError,
@@ -248,6 +249,7 @@ TABLE: tuple[Row, ...] = (
     Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
     # Links by http and https. A 4xx concerns one link: the image is gone, or the link's signature has expired.
     Row(NO_LINK, ("LINK",), statuses={*range(400, 500)} - {408, 425, 429}),
+    Row(SLOW_LINK, ("segray.storage.http.LinkTimeoutError",)),
     Row(NOT_A_LINK, (f"{_AIOHTTP}.InvalidURL",)),
     # Replies of other stores: Azure, Google, Hugging Face and more.
     Row(ARCHIVED, _STORE, codes=("BlobArchived", "BlobBeingRehydrated")),
@@ -459,7 +461,7 @@ def _reply(error: Exception, names: Sequence[str], uri: str) -> Reply:
 def _source(uri: str) -> str:
     if is_s3(uri):
         return "S3"
-    return "LINK" if scheme(uri) in LINK_SCHEMES else "STORE"
+    return "LINK" if scheme(uri) in HTTP_SCHEMES else "STORE"
 
 
 def _classify(error: Exception, reply: Reply, names: tuple[str, ...]) -> ErrorClass | None:

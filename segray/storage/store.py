@@ -31,13 +31,14 @@ from segray.storage import azure, gcs, s3
 from segray.storage.backend import Backend, ListedObject
 from segray.storage.errors import StorageFailure, translate
 from segray.storage.fsspec_backend import FsspecBackend
-from segray.storage.http import HTTP_SCHEMES, HttpBackend
+from segray.storage.http import HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
 from segray.storage.uris import (
     AZURE_SCHEMES,
     GOOGLE_SCHEMES,
+    HTTP_SCHEMES,
     S3_SCHEMES,
     bucket_and_key,
     is_s3,
@@ -112,6 +113,10 @@ class Store:
         """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
 
+    def probe(self, uri: str) -> None:
+        """Read one byte of the object, without a retry; raise as `read` does."""
+        self._request(uri, lambda backend: backend.read(uri, 0, 1), 0)
+
     def reader(self, uri: str) -> BinaryIO:
         """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""
         if not scheme(uri):
@@ -182,11 +187,12 @@ class Store:
             )
         return {}
 
-    def _request(self, uri: str, call: Callable[[Backend], T]) -> T:
+    def _request(self, uri: str, call: Callable[[Backend], T], retries: int | None = None) -> T:
         """Return the result of `call` on the backend of `uri`. Retry after transient errors, and translate errors."""
-        retries = self.options.retries
-        if scheme(uri) in HTTP_SCHEMES:
-            retries = min(retries, _MAX_HTTP_RETRIES)
+        if retries is None:
+            retries = self.options.retries
+            if scheme(uri) in HTTP_SCHEMES:
+                retries = min(retries, _MAX_HTTP_RETRIES)
 
         def request() -> T:
             try:
