@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,6 +25,9 @@ from segray.storage.fsspec_backend import missing_package
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
 from segray.storage.uris import name, redact
+
+# Without a handler, Python prints the client's warnings between the lines of a command. Its errors say the same.
+logging.getLogger("azure").addHandler(logging.NullHandler())
 
 # Names of environment variables and of deltalake's options, by meaning. The first name that is set counts.
 VARIABLES = {

@@ -424,7 +424,12 @@ def translate(
     return StorageFailure(error_class, _exception(error_class, error, reply, uri))
 
 
-_OF_AN_EXISTING_BUCKET: Mapping[ErrorClass, ErrorClass] = {NO_BUCKET: BUCKET_DENIED, NO_CREDENTIALS: UNREACHABLE}
+# What a class becomes for a bucket that has answered. The service that gives credentials then fails.
+_OF_AN_EXISTING_BUCKET: Mapping[ErrorClass, ErrorClass] = {
+    NO_BUCKET: BUCKET_DENIED,
+    NO_CREDENTIALS: UNREACHABLE,
+    BAD_CREDENTIALS: UNREACHABLE,
+}
 
 
 def status_of(error: Exception) -> int:

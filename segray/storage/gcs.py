@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import uuid
 import weakref
@@ -25,6 +26,9 @@ from segray.storage.fsspec_backend import missing_package
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
 from segray.storage.uris import bucket_and_key, name, scheme
+
+# Without a handler, Python prints the traceback of each failed attempt between the lines of a command.
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 
 _SERVICE = "https://storage.googleapis.com"
 _FIELDS = "name,size,etag,md5Hash,generation"

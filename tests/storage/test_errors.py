@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import ftplib
+import importlib.util
+import os
 import subprocess
 import sys
 from itertools import product
@@ -38,7 +40,8 @@ def includes(row: Row, source: str) -> bool:
     """Return whether errors of this source are also errors of the row's."""
     if "." not in source:
         return source in row.source
-    return issubclass(class_named(source), tuple(class_named(other) for other in row.source if "." in other))
+    installed = [other for other in row.source if "." in other and importlib.util.find_spec(other.partition(".")[0])]
+    return issubclass(class_named(source), tuple(map(class_named, installed)))
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.source[0]} {row.means.what}")
@@ -266,3 +269,25 @@ def test_missing_credentials_of_a_bucket_that_has_answered_are_an_outage() -> No
 )
 def test_ftp_tells_its_own_codes(reply: str, kind: type[Exception]) -> None:
     assert isinstance(translated(ftplib.error_perm(reply), "ftp://h/x").exception, kind)
+
+
+@pytest.mark.parametrize(
+    ("uri", "module", "command"),
+    [
+        ("az://c/x", "azure.storage.blob.aio", "pip install 'segray[azure]'"),
+        ("gs://b/x", "gcsfs", "pip install 'segray[gcs]'"),
+        ("hf://datasets/a/b/x", "huggingface_hub", "pip install 'segray[hf]'"),
+        ("sftp://h/x", "paramiko", "pip install paramiko"),
+    ],
+)
+def test_a_missing_package_is_named_at_once(uri: str, module: str, command: str) -> None:
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from segray.errors import AccessError\n"
+        "from segray.storage.store import Store\n"
+        f"try: Store().read({uri!r})\n"
+        "except AccessError as error: print(error)\n"
+    )
+    env = {**os.environ, "AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=a2V5"}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=env)
+    assert command in done.stdout
