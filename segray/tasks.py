@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+# Stages at which an image may fail, as the column `stage` names them; and a word for all of them.
+STAGES = ("read", "decode", "infer", "postprocess", "process")
+ALL_STAGES = "all"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

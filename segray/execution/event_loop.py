@@ -44,6 +44,7 @@ from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.execution.staging import stage_failure
 from segray.instances import ImageFailure
 from segray.label_set import batches, commit, merge
+from segray.label_set.lease import HeldLease
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store
@@ -59,22 +60,26 @@ class RunContext:
     """The values that all steps of a run share.
 
     options: access to storage.
-    store: storage of images and of the label set.
+    store: storage of the label set.
+    source_store: storage of the images.
     identity: identity of the label set.
     listener: receives the progress.
     retry_s: seconds before an image that storage withheld is tried again.
     tracker: progress of this process; changes while the run goes on.
     facts: the facts of each worker that joined; grows while the run goes on.
+    lease: the lease of the label set; None without one.
     """
 
     config: Config
     options: StorageOptions
     store: Store
+    source_store: Store
     identity: LabelSetIdentity
     listener: ProgressListener
     retry_s: float = Policy.retry_s
     tracker: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
+    lease: HeldLease | None = None
 
     @property
     def root(self) -> str:
@@ -110,6 +115,8 @@ class RunContext:
             "seconds": {name: round(value, 3) for name, value in self.counters.seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in self.counters.cpu_seconds.items()},
         }
+        if self.config.source.storage is not None:
+            record["source_storage"] = self.config.source_storage_values()
         run.save(self.store, record)
 
     def provenance(self, run: Run) -> dict[str, Any]:
@@ -225,6 +232,8 @@ class RunLoop:
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
             signals.check()
+            if self._context.lease is not None:
+                self._context.lease.check()
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
                     self._handle(event)

@@ -81,10 +81,11 @@ class Labeller:
 
     model: the compiled model.
     settings: limits of the work.
-    store: storage of images and staged files.
+    store: storage of staged files.
     staged: folder of staged files.
     in_flight_log: file for the images in flight; see InFlightTracker.
     memory: budgets of files and pixels; by default those for settings.cores.
+    source_store: storage of the images; None for `store`.
     """
 
     def __init__(
@@ -96,17 +97,18 @@ class Labeller:
         *,
         in_flight_log: Path | None = None,
         memory: ImageMemory | None = None,
+        source_store: Store | None = None,
     ) -> None:
         memory = memory or ImageMemory.for_cores(settings.cores)
         self._labels, self._store, self._staged = model.adapter.labels, store, staged
-        self._files = Files(store, settings.limits, memory.files)
+        self._files = Files(source_store or store, settings.limits, memory.files)
         self._steps = ImageSteps(model, settings, memory.pixels)
         self._threads = model.engine.requests + max(4, 2 * settings.cores)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="image")
         self._submitting = threading.Lock()
         self._tracker = InFlightTracker(in_flight_log)
         self._cpu = ProcessCpu()
-        self._served_files = ServedFiles(store)
+        self._served_files = ServedFiles(source_store or store)
 
     def progress(self) -> Progress:
         """Return the number of images finished so far, and the images in flight."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from fsspec.asyn import get_loop, sync
 
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, ListedObject
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.fsspec_backend import missing_package
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
@@ -189,7 +189,7 @@ class AzureBackend:
             return [blob async for blob in page], cast(Any, pages).continuation_token
         return [], None
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
         _, folder = _container_and_folder(uri)
         root = _root(uri)
         for page in self._pages(uri, prefix, attempt, is_deep=True):

@@ -21,7 +21,7 @@ import aiohttp
 from fsspec.asyn import get_loop, sync
 from yarl import URL
 
-from segray.storage.backend import Attempt, ListedObject
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.fsspec_backend import missing_package
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
@@ -120,7 +120,7 @@ class GcsBackend:
                 return
             parameters["pageToken"] = page["nextPageToken"]
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
         bucket, folder = _bucket_and_folder(uri)
         root = f"{scheme(uri)}://{bucket}"
         for page in self._pages(uri, prefix, "", attempt):

@@ -28,7 +28,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from segray.errors import AccessError
 from segray.storage import azure, gcs, s3
-from segray.storage.backend import Backend, ListedObject
+from segray.storage.addresses import ROOT_SCHEMES
+from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
 from segray.storage.errors import StorageFailure, translate
 from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.http import HttpBackend
@@ -47,7 +48,7 @@ from segray.storage.uris import (
     scheme,
 )
 
-__all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
+__all__ = ["ListedObject", "StorageOptions", "Store", "Walk", "bounded_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,14 +77,15 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[StorageOptions]]:
         return Store, (self.options,)
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
+    def list(self, uri: str, *, prefix: str = "", walk: Walk = WHOLE_TREE) -> Iterator[ListedObject]:
         """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
-        Memory never holds the complete listing. A missing folder raises FileNotFoundError in a file system with
+        walk: the folders to enter, and what happens to entries that cannot be listed. Memory never holds the complete
+        listing. A missing folder raises FileNotFoundError in a file system with
         folders. In an object store a missing folder is empty.
         """
         backend = self._attempts(uri, lambda: self._backend(uri), self.options.retries, from_backend=True)
-        return backend.entries(uri, prefix, partial(self._request, uri))
+        return backend.entries(uri, prefix, partial(self._request, uri), walk)
 
     def names(self, uri: str) -> builtins.list[str]:
         """Return the sorted names directly below a small folder, including subfolders; empty for a missing folder."""
@@ -178,7 +180,7 @@ class Store:
             return azure.delta_options(uri, self.options)
         if kind in GOOGLE_SCHEMES:
             return gcs.delta_options(self.options)
-        if kind:
+        if kind and kind not in ROOT_SCHEMES:
             raise AccessError(
                 f"A label set cannot lie at a {kind}:// URL",
                 where=redact(uri),
