@@ -22,7 +22,8 @@ from web import Web
 
 # The files that take longest first: who begins last decides when all have ended.
 LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults",
-           "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts", "s3", "session", "quantize", "forks", "store",
+           "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts",
+           "s3", "session", "quantize", "forks", "store",
            "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
 
 
