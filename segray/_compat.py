@@ -181,6 +181,14 @@ def path_in(filesystem: Any, uri: str) -> str:
     return str(filesystem._strip_protocol(uri))
 
 
+def coroutine_method(filesystem: Any, name: str) -> Any:
+    """Return the coroutine function behind a method of an asynchronous fsspec file system.
+
+    The public method cannot be given a time limit. fsspec documents the coroutines under private names.
+    """
+    return getattr(filesystem, f"_{name}")
+
+
 def load_session(session: Any) -> None:
     """Create the components of a botocore session that botocore creates on first use.
 

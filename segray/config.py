@@ -23,6 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -74,7 +75,7 @@ _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "
 
 
 class StorageSettings(_Section):
-    """Access to object storage. Key and secret come from the usual AWS environment variables."""
+    """Access to object storage. Keys and secrets come from the environment variables of each store."""
 
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
@@ -82,6 +83,17 @@ class StorageSettings(_Section):
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
     http_headers: Mapping[str, str] | None = StorageOptions.http_headers
+    addressing: Literal["auto", "path", "virtual"] = StorageOptions.addressing
+    requester_pays: bool = StorageOptions.requester_pays
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = StorageOptions.sse
+    sse_kms_key_id: str | None = Field(default=StorageOptions.sse_kms_key_id, min_length=1)
+
+    @field_validator("sse_kms_key_id")
+    @classmethod
+    def _check_encryption(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if key and not (info.data.get("sse") or "").startswith("aws:kms"):
+            raise PydanticCustomError("sse", "needs storage.sse: aws:kms or aws:kms:dsse")
+        return key
 
     @field_validator("http_headers")
     @classmethod

@@ -6,18 +6,24 @@ import os
 import time
 from collections.abc import Iterator
 
+import azurite as azurite_server
+import gcs_emulator
 import heads
 import properties
 import pytest
 import swift_server
 import web as web_server
+from azurite import Azurite
+from gcs_emulator import Emulator
 from hypothesis import settings
+from ports import free_port
 from swift_server import Swift
 from web import Web
 
 # The files that take longest first: who begins last decides when all have ended.
-LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults", "end_to_end",
-           "wrapped", "tensorflow", "crashing_images", "short_scripts", "s3", "session", "quantize", "forks", "store",
+LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults",
+           "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts",
+           "s3", "session", "quantize", "forks", "store",
            "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
 
 
@@ -93,3 +99,42 @@ def shared_ray(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def own_ray(shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A private cluster for each command of a test, in a module that shares one."""
     monkeypatch.delenv("RAY_ADDRESS")
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """A real Azure Blob Storage server for the whole session."""
+    pytest.importorskip("azure.storage.blob", reason="Azure's client is in the extra azure")
+    with azurite_server.serve(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def azure_env(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """The same server, named by AZURE_STORAGE_CONNECTION_STRING alone."""
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "AZURITE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azurite.connection_string())
+    return azurite
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """An emulator of Google Cloud Storage for the whole session."""
+    pytest.importorskip("gcsfs", reason="gcsfs is in the extra gcs")
+    pytest.importorskip(
+        gcs_emulator.PACKAGE, reason="the emulator of Google Cloud Storage is a package of the extra dev"
+    )
+    taken: set[int] = set()
+    ports = free_port(taken), free_port(taken)
+    with gcs_emulator.serve(tmp_path_factory.mktemp("gcs"), ports) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def gcs_env(gcs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """The same emulator, named by STORAGE_EMULATOR_HOST alone."""
+    for name in [name for name in os.environ if name.startswith("GOOGLE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.endpoint_url)
+    return gcs

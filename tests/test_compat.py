@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -343,6 +344,15 @@ def test_fsspec_names_an_object_within_its_file_system(uri: str, path: str) -> N
     """Seen in fsspec 2026.9.0: AbstractFileSystem._strip_protocol."""
     files = fsspec.filesystem(uri.partition("://")[0], skip_instance_cache=True)
     assert _compat.path_in(files, uri) == path
+
+
+@seen_in("fsspec", "2026.9.0")
+def test_an_asynchronous_file_system_has_coroutines_under_private_names() -> None:
+    """Seen in fsspec 2026.9.0: AsyncFileSystem._cat_file and the others that public methods call."""
+    files = fsspec.filesystem("http", skip_instance_cache=True)
+    assert files.async_impl
+    for name in ("ls", "info", "cat_file", "pipe_file", "makedirs", "rm_file"):
+        assert inspect.iscoroutinefunction(_compat.coroutine_method(files, name))
 
 
 @seen_in("botocore", "1.43.117")

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -23,7 +23,8 @@ import pyarrow.fs as pafs
 from fsspec import AbstractFileSystem
 
 from segray._compat import call_before_threads_end, skip_arrow_s3_wait_at_exit
-from segray.storage.uris import absolute, scheme
+from segray.storage import azure
+from segray.storage.uris import AZURE_SCHEMES, GOOGLE_SCHEMES, S3_SCHEMES, absolute, scheme
 
 _DRAIN_S = 10.0
 _QUIET_S = 0.5
@@ -32,23 +33,9 @@ _QUIET_S = 0.5
 _S3_OPTIONS = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ALLOW_HTTP", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_SKIP_SIGNATURE",
+    "AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID",  # of written objects alone
     "AWS_CONDITIONAL_PUT", "AWS_S3_ALLOW_UNSAFE_RENAME", "timeout", "max_retries",
 }  # fmt: skip
-# Names of deltalake's options and environment variables, by the parameter of Arrow's client.
-_AZURE_VARIABLES = {
-    "account_name": ("AZURE_STORAGE_ACCOUNT_NAME",),
-    "account_key": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY"),
-    "sas_token": ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"),
-    "client_id": ("AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID"),
-    "client_secret": ("AZURE_STORAGE_CLIENT_SECRET", "AZURE_CLIENT_SECRET"),
-    "tenant_id": ("AZURE_STORAGE_TENANT_ID", "AZURE_TENANT_ID", "AZURE_STORAGE_AUTHORITY_ID"),
-}
-_AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-_AZURE_EMULATOR = "AZURE_STORAGE_USE_EMULATOR"
-# The fixed account of the emulator Azurite, from its documentation.
-_AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-_AZURITE = {"account_name": "devstoreaccount1", "account_key": _AZURITE_KEY}
-_AZURITE_HOST = "127.0.0.1:10000"
 # With one of these variables, deltalake uses credentials that Arrow's client cannot use.
 _GOOGLE_UNSUPPORTED = {
     "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL",
@@ -65,8 +52,8 @@ def native(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
     kind = scheme(uri)
     if not kind:
         return pafs.SubTreeFileSystem(absolute(uri), pafs.LocalFileSystem())
-    connect = {"s3": _s3, "s3a": _s3, "gs": _google, "gcs": _google}.get(kind)
-    connect = _azure if kind in ("az", "azure", "abfs", "abfss", "adl") else connect
+    by_schemes = ((S3_SCHEMES, _s3), (GOOGLE_SCHEMES, _google), (AZURE_SCHEMES, _azure))
+    connect = next((function for schemes, function in by_schemes if kind in schemes), None)
     return None if connect is None else connect(uri, options)
 
 
@@ -84,12 +71,12 @@ def _s3(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
         access_key=options.get("AWS_ACCESS_KEY_ID"),
         secret_key=options.get("AWS_SECRET_ACCESS_KEY"),
         session_token=options.get("AWS_SESSION_TOKEN"),
-        anonymous=_is_on(options.get("AWS_SKIP_SIGNATURE")),
+        anonymous=azure.is_on(options.get("AWS_SKIP_SIGNATURE")),
         region=options.get("AWS_REGION") or options.get("AWS_DEFAULT_REGION"),
         scheme=kind,
         endpoint_override=host or None,
         proxy_options=_proxy(kind, host or "amazonaws.com"),
-        force_virtual_addressing=_is_on(options.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")),
+        force_virtual_addressing=azure.is_on(options.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")),
         connect_timeout=min(10.0, timeout_s),
         request_timeout=timeout_s,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=7),
@@ -105,30 +92,29 @@ def _google(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
 
 
 def _azure(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
-    supported = {name for names in _AZURE_VARIABLES.values() for name in names}
-    supported |= {*_AZURE_ENDPOINTS, _AZURE_EMULATOR, "AZURE_ALLOW_HTTP", "timeout", "max_retries"}
+    supported = {name for names in azure.VARIABLES.values() for name in names}
+    supported |= {*azure.ENDPOINTS, azure.EMULATOR, "AZURE_ALLOW_HTTP", "timeout", "max_retries"}
     if not set(options) <= supported:
         return None
     if not hasattr(pafs, "AzureFileSystem"):
         return None
     settings = {**os.environ, **options}
-
-    def first_setting(names: Sequence[str]) -> str | None:
-        return next((settings[name] for name in names if settings.get(name)), None)
-
-    account = {parameter: first_setting(names) for parameter, names in _AZURE_VARIABLES.items()}
+    account = {parameter: azure.first_setting(settings, names) for parameter, names in azure.VARIABLES.items()}
     address = urlsplit(uri)
     container, _, host = address.netloc.partition("@")
     if host:  # abfss://container@account.dfs.core.windows.net/path
         account["account_name"] = host.split(".")[0]
-    endpoint = urlsplit(first_setting(_AZURE_ENDPOINTS) or "")
+    endpoint = urlsplit(azure.first_setting(settings, azure.ENDPOINTS) or "")
     kind, authority = endpoint.scheme, endpoint.netloc
-    if _is_on(settings.get(_AZURE_EMULATOR)):
-        kind, authority = kind or "http", authority or _AZURITE_HOST
-        account |= {key: account[key] or value for key, value in _AZURITE.items()}
+    if azure.is_on(settings.get(azure.EMULATOR)):
+        kind, authority = kind or "http", authority or azure.AZURITE_HOST
+        account |= {key: account[key] or value for key, value in azure.AZURITE.items()}
     if not account["account_name"]:
         return None
-    authorities = dict.fromkeys(("blob_storage_authority", "dfs_storage_authority"), authority or None)
+    # Arrow's client puts the account before an authority that starts with a dot, and into the path after any other.
+    authority = authority.removeprefix(account["account_name"]) if not endpoint.path.strip("/") else authority
+    dfs_authority = authority.replace(".blob.", ".dfs.", 1) if authority.startswith(".") else authority
+    authorities = {"blob_storage_authority": authority or None, "dfs_storage_authority": dfs_authority or None}
     schemes = dict.fromkeys(("blob_storage_scheme", "dfs_storage_scheme"), kind or None)
     parameters = {name: value for name, value in (account | authorities | schemes).items() if value}
     filesystem = pafs.AzureFileSystem(**parameters)
@@ -137,10 +123,6 @@ def _azure(uri: str, options: Mapping[str, str]) -> pafs.FileSystem | None:
 
 def _path_of(uri: str) -> str:
     return uri.partition("://")[2].rstrip("/")
-
-
-def _is_on(text: str | None) -> bool:
-    return (text or "").lower() in ("true", "1", "yes", "on")
 
 
 def _proxy(kind: str, host: str) -> str | None:

@@ -23,12 +23,12 @@ from segray.errors import AccessError
 from segray.storage.backend import ListedObject
 from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.options import StorageOptions
-from segray.storage.uris import name
+from segray.storage.time_limits import limits_of
+from segray.storage.uris import name, scheme
 
 T = TypeVar("T")
 
-_CONNECT_S, _SILENCE_S = 10.0, 20.0
-_TOTAL_IN_SILENCES = 5  # Longest duration of a request, as a multiple of the longest silence.
+_SILENCE_S = 20.0
 _LEAST_BYTES_PER_S = 2_000  # A body that is slower for the longest silence is given up.
 _REQUESTS_PER_HOST = 8
 _CHUNK_BYTES = 1 << 18
@@ -45,16 +45,17 @@ class LinkTimeoutError(aiohttp.ClientError):
 class HttpBackend(FsspecBackend):
     """Links by http or https, which can only be read.
 
-    A request fails after _CONNECT_S without a connection, or after `timeout_s` (at most _SILENCE_S) without a byte or
-    below _LEAST_BYTES_PER_S. A request also fails if it takes more than _TOTAL_IN_SILENCES times the longest silence.
+    A request fails after `timeout_s` (at most _SILENCE_S) without a byte or below _LEAST_BYTES_PER_S. time_limits.py
+    has the other limits.
     """
 
-    def __init__(self, scheme: str, options: StorageOptions) -> None:
-        super().__init__(scheme)
-        silence_s = self._silence_s = min(_SILENCE_S, options.timeout_s)
+    def __init__(self, uri: str, options: StorageOptions) -> None:
+        limits = limits_of(min(_SILENCE_S, options.timeout_s))
+        self._silence_s = limits.silence_s
         self._timeout = aiohttp.ClientTimeout(
-            total=_TOTAL_IN_SILENCES * silence_s, sock_connect=min(_CONNECT_S, silence_s), sock_read=silence_s
+            total=limits.total_s, sock_connect=limits.connect_s, sock_read=limits.silence_s
         )
+        super().__init__(f"{scheme(uri)}://any", options, client_kwargs={"timeout": self._timeout})
         self._headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
         self._headers |= options.http_headers or {}
         self._session: aiohttp.ClientSession | None = None
@@ -91,7 +92,10 @@ class HttpBackend(FsspecBackend):
     @asynccontextmanager
     async def _get(self, uri: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the reply to a GET. Raise aiohttp.ClientError without a reply, or for a status of 400 or more."""
-        url = URL(uri, encoded="%" in uri and uri.isascii())
+        try:
+            url = URL(uri, encoded="%" in uri and uri.isascii())
+        except ValueError as error:
+            raise aiohttp.InvalidURL(uri, str(error)) from error
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._request_slots[url.host])
             try:

@@ -21,6 +21,7 @@ from segray.errors import AccessError
 from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.errors import status_of
 from segray.storage.options import StorageOptions
+from segray.storage.time_limits import limits_of, within
 from segray.storage.uris import bucket_and_key, parent, scheme
 
 
@@ -32,9 +33,10 @@ class S3Backend:
     """
 
     def __init__(self, options: StorageOptions) -> None:
+        limits = limits_of(options.timeout_s)
         config: dict[str, Any] = {
-            "connect_timeout": min(10.0, options.timeout_s),
-            "read_timeout": options.timeout_s,
+            "connect_timeout": limits.connect_s,
+            "read_timeout": limits.silence_s,
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "max_pool_connections": 64,
         }
@@ -44,9 +46,15 @@ class S3Backend:
                 endpoint_shown = repr(endpoint.rpartition("@")[2].partition("?")[0])
                 hint = "write storage.endpoint_url as http://host:port"
                 raise AccessError("Not an endpoint", found=endpoint_shown, hint=hint)
-            # S3-compatible servers seldom have a host name for each bucket, and some refuse chunked checksums.
-            config["s3"] = {"addressing_style": "path"}
+            # Some S3-compatible servers refuse chunked checksums.
             config |= dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
+        if _uses_paths(options):
+            config["s3"] = {"addressing_style": "path"}
+        elif options.addressing == "virtual":
+            config["s3"] = {"addressing_style": "virtual"}
+        self._limits = limits
+        self._reading = {"RequestPayer": "requester"} if options.requester_pays else {}
+        self._writing = self._reading | _encryption(options)
         self._fs = s3fs.S3FileSystem(
             anon=options.anonymous,
             endpoint_url=endpoint,
@@ -57,7 +65,8 @@ class S3Backend:
         )
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        return cast(dict[str, Any], sync(self._fs.loop, self._request, method, parameters))
+        total_s = self._limits.for_upload(len(parameters.get("Body", b"")))
+        return cast(dict[str, Any], sync(self._fs.loop, within, total_s, self._request, method, parameters))
 
     async def _request(self, method: str, parameters: Mapping[str, Any]) -> Any:
         client = await s3_client(self._fs)
@@ -70,6 +79,7 @@ class S3Backend:
     def _pages(self, uri: str, prefix: str, delimiter: str, attempt: Attempt) -> Iterator[dict[str, Any]]:
         bucket, folder = _bucket_and_folder(uri)
         parameters: dict[str, Any] = {"Bucket": bucket, "Prefix": folder + prefix, "Delimiter": delimiter}
+        parameters |= self._reading
         while True:
             page = attempt(lambda backend: backend._call("list_objects_v2", **parameters))
             yield page
@@ -94,14 +104,14 @@ class S3Backend:
 
     def stat(self, uri: str) -> ListedObject:
         bucket, key = _bucket_and_object(uri)
-        reply = self._call("head_object", Bucket=bucket, Key=key)
+        reply = self._call("head_object", Bucket=bucket, Key=key, **self._reading)
         return _object_entry(bucket, key, parent(key) + "/" if "/" in key else "", reply)
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
         bucket, key = _bucket_and_object(uri)
         part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
         try:
-            return cast(bytes, self._call("get_object", Bucket=bucket, Key=key, **part)["Body"])
+            return cast(bytes, self._call("get_object", Bucket=bucket, Key=key, **part, **self._reading)["Body"])
         except ClientError as error:
             if status_of(error) == 416:  # no such range: an empty object
                 return b""
@@ -109,19 +119,19 @@ class S3Backend:
 
     def put(self, uri: str, data: bytes) -> None:
         bucket, key = _bucket_and_object(uri)
-        self._call("put_object", Bucket=bucket, Key=key, Body=data)
+        self._call("put_object", Bucket=bucket, Key=key, Body=data, **self._writing)
 
     def create(self, uri: str, data: bytes) -> None:
         bucket, key = _bucket_and_object(uri)
         try:
-            self._call("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            self._call("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", **self._writing)
         except ClientError as error:
             if status_of(error) != 412:
                 raise
 
     def delete(self, uri: str) -> None:
         bucket, key = _bucket_and_object(uri)
-        self._call("delete_object", Bucket=bucket, Key=key)
+        self._call("delete_object", Bucket=bucket, Key=key, **self._reading)
 
 
 def _bucket_and_folder(uri: str) -> tuple[str, str]:
@@ -139,6 +149,17 @@ def _bucket_and_object(uri: str) -> tuple[str, str]:
 def _object_entry(bucket: str, key: str, folder: str, reply: Mapping[str, Any]) -> ListedObject:
     size = reply["Size"] if "Size" in reply else reply["ContentLength"]
     return ListedObject(f"s3://{bucket}/{key}", key.removeprefix(folder), reply.get("ETag", "").strip('"'), size)
+
+
+def _uses_paths(options: StorageOptions) -> bool:
+    """Return whether requests name the bucket in the path. S3-compatible servers seldom have a host for each bucket."""
+    return options.addressing == "path" or (options.addressing == "auto" and bool(_endpoint(options)))
+
+
+def _encryption(options: StorageOptions) -> dict[str, str]:
+    """Return the parameters that ask S3 to encrypt a written object."""
+    parameters = {"ServerSideEncryption": options.sse, "SSEKMSKeyId": options.sse_kms_key_id}
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _endpoint(options: StorageOptions) -> str | None:
@@ -171,7 +192,15 @@ def delta_options(options: StorageOptions) -> dict[str, str]:
     if endpoint := _endpoint(options):
         allow_http = str(endpoint.lower().startswith("http://")).lower()
         storage_options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": allow_http}
-        storage_options |= {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}
+    if _endpoint(options) or options.addressing != "auto":
+        is_virtual = str(options.addressing == "virtual").lower()
+        storage_options |= {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": is_virtual}
+    if options.requester_pays:
+        storage_options["AWS_REQUEST_PAYER"] = "true"
+    if options.sse:
+        storage_options["AWS_SERVER_SIDE_ENCRYPTION"] = options.sse
+    if options.sse_kms_key_id:
+        storage_options["AWS_SSE_KMS_KEY_ID"] = options.sse_kms_key_id
     if options.anonymous:
         return storage_options | {"AWS_SKIP_SIGNATURE": "true"}
     credentials = session.get_credentials()

@@ -13,6 +13,7 @@ or a full disk, and is retried if a retry may help. errors.py has the table.
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 import threading
@@ -25,15 +26,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from segray.storage import s3
+from segray.errors import AccessError
+from segray.storage import azure, gcs, s3
+from segray.storage.addresses import ROOT_SCHEMES
 from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
-from segray.storage.errors import translate
+from segray.storage.errors import StorageFailure, translate
 from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.http import HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
-from segray.storage.uris import HTTP_SCHEMES, S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
+from segray.storage.uris import (
+    AZURE_SCHEMES,
+    GOOGLE_SCHEMES,
+    HTTP_SCHEMES,
+    S3_SCHEMES,
+    bucket_and_key,
+    is_s3,
+    local_path,
+    redact,
+    scheme,
+)
 
 __all__ = ["ListedObject", "StorageOptions", "Store", "Walk", "bounded_map"]
 
@@ -57,7 +70,7 @@ class Store:
     def __init__(self, options: StorageOptions | None = None, existing_uris: Iterable[str] = ()) -> None:
         self.options = options or StorageOptions()
         self._existing_buckets = {bucket_and_key(uri)[0] for uri in existing_uris}
-        self._backends: dict[str, Backend] = {}
+        self._backends: dict[tuple[str, str], Backend] = {}
         self._lock = threading.Lock()
         _stores.add(self)
 
@@ -71,7 +84,8 @@ class Store:
         listing. A missing folder raises FileNotFoundError in a file system with
         folders. In an object store a missing folder is empty.
         """
-        return self._backend(uri).entries(uri, prefix, partial(self._request, uri), walk)
+        backend = self._attempts(uri, lambda: self._backend(uri), self.options.retries, from_backend=True)
+        return backend.entries(uri, prefix, partial(self._request, uri), walk)
 
     def names(self, uri: str) -> builtins.list[str]:
         """Return the sorted names directly below a small folder, including subfolders; empty for a missing folder."""
@@ -147,45 +161,72 @@ class Store:
         lost. The call makes several requests, and each can fail. The call therefore gets more attempts than a single
         request.
         """
-        return self._request(uri, lambda _: call(), _REQUESTS_PER_CALL * self.options.retries)
+        return self._attempts(uri, lambda: self._answered(uri, call()), _REQUESTS_PER_CALL * self.options.retries)
 
     def translated(self, uri: str, call: Callable[[], T]) -> T:
         """Return the result of `call`. Translate its errors, but do not retry: the call retries by itself."""
-        return self._request(uri, lambda _: call(), 0)
+        return self._attempts(uri, lambda: self._answered(uri, call()), 0)
 
     def delta_options(self, uri: str) -> dict[str, str]:
         """Return deltalake's storage_options for the bucket or folder of `uri`.
 
-        The options contain the secret key: never log or store them.
+        The options contain the secret key: never log or store them. Raises AccessError for storage that cannot hold a
+        label set.
         """
-        return s3.delta_options(self.options) if is_s3(uri) else {}
+        kind = scheme(uri)
+        if is_s3(uri):
+            return s3.delta_options(self.options)
+        if kind in AZURE_SCHEMES:
+            return azure.delta_options(uri, self.options)
+        if kind in GOOGLE_SCHEMES:
+            return gcs.delta_options(self.options)
+        if kind and kind not in ROOT_SCHEMES:
+            raise AccessError(
+                f"A label set cannot lie at a {kind}:// URL",
+                where=redact(uri),
+                found="its tables need a local folder, S3, Azure or Google Cloud Storage",
+                hint="set `output.root` to a folder, or to a URL of s3://, az://, abfss:// or gs://",
+            )
+        return {}
 
     def _request(self, uri: str, call: Callable[[Backend], T], retries: int | None = None) -> T:
         """Return the result of `call` on the backend of `uri`. Retry after transient errors, and translate errors."""
-        bucket = bucket_and_key(uri)[0]
         if retries is None:
             retries = self.options.retries
             if scheme(uri) in HTTP_SCHEMES:
                 retries = min(retries, _MAX_HTTP_RETRIES)
 
         def request() -> T:
-            answer = call(self._backend(uri))
-            self._existing_buckets.add(bucket)
-            return answer
+            try:
+                return self._answered(uri, call(self._backend(uri)))
+            except UnicodeError as error:  # No store has an object of a name that cannot be sent.
+                raise FileNotFoundError(errno.ENOENT, f"not a name of an object: {error}", redact(uri)) from error
 
-        return retrying(
-            request,
-            retries,
-            lambda error: translate(error, uri, bucket_exists=bucket in self._existing_buckets),
-            self._renew_credentials,
-        )
+        return self._attempts(uri, request, retries, from_backend=True)
+
+    def _attempts(self, uri: str, call: Callable[[], T], retries: int, *, from_backend: bool = False) -> T:
+        """Return the result of `call`. Retry after transient errors, and translate errors.
+
+        from_backend: whether `call` only calls a backend, so that each of its errors is one of storage.
+        """
+
+        def failure_of(error: Exception) -> StorageFailure | None:
+            bucket_exists = bucket_and_key(uri)[0] in self._existing_buckets
+            return translate(error, uri, bucket_exists=bucket_exists, from_backend=from_backend)
+
+        return retrying(call, retries, failure_of, self._renew_credentials)
+
+    def _answered(self, uri: str, answer: T) -> T:
+        """Return an answer of the store. The bucket that has given it exists."""
+        self._existing_buckets.add(bucket_and_key(uri)[0])
+        return answer
 
     def _backend(self, uri: str) -> Backend:
-        kind = scheme(uri)
+        place = _place(uri)
         with self._lock:
-            if kind not in self._backends:
-                self._backends[kind] = _connect(kind, self.options)
-            return self._backends[kind]
+            if place not in self._backends:
+                self._backends[place] = _connect(uri, self.options)
+            return self._backends[place]
 
     def _renew_credentials(self) -> None:
         """Make the next request connect anew, with the credentials of that moment."""
@@ -194,12 +235,26 @@ class Store:
             self._backends.clear()
 
 
-def _connect(kind: str, options: StorageOptions) -> Backend:
+def _place(uri: str) -> tuple[str, str]:
+    """Return the scheme, and the host where a backend serves a single host. URIs of one place share a backend."""
+    kind = scheme(uri)
+    shares_a_backend = kind in ("", *S3_SCHEMES, *GOOGLE_SCHEMES, *HTTP_SCHEMES)
+    return kind, "" if shares_a_backend else bucket_and_key(uri)[0]
+
+
+def _connect(uri: str, options: StorageOptions) -> Backend:
+    kind = scheme(uri)
     if not kind:
         return LocalBackend()
+    if kind in (*S3_SCHEMES, *AZURE_SCHEMES, *GOOGLE_SCHEMES) and not bucket_and_key(uri)[0]:
+        raise AccessError("No bucket in the URL", where=uri, hint=f"write {kind}://BUCKET/KEY, with two slashes")
     if kind in S3_SCHEMES:
         return s3.S3Backend(options)
-    return HttpBackend(kind, options) if kind in HTTP_SCHEMES else FsspecBackend(kind)
+    if kind in AZURE_SCHEMES:
+        return azure.AzureBackend(uri, options)
+    if kind in GOOGLE_SCHEMES:
+        return gcs.GcsBackend(uri, options)
+    return HttpBackend(uri, options) if kind in HTTP_SCHEMES else FsspecBackend(uri, options)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

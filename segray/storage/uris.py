@@ -9,6 +9,8 @@ import errno
 import os
 
 S3_SCHEMES = ("s3", "s3a")
+AZURE_SCHEMES = ("az", "azure", "abfs", "abfss", "adl")
+GOOGLE_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
 
 

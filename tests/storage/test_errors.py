@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import ftplib
+import importlib.util
+import os
 import subprocess
 import sys
 from itertools import product
@@ -37,7 +40,8 @@ def includes(row: Row, source: str) -> bool:
     """Return whether errors of this source are also errors of the row's."""
     if "." not in source:
         return source in row.source
-    return issubclass(class_named(source), tuple(class_named(other) for other in row.source if "." in other))
+    installed = [other for other in row.source if "." in other and importlib.util.find_spec(other.partition(".")[0])]
+    return issubclass(class_named(source), tuple(map(class_named, installed)))
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.source[0]} {row.means.what}")
@@ -130,3 +134,160 @@ def test_the_table_loads_no_library() -> None:
     program = "import sys, segray.storage.errors; print(*{name.partition('.')[0] for name in sys.modules})"
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert not {"botocore", "aiohttp", "fsspec", "s3fs"} & set(told.stdout.split())
+
+
+# ---- other stores ---------------------------------------------------------------------------------
+
+
+def azure_error(kind: str, status: int | None, code: str = "", message: str = "Said") -> Exception:
+    module = pytest.importorskip("azure.core.exceptions")
+    error = getattr(module, kind)(message)
+    error.status_code, error.error_code = status, code
+    return error
+
+
+def google_error(status: int) -> Exception:
+    return pytest.importorskip("gcsfs.retry").HttpError({"code": status, "message": "Said"})
+
+
+def hub_error(status: int) -> Exception:
+    errors = pytest.importorskip("huggingface_hub.errors")
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return errors.HfHubHTTPError("Said", response=response)
+
+
+def hidden(error: Exception) -> Exception:
+    """An error that a file system of fsspec has turned into one of Python."""
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise FileNotFoundError("a/b") from cause
+    except FileNotFoundError as shown:
+        return shown
+
+
+REPLIES = [
+    (404, FileNotFoundError, False),
+    (410, FileNotFoundError, False),
+    (401, AccessError, False),
+    (403, AccessError, False),
+    (408, InfrastructureError, True),
+    (429, InfrastructureError, True),
+    (500, InfrastructureError, True),
+    (503, InfrastructureError, True),
+]
+STORES = {
+    "az://c/k": lambda status: azure_error("HttpResponseError", status),
+    "gs://b/k": google_error,
+    "hf://datasets/a/b/k": hub_error,
+    "webdav://h/k": lambda status: refusal(status),
+    "github://a:b@main/k": lambda status: hidden(hub_error(status)),
+}
+HINTS = {"az": "AZURE_STORAGE_CONNECTION_STRING", "gs": "GOOGLE_APPLICATION_CREDENTIALS", "hf": "HF_TOKEN"}
+
+
+@pytest.mark.parametrize("uri", STORES)
+@pytest.mark.parametrize(("status", "kind", "retryable"), REPLIES)
+def test_a_reply_of_any_store_is_told_by_its_status(
+    uri: str, status: int, kind: type[Exception], retryable: bool
+) -> None:
+    failure = translate(STORES[uri](status), uri, from_backend=True)
+    assert failure is not None
+    assert isinstance(failure.exception, kind)
+    assert failure.error_class.retryable is retryable
+    if kind is AccessError:
+        assert HINTS.get(uri.partition(":")[0], "") in str(failure.exception)
+        assert "AWS_" not in str(failure.exception)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (lambda: azure_error("ResourceNotFoundError", 404, "ContainerNotFound"), AccessError, "No such bucket"),
+        (lambda: azure_error("HttpResponseError", 409, "BlobArchived"), FileNotFoundError, "archived"),
+        (lambda: azure_error("ServiceRequestError", None), InfrastructureError, "cannot be reached"),
+        (lambda: azure_error("ServiceResponseError", None), InfrastructureError, "cannot be reached"),
+        (lambda: azure_error("ClientAuthenticationError", None), AccessError, "No usable credentials"),
+        (
+            lambda: azure_error("HttpResponseError", 403, "AuthenticationFailed",
+                                "Signature not valid in the specified time frame"),
+            InfrastructureError,
+            "have expired",
+        ),
+        (lambda: pytest.importorskip("google.auth.exceptions").RefreshError("old"), InfrastructureError, "expired"),
+        (lambda: pytest.importorskip("google.auth.exceptions").TransportError("cut"), InfrastructureError, "reached"),
+        (
+            lambda: pytest.importorskip("google.auth.exceptions").DefaultCredentialsError("none"),
+            AccessError,
+            "No usable credentials",
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_of_azure_and_google_without_a_status(error: Any, kind: type[Exception], says: str) -> None:
+    failure = translated(error(), "az://c/k")
+    with pytest.raises(kind, match=says):
+        raise failure.exception
+
+
+# As deltalake 1.6.6 writes them.
+AZURE = DELTALAKE.replace("S3", "MicrosoftAzure")
+METADATA = "Generic GCS error\n Error performing GET http://169.254.169.254/computeMetadata/v1/ in 2ms - HTTP error"
+
+
+@pytest.mark.parametrize(
+    ("uri", "text", "kind", "says"),
+    [
+        ("az://c/t", AZURE.format("403 Forbidden" + XML.format("AuthenticationFailed", "no")), AccessError,
+         r"403 AuthenticationFailed: no[\s\S]*AZURE_STORAGE_CONNECTION_STRING"),
+        ("az://c/t", AZURE.format("404 Not Found" + XML.format("ContainerNotFound", "")), AccessError, "No such"),
+        ("gs://b/t", DELTALAKE.format('401 Unauthorized\n {"error": {"code": 401, "message": "Anonymous caller"}}'),
+         AccessError, r"Anonymous caller[\s\S]*GOOGLE_APPLICATION_CREDENTIALS"),
+        ("gs://b/t", DELTALAKE.format("503 Service Unavailable"), InfrastructureError, "503 Service Unavailable"),
+        ("az://c/t", "Generic MicrosoftAzure error\n Account must be specified\n", AccessError, "as configured"),
+        ("gs://b/t", METADATA, AccessError, "No usable credentials"),
+        ("/data/t", "Generic LocalFileSystem error: Unable to open file: No space left on device (os error 28)",
+         InfrastructureError, "The disk is full"),
+    ],
+)  # fmt: skip
+def test_deltalake_tells_replies_and_settings_of_every_store(
+    uri: str, text: str, kind: type[Exception], says: str
+) -> None:
+    failure = translated(OSError(text), uri)
+    with pytest.raises(kind, match=says):
+        raise failure.exception
+
+
+def test_missing_credentials_of_a_bucket_that_has_answered_are_an_outage() -> None:
+    failure = translate(OSError(METADATA), "gs://b/t", bucket_exists=True)
+    assert failure is not None
+    assert failure.error_class.retryable
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"), [("530 Login incorrect", AccessError), ("550 No such file", FileNotFoundError)]
+)
+def test_ftp_tells_its_own_codes(reply: str, kind: type[Exception]) -> None:
+    assert isinstance(translated(ftplib.error_perm(reply), "ftp://h/x").exception, kind)
+
+
+@pytest.mark.parametrize(
+    ("uri", "module", "command"),
+    [
+        ("az://c/x", "azure.storage.blob.aio", "pip install 'segray[azure]'"),
+        ("gs://b/x", "gcsfs", "pip install 'segray[gcs]'"),
+        ("hf://datasets/a/b/x", "huggingface_hub", "pip install 'segray[hf]'"),
+        ("sftp://h/x", "paramiko", "pip install paramiko"),
+    ],
+)
+def test_a_missing_package_is_named_at_once(uri: str, module: str, command: str) -> None:
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from segray.errors import AccessError\n"
+        "from segray.storage.store import Store\n"
+        f"try: Store().read({uri!r})\n"
+        "except AccessError as error: print(error)\n"
+    )
+    env = {**os.environ, "AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=a2V5"}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=env)
+    assert command in done.stdout

@@ -10,6 +10,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -352,15 +353,60 @@ def test_a_listing_tries_again_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_fault_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store()
-    failing(monkeypatch, store, ZeroDivisionError())
+    def divide() -> float:
+        return 1 / 0
+
     with pytest.raises(ZeroDivisionError):
+        Store().retrying("s3://b/k", divide)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("size"), ValueError("none")], ids=repr)
+def test_whatever_a_call_of_a_backend_raises_is_the_worlds_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    naps = no_sleep(monkeypatch)
+    store = Store(StorageOptions(retries=2))
+    failing(monkeypatch, store, error, error, error)
+    with pytest.raises(InfrastructureError, match=r"A request to storage failed[\s\S]*bucket b"):
         store.read("s3://b/k")
+    assert len(naps) == 2
+
+
+def test_a_name_that_cannot_be_sent_is_no_object() -> None:
+    pytest.importorskip("gcsfs")
+    for uri in ("gs://bucket/\ud800.jpg", "http://[bad/a.jpg"):
+        with pytest.raises(FileNotFoundError):
+            Store(StorageOptions(retries=0, anonymous=True)).read(uri)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EINVAL, errno.EIO, errno.ESTALE])
+def test_a_fault_of_a_local_disk_names_its_number_and_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    no_sleep(monkeypatch)
+    store, path = Store(StorageOptions(retries=1)), tmp_path / "a.jpg"
+
+    def fail(*_: Any) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(store._backend(str(path)), "read", fail)
+    with pytest.raises(InfrastructureError) as caught:
+        store.read(str(path))
+    assert f"errno {number} {errno.errorcode[number]}" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "endpoint_url" not in str(caught.value)
 
 
 def test_an_unknown_kind_of_storage_names_itself(store: Store) -> None:
-    with pytest.raises(AccessError, match="nosuch://"):
-        store.read("nosuch://x/y")
+    for call in (store.read, lambda uri: list(store.list(uri))):
+        with pytest.raises(AccessError, match="nosuch://"):
+            call("nosuch://x/y")
+
+
+@pytest.mark.parametrize("root", ["memory://x/labels", "ftp://host/labels", "hf://datasets/a/b", "https://host/labels"])
+def test_a_label_set_is_refused_where_no_table_can_lie(store: Store, root: str) -> None:
+    with pytest.raises(AccessError, match=r"cannot lie at[\s\S]*output\.root"):
+        store.retrying(root, lambda: store.delta_options(root))
 
 
 def test_an_endpoint_without_a_scheme_is_refused() -> None:
@@ -446,6 +492,59 @@ def test_delta_options_come_from_options_and_environment(monkeypatch: pytest.Mon
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
     assert Store(StorageOptions(anonymous=True)).delta_options("s3://b/t")["AWS_SKIP_SIGNATURE"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (StorageOptions(requester_pays=True), {"AWS_REQUEST_PAYER": "true"}),
+        (StorageOptions(addressing="path"), {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false"}),
+        (
+            StorageOptions(endpoint_url="http://h:1", addressing="virtual"),
+            {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true", "AWS_ENDPOINT_URL": "http://h:1"},
+        ),
+        (
+            StorageOptions(sse="aws:kms", sse_kms_key_id="key"),
+            {"AWS_SERVER_SIDE_ENCRYPTION": "aws:kms", "AWS_SSE_KMS_KEY_ID": "key"},
+        ),
+    ],
+)
+def test_deltalake_gets_the_settings_of_s3(options: StorageOptions, expected: dict[str, str]) -> None:
+    given = Store(options).delta_options("s3://b/t")
+    assert {name: given.get(name) for name in expected} == expected
+
+
+def test_requests_to_s3_carry_payer_and_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    seen: list[tuple[str, str | None, str | None]] = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            seen.append(
+                (self.command, self.headers["x-amz-request-payer"], self.headers["x-amz-server-side-encryption"])
+            )
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        store = Store(StorageOptions(endpoint_url=address, requester_pays=True, sse="AES256", retries=0))
+        store.put("s3://b/k", b"x")
+        store.create("s3://b/k", b"x")
+        store.read("s3://b/k")
+        server.shutdown()
+    assert seen == [("PUT", "requester", "AES256"), ("PUT", "requester", "AES256"), ("GET", "requester", None)]
 
 
 def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expired(
