@@ -24,7 +24,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -454,18 +454,21 @@ def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callabl
     """
     _await_start(dashboard, job, start_timeout_s)
     result: Mapping[str, Any] | None = None
-    segray_missing = False
+    segray_missing = interruption_reported = False
 
     def read_line(line: str) -> None:
-        nonlocal result, segray_missing
+        nonlocal result, segray_missing, interruption_reported
         line_result = json_log.result_of(line)
         result = line_result or result
         segray_missing = segray_missing or "No module named segray" in line
+        interruption_reported = interruption_reported or "interrupted" in line
         if line_result is None:
             show(line)
 
     _tail(dashboard, job, read_line)
-    return _outcome(_await_end(dashboard, job), job, result, segray_missing=segray_missing)
+    outcome = _outcome(_await_end(dashboard, job), job, result, segray_missing=segray_missing)
+    # The driver's own error has the reason and the hint.
+    return replace(outcome, message="") if interruption_reported and outcome.exit_code == 130 else outcome
 
 
 def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:

@@ -313,3 +313,25 @@ def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypat
     assert ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 60, lines.append).exit_code == 0
     assert lines == ["first", "second", "third", "fourth"]
     assert breaks == []
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("error: interrupted; everything finished so far is kept\n  do:    run the same command again to resume\n", ""),
+        ("3 of 8 images\n", "stopped; run the same command again to resume"),
+    ],
+)
+def test_a_stopped_job_is_reported_once(web: Web, monkeypatch: pytest.MonkeyPatch, log: str, message: str) -> None:
+    class Log:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield log
+
+    @contextmanager
+    def client(dashboard: ray_jobs.Dashboard) -> Iterator[Log]:
+        yield Log()
+
+    monkeypatch.setattr(ray_jobs.Dashboard, "client", client)
+    web.put(f"/api/jobs/{JOB}", json.dumps({"status": "STOPPED"}).encode())
+    outcome = ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 60, print)
+    assert (outcome.exit_code, outcome.message) == (130, message)
