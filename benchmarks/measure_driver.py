@@ -12,6 +12,7 @@ is given its first task. Both print one line of JSON.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from segray.execution.worker_spec import WorkerSpec
 from segray.instances import ImageRef, Instances
 from segray.label_set import plan
 from segray.sources import listing
+from segray.storage.backend import WHOLE_TREE, Walk
 from segray.storage.store import ListedObject, Store
 from segray.tasks import Progress, Task, TaskReport
 
@@ -81,10 +83,10 @@ class GeneratedBucket(Store):
         super().__init__()
         self._images, self._shuffled = images, shuffled
 
-    def exists(self, uri: str) -> bool:
-        return False
+    def stat(self, uri: str) -> ListedObject:
+        raise FileNotFoundError(errno.ENOENT, "no such object", uri)
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
+    def list(self, uri: str, *, prefix: str = "", walk: Walk = WHOLE_TREE) -> Iterator[ListedObject]:
         order: Sequence[int] = range(self._images)
         if self._shuffled:
             order = np.random.default_rng(0).permutation(self._images)  # type: ignore[assignment]

@@ -150,7 +150,9 @@ def _simulate(load: Load, root: str, stager: Stager | None, loop_class: type[_Pu
         },
         "the simulation",
     )
-    context = RunContext(configuration, StorageOptions(), store, LabelSetIdentity("", {}, ()), ProgressListener())
+    context = RunContext(
+        configuration, StorageOptions(), store, store, LabelSetIdentity("", {}, ()), ProgressListener()
+    )
     plan = _plan(load)
 
     def stage(task: Task, refs: Sequence[ImageRef]) -> UnitReport:
@@ -210,7 +212,7 @@ class _Unpublished(_Published):
 
     def _publish(self) -> None:
         if self._settled() or self._staged_images >= self._context.config.publish.batch_images:
-            self._staged, self._staged_images = {}, 0
+            self._staged, self._staged_images, self._images_to_merge = {}, 0, 0
 
 
 @dataclass

@@ -79,6 +79,28 @@ def ray_draining_nodes() -> dict[str, int]:
     return ray._private.state.state.get_draining_nodes()
 
 
+def ray_session_folder() -> str:
+    """Return the folder on this machine in which the connected Ray keeps logs and sockets.
+
+    No public name of a running Ray has the folder.
+    """
+    import ray._private.worker
+
+    node: Any = ray._private.worker._global_node
+    return str(node.get_session_dir_path())
+
+
+def ray_node_of_actor(actor: Any) -> str | None:
+    """Return the id of the node that an actor ran on last; None if the actor ran on no node.
+
+    An ActorDiedError names no node. The state API needs the dashboard.
+    """
+    import ray._private.state
+
+    node = ray._private.state.actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")
+    return node if node and set(node) != {"f"} else None
+
+
 def ray_addresses_here() -> list[str]:
     """Return the addresses of the clusters with a process on this machine, that of the last `ray start` first.
 

@@ -17,6 +17,8 @@ from segray.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"\{(today|yesterday)(?::([^{}]*))?\}")
 _FORMAT = re.compile(r"(?:%[YmdyjGVu]|[^%])*")
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)?\s*")
+_UNIT_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 def has_date(address: str) -> bool:
@@ -70,6 +72,19 @@ def _date_text(day: date, where: str, placeholder: re.Match[str]) -> str:
             hint=f"write the date in {where} with %Y %m %d %y %j %G %V %u, as in {{today:%Y/%m/%d}}",
         )
     return placeholder_day.strftime(placeholder[2])
+
+
+def parse_duration(value: object) -> float:
+    """Return the seconds of a duration such as 3600, "3600 s", "90 min", "12 h" or "1 d".
+
+    Raises ValueError for any other value.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a duration is a number of seconds, or a number with the unit s, min, h or d, such as 1 d")
+    return float(match[1]) * _UNIT_S[match[2] or "s"]
 
 
 def duration(seconds: float | None) -> str:

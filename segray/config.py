@@ -14,15 +14,25 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from segray import _dates
 from segray.errors import ConfigError
 from segray.limits import DEFAULT_LIMITS
+from segray.storage.addresses import AddressFault, address_fault, root_fault
 from segray.storage.options import StorageOptions
 
 TEMPLATES = Path(__file__).parent / "configs"
@@ -33,8 +43,23 @@ _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _parse_duration(value: object) -> float:
+    try:
+        return _dates.parse_duration(value)
+    except ValueError as exc:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(exc)}) from exc
+
+
+_Duration = Annotated[float, Field(ge=0, le=100 * 366 * 86_400), BeforeValidator(_parse_duration)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _raise_fault(fault: AddressFault | None) -> None:
+    if fault is not None:
+        raise PydanticCustomError("address", "{what}", {"what": fault.what, "hint": fault.hint})
 
 
 class TilesSettings(_Section):
@@ -43,6 +68,42 @@ class TilesSettings(_Section):
     size: int = Field(ge=64, le=32_768)
     overlap: float = Field(default=0.2, ge=0, lt=0.9)
     whole: bool = True
+
+
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+
+
+class StorageSettings(_Section):
+    """Access to object storage. Key and secret come from the usual AWS environment variables."""
+
+    endpoint_url: str | None = StorageOptions.endpoint_url
+    region: str | None = StorageOptions.region
+    anonymous: bool = StorageOptions.anonymous
+    retries: int = Field(default=StorageOptions.retries, ge=0)
+    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
+    http_headers: Mapping[str, str] | None = StorageOptions.http_headers
+
+    @field_validator("http_headers")
+    @classmethod
+    def _refuse_credentials(cls, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return the headers. Refuse headers that hold a secret, without repeating their values."""
+        secret = sorted({name for name in headers or {} if name.lower() in _SECRET_HEADERS})
+        if secret:
+            message = "{names} may hold a secret, and run records contain the configuration"
+            raise PydanticCustomError("secret", message, {"names": ", ".join(secret)})
+        return headers
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _refuse_secrets(cls, url: str | None) -> str | None:
+        """Return the endpoint's URL. Refuse a URL that may hold a secret.
+
+        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
+        the refused URL.
+        """
+        if url and ("@" in url or "?" in url):
+            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
+        return url
 
 
 class SourceSettings(_Section):
@@ -57,13 +118,35 @@ class SourceSettings(_Section):
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
+    failed: Literal["keep", "retry"] = "keep"
+    retry_unreachable_after: _Duration | None = 86_400.0
+    storage: StorageSettings | None = None
     tiles: TilesSettings | None = None
+
+    @field_serializer("storage")
+    def _keep_set_keys(self, storage: StorageSettings | None) -> dict[str, Any] | None:
+        """Return the keys that are set. All other keys come from the section `storage`."""
+        return None if storage is None else storage.model_dump(mode="json", exclude_unset=True)
+
+    @field_validator("uri", "base")
+    @classmethod
+    def _refuse_mistyped(cls, uri: str | None) -> str | None:
+        """Return the address. Refuse a mistyped scheme, which would name a local folder."""
+        _raise_fault(address_fault(uri or ""))
+        return uri
 
 
 class OutputSettings(_Section):
     """The place of the label set."""
 
     root: str = Field(min_length=1)
+
+    @field_validator("root")
+    @classmethod
+    def _refuse_unusable(cls, root: str) -> str:
+        """Return the root. Refuse a root that deltalake would change or cannot write to."""
+        _raise_fault(root_fault(root))
+        return root
 
 
 class ModelSettings(_Section):
@@ -114,28 +197,6 @@ class ClusterSettings(_Section):
     start_timeout_s: float = Field(default=120, gt=0)
     head_timeout_s: float = Field(default=20, gt=0, le=45)
     autoscaling: bool = False
-
-
-class StorageSettings(_Section):
-    """Access to object storage. Key and secret come from the usual AWS environment variables."""
-
-    endpoint_url: str | None = StorageOptions.endpoint_url
-    region: str | None = StorageOptions.region
-    anonymous: bool = StorageOptions.anonymous
-    retries: int = Field(default=StorageOptions.retries, ge=0)
-    timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _refuse_secrets(cls, url: str | None) -> str | None:
-        """Return the endpoint's URL. Refuse a URL that may hold a secret.
-
-        Run records contain the configuration, so the configuration must not contain a secret. The error does not repeat
-        the refused URL.
-        """
-        if url and ("@" in url or "?" in url):
-            raise PydanticCustomError("secret", "an endpoint is a host and a port, without user, password or query")
-        return url
 
 
 class PublishSettings(_Section):
@@ -196,6 +257,19 @@ class Config(_Section):
             )
         return self
 
+    def storage_options(self) -> StorageOptions:
+        """Return the options for reaching the label set."""
+        return StorageOptions(**self.storage.model_dump())
+
+    def source_storage_options(self) -> StorageOptions:
+        """Return the options for reaching the images: `source.storage` over `storage`."""
+        return StorageOptions(**self.source_storage_values())
+
+    def source_storage_values(self) -> dict[str, Any]:
+        """Return the keys of `source.storage` over those of `storage`."""
+        own = {} if self.source.storage is None else self.source.storage.model_dump(exclude_unset=True)
+        return self.storage.model_dump() | own
+
     def digest(self) -> str:
         """Return a hash of every value as 16 hexadecimal digits, for run records."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
@@ -207,7 +281,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: The YAML file.
-        overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`.
+        overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
+            whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
@@ -317,13 +392,38 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section: Any = values
     for name in parents:
         section = _child(section, name, override)
+    value = _parse_value(text, override, _type_of(key.split(".")))
     if isinstance(section, list):
-        section[_list_index(section, last, override)] = _parse_value(text, override)
+        section[_list_index(section, last, override)] = value
     else:
-        section[last] = _parse_value(text, override)
+        section[last] = value
 
 
-def _parse_value(text: str, override: str) -> Any:
+def _type_of(path: Sequence[str]) -> tuple[Any, ...]:
+    """Return the types that a key may have; none for an unknown key."""
+    types: tuple[Any, ...] = (Config,)
+    for name in path:
+        types = tuple(inner for kind in types for inner in _child_types(kind, name))
+    return types
+
+
+def _child_types(kind: Any, name: str) -> tuple[Any, ...]:
+    """Return the types of an entry of a section, list or mapping."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _alternatives(kind.model_fields[name].annotation) if name in kind.model_fields else ()
+    if get_origin(kind) is tuple:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) is Mapping:
+        return _alternatives(get_args(kind)[1])
+    return ()
+
+
+def _parse_value(text: str, override: str, types: Sequence[Any]) -> Any:
+    """Return the value of an override. types: the types that the key may have."""
+    if str in types and set(types) <= {str, type(None)}:
+        if text in ("", "null") and type(None) in types:
+            return None
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
@@ -368,6 +468,9 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "secret":
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         return ConfigError(f"{key}: {problem['msg']}", where=where, found="not shown here", hint=hint)
+    if problem["type"] == "address":
+        hint = f"correct {key}: {problem['ctx']['hint']}"
+        return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=hint)
     if problem["type"] == "missing":
         hint = f"add {key} to the configuration, or pass --set {key}=..."
         return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
@@ -393,6 +496,15 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(field_type, type) and issubclass(field_type, BaseModel):
                 keys += _keys(field_type, f"{prefix}{name}.")
     return keys
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that an annotation allows, without the limits of their values."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        return tuple(inner for part in get_args(annotation) for inner in _alternatives(part))
+    return (annotation,)
 
 
 def _type_parts(annotation: Any) -> tuple[Any, ...]:

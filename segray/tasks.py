@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+# Stages at which an image may fail, as the column `stage` names them; and a word for all of them.
+STAGES = ("read", "decode", "infer", "postprocess", "process")
+ALL_STAGES = "all"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -91,10 +95,15 @@ class WithheldImage:
 
     index: position in the unit.
     reason: the error.
+    refused: whether storage refused access.
+    row_error: error of the failed row that the image gets if storage withholds it in every try. "" where storage serves
+        no other file: then the image is not at fault.
     """
 
     index: int
     reason: str
+    refused: bool = False
+    row_error: str = ""
 
 
 @dataclass(frozen=True)

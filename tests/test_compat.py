@@ -252,19 +252,22 @@ try:
     there = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
     actor = ray.remote(num_cpus=0)(Process)
     killed, leaving = actor.remote(), actor.options(scheduling_strategy=there).remote()
-    told = {"class": error_of(ray.remote(num_cpus=0)(absent("Class")).remote()),
+    failed = ray.remote(num_cpus=0)(absent("Class")).options(scheduling_strategy=there).remote()
+    told = {"class": error_of(failed),
             "argument": error_of(actor.remote(absent("Argument")()))}
     os.kill(ray.get(killed.pid.remote()), signal.SIGKILL)
     told["process"] = error_of(killed)
     ray.get(leaving.pid.remote())
     cluster.remove_node(other, allow_graceful=False)
     told["node"] = error_of(leaving)
+    told["nodes"] = [_compat.ray_node_of_actor(each) == other.node_id for each in (failed, leaving)]
     print(json.dumps(told), flush=True)
 finally:
     child_processes.kill_marked("SEGRAY_CONTRACT", mark)
 """
     told = json.loads(next(line for line in answered(program) if line.startswith("{")))  # Ray writes there too.
     assert told["node"] == [True, False, []]
+    assert told["nodes"] == [True, True], "ray._private.state.actors() keeps the node of a dead actor"
     assert told["process"] == [False, False, []]
     assert told["class"] == [False, True, ["absent_here"]]
     assert told["argument"] == [False, True, ["absent_here"]]
@@ -272,7 +275,10 @@ finally:
 
 @seen_in("ray", "2.60.0")
 def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
-    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT."""
+    """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT.
+
+    ray._private.worker._global_node is set in a driver and in a worker.
+    """
     program = """
 import os
 os.environ["SEGRAY_CONTRACT"] = "here"
@@ -283,9 +289,11 @@ before = _compat.ray_addresses_here()
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=40)
 address = ray.get_runtime_context().gcs_address
 print(address not in before, address in _compat.ray_addresses_here())
+folder = _compat.ray_session_folder()
+print(folder == ray.get(ray.remote(_compat.ray_session_folder).remote()), os.path.isdir(folder + "/logs"))
 print(any(f"--gcs-address={address}" in words for words in child_processes.commands_with_variable("SEGRAY_CONTRACT")))
 """
-    assert answered(program) == ["True True", "True"]
+    assert answered(program) == ["True True", "True True", "True"]
 
 
 @seen_in("ray", "2.60.0")

@@ -62,6 +62,9 @@ def _keys(values: Any, prefix: str = "") -> set[str]:
         ),
         ({"model": {"name": "stickers", "labels": {}}}, "model.labels", "reference.yaml"),
         ({"max_failed_fraction": 2}, "max_failed_fraction", "reference.yaml"),
+        ({"source": {"uri": "a", "failed": "drop"}}, "source.failed", "reference.yaml"),
+        ({"source": {"uri": "a", "retry_unreachable_after": "a day"}}, "is a number of seconds, or", "reference.yaml"),
+        ({"source": {"uri": "a", "retry_unreachable_after": -1}}, "source.retry_unreachable_after", "reference.yaml"),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(change: dict[str, Any], message: str, advice: str) -> None:
@@ -85,6 +88,80 @@ def test_a_bad_override_is_refused(tmp_path: Path, override: str) -> None:
     file.write_text(yaml.safe_dump({**MINIMAL, "workers": [{"device": "CPU"}]}))
     with pytest.raises(ConfigError):
         config.load(file, [override])
+
+
+TEXTS = ("/data/run #3", "2024_01", "*.jpg", "@labels", "~", "a: b", "[x", "010", "yes", "12:30", "{a}", "x'y", "&a")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_override_of_a_text_is_the_text_itself(text: str) -> None:
+    texts = ["source.uri", "source.base", "source.members", "model.name", "model.path", "cluster.address"]
+    given_texts = {**MINIMAL, "workers": [{}], "model": {"name": "stickers", "labels": {1: "bolt"}}}
+    loaded = config.validate(
+        given_texts, "", [*(f"{key}={text}" for key in texts), f"workers.0.device={text}", f"model.labels.1={text}"]
+    )
+    values = loaded.model_dump()
+    assert [values[key.split(".")[0]][key.split(".")[1]] for key in texts] == [text] * len(texts)
+    assert loaded.workers[0].device == text
+    assert loaded.model.labels == {1: text}
+
+
+def test_an_override_of_a_text_may_be_quoted_or_null() -> None:
+    quoted = ["output.root='a b'", 'source.uri="photos"', "source.members=null", "source.base="]
+    loaded = config.validate({**MINIMAL, "source": {"uri": "a", "members": "*", "base": "b"}}, "", quoted)
+    assert (loaded.output.root, loaded.source.uri) == ("a b", "photos")
+    assert (loaded.source.members, loaded.source.base) == (None, None)
+    assert config.validate(MINIMAL, "", ["output.root=null"]).output.root == "null"
+    with pytest.raises(ConfigError, match=r"output\.root"):
+        config.validate(MINIMAL, "", ["output.root="])
+
+
+MISTYPED = {
+    "s3:/bucket/x": "s3://bucket/x", "S3:/b": "s3://b", "gs:/x": "gs://x", "dbfs:/x": "/dbfs/x", "file:/x": "/x",
+    "file://x/y": "/x/y", "FILE:///x": "/x", "s3:b/x": "s3://b/x", "s3:///x": "s3://BUCKET/x", "foo:/x": "./foo:/x",
+}  # fmt: skip
+# What deltalake 1.6.6 was seen to read as another place, or to refuse.
+UNUSABLE = (
+    "s3://b/q?x", "s3://b/h#1", "s3://b/a%20b", "/data/a%20b", "s3://b//x", "s3://b/x//", "s3://b/a//b", "a\\b",
+    "s3://b/a\\b", "set[1]", "s3://b/[x]", "a|b", "a^b", "a\nb", "s3://b/./a", "s3://b/a/..", "memory://a", "ftp://h/x",
+    "https://h/x",
+)  # fmt: skip
+USABLE = (
+    "a b", "what?", "a#b", "100%", "a%zz", "a//b/", "../x", "é", "s3://b", "s3://b/", "s3://b/x/", "s3://b/a:b", "~/x",
+    "abfss://container@account.dfs.core.windows.net/x", "gs://b/a..b", "./s3:/x", "file:///data/x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["source.uri", "source.base", "output.root"])
+@pytest.mark.parametrize("address", MISTYPED)
+def test_a_mistyped_scheme_is_refused(key: str, address: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.validate(MINIMAL, "run.yaml", [f"{key}={address}"])
+    assert caught.value.what.startswith(key)
+    assert caught.value.found == repr(address)
+    assert MISTYPED[address] in caught.value.hint
+
+
+@pytest.mark.parametrize("root", UNUSABLE)
+def test_a_root_that_deltalake_would_change_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match=r"^output\.root: .*deltalake"):
+        config.validate({**MINIMAL, "output": {"root": root}}, "run.yaml")
+    if root.partition("://")[0] not in ("memory", "ftp", "https"):
+        assert config.validate({**MINIMAL, "source": {"uri": root}}, "run.yaml").source.uri == root
+
+
+@pytest.mark.parametrize("root", USABLE)
+def test_other_roots_are_taken_as_they_are(root: str) -> None:
+    assert config.validate({**MINIMAL, "output": {"root": root}}, "run.yaml").output.root == root
+
+
+def test_a_relative_root_is_refused_for_the_folder_it_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a%20b").mkdir()
+    monkeypatch.chdir(tmp_path / "a%20b")
+    with pytest.raises(ConfigError, match="%20"):
+        config.validate(MINIMAL, "run.yaml")
 
 
 def test_a_missing_file_is_a_configuration_error() -> None:
@@ -154,6 +231,15 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
         section = child[0] if isinstance(child, list) else child
     section[last] = value
     return values
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(0, 0), (1.5, 1.5), ("90", 90), ("90 s", 90), ("2min", 120), ("1.5 h", 5400), ("7 d", 604_800)],
+)
+def test_a_duration_is_seconds_or_a_number_with_a_unit(value: Any, seconds: float) -> None:
+    source = {"uri": "a", "retry_unreachable_after": value}
+    assert config.validate({**MINIMAL, "source": source}, "").source.retry_unreachable_after == seconds
 
 
 def test_the_digest_follows_the_values() -> None:

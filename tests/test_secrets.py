@@ -78,6 +78,17 @@ def test_what_goes_wrong_with_a_signed_link_is_told_without_its_signature() -> N
 # ---- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["Authorization", "cookie"])
+def test_a_header_with_a_secret_is_refused_without_repeating_it(name: str) -> None:
+    values = {"source": {"uri": "/p"}, "output": {"root": "/l"}, "model": {"name": "stickers"}}
+    headers = {name: "hush", "User-Agent": "ours"}
+    with pytest.raises(ConfigError, match=f"{name} may hold a secret") as caught:
+        config.validate({**values, "storage": {"http_headers": headers}}, "run.yaml")
+    assert "hush" not in str(caught.value)
+    kept = config.validate({**values, "storage": {"http_headers": {"User-Agent": "ours"}}}, "run.yaml")
+    assert kept.storage.http_headers == {"User-Agent": "ours"}
+
+
 def holders(folder: Path, secrets: tuple[str, ...]) -> list[str]:
     """Files below the folder that hold one of the secrets."""
     found = []

@@ -29,7 +29,7 @@ from segray.bench.workload import Workload, copy_images, draw_images, list_image
 from segray.conversion import yolact
 from segray.errors import ConfigError, SegrayError
 from segray.models import engine
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.storage.uris import redact
 
 # The name of each variant in the record, by its letter in --only.
@@ -191,8 +191,8 @@ def prepare(options: BenchOptions, folder: Path, note: Callable[[str], None]) ->
     if options.remote is not None:
         note(f"copying {len(workload.images)} images to {redact(options.remote)}")
         workload = replace(workload, remote=options.remote)
-        storage = workload.configuration(folder / "labels").storage
-        copy_images(workload.images, options.remote, Store(StorageOptions(**storage.model_dump())))
+        storage = workload.configuration(folder / "labels").storage_options()
+        copy_images(workload.images, options.remote, Store(storage))
         workload.save()
     return workload
 

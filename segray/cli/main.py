@@ -32,6 +32,8 @@ from segray.cli.options import (
     Log,
     LogFormat,
     Overrides,
+    RetryFailed,
+    RetryingCommand,
     Root,
     load,
     show_json,
@@ -76,7 +78,7 @@ def segray_options(
 
 
 app.command()(remote_cli.status)
-app.command()(remote_cli.submit)
+app.command(cls=RetryingCommand)(remote_cli.submit)
 
 
 @app.command("init")
@@ -94,7 +96,7 @@ def write_configuration(
     show(f"wrote {file}\nnext:  edit source.uri, output.root and model; then: segray label {file}")
 
 
-@app.command()
+@app.command(cls=RetryingCommand)
 def label(
     configuration: Configuration,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
@@ -104,6 +106,7 @@ def label(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count the images that a run would label. Write nothing.")
     ] = False,
+    retry_failed: RetryFailed = [],  # noqa: B006
     as_of: Day = None,
     log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
@@ -122,7 +125,15 @@ def label(
         ray_jobs.check_version()
         config = load(configuration, overrides, as_of)
         with session.observed(config, screen) as listener:
-            summary = run.label(config, listener, start_workers, limit=limit, dry_run=dry_run)
+            summary = run.label(
+                config,
+                listener,
+                start_workers,
+                limit=limit,
+                dry_run=dry_run,
+                retry_failed=retry_failed,
+                exclusive=True,
+            )
         report_uri = None if dry_run else session.report(config, summary, screen)
         _show_run(summary, report_uri, screen, dry_run=dry_run, as_json=as_json)
     except SegrayError as exc:

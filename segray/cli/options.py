@@ -9,15 +9,49 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from segray._system import signals, streams
+from segray.tasks import ALL_STAGES, STAGES
 
 if TYPE_CHECKING:
     from segray.config import Config
+
+
+RETRY_FAILED = "--retry-failed"
+
+
+class RetryingCommand(TyperCommand):
+    """A command with the option --retry-failed, which takes any number of stages.
+
+    Click's options take a fixed number of values. The stages after the option are therefore turned into one option
+    each before Click reads the arguments.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, one_option_per_stage(args))
+
+
+def one_option_per_stage(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with one --retry-failed=STAGE for each stage that follows --retry-failed.
+
+    Without a stage, the option gets the value ALL_STAGES.
+    """
+    rest, expanded = list(arguments), list[str]()
+    while rest:
+        argument = rest.pop(0)
+        if argument != RETRY_FAILED:
+            expanded.append(argument)
+            continue
+        stages = list(takewhile(lambda following: following in (*STAGES, ALL_STAGES), rest))
+        del rest[: len(stages)]
+        expanded += [f"{RETRY_FAILED}={stage}" for stage in stages or [ALL_STAGES]]
+    return expanded
 
 
 class LogFormat(StrEnum):
@@ -46,6 +80,14 @@ Endpoint = Annotated[str | None, typer.Option(help="Address of the object store,
 Log = Annotated[
     LogFormat,
     typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Format of progress on standard error: text, or JSON lines."),
+]
+RetryFailed = Annotated[
+    list[str],
+    typer.Option(
+        RETRY_FAILED,
+        metavar="[STAGE...]",
+        help=f"Label failed images again, and replace their rows. Stages: {', '.join(STAGES)}. By default all.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 

@@ -63,7 +63,7 @@ def quickstart(folder: Path, count: int, listener: ProgressListener, start_worke
     """
     listener.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
     truth = dataset.write(folder / "scenes", count, _SEED)
-    summary = label(settings(folder), listener, start_workers)
+    summary = label(settings(folder), listener, start_workers, exclusive=True)
     listener.note("comparing with the truth, drawing a contact sheet, writing a report")
     evaluation = evaluate(summary.root, truth)
     sheet = folder / "contact-sheet.png"

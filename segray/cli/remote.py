@@ -15,7 +15,19 @@ import typer
 from segray._dates import duration
 from segray._system import signals, streams
 from segray._system.streams import show, tell
-from segray.cli.options import Configuration, Day, Endpoint, Json, Log, LogFormat, Overrides, load, show_json
+from segray.cli.options import (
+    RETRY_FAILED,
+    Configuration,
+    Day,
+    Endpoint,
+    Json,
+    Log,
+    LogFormat,
+    Overrides,
+    RetryFailed,
+    load,
+    show_json,
+)
 from segray.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -131,6 +143,7 @@ def submit(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Largest number of images to label, as for `segray label`.")
     ] = None,
+    retry_failed: RetryFailed = [],  # noqa: B006
     as_of: Day = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job exists.")] = False,
     python: Annotated[str, typer.Option(help="Python interpreter that has segray, on the cluster's head.")] = "python",
@@ -156,6 +169,7 @@ def submit(
         from segray.cli import ray_jobs as submission
 
     arguments = ["--limit", str(limit)] if limit is not None else []
+    arguments += [f"{RETRY_FAILED}={stage}" for stage in retry_failed]
     request = submission.Request(
         configuration,
         load(configuration, overrides, as_of),

@@ -38,19 +38,21 @@ class Actor:
         self._process_state = ExitStack()  # Never closed, since the process belongs to this worker.
         self._max_rss_bytes = None if pool.max_rss_mb is None else pool.max_rss_mb * 2**20
 
-    def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
-        """Load the model, and return the facts of its engine.
+    def start(self, spec: WorkerSpec, threads: int, shipped_model: Path | None = None) -> Mapping[str, str]:
+        """Load the model, and return the facts of its engine. A start that failed may be tried again.
 
         Args:
             spec: the worker's model, limits and storage.
             threads: number of threads, for a pool that configures none.
+            shipped_model: the driver's model on this machine; None for the model at `model.path`.
 
         Raises:
             ConfigError: the model alone needs more than max_rss_mb; see also worker_spec.build.
         """
         self._process_state.enter_context(prepared_process())
         host_process.silence_videos()
-        self._labeller, facts = build(spec, self._pool.device, self._pool.threads or threads, self._in_flight_log)
+        threads = self._pool.threads or threads
+        self._labeller, facts = build(spec, self._pool.device, threads, self._in_flight_log, shipped_model)
         if self._max_rss_bytes is not None:
             self._check_memory(self._max_rss_bytes)
             memory.kill_above(self._max_rss_bytes * _KILL_FACTOR)

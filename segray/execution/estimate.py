@@ -33,13 +33,14 @@ from segray.execution.progress import ProgressListener
 from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
-from segray.label_set import plan, run_records, snapshot
+from segray.label_set import failed_rows, plan, root_check, run_records, snapshot
 from segray.limits import ImageLimits
 from segray.models import engine, resolve
 from segray.sources.parquet_images import BUFFER_BYTES
+from segray.sources.passed_over import PassedOver
 from segray.sources.reader import Files
 from segray.sources.uris import extension, inside
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.tasks import Task
 
 _WARM_UP_SHARE = 0.15
@@ -200,18 +201,21 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     model = resolve.resolve(
         configuration.model.name, configuration.model.path, configuration.model.form, configuration.model.labels
     )
-    options = StorageOptions(**configuration.storage.model_dump())
-    store = Store(options)
-    run_records.check(store, configuration.output.root, run.identity_of(configuration, model))
+    store, source_store = Store(configuration.storage_options()), Store(configuration.source_storage_options())
+    if not run_records.check(store, configuration.output.root, run.identity_of(configuration, model)):
+        root_check.check_free(store, configuration.output.root)
     begin_s = time.monotonic()
-    to_label, total = _list_images(configuration, store, options)
+    passed_over = PassedOver()
+    to_label, total = _list_images(configuration, store, source_store, passed_over)
+    for note in passed_over.notes():
+        listener.note(note)
     listed = _count_images(to_label, total, time.monotonic() - begin_s)
     listener.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
     threads = _threads(configuration.workers[0])
     run_estimate = RunEstimate(configuration.source.uri, configuration.output.root, listed, threads)
     if not listed.images:
         return run_estimate
-    sample = _measure_sample(configuration, to_label, store, threads, listener)
+    sample = _measure_sample(configuration, to_label, source_store, threads, listener)
     run_estimate = replace(run_estimate, sample=sample, output=_output(configuration, listed, sample))
     run_estimate = replace(run_estimate, nodes=tuple(_nodes(configuration, run_estimate)))
     return replace(
@@ -222,12 +226,18 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
 # ---- counting -------------------------------------------------------------------------------------
 
 
-def _list_images(configuration: Config, store: Store, options: StorageOptions) -> tuple[plan.ImageList, int]:
+def _list_images(
+    configuration: Config, store: Store, source_store: Store, passed_over: PassedOver
+) -> tuple[plan.ImageList, int]:
     """Return the images to label, and the number of images in the source."""
     root, columns = configuration.output.root, ["image_key", "version"]
-    rows = snapshot.committed(root, "images", options)
+    rows = snapshot.committed(root, "images", store.options)
     committed = None if rows is None else store.retrying(root, lambda: plan.Committed(rows.to_batches(columns)))
-    to_label, total, _, _ = run.listing(configuration, store, committed, keep_index=False)
+    failed = failed_rows.ROWS.empty_table() if rows is None else store.retrying(root, lambda: failed_rows.read(rows))
+    to_retry = failed.filter(pa.array(run.retry_rule(configuration).selects(failed)))
+    to_label, total, _, _ = run.listing(
+        configuration, store, source_store, committed, to_retry, keep_index=False, passed_over=passed_over
+    )
     return to_label, total
 
 
@@ -326,7 +336,9 @@ def _sample_configuration(configuration: Config, refs: Sequence[ImageRef], folde
     names = ("key", "uri", "version")
     pq.write_table(pa.table({name: [getattr(ref, name) for ref in refs] for name in names}), folder / "sample.parquet")
     update = {
-        "source": config.SourceSettings(uri=str(folder / "sample.parquet"), kind="manifest"),
+        "source": config.SourceSettings(
+            uri=str(folder / "sample.parquet"), kind="manifest", storage=configuration.source.storage
+        ),
         "output": config.OutputSettings(root=str(folder / "labels")),
         "max_failed_fraction": 1.0,
     }

@@ -4,8 +4,9 @@ Knows events as lines of JSON, and the files that hold them. Knows nothing of th
 
     RUN/events/20261129T120000.000000Z-00001.jsonl.gz     one series of files for each process that worked on the run
 
-The first line of a series has the scheduler's tasks and policy. Each other line is an event with its time, or the
-scheduler's state when a file was written. `python -m segray.execution.replay RUN` reads the files.
+The first line of a series has the scheduler's tasks and policy. Each other line is an event with its time, a note with
+its time, or the scheduler's state when a file was written. Notes tell what the scheduler does not know: staged files of
+an earlier process, merges and commits. `python -m segray.execution.replay RUN` reads the files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from segray._system.threads import run_in_daemon_thread
 from segray.errors import InfrastructureError, SegrayError, UserError
@@ -37,7 +38,8 @@ from segray.storage.store import Store
 from segray.storage.uris import join
 from segray.tasks import InFlight, Progress, Task, TaskReport, UnitReport, WithheldImage
 
-_FLUSH_S, _FLUSH_CHARS = 60.0, 8 << 20
+_FLUSH_S, _FLUSH_CHARS = 20.0, 8 << 20
+_FIRST_FLUSH_S = 5.0  # so that a process that is killed soon leaves a trace
 _MAX_LAST_FLUSH_S = 5.0  # longest wait for storage at the end of a run
 
 
@@ -62,21 +64,27 @@ class EventLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        self._store, self._base, self._note, self._clock = store, join(folder, "events", stamp), note, clock
+        self._store, self._base, self._tell, self._clock = store, join(folder, "events", stamp), note, clock
         plain_tasks = [task.plain() for task in tasks]
         withheld = sorted(withheld_before)
         self._lines = [_dump({"policy": asdict(policy), "tasks": plain_tasks, "withheld_before": withheld})]
-        self._chars, self._files, self._flushed_s = 0, 0, clock()
+        self._chars, self._files, self._flushed_s = 0, 0, clock() - (_FLUSH_S - _FIRST_FLUSH_S)
         self._writing: Future[None] | None = None
         self._failed = False
 
     def record(self, event: Event, now_s: float) -> None:
         """Add an event that the scheduler is about to handle."""
-        if self._failed:
-            return
-        line = _dump([now_s, type(event).__name__, _event_fields(event)])
-        self._lines.append(line)
-        self._chars += len(line)
+        self._add([now_s, type(event).__name__, _event_fields(event)])
+
+    def note(self, text: str) -> None:
+        """Add a note: a step outside the scheduler."""
+        self._add({"note": text, "now_s": self._clock()})
+
+    def _add(self, value: object) -> None:
+        if not self._failed:
+            line = _dump(value)
+            self._lines.append(line)
+            self._chars += len(line)
 
     def flush(self, state: Callable[[], Mapping[str, object]], *, last: bool = False) -> None:
         """Write the buffered lines on another thread if they are many or old, and always at the end of the run.
@@ -110,7 +118,7 @@ class EventLog:
         error = writing.exception()
         if isinstance(error, (InfrastructureError, UserError)):
             self._failed, self._lines = True, []
-            self._note(f"the event log of this run ends here, since a file cannot be written ({error.short()})")
+            self._tell(f"the event log of this run ends here, since a file cannot be written ({error.short()})")
         elif error is not None:
             raise error
 
@@ -118,18 +126,25 @@ class EventLog:
 # ---- reading --------------------------------------------------------------------------------------
 
 
+class Note(NamedTuple):
+    """A step outside the scheduler, at a time in seconds."""
+
+    now_s: float
+    text: str
+
+
 @dataclass(frozen=True)
 class Series:
     """The event log of one process.
 
     policy, tasks, withheld_before: arguments of the scheduler.
-    events: yields (seconds, event) in order, and a mapping at each place where the scheduler's state was recorded.
+    events: yields (seconds, event) and notes in order, and a mapping where the scheduler's state was recorded.
     """
 
     policy: Policy
     tasks: tuple[Task, ...]
     withheld_before: frozenset[tuple[int, int]]
-    events: Callable[[], Iterator[tuple[float, Event] | Mapping[str, Any]]]
+    events: Callable[[], Iterator[tuple[float, Event] | Note | Mapping[str, Any]]]
 
 
 def read(store: Store, folder: str) -> list[Series]:
@@ -149,11 +164,13 @@ def _read_series(store: Store, folder: str, names: list[str]) -> Series:
             raise SegrayError("a file of the event log is missing", where=folder, found=f"{name} as file {number}")
     head = next(_lines(store, uris[:1]))
 
-    def events() -> Iterator[tuple[float, Event] | Mapping[str, Any]]:
+    def events() -> Iterator[tuple[float, Event] | Note | Mapping[str, Any]]:
         for line in _lines(store, uris):
             if isinstance(line, dict):
                 if "state" in line:
                     yield line["state"]
+                elif "note" in line:
+                    yield Note(line["now_s"], line["note"])
                 continue
             now_s, kind, fields = line
             yield now_s, _event(kind, fields)
@@ -189,7 +206,7 @@ def _event_fields(event: Event) -> Any:
             return [worker, task.plain(), reason, lasting]
         case TaskFinished(worker, report):
             staged = [{**asdict(part), "task": part.task.plain()} for part in report.staged]
-            withheld = [[image.index, image.reason] for image in report.withheld]
+            withheld = [[image.index, image.reason, image.refused, image.row_error] for image in report.withheld]
             return [worker, report.task.plain(), staged, withheld, report.untried]
         case WorkerJoined(worker, facts):
             return [worker, dict(facts)]

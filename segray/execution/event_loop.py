@@ -18,7 +18,7 @@ from typing import Any
 import segray
 from segray._system import signals
 from segray.config import Config
-from segray.errors import ConfigError, ConflictError, InfrastructureError
+from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError, SegrayError
 from segray.execution import worker_pool
 from segray.execution.event_log import EventLog
 from segray.execution.events import (
@@ -26,6 +26,7 @@ from segray.execution.events import (
     Action,
     Assign,
     Event,
+    FailImage,
     PoolEvent,
     ProgressUpdate,
     Quarantine,
@@ -43,6 +44,7 @@ from segray.execution.scheduler import DisplayNames, Policy, Scheduler
 from segray.execution.staging import stage_failure
 from segray.instances import ImageFailure
 from segray.label_set import batches, commit, merge
+from segray.label_set.lease import HeldLease
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.storage.store import StorageOptions, Store
@@ -58,22 +60,26 @@ class RunContext:
     """The values that all steps of a run share.
 
     options: access to storage.
-    store: storage of images and of the label set.
+    store: storage of the label set.
+    source_store: storage of the images.
     identity: identity of the label set.
     listener: receives the progress.
     retry_s: seconds before an image that storage withheld is tried again.
     tracker: progress of this process; changes while the run goes on.
     facts: the facts of each worker that joined; grows while the run goes on.
+    lease: the lease of the label set; None without one.
     """
 
     config: Config
     options: StorageOptions
     store: Store
+    source_store: Store
     identity: LabelSetIdentity
     listener: ProgressListener
     retry_s: float = Policy.retry_s
     tracker: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
+    lease: HeldLease | None = None
 
     @property
     def root(self) -> str:
@@ -109,6 +115,8 @@ class RunContext:
             "seconds": {name: round(value, 3) for name, value in self.counters.seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in self.counters.cpu_seconds.items()},
         }
+        if self.config.source.storage is not None:
+            record["source_storage"] = self.config.source_storage_values()
         run.save(self.store, record)
 
     def provenance(self, run: Run) -> dict[str, Any]:
@@ -187,6 +195,9 @@ class RunLoop:
         self._staged_images = sum(map(len, staged))
         self._merging: _RunningMerge | None = None
         self._images_before = plan.images - self._scheduler.images_total
+        self._images_to_merge = self._staged_images  # all that were ever staged and are not in a merge
+        if staged:
+            self._log.note(f"{len(staged)} staged files of an earlier process, {self._staged_images} images")
         self._worker_joined = False
         self._heartbeat_s = float("-inf")
         self.ready_s = clock()
@@ -221,6 +232,8 @@ class RunLoop:
     def _work(self) -> None:
         while not self._settled() or self._merging or self._staged:
             signals.check()
+            if self._context.lease is not None:
+                self._context.lease.check()
             if not self._settled():
                 for event in self._pool.events(_WAIT_S):
                     self._handle(event)
@@ -233,7 +246,21 @@ class RunLoop:
             if self._clock() - self._heartbeat_s >= _HEARTBEAT_S:
                 self._heartbeat_s = self._clock()
                 self._context.listener.beat(self._progress())
+        if self._images_to_merge:
+            raise SegrayError(
+                "staged images are in no batch",
+                where=self._run.folder,
+                found=f"{self._images_to_merge} images",
+                hint="run the same command again to label them; report this defect with the folder `events`",
+            )
         if (halt := self._scheduler.halted) is not None:
+            if halt.refused:
+                raise AccessError(
+                    halt.what,
+                    where=self._context.config.source.uri,
+                    found=halt.found,
+                    hint="check the credentials, and that they may list and read the source",
+                )
             raise InfrastructureError(
                 f"the run stopped: {halt.what}",
                 where=self._context.root,
@@ -302,6 +329,11 @@ class RunLoop:
                     )
                     failure = ImageFailure("process", "WorkerLost", reason)
                     self._accept(stage_failure(self._context.store, self._run.staged, task, ref, failure))
+                case FailImage(task, error, reason):
+                    (ref,) = self._plan.refs(task)
+                    self._context.listener.note(f"{redact(ref.key)} fails, while storage serves others: {reason}")
+                    failure = ImageFailure("read", error, reason)
+                    self._accept(stage_failure(self._context.store, self._run.staged, task, ref, failure))
 
     def _on_joined(self, worker: str, facts: Mapping[str, str], now_s: float) -> None:
         """Keep a worker's facts.
@@ -329,6 +361,7 @@ class RunLoop:
         self._context.listener.unit(self._run, host, report)
         self._staged[report.task] = report.staged
         self._staged_images += len(report.task)
+        self._images_to_merge += len(report.task)
 
     # ---- publishing ----
 
@@ -350,6 +383,7 @@ class RunLoop:
                 context.listener.note(f"{exc.what}; merging them again")
                 self._merge(batch.number, running.inputs)
                 return
+            self._log.note(f"batch {batch.number} is committed: {batch.images} images, {batch.instances} instances")
             context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s)
             context.save(self._run, "running", self._plan.images)
         due = self._settled() or self._staged_images >= context.config.publish.batch_images
@@ -360,6 +394,8 @@ class RunLoop:
 
     def _merge(self, number: int, inputs: batches.Inputs) -> None:
         since_s = self._clock()
+        waiting = f"{len(self._staged)} staged files wait for the next batch"
+        self._log.note(f"batch {number}: merging {len(inputs.staged)} staged files; {waiting}")
         batch = self._pool.call(merge.merge, self._run, number, inputs, self._context.options)
         self._merging = _RunningMerge(batch, inputs, since_s)
 
@@ -375,15 +411,19 @@ class RunLoop:
             )
 
     def _next_batch(self, number: int) -> batches.Inputs:
-        """Return the inputs of a batch: those of an interrupted attempt at this batch, else all staged files."""
+        """Return the inputs of a batch: those of an interrupted attempt at this batch, else all staged files.
+
+        The other staged files wait for the next batch.
+        """
         context, tasks = self._context, sorted(self._staged, key=lambda task: (task.unit, task.start))
         names = tuple(self._staged[task] for task in tasks)
         inputs = batches.read_batch_inputs(self._run, number, context.store)
         if inputs is None or not set(inputs.staged) <= set(names):
             inputs = batches.Inputs(names, context.provenance(self._run), context.config.publish.file_rows)
             batches.write_batch_inputs(self._run, number, inputs, context.store)
-        merged = set(inputs.staged)
-        self._staged = {task: name for task, name in self._staged.items() if name not in merged}
+        in_batch = set(inputs.staged)
+        self._images_to_merge -= sum(len(task) for task, name in self._staged.items() if name in in_batch)
+        self._staged = {task: name for task, name in self._staged.items() if name not in in_batch}
         self._staged_images = sum(map(len, self._staged))
         return inputs
 

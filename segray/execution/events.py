@@ -127,4 +127,16 @@ class Quarantine:
     reason: str
 
 
-Action = Assign | Accept | ReplaceWorker | ReleaseWorker | Quarantine
+@dataclass(frozen=True)
+class FailImage:
+    """An action: record the one image of this task as failed. Storage withholds the image and serves others.
+
+    error, reason: error and message of the failed row.
+    """
+
+    task: Task
+    error: str
+    reason: str
+
+
+Action = Assign | Accept | ReplaceWorker | ReleaseWorker | Quarantine | FailImage

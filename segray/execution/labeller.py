@@ -16,15 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from segray.errors import ImageError, InfrastructureError, LastingError, UserError
+from segray.errors import AccessError, ImageError, InfrastructureError, LastingError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
+from segray.execution.served_files import ServedFiles
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
 from segray.instances import ImageFailure, ImageRef
 from segray.sources.reader import CoalescedRead, Files
 from segray.storage.store import Store
+from segray.storage.uris import bucket_and_key, is_http
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
+
+REFUSED, UNREACHABLE = "AccessDenied", "Unreachable"
 
 # An image's outcome, or its withholding by storage, or None for an untried image; and the image's seconds by stage.
 _Result: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
@@ -77,10 +81,11 @@ class Labeller:
 
     model: the compiled model.
     settings: limits of the work.
-    store: storage of images and staged files.
+    store: storage of staged files.
     staged: folder of staged files.
     in_flight_log: file for the images in flight; see InFlightTracker.
     memory: budgets of files and pixels; by default those for settings.cores.
+    source_store: storage of the images; None for `store`.
     """
 
     def __init__(
@@ -92,16 +97,18 @@ class Labeller:
         *,
         in_flight_log: Path | None = None,
         memory: ImageMemory | None = None,
+        source_store: Store | None = None,
     ) -> None:
         memory = memory or ImageMemory.for_cores(settings.cores)
         self._labels, self._store, self._staged = model.adapter.labels, store, staged
-        self._files = Files(store, settings.limits, memory.files)
+        self._files = Files(source_store or store, settings.limits, memory.files)
         self._steps = ImageSteps(model, settings, memory.pixels)
         self._threads = model.engine.requests + max(4, 2 * settings.cores)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="image")
         self._submitting = threading.Lock()
         self._tracker = InFlightTracker(in_flight_log)
         self._cpu = ProcessCpu()
+        self._served_files = ServedFiles(source_store or store)
 
     def progress(self) -> Progress:
         """Return the number of images finished so far, and the images in flight."""
@@ -127,17 +134,40 @@ class Labeller:
 
         Raises:
             InfrastructureError: the rows cannot be staged.
-            UserError: storage refuses access.
+            AccessError: storage refuses access to the staged files.
         """
         results = self._label_images(task, refs)
         by_index = dict(zip(task.indices, (outcome for outcome, _ in results), strict=True))
         outcomes = {index: outcome for index, outcome in by_index.items() if isinstance(outcome, ImageOutcome)}
+        withheld = [outcome for outcome in by_index.values() if isinstance(outcome, WithheldImage)]
         return TaskReport(
             task,
             self._stage(task, outcomes, [timer for _, timer in results]) if outcomes else (),
-            tuple(outcome for outcome in by_index.values() if isinstance(outcome, WithheldImage)),
+            self._with_row_errors(withheld, dict(zip(task.indices, refs, strict=True))),
             tuple(index for index, outcome in by_index.items() if outcome is None),
         )
+
+    def _with_row_errors(
+        self, withheld: Sequence[WithheldImage], ref_by_index: Mapping[int, ImageRef]
+    ) -> tuple[WithheldImage, ...]:
+        """Return withheld images with the errors of their rows, for those that storage withholds alone.
+
+        An object is refused alone while its bucket serves another object. A link is unreachable alone while any host
+        serves another link. Each question is asked once for each bucket.
+        """
+        answers: dict[tuple[str, str], bool] = {}
+        images = []
+        for image in withheld:
+            uri = ref_by_index[image.index].uri
+            error = REFUSED if image.refused else UNREACHABLE if is_http(uri) else ""
+            if error:
+                question = (error, bucket_and_key(uri)[0])
+                if question not in answers:
+                    serves = self._served_files.bucket_serves if image.refused else self._served_files.any_host_serves
+                    answers[question] = serves(uri)
+                image = replace(image, row_error=error if answers[question] else "")
+            images.append(image)
+        return tuple(images)
 
     def _label_images(self, task: Task, refs: Sequence[ImageRef]) -> list[_Result]:
         """Label the images on the threads of the pool; return a result for each image, in the order of refs."""
@@ -163,7 +193,7 @@ class Labeller:
     def _label_image(self, image: _Image, outage: _OutageDetector) -> _Result:
         """Label one image.
 
-        An error becomes a failed row or a withheld image, unless the configuration or a lasting fault is the cause.
+        An error becomes a failed row or a withheld image, unless a lasting fault is the cause.
         """
         if outage.is_outage:
             return None, StageTimer("read")
@@ -172,13 +202,14 @@ class Labeller:
         try:
             outcome = self._outcome(image, timer)
             outage.add_served()
+            self._served_files.add(image.ref.uri)
             return outcome, timer
-        except (UserError, LastingError):
+        except LastingError:
             raise
-        except InfrastructureError as exc:
+        except (InfrastructureError, AccessError) as exc:
             is_withheld = True
             outage.add_withheld()
-            return WithheldImage(image.index, exc.short()), timer
+            return WithheldImage(image.index, exc.short(), isinstance(exc, AccessError)), timer
         except FileNotFoundError as exc:
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:

@@ -8,7 +8,7 @@ worker would have none. A node that is being drained gets no worker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from segray.config import PoolSettings
@@ -43,7 +43,11 @@ class Slot:
 
 
 def slots_to_fill(
-    pools: Sequence[PoolSettings], nodes: Sequence[Node], taken: Sequence[Slot], max_slots: float
+    pools: Sequence[PoolSettings],
+    nodes: Sequence[Node],
+    taken: Sequence[Slot],
+    max_slots: float,
+    left_out: Collection[tuple[int, str]] = (),
 ) -> list[Slot]:
     """Return the slots that still need a worker, in order.
 
@@ -54,16 +58,19 @@ def slots_to_fill(
         nodes: the living nodes.
         taken: slots that have a worker.
         max_slots: largest number of slots in all, those in `taken` included.
+        left_out: pools, by index, and ids of nodes on which a worker of the pool cannot start.
     """
     nodes = [node for node in nodes if not node.draining]
     slots: list[Slot] = []
     for index in sorted(range(len(pools)), key=lambda index: not pools[index].resources):
         pool = pools[index]
         taken_by_pool = [slot for slot in taken if slot.pool == index]
+        nodes_of_pool = [node for node in nodes if (index, node.id) not in left_out]
         if pool.count is not None:
-            slots += [Slot(index, None, cpus_of(pool, nodes))] * (pool.count - len(taken_by_pool))
+            if nodes_of_pool or not nodes:  # Without any node the slots wait for an autoscaler.
+                slots += [Slot(index, None, cpus_of(pool, nodes_of_pool))] * (pool.count - len(taken_by_pool))
             continue
-        for node in nodes:
+        for node in nodes_of_pool:
             if any(slot.node == node.id for slot in taken_by_pool):
                 continue
             free = _free_resources(node, pools, [*taken, *slots])

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import threading
@@ -29,13 +28,12 @@ from segray._system.threads import run_in_daemon_thread, run_in_lasting_thread
 from segray.config import ClusterSettings
 from segray.errors import ConfigError, InfrastructureError, SegrayError
 from segray.execution.ray_address import PRIVATE_MARK, address_to_join
-from segray.execution.ray_temp_folder import temp_folder
+from segray.execution.ray_temp_folder import fullness, temp_folder
 from segray.models.engine import available_cpus
 
 _LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 5.0
 _PRIVATE_START_S = 90.0
-_LEAST_FREE_BYTES = 50 * 10**6
 
 T = TypeVar("T")
 
@@ -179,6 +177,13 @@ class Head:
     def __init__(self, cluster: ClusterSettings) -> None:
         self._cluster = cluster
         self._lost = self._disconnected = False
+        self._folder = _compat.ray_session_folder()
+
+    @property
+    def full_folder(self) -> tuple[str, str] | None:
+        """Return Ray's folder on this machine and the words of fullness(), if its disk is full; else None."""
+        found = fullness(self._folder)
+        return None if found is None else (self._folder, found)
 
     @property
     def runs(self) -> bool:
@@ -199,6 +204,8 @@ class Head:
                 found = first_line(exc)
             except TimeoutError:
                 self._lost = True
+        if self.full_folder is not None:
+            found += f"; {self._folder}: {self.full_folder[1]}"
         raise InfrastructureError(
             "the head of the Ray cluster is gone",
             where=f"cluster.address={self._cluster.address or 'null'}",
@@ -316,12 +323,11 @@ def _start_private(mark: str, folder: Path) -> None:
                 _temp_dir=str(folder),
             )
     except Exception as exc:  # Ray raises no special class when its processes are not up within 30 s.
-        free_bytes = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        if free_bytes < _LEAST_FREE_BYTES:
+        if (found := fullness(folder if folder.exists() else folder.parent)) is not None:
             raise InfrastructureError(
                 "Ray could not start on this machine",
                 where=str(folder),
-                found=f"the disk is full: {free_bytes / 1e6:.0f} MB are free",
+                found=found,
                 hint="free some space, or set RAY_TMPDIR to a folder on another disk",
             ) from exc
         raise _NotStartedError(

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+import platform
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, NotIn
 
 from segray import _compat
 from segray._system import signals
@@ -35,12 +39,14 @@ from segray.execution.events import (
     WorkerJoined,
     WorkerLost,
 )
+from segray.execution.model_files import ShippedModel, offer, received
 from segray.execution.placement import Node, Slot
 from segray.execution.ray_connection import Head, connect, disconnect, first_line
+from segray.execution.ray_temp_folder import fullness
 from segray.execution.worker_handle import Dead, Draining, Gone, Starting, WorkerHandle
-from segray.execution.worker_spec import WorkerSpec
+from segray.execution.worker_spec import ModelFilesError, WorkerSpec
 from segray.instances import ImageRef
-from segray.tasks import InFlight, Task
+from segray.tasks import InFlight, Progress, Task
 
 _PROGRESS_S = 1.0
 _NODES_S = 5.0
@@ -51,11 +57,53 @@ _POSTMORTEM_S = 90.0
 _LEAVE_S = 2.0
 
 
-class _Actor(Actor):
-    """A worker's process whose facts include Ray's id of the node."""
+@dataclass(frozen=True)
+class _NodeProgress:
+    """The progress of a worker, and the state of its node.
 
-    def start(self, spec: WorkerSpec, threads: int) -> Mapping[str, str]:
-        return {**super().start(spec, threads), "node": ray.get_runtime_context().get_node_id()}
+    full_folder: Ray's temporary folder on the node and the words of fullness(), if its disk is full; else None.
+    """
+
+    progress: Progress
+    host: str
+    full_folder: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A start that failed by an error of segray, of the model or of the node.
+
+    node: Ray's id of the node. host: name of the node.
+    """
+
+    node: str
+    host: str
+    error: SegrayError
+
+
+class _Actor(Actor):
+    """A worker's process that tells Ray's id of its node, also when it cannot start."""
+
+    def start_on_node(self, spec: WorkerSpec, threads: int, offer: ShippedModel | None) -> Mapping[str, str] | _Refusal:
+        """Load the model, and return the facts of its engine and the node, or the error.
+
+        offer: the driver's model, for a node that lacks the model; None to open the model at `model.path`.
+        """
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            shipped_model = None if offer is None else received(offer, ray.get)
+            return {**self.start(spec, threads, shipped_model), "node": node}
+        except SegrayError as exc:
+            return _Refusal(node, platform.node(), exc)
+        except Exception as exc:
+            error = SegrayError("a worker failed by an error in segray", where=platform.node(), found=repr(exc))
+            return _Refusal(node, platform.node(), error)
+
+    def progress_on_node(self) -> _NodeProgress:
+        """Return the worker's progress and the state of its node. The driver gets them while the node still answers."""
+        folder = _compat.ray_session_folder()
+        found = fullness(folder)
+        return _NodeProgress(self.progress(), platform.node(), None if found is None else (folder, found))
 
     def stay(self) -> None:
         """Block the main thread until the process ends.
@@ -95,12 +143,17 @@ class RayWorkers:
         self._workers: dict[str, WorkerHandle] = {}  # all workers that are not gone, oldest first
         self._log_key = secrets.token_hex(6)
         self._spawned = 0
-        self._failed_starts = 0
+        self._failed_starts: Counter[tuple[int, str | None]] = Counter()  # in a row, by pool and node
+        self._left_out: dict[tuple[int, str], SegrayError] = {}  # by pool and node: why no worker can start there
+        self._last_progress: dict[str, _NodeProgress] = {}  # by node
+        self._offer: ShippedModel | None = None
+        self._sent_to: set[str] = set()  # names of the workers that got the offer
         self._nodes_listed_s = 0.0
         self._closed = False
         self._needed = math.inf
         self._pending: list[PoolEvent] = []
         try:
+            self._own_node = ray.get_runtime_context().get_node_id()
             placement.check(pools, self._head.ask(_nodes), autoscaling=cluster.autoscaling)
             self._head.ask(self._populate)
         except BaseException:
@@ -152,46 +205,108 @@ class RayWorkers:
         except RayError as exc:
             return self._on_actor_died(worker, exc)
         if isinstance(worker.state, Starting):
+            if isinstance(value, _Refusal):
+                return self._on_refusal(worker, value)
             worker.join(value["node"])
-            self._failed_starts = 0
+            del self._failed_starts[worker.slot.pool, worker.node]
             return [WorkerJoined(worker.name, value)]
         if call == worker.progress_call:
             worker.progress_call = None
-            return [ProgressUpdate(worker.name, value)]
+            if worker.node is not None:
+                self._last_progress[worker.node] = value
+            return [ProgressUpdate(worker.name, value.progress)]
         del worker.tasks[call]
         return [TaskFinished(worker.name, value)]
+
+    def _on_refusal(self, worker: WorkerHandle, refusal: _Refusal) -> list[PoolEvent]:
+        """Send the model to a node that lacks it, and let the worker start again; leave out any other node."""
+        path, was_sent = self._spec.model.path, worker.name in self._sent_to
+        if isinstance(refusal.error, ModelFilesError) and path is not None and not was_sent:
+            self._sent_to.add(worker.name)
+            try:
+                self._offer = self._offer or offer(path, self._spec.fingerprint, partial(self._head.ask, ray.put))
+            except (SegrayError, OSError):  # The driver has lost its file meanwhile.
+                return self._on_refusal(worker, refusal)
+            worker.become(Starting(self._call_start(worker.actor, worker.slot, self._offer), time.monotonic()))
+            return []
+        _end_actors([worker])
+        return [self._leave_out(worker, refusal.node, refusal.host, refusal.error)]
+
+    def _leave_out(self, worker: WorkerHandle, node: str, host: str, error: SegrayError) -> WorkerLost:
+        """Start no worker of the pool on a node any more, and return the loss of the worker.
+
+        Raises the error when no other node remains for a worker.
+        """
+        self._remove(worker)
+        self._left_out[worker.slot.pool, node] = error
+        self._head.ask(self._populate)
+        if not self._workers:
+            raise error
+        return WorkerLost(worker.name, f"node {host} is left out: {error.short()}; {error.hint}", blame_images=False)
 
     def _on_actor_died(self, worker: WorkerHandle, exc: RayError) -> list[PoolEvent]:
         """Handle a dead actor. Read its in-flight log on its node.
 
         If the node does not answer, the node died too and no image is blamed.
         """
-        _check_installed(exc, worker.node)
+        node = worker.node or self._head.ask(_compat.ray_node_of_actor, worker.actor)
+        if (missing := _missing_parts(exc, node)) is not None:
+            if node is None:
+                raise missing from exc
+            return [self._leave_out(worker, node, node[:8], missing)]
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # An actor that is only out of reach must not come back and hold its CPUs.
-        # A worker without a node died before the worker reported its node.
-        postmortem = None if worker.node is None else self._head.ask(_read_log_on, worker.node, worker.log)
-        dead = Dead(first_line(exc), time.monotonic(), postmortem)
+        if node is not None and (full := self._full_folder(node)) is not None:
+            return [self._leave_out(worker, node, node[:8], full)]
+        postmortem = None if node is None else self._head.ask(_read_log_on, node, worker.log)
+        dead = Dead(first_line(exc), time.monotonic(), postmortem, node)
         worker.become(dead)
         if postmortem is not None:
             return []
         node_died = isinstance(exc, ActorDiedError) and _compat.is_node_death(exc)
         return [self._on_postmortem(worker, dead, None, node_lives=not node_died)]
 
+    def _full_folder(self, node: str) -> InfrastructureError | None:
+        """Return the error of a node whose Ray has no room for its files; None if there is room, as far as is known.
+
+        Ray's processes on such a node die, and a call on the node would wait for new ones.
+        """
+        last = self._last_progress.get(node)
+        if node == self._own_node:
+            host, full_folder = platform.node(), self._head.full_folder
+        elif last is not None:
+            host, full_folder = last.host, last.full_folder
+        else:
+            return None
+        if full_folder is None:
+            return None
+        folder, found = full_folder
+        return InfrastructureError(
+            "Ray's temporary folder is full, and its processes die",
+            where=f"{host}: {folder}",
+            found=found,
+            hint="free some space there, or keep the folder on another disk (RAY_TMPDIR, `ray start --temp-dir`)",
+        )
+
     def _on_postmortem(
         self, worker: WorkerHandle, dead: Dead, in_flight: tuple[InFlight, ...] | None, *, node_lives: bool
     ) -> WorkerLost:
         """Remove a dead worker and return its loss. Start another on a living node; else _populate finds a slot."""
-        self._remove(worker)
-        if node_lives:
-            self._failed_starts += not worker.started
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise InfrastructureError(
+        if node_lives and not worker.started:
+            place = worker.slot.pool, dead.node
+            self._failed_starts[place] += 1
+            if self._failed_starts[place] >= _MAX_FAILED_STARTS:
+                error = InfrastructureError(
                     f"{_MAX_FAILED_STARTS} workers in a row died while loading the model",
-                    where=f"node {worker.node}",
+                    where=f"node {dead.node}",
                     found=dead.reason,
                     hint="read the worker's log on that node; too little memory is the usual cause",
                 )
+                if dead.node is None:
+                    raise error
+                return self._leave_out(worker, dead.node, dead.node[:8], error)
+        self._remove(worker)
+        if node_lives:
             self._respawn(worker)
         reason = dead.reason if node_lives else f"its node is gone ({dead.reason})"
         return WorkerLost(worker.name, reason, blame_images=node_lives and worker.started, in_flight=in_flight)
@@ -269,7 +384,7 @@ class RayWorkers:
         nodes = _nodes()
         self._drain({node.id for node in nodes if node.draining})
         taken = [worker.taken for worker in self._workers.values() if not worker.draining]
-        for slot in placement.slots_to_fill(self._pools, nodes, taken, self._needed):
+        for slot in placement.slots_to_fill(self._pools, nodes, taken, self._needed, self._left_out):
             self._spawn(slot)
 
     def _drain(self, nodes: Collection[str]) -> None:
@@ -292,20 +407,33 @@ class RayWorkers:
         """Start a worker in a slot."""
         pool, name = self._pools[slot.pool], str(self._spawned)
         log = f"segray-{self._log_key}-{name}"
-        strategy: Any = "SPREAD" if slot.node is None else NodeAffinitySchedulingStrategy(slot.node, soft=False)
         actor_class: Any = ray.remote(concurrency_groups=_CONCURRENCY_GROUPS)(_Actor)  # type: ignore[call-overload]
         configured = actor_class.options(
             num_cpus=slot.cpus,
             resources=dict(pool.resources) or None,
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=strategy,
+            scheduling_strategy=self._strategy(slot),
         )
         actor = configured.remote(pool, log)
-        start_call = actor.start.options(concurrency_group="start").remote(self._spec, max(1, int(slot.cpus)))
+        start_call = self._call_start(actor, slot, None)
         actor.stay.remote()
         self._workers[name] = WorkerHandle(name, actor, slot, log, Starting(start_call, time.monotonic()))
         self._spawned += 1
+
+    def _strategy(self, slot: Slot) -> Any:
+        """Return Ray's strategy for the node of a slot."""
+        if slot.node is not None:
+            return NodeAffinitySchedulingStrategy(slot.node, soft=False)
+        left_out = [node for pool, node in self._left_out if pool == slot.pool]
+        if not left_out:
+            return "SPREAD"
+        return NodeLabelSchedulingStrategy({"ray.io/node-id": NotIn(*left_out)})  # type: ignore[no-untyped-call]
+
+    def _call_start(self, actor: Any, slot: Slot, offer: ShippedModel | None) -> Any:
+        """Begin to start the worker of an actor; return the call."""
+        call = actor.start_on_node.options(concurrency_group="start")
+        return call.remote(self._spec, max(1, int(slot.cpus)), offer)
 
     def _stop(self, workers: Sequence[WorkerHandle]) -> None:
         """End workers that are alive, and remove their logs from their nodes."""
@@ -321,7 +449,7 @@ class RayWorkers:
 def _ask_progress(worker: WorkerHandle, now_s: float) -> None:
     """Ask a started worker for its progress, every _PROGRESS_S seconds at most."""
     if worker.started and worker.progress_call is None and now_s - worker.progress_asked_s > _PROGRESS_S:
-        worker.progress_call = worker.actor.progress.options(concurrency_group="progress").remote()
+        worker.progress_call = worker.actor.progress_on_node.options(concurrency_group="progress").remote()
         worker.progress_asked_s = now_s
 
 
@@ -335,18 +463,19 @@ def _on_task_error(worker: WorkerHandle, call: Any, exc: RayTaskError) -> list[P
     raise SegrayError("a worker failed by an error in segray", where=f"worker {worker.name}", found=str(cause)) from exc
 
 
-def _check_installed(exc: RayError, node: str | None) -> None:
-    """Raise ConfigError for an actor whose node lacks segray or a part of it."""
+def _missing_parts(exc: RayError, node: str | None) -> ConfigError | None:
+    """Return the error of an actor whose node lacks segray or a part of it; None for any other death."""
     if not isinstance(exc, ActorDiedError) or not exc.actor_init_failed:
-        return
+        return None
     missing = [module for module in _compat.missing_modules(exc) if module.partition(".")[0] == "segray"]
-    if missing:
-        raise ConfigError(
-            "a node of the cluster has no segray, or another one than the driver",
-            where=f"node {node}",
-            found=f"No module named '{missing[0]}'",
-            hint="install the driver's version on every node, for the Python that `ray start` runs with",
-        ) from exc
+    if not missing:
+        return None
+    return ConfigError(
+        "a node of the cluster has no segray, or another one than the driver",
+        where=f"node {node}",
+        found=f"No module named '{missing[0]}'",
+        hint="install the driver's version on every node, for the Python that `ray start` runs with",
+    )
 
 
 def _read_log_on(node: str, log: str) -> Any:

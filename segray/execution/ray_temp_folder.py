@@ -1,11 +1,13 @@
-"""The temporary folder of a private Ray cluster: its files, logs and sockets.
+"""The temporary folder of a Ray node: its files, logs and sockets.
 
-Knows Ray's requirements for the folder, and which folder meets them. Starts nothing.
+Knows Ray's requirements for the folder, which folder meets them for a private cluster, and when a folder is full.
+Starts nothing.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,19 @@ from segray.errors import ConfigError
 # sockaddr_un holds 108 bytes, the last of them 0. Source: unix(7).
 _SOCKET_PATH_BYTES = 107
 _RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+# Ray's processes die soon after the folder of their logs is full.
+_LEAST_FREE_BYTES = 50 * 10**6
+
+
+def fullness(folder: str | Path) -> str | None:
+    """Return the free and total space of a folder whose disk is full, in words; None if the disk has room."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except FileNotFoundError:  # A cluster that has ended has removed the folder.
+        return None
+    if usage.free >= _LEAST_FREE_BYTES:
+        return None
+    return f"the disk is full: {usage.free / 1e6:.0f} MB of {usage.total / 1e6:.0f} MB are free"
 
 
 def temp_folder() -> Path:

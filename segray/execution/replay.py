@@ -14,12 +14,14 @@ from typing import Any
 
 from segray.errors import SegrayError
 from segray.execution import event_log
+from segray.execution.event_log import Note
 from segray.execution.event_loop import PlanNames
 from segray.execution.events import (
     Accept,
     Action,
     Assign,
     Event,
+    FailImage,
     ProgressUpdate,
     Quarantine,
     ReleaseWorker,
@@ -45,13 +47,16 @@ class ReplayMismatch(SegrayError):
     """A difference between the replayed and the recorded state."""
 
 
-def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[float, Event, list[Action]]]:
-    """Give a new scheduler the events of a process; yield each event with its time and the scheduler's actions.
+def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[float, Event | Note, list[Action]]]:
+    """Give a new scheduler the events of a process; yield each event or note with its time and the actions.
 
-    Raises ReplayMismatch where the state is not the recorded one, AssertionError where the state is inconsistent.
+    Raises ReplayMismatch where the state is inconsistent or not the recorded one.
     """
     count = 0
     for entry in series.events():
+        if isinstance(entry, Note):
+            yield entry.now_s, entry, []
+            continue
         if isinstance(entry, Mapping):
             _compare(scheduler.state(), entry, count)
             continue
@@ -59,8 +64,20 @@ def replay(series: event_log.Series, scheduler: Scheduler) -> Iterator[tuple[flo
         count += 1
         actions = scheduler.handle(event, now_s)
         if scheduler.images_total <= _MAX_VALIDATED_IMAGES:
-            scheduler.validate()
+            _validate(scheduler, count, event)
         yield now_s, event, actions
+
+
+def _validate(scheduler: Scheduler, count: int, event: Event) -> None:
+    try:
+        scheduler.validate()
+    except AssertionError as error:
+        raise ReplayMismatch(
+            "the scheduler's state is inconsistent",
+            where=f"after event {count}, {event!r:.300}",
+            found=str(error),
+            hint="report the defect with the run's folder `events` and `plan`",
+        ) from error
 
 
 def _compare(replayed: Mapping[str, Any], recorded: Mapping[str, Any], count: int) -> None:
@@ -78,22 +95,29 @@ def main(args: Sequence[str] | None = None) -> int:
     """Print the events of a run; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m segray.execution.replay", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", help="the run's folder, ROOT/_segray/runs/RUN_ID")
-    parser.add_argument("--image", metavar="UNIT:INDEX", help="print only events and actions of this image")
+    parser.add_argument(
+        "--image", metavar="UNIT:INDEX", type=image_position, help="print only events and actions of this image"
+    )
     parser.add_argument("--worker", help="print only events and actions of this worker")
     parser.add_argument("--endpoint-url", help="URL of an S3 store other than AWS")
     arguments = parser.parse_args(args)
     store, folder = Store(StorageOptions(endpoint_url=arguments.endpoint_url)), absolute(arguments.run.rstrip("/"))
-    image = tuple(int(part) for part in arguments.image.split(":")) if arguments.image else None
     try:
         frozen_plan, all_series = plan.load(store, folder), event_log.read(store, folder)
         if frozen_plan is None or not all_series:
             raise SegrayError("no event log is here", where=folder, hint="pass the folder ROOT/_segray/runs/RUN_ID")
         for number, series in enumerate(all_series, start=1):
-            _print(number, series, PlanNames(frozen_plan), image, arguments.worker)
+            _print(number, series, PlanNames(frozen_plan), arguments.image, arguments.worker)
     except SegrayError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def image_position(text: str) -> tuple[int, int]:
+    """Return unit and index of an image; raise ValueError for any other text."""
+    unit, index = text.split(":")
+    return int(unit), int(index)
 
 
 def _print(number: int, series: event_log.Series, names: DisplayNames, image: Any, worker: str | None) -> None:
@@ -102,6 +126,10 @@ def _print(number: int, series: event_log.Series, names: DisplayNames, image: An
     begin_s, count = None, 0
     for now_s, event, actions in replay(series, scheduler):
         begin_s, count = now_s if begin_s is None else begin_s, count + 1
+        if isinstance(event, Note):
+            if image is None and worker is None:
+                print(f"{now_s - begin_s:10.2f} s  {event.text}")
+            continue
         entries = [entry for entry in (event, *actions) if _concerns(entry, image, worker)]
         lines = [text for entry in entries if (text := _describe(entry, names))]
         for position, text in enumerate(lines):
@@ -152,6 +180,8 @@ def _describe(entry: Event | Action, names: DisplayNames) -> str:
             return f"replace {names.worker(worker)}: {reason}"
         case ReleaseWorker(worker, reason):
             return f"release {names.worker(worker)}: {reason}"
+        case FailImage(task, error, reason):
+            return f"fail {names.image(task.unit, task.start)}: {error}: {reason}"
         case Quarantine(task, reason):
             return f"quarantine {names.image(task.unit, task.start)}: {reason}"
 

@@ -10,7 +10,8 @@ import json
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from segray.errors import (
     ConflictError,
     InfrastructureError,
     Interrupted,
+    LabelSetError,
     SegrayError,
     SourceError,
     UserError,
@@ -36,7 +38,9 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
-from segray.label_set import batches, commit, merge, plan, run_records, schema, snapshot
+from segray.label_set import batches, commit, failed_rows, merge, plan, root_check, run_records, schema, snapshot
+from segray.label_set.failed_rows import RetryRule
+from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import ImageLimits
@@ -44,10 +48,11 @@ from segray.models import engine, resolve
 from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
+from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
-from segray.storage.store import StorageOptions, Store
+from segray.storage.store import Store
 from segray.storage.uris import absolute, join, redact
-from segray.tasks import Task
+from segray.tasks import ALL_STAGES, STAGES, Task
 
 StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
 
@@ -65,8 +70,10 @@ class Summary:
     planned: images of the plans that this process carried out.
     retired: images whose rows this process removed.
     workers: facts of each worker, such as host, device and precision.
-    failures: image_key, stage and message of a few failed images.
-    exit_code: 0, or 3 when more images failed than max_failed_fraction allows.
+    failures: image_key, stage and message of a few failed images: of this command's runs, if there were any.
+    exit_code: 0, or 3 when more images of this command's runs failed than max_failed_fraction allows.
+    of_runs: images by status that this command's runs labelled, in earlier processes too.
+    failed_before: failed images of earlier runs, by stage.
     """
 
     root: str
@@ -80,6 +87,8 @@ class Summary:
     workers: tuple[Mapping[str, str], ...]
     failures: tuple[tuple[str, str, str], ...]
     exit_code: int
+    of_runs: Mapping[str, int] = field(default_factory=dict)
+    failed_before: Mapping[str, int] = field(default_factory=dict)
 
 
 def label(
@@ -89,7 +98,9 @@ def label(
     *,
     limit: int | None = None,
     dry_run: bool = False,
+    retry_failed: Collection[str] = (),
     retry_s: float = Policy.retry_s,
+    exclusive: bool = False,
 ) -> Summary:
     """Label the images that have no row yet, and commit their rows.
 
@@ -99,13 +110,17 @@ def label(
         start_workers: starts the workers of a run.
         limit: largest number of images to label, the first by key; None for all. With a limit nothing is retired.
         dry_run: whether to count only, and write nothing.
+        retry_failed: stages of failed images to label again, besides those that config.source says; of tasks.STAGES,
+            or tasks.ALL_STAGES alone.
         retry_s: seconds before an image that storage withheld is tried again.
+        exclusive: whether to hold the lease of the label set, so that no other exclusive run works on it.
 
     Returns:
         The summary of the run.
 
     Raises:
         UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
     """
@@ -115,20 +130,56 @@ def label(
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
-    options = StorageOptions(**config.storage.model_dump())
-    context = RunContext(config, options, Store(options), identity_of(config, model), listener, retry_s)
-    run_records.check(context.store, context.root, context.identity)
+    options = config.storage_options()
+    source_store = Store(config.source_storage_options())
+    context = RunContext(config, options, Store(options), source_store, identity_of(config, model), listener, retry_s)
+    if not run_records.check(context.store, context.root, context.identity):
+        root_check.check_free(context.store, context.root)
     totals = _Totals(withheld_before=run_records.left_over(context.store, context.root))
+    rule = retry_rule(config, retry_failed)
     if dry_run:
-        step = next_step(context, limit=limit, resumable=False)
+        step = next_step(context, rule, limit=limit, resumable=False)
         _announce(context, step)
         if isinstance(step, Start):
             totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
         return _summary(context, totals)
+    with _lease(context, exclusive=exclusive) as lease:
+        _bring_up_to_date(replace(context, lease=lease), model.fingerprint, start_workers, totals, rule, limit)
+    return _summary(context, totals)
+
+
+@contextmanager
+def _lease(context: RunContext, *, exclusive: bool) -> Iterator[HeldLease | None]:
+    """Hold the lease of the label set during the block if the run is exclusive; see lease.holding."""
+    if not exclusive:
+        yield None
+        return
+    with holding(context.root, context.store, context.listener.note) as lease:
+        yield lease
+
+
+def _bring_up_to_date(
+    context: RunContext,
+    fingerprint: str,
+    start_workers: StartWorkers,
+    totals: _Totals,
+    rule: RetryRule,
+    limit: int | None,
+) -> None:
+    """Resume and begin runs until every image has a row, and count the work in `totals`; see label().
+
+    rule: which failed images are labelled again.
+    """
     while True:
-        batch_number = commit.recover(context.root, options, context.store)
+        batch_number = commit.recover(context.root, context.options, context.store)
         step = next_step(
-            context, limit=limit, next_batch=batch_number + 1, excluded_runs=totals.runs, left_over=totals.left_over
+            context,
+            rule,
+            limit=limit,
+            next_batch=batch_number + 1,
+            excluded_runs=totals.runs,
+            left_over=totals.left_over,
+            tried=totals.tried,
         )
         if isinstance(step, Nothing) and totals.left_over:
             break  # Some images are not labelled; the error below says so.
@@ -136,19 +187,23 @@ def label(
         if isinstance(step, Nothing):
             break
         work = step if isinstance(step, Resume) else _begin_run(context, step)
+        if context.lease is not None:
+            context.lease.name_run(work.run.id)
         totals.planned += 0 if work.is_empty else work.plan.images
-        is_carried_out = _carry_out(context, model.fingerprint, work, start_workers, totals)
+        totals.carried_out.add(work.run.id)
+        is_carried_out = _carry_out(context, fingerprint, work, start_workers, totals)
+        if isinstance(step, Resume):
+            totals.tried = pa.concat_tables([totals.tried, *_rows_to_replace(context, work)])
         if is_carried_out and (limit is not None or isinstance(step, Start)):
             break
         if limit is not None:
-            limit = _count_without_row(context, work.plan)
+            limit = _count_without_row(context, work)
             if not limit:
                 break
     if totals.left_over or totals.withheld_before:
         run_records.save_left_over(context.store, context.root, totals.left_over)
     if totals.left_over:
         raise _left_over_error(context, totals.left_over)
-    return _summary(context, totals)
 
 
 # ---- what to do -----------------------------------------------------------------------------------
@@ -187,41 +242,69 @@ class Start:
     to_label: images without a row.
     total: number of images in the source.
     rows_to_retire: committed rows of images that the source no longer lists, as schema.RETIRED.
+    rows_to_replace: failed rows of images in `to_label`, as schema.RETIRED.
     """
 
     to_label: plan.ImageList
     total: int
     rows_to_retire: pa.Table
+    rows_to_replace: pa.Table
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A step: do nothing, since all `total` images of the source have a row."""
+    """A step: do nothing, since all `total` images of the source have a row.
+
+    failed: the failed rows of these images, as failed_rows.ROWS.
+    """
 
     total: int
+    failed: pa.Table
 
 
 Step = Resume | Start | Nothing
 
 
+def retry_rule(config: Config, stages: Collection[str] = ()) -> RetryRule:
+    """Return the rule which failed rows are tried again, as seen from now.
+
+    stages: stages of failed images to label again, besides those that the configuration says. Raises ConfigError for an
+    unknown stage.
+    """
+    if unknown := set(stages) - {*STAGES, ALL_STAGES}:
+        raise ConfigError(
+            "no such stage of labelling",
+            where="--retry-failed",
+            found=", ".join(sorted(unknown)),
+            hint=f"give some of {', '.join(STAGES)}; without a stage, all failed images are tried again",
+        )
+    now, after_s = datetime.now(UTC), config.source.retry_unreachable_after
+    unreachable_before = None if after_s is None else now - timedelta(seconds=after_s)
+    return RetryRule({ALL_STAGES} if config.source.failed == "retry" else frozenset(stages), now, unreachable_before)
+
+
 def next_step(
     context: RunContext,
+    rule: RetryRule,
     *,
     limit: int | None,
     resumable: bool = True,
     next_batch: int = 1,
     excluded_runs: Container[str] = (),
     left_over: Collection[str] = (),
+    tried: pa.Table | None = None,
 ) -> Step:
     """Decide the next step. Read the label set and the source, and write nothing of a run.
 
     Args:
         context: values that all steps of the run share.
+        rule: which failed rows are tried again.
         limit: largest number of images; None for all.
         resumable: whether an unfinished run may be resumed.
         next_batch: number of the next batch.
         excluded_runs: ids of runs that must not be resumed.
         left_over: keys of images that must not be planned again.
+        tried: rows that runs which this command resumed have tried again, as schema.RETIRED.
     """
     images = snapshot.committed(context.root, "images", context.options)
     committed = None if images is None else _committed(context, images)
@@ -229,34 +312,68 @@ def next_step(
     resume = _resumable(context, committed, next_batch, retiring, excluded_runs) if resumable else None
     if resume is not None:
         return resume
-    to_label, total, is_listed, prefix = listing(context.config, context.store, committed, keep_index=resumable)
+    failed = failed_rows.ROWS.empty_table()
+    if images is not None:
+        failed = context.store.retrying(context.root, lambda: failed_rows.read(images))
+    is_retried = rule.selects(failed)
+    if tried is not None and len(tried):
+        is_retried &= ~failed_rows.tried_by(tried, failed)
+    to_retry = failed.filter(pa.array(is_retried))
+    passed_over = PassedOver()
+    to_label, total, is_listed, prefix = listing(
+        context.config,
+        context.store,
+        context.source_store,
+        committed,
+        to_retry,
+        keep_index=resumable,
+        passed_over=passed_over,
+    )
+    for note in passed_over.notes():
+        context.listener.note(note)
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
-        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix)
+        unread_entries = [prefix + key for key in passed_over.unread]
+        rows_to_retire = _rows_to_retire(context, images, committed, to_label, is_listed, prefix, unread_entries)
     to_label = to_label.without(left_over).head(limit)
     if not len(to_label) and not len(rows_to_retire):
-        return Nothing(total)
-    return Start(to_label, total, rows_to_retire)
+        return Nothing(total, failed if committed is None else committed.where(failed, is_listed))
+    rows_to_replace = to_label.present(to_retry).select(schema.RETIRED.names)
+    return Start(to_label, total, rows_to_retire, rows_to_replace)
 
 
 def listing(
-    config: Config, store: Store, committed: plan.Committed | None, *, keep_index: bool
+    config: Config,
+    store: Store,
+    source_store: Store,
+    committed: plan.Committed | None,
+    to_retry: pa.Table,
+    *,
+    keep_index: bool,
+    passed_over: PassedOver,
 ) -> tuple[plan.ImageList, int, NDArray[np.bool_], str]:
     """List the source and compare the list with the committed rows.
 
     Args:
         config: the configuration.
-        store: storage of the source and of the label set.
+        store: storage of the label set.
+        source_store: storage of the source.
         committed: committed rows of the label set; None without a label set.
+        to_retry: failed rows to replace, as failed_rows.ROWS.
         keep_index: whether to write new shard indexes into the label set.
+        passed_over: receives the entries of the source that are left out.
 
     Returns:
         The images to label, the number of images in the source, and the mask over the committed rows (rows,) that the
         source still lists, all three as plan.build returns them; and the prefix of the source's keys.
     """
-    base = base_prefix.resolve_base(config.source, store)
+    base = base_prefix.resolve_base(config.source, source_store)
     index = Index(store, join(config.output.root, "_segray", "index"), keep=keep_index)
-    return *plan.build(base.rebased(sources.configured(config.source, store, index)), committed), base.prefix
+    is_replaced = None if committed is None else committed.holding(to_retry)
+    batches_of_source = sources.configured(
+        config.source, source_store, index, label_set=config.output.root, passed_over=passed_over
+    )
+    return *plan.build(base.rebased(batches_of_source), committed, is_replaced), base.prefix
 
 
 def _resumable(
@@ -277,7 +394,7 @@ def _resumable(
     frozen_plan = plan.load(context.store, run.folder)
     if frozen_plan is None:
         return None
-    has_row = plan.committed_rows(frozen_plan, committed)
+    has_row = _has_row(context, run, frozen_plan, committed)
     inputs = batches.read_batch_inputs(run, next_batch, context.store)
     names = run_records.select_staged(context.store.names(run.staged), inputs.staged if inputs else ())
     staged = {task: name for task, name in names.items() if not has_row[frozen_plan.rows(task)].any()}
@@ -289,6 +406,14 @@ def _resumable(
     return Resume(run, frozen_plan, staged, plan.remaining_tasks(frozen_plan, has_row), retire)
 
 
+def _has_row(context: RunContext, run: Run, frozen_plan: Plan, committed: plan.Committed | None) -> NDArray[np.bool_]:
+    """Return which images of the run's plan have a row of their version that the plan does not replace, (images,)."""
+    has_row = plan.committed_rows(frozen_plan, committed)
+    for name in frozen_plan.retried:
+        has_row &= ~frozen_plan.holds(merge.keys_still_present(run, name, context.options))
+    return has_row
+
+
 def _begin_run(context: RunContext, step: Start) -> Resume:
     """Write a new run and its plan."""
     run = run_records.new_run(context.root)
@@ -296,7 +421,13 @@ def _begin_run(context: RunContext, step: Start) -> Resume:
     commit.create_tables(context.root, context.options)
     config = context.config
     frozen_plan = plan.freeze(
-        context.store, run.folder, step.to_label, config.unit_images, step.rows_to_retire, config.publish.batch_images
+        context.store,
+        run.folder,
+        step.to_label,
+        config.unit_images,
+        step.rows_to_retire,
+        config.publish.batch_images,
+        step.rows_to_replace,
     )
     context.save(run, "running", frozen_plan.images)
     return Resume(run, frozen_plan, {}, frozen_plan.tasks(), list(frozen_plan.retired))
@@ -312,15 +443,46 @@ def _announce(context: RunContext, step: Step) -> None:
             if retire:
                 text += f", {sum(frozen_plan.retired[name] for name in retire)} to retire"
             context.listener.note(f"resuming run {run.id}: {text}")
-        case Start(to_label, total, rows_to_retire):
+        case Start(to_label, total, rows_to_retire, rows_to_replace):
             text = _all_labelled(context, total, "label")
             if len(to_label):
                 text = f"{len(to_label)} of {total} images to label"
+            if len(rows_to_replace):
+                text += f", {len(rows_to_replace)} of them failed before"
             if len(rows_to_retire):
                 text += f"; {len(rows_to_retire)} images to retire, which the source no longer has"
             context.listener.note(text)
-        case Nothing(total):
-            context.listener.note(_all_labelled(context, total, "do"))
+        case Nothing(total, failed):
+            text = _all_labelled(context, total, "do")
+            if len(failed):
+                text += f", {len(failed)} of them as failed. {_advice_on_failed(context, failed)}"
+            context.listener.note(text)
+
+
+def _advice_on_failed(context: RunContext, failed: pa.Table) -> str:
+    """Return how many images failed at which stage, how to label them again, and what has changed since.
+
+    failed: failed rows, as failed_rows.ROWS.
+    """
+
+    def image_settings(run_id: str) -> Mapping[str, Any]:
+        try:
+            return dict(Run(context.root, run_id).record(context.store).get("config", {}).get("image", {}))
+        except (FileNotFoundError, LabelSetError):
+            return {}  # The advice does without a record that is lost.
+
+    config = context.config
+    stages = ", ".join(f"{count} at {stage}" for stage, count in failed_rows.by_stage(failed).items())
+    sentences = [f"Failed: {stages}. To label failed images again: --retry-failed [STAGE...], or source.failed=retry"]
+    raised = failed_rows.raised_limits(failed, config.image.model_dump(), image_settings)
+    for name, (old, new, images) in raised.items():
+        sentences.append(f"image.{name} was raised since, from {old} to {new}; it had refused {images} images")
+    unreachable = failed.filter(pa.array(failed_rows.is_unreachable(failed)))
+    if len(unreachable) and config.source.retry_unreachable_after is not None:
+        oldest: datetime = pc.min(unreachable["labelled_at"]).as_py()
+        due = oldest + timedelta(seconds=config.source.retry_unreachable_after)
+        sentences.append(f"{len(unreachable)} unreachable images are tried again from {due:%Y-%m-%d %H:%M} UTC on")
+    return ". ".join(sentences)
 
 
 def _all_labelled(context: RunContext, total: int, verb: str) -> str:
@@ -334,6 +496,7 @@ def _rows_to_retire(
     to_label: plan.ImageList,
     is_listed: NDArray[np.bool_],
     prefix: str,
+    unread_entries: Collection[str],
 ) -> pa.Table:
     """Return the rows to retire, as schema.RETIRED.
 
@@ -344,13 +507,15 @@ def _rows_to_retire(
         to_label: images without a row.
         is_listed: mask over the committed rows (rows,), true where the source lists the row's image.
         prefix: prefix of the source's keys. Rows with other keys belong to other sources.
+        unread_entries: keys of entries that could not be listed. Rows below them stay.
 
     Raises:
         SourceError: more rows would go than source.max_retired_fraction allows.
     """
     columns = ["image_key", "version", "batch"]
     rows_to_retire = context.store.retrying(
-        context.root, lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns))
+        context.root,
+        lambda: plan.unlisted(to_label, is_listed, committed, lambda: images.to_batches(columns), unread_entries),
     )
     allowed, rows = context.config.source.max_retired_fraction, len(committed)
     if prefix and len(rows_to_retire):
@@ -371,11 +536,16 @@ def _rows_to_retire(
     return rows_to_retire
 
 
-def _count_without_row(context: RunContext, frozen_plan: Plan) -> int:
+def _count_without_row(context: RunContext, work: Resume) -> int:
     """Return the number of images of a plan that have no row. Rows of other runs count as rows."""
     images = snapshot.committed(context.root, "images", context.options)
-    has_row = plan.committed_rows(frozen_plan, None if images is None else _committed(context, images))
+    has_row = _has_row(context, work.run, work.plan, None if images is None else _committed(context, images))
     return int((~has_row).sum())
+
+
+def _rows_to_replace(context: RunContext, work: Resume) -> list[pa.Table]:
+    """Return the failed rows that a plan replaces, as schema.RETIRED."""
+    return [plan.old_rows(context.store, work.run.folder, name) for name in work.plan.retried]
 
 
 def _committed(context: RunContext, images: ds.Dataset) -> plan.Committed:
@@ -392,6 +562,8 @@ class _Totals:
     withheld_before: errors by key, for images that storage withheld to the end of an earlier process.
     left_over: errors by key, for images that storage withheld to the end of this process.
     runs: ids of runs that left images over.
+    carried_out: ids of runs that this process began or resumed.
+    tried: rows that resumed runs have tried again, as schema.RETIRED.
     planned, retired: numbers of images.
     startup_s: seconds until the first worker was ready.
     labelling_s: seconds from then to the end of labelling, summed over plans.
@@ -400,6 +572,8 @@ class _Totals:
     withheld_before: Mapping[str, str] = field(default_factory=dict)
     left_over: dict[str, str] = field(default_factory=dict)
     runs: set[str] = field(default_factory=set)
+    carried_out: set[str] = field(default_factory=set)
+    tried: pa.Table = field(default_factory=schema.RETIRED.empty_table)
     planned: int = 0
     retired: int = 0
     startup_s: float = 0.0
@@ -447,7 +621,15 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
     limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
     settings = context.config.source.tiles
     tiles = None if settings is None else TilingOptions(**settings.model_dump())
-    spec = WorkerSpec(context.config.model, fingerprint, limits, context.options, work.run.staged, tiles)
+    spec = WorkerSpec(
+        context.config.model,
+        fingerprint,
+        limits,
+        context.options,
+        work.run.staged,
+        tiles,
+        source_storage=context.source_store.options,
+    )
     begin_s = time.monotonic()
     with _recording_end(context, work):
         pool = start_workers(spec, context.config)
@@ -528,11 +710,11 @@ def _left_over_error(context: RunContext, reasons: Mapping[str, str]) -> Infrast
 
 
 def _summary(context: RunContext, totals: _Totals) -> Summary:
-    images, failures = context.store.retrying(context.root, lambda: _images(context))
-    allowed = context.config.max_failed_fraction * sum(images.values())
+    images = context.store.retrying(context.root, lambda: _images(context, totals.carried_out))
+    allowed = context.config.max_failed_fraction * sum(images.of_runs.values())
     return Summary(
         context.root,
-        images,
+        images.by_status,
         context.store.retrying(context.root, lambda: _classes(context)),
         context.counters,
         totals.labelling_s,
@@ -540,20 +722,46 @@ def _summary(context: RunContext, totals: _Totals) -> Summary:
         totals.planned,
         totals.retired,
         tuple(context.facts),
-        failures,
-        exit_code=InfrastructureError.exit_code if images.get("failed", 0) > allowed else 0,
+        images.failures,
+        exit_code=InfrastructureError.exit_code if images.of_runs.get("failed", 0) > allowed else 0,
+        of_runs=images.of_runs,
+        failed_before=images.failed_before,
     )
 
 
-def _images(context: RunContext, max_failures: int = 5) -> tuple[dict[str, int], tuple[tuple[str, str, str], ...]]:
-    """Return the committed images by status, and image_key, stage and message of a few failed images."""
+@dataclass(frozen=True)
+class _CommittedImages:
+    """The committed images: numbers by status, and those of some runs apart; see Summary."""
+
+    by_status: Mapping[str, int] = field(default_factory=dict)
+    of_runs: Mapping[str, int] = field(default_factory=dict)
+    failed_before: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[tuple[str, str, str], ...] = ()
+
+
+def _images(context: RunContext, runs: Collection[str], max_failures: int = 5) -> _CommittedImages:
+    """Return the committed images by status, those of the runs apart, and a few failed images.
+
+    runs: ids of the runs of this command.
+    """
     rows = snapshot.committed(context.root, "images", context.options)
     if rows is None:
-        return {}, ()
-    status = pc.value_counts(rows.to_table(["status"]).column("status")).to_pylist()
-    failed = rows.scanner(["image_key", "stage", "message"], filter=pc.field("status") == "failed").head(max_failures)
+        return _CommittedImages()
+    is_of_runs = pc.field("run_id").isin(pa.array(sorted(runs), pa.string()))
+    is_failed = pc.field("status") == "failed"
+    by_status = _count_statuses(rows.to_table(["status"]))
+    of_runs = _count_statuses(rows.to_table(["status"], filter=is_of_runs)) if runs else {}
+    if not by_status.get("failed"):
+        return _CommittedImages(by_status, of_runs)
+    before = rows.to_table(["stage"], filter=is_failed & ~is_of_runs)
+    named = is_failed & is_of_runs if runs else is_failed
+    failed = rows.scanner(["image_key", "stage", "message"], filter=named).head(max_failures)
     failures = tuple((redact(row["image_key"]), row["stage"], row["message"]) for row in failed.to_pylist())
-    return {entry["values"]: entry["counts"] for entry in status}, failures
+    return _CommittedImages(by_status, of_runs, failed_rows.by_stage(before), failures)
+
+
+def _count_statuses(rows: pa.Table) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["status"]).to_pylist()}
 
 
 def _classes(context: RunContext) -> dict[str, int]:

@@ -15,12 +15,15 @@ The life of a task (images of a unit, see tasks.Task):
 
     A suspect whose process died in `max_attempts` attempts ──Quarantine──> done, as a failed row.
     An image that storage withheld in `max_attempts` tries ──> left over: no row.
+    An image that storage withheld alone, while it served others ──FailImage──> done, as a failed row.
 
-A try of a withheld image counts in two cases. Storage has served another image since it first withheld this one, or an
-earlier run left the image over. In all other cases storage as a whole is at fault.
+A try of a withheld image counts in three cases. The worker found that storage serves other files at that moment.
+Storage has served another image since it first withheld this one. An earlier run left the image over. In all other
+cases storage as a whole is at fault.
 
 The run halts when no image was labelled for `stall_timeout_s`, though tasks failed or workers were replaced meanwhile.
-A fault that waiting does not repair, such as a full disk, halts the run after `max_attempts` tasks in a row.
+A fault that waiting does not repair, such as a full disk or refused access, halts the run after `max_attempts` tasks
+in a row.
 
 A task on its second attempt has its worker to itself, so a death has one possible cause. Every death raises an attempt
 or splits a task, so the machine comes to an end. An image may take its node along. The `max_attempts`th death of a node
@@ -44,6 +47,7 @@ from segray.execution.events import (
     Action,
     Assign,
     Event,
+    FailImage,
     ProgressUpdate,
     Quarantine,
     ReleaseWorker,
@@ -55,7 +59,7 @@ from segray.execution.events import (
     WorkerJoined,
     WorkerLost,
 )
-from segray.execution.stall_watch import Halt, StallWatch
+from segray.execution.stall_watch import FailureKind, Halt, StallWatch
 from segray.execution.task_queue import TaskQueue
 from segray.execution.withheld_images import Position, WithheldImages
 from segray.tasks import InFlight, Progress, Task, TaskReport, WithheldImage
@@ -253,8 +257,7 @@ class Scheduler:
             case TaskFinished(name, report):
                 if not self._workers.take_back(name, report.task, now_s):
                     return []
-                self._on_finished(name, report, now_s)
-                actions = [Accept(name, report)]
+                actions = [Accept(name, report), *self._on_finished(name, report, now_s)]
             case TaskFailed(name, task, reason, lasting):
                 if not self._workers.take_back(name, task, now_s):
                     return []
@@ -277,7 +280,7 @@ class Scheduler:
                 return self._on_tick(now_s)
         return actions + self._assign(now_s)
 
-    def _on_finished(self, name: str, report: TaskReport, now_s: float) -> None:
+    def _on_finished(self, name: str, report: TaskReport, now_s: float) -> list[Action]:
         worker, without_row = self._workers[name], len(report.withheld) + len(report.untried)
         worker.throughput.take_back(without_row)
         worker.throughput.update(worker.throughput.assigned - sum(map(len, worker.running)), now_s)
@@ -286,10 +289,12 @@ class Scheduler:
             self._stall_watch.succeeded(now_s)
         unit, withheld = report.task.unit, {image.index for image in report.withheld}
         self._withheld.forget(unit, {*report.task.indices}.difference(withheld, report.untried))
-        self._withhold(name, report.task, report.withheld, now_s)
+        actions = self._withhold(name, report.task, report.withheld, now_s)
         if report.untried:
             self._withheld.add_untried(unit, report.untried, report.withheld[-1].reason, now_s)
             self._retry(report.task, report.untried, self._policy.retry_s, now_s)
+        self.halted = self.halted or self._stall_watch.refusal()
+        return actions
 
     def _on_progress(self, name: str, progress: Progress, now_s: float) -> None:
         """Record a worker's progress. An update without a change does not show that the worker lives."""
@@ -409,19 +414,27 @@ class Scheduler:
 
     def _withhold(
         self, name: str, task: Task, images: Sequence[WithheldImage], now_s: float, *, count: bool = True
-    ) -> None:
-        """Queue the images that storage withheld for another try, or leave them over after the last try.
+    ) -> list[Action]:
+        """Queue the images that storage withheld for another try; after the last try leave them over or let them fail.
 
         count: whether to report the failure to the stall watch. False if the caller did.
         """
         if not images:
-            return
-        if count:
-            self._stall_watch.failed("withheld", f"{self._names.worker(name)}, unit {task.unit}: {images[0].reason}")
-        indices, tries = self._withheld.withhold(task.unit, images, now_s, self._stall_watch.has_served_since)
+            return []
+        blames_storage = [image for image in images if not image.row_error]
+        if count and blames_storage:
+            kind: FailureKind = "refused" if all(image.refused for image in blames_storage) else "withheld"
+            reason = f"{self._names.worker(name)}, unit {task.unit}: {blames_storage[0].reason}"
+            self._stall_watch.failed(kind, reason)
+        indices, tries, failed = self._withheld.withhold(task.unit, images, now_s, self._stall_watch.has_served_since)
         if indices:
             doublings = min(max(0, tries - 1), _MAX_DOUBLINGS)
             self._retry(task, indices, self._policy.retry_s * 2**doublings, now_s)
+        self.images_done += len(failed)
+        return [
+            FailImage(Task.of(task.unit, [image.index], task.attempt), image.row_error, image.reason)
+            for image in failed
+        ]
 
     def _retry(self, task: Task, indices: Sequence[int], delay_s: float, now_s: float) -> None:
         """Queue images of a task for a later try."""

@@ -16,13 +16,15 @@ class Halt:
 
     what: the kind of fault.
     found: the state that was found.
+    refused: whether storage refuses access.
     """
 
     what: str
     found: str
+    refused: bool = False
 
 
-FailureKind = Literal["withheld", "stuck", "died", "lasting"]
+FailureKind = Literal["withheld", "refused", "stuck", "died", "lasting"]
 
 
 class StallWatch:
@@ -36,6 +38,7 @@ class StallWatch:
         # One image may kill several workers before its quarantine, and a new worker may end a hang.
         self._least_failures = {
             "withheld": 1,
+            "refused": max_attempts,
             "stuck": max_attempts,
             "died": 2 * max_attempts + 1,
             "lasting": max_attempts,
@@ -76,6 +79,12 @@ class StallWatch:
         if self._failures["lasting"] < self._max_attempts:
             return None
         return Halt("storage failed repeatedly", self._last_failure)
+
+    def refusal(self) -> Halt | None:
+        """Return a reason to halt when storage refused everything in `max_attempts` tasks; None if not."""
+        if self._failures["refused"] < self._max_attempts:
+            return None
+        return Halt("Storage refuses access", self._last_failure, refused=True)
 
     def missing_workers(self, now_s: float) -> Halt | None:
         """Return a reason to halt when no worker was busy for too long; None if not. Call it while tasks wait."""

@@ -50,8 +50,10 @@ class WithheldImages:
 
     def withhold(
         self, unit: int, images: Sequence[WithheldImage], now_s: float, has_served_since: Callable[[float], bool]
-    ) -> tuple[list[int], int]:
-        """Count a try of images of a unit. An image that was tried too often is left over.
+    ) -> tuple[list[int], int, list[WithheldImage]]:
+        """Count a try of images of a unit.
+
+        An image that was tried too often is left over, or fails if storage serves other files.
 
         Args:
             unit: the unit of the images.
@@ -60,19 +62,22 @@ class WithheldImages:
             has_served_since: returns whether storage served an image at or after a time in seconds.
 
         Returns:
-            Indices of the images to try again, and the largest number of tries among them.
+            Indices of the images to try again, the largest number of tries among them, and the images that fail.
         """
-        retry_indices, max_tries = [], 0
+        retry_indices, max_tries, failed = [], 0, []
         for image in images:
             tries = self._tries.setdefault((unit, image.index), _Tries(now_s))
             tries.reason = image.reason
-            tries.count += tries.since_s == -math.inf or has_served_since(tries.since_s)
-            if tries.count >= self._max_attempts:
+            tries.count += bool(image.row_error) or tries.since_s == -math.inf or has_served_since(tries.since_s)
+            if tries.count >= self._max_attempts and image.row_error:
+                del self._tries[unit, image.index]
+                failed.append(image)
+            elif tries.count >= self._max_attempts and not image.refused:
                 self.leave_over([(unit, image.index)])
             else:
                 retry_indices.append(image.index)
                 max_tries = max(max_tries, tries.count)
-        return retry_indices, max_tries
+        return retry_indices, max_tries, failed
 
     def add_untried(self, unit: int, indices: Iterable[int], reason: str, now_s: float) -> None:
         """Add images that were not tried, because storage withheld all images tried before them."""

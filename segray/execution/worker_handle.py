@@ -2,7 +2,7 @@
 
 Knows states, slots, tasks, and calls as opaque references. Knows nothing of Ray, which makes the references.
 
-    Starting -> Ready -> Draining       any of the three -> Dead -> Gone       any of the three -> Gone
+    Starting (-> Starting) -> Ready -> Draining       any of the three -> Dead -> Gone       any of the three -> Gone
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segray.tasks import Task
 
 @dataclass(frozen=True)
 class Starting:
-    """A state: the worker's process starts and loads the model.
+    """A state: the worker's process starts and loads the model. A start that failed may be tried again.
 
     call: returns when the worker is ready.
     since_s: time of the start in seconds.
@@ -43,12 +43,14 @@ class Dead:
 
     reason: the first line of Ray's error.
     since_s: time of the death in seconds.
-    postmortem: returns the in-flight log if the node lives; None for a worker that died before it reported its node.
+    postmortem: returns the in-flight log if the node lives; None for a worker whose node is unknown.
+    node: id of the node; None if it is unknown.
     """
 
     reason: str
     since_s: float
     postmortem: Any = None
+    node: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ Alive = Starting | Ready | Draining
 State = Alive | Dead | Gone
 
 _NEXT: Mapping[type[State], tuple[type[State], ...]] = {
-    Starting: (Ready, Dead, Gone),
+    Starting: (Starting, Ready, Dead, Gone),
     Ready: (Draining, Dead, Gone),
     Draining: (Dead, Gone),
     Dead: (Gone,),

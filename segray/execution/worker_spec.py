@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import segray
@@ -20,6 +20,7 @@ from segray import config
 from segray.errors import ConfigError, ModelError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
+from segray.execution.package_digest import package_digest
 from segray.imaging import decode
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import TilingOptions
@@ -39,10 +40,11 @@ class WorkerSpec:
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
     limits: largest image that is decoded.
-    storage: access to storage.
+    storage: access to the label set.
     staged: folder of staged files.
     tiles: options for cutting large images into windows; None to label each image as a whole.
-    version: version of the driver's segray. Each worker compares it with its own.
+    version, package: version and digest of the driver's segray. Each worker compares them with its own.
+    source_storage: access to the images; None for `storage`.
     """
 
     model: config.ModelSettings
@@ -52,6 +54,12 @@ class WorkerSpec:
     staged: str
     tiles: TilingOptions | None = None
     version: str = segray.__version__
+    package: str = field(default_factory=package_digest)
+    source_storage: StorageOptions | None = None
+
+
+class ModelFilesError(ModelError):
+    """Model files that a machine lacks, or that differ from those of the driver."""
 
 
 @contextmanager
@@ -75,7 +83,11 @@ def prepared_process() -> Iterator[None]:
 
 
 def build(
-    spec: WorkerSpec, device: str, threads: int | None, in_flight_log: Path | None = None
+    spec: WorkerSpec,
+    device: str,
+    threads: int | None,
+    in_flight_log: Path | None = None,
+    shipped_model: Path | None = None,
 ) -> tuple[Labeller, Mapping[str, str]]:
     """Read and compile the model on this machine. The caller and the labeller run in prepared_process().
 
@@ -84,16 +96,18 @@ def build(
         device: device of OpenVINO.
         threads: number of threads; None for all CPUs that the process may use.
         in_flight_log: file on this machine that names the images in flight if the process dies (in_flight.py).
+        shipped_model: the driver's model on this machine (model_files.py); None for the model at `model.path`.
 
     Returns:
         The labeller, and the facts of its engine with the host and the version of segray.
 
     Raises:
-        ModelError: the model files on this machine are missing, or differ from those of the driver.
-        ConfigError: segray on this machine has another version than segray in the driver.
+        ModelFilesError: the model files on this machine are missing, or differ from those of the driver.
+        ModelError: OpenVINO cannot load the model on this machine.
+        ConfigError: segray on this machine is another one than segray in the driver.
     """
     _check_version(spec)
-    model = _resolve_model(spec)
+    model = _resolve_model(spec, shipped_model)
     cores = threads or runtime.available_cpus()
     engine = _compile(model, spec, device, cores)
     adapter = model.adapter.with_size(model.form.name, engine.size_hw)
@@ -105,12 +119,13 @@ def build(
         store,
         spec.staged,
         in_flight_log=in_flight_log,
+        source_store=None if spec.source_storage in (None, spec.storage) else Store(spec.source_storage),
     )
     return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
 
 
 def _check_version(spec: WorkerSpec) -> None:
-    """Raise ConfigError if segray on this machine has another version than segray in the driver."""
+    """Raise ConfigError if segray on this machine has another version or other code than segray in the driver."""
     if spec.version != segray.__version__:
         raise ConfigError(
             "a worker has another version of segray than the driver",
@@ -118,22 +133,30 @@ def _check_version(spec: WorkerSpec) -> None:
             found=f"{segray.__version__} there, {spec.version} in the driver",
             hint="install the same version of segray on every node",
         )
+    if spec.package != package_digest():
+        raise ConfigError(
+            "a worker has another segray than the driver, with the same version",
+            where=f"{platform.node()}: {Path(segray.__file__).parent}",
+            found=f"files with digest {package_digest()} there, {spec.package} in the driver",
+            hint="install the same wheel, or the same commit, on every node",
+        )
 
 
-def _resolve_model(spec: WorkerSpec) -> resolve.ResolvedModel:
-    """Return the model on this machine; raise ModelError if the files are missing or differ from the driver's."""
+def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.ResolvedModel:
+    """Return the model on this machine; raise ModelFilesError if its files are missing or differ from the driver's."""
     settings = spec.model
+    path = settings.path if shipped_model is None else str(shipped_model)
     try:
-        model = resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
-    except ModelError as exc:  # The driver has found the files, so only this machine lacks them.
-        raise ModelError(
+        model = resolve.resolve(settings.name, path, settings.form, settings.labels)
+    except (ModelError, ConfigError) as exc:  # The driver has resolved the model, so the files here are others.
+        raise ModelFilesError(
             exc.what,
             where=f"{platform.node()}: {exc.where}",
             found=exc.found,
             hint="give every node the same files of the model",
         ) from exc
     if model.fingerprint != spec.fingerprint:
-        raise ModelError(
+        raise ModelFilesError(
             "the model files on this worker differ from those of the driver",
             where=f"{platform.node()}: {model.path}",
             found=f"fingerprint {model.fingerprint[:12]}, expected {spec.fingerprint[:12]}",

@@ -170,6 +170,11 @@ def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
 # ---- writing --------------------------------------------------------------------------------------
 
 
+def table_schema(name: str) -> pa.Schema:
+    """Return the columns of a table. name: instances or images."""
+    return schema.IMAGES if name == "images" else schema.INSTANCES_WITH_PARTITION
+
+
 def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
     """Create an empty table at `uri`, unless a table exists there.
 
@@ -179,7 +184,7 @@ def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
     try:
         create_table_with_add_actions(
             uri,
-            Schema.from_arrow(schema.IMAGES if name == "images" else schema.INSTANCES_WITH_PARTITION),
+            Schema.from_arrow(table_schema(name)),
             [],
             mode="ignore",
             partition_by=_partition_columns(name),

@@ -152,9 +152,9 @@ def instance_rows(rows: pa.RecordBatch, number: int) -> pa.Table:
 
 
 def keys_still_present(run: Run, part: str, options: StorageOptions) -> pa.Array:
-    """Return the image keys, in one part of the run's rows to remove, whose rows the table still has."""
+    """Return the image keys, in one part of the run's rows to remove or replace, whose rows the table still has."""
     store, committed = Store(options), snapshot.committed(run.root, "images", options)
-    rows = plan.retired(store, run.folder, part)
+    rows = plan.old_rows(store, run.folder, part)
     if committed is None:
         return pa.array([], pa.string())
     has_key = _has_key_in(rows.column("image_key").combine_chunks())

@@ -41,13 +41,14 @@ class Plan:
 
     starts: (units + 1,) int64, first row of each unit, then the number of images. part: returns the nth part of the
     list, as schema.PLAN. part_rows: rows of each part but the last. retired: number of images by part of the rows to
-    remove.
+    remove. retried: number of images by part of the failed rows that the run replaces.
     """
 
     starts: NDArray[np.int64]
     part: Callable[[int], pa.Table]
     part_rows: int
     retired: Mapping[str, int] = field(default_factory=dict)
+    retried: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -76,11 +77,14 @@ class Plan:
         """Return (unit, index within the unit) of each of these images that the plan has, in the order of the plan."""
         if not keys:
             return []
-        key_array = pa.array(sorted(keys), pa.string())
-        masks = [pc.is_in(part.column("image_key"), key_array).to_numpy() for part in self.parts()]
-        rows = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *masks]))
+        rows = np.flatnonzero(self.holds(pa.array(sorted(keys), pa.string())))
         units = np.searchsorted(self.starts, rows, side="right") - 1
         return list(zip(units.tolist(), (rows - self.starts[units]).tolist(), strict=True))
+
+    def holds(self, keys: pa.Array) -> NDArray[np.bool_]:
+        """Return which images of the list have one of these keys, (images,) bool."""
+        masks = [pc.is_in(part.column("image_key"), keys).to_numpy() for part in self.parts()]
+        return np.concatenate([np.zeros(0, np.bool_), *masks])
 
     def _refs(self, task: Task) -> list[ImageRef]:
         """Return all images from the task's first to its last."""
@@ -121,6 +125,24 @@ class Committed:
         positions = np.minimum(np.searchsorted(self._first, digests[:, 0]), len(self) - 1)
         is_committed = (self._first[positions] == digests[:, 0]) & (self._second[positions] == digests[:, 1])
         return np.where(is_committed, positions, -1)
+
+    def holding(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """Return a mask over the committed rows, true for those with a key and version in `rows`.
+
+        rows: columns image_key and version.
+        """
+        mask = np.zeros(len(self), np.bool_)
+        positions = self.positions(rows["image_key"], rows["version"])
+        mask[positions[positions >= 0]] = True
+        return mask
+
+    def where(self, rows: pa.Table, mask: NDArray[np.bool_]) -> pa.Table:
+        """Return the rows that are committed rows which a mask selects.
+
+        rows: columns image_key, version and others. mask: mask over the committed rows, (committed rows,) bool.
+        """
+        positions = self.positions(rows["image_key"], rows["version"])
+        return rows.filter(pa.array((positions >= 0) & np.append(mask, False)[positions]))
 
     def __len__(self) -> int:
         return len(self._first)
@@ -164,6 +186,12 @@ class ImageList:
         is_excluded = pc.is_in(self.table.column("image_key"), pa.array(sorted(keys), pa.string()))
         return ImageList(self.table.filter(pc.invert(is_excluded)), self.base)
 
+    def present(self, rows: pa.Table) -> pa.Table:
+        """Return the rows whose image is in the list. rows: column image_key and others; few rows, a long list."""
+        if not len(rows):
+            return rows
+        return rows.filter(pc.is_in(rows["image_key"], _intersection(self.table["image_key"], rows["image_key"])))
+
     def rows(self, first: int, most: int) -> pa.Table:
         """Return up to `most` rows from row `first` on as schema.PLAN, with every URI in full."""
         table = self.table.slice(first, most)
@@ -172,14 +200,17 @@ class ImageList:
         return table.set_column(index, "uri", pc.coalesce(table.column("uri"), derived)).cast(schema.PLAN)
 
 
-def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tuple[ImageList, int, NDArray[np.bool_]]:
+def build(
+    batches: Iterable[pa.RecordBatch], committed: Committed | None, to_retry: NDArray[np.bool_] | None = None
+) -> tuple[ImageList, int, NDArray[np.bool_]]:
     """Return the images to label, the number of distinct images, and which committed rows the source still lists.
 
-    An image is to be labelled when no committed row has its key and version.
+    An image is to be labelled when no committed row has its key and version, or when that row is to be replaced.
 
     Args:
         batches: Columns key, uri, version, size_bytes.
         committed: The committed rows, None if there are none.
+        to_retry: Mask over the committed rows, (rows,) bool, true for rows to replace; None for no such row.
 
     Returns:
         The images to label, sorted by key, each key once; the number of distinct images in the source; and a mask over
@@ -187,6 +218,7 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
     """
     compacted, base = [], None
     still_listed = np.zeros(0 if committed is None else len(committed), np.bool_)
+    is_kept = np.ones_like(still_listed) if to_retry is None else ~to_retry
     for batch in batches:
         if base is None and batch.num_rows:
             key, uri = batch.column("key")[0].as_py(), batch.column("uri")[0].as_py()
@@ -194,10 +226,10 @@ def build(batches: Iterable[pa.RecordBatch], committed: Committed | None) -> tup
         if committed is not None and len(committed):
             positions = committed.positions(batch.column("key"), batch.column("version"))
             still_listed[positions[positions >= 0]] = True
-            batch = batch.filter(pa.array(positions < 0))
+            batch = batch.filter(pa.array((positions < 0) | ~is_kept[positions]))
         compacted.append(_compact(batch, base or ""))
     table = _sorted_without_duplicates(_take_columns(compacted))
-    return ImageList(table, base or ""), table.num_rows + int(still_listed.sum()), still_listed
+    return ImageList(table, base or ""), table.num_rows + int((still_listed & is_kept).sum()), still_listed
 
 
 def unlisted(
@@ -205,23 +237,28 @@ def unlisted(
     still_listed: NDArray[np.bool_],
     committed: Committed,
     batches: Callable[[], Iterable[pa.RecordBatch]],
+    unread_entries: Collection[str] = (),
 ) -> pa.Table:
     """Return the committed rows whose image the source lists in no version, as schema.RETIRED, sorted by key.
 
     An archive or table that is listed as an image itself could not be read. Rows of its images are left out, because
-    those images may still exist.
+    those images may still exist. So are rows of images below an entry that could not be listed.
 
     Args:
         to_label: The images to label, from `build`.
         still_listed: The mask over the committed rows, from `build`, (rows,) bool.
         committed: The committed rows.
         batches: Returns columns image_key, version and batch of the rows that `committed` was made of.
+        unread_entries: Keys of folders and links that could not be listed.
     """
     if still_listed.all():
         return schema.RETIRED.empty_table()
     rows = _rows_where(batches(), committed, ~still_listed)
     new_version = _intersection(to_label.table["image_key"], rows["image_key"])
     rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], new_version)))
+    for entry in unread_entries:
+        is_below = pc.starts_with(rows["image_key"], entry.rstrip("/") + "/")
+        rows = rows.filter(pc.invert(pc.or_(is_below, pc.equal(rows["image_key"], entry))))
     prefixes_of_rows = [
         {key[: separator.start()] for separator in _SEPARATOR.finditer(key)} for key in rows["image_key"].to_pylist()
     ]
@@ -315,6 +352,7 @@ def freeze(
     unit_images: int,
     retired: pa.Table | None = None,
     batch_images: int = _PART_ROWS,
+    retried: pa.Table | None = None,
 ) -> Plan:
     """Write the plan below `folder`, and return it. plan.json is written last and makes the plan complete.
 
@@ -325,22 +363,29 @@ def freeze(
         unit_images: Images of one unit.
         retired: Rows to remove, as schema.RETIRED.
         batch_images: Images of one part of `retired`, which one batch removes.
+        retried: Failed rows of images in `listed`, as schema.RETIRED. Such a row does not count as the image's row.
     """
     parts = [
         _write_part(store, folder, f"part-{number:05d}.parquet", listed.rows(first, _PART_ROWS))
         for number, first in enumerate(range(0, len(listed), _PART_ROWS))
     ]
-    to_retire = schema.RETIRED.empty_table() if retired is None else retired
-    retired_parts = [
-        _write_part(store, folder, f"retired-{number:05d}.parquet", to_retire.slice(first, batch_images))
-        for number, first in enumerate(range(0, len(to_retire), batch_images))
-    ]
-    facts = {
+    facts: dict[str, Any] = {
         "images": len(listed), "unit_images": unit_images, "part_rows": _PART_ROWS, "parts": parts,
-        "retired": retired_parts,
+        "retired": _write_old_rows(store, folder, "retired", retired, batch_images),
     }  # fmt: skip
+    if retried is not None and len(retried):
+        facts["retried"] = _write_old_rows(store, folder, "retried", retried, _PART_ROWS)
     store.put(join(folder, "plan", "plan.json"), json.dumps(facts, indent=2).encode())
     return _plan_of(store, folder, facts)
+
+
+def _write_old_rows(store: Store, folder: str, kind: str, rows: pa.Table | None, size: int) -> list[dict[str, Any]]:
+    """Write committed rows that the run removes or replaces, as parts of `size` rows."""
+    rows = schema.RETIRED.empty_table() if rows is None else rows
+    return [
+        _write_part(store, folder, f"{kind}-{number:05d}.parquet", rows.slice(first, size))
+        for number, first in enumerate(range(0, len(rows), size))
+    ]
 
 
 def _write_part(store: Store, folder: str, name: str, rows: pa.Table) -> dict[str, Any]:
@@ -359,9 +404,10 @@ def load(store: Store, folder: str) -> Plan | None:
         return None
 
 
-def retired(store: Store, folder: str, name: str) -> pa.Table:
-    """Return one part of the rows that the plan frozen below `folder` removes, as schema.RETIRED, sorted by key."""
-    (part,) = (part for part in _read_facts(store, folder)["retired"] if part["name"] == name)
+def old_rows(store: Store, folder: str, name: str) -> pa.Table:
+    """Return one part of the rows that the plan frozen below `folder` removes or replaces, as schema.RETIRED."""
+    facts = _read_facts(store, folder)
+    (part,) = (part for part in (*facts["retired"], *facts.get("retried", ())) if part["name"] == name)
     return _read_part(store, folder, part)
 
 
@@ -374,9 +420,9 @@ def _plan_of(store: Store, folder: str, facts: Mapping[str, Any]) -> Plan:
     def read_part(number: int) -> pa.Table:
         return _read_part(store, folder, facts["parts"][number])
 
-    retired_images = {part["name"]: part["rows"] for part in facts.get("retired", ())}
+    retired, retried = ({part["name"]: part["rows"] for part in facts.get(kind, ())} for kind in ("retired", "retried"))
     starts = cut(facts["images"], facts["unit_images"])
-    return Plan(starts, lru_cache(_CACHED_PARTS)(read_part), facts["part_rows"], retired_images)
+    return Plan(starts, lru_cache(_CACHED_PARTS)(read_part), facts["part_rows"], retired, retried)
 
 
 def _read_part(store: Store, folder: str, part: Mapping[str, Any]) -> pa.Table:

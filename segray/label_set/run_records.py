@@ -3,6 +3,7 @@
 Knows the paths and contents of records. Knows nothing of images, Ray or the inside of models.
 
     ROOT/_segray/label_set.json                       written once, checked by every run
+    ROOT/_segray/lease.json                           the run that works here (lease.py)
     ROOT/_segray/left_over.json                       images that storage withheld until the end of the last run
     ROOT/_segray/index/                               positions of the images in shards (sources/shard_index.py)
     ROOT/_segray/runs/RUN_ID/run.json                 the run's record, rewritten during the run
@@ -20,7 +21,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -177,6 +178,23 @@ def unfinished(store: Store, root: str) -> Run | None:
             continue
         return run if state != "done" else None
     return None
+
+
+def latest_run(store: Store, root: str) -> Run | None:
+    """Return the latest run that has a record; None without one."""
+    for name in reversed(store.names(join(root, "_segray", "runs"))):
+        if store.exists(join(root, "_segray", "runs", name, "run.json")):
+            return Run(root, name)
+    return None
+
+
+def source_store(store: Store, root: str) -> Store:
+    """Return the store that reaches the images of the latest run: `store`, unless the run had a `source.storage`."""
+    run = latest_run(store, root)
+    recorded = None if run is None else run.record(store).get("source_storage")
+    if recorded is None:
+        return store
+    return Store(replace(store.options, **recorded))
 
 
 # ---- images that are left over --------------------------------------------------------------------

@@ -77,7 +77,8 @@ PLAN = pa.schema(
     ]
 )
 
-# Committed rows that a run removes. The batch number protects rows that later batches commit for the same image.
+# Committed rows that a run removes, or failed rows that it replaces. The batch number protects rows that later batches
+# commit for the same image.
 RETIRED = pa.schema([pa.field("image_key", pa.string(), nullable=False), pa.field("batch", pa.int32(), nullable=False)])
 
 _COMMON: Mapping[str, Any] = {

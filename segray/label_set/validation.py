@@ -451,7 +451,7 @@ def _check_plans(
         try:
             frozen = plan.load(store, run.folder)
             for part in () if frozen is None else frozen.retired:
-                retired.update(plan.retired(store, run.folder, part).column("image_key").to_pylist())
+                retired.update(plan.old_rows(store, run.folder, part).column("image_key").to_pylist())
             is_finished = run.id in finished_ids
             missing = _keys_without_row(frozen, ids) - retired if frozen and is_finished else set()
         except (SegrayError, FileNotFoundError, pa.ArrowException) as exc:

@@ -7,6 +7,7 @@ images/s and ETA. A job log, a file or a notebook gets plain lines at intervals.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -141,7 +142,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
         **asdict(summary),
         "images_per_s": round(rate(summary), 3),
         "published_share": round(_published_share(summary), 4),
-        "next": "the same command again" if summary.exit_code else f"segray verify {summary.root}",
+        "next": "the same command with --retry-failed" if summary.exit_code else f"segray verify {summary.root}",
     }
 
 
@@ -176,9 +177,15 @@ def describe(summary: Summary) -> str:
         lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.dropped.items())))
     for key, stage, message in summary.failures:
         lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
+    if before := summary.failed_before:
+        stages = ", ".join(f"{count} at {stage}" for stage, count in before.items())
+        lines.append(
+            f"{sum(before.values())} images failed in earlier runs ({stages}); label them again: --retry-failed"
+        )
     if summary.exit_code:
-        share = images.get("failed", 0) / max(1, sum(images.values()))
-        lines.append(f"{share:.1%} of the images failed, more than max_failed_fraction allows: exit code 3")
+        of_runs = summary.of_runs
+        share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))
+        lines.append(f"{share:.1%} of the images of this run failed, more than max_failed_fraction allows: exit code 3")
     lines += ["", *next_steps(summary.root)]
     return "\n".join(lines)
 
@@ -190,11 +197,16 @@ def _class_lines(classes: Mapping[str, int], most: int = 10) -> list[str]:
     return lines
 
 
+def _quoted(code: str) -> str:
+    """Return the code as one word for a shell, in double quotes where these keep the code as it is."""
+    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+
+
 def next_steps(root: str) -> list[str]:
     """Return lines with the URIs of the tables, and a command that queries the tables."""
     query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     return [
         f"tables:  {root}/instances  {root}/images",
-        f'query:   python -c "{code}"',
+        f"query:   python -c {_quoted(code)}",
     ]

@@ -17,7 +17,6 @@ from segray.monitoring import console
 from segray.monitoring.heartbeat import HeartbeatWriter
 from segray.monitoring.json_log import Json
 from segray.monitoring.prometheus import Metrics
-from segray.storage.store import StorageOptions
 from segray.tasks import UnitReport
 
 Console = console.Plain | console.Bar | Json
@@ -53,7 +52,7 @@ class ListenerGroup(ProgressListener):
 @contextmanager
 def observed(config: Config, screen: Console) -> Iterator[ProgressListener]:
     """Yield one listener that reports a run on a Ray cluster; close the heartbeat afterwards."""
-    options = StorageOptions(**config.storage.model_dump())
+    options = config.storage_options()
     render_page = live if config.report else None
     heartbeat_writer = HeartbeatWriter(options, screen.note, render_page=render_page)
     with screen:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from segray.errors import InfrastructureError, LabelSetError
+from segray.label_set import run_records
 from segray.label_set.run_records import Run
 from segray.monitoring import heartbeat
 from segray.storage.store import StorageOptions, Store
@@ -107,17 +108,15 @@ def status(
 
 def _latest_run(store: Store, root: str) -> Run | None:
     """Return the latest run that has a record; None without one. Raise LabelSetError without a label set."""
-    for name in reversed(store.names(join(root, "_segray", "runs"))):
-        if store.exists(join(root, "_segray", "runs", name, "run.json")):
-            return Run(root, name)
-    if not store.exists(join(root, "_segray", "label_set.json")):
+    run = run_records.latest_run(store, root)
+    if run is None and not store.exists(join(root, "_segray", "label_set.json")):
         raise LabelSetError(
             "there is no label set here",
             where=root,
             found="no _segray/label_set.json",
             hint="Give the `output.root` of a run. For an object store other than AWS, give --endpoint-url too.",
         )
-    return None
+    return run
 
 
 def _recorded_end(record: Mapping[str, Any], beat: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from segray import config
 from segray.errors import ConfigError
-from segray.sources.uris import WILDCARD, inside, split_glob
+from segray.sources.source_form import SourceForm, form_of
+from segray.sources.uris import inside, split_glob
 from segray.storage.store import Store
 from segray.storage.uris import parent
 
@@ -58,10 +59,8 @@ def resolve_base(source: config.SourceSettings, store: Store) -> BasePrefix:
     uri = source.uri
     if source.base is None:
         return BasePrefix("", "")
-    if not uri.endswith("/") and store.exists(uri):
-        root = parent(uri)
-    else:
-        root = split_glob(uri)[0] if WILDCARD.search(uri) else uri
+    form = form_of(uri, store)
+    root = parent(uri) if form is SourceForm.FILE else split_glob(uri)[0] if form is SourceForm.GLOB else uri
     root, base = root.rstrip("/"), source.base.rstrip("/")
     if root != base and not root.startswith(f"{base}/"):
         raise ConfigError(

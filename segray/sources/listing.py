@@ -18,29 +18,36 @@ references take well below 1 GB.
 
 A folder with images and containers is a folder of images, unless `kind` says otherwise. Listings of folders skip
 hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *, ? and [...] within a name, and **
-for any number of folders. A wildcard never matches a leading dot. A name that exists is taken literally, even with
-wildcard characters. Relative URIs in a manifest start at the manifest's folder.
+for any number of folders. A wildcard never matches a leading dot. A file, folder or prefix that exists is taken
+literally, even with wildcard characters. Relative URIs in a manifest start at the manifest's folder.
+
+An entry that cannot be listed is left out, and PassedOver names it. A file whose name is not UTF-8, and a container
+that storage refuses while others can be read, become one unreadable reference. The files of the label set are left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
 import pyarrow as pa
 
 from segray import config
-from segray.errors import SourceError
+from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
 from segray.sources.archives import BrokenFileError, SourceSpec
+from segray.sources.own_files import is_own_file
+from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
-from segray.sources.uris import WILDCARD, comma_list, extension, is_hidden, pattern, split_glob
-from segray.storage.store import ListedObject, Store
-from segray.storage.uris import absolute, name, parent, scheme
+from segray.sources.source_form import SourceForm, form_of
+from segray.sources.uris import WILDCARD, comma_list, extension, folder_pattern, is_hidden, pattern, split_glob
+from segray.storage.store import ListedObject, Store, Walk
+from segray.storage.uris import absolute, join, name, parent, scheme
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
 REF_BATCH_ROWS = 65_536
@@ -55,6 +62,10 @@ REF_SCHEMA = pa.schema(
 AUTO = SourceSpec()
 # Containers whose indexes are read at the same time, at most.
 _OPEN_AT_ONCE = 8
+# Files of Parquet writers that describe other files and hold no row.
+_PARQUET_SUMMARIES = ("_metadata", "_common_metadata")
+# Extensions of images that segray does not read.
+_OTHER_IMAGES = frozenset({"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng"})
 
 
 def read(
@@ -64,6 +75,8 @@ def read(
     extensions: frozenset[str] = IMAGE_EXTENSIONS,
     spec: SourceSpec = AUTO,
     index: Index | None = None,
+    label_set: str | None = None,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the dataset at `uri` in batches of REF_SCHEMA, each key once.
 
@@ -76,21 +89,31 @@ def read(
         extensions: Extensions of images, in lower case, without the dot.
         spec: The configured source: kind, members and further choices.
         index: Index of the tar shards that earlier runs have read, if there is one.
+        label_set: Root of the label set. Its files are no part of the dataset.
+        passed_over: Receives the entries that are left out.
 
     Raises:
         SourceError: The dataset does not exist, holds no image, or its manifest cannot be read.
         FileNotFoundError, AccessError, InfrastructureError: As Store raises them.
     """
     uri = absolute(uri)
-    yield from _batches(_DatasetReader(store, extensions, spec, index).refs(uri), uri)
+    reader = _DatasetReader(store, extensions, spec, index, label_set, passed_over or PassedOver())
+    yield from _batches(reader.refs(uri), uri)
     if index is not None:
         index.delete_unused()
 
 
-def configured(source: config.SourceSettings, store: Store, index: Index | None = None) -> Iterator[pa.RecordBatch]:
+def configured(
+    source: config.SourceSettings,
+    store: Store,
+    index: Index | None = None,
+    *,
+    label_set: str | None = None,
+    passed_over: PassedOver | None = None,
+) -> Iterator[pa.RecordBatch]:
     """Return the batches that `read` yields for the configured source."""
     spec = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
-    return read(source.uri, store, spec=spec, index=index)
+    return read(source.uri, store, spec=spec, index=index, label_set=label_set, passed_over=passed_over)
 
 
 def refs(batch: pa.RecordBatch) -> list[ImageRef]:
@@ -115,25 +138,62 @@ def _batches(refs: Iterator[ImageRef], uri: str) -> Iterator[pa.RecordBatch]:
             ) from error
 
 
+@dataclass(frozen=True)
+class _UnreadFile:
+    """A container that storage refuses, or a Parquet file without a column of images."""
+
+    file: ListedObject
+    error: AccessError | SourceError
+
+
+_Inside = list[ImageRef] | _UnreadFile
+
+
 class _DatasetReader:
     """A reader of one dataset, with the settings of the source."""
 
-    def __init__(self, store: Store, extensions: frozenset[str], spec: SourceSpec, index: Index | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        extensions: frozenset[str],
+        spec: SourceSpec,
+        index: Index | None,
+        label_set: str | None,
+        passed_over: PassedOver,
+    ) -> None:
         self._store, self._extensions, self._spec, self._index = store, extensions, spec, index
+        self._label_set, self._passed_over = label_set, passed_over
 
     def refs(self, uri: str) -> Iterator[ImageRef]:
-        if not uri.endswith("/") and self._store.exists(uri):
-            return self._images_of_file(uri)
-        if WILDCARD.search(uri):
-            return self._open_containers(self._matching_files(uri))
-        return self._select_images(_listing(uri, self._store), uri)
+        match form_of(uri, self._store):
+            case SourceForm.FILE:
+                return self._images_of_file(uri)
+            case SourceForm.GLOB:
+                return self._open_containers(self._matching_files(uri))
+            case SourceForm.FOLDER:
+                return self._select_images(self._listing(uri, lambda key: not is_hidden(key[:-1])), uri)
+
+    def _listing(self, uri: str, enters: Callable[[str], bool], prefix: str = "") -> Iterator[ListedObject]:
+        """Yield the files below a folder, without those of the label set."""
+        is_own = is_own_file(self._label_set, uri)
+        walk = Walk(lambda key: enters(key) and not is_own(join(uri, key)), self._passed_over.add_unread)
+        try:
+            for entry in self._store.list(uri, prefix=prefix, walk=walk):
+                if not is_own(entry.uri):
+                    yield entry
+        except FileNotFoundError as error:
+            raise SourceError(
+                "No such folder or file", where=uri, found=_similar_names(uri, self._store), hint="correct source.uri"
+            ) from error
 
     # ---- files of the dataset ----
 
     def _images_of_file(self, uri: str) -> Iterator[ImageRef]:
         kind, file_extension = self._spec.kind, extension(uri)
         if s3_inventory.is_report(uri) and kind != "manifest":
-            return self._select_images(s3_inventory.entries(uri, self._store, self._spec.prefix), uri)
+            entries = s3_inventory.entries(uri, self._store, self._spec.prefix)
+            is_own = is_own_file(self._label_set, uri)
+            return self._select_images((entry for entry in entries if not is_own(entry.uri)), uri)
         if self._is_manifest(uri):
             refs = manifest.refs(uri, self._store, self._extensions)
             return refs if kind not in _CONTAINERS else self._open_containers(map(self._file_entry, refs))
@@ -165,7 +225,10 @@ class _DatasetReader:
 
     def _file_entry(self, ref: ImageRef) -> ListedObject:
         """Return the entry of a file that a manifest names. A version in the manifest overrides the store's version."""
-        stored = self._store.stat(ref.uri)
+        try:
+            stored = self._store.stat(ref.uri)
+        except (FileNotFoundError, AccessError):  # Told when the file is opened, with the other files.
+            return ListedObject(ref.uri, ref.key, ref.version, -1)
         return ListedObject(ref.uri, ref.key, ref.version or stored.version, stored.size_bytes)
 
     def _has_images(self, uri: str) -> bool:
@@ -187,6 +250,8 @@ class _DatasetReader:
         kind = self._spec.kind
         extensions = _CONTAINERS[kind].EXTENSIONS if kind in _CONTAINERS else self._extensions
         skipped: Counter[str] = Counter()  # for the error message, so only counted until the first image
+        others = {*IMAGE_EXTENSIONS, *_CONTAINER_OF, *_OTHER_IMAGES} - extensions
+        others_skipped: Counter[str] = Counter()
         containers: list[ListedObject] = []
         any_image = False
 
@@ -197,7 +262,10 @@ class _DatasetReader:
                 if file_extension in extensions and not hidden:
                     any_image = True
                     yield entry
-                elif not any_image:
+                    continue
+                if file_extension in others and not hidden:
+                    others_skipped[file_extension] += 1
+                if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
                         containers.append(entry)
                     description = f".{file_extension}" if file_extension else "without extension"
@@ -205,10 +273,14 @@ class _DatasetReader:
 
         yield from self._open_containers(matching_entries())
         if any_image:
+            self._passed_over.add_extensions(others_skipped)
             return
+        containers = self._without_stray_tables(containers)
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
+            taken = {extension(entry.key) for entry in containers} | {"parquet"}
+            self._passed_over.add_extensions({ext: n for ext, n in others_skipped.items() if ext not in taken})
             return
         counts = ", ".join(f"{description} {n}" for description, n in skipped.most_common(8))
         found = f"{skipped.total()} files: {counts}" if skipped else "no files at all"
@@ -218,11 +290,21 @@ class _DatasetReader:
         hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
         raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
 
+    def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
+        """Return the containers without Parquet files, if none of these holds images and there are other containers."""
+        tables = [entry for entry in containers if extension(entry.key) in parquet_images.EXTENSIONS]
+        others = [entry for entry in containers if extension(entry.key) not in parquet_images.EXTENSIONS]
+        if not tables or not others or any(self._has_images(entry.uri) for entry in tables):
+            return containers
+        for entry in tables:
+            self._passed_over.add(entry.key, "a Parquet file without a column of images")
+        return others
+
     def _matching_files(self, uri: str) -> Iterator[ListedObject]:
         root, glob = split_glob(uri)
-        matches = pattern(glob).fullmatch
+        matches, enters = pattern(glob).fullmatch, folder_pattern(glob).fullmatch
         files = matched = 0
-        for entry in _listing(root, self._store, prefix=WILDCARD.split(glob)[0]):
+        for entry in self._listing(root, lambda key: enters(key) is not None, WILDCARD.split(glob)[0]):
             files += 1
             if matches(entry.key):
                 matched += 1
@@ -242,31 +324,46 @@ class _DatasetReader:
 
         Up to _OPEN_AT_ONCE containers are open at a time.
         """
-        pending: deque[Future[list[ImageRef]]] = deque()
+        pending: deque[Future[_Inside]] = deque()
+        unread: list[_UnreadFile] = []
         pool: ThreadPoolExecutor | None = None
         empty: list[ListedObject] = []
         any_image = False
+
+        def finished(most_running: int) -> Iterator[ImageRef]:
+            """Yield the images of containers, until at most `most_running` containers are being read."""
+            nonlocal any_image
+            while len(pending) > most_running:
+                inside = pending.popleft().result()
+                if isinstance(inside, _UnreadFile):
+                    unread.append(inside)
+                    continue
+                any_image = any_image or bool(inside)
+                yield from inside
+
         try:
             for entry in entries:
                 kind = self._kind(entry)
-                if kind is None:
-                    yield from _remaining_results(pending)
+                if not _is_text(entry.key):
+                    yield _unnamed(entry)
+                elif kind is None:
+                    yield from finished(0)
                     any_image = True
                     yield ImageRef(entry.key, entry.uri, entry.version, entry.size_bytes)
-                    continue
-                pool = pool or ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="index")
-                pending.append(pool.submit(self._images_inside, kind, entry))
-                empty = [*empty, entry][:3]
-                if len(pending) > _OPEN_AT_ONCE:
-                    for ref in pending.popleft().result():
-                        any_image = True
-                        yield ref
-            for ref in _remaining_results(pending):
-                any_image = True
-                yield ref
+                elif kind == "parquet" and name(entry.key) in _PARQUET_SUMMARIES:
+                    self._passed_over.add(entry.key, "a Parquet file without rows")
+                else:
+                    pool = pool or ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="index")
+                    pending.append(pool.submit(self._try_images_inside, kind, entry))
+                    empty = [*empty, entry][:3]
+                    yield from finished(_OPEN_AT_ONCE)
+            yield from finished(0)
         finally:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
+        if unread and not any_image:
+            raise unread[0].error
+        yield from self._unread_refs(unread)
         if empty and not any_image:
             raise SourceError(
                 "No images in these files",
@@ -282,6 +379,20 @@ class _DatasetReader:
             return self._spec.kind if self._spec.kind in _CONTAINERS else None
         return _CONTAINER_OF.get(extension(entry.key) or extension(entry.uri))
 
+    def _unread_refs(self, unread: Iterable[_UnreadFile]) -> Iterator[ImageRef]:
+        """Yield a reference with the reason for each refused file. Parquet files without images are passed over."""
+        for inside in unread:
+            if isinstance(inside.error, AccessError):
+                yield archives.broken(inside.file, f"storage refuses this file: {inside.error.short()}")
+            else:
+                self._passed_over.add(inside.file.key, "a Parquet file without a column of images")
+
+    def _try_images_inside(self, kind: str, file: ListedObject) -> _Inside:
+        try:
+            return self._images_inside(kind, file)
+        except (AccessError, SourceError) as error:
+            return _UnreadFile(file, error)
+
     def _images_inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
         if self._index is not None and kind == "tar":
             return self._index.refs(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
@@ -289,6 +400,8 @@ class _DatasetReader:
 
     def _read_images(self, kind: str, file: ListedObject) -> list[ImageRef]:
         try:
+            if file.size_bytes < 0:
+                self._store.stat(file.uri)  # Raises for a file that is gone or refused.
             return _READERS[kind](self._store, file, self._spec, self._extensions)
         except BrokenFileError as error:
             return [archives.broken(file, str(error))]
@@ -296,18 +409,21 @@ class _DatasetReader:
             return [archives.broken(file, "the file is gone")]
 
 
-def _remaining_results(pending: deque[Future[list[ImageRef]]]) -> Iterator[ImageRef]:
-    while pending:
-        yield from pending.popleft().result()
-
-
-def _listing(uri: str, store: Store, prefix: str = "") -> Iterator[ListedObject]:
+def _is_text(key: str) -> bool:
+    """Return whether a table can hold the key. A file name of other bytes than UTF-8 has surrogates."""
     try:
-        yield from store.list(uri, prefix=prefix)
-    except FileNotFoundError as error:
-        raise SourceError(
-            "No such folder or file", where=uri, found=_similar_names(uri, store), hint="correct source.uri"
-        ) from error
+        return key.isascii() or bool(key.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _unnamed(entry: ListedObject) -> ImageRef:
+    """Return an unreadable reference for a file whose name is not UTF-8. Its key shows the bytes."""
+    key, uri = (
+        text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for text in (entry.key, entry.uri)
+    )
+    reason = f"the file's name is not UTF-8: rename the file {name(entry.key)!a}"
+    return archives.broken(ListedObject(uri, key, entry.version, entry.size_bytes), reason)
 
 
 def _similar_names(uri: str, store: Store) -> str:

@@ -129,6 +129,15 @@ def pattern(glob: str) -> re.Pattern[str]:
         raise SourceError("Not a glob pattern", where=glob, found=str(error), hint="correct the [...] part") from error
 
 
+def folder_pattern(glob: str) -> re.Pattern[str]:
+    """Return the regular expression that matches the key of each folder that may hold a match of the glob."""
+    *folders, last = glob.split("/")
+    expression = _ANY_FOLDERS if last == "**" else ""
+    for folder in reversed(folders):
+        expression = _ANY_FOLDERS + expression if folder == "**" else f"(?:{_name_pattern(folder)}/{expression})?"
+    return re.compile(expression, re.DOTALL)
+
+
 def _name_pattern(part: str) -> str:
     visible = r"(?!\.)" if WILDCARD.match(part) else ""
     return visible + "".join(_token_pattern(token) for token in _TOKEN.split(part))

@@ -27,13 +27,33 @@ class ListedObject:
     size_bytes: int
 
 
+def _enters_all(key: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How to list a tree of folders.
+
+    enters: whether to list the folder of a key, which ends with "/". A store without folders lists all of them.
+    on_fault: called with the key and the reason, for each entry below the listed folder that cannot be listed. None:
+    such an entry raises the error.
+    """
+
+    enters: Callable[[str], bool] = _enters_all
+    on_fault: Callable[[str, str], None] | None = None
+
+
+WHOLE_TREE = Walk()
+
+
 class Backend(Protocol):
     """One kind of storage. `create` changes nothing if the object exists."""
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
         """Yield the objects below folder `uri` whose keys start with `prefix`, sorted by key.
 
-        attempt: runs each request of the listing, with retries.
+        attempt: runs each request of the listing, with retries. walk: the folders to enter.
         """
         ...
 

@@ -117,6 +117,7 @@ BUSY = ErrorClass(InfrastructureError, "Storage is overloaded or failing", _CHEC
 UNREACHABLE = ErrorClass(
     InfrastructureError, "Storage cannot be reached", _CHECK_NETWORK, found=_type_and_text, retryable=True
 )
+SLOW_LINK = replace(UNREACHABLE, retryable=False)  # The whole image is tried again later.
 BUCKET_DENIED = ErrorClass(InfrastructureError, "Storage denies a bucket that exists", _CHECK_NETWORK, retryable=True)
 EXPIRED = ErrorClass(
     LastingError,
@@ -187,6 +188,7 @@ TABLE: tuple[Row, ...] = (
     Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
     # Links by http and https. A 4xx concerns one link: the image is gone, or the link's signature has expired.
     Row(NO_LINK, (f"{_AIOHTTP}.ClientResponseError",), statuses={*range(400, 500)} - {408, 429}),
+    Row(SLOW_LINK, ("segray.storage.http.LinkTimeoutError",)),
     # Errors of the operating system, which fsspec's file systems raise too.
     Row(NO_FILE, ("builtins.FileNotFoundError",)),
     Row(

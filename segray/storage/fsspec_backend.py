@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -12,15 +14,18 @@ import fsspec
 
 from segray._compat import path_in
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, ListedObject
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.uris import join, name, parent
 
 # Fields in which fsspec's file systems give the identity of the content, the most exact first.
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "mtime", "created")
+_LISTINGS_AT_ONCE = 16  # folders that are listed at the same time
+_MOST_AHEAD = 256  # listings that are kept until their turn comes
+_Children = dict[str, dict[str, Any]]
 
 
 class FsspecBackend:
-    """A file system of fsspec, listed folder by folder."""
+    """A file system of fsspec, listed folder by folder, several folders at a time."""
 
     def __init__(self, scheme: str) -> None:
         try:
@@ -32,21 +37,37 @@ class FsspecBackend:
                 hint=f"install the fsspec package for {scheme}://, or use s3://",
             ) from error
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
-        return self._walk(uri, "", prefix, attempt)
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
+        """Yield the objects in the order of their keys. The listings of the next folders run meanwhile."""
 
-    def _walk(self, root: str, key: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
-        folder = join(root, key.removesuffix("/")) if key else root
-        children: dict[str, dict[str, Any]] = attempt(lambda backend: backend._children(folder))
-        for child in sorted(children):
-            below = key + child
-            if child.endswith("/"):
-                if below.startswith(prefix) or prefix.startswith(below):
-                    yield from self._walk(root, below, prefix, attempt)
-            elif below.startswith(prefix):
-                yield _entry(join(root, below), below, children[child])
+        def list_folder(key: str) -> _Listing:
+            folder = join(uri, key.removesuffix("/")) if key else uri
+            try:
+                children = cast(_Children, attempt(lambda backend: backend._children(folder)))
+            except (FileNotFoundError, AccessError) as error:
+                if not key or (walk.on_fault is None and isinstance(error, AccessError)):
+                    raise
+                if walk.on_fault is not None and isinstance(error, AccessError):
+                    walk.on_fault(key, error.short())
+                children = {}  # The folder is refused, or gone since its parent was listed.
+            return _Listing(children, _folders(key, children, prefix, walk))
 
-    def _children(self, uri: str) -> dict[str, dict[str, Any]]:
+        with ThreadPoolExecutor(_LISTINGS_AT_ONCE, thread_name_prefix="listing") as pool:
+            ahead = _ListingsAhead(lambda key: pool.submit(list_folder, key))
+            iterators: list[Iterator[ListedObject | str]] = [iter([""])]  # of the folder in hand and those above it
+            try:
+                while iterators:
+                    item = next(iterators[-1], None)
+                    if item is None:
+                        iterators.pop()
+                    elif isinstance(item, str):
+                        iterators.append(_items(uri, item, ahead.take(item), prefix))
+                    else:
+                        yield item
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _children(self, uri: str) -> _Children:
         """Return the entries directly in a folder, by name. Names of folders end with "/"."""
         path = path_in(self._fs, uri).rstrip("/")
         listed = self._fs.ls(path, detail=True)
@@ -82,6 +103,70 @@ class FsspecBackend:
 
     def delete(self, uri: str) -> None:
         self._fs.rm_file(path_in(self._fs, uri))
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The entries of one folder by name, and the keys of the folders among them that are to be listed, sorted."""
+
+    children: _Children
+    folders: tuple[str, ...]
+
+
+class _ListingsAhead:
+    """The listings of the folders that come next in the order of keys.
+
+    submit: starts the listing of the folder of a key.
+    """
+
+    def __init__(self, submit: Callable[[str], Future[_Listing]]) -> None:
+        self._submit = submit
+        self._folders = [""]  # not taken yet, the next one last
+        self._listings: dict[str, Future[_Listing]] = {}
+
+    def take(self, key: str) -> _Listing:
+        """Return the listing of the next folder, and start listings of folders behind it."""
+        self._start()
+        listing = self._listings.pop(key).result()
+        self._folders.pop()
+        self._folders += reversed(listing.folders)
+        return listing
+
+    def _start(self) -> None:
+        """Start listings in the order of keys, also of folders inside folders whose listing has ended."""
+        running = sum(not listing.done() for listing in self._listings.values())
+        upcoming = self._folders[-_MOST_AHEAD:]
+        while upcoming and running < _LISTINGS_AT_ONCE:
+            key = upcoming.pop()
+            listing = self._listings.get(key)
+            if listing is None:
+                if len(self._listings) >= _MOST_AHEAD and key != self._folders[-1]:
+                    return
+                self._listings[key] = self._submit(key)
+                running += 1
+            elif listing.done() and listing.exception() is None:
+                upcoming += reversed(listing.result().folders)
+        if self._folders[-1] not in self._listings:
+            self._listings[self._folders[-1]] = self._submit(self._folders[-1])
+
+
+def _folders(key: str, children: _Children, prefix: str, walk: Walk) -> tuple[str, ...]:
+    keys = sorted(key + child for child in children if child.endswith("/"))
+    return tuple(
+        below for below in keys if (below.startswith(prefix) or prefix.startswith(below)) and walk.enters(below)
+    )
+
+
+def _items(uri: str, key: str, listing: _Listing, prefix: str) -> Iterator[ListedObject | str]:
+    """Yield the objects directly in the folder `key`, and the keys of the folders to list, sorted by key."""
+    folders = set(listing.folders)
+    for child in sorted(listing.children):
+        below = key + child
+        if child.endswith("/"):
+            if below in folders:
+                yield below
+        elif below.startswith(prefix):
+            yield _entry(join(uri, below), below, listing.children[child])
 
 
 def _child_name(child: Mapping[str, Any]) -> str:

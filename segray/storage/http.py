@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import weakref
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import cast
+from typing import TypeVar, cast
 
 import aiohttp
 from fsspec.asyn import get_loop, sync
@@ -24,9 +25,11 @@ from segray.storage.fsspec_backend import FsspecBackend
 from segray.storage.options import StorageOptions
 from segray.storage.uris import name
 
-HTTP_SCHEMES = ("http", "https")
+T = TypeVar("T")
+
 _CONNECT_S, _SILENCE_S = 10.0, 20.0
 _TOTAL_IN_SILENCES = 5  # Longest duration of a request, as a multiple of the longest silence.
+_LEAST_BYTES_PER_S = 2_000  # A body that is slower for the longest silence is given up.
 _REQUESTS_PER_HOST = 8
 _CHUNK_BYTES = 1 << 18
 # A server without ranges sends a file from the start, so each read of a part receives all bytes before the part. A part
@@ -35,16 +38,20 @@ _MAX_SKIPPED_BYTES = 64 * 2**20
 _VERSION_HEADERS = ("ETag", "Last-Modified")
 
 
+class LinkTimeoutError(aiohttp.ClientError):
+    """A host that did not answer in time. Another try at once would wait as long."""
+
+
 class HttpBackend(FsspecBackend):
     """Links by http or https, which can only be read.
 
-    A request fails after _CONNECT_S without a connection, or after `timeout_s` (at most _SILENCE_S) without a byte. A
-    request also fails if it takes more than _TOTAL_IN_SILENCES times the longest silence.
+    A request fails after _CONNECT_S without a connection, or after `timeout_s` (at most _SILENCE_S) without a byte or
+    below _LEAST_BYTES_PER_S. A request also fails if it takes more than _TOTAL_IN_SILENCES times the longest silence.
     """
 
     def __init__(self, scheme: str, options: StorageOptions) -> None:
         super().__init__(scheme)
-        silence_s = min(_SILENCE_S, options.timeout_s)
+        silence_s = self._silence_s = min(_SILENCE_S, options.timeout_s)
         self._timeout = aiohttp.ClientTimeout(
             total=_TOTAL_IN_SILENCES * silence_s, sock_connect=min(_CONNECT_S, silence_s), sock_read=silence_s
         )
@@ -57,11 +64,11 @@ class HttpBackend(FsspecBackend):
 
     def stat(self, uri: str) -> ListedObject:
         """Return the entry of the link, with the size and version of the server's reply; -1 and "" without them."""
-        return cast(ListedObject, sync(get_loop(), self._stat, uri))
+        return cast(ListedObject, sync(get_loop(), self._in_time, self._stat(uri)))
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
         """Return bytes of the body. At most one chunk more than `size` bytes is received."""
-        return cast(bytes, sync(get_loop(), self._read, uri, start, size))
+        return cast(bytes, sync(get_loop(), self._in_time, self._read(uri, start, size)))
 
     def put(self, uri: str, data: bytes) -> None:
         raise _read_only(uri)
@@ -73,6 +80,13 @@ class HttpBackend(FsspecBackend):
         raise _read_only(uri)
 
     # ---- on fsspec's event loop ----
+
+    async def _in_time(self, request: Awaitable[T]) -> T:
+        """Return the result of a request. Raise LinkTimeoutError when a time limit of aiohttp's has passed."""
+        try:
+            return await request
+        except TimeoutError as error:
+            raise LinkTimeoutError(str(error) or f"not complete within {self._timeout.total:.0f} s") from error
 
     @asynccontextmanager
     async def _get(self, uri: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -123,14 +137,20 @@ class HttpBackend(FsspecBackend):
                     found="the server ignores the Range header",
                     hint="copy the file to a folder or a bucket, and set source.uri to the copy",
                 )
-            return await _body(reply, skip, size)
+            return await _body(reply, skip, size, self._silence_s)
 
 
-async def _body(reply: aiohttp.ClientResponse, skip: int, size: int | None) -> bytes:
-    """Return `size` bytes of the body after the first `skip` bytes, or all of them for None. Receive no more."""
-    body = bytearray()
+async def _body(reply: aiohttp.ClientResponse, skip: int, size: int | None, silence_s: float) -> bytes:
+    """Return `size` bytes of the body after the first `skip`, or all bytes after them for None.
+
+    silence_s: seconds for which the body may be slower than _LEAST_BYTES_PER_S.
+    """
+    body, begin_s = bytearray(), time.monotonic()
     async for chunk in reply.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
+        seconds = time.monotonic() - begin_s
+        if seconds > silence_s and len(body) < seconds * _LEAST_BYTES_PER_S:
+            raise LinkTimeoutError(f"only {len(body)} bytes in {seconds:.0f} s")
         if size is not None and len(body) >= skip + size:
             reply.close()
             break

@@ -6,44 +6,63 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
-from segray.storage.backend import Attempt, ListedObject
+from segray.errors import AccessError
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.uris import join, local_path, name
 
 _TEMPORARY = ".segray-tmp"  # suffix of incomplete files, which no listing shows
+_GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class LocalBackend:
     """The local file system. Listings follow links, except into a folder that is being listed already."""
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
-        return self._walk(local_path(uri), "", prefix, frozenset(), attempt)
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
+        return self._walk(local_path(uri), "", prefix, frozenset(), attempt, walk)
 
     def _walk(
-        self, folder: str, key: str, prefix: str, above: frozenset[tuple[int, int]], attempt: Attempt
+        self, folder: str, key: str, prefix: str, above: frozenset[tuple[int, int]], attempt: Attempt, walk: Walk
     ) -> Iterator[ListedObject]:
         try:
             identity, children = attempt(lambda _: (_identity(folder), sorted(_scan(folder))))
-        except FileNotFoundError:
-            if not key:
+        except (FileNotFoundError, AccessError) as error:
+            if not key or (walk.on_fault is None and isinstance(error, AccessError)):
                 raise
+            if walk.on_fault is not None and _number(error) not in _GONE:
+                walk.on_fault(key, _reason(error))
             return  # removed since its parent was listed
         if identity in above:
+            if walk.on_fault is not None:
+                walk.on_fault(key, "a link to a folder above the link")
             return
         for child in children:
             path, below = join(folder, child.removesuffix("/")), key + child
             if child.endswith("/"):
-                if below.startswith(prefix) or prefix.startswith(below):
-                    yield from self._walk(path, below, prefix, above | {identity}, attempt)
-            elif below.startswith(prefix):
-                yield from self._file(path, below, attempt)
+                if (below.startswith(prefix) or prefix.startswith(below)) and walk.enters(below):
+                    yield from self._walk(path, below, prefix, above | {identity}, attempt, walk)
+            elif below.startswith(prefix) and (entry := self._file(path, below, attempt, walk)):
+                yield entry
 
-    def _file(self, path: str, key: str, attempt: Attempt) -> Iterator[ListedObject]:
-        if entry := attempt(lambda _: _file_entry(path, key)):
-            yield entry
+    def _file(self, path: str, key: str, attempt: Attempt, walk: Walk) -> ListedObject | None:
+        """Return the entry of a file. A link whose target cannot be reached has a size of -1 bytes."""
+        try:
+            entry = cast("ListedObject | None", attempt(lambda _: _file_entry(path, key)))
+        except (FileNotFoundError, AccessError) as error:
+            entry = ListedObject(path, key, "", -1) if os.path.islink(path) else None  # noqa: PTH114  Never raises.
+            if walk.on_fault is None:
+                if entry is None:
+                    raise
+            else:
+                walk.on_fault(key, _reason(error))
+            return entry
+        if entry is not None and entry.size_bytes < 0 and walk.on_fault is not None:
+            walk.on_fault(key, "a link without a target")
+        return entry
 
     def names(self, uri: str) -> list[str]:
         return list(_scan(local_path(uri)))
@@ -77,6 +96,34 @@ class LocalBackend:
         Path(local_path(uri)).unlink()
 
 
+def missing_folders(uri: str) -> list[str]:
+    """Return the path of a local folder and of those above that do not exist, the deepest first."""
+    path = Path(local_path(uri))
+    return [str(folder) for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty_folders(paths: Iterable[str]) -> None:
+    """Remove local folders, the deepest first, up to the first that is not empty."""
+    for path in paths:
+        try:
+            Path(path).rmdir()
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def _number(error: FileNotFoundError | AccessError) -> int:
+    """Return the error number of the operating system for an error that the store made of it."""
+    cause = error.__cause__
+    return (cause.errno if isinstance(cause, OSError) else None) or errno.ENOENT
+
+
+def _reason(error: FileNotFoundError | AccessError) -> str:
+    return os.strerror(_number(error)).lower()
+
+
 def _identity(folder: str) -> tuple[int, int]:
     status = Path(folder).stat()
     return status.st_dev, status.st_ino
@@ -90,7 +137,17 @@ def _scan(folder: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.endswith(_TEMPORARY):
-                yield entry.name + "/" if entry.is_dir() else entry.name
+                yield entry.name + "/" if _is_folder(entry) else entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether the entry is a folder or a link to one. A link that loops is no folder."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES):  # Of the target of a link.
+            return False
+        raise
 
 
 def _file_entry(path: str, key: str) -> ListedObject | None:

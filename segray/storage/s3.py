@@ -18,7 +18,7 @@ from fsspec.asyn import sync
 
 from segray._compat import load_session, s3_client
 from segray.errors import AccessError
-from segray.storage.backend import Attempt, ListedObject
+from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.errors import status_of
 from segray.storage.options import StorageOptions
 from segray.storage.uris import bucket_and_key, parent, scheme
@@ -77,7 +77,7 @@ class S3Backend:
                 return
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
-    def entries(self, uri: str, prefix: str, attempt: Attempt) -> Iterator[ListedObject]:
+    def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
         bucket, folder = _bucket_and_folder(uri)
         for page in self._pages(uri, prefix, "", attempt):
             for listed in page.get("Contents", ()):

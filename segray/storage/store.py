@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from segray.storage import s3
-from segray.storage.backend import Backend, ListedObject
+from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
 from segray.storage.errors import translate
 from segray.storage.fsspec_backend import FsspecBackend
-from segray.storage.http import HTTP_SCHEMES, HttpBackend
+from segray.storage.http import HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
-from segray.storage.uris import S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
+from segray.storage.uris import HTTP_SCHEMES, S3_SCHEMES, bucket_and_key, is_s3, local_path, scheme
 
-__all__ = ["ListedObject", "StorageOptions", "Store", "bounded_map"]
+__all__ = ["ListedObject", "StorageOptions", "Store", "Walk", "bounded_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,13 +64,14 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[StorageOptions]]:
         return Store, (self.options,)
 
-    def list(self, uri: str, *, prefix: str = "") -> Iterator[ListedObject]:
+    def list(self, uri: str, *, prefix: str = "", walk: Walk = WHOLE_TREE) -> Iterator[ListedObject]:
         """Yield all objects below folder `uri` whose key starts with `prefix`, sorted by key.
 
-        Memory never holds the complete listing. A missing folder raises FileNotFoundError in a file system with
+        walk: the folders to enter, and what happens to entries that cannot be listed. Memory never holds the complete
+        listing. A missing folder raises FileNotFoundError in a file system with
         folders. In an object store a missing folder is empty.
         """
-        return self._backend(uri).entries(uri, prefix, partial(self._request, uri))
+        return self._backend(uri).entries(uri, prefix, partial(self._request, uri), walk)
 
     def names(self, uri: str) -> builtins.list[str]:
         """Return the sorted names directly below a small folder, including subfolders; empty for a missing folder."""
@@ -99,6 +100,10 @@ class Store:
     def read_range(self, uri: str, start: int, size: int) -> bytes:
         """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
+
+    def probe(self, uri: str) -> None:
+        """Read one byte of the object, without a retry; raise as `read` does."""
+        self._request(uri, lambda backend: backend.read(uri, 0, 1), 0)
 
     def reader(self, uri: str) -> BinaryIO:
         """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""

@@ -9,6 +9,7 @@ import errno
 import os
 
 S3_SCHEMES = ("s3", "s3a")
+HTTP_SCHEMES = ("http", "https")
 
 
 def join(root: str, *parts: str) -> str:
@@ -38,6 +39,11 @@ def is_s3(uri: str) -> bool:
     return scheme(uri) in S3_SCHEMES
 
 
+def is_http(uri: str) -> bool:
+    """Return whether `uri` is a link by http or https."""
+    return scheme(uri) in HTTP_SCHEMES
+
+
 def absolute(uri: str) -> str:
     """Return `uri` in a form that other processes can open: local paths absolute and plain, other URIs unchanged."""
     return uri if scheme(uri) else local_path(uri)
@@ -64,7 +70,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 def redact(uri: str) -> str:
     """Return the URI without secrets, for messages. Signed links carry their secret behind the question mark."""
     address, mark, query = uri.partition("?")
-    if scheme(uri) not in ("http", "https"):
+    if not is_http(uri):
         return uri
     start, separator, authority = address.partition("://")
     host = start + separator + authority.rpartition("@")[2]

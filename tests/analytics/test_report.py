@@ -156,6 +156,9 @@ def test_its_numbers_are_those_of_the_tables(root: str) -> None:
     assert rows("SELECT stage, error, count(*) FROM images WHERE status = 'failed' GROUP BY 1, 2") == [
         (each.stage, each.error, each.count) for each in counted.failures
     ]
+    assert rows(
+        "SELECT run_id, count(*), count(*) FILTER (status = 'failed') FROM images GROUP BY 1 ORDER BY 1 DESC"
+    ) == [(run.run_id, run.images, run.failed) for run in counted.runs]
     small = "count(*) FILTER (area < 1024), count(*) FILTER (area BETWEEN 1024 AND 9215), count(*) FILTER (area > 9215)"
     expected = rows(f"SELECT class_id, class_name, count(*), {small} FROM instances GROUP BY 1, 2 ORDER BY 1")
     assert [(i, each.name, each.instances, *each.sizes) for i, each in counted.classes.items()] == expected
@@ -171,6 +174,7 @@ def test_its_numbers_are_those_of_the_tables(root: str) -> None:
     said = Checked(report(root, images=0)).text
     assert re.search(r"images\s+13\s+instances\s+25\s", said)
     assert "4 (30.8%)" in said
+    assert "0 of the failed images failed in the latest run, 4 in earlier runs" in " ".join(said.split())
 
 
 def test_pictures_are_chosen_for_a_reason_each(root: str) -> None:

@@ -77,7 +77,7 @@ def keys(found: Selection, criterion: str) -> list[str]:
 def test_each_criterion_picks_the_images_made_for_it_and_says_why(
     planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.cut, "__kwdefaults__", {"slice_rows": 9})
     images = redact()
     changed = {
         "05.jpg": Image(SIZE_HW, [(90, 0.9, box(60, 2, 9, 9))]),
@@ -110,7 +110,7 @@ def test_the_same_labels_and_seed_give_the_same_choice_whatever_the_slices(
     monkeypatch.setattr(selecting, "_POOL", 8)
     take = {"uncertain": 2, "rare": 3, "diverse": 2, "random": 4}
     found = select(planted, take)
-    monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (9,))
+    monkeypatch.setattr(key_ranges.cut, "__kwdefaults__", {"slice_rows": 9})
     assert select(planted, take) == found
     assert keys(select(planted, take, seed=1), "random") != keys(found, "random")
     assert keys(select(planted, {"random": 4}), "random") == keys(found, "random")

@@ -38,6 +38,7 @@ Dataset = Mapping[str, int]  # bytes by key
 OLD: Dataset = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
 GROWN: Dataset = {**OLD, "b": 10, "d": 9, "f": 4, "bb": 2}  # two changed, two new
 CHANGED: Dataset = {key: size for key, size in GROWN.items() if key != "a"}  # and one is gone
+BROKEN = frozenset({"b.jpg", "c.jpg", "d.jpg", "e.jpg"})  # at first, where a history mends images
 SHRUNK: Dataset = {"b": 10, "bb": 2, "g": 5}  # four of the old ones are gone, which is more than a batch holds
 
 
@@ -49,6 +50,7 @@ class History:
     raced: bool = False  # and died in it
     retries: int = 0  # of storage operations
     deleted: str = "keep"
+    failed: str = "keep"  # retry: some images of the first run failed, and are mended after it
 
 
 @dataclass
@@ -64,8 +66,8 @@ class Site:
     _undisturbed: dict[str, Any] = field(default_factory=dict)
     _begun: dict[str, Config] = field(default_factory=dict)
 
-    def config(self, retries: int = 0, deleted: str = "keep") -> Config:
-        source = {"uri": str(self.source), "deleted": deleted, "max_retired_fraction": 1}
+    def config(self, retries: int = 0, deleted: str = "keep", failed: str = "keep") -> Config:
+        source = {"uri": str(self.source), "deleted": deleted, "max_retired_fraction": 1, "failed": failed}
         values = {"source": source, "output": {"root": next(self.roots)}, "unit_images": 2,
                   "model": {"name": "stickers"}, "publish": {"batch_images": 3, "file_rows": 2},
                   "max_attempts": 50, "storage": {**self.storage, "retries": retries}}  # fmt: skip
@@ -113,19 +115,33 @@ class Site:
             self.world.label(self._begun[name])
         return Path(self._begun[name].output.root)
 
-    def writes(self, dataset: Dataset, *earlier: Dataset, deleted: str = "keep") -> int:
+    def writes(self, dataset: Dataset, *earlier: Dataset, deleted: str = "keep", failed: str = "keep") -> int:
         """How many writes bring a label set of the earlier datasets up to date with this one."""
-        chosen = self.config(deleted=deleted)
-        for each in (*earlier, dataset):
+        chosen = self.config(deleted=deleted, failed=failed)
+        for each in earlier:
             self.arrange(each)
-            writes = self.world.label(chosen)
-        return writes
+            with self.broken(failed == "retry"):
+                self.world.label(chosen)
+        self.arrange(dataset)
+        return self.world.label(chosen)
+
+    @contextmanager
+    def broken(self, are_broken: bool) -> Iterator[None]:
+        """Some images cannot be decoded, if so."""
+        self.world.broken = BROKEN if are_broken else frozenset()
+        yield
+        self.world.broken = frozenset()
 
     def tell(self, history: History) -> None:
         """Let it happen, then judge."""
-        chosen = self.config(history.retries, history.deleted)
+        chosen = self.config(history.retries, history.deleted, history.failed)
         steps = list(history.steps)
-        if len(steps) > 1 and not steps[0][1]:
+        if history.failed == "retry":
+            dataset, plan = steps.pop(0)
+            self.arrange(dataset)
+            with self.broken(True):
+                self.world.label(chosen, plan)
+        elif len(steps) > 1 and not steps[0][1]:
             self._begin(chosen, steps.pop(0)[0])
         for dataset, plan in steps:
             self.arrange(dataset)
@@ -185,6 +201,22 @@ def retiring_runs(site: Site) -> Iterator[History]:
             yield History(((OLD, {}), ({"b": 2}, {k: fault}), (GROWN, {})), deleted="retire")
 
 
+def retrying_runs(site: Site) -> Iterator[History]:
+    """Every fault at every write of a run over mended images; new and changed ones besides; crashes of both runs."""
+    for dataset, faults in ((OLD, tuple(Fault)), (GROWN, (Fault.DIES_BEFORE, Fault.DIES_AFTER))):
+        for k in range(site.writes(dataset, OLD, failed="retry")):
+            for fault in faults:
+                yield History(((OLD, {}), (dataset, {k: fault})), retries=1, failed="retry")
+            for rival in (Race(), Race({k % 17 + 4: Fault.DIES_AFTER})):
+                yield History(((OLD, {}), (dataset, {k: rival})), raced=bool(rival.plan), failed="retry")
+    writes = site.writes(OLD, OLD, failed="retry")
+    for first in range(4, site.writes(OLD), 3):
+        for k in range(0, writes, 2):
+            plans: tuple[Plan, Plan] = {first: Fault.DIES_AFTER}, {k: Fault.DIES_BEFORE}
+            yield History(((OLD, plans[0]), (OLD, plans[1])), failed="retry")
+            yield History(((OLD, {}), (OLD, plans[0]), (OLD, plans[1])), failed="retry")
+
+
 def races(site: Site) -> Iterator[History]:
     """At every write of a run, another runs to its end or dies on its way; the first goes on with its stale view."""
     for earlier in ((), (OLD,)):
@@ -215,7 +247,7 @@ def _plan(chance: random.Random, raced: bool) -> Plan:
 
 
 FAMILIES: tuple[Callable[[Site], Iterator[History]], ...] = (
-    first_runs, resumed_runs, incremental_runs, retiring_runs, races, random_histories,
+    first_runs, resumed_runs, incremental_runs, retiring_runs, retrying_runs, races, random_histories,
 )  # fmt: skip
 
 
@@ -268,7 +300,7 @@ def _tell_all(site: Site, histories: Iterator[History], title: str, capsys: pyte
 SAMPLE = 40
 
 
-@pytest.mark.parametrize("family", [first_runs, resumed_runs])
+@pytest.mark.parametrize("family", [first_runs, resumed_runs, retrying_runs])
 def test_some_histories(family: Any, local: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert _tell_all(local, islice(family(local), 3, 3 + 2 * 61, 61), family.__name__, capsys) == 2
 

@@ -11,6 +11,7 @@ import typer
 import segray
 from segray import config
 from segray.cli import main
+from segray.cli.options import one_option_per_stage
 from segray.errors import InfrastructureError, Interrupted, UserError
 
 
@@ -21,6 +22,7 @@ from segray.errors import InfrastructureError, Interrupted, UserError
         (["lable", "x.yaml"], "No such command 'lable'"),
         (["label", "nowhere.yaml"], "cannot read the configuration"),
         (["label", "x.yaml", "--limit", "0"], "--limit"),
+        (["label", "x.yaml", "--retry-failed", "raed"], "unexpected extra argument"),
         (["evaluate", "nowhere", "--truth", "truth.json"], "no such truth file"),
     ],
 )
@@ -31,6 +33,21 @@ def test_wrong_usage_ends_with_2_and_says_why(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expanded"),
+    [
+        ("x.yaml --retry-failed", "x.yaml --retry-failed=all"),
+        ("--retry-failed x.yaml", "--retry-failed=all x.yaml"),
+        ("x.yaml --retry-failed read decode --limit 5", "x.yaml --retry-failed=read --retry-failed=decode --limit 5"),
+        ("--retry-failed read x.yaml --retry-failed infer", "--retry-failed=read x.yaml --retry-failed=infer"),
+        ("x.yaml --retry-failed=read --json", "x.yaml --retry-failed=read --json"),
+        ("x.yaml", "x.yaml"),
+    ],
+)
+def test_the_stages_after_retry_failed_belong_to_it(arguments: str, expanded: str) -> None:
+    assert one_option_per_stage(arguments.split()) == expanded.split()
 
 
 def test_help_and_version_end_with_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,9 +47,12 @@ def test_the_id_is_that_of_the_label_set_however_it_is_written(tmp_path: Path) -
 
 
 def test_the_driver_gets_what_the_shell_would_break(tmp_path: Path) -> None:
-    asked = request(tmp_path, overrides=["source.uri=s3://a/it's $HOME"], arguments=["--limit", "3"])
+    asked = request(
+        tmp_path, overrides=["source.uri=s3://a/it's $HOME"], arguments=["--limit", "3", "--retry-failed=read"]
+    )
     assert asked.entrypoint == (
-        """python -m segray label run.yaml --set 'source.uri=s3://a/it'"'"'s $HOME' --log-format text --limit 3"""
+        """python -m segray label run.yaml --set 'source.uri=s3://a/it'"'"'s $HOME' --log-format text """
+        "--limit 3 --retry-failed=read"
     )
 
 

@@ -130,6 +130,85 @@ def test_broken_files_become_failed_rows_and_cost_their_neighbours_nothing(tmp_p
     assert contents(tmp_path / "labels")[0] == contents(tmp_path / "alone")[0]
 
 
+def break_files(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Break every second file so that its size and time of change stay. Return what they were."""
+    before = {}
+    for path in sorted(folder.iterdir())[::2]:
+        before[path] = path.read_bytes(), path.stat().st_mtime_ns
+        write(path, b"\0" * len(before[path][0]), before[path][1])
+    return before
+
+
+def write(path: Path, data: bytes, changed_ns: int) -> None:
+    path.write_bytes(data)
+    os.utime(path, ns=(changed_ns, changed_ns))
+
+
+def accuracy(root: Path, truth: Path) -> Any:
+    return json.loads(command("evaluate", root, "--truth", truth, "--json").stdout)["scores"]
+
+
+def test_mended_files_are_labelled_again_on_request_alone(tmp_path: Path, scenes: Path) -> None:
+    shutil.copytree(scenes / "images", tmp_path / "images")
+    before = break_files(tmp_path / "images")
+    config = write_config(tmp_path / "run.yaml", tmp_path / "images", tmp_path / "labels", unit_images=8)
+    first = command("label", config, "--json")
+    assert first.returncode == 3, first.stderr
+    assert json.loads(first.stdout)["of_runs"]["failed"] == 24
+    for path, (data, changed_ns) in before.items():
+        write(path, data, changed_ns)
+    second = command("label", config)
+    assert second.returncode == 0, second.stderr
+    assert "nothing to do: all 48 images" in second.stderr
+    assert "24 of them as failed. Failed: 24 at decode" in second.stderr
+    assert "24 images failed in earlier runs (24 at decode)" in second.stdout
+    third = command("label", config, "--retry-failed", "read", "infer")
+    assert "nothing to do" in third.stderr
+    fourth = command("label", config, "--retry-failed", "read", "decode", "--json")
+    assert fourth.returncode == 0, fourth.stderr
+    assert "24 of 48 images to label, 24 of them failed before" in fourth.stderr
+    result = json.loads(fourth.stdout)
+    assert (sum(result["of_runs"].values()), result["failed_before"]) == (24, {})
+    fresh = write_config(tmp_path / "fresh.yaml", tmp_path / "images", tmp_path / "fresh")
+    assert command("label", fresh).returncode == 0
+    assert contents(tmp_path / "labels") == contents(tmp_path / "fresh")
+    assert accuracy(tmp_path / "labels", scenes / "truth.json") == accuracy(tmp_path / "fresh", scenes / "truth.json")
+    assert command("verify", tmp_path / "labels").returncode == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("staged_files", [1, 5])
+def test_a_killed_retry_is_resumed_by_the_same_command(tmp_path: Path, scenes: Path, staged_files: int) -> None:
+    """The second kill comes after the first batch of the retry is committed."""
+    shutil.copytree(scenes / "images", tmp_path / "images")
+    before = break_files(tmp_path / "images")
+    config = write_config(
+        tmp_path / "run.yaml", tmp_path / "images", tmp_path / "labels", unit_images=4, publish={"batch_images": 8}
+    )
+    assert command("label", config).returncode == 3
+    for path, (data, changed_ns) in before.items():
+        write(path, data, changed_ns)
+    runs = tmp_path / "labels" / "_segray" / "runs"
+    (first,) = runs.iterdir()
+    process = start("label", config, "--retry-failed")
+    deadline = time.monotonic() + 120
+    while sum(first not in path.parents for path in runs.glob("*/staged/*.arrow")) < staged_files:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = command("label", config, "--retry-failed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming run" in resumed.stderr
+    assert command("label", config, "--retry-failed").returncode == 0
+    fresh = write_config(tmp_path / "fresh.yaml", tmp_path / "images", tmp_path / "fresh")
+    assert command("label", fresh).returncode == 0
+    assert contents(tmp_path / "labels") == contents(tmp_path / "fresh")
+    assert command("verify", tmp_path / "labels").returncode == 0
+
+
 def test_a_changed_and_a_new_image_are_labelled_and_nothing_else(tmp_path: Path, scenes: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

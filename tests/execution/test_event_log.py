@@ -16,7 +16,7 @@ from test_run import ALL, DyingWorkers, Notes, chosen, keys, start
 from segray import config
 from segray.errors import InfrastructureError, SegrayError
 from segray.execution import event_log, replay, run
-from segray.execution.event_log import EventLog
+from segray.execution.event_log import EventLog, Note
 from segray.execution.events import (
     Assign,
     Event,
@@ -58,7 +58,7 @@ EVENTS = st.one_of(
             TaskReport,
             TASKS,
             st.lists(REPORTS, max_size=2).map(tuple),
-            st.lists(st.builds(WithheldImage, NUMBERS, TEXTS), max_size=2).map(tuple),
+            st.lists(st.builds(WithheldImage, NUMBERS, TEXTS, st.booleans(), TEXTS), max_size=2).map(tuple),
             st.lists(NUMBERS, max_size=2).map(tuple),
         ),
     ),
@@ -76,11 +76,15 @@ def test_every_event_comes_back_as_it_was(
     log = EventLog(Store(), folder, tasks, Policy(image_timeout_s=3.5), {(1, 3)}, pytest.fail)
     for now_s, event in events:
         log.record(event, now_s)
+    log.note("batch 1 is committed")
     log.flush(lambda: {"done": 7}, last=True)
     (series,) = event_log.read(Store(), folder)
     assert (series.policy, list(series.tasks)) == (Policy(image_timeout_s=3.5), tasks)
     assert series.withheld_before == {(1, 3)}
-    assert list(series.events()) == [*events, {"done": 7}]
+    *entries, note, state = series.events()
+    assert entries == events
+    assert isinstance(note, Note)
+    assert (note.text, state) == ("batch 1 is committed", {"done": 7})
 
 
 def run_folder(chosen: config.Config) -> Path:
@@ -98,6 +102,11 @@ def test_a_run_is_replayed_to_the_state_that_it_had(chosen: config.Config, capsy
     assert "worker 0 on here is lost: killed by signal 11; images in flight: as in its last progress" in told
     assert "-> quarantine 07.jpg (image 3 of unit 1): worker 2 on here: killed by signal 11" in told
     assert told.rstrip().endswith("events replayed to the recorded state: 20 images done, complete")
+    assert "batch 1: merging" in told
+    assert "batch 1 is committed: " in told
+    with pytest.raises(SystemExit):
+        replay.main([str(folder), "--image", "5"])
+    assert "argument --image: invalid" in capsys.readouterr().err
     assert replay.main([str(folder), "--image", "1:3"]) == 0
     one = capsys.readouterr().out
     assert one.count("assign unit 1") == 3

@@ -10,13 +10,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import numpy as np
+import pyarrow as pa
 import pytest
 from watchers import Notes
 
 import segray
 from segray import config
-from segray.errors import ConfigError, InfrastructureError, Interrupted, ModelError, SourceError
+from segray.errors import ConfigError, InfrastructureError, Interrupted, LabelSetError, ModelError, SourceError
 from segray.execution import run
 from segray.execution.events import PoolEvent, ProgressUpdate, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.staging import ImageOutcome, stage
@@ -492,6 +494,45 @@ def test_new_changed_and_deleted_images_in_one_run(chosen: config.Config) -> Non
     assert (summary.retired, summary.tally.images) == (3, 2)
     assert keys(chosen) == [*ALL[3:], "99.jpg"]
     assert verify(chosen.output.root, StorageOptions()).violations == ()
+
+
+@pytest.mark.parametrize("entry", ["root", "parent"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_root_that_is_no_folder_is_refused(chosen: config.Config, tmp_path: Path, entry: str, kind: str) -> None:
+    path = tmp_path / "place"
+    path.write_bytes(b"") if kind == "file" else path.symlink_to(tmp_path / "gone")
+    root = path if entry == "root" else path / "labels"
+    moved = chosen.model_copy(update={"output": config.OutputSettings(root=str(root))})
+    with pytest.raises(LabelSetError, match=r"not a folder|without a target") as caught:
+        run.label(moved, Notes(), start())
+    assert caught.value.where == str(path)
+    assert [other.name for other in tmp_path.iterdir() if other.name != "images"] == ["place"]
+
+
+@pytest.mark.parametrize("folder", ["", "images", "instances"])
+def test_a_root_with_a_table_of_another_program_is_refused(chosen: config.Config, folder: str) -> None:
+    table = Path(chosen.output.root, folder)
+    deltalake.write_deltalake(table, pa.table({"price": [1]}))
+    before = sorted(table.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(LabelSetError, match="Delta table of another program") as caught:
+            run.label(chosen, Notes(), start(), dry_run=dry_run)
+        assert caught.value.where == str(table)
+    assert sorted(table.rglob("*")) == before
+
+
+def test_rows_below_a_folder_that_cannot_be_listed_stay(chosen: config.Config, tmp_path: Path) -> None:
+    photos, day = Path(chosen.source.uri), tmp_path / "disk" / "day"
+    day.mkdir(parents=True)
+    (day / "20.jpg").write_bytes(b"20")
+    (photos / "day").symlink_to(day)
+    assert run.label(chosen, Notes(), start()).images == {"ok": 21}
+    day.parent.rename(tmp_path / "unmounted")
+    (photos / "03.jpg").unlink()
+    listener = Notes()
+    assert run.label(retiring(chosen), listener, start()).retired == 1
+    assert keys(chosen) == sorted({*ALL, "day/20.jpg"} - {"03.jpg"})
+    assert "passed over: day (a link without a target)" in listener.notes
 
 
 def test_a_source_that_lost_too_much_is_refused_and_nothing_is_retired(chosen: config.Config) -> None:

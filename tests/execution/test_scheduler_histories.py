@@ -1,4 +1,4 @@
-"""Random histories: each image ends labelled, quarantined or left over, and no healthy one is blamed."""
+"""Random histories: each image ends labelled, failed, quarantined or left over, and no healthy one is blamed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from properties import tried
 from scheduling import CheckedScheduler, at_work
 
-from segray.execution.events import Action, Assign, Quarantine, ReleaseWorker, ReplaceWorker
+from segray.execution.events import Action, Assign, FailImage, Quarantine, ReleaseWorker, ReplaceWorker
 from segray.execution.scheduler import Policy, Scheduler
-from segray.tasks import Task
+from segray.tasks import Task, WithheldImage
 
 POLICY = Policy(max_attempts=3, image_timeout_s=30, stall_timeout_s=300, least_images=2, idle_s=5, retry_s=2)
-NATURES = st.sampled_from(["good"] * 12 + ["kills", "hangs", "dead"])
+NATURES = st.sampled_from(["good"] * 12 + ["kills", "hangs", "dead", "refused", "link"])
 
 
 class Histories(RuleBasedStateMachine):
-    """A cluster of a few workers, under images each of which is good, kills or hangs its process, or cannot be read."""
+    """A cluster of a few workers, under images each of which is good, kills or hangs its process, or cannot be read.
+
+    dead: storage withholds the image. refused: storage refuses the image alone. link: the image's host is gone.
+    """
 
     @initialize(units=st.lists(st.lists(NATURES, min_size=1, max_size=12), min_size=1, max_size=6))
     def begin(self, units: list[list[str]]) -> None:
@@ -33,6 +36,9 @@ class Histories(RuleBasedStateMachine):
         self.labelled_s = 0.0
         self.halted_s = 0.0
         self.quarantined: set[tuple[int, int]] = set()
+        self.failed: set[tuple[int, int]] = set()
+        self.have_served: set[str] = set()
+        self.refusals = 0  # tasks in a row of which everything was refused, up to the halt
 
     # ---- what the caller of a scheduler does ----
 
@@ -51,6 +57,11 @@ class Histories(RuleBasedStateMachine):
                     (index,) = task.indices
                     assert (task.unit, index) not in self.labelled | self.quarantined
                     self.quarantined.add((task.unit, index))
+                case FailImage(task, error):
+                    (index,) = task.indices
+                    assert (task.unit, index) not in self.labelled | self.quarantined | self.failed
+                    assert self.nature[task.unit, index] == {"AccessDenied": "refused", "Unreachable": "link"}[error]
+                    self.failed.add((task.unit, index))
                 case _:
                     pass
 
@@ -64,7 +75,13 @@ class Histories(RuleBasedStateMachine):
     def of_kind(self, task: Task, kind: str) -> list[int]:
         return [index for index in task.indices if self.nature[task.unit, index] == kind]
 
-    def work(self, worker: str, *, outage: bool = False) -> None:
+    def withheld_image(self, unit: int, index: int, worker: str, outage: str) -> WithheldImage:
+        nature = "refused" if outage == "refusal" else self.nature[unit, index]
+        row_error = {"refused": "AccessDenied", "link": "Unreachable"}.get(nature, "")
+        can_tell = not outage and worker in self.have_served
+        return WithheldImage(index, "withheld", nature == "refused" and outage != "down", row_error if can_tell else "")
+
+    def work(self, worker: str, *, outage: str = "") -> None:
         """Do the worker's first task, as its images and storage allow."""
         task = self.running[worker][0]
         killers, hung = self.of_kind(task, "kills"), self.of_kind(task, "hangs")
@@ -81,14 +98,23 @@ class Histories(RuleBasedStateMachine):
             return
         self.running[worker].pop(0)
         self.since_s[worker] = self.now_s
-        withheld = list(task.indices) if outage else self.of_kind(task, "dead")
+        unread = [index for kind in ("dead", "refused", "link") for index in self.of_kind(task, kind)]
+        withheld = list(task.indices) if outage else sorted(unread)
         untried: list[int] = []
         if len(withheld) == len(task) and len(withheld) > 2:
             withheld, untried = withheld[:2], withheld[2:]
         self.withheld.update((task.unit, index) for index in withheld)
         done = {(task.unit, index) for index in task.indices} - {(task.unit, at) for at in (*withheld, *untried)}
-        assert not done & (self.labelled | self.quarantined | set(self.scheduler.left_over))
-        counts, actions = self.scheduler.finished(worker, task, self.now_s, withheld, untried)
+        assert not done & (self.labelled | self.quarantined | self.failed | set(self.scheduler.left_over))
+        if done:
+            self.have_served.add(worker)
+        images = [self.withheld_image(task.unit, index, worker, outage) for index in withheld]
+        blaming = [image for image in images if not image.row_error]
+        if done and not self.scheduler.halted:
+            self.refusals = 0
+        if blaming and all(image.refused for image in blaming):
+            self.refusals += 1
+        counts, actions = self.scheduler.finished(worker, task, self.now_s, images, untried)
         assert counts
         self.labelled |= done
         self.labelled_s = self.now_s if done else self.labelled_s
@@ -111,7 +137,12 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
     def storage_is_down(self, data: st.DataObject) -> None:
-        self.work(self.pick(data, self.busy), outage=True)
+        self.work(self.pick(data, self.busy), outage="down")
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def storage_refuses_everything(self, data: st.DataObject) -> None:
+        self.work(self.pick(data, self.busy), outage="refusal")
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
@@ -157,7 +188,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def images_are_counted(self) -> None:
         if hasattr(self, "scheduler"):
-            assert self.scheduler.images_done == len(self.labelled) + len(self.quarantined)
+            assert self.scheduler.images_done == len(self.labelled) + len(self.quarantined) + len(self.failed)
 
     def teardown(self) -> None:
         """From here on storage and nodes are healthy: the run ends, and rightly."""
@@ -178,7 +209,9 @@ class Histories(RuleBasedStateMachine):
         assert {self.nature[at] for at in self.quarantined} <= {"kills", "hangs"}
         assert all(self.withheld[at] >= POLICY.max_attempts for at in left_over)
         if self.scheduler.halted is None:
-            assert self.labelled | self.quarantined | left_over == self.nature.keys()
+            assert self.labelled | self.quarantined | self.failed | left_over == self.nature.keys()
+        elif self.scheduler.halted.refused:
+            assert self.refusals >= POLICY.max_attempts
         else:
             assert self.halted_s - self.labelled_s > POLICY.stall_timeout_s
         replayed = Scheduler([Task(*key) for key in self._tasks()], POLICY)

@@ -16,7 +16,7 @@ STATES: dict[str, State] = {
     "Gone": Gone(),
 }
 ALLOWED = {
-    "Starting": {"Ready", "Dead", "Gone"},
+    "Starting": {"Starting", "Ready", "Dead", "Gone"},
     "Ready": {"Draining", "Dead", "Gone"},
     "Draining": {"Dead", "Gone"},
     "Dead": {"Gone"},

@@ -47,6 +47,15 @@ def test_only_new_and_changed_images_are_left() -> None:
     assert (keys(table), total) == (["b", "c"], 3)
 
 
+def test_rows_to_replace_are_planned_again_where_the_source_still_lists_them() -> None:
+    done = committed(("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"))
+    to_retry = done.holding(pa.table({"image_key": ["b", "c", "d", "a"], "version": ["1", "1", "1", "2"]}))
+    assert to_retry.sum() == 3
+    table, total, seen = plan.build(listed(("a", "1"), ("b", "1"), ("d", "2"), ("e", "1"), ("b", "1")), done, to_retry)
+    assert (keys(table), total, seen.sum()) == (["b", "d", "e"], 4, 2)
+    assert table.present(pa.table({"image_key": ["b", "c", "d"]}))["image_key"].to_pylist() == ["b", "d"]
+
+
 def test_what_is_listed_in_no_version_is_gone_but_not_what_lies_in_a_file_that_could_not_be_read() -> None:
     known = [("a", "1"), ("b", "1"), ("c.tar/x/1", "1"), ("c.tar/2", "1"), ("d.mp4#t=1", "1"), ("e/f", "1"), ("g", "1")]
     names = [key for key, _ in known]
@@ -120,6 +129,19 @@ def test_a_frozen_plan_loads_as_it_was(tmp_path: Path) -> None:
     assert pa.concat_tables(loaded.parts()).equals(table.rows(0, 50))
     assert (loaded.starts == frozen.starts).all()
     assert [ref.key for ref in loaded.refs(Task(1, 2, 4))] == ["018", "019"]
+
+
+def test_a_frozen_plan_keeps_the_rows_that_it_replaces_and_others_are_as_they_were(tmp_path: Path) -> None:
+    table, _, _ = plan.build(listed(*[(f"{i:03d}", "1") for i in range(50)]), None)
+    old = pa.table({"image_key": ["003", "040"], "batch": pa.array([1, 2], pa.int32())}, schema=schema.RETIRED)
+    retried = plan.freeze(Store(), str(tmp_path / "a"), table, 16, retried=old)
+    loaded = plan.load(Store(), str(tmp_path / "a"))
+    assert loaded is not None
+    assert loaded.retried == retried.retried == {"retried-00000.parquet": 2}
+    assert plan.old_rows(Store(), str(tmp_path / "a"), "retried-00000.parquet") == old
+    assert np.flatnonzero(loaded.holds(pa.array(["003", "040", "other"]))).tolist() == [3, 40]
+    plan.freeze(Store(), str(tmp_path / "b"), table, 16, retried=old.slice(0, 0))
+    assert "retried" not in (tmp_path / "b" / "plan" / "plan.json").read_text()
 
 
 def test_a_unit_may_lie_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import io
 
 from segray.execution.progress import Counters
 from segray.execution.run import Summary
-from segray.monitoring.console import Plain, RateMeter, describe, duration
+from segray.monitoring.console import Plain, RateMeter, as_record, describe, duration
 
 
 def test_durations_read_naturally() -> None:
@@ -38,7 +38,8 @@ def summary(exit_code: int = 0, failed: int = 0) -> Summary:
     failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
     images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}
     tally = Counters(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
-    return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, 0, (), failures, exit_code)
+    before = {"decode": 2, "read": 1} if failed else {}
+    return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, 0, (), failures, exit_code, images, before)
 
 
 def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
@@ -52,4 +53,12 @@ def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
 def test_failures_are_named_with_their_reason_on_one_line() -> None:
     text = describe(summary(3, failed=10))
     assert "failed: bad.jpg: decode: truncated\n" in text
-    assert "50.0% of the images failed" in text
+    assert "50.0% of the images of this run failed" in text
+
+
+def test_failures_of_earlier_runs_have_a_line_of_their_own() -> None:
+    text = describe(summary(0, failed=10))
+    assert "3 images failed in earlier runs (2 at decode, 1 at read); label them again: --retry-failed\n" in text
+    assert "exit code" not in text
+    assert as_record(summary(3, failed=10))["next"] == "the same command with --retry-failed"
+    assert "earlier runs" not in describe(summary())

@@ -170,6 +170,31 @@ def test_a_folder_is_listed_in_the_order_of_whole_keys(
     assert keys(Store(), str(folder)) == sorted(made)
 
 
+def test_folders_of_a_remote_store_are_listed_side_by_side(
+    store: Store, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sorted(f"{day:03d}/0/{name}" for day in range(20) for name in ("a", "b"))
+    for key in expected:
+        store.put(join(memory, key), b"")
+    files = type(fsspec.filesystem("memory"))
+    at_once = threading.Semaphore(16)
+    list_folder = files.ls
+
+    def slow(self: Any, *arguments: Any, **options: Any) -> Any:
+        assert at_once.acquire(blocking=False), "more than 16 requests at once"
+        try:
+            time.sleep(0.1)
+            return list_folder(self, *arguments, **options)
+        finally:
+            at_once.release()
+
+    monkeypatch.setattr(files, "ls", slow)
+    began = time.monotonic()
+    assert keys(store, memory) == expected
+    assert time.monotonic() - began < 41 * 0.1 / 2  # one after the other takes 41 times 0.1 s
+    assert next(iter(store.list(memory))).key == "000/0/a"
+
+
 def test_a_prefix_narrows_a_listing(store: Store, root: str) -> None:
     for key in ("2023/a", "2024-1/a", "2024-2/b/c", "2024x", "202"):
         store.put(join(root, key), b"")

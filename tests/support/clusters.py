@@ -34,13 +34,14 @@ _QUICK = {
 
 
 class Nodes:
-    """A head without CPUs and two nodes with one each. dashboard_port: of the job API; None for none."""
+    """A head without CPUs and nodes with one each. dashboard_port: of the job API; None for none."""
 
-    def __init__(self, dashboard_port: int | None = None) -> None:
+    def __init__(self, dashboard_port: int | None = None, count: int = 2) -> None:
         self._taken: set[int] = set()
         self._dashboard = (
             {} if dashboard_port is None else {"include_dashboard": True, "dashboard_port": dashboard_port}
         )
+        self._count = count
         self._start()
 
     def _start(self) -> None:
@@ -48,7 +49,7 @@ class Nodes:
 
         head = {**self._node_args(), "num_cpus": 0, "_system_config": _QUICK, **self._dashboard}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
+        for _ in range(self._count):
             self.add()
 
     @property
@@ -65,8 +66,9 @@ class Nodes:
         """Of both nodes."""
         return [pid for raylet in self.raylets for pid in actors_of(raylet)]
 
-    def add(self) -> None:
-        self._cluster.add_node(**self._node_args())
+    def add(self, **env: str) -> None:
+        """Add a node whose processes have further variables."""
+        self._cluster.add_node(**self._node_args(), env_vars=env)
 
     def _node_args(self) -> dict[str, Any]:
         if not self._dashboard:
@@ -97,14 +99,14 @@ class Nodes:
 
 
 @contextmanager
-def nodes(dashboard_port: int | None = None, **env: str) -> Iterator[Nodes]:
+def nodes(dashboard_port: int | None = None, count: int = 2, **env: str) -> Iterator[Nodes]:
     """A cluster whose processes, and those of all drivers meanwhile, have `env`; none outlives the block."""
     mark = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENV, **env, **mark}.items():
             patch.setenv(name, value)
         try:
-            yield Nodes(dashboard_port)
+            yield Nodes(dashboard_port, count)
         finally:
             for pid in set(marked(mark)) - {os.getpid()}:
                 with suppress(ProcessLookupError):

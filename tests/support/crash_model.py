@@ -34,7 +34,7 @@ from segray.execution import run
 from segray.execution.events import PoolEvent, TaskFailed, TaskFinished, WorkerJoined, WorkerLost
 from segray.execution.staging import ImageOutcome, stage
 from segray.execution.worker_spec import WorkerSpec
-from segray.instances import ImageRef, Instances
+from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set import delta_log
 from segray.models import engine, resolve
 from segray.storage import retry
@@ -88,11 +88,12 @@ class _Process:
 class World:
     """Storage and the processes that write to it. points: what happened at which kind of write, how often.
 
-    always: images that the source lists whatever happens to others.
+    always: images that the source lists whatever happens to others. broken: images that cannot be decoded at present.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, always: frozenset[str] = frozenset()) -> None:
         self.always = always
+        self.broken: frozenset[str] = frozenset()
         self.points: Counter[tuple[str, str]] = Counter()
         self._processes: list[_Process] = []
         self._started = 0
@@ -220,7 +221,12 @@ class Here:
             self._lives += 1
 
     def _label(self, task: Task, refs: Sequence[ImageRef]) -> TaskReport:
-        outcomes = [ImageOutcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref)) for ref in refs]
+        outcomes = [
+            ImageOutcome(ref, task.attempt, failure=_BROKEN)
+            if ref.key in self._world.broken
+            else ImageOutcome(ref, task.attempt, ref.size_bytes, (2, 2), instances=_found(ref))
+            for ref in refs
+        ]
         rows = dict(zip(task.indices, outcomes, strict=True))
         return TaskReport(task, stage(Store(self._spec.storage), self._spec.staged, task, rows, LABELS))
 
@@ -239,6 +245,9 @@ class Here:
         return Progress(0)
 
     def close(self) -> None: ...
+
+
+_BROKEN = ImageFailure("decode", "ImageError", "broken")
 
 
 def _found(ref: ImageRef) -> Instances:

@@ -46,10 +46,15 @@ class CheckedScheduler(Scheduler):
         return self.handle(WorkerJoined(worker, {}), now_s)
 
     def finished(
-        self, worker: str, task: Task, now_s: float, withheld: Iterable[int] = (), untried: Iterable[int] = ()
+        self,
+        worker: str,
+        task: Task,
+        now_s: float,
+        withheld: Iterable[int | WithheldImage] = (),
+        untried: Iterable[int] = (),
     ) -> tuple[bool, list[Action]]:
         """Whether the report counts, and the other actions."""
-        images = tuple(WithheldImage(index, "no such host") for index in withheld)
+        images = tuple(WithheldImage(image, "no such host") if isinstance(image, int) else image for image in withheld)
         report = TaskReport(task, (), images, tuple(untried))
         actions = self.handle(TaskFinished(worker, report), now_s)
         accepted = [action for action in actions if isinstance(action, Accept)]

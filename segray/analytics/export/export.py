@@ -25,6 +25,7 @@ from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import UserError
 from segray.label_set import schema, snapshot
+from segray.label_set.run_records import source_store
 from segray.label_set.snapshot import Snapshot
 from segray.models.coco_labels import slug
 from segray.sources.reader import by_uri
@@ -129,7 +130,7 @@ def export(
     with atomic_output(out) as unfinished:
         if target.is_folder:
             unfinished.mkdir()
-        read = by_uri(store) if copies_images else None
+        read = by_uri(source_store(store, state.root)) if copies_images else None
         settings = Settings(unfinished, state.classes, tolerance_px, polygons, read, images_only=selection.images_only)
         writer = target.open(settings)
         for image in _exported_images(state, selection):

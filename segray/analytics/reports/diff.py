@@ -30,6 +30,7 @@ from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import contact_sheet
 from segray.errors import UserError
 from segray.label_set import snapshot
+from segray.label_set.run_records import source_store
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.masks import _kernels_many
@@ -480,7 +481,9 @@ def _draw_changes(
     pairs = [(_labelled_picture(old, key, min_score), _labelled_picture(new, key, min_score)) for key in keys]
     failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]
     labelled = [pair for pair in pairs if pair not in failed]
-    reasons = contact_sheet.side_by_side(labelled, out_png, read=by_uri(store), title=f"{old.root}  >  {new.root}")
+    reasons = contact_sheet.side_by_side(
+        labelled, out_png, read=by_uri(source_store(store, new.root)), title=f"{old.root}  >  {new.root}"
+    )
     return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the label sets"), **reasons}
 
 

@@ -36,12 +36,11 @@ from segray.errors import AccessError, ImageError, InfrastructureError, UserErro
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.label_set import snapshot
-from segray.label_set.run_records import Run
+from segray.label_set.run_records import latest_run, source_store
 from segray.label_set.snapshot import Snapshot
 from segray.limits import ImageLimits
 from segray.sources.reader import Files
 from segray.storage.store import Store
-from segray.storage.uris import join
 from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def report(
         stats=stats,
         classes=sorted(stats.classes.values(), key=lambda of_class: (-of_class.instances, of_class.name)),
         labels=_LABELS,
-        gallery=_gallery(state, choices, store) if choices else None,
+        gallery=_gallery(state, choices, source_store(store, state.root)) if choices else None,
         version=segray.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **_evaluation_values(evaluation),
@@ -136,14 +135,6 @@ def _evaluate(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -
     from segray.analytics.evaluation.evaluate import evaluate  # Most pages need no evaluation.
 
     return evaluate(state.root, truth, version=state.batch, **storage_options)
-
-
-def latest_run(store: Store, root: str) -> Run | None:
-    """Return the latest run that has a record; None without one."""
-    for name in reversed(store.names(join(root, "_segray", "runs"))):
-        if store.exists(join(root, "_segray", "runs", name, "run.json")):
-            return Run(root, name)
-    return None
 
 
 # ---- which images to show -------------------------------------------------------------------------

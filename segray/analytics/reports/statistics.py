@@ -68,11 +68,13 @@ class ClassStats:
 class RunSpan:
     """The images that a run labelled in this label set.
 
+    failed: number of these that failed.
     first, last: times at which the first and the last image were labelled.
     """
 
     run_id: str
     images: int
+    failed: int
     first: datetime
     last: datetime
 
@@ -223,15 +225,15 @@ class _ImageCounts:
         self.crowded = _TopRows(_EXTREME, ("n_instances", "descending"))
         self.largest = _TopRows(_EXTREME, ("pixels", "descending"))
         self._failures: dict[tuple[str, str], tuple[int, list[tuple[str, str]]]] = {}
-        self._runs: dict[str, tuple[int, datetime, datetime]] = {}
+        self._runs: dict[str, tuple[int, int, datetime, datetime]] = {}
 
     def add(self, rows: pa.Table) -> None:
         for entry in pc.value_counts(rows.column("status")).to_pylist():
             status, count = entry["values"], entry["counts"]
             self.statuses[status] = self.statuses.get(status, 0) + count
         self.bytes += int(pc.sum(pc.max_element_wise(rows.column("bytes"), 0)).as_py() or 0)
-        self._add_runs(rows)
         failed = pc.equal(rows.column("status"), "failed")
+        self._add_runs(rows.append_column("failed", failed))
         self._add_failures(rows.filter(failed))
         labelled = rows.filter(pc.invert(failed))
         pixels = pc.multiply(labelled.column("width").cast(pa.int64()), labelled.column("height").cast(pa.int64()))
@@ -253,11 +255,12 @@ class _ImageCounts:
             self._failures[kind] = count + 1, examples
 
     def _add_runs(self, rows: pa.Table) -> None:
-        sums = [("labelled_at", "count"), ("labelled_at", "min"), ("labelled_at", "max")]
+        sums = [("labelled_at", "count"), ("failed", "sum"), ("labelled_at", "min"), ("labelled_at", "max")]
         for row in rows.group_by("run_id").aggregate(sums).to_pylist():
-            images, first, last = (row[f"labelled_at_{name}"] for name in ("count", "min", "max"))
-            images_before, first_before, last_before = self._runs.get(row["run_id"], (0, first, last))
-            self._runs[row["run_id"]] = images_before + images, min(first_before, first), max(last_before, last)
+            images, failed, first, last = (row[f"{column}_{name}"] for column, name in sums)
+            images_before, failed_before, *times = self._runs.get(row["run_id"], (0, 0, first, last))
+            first, last = min(times[0], first), max(times[1], last)
+            self._runs[row["run_id"]] = images_before + images, failed_before + failed, first, last
 
     def kinds(self) -> list[FailureKind]:
         """Return the kinds of failure, the most common first."""

@@ -300,7 +300,7 @@ def _images_per_class(state: Snapshot, ranges: Sequence[KeyRange], min_score: fl
 
 
 class _BestImages:
-    """The best images so far by each criterion: value, tie-breaking number, key and reason."""
+    """The best images so far by each criterion: negated value, tie-breaking number, key and reason, best first."""
 
     def __init__(
         self,
@@ -347,8 +347,7 @@ class _BestImages:
 
     def _keep_best(self, name: str, rows: Iterable[tuple[float, int, str, str]]) -> None:
         negated = ((-value, tie, key, reason) for value, tie, key, reason in rows)
-        best = heapq.nsmallest(self._take[name], [*self._best[name], *negated])
-        self._best[name] = [(-value, tie, key, reason) for value, tie, key, reason in best]
+        self._best[name] = heapq.nsmallest(self._take[name], [*self._best[name], *negated])
 
     def _uncertain(self, images: _ImagesOfRange) -> list[tuple[float, int, str, str]]:
         nearness = np.maximum(0, 1 - np.abs(images.scores - self._threshold) / MARGIN)
