@@ -101,6 +101,20 @@ def decode(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[1], size_hw[0]).T
 
 
+def decode_box(counts: str, size_hw: tuple[int, int], box_xyxy: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Return the part of a mask in a box, (y1 - y0, x1 - x0) bool. Other columns of the mask are not made.
+
+    box_xyxy: first column and row, and the column and row behind the last; within the image.
+
+    Raises:
+        ValueError: The counts are malformed, or do not span the image.
+    """
+    (x0, y0, x1, y1), height = box_xyxy, size_hw[0]
+    ends = np.clip(np.cumsum(runs_of(counts, size_hw)), x0 * height, x1 * height)
+    runs = np.diff(ends, prepend=x0 * height)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(x1 - x0, height).T[y0:y1]
+
+
 @overload
 def area(counts: str) -> int: ...  # type: ignore[overload-overlap]  # A str is a Sequence[str] too.
 @overload

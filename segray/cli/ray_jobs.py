@@ -24,7 +24,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
@@ -49,6 +49,7 @@ _STOP_S = 30
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _RUN_EXIT_CODES = (1, 2, 3, 4, 130)
 _LOST_CONTACT = 5
+_HEAD_PORT = 6379
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,10 @@ class Dashboard:
                 found=uris.redact(address),
                 hint="give http://HEAD:8265",
             )
-        self.address = f"{parts.scheme}://{parts.netloc}"
+        # An ingress may serve the dashboard below a path.
+        self.address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._token = _token(environ)
+        self._headers = _headers(environ)
 
     @property
     def auth_mode(self) -> str:
@@ -201,7 +204,7 @@ class Dashboard:
 
         data: body of a POST; None for a GET.
         """
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **self._headers}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(self.address + path, data, headers)
@@ -212,7 +215,9 @@ class Dashboard:
             if exc.code in (401, 403):
                 raise self._refused(exc.code) from exc
             raise self._not_a_dashboard(f"{exc.code} {exc.reason} for {path}") from exc
-        except (OSError, HTTPException) as exc:
+        except HTTPException as exc:  # An answer that is not HTTP may be binary, and is not shown.
+            raise self._not_a_dashboard("an answer that is not HTTP") from exc
+        except OSError as exc:
             reason = getattr(exc, "reason", exc)
             raise ConfigError(
                 "no Ray dashboard answers at this address",
@@ -237,6 +242,8 @@ class Dashboard:
 
     def _not_a_dashboard(self, found: str) -> ConfigError:
         hint = "give the address of the cluster's dashboard, http://HEAD:8265"
+        if urllib.parse.urlsplit(self.address).port == _HEAD_PORT:
+            hint += f"; {_HEAD_PORT} is the port at which nodes join"
         return ConfigError(
             "the server at this address is not a Ray dashboard", where=self.address, found=found, hint=hint
         )
@@ -257,7 +264,7 @@ class Dashboard:
             # Messages of Ray's client on uploads and sockets do not help the user.
             for name in RAY_JOB_CLIENT_LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)
-            yield jobs.JobSubmissionClient(self.address)
+            yield jobs.JobSubmissionClient(self.address, headers=self._headers or None)
         finally:
             _set_environment(before)
 
@@ -268,6 +275,22 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def _headers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of RAY_JOB_HEADERS, as `ray job submit` sends them."""
+    text = environ.get("RAY_JOB_HEADERS", "")
+    try:
+        headers = json.loads(text or "{}")
+    except ValueError:
+        headers = None
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise ConfigError(  # Without the value, which may be a secret.
+            "RAY_JOB_HEADERS is not a JSON object of texts",
+            where="RAY_JOB_HEADERS",
+            hint="""set RAY_JOB_HEADERS='{"NAME": "VALUE"}', or remove it""",
+        )
+    return headers
 
 
 def _token(environ: Mapping[str, str]) -> str | None:
@@ -428,18 +451,21 @@ def follow(dashboard: Dashboard, job: str, start_timeout_s: float, show: Callabl
     """
     _await_start(dashboard, job, start_timeout_s)
     result: Mapping[str, Any] | None = None
-    segray_missing = False
+    segray_missing = interruption_reported = False
 
     def read_line(line: str) -> None:
-        nonlocal result, segray_missing
+        nonlocal result, segray_missing, interruption_reported
         line_result = json_log.result_of(line)
         result = line_result or result
         segray_missing = segray_missing or "No module named segray" in line
+        interruption_reported = interruption_reported or "interrupted" in line
         if line_result is None:
             show(line)
 
     _tail(dashboard, job, read_line)
-    return _outcome(_await_end(dashboard, job), job, result, segray_missing=segray_missing)
+    outcome = _outcome(_await_end(dashboard, job), job, result, segray_missing=segray_missing)
+    # The driver's own error has the reason and the hint.
+    return replace(outcome, message="") if interruption_reported and outcome.exit_code == 130 else outcome
 
 
 def _await_start(dashboard: Dashboard, job: str, timeout_s: float) -> None:

@@ -194,7 +194,8 @@ def submit(
             raise Interrupted(
                 "not followed any more; the job goes on",
                 where=job,
-                hint=f"`ray job logs -f {job}` follows it, `ray job stop {job}` ends it",
+                hint=f"`ray job logs --address {dashboard.address} -f {job}` follows it, "
+                f"`ray job stop --address {dashboard.address} {job}` ends it",
             ) from None
     reason = f": {outcome.message}" if outcome.message else ""
     tell(f"job {job}: {outcome.status.lower()}{reason}")

@@ -152,7 +152,7 @@ class Decoder:
                 timer.enter("decode")
                 header = headers.admit(data, self._limits)
                 timer.enter("wait")
-                shrink_to = reserved.enter_context(self._pixels.reserve(header.decoding_bytes))
+                shrink_to = reserved.enter_context(self._pixels.reserve(decode.peak_bytes(header, self._least_hw)))
                 with self._threads:
                     timer.enter("decode")
                     decoded = decode.load(data, header, self._limits, self._least_hw)

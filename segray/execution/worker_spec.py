@@ -21,6 +21,7 @@ from segray.errors import ConfigError, ModelError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.execution.package_digest import package_digest
+from segray.imaging import decode
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import TilingOptions
 from segray.limits import ImageLimits
@@ -66,7 +67,7 @@ def prepared_process() -> Iterator[None]:
     """Set the process-wide state that labelling needs, and restore the former state after the block.
 
     OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of broken files name the error.
+    about broken files to stderr, since the rows of broken files name the error. Memory of large pictures is returned.
     """
     threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     with warnings.catch_warnings():
@@ -74,7 +75,8 @@ def prepared_process() -> Iterator[None]:
         cv2.setNumThreads(1)
         cv2.utils.logging.setLogLevel(_OPENCV_ERROR_LEVEL)
         try:
-            yield
+            with decode.freed_pixels_returned():
+                yield
         finally:
             cv2.setNumThreads(threads)
             cv2.utils.logging.setLogLevel(log_level)

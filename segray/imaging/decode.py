@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,8 @@ from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
+_BAND_PIXELS = 2**18
+_PILLOW_BLOCK_BYTES = 64 * 2**20
 # EXIF, GPS and interoperability directories, which Pillow reads after the pixels.
 _DIRECTORIES = (34665, 34853, 40965)
 
@@ -89,11 +93,33 @@ def load(
     return Decoded(upright, header.orientation, upright.shape[:2] if reduction == 1 else header.size_hw)
 
 
+def peak_bytes(header: Header, least_hw: tuple[int, int] | None = None) -> int:
+    """Return the memory in bytes that `load` needs at its peak, beside the file."""
+    return header.decoding_bytes(_reduction(header, least_hw))
+
+
 def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
     if least_hw is None or header.format != "JPEG":
         return 1
     height, width = header.size_hw
     return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
+
+
+@contextmanager
+def freed_pixels_returned() -> Iterator[None]:
+    """Let this process return the pixels of large pictures to the system, for the block.
+
+    Pillow allocates pictures in blocks of 16 MB. glibc raises its threshold for mappings to the size of a block that is
+    freed, up to 32 MB, and each thread's arena then keeps freed blocks. A block over 32 MB always has its own mapping.
+    A picture that is smaller than a block takes no more than the picture needs.
+    """
+    allocator: Any = Image.core  # type: ignore[attr-defined]  # Documented under "Block allocator".
+    block_bytes = allocator.get_block_size()
+    allocator.set_block_size(_PILLOW_BLOCK_BYTES)
+    try:
+        yield
+    finally:
+        allocator.set_block_size(block_bytes)
 
 
 class _PillowLimitLifted:
@@ -175,17 +201,28 @@ def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixel
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules."""
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+    """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules.
+
+    The work is done in bands of rows. Pillow's conversions hold up to four further copies of what they convert.
+    """
     if image.mode in ("I", "F"):
         raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    band_rows = max(1, _BAND_PIXELS // max(1, image.width))
+    for top in range(0, image.height, band_rows):
+        bottom = min(top + band_rows, image.height)
+        rgb[top:bottom] = _band_to_rgb(image.crop((0, top, image.width, bottom)))
+    return rgb
+
+
+def _band_to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(rgba, mask=rgba)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _upright(image: Pixels, orientation: int) -> Pixels:

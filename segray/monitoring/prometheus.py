@@ -1,19 +1,24 @@
 """The metrics of a run for Prometheus, exported by Ray: name, kind, tags and meaning of each metric.
 
 The driver counts from the reports that it accepts. So a unit that was lost and labelled again counts once. No count is
-lost when a worker dies between two exports. Tags have few values: statuses, stages, devices and hosts, never keys or
-URIs. Ray puts `ray_` before each name and adds SessionName and WorkerId. The WorkerId is the driver's, so each run has
-one. Ray exports every ten seconds, and once more when the driver ends.
+lost when a worker dies between two exports. Tags have few values: statuses, stages, devices, hosts and short names of
+label sets, never keys or URIs. A counter is born with its first count. Ray puts `ray_` before each name and adds
+SessionName and WorkerId. The WorkerId is the driver's, so each run has one. Ray exports every ten seconds, and once
+more when the driver ends.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from segray._system import signals
 from segray.execution.progress import ProgressListener, RunProgress
+from segray.storage import uris
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "segray_images_total": ("Images labelled, by status: ok, empty or failed.", ("status",)),
@@ -34,6 +39,11 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "segray_in_flight_images": ("Images that workers are labelling now.", ()),
     "segray_images_per_second": ("Images per second of all workers, over about the last minute.", ()),
     "segray_workers": ("Ready workers, by device.", ("device",)),
+    "segray_left_images": (
+        "Images of the plan that are not labelled; 0 once a signal has asked the driver to stop.",
+        ("label_set",),
+    ),
+    "segray_started_seconds": ("Start of the driver, in seconds since 1970.", ("label_set",)),
     "segray_worker_rss_bytes": ("Resident memory of the largest worker on a host, in bytes.", ("host",)),
 }
 NAMES = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))
@@ -43,9 +53,13 @@ Series = tuple[str, tuple[str, ...]]
 
 
 class Metrics(ProgressListener):
-    """An exporter of a run's progress. Ray must be connected before the first beat."""
+    """An exporter of a run's progress. Ray must be connected before the first beat.
 
-    def __init__(self) -> None:
+    root: root of the label set.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._label_set, self._started_s = label_set(root), time.time()
         self._metrics: dict[str, Any] = {}
         self._counted: defaultdict[Series, float] = defaultdict(float)
         self._gauged: set[Series] = set()
@@ -56,6 +70,8 @@ class Metrics(ProgressListener):
                 self._counted[series] = total
                 self._metric(series[0]).inc(increase, self._tags(series))
         values = levels(progress)
+        values["segray_left_images", (self._label_set,)] = _left_images(progress)
+        values["segray_started_seconds", (self._label_set,)] = self._started_s
         for series in self._gauged - values.keys():  # Devices and hosts without a worker.
             values[series] = 0.0
         self._gauged |= values.keys()
@@ -74,6 +90,17 @@ class Metrics(ProgressListener):
         name, values = series
         _, keys = COUNTERS.get(name) or GAUGES[name]
         return dict(zip(keys, values, strict=True))
+
+
+def label_set(root: str) -> str:
+    """Return a short name of a label set, the same for each of its runs."""
+    clean_root = root.rstrip("/")
+    return f"{uris.name(clean_root)[:40]}-{hashlib.sha256(clean_root.encode()).hexdigest()[:10]}"
+
+
+def _left_images(progress: RunProgress) -> int:
+    """Return the number of images that are left. A run that a person stopped leaves none that need attention."""
+    return 0 if signals.stop_requested() else max(0, progress.images - progress.done)
 
 
 def totals(progress: RunProgress) -> Iterator[tuple[Series, float]]:

@@ -57,7 +57,7 @@ def observed(config: Config, screen: Console) -> Iterator[ProgressListener]:
     heartbeat_writer = HeartbeatWriter(options, screen.note, render_page=render_page)
     with screen:
         try:
-            yield ListenerGroup((screen, Metrics(), heartbeat_writer))
+            yield ListenerGroup((screen, Metrics(config.output.root), heartbeat_writer))
         finally:
             heartbeat_writer.close()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,66 @@ def test_nobody_there() -> None:
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"(?s)no Ray dashboard answers.*refused.*8265"):
             ray_jobs.Dashboard(address, {}).check()
+
+
+def test_a_port_that_answers_in_binary_is_named_in_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(
+                    b"\x00\x00\x18\x04\x00\x00\x00\x00\x00\x00\x04\x00\x40\x00\x00\n"
+                )  # HTTP/2, as Ray's head
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError) as refused:
+            ray_jobs.Dashboard(f"http://127.0.0.1:{server.getsockname()[1]}", {}).check()
+        thread.join(60)
+    assert "not a Ray dashboard" in str(refused.value)
+    assert "an answer that is not HTTP" in str(refused.value)
+    assert "\\x00" not in str(refused.value)
+
+
+def test_the_port_of_rays_head_is_said_to_be_the_wrong_one() -> None:
+    hint = ray_jobs.Dashboard("http://head:6379", {})._not_a_dashboard("").hint
+    assert "6379 is the port at which nodes join" in hint
+    assert "6379" not in ray_jobs.Dashboard("http://head:8265", {})._not_a_dashboard("").hint
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_a_dashboard_below_a_path_is_asked_there_with_the_headers_of_the_environment(ending: str) -> None:
+    requests: list[tuple[str, str | None]] = []
+
+    class Ingress(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append((self.path, self.headers.get("X-Team")))
+            body = json.dumps({"ray_version": version("ray")}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ingress) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}/ray{ending}"
+        dashboard = ray_jobs.Dashboard(address, {"RAY_JOB_HEADERS": '{"X-Team": "vision"}'})
+        dashboard.check()
+        with dashboard.client() as client:
+            client.get_version()
+        server.shutdown()
+    assert requests[0] == ("/ray/api/version", "vision")
+    assert requests[-1] == ("/ray/api/version", "vision")  # Ray's own client
+    assert {team for _, team in requests} == {"vision"}
+    assert all(path.startswith("/ray/api/") for path, _ in requests)
+
+
+@pytest.mark.parametrize("headers", ["X-Team: vision", '["a"]', '{"a": 1}'])
+def test_headers_that_are_no_object_of_texts_are_refused(headers: str) -> None:
+    with pytest.raises(ConfigError, match="RAY_JOB_HEADERS is not a JSON object"):
+        ray_jobs.Dashboard("http://head:8265", {"RAY_JOB_HEADERS": headers})
 
 
 def test_the_token_is_taken_from_where_ray_takes_it(tmp_path: Path, web: Web) -> None:
@@ -254,3 +316,25 @@ def test_a_broken_connection_to_the_log_goes_on_where_it_was(web: Web, monkeypat
     assert ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 60, lines.append).exit_code == 0
     assert lines == ["first", "second", "third", "fourth"]
     assert breaks == []
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("error: interrupted; everything finished so far is kept\n  do:    run the same command again to resume\n", ""),
+        ("3 of 8 images\n", "stopped; run the same command again to resume"),
+    ],
+)
+def test_a_stopped_job_is_reported_once(web: Web, monkeypatch: pytest.MonkeyPatch, log: str, message: str) -> None:
+    class Log:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield log
+
+    @contextmanager
+    def client(dashboard: ray_jobs.Dashboard) -> Iterator[Log]:
+        yield Log()
+
+    monkeypatch.setattr(ray_jobs.Dashboard, "client", client)
+    web.put(f"/api/jobs/{JOB}", json.dumps({"status": "STOPPED"}).encode())
+    outcome = ray_jobs.follow(ray_jobs.Dashboard(web.root, {}), JOB, 60, print)
+    assert (outcome.exit_code, outcome.message) == (130, message)

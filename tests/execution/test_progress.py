@@ -91,7 +91,7 @@ class Recorded:
 
 
 def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, tracker, exported = Recorder(), ProgressTracker(), prometheus.Metrics()
+    told, tracker, exported = Recorder(), ProgressTracker(), prometheus.Metrics("s3://labels/photos/")
     monkeypatch.setattr(prometheus.importlib, "import_module", lambda name: told)
     tracker.add_event(joined("0"), 0.0)
     tracker.add_event(ProgressUpdate("0", Progress(5, (InFlight(0, 1, "infer", 1.0),), 9_000)), 1.0)
@@ -111,6 +111,12 @@ def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(mo
     assert (told.values["segray_units_total",], told.values["segray_retries_total",]) == (3, 1)
     assert told.values["segray_workers", "CPU"] == told.values["segray_worker_rss_bytes", "a"] == 0
     assert told.values["segray_done_images",] == 15
+    name = prometheus.label_set("s3://labels/photos")
+    assert name.startswith("photos-")
+    assert told.values["segray_left_images", name] == look(tracker, done=15).images - 15 > 0
+    monkeypatch.setattr(prometheus.signals, "stop_requested", lambda: True)
+    exported.beat(look(tracker, done=15))
+    assert told.values["segray_left_images", name] == 0
     assert {name for name, *_ in told.values} == {*prometheus.COUNTERS, *prometheus.GAUGES}
 
 
@@ -133,4 +139,4 @@ def test_every_expression_asks_for_a_name_that_is_exported() -> None:
 
 def test_no_tag_can_grow_without_bound() -> None:
     tags = {tag for _, tags in (*prometheus.COUNTERS.values(), *prometheus.GAUGES.values()) for tag in tags}
-    assert tags == {"status", "stage", "device", "host"}
+    assert tags == {"status", "stage", "device", "host", "label_set"}  # A driver has one label set.

@@ -21,11 +21,13 @@ from segray import rle
 from segray.analytics.query import key_ranges
 from segray.analytics.query.atomic_output import atomic_output
 from segray.errors import ImageError, InfrastructureError, UserError
-from segray.imaging.decode import decode
+from segray.imaging.decode import Decoded, load
+from segray.imaging.headers import admit
 from segray.imaging.opencv import cv2
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.schema import BBOX
+from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -100,6 +102,7 @@ def draw(
     colours: Mapping[int, Colour],
     *,
     size_wh: tuple[int, int] | None = None,
+    size_hw: tuple[int, int] | None = None,
     tags: bool = True,
 ) -> Pixels:
     """Draw tinted and outlined masks on an image, each with a tag of class and score.
@@ -107,22 +110,23 @@ def draw(
     Large masks are painted first, so that small ones stay visible.
 
     Args:
-        image: (h, w, 3) uint8 RGB, of the size that the masks span.
+        image: (h, w, 3) uint8 RGB.
         labels: Instances to draw.
         colours: RGB by class id.
         size_wh: Width and height of the result, in pixels. The image's own by default.
+        size_hw: Height and width that the masks span, in pixels. The image's own by default.
         tags: Draw the tags.
 
     Returns:
         The drawing, (size_wh[1], size_wh[0], 3) uint8 RGB.
     """
-    size_hw = (image.shape[0], image.shape[1])
-    width, height = size_wh or (size_hw[1], size_hw[0])
+    size_hw = size_hw or (image.shape[0], image.shape[1])
+    width, height = size_wh or (image.shape[1], image.shape[0])
     canvas_wh = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     canvas = _resize(image, canvas_wh).astype(np.float32)
     for label in sorted(labels, key=lambda label: -rle.area(label.rle)):
-        coverage = _resize(rle.decode(label.rle, size_hw).astype(np.float32), canvas_wh)
-        _paint_mask(canvas, coverage, colours[label.class_id])
+        coverage, corner_xy = _coverage(label.rle, size_hw, canvas_wh)
+        _paint_mask(canvas, coverage, corner_xy, colours[label.class_id])
     drawing = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     sheet = Image.fromarray(np.clip(drawing + 0.5, 0, 255).astype(np.uint8))
     if tags:
@@ -131,23 +135,60 @@ def draw(
     return np.asarray(sheet)
 
 
+def decode_for_drawing(data: bytes, size_wh: tuple[int, int], limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
+    """Return the image in a file, no smaller than `draw` needs for a result of this width and height.
+
+    Raise ImageError for a file that cannot be decoded.
+    """
+    header = admit(data, limits)
+    return load(data, header, limits, (size_wh[1] * _SUPERSAMPLING, size_wh[0] * _SUPERSAMPLING))
+
+
 def _resize(pixels: NDArray[Any], size_wh: tuple[int, int]) -> NDArray[Any]:
     shrinks = size_wh[0] < pixels.shape[1]
     return cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _paint_mask(canvas: NDArray[np.float32], coverage: NDArray[np.float32], colour: Colour) -> None:
+def _coverage(
+    counts: str, size_hw: tuple[int, int], canvas_wh: tuple[int, int]
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return the share of each canvas pixel under a mask, 0..1, for a box that holds the mask; and the box's corner.
+
+    The box is the whole canvas where the canvas is larger than the image.
+    """
+    if canvas_wh[0] >= size_hw[1] or canvas_wh[1] >= size_hw[0]:
+        return _resize(rle.decode(counts, size_hw).astype(np.float32), canvas_wh), (0, 0)
+    x, y, width, height = rle.bbox(counts, size_hw)
+    x0, x1, left, right = _on_canvas(x, x + width, size_hw[1], canvas_wh[0])
+    y0, y1, top, bottom = _on_canvas(y, y + height, size_hw[0], canvas_wh[1])
+    mask = rle.decode_box(counts, size_hw, (x0, y0, x1, y1)).T.astype(np.float32)  # Transposed: contiguous in memory.
+    return _resize(mask, (bottom - top, right - left)).T, (left, top)
+
+
+def _on_canvas(start: float, stop: float, side: int, canvas_side: int) -> tuple[int, int, int, int]:
+    """Return the first and last edge of a range of pixels, with a margin: in the image, then on the canvas."""
+    scale = side / canvas_side
+    first, last = max(0, int(start / scale) - 1), min(canvas_side, int(stop / scale) + 2)
+    return round(first * scale), round(last * scale), first, last
+
+
+def _paint_mask(
+    whole_canvas: NDArray[np.float32], coverage: NDArray[np.float32], corner_xy: tuple[int, int], colour: Colour
+) -> None:
     """Tint the covered pixels and draw the outline in place: a coloured line on a wider dark line.
 
-    coverage: share of each pixel under the mask, (h, w) 0..1.
+    coverage: share of each pixel under the mask, (h, w) 0..1, for a box of the canvas with this corner.
     """
     alpha = (coverage * np.float32(_MASK_OPACITY))[..., None]
     tint = np.asarray(colour, np.float32)
+    (left, top), (height, width) = corner_xy, coverage.shape
+    canvas = whole_canvas[top : top + height, left : left + width]
     canvas += alpha * (tint - canvas)
     solid = (coverage >= 0.5).astype(np.uint8)
     contours, _ = cv2.findContours(solid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, (0.0, 0.0, 0.0), 4 * _SUPERSAMPLING - 1, cv2.LINE_AA)
-    cv2.drawContours(canvas, contours, -1, tuple(map(float, colour)), 2 * _SUPERSAMPLING, cv2.LINE_AA)
+    for line_colour, width_px in (((0.0, 0.0, 0.0), 4 * _SUPERSAMPLING - 1), (colour, 2 * _SUPERSAMPLING)):
+        line = tuple(map(float, line_colour))
+        cv2.drawContours(whole_canvas, contours, -1, line, width_px, cv2.LINE_AA, offset=corner_xy)
 
 
 def _draw_tags(
@@ -362,20 +403,22 @@ def side_by_side(
 
 
 def _draw_tile(picture: LabelledPicture, read: Callable[[str], bytes], colours: Mapping[int, Colour]) -> Image.Image:
-    image = decode(read(picture.uri)).image
-    if image.shape[:2] != picture.size_hw:
+    height, width = picture.size_hw
+    ratio = min(_TILE_WH[0] / width, _TILE_WH[1] / height)
+    size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    decoded = decode_for_drawing(read(picture.uri), size_wh)
+    if decoded.size_hw != picture.size_hw:
         raise UserError(
             "the size of an image has changed since it was labelled", where=picture.uri,
-            found=f"{image.shape[1]}x{image.shape[0]}, labelled as {picture.size_hw[1]}x{picture.size_hw[0]}",
+            found=f"{decoded.size_hw[1]}x{decoded.size_hw[0]}, labelled as {width}x{height}",
             hint="Run `segray label` again.",
         )  # fmt: skip
-    ratio = min(_TILE_WH[0] / image.shape[1], _TILE_WH[1] / image.shape[0])
-    size_wh = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
+    drawing = draw(decoded.image, picture.labels, colours, size_wh=size_wh, size_hw=picture.size_hw)
     tile = Image.new("RGB", (_TILE_WH[0], _TILE_WH[1] + _CAPTION_PX), _BACKGROUND)
     pen = ImageDraw.Draw(tile)
     pen.rectangle((0, 0, _TILE_WH[0] - 1, _TILE_WH[1] - 1), fill=_TILE_BACKGROUND)
     corner = ((_TILE_WH[0] - size_wh[0]) // 2, (_TILE_WH[1] - size_wh[1]) // 2)
-    tile.paste(Image.fromarray(draw(image, picture.labels, colours, size_wh=size_wh)), corner)
+    tile.paste(Image.fromarray(drawing), corner)
     count = "1 instance" if len(picture.labels) == 1 else f"{len(picture.labels)} instances"
     pen.text((_TILE_WH[0] - 2, _TILE_WH[1] + 9), count, _SECONDARY_TEXT, _font(14), anchor="ra")
     key_width_px = _TILE_WH[0] - 16 - pen.textlength(count, _font(14))

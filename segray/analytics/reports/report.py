@@ -21,11 +21,18 @@ from segray import rle
 from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
-from segray.analytics.reports.contact_sheet import LABEL, Colour, Label, LabelledPicture, colours_of, draw
+from segray.analytics.reports.contact_sheet import (
+    LABEL,
+    Colour,
+    Label,
+    LabelledPicture,
+    colours_of,
+    decode_for_drawing,
+    draw,
+)
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, InfrastructureError, UserError
-from segray.imaging.decode import decode
 from segray.imaging.opencv import cv2
 from segray.instances import ImageRef
 from segray.label_set import snapshot
@@ -354,16 +361,15 @@ def _draw_jpeg(
     picture: LabelledPicture, version: str, colours: Mapping[int, Colour], files: Files
 ) -> tuple[str, tuple[int, int]]:
     """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
-    image = decode(
-        files.read(ImageRef(picture.key, picture.uri, version)), ImageLimits(max_pixels=statistics.MOST_PIXELS)
-    ).image
-    height, width = image.shape[:2]
-    if (height, width) != picture.size_hw:
-        labelled_size = f"{picture.size_hw[1]}x{picture.size_hw[0]}"
-        raise ImageError(f"the image is {width}x{height} now, and was labelled as {labelled_size}")
+    height, width = picture.size_hw
     ratio = min(1.0, _PICTURE_PX / max(width, height))
     size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    overlay = draw(image, picture.labels, colours, size_wh=size_wh)
+    data = files.read(ImageRef(picture.key, picture.uri, version))
+    decoded = decode_for_drawing(data, size_wh, ImageLimits(max_pixels=statistics.MOST_PIXELS))
+    if decoded.size_hw != picture.size_hw:
+        size_now = f"{decoded.size_hw[1]}x{decoded.size_hw[0]}"
+        raise ImageError(f"the image is {size_now} now, and was labelled as {width}x{height}")
+    overlay = draw(decoded.image, picture.labels, colours, size_wh=size_wh, size_hw=picture.size_hw)
     jpeg = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
     return base64.b64encode(jpeg).decode(), size_wh
 
