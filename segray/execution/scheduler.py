@@ -343,8 +343,8 @@ class Scheduler:
             actions += self._check_worker(name, worker, now_s)
         if self._queue:
             self.halted = self.halted or self._stall_watch.missing_workers(now_s)
-        if (stall := self._stall_watch.stall(now_s)) is not None and not self._give_up_withheld():
-            self.halted = self.halted or stall
+        if self.halted is None and (stall := self._stall_watch.stall(now_s)) is not None:
+            self.halted = None if self._give_up_withheld() else stall
         # An idle worker gets no task while faster workers would finish sooner. A faster worker may become slow.
         has_idle = any(not worker.running for worker in self._workers.values())
         if has_idle or actions or not self._workers:

