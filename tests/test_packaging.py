@@ -107,7 +107,7 @@ def test_the_wheel_in_an_empty_folder_labels_images_with_the_configuration_that_
     assert "the label set holds 4 images" in labelled.stdout
     assert (folder / "labels" / "images").is_dir()
     (page,) = (folder / "labels").glob("_segray/runs/*/report.html")
-    assert "Where the time of 4 images of the latest run went" in page.read_text()
+    assert "Time of 4 images of the latest run, by stage" in page.read_text()
 
 
 def called(arguments: Sequence[str], site: Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from ports import free_port
 import segray
 from segray.synthetic import dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.chaos
 
 VOLATILE = ("batch", "run_id", "labelled_at", "attempts")
 

@@ -227,7 +227,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
-@pytest.fixture(params=["local", "swift"])
+@pytest.fixture(params=["local", pytest.param("swift", marks=pytest.mark.chaos)])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, StorageOptions]:
@@ -318,7 +318,7 @@ def test_a_run_that_is_asked_to_end_or_fails_releases_its_lease(
     assert command("label", config).returncode == 0
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.usefixtures("shared_ray")
 def test_a_lease_of_a_dead_machine_delays_the_next_run_by_its_time_and_the_run_says_for_whom(
     place: tuple[str, StorageOptions], config: Path
