@@ -37,6 +37,7 @@ class Histories(RuleBasedStateMachine):
         self.halted_s = 0.0
         self.quarantined: set[tuple[int, int]] = set()
         self.failed: set[tuple[int, int]] = set()
+        self.given_up: set[tuple[int, int]] = set()  # left over after the stall timeout, however often tried
         self.have_served: set[str] = set()
         self.refusals = 0  # tasks in a row of which everything was refused, up to the halt
 
@@ -179,7 +180,10 @@ class Histories(RuleBasedStateMachine):
             if hung := self.of_kind(self.running[worker][0], "hangs"):
                 image = (self.running[worker][0].unit, hung[0], "infer", self.now_s - self.since_s[worker])
                 self.carry_out(self.scheduler.progressed(worker, at_work(0, image), self.now_s))
+        left_over = set(self.scheduler.left_over)
         self.carry_out(self.scheduler.tick(self.now_s))
+        if self.now_s - self.labelled_s > POLICY.stall_timeout_s:
+            self.given_up |= self.scheduler.left_over.keys() - left_over
         if self.scheduler.halted and not self.halted_s:
             self.halted_s = self.now_s
 
@@ -207,7 +211,7 @@ class Histories(RuleBasedStateMachine):
             raise AssertionError("it never ends")
         left_over = set(self.scheduler.left_over)
         assert {self.nature[at] for at in self.quarantined} <= {"kills", "hangs"}
-        assert all(self.withheld[at] >= POLICY.max_attempts for at in left_over)
+        assert all(self.withheld[at] >= POLICY.max_attempts for at in left_over - self.given_up)
         if self.scheduler.halted is None:
             assert self.labelled | self.quarantined | self.failed | left_over == self.nature.keys()
         elif self.scheduler.halted.refused:
