@@ -170,7 +170,7 @@ class RayWorkers:
         now_s = time.monotonic()
         if now_s - self._nodes_listed_s > _NODES_S:
             self._head.ask(self._populate)
-        for worker in self._alive():
+        for worker in _alive(self._workers):
             _ask_progress(worker, now_s)
         events, self._pending = self._pending, []
         owners = {call: worker for worker in self._workers.values() for call in worker.awaited}
@@ -188,9 +188,6 @@ class RayWorkers:
                 events.append(self._on_postmortem(worker, worker.state, None, node_lives=False))
         self._check_started(now_s)
         return events
-
-    def _alive(self) -> list[WorkerHandle]:
-        return [worker for worker in self._workers.values() if worker.alive]
 
     def _on_return(self, worker: WorkerHandle, call: Any) -> list[PoolEvent]:
         if call not in worker.awaited:  # Another call has shown that the worker is gone.
@@ -227,7 +224,7 @@ class RayWorkers:
                 self._offer = self._offer or offer(path, self._spec.fingerprint, partial(self._head.ask, ray.put))
             except (SegrayError, OSError):  # The driver has lost its file meanwhile.
                 return self._on_refusal(worker, refusal)
-            worker.become(Starting(self._call_start(worker.actor, worker.slot, self._offer), time.monotonic()))
+            worker.become(Starting(_call_start(self._spec, worker.actor, worker.slot, self._offer), time.monotonic()))
             return []
         _end_actors([worker])
         return [self._leave_out(worker, refusal.node, refusal.host, refusal.error)]
@@ -237,7 +234,7 @@ class RayWorkers:
 
         Raises the error when no other node remains for a worker.
         """
-        self._remove(worker)
+        _remove(self._workers, worker)
         self._left_out[worker.slot.pool, node] = error
         self._head.ask(self._populate)
         if not self._workers:
@@ -305,7 +302,7 @@ class RayWorkers:
                 if dead.node is None:
                     raise error
                 return self._leave_out(worker, dead.node, dead.node[:8], error)
-        self._remove(worker)
+        _remove(self._workers, worker)
         if node_lives:
             self._respawn(worker)
         reason = dead.reason if node_lives else f"its node is gone ({dead.reason})"
@@ -313,7 +310,7 @@ class RayWorkers:
 
     def _check_started(self, now_s: float) -> None:
         """Raise InfrastructureError when all workers still start after cluster.start_timeout_s."""
-        alive = self._alive()
+        alive = _alive(self._workers)
         starts_s = [worker.state.since_s for worker in alive if isinstance(worker.state, Starting)]
         if starts_s and len(starts_s) == len(alive) and now_s - max(starts_s) > self._cluster.start_timeout_s:
             least = [placement.least_resources(pool) for pool in self._pools]
@@ -336,7 +333,7 @@ class RayWorkers:
     def replace(self, worker: str) -> None:
         handle = self._workers.get(worker)
         if handle is not None and handle.alive:
-            self._remove(handle)
+            _remove(self._workers, handle)
             ray.kill(handle.actor)
             self._respawn(handle)
             if handle.started and handle.node is not None:
@@ -353,7 +350,7 @@ class RayWorkers:
         workers: number of workers that have something to do; 0 stops all.
         """
         self._needed = workers
-        alive = self._alive()
+        alive = _alive(self._workers)
         if workers == 0:
             self._stop(alive[::-1])
             return
@@ -361,7 +358,7 @@ class RayWorkers:
         self._stop(starting[: max(0, len(alive) - workers)])
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        if any(worker.tasks for worker in self._alive()):
+        if any(worker.tasks for worker in _alive(self._workers)):
             return run_in_daemon_thread(self._head.run_elsewhere, function, *args)
         # No worker waits for this process any more, and most last merges end before a new process would start.
         return run_in_daemon_thread(function, *args)
@@ -372,7 +369,7 @@ class RayWorkers:
         self._closed = True
         # Without a head every call would wait, and Ray would end this process.
         if self._head.runs:
-            self._stop(self._alive())
+            self._stop(_alive(self._workers))
         self._workers.clear()
         self._head.leave()
 
@@ -389,7 +386,7 @@ class RayWorkers:
 
     def _drain(self, nodes: Collection[str]) -> None:
         """Let workers on these nodes finish their tasks; stop workers that still start."""
-        for worker in self._alive():
+        for worker in _alive(self._workers):
             if worker.draining or worker.node not in nodes:
                 continue
             if worker.started:
@@ -413,37 +410,48 @@ class RayWorkers:
             resources=dict(pool.resources) or None,
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=self._strategy(slot),
+            scheduling_strategy=_strategy(slot, self._left_out),
         )
         actor = configured.remote(pool, log)
-        start_call = self._call_start(actor, slot, None)
+        start_call = _call_start(self._spec, actor, slot, None)
         actor.stay.remote()
         self._workers[name] = WorkerHandle(name, actor, slot, log, Starting(start_call, time.monotonic()))
         self._spawned += 1
 
-    def _strategy(self, slot: Slot) -> Any:
-        """Return Ray's strategy for the node of a slot."""
-        if slot.node is not None:
-            return NodeAffinitySchedulingStrategy(slot.node, soft=False)
-        left_out = [node for pool, node in self._left_out if pool == slot.pool]
-        if not left_out:
-            return "SPREAD"
-        return NodeLabelSchedulingStrategy({"ray.io/node-id": NotIn(*left_out)})  # type: ignore[no-untyped-call]
-
-    def _call_start(self, actor: Any, slot: Slot, offer: ShippedModel | None) -> Any:
-        """Begin to start the worker of an actor; return the call."""
-        call = actor.start_on_node.options(concurrency_group="start")
-        return call.remote(self._spec, max(1, int(slot.cpus)), offer)
-
     def _stop(self, workers: Sequence[WorkerHandle]) -> None:
         """End workers that are alive, and remove their logs from their nodes."""
         for worker in workers:
-            self._remove(worker)
+            _remove(self._workers, worker)
         _end_actors(workers)
 
-    def _remove(self, worker: WorkerHandle) -> None:
-        worker.become(Gone())
-        del self._workers[worker.name]
+
+def _alive(workers: Mapping[str, WorkerHandle]) -> list[WorkerHandle]:
+    return [worker for worker in workers.values() if worker.alive]
+
+
+def _remove(workers: dict[str, WorkerHandle], worker: WorkerHandle) -> None:
+    """Remove a worker that is gone from the workers by name."""
+    worker.become(Gone())
+    del workers[worker.name]
+
+
+def _strategy(slot: Slot, left_out: Iterable[tuple[int, str]]) -> Any:
+    """Return Ray's strategy for the node of a slot.
+
+    left_out: pools, each with the id of a node that gets no worker of the pool.
+    """
+    if slot.node is not None:
+        return NodeAffinitySchedulingStrategy(slot.node, soft=False)
+    nodes = [node for pool, node in left_out if pool == slot.pool]
+    if not nodes:
+        return "SPREAD"
+    return NodeLabelSchedulingStrategy({"ray.io/node-id": NotIn(*nodes)})  # type: ignore[no-untyped-call]
+
+
+def _call_start(spec: WorkerSpec, actor: Any, slot: Slot, offer: ShippedModel | None) -> Any:
+    """Begin to start the worker of an actor; return the call."""
+    call = actor.start_on_node.options(concurrency_group="start")
+    return call.remote(spec, max(1, int(slot.cpus)), offer)
 
 
 def _ask_progress(worker: WorkerHandle, now_s: float) -> None:
