@@ -7,7 +7,6 @@ or those of the machine. STORAGE_EMULATOR_HOST is the address of an emulator, wh
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.fsspec_backend import missing_package
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
-from segray.storage.uris import bucket_and_key, name, scheme
+from segray.storage.uris import bucket_and_folder, bucket_and_object, name, scheme
 
 # Without a handler, Python prints the traceback of each failed attempt between the lines of a command.
 logging.getLogger("gcsfs").addHandler(logging.NullHandler())
@@ -104,7 +103,7 @@ class GcsBackend:
         return self._session
 
     def _pages(self, uri: str, prefix: str, delimiter: str, attempt: Attempt) -> Iterator[dict[str, Any]]:
-        bucket, folder = _bucket_and_folder(uri)
+        bucket, folder = bucket_and_folder(uri)
         parameters = {"prefix": folder + prefix, "maxResults": str(_PAGE_KEYS)}
         parameters |= {"fields": f"nextPageToken,prefixes,items({_FIELDS})"}
         if delimiter:
@@ -121,7 +120,7 @@ class GcsBackend:
             parameters["pageToken"] = page["nextPageToken"]
 
     def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
-        bucket, folder = _bucket_and_folder(uri)
+        bucket, folder = bucket_and_folder(uri)
         root = f"{scheme(uri)}://{bucket}"
         for page in self._pages(uri, prefix, "", attempt):
             for item in page.get("items", ()):
@@ -129,7 +128,7 @@ class GcsBackend:
                     yield _entry(f"{root}/{item['name']}", item["name"].removeprefix(folder), item)
 
     def names(self, uri: str) -> list[str]:
-        _, folder = _bucket_and_folder(uri)
+        _, folder = bucket_and_folder(uri)
         keys: list[str] = []
         for page in self._pages(uri, "", "/", lambda call: call(self)):
             keys += [item["name"] for item in page.get("items", ())] + page.get("prefixes", [])
@@ -159,7 +158,7 @@ class GcsBackend:
                 raise
 
     def _upload(self, uri: str, data: bytes, condition: Mapping[str, str]) -> None:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         path = f"/upload/storage/v1/b/{_quoted(bucket)}/o"
         boundary = uuid.uuid4().hex
         headers = {"Content-Type": f"multipart/related; boundary={boundary}"}
@@ -191,20 +190,8 @@ def _quoted(text: str) -> str:
 
 
 def _object(uri: str) -> Any:
-    bucket, key = _bucket_and_object(uri)
+    bucket, key = bucket_and_object(uri)
     return f"/storage/v1/b/{_quoted(bucket)}/o/{_quoted(key)}"
-
-
-def _bucket_and_folder(uri: str) -> tuple[str, str]:
-    bucket, key = bucket_and_key(uri)
-    return bucket, key + "/" if key and not key.endswith("/") else key
-
-
-def _bucket_and_object(uri: str) -> tuple[str, str]:
-    bucket, key = bucket_and_key(uri)
-    if not key:
-        raise FileNotFoundError(errno.ENOENT, "a bucket is not an object", uri)
-    return bucket, key
 
 
 def _entry(uri: str, key: str, item: Mapping[str, Any]) -> ListedObject:

@@ -5,7 +5,6 @@ Key and secret come from the usual AWS environment variables or profile, never f
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -22,7 +21,7 @@ from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.errors import status_of
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import limits_of, within
-from segray.storage.uris import bucket_and_key, parent, scheme
+from segray.storage.uris import bucket_and_folder, bucket_and_object, parent, scheme
 
 
 class S3Backend:
@@ -77,7 +76,7 @@ class S3Backend:
         return reply
 
     def _pages(self, uri: str, prefix: str, delimiter: str, attempt: Attempt) -> Iterator[dict[str, Any]]:
-        bucket, folder = _bucket_and_folder(uri)
+        bucket, folder = bucket_and_folder(uri)
         parameters: dict[str, Any] = {"Bucket": bucket, "Prefix": folder + prefix, "Delimiter": delimiter}
         parameters |= self._reading
         while True:
@@ -88,14 +87,14 @@ class S3Backend:
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
     def entries(self, uri: str, prefix: str, attempt: Attempt, walk: Walk) -> Iterator[ListedObject]:
-        bucket, folder = _bucket_and_folder(uri)
+        bucket, folder = bucket_and_folder(uri)
         for page in self._pages(uri, prefix, "", attempt):
             for listed in page.get("Contents", ()):
                 if not listed["Key"].endswith("/"):  # consoles mark empty folders by such objects
                     yield _object_entry(bucket, listed["Key"], folder, listed)
 
     def names(self, uri: str) -> list[str]:
-        _, folder = _bucket_and_folder(uri)
+        _, folder = bucket_and_folder(uri)
         keys: list[str] = []
         for page in self._pages(uri, "", "/", lambda call: call(self)):
             keys += [listed["Key"] for listed in page.get("Contents", ())]
@@ -103,12 +102,12 @@ class S3Backend:
         return [key.removeprefix(folder) for key in keys if key != folder]
 
     def stat(self, uri: str) -> ListedObject:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         reply = self._call("head_object", Bucket=bucket, Key=key, **self._reading)
         return _object_entry(bucket, key, parent(key) + "/" if "/" in key else "", reply)
 
     def read(self, uri: str, start: int, size: int | None) -> bytes:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         part = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
         try:
             return cast(bytes, self._call("get_object", Bucket=bucket, Key=key, **part, **self._reading)["Body"])
@@ -118,11 +117,11 @@ class S3Backend:
             raise
 
     def put(self, uri: str, data: bytes) -> None:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         self._call("put_object", Bucket=bucket, Key=key, Body=data, **self._writing)
 
     def create(self, uri: str, data: bytes) -> None:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         try:
             self._call("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", **self._writing)
         except ClientError as error:
@@ -130,20 +129,8 @@ class S3Backend:
                 raise
 
     def delete(self, uri: str) -> None:
-        bucket, key = _bucket_and_object(uri)
+        bucket, key = bucket_and_object(uri)
         self._call("delete_object", Bucket=bucket, Key=key, **self._reading)
-
-
-def _bucket_and_folder(uri: str) -> tuple[str, str]:
-    bucket, key = bucket_and_key(uri)
-    return bucket, key + "/" if key and not key.endswith("/") else key
-
-
-def _bucket_and_object(uri: str) -> tuple[str, str]:
-    bucket, key = bucket_and_key(uri)
-    if not key:
-        raise FileNotFoundError(errno.ENOENT, "a bucket is not an object", uri)
-    return bucket, key
 
 
 def _object_entry(bucket: str, key: str, folder: str, reply: Mapping[str, Any]) -> ListedObject:

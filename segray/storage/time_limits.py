@@ -6,11 +6,12 @@ Knows asyncio and threads. Knows nothing of libraries of stores.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+
+from segray._system.threads import run_in_daemon_thread
 
 T = TypeVar("T")
 
@@ -53,15 +54,7 @@ def in_thread(total_s: float, function: Callable[..., T], *args: Any, **kwargs: 
 
     A call that is late goes on in its thread, which does not keep the process from ending.
     """
-    result: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=work, name="storage-call", daemon=True).start()
+    result = run_in_daemon_thread(partial(function, *args, **kwargs))
     try:
         return result.result(total_s)
     except TimeoutError as error:

@@ -69,6 +69,20 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def bucket_and_folder(uri: str) -> tuple[str, str]:
+    """Return the bucket and the prefix of a folder's keys, which ends with "/"; "" for the whole bucket."""
+    bucket, key = bucket_and_key(uri)
+    return bucket, key + "/" if key and not key.endswith("/") else key
+
+
+def bucket_and_object(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key of an object. Raises FileNotFoundError for the URI of a bucket."""
+    bucket, key = bucket_and_key(uri)
+    if not key:
+        raise FileNotFoundError(errno.ENOENT, "a bucket is not an object", uri)
+    return bucket, key
+
+
 def redact(uri: str) -> str:
     """Return the URI without secrets, for messages. Signed links carry their secret behind the question mark."""
     address, mark, query = uri.partition("?")
