@@ -12,14 +12,15 @@ _SLICED_COMMANDS = ("evaluate", "diff", "select")
 
 def main() -> None:
     streams.take_over()
-    signals.listen()
     with signals.ending_at_once():
+        signals.listen()
         from segray._system import memory
 
         if sys.argv[1:2] and sys.argv[1] in _SLICED_COMMANDS:
             memory.release_freed_memory()
         from segray.cli import main as cli
-    cli.main()
+
+        cli.main()
 
 
 if __name__ == "__main__":

@@ -106,11 +106,24 @@ def ending_at_once() -> Iterator[None]:
 
     Meant for imports: no work has begun that needs an orderly end, and library code could catch an exception.
     """
-    global _signal_ends_process
-    before, _signal_ends_process = _signal_ends_process, True
-    try:
+    with _ending(at_once=True):
         yield
         check()
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let a signal raise an exception again, inside a block that ends at once."""
+    with _ending(at_once=False):
+        yield
+
+
+@contextmanager
+def _ending(*, at_once: bool) -> Iterator[None]:
+    global _signal_ends_process
+    before, _signal_ends_process = _signal_ends_process, at_once
+    try:
+        yield
     finally:
         _signal_ends_process = before
 

@@ -410,10 +410,11 @@ def main() -> None:
     """
     earlier_children: frozenset[int] | None = None
     try:
-        host_process.silence_videos()
-        earlier_children = child_processes.adopt_descendants()
-        code = run(sys.argv[1:])
-        signals.ignore()
+        with signals.ending_in_order():
+            host_process.silence_videos()
+            earlier_children = child_processes.adopt_descendants()
+            code = run(sys.argv[1:])
+            signals.ignore()
     except KeyboardInterrupt:  # Before the command began, or while it printed its end.
         code = _report_interruption()
     if earlier_children is not None:
