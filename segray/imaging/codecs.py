@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray._system import host_process
-from segray.imaging.tiff_layout import BLACK_IS_ZERO, JPEG, TiffLayout
+from segray.imaging.tiff_layout import BLACK_IS_ZERO, JPEG, RGB, YCBCR, TiffLayout
 
 Block = NDArray[Any]
 _importing = threading.Lock()
@@ -109,6 +109,8 @@ def _directory_of_block(layout: TiffLayout, rows: int, first_block: bytes) -> by
     alpha_kind = 1 if layout.premultiplied else 2
     extra = tuple(alpha_kind if position == layout.alpha else 0 for position in range(layout.colours, count))
     photometric = BLACK_IS_ZERO if layout.planes > 1 else layout.photometric
+    if photometric == YCBCR and layout.compression != JPEG:  # tifffile would refuse chroma without a JPEG.
+        photometric = RGB
     tags: list[tuple[int, str, tuple[int, ...]]] = [
         (256, "I", (layout.block_wh[0],)), (257, "I", (rows,)), (258, "H", (layout.bits,) * count),
         (259, "H", (layout.compression,)), (262, "H", (photometric,)), (266, "H", (layout.fill_order,)),

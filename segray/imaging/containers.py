@@ -19,7 +19,7 @@ JPEG_2000_SIGNATURE, JPEG_XL_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x
 JPEG_2000_CODESTREAM, JPEG_XL_CODESTREAM = b"\xff\x4f\xff\x51", b"\xff\x0a"
 LERC_MAGIC = b"Lerc2 "
 # Bytes of a pixel that decoders hold beside the RGB picture: planes of the codec, and Pillow's picture.
-_AVIF_BYTES, _HEIF_BYTES, _JPEG_2000_BYTES, _JPEG_XL_BYTES = 4.0, 7.0, 4.0, 4.0
+_AVIF_BYTES, _HEIF_BYTES, _JPEG_XL_BYTES = 7.5, 6.5, 3.0
 # The width for a height, by the ratio that a JPEG XL header names (ISO 18181-1, table B.2).
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 
@@ -46,7 +46,9 @@ def is_container(data: bytes) -> bool:
 def read(data: bytes) -> Picture:
     """Return the picture. Raise ImageError or struct.error for a header that is broken or cut short."""
     if data.startswith((JPEG_2000_SIGNATURE, JPEG_2000_CODESTREAM)):
-        return Picture("JP2", *_jpeg_2000_size(data), _JPEG_2000_BYTES)
+        width, height, components = _jpeg_2000_size(data)
+        # OpenJPEG's 32-bit samples, Pillow's picture and a part of the file. The RGB picture is made when all is freed.
+        return Picture("JP2", width, height, 4 * components + (4 if components > 1 else 1) + 1.2 - 3)
     if data.startswith((JPEG_XL_SIGNATURE, JPEG_XL_CODESTREAM)):
         return Picture("JXL", *_jpeg_xl_size(data), _JPEG_XL_BYTES)
     is_avif = bool(_brands(data) & _AVIF_BRANDS)
@@ -106,8 +108,8 @@ def _largest_item(data: bytes, name: str) -> tuple[int, int]:
     return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
-def _jpeg_2000_size(data: bytes) -> tuple[int, int]:
-    """Return the size in the codestream's SIZ marker (ISO 15444-1, A.5.1)."""
+def _jpeg_2000_size(data: bytes) -> tuple[int, int, int]:
+    """Return width, height and the number of components in the codestream's SIZ marker (ISO 15444-1, A.5.1)."""
     at = 0
     if data.startswith(JPEG_2000_SIGNATURE):
         streams = (start for name, start, _ in _boxes(data, 0, len(data)) if name == b"jp2c")
@@ -117,7 +119,8 @@ def _jpeg_2000_size(data: bytes) -> tuple[int, int]:
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
     if not data.rstrip(b"\0").endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9", at) < 0:
         raise ImageError("truncated: the JPEG 2000's end marker is missing", found=f"{len(data)} bytes")
-    return right - left, bottom - top
+    (components,) = struct.unpack_from(">H", data, at + 40)
+    return right - left, bottom - top, components
 
 
 def _jpeg_xl_size(data: bytes) -> tuple[int, int]:

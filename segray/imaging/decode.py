@@ -284,7 +284,8 @@ def _decode_png(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
         pixels = _decode_by_opencv(without_metadata(data, header.format), header)
         if pixels is not None:
             return _Stored(pixels, header.orientation)
-    stored = codecs.decode_png(png_without_key(data) if kind.transparent else without_metadata(data, header.format))
+    data = png_without_key(data) if kind.transparent else without_metadata(data, header.format)
+    stored = _interlaced_png(data) if kind.interlaced else codecs.decode_png(data)
     guessed = None
     if kind.bits == samples.FULL_DEPTH:
         bits, guessed = _depth_of(stored, limits)
@@ -293,6 +294,16 @@ def _decode_png(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
     white, key = (1 << bits) - 1, _key(kind.transparent, kind.bits)
     rgb = samples.converted(header.height, header.width, lambda rows: _array_to_rgb(stored[rows], white, key))
     return _Stored(rgb, header.orientation, guessed)
+
+
+def _interlaced_png(data: bytes) -> NDArray[Any]:
+    """Return the samples of an interlaced PNG, by OpenCV. In imagecodecs, libpng writes a warning for each file."""
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        return codecs.decode_png(data)
+    if stored.ndim == 3:
+        stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=stored)
+    return np.asarray(stored)
 
 
 def _key(transparent: tuple[int, ...], bits: int) -> NDArray[Any] | None:

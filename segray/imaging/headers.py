@@ -55,6 +55,7 @@ class PngKind:
 
     bits: int
     colour: int
+    interlaced: bool
     transparent: tuple[int, ...] = ()
 
 
@@ -164,7 +165,7 @@ _OTHER_PROCESSES = {
     0xCA: "arithmetic-coded", 0xCB: "arithmetic-coded", 0xCD: "hierarchical", 0xCE: "hierarchical",
     0xCF: "hierarchical",
 }  # fmt: skip
-_JPEG_LS = 0xF7
+_LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 # Segments that do not affect pixels: comments and application data, except JFIF's (APP0) and Adobe's (APP14).
 _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 _EXIF_SIGNATURE = b"Exif\0\0"
@@ -212,14 +213,15 @@ def _jpeg(data: bytes) -> Header:
     if marker in _OTHER_PROCESSES and not (marker in (0xC9, 0xCA) and bits == 8):
         raise ImageError(f"a JPEG of a process that segray does not read: {_OTHER_PROCESSES[marker]}")
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
+    is_rare = bits > 8 or marker == _LOSSLESS
     held = _COEFFICIENT_BYTES * coefficients_per_pixel if scans > 1 else 0.0
-    if bits > 8 or marker == 0xC3:
-        held = channels * 2 + held
+    if is_rare:
+        held += channels * (1 if bits <= 8 else 2)
     elif not plain:
         held = _held_by_pillow(_CHANNELS if channels > 1 else _ONE_CHANNEL, held)
     if not is_ended:
         held = max(held, 0.0) + 2 * _RGB_BYTES
-    copied_bytes = 0 if scans > 1 and is_ended else len(data)
+    copied_bytes = 0 if is_rare or (scans > 1 and is_ended) else len(data)
     return Header("JPEG", width, height, orientation(exif), plain, held, copied_bytes, jpeg=kind)
 
 
@@ -302,26 +304,29 @@ def _png(data: bytes) -> Header:
         pixel_bytes += stop - start if name in _PIXEL_CHUNKS else 0
         if name == b"eXIf":
             exif = data[start + 8 : stop - 4].removeprefix(_EXIF_SIGNATURE)
-    first, width, height, bits, colour = struct.unpack_from(">4sIIBB", data, len(_PNG_SIGNATURE) + 4)
+    first, width, height, bits, colour, interlace = struct.unpack_from(">4sIIBBxxB", data, len(_PNG_SIGNATURE) + 4)
     if first != b"IHDR":
         raise ImageError("corrupt PNG: the first chunk is not IHDR")
-    kind = _png_kind(bits, colour, key)
+    kind = _png_kind(bits, colour, interlace == 1, key)
     plain = bits == 8 and colour == _TRUECOLOUR and key is None
     channels = 4.0 if colour == _PALETTE and key is not None else _PNG_CHANNELS[colour]
     held = 0.0 if plain else channels * (2 if bits == 16 else 1)
+    if kind.interlaced and not plain:  # OpenCV has no mode of grey with alpha, and gives Python a copy.
+        held = held * (2 if colour == _GREY_ALPHA else 1)
+        held = max(held, 2 * held - _RGB_BYTES)
     copied_bytes = pixel_bytes if pixel_bytes < len(data) or kind.transparent else 0
     return Header("PNG", width, height, orientation(exif), plain, held, copied_bytes, png=kind)
 
 
-def _png_kind(bits: int, colour: int, key: bytes | None) -> PngKind:
+def _png_kind(bits: int, colour: int, interlaced: bool, key: bytes | None) -> PngKind:
     """Return the kind of pixels. The key of grey and RGB files has two bytes for each sample, whatever their depth."""
     if colour not in _PNG_CHANNELS or bits not in _PNG_BITS[colour]:
         raise ImageError(f"corrupt PNG: colour type {colour} with {bits} bits")
     samples = {_GREY: 1, _TRUECOLOUR: 3}.get(colour, 0)
     if key is None or not samples:
-        return PngKind(bits, colour)
+        return PngKind(bits, colour, interlaced)
     mask = (1 << bits) - 1  # The other bits are 0 by the standard, and readers ignore them.
-    return PngKind(bits, colour, tuple(value & mask for value in struct.unpack_from(f">{samples}H", key)))
+    return PngKind(bits, colour, interlaced, tuple(value & mask for value in struct.unpack_from(f">{samples}H", key)))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

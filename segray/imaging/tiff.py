@@ -23,6 +23,7 @@ from segray.imaging.tiff_layout import (
     CMYK,
     JPEG,
     JPEG_2000,
+    JPEG_XL,
     LERC,
     PALETTE,
     WEBP,
@@ -31,7 +32,7 @@ from segray.imaging.tiff_layout import (
     TiffLayout,
 )
 
-_IMAGE_FILES = frozenset({JPEG, WEBP, LERC, *JPEG_2000})
+_IMAGE_FILES = frozenset({JPEG, JPEG_XL, WEBP, LERC, *JPEG_2000})
 _Samples = NDArray[Any]
 SizeOf = Callable[[bytes], tuple[int, int]]
 

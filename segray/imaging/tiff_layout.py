@@ -24,15 +24,16 @@ _OTHER_COLOURS = {
     4: "a transparency mask", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "a colour filter array",
     32844: "LogL", 32845: "LogLuv", 34892: "linear raw",
 }  # fmt: skip
-RAW, OLD_JPEG, JPEG, LERC, WEBP = 1, 6, 7, 34887, 50001
+RAW, OLD_JPEG, JPEG, LERC, WEBP, JPEG_XL = 1, 6, 7, 34887, 50001, 50002
 CCITT = frozenset({2, 3, 4})
 JPEG_2000 = frozenset({33003, 33005, 34712})
+_IMAGE_FILES = JPEG_2000 | {OLD_JPEG, JPEG, LERC, WEBP, JPEG_XL}
 # LZW, both Deflates, PackBits, LZMA and Zstandard: streams of bytes.
 _STREAMS = frozenset({RAW, 5, 8, 32946, 32773, 34925, 50000})
-_COMPRESSIONS = _STREAMS | CCITT | JPEG_2000 | {OLD_JPEG, JPEG, LERC, WEBP}
+_COMPRESSIONS = _STREAMS | CCITT | _IMAGE_FILES
 _OTHER_COMPRESSIONS = {
     32766: "NeXT", 32771: "CCITT RLEW", 32809: "ThunderScan", 34661: "JBIG", 34676: "SGI Log", 34677: "SGI Log24",
-    34892: "lossy DNG JPEG", 50002: "JPEG XL", 52546: "JPEG XL",
+    34892: "lossy DNG JPEG", 34933: "PNG", 34934: "JPEG XR", 52546: "DNG JPEG XL",
 }  # fmt: skip
 _UNSIGNED, _VOID = 1, 4
 _SAMPLE_KINDS = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
@@ -105,18 +106,26 @@ class TiffLayout:
 
     @property
     def held_bytes(self) -> int:
-        """Return the bytes that the decoder holds beside the RGB picture: a block of each plane that is used."""
-        used = len(self.used_samples) if self.planes > 1 else 1
-        pixels = self.block_wh[0] * min(self.block_wh[1], -(-self.height // self.block_wh[1]) * self.block_wh[1])
-        unpacked = pixels * self.block_samples * (1 if self.bits <= 8 else 2)
-        is_view = self.compression == RAW and self.bits == 8 and self.predictor == 1 and self.fill_order == 1
-        packed = self.block_samples * pixels * self.bits // 8
-        copies = 0 if is_view else unpacked
-        if self.bits not in (8, 16):
-            copies += packed if self.compression != RAW else 0
-        elif self.bits == 16 and self.order == ">":
-            copies += unpacked if self.compression != RAW else 0
-        return used * copies
+        """Return the bytes that the decoder holds at its peak, beside an RGB picture in full.
+
+        The picture takes no memory until its first block is written.
+        """
+        pixels, samples = self.block_wh[0] * self.block_wh[1], self.block_samples
+        block = pixels * samples * (1 if self.bits <= 8 else 2)
+        is_view = self.compression == RAW and self.bits in (8, 16) and self.predictor == 1 and self.fill_order == 1
+        is_swapped = self.bits == 16 and self.order == ">" and self.compression not in _IMAGE_FILES
+        is_packed = self.bits not in (8, 16) and self.compression not in _IMAGE_FILES
+        kept = 0 if is_view and not is_swapped else block
+        work = kept + (block if self.compression != RAW and (is_swapped or is_packed) else 0)
+        if self.compression in JPEG_2000:
+            work += 2 * 4 * pixels * samples  # OpenJPEG's 32-bit samples, twice.
+        used = block // samples * len(self.used_samples)
+        if self.planes > 1:
+            kept, work = used, max(work, kept * len(self.used_samples) + used)
+        elif self.used_samples != tuple(range(samples)):
+            kept, work = used, work + used
+        is_alone = self.grid == (1, 1)
+        return max(kept, work - 3 * self.width * self.height) if is_alone else work
 
 
 def read(data: bytes) -> tuple[TiffLayout, int]:
@@ -223,7 +232,11 @@ def _white(tags: Directory, bits: int, photometric: int) -> int | None:
 def _subsampling(tags: Directory, photometric: int) -> tuple[int, int]:
     if photometric != YCBCR:
         return 1, 1
-    across, down = (*tags.integers(_SUBSAMPLING)[:2], 2, 2)[:2]
+    factors = tags.integers(_SUBSAMPLING)[:2]
+    if not factors and tags.integer(_COMPRESSION, RAW) == RAW:  # Pillow leaves the tag out of pixels with all chroma.
+        pixels = tags.integer(_WIDTH, 0) * tags.integer(_HEIGHT, 0)
+        factors = (1, 1) if sum(tags.integers(_STRIP_BYTES)) >= 3 * pixels else ()
+    across, down = (*factors, 2, 2)[:2]
     if across not in (1, 2, 4) or down not in (1, 2, 4):
         raise ImageError(f"corrupt TIFF: chroma subsampling of {across}x{down}")
     return across, down
