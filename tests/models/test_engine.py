@@ -310,7 +310,8 @@ def test_a_convolution_adds_the_channels_in_the_models_own_order(tmp_path: Path,
         pytest.skip(f"this CPU does not compute in {precision}")
     xml, by_hand = _convolution(tmp_path)
     sent = picture(size_hw=(80, 136))
-    engine = runtime.compile(xml, form(colour=colour, size_hw=(80, 136)), DeviceSettings(threads=2, precision=precision))
+    settings = DeviceSettings(threads=2, precision=precision)
+    engine = runtime.compile(xml, form(colour=colour, size_hw=(80, 136)), settings)
     received = run(engine, sent)["pixels"]
     reference = ov.Core().compile_model(by_hand, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     swapped = np.ascontiguousarray(sent[..., ::-1] if colour == "BGR" else sent)
