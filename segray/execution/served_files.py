@@ -52,7 +52,7 @@ class ServedFiles:
 
     def _is_served(self, file: str) -> bool:
         try:
-            self._store.probe(file)
+            self._store.read(file, 1, retries=0)
         except FileNotFoundError:
             return True  # The file is gone since; the host answered.
         except (InfrastructureError, AccessError):
