@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from segray._system import signals, streams
+from segray._system import signals, streams, utf8
 
 # Commands that read whole label sets in slices, and need the memory of a finished slice back.
 _SLICED_COMMANDS = ("evaluate", "diff", "select")
@@ -28,6 +28,7 @@ def logs_as_json(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
 
 
 def main() -> None:
+    utf8.use_utf8()
     streams.take_over(as_records=logs_as_json(sys.argv[1:], os.environ))
     with signals.ending_at_once():
         signals.listen()
