@@ -180,6 +180,7 @@ def describe(summary: Summary) -> str:
     if before := summary.failed_before:
         stages = ", ".join(f"{count} at {stage}" for stage, count in before.items())
         lines.append(f"failed in earlier runs: {stages}; label these images again: --retry-failed")
+    lines += summary.passed_over.get("notes", [])
     if summary.exit_code:
         of_runs = summary.of_runs
         share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))
