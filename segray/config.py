@@ -80,6 +80,7 @@ class StorageSettings(_Section):
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
     anonymous: bool = StorageOptions.anonymous
+    profile: str | None = Field(default=StorageOptions.profile, min_length=1)
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
     http_headers: Mapping[str, str] | None = StorageOptions.http_headers
