@@ -173,7 +173,7 @@ def submit(
     arguments += [f"{RETRY_FAILED}={stage}" for stage in retry_failed]
     request = submission.Request(
         configuration,
-        load(configuration, overrides, as_of),
+        load(configuration, overrides, as_of, tell),
         overrides,
         arguments,
         python,
@@ -195,8 +195,7 @@ def submit(
             raise Interrupted(
                 "not followed any more; the job goes on",
                 where=job,
-                hint=f"`ray job logs --address {dashboard.address} -f {job}` follows it, "
-                f"`ray job stop --address {dashboard.address} {job}` ends it",
+                hint=f"`{dashboard.command('logs -f', job)}` follows it, `{dashboard.command('stop', job)}` ends it",
             ) from None
     reason = f": {outcome.message}" if outcome.message else ""
     tell(f"job {job}: {outcome.status.lower()}{reason}")
