@@ -369,7 +369,7 @@ def version() -> None:
 
 def describe_report(report: Report, most: int = 20) -> str:
     """Return what was checked, the warnings, and the first `most` violations."""
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if name != "batch")
+    counts = ", ".join(_counted(count, name) for name, count in report.counts.items() if name != "batch")
     lines = [f"checked as of batch {report.counts['batch']}: {counts}"]
     lines += [f"warning: {warning}" for warning in report.warnings]
     lines += [f"{violation.kind}: {violation.where}: {violation.found}" for violation in report.violations[:most]]
@@ -377,7 +377,13 @@ def describe_report(report: Report, most: int = 20) -> str:
     if count == 0:
         return "\n".join([*lines, "no violations"])
     shown = f", the first {most} shown" if count > most else ""
-    return "\n".join([*lines, f"{count} violations{shown}"])
+    return "\n".join([*lines, f"{_counted(count, 'violations')}{shown}"])
+
+
+def _counted(count: int, name: str) -> str:
+    """Return a count with its name, such as "1 run" and "2 unlisted files". name: a plural with underscores."""
+    words = name.replace("_", " ")
+    return f"{count} {words.removesuffix('s') if count == 1 else words}"
 
 
 def describe_promotion(promotion: Promotion) -> str:
