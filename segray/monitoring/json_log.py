@@ -72,6 +72,7 @@ class Json(ProgressListener):
             bytes_read=report.bytes_read,
             seconds={name: round(value, 3) for name, value in report.seconds.items()},
             dropped=dict(report.dropped),
+            guessed_depths={str(depth): count for depth, count in report.guessed_depths.items()},
         )
 
     def summary(self, summary: Summary) -> None:
