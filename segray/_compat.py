@@ -109,6 +109,7 @@ def ray_node_resources(address: str, token: str, timeout_s: float) -> list[dict[
     import grpc
     from ray.core.generated import gcs_service_pb2
 
+    messages: Any = gcs_service_pb2
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
@@ -116,7 +117,7 @@ def ray_node_resources(address: str, token: str, timeout_s: float) -> list[dict[
             answer: bytes = call(b"", timeout=timeout_s, metadata=metadata)
         except grpc.RpcError:
             return None
-    nodes = gcs_service_pb2.GetAllNodeInfoReply.FromString(answer).node_info_list
+    nodes = messages.GetAllNodeInfoReply.FromString(answer).node_info_list
     alive = 0  # GcsNodeInfo.GcsNodeState
     return [dict(node.resources_total) for node in nodes if node.state == alive]
 
