@@ -10,7 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
@@ -293,13 +293,18 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def _ignore(note: str) -> None:
+    """Ignore a note."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
         path: The YAML file.
         overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
             whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
+        note: Receives which day `today` is.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
@@ -314,7 +319,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse_yaml(text, str(path)), str(path), overrides)
+    return validate(_parse_yaml(text, str(path)), str(path), overrides, note=note)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -337,13 +342,16 @@ def write_template(file: Path, *, every_key: bool) -> None:
         ) from exc
 
 
-def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+def validate(
+    values: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore
+) -> Config:
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
     Args:
         values: The configuration as nested mappings and lists. The function does not change them.
         where: Name of the mapping, for errors.
         overrides: As for `load`.
+        note: As for `load`.
 
     Raises:
         ConfigError: As for `load`.
@@ -351,21 +359,23 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
     merged = copy.deepcopy(dict(values))
     for override in overrides:
         _apply_override(merged, override)
-    _fill_dates(merged, where)
+    _fill_dates(merged, where, note)
     try:
         return Config.model_validate(merged)
     except ValidationError as exc:
         raise _config_error(exc, where) from exc
 
 
-def _fill_dates(values: dict[str, Any], where: str) -> None:
+def _fill_dates(values: dict[str, Any], where: str, note: Callable[[str], None]) -> None:
     """Parse `as_of`, and replace date placeholders in source.uri and output.root by dates as seen from `as_of`.
 
     A source.uri with a date also sets source.base to the folder before the date, unless source.base is set. Raises
     ConfigError for a placeholder without `as_of`.
     """
-    day = None if values.get("as_of") is None else _dates.parse_day(values["as_of"])
+    day, zone = (None, None) if values.get("as_of") is None else _dates.parse_day(values["as_of"])
     values["as_of"] = day
+    if zone is not None:
+        note(f"as_of: today is {day}, the day in {zone}")
     for section, key in (("source", "uri"), ("output", "root")):
         section_values = values.get(section)
         address = section_values.get(key) if isinstance(section_values, dict) else None

@@ -128,6 +128,16 @@ def numbers(scores: coco_eval.Scores) -> list[float]:
     return [-1 if value is None else value for value in found]
 
 
+def test_a_truth_of_crowds_alone_is_refused(tmp_path: Path) -> None:
+    """pycocotools gives -1, which is no precision."""
+    content, shown = made(4)
+    runs = [row for row in content["annotations"] if isinstance(row["segmentation"], dict)]
+    content["annotations"] = [{**row, "iscrowd": 1} for row in runs]
+    assert runs
+    with pytest.raises(SourceError, match="precision is undefined"):
+        written(tmp_path, content, shown)
+
+
 @pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.integration)])
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""

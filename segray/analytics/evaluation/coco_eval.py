@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from segray.errors import SourceError
 from segray.masks import _kernels_many
 
 IOU_TYPES = ("segm", "bbox")
@@ -366,7 +367,16 @@ def _binned(rows: NDArray[Any]) -> _Floats:
 def _summary(
     by_class: Mapping[str, PrecisionRecall], frequency: Mapping[str, str], bins: _Floats, with_curves: bool
 ) -> Scores:
-    """Return the scores of all classes. frequency: LVIS's r, c or f by class name. bins: as `_binned` returns them."""
+    """Return the scores of all classes. Raise SourceError if no object counts.
+
+    frequency: LVIS's r, c or f by class name. bins: as `_binned` returns them.
+    """
+    if not by_class:
+        raise SourceError(
+            "no object of the evaluated images counts, so precision is undefined",
+            found="every object is a crowd or is ignored",
+            hint="give a truth with objects that are no crowds (iscrowd: 0)",
+        )
     precision = {name: curve.precision for name, curve in by_class.items()}
     all_classes = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
     areas = {name: _mean(all_classes[:, k]) for k, name in enumerate(AREAS)}
