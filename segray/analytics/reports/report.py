@@ -38,7 +38,7 @@ from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import latest_run, source_store
 from segray.label_set.snapshot import Snapshot
-from segray.limits import ImageLimits
+from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.sources.reader import Files
 from segray.storage.store import Store
 from segray.storage.uris import redact as shown_uri
@@ -106,6 +106,7 @@ def report(
         batch=state.batch,
         model=state.model,
         stats=stats,
+        confident_score=CONFIDENT_SCORE,
         classes=sorted(stats.classes.values(), key=lambda of_class: (-of_class.instances, of_class.name)),
         labels=_LABELS,
         gallery=_gallery(state, choices, source_store(store, state.root)) if choices else None,
