@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -35,6 +36,7 @@ from segray.errors import ConfigError
 from segray.limits import DEFAULT_LIMITS
 from segray.storage.addresses import AddressFault, address_fault, root_fault
 from segray.storage.options import StorageOptions
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 TEMPLATES = Path(__file__).parent / "configs"
 _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
@@ -288,7 +290,7 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: PathOrUrl, overrides: Sequence[str] = ()) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
@@ -299,17 +301,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
     """
-    file = Path(path)
+    file = as_path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             "cannot read the configuration",
-            where=str(path),
+            where=str(file),
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse_yaml(text, str(path)), str(path), overrides)
+    return validate(_parse_yaml(text, str(file)), str(file), overrides)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -336,14 +338,15 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
     Args:
-        values: The configuration as nested mappings and lists. The function does not change them.
+        values: The configuration as nested mappings and lists, with paths as text or Path. The function does not change
+            them.
         where: Name of the mapping, for errors.
         overrides: As for `load`.
 
     Raises:
         ConfigError: As for `load`.
     """
-    merged = copy.deepcopy(dict(values))
+    merged = _with_paths_as_text(copy.deepcopy(dict(values)))
     for override in overrides:
         _apply_override(merged, override)
     _fill_dates(merged, where)
@@ -351,6 +354,12 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
         return Config.model_validate(merged)
     except ValidationError as exc:
         raise _config_error(exc, where) from exc
+
+
+def _with_paths_as_text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return as_uri(value)
+    return {key: _with_paths_as_text(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _fill_dates(values: dict[str, Any], where: str) -> None:

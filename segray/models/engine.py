@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import ov
+from segray.storage.uris import as_path
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -389,6 +390,8 @@ def compile_network(
         ConfigError: The precision contradicts the file.
     """
     _check_device(settings)
+    if settings.cache_dir is not None:
+        settings = replace(settings, cache_dir=str(as_path(settings.cache_dir)))
     model = read(path)
     ports = signature_of(model)
     check(ports, form, str(path))
