@@ -92,6 +92,7 @@ class Summary:
     failed_before: failed images of earlier runs, by stage.
     confident: instances of score CONFIDENT_SCORE and more by class name, over the whole label set; None where the
         label set has too many files to count them at once.
+    passed_over: entries of the source that are left out, as PassedOver.as_record(): `files` by kind, and `notes`.
     """
 
     root: str
@@ -108,6 +109,7 @@ class Summary:
     of_runs: Mapping[str, int] = field(default_factory=dict)
     failed_before: Mapping[str, int] = field(default_factory=dict)
     confident: Mapping[str, int] | None = None
+    passed_over: Mapping[str, Any] = field(default_factory=dict)
 
 
 def label(
@@ -353,6 +355,8 @@ def next_step(
     )
     for note in passed_over.notes():
         context.listener.note(note)
+    context.passed_over.clear()
+    context.passed_over.update(passed_over.as_record())
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
         unread_entries = [prefix + key for key in passed_over.unread]
@@ -416,6 +420,7 @@ def _resumable(
     frozen_plan = plan.load(context.store, run.folder)
     if frozen_plan is None:
         return None
+    context.passed_over.update(run.record(context.store).get("passed_over", {}))
     has_row = _has_row(context, run, frozen_plan, committed)
     inputs = batches.read_batch_inputs(run, next_batch, context.store)
     names = run_records.select_staged(context.store.names(run.staged), inputs.staged if inputs else ())
@@ -753,6 +758,7 @@ def _summary(context: RunContext, totals: _Totals) -> Summary:
         of_runs=images.of_runs,
         failed_before=images.failed_before,
         confident=confident,
+        passed_over=dict(context.passed_over),
     )
 
 

@@ -104,7 +104,7 @@ def _dataset(root: PathOrUrl, name: str, storage_options: Mapping[str, Any]) -> 
     label_set = resolved(root, storage.options)
     delta_options = _delta_options(label_set, storage_options)
     uri = table_uri(label_set, name)
-    state = storage.translated(label_set, lambda: delta_log.run(delta_log.latest_state, uri, delta_options))
+    state = storage.retrying(label_set, lambda: delta_log.run(delta_log.latest_state, uri, delta_options), retries=0)
     if state is None:
         raise _no_label_set(label_set, name)
     return dataset.dataset(state, storage.options, delta_options)
@@ -192,8 +192,8 @@ def snapshot(
     storage = store(storage_options)
     label_set = resolved(root, storage.options)
     delta_options = _delta_options(label_set, storage_options)
-    images, instances, batch = storage.translated(
-        label_set, lambda: delta_log.run(_states, label_set, delta_options, storage.options, version, as_of)
+    images, instances, batch = storage.retrying(
+        label_set, lambda: delta_log.run(_states, label_set, delta_options, storage.options, version, as_of), retries=0
     )
     classes, model, fingerprint = _read_identity(label_set, storage)
     return Snapshot(
