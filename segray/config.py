@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -35,6 +36,7 @@ from segray.errors import ConfigError
 from segray.limits import DEFAULT_LIMITS
 from segray.storage.addresses import AddressFault, address_fault, root_fault
 from segray.storage.options import StorageOptions
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 TEMPLATES = Path(__file__).parent / "configs"
 _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
@@ -297,7 +299,7 @@ def _ignore(note: str) -> None:
     """Ignore a note."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
+def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
@@ -309,17 +311,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, note: Callable[[str
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
     """
-    file = Path(path)
+    file = as_path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             "cannot read the configuration",
-            where=str(path),
+            where=str(file),
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse_yaml(text, str(path)), str(path), overrides, note=note)
+    return validate(_parse_yaml(text, str(file)), str(file), overrides, note=note)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -348,7 +350,8 @@ def validate(
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
     Args:
-        values: The configuration as nested mappings and lists. The function does not change them.
+        values: The configuration as nested mappings and lists, with paths as text or Path. The function does not change
+            them.
         where: Name of the mapping, for errors.
         overrides: As for `load`.
         note: As for `load`.
@@ -356,7 +359,7 @@ def validate(
     Raises:
         ConfigError: As for `load`.
     """
-    merged = copy.deepcopy(dict(values))
+    merged = _with_paths_as_text(copy.deepcopy(dict(values)))
     for override in overrides:
         _apply_override(merged, override)
     _fill_dates(merged, where, note)
@@ -364,6 +367,12 @@ def validate(
         return Config.model_validate(merged)
     except ValidationError as exc:
         raise _config_error(exc, where) from exc
+
+
+def _with_paths_as_text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return as_uri(value)
+    return {key: _with_paths_as_text(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _fill_dates(values: dict[str, Any], where: str, note: Callable[[str], None]) -> None:

@@ -37,6 +37,7 @@ from segray.cli.options import (
     Root,
     load,
     show_json,
+    with_home,
 )
 from segray.errors import InfrastructureError, Interrupted, SegrayError, UserError
 
@@ -452,7 +453,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(with_home(arguments), standalone_mode=False) or 0)
     except _ToldError as end:
         return end.exit_code
     except Interrupted as exc:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import takewhile
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 RETRY_FAILED = "--retry-failed"
+# `~` or `~/...`, alone or as the value of an option.
+_PATH_BELOW_HOME = re.compile(r"^(|--[a-z][a-z-]*=)(~)(?=/|$)")
 
 
 class RetryingCommand(TyperCommand):
@@ -52,6 +55,14 @@ def one_option_per_stage(arguments: Sequence[str]) -> list[str]:
         del rest[: len(stages)]
         expanded += [f"{RETRY_FAILED}={stage}" for stage in stages or [ALL_STAGES]]
     return expanded
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the home folder in place of `~` at the start of a path.
+
+    A shell does so for `~/x` alone, not for `--out=~/x`, nor in a list of arguments that no shell reads.
+    """
+    return [_PATH_BELOW_HOME.sub(lambda match: match[1] + os.path.expanduser(match[2]), text) for text in arguments]  # noqa: PTH111
 
 
 class LogFormat(StrEnum):

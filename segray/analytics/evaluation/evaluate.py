@@ -33,6 +33,7 @@ from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.models.coco_labels import slug
 from segray.storage.store import Store
+from segray.storage.uris import PathOrUrl, as_uri
 
 __all__ = [
     "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
@@ -70,8 +71,8 @@ class Evaluation:
 
 
 def evaluate(
-    root: str,
-    truth_path: Path | str,
+    root: PathOrUrl,
+    truth_path: PathOrUrl,
     *,
     iou_types: Sequence[str] = IOU_TYPES,
     labelled_only: bool = False,
@@ -108,7 +109,7 @@ def evaluate(
         LabelSetError: Nothing is committed.
         UserError: Label set and truth have no common image, other classes or other sizes.
     """
-    store, path = snapshot.store(storage_options), str(truth_path)
+    store, path = snapshot.store(storage_options), as_uri(truth_path)
     _check_types(iou_types)
     if not store.exists(path):  # This check is faster than reading the label set.
         raise SourceError("no such truth file", where=path, hint="check --truth")
