@@ -26,7 +26,7 @@ class SourceSpec:
 
     kind: auto, images, tar, zip, parquet, video or manifest. members: a glob for the names of archive members.
     frames_per_s: frames per second to take from videos. image_column: column of Parquet files. prefix: prefix of keys
-    in an S3 Inventory.
+    in an S3 Inventory. uri_column: column of manifests.
     """
 
     kind: str = "auto"
@@ -34,6 +34,7 @@ class SourceSpec:
     frames_per_s: float = 1.0
     image_column: str | None = None
     prefix: str = ""
+    uri_column: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ references take well below 1 GB.
     photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, with any extension; key = path below
                                             the folders before the first wildcard
     photo.jpg                               one image; key = its name
-    list.txt                                one URI per line (UTF-8); key = the URI as written
-    list.csv  list.parquet                  column `uri`, or the only column; optional columns `key`, `version`
+    shards-{000..099}.tar                   each of these files; one that is missing is told
+    list.txt  list.txt.gz                   one URI per line; key = the URI as written
+    list.csv .tsv .jsonl .parquet           column `uri`, or the one that `uri_column` or a known name tells;
+    lists/*.csv.gz                          optional columns `key`, `version`; several manifests are one list
     .../manifest.json                       an S3 Inventory report; keys and versions equal those of a listing
 
     shards/  train-*.tar  a.zip             every image in a container; key = FILE/MEMBER,
@@ -32,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 
@@ -41,12 +43,23 @@ from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
 from segray.sources.archives import BrokenFileError, SourceSpec
+from segray.sources.braces import expand
 from segray.sources.own_files import is_own_file
 from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
 from segray.sources.source_form import SourceForm, form_of
-from segray.sources.uris import WILDCARD, comma_list, extension, folder_pattern, is_hidden, pattern, split_glob
-from segray.storage.store import ListedObject, Store, Walk
+from segray.sources.uris import (
+    WILDCARD,
+    comma_list,
+    extension,
+    folder_pattern,
+    inside,
+    is_hidden,
+    pattern,
+    split_braces,
+    split_glob,
+)
+from segray.storage.store import ListedObject, Store, Walk, bounded_map
 from segray.storage.uris import absolute, join, name, parent, scheme
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
@@ -112,7 +125,9 @@ def configured(
     passed_over: PassedOver | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Return the batches that `read` yields for the configured source."""
-    spec = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
+    spec = SourceSpec(
+        source.kind, source.members, source.frames_per_s, source.image_column, source.prefix, source.uri_column
+    )
     return read(source.uri, store, spec=spec, index=index, label_set=label_set, passed_over=passed_over)
 
 
@@ -169,9 +184,14 @@ class _DatasetReader:
             case SourceForm.FILE:
                 return self._images_of_file(uri)
             case SourceForm.GLOB:
-                return self._open_containers(self._matching_files(uri))
+                return self._images_of_files(self._matching_files(uri), uri)
+            case SourceForm.BRACES:
+                return self._images_of_files(self._named_files(uri), uri)
             case SourceForm.FOLDER:
-                return self._select_images(self._listing(uri, lambda key: not is_hidden(key[:-1])), uri)
+                entries = self._listing(uri, lambda key: not is_hidden(key[:-1]))
+                if self._spec.kind == "manifest":
+                    return self._images_of_files((entry for entry in entries if not is_hidden(entry.key)), uri)
+                return self._select_images(entries, uri)
 
     def _listing(self, uri: str, enters: Callable[[str], bool], prefix: str = "") -> Iterator[ListedObject]:
         """Yield the files below a folder, without those of the label set."""
@@ -195,8 +215,7 @@ class _DatasetReader:
             is_own = is_own_file(self._label_set, uri)
             return self._select_images((entry for entry in entries if not is_own(entry.uri)), uri)
         if self._is_manifest(uri):
-            refs = manifest.refs(uri, self._store, self._extensions)
-            return refs if kind not in _CONTAINERS else self._open_containers(map(self._file_entry, refs))
+            return self._images_of_manifests(iter([uri]))
         is_container = kind in _CONTAINERS or (kind == "auto" and file_extension in _CONTAINER_OF)
         if is_container or file_extension in self._extensions:
             return self._open_containers(iter([self._store.stat(uri)]))
@@ -216,12 +235,56 @@ class _DatasetReader:
 
     def _is_manifest(self, uri: str) -> bool:
         """Return whether the file is a manifest. A Parquet file may be a manifest or a container."""
-        kind, file_extension = self._spec.kind, extension(uri)
-        if file_extension not in manifest.FORMATS or kind not in ("auto", "images", "manifest", *_CONTAINERS):
-            return False
-        if file_extension != "parquet":
-            return True
+        kind, file_format = self._spec.kind, manifest.format_of(uri)
+        if file_format != "parquet":
+            return bool(file_format)
         return kind != "parquet" and not (kind == "auto" and self._has_images(uri))
+
+    def _images_of_files(self, entries: Iterator[ListedObject], uri: str) -> Iterator[ImageRef]:
+        """Yield the images of files that a glob or braces name: of manifests, containers, or the files themselves."""
+        file_format = manifest.format_of(uri)
+        if self._spec.kind != "manifest" and file_format in ("", "parquet"):
+            yield from self._open_containers(entries)
+            return
+        others: Counter[str] = Counter()
+        uris = []
+        for entry in entries:
+            if manifest.format_of(entry.uri):
+                uris.append(entry.uri)
+            else:
+                others[extension(entry.key) or name(entry.key)] += 1
+        if not uris:
+            counts = ", ".join(f"{what} {n}" for what, n in others.most_common(8)) or "no files at all"
+            raise SourceError(
+                "No manifest here", where=uri, found=counts, hint=f"give manifests ({comma_list(manifest.FORMATS)})"
+            )
+        self._passed_over.add_extensions(others)
+        yield from self._images_of_manifests(iter(uris))
+
+    def _images_of_manifests(self, uris: Iterator[str]) -> Iterator[ImageRef]:
+        """Yield the images that manifests name. A manifest may name containers too, if `kind` is auto or theirs."""
+        extensions = self._extensions | _CONTAINER_OF.keys()
+        reading = manifest.ManifestReading(extensions, self._spec.uri_column, self._passed_over.tell)
+        refs = manifest.refs(uris, self._store, reading)
+        if self._spec.kind in _CONTAINERS:
+            return self._open_containers(map(self._file_entry, refs))
+        return refs if self._spec.kind != "auto" else self._images_and_containers(refs)
+
+    def _images_and_containers(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
+        """Yield the images that a manifest names, and the images of the containers among them."""
+        any_image = False
+        for ref in refs:
+            if ref.uri.lower().endswith(_CONTAINER_ENDINGS):
+                yield from self._open_containers(map(self._named_entry, chain([ref], refs)), any_image=any_image)
+                return
+            any_image = True
+            yield ref
+
+    def _named_entry(self, ref: ImageRef) -> ListedObject:
+        """Return the entry of an image or container that a manifest names."""
+        if self._kind_of_uri(ref.uri) is None:
+            return ListedObject(ref.uri, ref.key, ref.version, ref.size_bytes)
+        return self._file_entry(ref)
 
     def _file_entry(self, ref: ImageRef) -> ListedObject:
         """Return the entry of a file that a manifest names. A version in the manifest overrides the store's version."""
@@ -238,7 +301,8 @@ class _DatasetReader:
                 schema = parquet_images.open_table(file).schema_arrow
         except BrokenFileError:
             return False
-        if self._spec.image_column is None and "uri" in schema.names:
+        is_named = self._spec.uri_column in schema.names
+        if is_named or (self._spec.image_column is None and "uri" in schema.names):
             return False
         return parquet_images.image_column(schema, self._spec.image_column) is not None
 
@@ -326,29 +390,48 @@ class _DatasetReader:
                 hint="correct the pattern: * stays within one folder, ** spans any number, case counts",
             )
 
+    def _named_files(self, uri: str) -> Iterator[ListedObject]:
+        """Return the files that braces name, sorted by key. A file that is missing keeps its entry."""
+        root = split_braces(uri)[0].rstrip("/")
+        uris = expand(uri)
+        if any(WILDCARD.search(each) for each in uris):
+            matching = (entry for each in uris for entry in self._matching_files(each))
+            by_key = {entry.uri[len(root) + 1 :]: entry for entry in matching}
+            return iter([ListedObject(by_key[key].uri, key, *_state(by_key[key])) for key in sorted(by_key)])
+        refs = [ImageRef(each[len(root) + 1 :], each) for each in uris]
+        entries = list(bounded_map(self._file_entry, refs, lambda ref: 0))
+        missing = [entry for entry in entries if not entry.version and entry.size_bytes < 0]
+        if len(missing) == len(entries):
+            raise SourceError(
+                "No file of these names",
+                where=uri,
+                found=f"{len(entries):,} names, such as {uris[0]}",
+                hint="correct the braces in source.uri",
+            )
+        return iter(sorted(entries, key=lambda entry: entry.key))
+
     # ---- images in containers ----
 
-    def _open_containers(self, entries: Iterator[ListedObject]) -> Iterator[ImageRef]:
+    def _open_containers(self, entries: Iterator[ListedObject], *, any_image: bool = False) -> Iterator[ImageRef]:
         """Yield image files as they are, and the images of containers, in the order of the entries.
 
-        Up to _OPEN_AT_ONCE containers are open at a time.
+        Up to _OPEN_AT_ONCE containers are open at a time. any_image: whether other files have given an image already.
         """
         pending: deque[Future[_Inside]] = deque()
         unread: list[_UnreadFile] = []
         pool: ThreadPoolExecutor | None = None
         empty: list[ListedObject] = []
-        any_image = False
 
         def finished(most_running: int) -> Iterator[ImageRef]:
             """Yield the images of containers, until at most `most_running` containers are being read."""
             nonlocal any_image
             while len(pending) > most_running:
-                inside = pending.popleft().result()
-                if isinstance(inside, _UnreadFile):
-                    unread.append(inside)
+                images = pending.popleft().result()
+                if isinstance(images, _UnreadFile):
+                    unread.append(images)
                     continue
-                any_image = any_image or bool(inside)
-                yield from inside
+                any_image = any_image or bool(images)
+                yield from images
 
         try:
             for entry in entries:
@@ -386,15 +469,20 @@ class _DatasetReader:
         """Return the kind of a container, None for an image."""
         if self._spec.kind != "auto":
             return self._spec.kind if self._spec.kind in _CONTAINERS else None
-        return _CONTAINER_OF.get(extension(entry.key) or extension(entry.uri))
+        return self._kind_of_uri(entry.uri)
+
+    def _kind_of_uri(self, uri: str) -> str | None:
+        kind = _CONTAINER_OF.get(extension(uri))
+        return None if kind is not None and inside(uri) is not None else kind
 
     def _unread_refs(self, unread: Iterable[_UnreadFile]) -> Iterator[ImageRef]:
         """Yield a reference with the reason for each refused file. Parquet files without images are passed over."""
-        for inside in unread:
-            if isinstance(inside.error, AccessError):
-                yield archives.broken(inside.file, f"storage refuses this file: {inside.error.short()}")
+        for unread_file in unread:
+            file, error = unread_file.file, unread_file.error
+            if isinstance(error, AccessError):
+                yield archives.broken(file, f"storage refuses this file: {error.short()}")
             else:
-                self._passed_over.add(inside.file.key, "a Parquet file without a column of images")
+                self._passed_over.add(file.key, "a Parquet file without a column of images")
 
     def _try_images_inside(self, kind: str, file: ListedObject) -> _Inside:
         try:
@@ -416,6 +504,10 @@ class _DatasetReader:
             return [archives.broken(file, str(error))]
         except FileNotFoundError:
             return [archives.broken(file, "the file is gone")]
+
+
+def _state(entry: ListedObject) -> tuple[str, int]:
+    return entry.version, entry.size_bytes
 
 
 def _is_text(key: str) -> bool:
@@ -452,6 +544,7 @@ def _similar_names(uri: str, store: Store) -> str:
 
 _CONTAINERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
 _CONTAINER_OF: Mapping[str, str] = {last: kind for kind, module in _CONTAINERS.items() for last in module.EXTENSIONS}
+_CONTAINER_ENDINGS = tuple(f".{last}" for last in _CONTAINER_OF)
 
 
 def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 _MAX_EXAMPLES = 3
+_MAX_TOLD = 20
 
 
 class PassedOver:
@@ -22,6 +23,12 @@ class PassedOver:
         self._extensions: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
+        self._told: list[str] = []
+
+    def tell(self, note: str) -> None:
+        """Add a note on how the source was read, such as the column that a manifest's URIs come from."""
+        if note not in self._told:
+            self._told.append(note)
 
     def add(self, key: str, reason: str) -> None:
         """Add an entry that is left out for a reason of its own."""
@@ -39,8 +46,10 @@ class PassedOver:
         self._extensions.update(counts)
 
     def notes(self) -> list[str]:
-        """Return one line for each reason, and one line for all extensions."""
-        lines = []
+        """Return the notes on how the source was read, one line for each reason, and one line for all extensions."""
+        lines = self._told[:_MAX_TOLD]
+        if len(self._told) > _MAX_TOLD:
+            lines.append(f"{len(self._told) - _MAX_TOLD:,} further notes of this kind")
         for reason, count in self._reasons.items():
             examples = ", ".join(ascii(key)[1:-1] for key in self._examples[reason])
             lines.append(f"passed over: {examples}{' and others' if count > _MAX_EXAMPLES else ''} ({reason})")
