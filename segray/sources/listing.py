@@ -42,7 +42,7 @@ from segray import config
 from segray.errors import AccessError, SourceError
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
-from segray.sources.archives import BrokenFileError, SourceSpec
+from segray.sources.archives import BrokenFileError, ImagesInside, SourceSpec
 from segray.sources.braces import expand
 from segray.sources.own_files import is_own_file
 from segray.sources.passed_over import PassedOver
@@ -161,7 +161,7 @@ class _UnreadFile:
     error: AccessError | SourceError
 
 
-_Inside = list[ImageRef] | _UnreadFile
+_Inside = ImagesInside | _UnreadFile
 
 
 class _DatasetReader:
@@ -219,12 +219,8 @@ class _DatasetReader:
         is_container = kind in _CONTAINERS or (kind == "auto" and file_extension in _CONTAINER_OF)
         if is_container or file_extension in self._extensions:
             return self._open_containers(iter([self._store.stat(uri)]))
-        if uri.lower().endswith(tar_archive.COMPRESSED):
-            raise SourceError(
-                "A compressed tar cannot be read from its middle",
-                where=uri,
-                hint="decompress the tar; compressed images hardly shrink further",
-            )
+        if tar_archive.compressed_ending(uri):
+            raise _compressed_tar_error(uri)
         raise SourceError(
             "Neither an image nor a manifest",
             where=uri,
@@ -244,10 +240,10 @@ class _DatasetReader:
         """Yield the images of files that a glob or braces name: of manifests, containers, or the files themselves."""
         file_format = manifest.format_of(uri)
         if self._spec.kind != "manifest" and file_format in ("", "parquet"):
-            yield from self._open_containers(entries)
+            yield from self._open_containers(self._without_compressed_tars(entries))
             return
         others: Counter[str] = Counter()
-        uris = []
+        uris: list[str] = []
         for entry in entries:
             if manifest.format_of(entry.uri):
                 uris.append(entry.uri)
@@ -260,6 +256,22 @@ class _DatasetReader:
             )
         self._passed_over.add_extensions(others)
         yield from self._images_of_manifests(iter(uris))
+
+    def _without_compressed_tars(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
+        """Yield the entries that a glob or braces name, without compressed tars, which are told."""
+        compressed: Counter[str] = Counter()
+        any_other, example = False, ""
+        for entry in entries:
+            ending = tar_archive.compressed_ending(entry.uri)
+            if ending:
+                compressed[ending] += 1
+                example = example or entry.uri
+            else:
+                any_other = True
+                yield entry
+        if compressed and not any_other:
+            raise _compressed_tar_error(example)
+        self._passed_over.add_extensions(compressed)
 
     def _images_of_manifests(self, uris: Iterator[str]) -> Iterator[ImageRef]:
         """Yield the images that manifests name. A manifest may name containers too, if `kind` is auto or theirs."""
@@ -327,7 +339,12 @@ class _DatasetReader:
                     any_image = True
                     yield entry
                     continue
-                if file_extension in others and not hidden:
+                if name(entry.key) in _PARQUET_SUMMARIES and not hidden:
+                    self._passed_over.add(entry.key, "a Parquet file without rows")
+                    continue
+                if tar_archive.compressed_ending(entry.key) and not hidden:
+                    others_skipped[tar_archive.compressed_ending(entry.key)] += 1
+                elif file_extension in others and not hidden:
                     others_skipped[file_extension] += 1
                 if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
@@ -430,8 +447,9 @@ class _DatasetReader:
                 if isinstance(images, _UnreadFile):
                     unread.append(images)
                     continue
-                any_image = any_image or bool(images)
-                yield from images
+                self._passed_over.add_members(images.left_out)
+                any_image = any_image or bool(images.refs)
+                yield from images.refs
 
         try:
             for entry in entries:
@@ -490,20 +508,28 @@ class _DatasetReader:
         except (AccessError, SourceError) as error:
             return _UnreadFile(file, error)
 
-    def _images_inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _images_inside(self, kind: str, file: ListedObject) -> ImagesInside:
         if self._index is not None and kind == "tar":
-            return self._index.refs(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
+            return self._index.images(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
         return self._read_images(kind, file)
 
-    def _read_images(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _read_images(self, kind: str, file: ListedObject) -> ImagesInside:
         try:
             if file.size_bytes < 0:
                 self._store.stat(file.uri)  # Raises for a file that is gone or refused.
             return _READERS[kind](self._store, file, self._spec, self._extensions)
         except BrokenFileError as error:
-            return [archives.broken(file, str(error))]
+            return ImagesInside([archives.broken(file, str(error))])
         except FileNotFoundError:
-            return [archives.broken(file, "the file is gone")]
+            return ImagesInside([archives.broken(file, "the file is gone")])
+
+
+def _compressed_tar_error(uri: str) -> SourceError:
+    return SourceError(
+        "A compressed tar cannot be read from its middle",
+        where=uri,
+        hint="decompress the tar; compressed images hardly shrink further",
+    )
 
 
 def _state(entry: ListedObject) -> tuple[str, int]:
@@ -547,29 +573,30 @@ _CONTAINER_OF: Mapping[str, str] = {last: kind for kind, module in _CONTAINERS.i
 _CONTAINER_ENDINGS = tuple(f".{last}" for last in _CONTAINER_OF)
 
 
-def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     def read_range(start: int, size: int) -> bytes:
         return store.read_range(file.uri, start, size)
 
-    return archives.refs("tar", file, tar_archive.members(read_range, file.size_bytes), spec, extensions)
+    members = tar_archive.members(read_range, file.size_bytes)
+    return archives.images("tar", file, members, spec, extensions, _OTHER_IMAGES)
 
 
-def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return archives.refs("zip", file, zip_archive.members(stream), spec, extensions)
+        return archives.images("zip", file, zip_archive.members(stream), spec, extensions, _OTHER_IMAGES)
 
 
-def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return parquet_images.refs(file, parquet_images.open_table(stream), spec)
+        return ImagesInside(parquet_images.refs(file, parquet_images.open_table(stream), spec))
 
 
-def _video(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _video(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return video.refs(file, stream, spec)
+        return ImagesInside(video.refs(file, stream, spec))
 
 
-_READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], list[ImageRef]]] = {
+_READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], ImagesInside]] = {
     "tar": _tar,
     "zip": _zip,
     "parquet": _parquet,

@@ -24,6 +24,7 @@ class PassedOver:
         self._reasons: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
         self._told: list[str] = []
+        self._members: Counter[str] = Counter()
 
     def tell(self, note: str) -> None:
         """Add a note on how the source was read, such as the column that a manifest's URIs come from."""
@@ -45,6 +46,10 @@ class PassedOver:
         """Add numbers of files by extension. Files with these extensions do not belong to the source."""
         self._extensions.update(counts)
 
+    def add_members(self, counts: Mapping[str, int]) -> None:
+        """Add numbers of members of archives by extension, "" for no extension. These members may be images."""
+        self._members.update(counts)
+
     def notes(self) -> list[str]:
         """Return the notes on how the source was read, one line for each reason, and one line for all extensions."""
         lines = self._told[:_MAX_TOLD]
@@ -56,4 +61,14 @@ class PassedOver:
         if self._extensions:
             counts = ", ".join(f"{count:,} .{extension}" for extension, count in self._extensions.most_common())
             lines.append(f"passed over: {counts}; source.kind says which files are taken")
+        if self._members:
+            named = (
+                (f".{extension}" if extension else "without extension", n) for extension, n in _most(self._members)
+            )
+            counts = ", ".join(f"{count:,} {what}" for what, count in named)
+            lines.append(f"passed over in archives: {counts}; a glob in source.members that names them takes them")
         return lines
+
+
+def _most(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
