@@ -356,7 +356,7 @@ class _DatasetReader:
         if any_image:
             self._passed_over.add_extensions(others_skipped)
             return
-        containers = self._without_stray_tables(containers)
+        containers = self._without_stray_tables(list(self._without_program_text(containers)))
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
@@ -370,6 +370,19 @@ class _DatasetReader:
             raise SourceError("Files of several kinds that hold images", where=uri, found=found, hint=hint)
         hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
         raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
+
+    def _without_program_text(self, containers: list[ListedObject]) -> Iterator[ListedObject]:
+        """Yield the containers without .ts files that are no videos, but TypeScript."""
+        for entry in containers:
+            if extension(entry.key) == "ts":
+                try:
+                    start = self._store.read_range(entry.uri, 0, video.TS_START_BYTES)
+                except (AccessError, FileNotFoundError):
+                    start = b"G"  # Told when the file is opened, with the other files.
+                if not video.is_transport_stream(start):
+                    self._passed_over.add(entry.key, "not a video")
+                    continue
+            yield entry
 
     def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
         """Return the containers without Parquet files, if none of these holds images and there are other containers."""

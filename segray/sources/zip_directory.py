@@ -156,7 +156,10 @@ def _directory_before(
 def _check_gap(file: IO[bytes], directory: _Directory, last: Entry, unread: list[str]) -> None:
     """Note another archive between the last member and the directory, which wrong offsets would hide."""
     end = last.header_offset + _LOCAL_BYTES + last.stored_bytes
-    if last.header_offset < 0 or directory.start - end < len(last.name.encode("utf-8", "surrogateescape")) + _ENTRY.size + _END.size:
+    if (
+        last.header_offset < 0
+        or directory.start - end < len(last.name.encode("utf-8", "surrogateescape")) + _ENTRY.size + _END.size
+    ):
         return
     lengths = _read(file, last.header_offset + _LOCAL_BYTES - 4, 4)
     end += sum(struct.unpack("<2H", lengths)) if len(lengths) == 4 else 0
