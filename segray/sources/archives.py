@@ -17,6 +17,11 @@ from segray.instances import ImageRef
 from segray.sources.uris import extension, inside_uri, is_hidden, pattern, unreadable_uri
 from segray.storage.store import ListedObject
 
+# Extensions of images that segray may not read. Members of archives with other extensions belong to an image or none.
+_OTHER_IMAGES = frozenset(
+    {"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng", "cr2", "nef", "arw"}
+)
+
 
 @dataclass(frozen=True)
 class SourceSpec:
@@ -71,7 +76,6 @@ def images(
     members: Iterable[Member],
     spec: SourceSpec,
     extensions: frozenset[str],
-    other_images: frozenset[str] = frozenset(),
 ) -> ImagesInside:
     """Return the images among the members of an archive.
 
@@ -86,7 +90,6 @@ def images(
         members: Members in the order of the archive.
         spec: The configured source; its `members` selects names.
         extensions: Extensions of images, in lower case, without the dot.
-        other_images: Extensions of images that segray does not read. Their members are counted.
     """
     name_pattern = _compiled_glob(spec.members)
     left_out: Counter[str] = Counter()
@@ -104,7 +107,7 @@ def images(
                 continue
             ending = extension(name)
             if ending not in extensions and not _names_extension(spec.members, ending):
-                if not ending or ending in other_images:
+                if not ending or ending in _OTHER_IMAGES:
                     left_out[ending] += 1
                 continue
             key = f"{file.key}/{name}"

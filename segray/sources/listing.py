@@ -23,7 +23,8 @@ hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *
 for any number of folders. A wildcard never matches a leading dot. A file, folder or prefix that exists is taken
 literally, even with wildcard characters. Relative URIs in a manifest start at the manifest's folder.
 
-An entry that cannot be listed is left out, and PassedOver names it. A file whose name is not UTF-8, and a container
+An entry that cannot be listed is left out, and PassedOver names it. PassedOver also counts the files of a folder that
+are not taken. A file whose name is not UTF-8, and a container
 that storage refuses while others can be read, become one unreadable reference. The files of the label set are left out.
 """
 
@@ -45,7 +46,7 @@ from segray.sources import archives, manifest, parquet_images, s3_inventory, tar
 from segray.sources.archives import BrokenFileError, ImagesInside, SourceSpec
 from segray.sources.braces import expand
 from segray.sources.own_files import is_own_file
-from segray.sources.passed_over import PassedOver
+from segray.sources.passed_over import HIDDEN, NO_EXTENSION, OTHERS, FileCounts, PassedOver, kind_of
 from segray.sources.shard_index import Index
 from segray.sources.source_form import SourceForm, form_of
 from segray.sources.uris import (
@@ -77,8 +78,6 @@ AUTO = SourceSpec()
 _OPEN_AT_ONCE = 8
 # Files of Parquet writers that describe other files and hold no row.
 _PARQUET_SUMMARIES = ("_metadata", "_common_metadata")
-# Extensions of images that segray does not read.
-_OTHER_IMAGES = frozenset({"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng"})
 
 
 def read(
@@ -242,36 +241,36 @@ class _DatasetReader:
         if self._spec.kind != "manifest" and file_format in ("", "parquet"):
             yield from self._open_containers(self._without_compressed_tars(entries))
             return
-        others: Counter[str] = Counter()
+        others = FileCounts()
         uris: list[str] = []
         for entry in entries:
             if manifest.format_of(entry.uri):
                 uris.append(entry.uri)
             else:
-                others[extension(entry.key) or name(entry.key)] += 1
+                others.add(kind_of(extension(entry.key)))
         if not uris:
-            counts = ", ".join(f"{what} {n}" for what, n in others.most_common(8)) or "no files at all"
+            counts = ", ".join(f"{what} {n}" for what, n in others.by_kind.most_common(8)) or "no files at all"
             raise SourceError(
                 "No manifest here", where=uri, found=counts, hint=f"give manifests ({comma_list(manifest.FORMATS)})"
             )
-        self._passed_over.add_extensions(others)
+        self._tell_passed_over(others.by_kind)
         yield from self._images_of_manifests(iter(uris))
 
     def _without_compressed_tars(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
         """Yield the entries that a glob or braces name, without compressed tars, which are told."""
-        compressed: Counter[str] = Counter()
+        compressed = FileCounts()
         any_other, example = False, ""
         for entry in entries:
             ending = tar_archive.compressed_ending(entry.uri)
             if ending:
-                compressed[ending] += 1
+                compressed.add(kind_of(ending))
                 example = example or entry.uri
             else:
                 any_other = True
                 yield entry
-        if compressed and not any_other:
+        if example and not any_other:
             raise _compressed_tar_error(example)
-        self._passed_over.add_extensions(compressed)
+        self._tell_passed_over(compressed.by_kind)
 
     def _images_of_manifests(self, uris: Iterator[str]) -> Iterator[ImageRef]:
         """Yield the images that manifests name. A manifest may name containers too, if `kind` is auto or theirs."""
@@ -326,8 +325,7 @@ class _DatasetReader:
         kind = self._spec.kind
         extensions = _CONTAINERS[kind].EXTENSIONS if kind in _CONTAINERS else self._extensions
         skipped: Counter[str] = Counter()  # for the error message, so only counted until the first image
-        others = {*IMAGE_EXTENSIONS, *_CONTAINER_OF, *_OTHER_IMAGES} - extensions
-        others_skipped: Counter[str] = Counter()
+        passed_over = FileCounts()
         containers: list[ListedObject] = []
         any_image = False
 
@@ -342,10 +340,10 @@ class _DatasetReader:
                 if name(entry.key) in _PARQUET_SUMMARIES and not hidden:
                     self._passed_over.add(entry.key, "a Parquet file without rows")
                     continue
-                if tar_archive.compressed_ending(entry.key) and not hidden:
-                    others_skipped[tar_archive.compressed_ending(entry.key)] += 1
-                elif file_extension in others and not hidden:
-                    others_skipped[file_extension] += 1
+                if entry.size_bytes >= 0 or scheme(entry.uri):  # A link without a target is told already.
+                    passed_over.add(
+                        HIDDEN if hidden else kind_of(tar_archive.compressed_ending(entry.key) or file_extension)
+                    )
                 if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
                         containers.append(entry)
@@ -354,14 +352,14 @@ class _DatasetReader:
 
         yield from self._open_containers(matching_entries())
         if any_image:
-            self._passed_over.add_extensions(others_skipped)
+            self._tell_passed_over(passed_over.by_kind)
             return
         containers = self._without_stray_tables(list(self._without_program_text(containers)))
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
-            taken = {extension(entry.key) for entry in containers} | {"parquet"}
-            self._passed_over.add_extensions({ext: n for ext, n in others_skipped.items() if ext not in taken})
+            taken = {kind_of(extension(entry.key)) for entry in containers} | {kind_of("parquet")}
+            self._tell_passed_over({kind: n for kind, n in passed_over.by_kind.items() if kind not in taken})
             return
         counts = ", ".join(f"{description} {n}" for description, n in skipped.most_common(8))
         found = f"{skipped.total()} files: {counts}" if skipped else "no files at all"
@@ -383,6 +381,21 @@ class _DatasetReader:
                     self._passed_over.add(entry.key, "not a video")
                     continue
             yield entry
+
+    def _tell_passed_over(self, counts: Mapping[str, int]) -> None:
+        """Tell the numbers of files that are left out by kind, and the setting that takes them."""
+        kinds = {kind[1:] for kind in counts if kind.startswith(".")}
+        known = {"images": kinds & self._extensions}
+        for kind, module in _CONTAINERS.items():
+            known[kind] = kinds & module.EXTENSIONS
+        advice = [f"source.kind={kind} takes {_dotted(known[kind])}" for kind in known if known[kind]]
+        compressed = {kind for kind in kinds if tar_archive.compressed_ending(f"x.{kind}")}
+        others = kinds - compressed - set().union(*known.values())
+        if others or counts.keys() & {NO_EXTENSION, OTHERS}:
+            advice.append("a glob in source.uri takes files of any extension")
+        if compressed:
+            advice.append(f"decompress {_dotted(compressed)} before")
+        self._passed_over.add_files(counts, advice)
 
     def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
         """Return the containers without Parquet files, if none of these holds images and there are other containers."""
@@ -549,6 +562,10 @@ def _state(entry: ListedObject) -> tuple[str, int]:
     return entry.version, entry.size_bytes
 
 
+def _dotted(extensions: Iterable[str]) -> str:
+    return comma_list(f".{extension}" for extension in extensions)
+
+
 def _is_text(key: str) -> bool:
     """Return whether a table can hold the key. A file name of other bytes than UTF-8 has surrogates."""
     try:
@@ -591,12 +608,12 @@ def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozens
         return store.read_range(file.uri, start, size)
 
     members = tar_archive.members(read_range, file.size_bytes)
-    return archives.images("tar", file, members, spec, extensions, _OTHER_IMAGES)
+    return archives.images("tar", file, members, spec, extensions)
 
 
 def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return archives.images("zip", file, zip_archive.members(stream), spec, extensions, _OTHER_IMAGES)
+        return archives.images("zip", file, zip_archive.members(stream), spec, extensions)
 
 
 def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:

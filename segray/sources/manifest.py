@@ -58,7 +58,7 @@ def refs(uris: Iterable[str], store: Store, reading: ManifestReading) -> Iterato
         before = len(seen)
         yield from _refs_of(uri, store, reading, seen)
         if len(seen) == before and before:
-            reading.tell(f"{name(uri)} names no further image")
+            reading.tell(name(uri), "names no further image")
     if not len(seen):
         raise SourceError("The manifest names no image", where=first, hint="write one URI per image into the manifest")
 

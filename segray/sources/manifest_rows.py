@@ -52,12 +52,13 @@ class ManifestReading:
     """The settings and receivers for the reading of manifests.
 
     extensions: extensions of images. A CSV file of one column whose first cell has one of these has no header.
-    uri_column: column that holds the URIs, None for an automatic choice. tell: receives notes for the user.
+    uri_column: column that holds the URIs, None for an automatic choice. tell: receives the file's name
+    and a note for the user.
     """
 
     extensions: frozenset[str]
     uri_column: str | None = None
-    tell: Callable[[str], None] = lambda note: None
+    tell: Callable[[str, str], None] = lambda file, note: None
 
 
 class ManifestFormatError(ValueError):
@@ -153,7 +154,7 @@ class Comments:
         """Tell the number of comments, if there are any."""
         if self._count:
             plural = "lines are comments" if self._count > 1 else "line is a comment"
-            self._reading.tell(f"{name(self._uri)}: {self._count:,} {plural}, such as {self._example!a}")
+            self._reading.tell(name(self._uri), f"{self._count:,} {plural}, such as {self._example!a}")
 
 
 def is_comment(line: str, extensions: frozenset[str]) -> bool:
@@ -206,7 +207,7 @@ def _uri_column(uri: str, names: Sequence[str], reading: ManifestReading, text_n
         return "uri"
     if len(names) == 1 and not _OTHER_SEPARATOR.search(names[0]):
         if names[0].lower() not in _KNOWN_COLUMNS:
-            reading.tell(f"{name(uri)}: the only column, {names[0][:60]!a}, holds the URIs")
+            reading.tell(name(uri), f"the only column, {names[0][:60]!a}, holds the URIs")
         return names[0]
     known = [column for column in text_names if column.lower() in _KNOWN_COLUMNS]
     if not known:
@@ -215,7 +216,7 @@ def _uri_column(uri: str, names: Sequence[str], reading: ManifestReading, text_n
     if len(known) > 1:
         hint = "set source.uri_column to one of these columns"
         raise ManifestFormatError(f"several columns may hold the URIs: {', '.join(map(repr, known))}", hint)
-    reading.tell(f"{name(uri)}: the column {known[0]!a} holds the URIs; source.uri_column names another one")
+    reading.tell(name(uri), f"the column {known[0]!a} holds the URIs; source.uri_column names another one")
     return known[0]
 
 

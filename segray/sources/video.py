@@ -86,7 +86,7 @@ def refs(file: ListedObject, stream: BinaryIO, spec: SourceSpec) -> list[ImageRe
     video.check()
     image_refs = []
     for moment in moments:
-        milliseconds = round(1000 * moment / spec.frames_per_s)
+        milliseconds = _milliseconds(moment, spec.frames_per_s)
         key, uri = f"{file.key}#t={milliseconds / 1000:.3f}", inside_uri("video", file.uri, milliseconds)
         image_refs.append(ImageRef(key, uri, file.version, facts.size_bytes + _BMP_HEADER_BYTES))
     return sorted(image_refs, key=lambda ref: ref.key)
@@ -175,12 +175,18 @@ def _moments_of_frames(times: Sequence[float], frames_per_s: float) -> list[int]
     """Return the first moment that shows each frame. The frame of a moment is the first at the moment or later."""
     moments: list[int] = []
     for time, before in zip(times, [-math.inf, *times], strict=False):
-        moment = 0 if before < 0 else math.floor((before + _TOLERANCE_S) * frames_per_s) + 1
-        if moment / frames_per_s - _TOLERANCE_S <= time:
+        moment = 0 if before < 0 else math.floor((before + _TOLERANCE_S) * frames_per_s)
+        while _milliseconds(moment, frames_per_s) / 1000 - _TOLERANCE_S <= before:
+            moment += 1
+        if _milliseconds(moment, frames_per_s) / 1000 - _TOLERANCE_S <= time:
             moments.append(moment)
         if len(moments) > _MAX_FRAMES:
             raise BrokenFileError(f"a video of {len(times)} frames has more than {_MAX_FRAMES} moments")
     return moments
+
+
+def _milliseconds(moment: int, frames_per_s: float) -> int:
+    return round(1000 * moment / frames_per_s)
 
 
 class _Packets:
