@@ -34,7 +34,7 @@ from segray.sources.uris import inside
 from segray.storage.addresses import address_fault
 from segray.storage.fsspec_backend import is_known_scheme
 from segray.storage.store import Store
-from segray.storage.uris import absolute, join, local_path, name, parent, scheme
+from segray.storage.uris import absolute, is_http, join, local_path, name, parent, scheme
 
 __all__ = ["FORMATS", "ManifestReading", "format_of", "refs"]
 
@@ -64,8 +64,9 @@ def refs(uris: Iterable[str], store: Store, reading: ManifestReading) -> Iterato
 
 
 def _refs_of(uri: str, store: Store, reading: ManifestReading, seen: _SeenKeys) -> Iterator[ImageRef]:
-    folder, resolver = parent(uri), _Resolver(parent(uri))
-    is_text, comments = format_of(uri) == "txt", Comments(uri, reading)
+    folder, file_format = parent(uri), format_of(uri)
+    resolver = _Resolver(folder, may_have_margins=file_format in ("txt", "csv", "tsv"))
+    is_text, comments = file_format == "txt", Comments(uri, reading)
     for row in _rows(uri, store, reading):
         if is_text and "#" in row.uri and is_comment(row.uri, reading.extensions) and not _exists(row.uri, folder):
             comments.add(row.uri)
@@ -147,15 +148,26 @@ def _hash(text: str) -> int:
 
 
 class _Resolver:
-    """The meaning of the URIs in one manifest. folder: the manifest's folder."""
+    """The meaning of the URIs in one manifest.
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    folder: the manifest's folder. may_have_margins: whether blanks and quotes around a name are no part of the name, as
+    in text that people write. Programs write names into Parquet and JSON as they are.
+    """
+
+    def __init__(self, folder: str, *, may_have_margins: bool = True) -> None:
+        self._folder, self._may_have_margins = folder, may_have_margins
         self._known_schemes: set[str] = set()
 
     def without_margins(self, written: str) -> str:
-        """Return the URI without blanks and quotes around it, unless a local file has the name as written."""
+        """Return the URI without blanks and quotes around it, unless a local file has the name as written.
+
+        No URL begins with a blank, and no link ends with one.
+        """
         text = written.strip().lstrip("\ufeff")
+        if text == written and text[:1] != '"':
+            return text
+        if not self._may_have_margins and not is_http(text):
+            return written.lstrip() if scheme(text) else written
         if len(text) > 2 and text[0] == text[-1] == '"':
             text = text[1:-1].replace('""', '"')
         return written if text != written and _exists(written, self._folder) else text

@@ -245,8 +245,8 @@ class VideoFrames:
         while self._now_s is None or self._now_s < target_s:
             if not self._grab():
                 if self._now_s is None:
-                    found = f"codec {_codec(self._capture)}"
-                    raise ImageError("no frame of this video can be decoded", stage="decode", found=found)
+                    codec = _codec(self._capture)
+                    raise ImageError(f"no frame of this video can be decoded; its codec is {codec}", stage="decode")
                 raise ImageError("the video ends or breaks before this moment", stage="read", found=self._progress())
         is_decoded, picture = self._capture.retrieve()
         self._stream.check()

@@ -155,6 +155,17 @@ def test_a_name_as_written_wins_where_the_file_exists(tmp_path: Path) -> None:
     assert listed(tmp_path / "m.txt") == expected(tmp_path, names)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_names_in_files_of_programs_are_taken_as_written(kind: str, tmp_path: Path) -> None:
+    names = ["s3://b/e.jpg ", '"q".jpg"', " f.jpg", "# g.jpg", " http://h/a.jpg\n", " s3://b/h.jpg "]
+    path = tmp_path / f"m.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"uri": name}) + "\n" for name in names))
+    else:
+        pq.write_table(pa.table({"uri": names}), path)
+    assert [ref.key for ref in listed(path)] == [*names[:4], "http://h/a.jpg", "s3://b/h.jpg "]
+
+
 def test_files_joined_with_their_marks_are_read(tmp_path: Path) -> None:
     part = "\ufeff" + "\n".join(NAMES) + "\n"
     (tmp_path / "m.txt").write_text(part + part)

@@ -232,8 +232,8 @@ def test_type_script_is_no_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "reasons"),
     [
-        (b"av01", {"no frame of this video can be decoded\n  found: codec AV1 (AV01)"}),
-        (b"apch", {"no frame of this video can be decoded\n  found: codec ProRes (apch)"}),
+        (b"av01", {"no frame of this video can be decoded; its codec is AV1 (AV01)"}),
+        (b"apch", {"no frame of this video can be decoded; its codec is ProRes (apch)"}),
         (b"zzzz", {"not a video that OpenCV reads: its codec is zzzz"}),
     ],
 )
