@@ -130,6 +130,7 @@ class SourceSettings(_Section):
     members: str | None = Field(default=None, min_length=1)
     frames_per_s: float = Field(default=1.0, gt=0, le=240)
     image_column: str | None = Field(default=None, min_length=1)
+    uri_column: str | None = Field(default=None, min_length=1)
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
