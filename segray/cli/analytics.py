@@ -72,14 +72,14 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="FILE|TRUTH=LABEL",
-            help="Name or id of a class of the truth, and of the labels. Repeatable. Or a YAML or JSON file of such pairs.",
+            help="Class of the truth and class of the labels, by name or id. Repeatable. Or a file: YAML or JSON.",
         ),
     ] = [],  # noqa: B006
     files_by: Annotated[
         str | None,
         typer.Option(
             metavar="key|basename|suffix",
-            help="Way to match images: the whole name, its last part, or the end of its path. By default the whole name, "
+            help="Way to match images: whole name, last part, or end of the path. By default the whole name, "
             "else the end of the path if each fits one image.",
         ),
     ] = None,

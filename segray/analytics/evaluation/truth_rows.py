@@ -62,10 +62,10 @@ def numbers(values: Sequence[Any]) -> tuple[NDArray[np.float64], float]:
     if not values:
         return np.empty(0), 0.0
     try:
+        length = math.hypot(*values)  # faster than the largest value, and not less
         checked = np.frombuffer(array("d", values), np.float64)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{error}: {shown(values)}") from error
-    length = math.sqrt(np.dot(checked, checked))  # faster than the largest value, and not less
     if length <= _SMALL:  # Comparisons with NaN are false.
         return checked, length
     wrong = checked[~(np.abs(checked) <= MAX_COORDINATE)]
