@@ -421,6 +421,28 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
+def parse_texts(data: bytes, where: str, what: str) -> dict[str, str | list[str]]:
+    """Return a mapping of texts to texts, or to lists of texts, from YAML or JSON. 007 and yes stay text.
+
+    what: the name of such a file, for errors.
+
+    Raises:
+        ConfigError: The data is no such mapping.
+    """
+    hint = f"write the {what} as lines `NAME: NAME`"
+    try:
+        values = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        raise ConfigError(f"the {what} is not valid YAML", where=where, found=str(exc), hint=hint) from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"the {what} is no mapping", where=where, found=type(values).__name__, hint=hint)
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(name, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"the {what} has a value that is no text", where=where, found=str(name)[:60], hint=hint)
+    return values
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
