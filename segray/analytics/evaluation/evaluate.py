@@ -39,7 +39,7 @@ from segray.label_set import run_records, snapshot
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl, as_uri
+from segray.storage.uris import PathOrUrl, as_uri, join
 
 __all__ = [
     "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
