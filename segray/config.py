@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
@@ -82,6 +82,7 @@ class StorageSettings(_Section):
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
     anonymous: bool = StorageOptions.anonymous
+    profile: str | None = Field(default=StorageOptions.profile, min_length=1)
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
     http_headers: Mapping[str, str] | None = StorageOptions.http_headers
@@ -129,6 +130,7 @@ class SourceSettings(_Section):
     members: str | None = Field(default=None, min_length=1)
     frames_per_s: float = Field(default=1.0, gt=0, le=240)
     image_column: str | None = Field(default=None, min_length=1)
+    uri_column: str | None = Field(default=None, min_length=1)
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
@@ -294,13 +296,18 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: PathOrUrl, overrides: Sequence[str] = ()) -> Config:
+def _ignore(note: str) -> None:
+    """Ignore a note."""
+
+
+def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
         path: The YAML file.
         overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
             whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
+        note: Receives which day `today` is.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
@@ -315,7 +322,7 @@ def load(path: PathOrUrl, overrides: Sequence[str] = ()) -> Config:
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse_yaml(text, str(file)), str(file), overrides)
+    return validate(_parse_yaml(text, str(file)), str(file), overrides, note=note)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -338,7 +345,9 @@ def write_template(file: Path, *, every_key: bool) -> None:
         ) from exc
 
 
-def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+def validate(
+    values: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore
+) -> Config:
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
     Args:
@@ -346,6 +355,7 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
             them.
         where: Name of the mapping, for errors.
         overrides: As for `load`.
+        note: As for `load`.
 
     Raises:
         ConfigError: As for `load`.
@@ -353,7 +363,7 @@ def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = (
     merged = _with_paths_as_text(copy.deepcopy(dict(values)))
     for override in overrides:
         _apply_override(merged, override)
-    _fill_dates(merged, where)
+    _fill_dates(merged, where, note)
     try:
         return Config.model_validate(merged)
     except ValidationError as exc:
@@ -366,14 +376,16 @@ def _with_paths_as_text(value: Any) -> Any:
     return {key: _with_paths_as_text(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
-def _fill_dates(values: dict[str, Any], where: str) -> None:
+def _fill_dates(values: dict[str, Any], where: str, note: Callable[[str], None]) -> None:
     """Parse `as_of`, and replace date placeholders in source.uri and output.root by dates as seen from `as_of`.
 
     A source.uri with a date also sets source.base to the folder before the date, unless source.base is set. Raises
     ConfigError for a placeholder without `as_of`.
     """
-    day = None if values.get("as_of") is None else _dates.parse_day(values["as_of"])
+    day, zone = (None, None) if values.get("as_of") is None else _dates.parse_day(values["as_of"])
     values["as_of"] = day
+    if zone is not None:
+        note(f"as_of: today is {day}, the day in {zone}")
     for section, key in (("source", "uri"), ("output", "root")):
         section_values = values.get(section)
         address = section_values.get(key) if isinstance(section_values, dict) else None
@@ -406,6 +418,28 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
             found=type(values).__name__,
             hint=_REFERENCE_HINT,
         )
+    return values
+
+
+def parse_texts(data: bytes, where: str, what: str) -> dict[str, str | list[str]]:
+    """Return a mapping of texts to texts, or to lists of texts, from YAML or JSON. 007 and yes stay text.
+
+    what: the name of such a file, for errors.
+
+    Raises:
+        ConfigError: The data is no such mapping.
+    """
+    hint = f"write the {what} as lines `NAME: NAME`"
+    try:
+        values = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        raise ConfigError(f"the {what} is not valid YAML", where=where, found=str(exc), hint=hint) from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"the {what} is no mapping", where=where, found=type(values).__name__, hint=hint)
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(name, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"the {what} has a value that is no text", where=where, found=str(name)[:60], hint=hint)
     return values
 
 

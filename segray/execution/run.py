@@ -140,7 +140,7 @@ def label(
         The summary of the run.
 
     Raises:
-        UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        UserError: the configuration, model or source is at fault; everything committed is kept.
         ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
@@ -714,11 +714,15 @@ def _save_end(context: RunContext, run: Run, state: str, images: int) -> None:
         context.listener.note(f"the record of run {run.id} cannot be written and keeps its last state ({exc.what})")
 
 
-def _stop_error(exc: SegrayError, remaining_images: int) -> InfrastructureError:
-    """Return the error that ends a run which had begun, with the number of images that remain."""
+def _stop_error(exc: InfrastructureError | UserError, remaining_images: int) -> SegrayError:
+    """Return the error that ends a run which had begun, with the number of images that remain.
+
+    An error of the user keeps its class and its exit code: no retry repairs the cause.
+    """
     found = "; ".join(part for part in (exc.found, f"{remaining_images} images of this run not labelled yet") if part)
     hint = "; ".join(part for part in (exc.hint, "then run the same command again to resume") if part)
-    return InfrastructureError(exc.what, where=exc.where, found=found, hint=hint)
+    error_class = type(exc) if isinstance(exc, UserError) else InfrastructureError
+    return error_class(exc.what, where=exc.where, found=found, hint=hint)
 
 
 def _left_over_error(context: RunContext, reasons: Mapping[str, str]) -> InfrastructureError:

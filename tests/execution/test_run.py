@@ -183,10 +183,9 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
         if task.unit == 3:
             raise ModelError("a worker has another model", found="fingerprint 12")
 
-    with pytest.raises(
-        InfrastructureError, match=r"a worker has another model[\s\S]*not labelled yet[\s\S]*same command"
-    ):
+    with pytest.raises(ModelError, match=r"another model[\s\S]*not labelled yet[\s\S]*same command") as caught:
         run.label(chosen, Notes(), start(late))
+    assert caught.value.exit_code == 2
     assert state(chosen) == "stopped"
     listener = Notes()
     run.label(chosen, listener, start())
@@ -200,7 +199,7 @@ def test_what_a_run_committed_is_not_merged_again_by_the_next(chosen: config.Con
             raise ModelError("a worker has another model")
 
     chosen = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=4)})
-    with pytest.raises(InfrastructureError):
+    with pytest.raises(ModelError):
         run.label(chosen, Notes(), start(late))
     committed, watcher = len(keys(chosen)), Notes()
     assert 0 < committed < 20
