@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from segray.monitoring.session import Console
 
 
-class _ToldError(Exception):
+class _ReportedError(Exception):
     """The end of a command whose error is printed already."""
 
     def __init__(self, exit_code: int) -> None:
@@ -151,7 +151,7 @@ def label(
         if not isinstance(screen, json_log.Json):
             raise
         screen.error(exc)
-        raise _ToldError(exc.exit_code) from exc
+        raise _ReportedError(exc.exit_code) from exc
     raise typer.Exit(summary.exit_code)
 
 
@@ -454,7 +454,7 @@ def run(arguments: list[str]) -> int:
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
         code = int(app(with_home(arguments), standalone_mode=False) or 0)
-    except _ToldError as end:
+    except _ReportedError as end:
         return end.exit_code
     except Interrupted as exc:
         return _report_error(exc)

@@ -203,7 +203,8 @@ def test_an_image_of_another_size_is_an_error(truth: Row, judged: Any) -> None:
         ('{"images": [], "annotations": []}', "no categories"),
         ('{"images": [], "annotations": [], "categories": []}', "no images"),
         (
-            '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}], "annotations": [], "categories": []}',
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}],'
+            ' "annotations": [], "categories": []}',
             "two images",
         ),
     ],
