@@ -1,11 +1,10 @@
-"""COCO's class lists, and the slug of a class name.
+"""COCO's class lists: names and ids of the classes.
 
 Knows names and ids. Knows nothing of models. Ids are COCO category ids, 1..90 with ten gaps.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 COCO_NAMES: Mapping[int, str] = {
@@ -25,8 +24,3 @@ COCO_NAMES: Mapping[int, str] = {
 
 # Index 0..79 of the contiguous list -> COCO category id.
 COCO_IDS_80: tuple[int, ...] = tuple(COCO_NAMES)
-
-
-def slug(name: str) -> str:
-    """Return a class name as a partition value of a-z, 0-9 and _; "tennis racket" -> "tennis_racket"."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

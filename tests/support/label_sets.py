@@ -14,8 +14,9 @@ import segray
 from segray import rle
 from segray.instances import image_id
 from segray.label_set import batches, commit, merge, run_records, schema
+from segray.label_set.class_names import partition_value
 from segray.label_set.run_records import LabelSetIdentity
-from segray.models.coco_labels import COCO_NAMES, slug
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 from segray.synthetic.dataset import scene_at
@@ -41,15 +42,24 @@ def _by_key(table: Any, without: Collection[str]) -> Rows:
     return {key: sorted(rows, key=lambda row: row.get("instance", 0)) for key, rows in found.items()}
 
 
-def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int, str] | None = None) -> str:
+def write(
+    root: str | Path,
+    images: Mapping[str, Image],
+    *,
+    classes: Mapping[int, str] | None = None,
+    values: Mapping[int, str] | None = None,
+) -> str:
     """Commit these images as the next batch of the label set at root, made if need be; returns the root.
 
-    As segray publishes them: staged, merged, one commit for each table.
+    As segray publishes them: staged, merged, one commit for each table. values: the partition value of each class, as
+    an earlier version recorded it.
     """
     names, run, store, options = classes or COCO_NAMES, run_records.new_run(str(root)), Store(), StorageOptions()
     commit.create_tables(run.root, options)
     run_records.create_or_check(
-        store, run.root, LabelSetIdentity("made", {}, tuple((i, name, slug(name)) for i, name in names.items()))
+        store,
+        run.root,
+        LabelSetIdentity("made", {}, _classes(names, values)),
     )
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
     name = run_records.staged_name(Task(0, 0, len(rows)))
@@ -58,6 +68,10 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
     batch = merge.merge(run, number, batches.Inputs((name,), {"run_id": run.id}, 1000), options)
     commit.commit(batch, run, options, store)
     return run.root
+
+
+def _classes(names: Mapping[int, str], values: Mapping[int, str] | None) -> tuple[tuple[int, str, str], ...]:
+    return tuple((i, name, values[i] if values else partition_value(name)) for i, name in names.items())
 
 
 def _row(key: str, image: Image, names: Mapping[int, str]) -> dict[str, Any]:

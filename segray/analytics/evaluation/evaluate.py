@@ -29,9 +29,9 @@ from segray.analytics.query.key_ranges import KeyRange, KeySampler
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
 from segray.label_set import run_records, snapshot
+from segray.label_set.class_names import folded
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
-from segray.models.coco_labels import slug
 from segray.storage.store import Store
 
 __all__ = [
@@ -255,11 +255,11 @@ def _check_classes(index: GroundTruthIndex, state: Snapshot) -> None:
     """
     if not state.classes:
         return
-    slugs = {category: slug(name) for category, name in state.classes.items()}
+    folded_names = {category: folded(name) for category, name in state.classes.items()}
     differences = [
         f"{category} is {name!r} in the truth, {state.classes.get(category, 'nothing')!r} in the labels"
         for category, name in sorted(index.names.items())
-        if slugs.get(category) != slug(name)
+        if folded_names.get(category) != folded(name)
     ]
     if differences:
         examples = "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")

@@ -25,9 +25,9 @@ from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import UserError
 from segray.label_set import schema, snapshot
+from segray.label_set.class_names import find_class, partition_value
 from segray.label_set.run_records import source_store
 from segray.label_set.snapshot import Snapshot
-from segray.models.coco_labels import slug
 from segray.sources.reader import by_uri
 
 _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "width", "rle")
@@ -37,7 +37,7 @@ _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "
 class ExportSelection:
     """The part of a label set to export.
 
-    classes: names or slugs; empty for all.
+    classes: names or partition values; empty for all.
     min_score, min_area_px, max_area_px: limits of instances, ends included.
     statuses: statuses of images. Failed images have no size and are never written.
     where: a condition in SQL on a row of `instances`, with the functions of segray.sql.
@@ -155,13 +155,23 @@ def _find_format(name: str) -> Format:
 
 
 def _check_classes(selection: ExportSelection, state: Snapshot) -> None:
-    class_slugs = {slug(name) for name in state.classes.values()}
-    unknown = [name for name in selection.classes if slug(name) not in class_slugs]
-    if unknown and class_slugs:
+    names = sorted(state.classes.values())
+    unknown = [name for name in selection.classes if find_class(name, state.classes, state.partitions) is None]
+    if unknown and names:
         raise UserError(
-            "the labels have no such class", where=state.root, found=", ".join(unknown),
-            hint=f"Choose from {', '.join(sorted(class_slugs)[:10])}{' ...' if len(class_slugs) > 10 else ''}.",
+            "the labels have no such class, or several that are named like this", where=state.root,
+            found=", ".join(unknown),
+            hint=f"Choose from {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}.",
         )  # fmt: skip
+
+
+def _partitions(selection: ExportSelection, state: Snapshot) -> list[str]:
+    """Return the partition values of the selected classes, which exist."""
+    class_ids = [find_class(name, state.classes, state.partitions) for name in selection.classes]
+    return [
+        partition_value(name) if class_id is None else state.partitions[class_id]
+        for name, class_id in zip(selection.classes, class_ids, strict=True)
+    ]
 
 
 # ---- the selection --------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def _select(
 
     reads_instances: read all columns of the instances, and not only whether an image has a selected instance.
     """
-    instance_filter = _instance_filter(selection)
+    instance_filter = _instance_filter(selection, state)
     sql_filter = _SqlFilter(selection.where)
     ranges = key_ranges.cut(state)
     filters = [(key_range, ds.scalar(True)) for key_range in ranges]
@@ -215,10 +225,10 @@ def _select(
                 yield image["image_key"], image[image_column], (image["height"], image["width"]), instances
 
 
-def _instance_filter(selection: ExportSelection) -> pc.Expression:
+def _instance_filter(selection: ExportSelection, state: Snapshot) -> pc.Expression:
     condition = ds.field("score") >= selection.min_score
     if selection.classes:
-        condition &= ds.field(schema.PARTITION).isin([slug(name) for name in selection.classes])
+        condition &= ds.field(schema.PARTITION).isin(_partitions(selection, state))
     if selection.min_area_px:
         condition &= ds.field("area") >= selection.min_area_px
     if selection.max_area_px is not None:
