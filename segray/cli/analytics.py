@@ -130,8 +130,12 @@ def export(
         float, typer.Option(min=0, help="Largest distance of polygons from the pixels' edges, in pixels.")
     ] = 0.0,
     copy_images: Annotated[
-        bool | None, typer.Option(help="Copy the images too. By default only if the format needs them.")
+        bool | None,
+        typer.Option(help="Copy the images too. By default only for imagefolder. Not for formats of one file."),
     ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option(help="Leave out images to copy that are missing, or changed since they were labelled.")
+    ] = False,
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -157,6 +161,7 @@ def export(
         polygons=polygons,
         tolerance_px=tolerance_px,
         copy_images=copy_images,
+        skip_missing=skip_missing,
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -418,6 +423,14 @@ def describe_export(exported: ExportResult) -> str:
         line += (
             f"\nthe images are not copied; {exported.format} looks for them in {exported.lacks_images} (--copy-images)"
         )
+    if exported.companion is not None:
+        line += f"\nlabelling configuration: {exported.companion}"
+    left_out = [f"{key} is {text}" for key, text in exported.left_out.items()]
+    renamed = [f"{key} is {other.name}, beside {other.beside}" for key, other in exported.renamed.items()]
+    for title, texts in (("left out", left_out), ("renamed, since another image has the name", renamed)):
+        if texts:
+            line += f"\n{title}: {len(texts)}" + "".join(f"\n  {text}" for text in texts[:_SHOWN])
+            line += "\n  ..." if len(texts) > _SHOWN else ""
     return line
 
 

@@ -22,5 +22,18 @@ COCO_NAMES: Mapping[int, str] = {
     87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
 
+# COCO's supercategory -> the last category id of the supercategory.
+_SUPERCATEGORIES: Mapping[str, int] = {
+    "person": 1, "vehicle": 9, "outdoor": 15, "animal": 25, "accessory": 33, "sports": 43, "kitchen": 51, "food": 61,
+    "furniture": 70, "electronic": 77, "appliance": 83, "indoor": 90,
+}  # fmt: skip
+
 # Index 0..79 of the contiguous list -> COCO category id.
 COCO_IDS_80: tuple[int, ...] = tuple(COCO_NAMES)
+
+
+def supercategory(class_id: int, name: str) -> str:
+    """Return COCO's supercategory of a class; "" for a class that is not COCO's."""
+    if COCO_NAMES.get(class_id) != name:
+        return ""
+    return next(group for group, last_id in _SUPERCATEGORIES.items() if class_id <= last_id)

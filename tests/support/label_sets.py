@@ -81,9 +81,14 @@ def _row(key: str, image: Image, names: Mapping[int, str]) -> dict[str, Any]:
         box = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), rle.bbox(counts, image.size_hw).tolist(), strict=True))
         found.append({"instance": number, "class_id": class_id, "class_name": names[class_id], "score": score, **box,
                       "area": rle.area(counts), "rle": counts})  # fmt: skip
+    uri = image.uri or f"/data/{key}"
+    version, size_bytes = image.version or "1", 9
+    if Path(uri).is_file():
+        stored = Path(uri).stat()
+        version, size_bytes = f"{stored.st_size}-{stored.st_mtime_ns}", stored.st_size
     failed = {"stage": "decode", "error": "ImageError", "message": "made to fail"} if image.failed else {}
     return {
-        "image_id": image_id(key), "image_key": key, "uri": image.uri or f"/data/{key}", "version": "1", "bytes": 9,
+        "image_id": image_id(key), "image_key": key, "uri": uri, "version": version, "bytes": size_bytes,
         "width": width, "height": height, "status": "failed" if image.failed else "ok" if found else "empty",
         "n_instances": len(found), "stage": None, "error": None, "message": None, **failed, "attempts": 1,
         "labelled_at": datetime(2026, 1, 1, tzinfo=UTC), "orientation": 1, "instances": found,
@@ -98,6 +103,7 @@ class Image:
     found: Sequence[tuple[int, float, str]] = ()
     failed: bool = False
     uri: str = ""
+    version: str = ""
 
 
 def stickers(count: int, seed: int = 0) -> dict[str, Image]:

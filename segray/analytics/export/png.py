@@ -7,12 +7,19 @@ import json
 import numpy as np
 
 from segray import rle
-from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, shortest_score, write_new_file
+from segray.analytics.export.writer import (
+    ExportedImage,
+    JsonArray,
+    Settings,
+    shortest_score,
+    with_image_file,
+    write_new_file,
+)
 from segray.imaging.opencv import cv2
 
 
 class Png:
-    """A writer of one PNG for each image, and of classes.json.
+    """A writer of one PNG below masks/ for each image, and of classes.json. Copied images lie below images/.
 
     Where instances overlap, the instance with the higher score is on top.
     Pixels of png-instance have 16 bits: 0, or an instance's number plus one. instances.json describes the instances.
@@ -26,6 +33,7 @@ class Png:
         self._instances = None if semantic else JsonArray(settings.out / "instances.json")
 
     def add(self, image: ExportedImage) -> None:
+        image = with_image_file(image, self._settings, "images")
         pixels = np.zeros(image.size_hw, self._dtype)
         for row in sorted(image.rows, key=lambda row: (row["score"], -row["instance"])):
             mask = rle.decode(row["rle"], image.size_hw)
