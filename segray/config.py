@@ -182,11 +182,15 @@ class ModelSettings(_Section):
 
 
 class ImageSettings(_Section):
-    """Limits of an image. segray refuses an image over a limit, and allocates no pixels for the image."""
+    """Limits of an image, and how its samples are read. An image over a limit is refused before pixels are allocated.
+
+    bit_depth: bits that the 16-bit samples of PNG and TIFF files use; "auto" to tell by each image's samples.
+    """
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     max_side_px: int = Field(default=DEFAULT_LIMITS.max_side_px, ge=1)
+    bit_depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = DEFAULT_LIMITS.bit_depth
     timeout_s: float = Field(default=120, gt=0)
 
 

@@ -420,7 +420,7 @@ def main() -> None:
     if earlier_children is not None:
         # Ray's agents check only once a minute whether their node lives.
         child_processes.kill_children(earlier_children)
-    os._exit(code)
+    streams.end(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -456,7 +456,7 @@ def _check_output() -> int:
 
 
 def _report_error(exc: SegrayError) -> int:
-    streams.tell(f"error: {exc}")
+    streams.tell_error(exc)
     return exc.exit_code
 
 
@@ -473,7 +473,6 @@ def _usage_hint(exc: BaseException) -> str:
 
 def _report_unexpected(exc: BaseException) -> int:
     if (message := usage_message(exc)) is not None:
-        streams.tell(f"error: {message}\n  do:    {_usage_hint(exc)}")
-        return UserError.exit_code
-    traceback.print_exception(exc)
+        return _report_error(UserError(message, hint=_usage_hint(exc)))
+    streams.tell_error(SegrayError(f"{type(exc).__name__}: {exc}"), "".join(traceback.format_exception(exc)))
     return SegrayError.exit_code

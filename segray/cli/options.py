@@ -108,6 +108,7 @@ def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
 def show_json(record: Mapping[str, Any], indent: int | None = 2) -> None:
     """Print a record for programs, with sorted keys and paths as text.
 
-    indent: spaces of indentation; None for one line.
+    indent: spaces of indentation; None for one line. Beside a log of JSON lines the record is one line too.
     """
+    indent = None if streams.are_records() else indent
     streams.show(json.dumps(record, indent=indent, sort_keys=True, default=os.fspath))

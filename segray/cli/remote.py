@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -189,7 +190,7 @@ def submit(
         outcome = submission.JobOutcome(job, "SUBMITTED", 0)
     else:
         try:
-            outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else _follow)
+            outcome = submission.follow(dashboard, job, start_timeout, partial(streams.show_line, in_log=as_json))
         except KeyboardInterrupt:
             raise Interrupted(
                 "not followed any more; the job goes on",
@@ -202,14 +203,6 @@ def submit(
     if as_json:
         show_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
-
-
-def _follow(line: str) -> None:
-    """Print a line of the job's log.
-
-    A line that standard output does not take is reported at the end, so following goes on.
-    """
-    print(line, flush=True)
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from segray.errors import AccessError, ImageError, InfrastructureError, LastingError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
-from segray.execution.served_files import ServedFiles
+from segray.execution.served_files import ServedFiles, file_of
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
 from segray.instances import ImageFailure, ImageRef
@@ -30,6 +30,8 @@ from segray.storage.uris import bucket_and_key, is_http
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
 
 REFUSED = "AccessDenied"
+# A host whose answers end early serves the first byte of every file. Most images have fewer bytes than this.
+_PROBE_BYTES = 2**20
 
 # An image's outcome, or its withholding by storage, or None for an untried image; and the image's seconds by stage.
 _Result: TypeAlias = "tuple[ImageOutcome | WithheldImage | None, StageTimer]"
@@ -153,22 +155,31 @@ class Labeller:
     ) -> tuple[WithheldImage, ...]:
         """Return withheld images with the errors of their rows, for those that storage withholds alone.
 
-        An object is refused alone while its bucket serves another object. A link is unreachable alone while any host
-        serves another link. Each question is asked once for each bucket.
+        Storage is asked once for each bucket and kind of error.
         """
-        answers: dict[tuple[str, str], bool] = {}
+        row_errors: dict[tuple[bool, str], str] = {}
         images = []
         for image in withheld:
-            uri = ref_by_index[image.index].uri
-            error = REFUSED if image.refused else UNREACHABLE if is_http(uri) else ""
-            if error:
-                question = (error, bucket_and_key(uri)[0])
-                if question not in answers:
-                    serves = self._served_files.bucket_serves if image.refused else self._served_files.any_host_serves
-                    answers[question] = serves(uri)
-                image = replace(image, row_error=error if answers[question] else "")
-            images.append(image)
+            file = file_of(ref_by_index[image.index].uri)
+            question = (image.refused, bucket_and_key(file)[0])
+            if question not in row_errors:
+                row_errors[question] = self._row_error(file, is_refused=image.refused)
+            images.append(replace(image, row_error=row_errors[question]))
         return tuple(images)
+
+    def _row_error(self, file: str, *, is_refused: bool) -> str:
+        """Return the error of the row of an image that storage withholds alone, "" if storage is at fault.
+
+        An object is refused alone, and a link is withheld alone, while its bucket or host serves another file. A link
+        is also withheld alone if its host never served a file and another host does. A host that served before, and
+        serves nothing now, is at fault as a whole.
+        """
+        if not (is_refused or is_http(file)):
+            return ""
+        if self._served_files.place_serves(file, 1 if is_refused else _PROBE_BYTES):
+            return REFUSED if is_refused else UNREACHABLE
+        is_unknown_host = is_http(file) and not self._served_files.has_served(file)
+        return UNREACHABLE if is_unknown_host and self._served_files.another_serves(file) else ""
 
     def _label_images(self, task: Task, refs: Sequence[ImageRef]) -> list[_Result]:
         """Label the images on the threads of the pool; return a result for each image, in the order of refs."""
@@ -212,6 +223,10 @@ class Labeller:
             outage.add_withheld()
             return WithheldImage(image.index, exc.short(), isinstance(exc, AccessError)), timer
         except FileNotFoundError as exc:
+            if self._served_files.place_is_empty(image.ref.uri):
+                is_withheld = True
+                outage.add_withheld()
+                return WithheldImage(image.index, f"all files are gone, also those that were read: {exc}"), timer
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
             failure = ImageFailure(exc.stage, "ImageError", str(exc))
@@ -224,8 +239,16 @@ class Labeller:
     def _outcome(self, image: _Image, timer: ImageTimer) -> ImageOutcome:
         facts, instances = self._steps.label(image.coalesced_read, image.row, timer)
         kept, dropped = drop_invalid_rows(instances, self._labels)
-        size_bytes, size_hw, orientation = facts
-        return ImageOutcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
+        return ImageOutcome(
+            image.ref,
+            image.attempt,
+            facts.size_bytes,
+            facts.size_hw,
+            facts.orientation,
+            kept,
+            dropped=dropped,
+            guessed_depth=facts.guessed_depth,
+        )
 
 
 def _images(task: Task, refs: Sequence[ImageRef], read: CoalescedRead) -> list[tuple[int, _Image]]:

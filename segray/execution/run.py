@@ -75,6 +75,7 @@ class Summary:
     exit_code: 0, or 3 when more images of this command's runs failed than max_failed_fraction allows.
     of_runs: images by status that this command's runs labelled, in earlier processes too.
     failed_before: failed images of earlier runs, by stage.
+    passed_over: entries of the source that are left out, as PassedOver.as_record(): `files` by kind, and `notes`.
     """
 
     root: str
@@ -90,6 +91,7 @@ class Summary:
     exit_code: int
     of_runs: Mapping[str, int] = field(default_factory=dict)
     failed_before: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, Any] = field(default_factory=dict)
 
 
 def label(
@@ -335,6 +337,8 @@ def next_step(
     )
     for note in passed_over.notes():
         context.listener.note(note)
+    context.passed_over.clear()
+    context.passed_over.update(passed_over.as_record())
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
         unread_entries = [prefix + key for key in passed_over.unread]
@@ -398,6 +402,7 @@ def _resumable(
     frozen_plan = plan.load(context.store, run.folder)
     if frozen_plan is None:
         return None
+    context.passed_over.update(run.record(context.store).get("passed_over", {}))
     has_row = _has_row(context, run, frozen_plan, committed)
     inputs = batches.read_batch_inputs(run, next_batch, context.store)
     names = run_records.select_staged(context.store.names(run.staged), inputs.staged if inputs else ())
@@ -732,6 +737,7 @@ def _summary(context: RunContext, totals: _Totals) -> Summary:
         exit_code=InfrastructureError.exit_code if images.of_runs.get("failed", 0) > allowed else 0,
         of_runs=images.of_runs,
         failed_before=images.failed_before,
+        passed_over=dict(context.passed_over),
     )
 
 

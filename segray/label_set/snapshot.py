@@ -104,7 +104,7 @@ def _dataset(root: str, name: str, storage_options: Mapping[str, Any]) -> ds.Dat
     root = resolved(root, storage.options)
     delta_options = _delta_options(root, storage_options)
     uri = table_uri(root, name)
-    state = storage.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, delta_options))
+    state = storage.retrying(root, lambda: delta_log.run(delta_log.latest_state, uri, delta_options), retries=0)
     if state is None:
         raise _no_label_set(root, name)
     return dataset.dataset(state, storage.options, delta_options)
@@ -194,8 +194,8 @@ def snapshot(
     storage = store(storage_options)
     root = resolved(root, storage.options)
     delta_options = _delta_options(root, storage_options)
-    images, instances, batch = storage.translated(
-        root, lambda: delta_log.run(_states, root, delta_options, storage.options, version, as_of)
+    images, instances, batch = storage.retrying(
+        root, lambda: delta_log.run(_states, root, delta_options, storage.options, version, as_of), retries=0
     )
     classes, model, fingerprint, partitions = _read_identity(root, storage)
     return Snapshot(

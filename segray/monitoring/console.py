@@ -175,11 +175,18 @@ def describe(summary: Summary) -> str:
     lines += _class_lines(summary.classes)
     if counts.dropped:
         lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.dropped.items())))
+    if counts.guessed_depths:
+        lines.append(
+            "16-bit samples read as fewer bits, because none is larger: "
+            + ", ".join(f"{count} images as {depth} bits" for depth, count in sorted(counts.guessed_depths.items()))
+            + "; image.bit_depth sets the bits of all images, 16 reads them as stored"
+        )
     for key, stage, message in summary.failures:
         lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
     if before := summary.failed_before:
         stages = ", ".join(f"{count} at {stage}" for stage, count in before.items())
         lines.append(f"failed in earlier runs: {stages}; label these images again: --retry-failed")
+    lines += summary.passed_over.get("notes", [])
     if summary.exit_code:
         of_runs = summary.of_runs
         share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))

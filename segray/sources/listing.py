@@ -21,7 +21,8 @@ hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *
 for any number of folders. A wildcard never matches a leading dot. A file, folder or prefix that exists is taken
 literally, even with wildcard characters. Relative URIs in a manifest start at the manifest's folder.
 
-An entry that cannot be listed is left out, and PassedOver names it. A file whose name is not UTF-8, and a container
+An entry that cannot be listed is left out, and PassedOver names it. PassedOver also counts the files of a folder that
+are not taken. A file whose name is not UTF-8, and a container
 that storage refuses while others can be read, become one unreadable reference. The files of the label set are left out.
 """
 
@@ -42,7 +43,7 @@ from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
 from segray.sources.archives import BrokenFileError, SourceSpec
 from segray.sources.own_files import is_own_file
-from segray.sources.passed_over import PassedOver
+from segray.sources.passed_over import HIDDEN, NO_EXTENSION, OTHERS, FileCounts, PassedOver, kind_of
 from segray.sources.shard_index import Index
 from segray.sources.source_form import SourceForm, form_of
 from segray.sources.uris import WILDCARD, comma_list, extension, folder_pattern, is_hidden, pattern, split_glob
@@ -64,8 +65,6 @@ AUTO = SourceSpec()
 _OPEN_AT_ONCE = 8
 # Files of Parquet writers that describe other files and hold no row.
 _PARQUET_SUMMARIES = ("_metadata", "_common_metadata")
-# Extensions of images that segray does not read.
-_OTHER_IMAGES = frozenset({"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng"})
 
 
 def read(
@@ -250,8 +249,7 @@ class _DatasetReader:
         kind = self._spec.kind
         extensions = _CONTAINERS[kind].EXTENSIONS if kind in _CONTAINERS else self._extensions
         skipped: Counter[str] = Counter()  # for the error message, so only counted until the first image
-        others = {*IMAGE_EXTENSIONS, *_CONTAINER_OF, *_OTHER_IMAGES} - extensions
-        others_skipped: Counter[str] = Counter()
+        passed_over = FileCounts()
         containers: list[ListedObject] = []
         any_image = False
 
@@ -263,8 +261,8 @@ class _DatasetReader:
                     any_image = True
                     yield entry
                     continue
-                if file_extension in others and not hidden:
-                    others_skipped[file_extension] += 1
+                if entry.size_bytes >= 0 or scheme(entry.uri):  # A link without a target is told already.
+                    passed_over.add(HIDDEN if hidden else kind_of(_compressed_tar(entry.key) or file_extension))
                 if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
                         containers.append(entry)
@@ -273,14 +271,14 @@ class _DatasetReader:
 
         yield from self._open_containers(matching_entries())
         if any_image:
-            self._passed_over.add_extensions(others_skipped)
+            self._tell_passed_over(passed_over.by_kind)
             return
         containers = self._without_stray_tables(containers)
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
-            taken = {extension(entry.key) for entry in containers} | {"parquet"}
-            self._passed_over.add_extensions({ext: n for ext, n in others_skipped.items() if ext not in taken})
+            taken = {kind_of(extension(entry.key)) for entry in containers} | {kind_of("parquet")}
+            self._tell_passed_over({kind: n for kind, n in passed_over.by_kind.items() if kind not in taken})
             return
         counts = ", ".join(f"{description} {n}" for description, n in skipped.most_common(8))
         found = f"{skipped.total()} files: {counts}" if skipped else "no files at all"
@@ -289,6 +287,21 @@ class _DatasetReader:
             raise SourceError("Files of several kinds that hold images", where=uri, found=found, hint=hint)
         hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
         raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
+
+    def _tell_passed_over(self, counts: Mapping[str, int]) -> None:
+        """Tell the numbers of files that are left out by kind, and the setting that takes them."""
+        kinds = {kind[1:] for kind in counts if kind.startswith(".")}
+        known = {"images": kinds & self._extensions}
+        for kind, module in _CONTAINERS.items():
+            known[kind] = kinds & module.EXTENSIONS
+        advice = [f"source.kind={kind} takes {_dotted(known[kind])}" for kind in known if known[kind]]
+        compressed = {kind for kind in kinds if _compressed_tar(f"x.{kind}")}
+        others = kinds - compressed - set().union(*known.values())
+        if others or counts.keys() & {NO_EXTENSION, OTHERS}:
+            advice.append("a glob in source.uri takes files of any extension")
+        if compressed:
+            advice.append(f"decompress {_dotted(compressed)} before")
+        self._passed_over.add_files(counts, advice)
 
     def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
         """Return the containers without Parquet files, if none of these holds images and there are other containers."""
@@ -416,6 +429,15 @@ class _DatasetReader:
             return [archives.broken(file, str(error))]
         except FileNotFoundError:
             return [archives.broken(file, "the file is gone")]
+
+
+def _compressed_tar(key: str) -> str:
+    """Return the extension of a compressed tar, such as "tar.gz"; "" for other files."""
+    return next((end[1:] for end in tar_archive.COMPRESSED if key.lower().endswith(end)), "")
+
+
+def _dotted(extensions: Iterable[str]) -> str:
+    return comma_list(f".{extension}" for extension in extensions)
 
 
 def _is_text(key: str) -> bool:

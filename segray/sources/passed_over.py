@@ -6,9 +6,14 @@ Knows reasons, counts and examples. Decides nothing about which entries are left
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _MAX_EXAMPLES = 3
+# Numbers are told for this many extensions, and counted for as many more. File names may end with anything.
+_MAX_SHOWN, _MAX_COUNTED = 8, 1000
+_MAX_EXTENSION_CHARS = 10
+HIDDEN, NO_EXTENSION, OTHERS = "hidden", "without extension", "with other extensions"
 
 
 class PassedOver:
@@ -19,7 +24,8 @@ class PassedOver:
 
     def __init__(self) -> None:
         self.unread: list[str] = []
-        self._extensions: Counter[str] = Counter()
+        self._files: Counter[str] = Counter()
+        self._advice: list[str] = []
         self._reasons: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -34,17 +40,47 @@ class PassedOver:
         self.unread.append(key)
         self.add(key, reason)
 
-    def add_extensions(self, counts: Mapping[str, int]) -> None:
-        """Add numbers of files by extension. Files with these extensions do not belong to the source."""
-        self._extensions.update(counts)
+    def add_files(self, counts: Mapping[str, int], advice: Sequence[str] = ()) -> None:
+        """Add numbers of files that do not belong to the source.
+
+        counts: numbers by kind: the result of kind_of, or HIDDEN. advice: what takes these files.
+        """
+        self._files.update(counts)
+        self._advice += [text for text in advice if text not in self._advice]
 
     def notes(self) -> list[str]:
-        """Return one line for each reason, and one line for all extensions."""
+        """Return one line for each reason, and one line for all numbers of files."""
         lines = []
         for reason, count in self._reasons.items():
             examples = ", ".join(ascii(key)[1:-1] for key in self._examples[reason])
             lines.append(f"passed over: {examples}{' and others' if count > _MAX_EXAMPLES else ''} ({reason})")
-        if self._extensions:
-            counts = ", ".join(f"{count:,} .{extension}" for extension, count in self._extensions.most_common())
-            lines.append(f"passed over: {counts}; source.kind says which files are taken")
+        if self._files:
+            by_number = sorted(self._files.items(), key=lambda kind: (-kind[1], kind[0]))
+            counts = [f"{count:,} {kind}" for kind, count in by_number[:_MAX_SHOWN]]
+            if rest := by_number[_MAX_SHOWN:]:
+                counts.append(f"{sum(count for _, count in rest):,} of {len(rest):,} other kinds")
+            lines.append("; ".join([f"passed over: {', '.join(counts)}", *self._advice]))
         return lines
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the numbers of files by kind, and the notes, for programs. The result is empty if nothing is told."""
+        notes = self.notes()
+        return {"files": dict(self._files.most_common()), "notes": notes} if notes else {}
+
+
+class FileCounts:
+    """Numbers of files by kind. Their number is bounded, whatever the names of the files."""
+
+    def __init__(self) -> None:
+        self.by_kind: Counter[str] = Counter()
+
+    def add(self, kind: str) -> None:
+        """Count a file of a kind."""
+        is_new = kind not in self.by_kind and len(self.by_kind) >= _MAX_COUNTED
+        self.by_kind[OTHERS if is_new else kind] += 1
+
+
+def kind_of(extension: str) -> str:
+    """Return how files with an extension are told: ".heic", or "without extension" for what looks like none."""
+    is_usual = extension.replace(".", "").isalnum() and len(extension) <= _MAX_EXTENSION_CHARS
+    return f".{extension}" if is_usual else NO_EXTENSION

@@ -113,6 +113,7 @@ _KEYS_BY_SCHEME = {
     **dict.fromkeys(AZURE_SCHEMES, _AZURE_KEYS),
     **dict.fromkeys(GOOGLE_SCHEMES, _GOOGLE_KEYS),
     "hf": "check HF_TOKEN and the name of the repository; for a public repository set storage.anonymous",
+    **dict.fromkeys(HTTP_SCHEMES, "check storage.http_headers, and whether the host serves this link to this machine"),
     "": "check the user and password in the URL, and the permissions there",
 }
 # What a hint becomes for other stores, by scheme.
@@ -214,6 +215,7 @@ class Row:
 
 
 _S3 = ("S3",)
+_LINK = ("LINK",)
 _STORE = ("STORE",)
 _AIOHTTP = "aiohttp.client_exceptions"
 _BOTOCORE = "botocore.exceptions"
@@ -247,8 +249,10 @@ TABLE: tuple[Row, ...] = (
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.PartialCredentialsError", f"{_BOTOCORE}.CredentialRetrievalError")),
     Row(BAD_CREDENTIALS, (f"{_BOTOCORE}.UnknownCredentialError",)),
     Row(UNUSABLE, (f"{_BOTOCORE}.BotoCoreError",)),
-    # Links by http and https. A 4xx concerns one link: the image is gone, or the link's signature has expired.
-    Row(NO_LINK, ("LINK",), statuses={*range(400, 500)} - {408, 425, 429}),
+    # Links by http and https. No reply names a missing host: a host that does not exist gives no reply.
+    Row(NO_LINK, _LINK, statuses=(404, 410)),
+    Row(BUSY, _LINK, statuses=(425, *_TRANSIENT_STATUSES)),
+    Row(REFUSED, _LINK),
     Row(SLOW_LINK, ("segray.storage.http.LinkTimeoutError",)),
     Row(NOT_A_LINK, (f"{_AIOHTTP}.InvalidURL",)),
     # Replies of other stores: Azure, Google, Hugging Face and more.

@@ -15,13 +15,15 @@ from segray.execution.scheduler import Policy, Scheduler
 from segray.tasks import Task, WithheldImage
 
 POLICY = Policy(max_attempts=3, image_timeout_s=30, stall_timeout_s=300, least_images=2, idle_s=5, retry_s=2)
-NATURES = st.sampled_from(["good"] * 12 + ["kills", "hangs", "dead", "refused", "link"])
+NATURES = st.sampled_from(["good"] * 12 + ["kills", "hangs", "dead", "refused", "link", "site"])
+ROW_ERRORS = {"refused": "AccessDenied", "link": "Unreachable", "site": "Unreachable"}
 
 
 class Histories(RuleBasedStateMachine):
     """A cluster of a few workers, under images each of which is good, kills or hangs its process, or cannot be read.
 
     dead: storage withholds the image. refused: storage refuses the image alone. link: the image's host is gone.
+    site: the image's host refuses all its images, and other hosts serve theirs.
     """
 
     @initialize(units=st.lists(st.lists(NATURES, min_size=1, max_size=12), min_size=1, max_size=6))
@@ -61,7 +63,7 @@ class Histories(RuleBasedStateMachine):
                 case FailImage(task, error):
                     (index,) = task.indices
                     assert (task.unit, index) not in self.labelled | self.quarantined | self.failed
-                    assert self.nature[task.unit, index] == {"AccessDenied": "refused", "Unreachable": "link"}[error]
+                    assert ROW_ERRORS[self.nature[task.unit, index]] == error
                     self.failed.add((task.unit, index))
                 case _:
                     pass
@@ -78,9 +80,9 @@ class Histories(RuleBasedStateMachine):
 
     def withheld_image(self, unit: int, index: int, worker: str, outage: str) -> WithheldImage:
         nature = "refused" if outage == "refusal" else self.nature[unit, index]
-        row_error = {"refused": "AccessDenied", "link": "Unreachable"}.get(nature, "")
+        is_refused = nature in ("refused", "site") and outage != "down"
         can_tell = not outage and worker in self.have_served
-        return WithheldImage(index, "withheld", nature == "refused" and outage != "down", row_error if can_tell else "")
+        return WithheldImage(index, "withheld", is_refused, ROW_ERRORS.get(nature, "") if can_tell else "")
 
     def work(self, worker: str, *, outage: str = "") -> None:
         """Do the worker's first task, as its images and storage allow."""
@@ -99,7 +101,7 @@ class Histories(RuleBasedStateMachine):
             return
         self.running[worker].pop(0)
         self.since_s[worker] = self.now_s
-        unread = [index for kind in ("dead", "refused", "link") for index in self.of_kind(task, kind)]
+        unread = [index for kind in ("dead", *ROW_ERRORS) for index in self.of_kind(task, kind)]
         withheld = list(task.indices) if outage else sorted(unread)
         untried: list[int] = []
         if len(withheld) == len(task) and len(withheld) > 2:

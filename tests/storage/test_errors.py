@@ -104,19 +104,29 @@ def test_deltalake_and_arrow_tell_a_reply_in_text(text: str, kind: type[Exceptio
 # ---- links ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 410])
-def test_a_link_that_is_refused_is_a_missing_file(status: int) -> None:
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_link_that_is_gone_is_a_missing_file(status: int) -> None:
     failure = translated(refusal(status), LINK)
     assert isinstance(failure.exception, FileNotFoundError)
     assert failure.exception.strerror == f"{status} Said"
     assert failure.exception.filename == "https://host/a.jpg?..."
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 407, 451, 501])
+def test_a_link_that_is_refused_is_one_of_access_and_not_repeated(status: int) -> None:
+    failure = translated(refusal(status), LINK)
+    assert isinstance(failure.exception, AccessError)
+    assert f"refused the request: {status}: Said" in failure.exception.short()
+    assert "storage.http_headers" in failure.exception.hint
+    assert not any(secret in str(failure.exception) for secret in SECRET)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
 def test_a_link_whose_server_is_busy_is_tried_again_and_not_repeated(status: int) -> None:
     failure = translated(refusal(status), LINK)
+    assert isinstance(failure.exception, InfrastructureError)
     assert failure.error_class.retryable
-    assert f"ClientResponseError: {status}" in str(failure.exception)
+    assert f"failing: {status}: Said" in failure.exception.short()
     assert not any(secret in str(failure.exception) for secret in SECRET)
 
 

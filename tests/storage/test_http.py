@@ -63,10 +63,17 @@ def test_requests_carry_the_programs_name_or_the_configured_headers(server: Trou
     assert server.requests[-1][2] == "our crawler"
 
 
-@pytest.mark.parametrize("kind", ["status/404", "status/410", "status/401", "status/403", "status/451"])
-def test_a_refused_link_is_gone(server: TroubleServer, store: Store, kind: str) -> None:
-    with pytest.raises(FileNotFoundError, match=kind[-3:]):
-        store.read(f"{server.root}/{kind}/a.jpg")
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, FileNotFoundError), (410, FileNotFoundError), (401, AccessError), (403, AccessError), (451, AccessError)],
+)
+def test_a_link_is_gone_or_refused_by_its_status(
+    server: TroubleServer, store: Store, status: int, kind: type[Exception]
+) -> None:
+    asked = len(server.requests)
+    with pytest.raises(kind, match=str(status)):
+        store.read(f"{server.root}/status/{status}/a.jpg")
+    assert len(server.requests) == asked + 1
 
 
 @pytest.mark.parametrize(

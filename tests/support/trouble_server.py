@@ -30,12 +30,17 @@ PAGE = b"<!doctype html><html><body>There is nothing here.</body></html>"
 
 @dataclass
 class TroubleServer:
-    """The server. requests: path, Range and User-Agent of every request so far. sent_bytes: of endless bodies."""
+    """The server.
+
+    requests: path, Range and User-Agent of every request so far. sent_bytes: of endless bodies. everywhere: the trouble
+    that every request meets from now on, such as "status/403" or "reset"; "" for that of its path.
+    """
 
     root: str
     contents: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str | None, str]] = field(default_factory=list)
     sent_bytes: int = 0
+    everywhere: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
 
     def put(self, name: str, content: bytes) -> str:
@@ -51,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.trouble.requests.append((self.path, asked, self.headers.get("User-Agent", "")))
+        if everywhere := self.trouble.everywhere:
+            self.path = f"/{everywhere}{self.path}"
         kind, name = self.path.split("/")[1], PurePosixPath(urlsplit(self.path).path).name
         with suppress(OSError):
             getattr(self, f"_{kind}")(name)
@@ -145,7 +152,7 @@ def serve() -> Iterator[TroubleServer]:
     server = _Server(("127.0.0.1", 0), _Handler)
     trouble = TroubleServer(f"http://127.0.0.1:{server.server_port}")
     server.RequestHandlerClass = type("Handler", (_Handler,), {"trouble": trouble})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield trouble
