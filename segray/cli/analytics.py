@@ -136,6 +136,12 @@ def export(
     skip_missing: Annotated[
         bool, typer.Option(help="Leave out images to copy that are missing, or changed since they were labelled.")
     ] = False,
+    used_classes: Annotated[
+        bool, typer.Option("--used-classes", help="List the classes of exported instances only, not all of the model.")
+    ] = False,
+    rename: Annotated[
+        list[str], typer.Option(metavar="OLD=NEW", help="New name of a class in the export. Repeatable.")
+    ] = [],  # noqa: B006
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -162,6 +168,8 @@ def export(
         tolerance_px=tolerance_px,
         copy_images=copy_images,
         skip_missing=skip_missing,
+        used_classes=used_classes,
+        rename=_new_names(rename),
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -356,6 +364,14 @@ def shares(texts: Sequence[str]) -> dict[str, int]:
             )
         counts[criterion] = int(count)
     return counts
+
+
+def _new_names(texts: Sequence[str]) -> dict[str, str]:
+    """Return the new name by class, from texts such as "tv=screen"."""
+    for text in texts:
+        if "=" not in text:
+            raise UserError("--rename takes OLD=NEW", found=text, hint="for example --rename tv=screen")
+    return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
 
 
 def moment(text: str | None) -> datetime | None:

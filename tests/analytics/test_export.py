@@ -552,6 +552,26 @@ def test_categories_have_cocos_supercategories(root: str, tmp_path: Path) -> Non
                       "food": 10, "furniture": 6, "electronic": 6, "appliance": 5, "indoor": 7}  # fmt: skip
 
 
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_only_used_classes_are_listed_under_their_new_names(root: str, tmp_path: Path, to: str) -> None:
+    choice = ExportSelection(min_score=0.3)
+    export(root, to, tmp_path / "out", choice, used_classes=True, rename={"stop_sign": "Stop!", "toothbrush": "brush"})
+    text = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png")
+    assert "brush" not in text.replace("brushlabels", "").replace("BrushLabels", "")
+    assert "stop sign" not in text
+    assert ("Stop!" in text) == (to != "coco-results")
+    if to == "yolo":
+        names = yaml.safe_load((tmp_path / "out/data.yaml").read_text())["names"]
+        assert names == {0: "Stop!", 1: "bottle & <glass>"}
+
+
+@pytest.mark.parametrize("new_names", [{"zebra": "x"}, {"stop sign": ""}, {"stop sign": "toothbrush"}])
+def test_a_class_gets_no_name_of_another(root: str, tmp_path: Path, new_names: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"cannot be renamed|would have one name"):
+        export(root, "coco", tmp_path / "out.json", rename=new_names)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cvat_shapes_have_their_score_and_the_source_of_a_model(root: str, tmp_path: Path) -> None:
     export(root, "cvat", tmp_path / "out.xml")
     tree = ET.parse(tmp_path / "out.xml")

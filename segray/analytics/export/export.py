@@ -7,6 +7,7 @@ The label set is read in ranges of keys.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ def export(
     tolerance_px: float = 0.0,
     copy_images: bool | None = None,
     skip_missing: bool = False,
+    used_classes: bool = False,
+    rename: Mapping[str, str] | None = None,
     ids_from: str | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
@@ -119,6 +122,8 @@ def export(
         tolerance_px: Largest distance of polygons from the edges of the pixels. A larger value gives fewer corners.
         copy_images: Also copy the images. None copies the images if the format contains images.
         skip_missing: Leave out images to copy that are missing, or that have changed since they were labelled.
+        used_classes: List the classes of the written instances alone, not all classes of the model.
+        rename: New name by class, for names or partition values of classes.
         ids_from: A COCO truth whose image ids are used. By default images are numbered from 1.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
@@ -126,7 +131,8 @@ def export(
 
     Raises:
         UserError: `out` exists, or the format or class is unknown. The format has no polygons or cannot hold images.
-            The condition is not valid SQL, or no image is selected. Images to copy are missing or changed.
+            The condition is not valid SQL, or no image is selected. Images to copy are missing or changed. Two classes
+            would have one name.
         LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
     target = _find_format(to)
@@ -148,6 +154,7 @@ def export(
     ids = None if ids_from is None else ground_truth.read_index(ids_from, store, KeySampler())
     chosen, images_store = _Chosen(state, selection), source_store(store, state.root)
     left_out = _left_out(chosen, images_store, skip_missing) if copies_images else {}
+    classes = _classes(state, rename or {}, chosen.class_ids(left_out) if used_classes else None)
     renamed = other_names(lambda: chosen.keys(left_out), target.distinct) if target.distinct is not None else {}
     images = instances = 0
     with ExitStack() as outputs:
@@ -157,7 +164,7 @@ def export(
             unfinished.mkdir()
         settings = Settings(
             unfinished,
-            state.classes,
+            classes,
             tolerance_px,
             polygons,
             _reader(images_store) if copies_images else None,
@@ -170,6 +177,8 @@ def export(
                 continue
             name = PurePosixPath(renamed[key].name) if key in renamed else None
             number = images + 1 if ids is None else ids.id_of(key)
+            if rename:
+                rows = [{**row, "class_name": classes[row["class_id"]]} for row in rows]
             try:
                 writer.add(ExportedImage(number, key, uri, size_hw, rows, name=name))
             except _UnreadableError as error:
@@ -224,6 +233,25 @@ def _partitions(selection: ExportSelection, state: Snapshot) -> list[str]:
     ]
 
 
+def _classes(state: Snapshot, rename: Mapping[str, str], class_ids: Container[int] | None) -> dict[int, str]:
+    """Return the exported classes, name by category id. class_ids: the classes to list; None for all."""
+    classes = dict(state.classes)
+    for old, new in rename.items():
+        class_id = find_class(old, state.classes, state.partitions)
+        if class_id is None or not new:
+            raise UserError(
+                "the class cannot be renamed", where=state.root, found=f"{old}={new}",
+                hint="Give --rename the name of a class of the label set, and its new name: --rename OLD=NEW.",
+            )  # fmt: skip
+        classes[class_id] = new
+    classes = {number: name for number, name in classes.items() if class_ids is None or number in class_ids}
+    twice = [name for name, count in Counter(classes.values()).items() if count > 1]
+    if twice:
+        hint = "Give each class a name of its own with --rename OLD=NEW."
+        raise UserError("two classes would have one name", where=state.root, found=twice[0], hint=hint)
+    return classes
+
+
 # ---- images to copy -------------------------------------------------------------------------------
 
 
@@ -276,24 +304,33 @@ class _Chosen:
 
     def images(self) -> Iterator[tuple[str, str, tuple[int, int], Sequence[Row]]]:
         """Yield key, URI, size and instances of each image."""
-        columns, reads_instances = ["uri", "width", "height"], not self._selection.images_only
-        for image, rows in self._rows(columns, reads_instances=reads_instances):
+        for image, rows in self._rows(["uri", "width", "height"], () if self._selection.images_only else _COLUMNS):
             instances = [] if rows is None or self._selection.images_only else rows.to_pylist()
             yield image["image_key"], image["uri"], (image["height"], image["width"]), instances
 
     def keys(self, left_out: Container[str]) -> Iterator[str]:
         """Yield the keys of the images that are not left out."""
-        for image, _ in self._rows([], reads_instances=False):
+        for image, _ in self._rows([]):
             if image["image_key"] not in left_out:
                 yield image["image_key"]
 
     def labelled_images(self) -> Iterator[LabelledImage]:
         """Yield each image as it was labelled."""
-        for image, _ in self._rows(["uri", "version", "bytes"], reads_instances=False):
+        for image, _ in self._rows(["uri", "version", "bytes"]):
             yield LabelledImage(image["image_key"], image["uri"], image["version"], image["bytes"])
 
-    def _rows(self, columns: Sequence[str], *, reads_instances: bool) -> Iterator[tuple[Row, pa.Table | None]]:
-        for image, rows in _select(self._state, self._selection, columns, reads_instances=reads_instances):
+    def class_ids(self, left_out: Container[str]) -> set[int]:
+        """Return the classes of the instances of all images that are not left out."""
+        class_ids = set[int]()
+        for image, rows in self._rows([], ("class_id",)):
+            if rows is not None and image["image_key"] not in left_out:
+                class_ids.update(rows.column("class_id").to_pylist())
+        return class_ids
+
+    def _rows(
+        self, columns: Sequence[str], instance_columns: Sequence[str] = ()
+    ) -> Iterator[tuple[Row, pa.Table | None]]:
+        for image, rows in _select(self._state, self._selection, columns, instance_columns):
             if self._sampled is None or image["image_key"] in self._sampled:
                 yield image, rows
 
@@ -301,18 +338,18 @@ class _Chosen:
 def _sample_keys(state: Snapshot, selection: ExportSelection) -> set[str]:
     """Return the keys of the `selection.sample` selected images with the smallest hashes."""
     assert selection.sample is not None
-    selected = _select(state, selection, ["image_id"], reads_instances=False)
+    selected = _select(state, selection, ["image_id"])
     hashed = ((image["image_id"], image["image_key"]) for image, _ in selected)
     return {key for _, key in heapq.nsmallest(selection.sample, hashed)}
 
 
 def _select(
-    state: Snapshot, selection: ExportSelection, image_columns: Sequence[str], *, reads_instances: bool
+    state: Snapshot, selection: ExportSelection, image_columns: Sequence[str], instance_columns: Sequence[str] = ()
 ) -> Iterator[tuple[Row, pa.Table | None]]:
     """Yield the row and the instances of each selected image.
 
     image_columns: columns of the row besides the key.
-    reads_instances: read all columns of the instances, and not only whether an image has a selected instance.
+    instance_columns: columns of the instances. Without any, instances are None unless the selection depends on them.
     """
     instance_filter = _instance_filter(selection, state)
     sql_filter = _SqlFilter(selection.where)
@@ -326,8 +363,8 @@ def _select(
     for key_range, key_filter in filters:
         images = key_ranges.images(state, key_range, ["image_key", *image_columns], status_filter & key_filter)
         by_key: Mapping[str, pa.Table] = {}
-        if reads_instances or selection.with_instances:
-            columns = _COLUMNS if reads_instances or selection.where else ("class_id",)
+        if instance_columns or selection.with_instances:
+            columns = _COLUMNS if selection.where else instance_columns or ("class_id",)
             rows = key_ranges.instances(state, key_range, columns, instance_filter & key_filter)
             by_key = key_ranges.Groups(sql_filter(rows))
         for image in images.to_pylist():
