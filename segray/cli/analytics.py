@@ -134,7 +134,7 @@ def export(
         typer.Option(help="Copy the images too. By default only for imagefolder. Not for formats of one file."),
     ] = None,
     skip_missing: Annotated[
-        bool, typer.Option(help="Leave out images to copy that are missing, or changed since they were labelled.")
+        bool, typer.Option(help="Leave out images that are missing, or changed since they were labelled.")
     ] = False,
     used_classes: Annotated[
         bool, typer.Option("--used-classes", help="List the classes of exported instances only, not all of the model.")

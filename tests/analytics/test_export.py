@@ -520,6 +520,7 @@ def test_missing_and_changed_images_are_told_before_anything_is_written(tmp_path
     assert {path.name for path in (out / "labels").iterdir()} == {"kept.txt"}
     assert "left out: 2\n  gone.jpg is missing: nothing at" in describe_export(done)
     assert export(root, "yolo", tmp_path / "labels_alone").images == 3  # Labels need no image.
+    assert export(root, "coco", tmp_path / "out.json", skip_missing=True).images == 1
 
 
 def test_an_image_of_another_size_has_changed_and_a_manifests_own_version_is_not_compared(tmp_path: Path) -> None:

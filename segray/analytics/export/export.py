@@ -121,7 +121,7 @@ def export(
         polygons: Write polygons in place of run lengths; for `coco` alone.
         tolerance_px: Largest distance of polygons from the edges of the pixels. A larger value gives fewer corners.
         copy_images: Also copy the images. None copies the images if the format contains images.
-        skip_missing: Leave out images to copy that are missing, or that have changed since they were labelled.
+        skip_missing: Leave out images that are missing, or that have changed since they were labelled.
         used_classes: List the classes of the written instances alone, not all classes of the model.
         rename: New name by class, for names or partition values of classes.
         ids_from: A COCO truth whose image ids are used. By default images are numbered from 1.
@@ -153,7 +153,7 @@ def export(
     store = snapshot.store(storage_options)
     ids = None if ids_from is None else ground_truth.read_index(ids_from, store, KeySampler())
     chosen, images_store = _Chosen(state, selection), source_store(store, state.root)
-    left_out = _left_out(chosen, images_store, skip_missing) if copies_images else {}
+    left_out = _left_out(chosen, images_store, skip_missing) if copies_images or skip_missing else {}
     classes = _classes(state, rename or {}, chosen.class_ids(left_out) if used_classes else None)
     renamed = other_names(lambda: chosen.keys(left_out), target.distinct) if target.distinct is not None else {}
     images = instances = 0
