@@ -436,6 +436,18 @@ def test_a_coco_truth_names_images_by_their_keys_byte_for_byte(many: str, tmp_pa
     assert [row["file_name"] for row in json.loads((tmp_path / "out.json").read_text())["images"]] == sorted(MANY_KEYS)
 
 
+def test_a_name_that_gets_the_ending_of_another_is_refused_with_both(tmp_path: Path) -> None:
+    """Only the bytes tell that photo becomes photo.png."""
+    (tmp_path / "image").write_bytes(cv2.imencode(".png", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes())
+    shown = {key: Image(SIZE_HW, uri=str(tmp_path / "image")) for key in ("photo", "photo.png")}
+    root = label_sets.write(tmp_path / "root", shown, classes=CLASSES)
+    with pytest.raises(UserError, match="one file") as refused:
+        export(root, "imagefolder", tmp_path / "out")
+    assert refused.value.where.endswith("/photo.png")
+    assert refused.value.found == "photo.png, and an image of this name"
+    assert export(root, "yolo", tmp_path / "yolo", copy_images=True).renamed["photo.png"].beside == "photo"
+
+
 @pytest.mark.parametrize("polygons_too", [False, True])
 def test_evaluate_reads_what_export_writes(many: str, tmp_path: Path, polygons_too: bool) -> None:
     export(many, "coco", tmp_path / "out.json", polygons=polygons_too)

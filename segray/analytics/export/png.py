@@ -39,7 +39,7 @@ class Png:
             mask = rle.decode(row["rle"], image.size_hw)
             pixels[mask] = row["class_id"] if self._semantic else row["instance"] + 1
         path = image.file_with_extension(".png")
-        write_new_file(self._settings.out / "masks" / path, cv2.imencode(".png", pixels)[1].tobytes())
+        write_new_file(self._settings.out / "masks" / path, cv2.imencode(".png", pixels)[1].tobytes(), image.key)
         if self._instances is not None:
             names = ("instance", "class_id", "class_name", "area")
             instances = [{name: row[name] for name in names} | {"score": shortest_score(row)} for row in image.rows]

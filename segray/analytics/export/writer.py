@@ -138,19 +138,19 @@ def with_image_file(image: ExportedImage, settings: Settings, folder: str = "") 
     if not is_image_name(image.file):
         extensions = (extension for magic, extension in _EXTENSIONS.items() if data.startswith(magic))
         image = replace(image, extension=next(extensions, ""))
-    write_new_file(settings.out / folder / image.file, data)
+    write_new_file(settings.out / folder / image.file, data, image.key)
     return image
 
 
-def write_new_file(path: Path, data: bytes) -> None:
-    """Write a new file of the export. Raise UserError if the file exists."""
+def write_new_file(path: Path, data: bytes, key: str) -> None:
+    """Write a new file of the image with this key. Raise UserError if another image has the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
             file.write(data)
     except FileExistsError as error:
         raise UserError(
-            "two images would be written to one file", where=str(path),
+            "two images would be written to one file", where=str(path), found=f"{key}, and an image of this name",
             hint="Export the two images one by one with `--where`, or choose another format with `--to`.",
         ) from error  # fmt: skip
 
