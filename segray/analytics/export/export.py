@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ from segray.label_set.run_records import source_store
 from segray.label_set.snapshot import Snapshot
 from segray.sources.reader import by_uri
 from segray.storage.store import Store
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "width", "rle")
 
@@ -93,9 +94,9 @@ class ExportResult:
 
 
 def export(
-    root: str,
+    root: PathOrUrl,
     to: str,
-    out: Path,
+    out: PathOrUrl,
     selection: ExportSelection = ExportSelection(),
     *,
     polygons: bool = False,
@@ -104,7 +105,7 @@ def export(
     skip_missing: bool = False,
     used_classes: bool = False,
     rename: Mapping[str, str] | None = None,
-    ids_from: str | None = None,
+    ids_from: PathOrUrl | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
     **storage_options: Any,
@@ -135,7 +136,7 @@ def export(
             would have one name.
         LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
-    target = _find_format(to)
+    target, out = _find_format(to), as_path(out)
     if polygons and to != "coco":
         hint = "Leave out --polygons. The formats yolo and labelme always have polygons."
         raise UserError("--polygons is for coco alone", found=to, hint=hint)
@@ -151,7 +152,7 @@ def export(
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(selection, state)
     store = snapshot.store(storage_options)
-    ids = None if ids_from is None else ground_truth.read_index(ids_from, store, KeySampler())
+    ids = None if ids_from is None else ground_truth.read_index(as_uri(ids_from), store, KeySampler())
     chosen, images_store = _Chosen(state, selection), source_store(store, state.root)
     left_out = _left_out(chosen, images_store, skip_missing) if copies_images or skip_missing else {}
     classes = _classes(state, rename or {}, chosen.class_ids(left_out) if used_classes else None)
@@ -182,13 +183,13 @@ def export(
             try:
                 writer.add(ExportedImage(number, key, uri, size_hw, rows, name=name))
             except _UnreadableError as error:
-                left_out |= _accepted([Fault(key, source_images.MISSING, str(error))], root, skip_missing)
+                left_out |= _accepted([Fault(key, source_images.MISSING, str(error))], state.root, skip_missing)
                 continue
             images, instances = images + 1, instances + len(rows)
         writer.close()
         if not images:
             hint = "Remove a condition of the selection, such as --min-score, --class or --where."
-            raise UserError("no image of the label set is selected", where=root, found=str(selection), hint=hint)
+            raise UserError("no image of the label set is selected", where=state.root, found=str(selection), hint=hint)
     loss, masks = settings.loss, "polygons" if polygons else target.masks
     return ExportResult(
         str(out),

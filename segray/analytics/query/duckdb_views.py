@@ -16,6 +16,7 @@ from segray.analytics.query import arrow_masks
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.uris import PathOrUrl
 
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
     "rle_area": (["VARCHAR"], "BIGINT"),
@@ -30,7 +31,7 @@ _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
 
 def sql(
     con: Any,
-    root: str | None = None,
+    root: PathOrUrl | None = None,
     *,
     version: int | None = None,
     as_of: datetime | None = None,
