@@ -51,6 +51,7 @@ from segray.label_set import (
     schema,
     snapshot,
 )
+from segray.label_set.class_names import partition_value
 from segray.label_set.conditional_put import WARNING, has_conditional_put
 from segray.label_set.failed_rows import RetryRule
 from segray.label_set.lease import HeldLease, holding
@@ -58,7 +59,6 @@ from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.models import engine, resolve
-from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
@@ -809,7 +809,8 @@ def _instances(context: RunContext) -> tuple[dict[str, int], dict[str, int] | No
     state = snapshot.table_state(context.root, "instances", context.options)
     if state is None:
         return {}, {}
-    names = {partition: name for _, name, partition in context.identity.classes}
+    recorded = run_records.partition_values(context.store, context.root)
+    names = {partition: name for name, partition in recorded.items()}
     totals = Counter[str]()
     for action in state.files.select(["partition.class", "num_records"]).to_pylist():
         totals[names[action["partition.class"]]] += int(action["num_records"])
@@ -844,14 +845,9 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentity:
-    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
-
-    Raises ConfigError when two class names give the same partition.
-    """
+    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list."""
     labels = model.adapter.labels
-    classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
-    if len({partition for _, _, partition in classes}) != len(classes):
-        raise ConfigError("two class names of the label map give the same partition", where="the label map")
+    classes = tuple((i, name, partition_value(name)) for i, name in sorted(labels.items()))
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     facts = {
         "name": model.name,
