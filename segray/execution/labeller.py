@@ -19,12 +19,13 @@ from typing import TypeAlias
 from segray.errors import AccessError, ImageError, InfrastructureError, LastingError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
-from segray.execution.served_files import ServedFiles, file_of
+from segray.execution.served_files import ServedFiles
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
 from segray.instances import ImageFailure, ImageRef
 from segray.label_set.failed_rows import UNREACHABLE
 from segray.sources.reader import CoalescedRead, Files
+from segray.sources.uris import file_of
 from segray.storage.store import Store
 from segray.storage.uris import bucket_and_key, is_http
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
