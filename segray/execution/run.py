@@ -63,8 +63,9 @@ from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
+from segray.sources.uris import WILDCARD, file_of, split_glob
 from segray.storage.store import Store
-from segray.storage.uris import absolute, join, redact
+from segray.storage.uris import absolute, join, redact, scheme
 from segray.tasks import ALL_STAGES, STAGES, Task
 
 StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
@@ -659,6 +660,7 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
         work.run.staged,
         tiles,
         source_storage=context.source_store.options,
+        local_source=_local_source(context.config.source.uri, work),
     )
     begin_s = time.monotonic()
     with _recording_end(context, work):
@@ -674,6 +676,16 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
         finally:
             totals.startup_s = totals.startup_s or loop.ready_s - begin_s
             totals.labelling_s += time.monotonic() - loop.ready_s
+
+
+def _local_source(uri: str, work: Resume) -> str:
+    """Return the local folder or file that holds all images of a source; "" for remote sources and manifests."""
+    if scheme(uri) or not work.todo:
+        return ""
+    folder = split_glob(uri)[0] if WILDCARD.search(uri) else uri.rstrip("/")
+    task = work.todo[0]
+    (first,) = work.plan.refs(Task.of(task.unit, [task.indices[0]]))
+    return folder if f"{file_of(first.uri)}/".startswith(f"{folder}/") else ""
 
 
 @contextmanager
