@@ -218,7 +218,7 @@ def test_a_lax_form_is_read_as_the_plain_one(name: str, root: str, usual: Evalua
     result = judged(root, truth, tmp_path)
     assert_equal(result, usual)
     assert result.protocol == "coco"
-    assert ("1 parts of polygons" in " ".join(result.notes)) == (name in LEFT_OUT)
+    assert ("1 part of a polygon" in " ".join(result.notes)) == (name in LEFT_OUT)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
