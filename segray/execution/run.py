@@ -92,7 +92,7 @@ class Summary:
     failed_before: failed images of earlier runs, by stage.
     confident: instances of score CONFIDENT_SCORE and more by class name, over the whole label set; None where the
         label set has too many files to count them at once.
-    passed_over: entries of the source that are left out, as PassedOver.as_record(): `files` by kind, and `notes`.
+    passed_over: entries of the source that are left out, as PassedOver.as_record().
     """
 
     root: str
