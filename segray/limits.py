@@ -1,4 +1,4 @@
-"""The limits on an image that is decoded. Configuration and imaging share these defaults."""
+"""Limits and thresholds that several rooms share: the largest image that is decoded, the score that headlines count."""
 
 from __future__ import annotations
 
@@ -26,3 +26,6 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+# Summaries and reports count the instances of this score and more first, and then all instances.
+CONFIDENT_SCORE = 0.5

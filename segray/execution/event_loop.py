@@ -388,7 +388,7 @@ class RunLoop:
                 self._merge(batch.number, running.inputs)
                 return
             self._log.note(f"batch {batch.number} is committed: {batch.images} images, {batch.instances} instances")
-            context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s)
+            context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s, batch.replaced_files)
             context.save(self._run, "running", self._plan.images)
         due = self._settled() or self._staged_images >= context.config.publish.batch_images
         if not self._staged or not due:

@@ -21,6 +21,7 @@ from segray.imaging.tiff_layout import BLACK_IS_ZERO, JPEG, RGB, YCBCR, TiffLayo
 
 Block = NDArray[Any]
 _importing = threading.Lock()
+_END_OF_JPEG = b"\xff\xd9"
 _CCITT_ROW_END = "000000000001"
 # Alternating bits, ones, and rows that begin with black.
 _CCITT_FILLINGS = (
@@ -44,8 +45,12 @@ def decode_jpeg(data: bytes) -> Block:
 
 
 def decode_jpeg_ls(data: bytes) -> Block:
-    """Return the pixels of a JPEG-LS file, uint8 or uint16. Raise any error of the library's."""
-    return _squeezed(_imagecodecs().jpegls_decode(data))
+    """Return the pixels of a JPEG-LS file, uint8 or uint16. Raise any error of the library's.
+
+    CharLS 2.4.3 takes half a minute for some files of a kilobyte that end inside their scan. With end markers behind
+    the file it stops at once.
+    """
+    return _squeezed(_imagecodecs().jpegls_decode(data + _END_OF_JPEG * 8))
 
 
 def decode_jpeg_xl(data: bytes) -> Block:

@@ -6,6 +6,7 @@ states, so that limits hold before a decoder allocates anything.
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Picture:
     width: int
     height: int
     held_bytes_per_pixel: float
+
+
+def heif_is_installed() -> bool:
+    """Return whether this process can decode HEIC files, which needs the extra heif."""
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def is_container(data: bytes) -> bool:

@@ -222,7 +222,8 @@ def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLim
     if header.format == "JPEGLS":
         return _Stored(_any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits), header.orientation)
     if frame.bits > 8 or frame.marker == _LOSSLESS:
-        return _Stored(_any_to_rgb(codecs.decode_jpeg(data), frame.bits, limits), header.orientation)
+        stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
+        return _Stored(_any_to_rgb(stored, frame.bits, limits), header.orientation)
     pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
     return _Stored(pixels, header.orientation, reduction=reduction)
 
@@ -246,15 +247,25 @@ def _whole_jpeg(
             return _jpeg_pixels(b"".join((scans, _AHEAD)), header, limits, reduction)
         except OSError as error:
             raise ImageError("truncated: the JPEG's scan ends early") from error
-    whole: Pixels | None = None
+    pixels = _same_with_any_filling(data, frame, lambda data: _jpeg_pixels(data, header, limits, 1)[0])
+    return pixels, 1
+
+
+def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
+    """Return the pixels of a JPEG whose decoder takes a scan that ends early for the whole.
+
+    Raise ImageError if the pixels change with bytes that follow the scan.
+    """
+    scans = data[: frame.scan_end].rstrip(b"\xff")
+    whole: NDArray[Any] | None = None
     for filling in _FILLINGS:
-        tail = (filling * _FILLING_BYTES)[:_FILLING_BYTES] + _END_OF_JPEG
-        pixels, possible = _jpeg_pixels(bytes(scans).rstrip(b"\xff") + tail, header, limits, reduction)
+        pixels = decode(scans + (filling * _FILLING_BYTES)[:_FILLING_BYTES] + _END_OF_JPEG)
         if whole is not None and not np.array_equal(whole, pixels):
-            raise ImageError("truncated: the JPEG's scan ends early, and the end marker is missing")
+            missing = "" if frame.has_end else ", and the end marker is missing"
+            raise ImageError(f"truncated: the JPEG's scan ends early{missing}")
         whole = pixels
     assert whole is not None
-    return whole, possible
+    return whole
 
 
 def _jpeg_pixels(data: bytes, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:

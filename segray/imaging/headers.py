@@ -29,6 +29,8 @@ _MAX_PARTS = 200_000
 # write 10 scans.
 _MAX_SCANS = 100
 _RGB_BYTES = 3
+# No usual picture at the limit of pixels takes more. A strip of a TIFF may state any number of samples.
+_MOST_BYTES_PER_PIXEL = 24
 # Bytes of a pixel in Pillow's memory: a mode of one channel takes a byte, a mode of more channels takes four.
 _ONE_CHANNEL, _TWO_BYTES, _CHANNELS = 1.0, 2.0, 4.0
 _READS = "segray reads AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, JPEG XL, JPEG-LS, PNG, TIFF and WebP"
@@ -107,6 +109,11 @@ def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
     header = probe(data)
     check_size(header.width, header.height, limits)
+    if header.tiff is not None and header.copied_bytes > _MOST_BYTES_PER_PIXEL * limits.max_pixels:
+        raise ImageError(
+            f"a strip or tile of the TIFF needs {header.copied_bytes / 1e6:.0f} MB, "
+            f"more than {_MOST_BYTES_PER_PIXEL} bytes for each of image.max_pixels"
+        )
     return header
 
 

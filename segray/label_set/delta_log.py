@@ -171,8 +171,10 @@ def missing_files(table: DeltaTable, changes: Changes) -> list[str]:
 
 
 def table_schema(name: str) -> pa.Schema:
-    """Return the columns of a table. name: instances or images."""
-    return schema.IMAGES if name == "images" else schema.INSTANCES_WITH_PARTITION
+    """Return the columns of a new table, with their descriptions. name: instances or images."""
+    if name == "images":
+        return schema.with_comments(schema.IMAGES, schema.IMAGES_DESCRIPTIONS)
+    return schema.with_comments(schema.INSTANCES_WITH_PARTITION, schema.INSTANCES_DESCRIPTIONS)
 
 
 def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
@@ -189,6 +191,7 @@ def create_table(uri: str, name: str, options: Mapping[str, str]) -> None:
             mode="ignore",
             partition_by=_partition_columns(name),
             name=f"segray {name}",
+            description=schema.TABLE_DESCRIPTIONS[name],
             storage_options=dict(options) or None,
         )
     except DeltaError as exc:

@@ -28,7 +28,7 @@ from segray.label_set.delta_log import DataFile, live_files
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import states_to_verify, table_uri
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import join
+from segray.storage.uris import PathOrUrl, as_uri, join
 
 _ROUNDING_PX = 0.01  # x + w of a clipped box, each rounded to float32
 _MAX_EXAMPLES = 1000  # most images named for each kind of violation that spans both tables
@@ -84,12 +84,12 @@ class _Findings:
             self.add(kind, where, f"{describe(int(bad.argmax()))} ({count})")
 
 
-def verify(root: str, options: StorageOptions) -> Report:
+def verify(root: PathOrUrl, options: StorageOptions) -> Report:
     """Read the whole label set as of the last complete batch. Return all violations and warnings.
 
     Raises LabelSetError where there is no label set, and AccessError or InfrastructureError as Store does.
     """
-    store, findings = Store(options), _Findings()
+    root, store, findings = as_uri(root), Store(options), _Findings()
     classes = _check_identity(root, store, findings)
     # Runs are read before the tables, because the tables as read would lack rows of a run that ends meanwhile.
     finished_runs = _finished_runs(root, store, findings)

@@ -29,6 +29,7 @@ from segray.errors import ConfigError, ImageError, ModelError
 from segray.imaging.geometry import swap_red_and_blue
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import ov
+from segray.storage.uris import as_path
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -390,6 +391,8 @@ def compile_network(
         ConfigError: The precision contradicts the file.
     """
     _check_device(settings)
+    if settings.cache_dir is not None:
+        settings = replace(settings, cache_dir=str(as_path(settings.cache_dir)))
     model = read(path)
     ports = signature_of(model)
     check(ports, form, str(path))

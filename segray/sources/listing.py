@@ -41,6 +41,7 @@ import pyarrow as pa
 
 from segray import config
 from segray.errors import AccessError, SourceError
+from segray.imaging.containers import heif_is_installed
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
 from segray.sources.archives import BrokenFileError, ImagesInside, SourceSpec
@@ -63,7 +64,10 @@ from segray.sources.uris import (
 from segray.storage.store import ListedObject, Store, Walk, bounded_map
 from segray.storage.uris import absolute, join, name, parent, scheme
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
+_HEIF_EXTENSIONS = frozenset({"heic", "heif", "hif"})
+IMAGE_EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "jfif", "jpe", "mpo", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "jp2", "j2k", "jxl"}
+) | (_HEIF_EXTENSIONS if heif_is_installed() else frozenset())
 REF_BATCH_ROWS = 65_536
 REF_SCHEMA = pa.schema(
     [
@@ -390,9 +394,12 @@ class _DatasetReader:
             known[kind] = kinds & module.EXTENSIONS
         advice = [f"source.kind={kind} takes {_dotted(known[kind])}" for kind in known if known[kind]]
         compressed = {kind for kind in kinds if tar_archive.compressed_ending(f"x.{kind}")}
-        others = kinds - compressed - set().union(*known.values())
+        heif = (kinds & _HEIF_EXTENSIONS) - self._extensions
+        others = kinds - compressed - heif - set().union(*known.values())
         if others or counts.keys() & {NO_EXTENSION, OTHERS}:
             advice.append("a glob in source.uri takes files of any extension")
+        if heif:
+            advice.append(f"pip install 'segray[heif]' on every node takes {_dotted(heif)}")
         if compressed:
             advice.append(f"decompress {_dotted(compressed)} before")
         self._passed_over.add_files(counts, advice)

@@ -97,10 +97,19 @@ def check(arguments: str, places: Mapping[str, object], chosen: Collection[str])
         assert found.code == (3 if own.out else own.code), (name, found)
         assert "Traceback" not in found.err, (name, found)
         if name == "stdout full" and own.out:
-            assert LOST in found.err
-            assert "where: standard output" in found.err
-            assert "No space left on device" in found.err
-            assert "do:  " in found.err
+            check_loss_is_told(found.err, as_records="--log-format json" in arguments)
+
+
+def check_loss_is_told(err: str, *, as_records: bool) -> None:
+    if as_records:
+        error = json.loads(err.splitlines()[-1])
+        assert (error["event"], f"error: {error['message']}", error["where"]) == ("error", LOST, "standard output")
+        assert error["do"]
+    else:
+        assert LOST in err
+        assert "where: standard output" in err
+        assert "do:  " in err
+    assert "No space left on device" in err
 
 
 def of(shapes: Mapping[str, str], chosen: Collection[str]) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +28,7 @@ from segray.label_set.run_records import source_store
 from segray.label_set.snapshot import Snapshot
 from segray.models.coco_labels import slug
 from segray.sources.reader import by_uri
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 _COLUMNS = ("class_id", "class_name", "score", *schema.BBOX, "area", "height", "width", "rle")
 
@@ -81,15 +81,15 @@ class ExportResult:
 
 
 def export(
-    root: str,
+    root: PathOrUrl,
     to: str,
-    out: Path,
+    out: PathOrUrl,
     selection: ExportSelection = ExportSelection(),
     *,
     polygons: bool = False,
     tolerance_px: float = 0.0,
     copy_images: bool | None = None,
-    ids_from: str | None = None,
+    ids_from: PathOrUrl | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
     **storage_options: Any,
@@ -116,7 +116,7 @@ def export(
             valid SQL, or no image is selected.
         LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
-    target = _find_format(to)
+    target, out = _find_format(to), as_path(out)
     if polygons and to != "coco":
         hint = "Leave out --polygons. The formats yolo and labelme always have polygons."
         raise UserError("--polygons is for coco alone", found=to, hint=hint)
@@ -124,7 +124,7 @@ def export(
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(selection, state)
     store = snapshot.store(storage_options)
-    ids = None if ids_from is None else ground_truth.read_index(ids_from, store, KeySampler())
+    ids = None if ids_from is None else ground_truth.read_index(as_uri(ids_from), store, KeySampler())
     copies_images = target.copies_images if copy_images is None else copy_images
     images = instances = 0
     with atomic_output(out) as unfinished:
@@ -139,7 +139,7 @@ def export(
         writer.close()
         if not images:
             hint = "Remove a condition of the selection, such as --min-score, --class or --where."
-            raise UserError("no image of the label set is selected", where=root, found=str(selection), hint=hint)
+            raise UserError("no image of the label set is selected", where=state.root, found=str(selection), hint=hint)
     loss, masks = settings.loss, "polygons" if polygons else target.masks
     least_iou = loss.least if loss.measured else None
     lacks_images = None

@@ -17,6 +17,7 @@ from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
 from segray.models.coco_labels import slug
+from segray.storage.uris import PathOrUrl
 
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
     "rle_area": (["VARCHAR"], "BIGINT"),
@@ -31,7 +32,7 @@ _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
 
 def sql(
     con: Any,
-    root: str | None = None,
+    root: PathOrUrl | None = None,
     *,
     version: int | None = None,
     as_of: datetime | None = None,

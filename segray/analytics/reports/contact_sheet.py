@@ -7,6 +7,7 @@ A `read` function returns the bytes of images. Labels come from the committed ta
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.schema import BBOX
 from segray.limits import DEFAULT_LIMITS, ImageLimits
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -310,7 +312,7 @@ def candidate(picture: LabelledPicture) -> SheetCandidate:
 
 
 def pictures_of(
-    root: str, count: int, *, score_threshold: float = 0.3, **storage_options: Any
+    root: PathOrUrl, count: int, *, score_threshold: float = 0.3, **storage_options: Any
 ) -> list[LabelledPicture]:
     """Return the images of a label set that `choose` selects.
 
@@ -346,8 +348,8 @@ def pictures_of(
 
 
 def contact_sheet(
-    source: str | Sequence[LabelledPicture],
-    out_png: Path,
+    source: PathOrUrl | Sequence[LabelledPicture],
+    out_png: PathOrUrl,
     *,
     read: Callable[[str], bytes],
     columns: int = 4,
@@ -371,21 +373,20 @@ def contact_sheet(
     Raises:
         UserError: There is no image to show, or the size of an image differs from the labelled size.
     """
-    if isinstance(source, str):
+    root = as_uri(source) if isinstance(source, str | os.PathLike) else ""
+    if isinstance(source, str | os.PathLike):
         pictures = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
     else:
         by_key = {picture.key: picture for picture in source}
         pictures = [by_key[key] for key in choose([candidate(picture) for picture in source], count)]
     if not pictures:
-        where = source if isinstance(source, str) else ""
-        raise UserError("there is no labelled image to show", where=where, hint="Label images first: `segray label`.")
+        raise UserError("there is no labelled image to show", where=root, hint="Label images first: `segray label`.")
     colours = colours_of(pictures)
     columns = min(columns, len(pictures))
     tiles = [_draw_tile(picture, read, colours) for picture in pictures]
     sheet = _arrange(tiles, columns)
-    heading = title or (source if isinstance(source, str) else "")
-    _draw_header(sheet, heading, pictures, colours)
-    _save_png(sheet, out_png)
+    _draw_header(sheet, title or root, pictures, colours)
+    _save_png(sheet, as_path(out_png))
     return [picture.key for picture in pictures]
 
 

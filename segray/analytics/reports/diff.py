@@ -37,6 +37,7 @@ from segray.masks import _kernels_many
 from segray.models.coco_labels import slug
 from segray.sources.reader import by_uri
 from segray.storage.store import Store
+from segray.storage.uris import PathOrUrl, as_path
 
 KINDS = ("kept", "moved", "renamed", "gained", "lost")
 SIZES = ("small", "medium", "large")
@@ -115,13 +116,13 @@ class LabelSetDifference:
 
 
 def diff(
-    root_a: str,
-    root_b: str,
+    root_a: PathOrUrl,
+    root_b: PathOrUrl,
     *,
     fail_if: Sequence[str] = (),
     min_score: float = 0.0,
     most: int = 20,
-    draw: Path | None = None,
+    draw: PathOrUrl | None = None,
     both_labelled: bool = False,
     version_a: int | None = None,
     as_of_a: datetime | None = None,
@@ -150,8 +151,9 @@ def diff(
         UserError: No image is in both label sets, a gate is not valid, or neither label set has the class of a gate.
     """
     gates = [Gate.parse(text) for text in fail_if]
-    if draw is not None:
-        require_file_path(draw)
+    picture = None if draw is None else as_path(draw)
+    if picture is not None:
+        require_file_path(picture)
     states = (
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
@@ -168,8 +170,8 @@ def diff(
     difference = counts.result()
     failed_gates = tuple(gate.text for gate in gates if gate.fails(difference))
     undrawn: Mapping[str, str] = {}
-    if draw is not None and difference.most_changed:
-        undrawn = _draw_changes(states, difference.most_changed, min_score, draw, snapshot.store(storage_options))
+    if picture is not None and difference.most_changed:
+        undrawn = _draw_changes(states, difference.most_changed, min_score, picture, snapshot.store(storage_options))
     return replace(difference, failed_gates=failed_gates, undrawn=undrawn)
 
 

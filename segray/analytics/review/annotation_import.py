@@ -255,6 +255,8 @@ def _coco_tasks(content: Row, path: str) -> Iterator[_Task]:
         raise ValueError(f"annotations of image {min(unlisted)}, which is not listed")
     for number, row in sorted(images.items()):
         image = ground_truth.image_of(row, annotations.get(number, []), path)
+        if image.size_hw is None:
+            raise ValueError(f"image {number} has no height and width")
         masks = ground_truth.objects_of(image, path, ("segm",)).shapes["segm"]
         labels = [names[int(annotation["category_id"])] for annotation in image.annotations]
         shapes = [(label, mask["counts"].decode()) for label, mask in zip(labels, masks, strict=True)]

@@ -31,6 +31,7 @@ from segray.errors import SourceError, UserError
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
 MARGIN = 0.2  # A score at this distance from the threshold or more is not uncertain.
@@ -113,13 +114,13 @@ class Selection:
 
 
 def select(
-    root: str,
+    root: PathOrUrl,
     take: Mapping[str, int],
     *,
-    out: Path | None = None,
+    out: PathOrUrl | None = None,
     to: str | None = None,
-    tasks: Path | None = None,
-    against: str | None = None,
+    tasks: PathOrUrl | None = None,
+    against: PathOrUrl | None = None,
     threshold: float = 0.5,
     min_score: float = 0.0,
     seed: int = 0,
@@ -159,6 +160,8 @@ def select(
             select.
         LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
+    out, tasks = (None if place is None else as_path(place) for place in (out, tasks))
+    against = None if against is None else as_uri(against)
     _check_options(take, against, to, tasks)
     if out is not None:
         require_new_path(out)
@@ -175,7 +178,7 @@ def select(
         best.add(state, key_range)
     if not best.images:
         raise UserError(
-            "the label set has no image to select", where=root, found=f"failed images: {best.failed}",
+            "the label set has no image to select", where=state.root, found=f"failed images: {best.failed}",
             hint="`segray report` lists the failed images and their errors.",
         )  # fmt: skip
     reasons = best.reasons()
@@ -197,7 +200,7 @@ def select(
     )  # fmt: skip
     if not selected:
         hint = "Add a random sample, such as --take random=50."
-        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), hint=hint)
+        raise UserError("no image meets any of the criteria", where=state.root, found=", ".join(take), hint=hint)
     _check_unique_file_names(selected)
     if to is not None and tasks is not None:
         keys = frozenset(image.key for image in selected)
