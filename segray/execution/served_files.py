@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice, takewhile
 
 from segray.errors import AccessError, InfrastructureError
-from segray.sources.uris import inside
+from segray.sources.uris import file_of
 from segray.storage.store import Store
 from segray.storage.uris import bucket_and_key, parent, scheme
 
@@ -86,12 +86,6 @@ class ServedFiles:
                 return False
             return True
         return False
-
-
-def file_of(uri: str) -> str:
-    """Return the URI of the file that an image lies in."""
-    location = inside(uri)
-    return uri if location is None else location.file
 
 
 def _depth_in_common(folder: str, other: str) -> int:

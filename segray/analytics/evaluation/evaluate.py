@@ -39,7 +39,7 @@ from segray.label_set import run_records, snapshot
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl, as_uri
+from segray.storage.uris import PathOrUrl, as_uri, join
 
 __all__ = [
     "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
@@ -106,7 +106,7 @@ def evaluate(
 
     Args:
         root: Folder or URL of the label set.
-        truth_path: Path or URL of the truth.
+        truth_path: Path or URL of the truth, or of a folder that `segray export --to fiftyone` wrote.
         iou_types: Any of "segm" and "bbox".
         labelled_only: Leave out images that failed or are not labelled.
         allow_unlisted: Ignore labelled images that the truth does not list. Such images usually mean the wrong file.
@@ -130,10 +130,9 @@ def evaluate(
         LabelSetError: Nothing is committed.
         UserError: Label set and truth have no common image, other classes or other sizes.
     """
-    store, path = snapshot.store(storage_options), as_uri(truth_path)
+    store = snapshot.store(storage_options)
     _check_types(iou_types)
-    if not store.exists(path):  # This check is faster than reading the label set.
-        raise SourceError("no such truth file", where=path, hint="check --truth")
+    path = _truth_file(as_uri(truth_path), store)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     sampler = KeySampler()
     index = ground_truth.read_index(path, store, sampler, strip_prefix)
@@ -224,6 +223,17 @@ def count_objects(truth: Row) -> int:
 
 
 # ---- checks that label set and truth belong together ----------------------------------------------
+
+
+def _truth_file(path: str, store: Store) -> str:
+    """Return the file of a truth, also of a folder that an export to fiftyone made.
+
+    Raise SourceError without such a file. This check is faster than reading the label set.
+    """
+    for file in (path, join(path, "labels.json")):
+        if store.exists(file):
+            return file
+    raise SourceError("no such truth file", where=path, hint="check --truth")
 
 
 def _check_types(iou_types: Sequence[str]) -> None:

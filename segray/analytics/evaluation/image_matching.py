@@ -85,16 +85,32 @@ def match(
     """
     if files_by is not None and files_by not in FILES_BY:
         raise UserError("no such way to match images", found=files_by, hint=f"choose from {', '.join(FILES_BY)}")
-    labelled = _labelled_images(index, state, sampler)
-    result, unlisted = ImageMatch(sampler), labelled.keys
-    if len(labelled.keys):
-        result = _match_others(index, state, store, labelled, files_by) or result
-        if result.rows is not None:
-            is_left = np.ones(len(labelled.keys), np.bool_)
-            is_left[result.rows[result.rows >= 0]] = False
-            unlisted = labelled.keys.filter(pa.array(is_left))
+    common, total, first = _add_keys(index, state, sampler)
+    if common == total > 0:
+        return ImageMatch(sampler)
+    labelled = _unlisted_images(index, state, first, total)
+    result = _match_others(index, state, store, labelled, files_by) or ImageMatch(sampler)
+    unlisted = labelled.keys
+    if result.rows is not None:
+        is_left = np.ones(len(labelled.keys), np.bool_)
+        is_left[result.rows[result.rows >= 0]] = False
+        unlisted = labelled.keys.filter(pa.array(is_left))
     _check_common(index, state, labelled, unlisted, allow_unlisted)
     return result
+
+
+def _add_keys(index: GroundTruthIndex, state: Snapshot, sampler: KeySampler) -> tuple[int, int, str]:
+    """Add the keys of a label set to the sampler.
+
+    Return the number of keys that the truth lists, the number of all keys, and the first key.
+    """
+    common, total, first = 0, 0, ""
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.NO_METADATA_CACHE):
+        if names := batch.column("image_key").to_pylist():
+            common += int((index.positions(names) >= 0).sum())
+            sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
+            total, first = total + len(names), min(first or names[0], *names)
+    return common, total, first
 
 
 @dataclass(frozen=True)
@@ -112,23 +128,17 @@ class _Labelled:
     has_key: NDArray[np.bool_]
 
 
-def _labelled_images(index: GroundTruthIndex, state: Snapshot, sampler: KeySampler) -> _Labelled:
-    """Compare the keys of a label set with the names of a truth, and add the keys to the sampler."""
-    columns = ["image_key", "n_instances", *(name for name in ("uri",) if name in state.images.schema.names)]
+def _unlisted_images(index: GroundTruthIndex, state: Snapshot, first: str, total: int) -> _Labelled:
+    """Return the images of a label set that the truth does not list by their keys."""
+    uri = "uri" if "uri" in state.images.schema.names else "image_key"
     has_key = np.zeros(len(index.ids), np.bool_)
     keys, uris = [pa.array([], pa.large_string())], [pa.array([], pa.large_string())]
-    first, total = "", 0
-    for batch in state.images.to_batches(columns=columns, **key_ranges.NO_METADATA_CACHE):
-        names = batch.column("image_key").to_pylist()
-        if not names:
-            continue
-        positions = index.positions(names)
+    for batch in state.images.to_batches(columns=list({"image_key", uri}), **key_ranges.NO_METADATA_CACHE):
+        positions = index.positions(batch.column("image_key").to_pylist())
         has_key[positions[positions >= 0]] = True
-        sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
-        total, first = total + len(names), min(first or names[0], *names)
-        others = batch.filter(pa.array(positions < 0))
+        others = batch.filter(pa.array(positions < 0, pa.bool_()))
         keys.append(others.column("image_key").cast(pa.large_string()))
-        uris.append(others.column(columns[-1] if "uri" in columns else "image_key").cast(pa.large_string()))
+        uris.append(others.column(uri).cast(pa.large_string()))
     return _Labelled(total, first, pa.concat_arrays(keys), pa.concat_arrays(uris), has_key)
 
 
