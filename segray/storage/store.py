@@ -115,9 +115,9 @@ class Store:
         """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
 
-    def probe(self, uri: str, max_bytes: int = 1) -> None:
-        """Read the first bytes of the object, without a retry; raise as `read` does."""
-        self._request(uri, lambda backend: backend.read(uri, 0, max_bytes), 0)
+    def probe(self, uri: str, max_bytes: int = 1) -> bytes:
+        """Return the first bytes of the object, without a retry; raise as `read` does."""
+        return self._request(uri, lambda backend: backend.read(uri, 0, max_bytes), 0)
 
     def reader(self, uri: str) -> BinaryIO:
         """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""
