@@ -85,13 +85,14 @@ def read_shapes(path: Path) -> list[Shape]:
     return shapes
 
 
-def generate_shapes(count: int, rng: np.random.Generator) -> list[Shape]:
-    """Generate blobs with ragged outlines, 100 columns wide on average; most blobs belong to a few classes."""
+def generate_shapes(count: int, rng: np.random.Generator, size_hw: tuple[int, int] = _SIZE_HW) -> list[Shape]:
+    """Generate blobs with ragged outlines, 100 of 640 columns wide on average; most blobs belong to a few classes."""
     ids = list(COCO_NAMES)
-    height, width = _SIZE_HW
+    height, width = size_hw
+    scale = width / _SIZE_HW[1]
     shapes = []
     for _ in range(count):
-        half_h, n = 10 + 50 * rng.random(), int(np.clip(rng.gamma(2, 50), 4, width - 1))
+        half_h, n = scale * (10 + 50 * rng.random()), int(np.clip(rng.gamma(2, 50 * scale), 4, width - 1))
         columns = rng.integers(0, width - n + 1) + np.arange(n)
         outline = half_h * np.sqrt(1 - np.linspace(-0.99, 0.99, n) ** 2) + 1
         ragged = [np.rint(np.cumsum(rng.normal(0, 0.8, n))) for _ in range(2)]
@@ -99,7 +100,7 @@ def generate_shapes(count: int, rng: np.random.Generator) -> list[Shape]:
         tops = np.clip(middle - outline + ragged[0], 0, height - 1).astype(np.int64)
         bottoms = np.clip(middle + outline + ragged[1], tops + 1, height).astype(np.int64)
         class_id = ids[min(len(ids) - 1, int(rng.zipf(1.5)) - 1)]
-        shapes.append(Shape(columns, tops, bottoms, _SIZE_HW, class_id, float(rng.uniform(0.05, 1))))
+        shapes.append(Shape(columns, tops, bottoms, size_hw, class_id, float(rng.uniform(0.05, 1))))
     return shapes
 
 
@@ -135,8 +136,15 @@ def _mask_edges(shape: Shape) -> NDArray[np.int64]:
 class Stager:
     """A writer of staged files: images get the next rows of `pool` in turn, `per_image` on average."""
 
-    def __init__(self, pool: pa.StructArray, per_image: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        pool: pa.StructArray,
+        per_image: float,
+        rng: np.random.Generator,
+        size_hw: tuple[int, int] = _SIZE_HW,
+    ) -> None:
         self._pool, self._per_image, self._rng, self._next_row = pool, per_image, rng, 0
+        self._size_hw = size_hw
 
     def stage(self, store: Store, staged: str, task: Task, refs: Sequence[ImageRef]) -> UnitReport:
         """Stage a task as segray.execution.staging.stage does, for images that were never read."""
@@ -162,8 +170,8 @@ class Stager:
             "uri": [ref.uri for ref in refs],
             "version": [ref.version for ref in refs],
             "bytes": [ref.size_bytes for ref in refs],
-            "width": [_SIZE_HW[1]] * len(refs),
-            "height": [_SIZE_HW[0]] * len(refs),
+            "width": [self._size_hw[1]] * len(refs),
+            "height": [self._size_hw[0]] * len(refs),
             "status": ["ok" if count else "empty" for count in counts],
             "n_instances": counts,
             "attempts": [task.attempt] * len(refs),

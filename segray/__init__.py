@@ -9,9 +9,7 @@ import importlib
 
 TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
-    from typing import Any
-
-    from segray import rle
+    from segray import errors, instances, rle
     from segray.analytics.query.duckdb_views import sql
     from segray.instances import Instances
     from segray.label_set.snapshot import images, scan
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Instances", "__version__", "decode", "images", "rle", "scan", "sql"]
+__all__ = ["Instances", "__version__", "decode", "errors", "images", "instances", "rle", "scan", "sql"]
 
 # The modules of the public names. The modules below are attributes of segray without an import by name.
 _HOMES = {
@@ -32,12 +30,14 @@ _HOMES = {
 _MODULES = ("errors", "instances", "rle")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"segray.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # Type checkers would accept any name of a module that has this function.
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return importlib.import_module(f"segray.{name}")
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

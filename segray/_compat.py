@@ -99,6 +99,29 @@ def ray_refuses_token(address: str, token: str, timeout_s: float) -> bool:
     return False
 
 
+def ray_node_resources(address: str, token: str, timeout_s: float) -> list[dict[str, float]] | None:
+    """Return the resources of each living node of a cluster that this process has not joined; None without an answer.
+
+    Ray's own calls need a connection of the process, or the dashboard.
+
+    address: HOST:PORT of the head. token: "" for none.
+    """
+    import grpc
+    from ray.core.generated import gcs_service_pb2
+
+    messages: Any = gcs_service_pb2
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+        try:
+            answer: bytes = call(b"", timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError:
+            return None
+    nodes = messages.GetAllNodeInfoReply.FromString(answer).node_info_list
+    alive = 0  # GcsNodeInfo.GcsNodeState
+    return [dict(node.resources_total) for node in nodes if node.state == alive]
+
+
 def ray_session_folder() -> str:
     """Return the folder on this machine in which the connected Ray keeps logs and sockets.
 

@@ -10,13 +10,15 @@ reads a clock.
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from segray.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"\{(today|yesterday)(?::([^{}]*))?\}")
 _FORMAT = re.compile(r"(?:%[YmdyjGVu]|[^%])*")
+_TODAY = re.compile(r"today(?:@(.+))?")
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)?\s*")
 _UNIT_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -42,13 +44,31 @@ def folder_before_date(address: str) -> str:
     return address[: placeholder.start()].rpartition("/")[0]
 
 
-def parse_day(value: object) -> date:
-    """Return the day that `as_of` names, such as 2026-11-20; today is the day in UTC.
+def parse_day(value: object) -> tuple[date, str | None]:
+    """Return the day that `as_of` names, and the time zone of a day that the clock gives.
 
-    Raises ConfigError for any other value.
+    The value is a date such as 2026-11-20, `today` in UTC, or `today@Asia/Tokyo`. Raises ConfigError for any other
+    value.
     """
-    if isinstance(value, str) and value.strip() == "today":
-        return datetime.now(UTC).date()
+    if isinstance(value, str) and (today := _TODAY.fullmatch(value.strip())):
+        zone = today[1] or "UTC"
+        return datetime.now(_time_zone(zone)).date(), zone
+    return _parse_date(value), None
+
+
+def _time_zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:  # ValueError for a path, OSError for a folder.
+        raise ConfigError(
+            "no such time zone",
+            where="as_of",
+            found=name,
+            hint="give a name of the IANA database, as in today@Asia/Tokyo; the system's package tzdata has them",
+        ) from exc
+
+
+def _parse_date(value: object) -> date:
     try:
         return value if type(value) is date else date.fromisoformat(str(value).strip())
     except ValueError as exc:
@@ -56,7 +76,7 @@ def parse_day(value: object) -> date:
             "as_of is no day",
             where="as_of",
             found=str(value),
-            hint="set as_of to a date such as 2026-11-20, or to today",
+            hint="set as_of to a date such as 2026-11-20, to today, or to today@Asia/Tokyo",
         ) from exc
 
 

@@ -10,7 +10,8 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
@@ -35,6 +36,7 @@ from segray.errors import ConfigError
 from segray.limits import DEFAULT_LIMITS
 from segray.storage.addresses import AddressFault, address_fault, root_fault
 from segray.storage.options import StorageOptions
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 TEMPLATES = Path(__file__).parent / "configs"
 _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
@@ -80,6 +82,7 @@ class StorageSettings(_Section):
     endpoint_url: str | None = StorageOptions.endpoint_url
     region: str | None = StorageOptions.region
     anonymous: bool = StorageOptions.anonymous
+    profile: str | None = Field(default=StorageOptions.profile, min_length=1)
     retries: int = Field(default=StorageOptions.retries, ge=0)
     timeout_s: float = Field(default=StorageOptions.timeout_s, gt=0)
     http_headers: Mapping[str, str] | None = StorageOptions.http_headers
@@ -127,6 +130,7 @@ class SourceSettings(_Section):
     members: str | None = Field(default=None, min_length=1)
     frames_per_s: float = Field(default=1.0, gt=0, le=240)
     image_column: str | None = Field(default=None, min_length=1)
+    uri_column: str | None = Field(default=None, min_length=1)
     prefix: str = ""
     deleted: Literal["keep", "retire"] = "keep"
     max_retired_fraction: float = Field(default=0.1, ge=0, le=1)
@@ -182,11 +186,15 @@ class ModelSettings(_Section):
 
 
 class ImageSettings(_Section):
-    """Limits of an image. segray refuses an image over a limit, and allocates no pixels for the image."""
+    """Limits of an image, and how its samples are read. An image over a limit is refused before pixels are allocated.
+
+    bit_depth: bits that the 16-bit samples of PNG and TIFF files use; "auto" to tell by each image's samples.
+    """
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     max_side_px: int = Field(default=DEFAULT_LIMITS.max_side_px, ge=1)
+    bit_depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = DEFAULT_LIMITS.bit_depth
     timeout_s: float = Field(default=120, gt=0)
 
 
@@ -288,28 +296,33 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def _ignore(note: str) -> None:
+    """Ignore a note."""
+
+
+def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
         path: The YAML file.
         overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
             whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
+        note: Receives which day `today` is.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
     """
-    file = Path(path)
+    file = as_path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             "cannot read the configuration",
-            where=str(path),
+            where=str(file),
             found=str(exc),
             hint="check the path, or write a configuration: segray init FILE",
         ) from exc
-    return validate(_parse_yaml(text, str(path)), str(path), overrides)
+    return validate(_parse_yaml(text, str(file)), str(file), overrides, note=note)
 
 
 def write_template(file: Path, *, every_key: bool) -> None:
@@ -332,35 +345,47 @@ def write_template(file: Path, *, every_key: bool) -> None:
         ) from exc
 
 
-def validate(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+def validate(
+    values: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore
+) -> Config:
     """Return the validated configuration of a plain mapping, after `key=value` overrides.
 
     Args:
-        values: The configuration as nested mappings and lists. The function does not change them.
+        values: The configuration as nested mappings and lists, with paths as text or Path. The function does not change
+            them.
         where: Name of the mapping, for errors.
         overrides: As for `load`.
+        note: As for `load`.
 
     Raises:
         ConfigError: As for `load`.
     """
-    merged = copy.deepcopy(dict(values))
+    merged = _with_paths_as_text(copy.deepcopy(dict(values)))
     for override in overrides:
         _apply_override(merged, override)
-    _fill_dates(merged, where)
+    _fill_dates(merged, where, note)
     try:
         return Config.model_validate(merged)
     except ValidationError as exc:
         raise _config_error(exc, where) from exc
 
 
-def _fill_dates(values: dict[str, Any], where: str) -> None:
+def _with_paths_as_text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return as_uri(value)
+    return {key: _with_paths_as_text(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _fill_dates(values: dict[str, Any], where: str, note: Callable[[str], None]) -> None:
     """Parse `as_of`, and replace date placeholders in source.uri and output.root by dates as seen from `as_of`.
 
     A source.uri with a date also sets source.base to the folder before the date, unless source.base is set. Raises
     ConfigError for a placeholder without `as_of`.
     """
-    day = None if values.get("as_of") is None else _dates.parse_day(values["as_of"])
+    day, zone = (None, None) if values.get("as_of") is None else _dates.parse_day(values["as_of"])
     values["as_of"] = day
+    if zone is not None:
+        note(f"as_of: today is {day}, the day in {zone}")
     for section, key in (("source", "uri"), ("output", "root")):
         section_values = values.get(section)
         address = section_values.get(key) if isinstance(section_values, dict) else None
@@ -393,6 +418,28 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
             found=type(values).__name__,
             hint=_REFERENCE_HINT,
         )
+    return values
+
+
+def parse_texts(data: bytes, where: str, what: str) -> dict[str, str | list[str]]:
+    """Return a mapping of texts to texts, or to lists of texts, from YAML or JSON. 007 and yes stay text.
+
+    what: the name of such a file, for errors.
+
+    Raises:
+        ConfigError: The data is no such mapping.
+    """
+    hint = f"write the {what} as lines `NAME: NAME`"
+    try:
+        values = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        raise ConfigError(f"the {what} is not valid YAML", where=where, found=str(exc), hint=hint) from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"the {what} is no mapping", where=where, found=type(values).__name__, hint=hint)
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(name, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"the {what} has a value that is no text", where=where, found=str(name)[:60], hint=hint)
     return values
 
 
@@ -486,6 +533,9 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "missing":
         hint = f"add {key} to the configuration, or pass --set {key}=..."
         return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
+    if problem["type"] == "string_type" and not isinstance(problem["input"], Mapping | list):
+        hint = f"write the text of {key} in quotes: YAML reads some texts as numbers, dates, true, false or null"
+        return ConfigError(f"{key} is not text", where=where, found=repr(problem["input"]), hint=hint)
     return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE_HINT)
 
 

@@ -1,7 +1,7 @@
 """The errors that segray raises, and their exit codes.
 
     SegrayError
-    ├── UserError              usage or configuration: nothing was done             exit 2
+    ├── UserError              usage or configuration; what was committed is kept   exit 2
     │   ├── ConfigError        a key or value in the configuration
     │   ├── ModelError         model files: missing, unreadable, other inputs or outputs
     │   ├── SourceError        the dataset: empty, unreadable listing or manifest
@@ -51,7 +51,7 @@ def _rebuild(kind: type[SegrayError], what: str, where: str, found: str, hint: s
 
 
 class UserError(SegrayError):
-    """A fault of usage or configuration. Nothing was labelled."""
+    """A fault of usage or configuration, which no retry repairs."""
 
     exit_code = 2
 

@@ -101,18 +101,21 @@ def decode(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[1], size_hw[0]).T
 
 
-def decode_box(counts: str, size_hw: tuple[int, int], box_xyxy: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Return the part of a mask in a box, (y1 - y0, x1 - x0) bool. Other columns of the mask are not made.
-
-    box_xyxy: first column and row, and the column and row behind the last; within the image.
+def spans(counts: str, size_hw: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the vertical spans of a mask: columns, first rows, and the rows behind the last, (n,) int64 each.
 
     Raises:
         ValueError: The counts are malformed, or do not span the image.
     """
-    (x0, y0, x1, y1), height = box_xyxy, size_hw[0]
-    ends = np.clip(np.cumsum(runs_of(counts, size_hw)), x0 * height, x1 * height)
-    runs = np.diff(ends, prepend=x0 * height)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(x1 - x0, height).T[y0:y1]
+    height, ends = size_hw[0], np.cumsum(runs_of(counts, size_hw))
+    starts, stops = ends[: len(ends) // 2 * 2].reshape(-1, 2).T
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    first = starts // height
+    columns_of_run = (stops - 1) // height - first + 1  # A run may go on at the top of the next column.
+    run = np.repeat(np.arange(len(starts)), columns_of_run)
+    columns = first[run] + np.arange(len(run)) - (np.cumsum(columns_of_run) - columns_of_run)[run]
+    column_starts = columns * height
+    return columns, np.maximum(starts[run] - column_starts, 0), np.minimum(stops[run] - column_starts, height)
 
 
 @overload

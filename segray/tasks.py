@@ -70,6 +70,7 @@ class UnitReport:
     cpu_seconds: CPU seconds by stage name, summed over threads. "infer" also contains the work of all other threads
         during inference. Only a sum over reports is right.
     dropped: dropped rows by reason, such as an empty mask.
+    guessed_depths: images whose 16-bit samples were taken to use fewer bits because of their values, by bits.
     """
 
     task: Task
@@ -82,6 +83,7 @@ class UnitReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    guessed_depths: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

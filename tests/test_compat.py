@@ -278,11 +278,12 @@ finally:
 def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
     """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT.
 
-    ray._private.worker._global_node is set in a driver and in a worker.
+    ray._private.worker._global_node is set in a driver and in a worker. A head without a token answers GetAllNodeInfo
+    to anyone, with the living nodes in state 0.
     """
     program = """
 import os
-os.environ["SEGRAY_CONTRACT"] = "here"
+os.environ |= {"SEGRAY_CONTRACT": "here", "RAY_AUTH_MODE": "disabled"}
 import ray
 from segray import _compat
 from segray._system import child_processes
@@ -293,8 +294,10 @@ print(address not in before, address in _compat.ray_addresses_here())
 folder = _compat.ray_session_folder()
 print(folder == ray.get(ray.remote(_compat.ray_session_folder).remote()), os.path.isdir(folder + "/logs"))
 print(any(f"--gcs-address={address}" in words for words in child_processes.commands_with_variable("SEGRAY_CONTRACT")))
+(resources,) = _compat.ray_node_resources(address, "", 10.0)
+print(resources == ray.nodes()[0]["Resources"], _compat.ray_node_resources("127.0.0.1:9", "", 10.0))
 """
-    assert answered(program) == ["True True", "True True", "True"]
+    assert answered(program) == ["True True", "True True", "True", "True None"]
 
 
 @seen_in("ray", "2.60.0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from test_run import start
@@ -55,7 +56,34 @@ def test_a_date_must_be_given_and_be_one(tmp_path: Path) -> None:
 
 def test_today_is_that_of_utc() -> None:
     before = datetime.now(UTC).date()
-    assert before <= _dates.parse_day("today") <= before + timedelta(days=1)
+    day, zone = _dates.parse_day("today")
+    assert before <= day <= before + timedelta(days=1)
+    assert zone == "UTC"
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "Pacific/Kiritimati", "Etc/GMT+12"])
+def test_today_may_be_that_of_a_time_zone_and_the_note_names_it(zone: str) -> None:
+    notes: list[str] = []
+    values = {**MINIMAL, "source": {"uri": "raw/{today}"}}
+    before = datetime.now(ZoneInfo(zone)).date()
+    chosen = config.validate(values, "test", [f"as_of=today@{zone}"], note=notes.append)
+    assert chosen.as_of in (before, before + timedelta(days=1))
+    assert chosen.source.uri == f"raw/{chosen.as_of}"
+    assert notes == [f"as_of: today is {chosen.as_of}, the day in {zone}"]
+
+
+def test_a_date_needs_no_note() -> None:
+    notes: list[str] = []
+    values = {**MINIMAL, "source": {"uri": "raw"}}
+    config.validate(values, "test", ["as_of=2026-03-01"], note=notes.append)
+    config.validate(values, "test", note=notes.append)
+    assert notes == []
+
+
+@pytest.mark.parametrize("zone", ["Nowhere/Else", "../etc/passwd", "/etc/passwd", "Asia", "Asia/Tokyo\0", " "])
+def test_a_time_zone_that_does_not_exist_is_refused(zone: str) -> None:
+    with pytest.raises(ConfigError, match=r"no such time zone|no day"):
+        _dates.parse_day(f"today@{zone}")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from segray._system import streams
 from segray.errors import Interrupted
 
 INTERRUPTED = Interrupted("interrupted", hint="run the same command again")
@@ -149,9 +150,7 @@ def _on_stop_signal(number: int, frame: FrameType | None) -> None:
         if not _is_ignored(stop_signal):
             signal.signal(stop_signal, signal.SIG_DFL)
     if _signal_ends_process:
-        with suppress(OSError):  # Not through Python's streams, which a signal may interrupt in a write.
-            os.write(2, f"error: {INTERRUPTED}\n".encode())
-        os._exit(INTERRUPTED.exit_code)
+        streams.end(INTERRUPTED.exit_code, INTERRUPTED)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 

@@ -37,12 +37,15 @@ AsOf = Annotated[
 
 _GATE = 4
 _SHOWN = 15
+_PAIRS = 5  # of confused classes
 
 
 @app.command()
 def evaluate(
     root: Root,
-    truth: Annotated[str, typer.Option(help="Truth as COCO or LVIS JSON. Its file_name must equal image_key.")],
+    truth: Annotated[
+        str, typer.Option(help="Truth as COCO or LVIS JSON. Its file_name is image_key, or the end of a path.")
+    ],
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +61,34 @@ def evaluate(
     allow_other_classes: Annotated[
         bool, typer.Option(help="Match classes by category id, even if their names differ.")
     ] = False,
+    classes_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="id|name",
+            help="Way to match classes. By default ids if the names agree, else names if each fits one class.",
+        ),
+    ] = None,
+    class_map: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE|TRUTH=LABEL",
+            help="Class of the truth and class of the labels, by name or id. Repeatable. Or a file: YAML or JSON.",
+        ),
+    ] = [],  # noqa: B006
+    files_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="key|basename|suffix",
+            help="Way to match images: whole name, last part, or end of the path. By default the whole name, "
+            "else the end of the path if each fits one image.",
+        ),
+    ] = None,
+    strip_prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text to cut off each file_name of the truth.")
+    ] = "",
+    count_crowds: Annotated[
+        bool, typer.Option("--count-crowds", help="Take crowds for objects. CVAT exports brush masks as crowds.")
+    ] = False,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Smallest score of detections whose errors are counted.")
     ] = 0.5,
@@ -71,6 +102,7 @@ def evaluate(
     The command prints the average precision of masks and boxes, by class and size, and errors by kind.
     """
     with signals.ending_at_once():
+        from segray.analytics.evaluation.class_maps import from_options
         from segray.analytics.evaluation.evaluate import IOU_TYPES
         from segray.analytics.evaluation.evaluate import evaluate as compare
 
@@ -81,6 +113,11 @@ def evaluate(
         labelled_only=labelled_only,
         allow_unlisted=allow_unlisted,
         allow_other_classes=allow_other_classes,
+        classes_by=classes_by,
+        class_map=from_options(class_map),
+        files_by=files_by,
+        strip_prefix=strip_prefix,
+        count_crowds=count_crowds,
         protocol=protocol,
         min_score=min_score,
         curves=as_json,
@@ -130,8 +167,18 @@ def export(
         float, typer.Option(min=0, help="Largest distance of polygons from the pixels' edges, in pixels.")
     ] = 0.0,
     copy_images: Annotated[
-        bool | None, typer.Option(help="Copy the images too. By default only if the format needs them.")
+        bool | None,
+        typer.Option(help="Copy the images too. By default only for imagefolder. Not for formats of one file."),
     ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option(help="Leave out images that are missing, or changed since they were labelled.")
+    ] = False,
+    used_classes: Annotated[
+        bool, typer.Option("--used-classes", help="List the classes of exported instances only, not all of the model.")
+    ] = False,
+    rename: Annotated[
+        list[str], typer.Option(metavar="OLD=NEW", help="New name of a class in the export. Repeatable.")
+    ] = [],  # noqa: B006
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -157,6 +204,9 @@ def export(
         polygons=polygons,
         tolerance_px=tolerance_px,
         copy_images=copy_images,
+        skip_missing=skip_missing,
+        used_classes=used_classes,
+        rename=_new_names(rename),
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -353,6 +403,14 @@ def shares(texts: Sequence[str]) -> dict[str, int]:
     return counts
 
 
+def _new_names(texts: Sequence[str]) -> dict[str, str]:
+    """Return the new name by class, from texts such as "tv=screen"."""
+    for text in texts:
+        if "=" not in text:
+            raise UserError("--rename takes OLD=NEW", found=text, hint="for example --rename tv=screen")
+    return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
+
+
 def moment(text: str | None) -> datetime | None:
     """Return a time of the command line, in UTC unless it names an offset."""
     if text is None:
@@ -383,8 +441,8 @@ def describe_details(result: Evaluation) -> str:
     for kind, scores in result.scores.items():
         lines.append(
             f"{ {'segm': 'mask', 'bbox': 'box'}[kind]:>4} by size: small {_number(scores.ap_small)}, medium "
-            f"{_number(scores.ap_medium)}, large {_number(scores.ap_large)}; recall at 1, 10, 100: "
-            f"{scores.ar1:.3f}, {scores.ar10:.3f}, {scores.ar100:.3f}"
+            f"{_number(scores.ap_medium)}, large {_number(scores.ap_large)}; recall at "
+            f"{', '.join(map(str, scores.limits))}: {scores.ar1:.3f}, {scores.ar10:.3f}, {scores.ar100:.3f}"
         )
         if scores.frequency_ap:
             lines.append("     " + ", ".join(f"{word} {value:.3f}" for word, value in scores.frequency_ap.items()))
@@ -395,11 +453,13 @@ def describe_details(result: Evaluation) -> str:
         counts = {kind: sum(by_class.values()) for kind, by_class in result.mistakes.kinds.items()}
         counts_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         lines.append(f"detections of score {result.mistakes.min_score:g} and more: {counts_text}")
-        confusion = result.mistakes.confusion
-        confused = [(count, truth, name) for truth, row in confusion.items() for name, count in row.items()
-                    if "background" not in (truth, name) and truth != name]  # fmt: skip
-        for count, truth, name in sorted(confused, reverse=True)[:5]:
-            lines.append(f"  {count} times {truth} was taken for {name}")
+        taken = sorted(
+            ((count, truth, name) for truth, row in result.mistakes.taken_for.items() for name, count in row.items()),
+            reverse=True,
+        )
+        lines += [f"  {count} times {truth} was taken for {name}" for count, truth, name in taken[:_PAIRS]]
+        if others := sum(count for count, _, _ in taken[_PAIRS:]):
+            lines.append(f"  {others} times another class was taken for one")
     if first.calibration is not None:
         lines.append(f"calibration error: scores and precision differ by {first.calibration.error:.3f} on average")
     for model, (box, mask) in result.cards.items():
@@ -418,6 +478,14 @@ def describe_export(exported: ExportResult) -> str:
         line += (
             f"\nthe images are not copied; {exported.format} looks for them in {exported.lacks_images} (--copy-images)"
         )
+    if exported.companion is not None:
+        line += f"\nlabelling configuration: {exported.companion}"
+    left_out = [f"{key} is {text}" for key, text in exported.left_out.items()]
+    renamed = [f"{key} is {other.name}, beside {other.beside}" for key, other in exported.renamed.items()]
+    for title, texts in (("left out", left_out), ("renamed, since another image has the name", renamed)):
+        if texts:
+            line += f"\n{title}: {len(texts)}" + "".join(f"\n  {text}" for text in texts[:_SHOWN])
+            line += "\n  ..." if len(texts) > _SHOWN else ""
     return line
 
 

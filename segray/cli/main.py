@@ -37,6 +37,7 @@ from segray.cli.options import (
     Root,
     load,
     show_json,
+    with_home,
 )
 from segray.errors import InfrastructureError, Interrupted, SegrayError, UserError
 
@@ -49,6 +50,14 @@ if TYPE_CHECKING:
     from segray.label_set.promotion import Promotion
     from segray.label_set.validation import Report
     from segray.monitoring.session import Console
+
+
+class _ReportedError(Exception):
+    """The end of a command whose error is printed already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 def _print_version(requested: bool) -> None:
@@ -123,7 +132,9 @@ def label(
     screen = json_log.Json() if log_format is LogFormat.JSON else console.listener()
     try:
         ray_jobs.check_version()
-        config = load(configuration, overrides, as_of)
+        config = load(configuration, overrides, as_of, screen.note)
+        if not dry_run:
+            check_pools(config)
         with session.observed(config, screen) as listener:
             summary = run.label(
                 config,
@@ -140,7 +151,7 @@ def label(
         if not isinstance(screen, json_log.Json):
             raise
         screen.error(exc)
-        raise typer.Exit(exc.exit_code) from exc
+        raise _ReportedError(exc.exit_code) from exc
     raise typer.Exit(summary.exit_code)
 
 
@@ -175,7 +186,8 @@ def plan(
         from segray.execution import estimate
         from segray.monitoring import console
 
-    result = estimate.estimate(load(configuration, overrides, as_of), console.Plain())
+    screen = console.Plain()
+    result = estimate.estimate(load(configuration, overrides, as_of, screen.note), screen)
     if as_json:
         show_json(asdict(result))
     else:
@@ -358,7 +370,7 @@ def version() -> None:
 
 def describe_report(report: Report, most: int = 20) -> str:
     """Return what was checked, the warnings, and the first `most` violations."""
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if name != "batch")
+    counts = ", ".join(_counted(count, name) for name, count in report.counts.items() if name != "batch")
     lines = [f"checked as of batch {report.counts['batch']}: {counts}"]
     lines += [f"warning: {warning}" for warning in report.warnings]
     lines += [f"{violation.kind}: {violation.where}: {violation.found}" for violation in report.violations[:most]]
@@ -366,7 +378,13 @@ def describe_report(report: Report, most: int = 20) -> str:
     if count == 0:
         return "\n".join([*lines, "no violations"])
     shown = f", the first {most} shown" if count > most else ""
-    return "\n".join([*lines, f"{count} violations{shown}"])
+    return "\n".join([*lines, f"{_counted(count, 'violations')}{shown}"])
+
+
+def _counted(count: int, name: str) -> str:
+    """Return a count with its name, such as "1 run" and "2 unlisted files". name: a plural with underscores."""
+    words = name.replace("_", " ")
+    return f"{count} {words.removesuffix('s') if count == 1 else words}"
 
 
 def describe_promotion(promotion: Promotion) -> str:
@@ -388,6 +406,8 @@ def describe_maintenance(result: Maintenance) -> str:
         lines.append(
             f"{name}: {count} replaced or abandoned files deleted, {result.waiting[name]} within their grace time"
         )
+    if any(result.waiting.values()):
+        lines.append("readers of the plain glob count the rows of these files too, until a later call deletes them")
     return "\n".join([*lines, f"{result.staged_deleted} staged files of finished runs deleted"])
 
 
@@ -401,6 +421,14 @@ def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
         if signals.stop_requested():
             raise KeyboardInterrupt from exc
         raise
+
+
+def check_pools(config: Config) -> None:
+    """Raise ConfigError for worker pools that can never start, before the source is listed."""
+    with signals.ending_at_once():
+        from segray.execution import pool_check
+
+    pool_check.check_pools(config)
 
 
 def main() -> None:
@@ -420,14 +448,16 @@ def main() -> None:
     if earlier_children is not None:
         # Ray's agents check only once a minute whether their node lives.
         child_processes.kill_children(earlier_children)
-    os._exit(code)
+    streams.end(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(with_home(arguments), standalone_mode=False) or 0)
+    except _ReportedError as end:
+        return end.exit_code
     except Interrupted as exc:
         return _report_error(exc)
     except SegrayError as exc:
@@ -438,7 +468,8 @@ def run(arguments: list[str]) -> int:
         return _report_interruption() if signals.stop_requested() else _report_unexpected(exc.__context__ or exc)
     except Exception as exc:
         return _report_interruption() if signals.stop_requested() else _report_unexpected(exc)
-    if code == Interrupted.exit_code:  # Typer turns a KeyboardInterrupt into this code, without a message.
+    # Typer turns a KeyboardInterrupt into this code, without a message. A job that someone stopped has it too.
+    if code == Interrupted.exit_code and signals.stop_requested():
         return _report_interruption()
     return code or _check_output()
 
@@ -456,7 +487,7 @@ def _check_output() -> int:
 
 
 def _report_error(exc: SegrayError) -> int:
-    streams.tell(f"error: {exc}")
+    streams.tell_error(exc)
     return exc.exit_code
 
 
@@ -473,7 +504,6 @@ def _usage_hint(exc: BaseException) -> str:
 
 def _report_unexpected(exc: BaseException) -> int:
     if (message := usage_message(exc)) is not None:
-        streams.tell(f"error: {message}\n  do:    {_usage_hint(exc)}")
-        return UserError.exit_code
-    traceback.print_exception(exc)
+        return _report_error(UserError(message, hint=_usage_hint(exc)))
+    streams.tell_error(SegrayError(f"{type(exc).__name__}: {exc}"), "".join(traceback.format_exception(exc)))
     return SegrayError.exit_code

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 RETRY_FAILED = "--retry-failed"
+# `~` or `~/...`, alone or as the value of an option.
+_PATH_BELOW_HOME = re.compile(r"^(|--[a-z][a-z-]*=)(~)(?=/|$)")
 
 
 class RetryingCommand(TyperCommand):
@@ -54,6 +57,14 @@ def one_option_per_stage(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the home folder in place of `~` at the start of a path.
+
+    A shell does so for `~/x` alone, not for `--out=~/x`, nor in a list of arguments that no shell reads.
+    """
+    return [_PATH_BELOW_HOME.sub(lambda match: match[1] + os.path.expanduser(match[2]), text) for text in arguments]  # noqa: PTH111
+
+
 class LogFormat(StrEnum):
     """The format of a run's progress."""
 
@@ -73,7 +84,10 @@ Overrides = Annotated[
 ]
 Day = Annotated[
     str | None,
-    typer.Option("--as-of", help="Day that {today} means in source.uri and output.root: 2026-11-20, or today."),
+    typer.Option(
+        "--as-of",
+        help="Day that {today} means in source.uri and output.root: 2026-11-20, today (in UTC), or today@Asia/Tokyo.",
+    ),
 ]
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL of a label set.")]
 Endpoint = Annotated[str | None, typer.Option(help="Address of the object store, if it is not AWS.")]
@@ -92,22 +106,24 @@ RetryFailed = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-def load(path: Path, overrides: Sequence[str], day: str | None) -> Config:
+def load(path: Path, overrides: Sequence[str], day: str | None, note: Callable[[str], None]) -> Config:
     """Return the configuration of a file with overrides.
 
     path: the configuration file.
     overrides: texts of the form KEY=VALUE.
     day: value of the key `as_of`; None keeps the value of the file.
+    note: receives which day `today` is.
     """
     with signals.ending_at_once():
         from segray import config
 
-    return config.load(path, [*overrides, *([] if day is None else [f"as_of={day}"])])
+    return config.load(path, [*overrides, *([] if day is None else [f"as_of={day}"])], note=note)
 
 
 def show_json(record: Mapping[str, Any], indent: int | None = 2) -> None:
     """Print a record for programs, with sorted keys and paths as text.
 
-    indent: spaces of indentation; None for one line.
+    indent: spaces of indentation; None for one line. Beside a log of JSON lines the record is one line too.
     """
+    indent = None if streams.are_records() else indent
     streams.show(json.dumps(record, indent=indent, sort_keys=True, default=os.fspath))

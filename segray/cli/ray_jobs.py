@@ -191,9 +191,13 @@ class Dashboard:
                         "the cluster does not answer any more",
                         where=self.address,
                         found=f"{exc.what} ({exc.found})",
-                        hint=f"follow a living cluster with `ray job logs -f {job}`; else run the same command again",
+                        hint=f"follow a living cluster with `{self.command('logs -f', job)}`; else repeat the command",
                     ) from exc
             time.sleep(_POLL_S)
+
+    def command(self, verb: str, job: str) -> str:
+        """Return Ray's command that does something with a job of this cluster, such as `logs -f`, for a shell."""
+        return f"ray job {verb} --address {shlex.quote(self.address)} {job}"
 
     def stop(self, job: str) -> None:
         """Ask Ray to stop a job. job() shows whether the job stops."""
@@ -367,17 +371,18 @@ def _next_id(stem: str, dashboard: Dashboard) -> str:
         if match is None:
             continue
         if job["status"] not in _TERMINAL:
-            raise _overlap(job["submission_id"], job["status"].lower())
+            raise _overlap(dashboard, job["submission_id"], job["status"].lower())
         number = max(number, int(match[1]))
     return f"{stem}-{number + 1}"
 
 
-def _overlap(job: str, found: str) -> ConflictError:
+def _overlap(dashboard: Dashboard, job: str, found: str) -> ConflictError:
     return ConflictError(
         "another job of this label set runs",
         where=job,
         found=found,
-        hint=f"wait for the job (`ray job logs -f {job}`), or end the job with `ray job stop {job}`",
+        hint=f"wait for the job (`{dashboard.command('logs -f', job)}`), or end the job with "
+        f"`{dashboard.command('stop', job)}`",
     )
 
 
@@ -411,7 +416,7 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
             )
         except (RuntimeError, OSError, ValueError) as exc:
             if "already" in str(exc) and job in str(exc):
-                raise _overlap(job, "another client submitted it at the same time") from exc
+                raise _overlap(dashboard, job, "another client submitted it at the same time") from exc
             raise InfrastructureError(
                 "the cluster did not take the job",
                 where=dashboard.address,
@@ -528,7 +533,8 @@ def _await_end(dashboard: Dashboard, job: str) -> dict[str, Any]:
                 "the job's output cannot be followed any more",
                 where=job,
                 found=f"the job is {record['status'].lower()}",
-                hint=f"the job goes on; `ray job logs -f {job}` follows it, `segray status ROOT` shows its progress",
+                hint=f"the job goes on; `{dashboard.command('logs -f', job)}` follows it, "
+                "`segray status ROOT` shows its progress",
             )
         time.sleep(_POLL_S)
     return record

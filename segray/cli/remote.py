@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,7 +51,7 @@ def status(
 
     The command prints images done, rate, time left, failures and the slowest workers. It works on any machine that
     can read the label set. Exit code 0 means that a run is live, or that the last run is done. Exit code 3 means
-    that images are left and no driver works.
+    that images are left and no driver works, or that no run of the label set is recorded.
     """
     with signals.ending_at_once():
         from segray.monitoring.status import status as read_status
@@ -73,7 +74,7 @@ def status(
 def describe_status(run_status: Status) -> str:
     """Return the state of a run for a person, most important first."""
     if run_status.state == "none":
-        return f"{run_status.root}: a label set without a run"
+        return f"{run_status.root}: a label set without a run\ndo:      run `segray label` to label its source"
     lines = [f"run {run_status.run_id}: {_headline(run_status)}"]
     if run_status.skew_s is not None:
         lines.append(f"note:    this machine's clock is {duration(run_status.skew_s)} or more behind the driver's")
@@ -172,7 +173,7 @@ def submit(
     arguments += [f"{RETRY_FAILED}={stage}" for stage in retry_failed]
     request = submission.Request(
         configuration,
-        load(configuration, overrides, as_of),
+        load(configuration, overrides, as_of, tell),
         overrides,
         arguments,
         python,
@@ -189,27 +190,18 @@ def submit(
         outcome = submission.JobOutcome(job, "SUBMITTED", 0)
     else:
         try:
-            outcome = submission.follow(dashboard, job, start_timeout, tell if as_json else _follow)
+            outcome = submission.follow(dashboard, job, start_timeout, partial(streams.show_line, in_log=as_json))
         except KeyboardInterrupt:
             raise Interrupted(
                 "not followed any more; the job goes on",
                 where=job,
-                hint=f"`ray job logs --address {dashboard.address} -f {job}` follows it, "
-                f"`ray job stop --address {dashboard.address} {job}` ends it",
+                hint=f"`{dashboard.command('logs -f', job)}` follows it, `{dashboard.command('stop', job)}` ends it",
             ) from None
     reason = f": {outcome.message}" if outcome.message else ""
     tell(f"job {job}: {outcome.status.lower()}{reason}")
     if as_json:
         show_json(asdict(outcome))
     raise typer.Exit(outcome.exit_code)
-
-
-def _follow(line: str) -> None:
-    """Print a line of the job's log.
-
-    A line that standard output does not take is reported at the end, so following goes on.
-    """
-    print(line, flush=True)
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,18 @@ class EngineAccuracy:
     box_ap: Mapping[str, float]
 
 
-def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> EngineAccuracy:
+@dataclass(frozen=True)
+class TruthOfDataset:
+    """A truth that is read.
+
+    content: the truth of the images that the dataset has. refs: references of these images, by key.
+    """
+
+    content: Row
+    refs: Mapping[str, ImageRef]
+
+
+def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: TruthOfDataset) -> EngineAccuracy:
     """Return the average precision of each engine, on the truth's images that the dataset has.
 
     An unreadable image counts as an image without detections.
@@ -170,12 +181,12 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Eng
     Args:
         engines: The engines by any name.
         reader: Reader that prepares images for these engines.
-        truth: The ground truth and the dataset of its images.
+        truth: The ground truth of images of a dataset.
 
     Raises:
-        UserError: Truth and dataset share no image, or an image has another size in the truth.
+        UserError: An image has another size in the truth.
     """
-    content, refs = _truth_of_dataset(truth, reader.store)
+    content, refs = truth.content, truth.refs
     detections: dict[str, list[Row]] = {name: [] for name in engines}
     with ThreadPoolExecutor(max(engine.requests for engine in engines.values())) as pool:
         for results in pool.map(lambda row: _detect(engines, reader, row, refs[row["file_name"]]), content["images"]):
@@ -190,8 +201,11 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: Truth) -> Eng
     )
 
 
-def _truth_of_dataset(truth: Truth, store: Store) -> tuple[Row, Mapping[str, ImageRef]]:
-    """Return the truth of the images that the dataset has, and the image references by key."""
+def truth_of_dataset(truth: Truth, store: Store) -> TruthOfDataset:
+    """Read a truth, and return its part that the dataset has.
+
+    Raises UserError if truth and dataset share no image, SourceError for a truth or dataset that cannot be read.
+    """
     content = read_truth(truth.path)
     names = {row["file_name"] for row in content["images"]}
     dataset = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
@@ -200,14 +214,19 @@ def _truth_of_dataset(truth: Truth, store: Store) -> tuple[Row, Mapping[str, Ima
         raise UserError(
             "The truth and the images have nothing in common.",
             where=f"{truth.path}, {redact(truth.images)}",
-            found=f"images: {dataset[0].key}, truth: {min(names)}",
+            found=f"images: {_example(ref.key for ref in dataset)}, truth: {_example(names)}",
             hint="Make each `file_name` of the truth a path below the dataset's root, or set --truth-images.",
         )
     rows = [row for row in content["images"] if row["file_name"] in refs]
     images = [rows[i] for i in _evenly_spaced(len(rows), truth.most)]
     ids = {row["id"] for row in images}
     annotations = [row for row in content["annotations"] if row["image_id"] in ids]
-    return {**content, "images": images, "annotations": annotations}, refs
+    return TruthOfDataset({**content, "images": images, "annotations": annotations}, refs)
+
+
+def _example(names: Iterable[str]) -> str:
+    """Return the first name in order, or "none"."""
+    return min(names, default="none")
 
 
 def _detect(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:

@@ -106,6 +106,7 @@ def quantize(
         hint = "Give the float model from which this model was made."
         raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
     _check_free(model, out)
+    truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))
     adapter = model.adapter.with_size(model.form.name, source.size_hw)
     reader = Reader(adapter, adapter.forms[model.form.name], store)
@@ -127,9 +128,9 @@ def quantize(
         note(f"measuring the speed of {', '.join(engines)}")
         speed = compare.speed(engines, timed)
         accuracy = None
-        if truth is not None:
+        if truth_of_images is not None:
             note("measuring average precision before and after")
-            accuracy = compare.accuracy({name: engines[name] for name in ("f32", "int8")}, reader, truth)
+            accuracy = compare.accuracy({name: engines[name] for name in ("f32", "int8")}, reader, truth_of_images)
         calibration_uris = {ref.uri for ref in sample if ref.uri not in reader.failures}
         quantised = Quantised(
             name=model.name,

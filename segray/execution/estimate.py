@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +64,7 @@ class SourceEstimate:
     formats: images to label by format, such as "jpg" or "jpg in tar".
     unversioned: images to label without a version, whose changes segray cannot notice.
     seconds: seconds of listing.
+    passed_over: entries of the source that are left out, as PassedOver.as_record().
     """
 
     images: int
@@ -71,6 +73,7 @@ class SourceEstimate:
     formats: Mapping[str, int]
     unversioned: int
     seconds: float
+    passed_over: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
     to_label, total = _list_images(configuration, store, source_store, passed_over)
     for note in passed_over.notes():
         listener.note(note)
-    listed = _count_images(to_label, total, time.monotonic() - begin_s)
+    counts = _count_images(to_label, total, time.monotonic() - begin_s)
+    listed = replace(counts, passed_over=passed_over.as_record())
     listener.note(f"{listed.images} of {total} images to label, listed in {listed.seconds:.1f} s")
     threads = _threads(configuration.workers[0])
     run_estimate = RunEstimate(configuration.source.uri, configuration.output.root, listed, threads)

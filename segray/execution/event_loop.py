@@ -68,6 +68,7 @@ class RunContext:
     tracker: progress of this process; changes while the run goes on.
     facts: the facts of each worker that joined; grows while the run goes on.
     lease: the lease of the label set; None without one.
+    passed_over: entries of the source that are left out, as PassedOver.as_record(); changes with each listing.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class RunContext:
     tracker: ProgressTracker = field(default_factory=ProgressTracker)
     facts: list[Mapping[str, str]] = field(default_factory=list)
     lease: HeldLease | None = None
+    passed_over: dict[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> str:
@@ -115,6 +117,8 @@ class RunContext:
             "seconds": {name: round(value, 3) for name, value in self.counters.seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in self.counters.cpu_seconds.items()},
         }
+        if self.passed_over:
+            record["passed_over"] = self.passed_over
         if self.config.source.storage is not None:
             record["source_storage"] = self.config.source_storage_values()
         run.save(self.store, record)
@@ -384,7 +388,7 @@ class RunLoop:
                 self._merge(batch.number, running.inputs)
                 return
             self._log.note(f"batch {batch.number} is committed: {batch.images} images, {batch.instances} instances")
-            context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s)
+            context.tracker.add_commit(merged_s - running.since_s, self._clock() - merged_s, batch.replaced_files)
             context.save(self._run, "running", self._plan.images)
         due = self._settled() or self._staged_images >= context.config.publish.batch_images
         if not self._staged or not due:

@@ -99,11 +99,13 @@ class ImageFacts(NamedTuple):
     size_bytes: size of the file.
     size_hw: height and width in pixels, upright.
     orientation: EXIF orientation, 1..8.
+    guessed_depth: bits that 16-bit samples were taken to use because of their values; None if not guessed.
     """
 
     size_bytes: int
     size_hw: tuple[int, int]
     orientation: int
+    guessed_depth: int | None = None
 
 
 class DecodedImage(NamedTuple):
@@ -156,7 +158,7 @@ class Decoder:
                 with self._threads:
                     timer.enter("decode")
                     decoded = decode.load(data, header, self._limits, self._least_hw)
-                facts = ImageFacts(len(data), decoded.size_hw, decoded.orientation)
+                facts = ImageFacts(len(data), decoded.size_hw, decoded.orientation, decoded.guessed_depth)
                 del data
                 shrink_to(decoded.image.nbytes)
             yield DecodedImage(decoded.image, facts)

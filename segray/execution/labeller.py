@@ -249,8 +249,16 @@ class Labeller:
     def _outcome(self, image: _Image, timer: ImageTimer) -> ImageOutcome:
         facts, instances = self._steps.label(image.coalesced_read, image.row, timer)
         kept, dropped = drop_invalid_rows(instances, self._labels)
-        size_bytes, size_hw, orientation = facts
-        return ImageOutcome(image.ref, image.attempt, size_bytes, size_hw, orientation, kept, dropped=dropped)
+        return ImageOutcome(
+            image.ref,
+            image.attempt,
+            facts.size_bytes,
+            facts.size_hw,
+            facts.orientation,
+            kept,
+            dropped=dropped,
+            guessed_depth=facts.guessed_depth,
+        )
 
 
 def _images(task: Task, refs: Sequence[ImageRef], read: CoalescedRead) -> list[tuple[int, _Image]]:

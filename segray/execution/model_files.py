@@ -4,6 +4,9 @@ Knows which files belong to a model, their pieces, and where a node keeps them. 
 pieces, or of the model's content. A worker compares the fingerprint of the files that it opens with the driver's.
 
     TMP/segray-models-UID/FINGERPRINT/...      kept for later runs; the folder may be deleted while no run starts
+
+The first worker of a run removes copies that no process uses and that no run has opened for UNUSED_S. A worker holds a
+shared lock on the folder of its copy until it ends. The time of the folder's last change is the copy's last use.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +26,10 @@ from segray.errors import InfrastructureError
 from segray.models import engine, resolve
 
 PIECE_BYTES = 16 * 2**20
+UNUSED_S = 7 * 86_400
+_INCOMPLETE = "incomplete-"
+# Descriptors of this process whose locks mark copies as in use, by folder.
+_in_use: dict[Path, int] = {}
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ def received(model: ShippedModel, get: Callable[[Any], bytes], home: Path | None
             if not _is_complete(model.files, folder):
                 shutil.rmtree(folder, ignore_errors=not folder.exists())
                 _write(model.files, folder, get)
+            _mark_as_used(folder)
+            _remove_unused(home)
     except OSError as exc:
         raise InfrastructureError(
             "the model's files cannot be kept on this node",
@@ -115,7 +125,7 @@ def _is_complete(files: Iterable[ShippedFile], folder: Path) -> bool:
 
 def _write(files: Iterable[ShippedFile], folder: Path, get: Callable[[Any], bytes]) -> None:
     """Write the files into a new folder, which appears when it is complete."""
-    temporary = Path(tempfile.mkdtemp(prefix="incomplete-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=folder.parent))
     try:
         for file in files:
             path = temporary / PurePosixPath(file.name)
@@ -126,6 +136,39 @@ def _write(files: Iterable[ShippedFile], folder: Path, get: Callable[[Any], byte
     except BaseException:
         shutil.rmtree(temporary)
         raise
+
+
+def _mark_as_used(folder: Path) -> None:
+    """Record this moment as the copy's last use, and hold the copy until this process ends."""
+    os.utime(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    before, _in_use[folder] = _in_use.get(folder), descriptor
+    if before is not None:
+        os.close(before)
+
+
+def _remove_unused(home: Path) -> None:
+    """Remove copies that nobody uses, and what a killed process left behind. The caller holds the lock of `home`."""
+    for entry in os.scandir(home):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > UNUSED_S
+        if entry.name.startswith(_INCOMPLETE) or (is_old and _is_free(Path(entry.path))):
+            shutil.rmtree(entry.path)
+
+
+def _is_free(folder: Path) -> bool:
+    """Return whether no process holds the copy in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

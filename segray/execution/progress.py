@@ -7,6 +7,7 @@ Knows nothing of storage, screens, Ray or clocks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ class Counters:
     seconds, cpu_seconds: wall and CPU seconds by stage.
     merge_s, commit_s: wall seconds of merging and of committing, summed over batches.
     dropped: dropped rows by reason.
+    replaced_files: data files of both tables that commits removed from the log.
+    guessed_depths: images whose 16-bit samples were taken to use fewer bits because of their values, by bits.
     """
 
     ok: int = 0
@@ -40,6 +43,8 @@ class Counters:
     merge_s: float = 0.0
     commit_s: float = 0.0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    replaced_files: int = 0
+    guessed_depths: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -56,6 +61,7 @@ class Counters:
         self.seconds = _sum(self.seconds, report.seconds)
         self.cpu_seconds = _sum(self.cpu_seconds, report.cpu_seconds)
         self.dropped = {name: int(count) for name, count in _sum(self.dropped, report.dropped).items()}
+        self.guessed_depths = dict(Counter(self.guessed_depths) + Counter(report.guessed_depths))
 
 
 def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
@@ -228,10 +234,11 @@ class ProgressTracker:
         """Count the assignment of a task, as a retry when its attempt is not the first."""
         self._retries += attempt > 1
 
-    def add_commit(self, merge_s: float, commit_s: float) -> None:
-        """Count a committed batch, and add its seconds of merging and committing."""
+    def add_commit(self, merge_s: float, commit_s: float, replaced_files: int) -> None:
+        """Count a committed batch, and add its seconds of merging and committing, and the files that it replaced."""
         self.counters.merge_s += merge_s
         self.counters.commit_s += commit_s
+        self.counters.replaced_files += replaced_files
         self._commits += 1
 
     def progress(self, run: Run, *, images: int, done: int, waiting: int, labelling: bool) -> RunProgress:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,15 +39,26 @@ from segray.execution.scheduler import Policy
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
 from segray.imaging.tiling import TilingOptions
-from segray.label_set import batches, commit, failed_rows, merge, plan, root_check, run_records, schema, snapshot
+from segray.label_set import (
+    batches,
+    commit,
+    dataset,
+    failed_rows,
+    merge,
+    plan,
+    root_check,
+    run_records,
+    schema,
+    snapshot,
+)
+from segray.label_set.class_names import partition_value
 from segray.label_set.conditional_put import WARNING, has_conditional_put
 from segray.label_set.failed_rows import RetryRule
 from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
-from segray.limits import ImageLimits
+from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.models import engine, resolve
-from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
@@ -57,6 +69,9 @@ from segray.storage.uris import absolute, join, redact, scheme
 from segray.tasks import ALL_STAGES, STAGES, Task
 
 StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
+
+# Reading the scores of so many files takes a few seconds, even from a store far away.
+_MOST_FILES_COUNTED = 500
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,9 @@ class Summary:
     exit_code: 0, or 3 when more images of this command's runs failed than max_failed_fraction allows.
     of_runs: images by status that this command's runs labelled, in earlier processes too.
     failed_before: failed images of earlier runs, by stage.
+    confident: instances of score CONFIDENT_SCORE and more by class name, over the whole label set; None where the
+        label set has too many files to count them at once.
+    passed_over: entries of the source that are left out, as PassedOver.as_record().
     """
 
     root: str
@@ -91,6 +109,8 @@ class Summary:
     exit_code: int
     of_runs: Mapping[str, int] = field(default_factory=dict)
     failed_before: Mapping[str, int] = field(default_factory=dict)
+    confident: Mapping[str, int] | None = None
+    passed_over: Mapping[str, Any] = field(default_factory=dict)
 
 
 def label(
@@ -121,7 +141,7 @@ def label(
         The summary of the run.
 
     Raises:
-        UserError: the configuration, model or source is at fault, and this process labelled nothing.
+        UserError: the configuration, model or source is at fault; everything committed is kept.
         ConflictError: another exclusive run works on the label set.
         InfrastructureError: the run stopped; everything committed is kept.
         Interrupted: the run was interrupted; everything committed is kept.
@@ -336,6 +356,8 @@ def next_step(
     )
     for note in passed_over.notes():
         context.listener.note(note)
+    context.passed_over.clear()
+    context.passed_over.update(passed_over.as_record())
     rows_to_retire = schema.RETIRED.empty_table()
     if retiring and committed is not None and images is not None:
         unread_entries = [prefix + key for key in passed_over.unread]
@@ -399,6 +421,7 @@ def _resumable(
     frozen_plan = plan.load(context.store, run.folder)
     if frozen_plan is None:
         return None
+    context.passed_over.update(run.record(context.store).get("passed_over", {}))
     has_row = _has_row(context, run, frozen_plan, committed)
     inputs = batches.read_batch_inputs(run, next_batch, context.store)
     names = run_records.select_staged(context.store.names(run.staged), inputs.staged if inputs else ())
@@ -622,6 +645,7 @@ def _retire(context: RunContext, work: Resume, totals: _Totals) -> None:
         if batch.removed:
             commit.commit(batch, work.run, context.options, context.store)
             totals.retired += batch.removed
+            context.counters.replaced_files += batch.replaced_files
 
 
 def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, totals: _Totals) -> None:
@@ -702,11 +726,15 @@ def _save_end(context: RunContext, run: Run, state: str, images: int) -> None:
         context.listener.note(f"the record of run {run.id} cannot be written and keeps its last state ({exc.what})")
 
 
-def _stop_error(exc: SegrayError, remaining_images: int) -> InfrastructureError:
-    """Return the error that ends a run which had begun, with the number of images that remain."""
+def _stop_error(exc: InfrastructureError | UserError, remaining_images: int) -> SegrayError:
+    """Return the error that ends a run which had begun, with the number of images that remain.
+
+    An error of the user keeps its class and its exit code: no retry repairs the cause.
+    """
     found = "; ".join(part for part in (exc.found, f"{remaining_images} images of this run not labelled yet") if part)
     hint = "; ".join(part for part in (exc.hint, "then run the same command again to resume") if part)
-    return InfrastructureError(exc.what, where=exc.where, found=found, hint=hint)
+    error_class = type(exc) if isinstance(exc, UserError) else InfrastructureError
+    return error_class(exc.what, where=exc.where, found=found, hint=hint)
 
 
 def _left_over_error(context: RunContext, reasons: Mapping[str, str]) -> InfrastructureError:
@@ -730,10 +758,11 @@ def _left_over_error(context: RunContext, reasons: Mapping[str, str]) -> Infrast
 def _summary(context: RunContext, totals: _Totals) -> Summary:
     images = context.store.retrying(context.root, lambda: _images(context, totals.carried_out))
     allowed = context.config.max_failed_fraction * sum(images.of_runs.values())
+    classes, confident = context.store.retrying(context.root, lambda: _instances(context))
     return Summary(
         context.root,
         images.by_status,
-        context.store.retrying(context.root, lambda: _classes(context)),
+        classes,
         context.counters,
         totals.labelling_s,
         totals.startup_s,
@@ -744,6 +773,8 @@ def _summary(context: RunContext, totals: _Totals) -> Summary:
         exit_code=InfrastructureError.exit_code if images.of_runs.get("failed", 0) > allowed else 0,
         of_runs=images.of_runs,
         failed_before=images.failed_before,
+        confident=confident,
+        passed_over=dict(context.passed_over),
     )
 
 
@@ -782,17 +813,29 @@ def _count_statuses(rows: pa.Table) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["status"]).to_pylist()}
 
 
-def _classes(context: RunContext) -> dict[str, int]:
-    """Return the committed instances by class name, most frequent first. Read only the table's log."""
+def _instances(context: RunContext) -> tuple[dict[str, int], dict[str, int] | None]:
+    """Return the committed instances by class name, most frequent first: all, and those of CONFIDENT_SCORE and more.
+
+    The first come from the table's log alone. The second are None if the table has more than _MOST_FILES_COUNTED files.
+    """
     state = snapshot.table_state(context.root, "instances", context.options)
     if state is None:
-        return {}
-    names = {partition: name for _, name, partition in context.identity.classes}
-    counts: dict[str, int] = {}
+        return {}, {}
+    recorded = run_records.partition_values(context.store, context.root)
+    names = {partition: name for name, partition in recorded.items()}
+    totals = Counter[str]()
     for action in state.files.select(["partition.class", "num_records"]).to_pylist():
-        name = names[action["partition.class"]]
-        counts[name] = counts.get(name, 0) + int(action["num_records"])
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        totals[names[action["partition.class"]]] += int(action["num_records"])
+    classes = dict(totals.most_common())
+    if state.files.num_rows > _MOST_FILES_COUNTED:
+        return classes, None
+    rows = dataset.dataset(state, context.options, context.store.delta_options(context.root))
+    is_confident = pc.field("score") >= CONFIDENT_SCORE
+    partitions = Counter[str]()
+    for batch in rows.to_batches([schema.PARTITION], filter=is_confident):
+        for entry in pc.value_counts(batch.column(schema.PARTITION)).to_pylist():
+            partitions[entry["values"]] += entry["counts"]
+    return classes, {names[partition]: count for partition, count in partitions.most_common()}
 
 
 # ---- what goes in ---------------------------------------------------------------------------------
@@ -814,14 +857,9 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentity:
-    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
-
-    Raises ConfigError when two class names give the same partition.
-    """
+    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list."""
     labels = model.adapter.labels
-    classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
-    if len({partition for _, _, partition in classes}) != len(classes):
-        raise ConfigError("two class names of the label map give the same partition", where="the label map")
+    classes = tuple((i, name, partition_value(name)) for i, name in sorted(labels.items()))
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     facts = {
         "name": model.name,

@@ -81,7 +81,7 @@ class ServedFiles:
         """Return whether one of the files of a place is served, and not a page. An outage ends the search."""
         for file in files:
             try:
-                start = self._store.probe(file, max_bytes)
+                start = self._store.read(file, max_bytes, retries=0)
             except (FileNotFoundError, AccessError):
                 continue
             except InfrastructureError:

@@ -34,6 +34,7 @@ class ImageOutcome:
     size_hw: height and width in pixels; (0, 0) if unknown.
     orientation: EXIF orientation, 1..8.
     dropped: dropped rows by reason.
+    guessed_depth: bits that 16-bit samples were taken to use because of their values; None if not guessed.
     """
 
     ref: ImageRef
@@ -44,6 +45,7 @@ class ImageOutcome:
     instances: Instances | None = None
     failure: ImageFailure | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    guessed_depth: int | None = None
 
     @property
     def status(self) -> str:
@@ -118,6 +120,9 @@ def _report(task: Task, name: str, outcomes: Sequence[ImageOutcome]) -> UnitRepo
         instances=sum(len(outcome.instances) for outcome in outcomes if outcome.instances is not None),
         bytes_read=sum(outcome.bytes_read for outcome in outcomes),
         dropped=dict(dropped),
+        guessed_depths=dict(
+            Counter(outcome.guessed_depth for outcome in outcomes if outcome.guessed_depth is not None)
+        ),
     )
 
 

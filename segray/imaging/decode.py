@@ -1,14 +1,17 @@
 """Decoding of an image file's bytes to upright RGB pixels.
 
 This module knows the decoders and how odd files become RGB. It keeps no state, so any number of threads may decode at
-once; both libraries release the GIL while they decode.
+once; all libraries release the GIL while they decode.
 
-OpenCV is faster and decodes plain JPEG and PNG files; Pillow decodes all others. For a file that both can decode, both
-give the same picture. Profiles, texts and thumbnails reach neither: they may unpack to far more than the file's size.
+OpenCV decodes plain JPEG and PNG files, imagecodecs other PNGs and rare kinds of JPEG, tifffile TIFFs, Pillow all other
+files. Profiles, texts and thumbnails reach none of them: they may unpack to far more than the file's size.
 Odd files become RGB of 8 bits per channel by these rules:
 
-- Alpha and transparent colours are composited over white, as a viewer on a white page shows them.
-- 16 bits per channel keep their upper byte (value >> 8). 32-bit and float samples are refused: their range is unknown.
+- Alpha and transparent colours are composited over white, as a viewer on a white page shows them. A BMP whose alpha is
+  0 everywhere is opaque.
+- 9 to 16 bits per channel keep their upper 8 bits. A TIFF's BitsPerSample and MaxSampleValue say which value is white.
+- 16-bit samples of PNG and TIFF may use 8 to 14 bits. `ImageLimits.bit_depth` says how many; see `samples.Range`.
+- Signed, 32-bit and float samples are refused: which value is black or white is unknown.
 - Grey, 1-bit and palette images are expanded. CMYK and YCCK JPEGs are read as Adobe writes them (inverted).
 - Colour profiles, gamma and XMP are ignored. Of animations and multi-page files the first frame is read.
 """
@@ -20,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +31,34 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from segray._system import host_process
 from segray.errors import ImageError
-from segray.imaging.headers import ORIENTATION_TAG, Header, admit, check_size, without_metadata
+from segray.imaging import codecs, directory, samples, tiff
+from segray.imaging.headers import (
+    Header,
+    JpegFrame,
+    admit,
+    block_size,
+    check_size,
+    png_without_key,
+    without_metadata,
+)
 from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
-_BAND_PIXELS = 2**18
 _PILLOW_BLOCK_BYTES = 64 * 2**20
-# EXIF, GPS and interoperability directories, which Pillow reads after the pixels.
-_DIRECTORIES = (34665, 34853, 40965)
+_EXIF_SIGNATURE = b"Exif\0\0"
+_END_OF_JPEG = b"\xff\xd9"
+# Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
+_AHEAD = b"\xff\0" * 8
+# What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
+_FILLINGS = (b"\xff\0", b"\0", b"\xaa", b"\x55")
+_FILLING_BYTES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +66,26 @@ class Decoded:
     """A decoded picture.
 
     image: (height, width, 3) uint8 RGB, C-contiguous, upright. orientation: EXIF 1..8 of the file, already applied.
-    size_hw: height and width of the full picture; `image` is smaller if `load` reduced the picture.
+    size_hw: height and width of the full picture; `image` is smaller if `load` reduced the picture. guessed_depth: bits
+    that 16-bit samples were taken to use because of their values; None if the file or a setting says.
     """
 
     image: Pixels
     orientation: int
     size_hw: tuple[int, int]
+    guessed_depth: int | None = None
+
+
+class _Stored(NamedTuple):
+    """Pixels as stored. orientation: that of the header, unless the decoder knows better. guessed_depth: as in Decoded.
+
+    reduction: 1, 2, 4 or 8, by which the sides are shorter than the header's.
+    """
+
+    pixels: Pixels
+    orientation: int
+    guessed_depth: int | None = None
+    reduction: int = 1
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
@@ -84,13 +114,19 @@ def load(
     Raises:
         ImageError: The bytes cannot be decoded.
     """
-    reduction = _reduction(header, least_hw)
-    pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
-    if pixels is None:
-        pixels, reduction = _decode_by_pillow(data, header, limits), 1
-    turn = 1 if header.format == "TIFF" else header.orientation  # Pillow turns TIFFs upright itself.
-    upright = _upright(pixels, turn)
-    return Decoded(upright, header.orientation, upright.shape[:2] if reduction == 1 else header.size_hw)
+    try:
+        stored = _stored(data, header, limits, _reduction(header, least_hw))
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{header.format} of {header.width}x{header.height}: not enough memory to decode it"
+        ) from error
+    except Exception as error:  # Decoders raise many types for broken files: OSError, KeyError, ...
+        raise ImageError(f"{header.format} cannot be decoded: {error or type(error).__name__}") from error
+    upright = _upright(stored.pixels, stored.orientation)
+    size_hw = upright.shape[:2] if stored.reduction == 1 else header.size_hw
+    return Decoded(upright, stored.orientation, size_hw, stored.guessed_depth)
 
 
 def peak_bytes(header: Header, least_hw: tuple[int, int] | None = None) -> int:
@@ -149,11 +185,12 @@ class _PillowLimitLifted:
 _pillow_limit_lifted = _PillowLimitLifted()
 # Pillow's readers by format. Image.open would try the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "AVIF": lambda file: _avif_file(file),
     "BMP": BmpImageFile,
     "GIF": GifImageFile,
+    "HEIF": lambda file: _heif_file(file),
+    "JP2": Jpeg2KImageFile,
     "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "TIFF": TiffImageFile,
     "WEBP": WebPImageFile,
 }
 _REDUCED = {
@@ -164,10 +201,80 @@ _REDUCED = {
 }
 
 
+def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) -> _Stored:
+    """Return the stored pixels in RGB. Raise any error of the format's decoder."""
+    if header.tiff is not None:
+        picture = tiff.decode(data, header.tiff, block_size, limits.samples_depth)
+        return _Stored(picture.pixels, header.orientation, picture.guessed_depth)
+    if header.png is not None:
+        return _decode_png(data, header, limits)
+    if header.jpeg is not None:
+        return _decode_jpeg(data, header, header.jpeg, limits, reduction)
+    if header.format == "JXL":
+        return _Stored(_any_to_rgb(codecs.decode_jpeg_xl(data), None, limits), 1)
+    return _decode_by_pillow(data, header, limits)
+
+
+# ---- JPEG -----------------------------------------------------------------------------------------
+
+
+def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLimits, reduction: int) -> _Stored:
+    if header.format == "JPEGLS":
+        return _Stored(_any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits), header.orientation)
+    if frame.bits > 8 or frame.marker == _LOSSLESS:
+        stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
+        return _Stored(_any_to_rgb(stored, frame.bits, limits), header.orientation)
+    pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
+    return _Stored(pixels, header.orientation, reduction=reduction)
+
+
+_LOSSLESS = 0xC3
+
+
+def _whole_jpeg(
+    data: bytes, header: Header, frame: JpegFrame, limits: ImageLimits, reduction: int
+) -> tuple[Pixels, int]:
+    """Return the pixels of a JPEG, and the reduction that was possible. Raise ImageError for a scan that ends early.
+
+    libjpeg takes an end marker inside a scan for the end of the picture, and what is missing is grey. Without a marker,
+    libjpeg asks for more bytes, and both OpenCV and Pillow then give up.
+    """
+    if frame.has_end and frame.scans > 1:
+        return _jpeg_pixels(data, header, limits, reduction)
+    scans = memoryview(data)[: frame.scan_end]
+    if frame.has_end:
+        try:
+            return _jpeg_pixels(b"".join((scans, _AHEAD)), header, limits, reduction)
+        except OSError as error:
+            raise ImageError("truncated: the JPEG's scan ends early") from error
+    pixels = _same_with_any_filling(data, frame, lambda data: _jpeg_pixels(data, header, limits, 1)[0])
+    return pixels, 1
+
+
+def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
+    """Return the pixels of a JPEG whose decoder takes a scan that ends early for the whole.
+
+    Raise ImageError if the pixels change with bytes that follow the scan.
+    """
+    scans = data[: frame.scan_end].rstrip(b"\xff")
+    whole: NDArray[Any] | None = None
+    for filling in _FILLINGS:
+        pixels = decode(scans + (filling * _FILLING_BYTES)[:_FILLING_BYTES] + _END_OF_JPEG)
+        if whole is not None and not np.array_equal(whole, pixels):
+            missing = "" if frame.has_end else ", and the end marker is missing"
+            raise ImageError(f"truncated: the JPEG's scan ends early{missing}")
+        whole = pixels
+    assert whole is not None
+    return whole
+
+
+def _jpeg_pixels(data: bytes, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
+    pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
+    return (_decode_by_pillow(data, header, limits).pixels, 1) if pixels is None else (pixels, reduction)
+
+
 def _decode_by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
-    """Return the stored pixels in RGB, or None if OpenCV fails. Pillow then decodes or gives a reason."""
-    if header.format == "PNG":  # OpenCV unpacks a PNG's profile, and skips a JPEG's.
-        data = without_metadata(data, header.format)
+    """Return the stored pixels in RGB, or None if OpenCV fails. Another decoder then decodes or gives a reason."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -178,41 +285,133 @@ def _decode_by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels
     return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
 
-def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> Pixels:
-    """Return the stored pixels in RGB; a TIFF's are upright. Raise ImageError with Pillow's reason."""
+# ---- PNG ------------------------------------------------------------------------------------------
+
+
+def _decode_png(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
+    kind = header.png
+    assert kind is not None
+    if header.plain:  # OpenCV unpacks a PNG's profile.
+        pixels = _decode_by_opencv(without_metadata(data, header.format), header)
+        if pixels is not None:
+            return _Stored(pixels, header.orientation)
+    data = png_without_key(data) if kind.transparent else without_metadata(data, header.format)
+    stored = _interlaced_png(data) if kind.interlaced else codecs.decode_png(data)
+    guessed = None
+    if kind.bits == samples.FULL_DEPTH:
+        bits, guessed = _depth_of(stored, limits)
+    else:
+        bits = 8
+    white, key = (1 << bits) - 1, _key(kind.transparent, kind.bits)
+    rgb = samples.converted(header.height, header.width, lambda rows: _array_to_rgb(stored[rows], white, key))
+    return _Stored(rgb, header.orientation, guessed)
+
+
+def _interlaced_png(data: bytes) -> NDArray[Any]:
+    """Return the samples of an interlaced PNG, by OpenCV. In imagecodecs, libpng writes a warning for each file."""
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        return codecs.decode_png(data)
+    if stored.ndim == 3:
+        stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=stored)
+    return np.asarray(stored)
+
+
+def _key(transparent: tuple[int, ...], bits: int) -> NDArray[Any] | None:
+    """Return the transparent colour as samples; libpng widens fewer than 8 bits of grey to 8."""
+    return np.array(transparent) * (255 // ((1 << bits) - 1) if bits < 8 else 1) if transparent else None
+
+
+def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | None]:
+    """Return the bits that 16-bit samples use, and the same if they are guessed by the samples."""
+    depth = limits.samples_depth
+    if depth == samples.FULL_DEPTH:
+        return depth, None
+    colours = stored.shape[2] - 1 + stored.shape[2] % 2 if stored.ndim == 3 else 1
+    seen = samples.Range()
+    for rows in samples.bands(*stored.shape[:2]):
+        seen.add(stored[rows] if stored.ndim == 2 else stored[rows][..., :colours])
+        if depth is None and not seen.depth_is_open:
+            return samples.FULL_DEPTH, None
+    if depth is not None:
+        samples.check_depth(seen.most, depth)
+        return depth, None
+    return seen.depth, seen.depth if seen.depth < samples.FULL_DEPTH else None
+
+
+# ---- arrays of any kind ---------------------------------------------------------------------------
+
+
+def _any_to_rgb(stored: NDArray[Any], bits: int | None, limits: ImageLimits) -> Pixels:
+    """Return pixels of 1 to 4 channels as RGB. bits: bits that the samples use; None for all of their type."""
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
+    if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] > 4):
+        raise ImageError(f"pixels of shape {stored.shape}, which segray does not read")
+    check_size(stored.shape[1], stored.shape[0], limits)
+    white = (1 << (bits or 8 * stored.dtype.itemsize)) - 1
+    height, width = stored.shape[:2]
+    return samples.converted(height, width, lambda rows: _array_to_rgb(stored[rows], white, None))
+
+
+def _array_to_rgb(band: NDArray[Any], white: int, key: NDArray[Any] | None) -> Pixels:
+    """Return a band of samples as RGB. key: the colour that is transparent."""
+    narrow = samples.eight_bits(band, white)
+    channels = narrow.shape[2] if narrow.ndim == 3 else 1
+    if channels < 3:
+        rgb = samples.grey_to_rgb(np.ascontiguousarray(narrow if narrow.ndim == 2 else narrow[..., 0]))
+    else:
+        rgb = narrow[..., :3]
+    if channels in (2, 4):
+        return samples.over_white(rgb, narrow[..., -1])
+    if key is not None:
+        rgb = np.array(rgb)
+        rgb[band == key[0] if band.ndim == 2 else (band == key).all(axis=2)] = 255
+    return rgb
+
+
+# ---- all other formats ----------------------------------------------------------------------------
+
+
+def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
+    """Return the stored pixels in RGB. Raise Pillow's errors."""
+    with _pillow_limit_lifted, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
+        check_size(*image.size, limits)  # A file may state two sizes; Pillow allocates this one.
+        image.load()
+        turn = header.orientation
+        if header.format == "AVIF":  # libavif tells the rotation of the container as EXIF does.
+            turn = directory.orientation(image.info.get("exif", b"").removeprefix(_EXIF_SIGNATURE))
+        return _Stored(_to_rgb(_opaque_bmp(image) if header.format == "BMP" else image), turn)
+
+
+def _avif_file(file: io.BytesIO) -> ImageFile:
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    return AvifImageFile(file)
+
+
+def _heif_file(file: io.BytesIO) -> ImageFile:
     try:
-        with _pillow_limit_lifted, _READERS[header.format](io.BytesIO(without_metadata(data, header.format))) as image:
-            check_size(*image.size, limits)  # A file may state two sizes; Pillow allocates this one.
-            if header.format == "TIFF":
-                exif = image.getexif()
-                for directory in _DIRECTORIES:
-                    exif.pop(directory, None)
-                exif[ORIENTATION_TAG] = header.orientation  # Pillow turns the picture by this value, not by XMP's.
-            image.load()
-            return _to_rgb(image)
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise ImageError(
-            f"{header.format} of {header.width}x{header.height}: not enough memory to decode it"
-        ) from error
-    except Exception as error:  # Pillow's readers raise many types for broken files: OSError, KeyError, ...
-        raise ImageError(f"{header.format} cannot be decoded: {error or type(error).__name__}") from error
+        with host_process.import_changes_undone():
+            from pillow_heif.as_plugin import HeifImageFile
+    except ImportError as error:
+        raise ImageError("HEIC needs the extra heif", hint="pip install 'segray[heif]' on every node") from error
+    return HeifImageFile(file)  # type: ignore[no-untyped-call]
+
+
+def _opaque_bmp(image: Image.Image) -> Image.Image:
+    """Return a BMP without its alpha if that is 0 everywhere: then the writer left the fourth byte empty."""
+    is_empty = image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    return image.convert("RGB") if is_empty else image
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules.
-
-    The work is done in bands of rows. Pillow's conversions hold up to four further copies of what they convert.
-    """
+    """Convert any of Pillow's modes to (height, width, 3) uint8. The docstring of this module has the rules."""
     if image.mode in ("I", "F"):
         raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
-    rgb = np.empty((image.height, image.width, 3), np.uint8)
-    band_rows = max(1, _BAND_PIXELS // max(1, image.width))
-    for top in range(0, image.height, band_rows):
-        bottom = min(top + band_rows, image.height)
-        rgb[top:bottom] = _band_to_rgb(image.crop((0, top, image.width, bottom)))
-    return rgb
+    return samples.converted(
+        image.height, image.width, lambda rows: _band_to_rgb(image.crop((0, rows.start, image.width, rows.stop)))
+    )
 
 
 def _band_to_rgb(image: Image.Image) -> Pixels:

@@ -47,6 +47,19 @@ def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
     return lines.reshape(*size_hw, channels)
 
 
+def swap_red_and_blue(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (n, h, w, 3) uint8 with the first and the third channel swapped, as a copy.
+
+    An array of another shape is returned unchanged.
+    """
+    from segray.imaging.opencv import cv2
+
+    if images.ndim != 4 or images.shape[3] != 3:
+        return images
+    rows = np.ascontiguousarray(images).reshape(-1, *images.shape[2:])
+    return np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2BGR), np.uint8).reshape(images.shape)
+
+
 @functools.lru_cache(maxsize=64)
 def _window(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """Return the source pixels that each output pixel of an axis reads.

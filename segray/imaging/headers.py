@@ -3,8 +3,9 @@
 This module knows formats, their metadata and the limits on a file. This module allocates no pixels, so the limits are
 checked before a decoder allocates anything. EXIF's orientation is the only metadata that is read.
 
-A file that ends early is an error. A JPEG must have an end marker. A PNG must have an IEND chunk, and each checksum
-must be right. A JPEG that lost bytes from the middle of its scan looks like a complete JPEG.
+A file that ends early is an error. A PNG must have an IEND chunk, and each checksum must be right. Whether the scan of
+a JPEG is complete is left to the decoder, because a JPEG may lack its end marker alone. The scans of a JPEG must send
+all coefficients. TIFF tags are read in tiff_layout.py, ISO and JPEG XL containers in containers.py.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from segray.errors import ImageError
+from segray.imaging import containers, tiff_layout
+from segray.imaging.directory import orientation
+from segray.imaging.tiff_layout import TiffLayout
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 # No valid file has more segments, chunks or values of a tag. A loop over millions of them holds the GIL for seconds.
@@ -24,19 +29,47 @@ _MAX_PARTS = 200_000
 # write 10 scans.
 _MAX_SCANS = 100
 _RGB_BYTES = 3
+# No usual picture at the limit of pixels takes more. A strip of a TIFF may state any number of samples.
+_MOST_BYTES_PER_PIXEL = 24
 # Bytes of a pixel in Pillow's memory: a mode of one channel takes a byte, a mode of more channels takes four.
 _ONE_CHANNEL, _TWO_BYTES, _CHANNELS = 1.0, 2.0, 4.0
-_READS = "segray reads BMP, GIF, JPEG, PNG, TIFF and WebP"
+_READS = "segray reads AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, JPEG XL, JPEG-LS, PNG, TIFF and WebP"
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """The frame of a JPEG. marker: byte of the frame's marker, which names the process. bits: bits per sample.
+
+    scans: number of scans. scan_end: position behind the last scan. has_end: whether the end marker is there.
+    """
+
+    marker: int
+    bits: int
+    channels: int
+    scans: int
+    scan_end: int
+    has_end: bool
+
+
+@dataclass(frozen=True)
+class PngKind:
+    """The kind of a PNG's pixels. transparent: samples of the colour that is transparent; () without one."""
+
+    bits: int
+    colour: int
+    interlaced: bool
+    transparent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Header:
     """The header of an image file.
 
-    format: BMP, GIF, JPEG, PNG, TIFF or WEBP. width, height: pixels as stored, before orientation. orientation: EXIF
-    1..8; 1 if the file has none or a broken one. plain: OpenCV reads this kind of file as Pillow does.
-    held_bytes_per_pixel: bytes that a decoder holds for each pixel beside the RGB picture, such as the picture in the
-    file's own mode, or all coefficients of a JPEG of several scans. copied_bytes: size of the copy without metadata.
+    format: AVIF, BMP, GIF, HEIF, JP2, JPEG, JPEGLS, JXL, PNG, TIFF or WEBP. width, height: pixels as stored, before
+    orientation. orientation: EXIF 1..8; 1 if the file has none or a broken one. plain: OpenCV decodes this kind of file
+    to RGB. held_bytes_per_pixel: bytes that a decoder holds for each pixel beside the RGB picture, such as the picture
+    in the file's own mode, or all coefficients of a JPEG of several scans. copied_bytes: size of the copy that the
+    decoder gets, and of blocks. jpeg, png, tiff: what the decoder of this format needs to know.
     """
 
     format: str
@@ -46,6 +79,9 @@ class Header:
     plain: bool = False
     held_bytes_per_pixel: float = field(default=0.0, compare=False)
     copied_bytes: int = field(default=0, compare=False)
+    jpeg: JpegFrame | None = field(default=None, compare=False)
+    png: PngKind | None = field(default=None, compare=False)
+    tiff: TiffLayout | None = field(default=None, compare=False)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -61,8 +97,7 @@ class Header:
         picture = pixels * _RGB_BYTES / reduction**2
         # OpenCV gives Python a copy of its picture.
         held = max(pixels * self.held_bytes_per_pixel, picture if self.plain else 0) + self.copied_bytes
-        is_turned = self.orientation > 1 and self.format != "TIFF"  # Pillow turns a TIFF before there is a picture.
-        return round(picture + max(held, picture if is_turned else 0))
+        return round(picture + max(held, picture if self.orientation > 1 else 0))
 
 
 def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
@@ -74,6 +109,11 @@ def admit(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
         raise ImageError(f"more than {limits.max_bytes} bytes (image.max_bytes)")
     header = probe(data)
     check_size(header.width, header.height, limits)
+    if header.tiff is not None and header.copied_bytes > _MOST_BYTES_PER_PIXEL * limits.max_pixels:
+        raise ImageError(
+            f"a strip or tile of the TIFF needs {header.copied_bytes / 1e6:.0f} MB, "
+            f"more than {_MOST_BYTES_PER_PIXEL} bytes for each of image.max_pixels"
+        )
     return header
 
 
@@ -84,6 +124,8 @@ def probe(data: bytes) -> Header:
     if not data:
         raise ImageError("empty file")
     parse = next((parse for magic, parse in _FORMATS if data.startswith(magic)), None)
+    if parse is None and containers.is_container(data):
+        parse = _contained
     if parse is None:
         raise _not_an_image(data)
     try:
@@ -124,37 +166,83 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_8_BIT = frozenset({0xC0, 0xC1, 0xC2})
+_SPECTRAL = _HUFFMAN_8_BIT | {0xC9, 0xCA}  # Processes whose scans name coefficients.
+_OTHER_PROCESSES = {
+    0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic-coded",
+    0xCA: "arithmetic-coded", 0xCB: "arithmetic-coded", 0xCD: "hierarchical", 0xCE: "hierarchical",
+    0xCF: "hierarchical",
+}  # fmt: skip
+_LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 # Segments that do not affect pixels: comments and application data, except JFIF's (APP0) and Adobe's (APP14).
 _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 _EXIF_SIGNATURE = b"Exif\0\0"
 _COEFFICIENT_BYTES = 2
+_COEFFICIENTS = frozenset(range(64))
 
 
 def _jpeg(data: bytes) -> Header:
     frame: tuple[int, int, int, int, int] | None = None
     coefficients_per_pixel = 0.0
     exif = b""
-    scans = 0
+    scans, components = 0, b""
+    sent, refined = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
+    marker, end, is_ended = 0, len(data), False
     for marker, start, stop in _jpeg_segments(data):
-        if marker in _FRAMES and frame is None:
-            frame = (marker, *struct.unpack_from(">BHHB", data, start + 4))
-            coefficients_per_pixel = _jpeg_coefficients_per_pixel(data[start + 10 : stop])
+        if marker == _EOI:
+            end, is_ended = start, True
+        elif marker in _FRAMES or marker == _JPEG_LS:
+            if frame is None:
+                frame = (marker, *struct.unpack_from(">BHHB", data, start + 4))
+                components = data[start + 10 : stop]
+                coefficients_per_pixel = _jpeg_coefficients_per_pixel(components)
         elif marker == _SOS:
             if frame is None:
                 break
             scans += 1
-        elif marker == _APP1 and not exif and data.startswith(_EXIF_SIGNATURE, start + 4, stop):
+            _add_sent_coefficients(data[start + 4 : stop], sent, refined)
+            if frame[0] == _JPEG_LS:  # Its scans have bytes that are markers in other JPEGs.
+                break
+        elif marker == _APP1 and not exif and not scans and data.startswith(_EXIF_SIGNATURE, start + 4, stop):
             exif = data[start + 4 + len(_EXIF_SIGNATURE) : stop]
     if frame is None:
         raise ImageError("corrupt JPEG: no frame header before the first scan")
+    if not scans:
+        raise ImageError("truncated: the JPEG ends before its first scan", found=f"{len(data)} bytes")
     if scans > _MAX_SCANS:
         raise ImageError(f"corrupt JPEG: {scans} scans, more than {_MAX_SCANS}")
     marker, bits, height, width, channels = frame
+    complete = sent if is_ended else refined
+    if marker in _SPECTRAL and any(complete[component] != _COEFFICIENTS for component in components[::3]):
+        raise ImageError("truncated: the JPEG lacks scans", found=f"{scans} scans")
+    kind = JpegFrame(marker, bits, channels, scans, end, is_ended)
+    if marker == _JPEG_LS:
+        return Header("JPEGLS", width, height, orientation(exif), False, channels * (1 if bits <= 8 else 2), jpeg=kind)
+    if marker in _OTHER_PROCESSES and not (marker in (0xC9, 0xCA) and bits == 8):
+        raise ImageError(f"a JPEG of a process that segray does not read: {_OTHER_PROCESSES[marker]}")
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
+    is_rare = bits > 8 or marker == _LOSSLESS
     held = _COEFFICIENT_BYTES * coefficients_per_pixel if scans > 1 else 0.0
-    if not plain:
+    if is_rare:
+        held += channels * (1 if bits <= 8 else 2)
+    elif not plain:
         held = _held_by_pillow(_CHANNELS if channels > 1 else _ONE_CHANNEL, held)
-    return Header("JPEG", width, height, _orientation(exif), plain, held)
+    if not is_ended:
+        held = max(held, 0.0) + 2 * _RGB_BYTES
+    copied_bytes = 0 if is_rare or (scans > 1 and is_ended) else len(data)
+    return Header("JPEG", width, height, orientation(exif), plain, held, copied_bytes, jpeg=kind)
+
+
+def _add_sent_coefficients(scan: bytes, sent: dict[int, set[int]], refined: dict[int, set[int]]) -> None:
+    """Add the coefficients that a scan sends to those of its components (B.2.3).
+
+    refined: receives the coefficients that the scan sends to their last bit.
+    """
+    count = scan[0]
+    first, last, bits_left = scan[1 + 2 * count], min(scan[2 + 2 * count], 63), scan[3 + 2 * count] & 15
+    for component in scan[1 : 1 + 2 * count : 2]:
+        sent[component].update(range(first, last + 1))
+        if not bits_left:
+            refined[component].update(range(first, last + 1))
 
 
 def _jpeg_coefficients_per_pixel(components: bytes) -> float:
@@ -165,14 +253,20 @@ def _jpeg_coefficients_per_pixel(components: bytes) -> float:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, stop) of each segment before the end marker. Raise ImageError if there is no end marker."""
+    """Yield (marker, start, stop) of each segment up to the end marker, which may be missing.
+
+    Raise ImageError for a file that ends inside a segment.
+    """
     at = 2
     for _ in range(_MAX_PARTS):
         match = _JPEG_MARKER.search(data, at)
         if match is None:
-            raise ImageError("truncated: the JPEG's end marker is missing", found=f"{len(data)} bytes")
+            if at > len(data):
+                raise ImageError("truncated: the JPEG ends inside a segment", found=f"{len(data)} bytes")
+            return
         marker = data[match.start() + 1]
         if marker == _EOI:
+            yield marker, match.start(), match.end()
             return
         if marker == _SOI:
             raise ImageError("truncated: a second JPEG begins before the end of the first")
@@ -195,27 +289,51 @@ def _jpeg_without_metadata(data: bytes) -> bytes:
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_TRUECOLOUR = 2
-_PNG_CHANNELS = frozenset({_TRUECOLOUR, 4, 6})  # Colour types of several channels: RGB, grey with alpha, RGBA.
+_GREY, _TRUECOLOUR, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_PNG_CHANNELS = {_GREY: 1.0, _TRUECOLOUR: 3.0, _PALETTE: 3.0, _GREY_ALPHA: 2.0, _RGBA: 4.0}
+_PNG_BITS = {
+    _GREY: (1, 2, 4, 8, 16),
+    _TRUECOLOUR: (8, 16),
+    _PALETTE: (1, 2, 4, 8),
+    _GREY_ALPHA: (8, 16),
+    _RGBA: (8, 16),
+}
 
 
 def _png(data: bytes) -> Header:
     view = memoryview(data)
-    exif, has_transparent_colour, pixel_bytes = b"", False, len(_PNG_SIGNATURE)
+    exif, key, pixel_bytes = b"", None, len(_PNG_SIGNATURE)
     for name, start, stop in _png_chunks(data):
         if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
             raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
-        has_transparent_colour |= name == b"tRNS"
+        if name == b"tRNS":
+            key = data[start + 8 : stop - 4]
         pixel_bytes += stop - start if name in _PIXEL_CHUNKS else 0
         if name == b"eXIf":
-            exif = data[start + 8 : stop - 4]
-    first, width, height, bits, colour = struct.unpack_from(">4sIIBB", data, len(_PNG_SIGNATURE) + 4)
+            exif = data[start + 8 : stop - 4].removeprefix(_EXIF_SIGNATURE)
+    first, width, height, bits, colour, interlace = struct.unpack_from(">4sIIBBxxB", data, len(_PNG_SIGNATURE) + 4)
     if first != b"IHDR":
         raise ImageError("corrupt PNG: the first chunk is not IHDR")
-    plain = bits == 8 and colour == _TRUECOLOUR and not has_transparent_colour
-    held = 0.0 if plain else _CHANNELS if colour in _PNG_CHANNELS else _TWO_BYTES if bits == 16 else _ONE_CHANNEL
-    copied_bytes = pixel_bytes if pixel_bytes < len(data) else 0
-    return Header("PNG", width, height, _orientation(exif), plain, held, copied_bytes)
+    kind = _png_kind(bits, colour, interlace == 1, key)
+    plain = bits == 8 and colour == _TRUECOLOUR and key is None
+    channels = 4.0 if colour == _PALETTE and key is not None else _PNG_CHANNELS[colour]
+    held = 0.0 if plain else channels * (2 if bits == 16 else 1)
+    if kind.interlaced and not plain:  # OpenCV has no mode of grey with alpha, and gives Python a copy.
+        held = held * (2 if colour == _GREY_ALPHA else 1)
+        held = max(held, 2 * held - _RGB_BYTES)
+    copied_bytes = pixel_bytes if pixel_bytes < len(data) or kind.transparent else 0
+    return Header("PNG", width, height, orientation(exif), plain, held, copied_bytes, png=kind)
+
+
+def _png_kind(bits: int, colour: int, interlaced: bool, key: bytes | None) -> PngKind:
+    """Return the kind of pixels. The key of grey and RGB files has two bytes for each sample, whatever their depth."""
+    if colour not in _PNG_CHANNELS or bits not in _PNG_BITS[colour]:
+        raise ImageError(f"corrupt PNG: colour type {colour} with {bits} bits")
+    samples = {_GREY: 1, _TRUECOLOUR: 3}.get(colour, 0)
+    if key is None or not samples:
+        return PngKind(bits, colour, interlaced)
+    mask = (1 << bits) - 1  # The other bits are 0 by the standard, and readers ignore them.
+    return PngKind(bits, colour, interlaced, tuple(value & mask for value in struct.unpack_from(f">{samples}H", key)))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -239,8 +357,17 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_without_metadata(data: bytes) -> bytes:
+    return _png_of_chunks(data, _PIXEL_CHUNKS)
+
+
+def png_without_key(data: bytes) -> bytes:
+    """Return a PNG of the same pixels without metadata and without a transparent colour."""
+    return _png_of_chunks(data, _PIXEL_CHUNKS - {b"tRNS"})
+
+
+def _png_of_chunks(data: bytes, names: frozenset[bytes]) -> bytes:
     view = memoryview(data)
-    chunks = [view[start:stop] for name, start, stop in _png_chunks(data) if name in _PIXEL_CHUNKS]
+    chunks = [view[start:stop] for name, start, stop in _png_chunks(data) if name in names]
     pixel_bytes = len(_PNG_SIGNATURE) + sum(map(len, chunks))
     return data if pixel_bytes == len(data) else b"".join([_PNG_SIGNATURE, *chunks])
 
@@ -308,8 +435,8 @@ def _webp(data: bytes) -> Header:
         raise ImageError("truncated: the WebP is shorter than its header says", found=f"{len(data)} bytes")
     width, height = _webp_canvas(data)
     exif = next((body for name, body in _riff_chunks(data) if name == b"EXIF"), b"")
-    orientation = _orientation(exif.removeprefix(_EXIF_SIGNATURE))
-    return Header("WEBP", width, height, orientation, False, _held_by_pillow(_CHANNELS, 3 * _CANVAS_BYTES))
+    turn = orientation(exif.removeprefix(_EXIF_SIGNATURE))
+    return Header("WEBP", width, height, turn, False, _held_by_pillow(_CHANNELS, 3 * _CANVAS_BYTES))
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
@@ -340,85 +467,33 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 8 + length + length % 2
 
 
-# ---- TIFF and EXIF, which is a TIFF directory ------------------------------------------------------
-
-_WIDTH, _HEIGHT, ORIENTATION_TAG = 256, 257, 274
-_BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 258, 277, 322, 323
-_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
-_BYTES = frozenset({1, 2, 7})  # BYTE, ASCII and UNDEFINED: their values are not parsed one by one
+# ---- TIFF -----------------------------------------------------------------------------------------
 
 
 def _tiff(data: bytes) -> Header:
-    for tag, kind, count, _ in _entries(data):
-        if count > _MAX_PARTS and kind not in _BYTES:
-            raise ImageError(f"corrupt TIFF: its tag {tag} has {count} values")
-    tags = _integers(data)
-    if _WIDTH not in tags or _HEIGHT not in tags:
-        raise ImageError("corrupt TIFF: its first directory has no width or no height")
-    orientation = _valid_orientation(tags)
-    return Header("TIFF", tags[_WIDTH], tags[_HEIGHT], orientation, False, _tiff_held_bytes(tags))
+    layout, turn = tiff_layout.read(data)
+    return Header("TIFF", layout.width, layout.height, turn, copied_bytes=layout.held_bytes, tiff=layout)
 
 
-def _tiff_held_bytes(tags: dict[int, int]) -> float:
-    """Return the bytes per pixel of Pillow's picture, and of libtiff's tile or of the picture turned upright."""
-    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
-    one_channel = {16: _TWO_BYTES, 32: _CHANNELS}.get(bits, _ONE_CHANNEL)
-    picture = _CHANNELS if samples > 1 else one_channel
-    turned = picture if _valid_orientation(tags) > 1 else 0.0
-    tile_pixels = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0)
-    tile = tile_pixels / max(1, tags[_WIDTH] * tags[_HEIGHT]) * samples * bits / 8
-    return _held_by_pillow(picture, max(turned, tile))
+def block_size(block: bytes) -> tuple[int, int]:
+    """Return width and height that an image file in a strip or tile of a TIFF states.
 
-
-def _orientation(exif: bytes) -> int:
-    """Return EXIF's orientation 1..8; 1 if the block is missing or broken, which is common."""
-    try:
-        return _valid_orientation(_integers(exif))
-    except struct.error:
-        return 1
-
-
-def _valid_orientation(tags: dict[int, int]) -> int:
-    orientation = tags.get(ORIENTATION_TAG, 1)
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _integers(tiff: bytes) -> dict[int, int]:
-    """Return the integer tags of the first directory. Raise struct.error if the directory is cut short."""
-    return {tag: value for tag, _, _, value in _entries(tiff) if value is not None}
-
-
-def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int | None]]:
-    """Yield (tag, type, count, value) of the first directory (TIFF 6.0 section 2; BigTIFF).
-
-    The value is None for a tag that is no integer, and the first one of several integers.
-    Raise struct.error if the directory is cut short.
+    Raise ImageError for a block that is no such file or that ends early.
     """
-    order = "<" if tiff[:2] == b"II" else ">"
-    (version,) = struct.unpack_from(order + "H", tiff, 2)
-    big = version == 43
-    (start,) = struct.unpack_from(order + ("Q" if big else "I"), tiff, 8 if big else 4)
-    if start >= len(tiff):
-        raise struct.error("the directory lies behind the end")
-    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), tiff, start)
-    if entries > 0xFFFF:
-        raise struct.error("more entries than there are tags")
-    first, entry = start + (8 if big else 2), struct.Struct(order + ("HHQ" if big else "HHI"))
-    for at in range(first, first + entries * (20 if big else 12), 20 if big else 12):
-        tag, kind, count = entry.unpack_from(tiff, at)
-        yield tag, kind, count, _first_integer(tiff, order, big, kind, count, at + entry.size)
+    if block.startswith(containers.LERC_MAGIC):
+        return containers.lerc_size(block)
+    header = probe(block)
+    if header.jpeg is not None and not header.jpeg.has_end:
+        raise ImageError("truncated: a JPEG in the TIFF ends early")
+    return header.width, header.height
 
 
-def _first_integer(tiff: bytes, order: str, big: bool, kind: int, count: int, at: int) -> int | None:
-    """Return the first integer of a tag, whose values lie at `at` if they fit there, else at the position in `at`."""
-    if kind not in _INTEGERS:
-        return None
-    integer, position = struct.Struct(order + _INTEGERS[kind]), struct.Struct(order + ("Q" if big else "I"))
-    if count * integer.size > position.size:
-        (at,) = position.unpack_from(tiff, at)
-        if at + integer.size > len(tiff):
-            return None
-    return int(integer.unpack_from(tiff, at)[0])
+# ---- ISO containers, JPEG 2000 and JPEG XL --------------------------------------------------------
+
+
+def _contained(data: bytes) -> Header:
+    picture = containers.read(data)
+    return Header(picture.format, picture.width, picture.height, 1, False, picture.held_bytes_per_pixel)
 
 
 # ---- all formats ----------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ COVERED = 0.8
 # A seam cut an object if its box ends within this distance of the window's side, as a share of the side. Predicted
 # boxes end slightly before the side.
 _AT_SEAM = 0.02
+# More than the rounding error of an overlap in pixels, and less than a pixel.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Window:
 def windows(size_hw: tuple[int, int], tiles: TilingOptions) -> list[Window]:
     """Return all windows of an image, row by row. The whole image comes last if it is one of them.
 
-    Windows that would leave the image are moved back into it, so all but the whole image have one size.
+    Windows are spread evenly from side to side, as few as the overlap allows. All but the whole image have one size.
     An image that fits into one window has that window alone.
     """
     height, width = size_hw
@@ -78,9 +80,11 @@ def windows(size_hw: tuple[int, int], tiles: TilingOptions) -> list[Window]:
 
 
 def _starts(length: int, tiles: TilingOptions) -> list[int]:
-    """Return the positions where windows begin along one side."""
-    step, last = max(1, tiles.size - round(tiles.size * tiles.overlap)), max(0, length - tiles.size)
-    return [*range(0, last, step), last]
+    """Return the positions where windows begin along one side: evenly spread, as few as the overlap allows."""
+    longest_step = max(1, tiles.size - int(tiles.size * tiles.overlap + _ROUNDING))
+    last = max(0, length - tiles.size)
+    steps = -(-last // longest_step)
+    return [round(i * last / max(1, steps)) for i in range(steps + 1)]
 
 
 def place(instances: Instances, window: Window, size_hw: tuple[int, int]) -> Instances:
@@ -104,8 +108,9 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
 
     Several windows may see one object. The merged score is the highest of all. The merged mask is that of the smallest
     window that saw the whole object. If each window cut the object, the merged mask is the union of the parts. An
-    object that every window cut is dropped if another window's larger object covers at least COVERED of a part. The
-    classes of the two objects do not matter.
+    object that every window cut is dropped if another window's larger object covers at least COVERED of a part. Without
+    a window of the whole image, only an object of its own class can cover: a thing in front of a larger one may be cut
+    by every window.
 
     Args:
         parts: Each window with its instances, which `place` has moved.
@@ -127,11 +132,13 @@ def merge(parts: Sequence[tuple[Window, Instances]], size_hw: tuple[int, int], m
     for number, group in enumerate(groups):
         thing_of[group] = number
     is_covered = np.zeros(len(things), np.bool_)
+    saw_whole_image = any(window.size_hw == size_hw for window, _ in parts)
     areas = rle.area([thing.rles[0] for thing, _ in things]) if things else np.zeros(0)
     for (i, j), shares in zip(pairs[~is_same], covered[~is_same], strict=True):
         for piece, other, share in ((thing_of[i], thing_of[j], shares[0]), (thing_of[j], thing_of[i], shares[1])):
             _, is_cut = things[piece]
-            is_covered[piece] |= is_cut and share >= COVERED and areas[other] > areas[piece]
+            can_cover = saw_whole_image or things[piece][0].class_ids[0] == things[other][0].class_ids[0]
+            is_covered[piece] |= is_cut and can_cover and share >= COVERED and areas[other] > areas[piece]
     kept = [thing for (thing, _), hidden in zip(things, is_covered, strict=True) if not hidden]
     kept.sort(key=lambda thing: -float(thing.scores[0]))
     return _concatenated(kept[:most], size_hw, seen.unreadable)

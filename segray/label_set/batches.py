@@ -53,6 +53,11 @@ class Batch:
     retired: tuple[str, ...] = ()
     removed: int = 0
 
+    @property
+    def replaced_files(self) -> int:
+        """Return the number of files of both tables that the commit removes from the log."""
+        return sum(len(changes.remove) for changes in self.tables.values())
+
     def dump(self) -> bytes:
         """Return the batch as the bytes of its record."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from segray.errors import LabelSetError
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import join, name, parent
+from segray.storage.uris import PathOrUrl, as_uri, join, name, parent
 
 CURRENT = "CURRENT"
 _MAX_BYTES = 4096
 
 
-def resolved(root: str, options: StorageOptions) -> str:
-    """Return the label set that `root` means.
+def resolved(root: PathOrUrl, options: StorageOptions) -> str:
+    """Return the label set that `root` means, as text.
 
     PARENT/CURRENT means the promoted label set. Any other root means itself. Raises LabelSetError where CURRENT is
     missing, or names no folder.
     """
+    root = as_uri(root)
     uri = root.rstrip("/")
     if name(uri) != CURRENT:
         return root

@@ -39,7 +39,7 @@ from segray.label_set.parquet_writer import DataFileWriter, SpillableRows, conte
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import COMMIT_ORDER, open_table, require_table, table_uri
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import join
+from segray.storage.uris import PathOrUrl, as_uri, join
 from segray.storage.uris import name as base_name
 
 _ATTEMPTS = 3
@@ -85,7 +85,7 @@ class Maintenance:
 
 
 def maintain(
-    root: str,
+    root: PathOrUrl,
     options: StorageOptions,
     *,
     grace_hours: int = 24,
@@ -104,6 +104,7 @@ def maintain(
     Raises:
         LabelSetError: There is no label set.
     """
+    root = as_uri(root)
     if any(open_table(root, name, options) is None for name in COMMIT_ORDER):
         raise LabelSetError("no label set here", where=root, hint="check the path, or run `segray label` first")
     store, result = Store(options), Maintenance()
@@ -182,7 +183,10 @@ def _merge(
     sort_columns = ["image_key", "instance"] if name == "instances" else ["image_key"]
     rows = SpillableRows()
     rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in sort_columns]))
-    return DataFileWriter(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
+    writer = DataFileWriter(
+        store, root, f"c{token}", _provenance(facts), limits.file_rows, lambda _: group[0].partition or ""
+    )
+    return writer.write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from segray.label_set.delta_log import live_files
 from segray.label_set.snapshot import table_state
 from segray.label_set.validation import verify
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import absolute, join, name, parent
+from segray.storage.uris import PathOrUrl, absolute, as_uri, join, name, parent
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Promotion:
     written: bool
 
 
-def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run: bool = False) -> Promotion:
+def promote(root: PathOrUrl, options: StorageOptions, *, force: bool = False, dry_run: bool = False) -> Promotion:
     """Make PARENT/CURRENT name the label set at `root`.
 
     Args:
@@ -46,12 +46,12 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
             images than the current one.
         UserError: `root` is CURRENT itself, or does not lie in another folder.
     """
-    store, uri = Store(options), absolute(root.rstrip("/"))
+    store, uri = Store(options), absolute(as_uri(root).rstrip("/"))
     folder, parent_uri = name(uri), parent(uri)
     if folder == CURRENT or not parent_uri or parent_uri.endswith(":/"):
         raise UserError(
             "segray promotes only a label set whose folder lies in another folder",
-            where=root,
+            where=as_uri(root),
             hint="give PARENT/NAME; readers then read PARENT/CURRENT",
         )
     pointer = join(parent_uri, CURRENT)
@@ -61,7 +61,7 @@ def promote(root: str, options: StorageOptions, *, force: bool = False, dry_run:
     if doubts and not force:
         raise LabelSetError(
             "this label set should not become the current one yet",
-            where=root,
+            where=as_uri(root),
             found="; ".join(doubts),
             hint="let `segray label` finish and run `segray verify`, or promote the label set as it is with --force",
         )

@@ -57,6 +57,50 @@ IMAGES = pa.schema(
     ]
 )
 
+# The meaning of the tables and of their columns: comments in the log, and docs/data-dictionary.md.
+TABLE_DESCRIPTIONS: Mapping[str, str] = {
+    "instances": "Instance masks, one row each: where a model saw an object, of which class, and how surely.",
+    "images": "Images, one row each: labelled with instances, labelled without any, or failed with a reason.",
+}
+_SHARED_DESCRIPTIONS: Mapping[str, str] = {
+    "image_id": "First 32 hexadecimal digits of the SHA-256 of image_key. Sort by it for a fair sample.",
+    "image_key": "Name of the image: its path below the source, or its key in a manifest. Joins the two tables.",
+    "batch": "Number of the commit that wrote the row, from 1.",
+}
+INSTANCES_DESCRIPTIONS: Mapping[str, str] = {
+    **_SHARED_DESCRIPTIONS,
+    "instance": "Number of the instance within its image, from 0. image_key and instance name one row.",
+    "class_id": "Category id of the model; for models of COCO, COCO's id of 1 to 90.",
+    "class_name": "Name of the class as the model has it, such as stop sign. Use it in conditions.",
+    "score": "Confidence of the model, 0 to 1. Rows begin at model.score_threshold, 0.05 by default.",
+    "bbox_x": "Left edge of the network's box, in pixels. rle_bbox(rle, height) gives the extent of the mask.",
+    "bbox_y": "Upper edge of the network's box, in pixels. See bbox_x.",
+    "bbox_w": "Width of the network's box, in pixels. See bbox_x.",
+    "bbox_h": "Height of the network's box, in pixels. See bbox_x.",
+    "area": "Number of pixels of the mask.",
+    "height": "Height of the upright image, in pixels.",
+    "width": "Width of the upright image, in pixels.",
+    "rle": "Mask as COCO's compressed run lengths, column by column over the whole upright image.",
+    "class": "Partition: class_name as a folder name, such as stop_sign. class = 'stop sign' matches no row.",
+}
+IMAGES_DESCRIPTIONS: Mapping[str, str] = {
+    **_SHARED_DESCRIPTIONS,
+    "uri": "Address from which segray read the image.",
+    "version": "State of the file that was labelled: its ETag, or its size and time; empty if the source has none.",
+    "bytes": "Size of the image's file, in bytes.",
+    "width": "Width of the upright image, in pixels; 0 if unknown.",
+    "height": "Height of the upright image, in pixels; 0 if unknown.",
+    "status": "ok: the image has instances. empty: no instance reached the thresholds. failed: see stage and message.",
+    "n_instances": "Number of the image's rows in the table instances, of any score.",
+    "stage": "Step that failed: read, decode, infer, postprocess or process; null unless failed.",
+    "error": "Kind of error, such as ImageError; null unless failed.",
+    "message": "Text of the error; null unless failed.",
+    "attempts": "Number of the attempt that gave the row.",
+    "run_id": "Run that labelled the image; ROOT/_segray/runs/RUN_ID holds its record.",
+    "labelled_at": "Time at which the image was labelled, in UTC.",
+    "orientation": "EXIF orientation that was applied, 1 to 8.",
+}
+
 _STAGED_INSTANCE = pa.struct(
     [field for field in INSTANCES if field.name not in ("image_id", "image_key", "height", "width", "batch")]
 )
@@ -127,6 +171,11 @@ _INSTANCES_FACTS: Mapping[str, Any] = {
     },
     "orientation": "EXIF orientation applied; coordinates are those of the upright image",
 }
+
+
+def with_comments(columns: pa.Schema, descriptions: Mapping[str, str]) -> pa.Schema:
+    """Return the columns with their descriptions as the metadata `comment`, which Delta's readers show."""
+    return pa.schema([column.with_metadata({"comment": descriptions[column.name]}) for column in columns])
 
 
 def staged_bytes(rows: pa.Table) -> bytes:

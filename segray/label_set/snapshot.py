@@ -24,7 +24,7 @@ from segray.label_set import dataset, delta_log
 from segray.label_set.current_pointer import resolved
 from segray.label_set.delta_log import TableState, batch_of
 from segray.storage.store import StorageOptions, Store
-from segray.storage.uris import join
+from segray.storage.uris import PathOrUrl, join
 
 _EMPTY_FILE_BYTES = 5000  # size of a data file with almost no rows
 # A batch reaches the tables in this order. A reader that opens `images` first sees no image without its instances.
@@ -77,11 +77,11 @@ def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | Non
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
 
 
-def scan(root: str, **storage_options: Any) -> ds.Dataset:
+def scan(root: PathOrUrl, **storage_options: Any) -> ds.Dataset:
     """Return the committed instances of a label set, one row each, with the partition column `class`.
 
     Args:
-        root: A folder or URL; PARENT/CURRENT for the promoted label set.
+        root: A folder, as text or Path, or a URL; PARENT/CURRENT for the promoted label set.
         storage_options: The fields of StorageOptions (endpoint_url, region, ...), or deltalake's own names in capitals
             (AWS_ENDPOINT_URL, ...).
 
@@ -91,7 +91,7 @@ def scan(root: str, **storage_options: Any) -> ds.Dataset:
     return _dataset(root, "instances", storage_options)
 
 
-def images(root: str, **storage_options: Any) -> ds.Dataset:
+def images(root: PathOrUrl, **storage_options: Any) -> ds.Dataset:
     """Return the committed images of a label set, one row each, with status ok, empty or failed.
 
     Arguments and errors are those of `scan`.
@@ -99,14 +99,14 @@ def images(root: str, **storage_options: Any) -> ds.Dataset:
     return _dataset(root, "images", storage_options)
 
 
-def _dataset(root: str, name: str, storage_options: Mapping[str, Any]) -> ds.Dataset:
+def _dataset(root: PathOrUrl, name: str, storage_options: Mapping[str, Any]) -> ds.Dataset:
     storage = store(storage_options)
-    root = resolved(root, storage.options)
-    delta_options = _delta_options(root, storage_options)
-    uri = table_uri(root, name)
-    state = storage.translated(root, lambda: delta_log.run(delta_log.latest_state, uri, delta_options))
+    label_set = resolved(root, storage.options)
+    delta_options = _delta_options(label_set, storage_options)
+    uri = table_uri(label_set, name)
+    state = storage.retrying(label_set, lambda: delta_log.run(delta_log.latest_state, uri, delta_options), retries=0)
     if state is None:
-        raise _no_label_set(root, name)
+        raise _no_label_set(label_set, name)
     return dataset.dataset(state, storage.options, delta_options)
 
 
@@ -157,6 +157,7 @@ class Snapshot:
 
     batch: the batch number, 0 before the first. classes: name by category id, for all classes of the model. model: the
     model's name, thresholds and further settings in label_set.json. fingerprint: of the model, "" if unknown.
+    partitions: value of the column `class` by category id, for all classes.
     row_bytes: mean size of an instance in storage, in bytes, most of it the mask.
     """
 
@@ -168,10 +169,11 @@ class Snapshot:
     model: Mapping[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str = field(default="", repr=False)
     row_bytes: float = field(default=0.0, repr=False)
+    partitions: Mapping[int, str] = field(default_factory=dict, repr=False)
 
 
 def snapshot(
-    root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+    root: PathOrUrl, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
 ) -> Snapshot:
     """Return the label set's latest state, the state after batch `version`, or the state at `as_of`.
 
@@ -190,14 +192,14 @@ def snapshot(
     if as_of is not None and as_of.tzinfo is None:
         raise UserError("as_of needs a time zone", found=str(as_of), hint="write datetime(..., tzinfo=UTC)")
     storage = store(storage_options)
-    root = resolved(root, storage.options)
-    delta_options = _delta_options(root, storage_options)
-    images, instances, batch = storage.translated(
-        root, lambda: delta_log.run(_states, root, delta_options, storage.options, version, as_of)
+    label_set = resolved(root, storage.options)
+    delta_options = _delta_options(label_set, storage_options)
+    images, instances, batch = storage.retrying(
+        label_set, lambda: delta_log.run(_states, label_set, delta_options, storage.options, version, as_of), retries=0
     )
-    classes, model, fingerprint = _read_identity(root, storage)
+    classes, model, fingerprint, partitions = _read_identity(label_set, storage)
     return Snapshot(
-        root,
+        label_set,
         batch,
         dataset.dataset(instances, storage.options, delta_options),
         dataset.dataset(images, storage.options, delta_options),
@@ -205,6 +207,7 @@ def snapshot(
         model,
         fingerprint,
         _row_bytes(instances),
+        partitions,
     )
 
 
@@ -317,15 +320,19 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
     return batch_of(table)
 
 
-def _read_identity(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
-    """Return class names by category id, the model, and its fingerprint; empty values without label_set.json."""
+def _read_identity(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str, dict[int, str]]:
+    """Return class names by category id, the model, its fingerprint, and partition values by category id.
+
+    The values are empty without label_set.json.
+    """
     uri = join(root, "_segray", "label_set.json")
     try:
         record = json.loads(store.read(uri))
         names = {int(entry["id"]): str(entry["name"]) for entry in record["classes"]}
-        return names, dict(record["model"]), str(record.get("fingerprint", ""))
+        partitions = {int(entry["id"]): str(entry["slug"]) for entry in record["classes"]}
+        return names, dict(record["model"]), str(record.get("fingerprint", "")), partitions
     except FileNotFoundError:
-        return {}, {}, ""
+        return {}, {}, "", {}
     except (ValueError, KeyError, TypeError) as exc:
         raise LabelSetError(
             "the label set's record is not valid", where=uri, found=str(exc), hint="restore the file from a backup"

@@ -26,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ConfigError, ImageError, ModelError
+from segray.imaging.geometry import swap_red_and_blue
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import ov
+from segray.storage.uris import as_path
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -389,6 +391,8 @@ def compile_network(
         ConfigError: The precision contradicts the file.
     """
     _check_device(settings)
+    if settings.cache_dir is not None:
+        settings = replace(settings, cache_dir=str(as_path(settings.cache_dir)))
     model = read(path)
     ports = signature_of(model)
     check(ports, form, str(path))
@@ -494,13 +498,15 @@ def _fix_shape(port: Any, model: ov.Model, shape: tuple[int | None, ...]) -> Non
 
 
 def _embed_preprocessing(model: ov.Model, index: int, image: ImageInput, layout: str) -> ov.Model:
-    """Put colour order, layout, type, mean and scale into the graph, behind a uint8 NHWC RGB input."""
+    """Put layout, type, mean and scale into the graph, behind a uint8 NHWC input in the form's colour order.
+
+    `Compiled.inputs` swaps the channels of a BGR form. OpenVINO folds a swap in the graph into the first convolution,
+    which then adds the channels in another order: last bits change, and with them the order of tied detections.
+    """
     steps = ov.preprocess.PrePostProcessor(model)
     port = steps.input(index)
     port.model().set_layout(ov.Layout(layout))
     port.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    if image.colour == "BGR":
-        port.preprocess().reverse_channels()
     if image.mean is not None or image.scale is not None:
         port.preprocess().convert_element_type(ov.Type.f32)
     if image.mean is not None:
@@ -578,13 +584,15 @@ class Compiled:
         self.size_hw = _size_hw(ports.inputs[image])
         self._inputs = {name: index for index, port in enumerate(ports.inputs) for name in port.names}
         self._inputs[form.image.name] = image
+        self._bgr_input = image if form.image.colour == "BGR" else None
         self._dtypes = [port.get_element_type().to_dtype() for port in network.inputs]
         self._outputs = {name: _index(ports.outputs, name) for name in form.outputs}
 
     def inputs(self, arrays: Arrays) -> dict[int, NDArray[Any]]:
-        """Return the arrays by port index; raise ModelError unless names and dtypes are those of the model.
+        """Return the arrays by port index, the image in the model's colour order.
 
-        OpenVINO itself accepts a missing input, and wraps floats into uint8.
+        Raise ModelError unless names and dtypes are those of the model. OpenVINO itself accepts a missing input, and
+        wraps floats into uint8.
         """
         by_port = {self._inputs[name]: array for name, array in arrays.items() if name in self._inputs}
         fits = len(by_port) == len(arrays) == len(self._dtypes)
@@ -596,6 +604,8 @@ class Compiled:
                 found=f"prepared {prepared}; the model takes {expected}",
                 hint="Check `model.name` and `model.form`.",
             )
+        if self._bgr_input is not None:
+            by_port[self._bgr_input] = swap_red_and_blue(by_port[self._bgr_input])
         return by_port
 
     def outputs(self, request: ov.InferRequest) -> dict[str, NDArray[Any]]:

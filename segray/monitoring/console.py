@@ -6,6 +6,7 @@ images/s and ETA. A job log, a file or a notebook gets plain lines at intervals.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from segray._dates import duration
 from segray.execution.progress import ProgressListener
+from segray.limits import CONFIDENT_SCORE
 
 if TYPE_CHECKING:
     from segray.execution.run import Summary
@@ -164,7 +166,7 @@ def describe(summary: Summary) -> str:
     if counts.images:
         lines.append(
             f"labelled {counts.images} images in {duration(summary.seconds)} ({rate(summary):.1f} images/s, "
-            f"workers ready after {summary.startup_s:.1f} s): {counts.instances} instances"
+            f"workers ready after {summary.startup_s:.1f} s): {counts.instances} instances of any score"
         )
         lines.append(
             f"publishing, beside labelling: merge {counts.merge_s:.1f} s, commit {counts.commit_s:.1f} s, "
@@ -172,14 +174,25 @@ def describe(summary: Summary) -> str:
         )
     by_status = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
     lines.append(f"the label set holds {sum(images.values())} images ({by_status or 'none'})")
-    lines += _class_lines(summary.classes)
+    if summary.classes:
+        lines.append(_headline(summary))
+        lines += _class_lines(summary.classes, summary.confident)
+    if counts.replaced_files:
+        lines.append(_about_replaced_files(summary))
     if counts.dropped:
         lines.append("dropped: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.dropped.items())))
+    if counts.guessed_depths:
+        lines.append(
+            "16-bit samples read as fewer bits, because none is larger: "
+            + ", ".join(f"{count} images as {depth} bits" for depth, count in sorted(counts.guessed_depths.items()))
+            + "; image.bit_depth sets the bits of all images, 16 reads them as stored"
+        )
     for key, stage, message in summary.failures:
         lines.append(f"failed: {key}: {stage}: {message.splitlines()[0] if message else ''}")
     if before := summary.failed_before:
         stages = ", ".join(f"{count} at {stage}" for stage, count in before.items())
         lines.append(f"failed in earlier runs: {stages}; label these images again: --retry-failed")
+    lines += summary.passed_over.get("notes", [])
     if summary.exit_code:
         of_runs = summary.of_runs
         share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))
@@ -188,11 +201,33 @@ def describe(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _class_lines(classes: Mapping[str, int], most: int = 10) -> list[str]:
-    lines = [f"  {count:>9,}  {name}" for name, count in list(classes.items())[:most]]
-    if len(classes) > most:
-        lines.append(f"             and {len(classes) - most} more classes")
+def _headline(summary: Summary) -> str:
+    """Return the number of instances of the label set, the confident ones first."""
+    total = sum(summary.classes.values())
+    if summary.confident is None:
+        return f"{total:,} instances of any score"
+    confident = sum(summary.confident.values())
+    return f"{confident:,} instances of score {CONFIDENT_SCORE:g} and more ({total:,} in all)"
+
+
+def _class_lines(classes: Mapping[str, int], confident: Mapping[str, int] | None, most: int = 10) -> list[str]:
+    """Return the instances of the `most` most frequent classes, one class a line."""
+    if confident is None:
+        lines = [f"  {count:>9,}  {name}" for name, count in classes.items()]
+    else:
+        in_order = sorted(classes, key=lambda name: (-confident.get(name, 0), -classes[name], name))
+        lines = [f"  {confident.get(name, 0):>9,}  {name} ({classes[name]:,} in all)" for name in in_order]
+    if len(lines) > most:
+        lines[most:] = [f"             and {len(lines) - most} more classes"]
     return lines
+
+
+def _about_replaced_files(summary: Summary) -> str:
+    files = "1 data file" if summary.tally.replaced_files == 1 else f"{summary.tally.replaced_files:,} data files"
+    return (
+        f"replaced {files}: readers of the log see the current rows alone. The plain glob also counts replaced rows, "
+        f"until `segray maintain {shlex.quote(summary.root)} --grace-hours 0` deletes the replaced files"
+    )
 
 
 def _quoted(code: str) -> str:
@@ -202,9 +237,10 @@ def _quoted(code: str) -> str:
 
 def next_steps(root: str) -> list[str]:
     """Return lines with the URIs of the tables, and a command that queries the tables."""
-    query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
+    query = f"SELECT class_name, count(*) AS n FROM instances WHERE score >= {CONFIDENT_SCORE:g} GROUP BY ALL"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
+    install = "" if importlib.util.find_spec("duckdb") else "pip install duckdb && "
     return [
         f"tables:  {root}/instances  {root}/images",
-        f"query:   python -c {_quoted(code)}",
+        f"query:   {install}python -c {_quoted(code)}",
     ]

@@ -1,20 +1,18 @@
 """A run's log as JSON, one object a line, for log collectors.
 
-Knows the events note, begin, progress, unit, summary and error. Each line has `at`, `level`, `event`, `run` and
-`stage`. A run or stage that is not known yet is null. The stage is planning, starting, labelling or publishing. Ray's
-own output is not JSON and may stand between the lines. Secrets of the environment are blanked in every line.
+Knows the events note, begin, progress, unit, summary and error. A run or stage that is not known yet is null. The stage
+is planning, starting, labelling or publishing. log_records.py makes the lines, and turns the output of Ray and of other
+libraries into lines with the event `output`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from segray._system import log_records, streams
 from segray.errors import SegrayError
 from segray.execution.progress import ProgressListener, RunProgress
 from segray.monitoring import console, heartbeat
@@ -27,15 +25,13 @@ if TYPE_CHECKING:
 # A run with progress as text prints the summary line too, if this environment variable is set.
 SUMMARY_ENV = "SEGRAY_SUMMARY_LINE"
 _PROGRESS_EVERY_S = 10.0
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
-_MIN_SECRET_CHARS = 6
 
 
 class Json(ProgressListener):
     """Progress as lines of JSON."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock = out or sys.stderr, clock
+        self._out, self._clock = out or streams.log(), clock
         self._run: str | None = None
         self._stage = "planning"
         self._unprinted_begin: tuple[int, int] | None = None
@@ -76,19 +72,22 @@ class Json(ProgressListener):
             bytes_read=report.bytes_read,
             seconds={name: round(value, 3) for name, value in report.seconds.items()},
             dropped=dict(report.dropped),
+            guessed_depths={str(depth): count for depth, count in report.guessed_depths.items()},
         )
 
     def summary(self, summary: Summary) -> None:
         """Print the summary of a run that came to its end."""
-        print(summary_line(summary, self._run), file=self._out, flush=True)
+        self._write(summary_line(summary, self._run))
 
     def error(self, error: SegrayError) -> None:
         """Print the error of a run that did not come to its end."""
-        parts = {"found": error.found, "where": error.where, "do": error.hint}
-        self._print("error", "error", message=error.what, **parts, exit_code=error.exit_code)
+        self._write(log_records.error_record(error, self._run, self._stage))
 
-    def _print(self, event: str, level: str = "info", **values: Any) -> None:
-        print(_line(event, level, self._run, self._stage, values), file=self._out, flush=True)
+    def _print(self, event: str, **values: Any) -> None:
+        self._write(log_records.record(event, "info", self._run, self._stage, values))
+
+    def _write(self, line: str) -> None:
+        streams.write_line(line, self._out)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +99,7 @@ class Json(ProgressListener):
 def summary_line(summary: Summary, run: str | None = None) -> str:
     """Return the result of a run as a line of the log."""
     level = "error" if summary.exit_code else "info"
-    return _line("summary", level, run, None, {"result": console.as_record(summary)})
+    return log_records.record("summary", level, run, None, {"result": console.as_record(summary)})
 
 
 def result_of(line: str) -> dict[str, Any] | None:
@@ -113,13 +112,3 @@ def result_of(line: str) -> dict[str, Any] | None:
         return None
     result = record.get("result") if isinstance(record, dict) else None
     return result if isinstance(result, dict) else None
-
-
-def _line(event: str, level: str, run: str | None, stage: str | None, values: Mapping[str, Any]) -> str:
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    record = {"at": at, "level": level, "event": event, "run": run, "stage": stage, **values}
-    text = json.dumps(record)
-    for name in _SECRETS:
-        if len(secret := os.environ.get(name, "")) >= _MIN_SECRET_CHARS:
-            text = text.replace(json.dumps(secret)[1:-1], "***")
-    return text

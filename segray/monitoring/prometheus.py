@@ -89,7 +89,9 @@ class Metrics(ProgressListener):
     def _tags(self, series: Series) -> dict[str, str]:
         name, values = series
         _, keys = COUNTERS.get(name) or GAUGES[name]
-        return dict(zip(keys, values, strict=True))
+        # Ray 2.60.0 refuses tags that are not ASCII, such as the name of a label set.
+        tags = (value.encode("ascii", "backslashreplace").decode() for value in values)
+        return dict(zip(keys, tags, strict=True))
 
 
 def label_set(root: str) -> str:

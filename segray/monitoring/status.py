@@ -52,7 +52,8 @@ class Status:
     def exit_code(self) -> int:
         """Return 0 when a run is live or the last run is done, else 3.
 
-        3: images are left to label and no driver is running.
+        3: images are left to label and no driver is running. So it is without a run too: a driver that dies while it
+        plans its first run leaves a label set without one.
         """
         return 0 if self.state in ("live", "done") else InfrastructureError.exit_code
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from segray.instances import ImageRef
 from segray.sources.uris import extension, inside_uri, is_hidden, pattern, unreadable_uri
 from segray.storage.store import ListedObject
+
+# Extensions of images that segray may not read. Members of archives with other extensions belong to an image or none.
+_OTHER_IMAGES = frozenset(
+    {"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng", "cr2", "nef", "arw"}
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class SourceSpec:
 
     kind: auto, images, tar, zip, parquet, video or manifest. members: a glob for the names of archive members.
     frames_per_s: frames per second to take from videos. image_column: column of Parquet files. prefix: prefix of keys
-    in an S3 Inventory.
+    in an S3 Inventory. uri_column: column of manifests.
     """
 
     kind: str = "auto"
@@ -34,6 +39,7 @@ class SourceSpec:
     frames_per_s: float = 1.0
     image_column: str | None = None
     prefix: str = ""
+    uri_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,25 @@ class BrokenFileError(Exception):
     """A file that should hold images and cannot be read to its end. The message says why."""
 
 
-def refs(
-    kind: str, file: ListedObject, members: Iterable[Member], spec: SourceSpec, extensions: frozenset[str]
-) -> list[ImageRef]:
-    """Return the images among the members of an archive, sorted by key.
+@dataclass(frozen=True)
+class ImagesInside:
+    """The images in one file.
+
+    refs: sorted by key. left_out: number of members by extension that may be images and are left out.
+    """
+
+    refs: list[ImageRef]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def images(
+    kind: str,
+    file: ListedObject,
+    members: Iterable[Member],
+    spec: SourceSpec,
+    extensions: frozenset[str],
+) -> ImagesInside:
+    """Return the images among the members of an archive.
 
     Each reference has the version of the archive. A member that cannot be read becomes an unreadable reference with the
     reason. Of several members with one name, the first is the image. Each later one becomes an unreadable reference,
@@ -71,6 +92,7 @@ def refs(
         extensions: Extensions of images, in lower case, without the dot.
     """
     name_pattern = _compiled_glob(spec.members)
+    left_out: Counter[str] = Counter()
     refs_by_key: dict[str, ImageRef] = {}
     repeats: Counter[str] = Counter()
 
@@ -81,9 +103,12 @@ def refs(
     try:
         for member in members:
             name = _normalized_name(member.name)
-            if extension(name) not in extensions or is_hidden(name):
+            if is_hidden(name) or (name_pattern and not name_pattern.fullmatch(name)):
                 continue
-            if name_pattern and not name_pattern.fullmatch(name):
+            ending = extension(name)
+            if ending not in extensions and not _names_extension(spec.members, ending):
+                if not ending or ending in _OTHER_IMAGES:
+                    left_out[ending] += 1
                 continue
             key = f"{file.key}/{name}"
             if key in refs_by_key:
@@ -93,7 +118,17 @@ def refs(
                 add(key, _name_fault(name) or member.fault, member.size_bytes, member.numbers)
     except BrokenFileError as error:
         add(file.key, str(error))
-    return [refs_by_key[key] for key in sorted(refs_by_key)]
+    return ImagesInside([refs_by_key[key] for key in sorted(refs_by_key)], left_out)
+
+
+def _names_extension(glob: str | None, ending: str) -> bool:
+    """Return whether a glob for members takes an extension that is no image's.
+
+    A glob takes the extension that it ends with, as in *.dat. A glob without a dot takes names without an extension, as
+    in 0*. The globs * and ** take images alone.
+    """
+    last = (glob or "*").rpartition("/")[2]
+    return extension(last) == ending if ending else "." not in last and last not in ("*", "**")
 
 
 def broken(file: ListedObject, reason: str) -> ImageRef:

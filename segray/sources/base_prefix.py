@@ -14,7 +14,7 @@ import pyarrow as pa
 from segray import config
 from segray.errors import ConfigError
 from segray.sources.source_form import SourceForm, form_of
-from segray.sources.uris import inside, split_glob
+from segray.sources.uris import inside, split_braces, split_glob
 from segray.storage.store import Store
 from segray.storage.uris import parent
 
@@ -60,7 +60,15 @@ def resolve_base(source: config.SourceSettings, store: Store) -> BasePrefix:
     if source.base is None:
         return BasePrefix("", "")
     form = form_of(uri, store)
-    root = parent(uri) if form is SourceForm.FILE else split_glob(uri)[0] if form is SourceForm.GLOB else uri
+    match form:
+        case SourceForm.FILE:
+            root = parent(uri)
+        case SourceForm.GLOB:
+            root = split_glob(uri)[0]
+        case SourceForm.BRACES:
+            root = split_braces(uri)[0]
+        case SourceForm.FOLDER:
+            root = uri
     root, base = root.rstrip("/"), source.base.rstrip("/")
     if root != base and not root.startswith(f"{base}/"):
         raise ConfigError(

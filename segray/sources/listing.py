@@ -8,8 +8,10 @@ references take well below 1 GB.
     photos/**/*.jpg  s3://bucket/2024-*/*   every file that matches, with any extension; key = path below
                                             the folders before the first wildcard
     photo.jpg                               one image; key = its name
-    list.txt                                one URI per line (UTF-8); key = the URI as written
-    list.csv  list.parquet                  column `uri`, or the only column; optional columns `key`, `version`
+    shards-{000..099}.tar                   each of these files; one that is missing is told
+    list.txt  list.txt.gz                   one URI per line; key = the URI as written
+    list.csv .tsv .jsonl .parquet           column `uri`, or the one that `uri_column` or a known name tells;
+    lists/*.csv.gz                          optional columns `key`, `version`; several manifests are one list
     .../manifest.json                       an S3 Inventory report; keys and versions equal those of a listing
 
     shards/  train-*.tar  a.zip             every image in a container; key = FILE/MEMBER,
@@ -21,7 +23,8 @@ hidden files and folders (.name) and the folders in BOOKKEEPING. Wildcards are *
 for any number of folders. A wildcard never matches a leading dot. A file, folder or prefix that exists is taken
 literally, even with wildcard characters. Relative URIs in a manifest start at the manifest's folder.
 
-An entry that cannot be listed is left out, and PassedOver names it. A file whose name is not UTF-8, and a container
+An entry that cannot be listed is left out, and PassedOver names it. PassedOver also counts the files of a folder that
+are not taken. A file whose name is not UTF-8, and a container
 that storage refuses while others can be read, become one unreadable reference. The files of the label set are left out.
 """
 
@@ -32,24 +35,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 
 from segray import config
 from segray.errors import AccessError, SourceError
+from segray.imaging.containers import heif_is_installed
 from segray.instances import ImageRef
 from segray.sources import archives, manifest, parquet_images, s3_inventory, tar_archive, video, zip_archive
-from segray.sources.archives import BrokenFileError, SourceSpec
+from segray.sources.archives import BrokenFileError, ImagesInside, SourceSpec
+from segray.sources.braces import expand
 from segray.sources.own_files import is_own_file
-from segray.sources.passed_over import PassedOver
+from segray.sources.passed_over import HIDDEN, NO_EXTENSION, OTHERS, FileCounts, PassedOver, kind_of
 from segray.sources.shard_index import Index
 from segray.sources.source_form import SourceForm, form_of
-from segray.sources.uris import WILDCARD, comma_list, extension, folder_pattern, is_hidden, pattern, split_glob
-from segray.storage.store import ListedObject, Store, Walk
+from segray.sources.uris import (
+    WILDCARD,
+    comma_list,
+    extension,
+    folder_pattern,
+    inside,
+    is_hidden,
+    pattern,
+    split_braces,
+    split_glob,
+)
+from segray.storage.store import ListedObject, Store, Walk, bounded_map
 from segray.storage.uris import absolute, join, name, parent, scheme
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"})
+_HEIF_EXTENSIONS = frozenset({"heic", "heif", "hif"})
+IMAGE_EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "jfif", "jpe", "mpo", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "jp2", "j2k", "jxl"}
+) | (_HEIF_EXTENSIONS if heif_is_installed() else frozenset())
 REF_BATCH_ROWS = 65_536
 REF_SCHEMA = pa.schema(
     [
@@ -64,8 +82,6 @@ AUTO = SourceSpec()
 _OPEN_AT_ONCE = 8
 # Files of Parquet writers that describe other files and hold no row.
 _PARQUET_SUMMARIES = ("_metadata", "_common_metadata")
-# Extensions of images that segray does not read.
-_OTHER_IMAGES = frozenset({"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng"})
 
 
 def read(
@@ -112,7 +128,9 @@ def configured(
     passed_over: PassedOver | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Return the batches that `read` yields for the configured source."""
-    spec = SourceSpec(source.kind, source.members, source.frames_per_s, source.image_column, source.prefix)
+    spec = SourceSpec(
+        source.kind, source.members, source.frames_per_s, source.image_column, source.prefix, source.uri_column
+    )
     return read(source.uri, store, spec=spec, index=index, label_set=label_set, passed_over=passed_over)
 
 
@@ -146,7 +164,7 @@ class _UnreadFile:
     error: AccessError | SourceError
 
 
-_Inside = list[ImageRef] | _UnreadFile
+_Inside = ImagesInside | _UnreadFile
 
 
 class _DatasetReader:
@@ -169,9 +187,14 @@ class _DatasetReader:
             case SourceForm.FILE:
                 return self._images_of_file(uri)
             case SourceForm.GLOB:
-                return self._open_containers(self._matching_files(uri))
+                return self._images_of_files(self._matching_files(uri), uri)
+            case SourceForm.BRACES:
+                return self._images_of_files(self._named_files(uri), uri)
             case SourceForm.FOLDER:
-                return self._select_images(self._listing(uri, lambda key: not is_hidden(key[:-1])), uri)
+                entries = self._listing(uri, lambda key: not is_hidden(key[:-1]))
+                if self._spec.kind == "manifest":
+                    return self._images_of_files((entry for entry in entries if not is_hidden(entry.key)), uri)
+                return self._select_images(entries, uri)
 
     def _listing(self, uri: str, enters: Callable[[str], bool], prefix: str = "") -> Iterator[ListedObject]:
         """Yield the files below a folder, without those of the label set."""
@@ -195,17 +218,12 @@ class _DatasetReader:
             is_own = is_own_file(self._label_set, uri)
             return self._select_images((entry for entry in entries if not is_own(entry.uri)), uri)
         if self._is_manifest(uri):
-            refs = manifest.refs(uri, self._store, self._extensions)
-            return refs if kind not in _CONTAINERS else self._open_containers(map(self._file_entry, refs))
+            return self._images_of_manifests(iter([uri]))
         is_container = kind in _CONTAINERS or (kind == "auto" and file_extension in _CONTAINER_OF)
         if is_container or file_extension in self._extensions:
             return self._open_containers(iter([self._store.stat(uri)]))
-        if uri.lower().endswith(tar_archive.COMPRESSED):
-            raise SourceError(
-                "A compressed tar cannot be read from its middle",
-                where=uri,
-                hint="decompress the tar; compressed images hardly shrink further",
-            )
+        if tar_archive.compressed_ending(uri):
+            raise _compressed_tar_error(uri)
         raise SourceError(
             "Neither an image nor a manifest",
             where=uri,
@@ -216,12 +234,72 @@ class _DatasetReader:
 
     def _is_manifest(self, uri: str) -> bool:
         """Return whether the file is a manifest. A Parquet file may be a manifest or a container."""
-        kind, file_extension = self._spec.kind, extension(uri)
-        if file_extension not in manifest.FORMATS or kind not in ("auto", "images", "manifest", *_CONTAINERS):
-            return False
-        if file_extension != "parquet":
-            return True
+        kind, file_format = self._spec.kind, manifest.format_of(uri)
+        if file_format != "parquet":
+            return bool(file_format)
         return kind != "parquet" and not (kind == "auto" and self._has_images(uri))
+
+    def _images_of_files(self, entries: Iterator[ListedObject], uri: str) -> Iterator[ImageRef]:
+        """Yield the images of files that a glob or braces name: of manifests, containers, or the files themselves."""
+        file_format = manifest.format_of(uri)
+        if self._spec.kind != "manifest" and file_format in ("", "parquet"):
+            yield from self._open_containers(self._without_compressed_tars(entries))
+            return
+        others = FileCounts()
+        uris: list[str] = []
+        for entry in entries:
+            if manifest.format_of(entry.uri):
+                uris.append(entry.uri)
+            else:
+                others.add(kind_of(extension(entry.key)))
+        if not uris:
+            counts = ", ".join(f"{what} {n}" for what, n in others.by_kind.most_common(8)) or "no files at all"
+            raise SourceError(
+                "No manifest here", where=uri, found=counts, hint=f"give manifests ({comma_list(manifest.FORMATS)})"
+            )
+        self._tell_passed_over(others.by_kind)
+        yield from self._images_of_manifests(iter(uris))
+
+    def _without_compressed_tars(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
+        """Yield the entries that a glob or braces name, without compressed tars, which are told."""
+        compressed = FileCounts()
+        any_other, example = False, ""
+        for entry in entries:
+            ending = tar_archive.compressed_ending(entry.uri)
+            if ending:
+                compressed.add(kind_of(ending))
+                example = example or entry.uri
+            else:
+                any_other = True
+                yield entry
+        if example and not any_other:
+            raise _compressed_tar_error(example)
+        self._tell_passed_over(compressed.by_kind)
+
+    def _images_of_manifests(self, uris: Iterator[str]) -> Iterator[ImageRef]:
+        """Yield the images that manifests name. A manifest may name containers too, if `kind` is auto or theirs."""
+        extensions = self._extensions | _CONTAINER_OF.keys()
+        reading = manifest.ManifestReading(extensions, self._spec.uri_column, self._passed_over.tell)
+        refs = manifest.refs(uris, self._store, reading)
+        if self._spec.kind in _CONTAINERS:
+            return self._open_containers(map(self._file_entry, refs))
+        return refs if self._spec.kind != "auto" else self._images_and_containers(refs)
+
+    def _images_and_containers(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
+        """Yield the images that a manifest names, and the images of the containers among them."""
+        any_image = False
+        for ref in refs:
+            if ref.uri.lower().endswith(_CONTAINER_ENDINGS):
+                yield from self._open_containers(map(self._named_entry, chain([ref], refs)), any_image=any_image)
+                return
+            any_image = True
+            yield ref
+
+    def _named_entry(self, ref: ImageRef) -> ListedObject:
+        """Return the entry of an image or container that a manifest names."""
+        if self._kind_of_uri(ref.uri) is None:
+            return ListedObject(ref.uri, ref.key, ref.version, ref.size_bytes)
+        return self._file_entry(ref)
 
     def _file_entry(self, ref: ImageRef) -> ListedObject:
         """Return the entry of a file that a manifest names. A version in the manifest overrides the store's version."""
@@ -238,7 +316,8 @@ class _DatasetReader:
                 schema = parquet_images.open_table(file).schema_arrow
         except BrokenFileError:
             return False
-        if self._spec.image_column is None and "uri" in schema.names:
+        is_named = self._spec.uri_column in schema.names
+        if is_named or (self._spec.image_column is None and "uri" in schema.names):
             return False
         return parquet_images.image_column(schema, self._spec.image_column) is not None
 
@@ -250,8 +329,7 @@ class _DatasetReader:
         kind = self._spec.kind
         extensions = _CONTAINERS[kind].EXTENSIONS if kind in _CONTAINERS else self._extensions
         skipped: Counter[str] = Counter()  # for the error message, so only counted until the first image
-        others = {*IMAGE_EXTENSIONS, *_CONTAINER_OF, *_OTHER_IMAGES} - extensions
-        others_skipped: Counter[str] = Counter()
+        passed_over = FileCounts()
         containers: list[ListedObject] = []
         any_image = False
 
@@ -263,8 +341,13 @@ class _DatasetReader:
                     any_image = True
                     yield entry
                     continue
-                if file_extension in others and not hidden:
-                    others_skipped[file_extension] += 1
+                if name(entry.key) in _PARQUET_SUMMARIES and not hidden:
+                    self._passed_over.add(entry.key, "a Parquet file without rows")
+                    continue
+                if entry.size_bytes >= 0 or scheme(entry.uri):  # A link without a target is told already.
+                    passed_over.add(
+                        HIDDEN if hidden else kind_of(tar_archive.compressed_ending(entry.key) or file_extension)
+                    )
                 if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
                         containers.append(entry)
@@ -273,14 +356,14 @@ class _DatasetReader:
 
         yield from self._open_containers(matching_entries())
         if any_image:
-            self._passed_over.add_extensions(others_skipped)
+            self._tell_passed_over(passed_over.by_kind)
             return
-        containers = self._without_stray_tables(containers)
+        containers = self._without_stray_tables(list(self._without_program_text(containers)))
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
-            taken = {extension(entry.key) for entry in containers} | {"parquet"}
-            self._passed_over.add_extensions({ext: n for ext, n in others_skipped.items() if ext not in taken})
+            taken = {kind_of(extension(entry.key)) for entry in containers} | {kind_of("parquet")}
+            self._tell_passed_over({kind: n for kind, n in passed_over.by_kind.items() if kind not in taken})
             return
         counts = ", ".join(f"{description} {n}" for description, n in skipped.most_common(8))
         found = f"{skipped.total()} files: {counts}" if skipped else "no files at all"
@@ -289,6 +372,37 @@ class _DatasetReader:
             raise SourceError("Files of several kinds that hold images", where=uri, found=found, hint=hint)
         hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
         raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
+
+    def _without_program_text(self, containers: list[ListedObject]) -> Iterator[ListedObject]:
+        """Yield the containers without .ts files that are no videos, but TypeScript."""
+        for entry in containers:
+            if extension(entry.key) == "ts":
+                try:
+                    start = self._store.read_range(entry.uri, 0, video.TS_START_BYTES)
+                except (AccessError, FileNotFoundError):
+                    start = b"G"  # Told when the file is opened, with the other files.
+                if not video.is_transport_stream(start):
+                    self._passed_over.add(entry.key, "not a video")
+                    continue
+            yield entry
+
+    def _tell_passed_over(self, counts: Mapping[str, int]) -> None:
+        """Tell the numbers of files that are left out by kind, and the setting that takes them."""
+        kinds = {kind[1:] for kind in counts if kind.startswith(".")}
+        known = {"images": kinds & self._extensions}
+        for kind, module in _CONTAINERS.items():
+            known[kind] = kinds & module.EXTENSIONS
+        advice = [f"source.kind={kind} takes {_dotted(known[kind])}" for kind in known if known[kind]]
+        compressed = {kind for kind in kinds if tar_archive.compressed_ending(f"x.{kind}")}
+        heif = (kinds & _HEIF_EXTENSIONS) - self._extensions
+        others = kinds - compressed - heif - set().union(*known.values())
+        if others or counts.keys() & {NO_EXTENSION, OTHERS}:
+            advice.append("a glob in source.uri takes files of any extension")
+        if heif:
+            advice.append(f"pip install 'segray[heif]' on every node takes {_dotted(heif)}")
+        if compressed:
+            advice.append(f"decompress {_dotted(compressed)} before")
+        self._passed_over.add_files(counts, advice)
 
     def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
         """Return the containers without Parquet files, if none of these holds images and there are other containers."""
@@ -326,29 +440,49 @@ class _DatasetReader:
                 hint="correct the pattern: * stays within one folder, ** spans any number, case counts",
             )
 
+    def _named_files(self, uri: str) -> Iterator[ListedObject]:
+        """Return the files that braces name, sorted by key. A file that is missing keeps its entry."""
+        root = split_braces(uri)[0].rstrip("/")
+        uris = expand(uri)
+        if any(WILDCARD.search(each) for each in uris):
+            matching = (entry for each in uris for entry in self._matching_files(each))
+            by_key = {entry.uri[len(root) + 1 :]: entry for entry in matching}
+            return iter([ListedObject(by_key[key].uri, key, *_state(by_key[key])) for key in sorted(by_key)])
+        refs = [ImageRef(each[len(root) + 1 :], each) for each in uris]
+        entries = list(bounded_map(self._file_entry, refs, lambda ref: 0))
+        missing = [entry for entry in entries if not entry.version and entry.size_bytes < 0]
+        if len(missing) == len(entries):
+            raise SourceError(
+                "No file of these names",
+                where=uri,
+                found=f"{len(entries):,} names, such as {uris[0]}",
+                hint="correct the braces in source.uri",
+            )
+        return iter(sorted(entries, key=lambda entry: entry.key))
+
     # ---- images in containers ----
 
-    def _open_containers(self, entries: Iterator[ListedObject]) -> Iterator[ImageRef]:
+    def _open_containers(self, entries: Iterator[ListedObject], *, any_image: bool = False) -> Iterator[ImageRef]:
         """Yield image files as they are, and the images of containers, in the order of the entries.
 
-        Up to _OPEN_AT_ONCE containers are open at a time.
+        Up to _OPEN_AT_ONCE containers are open at a time. any_image: whether other files have given an image already.
         """
         pending: deque[Future[_Inside]] = deque()
         unread: list[_UnreadFile] = []
         pool: ThreadPoolExecutor | None = None
         empty: list[ListedObject] = []
-        any_image = False
 
         def finished(most_running: int) -> Iterator[ImageRef]:
             """Yield the images of containers, until at most `most_running` containers are being read."""
             nonlocal any_image
             while len(pending) > most_running:
-                inside = pending.popleft().result()
-                if isinstance(inside, _UnreadFile):
-                    unread.append(inside)
+                images = pending.popleft().result()
+                if isinstance(images, _UnreadFile):
+                    unread.append(images)
                     continue
-                any_image = any_image or bool(inside)
-                yield from inside
+                self._passed_over.add_members(images.left_out)
+                any_image = any_image or bool(images.refs)
+                yield from images.refs
 
         try:
             for entry in entries:
@@ -386,15 +520,20 @@ class _DatasetReader:
         """Return the kind of a container, None for an image."""
         if self._spec.kind != "auto":
             return self._spec.kind if self._spec.kind in _CONTAINERS else None
-        return _CONTAINER_OF.get(extension(entry.key) or extension(entry.uri))
+        return self._kind_of_uri(entry.uri)
+
+    def _kind_of_uri(self, uri: str) -> str | None:
+        kind = _CONTAINER_OF.get(extension(uri))
+        return None if kind is not None and inside(uri) is not None else kind
 
     def _unread_refs(self, unread: Iterable[_UnreadFile]) -> Iterator[ImageRef]:
         """Yield a reference with the reason for each refused file. Parquet files without images are passed over."""
-        for inside in unread:
-            if isinstance(inside.error, AccessError):
-                yield archives.broken(inside.file, f"storage refuses this file: {inside.error.short()}")
+        for unread_file in unread:
+            file, error = unread_file.file, unread_file.error
+            if isinstance(error, AccessError):
+                yield archives.broken(file, f"storage refuses this file: {error.short()}")
             else:
-                self._passed_over.add(inside.file.key, "a Parquet file without a column of images")
+                self._passed_over.add(file.key, "a Parquet file without a column of images")
 
     def _try_images_inside(self, kind: str, file: ListedObject) -> _Inside:
         try:
@@ -402,20 +541,36 @@ class _DatasetReader:
         except (AccessError, SourceError) as error:
             return _UnreadFile(file, error)
 
-    def _images_inside(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _images_inside(self, kind: str, file: ListedObject) -> ImagesInside:
         if self._index is not None and kind == "tar":
-            return self._index.refs(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
+            return self._index.images(file, self._spec, self._extensions, lambda: self._read_images(kind, file))
         return self._read_images(kind, file)
 
-    def _read_images(self, kind: str, file: ListedObject) -> list[ImageRef]:
+    def _read_images(self, kind: str, file: ListedObject) -> ImagesInside:
         try:
             if file.size_bytes < 0:
                 self._store.stat(file.uri)  # Raises for a file that is gone or refused.
             return _READERS[kind](self._store, file, self._spec, self._extensions)
         except BrokenFileError as error:
-            return [archives.broken(file, str(error))]
+            return ImagesInside([archives.broken(file, str(error))])
         except FileNotFoundError:
-            return [archives.broken(file, "the file is gone")]
+            return ImagesInside([archives.broken(file, "the file is gone")])
+
+
+def _compressed_tar_error(uri: str) -> SourceError:
+    return SourceError(
+        "A compressed tar cannot be read from its middle",
+        where=uri,
+        hint="decompress the tar; compressed images hardly shrink further",
+    )
+
+
+def _state(entry: ListedObject) -> tuple[str, int]:
+    return entry.version, entry.size_bytes
+
+
+def _dotted(extensions: Iterable[str]) -> str:
+    return comma_list(f".{extension}" for extension in extensions)
 
 
 def _is_text(key: str) -> bool:
@@ -452,31 +607,33 @@ def _similar_names(uri: str, store: Store) -> str:
 
 _CONTAINERS = {"tar": tar_archive, "zip": zip_archive, "parquet": parquet_images, "video": video}
 _CONTAINER_OF: Mapping[str, str] = {last: kind for kind, module in _CONTAINERS.items() for last in module.EXTENSIONS}
+_CONTAINER_ENDINGS = tuple(f".{last}" for last in _CONTAINER_OF)
 
 
-def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _tar(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     def read_range(start: int, size: int) -> bytes:
         return store.read_range(file.uri, start, size)
 
-    return archives.refs("tar", file, tar_archive.members(read_range, file.size_bytes), spec, extensions)
+    members = tar_archive.members(read_range, file.size_bytes)
+    return archives.images("tar", file, members, spec, extensions)
 
 
-def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _zip(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return archives.refs("zip", file, zip_archive.members(stream), spec, extensions)
+        return archives.images("zip", file, zip_archive.members(stream), spec, extensions)
 
 
-def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _parquet(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return parquet_images.refs(file, parquet_images.open_table(stream), spec)
+        return ImagesInside(parquet_images.refs(file, parquet_images.open_table(stream), spec))
 
 
-def _video(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> list[ImageRef]:
+def _video(store: Store, file: ListedObject, spec: SourceSpec, extensions: frozenset[str]) -> ImagesInside:
     with store.reader(file.uri) as stream:
-        return video.refs(file, stream, spec)
+        return ImagesInside(video.refs(file, stream, spec))
 
 
-_READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], list[ImageRef]]] = {
+_READERS: Mapping[str, Callable[[Store, ListedObject, SourceSpec, frozenset[str]], ImagesInside]] = {
     "tar": _tar,
     "zip": _zip,
     "parquet": _parquet,

@@ -1,61 +1,101 @@
-"""Manifests: text, CSV and Parquet files that name images, or files that hold images.
+"""Manifests: files that name images, or files that hold images, by their URIs.
 
-Knows the formats of manifests and the keys that a manifest gives. Opens no file that a manifest names.
+Knows what a URI in a manifest means, and the keys that a manifest gives. manifest_rows.py knows the formats. Opens no
+file that a manifest names.
+
+The text as written wins wherever a local file of that name exists. Otherwise blanks and quotes around a URI are no part
+of the URI, and a file:// URI is percent-decoded, as Path.as_uri() and Spark write it.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, count
-from typing import BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
 
 from segray.errors import SourceError
 from segray.instances import ImageRef
-from segray.sources.uris import extension
+from segray.sources.manifest_rows import (
+    BROKEN,
+    FORMATS,
+    Comments,
+    ManifestFormatError,
+    ManifestReading,
+    Row,
+    format_of,
+    is_comment,
+    rows,
+    unit_of,
+)
+from segray.sources.uris import inside
+from segray.storage.addresses import address_fault
+from segray.storage.fsspec_backend import is_known_scheme
 from segray.storage.store import Store
-from segray.storage.uris import absolute, join, parent, scheme
+from segray.storage.uris import absolute, is_http, join, local_path, name, parent, scheme
 
-# No URI is this long. A file that is no manifest may hold gigabytes without a line break.
-_MAX_LINE_CHARS = 2**17
-_BATCH_ROWS = 65_536
+__all__ = ["FORMATS", "ManifestReading", "format_of", "refs"]
+
 _MAX_ERROR_CHARS = 500
-_OTHER_SEPARATOR = re.compile(r"[;\t|]")
-_Row = tuple[str, str, str]
+_FILE_URI = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
+_THIS_MACHINE = ("", "localhost", "127.0.0.1")
 
 
-def refs(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[ImageRef]:
-    """Yield one reference for each key, from its first row. Repeated rows of a key must name the same URI.
+def refs(uris: Iterable[str], store: Store, reading: ManifestReading) -> Iterator[ImageRef]:
+    """Yield one reference for each key of the manifests, from its first row.
 
-    Raises SourceError for an invalid manifest: a row without a URI, two URIs for one key, or no image at all.
+    Repeated rows of a key must name the same URI. Relative URIs start at the folder of their manifest.
+
+    Raises SourceError for an invalid manifest: a row without a URI, a URI that no store can have, two URIs for one key,
+    or no image at all.
     """
     seen = _SeenKeys()
-    for number, (written, key, version) in enumerate(_rows(uri, store, extensions), 1):
-        if not written or "\0" in written + key + version:
-            cells = (written, key, version) if key or version else (written,)
-            found = ascii(cells)[:200] if written else ""
+    first = ""
+    for uri in uris:
+        first = first or uri
+        before = len(seen)
+        yield from _refs_of(uri, store, reading, seen)
+        if len(seen) == before and before:
+            reading.tell(name(uri), "names no further image")
+    if not len(seen):
+        raise SourceError("The manifest names no image", where=first, hint="write one URI per image into the manifest")
+
+
+def _refs_of(uri: str, store: Store, reading: ManifestReading, seen: _SeenKeys) -> Iterator[ImageRef]:
+    folder, file_format = parent(uri), format_of(uri)
+    resolver = _Resolver(folder, may_have_margins=file_format in ("txt", "csv", "tsv"))
+    is_text, comments = file_format == "txt", Comments(uri, reading)
+    for row in _rows(uri, store, reading):
+        if is_text and "#" in row.uri and is_comment(row.uri, reading.extensions) and not _exists(row.uri, folder):
+            comments.add(row.uri)
+            continue
+        written = resolver.without_margins(row.uri)
+        if not written or "\0" in written + row.key + row.version:
+            cells = (row.uri, row.key, row.version) if row.key or row.version else (row.uri,)
+            found = ascii(cells)[:200] if row.uri else ""
             hint = "write a URI without a NUL character into the row, or delete the row"
-            raise SourceError("An image without a URI", where=f"{uri}, image {number}", found=found, hint=hint)
-        ref = ImageRef(key or written, _resolve(written, parent(uri)), version)
+            raise SourceError("An image without a URI", where=_place(uri, row), found=found, hint=hint)
+        try:
+            ref = ImageRef(row.key or written, resolver.resolve(written), row.version)
+        except SourceError as error:
+            raise SourceError(error.what, where=_place(uri, row), found=error.found, hint=error.hint) from None
         same_uri = seen.add(ref.key, ref.uri)
         if same_uri is None:
             yield ref
         elif not same_uri:
             raise SourceError(
                 "One key for two images",
-                where=f"{uri}, image {number}",
+                where=_place(uri, row),
                 found=repr(ref.key),
                 hint="give each image its own key",
             )
-    if not len(seen):
-        raise SourceError("The manifest names no image", where=uri, hint="write one URI per image into the manifest")
+    comments.tell()
+
+
+def _place(uri: str, row: Row) -> str:
+    return f"{uri}, {unit_of(uri)} {row.number}"
 
 
 class _SeenKeys:
@@ -74,7 +114,8 @@ class _SeenKeys:
 
     def add(self, key: str, uri: str) -> bool | None:
         """Add a new key and return None. Return whether a key that was added before has this URI."""
-        hashed, identity = _hash(key), _hash(uri)
+        hashed = _hash(key)
+        identity = hashed if uri == key else _hash(uri)
         at = self._slot(hashed)
         if self._keys[at]:
             return self._uris[at] == identity
@@ -106,105 +147,109 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
-def _resolve(written: str, folder: str) -> str:
-    if scheme(written) or written.startswith(("/", "~/", "file://")):
-        return absolute(written)
-    return absolute(join(folder, written.removeprefix("./")))
+class _Resolver:
+    """The meaning of the URIs in one manifest.
+
+    folder: the manifest's folder. may_have_margins: whether blanks and quotes around a name are no part of the name, as
+    in text that people write. Programs write names into Parquet and JSON as they are.
+    """
+
+    def __init__(self, folder: str, *, may_have_margins: bool = True) -> None:
+        self._folder, self._may_have_margins = folder, may_have_margins
+        self._known_schemes: set[str] = set()
+
+    def without_margins(self, written: str) -> str:
+        """Return the URI without blanks and quotes around it, unless a local file has the name as written.
+
+        No URL begins with a blank, and no link ends with one.
+        """
+        text = written.strip().lstrip("\ufeff")
+        if text == written and text[:1] != '"':
+            return text
+        if not self._may_have_margins and not is_http(text):
+            return written.lstrip() if scheme(text) else written
+        if len(text) > 2 and text[0] == text[-1] == '"':
+            text = text[1:-1].replace('""', '"')
+        return written if text != written and _exists(written, self._folder) else text
+
+    def resolve(self, written: str) -> str:
+        """Return the URI that storage opens.
+
+        Raises SourceError, without a place, for a URI that no store can have: a mistyped or unknown scheme, or a file
+        of another machine.
+        """
+        kind = scheme(written)
+        if kind in self._known_schemes and written[len(kind) + 3 : len(kind) + 4] not in ("", "/"):
+            return written
+        if written[:5].lower() == "file:":
+            return self._resolve_file(written)
+        fault = address_fault(written) if ":" in written else None
+        if fault is not None and not _exists(written, self._folder):
+            raise SourceError(f"An address in the manifest: {fault.what}", found=_shown(written), hint=fault.hint)
+        if kind:
+            if inside(written) is None:
+                self._check_scheme(kind, written)
+            return written
+        if written.startswith(("/", "~/")):
+            return absolute(written)
+        return absolute(join(self._folder, written.removeprefix("./")))
+
+    def _check_scheme(self, kind: str, written: str) -> None:
+        if not is_known_scheme(kind):
+            raise SourceError(
+                f"A scheme in the manifest that segray does not know: {_shown(kind)[1:-1][:60]}://",
+                found=_shown(written),
+                hint="correct the address; docs/stores.md lists the schemes",
+            )
+        self._known_schemes.add(kind)
+
+    def _resolve_file(self, written: str) -> str:
+        """Return the path of a file URI: as written if that file exists, else percent-decoded."""
+        match = _FILE_URI.fullmatch(written)
+        host = "" if match is None else (match["host"] or "").lower()
+        if match is None or host not in _THIS_MACHINE:
+            literal = written[7:] if written[5:7] == "//" else written[5:]
+            if literal and _exists(literal, "."):  # A path from the working directory, as earlier versions took it.
+                return absolute(literal)
+            raise SourceError(
+                "A file URI that names no file of this machine",
+                found=_shown(written),
+                hint="write file:///PATH, or the path alone",
+            )
+        path = match["path"]
+        if "%" not in path or _exists(path, "/"):
+            return absolute(path)
+        try:
+            decoded = unquote(path, errors="strict")
+        except UnicodeDecodeError:
+            return absolute(path)
+        return absolute(path if "\0" in decoded else decoded)
 
 
-def _rows(uri: str, store: Store, extensions: frozenset[str]) -> Iterator[_Row]:
-    kind = extension(uri)
+def _shown(text: str) -> str:
+    return ascii(text)[:200]
+
+
+def _exists(written: str, folder: str) -> bool:
+    """Return whether a local file has the name as written. A remote folder is not asked."""
+    if scheme(folder) or scheme(written) or "\0" in written:
+        return False
+    path = written if written.startswith(("/", "~/")) else join(folder, written.removeprefix("./"))
+    try:
+        return Path(local_path(path)).exists()
+    except OSError:  # Such as a name that is too long.
+        return False
+
+
+def _rows(uri: str, store: Store, reading: ManifestReading) -> Iterator[Row]:
     try:
         with store.reader(uri) as file:
-            yield from _READERS[kind](file, extensions)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowException, _FormatError, OSError) as error:
+            yield from rows(uri, file, reading)
+    except (*BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # An error of storage. Arrow's OSError for a wrong format has no errno.
-        found, hint = str(error)[:_MAX_ERROR_CHARS], f"write the manifest as {FORMATS[kind]}"
-        raise SourceError("Cannot read the manifest", where=uri, found=found, hint=hint) from error
-
-
-class _FormatError(ValueError):
-    """A manifest that does not follow its format."""
-
-
-def _lines(file: BinaryIO, newline: str) -> Iterator[str]:
-    """Yield the lines of a text file, each with its line end.
-
-    newline: "\\n", or "" to end lines at \\r\\n and \\r too, as the csv module needs.
-    """
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
-    for number in count(1):
-        line = text.readline(_MAX_LINE_CHARS)
-        if not line:
-            return
-        if len(line) == _MAX_LINE_CHARS:
-            raise _FormatError(f"line {number} has more than {_MAX_LINE_CHARS - 1} characters")
-        yield line
-
-
-def _text_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
-    for line in _lines(file, "\n"):
-        if line.strip():
-            yield line.rstrip("\r\n"), "", ""
-
-
-def _csv_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
-    reader = csv.reader(_lines(file, ""), strict=True)
-    rows: Iterator[list[str]] = (row for row in reader if any(cell.strip() for cell in row))
-    header = next(rows, [])
-    if len(header) == 1 and extension(header[0]) in extensions:
-        rows, header = chain([header], rows), ["uri"]  # no header: the first row is an image already
-    columns = [header.index(column) if column else None for column in _columns(header)]
-    for row in rows:
-        if len(row) != len(header):
-            raise _FormatError(f"line {reader.line_num} has {len(row)} columns, the header {len(header)}")
-        uri, key, version = ("" if column is None else row[column] for column in columns)
-        yield uri, key, version
-
-
-def _parquet_rows(file: BinaryIO, extensions: frozenset[str]) -> Iterator[_Row]:
-    table = pq.ParquetFile(file)
-    columns = _columns(table.schema_arrow.names)
-    kind = table.schema_arrow.field(columns[0]).type
-    if not _is_text(kind):
-        raise _FormatError(f"column {columns[0]!r} holds {kind}, not text")
-    for batch in table.iter_batches(_BATCH_ROWS, columns=[column for column in columns if column]):
-        none = [None] * len(batch)
-        values = [batch.column(column).cast(pa.string()).to_pylist() if column else none for column in columns]
-        for uri, key, version in zip(*values, strict=True):
-            yield uri or "", key or "", version or ""
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Return whether a column may hold URIs.
-
-    Columns of bytes count too, because some writers do not mark text as strings.
-    """
-    values = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(test(values) for test in (*tests, pa.types.is_large_binary, pa.types.is_null))
-
-
-def _columns(names: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """Return the columns that hold uri, key and version; None for a missing key or version."""
-    if "uri" not in names and (len(names) != 1 or _OTHER_SEPARATOR.search(names[0])):
-        raise _FormatError(f"no column 'uri' among {', '.join(map(repr, names)) or 'none'}")
-    for column in ("uri", "key", "version"):
-        if names.count(column) > 1:
-            raise _FormatError(f"two columns {column!r}")
-    if "uri" not in names:
-        return names[0], None, None
-    return "uri", "key" if "key" in names else None, "version" if "version" in names else None
-
-
-_READERS: Mapping[str, Callable[[BinaryIO, frozenset[str]], Iterator[_Row]]] = {
-    "txt": _text_rows,
-    "csv": _csv_rows,
-    "parquet": _parquet_rows,
-}
-FORMATS: Mapping[str, str] = {
-    "txt": "UTF-8 text, one URI a line",
-    "csv": "UTF-8 CSV with commas and a header that names the column `uri`",
-    "parquet": "Parquet with a text column `uri`",
-}
+        hint = error.hint if isinstance(error, ManifestFormatError) else ""
+        found, written_as = str(error)[:_MAX_ERROR_CHARS], FORMATS[format_of(uri)]
+        raise SourceError(
+            "Cannot read the manifest", where=uri, found=found, hint=hint or f"write the manifest as {written_as}"
+        ) from error

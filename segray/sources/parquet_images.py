@@ -59,7 +59,8 @@ def refs(file: ListedObject, table: pq.ParquetFile, spec: SourceSpec) -> list[Im
             "No column of images in this Parquet file",
             where=file.uri,
             found=", ".join(f"{field.name}: {field.type}" for field in schema)[:500],
-            hint="set source.image_column to a column of bytes, or of structs with a field `bytes`",
+            hint="set source.image_column to a column of bytes, or of structs with a field `bytes`; set source.kind to "
+            "manifest for files that name images",
         )
     if table.metadata.num_rows > file.size_bytes:
         raise BrokenFileError(f"the footer says that {file.size_bytes} bytes hold {table.metadata.num_rows} images")

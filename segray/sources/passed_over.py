@@ -6,9 +6,15 @@ Knows reasons, counts and examples. Decides nothing about which entries are left
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _MAX_EXAMPLES = 3
+_MAX_TOLD = 20
+# Numbers are told for this many extensions, and counted for as many more. File names may end with anything.
+_MAX_SHOWN, _MAX_COUNTED = 8, 1000
+_MAX_EXTENSION_CHARS = 10
+HIDDEN, NO_EXTENSION, OTHERS = "hidden", "without extension", "with other extensions"
 
 
 class PassedOver:
@@ -19,9 +25,20 @@ class PassedOver:
 
     def __init__(self) -> None:
         self.unread: list[str] = []
-        self._extensions: Counter[str] = Counter()
+        self._files: Counter[str] = Counter()
+        self._advice: list[str] = []
         self._reasons: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
+        self._told: defaultdict[str, list[str]] = defaultdict(list)
+        self._untold = 0
+        self._members: Counter[str] = Counter()
+
+    def tell(self, file: str, note: str) -> None:
+        """Add a note on how a file was read, such as the column that a manifest's URIs come from."""
+        if note not in self._told and len(self._told) == _MAX_TOLD:
+            self._untold += 1
+        elif len(self._told[note]) <= _MAX_EXAMPLES:
+            self._told[note].append(file)
 
     def add(self, key: str, reason: str) -> None:
         """Add an entry that is left out for a reason of its own."""
@@ -34,17 +51,65 @@ class PassedOver:
         self.unread.append(key)
         self.add(key, reason)
 
-    def add_extensions(self, counts: Mapping[str, int]) -> None:
-        """Add numbers of files by extension. Files with these extensions do not belong to the source."""
-        self._extensions.update(counts)
+    def add_files(self, counts: Mapping[str, int], advice: Sequence[str] = ()) -> None:
+        """Add numbers of files that do not belong to the source.
+
+        counts: numbers by kind: the result of kind_of, or HIDDEN. advice: what takes these files.
+        """
+        self._files.update(counts)
+        self._advice += [text for text in advice if text not in self._advice]
+
+    def add_members(self, counts: Mapping[str, int]) -> None:
+        """Add numbers of members of archives by extension, "" for no extension. These members may be images."""
+        self._members.update(counts)
 
     def notes(self) -> list[str]:
-        """Return one line for each reason, and one line for all extensions."""
+        """Return notes on how the source was read, and a line for each reason, for all files and for all members."""
         lines = []
+        for note, files in self._told.items():
+            examples = ", ".join(ascii(file)[1:-1] for file in files[:_MAX_EXAMPLES])
+            lines.append(f"{examples}{' and others' if len(files) > _MAX_EXAMPLES else ''}: {note}")
+        if self._untold:
+            lines.append(f"{self._untold:,} further notes on manifests")
         for reason, count in self._reasons.items():
             examples = ", ".join(ascii(key)[1:-1] for key in self._examples[reason])
             lines.append(f"passed over: {examples}{' and others' if count > _MAX_EXAMPLES else ''} ({reason})")
-        if self._extensions:
-            counts = ", ".join(f"{count:,} .{extension}" for extension, count in self._extensions.most_common())
-            lines.append(f"passed over: {counts}; source.kind says which files are taken")
+        if self._files:
+            by_number = sorted(self._files.items(), key=lambda kind: (-kind[1], kind[0]))
+            counts = [f"{count:,} {kind}" for kind, count in by_number[:_MAX_SHOWN]]
+            if rest := by_number[_MAX_SHOWN:]:
+                counts.append(f"{sum(count for _, count in rest):,} of {len(rest):,} other kinds")
+            lines.append("; ".join([f"passed over: {', '.join(counts)}", *self._advice]))
+        if self._members:
+            by_number = sorted(self._members.items(), key=lambda kind: (-kind[1], kind[0]))
+            counts = [f"{count:,} {kind_of(extension)}" for extension, count in by_number]
+            members = f"passed over in archives: {', '.join(counts)}"
+            lines.append(f"{members}; a glob in source.members that names them takes them")
         return lines
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the numbers of files and of members of archives by kind, and the notes, for programs.
+
+        The result is empty if nothing is told.
+        """
+        notes = self.notes()
+        members = {kind_of(extension): count for extension, count in self._members.most_common()}
+        return {"files": dict(self._files.most_common()), "members": members, "notes": notes} if notes else {}
+
+
+class FileCounts:
+    """Numbers of files by kind. Their number is bounded, whatever the names of the files."""
+
+    def __init__(self) -> None:
+        self.by_kind: Counter[str] = Counter()
+
+    def add(self, kind: str) -> None:
+        """Count a file of a kind."""
+        is_new = kind not in self.by_kind and len(self.by_kind) >= _MAX_COUNTED
+        self.by_kind[OTHERS if is_new else kind] += 1
+
+
+def kind_of(extension: str) -> str:
+    """Return how files with an extension are told: ".heic", or "without extension" for what looks like none."""
+    is_usual = extension.replace(".", "").isalnum() and len(extension) <= _MAX_EXTENSION_CHARS
+    return f".{extension}" if is_usual else NO_EXTENSION

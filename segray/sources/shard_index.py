@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.instances import ImageRef
-from segray.sources.archives import SourceSpec
+from segray.sources.archives import ImagesInside, SourceSpec
 from segray.storage.store import ListedObject, Store
 from segray.storage.uris import join
 
 # Version of the content of an index. Increase this number when the rules of archives.py or tar_archive.py change.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_LEFT_OUT = "segray:left_out"
 
 
 class Index:
@@ -31,9 +32,9 @@ class Index:
         self._stored_names: set[str] | None = None
         self._used: set[str] = set()
 
-    def refs(
-        self, file: ListedObject, spec: SourceSpec, extensions: frozenset[str], read: Callable[[], list[ImageRef]]
-    ) -> list[ImageRef]:
+    def images(
+        self, file: ListedObject, spec: SourceSpec, extensions: frozenset[str], read: Callable[[], ImagesInside]
+    ) -> ImagesInside:
         """Return the images in this version of the file, from its index if there is one, else from `read`.
 
         A file without a version is always read. Threads may call this method at once.
@@ -52,9 +53,8 @@ class Index:
         self._used.add(name)
         if name in self._list_names():
             try:
-                columns = pq.read_table(pa.BufferReader(self._store.read(uri))).columns
-                return [ImageRef(*row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
-            except (FileNotFoundError, pa.ArrowException, TypeError):
+                return _decode(self._store.read(uri))
+            except (FileNotFoundError, pa.ArrowException, TypeError, ValueError):
                 pass  # An index is only a cache, so a missing or broken index is written again.
         images = read()
         if self._keep:
@@ -62,7 +62,7 @@ class Index:
         return images
 
     def delete_unused(self) -> None:
-        """Delete the indexes that no call of `refs` used: their shards changed or are gone."""
+        """Delete the indexes that no call of `images` used: their shards changed or are gone."""
         if self._keep:
             for name in sorted(self._list_names() - self._used):
                 self._store.delete(join(self._folder, name))
@@ -73,8 +73,15 @@ class Index:
         return self._stored_names
 
 
-def _encode(refs: list[ImageRef]) -> bytes:
+def _encode(images: ImagesInside) -> bytes:
     sink = pa.BufferOutputStream()
-    columns = {name: [getattr(ref, name) for ref in refs] for name in ("key", "uri", "version", "size_bytes")}
-    pq.write_table(pa.table(columns), sink, compression="zstd")
+    columns = {name: [getattr(ref, name) for ref in images.refs] for name in ("key", "uri", "version", "size_bytes")}
+    table = pa.table(columns).replace_schema_metadata({_LEFT_OUT: json.dumps(images.left_out)})
+    pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _decode(data: bytes) -> ImagesInside:
+    table = pq.read_table(pa.BufferReader(data))
+    refs = [ImageRef(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+    return ImagesInside(refs, json.loads((table.schema.metadata or {}).get(_LEFT_OUT.encode(), b"{}")))

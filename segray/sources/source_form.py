@@ -1,25 +1,30 @@
-"""The form of a source: a file, a glob, or a folder. Asks the store, since a name may hold wildcard characters."""
+"""The form of a source: a file, a glob, names in braces, or a folder.
+
+Asks the store, since a name may hold wildcard characters and braces.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
 
-from segray.sources.uris import WILDCARD, split_glob
+from segray.sources.braces import has_braces
+from segray.sources.uris import WILDCARD, split_braces, split_glob
 from segray.storage.store import Store
 from segray.storage.uris import is_http, local_path, scheme
 
 
 class SourceForm(Enum):
-    """The three forms of a source's URI."""
+    """The forms of a source's URI."""
 
     FILE = "file"
     GLOB = "glob"
+    BRACES = "braces"
     FOLDER = "folder"
 
 
 def form_of(uri: str, store: Store) -> SourceForm:
-    """Return the form of a source. A file or folder that exists is no glob, whatever its name.
+    """Return the form of a source. A file or folder that exists is no glob and no list, whatever its name.
 
     An empty object beside a prefix of the same name is the mark of a folder, which some tools write.
 
@@ -28,6 +33,11 @@ def form_of(uri: str, store: Store) -> SourceForm:
     size_bytes = None if uri.endswith("/") else _size_of(uri, store)
     if size_bytes is not None and not (size_bytes == 0 and scheme(uri) and _is_folder(uri, store)):
         return SourceForm.FILE
+    if size_bytes is None and has_braces(uri):
+        folder = split_glob(uri)[0] if WILDCARD.search(uri) else ""
+        if not _is_folder(uri, store) and not (has_braces(folder) and _is_folder(folder, store)):
+            split_braces(uri)
+            return SourceForm.BRACES
     if size_bytes is not None or not WILDCARD.search(uri):
         return SourceForm.FOLDER
     split_glob(uri)

@@ -8,47 +8,81 @@ SKIP_BYTES.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import IO, cast
 
 from segray._compat import forget_members, next_header_offset
 from segray.sources.archives import BrokenFileError, Member
 
 EXTENSIONS = frozenset({"tar"})
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_COMPRESSED = re.compile(r"\.(tar\.(?:gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 BLOCK_BYTES = 512
 MANY_BYTES, SKIP_BYTES, FEW_BYTES = 8 << 20, 1 << 20, 64 << 10
 # The longest header that tarfile may read into memory at once; real ones are below 1 MB.
 _HEADER_BYTES = 16 << 20
 
+# An empty archive is one record of zeros, and a record is 20 blocks. Zeros behind the last member fill up a record,
+# which some programs make larger. More zeros are the unwritten part of an unfinished copy.
+_MAX_EMPTY_BYTES, _MAX_PADDING_BYTES = 20 * BLOCK_BYTES, 2 << 20
+
 # (offset, size) -> bytes of the file, fewer at its end.
 ReadRange = Callable[[int, int], bytes]
+
+
+def compressed_ending(uri: str) -> str:
+    """Return the ending of a compressed tar in lower case, without the first dot; "" for any other file."""
+    match = _COMPRESSED.search(uri)
+    return match[1].lower() if match is not None else ""
 
 
 def members(read: ReadRange, size_bytes: int) -> Iterator[Member]:
     """Yield every member of a shard except folders; `numbers` are the offset and size of the body, in bytes.
 
-    read: reads a range of the shard. size_bytes: size of the shard. Raises BrokenFileError for an invalid header, or a
-    file that is no tar archive.
+    A file may hold several archives, as `cat a.tar b.tar` joins them. read: reads a range of the shard. size_bytes:
+    size of the shard. Raises BrokenFileError, after the members that are known, where later members may be unknown: at
+    an invalid header, at a missing end mark, or for a file that is no tar archive.
     """
     stream = _Headers(read, size_bytes)
-    last_offset = -1
+    start = 0
+    while start < size_bytes or not size_bytes:
+        end = yield from _archive_members(stream, start, size_bytes)
+        if end >= size_bytes:
+            raise BrokenFileError(f"the archive ends at byte {size_bytes} without its end mark; it may be cut off")
+        start = _skip_zeros(stream, end, size_bytes)
+        if start == end:
+            raise BrokenFileError(f"no tar header at byte {end} of {size_bytes}; later members are unknown")
+    if size_bytes - end > (_MAX_PADDING_BYTES if end else _MAX_EMPTY_BYTES):
+        raise BrokenFileError(f"only zeros from byte {end} to byte {size_bytes}; members may be lost")
+
+
+def _archive_members(stream: _Headers, start: int, size_bytes: int) -> Generator[Member, None, int]:
+    """Yield the members of the archive that starts at a byte. Return the byte at which its headers end.
+
+    tarfile takes a header that it cannot read for the end of the archive.
+    """
+    stream.seek(start)
+    last_offset = next_offset = start
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as archive:
             while (info := archive.next()) is not None:
                 forget_members(archive)
                 if info.offset_data <= last_offset or info.size < 0:
-                    raise BrokenFileError(f"the tar header at byte {info.offset} is invalid")
-                last_offset = info.offset_data
+                    raise BrokenFileError(f"the tar header at byte {info.offset} is invalid; later members are unknown")
+                last_offset, next_offset = info.offset_data, next_header_offset(archive)
                 if not info.isdir():
                     yield _member_of(info, size_bytes)
-            end = next_header_offset(archive)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            return next_header_offset(archive)
+    except (tarfile.TarError, OSError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise BrokenFileError(f"not a tar file, or a broken one: {error}") from error
-    _check_end(stream, end, size_bytes)
+        what = (
+            f"the tar header at byte {next_offset} of {size_bytes} cannot be read"
+            if next_offset
+            else "not a tar file, or a broken one"
+        )
+        raise BrokenFileError(f"{what}: {error}") from error
 
 
 def _member_of(info: tarfile.TarInfo, size_bytes: int) -> Member:
@@ -61,16 +95,15 @@ def _member_of(info: tarfile.TarInfo, size_bytes: int) -> Member:
     return Member(info.name, info.size, (info.offset_data, info.size), fault)
 
 
-def _check_end(stream: _Headers, end: int, size_bytes: int) -> None:
-    """Raise BrokenFileError where the headers end before the file does.
-
-    tarfile takes a header that it cannot read for the end of the archive.
-    """
-    if end >= size_bytes:
-        return
-    stream.seek(end)
-    if stream.read(BLOCK_BYTES).strip(b"\0"):
-        raise BrokenFileError(f"no tar header at byte {end} of {size_bytes}; later members are unknown")
+def _skip_zeros(stream: _Headers, start: int, size_bytes: int) -> int:
+    """Return the start of the first block after `start` that is not zero, or the size of the file."""
+    stream.seek(start)
+    while chunk := stream.read(FEW_BYTES if stream.tell() == start else MANY_BYTES):
+        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        if zeros < len(chunk):
+            offset = stream.tell() - len(chunk) + zeros
+            return offset - (offset - start) % BLOCK_BYTES
+    return size_bytes
 
 
 def intact(header: bytes, size_bytes: int) -> bool:

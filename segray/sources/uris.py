@@ -13,11 +13,12 @@ this URI:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from segray.errors import SourceError
+from segray.sources.braces import has_braces
 from segray.storage.uris import name, scheme
 
 BOOKKEEPING = frozenset({"_delta_log", "_segray", "_temporary", "__MACOSX"})
@@ -113,8 +114,17 @@ def split_glob(uri: str) -> tuple[str, str]:
 
     Raises SourceError for a wildcard in a bucket's name.
     """
+    return _split(uri, lambda part: WILDCARD.search(part) is not None)
+
+
+def split_braces(uri: str) -> tuple[str, str]:
+    """Return the folder before the first name with braces or a wildcard, and the rest. Raises as split_glob does."""
+    return _split(uri, lambda part: has_braces(part) or WILDCARD.search(part) is not None)
+
+
+def _split(uri: str, is_pattern: Callable[[str], bool]) -> tuple[str, str]:
     parts = uri.split("/")
-    first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
+    first = next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
     if scheme(uri) and first < 3:
         raise SourceError(
             "A bucket's name cannot be a pattern",

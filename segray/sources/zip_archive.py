@@ -1,65 +1,59 @@
 """Zip archives: positions and sizes of their members, and the bytes of one member.
 
-Knows the central directory and local headers. Planning reads only the central directory. Never unpacks to a disk.
+Knows local headers; zip_directory.py knows the central directory, which is all that planning reads. Never unpacks to a
+disk.
 """
 
 from __future__ import annotations
 
-import io
 import stat
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import IO
 
 from segray.errors import ImageError
-from segray.sources.archives import BrokenFileError, Member
+from segray.sources import zip_directory
+from segray.sources.archives import Member
+from segray.sources.zip_directory import Entry
 
 EXTENSIONS = frozenset({"zip"})
 # A local header: 30 bytes, then the name and extra fields. SLACK_BYTES is room for header, name and extra fields.
 _LOCAL = struct.Struct("<4s5H3I2H")
 SLACK_BYTES = 1024
 _STORED, _DEFLATED = 0, 8
-_ENCRYPTED = 1
+# Bits of a member that is encrypted, strongly encrypted, or whose directory entry is masked.
+_ENCRYPTED = 1 | 1 << 6 | 1 << 13
+_PATCH = 1 << 5
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """Yield the files of an archive.
+    """Yield the files of an archive, or of several archives in one file.
 
     `numbers` of a member are the offset of the local header, bytes stored, bytes, and CRC-32.
 
-    Raises BrokenFileError for a file that is no zip archive.
+    Raises BrokenFileError, after the members that are known, for a file that is no zip archive or not read in full.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    # zipfile raises these exceptions for broken directories.
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        struct.error,
-        ValueError,
-        EOFError,
-        io.UnsupportedOperation,
-    ) as error:
-        raise BrokenFileError(f"not a zip file, or a broken one: {error}") from error
-    for info in infos:
-        if not info.filename.endswith("/"):  # is_dir() of a nameless member raises IndexError
-            numbers = (info.header_offset, info.compress_size, info.file_size, info.CRC)
-            yield Member(info.filename, info.file_size, numbers, _fault(info))
+    for entry in zip_directory.entries(file):
+        if not entry.name.endswith("/"):
+            numbers = (entry.header_offset, entry.stored_bytes, entry.size_bytes, entry.crc)
+            yield Member(entry.name, entry.size_bytes, numbers, _fault(entry))
 
 
-def _fault(member: zipfile.ZipInfo) -> str:
+def _fault(member: Entry) -> str:
     """Return why a member cannot be read, "" if it can be read."""
-    if stat.S_ISLNK(member.external_attr >> 16):
+    if member.fault:
+        return member.fault
+    if stat.S_ISLNK(member.mode):
         return "a link in an archive is not read"
-    if member.flag_bits & _ENCRYPTED:
+    if member.flags & _ENCRYPTED:
         return "the member is encrypted"
+    if member.flags & _PATCH:
+        return "the member is a patch of another file"
     if member.header_offset < 0:
         return "the member lies before the start of the archive"
-    if member.compress_type not in (_STORED, _DEFLATED):
-        return f"the member is compressed by method {member.compress_type}; segray reads stored and deflated members"
+    if member.method not in (_STORED, _DEFLATED):
+        return f"the member is compressed by method {member.method}; segray reads stored and deflated members"
     return ""
 
 

@@ -33,23 +33,24 @@ def address_fault(uri: str) -> AddressFault | None:
     """Return the fault in the scheme of an address, None for an address that can be meant."""
     match = _ONE_SLASH.match(uri) or _NO_SLASH.match(uri)
     if match:
-        rest = uri[match.end() :].lstrip("/")
-        return AddressFault(f"{match[0]!r} begins no URL and no path", _hint(match[1].lower(), rest, uri))
+        path = uri[match.end() :].lstrip("/")
+        return AddressFault(f"{match[0]!r} begins no URL and no path", _hint(match[1].lower(), path, uri))
     if uri.lower().startswith("file://") and not uri.startswith("file:///"):
         return AddressFault("a file URL begins with file:///", f"write the path alone: /{uri[7:].lstrip('/')}")
     if scheme(uri) in _BUCKET_SCHEMES and not bucket_and_key(uri)[0]:
-        rest = uri.partition("://")[2].lstrip("/")
-        return AddressFault("the URL names no bucket", f"write {scheme(uri)}://BUCKET/{rest}")
+        key = uri.partition("://")[2].lstrip("/")
+        return AddressFault("the URL names no bucket", f"write {scheme(uri)}://BUCKET/{key}")
     return None
 
 
-def _hint(kind: str, rest: str, uri: str) -> str:
+def _hint(kind: str, path: str, uri: str) -> str:
+    """Return what to write instead. path: what follows the scheme, without leading slashes."""
     if kind == "file":
-        return f"write the path alone: /{rest}"
+        return f"write the path alone: /{path}"
     if kind == "dbfs":
-        return f"write the path of the mount: /dbfs/{rest}"
+        return f"write the path of the mount: /dbfs/{path}"
     if kind in _KNOWN_SCHEMES:
-        return f"write {kind}://{rest}"
+        return f"write {kind}://{path}"
     return f"write NAME://..., or ./{uri} for a folder of this name"
 
 

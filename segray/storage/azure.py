@@ -268,8 +268,8 @@ def _container_and_folder(uri: str) -> tuple[str, str]:
 
 def _root(uri: str) -> str:
     """Return the URI of the container."""
-    start, separator, rest = uri.partition("://")
-    return start + separator + rest.partition("/")[0]
+    start, separator, container_and_path = uri.partition("://")
+    return start + separator + container_and_path.partition("/")[0]
 
 
 def _is_folder(blob: Any) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
+from fsspec import available_protocols
 from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 
@@ -23,7 +24,17 @@ from segray.errors import AccessError
 from segray.storage.backend import Attempt, ListedObject, Walk
 from segray.storage.options import StorageOptions
 from segray.storage.time_limits import TimeLimits, in_thread, limits_of, within
-from segray.storage.uris import join, name, parent, redact, scheme
+from segray.storage.uris import (
+    AZURE_SCHEMES,
+    GOOGLE_SCHEMES,
+    HTTP_SCHEMES,
+    S3_SCHEMES,
+    join,
+    name,
+    parent,
+    redact,
+    scheme,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +44,11 @@ _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModi
 _LISTINGS_AT_ONCE = 16  # folders that are listed at the same time
 _MOST_AHEAD = 256  # listings that are kept until their turn comes
 _Children = dict[str, dict[str, Any]]
+
+
+def is_known_scheme(kind: str) -> bool:
+    """Return whether a file system has this scheme, whether or not its package is installed."""
+    return kind in (*S3_SCHEMES, *AZURE_SCHEMES, *GOOGLE_SCHEMES, *HTTP_SCHEMES) or kind in available_protocols()
 
 
 class FsspecBackend:

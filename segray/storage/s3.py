@@ -1,6 +1,7 @@
 """S3 as a backend, and deltalake's options for the same buckets. The only home of s3fs and botocore.
 
-Key and secret come from the usual AWS environment variables or profile, never from the configuration.
+Key and secret come from the usual AWS environment variables or a profile, never from the configuration. The
+configuration may name the profile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import s3fs
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ProfileNotFound
 from botocore.session import Session
 from fsspec.asyn import sync
 
@@ -51,11 +52,13 @@ class S3Backend:
             config["s3"] = {"addressing_style": "path"}
         elif options.addressing == "virtual":
             config["s3"] = {"addressing_style": "virtual"}
+        profile = _profile(options)
         self._limits = limits
         self._reading = {"RequestPayer": "requester"} if options.requester_pays else {}
         self._writing = self._reading | _encryption(options)
         self._fs = s3fs.S3FileSystem(
             anon=options.anonymous,
+            profile=profile,
             endpoint_url=endpoint,
             client_kwargs={"region_name": options.region} if options.region else {},
             config_kwargs=config,
@@ -153,13 +156,28 @@ def _endpoint(options: StorageOptions) -> str | None:
     return options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
+def _profile(options: StorageOptions) -> str | None:
+    """Return the AWS profile that the options name. Raise AccessError if no file has a profile in use."""
+    if options.anonymous:
+        return None
+    if options.profile or os.environ.get("AWS_PROFILE"):
+        try:
+            Session(profile=options.profile).get_scoped_config()
+        except ProfileNotFound as error:
+            files = "AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE, by default ~/.aws/config and ~/.aws/credentials"
+            named_by = "storage.profile or source.storage.profile" if options.profile else "AWS_PROFILE"
+            hint = f"correct {named_by}, or add the profile to the files of {files}, on every node"
+            raise AccessError("No such AWS profile", found=str(error), hint=hint) from error
+    return options.profile
+
+
 @lru_cache(8)
-def _session(process: int, environment: frozenset[tuple[str, str]]) -> Session:
-    """Return the botocore session of this process for these AWS environment variables.
+def _session(process: int, environment: frozenset[tuple[str, str]], profile: str | None) -> Session:
+    """Return the botocore session of this process for these AWS environment variables and a profile.
 
     To make a session takes milliseconds, or a request for a role's credentials. botocore renews a role's credentials.
     """
-    session = Session()
+    session = Session(profile=profile)
     load_session(session)
     return session
 
@@ -172,7 +190,7 @@ def forget_credentials() -> None:
 def delta_options(options: StorageOptions) -> dict[str, str]:
     """Return deltalake's storage_options for S3. The options contain the secret key: never log or store them."""
     variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
-    session = _session(os.getpid(), variables)
+    session = _session(os.getpid(), variables, _profile(options))
     region = options.region or session.get_config_variable("region") or "us-east-1"
     # The store retries. deltalake's own ten attempts last about three seconds, and do not cover truncated bodies.
     storage_options = {"AWS_REGION": region, "max_retries": "0", "timeout": f"{options.timeout_s:g}s"}

@@ -107,17 +107,16 @@ class Store:
             return False
         return True
 
-    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """Return the object's bytes, or its first `max_bytes` bytes, in one request."""
-        return self._request(uri, lambda backend: backend.read(uri, 0, max_bytes))
+    def read(self, uri: str, max_bytes: int | None = None, retries: int | None = None) -> bytes:
+        """Return the object's bytes, or its first `max_bytes` bytes, in one request.
+
+        retries: largest number of retries, None for that of the options.
+        """
+        return self._request(uri, lambda backend: backend.read(uri, 0, max_bytes), retries)
 
     def read_range(self, uri: str, start: int, size: int) -> bytes:
         """Return `size` bytes of the object from byte `start` on, in one request; fewer at the object's end."""
         return self._request(uri, lambda backend: backend.read(uri, start, size)) if size > 0 else b""
-
-    def probe(self, uri: str, max_bytes: int = 1) -> bytes:
-        """Return the first bytes of the object, without a retry; raise as `read` does."""
-        return self._request(uri, lambda backend: backend.read(uri, 0, max_bytes), 0)
 
     def reader(self, uri: str) -> BinaryIO:
         """Open the object as a buffered, seekable binary file that is read by ranges, for pyarrow and text readers."""
@@ -154,18 +153,18 @@ class Store:
         with suppress(FileNotFoundError):
             self._request(uri, lambda backend: backend.delete(uri))
 
-    def retrying(self, uri: str, call: Callable[[], T]) -> T:
+    def retrying(self, uri: str, call: Callable[[], T], retries: int | None = None) -> T:
         """Return the result of `call`. Retry the call, and translate its errors as any other method does.
 
         The call reaches `uri` by deltalake or Arrow. The call must be safe to repeat after an attempt whose answer was
         lost. The call makes several requests, and each can fail. The call therefore gets more attempts than a single
         request.
-        """
-        return self._attempts(uri, lambda: self._answered(uri, call()), _REQUESTS_PER_CALL * self.options.retries)
 
-    def translated(self, uri: str, call: Callable[[], T]) -> T:
-        """Return the result of `call`. Translate its errors, but do not retry: the call retries by itself."""
-        return self._attempts(uri, lambda: self._answered(uri, call()), 0)
+        retries: 0 for a call that retries by itself, whose errors are translated all the same.
+        """
+        if retries is None:
+            retries = _REQUESTS_PER_CALL * self.options.retries
+        return self._attempts(uri, lambda: self._answered(uri, call()), retries)
 
     def delta_options(self, uri: str) -> dict[str, str]:
         """Return deltalake's storage_options for the bucket or folder of `uri`.

@@ -7,11 +7,34 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from pathlib import Path
+
+from segray.errors import UserError
+
+PathOrUrl = str | os.PathLike[str]
 
 S3_SCHEMES = ("s3", "s3a")
 AZURE_SCHEMES = ("az", "azure", "abfs", "abfss", "adl")
 GOOGLE_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
+
+
+def as_uri(place: PathOrUrl) -> str:
+    """Return a path or URL as text, with the home folder in place of a leading `~`.
+
+    Raises:
+        UserError: The place is a Path made of a URL, which has lost a slash.
+    """
+    text = os.fspath(place)
+    if not isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
+        raise UserError("a URL is no path", found=f"{place!r}", hint="give the URL as text, such as 's3://bucket/key'")
+    return text if scheme(text) else os.path.expanduser(text)  # noqa: PTH111  Path would fold "//"
+
+
+def as_path(place: PathOrUrl) -> Path:
+    """Return a local path, with the home folder in place of a leading `~`."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111  Path.expanduser raises for an unknown user.
 
 
 def join(root: str, *parts: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import label_sets
+import every_command
 import pytest
 from command import ENV, segray, write_config
 
@@ -97,10 +97,19 @@ def check(arguments: str, places: Mapping[str, object], chosen: Collection[str])
         assert found.code == (3 if own.out else own.code), (name, found)
         assert "Traceback" not in found.err, (name, found)
         if name == "stdout full" and own.out:
-            assert LOST in found.err
-            assert "where: standard output" in found.err
-            assert "No space left on device" in found.err
-            assert "do:  " in found.err
+            check_loss_is_told(found.err, as_records="--log-format json" in arguments)
+
+
+def check_loss_is_told(err: str, *, as_records: bool) -> None:
+    if as_records:
+        error = json.loads(err.splitlines()[-1])
+        assert (error["event"], f"error: {error['message']}", error["where"]) == ("error", LOST, "standard output")
+        assert error["do"]
+    else:
+        assert LOST in err
+        assert "where: standard output" in err
+        assert "do:  " in err
+    assert "No space left on device" in err
 
 
 def of(shapes: Mapping[str, str], chosen: Collection[str]) -> list[tuple[str, str]]:
@@ -109,15 +118,7 @@ def of(shapes: Mapping[str, str], chosen: Collection[str]) -> list[tuple[str, st
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
-    """Two label sets, a truth, a selection of all images, and a configuration that is never run."""
-    folder = tmp_path_factory.mktemp("streams")
-    for name, seed in (("a", 0), ("b", 1)):
-        label_sets.write(folder / name, label_sets.stickers(2, seed))
-    truth, picked, config = folder / "truth.json", folder / "picked.json", folder / "run.yaml"
-    assert segray("export", folder / "a", truth, "--to", "coco").returncode == 0
-    assert segray("select", folder / "a", picked, "--take", "random=2").returncode == 0
-    write_config(config, folder / "nowhere", folder / "labels")
-    return {"folder": folder, "a": folder / "a", "b": folder / "b", "truth": truth, "picked": picked, "config": config}
+    return every_command.places(tmp_path_factory.mktemp("streams"))
 
 
 @pytest.mark.parametrize("arguments", ["version", "--help", "label"])
@@ -125,45 +126,31 @@ def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path)
     check(arguments, {"folder": tmp_path}, EVERY)
 
 
-def seldom(arguments: str) -> object:
-    """A command that is tried in chaos alone: one like it is tried in every run."""
-    return pytest.param(arguments, marks=pytest.mark.chaos)
+# One of each kind.
+COMMON = (
+    "nonsense",
+    "verify {a}",
+    "status {a}",
+    "evaluate {a} --truth {truth}",
+    "models list",
+    "models show stickers",
+    "models inspect {truth}",
+    "label {config}",
+    "submit {config} --address http://127.0.0.1:9",
+)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "nonsense",
-        seldom("models"),
-        "verify {a}",
-        seldom("verify {a} --json"),
-        seldom("verify {folder}/nowhere"),
-        seldom("maintain {a}"),
-        seldom("promote {a} --dry-run"),
-        "status {a}",
-        seldom("status {a} --watch --json"),
-        "evaluate {a} --truth {truth}",
-        seldom("export {a} {new} --to coco"),
-        seldom("report {a} --out {new}"),
-        seldom("diff {a} {b}"),
-        seldom("diff {a} {b} --fail-if lost>0%"),
-        seldom("select {a} {new} --take random=1"),
-        seldom("review {a} --selection {picked} --corrected {truth}"),
-        "models list",
-        seldom("models show stickers"),
-        "models inspect {truth}",
-        seldom("models pull stickers"),
-        seldom("models convert stickers {truth} --out {new}"),
-        seldom("models quantize stickers --images {folder}/nowhere --out {new}"),
-        "label {config}",
-        seldom("plan {config}"),
-        "submit {config} --address http://127.0.0.1:9",
-        seldom("bench --only z"),
-    ],
-)
+@pytest.mark.parametrize("arguments", every_command.tried(COMMON))
 def test_every_command(arguments: str, places: Mapping[str, object]) -> None:
     check(arguments, places, FEW)
+
+
+@pytest.mark.chaos
+def test_a_reader_that_has_gone_never_changes_the_exit_code(places: Mapping[str, object]) -> None:
+    arguments = ("evaluate", places["a"], "--truth", places["truth"])
+    codes = {run("{} | head -1; exit ${{PIPESTATUS[0]}}", *arguments).code for _ in range(20)}
+    assert codes == {0}
 
 
 @pytest.mark.chaos

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segray import rle
-from segray.analytics.evaluation import coco_eval, ground_truth
+from segray.analytics.evaluation import coco_eval, ground_truth, truth_json
 from segray.analytics.evaluation.evaluate import Evaluation, evaluate
 from segray.analytics.query import arrow_masks, key_ranges
 from segray.errors import LabelSetError, SourceError, UserError
@@ -128,12 +128,22 @@ def numbers(scores: coco_eval.Scores) -> list[float]:
     return [-1 if value is None else value for value in found]
 
 
+def test_a_truth_of_crowds_alone_is_refused(tmp_path: Path) -> None:
+    """pycocotools gives -1, which is no precision."""
+    content, shown = made(4)
+    runs = [row for row in content["annotations"] if isinstance(row["segmentation"], dict)]
+    content["annotations"] = [{**row, "iscrowd": 1} for row in runs]
+    assert runs
+    with pytest.raises(SourceError, match="precision is undefined"):
+        written(tmp_path, content, shown)
+
+
 @pytest.mark.parametrize("case", ["slices", pytest.param("spilled", marks=pytest.mark.integration)])
 def test_all_numbers_are_those_of_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Crowds, polygons, runs as numbers, equal scores, and more than a hundred detections of a class."""
     monkeypatch.setattr(key_ranges.KeySampler.cut, "__defaults__", (40,))
     monkeypatch.setattr(ground_truth, "_MAX_WAITING_ROWS", 10)
-    monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
+    monkeypatch.setattr(truth_json, "_READ_CHARS", 100)
     if case == "spilled":
         monkeypatch.setattr(coco_eval, "_IN_MEMORY_ROWS", 50)
         monkeypatch.setattr(coco_eval, "_SORTED_ROWS", 30)
@@ -281,7 +291,7 @@ def test_a_run_that_goes_on_is_told(tmp_path: Path) -> None:
     some = dict(list(shown.items())[:3])
     found = written(tmp_path, content, some)
     note = "1 images of the truth are not labelled: each counts as an image without detections"
-    assert (found.missing, found.notes) == (1, [note])
+    assert (found.missing, found.notes[0]) == (1, note)
     Run(str(tmp_path / "labels"), "29990101T000000Z-a").save(Store(), {"state": "running"})
     assert evaluate(str(tmp_path / "labels"), tmp_path / "truth.json").notes[0].endswith("the run is not finished")
 
@@ -327,20 +337,23 @@ TEXT = (
 
 @pytest.mark.parametrize("read_chars", [1, 2, 3, 7, 16, 17, 50, 1000])
 def test_a_truth_is_the_same_wherever_its_pieces_end(monkeypatch: pytest.MonkeyPatch, read_chars: int) -> None:
-    monkeypatch.setattr(ground_truth, "_READ_CHARS", read_chars)
-    found = list(ground_truth._members(ground_truth._Text(io.StringIO(TEXT)), "t", ("images", "annotations")))
-    content = json.loads(TEXT)
-    assert found == [("images", None), *(("images", row) for row in content["images"]), ("annotations", None)]
+    monkeypatch.setattr(truth_json, "_READ_CHARS", read_chars)
+    text, arrays = truth_json.Text(io.StringIO(TEXT)), ("images", "annotations")
+    found = list(truth_json.members_of(text, "t", arrays, with_text=True))
+    content, start = json.loads(TEXT), truth_json.START
+    rows = [("images", number, row) for number, row in enumerate(content["images"])]
+    assert [member[:3] for member in found] == [("images", start, None), *rows, ("annotations", start, None)]
+    assert [json.loads(member[3]) for member in found if member[1] != start] == content["images"]
 
 
 @pytest.mark.parametrize(
     "broken", ['{"images": [{"id": 1,, "x": 2}', '{"images": [{"id": tru, "x": 2}', '{"images": [{"a": "\\x"}']
 )
 def test_a_truth_that_is_no_json_is_not_read_on(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    monkeypatch.setattr(ground_truth, "_READ_CHARS", 100)
+    monkeypatch.setattr(truth_json, "_READ_CHARS", 100)
     file = io.StringIO(broken + " " * 100_000)
     with pytest.raises(ValueError, match=r"Expecting|Invalid"):
-        list(ground_truth._members(ground_truth._Text(file), "t", None))
+        list(truth_json.members_of(truth_json.Text(file), "t", ("images",)))
     assert file.tell() < 1000
 
 
@@ -369,7 +382,7 @@ def test_a_slice_of_a_truth_leaves_no_file(tmp_path: Path) -> None:
     keys, store = key_ranges.KeySampler(), Store()
     listed = ground_truth.read_index(str(tmp_path / "truth.json"), store, keys)
     names = [row["file_name"] for row in content["images"]]
-    assert listed.lists([*names, "none.jpg", "zzz"]).tolist() == [True] * 6 + [False] * 2
+    assert (listed.positions([*names, "none.jpg", "zzz"]) >= 0).tolist() == [True] * 6 + [False] * 2
     parts = keys.cut(16)
     assert len(parts) > 1
     found = ground_truth.GroundTruthBySlice(listed, parts, store, tmp_path / "sorted")

@@ -191,21 +191,43 @@ def test_pictures_of_a_label_set_are_its_rows_above_the_threshold(monkeypatch: p
     assert [shown.rle for shown in found["a.png"].labels] == [shown.rle for shown in pictures[0].labels]
 
 
-def test_a_mask_of_a_large_image_is_drawn_on_its_own_part_as_on_the_whole() -> None:
+@pytest.mark.parametrize("canvas_wh", [(220, 166), (1003, 777), (1000, 90), (1, 1)])
+def test_a_mask_of_a_large_image_is_drawn_on_its_own_part_as_on_the_whole(canvas_wh: tuple[int, int]) -> None:
     """The reference makes the whole mask and shrinks it; 1003x777 is no multiple of the canvas."""
-    size_hw, canvas_wh = (777, 1003), (220, 166)
+    size_hw = (777, 1003)
     mask = np.zeros(size_hw, np.uint8)
     cv2.ellipse(mask, (700, 300), (120, 70), 30, 0, 360, 1, -1)
-    whole = cv2.resize(mask.astype(np.float32), canvas_wh, interpolation=cv2.INTER_AREA)
+    cv2.ellipse(mask, (700, 300), (60, 20), 30, 0, 360, 0, -1)
+    mask[:, 480:483] = 1  # Touches both edges, so a run goes on in the next column.
+    whole = cv2.resize(mask.astype(np.float64), canvas_wh, interpolation=cv2.INTER_AREA)
     coverage, (left, top) = _coverage(rle.encode(mask), size_hw, canvas_wh)
-    assert coverage.size < whole.size / 4
     placed = np.zeros_like(whole)
     placed[top : top + coverage.shape[0], left : left + coverage.shape[1]] = coverage
-    assert abs(placed.sum() - whole.sum()) < 0.005 * whole.sum()
-    assert np.abs(placed - whole).max() < 0.25  # a quarter of a pixel at the mask's edge
+    assert np.abs(placed - whole).max() < 2e-3  # OpenCV leaves out shares below a thousandth.
 
 
-def test_twelve_pictures_of_24_megapixels_take_seconds_not_a_minute(tmp_path: Path) -> None:
+def test_an_empty_mask_covers_nothing() -> None:
+    coverage, _ = _coverage(rle.encode(np.zeros((777, 1003), bool)), (777, 1003), (220, 166))
+    assert coverage.size == 0
+
+
+def test_a_mask_that_is_thinner_than_a_pixel_of_the_drawing_is_drawn() -> None:
+    size_hw = (1200, 1600)
+    mask = np.zeros(size_hw, bool)
+    mask[600, 800:900] = True
+    thin = Label(13, "wire", 0.9, (800, 600, 100, 1), rle.encode(mask))
+    image = np.full((120, 160, 3), 100, np.uint8)
+    drawing = draw(image, [thin], {13: (255, 0, 0)}, size_wh=(160, 120), size_hw=size_hw, tags=False)
+    assert (drawing[58:63, 82:88] != 100).any()
+
+
+def test_a_picture_of_the_shown_size_keeps_its_pixels_where_no_mask_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8)
+    drawing = draw(image, [label(0, 0, 20, 20)], {13: (255, 0, 0)}, tags=False)
+    assert (drawing[:, 30:] == image[:, 30:]).all()
+
+
+def test_twelve_pictures_of_24_megapixels_take_less_than_a_second_of_cpu(tmp_path: Path) -> None:
     size_hw = (4000, 6000)
     file = cv2.imencode(".jpg", np.full((*size_hw, 3), 90, np.uint8))[1].tobytes()
     labels = []
@@ -216,4 +238,5 @@ def test_twelve_pictures_of_24_megapixels_take_seconds_not_a_minute(tmp_path: Pa
     pictures = [LabelledPicture(f"{i}.jpg", f"{i}.jpg", size_hw, tuple(labels)) for i in range(12)]
     before_s = time.process_time()
     contact_sheet(pictures, tmp_path / "s.png", read=lambda uri: file)
-    assert time.process_time() - before_s < 4.0  # 34 s when each label was resized over the whole frame
+    # 0.3 s on one core; 34 s when each label was resized over the whole frame, 1.6 s over its own box.
+    assert time.process_time() - before_s < 1.0

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import fences
 import label_sets
-import polars as pl
 import pytest
-
-import segray
-from segray.analytics.query import polars_frames as ex
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).parents[2] / "docs" / "analytics.md"
@@ -24,7 +20,7 @@ QUERY = re.compile(r"(### (\d+)\. .+?\n```sql\n(.+?)```\n\n```python\n(.+?)```\n
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two batches of sticker scenes, labelled with their truth."""
-    folder, scenes = tmp_path_factory.mktemp("labels"), label_sets.stickers(24)
+    folder, scenes = tmp_path_factory.mktemp("queries") / "labels", label_sets.stickers(24)
     for keys in (sorted(scenes)[:16], sorted(scenes)[16:]):
         label_sets.write(folder, {key: scenes[key] for key in keys})
     return str(folder)
@@ -36,18 +32,19 @@ def told(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
 
 
-def test_every_query_gives_what_the_page_says_in_both_engines(root: str) -> None:
-    con = duckdb.connect()
-    segray.sql(con, root)
-    frames = {"pl": pl, "ex": ex, **ex.frames(root)._asdict()}
+def test_every_query_gives_what_the_page_says_in_both_engines(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is pasted as it stands, after the first block of the page, beside a label set `labels`."""
+    monkeypatch.chdir(Path(root).parent)
+    pasted: dict[str, Any] = {}
+    fences.run(fences.blocks("docs/analytics.md", "python")[0].code, pasted)
     text = PAGE.read_text(encoding="utf-8")
     queries = QUERY.findall(text)
     assert [int(number) for _, number, _, _, _ in queries] == list(range(1, 21))
     outputs = []
     for _, number, query, expression, said in queries:
-        found = con.execute(query)
+        found = pasted["con"].execute(query)
         names, rows = [column[0] for column in found.description], found.fetchall()
-        frame = eval(f"({expression})", frames).collect()
+        (frame,) = fences.run(expression, pasted)
         assert (frame.columns, frame.rows()) == (names, rows), number
         outputs.append(told(names, rows))
         assert os.environ.get("SEGRAY_WRITE_DOCS") or said == outputs[-1], number

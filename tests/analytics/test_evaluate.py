@@ -182,8 +182,8 @@ def test_unlisted_images_are_an_error_unless_allowed(truth: Row, judged: Any) ->
 def test_a_truth_of_other_images_is_an_error_with_an_example_of_each(truth: Row, judged: Any) -> None:
     instances, images = made(truth, perfect(truth))
     for image in truth["images"]:
-        image["file_name"] = "val/" + image["file_name"]
-    with pytest.raises(UserError, match=r"label set: 1\.jpg, truth: val/1\.jpg"):
+        image["file_name"] = "val/other-" + image["file_name"]
+    with pytest.raises(UserError, match=r"label set: 1\.jpg, truth: val/other-1\.jpg"):
         judged(truth, instances, images)
 
 
@@ -202,7 +202,11 @@ def test_an_image_of_another_size_is_an_error(truth: Row, judged: Any) -> None:
         ("[]", "not COCO JSON"),
         ('{"images": [], "annotations": []}', "no categories"),
         ('{"images": [], "annotations": [], "categories": []}', "no images"),
-        ('{"images": [{"file_name": "a"}, {"file_name": "a"}], "annotations": [], "categories": []}', "two images"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}],'
+            ' "annotations": [], "categories": []}',
+            "two images",
+        ),
     ],
 )
 def test_a_truth_that_cannot_be_used_says_why(tmp_path: Path, text: str | None, message: str) -> None:

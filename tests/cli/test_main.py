@@ -13,6 +13,8 @@ from segray import config
 from segray.cli import main
 from segray.cli.options import one_option_per_stage
 from segray.errors import InfrastructureError, Interrupted, UserError
+from segray.label_set.maintenance import Maintenance
+from segray.label_set.validation import Report, Violation
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,14 @@ def test_wrong_usage_ends_with_2_and_says_why(
     assert "Traceback" not in error
 
 
+def test_maintenance_says_when_the_plain_glob_counts_rows_twice() -> None:
+    result = Maintenance(deleted={"instances": 0, "images": 2}, waiting={"instances": 8, "images": 0})
+    assert "8 within their grace time" in main.describe_maintenance(result)
+    assert "readers of the plain glob count the rows of these files too" in main.describe_maintenance(result)
+    result = Maintenance(deleted={"instances": 8, "images": 2}, waiting={"instances": 0, "images": 0})
+    assert "glob" not in main.describe_maintenance(result)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expanded"),
     [
@@ -48,6 +58,14 @@ def test_wrong_usage_ends_with_2_and_says_why(
 )
 def test_the_stages_after_retry_failed_belong_to_it(arguments: str, expanded: str) -> None:
     assert one_option_per_stage(arguments.split()) == expanded.split()
+
+
+def test_a_report_counts_one_thing_as_one() -> None:
+    counts = {"batch": 3, "images": 1, "instances": 2, "unlisted_files": 1, "runs": 1}
+    told = main.describe_report(Report((), (), counts))
+    assert told == "checked as of batch 3: 1 image, 2 instances, 1 unlisted file, 1 run\nno violations"
+    one = main.describe_report(Report((Violation("kind", "where", "found"),), (), {"batch": 1}))
+    assert one.endswith("1 violation")
 
 
 def test_help_and_version_end_with_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +115,7 @@ def test_init_writes_a_configuration_and_never_over_a_file(
     ],
 )
 def test_every_ending_has_its_exit_code(raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise raised
 
     monkeypatch.setattr(config, "load", fail)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,8 +47,27 @@ import openvino_telemetry
     assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
 
 
-def test_every_public_name_is_listed() -> None:
-    assert set(segray.__all__) <= set(dir(segray))
+def test_every_public_name_is_listed_before_it_is_used() -> None:
+    """So that a prompt completes it."""
+    code = "import segray; print(*dir(segray))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {"Instances", "decode", "errors", "images", "instances", "rle", "scan", "sql"}
+    assert names | {"__version__"} == set(segray.__all__)
+    assert names <= set(done.stdout.split())
+
+
+@pytest.mark.integration
+def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    names = ("segray.scan", "segray.images", "segray.sql", "segray.decode", "segray.Instances", "segray.rle.area",
+             "segray.errors.UserError", "segray.instances.image_id", "segray.nothing")  # fmt: skip
+    program.write_text("import segray\n" + "".join(f"{name}\n" for name in names))
+    command = [sys.executable, "-m", "mypy", "--follow-imports=skip", "--config-file="]
+    env = {**os.environ, "MYPYPATH": str(Path(segray.__file__).parents[1])}
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run([*command, *cache, str(program), segray.__file__], capture_output=True, text=True, env=env)
+    found = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(str(program))]
+    assert found == ['error: Module has no attribute "nothing"  [attr-defined]'], done.stdout + done.stderr
 
 
 def test_importing_segray_loads_no_library() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from segray.conversion import compare
-from segray.conversion.compare import Reader, Speed, Truth
+from segray.conversion.compare import Reader, Speed, Truth, TruthOfDataset
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat, Options
@@ -62,8 +62,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def truth_of(folder: Path, most: int | None = None) -> Truth:
-    return Truth(folder / "truth.json", str(folder / "images"), most)
+def truth_of(folder: Path, most: int | None = None, images: str = "images") -> TruthOfDataset:
+    return compare.truth_of_dataset(Truth(folder / "truth.json", str(folder / images), most), Store())
 
 
 def reader() -> Reader:
@@ -97,7 +97,17 @@ def test_a_truth_of_other_images_is_refused(folder: Path) -> None:
     (folder / "more").mkdir()
     (folder / "images" / "00.png").rename(folder / "more" / "else.png")
     with pytest.raises(UserError, match=r"nothing in common[\s\S]*else\.png, truth: 00\.png"):
-        compare.accuracy({"sighted": SIGHTED}, reader(), Truth(folder / "truth.json", str(folder / "more")))
+        truth_of(folder, images="more")
+
+
+@pytest.mark.parametrize("lacks", ["images of the dataset", "images of the truth"])
+def test_a_truth_or_a_dataset_without_an_image_is_refused(folder: Path, lacks: str) -> None:
+    (folder / "list.txt").write_text("" if lacks == "images of the dataset" else "images/00.png\n")
+    if lacks == "images of the truth":
+        truth = json.loads((folder / "truth.json").read_text())
+        (folder / "truth.json").write_text(json.dumps({**truth, "images": [], "annotations": []}))
+    with pytest.raises(UserError):
+        truth_of(folder, images="list.txt")
 
 
 def test_a_truth_of_other_sizes_is_refused(folder: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_decoded_file_is_closed_and_only_its_pixels_stay_reserved_for_the_bloc
         assert closed == [True]
         assert pixels.free_bytes == 48 * 20 - PIXELS_BYTES
         assert (picture.pixels == 90).all()
-        assert picture.facts == (len(grey), (6, 8), 1)
+        assert picture.facts == (len(grey), (6, 8), 1, None)
     assert pixels.free_bytes == 48 * 20
     assert timer.entered == ["decode", "wait", "decode"]
 

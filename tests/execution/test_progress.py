@@ -100,7 +100,7 @@ def test_counters_tell_totals_however_often_they_are_asked_and_gauges_what_is(mo
         tracker.add_report(report(unit, failed=1))
         exported.beat(look(tracker, done=5 * unit, waiting=80))
         exported.beat(look(tracker, done=5 * unit, waiting=80))
-    tracker.add_commit(2.0, 0.5)
+    tracker.add_commit(2.0, 0.5, 3)
     tracker.add_event(WorkerLost("0", "killed", True), 5.0)
     exported.beat(look(tracker, done=15))
     assert told.values["segray_images_total", "ok"] == 12

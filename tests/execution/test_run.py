@@ -88,6 +88,39 @@ def test_every_image_is_labelled_once_and_the_summary_says_so(chosen: config.Con
     assert summary.images == {"ok": 20}
     assert summary.classes == {"stop sign": 20}
     assert (summary.tally.images, summary.exit_code) == (20, 0)
+    assert summary.tally.replaced_files == 0
+
+
+def test_the_summary_counts_confident_instances_unless_they_lie_in_too_many_files(
+    chosen: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = run.label(chosen, Notes(), start())
+    scores = segray.scan(chosen.output.root).to_table(["score"]).column("score").to_pylist()
+    assert summary.confident == {"stop sign": sum(score >= 0.5 for score in scores)}
+    monkeypatch.setattr(run, "_MOST_FILES_COUNTED", 0)
+    again = run.label(chosen, Notes(), start())
+    assert (again.classes, again.confident) == ({"stop sign": 20}, None)
+
+
+def test_the_summary_counts_the_files_that_changed_and_retired_images_replaced(chosen: config.Config) -> None:
+    run.label(chosen, Notes(), start())
+    (Path(chosen.source.uri) / "03.jpg").write_bytes(b"other")
+    replaced = run.label(chosen, Notes(), start()).tally.replaced_files
+    assert replaced == len(removed_files(chosen)) > 0
+    gone(chosen, "00.jpg", "01.jpg")
+    retired = run.label(retiring(chosen), Notes(), start()).tally.replaced_files
+    assert replaced + retired == len(removed_files(chosen)) > replaced
+
+
+def removed_files(chosen: config.Config) -> set[str]:
+    """The data files that lie in the folders of the tables, and that the logs no longer name."""
+    root = Path(chosen.output.root)
+    on_disk = {str(path) for name in ("instances", "images") for path in (root / name).rglob("*.parquet")}
+    return on_disk - {
+        path
+        for table, read in (("instances", segray.scan), ("images", segray.images))
+        for path in (str(root / table / file) for file in read(str(root)).files)
+    }
 
 
 def test_a_second_run_does_nothing_and_says_so(chosen: config.Config) -> None:
@@ -150,10 +183,9 @@ def test_a_users_mistake_that_shows_in_mid_run_leaves_the_rest_for_the_same_comm
         if task.unit == 3:
             raise ModelError("a worker has another model", found="fingerprint 12")
 
-    with pytest.raises(
-        InfrastructureError, match=r"a worker has another model[\s\S]*not labelled yet[\s\S]*same command"
-    ):
+    with pytest.raises(ModelError, match=r"another model[\s\S]*not labelled yet[\s\S]*same command") as caught:
         run.label(chosen, Notes(), start(late))
+    assert caught.value.exit_code == 2
     assert state(chosen) == "stopped"
     listener = Notes()
     run.label(chosen, listener, start())
@@ -167,7 +199,7 @@ def test_what_a_run_committed_is_not_merged_again_by_the_next(chosen: config.Con
             raise ModelError("a worker has another model")
 
     chosen = chosen.model_copy(update={"publish": config.PublishSettings(batch_images=4)})
-    with pytest.raises(InfrastructureError):
+    with pytest.raises(ModelError):
         run.label(chosen, Notes(), start(late))
     committed, watcher = len(keys(chosen)), Notes()
     assert 0 < committed < 20

@@ -7,6 +7,8 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,3 +233,39 @@ def test_a_saved_model_folder_arrives_whole(tmp_path: Path) -> None:
             "saved_model.pb",
             "variables/variables.index",
         }
+
+
+def test_copies_of_models_that_nobody_uses_are_removed_and_others_are_kept(tmp_path: Path) -> None:
+    home, source = tmp_path / "home", tmp_path / "model.onnx"
+    source.write_bytes(b"weights")
+
+    def received(fingerprint: str) -> Path:
+        return model_files.received(model_files.offer(str(source), fingerprint, bytes), bytes, home)
+
+    script = (
+        "import sys; from pathlib import Path; from segray.execution import model_files as m; "
+        "m.received(m.offer(sys.argv[1], 'used', bytes), bytes, Path(sys.argv[2])); print('has it', flush=True); "
+        "input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(source), str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "has it\n"
+    for fingerprint, days in (("old", 8), ("recent", 6)):
+        copied = home / fingerprint
+        shutil.copytree(home / "used", copied)
+        os.utime(copied, (time.time() - days * 86_400,) * 2)
+    (home / "incomplete-killed").mkdir()
+    os.utime(home / "used", (0, 0))
+
+    def kept() -> set[str]:
+        received("new")
+        return {entry.name for entry in home.iterdir() if entry.is_dir()}
+
+    assert kept() == {"new", "recent", "used"}
+    other.communicate("\n", timeout=60)
+    assert kept() == {"new", "recent"}
+    os.utime(home / "new", (0, 0))
+    received("recent")
+    assert (home / "new").exists(), "this process still uses its copy"

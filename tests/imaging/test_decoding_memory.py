@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
+from known_pictures import Layout, png, tiff
 from PIL import Image
 
 pytestmark = [
@@ -96,6 +99,60 @@ def tiled(picture: Image.Image) -> bytes:
     return b"II*\0" + struct.pack("<I", bits_at + 6) + body + struct.pack("<3H", 8, 8, 8) + directory
 
 
+def by_tifffile(dtype: str = "uint8", separate: bool = False, **options: Any) -> Callable[[Image.Image], bytes]:
+    """A TIFF that tifffile writes; its 16-bit samples have all 16 bits."""
+
+    def save(picture: Image.Image) -> bytes:
+        pixels = np.asarray(picture)
+        if dtype != "uint8":
+            pixels = (pixels.astype(np.uint16) << 8) + 3
+        if separate:
+            pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        file, layout = io.BytesIO(), "separate" if separate else "contig"
+        tifffile.imwrite(file, pixels, photometric="rgb", planarconfig=layout, metadata=None, **options)
+        return file.getvalue()
+
+    return save
+
+
+def twelve_bit_tiff(picture: Image.Image) -> bytes:
+    grey = np.asarray(picture.convert("L")).astype(np.uint16)[..., None] << 4
+    return tiff(grey, 12, 1, Layout(compression="Deflate"))
+
+
+def interlaced(mode: str, colour: int) -> Callable[[Image.Image], bytes]:
+    def save(picture: Image.Image) -> bytes:
+        pixels = np.asarray(picture.convert(mode)).astype(np.uint16)
+        return png(np.atleast_3d(pixels), 8, colour, interlaced=True)
+
+    return save
+
+
+def twelve_bit_png(picture: Image.Image) -> bytes:
+    return cv2.imencode(".png", np.asarray(picture.convert("L")).astype(np.uint16) << 4)[1].tobytes()
+
+
+def by_imagecodecs(codec: str, bits: int = 8, **options: Any) -> Callable[[Image.Image], bytes]:
+    def save(picture: Image.Image) -> bytes:
+        pixels = np.asarray(picture)
+        if bits > 8:
+            pixels = pixels.astype(np.uint16) << (bits - 8)
+        return bytes(getattr(imagecodecs, f"{codec}_encode")(pixels, **options))
+
+    return save
+
+
+def heic(picture: Image.Image) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(file, quality=50)
+    return file.getvalue()
+
+
+def without_end(picture: Image.Image) -> bytes:
+    return by_pillow("JPEG")(picture)[:-2]
+
+
 FAST = {"compress_level": 1}
 FILES: dict[str, Callable[[Image.Image], bytes]] = {
     "JPEG 4:2:0": by_pillow("JPEG"),
@@ -135,6 +192,31 @@ FILES: dict[str, Callable[[Image.Image], bytes]] = {
     "TIFF 1 bit": by_pillow("TIFF", "1", compression="group4"),
     "TIFF 16 bit grey": sixteen_bit(".tiff", 1),
     "TIFF 16 bit RGB": sixteen_bit(".tiff", 3),
+    "TIFF 16 bit RGB big endian": by_tifffile("uint16", byteorder=">", compression="zlib", rowsperstrip=HEIGHT),
+    "TIFF 16 bit RGB one strip": by_tifffile("uint16", compression="zlib", predictor=2, rowsperstrip=HEIGHT),
+    "TIFF 16 bit RGB planar": by_tifffile("uint16", separate=True, compression="zlib", rowsperstrip=HEIGHT),
+    "TIFF RGB planar": by_tifffile(separate=True, rowsperstrip=HEIGHT),
+    "TIFF RGB planar Deflate": by_tifffile(separate=True, compression="zlib", rowsperstrip=HEIGHT),
+    "TIFF RGB predictor one strip": by_tifffile(compression="zlib", predictor=2, rowsperstrip=HEIGHT),
+    "TIFF RGB tiles": by_tifffile(compression="lzw", tile=(256, 256)),
+    "TIFF JPEG one strip": by_tifffile(compression="jpeg", rowsperstrip=HEIGHT),
+    "TIFF JPEG 2000": by_tifffile(compression="jpeg2000", tile=(512, 512)),
+    "TIFF 12 bit grey": twelve_bit_tiff,
+    "PNG RGBA interlaced": interlaced("RGBA", 6),
+    "PNG grey alpha interlaced": interlaced("LA", 4),
+    "PNG grey interlaced": interlaced("L", 0),
+    "PNG 16 bit grey of 12 bits": twelve_bit_png,
+    "JPEG without end": without_end,
+    "JPEG 12 bit": by_imagecodecs("jpeg8", 12, bitspersample=12),
+    "JPEG lossless": by_imagecodecs("jpeg8", lossless=True),
+    "JPEG-LS": by_imagecodecs("jpegls"),
+    "JPEG XL": by_imagecodecs("jpegxl", effort=1, level=90),
+    "JPEG 2000": by_pillow("JPEG2000"),
+    "JPEG 2000 grey": by_pillow("JPEG2000", "L"),
+    "AVIF": by_pillow("AVIF", speed=10, quality=60),
+    "AVIF 4:4:4": by_pillow("AVIF", speed=10, quality=60, subsampling="4:4:4"),
+    "AVIF alpha": by_pillow("AVIF", "RGBA", speed=10, quality=60),
+    "HEIC": heic,
     "WebP": by_pillow("WEBP", method=0),
     "WebP turned": by_pillow("WEBP", orientation=6, method=0),
     "WebP alpha": by_pillow("WEBP", "RGBA", method=0),

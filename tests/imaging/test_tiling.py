@@ -59,6 +59,27 @@ def test_windows_cover_the_image_and_stay_in_it(
     assert not whole or found[-1] == Window(0, 0, size_hw[1], size_hw[0])
 
 
+@given(st.integers(65, 5000), st.integers(64, 1200), st.floats(0, 0.85))
+def test_windows_are_spread_evenly_and_as_few_as_the_overlap_allows(length: int, size: int, overlap: float) -> None:
+    starts = [window.x0 for window in windows((1, length), TilingOptions(size, overlap, whole=False))]
+    steps = np.diff(starts)
+    longest_step = max(1, size - int(size * overlap + 1e-6))
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - size)
+    if len(steps):
+        assert steps.max() - steps.min() <= 1
+        assert steps.max() <= longest_step
+        assert (len(steps) - 1) * longest_step < starts[-1]
+
+
+def test_no_window_is_one_pixel_beside_another() -> None:
+    def starts(width: int) -> list[int]:
+        return [window.x0 for window in windows((1024, width), TilingOptions(1024, 0.2, whole=False))]
+
+    assert starts(1844) == [0, 820]  # before: 0, 819, 820
+    assert starts(1900) == [0, 438, 876]  # before: 0, 819, 876
+
+
 @tried(60)
 @given(st.integers(0, 2**32 - 1))
 def test_a_mask_is_placed_pixel_by_pixel(seed: int) -> None:
@@ -118,14 +139,46 @@ def test_the_best_score_and_the_whole_view_win() -> None:
 
 
 def test_a_piece_taken_for_something_else_is_no_thing() -> None:
-    left, right = Window(0, 0, 160, 160), Window(120, 0, 280, 160)
+    left, right, whole = Window(0, 0, 160, 160), Window(120, 0, 280, 160), Window(0, 0, *SIZE_HW[::-1])
     mask = mask_of(130, 40, 200, 80)
     piece = place(seen(mask, left, class_id=7, score=0.95), left, SIZE_HW)
     view = place(seen(mask, right, class_id=1, score=0.5), right, SIZE_HW)
-    found = merge([(left, piece), (right, view)], SIZE_HW, 100)
+    nothing = (whole, Instances.empty(SIZE_HW))
+    found = merge([(left, piece), (right, view), nothing], SIZE_HW, 100)
     assert found.class_ids.tolist() == [1]
     inside = place(seen(mask_of(130, 50, 140, 60), left, class_id=7), left, SIZE_HW)  # seen whole: a thing on a thing
-    assert sorted(merge([(left, inside), (right, view)], SIZE_HW, 100).class_ids.tolist()) == [1, 7]
+    assert sorted(merge([(left, inside), (right, view), nothing], SIZE_HW, 100).class_ids.tolist()) == [1, 7]
+
+
+@tried(60)
+@given(st.tuples(st.integers(0, 300), st.integers(0, 200), st.integers(170, 380), st.integers(20, 90)), st.booleans())
+def test_a_thing_in_front_of_a_larger_one_stays_if_every_window_cuts_it(
+    box_xywh: tuple[int, int, int, int], whole: bool
+) -> None:
+    """The thing is wider than a window of 160 px."""
+    x, y, width, height = box_xywh
+    thing, larger = mask_of(x, y, min(400, x + width), y + height), mask_of(0, 0, 400, 300)
+    tiles = TilingOptions(160, 0.25, whole)
+    parts = [
+        (window, place(seen(mask, window, class_id), window, SIZE_HW))
+        for class_id, mask in ((1, larger), (7, thing))
+        for window in windows(SIZE_HW, tiles)
+    ]
+    merged = merge(parts, SIZE_HW, 100)
+    assert sorted(zip(merged.class_ids.tolist(), merged.rles, strict=True)) == [
+        (1, rle.encode(larger)),
+        (7, rle.encode(thing)),
+    ]
+
+
+def test_a_piece_is_hidden_by_a_larger_object_of_its_class() -> None:
+    left, right = Window(0, 0, 160, 160), Window(120, 0, 280, 160)
+    larger, part = mask_of(125, 30, 260, 90), mask_of(150, 40, 160, 60)  # The left window shows a fragment of it.
+    parts = [
+        (left, place(seen(part, left, score=0.95), left, SIZE_HW)),
+        (right, place(seen(larger, right, score=0.5), right, SIZE_HW)),
+    ]
+    assert merge(parts, SIZE_HW, 100).rles == (rle.encode(larger),)
 
 
 def test_nothing_is_nothing() -> None:

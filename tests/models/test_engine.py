@@ -288,6 +288,36 @@ def test_the_graph_receives_what_the_form_says(
     assert (stored[0].dtype, stored[0].flags.c_contiguous) == (dtype, True)
 
 
+def _convolution(folder: Path) -> tuple[Path, ov.Model]:
+    """A 7x7 convolution of 3 to 16 channels as an IR, and the same behind a u8 NHWC input, made by hand."""
+    weights = np.random.default_rng(5).normal(0, 1, (16, 3, 7, 7)).astype(np.float32)
+
+    def convolved(image: Any) -> Any:
+        return named(op.convolution(image, weights, [2, 2], [3, 3], [3, 3], [1, 1]), "pixels", "doubled")
+
+    stored = named(op.parameter([1, 3, 80, 136], np.float32, name="x"), "input.1")
+    ov.save_model(ov.Model([op.result(convolved(stored))], [stored], "c"), folder / "c.xml", compress_to_fp16=False)
+    pixels = op.parameter([1, 80, 136, 3], np.uint8, name="x")
+    nchw = op.transpose(op.convert(pixels, np.float32), np.array([0, 3, 1, 2]))
+    return folder / "c.xml", ov.Model([op.result(convolved(nchw))], [pixels], "by hand")
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("colour", ["RGB", "BGR"])
+def test_a_convolution_adds_the_channels_in_the_models_own_order(tmp_path: Path, colour: str, precision: str) -> None:
+    """A swap inside the graph becomes part of the convolution, which then adds blue, green and red in another order."""
+    if precision not in runtime.precisions():
+        pytest.skip(f"this CPU does not compute in {precision}")
+    xml, by_hand = _convolution(tmp_path)
+    sent = picture(size_hw=(80, 136))
+    settings = DeviceSettings(threads=2, precision=precision)
+    engine = runtime.compile(xml, form(colour=colour, size_hw=(80, 136)), settings)
+    received = run(engine, sent)["pixels"]
+    reference = ov.Core().compile_model(by_hand, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    swapped = np.ascontiguousarray(sent[..., ::-1] if colour == "BGR" else sent)
+    np.testing.assert_array_equal(received, reference(swapped)[0])
+
+
 def test_inputs_are_stored_in_the_models_own_order(tmp_path: Path) -> None:
     graph, info = runtime.read(echo(tmp_path, second_input=True)), np.ones((1, 3), np.float32)
     stored = runtime.inputs_of_stored_graph(graph, form(), {"image_info": info, "input.1": picture()})
@@ -556,12 +586,15 @@ def test_inputs_the_model_does_not_take_are_never_run(tmp_path: Path, inputs: di
         pass
 
 
-def test_images_that_are_not_contiguous_or_not_writeable(tmp_path: Path) -> None:
-    engine = runtime.compile(echo(tmp_path), form(), F32)
+@pytest.mark.parametrize("colour", ["RGB", "BGR"])
+def test_images_that_are_not_contiguous_or_not_writeable(tmp_path: Path, colour: str) -> None:
+    engine = runtime.compile(echo(tmp_path), form(colour=colour), F32)
     frozen = picture()
     frozen.flags.writeable = False
     for sent in (picture()[:, ::-1, ::-1], frozen):
-        np.testing.assert_array_equal(run(engine, sent)["pixels"], sent.transpose(0, 3, 1, 2))
+        expected = sent[..., :: -1 if colour == "BGR" else 1]
+        np.testing.assert_array_equal(run(engine, sent)["pixels"], expected.transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(frozen, picture())
 
 
 def test_the_fake_spoils_its_outputs_when_the_lease_ends() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+from dataclasses import replace
+
+import pytest
 
 from segray.execution.progress import Counters
 from segray.execution.run import Summary
@@ -45,9 +49,35 @@ def summary(exit_code: int = 0, failed: int = 0) -> Summary:
 def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
     text = describe(summary())
     assert "labelled 10 images in 5 s (2.0 images/s" in text
-    assert "30  kite" in text
+    assert "30 instances of any score\n" in text
+    assert "30  kite\n" in text
     assert "dropped: 4 empty_mask" in text
     assert "segray.sql(duckdb, '/out')" in text
+
+
+def test_the_query_installs_duckdb_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "query:   python -c " in describe(summary())
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "duckdb")
+    assert "query:   pip install duckdb && python -c " in describe(summary())
+
+
+def test_the_headline_counts_confident_instances_first() -> None:
+    counted = replace(summary(), classes={"kite": 24, "tv": 6_000, "clock": 2}, confident={"kite": 20, "tv": 15})
+    lines = describe(counted).splitlines()
+    begin = lines.index("35 instances of score 0.5 and more (6,026 in all)")
+    assert [line.split() for line in lines[begin + 1 : begin + 4]] == [
+        ["20", "kite", "(24", "in", "all)"], ["15", "tv", "(6,000", "in", "all)"], ["0", "clock", "(2", "in", "all)"],
+    ]  # fmt: skip
+
+
+def test_a_run_that_replaced_files_says_what_that_means_for_the_glob() -> None:
+    assert "replaced" not in describe(summary())
+    text = describe(replace(summary(), root="/my labels", tally=Counters(ok=1, replaced_files=3)))
+    assert "replaced 3 data files: readers of the log see the current rows alone" in text
+    assert "The plain glob also counts replaced rows, until `segray maintain '/my labels' --grace-hours 0`" in text
+    assert "replaced 1 data file:" in describe(replace(summary(), tally=Counters(replaced_files=1)))
 
 
 def test_failures_are_named_with_their_reason_on_one_line() -> None:

@@ -6,9 +6,12 @@ are skipped.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ from typing import Any
 
 import heads
 import pytest
+import yaml
 from command import segray as command
 from command import write_config
 from heads import Head
@@ -202,9 +206,80 @@ def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(run
         assert "label set runs" in started.stderr
         done = command(*send(run.head, run.config), env=elsewhere(run.head))
         assert done.returncode == 3, done.stderr
-        assert f"ray job stop {following}" in done.stderr
+        assert f"ray job stop --address {run.head.address} {following}" in done.stderr
     finally:
         dashboard.stop(following)
+
+
+def begin(run: Run, chosen: Path) -> subprocess.Popen[str]:
+    """`segray submit` of a run that has staged images, and goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segray", *send(run.head, chosen)], env={**os.environ, **elsewhere(run.head)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    root, deadline = Path(config.load(chosen).output.root), time.monotonic() + 300
+    staged = set(root.glob("_segray/runs/*/staged/*.arrow"))
+    while not set(root.glob("_segray/runs/*/staged/*.arrow")) - staged:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def test_a_job_that_is_left_and_stopped_is_told_once_and_rings_no_alarm(run: Run, tmp_path: Path) -> None:
+    """Its hints are run as they stand. The run takes minutes, unless it is stopped."""
+    source = dataset_of_copies(run.config.parent / "scenes" / "images", tmp_path / "scenes", 400)
+    chosen = write_config(tmp_path / "run.yaml", source, tmp_path / "stopped", unit_images=1)
+    left = begin(run, chosen)
+    left.send_signal(signal.SIGINT)
+    _, told = left.communicate(timeout=120)
+    assert left.returncode == 130
+    assert "not followed any more; the job goes on" in told
+    assert "interrupted" not in told
+    following, stopping = re.findall(r"`(ray job [^`]*)`", told)
+    # Without the variable that comes before the hint's address.
+    env = {name: value for name, value in run.head.env.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    env["PATH"] = f"{heads.RAY.parent}:{os.environ['PATH']}"
+    followed = subprocess.Popen(["bash", "-c", following], env=env, stdout=subprocess.PIPE, text=True)
+    stop = subprocess.run(["bash", "-c", stopping], env=env, capture_output=True, text=True, timeout=300)
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    log = followed.communicate(timeout=300)[0]
+    assert log.count("error: interrupted") == 1
+    assert "run the same command again to resume" in log
+    check_no_alarm(run, "stopped")
+
+    resumed = begin(run, chosen)
+    subprocess.run(["bash", "-c", stopping[:-1] + "2"], env=env, check=True, capture_output=True, timeout=300)
+    _, told = resumed.communicate(timeout=300)
+    assert resumed.returncode == 130, told
+    assert (told.count("error:"), told.count("the same command")) == (1, 1), told
+
+
+def dataset_of_copies(folder: Path, copies: Path, count: int) -> Path:
+    copies.mkdir()
+    for number, path in zip(range(count), itertools.cycle(sorted(folder.iterdir())), strict=False):
+        (copies / f"{number:03}{path.suffix}").symlink_to(path)
+    return copies
+
+
+def check_no_alarm(run: Run, name: str) -> None:
+    """The rule for runs that ended early is silent, and had something to judge by."""
+    if run.prometheus is None:
+        return
+    (rule,) = [
+        rule
+        for group in yaml.safe_load((INFRA / "alerts.yml").read_text())["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "SegrayRunEndedEarly"
+    ]
+    label = f'label_set=~"{name}-.*"'
+    deadline = time.monotonic() + 120
+    while ask(run.prometheus, f"count(ray_segray_left_images{{{label}}})"):  # Until the driver's series have ended.
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert ask(run.prometheus, f"max(max_over_time(ray_segray_left_images{{{label}}}[1h]))")[""] > 0
+    assert ask(run.prometheus, f"max(last_over_time(ray_segray_left_images{{{label}}}[1h]))")[""] == 0
+    assert not [labels for labels in ask(run.prometheus, rule["expr"]) if f"{name}-" in labels]
 
 
 def test_a_missing_model_ends_with_the_runs_own_exit_code(run: Run, tmp_path: Path) -> None:

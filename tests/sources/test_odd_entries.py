@@ -235,11 +235,49 @@ def test_tables_without_images_alone_are_refused(folder: Path) -> None:
         refs(folder)
 
 
-def test_archives_beside_images_are_counted(folder: Path) -> None:
-    for name in ("a.jpg", "b.tar", "c.tar", "d.avif", "notes.txt"):
+GLOB = "a glob in source.uri takes files of any extension"
+DECOMPRESS = "decompress .tar.gz before"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "note"),
+    [
+        (["a.jpg", "b.tar", "c.tar", "d.psd", "notes.txt"], "auto",
+         f"2 .tar, 1 .psd, 1 .txt; source.kind=tar takes .tar; {GLOB}"),
+        (["a.jpg", *(f"{n}.psd" for n in range(1200))], "auto", f"1,200 .psd; {GLOB}"),
+        (["a.jpg", "README", "b.tar.gz", "c.TAR.GZ"], "auto", f"2 .tar.gz, 1 without extension; {GLOB}; {DECOMPRESS}"),
+        (["a.jpg", "frame.2026-11-30T00", "b.caf\u00e9-menu"], "auto", f"2 without extension; {GLOB}"),
+        (["a.jpg", ".DS_Store", "._a.jpg"], "auto", "2 hidden"),
+        (["a.jpg", "b.tar", "c.zip"], "auto",
+         "1 .tar, 1 .zip; source.kind=tar takes .tar; source.kind=zip takes .zip"),
+        (["a.tar", "b.jpg", "c.png"], "tar", "1 .jpg, 1 .png; source.kind=images takes .jpg, .png"),
+        (["a.tar", "a.json", "b.tar.gz"], "auto", f"1 .json, 1 .tar.gz; {GLOB}; {DECOMPRESS}"),
+    ],
+)  # fmt: skip
+def test_files_of_other_kinds_are_counted(folder: Path, names: list[str], kind: str, note: str) -> None:
+    for name in names:
+        shard(folder / name, "x.jpg") if name.endswith(".tar") else write(folder / name)
+    assert refs(folder, kind=kind)[1] == [f"passed over: {note}"]
+
+
+def test_a_file_alone_and_a_glob_pass_nothing_over(folder: Path) -> None:
+    for name in ("a.jpg", "b.psd", "c"):
         write(folder / name)
-    assert refs(folder)[1] == ["passed over: 2 .tar, 1 .avif; source.kind says which files are taken"]
     assert refs(folder / "a.jpg")[1] == []
+    assert [ref.key for ref in refs(f"{folder}/*")[0]] == ["a.jpg", "b.psd", "c"]
+    assert refs(f"{folder}/*")[1] == []
+
+
+def test_any_number_of_extensions_is_one_short_line(folder: Path) -> None:
+    write(folder / "a.jpg")
+    for number in range(1500):
+        write(folder / f"frame.{number:06}")
+    passed_over = PassedOver()
+    assert sum(batch.num_rows for batch in listing.read(str(folder), STORE, passed_over=passed_over)) == 1
+    (note,) = passed_over.notes()
+    assert len(note) < 300
+    counts = passed_over.as_record()["files"]
+    assert (sum(counts.values()), len(counts)) == (1500, 1001)
 
 
 def test_a_label_set_inside_its_source_is_left_out(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import threading
 import time
 import urllib.parse
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from swift_server import Swift, serve
 
+from segray import config
 from segray.errors import AccessError, InfrastructureError
 from segray.storage import local, retry
 from segray.storage import store as storage
@@ -545,6 +547,61 @@ def test_requests_to_s3_carry_payer_and_encryption(monkeypatch: pytest.MonkeyPat
         store.read("s3://b/k")
         server.shutdown()
     assert seen == [("PUT", "requester", "AES256"), ("PUT", "requester", "AES256"), ("GET", "requester", None)]
+
+
+@pytest.fixture
+def two_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "credentials"
+    for name in ("photos", "labels"):
+        with path.open("a") as file:
+            file.write(f"[{name}]\naws_access_key_id = KEY{name}\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEYvariables")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+
+
+@pytest.mark.usefixtures("two_profiles")
+def test_images_and_label_set_have_the_credentials_of_their_own_profiles() -> None:
+    keys: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = re.search(r"Credential=(\w+)/", self.headers.get("Authorization", ""))
+            keys.append(found[1] if found else "none")
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None: ...
+
+    values = {"source": {"uri": "s3://b/photos"}, "output": {"root": "s3://b/labels"}, "model": {"name": "stickers"}}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "profile": "labels"}
+        of_images = [{"profile": "photos"}, {"profile": None}, {"anonymous": True}]
+        for source in of_images:
+            chosen = config.validate({**values, "storage": storage, "source": {"uri": "a", "storage": source}}, "")
+            Store(chosen.source_storage_options()).read("s3://b/k")
+        Store(chosen.storage_options()).read("s3://b/k")
+        server.shutdown()
+    assert keys == ["KEYphotos", "KEYvariables", "none", "KEYlabels"]
+    assert Store(chosen.storage_options()).delta_options("s3://b/t")["AWS_ACCESS_KEY_ID"] == "KEYlabels"
+
+
+@pytest.mark.usefixtures("two_profiles")
+def test_a_profile_that_no_file_has_is_refused_at_once_and_the_error_names_the_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = Store(StorageOptions(profile="other"))
+    for call in (lambda: missing.read("s3://b/k"), lambda: missing.delta_options("s3://b/t")):
+        with pytest.raises(AccessError, match=r"(?s)No such AWS profile.*other") as caught:
+            call()
+        assert "storage.profile or source.storage.profile" in caught.value.hint
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    with pytest.raises(AccessError, match=r"No such AWS profile") as caught:
+        Store().read("s3://b/k")
+    assert "correct AWS_PROFILE" in caught.value.hint
 
 
 def test_deltalake_gets_the_same_credentials_until_they_are_others_or_have_expired(

@@ -196,6 +196,12 @@ def _ycck(cmyk: bytes) -> bytes:
     return bytes(data)
 
 
+def _first_scan(progressive: bytes) -> bytes:
+    """A progressive JPEG that ends, with an end marker, before its second scan."""
+    second = progressive.index(b"\xff\xc4", progressive.index(b"\xff\xda"))
+    return progressive[:second] + progressive[-2:]
+
+
 def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
 
@@ -213,6 +219,7 @@ def _odd() -> dict[str, bytes]:
         "cmyk.jpg": converted("CMYK", "JPEG"),
         "ycck.jpg": _ycck(converted("CMYK", "JPEG")),
         "two_pictures.mpo": animated("MPO"),
+        "no_end_marker.jpg": jpeg[:-2],
         "trailing_garbage.jpg": jpeg + b"\0\xff\xd8 appended by a phone" * 9,
         "broken_exif.jpg": with_broken_exif(jpeg),
         "png_named.jpg": png,
@@ -256,7 +263,9 @@ def _broken() -> dict[str, bytes]:
         "one_byte.jpg": b"\xff",
         "header_only.jpg": jpeg[:4],
         "truncated.jpg": jpeg[: len(jpeg) * 2 // 3],
-        "no_end_marker.jpg": jpeg[:-2],
+        "scan_cut.jpg": jpeg[:-80] + jpeg[-2:],
+        "scan_cut_without_end.jpg": jpeg[:-80],
+        "first_scan_only.jpg": _first_scan(encode(picture(), "JPEG", progressive=True)),
         "zero_filled.jpg": jpeg[: len(jpeg) * 2 // 3] + bytes(len(jpeg) // 3),
         "truncated_progressive.jpg": encode(picture(), "JPEG", progressive=True)[:-40],
         "truncated_cmyk.jpg": converted("CMYK", "JPEG")[:-40],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from segray.errors import SourceError
 from segray.masks import _kernels_many
 
 IOU_TYPES = ("segm", "bbox")
@@ -68,7 +69,7 @@ class Scores:
 
     ap: mean over IoU .50:.05:.95 and classes. ap50, ap75: at that IoU.
     ap_small, ap_medium, ap_large: by truth area below 32², below 96² and above, in pixels.
-    ar1, ar10, ar100: recall at so many detections per image and class. ar100 is at the last limit if that is not 100.
+    ar1, ar10, ar100: recall at `limits` detections per image and class. The last limit is not 100 in every protocol.
     class_ap, class_ap50, class_ar: by class name in order of category id, for the classes that occur in the truth.
     class_sizes: AP of small, medium and large objects of each class.
     frequency_ap: AP of LVIS's rare, common and frequent classes. calibration: scores in ten bins, from low to high.
@@ -94,6 +95,7 @@ class Scores:
     frequency_ap: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict, repr=False)
+    limits: tuple[int, ...] = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class CocoEvaluator:
                 by_class[name] = curve
                 if category in self._frequency:
                     frequency[name] = self._frequency[category]
-        return _summary(by_class, frequency, bins, curves)
+        return replace(_summary(by_class, frequency, bins, curves), limits=self._limits)
 
 
 class _RowsByCategory:
@@ -366,7 +368,16 @@ def _binned(rows: NDArray[Any]) -> _Floats:
 def _summary(
     by_class: Mapping[str, PrecisionRecall], frequency: Mapping[str, str], bins: _Floats, with_curves: bool
 ) -> Scores:
-    """Return the scores of all classes. frequency: LVIS's r, c or f by class name. bins: as `_binned` returns them."""
+    """Return the scores of all classes. Raise SourceError if no object counts.
+
+    frequency: LVIS's r, c or f by class name. bins: as `_binned` returns them.
+    """
+    if not by_class:
+        raise SourceError(
+            "no object of the evaluated images counts, so precision is undefined",
+            found="every object is a crowd or is ignored",
+            hint="give a truth with objects that are no crowds (iscrowd: 0)",
+        )
     precision = {name: curve.precision for name, curve in by_class.items()}
     all_classes = np.stack(list(precision.values()))  # (classes, areas, IoUs, recalls)
     areas = {name: _mean(all_classes[:, k]) for k, name in enumerate(AREAS)}

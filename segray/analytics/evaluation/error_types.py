@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,15 @@ class ErrorBreakdown:
 
     min_score: lowest score of the detections that were counted. kinds: counts by kind, then by class name. The class is
     that of the detection; for "missed" it is that of the object. confusion: counts by the class of the truth, then by
-    the class of the detection. "background" stands for no object and for no detection.
+    the class of the detection. "background" stands for no object and for no detection. taken_for: counts of the kind
+    "class", by the class of the object, then by the class of the detection. An object with a right detection too is
+    one object in `confusion`, whose other detections count as background there.
     """
 
     min_score: float
     kinds: Mapping[str, Mapping[str, int]]
     confusion: Mapping[str, Mapping[str, int]]
+    taken_for: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class ErrorCounter:
@@ -44,6 +47,7 @@ class ErrorCounter:
         self._names, self._min_score = categories, min_score
         self._kinds: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         self._confusion: dict[str, Counter[str]] = {}
+        self._taken_for: dict[str, Counter[str]] = {}
 
     def add(self, objects: ImageAnnotations, detections: ImageAnnotations, ious: NDArray[np.float64]) -> None:
         """Count the errors of one image.
@@ -65,9 +69,10 @@ class ErrorCounter:
     def result(self) -> ErrorBreakdown:
         """Return the counts of all images so far."""
         kinds = {kind: dict(sorted(counts.items())) for kind, counts in self._kinds.items()}
-        return ErrorBreakdown(
-            self._min_score, kinds, {name: dict(row) for name, row in sorted(self._confusion.items())}
+        confusion, taken_for = (
+            {name: dict(row) for name, row in sorted(pairs.items())} for pairs in (self._confusion, self._taken_for)
         )
+        return ErrorBreakdown(self._min_score, kinds, confusion, taken_for)
 
     def _count_kinds(
         self,
@@ -100,6 +105,8 @@ class ErrorCounter:
             elif best_other >= _MATCH_IOU:
                 kind = "class"
                 explained.add(int(other.argmax()))
+                truth = self._names[int(truths[other.argmax()])]
+                self._taken_for.setdefault(truth, Counter())[self._names[category]] += 1
             elif best_own >= _MATCH_IOU:
                 kind = "duplicate"
             else:

@@ -6,11 +6,10 @@ Both sides are read by ranges of keys. A million images need little more memory 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segray.analytics.evaluation import ground_truth, protocols
+from segray.analytics.evaluation import (
+    class_maps,
+    class_matching,
+    ground_truth,
+    image_matching,
+    protocols,
+    truth_rows,
+)
+from segray.analytics.evaluation.class_matching import ClassMatch
 from segray.analytics.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, ImageAnnotations, Scores
 from segray.analytics.evaluation.error_types import ErrorBreakdown, ErrorCounter
-from segray.analytics.evaluation.ground_truth import GroundTruthIndex, TruthImage
+from segray.analytics.evaluation.ground_truth import ObjectTally, Translation, TruthImage
 from segray.analytics.evaluation.protocols import Protocol
 from segray.analytics.query import arrow_masks, key_ranges
 from segray.analytics.query.key_ranges import KeyRange, KeySampler
@@ -31,8 +38,8 @@ from segray.instances import Instances
 from segray.label_set import run_records, snapshot
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
-from segray.models.coco_labels import slug
 from segray.storage.store import Store
+from segray.storage.uris import PathOrUrl, as_uri, join
 
 __all__ = [
     "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
@@ -52,6 +59,7 @@ class Evaluation:
     labelled: number of evaluated images with status ok or empty.
     failed, missing: number of the other images. They count as images without detections.
     objects: number in the truth, without crowds. instances: number of detections that took part.
+    crowds: number in the truth; detections on a crowd are neither right nor wrong.
     protocol: name of the protocol. cards: by model, box and mask AP in percent that were measured by this protocol.
     mistakes: errors by masks, or by boxes if only boxes were compared. notes: warnings about the figures.
     """
@@ -67,16 +75,22 @@ class Evaluation:
     cards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mistakes: ErrorBreakdown | None = None
     notes: Sequence[str] = ()
+    crowds: int = 0
 
 
 def evaluate(
-    root: str,
-    truth_path: Path | str,
+    root: PathOrUrl,
+    truth_path: PathOrUrl,
     *,
     iou_types: Sequence[str] = IOU_TYPES,
     labelled_only: bool = False,
     allow_unlisted: bool = False,
     allow_other_classes: bool = False,
+    classes_by: str | None = None,
+    class_map: Mapping[str, str | Sequence[str]] | Path | str | None = None,
+    files_by: str | None = None,
+    strip_prefix: str = "",
+    count_crowds: bool = False,
     protocol: str | None = None,
     min_score: float = 0.5,
     curves: bool = False,
@@ -86,16 +100,24 @@ def evaluate(
 ) -> Evaluation:
     """Compare the label set at `root` with a COCO or LVIS truth file.
 
-    The truth's `file_name` is the label set's `image_key`. Each image of the truth is evaluated. A failed or unlabelled
-    image counts as an image without detections.
+    The truth's `file_name` is the label set's `image_key`, or the end of a path that fits one key alone. Its categories
+    have the ids of the label set's classes, or their names. Each image of the truth is evaluated. A failed or
+    unlabelled image counts as an image without detections.
 
     Args:
         root: Folder or URL of the label set.
-        truth_path: Path or URL of the truth.
+        truth_path: Path or URL of the truth, or of a folder that `segray export --to fiftyone` wrote.
         iou_types: Any of "segm" and "bbox".
         labelled_only: Leave out images that failed or are not labelled.
         allow_unlisted: Ignore labelled images that the truth does not list. Such images usually mean the wrong file.
-        allow_other_classes: Compare categories by id alone, even if the model lacks them or has other names.
+        allow_other_classes: Accept categories that the labels lack, and ids with other names.
+        classes_by: "id" compares by id whatever the names are, "name" by name. None means id, or else name where ids
+            disagree and each name fits one class. Case, `_`, `-` and spaces of names do not count.
+        class_map: Names of the label set's classes by the truth's, or a file with such a mapping as YAML or JSON.
+        files_by: "key", "basename" or "suffix" of file_name. None means key, or else the end of the path where it fits
+            one to one.
+        strip_prefix: Text that is cut off each file_name.
+        count_crowds: Take crowds for objects, as for masks that CVAT exports.
         protocol: A name in protocols.PROTOCOLS, or of a model. None means lvis for LVIS's truth, else coco.
         min_score: Lowest score of the detections whose errors are counted.
         curves: Also return precision at each recall.
@@ -108,27 +130,34 @@ def evaluate(
         LabelSetError: Nothing is committed.
         UserError: Label set and truth have no common image, other classes or other sizes.
     """
-    store, path = snapshot.store(storage_options), str(truth_path)
+    store = snapshot.store(storage_options)
     _check_types(iou_types)
-    if not store.exists(path):  # This check is faster than reading the label set.
-        raise SourceError("no such truth file", where=path, hint="check --truth")
+    path = _truth_file(as_uri(truth_path), store)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     sampler = KeySampler()
-    index = ground_truth.read_index(path, store, sampler)
-    if not allow_other_classes:
-        _check_classes(index, state)
-    _check_keys(index, state, allow_unlisted, sampler)
+    index = ground_truth.read_index(path, store, sampler, strip_prefix)
+    where = f"{state.root}, {path}"
+    classes = class_matching.match(
+        index.names,
+        index.used,
+        state.classes,
+        classes_by=classes_by,
+        class_map=class_maps.pairs(class_map, store),
+        allow_other_classes=allow_other_classes,
+        where=where,
+    )
+    images = image_matching.match(index, state, store, sampler, files_by=files_by, allow_unlisted=allow_unlisted)
     rules = protocols.find(protocol or ("lvis" if index.frequency else "coco"))
-    ranges = sampler.cut()
+    ranges = images.sampler.cut()
+    translation = Translation(images.key, classes.ids)
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
-        sorted_truth = ground_truth.GroundTruthBySlice(index, ranges, store, Path(folder))
-        if not sorted_truth.objects:
-            raise SourceError("the truth has no objects, so precision is undefined", where=path, hint=_GIVE_OBJECTS)
-        evaluators = _Evaluators(index.names, index.frequency, rules, iou_types, min_score)
+        sorted_truth = ground_truth.GroundTruthBySlice(index, ranges, store, Path(folder), translation)
+        _check_objects(sorted_truth.objects, sorted_truth.crowds, count_crowds, path)
+        evaluators = _Evaluators(classes, index.frequency, rules, iou_types, min_score, count_crowds)
         for number, key_range in enumerate(ranges):
             if sorted_truth.holds(number):
                 _evaluate_range(state, key_range, sorted_truth.read(number), evaluators, labelled_only, path)
-    notes = _notes(evaluators, state, store, rules)
+    notes = [*_notes(evaluators, state, store, rules), *images.notes, *classes.notes]
     return evaluators.result(rules, notes, curves=curves)
 
 
@@ -152,7 +181,7 @@ def evaluate_detections(
         raise SourceError("the truth has no objects, so precision is undefined", hint=_GIVE_OBJECTS)
     _check_types(iou_types)
     names = {row["id"]: row["name"] for row in truth["categories"]}
-    evaluators = _Evaluators(names, {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
+    evaluators = _Evaluators(ClassMatch(None, names), {}, protocols.PROTOCOLS["coco"], iou_types, 0.5)
     annotations_by_image, detections_by_image = _by_image(truth["annotations"]), _by_image(detections)
     for row in sorted(truth["images"], key=lambda row: row["id"]):
         image = _truth_image(row, annotations_by_image.get(row["id"], []))
@@ -181,30 +210,30 @@ def coco_results(image_id: int, instances: Instances) -> list[Row]:
 
 
 def read_truth(path: Path) -> Row:
-    """Read a COCO truth file. Raise SourceError unless the file has images with unique file names."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SourceError("no such truth file", where=str(path), hint="check the path") from error
-    except ValueError as error:
-        raise SourceError("the truth is not JSON", where=str(path), found=str(error)) from error
-    sections = ("images", "annotations", "categories")
-    missing = [section for section in sections if not isinstance(content, dict) or section not in content]
-    if missing:
-        raise SourceError("the truth is not COCO JSON", where=str(path), found=f"no {', '.join(missing)}")
-    names = [image["file_name"] for image in content["images"]]
-    if not names or len(set(names)) < len(names):
-        found = "two images with the same file_name" if names else "no images"
-        raise SourceError("the truth's images cannot be told apart by file_name", where=str(path), found=found)
-    return dict(content)
+    """Read a COCO truth file into memory. Ids are numbers afterwards, whatever the file writes.
+
+    Raise SourceError unless the file has images with sizes and unique file names, and annotations of these images.
+    """
+    return ground_truth.read_all(str(path), Store())
 
 
 def count_objects(truth: Row) -> int:
     """Count the annotations that are not crowds."""
-    return sum(not row.get("iscrowd", 0) for row in truth["annotations"])
+    return sum(not truth_rows.flag(row, "iscrowd", "the truth") for row in truth["annotations"])
 
 
 # ---- checks that label set and truth belong together ----------------------------------------------
+
+
+def _truth_file(path: str, store: Store) -> str:
+    """Return the file of a truth, also of a folder that an export to fiftyone made.
+
+    Raise SourceError without such a file. This check is faster than reading the label set.
+    """
+    for file in (path, join(path, "labels.json")):
+        if store.exists(file):
+            return file
+    raise SourceError("no such truth file", where=path, hint="check --truth")
 
 
 def _check_types(iou_types: Sequence[str]) -> None:
@@ -215,60 +244,12 @@ def _check_types(iou_types: Sequence[str]) -> None:
         )
 
 
-def _check_keys(index: GroundTruthIndex, state: Snapshot, allow_unlisted: bool, sampler: KeySampler) -> None:
-    """Compare the images of both sides, and add the images of the label set to the sampler.
-
-    Raise UserError if no image is in both, or if the truth lacks a labelled image and allow_unlisted is false.
-    """
-    common = total = 0
-    first, first_unlisted = "", ""
-    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.NO_METADATA_CACHE):
-        names = batch.column("image_key").to_pylist()
-        if not names:
-            continue
-        is_listed = index.lists(names)
-        sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
-        common, total = common + int(is_listed.sum()), total + len(names)
-        first = min(first or names[0], *names)
-        unlisted = [name for name, listed in zip(names, is_listed, strict=True) if not listed]
-        if unlisted:
-            first_unlisted = min(first_unlisted or unlisted[0], *unlisted)
-    where = f"{state.root}, {index.path}"
-    if not common:
-        raise UserError(
-            "the truth and the label set have no image in common", where=where,
-            found=f"label set: {first or 'no images'}, truth: {index.example}",
-            hint="make the truth's file_name equal to image_key, the path below the dataset's root",
-        )  # fmt: skip
-    if common < total and not allow_unlisted:
-        raise UserError(
-            "the label set has images that the truth does not list", where=where,
-            found=f"{total - common} of {total}, such as {first_unlisted}",
-            hint="check --truth, or leave these images out with --allow-unlisted",
-        )  # fmt: skip
-
-
-def _check_classes(index: GroundTruthIndex, state: Snapshot) -> None:
-    """Raise UserError for categories of the truth that the labels lack or name otherwise.
-
-    A category under another id would score 0 without an error.
-    """
-    if not state.classes:
-        return
-    slugs = {category: slug(name) for category, name in state.classes.items()}
-    differences = [
-        f"{category} is {name!r} in the truth, {state.classes.get(category, 'nothing')!r} in the labels"
-        for category, name in sorted(index.names.items())
-        if slugs.get(category) != slug(name)
-    ]
-    if differences:
-        examples = "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
-        raise UserError(
-            "the labels lack categories of the truth, or give them other names",
-            where=f"{state.root}, {index.path}",
-            found=f"{len(differences)} of {len(index.names)}: {examples}",
-            hint="give the truth of this model's classes, or compare by id alone with --allow-other-classes",
-        )
+def _check_objects(objects: int, crowds: int, count_crowds: bool, path: str) -> None:
+    """Raise SourceError for a truth without objects."""
+    if not objects + (crowds if count_crowds else 0):
+        found = f"{crowds} crowds and no other annotation" if crowds else "no annotation"
+        hint = f"{_GIVE_OBJECTS}, or take crowds for objects with --count-crowds" if crowds else _GIVE_OBJECTS
+        raise SourceError("the truth has no objects, so precision is undefined", where=path, found=found, hint=hint)
 
 
 def _check_size(image: TruthImage, row: Row, root: str, path: str) -> None:
@@ -276,13 +257,17 @@ def _check_size(image: TruthImage, row: Row, root: str, path: str) -> None:
 
     pycocotools scores masks of different sizes as not overlapping, without an error.
     """
-    truth_hw, labelled_hw = image.size_hw, (row["height"], row["width"])
-    if truth_hw != labelled_hw:
+    truth_hw, labelled_hw = image.size_hw, _size_hw(row)
+    if truth_hw is not None and truth_hw != labelled_hw:
         raise UserError(
             "an image has another size in the truth", where=f"{image.key} in {root} and {path}",
             found=f"labelled as {labelled_hw[1]}x{labelled_hw[0]}, truth {truth_hw[1]}x{truth_hw[0]}",
             hint="label the images that the truth describes; coordinates are those of the upright image",
         )  # fmt: skip
+
+
+def _size_hw(row: Row) -> tuple[int, int]:
+    return int(row["height"]), int(row["width"])
 
 
 def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protocol) -> list[str]:
@@ -292,6 +277,15 @@ def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protoc
         is_unfinished = run_records.unfinished(store, state.root) is not None
         reason = "the run is not finished" if is_unfinished else "each counts as an image without detections"
         notes.append(f"{missing} images of the truth are not labelled: {reason}")
+    if evaluators.crowds:
+        notes.append(
+            f"{evaluators.crowds} annotations of the truth are crowds: detections on them are neither right nor wrong. "
+            "CVAT marks each mask that is no polygon as a crowd; --count-crowds takes crowds for objects"
+        )
+    if parts := evaluators.tally.parts_left_out:
+        notes.append(f"{parts} parts of polygons have no area and are left out, such as in {evaluators.tally.example}")
+    if evaluators.sizes_from_labels:
+        notes.append(f"{evaluators.sizes_from_labels} images have no size in the truth: the label set's is taken")
     name, score_threshold = state.model.get("name"), state.model.get("score_threshold")
     if rules.cards and score_threshold is not None and float(score_threshold) > 0.05:
         notes.append(f"the cards' figures are of all scores; these labels begin at {float(score_threshold):g}")
@@ -315,12 +309,16 @@ def _evaluate_range(
     rows = key_ranges.images(state, key_range, ["image_key", "status", "width", "height"]).to_pylist()
     labelled = {row["image_key"]: row for row in rows}
     columns = ["class_id", "score", *BBOX, "height", "width", "rle"]
-    detections = _Detections(key_ranges.instances(state, key_range, columns), evaluators.iou_types, state.root)
+    instances = key_ranges.instances(state, key_range, columns)
+    detections = _Detections(instances, evaluators.iou_types, state.root, evaluators.classes.detected)
     for image in truth_images:
         row = labelled.get(image.key)
         status = "missing" if row is None else str(row["status"])
         if row is not None and status != "failed":
             _check_size(image, row, state.root, path)
+            if image.size_hw is None:
+                image = replace(image, size_hw=_size_hw(row))
+                evaluators.sizes_from_labels += 1
         if labelled_only and status in ("missing", "failed"):
             continue
         evaluators.count(status)
@@ -332,20 +330,23 @@ class _Evaluators:
 
     def __init__(
         self,
-        names: Mapping[int, str],
+        classes: ClassMatch,
         frequency: Mapping[int, str],
         rules: Protocol,
         iou_types: Sequence[str],
         min_score: float,
+        count_crowds: bool = False,
     ) -> None:
-        self.iou_types, self._rules = tuple(iou_types), rules
+        self.iou_types, self.classes, self._rules, self._count_crowds = tuple(iou_types), classes, rules, count_crowds
         limits = {"segm": rules.mask_limits, "bbox": rules.box_limits}
         self._evaluators = {
-            iou_type: CocoEvaluator(iou_type, names, limits[iou_type], frequency) for iou_type in iou_types
+            iou_type: CocoEvaluator(iou_type, classes.names, limits[iou_type], classes.of(frequency))
+            for iou_type in iou_types
         }
-        self._errors = ErrorCounter(names, min_score)
+        self._errors = ErrorCounter(classes.names, min_score)
         self._images: Counter[str] = Counter()  # number of images by status
-        self.objects = self.instances = 0
+        self.objects = self.crowds = self.instances = self.sizes_from_labels = 0
+        self.tally = ObjectTally()
 
     @property
     def missing(self) -> int:
@@ -355,8 +356,11 @@ class _Evaluators:
         self._images[status] += 1
 
     def add(self, image: TruthImage, detections: ImageAnnotations, path: str) -> None:
-        objects = ground_truth.objects_of(image, path, self.iou_types)
+        objects = ground_truth.objects_of(
+            image, path, self.iou_types, count_crowds=self._count_crowds, tally=self.tally
+        )
         self.objects += int((~objects.crowd).sum())
+        self.crowds += int(objects.crowd.sum())
         detections = _best_detections(detections, image, objects, self._rules)
         self.instances += len(detections)
         widened = _widened(detections, self._rules.widen_px)
@@ -389,13 +393,14 @@ class _Evaluators:
             cards=rules.cards,
             mistakes=self._errors.result(),
             notes=notes,
+            crowds=self.crowds,
         )
 
 
 class _Detections:
     """The detections of the images of a range, from its instances sorted by key."""
 
-    def __init__(self, instances: pa.Table, iou_types: Sequence[str], root: str) -> None:
+    def __init__(self, instances: pa.Table, iou_types: Sequence[str], root: str, detected: Mapping[int, int]) -> None:
         sizes = [instances.column(name) for name in ("height", "width")]
         self._counts = instances.column("rle").combine_chunks()
         fits = arrow_masks.fits_image(self._counts, *sizes)
@@ -409,6 +414,8 @@ class _Detections:
         self._sizes_hw = np.stack([size.to_numpy() for size in sizes], axis=1)
         self._areas = arrow_masks.rle_area(self._counts).to_numpy(zero_copy_only=False).astype(np.float64)
         self._class_ids = instances.column("class_id").to_numpy().astype(np.int64)
+        for number, joined in detected.items():
+            self._class_ids[self._class_ids == number] = joined
         self._scores = instances.column("score").to_numpy().astype(np.float64)
         self._boxes_xywh = np.stack([instances.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
         self._rows = key_ranges.Groups(instances).rows

@@ -1,15 +1,16 @@
-"""COCO or LVIS ground truth, read piece by piece from a JSON file of any size.
+"""COCO or LVIS ground truth of any size, sorted into ranges of keys.
 
-This module knows both JSON formats and checks what COCO's scores need. Label sets belong to other modules.
+This module knows the sections of both formats. truth_json reads the file, truth_rows and truth_masks check its values.
+Label sets belong to other modules.
 A truth is sorted into ranges of keys in temporary files, each of which is removed after it was read.
 26 bytes of each image stay in memory.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from segray import rle
+from segray.analytics.evaluation import truth_json, truth_masks, truth_rows
 from segray.analytics.evaluation.coco_eval import IOU_TYPES, ImageAnnotations
 from segray.analytics.query import key_ranges
 from segray.analytics.query.key_ranges import KeyRange, KeySampler
-from segray.errors import SourceError
+from segray.errors import SourceError, UserError
 from segray.instances import image_id
 from segray.storage.store import Store
-from segray.storage.uris import redact
 
 Row = dict[str, Any]
-_READ_CHARS = 1 << 20
-_LONGEST_WORD = 16  # characters of JSON that cannot be parsed before the last one is read
+_SECTIONS = ("images", "annotations", "categories")
 _MAX_WAITING_ROWS = 10_000  # rows in memory, for all ranges together, before they are written to the files
 
 
@@ -38,13 +37,14 @@ _MAX_WAITING_ROWS = 10_000  # rows in memory, for all ranges together, before th
 class TruthImage:
     """One image of the truth with its annotations.
 
+    size_hw: height and width in pixels; None where the truth does not state them.
     not_exhaustive: categories of which the image may show more than is annotated.
     negative: categories that the image does not show; None where the truth covers all categories.
     """
 
     id: int
     key: str
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, int] | None
     annotations: Sequence[Row]
     not_exhaustive: frozenset[int] = frozenset()
     negative: frozenset[int] | None = None
@@ -54,117 +54,244 @@ class TruthImage:
 class GroundTruthIndex:
     """The categories and images that a truth lists.
 
-    names: category name by id. frequency: LVIS's r, c or f by category id. ids: (n,) int64, of the images, ascending.
-    hashes: (n,) uint64, of the images' keys, in the order of ids. example: one of the keys.
+    names: category name by id; None for a category without a name. frequency: LVIS's r, c or f by category id. used:
+    ids of the categories that have annotations. ids: (n,) int64, of the images, ascending. hashes: (n,) uint64, of the
+    images' names, in the order of ids. example: one of the names. strip_prefix: text that is cut off the names.
+    row_weight: weight of an image for a KeySampler.
     """
 
     path: str
-    names: Mapping[int, str]
+    names: Mapping[int, str | None]
     frequency: Mapping[int, str]
     ids: NDArray[np.int64] = field(repr=False)
     hashes: NDArray[np.uint64] = field(repr=False)
     example: str = ""
+    used: frozenset[int] = frozenset()
+    strip_prefix: str = ""
+    row_weight: float = 1.0
 
-    def lists(self, keys: Iterable[str]) -> NDArray[np.bool_]:
-        """Return for each of these images whether the truth lists it, (n,) bool."""
-        values = np.fromiter(map(_hash, keys), np.uint64)
-        positions = np.searchsorted(self.hashes, values, sorter=self._by_hash)
-        return np.asarray(self.hashes[self._by_hash[np.minimum(positions, len(self.hashes) - 1)]] == values)
+    def positions(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Return the position of each image in `ids`, (n,) int64; -1 where the truth lists no image of that name."""
+        values = np.fromiter(map(key_hash, keys), np.uint64)
+        found = np.searchsorted(self.hashes, values, sorter=self._by_hash)
+        positions = self._by_hash[np.minimum(found, len(self.hashes) - 1)]
+        return np.where(self.hashes[positions] == values, positions, -1)
 
     def id_of(self, key: str) -> int:
         """Return the id of the image with this key. Raise SourceError if the truth has no such image."""
-        order, value = self._by_hash, np.uint64(_hash(key))
-        position = int(np.searchsorted(self.hashes, value, sorter=order))
-        if position == len(order) or self.hashes[order[position]] != value:
+        (position,) = self.positions([key])
+        if position < 0:
             raise SourceError("the truth lacks an image of the label set", where=self.path, found=key)
-        return int(self.ids[order[position]])
+        return int(self.ids[position])
+
+    def position_of(self, image: int) -> int:
+        """Return the position of an image's id in `ids`, -1 for an id that the truth does not list."""
+        position = int(np.searchsorted(self.ids, image))
+        return position if position < len(self.ids) and self.ids[position] == image else -1
+
+    def images(self, store: Store) -> Iterator[tuple[int, str, Row]]:
+        """Read the truth's images once more. Yield each one's position in `ids`, its name and its row."""
+        with closing(truth_json.members(self.path, store, ("images",))) as rows:
+            images = (member for member in rows if member[1] != truth_json.START)
+            for count, (_, number, row, _) in enumerate(images, 1):
+                position = self.position_of(truth_rows.image_id_of(row, number, self.path))
+                yield position, name_of(row, self.path, self.strip_prefix), row
+                if count == len(self.ids):  # What follows in the file need not be read.
+                    return
 
     @cached_property
     def _by_hash(self) -> NDArray[np.int64]:
         return np.argsort(self.hashes)
 
 
-def read_index(path: str, store: Store, sampler: KeySampler) -> GroundTruthIndex:
+def read_index(path: str, store: Store, sampler: KeySampler, strip_prefix: str = "") -> GroundTruthIndex:
     """Read the index of a truth, and add the truth's images to the sampler, which must be empty.
 
-    Raise SourceError for a truth that cannot be used.
+    strip_prefix: text that is cut off the names of images. Raise SourceError for a truth that cannot be used, and
+    UserError if no name begins with the prefix.
     """
-    names, frequency = {}, {}
+    names: dict[int, str | None] = {}
+    frequency: dict[int, str] = {}
     ids: list[NDArray[np.int64]] = []
     hashes: list[NDArray[np.uint64]] = []
     new_ids: list[int] = []
     new_keys: list[str] = []
-    example, sections = "", set()
+    example, sections, used = "", set(), set[int]()
+    has_prefix = not strip_prefix
 
     def add_new_images() -> None:
         ids.append(np.array(new_ids, np.int64))
-        hashes.append(np.fromiter(map(_hash, new_keys), np.uint64))
+        hashes.append(np.fromiter(map(key_hash, new_keys), np.uint64))
         sampler.add(new_keys, [1.0] * len(new_keys))
         new_ids.clear()
         new_keys.clear()
 
-    for section, row in elements(path, store):
+    for section, number, row, _ in truth_json.members(path, store, _SECTIONS):
         sections.add(section)
-        if section == "categories" and row is not None:
-            names[int(row["id"])] = str(row["name"])
-            if "frequency" in row:
-                frequency[int(row["id"])] = str(row["frequency"])
-        elif section == "images" and row is not None:
-            new_ids.append(_image_id(row, path))
-            new_keys.append(key_of(row, path))
+        if number == truth_json.START:
+            continue
+        if section == "annotations":
+            used.add(truth_rows.annotation_ids(row, number, path)[1])
+        elif section == "categories":
+            _add_category(row, number, path, names, frequency)
+        else:
+            new_ids.append(truth_rows.image_id_of(row, number, path))
+            new_keys.append(name_of(row, path, strip_prefix))
+            has_prefix = has_prefix or new_keys[-1] != truth_rows.image_name(row, path)
             example = min(example or new_keys[-1], new_keys[-1])
             if len(new_ids) == _MAX_WAITING_ROWS:
                 add_new_images()
     add_new_images()
-    missing = [section for section in ("images", "annotations", "categories") if section not in sections]
+    missing = [section for section in _SECTIONS if section not in sections]
     if missing:
-        raise SourceError("the truth is not COCO JSON", where=path, found=f"no {', '.join(missing)}")
+        raise SourceError(
+            "the truth is not COCO JSON", where=path, found=f"no {', '.join(missing)}",
+            hint="give a file with images, annotations and categories",
+        )  # fmt: skip
     all_ids, all_hashes = np.concatenate(ids), np.concatenate(hashes)
     order = np.argsort(all_ids, kind="stable")
     bytes_per_image = store.stat(path).size_bytes / max(len(all_ids), 1)
-    sampler.scale(max(1.0, bytes_per_image / key_ranges.ROW_BYTES))
-    index = GroundTruthIndex(path, names, frequency, all_ids[order], all_hashes[order], example)
+    weight = max(1.0, bytes_per_image / key_ranges.ROW_BYTES)
+    sampler.scale(weight)
+    index = GroundTruthIndex(
+        path, names, frequency, all_ids[order], all_hashes[order], example, frozenset(used), strip_prefix, weight
+    )
     _check_distinct(index)
+    if not has_prefix:
+        raise UserError(
+            "no file_name of the truth begins with the prefix", where=path,
+            found=f"--strip-prefix {strip_prefix}, file_name {example}", hint="correct --strip-prefix",
+        )  # fmt: skip
     return index
+
+
+def read_all(path: str, store: Store) -> Row:
+    """Read a whole truth of COCO into memory: images with sizes, annotations and named categories, with ids as numbers.
+
+    Raise SourceError for a truth that cannot be used.
+    """
+    index = read_index(path, store, KeySampler())
+    nameless = [category for category, name in index.names.items() if name is None]
+    if nameless:
+        raise SourceError(
+            "a category of the truth has no name", where=path, found=f"category {nameless[0]}",
+            hint="write id and name of each category",
+        )  # fmt: skip
+    categories = [{"id": category, "name": name} for category, name in index.names.items()]
+    content: Row = {"images": [], "annotations": [], "categories": categories}
+    for section, number, row, _ in truth_json.members(path, store, ("images", "annotations")):
+        if number == truth_json.START:
+            continue
+        if section == "images":
+            image, size_hw = truth_rows.image_id_of(row, number, path), truth_rows.image_size_hw(row, path)
+            if size_hw is None:
+                raise SourceError(
+                    "an image of the truth has no size", where=path, found=f"image {image}",
+                    hint="write height and width of each image",
+                )  # fmt: skip
+            sizes = {"height": size_hw[0], "width": size_hw[1]}
+            content["images"].append({**row, **sizes, "id": image, "file_name": name_of(row, path)})
+        else:
+            image, _, category = _listed_ids(row, number, index)
+            content["annotations"].append({**row, "image_id": image, "category_id": category})
+    return content
+
+
+def _listed_ids(row: Any, place: int, index: GroundTruthIndex) -> tuple[int, int, int]:
+    """Return id and position of an annotation's image, and the id of its category.
+
+    Raise SourceError unless the truth lists both.
+    """
+    image, category = truth_rows.annotation_ids(row, place, index.path)
+    position = index.position_of(image)
+    if position < 0:
+        raise SourceError(
+            "an annotation is of an image that the truth does not list", where=index.path,
+            found=f"{truth_rows.annotation_name(row, place)}, image {image}",
+            hint="list the image, or delete the annotation",
+        )  # fmt: skip
+    if category not in index.names:
+        raise SourceError(
+            "an annotation is of a category that the truth does not list", where=index.path,
+            found=f"{truth_rows.annotation_name(row, place)}, category {category}",
+            hint="list the category, or delete the annotation",
+        )  # fmt: skip
+    return image, position, category
+
+
+def _add_category(row: Any, number: int, path: str, names: dict[int, str | None], frequency: dict[int, str]) -> None:
+    category, name = truth_rows.category(row, number, path)
+    if names.setdefault(category, name) != name:
+        raise SourceError(
+            "two categories of the truth have one id", where=path, found=f"{category}: {names[category]}, {name}",
+            hint="give each category an id of its own",
+        )  # fmt: skip
+    if letter := truth_rows.frequency(row):
+        frequency[category] = letter
 
 
 def _check_distinct(index: GroundTruthIndex) -> None:
     if not len(index.ids):
         raise SourceError("the truth has no images", where=index.path, found="an empty list of images")
     for name, values in (("id", index.ids), ("file_name", index.hashes[index._by_hash])):
-        if (values[1:] == values[:-1]).any():
+        same = np.flatnonzero(values[1:] == values[:-1])
+        if len(same):
+            image = index.ids[same[0]] if name == "id" else index.ids[index._by_hash[same[0]]]
             raise SourceError(
                 f"the truth's images cannot be told apart by {name}", where=index.path,
-                found=f"two images with the same {name}",
+                found=f"two images with the same {name}, such as image {image}",
+                hint=f"give each image a {name} of its own",
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The names and categories of a truth in terms of a label set.
+
+    key: returns the label set's key of an image, from its position in the index and its name in the truth.
+    class_ids: class id by category id, of the categories that count; None where the ids are equal.
+    """
+
+    key: Callable[[int, str], str] = field(default=lambda _, name: name)
+    class_ids: Mapping[int, int] | None = None
 
 
 class GroundTruthBySlice:
     """A truth's images by range of keys, in files of a temporary folder."""
 
-    def __init__(self, index: GroundTruthIndex, ranges: Sequence[KeyRange], store: Store, folder: Path) -> None:
-        self.path, self._folder = index.path, folder
-        self.objects = 0  # number of annotations that are not crowds
+    def __init__(
+        self,
+        index: GroundTruthIndex,
+        ranges: Sequence[KeyRange],
+        store: Store,
+        folder: Path,
+        translation: Translation = Translation(),
+    ) -> None:
+        self.path, self._folder, self._index, self._translation = index.path, folder, index, translation
+        self.objects = self.crowds = 0  # number of annotations that are not crowds, and that are
         self._waiting: dict[int, list[str]] = {}
         self._count = 0
         numbers = np.zeros(len(index.ids), np.uint16 if len(ranges) < 1 << 16 else np.uint32)  # the range of each image
         has_images, has_early_annotations = False, False
-        for section, row in elements(self.path, store, ("images", "annotations")):
-            if row is None:
-                continue
-            if section == "images":
-                has_images = True
-                number = key_ranges.number_of(ranges, key_of(row, self.path))
-                numbers[np.searchsorted(index.ids, row["id"])] = number
-                self._add_row(number, row["id"], row)
+        for section, place, row, text in truth_json.members(
+            self.path, store, ("images", "annotations"), with_text=True
+        ):
+            if place == truth_json.START:
+                has_images = has_images or section == "images"
+            elif section == "images":
+                image = truth_rows.image_id_of(row, place, self.path)
+                position = index.position_of(image)
+                key = translation.key(position, name_of(row, self.path, index.strip_prefix))
+                numbers[position] = number = key_ranges.number_of(ranges, key)
+                self._add_line(number, image, 0, place, json.dumps({**row, "id": image, "file_name": key}))
             elif not has_images:
                 has_early_annotations = True
             else:
-                self._add_annotation(row, index, numbers)
+                self._add_annotation(row, place, text, numbers)
         if has_early_annotations:  # These stand before the images, so all annotations are read once more.
-            for _, row in elements(self.path, store, ("annotations",)):
-                if row is not None:
-                    self._add_annotation(row, index, numbers)
+            for _, place, row, text in truth_json.members(self.path, store, ("annotations",), with_text=True):
+                if place != truth_json.START:
+                    self._add_annotation(row, place, text, numbers)
         self._flush()
 
     def holds(self, number: int) -> bool:
@@ -174,43 +301,43 @@ class GroundTruthBySlice:
     def read(self, number: int) -> Iterator[TruthImage]:
         """Yield the images of one range by rising id, and remove the range's file."""
         path = self._path(number)
-        lines: dict[
-            int, list[bytes]
-        ] = {}  # by image id, the image's row first; text takes less memory than parsed rows
+        # By image id, the image's line first. Text takes less memory than parsed rows.
+        lines: dict[int, list[bytes]] = {}
         with path.open("rb") as file:
             for line in file:
-                image, _, row_text = line.partition(b" ")
-                lines.setdefault(int(image), []).append(row_text)
+                image, _, rest = line.partition(b" ")
+                lines.setdefault(int(image), []).append(rest)
         path.unlink()
         for _, texts in sorted(lines.items()):
-            row, *annotations = map(json.loads, texts)
-            yield image_of(row, annotations, self.path)
+            row, *annotations = map(_row_of, texts)
+            yield image_of(row, annotations, self.path, self._translation.class_ids)
 
-    def _add_annotation(self, row: Row, index: GroundTruthIndex, numbers: NDArray[Any]) -> None:
-        """Add an annotation to the range of its image. numbers: the range of each image, in the order of the index."""
-        position = int(np.searchsorted(index.ids, row["image_id"]))
-        if position == len(index.ids) or index.ids[position] != row["image_id"]:
-            raise SourceError(
-                "an annotation is of an image that the truth does not list", where=self.path,
-                found=f"annotation {row.get('id')}, image {row['image_id']}",
-            )  # fmt: skip
-        if row["category_id"] not in index.names:
-            raise SourceError(
-                "an annotation is of a category that the truth does not list", where=self.path,
-                found=f"annotation {row.get('id')}, category {row['category_id']}",
-            )  # fmt: skip
-        self.objects += not row.get("iscrowd", 0)
-        self._add_row(int(numbers[position]), int(index.ids[position]), row)
+    def _add_annotation(self, row: Row, place: int, text: str, numbers: NDArray[Any]) -> None:
+        """Add an annotation to the range of its image.
 
-    def _add_row(self, number: int, image: int, row: Row) -> None:
-        self._waiting.setdefault(number, []).append(f"{image} {json.dumps(row)}\n")
+        place: the annotation's number in the list. numbers: the range of each image, in the order of the index.
+        """
+        image, position, category = _listed_ids(row, place, self._index)
+        is_crowd = bool(row.get("iscrowd")) and truth_rows.flag(
+            row, "iscrowd", f"{truth_rows.annotation_name(row, place)} in {self.path}"
+        )
+        self.crowds += is_crowd
+        self.objects += not is_crowd
+        class_ids = self._translation.class_ids
+        class_id = category if class_ids is None else class_ids[category]
+        self._add_line(int(numbers[position]), image, class_id, place, text)
+
+    def _add_line(self, number: int, image: int, class_id: int, place: int, text: str) -> None:
+        """Add a row to a range. text: JSON; line breaks lie between values alone."""
+        one_line = text.replace("\n", " ")
+        self._waiting.setdefault(number, []).append(f"{image} {class_id} {place} {one_line}\n")
         self._count += 1
         if self._count >= _MAX_WAITING_ROWS:
             self._flush()
 
     def _flush(self) -> None:
         for number, lines in self._waiting.items():
-            with self._path(number).open("a", encoding="ascii") as file:
+            with self._path(number).open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(lines)
         self._waiting, self._count = {}, 0
 
@@ -218,186 +345,132 @@ class GroundTruthBySlice:
         return self._folder / f"{number}.truth"
 
 
+def _row_of(line: bytes) -> Row:
+    """Return the row of a line: of an image, or of an annotation with the id of its class."""
+    class_id, place, text = line.split(b" ", 2)
+    row: Row = json.loads(text)
+    row["category_id"] = int(class_id)
+    if row.get("id") is None:
+        row["id"] = f"number {int(place) + 1} of the list"
+    return row
+
+
 # ---- one image ------------------------------------------------------------------------------------
 
 
-def image_of(row: Row, annotations: Sequence[Row], path: str) -> TruthImage:
-    """Return an image of a truth, from its row and the rows of its annotations."""
-    negative = row.get("neg_category_ids")
+@dataclass
+class ObjectTally:
+    """What is told about the masks of a truth: parts without area, which are left out, and an annotation with one."""
+
+    parts_left_out: int = 0
+    example: str = ""
+
+    def add(self, parts_left_out: int, where: str) -> None:
+        """Count the parts of one annotation."""
+        self.parts_left_out += parts_left_out
+        self.example = self.example or where
+
+
+def image_of(row: Row, annotations: Sequence[Row], path: str, class_ids: Mapping[int, int] | None = None) -> TruthImage:
+    """Return an image of a truth, from its row and the rows of its annotations.
+
+    class_ids: class id by category id, for LVIS's lists of categories; None where the ids are equal.
+    """
+    negative = truth_rows.category_set(row, "neg_category_ids", path)
+    not_exhaustive = truth_rows.category_set(row, "not_exhaustive_category_ids", path) or frozenset()
+    if class_ids is not None:
+        not_exhaustive = _translated(not_exhaustive, class_ids)
+        negative = None if negative is None else _translated(negative, class_ids)
     return TruthImage(
-        row["id"], key_of(row, path), (int(row["height"]), int(row["width"])), annotations,
-        frozenset(row.get("not_exhaustive_category_ids", ())), None if negative is None else frozenset(negative),
+        row["id"], truth_rows.image_name(row, path), truth_rows.image_size_hw(row, path), annotations, not_exhaustive,
+        negative,
     )  # fmt: skip
 
 
-def key_of(row: Row, path: str) -> str:
-    """Return the image's key in a label set: its file_name, or for LVIS the last part of its coco_url."""
-    name = row.get("file_name") or str(row.get("coco_url", "")).rpartition("/")[2]
-    if not isinstance(name, str) or not name:
-        raise SourceError("an image of the truth has no file_name", where=path, found=f"image {row.get('id')}")
-    return name
+def _translated(categories: frozenset[int], class_ids: Mapping[int, int]) -> frozenset[int]:
+    return frozenset(class_ids[category] for category in categories if category in class_ids)
 
 
-def objects_of(image: TruthImage, path: str, iou_types: Iterable[str] = IOU_TYPES) -> ImageAnnotations:
+def name_of(row: Row, path: str, strip_prefix: str = "") -> str:
+    """Return the image's name in a truth, without a prefix and the slash behind the prefix."""
+    name = truth_rows.image_name(row, path)
+    if not strip_prefix or not name.startswith(strip_prefix):
+        return name
+    return name.removeprefix(strip_prefix).lstrip("/") or name
+
+
+def objects_of(
+    image: TruthImage,
+    path: str,
+    iou_types: Iterable[str] = IOU_TYPES,
+    *,
+    count_crowds: bool = False,
+    tally: ObjectTally | None = None,
+) -> ImageAnnotations:
     """Return the objects of an image of the truth.
 
-    Raise SourceError for masks that are malformed or of another size.
+    Args:
+        image: The image. An image without a size takes the size of each mask.
+        path: The truth, for errors.
+        iou_types: Any of "segm" and "bbox".
+        count_crowds: Take crowds for objects.
+        tally: Receives what is told about the masks.
+
+    Raises:
+        SourceError: A mask or a number is malformed, or a mask has another size.
     """
     rows = image.annotations
-    crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], np.bool_)
+    objects = [_Object(row, image, path, tally or ObjectTally()) for row in rows]
+    crowd = np.array([not count_crowds and item.flag("iscrowd") for item in objects], np.bool_)
     # pycocotools ignores crowds and nothing else. The field `ignore` is LVIS's.
-    ignore = crowd | np.array([bool(row.get("ignore", 0)) and image.negative is not None for row in rows], np.bool_)
+    ignore = crowd | np.array([image.negative is not None and item.flag("ignore") for item in objects], np.bool_)
     shapes: dict[str, Any] = {}
     if "segm" in iou_types:
-        shapes["segm"] = [_mask(row, image, path) for row in rows]
+        shapes["segm"] = [item.mask for item in objects]
     if "bbox" in iou_types:
-        shapes["bbox"] = np.array([_box(row, image, path) for row in rows], np.float64).reshape(-1, 4)
-    areas = np.array([_area(row, image, path) for row in rows], np.float64)
+        shapes["bbox"] = np.array([item.box_xywh for item in objects], np.float64).reshape(-1, 4)
+    areas = np.array([item.area for item in objects], np.float64)
     class_ids = np.array([row["category_id"] for row in rows], np.int64)
     return ImageAnnotations(class_ids, shapes, dict.fromkeys(shapes, areas), crowd=crowd, ignore=ignore)
 
 
-def _mask(row: Row, image: TruthImage, path: str) -> Row:
-    """Return a mask as pycocotools takes masks, from polygons, or from runs as numbers or text."""
-    mask, (height, width) = row.get("segmentation"), image.size_hw
-    where = f"annotation {row.get('id')} of {image.key} in {path}"
-    if isinstance(mask, list) and mask and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in mask):
-        return dict(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))
-    if not isinstance(mask, dict) or "counts" not in mask:
-        raise SourceError(
-            "an annotation has no mask",
-            where=where,
-            found=str(mask)[:60],
-            hint="give the annotation a mask; `segray evaluate --only bbox` needs boxes alone",
-        )
-    if tuple(mask.get("size", ())) != image.size_hw:
-        raise SourceError(
-            "a mask of the truth has another size than its image", where=where,
-            found=f"{mask.get('size')}, the image {list(image.size_hw)} (h, w)",
-        )  # fmt: skip
-    counts = mask["counts"]
-    try:
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts) < 0:
-                raise ValueError(f"runs cover {sum(counts)} pixels, the image has {height * width}")
-            return dict(coco_mask.frPyObjects(mask, height, width))
-        counts = counts.decode() if isinstance(counts, bytes) else counts
-        rle.runs_of(counts, image.size_hw)
-    except (ValueError, TypeError) as error:
-        raise SourceError("a mask of the truth is malformed", where=where, found=str(error)) from error
-    return {"size": [height, width], "counts": counts.encode()}
+class _Object:
+    """One annotation, whose mask is drawn when it is needed first. `str` gives its name for errors."""
+
+    def __init__(self, row: Row, image: TruthImage, path: str, tally: ObjectTally) -> None:
+        self._row, self._image, self._path, self._tally = row, image, path, tally
+        self._mask: Row | None = None
+
+    def __str__(self) -> str:
+        return f"annotation {truth_rows.shown(self._row.get('id'))} of {self._image.key} in {self._path}"
+
+    def flag(self, name: str) -> bool:
+        return bool(self._row.get(name)) and truth_rows.flag(self._row, name, self)
+
+    @property
+    def mask(self) -> Row:
+        if self._mask is None:
+            self._mask, left_out = truth_masks.mask_of(self._row.get("segmentation"), self._image.size_hw, self)
+            if left_out:
+                self._tally.add(left_out, str(self))
+        return self._mask
+
+    @property
+    def box_xywh(self) -> Sequence[float]:
+        box = truth_rows.box_xywh(self._row, self)
+        return list(coco_mask.toBbox(self.mask)) if box is None else box
+
+    @property
+    def area(self) -> float:
+        """Return the stated area, else the mask's own, else that of the box."""
+        area = truth_rows.area(self._row, self)
+        if area is not None:
+            return area
+        if not self._row.get("segmentation") and (box := truth_rows.box_xywh(self._row, self)):
+            return box[2] * box[3]
+        return float(coco_mask.area(self.mask))
 
 
-def _box(row: Row, image: TruthImage, path: str) -> Sequence[float]:
-    if "bbox" in row:
-        return [float(side) for side in row["bbox"]]
-    return list(coco_mask.toBbox(_mask(row, image, path)))
-
-
-def _area(row: Row, image: TruthImage, path: str) -> float:
-    if "area" in row:
-        return float(row["area"])
-    return float(coco_mask.area(_mask(row, image, path)))
-
-
-def _image_id(row: Row, path: str) -> int:
-    if not isinstance(row.get("id"), int):
-        raise SourceError("an image of the truth has no number as its id", where=path, found=str(row.get("id")))
-    return int(row["id"])
-
-
-def _hash(key: str) -> int:
+def key_hash(key: str) -> int:
+    """Return a hash of an image's name, 64 bits."""
     return int(image_id(key)[:16], 16)
-
-
-# ---- JSON -----------------------------------------------------------------------------------------
-
-
-def elements(path: str, store: Store, sections: Sequence[str] | None = None) -> Iterator[tuple[str, Row | None]]:
-    """Yield (name, member) for each member of a JSON object's arrays, one at a time, and (name, None) before the first.
-
-    sections: names of the arrays to read, None for all. Other arrays are skipped.
-    Raise SourceError if the file does not exist or holds no JSON object.
-    """
-    try:
-        with io.TextIOWrapper(store.reader(path), encoding="utf-8") as file:
-            yield from _members(_Text(file), path, sections)
-    except FileNotFoundError as error:
-        raise SourceError("no such truth file", where=redact(path), hint="check the path") from error
-    except ValueError as error:
-        raise SourceError("the truth is not JSON", where=redact(path), found=str(error)) from error
-
-
-def _members(text: _Text, path: str, sections: Sequence[str] | None) -> Iterator[tuple[str, Row | None]]:
-    if text.peek() != "{":
-        raise SourceError("the truth is not COCO JSON", where=path, found="no JSON object")
-    text.skip()
-    while (char := text.peek()) != "}":
-        if char == ",":
-            text.skip()
-            continue
-        name = str(text.value())
-        if text.peek() != ":":
-            raise ValueError("no ':' after a key")
-        text.skip()
-        if text.peek() != "[":
-            text.value()
-            continue
-        is_read = sections is None or name in sections
-        if is_read:
-            yield name, None
-        text.skip()
-        while (char := text.peek()) != "]":
-            if char == ",":
-                text.skip()
-                continue
-            row = text.value()
-            if is_read:
-                yield name, row
-        text.skip()
-
-
-class _Text:
-    """JSON text that is read piece by piece."""
-
-    def __init__(self, file: io.TextIOBase | io.TextIOWrapper) -> None:
-        self._file, self._text, self._position = file, "", 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """Return the next character that is no space. Raise ValueError at the end."""
-        while True:
-            while self._position < len(self._text) and self._text[self._position] in " \t\r\n":
-                self._position += 1
-            if self._position < len(self._text):
-                return self._text[self._position]
-            if not self._read_more():
-                raise ValueError("the file ends before the object does")
-
-    def skip(self) -> None:
-        """Move past the character that `peek` returned."""
-        self._position += 1
-
-    def value(self) -> Any:
-        """Return the next JSON value, and move past it."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._decode(self._text, self._position)
-            except json.JSONDecodeError as error:
-                # More text helps only a string without an end, or a word, number or escape at the very end.
-                broken_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
-                if not broken_off or not self._read_more():
-                    raise
-                continue
-            if end > len(self._text) - _LONGEST_WORD and self._read_more():
-                continue  # The number may have more digits.
-            self._position = end
-            return value
-
-    def _read_more(self) -> bool:
-        """Read more text. Return False at the end of the file."""
-        new_text = self._file.read(max(_READ_CHARS, len(self._text) - self._position))
-        if new_text:
-            self._text, self._position = self._text[self._position :] + new_text, 0
-        return bool(new_text)

@@ -54,7 +54,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
             cards={"mask_rcnn_inception_resnet_v2_1024x1024": (39.0, 34.6)},
         ),
         Protocol(
-            "omz-yolact", "Open Model Zoo: masks by COCOeval, boxes by coco_precision, at most 20 per image and class",
+            "omz-yolact", "COCOeval of pycocotools; boxes at most 20 per image and class, as on Open Model Zoo's card",
             box_limits=(1, 10, 20),
             cards={"yolact-resnet50-fpn-pytorch": (30.69, 28.00)},
         ),

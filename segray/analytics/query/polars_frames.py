@@ -15,13 +15,19 @@ import pyarrow as pa
 
 from segray.analytics.query import arrow_masks, duckdb_views
 from segray.label_set import snapshot
+from segray.storage.uris import PathOrUrl
 
 Column = pl.Expr | str | int
 _BOX = pl.Struct(dict.fromkeys(("x", "y", "w", "h"), pl.Int32))
 
 
 def scan(
-    root: str, table: str = "instances", *, version: int | None = None, as_of: datetime | None = None, **storage: Any
+    root: PathOrUrl,
+    table: str = "instances",
+    *,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage: Any,
 ) -> pl.LazyFrame:
     """Return one table of the label set: instances, images or classes.
 
@@ -40,7 +46,7 @@ class LabelSetFrames(NamedTuple):
 
 
 def frames(
-    root: str, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+    root: PathOrUrl, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
 ) -> LabelSetFrames:
     """Return all tables of the label set, of one state whatever is committed later.
 

@@ -38,9 +38,10 @@ from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import latest_run, source_store
 from segray.label_set.snapshot import Snapshot
-from segray.limits import ImageLimits
+from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.sources.reader import Files
 from segray.storage.store import Store
+from segray.storage.uris import PathOrUrl
 from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ _STAGES = ("read", "decode", "wait", "infer", "postprocess", "write")
 
 
 def report(
-    root: str,
+    root: PathOrUrl,
     *,
-    truth: str | None = None,
+    truth: PathOrUrl | None = None,
     images: int = IMAGES,
     version: int | None = None,
     as_of: datetime | None = None,
@@ -106,6 +107,7 @@ def report(
         batch=state.batch,
         model=state.model,
         stats=stats,
+        confident_score=CONFIDENT_SCORE,
         classes=sorted(stats.classes.values(), key=lambda of_class: (-of_class.instances, of_class.name)),
         labels=_LABELS,
         gallery=_gallery(state, choices, source_store(store, state.root)) if choices else None,
@@ -131,7 +133,7 @@ def of_run(root: str, **storage_options: Any) -> str:
     return run.page
 
 
-def _evaluate(state: Snapshot, truth: str, storage_options: Mapping[str, Any]) -> Evaluation:
+def _evaluate(state: Snapshot, truth: PathOrUrl, storage_options: Mapping[str, Any]) -> Evaluation:
     from segray.analytics.evaluation.evaluate import evaluate  # Most pages need no evaluation.
 
     return evaluate(state.root, truth, version=state.batch, **storage_options)

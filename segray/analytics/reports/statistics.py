@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from segray.analytics.query.key_ranges import NO_METADATA_CACHE
 from segray.label_set.snapshot import Snapshot
+from segray.limits import CONFIDENT_SCORE
 
 SCORE_BINS = 20
 # Upper ends of bins: instances in an image, millions of pixels in an image, square root of a mask's pixels.
@@ -132,6 +133,11 @@ class LabelSetStats:
     def instances(self) -> int:
         """Return the number of instances."""
         return sum(stats.instances for stats in self.classes.values())
+
+    @property
+    def confident(self) -> int:
+        """Return the number of instances of score CONFIDENT_SCORE and more."""
+        return int(self.scores[round(CONFIDENT_SCORE * SCORE_BINS) :].sum())
 
     @property
     def mean_score(self) -> float | None:

@@ -30,6 +30,7 @@ from segray.analytics.review.sampling import SelectedImage, Selection
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.uris import PathOrUrl, as_path
 
 Row = dict[str, Any]
 Z = 1.959964  # normal quantile of 95 % intervals
@@ -102,11 +103,11 @@ class Review:
 
 
 def review(
-    root: str,
-    selection: Path,
-    corrected: Path,
+    root: PathOrUrl,
+    selection: PathOrUrl,
+    corrected: PathOrUrl,
     *,
-    truth_out: Path | None = None,
+    truth_out: PathOrUrl | None = None,
     allow_unfinished: bool = False,
     **storage_options: Any,
 ) -> Review:
@@ -129,9 +130,10 @@ def review(
         LabelSetError: The label set cannot be read, as in snapshot.snapshot. Images of the selection were labelled
             again and their old labels are deleted.
     """
-    if truth_out is not None:
-        require_new_path(truth_out)
-    selected = Selection.read(selection)
+    corrected, new_truth = as_path(corrected), None if truth_out is None else as_path(truth_out)
+    if new_truth is not None:
+        require_new_path(new_truth)
+    selected = Selection.read(as_path(selection))
     state = _read_reviewed_labels(root, selected, storage_options)
     corrections = annotation_import.read(corrected, selected.chosen, state.classes, allow_unfinished=allow_unfinished)
     sizes_hw = {image.key: image.size_hw for image in selected.chosen}
@@ -139,9 +141,9 @@ def review(
     counts = ErrorCounts(fraction=len(sample) / max(selected.images, 1))
     for key, objects, labels in _objects_and_labels(state, sample, corrections, selected.min_score):
         counts.add(_count_errors(objects, labels, sizes_hw[key], state.classes))
-    if truth_out is not None:
+    if new_truth is not None:
         reviewed = [image for image in selected.chosen if image.key in corrections]
-        _write_truth(truth_out, reviewed, corrections, state.classes)
+        _write_truth(new_truth, reviewed, corrections, state.classes)
     return Review(
         state.root,
         len(corrections),
@@ -149,12 +151,12 @@ def review(
         selected.images,
         counts.errors(ALL) if sample else None,
         {name: counts.errors(name) for name in counts.names},
-        None if truth_out is None else str(truth_out),
+        None if new_truth is None else str(new_truth),
         _notes(selected, corrections, sample, annotation_import.marks_done_images(corrected)),
     )
 
 
-def _read_reviewed_labels(root: str, selected: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
+def _read_reviewed_labels(root: PathOrUrl, selected: Selection, storage_options: Mapping[str, Any]) -> Snapshot:
     """Return the state that the selection was made of.
 
     The state is the latest one if the selected images still have the same labels, else an earlier one.

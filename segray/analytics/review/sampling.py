@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from segray.errors import SourceError, UserError
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
 MARGIN = 0.2  # A score at this distance from the threshold or more is not uncertain.
@@ -113,13 +114,13 @@ class Selection:
 
 
 def select(
-    root: str,
+    root: PathOrUrl,
     take: Mapping[str, int],
     *,
-    out: Path | None = None,
+    out: PathOrUrl | None = None,
     to: str | None = None,
-    tasks: Path | None = None,
-    against: str | None = None,
+    tasks: PathOrUrl | None = None,
+    against: PathOrUrl | None = None,
     threshold: float = 0.5,
     min_score: float = 0.0,
     seed: int = 0,
@@ -159,6 +160,8 @@ def select(
             select.
         LabelSetError: The label set cannot be read, as in snapshot.snapshot, or has no commit.
     """
+    out, tasks = (None if place is None else as_path(place) for place in (out, tasks))
+    against = None if against is None else as_uri(against)
     _check_options(take, against, to, tasks)
     if out is not None:
         require_new_path(out)
@@ -175,7 +178,7 @@ def select(
         best.add(state, key_range)
     if not best.images:
         raise UserError(
-            "the label set has no image to select", where=root, found=f"failed images: {best.failed}",
+            "the label set has no image to select", where=state.root, found=f"failed images: {best.failed}",
             hint="`segray report` lists the failed images and their errors.",
         )  # fmt: skip
     reasons = best.reasons()
@@ -197,7 +200,7 @@ def select(
     )  # fmt: skip
     if not selected:
         hint = "Add a random sample, such as --take random=50."
-        raise UserError("no image meets any of the criteria", where=root, found=", ".join(take), hint=hint)
+        raise UserError("no image meets any of the criteria", where=state.root, found=", ".join(take), hint=hint)
     _check_unique_file_names(selected)
     if to is not None and tasks is not None:
         keys = frozenset(image.key for image in selected)
@@ -227,11 +230,15 @@ def _check_options(take: Mapping[str, int], against: str | None, to: str | None,
 
 def _check_unique_file_names(selected: Sequence[SelectedImage]) -> None:
     """Raise UserError if two images have one name in an export. Corrections refer to images by this name."""
-    names = Counter(image.file for image in selected)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        hint = "Select other images, for example with another --seed."
-        raise UserError("two selected images have one name in an export", found=str(PurePosixPath(twice[0])), hint=hint)
+    keys: dict[str, str] = {}
+    for image in selected:
+        if image.file in keys:
+            raise UserError(
+                "two selected images have one name in an export", where=image.file,
+                found=f"{keys[image.file]} and {image.key}",
+                hint="Select other images, for example with another --seed.",
+            )  # fmt: skip
+        keys[image.file] = image.key
 
 
 def _selected_images(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[SelectedImage]:

@@ -1,0 +1,60 @@
+"""Worker pools that can never start are refused before the source is listed, on every kind of cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import segray, write_config
+from ports import free_port
+
+pytestmark = pytest.mark.integration
+
+NO_NODE = "no node of the cluster can hold a worker"
+POOLS = [
+    ({"num_cpus": 10_000}, NO_NODE),
+    ({"resources": {"camera": 1}}, NO_NODE),
+    ({"device": "GPU", "resources": {"GPU": 1}}, "OpenVINO's GPU means an Intel GPU"),
+]
+
+
+def refused(tmp_path: Path, pools: list[Any], **cluster: Any) -> str:
+    """What the command says. The source does not exist, which a listing would tell."""
+    config = write_config(tmp_path / "run.yaml", tmp_path / "nowhere", tmp_path / "labels", workers=pools,
+                          cluster=cluster)  # fmt: skip
+    done = segray("label", config)
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "labels").exists()
+    return done.stderr
+
+
+@pytest.mark.parametrize(("pool", "message"), POOLS)
+def test_a_pool_that_this_machine_cannot_hold(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
+    assert message in refused(tmp_path, [pool])
+
+
+def test_pools_that_contradict_each_other(tmp_path: Path) -> None:
+    assert "every pool needs num_cpus" in refused(tmp_path, [{"count": 1}, {"num_cpus": 1}])
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(("pool", "message"), POOLS)
+def test_a_pool_that_no_node_of_a_cluster_can_hold(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
+    assert message in refused(tmp_path, [pool])
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_an_autoscaler_may_bring_a_larger_node(tmp_path: Path) -> None:
+    pool = {"num_cpus": 10_000, "count": 1}
+    assert "No such folder or file" in refused(tmp_path, [pool], autoscaling=True)
+
+
+def test_a_cluster_that_does_not_answer_is_left_to_the_start_of_the_workers(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port(set())}"
+    assert "No such folder or file" in refused(tmp_path, [{"num_cpus": 10_000}], address=address)
+
+
+def test_a_pool_that_fits_is_not_refused(tmp_path: Path) -> None:
+    pools = [{"num_cpus": 1}, {"num_cpus": 1, "resources": {"GPU": 1}}]
+    assert "No such folder or file" in refused(tmp_path, pools)
