@@ -178,7 +178,7 @@ class Labeller:
         """
         if not (is_refused or is_http(file)):
             return "", False
-        if self._served_files.place_serves(file, 1 if is_refused else _PROBE_BYTES):
+        if self._served_files.place_serves(file, _PROBE_BYTES):
             return REFUSED if is_refused else UNREACHABLE, False
         host_served = self._served_files.has_served(file)
         if not is_http(file) or (is_refused and host_served):
@@ -227,12 +227,18 @@ class Labeller:
             outage.add_withheld()
             return WithheldImage(image.index, exc.short(), isinstance(exc, AccessError)), timer
         except FileNotFoundError as exc:
-            if self._served_files.place_is_empty(image.ref.uri):
+            if self._served_files.place_is_lost(image.ref.uri):
                 is_withheld = True
                 outage.add_withheld()
                 return WithheldImage(image.index, f"all files are gone, also those that were read: {exc}"), timer
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
+            uri = image.ref.uri
+            if exc.stage == "decode" and is_http(file_of(uri)) and self._served_files.place_is_lost(uri):
+                is_withheld = True
+                outage.add_withheld()
+                reason = f"no image, also where the host served images before: {exc}"
+                return WithheldImage(image.index, reason), timer
             failure = ImageFailure(exc.stage, "ImageError", str(exc))
         except Exception as exc:  # An error of one image must not cost its neighbours their rows.
             failure = ImageFailure(timer.stage, type(exc).__name__, str(exc))
