@@ -26,8 +26,9 @@ from segray.analytics.reports.diff import diff
 from segray.analytics.review.sampling import select
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records
+from segray.label_set.class_names import partition_value
 from segray.label_set.run_records import LabelSetIdentity
-from segray.models.coco_labels import COCO_NAMES, slug
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
 
@@ -42,7 +43,7 @@ def commit_label_set(root: str, images: int, pool: pa.StructArray, per_image: fl
     """
     run, store = replace(run_records.new_run(root), id="made"), Store()
     commit.create_tables(run.root, OPTIONS)
-    classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
+    classes = tuple((i, name, partition_value(name)) for i, name in COCO_NAMES.items())
     run_records.create_or_check(store, run.root, LabelSetIdentity("made", {}, classes))
     stager = synthetic_rows.Stager(pool, per_image, np.random.default_rng(0))
     names = []

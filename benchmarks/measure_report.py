@@ -22,8 +22,9 @@ from benchmarks import synthetic_rows
 from benchmarks.measure_analytics import in_new_process
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records
+from segray.label_set.class_names import partition_value
 from segray.label_set.run_records import LabelSetIdentity
-from segray.models.coco_labels import COCO_NAMES, slug
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.tasks import Task
 
@@ -54,7 +55,7 @@ def write_label_set(folder: Path, photo: Path | None) -> None:
     pool = synthetic_rows.instance_rows(synthetic_rows.generate_shapes(100, rng, SIZE_HW), 200, rng)
     run, store, options = replace(run_records.new_run(str(folder / "labels")), id="made"), Store(), StorageOptions()
     commit.create_tables(run.root, options)
-    classes = tuple((i, name, slug(name)) for i, name in COCO_NAMES.items())
+    classes = tuple((i, name, partition_value(name)) for i, name in COCO_NAMES.items())
     run_records.create_or_check(store, run.root, LabelSetIdentity("made", {}, classes))
     staged = synthetic_rows.Stager(pool, PER_IMAGE, rng, SIZE_HW).stage(store, run.staged, Task(0, 0, len(refs)), refs)
     inputs = batches.Inputs((staged.staged,), {"run_id": run.id}, 500_000)

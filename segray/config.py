@@ -533,6 +533,9 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "missing":
         hint = f"add {key} to the configuration, or pass --set {key}=..."
         return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
+    if problem["type"] == "string_type" and not isinstance(problem["input"], Mapping | list):
+        hint = f"write the text of {key} in quotes: YAML reads some texts as numbers, dates, true, false or null"
+        return ConfigError(f"{key} is not text", where=where, found=repr(problem["input"]), hint=hint)
     return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE_HINT)
 
 

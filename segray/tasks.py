@@ -100,12 +100,14 @@ class WithheldImage:
     refused: whether storage refused access.
     row_error: error of the failed row that the image gets if storage withholds it in every try. "" where storage serves
         no other file: then the image is not at fault.
+    host_served: whether the image's host served files before. Such a host may come back, and gets more time.
     """
 
     index: int
     reason: str
     refused: bool = False
     row_error: str = ""
+    host_served: bool = False
 
 
 @dataclass(frozen=True)

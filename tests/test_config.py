@@ -132,6 +132,19 @@ USABLE = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["007", "1e5", "true", "null", "2026-11-20", "1_0", "0x1F"])
+def test_a_class_name_that_yaml_reads_as_another_type_is_refused_with_the_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(
+        f"source: {{uri: a}}\noutput: {{root: b}}\nmodel: {{name: stickers, labels: {{1: {text}}}}}\n"
+    )
+    if isinstance(yaml.safe_load(text), str):
+        assert config.load(tmp_path / "run.yaml").model.labels == {1: text}
+        return
+    with pytest.raises(ConfigError, match="is not text") as caught:
+        config.load(tmp_path / "run.yaml")
+    assert "model.labels.1 in quotes" in caught.value.hint
+
+
 @pytest.mark.parametrize("key", ["source.uri", "source.base", "output.root"])
 @pytest.mark.parametrize("address", MISTYPED)
 def test_a_mistyped_scheme_is_refused(key: str, address: str) -> None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from segray.label_set.class_names import partition_value
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
 from segray.models.adapters.box_masks import BoxMaskAdapter
 from segray.models.adapters.yolact import MAX_IOU, MIN_SCORE, Yolact
-from segray.models.coco_labels import slug
 
 Arrays = Mapping[str, NDArray[Any]]
 Row = dict[str, Any]
@@ -63,7 +63,7 @@ def rows(adapter: ModelAdapter, outputs: Arrays, key: str, size_hw: tuple[int, i
         name = adapter.labels[class_id]
         values = (
             key, len(rows_of_image), class_id, name, float(score), x0, y0, x1 - x0, y1 - y0, area,
-            height, width, counts, slug(name),
+            height, width, counts, partition_value(name),
         )  # fmt: skip
         rows_of_image.append(dict(zip(COLUMNS, values, strict=True)))
     return rows_of_image

@@ -167,8 +167,18 @@ def export(
         float, typer.Option(min=0, help="Largest distance of polygons from the pixels' edges, in pixels.")
     ] = 0.0,
     copy_images: Annotated[
-        bool | None, typer.Option(help="Copy the images too. By default only if the format needs them.")
+        bool | None,
+        typer.Option(help="Copy the images too. By default only for imagefolder. Not for formats of one file."),
     ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option(help="Leave out images that are missing, or changed since they were labelled.")
+    ] = False,
+    used_classes: Annotated[
+        bool, typer.Option("--used-classes", help="List the classes of exported instances only, not all of the model.")
+    ] = False,
+    rename: Annotated[
+        list[str], typer.Option(metavar="OLD=NEW", help="New name of a class in the export. Repeatable.")
+    ] = [],  # noqa: B006
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -194,6 +204,9 @@ def export(
         polygons=polygons,
         tolerance_px=tolerance_px,
         copy_images=copy_images,
+        skip_missing=skip_missing,
+        used_classes=used_classes,
+        rename=_new_names(rename),
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -390,6 +403,14 @@ def shares(texts: Sequence[str]) -> dict[str, int]:
     return counts
 
 
+def _new_names(texts: Sequence[str]) -> dict[str, str]:
+    """Return the new name by class, from texts such as "tv=screen"."""
+    for text in texts:
+        if "=" not in text:
+            raise UserError("--rename takes OLD=NEW", found=text, hint="for example --rename tv=screen")
+    return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
+
+
 def moment(text: str | None) -> datetime | None:
     """Return a time of the command line, in UTC unless it names an offset."""
     if text is None:
@@ -457,6 +478,14 @@ def describe_export(exported: ExportResult) -> str:
         line += (
             f"\nthe images are not copied; {exported.format} looks for them in {exported.lacks_images} (--copy-images)"
         )
+    if exported.companion is not None:
+        line += f"\nlabelling configuration: {exported.companion}"
+    left_out = [f"{key} is {text}" for key, text in exported.left_out.items()]
+    renamed = [f"{key} is {other.name}, beside {other.beside}" for key, other in exported.renamed.items()]
+    for title, texts in (("left out", left_out), ("renamed, since another image has the name", renamed)):
+        if texts:
+            line += f"\n{title}: {len(texts)}" + "".join(f"\n  {text}" for text in texts[:_SHOWN])
+            line += "\n  ..." if len(texts) > _SHOWN else ""
     return line
 
 

@@ -406,6 +406,8 @@ def describe_maintenance(result: Maintenance) -> str:
         lines.append(
             f"{name}: {count} replaced or abandoned files deleted, {result.waiting[name]} within their grace time"
         )
+    if any(result.waiting.values()):
+        lines.append("readers of the plain glob count the rows of these files too, until a later call deletes them")
     return "\n".join([*lines, f"{result.staged_deleted} staged files of finished runs deleted"])
 
 

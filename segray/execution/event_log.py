@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -206,7 +206,7 @@ def _event_fields(event: Event) -> Any:
             return [worker, task.plain(), reason, lasting]
         case TaskFinished(worker, report):
             staged = [{**asdict(part), "task": part.task.plain()} for part in report.staged]
-            withheld = [[image.index, image.reason, image.refused, image.row_error] for image in report.withheld]
+            withheld = [astuple(image) for image in report.withheld]
             return [worker, report.task.plain(), staged, withheld, report.untried]
         case WorkerJoined(worker, facts):
             return [worker, dict(facts)]

@@ -19,12 +19,13 @@ from typing import TypeAlias
 from segray.errors import AccessError, ImageError, InfrastructureError, LastingError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
 from segray.execution.in_flight import InFlightTracker
-from segray.execution.served_files import ServedFiles, file_of
+from segray.execution.served_files import ServedFiles
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
 from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
 from segray.instances import ImageFailure, ImageRef
 from segray.label_set.failed_rows import UNREACHABLE
 from segray.sources.reader import CoalescedRead, Files
+from segray.sources.uris import file_of
 from segray.storage.store import Store
 from segray.storage.uris import bucket_and_key, is_http
 from segray.tasks import Progress, Task, TaskReport, UnitReport, WithheldImage
@@ -157,29 +158,32 @@ class Labeller:
 
         Storage is asked once for each bucket and kind of error.
         """
-        row_errors: dict[tuple[bool, str], str] = {}
+        answers: dict[tuple[bool, str], tuple[str, bool]] = {}
         images = []
         for image in withheld:
             file = file_of(ref_by_index[image.index].uri)
             question = (image.refused, bucket_and_key(file)[0])
-            if question not in row_errors:
-                row_errors[question] = self._row_error(file, is_refused=image.refused)
-            images.append(replace(image, row_error=row_errors[question]))
+            if question not in answers:
+                answers[question] = self._row_error(file, is_refused=image.refused)
+            row_error, host_served = answers[question]
+            images.append(replace(image, row_error=row_error, host_served=host_served))
         return tuple(images)
 
-    def _row_error(self, file: str, *, is_refused: bool) -> str:
-        """Return the error of the row of an image that storage withholds alone, "" if storage is at fault.
+    def _row_error(self, file: str, *, is_refused: bool) -> tuple[str, bool]:
+        """Return the error of the row of an image that storage withholds alone, and whether its host served before.
 
-        An object is refused alone, and a link is withheld alone, while its bucket or host serves another file. A link
-        is also withheld alone if its host never served a file and another host does. A host that served before, and
-        serves nothing now, is at fault as a whole.
+        The error is "" if storage is at fault. An object is refused alone, and a link is withheld alone, while its
+        bucket or host serves another file. All links of a host are withheld alone while another host serves a file. A
+        host that served before, and refuses everything now, has revoked its access: then the access is at fault.
         """
         if not (is_refused or is_http(file)):
-            return ""
-        if self._served_files.place_serves(file, 1 if is_refused else _PROBE_BYTES):
-            return REFUSED if is_refused else UNREACHABLE
-        is_unknown_host = is_http(file) and not self._served_files.has_served(file)
-        return UNREACHABLE if is_unknown_host and self._served_files.another_serves(file) else ""
+            return "", False
+        if self._served_files.place_serves(file, _PROBE_BYTES):
+            return REFUSED if is_refused else UNREACHABLE, False
+        host_served = self._served_files.has_served(file)
+        if not is_http(file) or (is_refused and host_served):
+            return "", False
+        return (UNREACHABLE, host_served) if self._served_files.another_serves(file) else ("", False)
 
     def _label_images(self, task: Task, refs: Sequence[ImageRef]) -> list[_Result]:
         """Label the images on the threads of the pool; return a result for each image, in the order of refs."""
@@ -223,12 +227,18 @@ class Labeller:
             outage.add_withheld()
             return WithheldImage(image.index, exc.short(), isinstance(exc, AccessError)), timer
         except FileNotFoundError as exc:
-            if self._served_files.place_is_empty(image.ref.uri):
+            if self._served_files.place_is_lost(image.ref.uri):
                 is_withheld = True
                 outage.add_withheld()
                 return WithheldImage(image.index, f"all files are gone, also those that were read: {exc}"), timer
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
+            uri = image.ref.uri
+            if exc.stage == "decode" and is_http(file_of(uri)) and self._served_files.place_is_lost(uri):
+                is_withheld = True
+                outage.add_withheld()
+                reason = f"no image, also where the host served images before: {exc}"
+                return WithheldImage(image.index, reason), timer
             failure = ImageFailure(exc.stage, "ImageError", str(exc))
         except Exception as exc:  # An error of one image must not cost its neighbours their rows.
             failure = ImageFailure(timer.stage, type(exc).__name__, str(exc))

@@ -51,6 +51,7 @@ from segray.label_set import (
     schema,
     snapshot,
 )
+from segray.label_set.class_names import partition_value
 from segray.label_set.conditional_put import WARNING, has_conditional_put
 from segray.label_set.failed_rows import RetryRule
 from segray.label_set.lease import HeldLease, holding
@@ -58,13 +59,13 @@ from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.models import engine, resolve
-from segray.models.coco_labels import slug
 from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
 from segray.sources.shard_index import Index
+from segray.sources.uris import WILDCARD, file_of, split_glob
 from segray.storage.store import Store
-from segray.storage.uris import absolute, join, redact
+from segray.storage.uris import absolute, join, redact, scheme
 from segray.tasks import ALL_STAGES, STAGES, Task
 
 StartWorkers = Callable[[WorkerSpec, Config], WorkerPool]
@@ -92,7 +93,7 @@ class Summary:
     failed_before: failed images of earlier runs, by stage.
     confident: instances of score CONFIDENT_SCORE and more by class name, over the whole label set; None where the
         label set has too many files to count them at once.
-    passed_over: entries of the source that are left out, as PassedOver.as_record(): `files` by kind, and `notes`.
+    passed_over: entries of the source that are left out, as PassedOver.as_record().
     """
 
     root: str
@@ -503,7 +504,8 @@ def _advice_on_failed(context: RunContext, failed: pa.Table) -> str:
     sentences = [f"Failed: {stages}. To label failed images again: --retry-failed [STAGE...], or source.failed=retry"]
     raised = failed_rows.raised_limits(failed, config.image.model_dump(), image_settings)
     for name, (old, new, images) in raised.items():
-        sentences.append(f"image.{name} was raised since, from {old} to {new}; images that it had refused: {images}")
+        what = f"image.{name} was raised since, from {old} to {new}"
+        sentences.append(f"{what}; images that it refused and that may fit now: {images}")
     unreachable = failed.filter(pa.array(failed_rows.is_unreachable(failed)))
     if len(unreachable) and config.source.retry_unreachable_after is not None:
         oldest: datetime = pc.min(unreachable["labelled_at"]).as_py()
@@ -659,6 +661,7 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
         work.run.staged,
         tiles,
         source_storage=context.source_store.options,
+        local_source=_local_source(context.config.source.uri, work),
     )
     begin_s = time.monotonic()
     with _recording_end(context, work):
@@ -674,6 +677,16 @@ def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: S
         finally:
             totals.startup_s = totals.startup_s or loop.ready_s - begin_s
             totals.labelling_s += time.monotonic() - loop.ready_s
+
+
+def _local_source(uri: str, work: Resume) -> str:
+    """Return the local folder or file that holds all images of a source; "" for remote sources and manifests."""
+    if scheme(uri) or not work.todo:
+        return ""
+    folder = split_glob(uri)[0] if WILDCARD.search(uri) else uri.rstrip("/")
+    task = work.todo[0]
+    (first,) = work.plan.refs(Task.of(task.unit, [task.indices[0]]))
+    return folder if f"{file_of(first.uri)}/".startswith(f"{folder}/") else ""
 
 
 @contextmanager
@@ -809,7 +822,8 @@ def _instances(context: RunContext) -> tuple[dict[str, int], dict[str, int] | No
     state = snapshot.table_state(context.root, "instances", context.options)
     if state is None:
         return {}, {}
-    names = {partition: name for _, name, partition in context.identity.classes}
+    recorded = run_records.partition_values(context.store, context.root)
+    names = {partition: name for name, partition in recorded.items()}
     totals = Counter[str]()
     for action in state.files.select(["partition.class", "num_records"]).to_pylist():
         totals[names[action["partition.class"]]] += int(action["num_records"])
@@ -844,14 +858,9 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentity:
-    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list.
-
-    Raises ConfigError when two class names give the same partition.
-    """
+    """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list."""
     labels = model.adapter.labels
-    classes = tuple((i, name, slug(name)) for i, name in sorted(labels.items()))
-    if len({partition for _, _, partition in classes}) != len(classes):
-        raise ConfigError("two class names of the label map give the same partition", where="the label map")
+    classes = tuple((i, name, partition_value(name)) for i, name in sorted(labels.items()))
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     facts = {
         "name": model.name,

@@ -76,6 +76,7 @@ class Policy:
     least_images: smallest number of images of a waiting task that is worth a task of its own.
     idle_s: seconds after which a worker with nothing to do is released.
     retry_s: seconds before an image that storage withheld is tried again, doubled for each further try.
+    host_patience_s: seconds from an image's first try to its failure, if its host served files before.
     """
 
     max_attempts: int = 3
@@ -84,6 +85,7 @@ class Policy:
     least_images: int = 4
     idle_s: float = 15.0
     retry_s: float = 5.0
+    host_patience_s: float = 180.0
 
 
 class DisplayNames:
@@ -179,7 +181,7 @@ class Scheduler:
         """
         self._policy, self._names = policy, names or DisplayNames()
         self._queue = TaskQueue(tasks)
-        self._withheld = WithheldImages(policy.max_attempts, withheld_before)
+        self._withheld = WithheldImages(policy.max_attempts, policy.host_patience_s, withheld_before)
         self._stall_watch = StallWatch(policy.max_attempts, policy.stall_timeout_s)
         self._workers = _Workers()
         self._node_deaths: Counter[Task] = Counter()

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from itertools import islice, takewhile
 
 from segray.errors import AccessError, InfrastructureError
-from segray.sources.uris import inside
+from segray.sources.uris import file_of
 from segray.storage.store import Store
-from segray.storage.uris import bucket_and_key, parent, scheme
+from segray.storage.uris import bucket_and_key, is_http, parent, scheme
 
 _MAX_PLACES, _MAX_FILES, _MAX_OTHER_PLACES, _MAX_FOLDERS = 4096, 3, 3, 64
+# Some hosts answer with a page in place of a file. Pages begin with blanks and "<", and no image does.
+_PAGE_BYTES, _BLANKS = 64, b"\xef\xbb\xbf \t\r\n"
 
 
 class ServedFiles:
@@ -46,24 +48,24 @@ class ServedFiles:
         with self._lock:
             return _place(file_of(uri)) in self._files
 
-    def place_serves(self, uri: str, max_bytes: int = 1) -> bool:
+    def place_serves(self, uri: str, max_bytes: int = _PAGE_BYTES) -> bool:
         """Return whether the place of an image serves so many bytes of another file, or the whole file, now."""
         return self._is_any_served(self._others_of(uri), max_bytes)
 
-    def place_is_empty(self, uri: str) -> bool:
+    def place_is_lost(self, uri: str) -> bool:
         """Return whether the place of an image served other files before and serves none of them now.
 
-        An unmounted disk is such a place, and so is a host that has lost all its files.
+        An unmounted disk is such a place, and so is a host that has lost all its files or answers with pages.
         """
         others = self._others_of(uri)
-        return bool(others) and not self._is_any_served(others, 1)
+        return bool(others) and not self._is_any_served(others, _PAGE_BYTES)
 
     def another_serves(self, uri: str) -> bool:
         """Return whether a place other than that of an image serves a file now."""
         own = _place(file_of(uri))
         with self._lock:
             files = [files[-1] for place, files in reversed(self._files.items()) if place != own]
-        return any(self._is_any_served([file], 1) for file in files[:_MAX_OTHER_PLACES])
+        return any(self._is_any_served([file], _PAGE_BYTES) for file in files[:_MAX_OTHER_PLACES])
 
     def _others_of(self, uri: str) -> list[str]:
         """Return files other than that of an image, which the place of the image served, the last first."""
@@ -76,22 +78,17 @@ class ServedFiles:
             return [other for other in reversed(self._files.get(place, ())) if other != file]
 
     def _is_any_served(self, files: Sequence[str], max_bytes: int) -> bool:
-        """Return whether the first bytes of one of the files of a place can be read. An outage ends the search."""
+        """Return whether one of the files of a place is served, and not a page. An outage ends the search."""
         for file in files:
             try:
-                self._store.read(file, max_bytes, retries=0)
+                start = self._store.read(file, max_bytes, retries=0)
             except (FileNotFoundError, AccessError):
                 continue
             except InfrastructureError:
                 return False
-            return True
+            if not (is_http(file) and start.lstrip(_BLANKS).startswith(b"<")):
+                return True
         return False
-
-
-def file_of(uri: str) -> str:
-    """Return the URI of the file that an image lies in."""
-    location = inside(uri)
-    return uri if location is None else location.file
 
 
 def _depth_in_common(folder: str, other: str) -> int:

@@ -34,9 +34,12 @@ class WithheldImages:
     left_over: the last error of each image that was withheld in `max_attempts` tries that count.
     """
 
-    def __init__(self, max_attempts: int, withheld_before: Iterable[Position] = ()) -> None:
-        """Begin with the images that storage withheld to the end of an earlier run. Each of their tries counts."""
-        self._max_attempts = max_attempts
+    def __init__(self, max_attempts: int, host_patience_s: float, withheld_before: Iterable[Position] = ()) -> None:
+        """Begin with the images that storage withheld to the end of an earlier run. Each of their tries counts.
+
+        host_patience_s: seconds from an image's first try to its failure, if its host served files before.
+        """
+        self._max_attempts, self._host_patience_s = max_attempts, host_patience_s
         self._tries = {position: _Tries(-math.inf) for position in withheld_before}
         self.left_over: dict[Position, str] = {}
 
@@ -69,10 +72,13 @@ class WithheldImages:
             tries = self._tries.setdefault((unit, image.index), _Tries(now_s))
             tries.reason = image.reason
             tries.count += bool(image.row_error) or tries.since_s == -math.inf or has_served_since(tries.since_s)
-            if tries.count >= self._max_attempts and image.row_error:
+            is_last = tries.count >= self._max_attempts
+            if image.host_served and now_s - tries.since_s < self._host_patience_s:
+                is_last = False
+            if is_last and image.row_error:
                 del self._tries[unit, image.index]
                 failed.append(image)
-            elif tries.count >= self._max_attempts and not image.refused:
+            elif is_last and not image.refused:
                 self.leave_over([(unit, image.index)])
             else:
                 retry_indices.append(image.index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import segray
 from segray import config
-from segray.errors import ConfigError, ModelError
+from segray._system import memory
+from segray.errors import ConfigError, ModelError, SourceError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.execution.package_digest import package_digest
@@ -45,6 +47,7 @@ class WorkerSpec:
     tiles: options for cutting large images into windows; None to label each image as a whole.
     version, package: version and digest of the driver's segray. Each worker compares them with its own.
     source_storage: access to the images; None for `storage`.
+    local_source: local folder or file that holds all images; "" for other sources.
     """
 
     model: config.ModelSettings
@@ -56,6 +59,7 @@ class WorkerSpec:
     version: str = segray.__version__
     package: str = field(default_factory=package_digest)
     source_storage: StorageOptions | None = None
+    local_source: str = ""
 
 
 class ModelFilesError(ModelError):
@@ -67,8 +71,10 @@ def prepared_process() -> Iterator[None]:
     """Set the process-wide state that labelling needs, and restore the former state after the block.
 
     OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of broken files name the error. Memory of large pictures is returned.
+    about broken files to stderr, since the rows of broken files name the error. Memory of pictures is returned; malloc
+    keeps that setting after the block.
     """
+    memory.return_large_blocks()
     threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -105,8 +111,10 @@ def build(
         ModelFilesError: the model files on this machine are missing, or differ from those of the driver.
         ModelError: OpenVINO cannot load the model on this machine.
         ConfigError: segray on this machine is another one than segray in the driver.
+        SourceError: the folder of the images is missing or empty on this machine.
     """
     _check_version(spec)
+    _check_source(spec.local_source)
     model = _resolve_model(spec, shipped_model)
     cores = threads or runtime.available_cpus()
     engine = _compile(model, spec, device, cores)
@@ -139,6 +147,29 @@ def _check_version(spec: WorkerSpec) -> None:
             where=f"{platform.node()}: {Path(segray.__file__).parent}",
             found=f"files with digest {package_digest()} there, {spec.package} in the driver",
             hint="install the same wheel, or the same commit, on every node",
+        )
+
+
+def _check_source(local_source: str) -> None:
+    """Raise SourceError if the folder or file of the images is missing or empty on this machine.
+
+    An unmounted disk leaves such a folder. Without this check each image would become a failed row.
+    """
+    if not local_source or Path(local_source).is_file():
+        return
+    try:
+        with os.scandir(local_source) as entries:
+            found = "" if next(entries, None) else "an empty folder"
+    except PermissionError:  # A folder that may not be listed may still serve its files.
+        return
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        raise SourceError(
+            "the images are not on this machine",
+            where=f"{platform.node()}: {local_source}",
+            found=found,
+            hint="mount the disk of source.uri on every node, then run the same command again",
         )
 
 

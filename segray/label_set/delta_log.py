@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
@@ -48,8 +49,9 @@ _first_user_pid = 0  # the process that has deltalake's threads; 0 before deltal
 class TableState:
     """One state of a table.
 
-    files: one row for each live file, with columns path, size_bytes and num_records. Columns min.NAME, max.NAME and
-    null_count.NAME hold the log's statistics, where it has any. Columns partition.NAME hold partition values.
+    files: one row for each live file, with columns path (below the table's folder), size_bytes and num_records.
+    Columns min.NAME, max.NAME and null_count.NAME hold the log's statistics, where it has any. Columns partition.NAME
+    hold partition values.
     """
 
     uri: str
@@ -62,7 +64,7 @@ class TableState:
 class DataFile:
     """One Parquet file of a table.
 
-    path: below the table's folder. rows: number of rows. partition: class slug, None in `images`. stats: Delta's
+    path: below the table's folder. rows: number of rows. partition: value of `class`, None in `images`. stats: Delta's
     statistics, as JSON.
     """
 
@@ -129,8 +131,14 @@ def state_of(table: DeltaTable, uri: str) -> TableState:
         )
     return TableState(
         uri, table.version(), pa.schema(table.schema().to_arrow()),
-        pa.table(table.get_add_actions(flatten=True)),
+        _with_plain_paths(pa.table(table.get_add_actions(flatten=True))),
     )  # fmt: skip
+
+
+def _with_plain_paths(files: pa.Table) -> pa.Table:
+    """Return the files with their paths in storage. The log holds URLs, in which a percent sign is %25."""
+    paths = [unquote(path) for path in files.column("path").to_pylist()]
+    return files.set_column(files.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
 
 def batch_of(table: DeltaTable) -> int:

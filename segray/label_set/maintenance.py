@@ -183,7 +183,10 @@ def _merge(
     sort_columns = ["image_key", "instance"] if name == "instances" else ["image_key"]
     rows = SpillableRows()
     rows.add(pa.concat_tables(tables).sort_by([(column, "ascending") for column in sort_columns]))
-    return DataFileWriter(store, root, f"c{token}", _provenance(facts), limits.file_rows).write(name, rows)
+    writer = DataFileWriter(
+        store, root, f"c{token}", _provenance(facts), limits.file_rows, lambda _: group[0].partition or ""
+    )
+    return writer.write(name, rows)
 
 
 def _provenance(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from segray.label_set import dataset, plan, schema, snapshot
+from segray.label_set import dataset, plan, run_records, schema, snapshot
 from segray.label_set.batches import Batch, Inputs
+from segray.label_set.class_names import partition_value
 from segray.label_set.delta_log import Changes, DataFile, live_files
 from segray.label_set.parquet_writer import DataFileWriter, SpillableRows, contents
 from segray.label_set.run_records import Run
@@ -44,7 +45,15 @@ def merge(run: Run, number: int, inputs: Inputs, options: StorageOptions) -> Bat
     # files, so readers of the plain glob do not count rows twice. Two processes that resume one run at once write the
     # same bytes, so the slower one does no harm to committed files.
     token = _digest([run.id, number, asdict(inputs)])
-    writer = DataFileWriter(store, run.root, f"b{number:05d}-{token}", inputs.facts, inputs.file_rows)
+    values = run_records.partition_values(store, run.root)
+    writer = DataFileWriter(
+        store,
+        run.root,
+        f"b{number:05d}-{token}",
+        inputs.facts,
+        inputs.file_rows,
+        lambda name: values.get(name) or partition_value(name),
+    )
     new_rows = {name: SpillableRows() for name in COMMIT_ORDER}
     committed = snapshot.committed(run.root, "images", options)
     labelled_again = [pa.array([], pa.string())]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.label_set import schema
+from segray.label_set.class_names import partition_folder, partition_value
 from segray.label_set.delta_log import DataFile
 from segray.label_set.snapshot import run_slices, table_uri
-from segray.models.coco_labels import slug
 from segray.storage.store import Store, bounded_map
 from segray.storage.uris import join
 
@@ -123,6 +123,7 @@ class DataFileWriter:
     """A writer of complete data files that readers of the log do not see yet.
 
     stem: prefix of the files' names. facts: provenance for the files' metadata. file_rows: most rows of one file.
+    value_of: returns the partition value of a class name, as the label set records the value.
     """
 
     store: Store
@@ -130,6 +131,7 @@ class DataFileWriter:
     stem: str
     facts: Mapping[str, Any]
     file_rows: int
+    value_of: Callable[[str], str] = partition_value
 
     def write(
         self, name: str, rows: SpillableRows, rewritten: Iterable[tuple[str, SpillableRows]] = ()
@@ -145,7 +147,7 @@ class DataFileWriter:
     def _encode_all(self, name: str, rows: SpillableRows, label: str) -> Iterator[tuple[DataFile, bytes]]:
         """Yield each new file and its bytes."""
         for class_name, parts in rows.take():
-            partition = slug(class_name) if name == "instances" else None
+            partition = self.value_of(class_name) if name == "instances" else None
             groups = _row_groups(parts, _FORMATS[name][1]["row_group_size"], self.file_rows)
             for number, groups_of_file in groupby(groups, key=itemgetter(0)):
                 stem = f"{self.stem}{label}-{number:03d}"
@@ -154,7 +156,7 @@ class DataFileWriter:
     def _encode(
         self, name: str, groups: Iterable[pa.Table], stem: str, partition: str | None
     ) -> tuple[DataFile, bytes]:
-        path = f"{stem}.parquet" if partition is None else f"{schema.PARTITION}={partition}/{stem}.parquet"
+        path = f"{stem}.parquet" if partition is None else f"{partition_folder(partition)}/{stem}.parquet"
         columns, settings, sort_columns = _FORMATS[name]
         file_schema = schema.with_facts(columns, self.facts)
         sorting = pq.SortingColumn.from_ordering(file_schema, [(column, "ascending") for column in sort_columns])

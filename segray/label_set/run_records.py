@@ -41,7 +41,7 @@ class LabelSetIdentity:
 
     fingerprint: str
     model: Mapping[str, Any]
-    classes: tuple[tuple[int, str, str], ...]  # category id, name, slug
+    classes: tuple[tuple[int, str, str], ...]  # category id, name, partition value
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of label_set.json."""
@@ -49,7 +49,7 @@ class LabelSetIdentity:
             "schema_version": schema.VERSION,
             "fingerprint": self.fingerprint,
             "model": dict(self.model),
-            "classes": [{"id": class_id, "name": name, "slug": slug} for class_id, name, slug in self.classes],
+            "classes": [{"id": class_id, "name": name, "slug": value} for class_id, name, value in self.classes],
         }
 
 
@@ -76,7 +76,7 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
             found=f"version {stored.get('schema_version')}, this segray writes {schema.VERSION}",
             hint="set `output.root` to a new folder",
         )
-    if stored.get("fingerprint") != identity.fingerprint or stored.get("classes") != expected["classes"]:
+    if stored.get("fingerprint") != identity.fingerprint or _names(stored) != _names(expected):
         raise LabelSetError(
             "the output root belongs to another model",
             where=root,
@@ -92,6 +92,21 @@ def create_or_check(store: Store, root: str, identity: LabelSetIdentity) -> None
     if not check(store, root, identity):
         store.create(join(root, "_segray", "label_set.json"), _dump(identity.as_json()))
         check(store, root, identity)
+
+
+def partition_values(store: Store, root: str) -> dict[str, str]:
+    """Return the partition values that the label set records, by class name; {} without label_set.json."""
+    uri = join(root, "_segray", "label_set.json")
+    try:
+        record = _load(store.read(uri), uri)
+    except FileNotFoundError:
+        return {}
+    return {str(entry["name"]): str(entry["slug"]) for entry in record.get("classes") or ()}
+
+
+def _names(record: Mapping[str, Any]) -> Any:
+    """Return id and name of each class. Earlier versions of segray gave other partition values to some names."""
+    return [(entry.get("id"), entry.get("name")) for entry in record.get("classes") or ()]
 
 
 def _difference(stored: Mapping[str, Any], expected: Mapping[str, Any], most: int = 12) -> str:

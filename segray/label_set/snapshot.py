@@ -157,6 +157,7 @@ class Snapshot:
 
     batch: the batch number, 0 before the first. classes: name by category id, for all classes of the model. model: the
     model's name, thresholds and further settings in label_set.json. fingerprint: of the model, "" if unknown.
+    partitions: value of the column `class` by category id, for all classes.
     row_bytes: mean size of an instance in storage, in bytes, most of it the mask.
     """
 
@@ -168,6 +169,7 @@ class Snapshot:
     model: Mapping[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str = field(default="", repr=False)
     row_bytes: float = field(default=0.0, repr=False)
+    partitions: Mapping[int, str] = field(default_factory=dict, repr=False)
 
 
 def snapshot(
@@ -195,7 +197,7 @@ def snapshot(
     images, instances, batch = storage.retrying(
         label_set, lambda: delta_log.run(_states, label_set, delta_options, storage.options, version, as_of), retries=0
     )
-    classes, model, fingerprint = _read_identity(label_set, storage)
+    classes, model, fingerprint, partitions = _read_identity(label_set, storage)
     return Snapshot(
         label_set,
         batch,
@@ -205,6 +207,7 @@ def snapshot(
         model,
         fingerprint,
         _row_bytes(instances),
+        partitions,
     )
 
 
@@ -317,15 +320,19 @@ def _batch_of_state(table: DeltaTable, state: int) -> int | None:
     return batch_of(table)
 
 
-def _read_identity(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str]:
-    """Return class names by category id, the model, and its fingerprint; empty values without label_set.json."""
+def _read_identity(root: str, store: Store) -> tuple[dict[int, str], dict[str, Any], str, dict[int, str]]:
+    """Return class names by category id, the model, its fingerprint, and partition values by category id.
+
+    The values are empty without label_set.json.
+    """
     uri = join(root, "_segray", "label_set.json")
     try:
         record = json.loads(store.read(uri))
         names = {int(entry["id"]): str(entry["name"]) for entry in record["classes"]}
-        return names, dict(record["model"]), str(record.get("fingerprint", ""))
+        partitions = {int(entry["id"]): str(entry["slug"]) for entry in record["classes"]}
+        return names, dict(record["model"]), str(record.get("fingerprint", "")), partitions
     except FileNotFoundError:
-        return {}, {}, ""
+        return {}, {}, "", {}
     except (ValueError, KeyError, TypeError) as exc:
         raise LabelSetError(
             "the label set's record is not valid", where=uri, found=str(exc), hint="restore the file from a backup"

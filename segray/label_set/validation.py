@@ -24,6 +24,7 @@ from segray import rle
 from segray.errors import LabelSetError, SegrayError
 from segray.instances import image_id
 from segray.label_set import plan, schema
+from segray.label_set.class_names import partition_folder
 from segray.label_set.delta_log import DataFile, live_files
 from segray.label_set.run_records import Run
 from segray.label_set.snapshot import states_to_verify, table_uri
@@ -113,7 +114,7 @@ def verify(root: PathOrUrl, options: StorageOptions) -> Report:
 
 
 def _check_identity(root: str, store: Store, findings: _Findings) -> dict[str, tuple[int, str]]:
-    """Check label_set.json. Return category id and name of each class, by slug.
+    """Check label_set.json. Return category id and name of each class, by partition value.
 
     An unusable label_set.json is a violation and gives no classes.
     """
@@ -124,7 +125,7 @@ def _check_identity(root: str, store: Store, findings: _Findings) -> dict[str, t
         if record["schema_version"] != schema.VERSION:
             findings.add("label_set", uri, f"schema version {record['schema_version']}, not {schema.VERSION}")
         if not record["fingerprint"] or len(classes) != len(record["classes"]):
-            findings.add("label_set", uri, "no fingerprint, or two classes with one slug")
+            findings.add("label_set", uri, "no fingerprint, or two classes with one partition value")
     except FileNotFoundError:
         findings.add("label_set", uri, "no such file")
         return {}
@@ -304,7 +305,7 @@ class _InstancesReader(_TableReader):
 
     def read(self, file: DataFile) -> None:
         where = join("instances", file.path)
-        expected_folder = f"{schema.PARTITION}={file.partition}"
+        expected_folder = partition_folder(file.partition or "")
         if file.path.rpartition("/")[0] != expected_folder:
             self.findings.add("partition", where, f"the log says it belongs to {expected_folder}")
         for rows in self.groups("instances", file, schema.INSTANCES):

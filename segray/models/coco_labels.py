@@ -1,11 +1,10 @@
-"""COCO's class lists, and the slug of a class name.
+"""COCO's class lists: names and ids of the classes.
 
 Knows names and ids. Knows nothing of models. Ids are COCO category ids, 1..90 with ten gaps.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 COCO_NAMES: Mapping[int, str] = {
@@ -23,10 +22,18 @@ COCO_NAMES: Mapping[int, str] = {
     87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
 
+# COCO's supercategory -> the last category id of the supercategory.
+_SUPERCATEGORIES: Mapping[str, int] = {
+    "person": 1, "vehicle": 9, "outdoor": 15, "animal": 25, "accessory": 33, "sports": 43, "kitchen": 51, "food": 61,
+    "furniture": 70, "electronic": 77, "appliance": 83, "indoor": 90,
+}  # fmt: skip
+
 # Index 0..79 of the contiguous list -> COCO category id.
 COCO_IDS_80: tuple[int, ...] = tuple(COCO_NAMES)
 
 
-def slug(name: str) -> str:
-    """Return a class name as a partition value of a-z, 0-9 and _; "tennis racket" -> "tennis_racket"."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+def supercategory(class_id: int, name: str) -> str:
+    """Return COCO's supercategory of a class; "" for a class that is not COCO's."""
+    if COCO_NAMES.get(class_id) != name:
+        return ""
+    return next(group for group, last_id in _SUPERCATEGORIES.items() if class_id <= last_id)

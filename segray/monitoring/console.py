@@ -6,6 +6,7 @@ images/s and ETA. A job log, a file or a notebook gets plain lines at intervals.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -236,9 +237,10 @@ def _quoted(code: str) -> str:
 
 def next_steps(root: str) -> list[str]:
     """Return lines with the URIs of the tables, and a command that queries the tables."""
-    query = "SELECT class, count(*) AS n, avg(score) FROM instances GROUP BY class"
+    query = f"SELECT class_name, count(*) AS n FROM instances WHERE score >= {CONFIDENT_SCORE:g} GROUP BY ALL"
     code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
+    install = "" if importlib.util.find_spec("duckdb") else "pip install duckdb && "
     return [
         f"tables:  {root}/instances  {root}/images",
-        f"query:   python -c {_quoted(code)}",
+        f"query:   {install}python -c {_quoted(code)}",
     ]

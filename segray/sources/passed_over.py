@@ -88,9 +88,13 @@ class PassedOver:
         return lines
 
     def as_record(self) -> dict[str, Any]:
-        """Return the numbers of files by kind, and the notes, for programs. The result is empty if nothing is told."""
+        """Return the numbers of files and of members of archives by kind, and the notes, for programs.
+
+        The result is empty if nothing is told.
+        """
         notes = self.notes()
-        return {"files": dict(self._files.most_common()), "notes": notes} if notes else {}
+        members = {kind_of(extension): count for extension, count in self._members.most_common()}
+        return {"files": dict(self._files.most_common()), "members": members, "notes": notes} if notes else {}
 
 
 class FileCounts:

@@ -96,6 +96,12 @@ def inside(uri: str) -> ImageLocation | None:
     return ImageLocation(kind, file, tuple(map(int, numbers)))
 
 
+def file_of(uri: str) -> str:
+    """Return the URI of the file that an image lies in: its own, or that of the file around it."""
+    location = inside(uri)
+    return uri if location is None else location.file
+
+
 # ---- globs ----------------------------------------------------------------------------------------
 
 WILDCARD = re.compile(r"[*?\[]")

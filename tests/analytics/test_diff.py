@@ -113,7 +113,7 @@ def test_what_is_no_gate_is_an_error(root: str, text: str) -> None:
         diff(root, root, fail_if=[text])
 
 
-def test_a_gates_class_is_found_by_name_or_slug_and_must_be_there(root: str, tmp_path: Path) -> None:
+def test_a_gates_class_is_found_by_name_or_value_and_must_be_there(root: str, tmp_path: Path) -> None:
     images = redact() | {"0.jpg": Image(SIZE_HW, redact()["0.jpg"].found[1:])}
     other = label_sets.write(tmp_path, images)
     gates = ["lost[stop sign]>0", "lost[stop_sign]>0", "lost[Stop Sign]>0"]

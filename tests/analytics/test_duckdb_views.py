@@ -72,7 +72,7 @@ def test_the_query_that_a_run_prints_works_for_any_name(tmp_path: Path, folder: 
     (line,) = [line for line in console.next_steps(root) if line.startswith("query:")]
     command = line.removeprefix("query:").replace("python", sys.executable, 1)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert re.findall(r"│ (bottle|stop_sign) +│ +(\d+)", done.stdout) == [("stop_sign", "1")]
+    assert re.findall(r"│ (bottle|stop sign) +│ +(\d+)", done.stdout) == [("stop sign", "1")]
 
 
 def test_the_query_that_a_run_prints_counts_no_row_twice(root: str) -> None:
@@ -80,7 +80,7 @@ def test_the_query_that_a_run_prints_counts_no_row_twice(root: str) -> None:
     (line,) = [line for line in console.next_steps(root) if line.startswith("query:")]
     command = shlex.split(line.removeprefix("query:"))
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True)
-    assert re.findall(r"│ (bottle|stop_sign) +│ +(\d+)", done.stdout) == [("bottle", "1")]
+    assert re.findall(r"│ (bottle|stop sign) +│ +(\d+)", done.stdout) == [("bottle", "1")]
 
 
 def test_a_filter_in_sql_finds_its_rows(root: str) -> None:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import tarfile
 import xml.etree.ElementTree as ET
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -12,20 +15,33 @@ import label_sets
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from label_sets import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segray import rle
+from segray.analytics.evaluation.evaluate import evaluate
 from segray.analytics.export import polygons
 from segray.analytics.export.export import ExportSelection, export
 from segray.analytics.export.formats import FORMATS
 from segray.analytics.export.label_studio import encode_brush
+from segray.analytics.export.names import (
+    Distinct,
+    is_image_name,
+    other_names,
+    path_of_key,
+    without_image_extension,
+)
+from segray.analytics.export.source_images import LabelledImage, faults
 from segray.analytics.export.writer import ExportedImage, Settings, row_runs
 from segray.cli.analytics import describe_export
 from segray.errors import LabelSetError, UserError
 from segray.label_set.commit import create_tables
-from segray.storage.store import StorageOptions
+from segray.models.coco_labels import COCO_NAMES, supercategory
+from segray.sources.uris import inside_uri
+from segray.storage.store import StorageOptions, Store
 
 SIZE_HW = (40, 60)
 CLASSES = {13: "stop sign", 44: "bottle & <glass>", 90: "toothbrush"}
@@ -338,7 +354,7 @@ def test_an_export_that_breaks_leaves_nothing(
     for module in ("writer", "yolo", "labelme", "png"):
         monkeypatch.setattr(f"segray.analytics.export.{module}.write_new_file", broken)
     monkeypatch.setattr("segray.analytics.export.writer.JsonArray.add", broken)
-    monkeypatch.setattr("segray.analytics.export.cvat._printable", lambda text: broken() or text)
+    monkeypatch.setattr("segray.analytics.export.cvat.printable", lambda text: broken() or text)
     with pytest.raises(OSError, match="no space left"):
         export(root, to, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -361,12 +377,250 @@ def test_a_label_set_in_its_first_run_is_not_exported(tmp_path: Path) -> None:
         export(str(tmp_path / "young"), "coco", tmp_path / "out.json")
 
 
-def test_two_images_that_would_share_a_file_are_an_error(tmp_path: Path) -> None:
-    shown = {"a.jpg": Image(SIZE_HW, [(13, 0.9, DISC)]), "a.png": Image(SIZE_HW)}
+# ---- names of images ------------------------------------------------------------------------------
+
+MANY_KEYS = [
+    "a.jpg", "a.png", "r/x//a.jpg", "r/x/a.jpg", "r/./b.jpg", "r/b.jpg", "x.jpg", "x.jpg/y.jpg", "z.txt/1.jpg", "z.jpg",
+    "/data/photos/1.jpg", "data/photos/1.jpg", "https://h/p/1.jpg?token=secret", "https://u:secret@h/p/2.jpg",
+    "s3://bucket/../up.jpg", "../up.jpg", "сцена 1.jpg", "sc\u00e8ne.jpg", "sce\u0300ne.jpg", "drive.mp4#t=12.480",
+    "drive.mp4#t=12.960", "long/" + "я" * 200 + ".jpg", "a~2.png", "new\nline.jpg", 'q"<&>.jpg',
+]  # fmt: skip
+HOLDS_IMAGES = {"yolo": "images", "labelme": "", "fiftyone": "data", "imagefolder": "", "png-instance": "images",
+                "png-semantic": "images"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A label set whose keys make trouble as names of files. Each image has bytes of its own."""
+    folder, images = tmp_path_factory.mktemp("many"), {}
+    for number, key in enumerate(MANY_KEYS):
+        picture = np.full((*SIZE_HW, 3), number, np.uint8)
+        (folder / f"{number}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        disc = np.hypot(*np.ogrid[-20:20, -25 - number % 7 : 35 - number % 7]) < 6 + number % 5
+        images[key] = Image(SIZE_HW, [(13, 0.9, rle.encode(disc))], uri=str(folder / f"{number}.png"))
+    return label_sets.write(folder / "root", images, classes=CLASSES)
+
+
+@pytest.mark.parametrize("to", list(HOLDS_IMAGES))
+def test_every_image_has_a_name_of_its_own_and_its_own_bytes(many: str, tmp_path: Path, to: str) -> None:
+    done = export(many, to, tmp_path / "out", copy_images=True)
+    assert done.images == len(MANY_KEYS)
+    folder = tmp_path / "out" / HOLDS_IMAGES[to]
+    copies = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", ".jsonl", ".yaml")]
+    assert sorted(int(cv2.imdecode(np.fromfile(path, np.uint8), 1)[0, 0, 0]) for path in copies) == list(
+        range(len(MANY_KEYS))
+    )
+    assert "secret" not in "".join(map(str, copies))
+    assert folder / "r/x/a.jpg" in copies
+    assert folder / "r/x/a~2.jpg" in copies
+    told = describe_export(done)
+    assert "\n  r/x//a.jpg is r/x/a~2.jpg, beside r/x/a.jpg" in told
+    assert "x.jpg is x~2.jpg, beside x.jpg/y.jpg" in told
+    if FORMATS[to].distinct == "stem":
+        assert "a.png is a~3.png, beside a.jpg" in told
+
+
+def test_a_yolo_reader_finds_the_labels_of_each_image(many: str, tmp_path: Path) -> None:
+    """Ultralytics puts labels in place of the last images of a path, and .txt in place of the extension."""
+    export(many, "yolo", tmp_path / "out", copy_images=True)
+    images = {path for path in (tmp_path / "out/images").rglob("*") if path.is_file()}
+    labels = {path for path in (tmp_path / "out/labels").rglob("*") if path.is_file()}
+    middle = (f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}")
+    assert {
+        Path(middle[1].join(str(path).rsplit(middle[0], 1)).rsplit(".", 1)[0] + ".txt") for path in images
+    } == labels
+
+
+def test_a_coco_truth_names_images_by_their_keys_byte_for_byte(many: str, tmp_path: Path) -> None:
+    export(many, "coco", tmp_path / "out.json")
+    assert [row["file_name"] for row in json.loads((tmp_path / "out.json").read_text())["images"]] == sorted(MANY_KEYS)
+
+
+def test_a_name_that_gets_the_ending_of_another_is_refused_with_both(tmp_path: Path) -> None:
+    """Only the bytes tell that photo becomes photo.png."""
+    (tmp_path / "image").write_bytes(cv2.imencode(".png", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes())
+    shown = {key: Image(SIZE_HW, uri=str(tmp_path / "image")) for key in ("photo", "photo.png")}
     root = label_sets.write(tmp_path / "root", shown, classes=CLASSES)
-    with pytest.raises(UserError, match="one file"):
-        export(root, "yolo", tmp_path / "out")
+    with pytest.raises(UserError, match="one file") as refused:
+        export(root, "imagefolder", tmp_path / "out")
+    assert refused.value.where.endswith("/photo.png")
+    assert refused.value.found == "photo.png, and an image of this name"
+    assert export(root, "yolo", tmp_path / "yolo", copy_images=True).renamed["photo.png"].beside == "photo"
+
+
+@pytest.mark.parametrize("polygons_too", [False, True])
+def test_evaluate_reads_what_export_writes(many: str, tmp_path: Path, polygons_too: bool) -> None:
+    export(many, "coco", tmp_path / "out.json", polygons=polygons_too)
+    scores = evaluate(many, tmp_path / "out.json").scores
+    assert (scores["segm"].ap, scores["bbox"].ap) == (pytest.approx(1, abs=1e-12),) * 2
+
+
+@pytest.mark.parametrize("copy_images", [False, True])
+def test_evaluate_reads_what_export_writes_for_fiftyone(many: str, tmp_path: Path, copy_images: bool) -> None:
+    export(many, "fiftyone", tmp_path / "out", copy_images=copy_images)
+    found = evaluate(many, tmp_path / "out/labels.json")
+    assert found.scores["segm"].ap == pytest.approx(1, abs=1e-12)
+    assert (found.images, found.missing) == (len(MANY_KEYS), 0)
+
+
+keys = st.lists(
+    st.one_of(st.text("ab./~2", min_size=1), st.sampled_from(MANY_KEYS), st.text(min_size=1)), min_size=1, unique=True
+)
+
+
+@given(keys, st.sampled_from(["path", "file", "stem"]))
+def test_no_two_keys_have_one_path(keys: list[str], distinct: Distinct) -> None:
+    others = other_names(lambda: sorted(keys), distinct)
+    paths = [PurePosixPath(others[key].name) if key in others else path_of_key(key) for key in keys]
+    assert len(set(paths)) == len(keys)
+    assert all(path.parts and not path.is_absolute() and ".." not in path.parts for path in paths)
+    assert all(len(part.encode()) <= 255 for path in paths for part in path.parts)
+    if distinct == "stem":
+        stems = [without_image_extension(path) for path in paths]
+        assert len(set(stems)) == len(keys)
+        assert not {f"{stem}.txt" for stem in stems} & {str(folder) for path in paths for folder in path.parents}
+    assert distinct == "path" or not {path for path in paths if is_image_name(path)} & {
+        folder for path in paths for folder in path.parents
+    }
+    for key, other in others.items():
+        assert other.beside in keys
+        assert other.beside != key
+
+
+# ---- images to copy -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_images_are_copied_by_every_format_or_refused_in_words(root: str, tmp_path: Path, to: str) -> None:
+    if to in HOLDS_IMAGES:
+        export(root, to, tmp_path / "out", copy_images=True)
+        assert (tmp_path / "out" / HOLDS_IMAGES[to] / "a/1.jpg").read_bytes() == b"an image"
+        return
+    with pytest.raises(UserError, match="copy-images is not for this format") as refused:
+        export(root, to, tmp_path / "out", copy_images=True)
+    assert "yolo, fiftyone, labelme, imagefolder" in refused.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def perishable(folder: Path) -> str:
+    """Label three images, of which one is removed and one is replaced by another of the same size afterwards."""
+    for name in ("gone", "kept", "other"):
+        (folder / f"{name}.jpg").write_bytes(b"an image")
+    shown = {f"{name}.jpg": Image(SIZE_HW, [(13, 0.9, DISC)], uri=str(folder / f"{name}.jpg")) for name in
+             ("gone", "kept", "other")}  # fmt: skip
+    root = label_sets.write(folder / "root", shown, classes=CLASSES)
+    (folder / "gone.jpg").unlink()
+    (folder / "other.jpg").write_bytes(b"AN IMAGE")
+    os.utime(folder / "other.jpg", ns=(0, 1_800_000_000_123_456_789))
+    return root
+
+
+def test_missing_and_changed_images_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    root, out = perishable(tmp_path), tmp_path / "out"
+    for to in HOLDS_IMAGES:
+        with pytest.raises(UserError, match="missing, or have changed") as refused:
+            export(root, to, out, copy_images=True)
+        assert refused.value.found.startswith(f"1 missing, such as gone.jpg: nothing at {tmp_path}/gone.jpg; 1 changed")
+        assert "such as other.jpg: version 8-1800000000123456789, labelled as 8-" in refused.value.found
+        assert "--skip-missing" in refused.value.hint
+        assert not out.exists()
+    done = export(root, "yolo", out, copy_images=True, skip_missing=True)
+    assert (done.images, sorted(done.left_out)) == (1, ["gone.jpg", "other.jpg"])
+    assert {path.name for path in (out / "images").iterdir()} == {"kept.jpg"}
+    assert {path.name for path in (out / "labels").iterdir()} == {"kept.txt"}
+    assert "left out: 2\n  gone.jpg is missing: nothing at" in describe_export(done)
+    assert export(root, "yolo", tmp_path / "labels_alone").images == 3  # Labels need no image.
+    assert export(root, "coco", tmp_path / "out.json", skip_missing=True).images == 1
+
+
+def test_an_image_of_another_size_has_changed_and_a_manifests_own_version_is_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"an image")
+    store, uri = Store(), str(tmp_path / "a.jpg")
+
+    def kinds(*images: LabelledImage) -> list[str]:
+        return [fault.kind for fault in faults(images, store)]
+
+    assert kinds(LabelledImage("a.jpg", uri, "", 9), LabelledImage("a.jpg", uri, "", 8)) == ["changed"]
+    assert kinds(LabelledImage("a.jpg", uri, "v3", 8), LabelledImage("a.jpg", uri, "2026-11-30", -1)) == []
+    assert kinds(LabelledImage("a.jpg", str(tmp_path), "", -1)) == ["missing"]
+
+
+def test_an_image_inside_an_archive_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """The archive is as it was, but no member begins where the label set says."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(__file__, "1.jpg")
+    stored = (tmp_path / "a.tar").stat()
+    version, uri = f"{stored.st_size}-{stored.st_mtime_ns}", inside_uri("tar", str(tmp_path / "a.tar"), 1024, 99)
+    shown = {"a.tar/1.jpg": Image(SIZE_HW, [(13, 0.9, DISC)], uri=uri, version=version), "b.jpg": Image(SIZE_HW)}
+    shown["b.jpg"] = Image(SIZE_HW, uri=__file__)
+    root = label_sets.write(tmp_path / "root", shown, classes=CLASSES)
+    with pytest.raises(UserError, match=r"a\.tar/1\.jpg.*not the one that was planned"):
+        export(root, "yolo", tmp_path / "out", copy_images=True)
     assert not (tmp_path / "out").exists()
+    done = export(root, "yolo", tmp_path / "out", copy_images=True, skip_missing=True)
+    assert (done.images, list(done.left_out)) == (1, ["a.tar/1.jpg"])
+
+
+# ---- what readers of a format expect --------------------------------------------------------------
+
+
+def test_categories_have_cocos_supercategories(root: str, tmp_path: Path) -> None:
+    export(root, "coco", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["categories"]
+    assert [row["supercategory"] for row in rows] == ["outdoor", "", "indoor"]
+    groups = Counter(supercategory(number, name) for number, name in COCO_NAMES.items())
+    assert groups == {"person": 1, "vehicle": 8, "outdoor": 5, "animal": 10, "accessory": 5, "sports": 10, "kitchen": 7,
+                      "food": 10, "furniture": 6, "electronic": 6, "appliance": 5, "indoor": 7}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_only_used_classes_are_listed_under_their_new_names(root: str, tmp_path: Path, to: str) -> None:
+    choice = ExportSelection(min_score=0.3)
+    export(root, to, tmp_path / "out", choice, used_classes=True, rename={"stop_sign": "Stop!", "toothbrush": "brush"})
+    text = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png")
+    assert "brush" not in text.replace("brushlabels", "").replace("BrushLabels", "")
+    assert "stop sign" not in text
+    assert ("Stop!" in text) == (to != "coco-results")
+    if to == "yolo":
+        names = yaml.safe_load((tmp_path / "out/data.yaml").read_text())["names"]
+        assert names == {0: "Stop!", 1: "bottle & <glass>"}
+
+
+@pytest.mark.parametrize("new_names", [{"zebra": "x"}, {"stop sign": ""}, {"stop sign": "toothbrush"}])
+def test_a_class_gets_no_name_of_another(root: str, tmp_path: Path, new_names: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"cannot be renamed|would have one name"):
+        export(root, "coco", tmp_path / "out.json", rename=new_names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cvat_shapes_have_their_score_and_the_source_of_a_model(root: str, tmp_path: Path) -> None:
+    export(root, "cvat", tmp_path / "out.xml")
+    tree = ET.parse(tmp_path / "out.xml")
+    assert {label.findtext("attributes/attribute/name") for label in tree.iterfind(".//label")} == {"score"}
+    masks = list(tree.iterfind("image/mask"))
+    assert {mask.get("source") for mask in masks} == {"auto"}
+    scores = [score for image in IMAGES.values() for _, score, _ in image.found]
+    assert [float(mask.findtext("attribute[@name='score']") or "") for mask in masks] == pytest.approx(scores, rel=1e-5)
+
+
+def test_label_studio_gets_the_configuration_of_its_project(root: str, tmp_path: Path) -> None:
+    done = export(root, "label-studio", tmp_path / "tasks.json")
+    assert done.companion == str(tmp_path / "tasks.config.xml")
+    assert f"labelling configuration: {done.companion}" in describe_export(done)
+    view = ET.parse(tmp_path / "tasks.config.xml").getroot()
+    image, brush = view.find("Image"), view.find("BrushLabels")
+    assert image is not None
+    assert brush is not None
+    assert [label.get("value") for label in brush] == list(CLASSES.values())
+    task = json.loads((tmp_path / "tasks.json").read_text())[0]
+    result = task["predictions"][0]["result"][0]
+    assert (result["to_name"], result["from_name"]) == (image.get("name"), brush.get("name"))
+    assert (image.get("value") or "").removeprefix("$") in task["data"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tasks.json", "tasks.config.xml"}
+    (tmp_path / "other.config.xml").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        export(root, "label-studio", tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_every_polygon_is_its_mask() -> None:

@@ -375,6 +375,24 @@ def test_label_studios_own_strokes_with_literals_and_soft_edges_are_read() -> No
             annotation_import.decode_brush(broken, size_hw)
 
 
+def by_name(path: Path, names: list[str], corrected: list[str]) -> dict[str, Any]:
+    """Read corrections of images under other names."""
+    rows = [{"id": i, "file_name": name, "height": 4, "width": 4} for i, name in enumerate(corrected)]
+    path.write_text(json.dumps({"images": rows, "annotations": [], "categories": []}))
+    images = [selecting.SelectedImage(name, f"/data/{name}", (4, 4), {}) for name in names]
+    return annotation_import.read(path, images, {13: "stop sign"}, allow_unfinished=True)
+
+
+def test_composed_and_decomposed_names_of_one_image_meet(tmp_path: Path) -> None:
+    composed, decomposed = "sc\u00e8ne/\ud55c.jpg", "sce\u0300ne/\u1112\u1161\u11ab.jpg"
+    for name, other in ((composed, decomposed), (decomposed, composed)):
+        assert list(by_name(tmp_path / "c.json", [name, "b.jpg"], [other])) == [name]
+    both = [composed, decomposed]
+    assert list(by_name(tmp_path / "c.json", both, both)) == sorted(both)
+    with pytest.raises(SourceError, match="outside the selection"):
+        by_name(tmp_path / "c.json", both, ["sce\u0300ne/\ud55c.jpg"])
+
+
 def skip_one(content: Any) -> None:
     content[0]["annotations"] = content[0]["annotations"][1:]
 

@@ -14,6 +14,7 @@ import pytest
 
 import segray
 from segray.label_set import maintenance
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions
 
 pytestmark = pytest.mark.integration
@@ -39,10 +40,14 @@ def run_recipe(folder: Path, program: str) -> str:
 @pytest.mark.skipif(not (os.environ.get("JAVA_HOME") or shutil.which("java")), reason="Spark needs Java")
 def test_spark_sees_the_rows_of_the_snapshot_after_replacement_and_compaction(tmp_path: Path) -> None:
     root, scenes = tmp_path / "labels", label_sets.stickers(3)
+    odd = ("007", "болт 1", "a/b", "null", "100%", "hard_hat")
+    seen = sorted({class_id for image in scenes.values() for class_id, _, _ in image.found})
+    classes = {**COCO_NAMES, **dict(zip(seen, odd, strict=False))}
     for key, image in scenes.items():
-        label_sets.write(root, {key: image})
+        label_sets.write(root, {key: image}, classes=classes)
     first = min(scenes)
-    label_sets.write(root, {first: replace(scenes[first], found=scenes[first].found[:1])})
+    changed = replace(scenes[first], found=scenes[first].found[:1])
+    label_sets.write(root, {first: changed}, classes=classes)
     maintenance.maintain(
         str(root), StorageOptions(), limits=maintenance.CompactionThresholds(files=2)
     )  # Replaced files stay a day.
@@ -54,9 +59,13 @@ pairs = instances.alias("a").join(instances.alias("b"), ["image_key", "instance"
 print("alike", pairs.where(rle_iou(col("a.rle"), col("b.rle")) == 1).count())
 print("folder", spark.read.parquet("labels/instances").count() > instances.count())
 print("class", dict(instances.dtypes)["class"])
+print("values", sorted(tuple(row) for row in instances.select("class_name", "class").distinct().collect()))
 """
     output = run_recipe(tmp_path, recipe + told)
-    assert f"counted {rows} 3 {rows}\nalike {rows}\nfolder True\nclass string\n" in output
+    pairs = segray.scan(str(root)).to_table(columns=["class_name", "class"]).to_pylist()
+    values = sorted({(row["class_name"], row["class"]) for row in pairs})
+    assert {("007", "007"), ("болт 1", "болт_1")} & set(values)
+    assert f"counted {rows} 3 {rows}\nalike {rows}\nfolder True\nclass string\nvalues {values}\n" in output
 
 
 @pytest.mark.skipif(not (os.environ.get("JAVA_HOME") or shutil.which("java")), reason="Spark needs Java")

@@ -21,6 +21,7 @@ import pytest
 from label_sets import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from test_coco_eval import made, numbers, written
 
 from segray import rle
 from segray.analytics.evaluation import class_matching
@@ -28,6 +29,8 @@ from segray.analytics.evaluation.evaluate import Evaluation, evaluate, read_trut
 from segray.analytics.export.export import export
 from segray.cli import main
 from segray.errors import SourceError, UserError
+
+pytestmark = pytest.mark.integration  # half a minute in all
 
 Row = dict[str, Any]
 SIZE_HW = (48, 64)
@@ -215,7 +218,7 @@ def test_a_lax_form_is_read_as_the_plain_one(name: str, root: str, usual: Evalua
     result = judged(root, truth, tmp_path)
     assert_equal(result, usual)
     assert result.protocol == "coco"
-    assert ("1 parts of polygons" in " ".join(result.notes)) == (name in LEFT_OUT)
+    assert ("1 part of a polygon" in " ".join(result.notes)) == (name in LEFT_OUT)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -429,6 +432,11 @@ def test_a_class_map_joins_what_names_do_not(root: str, usual: Evaluation, tmp_p
     assert_equal(judged(root, truth, tmp_path, class_map=tmp_path / "map.yaml"), usual)
     (tmp_path / "map.json").write_text('{\n"flasche": "bottle"\n}')
     assert_equal(judged(root, truth, tmp_path, class_map=str(tmp_path / "map.json")), usual)
+    with pytest.raises(UserError, match="no such class map"):
+        judged(root, truth, tmp_path, class_map=tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match="is no mapping"):
+        judged(root, truth, tmp_path, class_map=tmp_path / "list.yaml")
     with pytest.raises(UserError, match="class that the truth lacks"):
         judged(root, truth, tmp_path, class_map={"bouteille": "bottle"})
 
@@ -446,6 +454,30 @@ def test_a_class_map_joins_classes_of_either_side(root: str, tmp_path: Path) -> 
     truth["annotations"][3]["category_id"] = 45
     joined = judged(root, truth, tmp_path, class_map={"flask": "bottle", "bottle": "bottle"})
     assert joined.scores["segm"].class_ap.keys() == {"kite", "bottle"}
+
+
+def test_the_command_takes_the_same_choices(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = renumbered()
+    truth["categories"][1]["name"] = "Flasche"
+    for row in truth["images"]:
+        row["file_name"] = f"val/{row['file_name']}"
+    for row in truth["annotations"][::2]:
+        row["iscrowd"] = 1
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    command = ["evaluate", root, "--truth", str(tmp_path / "truth.json")]
+    choices = ["--class-map", "Flasche=bottle", "--count-crowds", "--strip-prefix", "val", "--files-by", "key"]
+    assert main.run([*command, *choices]) == 0
+    assert "(4 objects in 2 images)" in capsys.readouterr().out
+    assert main.run([*command, "--class-map", "Flasche=bottle", "--files-by", "basename", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["crowds"], result["missing"], result["scores"]["segm"]["limits"]) == (2, 0, [1, 10, 100])
+    (tmp_path / "map.yaml").write_text("Flasche: [bottle]\n")
+    assert main.run([*command, "--class-map", str(tmp_path / "map.yaml"), "--files-by", "suffix"]) == 0
+    for wrong in (["--class-map", "a=b", "--class-map", "c"], ["--classes-by", "nam"], ["--files-by", "path"]):
+        assert main.run([*command, *wrong]) == 2
+        assert "error" in capsys.readouterr().err
+    assert main.run(["evaluate", root, "--truth", str(tmp_path)]) == 2
+    assert "no such truth file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -524,6 +556,27 @@ def test_a_renumbered_renamed_and_moved_truth_scores_as_the_plain_one(
     assert result.scores["segm"].ap == pytest.approx(pycocotools_ap(plain(), labels(), "segm"), abs=1e-12)
 
 
+def test_many_objects_renumbered_renamed_and_moved_score_as_before(tmp_path: Path) -> None:
+    """Crowds, equal scores, all forms of masks, and more than a hundred detections of a class."""
+    content, shown = made(40, seed=4, crowded=True)
+    before = written(tmp_path, content, shown)
+    ids = {row["id"]: 4 - number for number, row in enumerate(content["categories"])}
+    for row in content["annotations"]:
+        row["category_id"] = ids[row["category_id"]]
+    categories = [{"id": ids[row["id"]], "name": row["name"].title().replace(" ", "_")}
+                  for row in content["categories"]]  # fmt: skip
+    content["categories"] = [{"id": 0, "name": "objects"}, *categories[::-1]]
+    for row in content["images"]:
+        row["file_name"] = f"D:\\val\\{row['file_name']}"
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    after = evaluate(str(tmp_path / "labels"), tmp_path / "truth.json")
+    for iou_type, scores in after.scores.items():
+        assert numbers(scores) == pytest.approx(numbers(before.scores[iou_type]), abs=1e-12)
+        assert scores.class_ap == pytest.approx(before.scores[iou_type].class_ap, abs=1e-12)
+    assert (after.objects, after.instances, after.crowds) == (before.objects, before.instances, before.crowds)
+    assert after.mistakes == before.mistakes
+
+
 def test_labels_in_folders_are_matched_with_bare_names(usual: Evaluation, tmp_path: Path) -> None:
     root = label_sets.write(tmp_path / "set", labels(("a/1.jpg", "b/2.jpg")), classes=CLASSES)
     assert_equal(judged(root, plain(), tmp_path), usual)
@@ -535,6 +588,12 @@ def test_labels_in_folders_are_matched_with_bare_names(usual: Evaluation, tmp_pa
     assert "by the last part of their path, such as x/1.jpg for a/1.jpg" in " ".join(result.notes)
     with pytest.raises(UserError, match="no image in common"):
         judged(root, truth, tmp_path, files_by="key")
+
+
+def test_a_label_set_without_images_is_refused_in_words(tmp_path: Path) -> None:
+    root = label_sets.write(tmp_path / "set", {}, classes=CLASSES)
+    with pytest.raises(UserError, match="no image in common"):
+        judged(root, plain(), tmp_path)
 
 
 def test_names_that_fit_two_images_are_refused(tmp_path: Path) -> None:
@@ -584,8 +643,7 @@ def test_composed_and_decomposed_names_meet(form: Any, usual: Evaluation, tmp_pa
 def test_evaluate_reads_what_export_writes(to: str, polygons: bool, names: Any, tmp_path: Path) -> None:
     root = label_sets.write(tmp_path / "set", labels(names), classes=CLASSES)
     export(root, to, tmp_path / "out", polygons=polygons)
-    path = tmp_path / "out" / "labels.json" if to == "fiftyone" else tmp_path / "out"
-    result = evaluate(root, path)
+    result = evaluate(root, tmp_path / "out")
     assert (result.images, result.missing, result.objects) == (2, 0, 4)
     assert [scores.ap for scores in result.scores.values()] == pytest.approx([1, 1])
 

@@ -13,6 +13,7 @@ from segray import config
 from segray.cli import main
 from segray.cli.options import one_option_per_stage
 from segray.errors import InfrastructureError, Interrupted, UserError
+from segray.label_set.maintenance import Maintenance
 from segray.label_set.validation import Report, Violation
 
 
@@ -34,6 +35,14 @@ def test_wrong_usage_ends_with_2_and_says_why(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_maintenance_says_when_the_plain_glob_counts_rows_twice() -> None:
+    result = Maintenance(deleted={"instances": 0, "images": 2}, waiting={"instances": 8, "images": 0})
+    assert "8 within their grace time" in main.describe_maintenance(result)
+    assert "readers of the plain glob count the rows of these files too" in main.describe_maintenance(result)
+    result = Maintenance(deleted={"instances": 8, "images": 2}, waiting={"instances": 0, "images": 0})
+    assert "glob" not in main.describe_maintenance(result)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,19 @@ def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
         quantize.quantize(model, str(tmp_path), tmp_path / "out", Store())
 
 
+@pytest.mark.usefixtures("any_nncf")
+def test_the_truth_is_read_before_the_slow_part(tmp_path: Path) -> None:
+    dataset.write(tmp_path, 2, seed=11)
+    (tmp_path / "broken.json").write_text('{"images": [')
+    notes: list[str] = []
+    images, truth = str(tmp_path / "images"), compare.Truth(tmp_path / "broken.json", str(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"broken\.json"):
+        quantize.quantize(
+            resolve.resolve("stickers"), images, tmp_path / "out", Store(), truth=truth, note=notes.append
+        )
+    assert notes == []
+
+
 def test_inspect_says_that_a_model_is_quantised(tmp_path: Path) -> None:
     assert inspect(test_engine.quantised(tmp_path)).kind == "OpenVINO IR v11, quantised to int8"
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from properties import tried
 from scheduling import CheckedScheduler, at_work
 
-from segray.execution.events import Action, Assign, Quarantine, ReleaseWorker, ReplaceWorker, TaskFailed
+from segray.execution.events import Action, Assign, FailImage, Quarantine, ReleaseWorker, ReplaceWorker, TaskFailed
 from segray.execution.scheduler import DisplayNames, Halt, Policy
-from segray.tasks import Progress, Task
+from segray.tasks import Progress, Task, WithheldImage
 
 
 def tasks_of(units: list[int]) -> list[Task]:
@@ -49,6 +49,25 @@ def test_a_second_task_waits_behind_the_first_where_that_leaves_enough_for_the_o
     for scheduler, expected in ((few, [3]), (many, [3, 4])):
         task, *_ = [only_task(scheduler.joined(name, 0)) for name in "abc"]
         assert units(scheduler.finished("a", task, 1)[1]) == expected
+
+
+@pytest.mark.parametrize(("host_served", "fails_after_s"), [(False, 20), (True, 180)])
+def test_a_link_whose_host_served_before_gets_more_time(host_served: bool, fails_after_s: float) -> None:
+    scheduler = CheckedScheduler(tasks_of([2]), whole())
+    task = only_task(scheduler.joined("a", 0))
+    image = WithheldImage(1, "no answer", row_error="Unreachable", host_served=host_served)
+    _, actions = scheduler.finished("a", task, 0, [image])
+    now_s = 0.0
+    while not scheduler.complete:
+        now_s += 5
+        for action in [*actions, *scheduler.tick(now_s)]:
+            assert isinstance(action, Assign)
+            _, actions = scheduler.finished("a", action.task, now_s, [image])
+            if actions:
+                assert actions == [FailImage(Task(0, 1, 2), "Unreachable", "no answer")]
+                actions = []
+        assert now_s < 1000
+    assert fails_after_s - 10 <= now_s <= fails_after_s + 65
 
 
 def test_images_in_flight_at_a_death_are_tried_alone() -> None:

@@ -82,7 +82,9 @@ class Histories(RuleBasedStateMachine):
         nature = "refused" if outage == "refusal" else self.nature[unit, index]
         is_refused = nature in ("refused", "site") and outage != "down"
         can_tell = not outage and worker in self.have_served
-        return WithheldImage(index, "withheld", is_refused, ROW_ERRORS.get(nature, "") if can_tell else "")
+        row_error = ROW_ERRORS.get(nature, "") if can_tell else ""
+        host_served = bool(row_error) and nature == "link" and index % 2 == 0
+        return WithheldImage(index, "withheld", is_refused, row_error, host_served)
 
     def work(self, worker: str, *, outage: str = "") -> None:
         """Do the worker's first task, as its images and storage allow."""

@@ -139,6 +139,16 @@ def test_a_run_ends_in_words_when_no_node_can_start_a_worker(tmp_path: Path, sce
     assert len(driver.times("is left out")) == 1, driver.text
 
 
+@pytest.mark.chaos
+def test_nodes_without_the_folder_of_the_images_make_no_failed_rows(tmp_path: Path, scenes: Path) -> None:
+    # Every process has another folder at this path, as every machine has another disk.
+    config = write_config(tmp_path / "run.yaml", f"/proc/self/cwd/{scenes.name}", tmp_path / "labels")
+    with nodes(count=1) as cluster, running(config, scenes.parent, cluster.address) as driver:
+        assert driver.end(300) == 2, driver.text
+    assert "error: the images are not on this machine" in driver.text
+    assert not segray.images(str(tmp_path / "labels")).count_rows()
+
+
 def fill(path: Path) -> None:
     """Write a file until its disk is full."""
     with path.open("wb", buffering=0) as file:

@@ -29,7 +29,7 @@ def hosts() -> Iterator[tuple[TroubleServer, TroubleServer]]:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Labeller]:
-    made = labeller(tmp_path / "staged", store=Store(StorageOptions(timeout_s=0.5, retries=0)))
+    made = labeller(tmp_path / "staged", store=Store(StorageOptions(timeout_s=3, retries=0)))
     yield made
     made.close()
 
@@ -69,7 +69,7 @@ def test_a_link_that_its_host_withholds_alone_gets_a_row(
 
 
 @pytest.mark.parametrize("trouble", OUTAGES)
-def test_a_host_that_served_and_withholds_everything_now_costs_no_row(
+def test_a_host_that_served_and_withholds_everything_now_costs_no_row_yet(
     hosts: tuple[TroubleServer, TroubleServer],
     worker: Labeller,
     links: Callable[[TroubleServer, int], list[str]],
@@ -79,7 +79,10 @@ def test_a_host_that_served_and_withholds_everything_now_costs_no_row(
     assert label(worker, [*uris[:3], *others[:2]]).withheld == ()
     hosts[0].everywhere = trouble
     report = label(worker, [*uris[3:], *others[2:]])
-    assert row_errors(report) == [""] * 3
+    # A host that no longer answers fails in the end, after a longer time.
+    is_patient = trouble not in ("status/401", "status/403")
+    assert row_errors(report) == ["Unreachable" if is_patient else ""] * 3
+    assert {image.host_served for image in report.withheld} == {is_patient}
     assert [part.failed for part in report.staged] == [0]
     hosts[0].everywhere = ""
     assert label(worker, uris[3:]).withheld == ()
@@ -104,6 +107,21 @@ def test_links_that_are_gone_get_rows_where_nothing_else_was_served_or_something
     gone = [f"{hosts[0].root}/ok/gone-{number}.png" for number in range(3)]
     first, second = label(worker, gone), label(worker, [*links(hosts[0], 2), *gone])
     assert [sum(part.failed for part in report.staged) for report in (first, second)] == [3, 3]
+
+
+def test_a_host_that_answers_every_link_with_a_page_costs_no_row(
+    hosts: tuple[TroubleServer, TroubleServer], worker: Labeller, links: Callable[[TroubleServer, int], list[str]]
+) -> None:
+    uris = links(hosts[0], 4)
+    page = f"{hosts[0].root}/html/x.png"
+    (part,) = label(worker, [*uris[:2], page]).staged
+    assert part.failed == 1
+    hosts[0].everywhere = "html"
+    report = label(worker, uris[2:])
+    assert row_errors(report) == [""] * 2
+    assert "also where the host served images before" in report.withheld[0].reason
+    hosts[0].everywhere = ""
+    assert label(worker, uris[2:]).withheld == ()
 
 
 # ---- folders --------------------------------------------------------------------------------------

@@ -20,12 +20,12 @@ from test_commit import CLASSES, OPTIONS, merged, row, staged
 import segray
 from segray.errors import ConflictError, LabelSetError
 from segray.label_set import batches, commit, delta_log, maintenance, run_records, schema, snapshot
+from segray.label_set.class_names import partition_value
 from segray.label_set.delta_log import DataFile
 from segray.label_set.maintenance import CompactionThresholds, Maintenance
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.label_set.snapshot import COMMIT_ORDER
 from segray.label_set.validation import verify
-from segray.models.coco_labels import slug
 from segray.storage.store import Store
 from segray.storage.uris import join
 
@@ -43,7 +43,7 @@ def good(key: str, class_ids: list[int], version: str = "1") -> dict[str, Any]:
 
 def empty(root: Path) -> Run:
     """A label set without a batch."""
-    classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
+    classes = tuple((i, name, partition_value(name)) for i, name in CLASSES.items())
     run_records.create_or_check(Store(), str(root), LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(str(root), OPTIONS)
     return Run(str(root), "20260101T000000Z-a")

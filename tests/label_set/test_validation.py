@@ -19,10 +19,10 @@ from segray.cli import main
 from segray.errors import LabelSetError
 from segray.instances import image_id
 from segray.label_set import batches, commit, merge, plan, run_records, schema
+from segray.label_set.class_names import partition_value
 from segray.label_set.maintenance import CompactionThresholds, maintain
 from segray.label_set.run_records import LabelSetIdentity, Run, staged_name
 from segray.label_set.validation import Report, verify
-from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 from segray.tasks import Task
@@ -43,7 +43,7 @@ def rows() -> list[dict[str, Any]]:
 def make(root: str, options: StorageOptions = OPTIONS) -> Run:
     """An empty label set with a finished run's plan."""
     store, run = Store(options), Run(root, "20260101T000000Z-a")
-    classes = tuple((i, name, slug(name)) for i, name in CLASSES.items())
+    classes = tuple((i, name, partition_value(name)) for i, name in CLASSES.items())
     run_records.create_or_check(store, root, LabelSetIdentity("f" * 64, {"name": "test"}, classes))
     commit.create_tables(root, options)
     listed = {"image_key": KEYS, "uri": KEYS, "version": ["1"] * 4, "bytes": [9] * 4}

@@ -257,11 +257,16 @@ def test_the_paste_can_be_chosen(family: Family) -> None:
     assert own == (reframe if family.name.endswith("1024x1024") else tile)
 
 
-def test_a_label_map_is_sorted_and_its_names_can_be_folders() -> None:
+def test_a_label_map_is_sorted_and_takes_names_of_every_script_once() -> None:
     adapter = ADAPTERS["mask_rcnn_inception_v2_coco"]
     assert list(adapter.with_labels({2: "nut", 1: "bolt"}).labels.items()) == [(1, "bolt"), (2, "nut")]
-    with pytest.raises(ConfigError, match="no letter"):
-        adapter.with_labels({1: "bolt", 2: "--"})
+    assert list(adapter.with_labels({2: "гайка", 1: "--"}).labels.items()) == [(1, "--"), (2, "гайка")]
+    with pytest.raises(ConfigError, match="same name") as twice:
+        adapter.with_labels({1: "bolt", 2: "nut", 3: "bolt"})
+    assert twice.value.found == "'bolt' of categories 1, 3"
+    for name in ("", "\ud800"):
+        with pytest.raises(ConfigError, match="empty, or has characters"):
+            adapter.with_labels({1: "bolt", 2: name})
 
 
 # ---- speed ----------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from segray.models.coco_labels import COCO_IDS_80, COCO_NAMES, slug
+from segray.models.coco_labels import COCO_IDS_80, COCO_NAMES
 
 
 def test_the_eighty_classes_and_their_gaps() -> None:
@@ -18,15 +16,3 @@ def test_ids_ascend_so_that_index_means_class() -> None:
         "tennis racket",
         "toothbrush",
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("tennis racket", "tennis_racket"), ("TV", "tv"), ("  a--b  ", "a_b"), ("Größe 2", "gr_e_2"), ("été", "t")],
-)
-def test_slug(name: str, expected: str) -> None:
-    assert slug(name) == expected
-
-
-def test_slugs_of_coco_do_not_collide() -> None:
-    assert len({slug(name) for name in COCO_NAMES.values()}) == 80

@@ -7,15 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import deltalake
+import label_sets
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from azurite import Azurite
 from command import segray as command
 from command import write_config
 from gcs_emulator import Emulator
+from label_sets import Image
 
 import segray
+from segray import rle
 from segray.errors import AccessError, InfrastructureError
+from segray.label_set import maintenance
+from segray.label_set.class_names import partition_value
+from segray.label_set.validation import verify
 from segray.storage import arrow_fs, retry
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
@@ -77,6 +85,24 @@ def test_deltalake_and_arrow_reach_the_same_place(store: Store, root: str) -> No
         assert native is not None
         assert native.get_file_info("_delta_log").is_file is False
         assert native.open_input_file("_delta_log/00000000000000000000.json").read()
+
+
+def test_classes_of_every_script_have_folders_in_a_container(root: str) -> None:
+    names = dict(enumerate(["болт 1", "007", "null", "a/b", "*?#", "café", "100%", "=", "stop sign", "hard_hat"], 1))
+    mask = rle.encode(np.ones((8, 8), np.bool_))
+    images = {f"{i}.jpg": Image((8, 8), [(i, 0.5, mask)]) for i in names}
+    for _ in range(2):
+        label_sets.write(root, images, classes=names)
+    maintenance.maintain(root, StorageOptions(), grace_hours=0, limits=maintenance.CompactionThresholds(files=2))
+    rows = segray.scan(root).to_table(columns=["class_name", "class"]).to_pylist()
+    assert {row["class_name"]: row["class"] for row in rows} == {name: partition_value(name) for name in names.values()}
+    assert segray.scan(root).to_table(filter=ds.field("class") == "болт_1").num_rows == 1
+    assert len(rows) == len(names)
+    options = Store(StorageOptions()).delta_options(root)
+    log = deltalake.DeltaTable(join(root, "instances"), storage_options=options)
+    assert log.to_pyarrow_table(columns=["class_name", "class"]).num_rows == len(names)
+    report = verify(root, StorageOptions())
+    assert (report.violations, report.warnings) == ((), ())
 
 
 def test_a_missing_bucket_is_told_at_once(store: Store, root: str) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import fault_proxy
 import polars as pl
+import pyarrow.dataset as ds
 import pytest
 from command import segray as command
 from command import write_config
 from swift_server import Swift
 
 import segray
+from segray.label_set.class_names import partition_value
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 
@@ -106,3 +109,37 @@ def test_nothing_is_written_where_credentials_are_wrong(
     _, root, _ = labelled
     store = Store(StorageOptions(endpoint_url=swift_env.endpoint_url))
     assert store.names(root + "-new") == []
+
+
+def test_classes_of_every_script_have_folders_in_a_bucket(swift_env: Swift, tmp_path: Path) -> None:
+    odd = {13: "болт 1", 28: "007", 38: "null", 44: "гайка 1", 52: "a/b", 60: "true", 72: "*?#", 85: "café",
+           88: "100%", 90: "="}  # fmt: skip
+    root, store = f"s3://{swift_env.bucket()}/labels", {"endpoint_url": swift_env.endpoint_url}
+    dataset.write(tmp_path / "scenes", 24, seed=6)
+    model = {"name": "stickers", "labels": {**COCO_NAMES, **odd}}
+    for limit in ("--limit=12", "--limit=12", "--limit=12"):
+        config = write_config(tmp_path / "run.yaml", tmp_path / "scenes/images", root, model=model, storage=store)
+        done = command("label", limit, config)
+        assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    rows = segray.scan(root, **store).to_table(columns=["class_id", "class_name", "class"]).to_pylist()
+    assert {row["class_id"]: row["class_name"] for row in rows} == odd
+    values = {row["class_name"]: row["class"] for row in rows}
+    assert values == {name: partition_value(name) for name in odd.values()}
+    options = {
+        "aws_endpoint_url": swift_env.endpoint_url, "aws_allow_http": "true", "aws_region": "us-east-1",
+        "aws_access_key_id": swift_env.key, "aws_secret_access_key": swift_env.secret,
+    }  # fmt: skip
+    files = pl.scan_parquet(
+        f"{root}/instances/class=*/*.parquet",
+        hive_partitioning=True,
+        hive_schema={"class": pl.String},
+        storage_options=options,
+    )
+    for frame in (pl.scan_delta(f"{root}/instances", storage_options=options), files):
+        read = frame.select("class_name", "class").collect()
+        assert (read.height, dict(read.rows())) == (len(rows), values)
+    assert segray.scan(root, **store).to_table(filter=ds.field("class") == "болт_1").num_rows > 0
+    for arguments in (("maintain", "--grace-hours", 0), ("verify",)):
+        done = command(*arguments, root, "--endpoint-url", swift_env.endpoint_url)
+        assert done.returncode == 0, done.stderr + done.stdout

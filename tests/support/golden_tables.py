@@ -25,11 +25,11 @@ from segray import config
 from segray.execution.worker_spec import WorkerSpec, build
 from segray.instances import ImageRef
 from segray.label_set import batches, commit, merge, run_records, schema
+from segray.label_set.class_names import partition_value
 from segray.label_set.parquet_writer import DataFileWriter, SpillableRows
 from segray.label_set.run_records import LabelSetIdentity
 from segray.limits import ImageLimits
 from segray.models import resolve
-from segray.models.coco_labels import slug
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 from segray.tasks import Task
@@ -59,7 +59,7 @@ def label(root: Path, refs: list[ImageRef]) -> None:
     """Label these images by the embedded model, in this process, and commit them as one batch."""
     run, options = run_records.new_run(str(root)), StorageOptions()
     model = resolve.resolve(MODEL.name)
-    labels = tuple((i, name, slug(name)) for i, name in model.adapter.labels.items())
+    labels = tuple((i, name, partition_value(name)) for i, name in model.adapter.labels.items())
     commit.create_tables(run.root, options)
     run_records.create_or_check(Store(), run.root, LabelSetIdentity(MODEL.name, {}, labels))
     labeller, _ = build(WorkerSpec(MODEL, model.fingerprint, ImageLimits(), options, run.staged), "CPU", 1)

@@ -14,8 +14,9 @@ import segray
 from segray import rle
 from segray.instances import image_id
 from segray.label_set import batches, commit, merge, run_records, schema
+from segray.label_set.class_names import partition_value
 from segray.label_set.run_records import LabelSetIdentity
-from segray.models.coco_labels import COCO_NAMES, slug
+from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import join
 from segray.synthetic.dataset import scene_at
@@ -41,15 +42,24 @@ def _by_key(table: Any, without: Collection[str]) -> Rows:
     return {key: sorted(rows, key=lambda row: row.get("instance", 0)) for key, rows in found.items()}
 
 
-def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int, str] | None = None) -> str:
+def write(
+    root: str | Path,
+    images: Mapping[str, Image],
+    *,
+    classes: Mapping[int, str] | None = None,
+    values: Mapping[int, str] | None = None,
+) -> str:
     """Commit these images as the next batch of the label set at root, made if need be; returns the root.
 
-    As segray publishes them: staged, merged, one commit for each table.
+    As segray publishes them: staged, merged, one commit for each table. values: the partition value of each class, as
+    an earlier version recorded it.
     """
     names, run, store, options = classes or COCO_NAMES, run_records.new_run(str(root)), Store(), StorageOptions()
     commit.create_tables(run.root, options)
     run_records.create_or_check(
-        store, run.root, LabelSetIdentity("made", {}, tuple((i, name, slug(name)) for i, name in names.items()))
+        store,
+        run.root,
+        LabelSetIdentity("made", {}, _classes(names, values)),
     )
     rows = [_row(key, image, names) for key, image in sorted(images.items())]
     name = run_records.staged_name(Task(0, 0, len(rows)))
@@ -60,6 +70,10 @@ def write(root: str | Path, images: Mapping[str, Image], *, classes: Mapping[int
     return run.root
 
 
+def _classes(names: Mapping[int, str], values: Mapping[int, str] | None) -> tuple[tuple[int, str, str], ...]:
+    return tuple((i, name, values[i] if values else partition_value(name)) for i, name in names.items())
+
+
 def _row(key: str, image: Image, names: Mapping[int, str]) -> dict[str, Any]:
     height, width = image.size_hw
     found = []
@@ -67,9 +81,14 @@ def _row(key: str, image: Image, names: Mapping[int, str]) -> dict[str, Any]:
         box = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), rle.bbox(counts, image.size_hw).tolist(), strict=True))
         found.append({"instance": number, "class_id": class_id, "class_name": names[class_id], "score": score, **box,
                       "area": rle.area(counts), "rle": counts})  # fmt: skip
+    uri = image.uri or f"/data/{key}"
+    version, size_bytes = image.version or "1", 9
+    if Path(uri).is_file():
+        stored = Path(uri).stat()
+        version, size_bytes = f"{stored.st_size}-{stored.st_mtime_ns}", stored.st_size
     failed = {"stage": "decode", "error": "ImageError", "message": "made to fail"} if image.failed else {}
     return {
-        "image_id": image_id(key), "image_key": key, "uri": image.uri or f"/data/{key}", "version": "1", "bytes": 9,
+        "image_id": image_id(key), "image_key": key, "uri": uri, "version": version, "bytes": size_bytes,
         "width": width, "height": height, "status": "failed" if image.failed else "ok" if found else "empty",
         "n_instances": len(found), "stage": None, "error": None, "message": None, **failed, "attempts": 1,
         "labelled_at": datetime(2026, 1, 1, tzinfo=UTC), "orientation": 1, "instances": found,
@@ -84,6 +103,7 @@ class Image:
     found: Sequence[tuple[int, float, str]] = ()
     failed: bool = False
     uri: str = ""
+    version: str = ""
 
 
 def stickers(count: int, seed: int = 0) -> dict[str, Image]:

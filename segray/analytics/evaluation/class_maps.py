@@ -12,6 +12,7 @@ from segray import config
 from segray.analytics.evaluation.class_matching import ClassMap
 from segray.errors import UserError
 from segray.storage.store import Store
+from segray.storage.uris import as_uri
 
 Map = Mapping[str, str | Sequence[str]]
 
@@ -24,8 +25,13 @@ def pairs(class_map: Map | Path | str | None, store: Store) -> ClassMap:
     if class_map is None:
         return ()
     if not isinstance(class_map, Mapping):
-        path = str(class_map)
-        class_map = config.parse_texts(store.read(path), path, "class map")
+        path = as_uri(class_map)
+        try:
+            data = store.read(path)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            hint = "check the path, or write --class-map TRUTH=LABEL"
+            raise UserError("no such class map", where=path, found=type(error).__name__, hint=hint) from error
+        class_map = config.parse_texts(data, path, "class map")
     result = [
         (str(category), str(name))
         for category, names in class_map.items()

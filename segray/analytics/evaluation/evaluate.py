@@ -39,7 +39,7 @@ from segray.label_set import run_records, snapshot
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl, as_uri
+from segray.storage.uris import PathOrUrl, as_uri, join
 
 __all__ = [
     "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
@@ -106,7 +106,7 @@ def evaluate(
 
     Args:
         root: Folder or URL of the label set.
-        truth_path: Path or URL of the truth.
+        truth_path: Path or URL of the truth, or of a folder that `segray export --to fiftyone` wrote.
         iou_types: Any of "segm" and "bbox".
         labelled_only: Leave out images that failed or are not labelled.
         allow_unlisted: Ignore labelled images that the truth does not list. Such images usually mean the wrong file.
@@ -130,10 +130,9 @@ def evaluate(
         LabelSetError: Nothing is committed.
         UserError: Label set and truth have no common image, other classes or other sizes.
     """
-    store, path = snapshot.store(storage_options), as_uri(truth_path)
+    store = snapshot.store(storage_options)
     _check_types(iou_types)
-    if not store.exists(path):  # This check is faster than reading the label set.
-        raise SourceError("no such truth file", where=path, hint="check --truth")
+    path = _truth_file(as_uri(truth_path), store)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     sampler = KeySampler()
     index = ground_truth.read_index(path, store, sampler, strip_prefix)
@@ -226,6 +225,17 @@ def count_objects(truth: Row) -> int:
 # ---- checks that label set and truth belong together ----------------------------------------------
 
 
+def _truth_file(path: str, store: Store) -> str:
+    """Return the file of a truth, also of a folder that an export to fiftyone made.
+
+    Raise SourceError without such a file. This check is faster than reading the label set.
+    """
+    for file in (path, join(path, "labels.json")):
+        if store.exists(file):
+            return file
+    raise SourceError("no such truth file", where=path, hint="check --truth")
+
+
 def _check_types(iou_types: Sequence[str]) -> None:
     unknown = set(iou_types) - set(IOU_TYPES)
     if unknown or not iou_types:
@@ -267,21 +277,30 @@ def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protoc
         is_unfinished = run_records.unfinished(store, state.root) is not None
         reason = "the run is not finished" if is_unfinished else "each counts as an image without detections"
         notes.append(f"{missing} images of the truth are not labelled: {reason}")
-    if evaluators.crowds:
+    if crowds := evaluators.crowds:
+        words = _counted(crowds, "annotation of the truth is a crowd", "annotations of the truth are crowds")
         notes.append(
-            f"{evaluators.crowds} annotations of the truth are crowds: detections on them are neither right nor wrong. "
-            "CVAT marks each mask that is no polygon as a crowd; --count-crowds takes crowds for objects"
+            f"{words}: detections on a crowd are neither right nor wrong. CVAT marks each mask that is no polygon as a "
+            "crowd; --count-crowds takes crowds for objects"
         )
     if parts := evaluators.tally.parts_left_out:
-        notes.append(f"{parts} parts of polygons have no area and are left out, such as in {evaluators.tally.example}")
-    if evaluators.sizes_from_labels:
-        notes.append(f"{evaluators.sizes_from_labels} images have no size in the truth: the label set's is taken")
+        words = _counted(
+            parts, "part of a polygon has no area and is left out", "parts of polygons have no area and are left out"
+        )
+        notes.append(f"{words}, such as in {evaluators.tally.example}")
+    if sizes := evaluators.sizes_from_labels:
+        words = _counted(sizes, "image has no size in the truth", "images have no size in the truth")
+        notes.append(f"{words}: the label set's is taken")
     name, score_threshold = state.model.get("name"), state.model.get("score_threshold")
     if rules.cards and score_threshold is not None and float(score_threshold) > 0.05:
         notes.append(f"the cards' figures are of all scores; these labels begin at {float(score_threshold):g}")
     if rules.cards and name not in rules.cards:
         notes.append(f"this protocol is that of {' and '.join(rules.cards)}; the labels are of {name}")
     return notes
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 # ---- one range of keys after another --------------------------------------------------------------

@@ -85,16 +85,32 @@ def match(
     """
     if files_by is not None and files_by not in FILES_BY:
         raise UserError("no such way to match images", found=files_by, hint=f"choose from {', '.join(FILES_BY)}")
-    labelled = _labelled_images(index, state, sampler)
-    result, unlisted = ImageMatch(sampler), labelled.keys
-    if len(labelled.keys):
-        result = _match_others(index, state, store, labelled, files_by) or result
-        if result.rows is not None:
-            is_left = np.ones(len(labelled.keys), np.bool_)
-            is_left[result.rows[result.rows >= 0]] = False
-            unlisted = labelled.keys.filter(pa.array(is_left))
+    common, total, first = _add_keys(index, state, sampler)
+    if common == total > 0:
+        return ImageMatch(sampler)
+    labelled = _unlisted_images(index, state, first, total)
+    matched = _match_others(index, state, store, labelled, files_by) if total else None
+    result, unlisted = matched or ImageMatch(sampler), labelled.keys
+    if result.rows is not None:
+        is_left = np.ones(len(labelled.keys), np.bool_)
+        is_left[result.rows[result.rows >= 0]] = False
+        unlisted = labelled.keys.filter(pa.array(is_left))
     _check_common(index, state, labelled, unlisted, allow_unlisted)
     return result
+
+
+def _add_keys(index: GroundTruthIndex, state: Snapshot, sampler: KeySampler) -> tuple[int, int, str]:
+    """Add the keys of a label set to the sampler.
+
+    Return the number of keys that the truth lists, the number of all keys, and the first key.
+    """
+    common, total, first = 0, 0, ""
+    for batch in state.images.to_batches(columns=["image_key", "n_instances"], **key_ranges.NO_METADATA_CACHE):
+        if names := batch.column("image_key").to_pylist():
+            common += int((index.positions(names) >= 0).sum())
+            sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
+            total, first = total + len(names), min(first or names[0], *names)
+    return common, total, first
 
 
 @dataclass(frozen=True)
@@ -112,23 +128,17 @@ class _Labelled:
     has_key: NDArray[np.bool_]
 
 
-def _labelled_images(index: GroundTruthIndex, state: Snapshot, sampler: KeySampler) -> _Labelled:
-    """Compare the keys of a label set with the names of a truth, and add the keys to the sampler."""
-    columns = ["image_key", "n_instances", *(name for name in ("uri",) if name in state.images.schema.names)]
+def _unlisted_images(index: GroundTruthIndex, state: Snapshot, first: str, total: int) -> _Labelled:
+    """Return the images of a label set that the truth does not list by their keys."""
+    uri = "uri" if "uri" in state.images.schema.names else "image_key"
     has_key = np.zeros(len(index.ids), np.bool_)
     keys, uris = [pa.array([], pa.large_string())], [pa.array([], pa.large_string())]
-    first, total = "", 0
-    for batch in state.images.to_batches(columns=columns, **key_ranges.NO_METADATA_CACHE):
-        names = batch.column("image_key").to_pylist()
-        if not names:
-            continue
-        positions = index.positions(names)
+    for batch in state.images.to_batches(columns=list({"image_key", uri}), **key_ranges.NO_METADATA_CACHE):
+        positions = index.positions(batch.column("image_key").to_pylist())
         has_key[positions[positions >= 0]] = True
-        sampler.add(names, key_ranges.weights(state, batch.column("n_instances")))
-        total, first = total + len(names), min(first or names[0], *names)
-        others = batch.filter(pa.array(positions < 0))
+        others = batch.filter(pa.array(positions < 0, pa.bool_()))
         keys.append(others.column("image_key").cast(pa.large_string()))
-        uris.append(others.column(columns[-1] if "uri" in columns else "image_key").cast(pa.large_string()))
+        uris.append(others.column(uri).cast(pa.large_string()))
     return _Labelled(total, first, pa.concat_arrays(keys), pa.concat_arrays(uris), has_key)
 
 
@@ -223,8 +233,8 @@ class _Table:
             for form in _forms_of_key(level, key.as_py(), uri.as_py()):
                 hashes.append(key_hash(form))
                 rows.append(row)
-        pairs = np.unique(np.stack([np.array(hashes, np.uint64), np.array(rows, np.uint64)]), axis=1)
-        self._hashes, self._rows = pairs[0].copy(), pairs[1].astype(np.int64)
+        order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
+        self._hashes, self._rows = np.frombuffer(hashes, np.uint64)[order], np.frombuffer(rows, np.int64)[order]
 
     def find(self, names: Sequence[str], urls: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each name, (n,) int64, _NONE or _SEVERAL."""
@@ -236,7 +246,7 @@ class _Table:
         return found
 
     def rows_of(self, name: str, url: str) -> list[int]:
-        """Return two of the rows that fit a name, or fewer."""
+        """Return two of the rows that fit a name, or fewer. A row has each of its forms once."""
         hashes = np.array([key_hash(form) for form in _forms_of_name(self._level, name, url)], np.uint64)
         rows = set[int]()
         for start, value in zip(np.searchsorted(self._hashes, hashes).tolist(), hashes, strict=True):

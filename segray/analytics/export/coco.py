@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from segray.analytics.export import polygons
 from segray.analytics.export.writer import ExportedImage, JsonArray, Row, Settings, box_xywh, shortest_score
+from segray.models.coco_labels import supercategory
 
 
 class CocoResults:
@@ -34,11 +36,12 @@ class CocoResults:
 class Coco:
     """A writer of a COCO dataset: images, annotations with their scores, and categories.
 
-    Masks are run lengths or polygons.
+    Masks are run lengths or polygons. file_name: returns an image's file_name, which is the key byte for byte unless
+    the export holds the images.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._count = settings, 0
+    def __init__(self, settings: Settings, file_name: Callable[[ExportedImage], str] = lambda image: image.key) -> None:
+        self._settings, self._count, self._file_name = settings, 0, file_name
         self._part_files = {
             name: settings.out.with_name(f"{settings.out.name}.{name}") for name in ("images", "annotations")
         }
@@ -49,7 +52,7 @@ class Coco:
         self._arrays["images"].add(
             {
                 "id": image.id,
-                "file_name": str(image.file),
+                "file_name": self._file_name(image),
                 "width": width,
                 "height": height,
                 "coco_url": image.uri,
@@ -71,7 +74,10 @@ class Coco:
             )
 
     def close(self) -> None:
-        categories = [{"id": number, "name": name} for number, name in sorted(self._settings.classes.items())]
+        categories = [
+            {"id": number, "name": name, "supercategory": supercategory(number, name)}
+            for number, name in sorted(self._settings.classes.items())
+        ]
         with self._settings.out.open("w", encoding="utf-8") as file:
             file.write('{"info": {"description": "exported by segray"}, "licenses": [], "categories": ')
             file.write(json.dumps(categories))

@@ -19,7 +19,7 @@ class FiftyOne:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._coco = Coco(Settings(settings.out / "labels.json", settings.classes))
+        self._coco = Coco(Settings(settings.out / "labels.json", settings.classes), lambda image: str(image.file))
         self._data = (settings.out / "data.json").open("w", encoding="utf-8") if settings.read is None else None
         self._first = True
 

@@ -14,6 +14,7 @@ from segray.analytics.export.fiftyone import FiftyOne
 from segray.analytics.export.imagefolder import Imagefolder
 from segray.analytics.export.label_studio import LabelStudio
 from segray.analytics.export.labelme import Labelme
+from segray.analytics.export.names import Distinct
 from segray.analytics.export.png import Png
 from segray.analytics.export.writer import ExportWriter, Settings
 from segray.analytics.export.yolo import Yolo
@@ -27,7 +28,10 @@ class Format:
     is_folder: the export is a folder, else one file.
     masks: "run lengths", "polygons" or "pixels".
     copies_images: the images belong to the export.
-    images_folder: folder below the export where readers of the format look for images; None without such a folder.
+    images_folder: folder below the export where copied images lie; None for a format that cannot hold images.
+    needs_images: readers of the format look for the images in images_folder.
+    companion: ending of a second file beside the export, after the name without extension; "" without one.
+    distinct: how the names of the images must differ; None where the key or the URI names an image.
     """
 
     open: Callable[[Settings], ExportWriter]
@@ -35,17 +39,28 @@ class Format:
     masks: str = "run lengths"
     copies_images: bool = False
     images_folder: str | None = None
+    needs_images: bool = False
+    companion: str = ""
+    distinct: Distinct | None = None
 
 
 FORMATS: Mapping[str, Format] = {
     "coco": Format(Coco),
     "coco-results": Format(CocoResults),
-    "yolo": Format(Yolo, is_folder=True, masks="polygons", images_folder="images"),
-    "label-studio": Format(LabelStudio),
-    "cvat": Format(Cvat),
-    "fiftyone": Format(FiftyOne, is_folder=True),
-    "labelme": Format(Labelme, is_folder=True, masks="polygons", images_folder=""),
-    "imagefolder": Format(Imagefolder, is_folder=True, copies_images=True),
-    "png-instance": Format(lambda settings: Png(settings, semantic=False), is_folder=True, masks="pixels"),
-    "png-semantic": Format(lambda settings: Png(settings, semantic=True), is_folder=True, masks="pixels"),
-}
+    "yolo": Format(Yolo, is_folder=True, masks="polygons", images_folder="images", needs_images=True, distinct="stem"),
+    "label-studio": Format(LabelStudio, companion=".config.xml"),
+    "cvat": Format(Cvat, distinct="path"),
+    "fiftyone": Format(FiftyOne, is_folder=True, images_folder="data", distinct="file"),
+    "labelme": Format(Labelme, is_folder=True, masks="polygons", images_folder="", needs_images=True, distinct="stem"),
+    "imagefolder": Format(
+        Imagefolder, is_folder=True, copies_images=True, images_folder="", needs_images=True, distinct="file"
+    ),
+    "png-instance": Format(
+        lambda settings: Png(settings, semantic=False), is_folder=True, masks="pixels", images_folder="images",
+        distinct="stem",
+    ),
+    "png-semantic": Format(
+        lambda settings: Png(settings, semantic=True), is_folder=True, masks="pixels", images_folder="images",
+        distinct="stem",
+    ),
+}  # fmt: skip

@@ -5,10 +5,13 @@ Masks are exact, in Label Studio's own run lengths.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from xml.sax.saxutils import quoteattr
+
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, row_runs, shortest_score
+from segray.analytics.export.writer import ExportedImage, JsonArray, Settings, printable, row_runs, shortest_score
 from segray.instances import image_id
 
 # Numbers of bits for the length of a run.
@@ -18,10 +21,11 @@ _BRUSH_SIZES = (3, 4, 8, 16)
 class LabelStudio:
     """A writer of Label Studio's tasks: an array with brush strokes as predictions.
 
-    The labelling configuration needs <Image name="image" value="$image"/> and <BrushLabels name="mask" toName="image">.
+    The companion is the labelling configuration of a project that shows the tasks.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._array, self._images_only = JsonArray(settings.out), settings.images_only
 
     def add(self, image: ExportedImage) -> None:
@@ -50,6 +54,16 @@ class LabelStudio:
 
     def close(self) -> None:
         self._array.close()
+        if self._settings.companion is not None:
+            names = [name for _, name in sorted(self._settings.classes.items())]
+            self._settings.companion.write_text(labelling_configuration(names), encoding="utf-8")
+
+
+def labelling_configuration(class_names: Iterable[str]) -> str:
+    """Return the labelling configuration of a project with these classes, as XML."""
+    labels = [f"    <Label value={quoteattr(printable(name))}/>" for name in class_names]
+    image, masks = '<Image name="image" value="$image" zoom="true"/>', '<BrushLabels name="mask" toName="image">'
+    return "\n".join(["<View>", f"  {image}", f"  {masks}", *labels, "  </BrushLabels>", "</View>", ""])
 
 
 def encode_brush(runs: NDArray[np.int64]) -> NDArray[np.uint8]:

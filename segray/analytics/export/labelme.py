@@ -45,7 +45,9 @@ class Labelme:
             "imageHeight": height,
             "imageWidth": width,
         }
-        write_new_file(self._settings.out / image.file_with_extension(".json"), json.dumps(content, indent=1).encode())
+        write_new_file(
+            self._settings.out / image.file_with_extension(".json"), json.dumps(content, indent=1).encode(), image.key
+        )
 
     def close(self) -> None:
         return None

@@ -6,6 +6,7 @@ This module knows where an exported image lies and how a new file is written. Th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,10 +17,9 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.analytics.export import polygons
+from segray.analytics.export.names import is_image_name, path_of_key, without_image_extension
 from segray.errors import UserError
-from segray.instances import image_id
 from segray.label_set.schema import BBOX
-from segray.sources.listing import IMAGE_EXTENSIONS
 
 Row = dict[str, Any]
 _LOSS_SAMPLED = 1000  # Instances whose polygons are drawn to measure the IoU.
@@ -34,7 +34,8 @@ class ExportedImage:
     """One image and its instances, as the tables have them.
 
     id: number in the export, or id of the image in a COCO truth. size_hw: height and width, in pixels.
-    extension: extension of the exported file, where the key has none.
+    name: path below a folder; None for the path of the key. extension: extension of the exported file, where the key
+    has none.
     """
 
     id: int
@@ -43,25 +44,19 @@ class ExportedImage:
     size_hw: tuple[int, int]
     rows: Sequence[Row]
     extension: str = ""
+    name: PurePosixPath | None = None
 
     @property
     def file(self) -> PurePosixPath:
-        """Return the path below a folder: the key, or a name from the image id if the key leaves the folder."""
-        path = PurePosixPath(self.key)
-        if "://" in self.key or path.is_absolute() or ".." in path.parts or not path.name:
-            path = PurePosixPath(f"{image_id(self.key)}{path.suffix if _is_image(path) else ''}")
-        return PurePosixPath(f"{path}{self.extension}")
+        """Return the path below a folder."""
+        return PurePosixPath(f"{self.name or path_of_key(self.key)}{self.extension}")
 
     def file_with_extension(self, extension: str) -> PurePosixPath:
         """Return the path of a file that describes the image: the path of the image with another extension.
 
         Only the extension of an image file is replaced. The key of a video frame may end in other text after a dot.
         """
-        return self.file.with_suffix(extension) if _is_image(self.file) else PurePosixPath(f"{self.file}{extension}")
-
-
-def _is_image(path: PurePosixPath) -> bool:
-    return path.suffix[1:].lower() in IMAGE_EXTENSIONS
+        return PurePosixPath(f"{without_image_extension(self.file)}{extension}")
 
 
 @dataclass
@@ -97,7 +92,7 @@ class Settings:
     out: file or folder to write. classes: name by category id. tolerance_px: largest distance of polygons from the
     mask. polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where
     images are not copied. loss: receives the IoU of polygons with their masks. images_only: the file has no labels, and
-    does not state that an image is empty.
+    does not state that an image is empty. companion: second file of a format that has two; None for other formats.
     """
 
     out: Path
@@ -107,6 +102,7 @@ class Settings:
     read: Callable[[str], bytes] | None = None
     loss: PolygonLoss = field(default_factory=PolygonLoss)
     images_only: bool = False
+    companion: Path | None = None
 
 
 class ExportWriter(Protocol):
@@ -139,24 +135,29 @@ def with_image_file(image: ExportedImage, settings: Settings, folder: str = "") 
     if settings.read is None:
         return image
     data = settings.read(image.uri)
-    if not _is_image(image.file):
+    if not is_image_name(image.file):
         extensions = (extension for magic, extension in _EXTENSIONS.items() if data.startswith(magic))
         image = replace(image, extension=next(extensions, ""))
-    write_new_file(settings.out / folder / image.file, data)
+    write_new_file(settings.out / folder / image.file, data, image.key)
     return image
 
 
-def write_new_file(path: Path, data: bytes) -> None:
-    """Write a file of the export. Raise UserError if the file exists, because two keys would share one file."""
+def write_new_file(path: Path, data: bytes, key: str) -> None:
+    """Write a new file of the image with this key. Raise UserError if another image has the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
             file.write(data)
     except FileExistsError as error:
         raise UserError(
-            "two images would be written to one file", where=str(path),
-            hint="Choose images whose names differ in more than their extension, or choose another format with `--to`.",
+            "two images would be written to one file", where=str(path), found=f"{key}, and an image of this name",
+            hint="Export the two images one by one with `--where`, or choose another format with `--to`.",
         ) from error  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """Replace each character that XML cannot hold."""
+    return re.sub(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def box_xywh(row: Row) -> list[float]:

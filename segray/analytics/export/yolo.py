@@ -29,7 +29,9 @@ class Yolo:
                 self._settings.loss.add([ring], row, image.size_hw)
                 coordinates = " ".join(f"{value:.6g}" for value in (ring / [width, height]).ravel())
                 lines.append(f"{self._class_numbers[row['class_id']]} {coordinates}\n")
-        write_new_file(self._settings.out / "labels" / image.file_with_extension(".txt"), "".join(lines).encode())
+        write_new_file(
+            self._settings.out / "labels" / image.file_with_extension(".txt"), "".join(lines).encode(), image.key
+        )
 
     def close(self) -> None:
         names = [self._settings.classes[category] for category in self._class_numbers]

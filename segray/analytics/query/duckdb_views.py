@@ -16,7 +16,6 @@ from segray.analytics.query import arrow_masks
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
-from segray.models.coco_labels import slug
 from segray.storage.uris import PathOrUrl
 
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
@@ -85,7 +84,7 @@ def connect() -> Any:
 def classes(state: Snapshot) -> pa.Table:
     """Return the class list as a table: class_id, class_name and class, the partition."""
     names = list(state.classes.values())
-    columns = {"class_id": list(state.classes), "class_name": names, "class": [slug(name) for name in names]}
+    columns = {"class_id": list(state.classes), "class_name": names, "class": list(state.partitions.values())}
     fields = [("class_id", pa.int32()), ("class_name", pa.string()), ("class", pa.string())]
     return pa.table(columns, schema=pa.schema(fields))
 

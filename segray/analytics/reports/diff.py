@@ -30,11 +30,11 @@ from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import contact_sheet
 from segray.errors import UserError
 from segray.label_set import snapshot
+from segray.label_set.class_names import find_class, folded
 from segray.label_set.run_records import source_store
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.masks import _kernels_many
-from segray.models.coco_labels import slug
 from segray.sources.reader import by_uri
 from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_path
@@ -158,7 +158,7 @@ def diff(
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
     )
-    _check_classes(gates, states)
+    gates = [_with_class_name(gate, states) for gate in gates]
     counts = _DifferenceCounts(most)
     for key_range in key_ranges.cut(*states):
         _compare(states, key_range, min_score, counts, both_labelled)
@@ -191,9 +191,9 @@ _DRIFTS = ("class_drift", "score_drift")
 class Gate:
     """A condition that fails a comparison, such as `lost>2%`, `changed[person]>=50` or `score_drift>0.1`.
 
-    A gate names a class by its name or its slug. A percentage of instances refers to A's instances (of that class). A
-    percentage of images refers to the compared images. `changed` counts all kinds except kept. A gate on a drift
-    compares the effect.
+    A gate names a class by its name, its partition value, or its name in other case. A percentage of instances refers
+    to A's instances (of that class). A percentage of images refers to the compared images. `changed` counts all kinds
+    except kept. A gate on a drift compares the effect.
     """
 
     text: str
@@ -226,7 +226,7 @@ class Gate:
         else:
             kinds = Counter[str]()
             for name, of_class in difference.by_class.items():
-                if self.class_name is None or slug(name) == slug(self.class_name):
+                if self.class_name in (None, name):
                     kinds.update(of_class)
             counted = KINDS[1:] if self.quantity == "changed" else (self.quantity,)
             value = sum(kinds[kind] for kind in counted)
@@ -237,16 +237,20 @@ class Gate:
         return self.compare(value, self.limit)
 
 
-def _check_classes(gates: Sequence[Gate], states: Sequence[Snapshot]) -> None:
-    """Raise UserError for a gate on an unknown class, which would never fail."""
-    names = {slug(name): name for state in states for name in state.classes.values()}
-    for gate in gates:
-        if gate.class_name is not None and names and slug(gate.class_name) not in names:
-            similar = difflib.get_close_matches(slug(gate.class_name), names) or sorted(names)[:10]
-            raise UserError(
-                "neither label set has the class of this gate", found=gate.text,
-                hint=f"Name a class of the label sets, such as {', '.join(names[name] for name in similar)}.",
-            )  # fmt: skip
+def _with_class_name(gate: Gate, states: Sequence[Snapshot]) -> Gate:
+    """Return the gate with the class's own name. Raise UserError for an unknown class, which would never fail."""
+    if gate.class_name is None or not any(state.classes for state in states):
+        return gate
+    for state in states:
+        class_id = find_class(gate.class_name, state.classes, state.partitions)
+        if class_id is not None:
+            return replace(gate, class_name=state.classes[class_id])
+    names = {folded(name): name for state in states for name in state.classes.values()}
+    similar = difflib.get_close_matches(folded(gate.class_name), names) or sorted(names)[:10]
+    raise UserError(
+        "neither label set has the class of this gate", found=gate.text,
+        hint=f"Name a class of the label sets, such as {', '.join(names[name] for name in similar)}.",
+    )  # fmt: skip
 
 
 # ---- range by range -------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from segray import rle
 from segray.analytics.evaluation import ground_truth
 from segray.analytics.review.sampling import SelectedImage
 from segray.errors import SourceError
-from segray.models.coco_labels import slug
+from segray.label_set.class_names import find_class
 
 Row = dict[str, Any]
 # Category id and RLE counts of each object of an image.
@@ -59,13 +60,11 @@ def read(
         SourceError: The file has another format, no image, images outside the selection, unknown classes, or shapes
             that are no masks. Images of the selection are missing or unfinished.
     """
-    by_name = {name: image for image in selected for name in (image.uri, image.file, image.key)}
-    ids = {slug(name): number for number, name in sorted(classes.items(), reverse=True)}
-    ids |= {name: number for number, name in classes.items()}
+    image_of = _finder(selected)
     objects: dict[str, Objects] = {}
     seen = set[str]()
     for task in _read_tasks(path):
-        image = by_name.get(task.name)
+        image = image_of(task.name)
         if image is None:
             raise SourceError(
                 "the corrections have an image outside the selection", where=str(path), found=task.name,
@@ -85,7 +84,7 @@ def read(
                 found=f"{task.size_hw[1]}x{task.size_hw[0]}, labelled as {image.size_hw[1]}x{image.size_hw[0]}",
                 hint="Give the tool the image file that was labelled.",
             )  # fmt: skip
-        shapes = [(_class_id(label, ids, task.name, path), counts) for label, counts in task.shapes]
+        shapes = [(_class_id(label, classes, task.name, path), counts) for label, counts in task.shapes]
         objects[image.key] = [(class_id, counts) for class_id, counts in shapes if rle.area(counts)]
     if not seen:
         raise SourceError("the corrections have no images", where=str(path), hint="Export the tasks again.")
@@ -99,14 +98,32 @@ def read(
     return dict(sorted(objects.items()))
 
 
+def _finder(selected: Sequence[SelectedImage]) -> Callable[[str], SelectedImage | None]:
+    """Return a function that finds the image with a name: its key, its name in exports, or its URI.
+
+    A name in another composition of Unicode (macOS decomposes names) is found where it can mean one image alone.
+    """
+    by_name = {name: image for image in selected for name in (image.uri, image.file, image.key)}
+    composed: dict[str, set[str]] = {}
+    for name, image in by_name.items():
+        composed.setdefault(unicodedata.normalize("NFC", name), set()).add(image.key)
+    by_key = {image.key: image for image in selected}
+
+    def find(name: str) -> SelectedImage | None:
+        keys = composed.get(unicodedata.normalize("NFC", name), set())
+        return by_name.get(name) or (by_key[next(iter(keys))] if len(keys) == 1 else None)
+
+    return find
+
+
 def marks_done_images(path: Path) -> bool:
     """Return whether a file says which of its images are done. Only Label Studio's list of tasks does so."""
     with path.open(encoding="utf-8-sig") as file:
         return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
 
 
-def _class_id(label: str, ids: Mapping[str, int], name: str, path: Path) -> int:
-    class_id = ids.get(label, ids.get(slug(label)))
+def _class_id(label: str, classes: Mapping[int, str], name: str, path: Path) -> int:
+    class_id = find_class(label, classes)
     if class_id is None:
         raise SourceError(
             "the corrections have a class that the labels' model lacks", where=f"{name} in {path}", found=label,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,11 +230,15 @@ def _check_options(take: Mapping[str, int], against: str | None, to: str | None,
 
 def _check_unique_file_names(selected: Sequence[SelectedImage]) -> None:
     """Raise UserError if two images have one name in an export. Corrections refer to images by this name."""
-    names = Counter(image.file for image in selected)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        hint = "Select other images, for example with another --seed."
-        raise UserError("two selected images have one name in an export", found=str(PurePosixPath(twice[0])), hint=hint)
+    keys: dict[str, str] = {}
+    for image in selected:
+        if image.file in keys:
+            raise UserError(
+                "two selected images have one name in an export", where=image.file,
+                found=f"{keys[image.file]} and {image.key}",
+                hint="Select other images, for example with another --seed.",
+            )  # fmt: skip
+        keys[image.file] = image.key
 
 
 def _selected_images(state: Snapshot, reasons: Mapping[str, Mapping[str, str]]) -> list[SelectedImage]:

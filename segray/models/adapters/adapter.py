@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.errors import ConfigError, ModelError
 from segray.instances import Instances
-from segray.models.coco_labels import slug
 
 Nms = Literal["per_class", "fast", "cross_class"]
 Paste = Literal["tile", "reframe"]
@@ -116,14 +115,24 @@ class ModelAdapter(ABC):
         """
 
     def with_labels(self, labels: Mapping[int, str]) -> Self:
-        """Return the adapter with other classes, category id -> name; raise ConfigError for a name without a slug."""
-        if nameless := [name for name in labels.values() if not slug(name)]:
-            hint = "Use at least one of a-z and 0-9 in each name: the name becomes a folder."
+        """Return the adapter with other classes, category id -> name.
+
+        Raise ConfigError for an empty name, for a name that no file can hold, and for two classes of one name.
+        """
+        names = list(labels.values())
+        if unusable := [name for name in names if not name or name.encode("utf-8", "replace").decode() != name]:
             raise ConfigError(
-                "A class name has no letter a-z and no digit.",
+                "A class name is empty, or has characters that UTF-8 does not have.",
                 where="model.labels",
-                found=repr(nameless[0]),
-                hint=hint,
+                found=repr(unusable[0]),
+                hint="Give each class in `model.labels` a name of at least one character.",
+            )
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                "Two classes have the same name.",
+                where="model.labels",
+                found=f"{repeated[0]!r} of categories {', '.join(str(i) for i in labels if labels[i] == repeated[0])}",
+                hint="Give each class in `model.labels` a name of its own.",
             )
         return replace(self, labels=dict(sorted(labels.items())))
 
