@@ -46,6 +46,13 @@ _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _parse_depth(value: object) -> object:
+    """Return the bits of 16-bit samples: "auto", or a whole number."""
+    if value == "auto" or (type(value) is int and 8 <= value <= 16):
+        return value
+    raise PydanticCustomError("bit_depth", "not auto, nor a whole number from 8 to 16")
+
+
 def _parse_duration(value: object) -> float:
     try:
         return _dates.parse_duration(value)
@@ -194,7 +201,7 @@ class ImageSettings(_Section):
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     max_side_px: int = Field(default=DEFAULT_LIMITS.max_side_px, ge=1)
-    bit_depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = DEFAULT_LIMITS.bit_depth
+    bit_depth: Annotated[Any, BeforeValidator(_parse_depth)] = DEFAULT_LIMITS.bit_depth
     timeout_s: float = Field(default=120, gt=0)
 
 

@@ -258,3 +258,11 @@ def test_a_duration_is_seconds_or_a_number_with_a_unit(value: Any, seconds: floa
 def test_the_digest_follows_the_values() -> None:
     one, same = config.validate(MINIMAL, ""), config.validate(dict(MINIMAL), "")
     assert one.digest() == same.digest() != config.validate({**MINIMAL, "unit_images": 5}, "").digest()
+
+
+@pytest.mark.parametrize("text", ["7", "17", "twelve", "true", "null", "12.5"])
+def test_a_bit_depth_is_auto_or_8_to_16(text: str) -> None:
+    assert config.validate(MINIMAL, "", ["image.bit_depth=12"]).image.bit_depth == 12
+    assert config.validate(MINIMAL, "").image.bit_depth == "auto"
+    with pytest.raises(ConfigError, match=r"image\.bit_depth: not auto, nor a whole number from 8 to 16"):
+        config.validate(MINIMAL, "", [f"image.bit_depth={text}"])

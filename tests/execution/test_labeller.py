@@ -23,6 +23,7 @@ from segray._system.memory import MemoryBudget
 from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
+from segray.execution.progress import Counters
 from segray.execution.staging import drop_invalid_rows, stage_failure
 from segray.execution.worker_spec import WorkerSpec, build, options_of
 from segray.imaging.tiling import TilingOptions
@@ -268,6 +269,21 @@ def test_rows_that_the_table_cannot_hold_are_dropped_and_counted() -> None:
     kept, dropped = drop_invalid_rows(found, LABELS)
     assert len(kept) == 1
     assert dropped == {"empty_mask": 1, "empty_box": 1, "unnamed_class": 1}
+
+
+def test_pictures_of_12_bits_in_16_have_things_and_are_counted(tmp_path: Path) -> None:
+    bright = np.full((6, 8), 4000, np.uint16)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", bright)[1].tobytes())
+    (tmp_path / "c.png").write_bytes(cv2.imencode(".png", bright * 16)[1].tobytes())
+    refs = [ImageRef(name, str(tmp_path / name), "1", 100) for name in ("a.png", "b.png", "c.png")]
+    (report,) = labeller(tmp_path / "staged").label(Task(0, 0, 3), refs).staged
+    assert report.ok == 3
+    assert report.guessed_depths == {12: 2}
+    counters = Counters()
+    counters.add(report)
+    counters.add(replace(report, guessed_depths={10: 1, 12: 1}))
+    assert counters.guessed_depths == {10: 1, 12: 3}
 
 
 def test_an_image_that_no_worker_survived_is_a_failed_row(tmp_path: Path) -> None:
