@@ -504,7 +504,8 @@ def _advice_on_failed(context: RunContext, failed: pa.Table) -> str:
     sentences = [f"Failed: {stages}. To label failed images again: --retry-failed [STAGE...], or source.failed=retry"]
     raised = failed_rows.raised_limits(failed, config.image.model_dump(), image_settings)
     for name, (old, new, images) in raised.items():
-        sentences.append(f"image.{name} was raised since, from {old} to {new}; images that it had refused: {images}")
+        what = f"image.{name} was raised since, from {old} to {new}"
+        sentences.append(f"{what}; images that it refused and that may fit now: {images}")
     unreachable = failed.filter(pa.array(failed_rows.is_unreachable(failed)))
     if len(unreachable) and config.source.retry_unreachable_after is not None:
         oldest: datetime = pc.min(unreachable["labelled_at"]).as_py()

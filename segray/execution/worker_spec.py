@@ -18,6 +18,7 @@ from pathlib import Path
 
 import segray
 from segray import config
+from segray._system import memory
 from segray.errors import ConfigError, ModelError, SourceError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
@@ -70,8 +71,10 @@ def prepared_process() -> Iterator[None]:
     """Set the process-wide state that labelling needs, and restore the former state after the block.
 
     OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of broken files name the error. Memory of large pictures is returned.
+    about broken files to stderr, since the rows of broken files name the error. Memory of pictures is returned; malloc
+    keeps that setting after the block.
     """
+    memory.return_large_blocks()
     threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -99,7 +99,8 @@ def decode_ccitt(layout: TiffLayout, rows: int, data: bytes) -> Block:
     }
     decode = codecs[layout.compression]
     pixels = decode(data)
-    if any(not np.array_equal(pixels, decode(data + filling)) for filling in _CCITT_FILLINGS):
+    fillings = _CCITT_FILLINGS[:1] if layout.compression == 4 else _CCITT_FILLINGS  # G4 rows depend on all before.
+    if any(not np.array_equal(pixels, decode(data + filling)) for filling in fillings):
         raise EOFError("a block of CCITT rows ends early")
     if layout.compression == 3:
         row_ends = bin(int.from_bytes(data, "big")).count(_CCITT_ROW_END)

@@ -1,7 +1,7 @@
 """Decoding of an image file's bytes to upright RGB pixels.
 
-This module knows the decoders and how odd files become RGB. It keeps no state, so any number of threads may decode at
-once; all libraries release the GIL while they decode.
+This module knows the decoders and how odd files become RGB. Any number of threads may decode at once. All libraries
+release the GIL while they decode.
 
 OpenCV decodes plain JPEG and PNG files, imagecodecs other PNGs and rare kinds of JPEG, tifffile TIFFs, Pillow all other
 files. Profiles, texts and thumbnails reach none of them: they may unpack to far more than the file's size.
@@ -59,6 +59,9 @@ _AHEAD = b"\xff\0" * 8
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
 _FILLINGS = (b"\xff\0", b"\0", b"\xaa", b"\x55")
 _FILLING_BYTES = 64
+# Buffers that no decode uses, at most as many as decodes have run at a time.
+_BUFFER_BYTES = 4 * 2**20
+_buffers: list[bytearray] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,12 +246,33 @@ def _whole_jpeg(
         return _jpeg_pixels(data, header, limits, reduction)
     scans = memoryview(data)[: frame.scan_end]
     if frame.has_end:
-        try:
-            return _jpeg_pixels(b"".join((scans, _AHEAD)), header, limits, reduction)
-        except OSError as error:
-            raise ImageError("truncated: the JPEG's scan ends early") from error
+        with _followed_by(scans, _AHEAD) as file:
+            try:
+                return _jpeg_pixels(file, header, limits, reduction)
+            except OSError as error:
+                raise ImageError("truncated: the JPEG's scan ends early") from error
     pixels = _same_with_any_filling(data, frame, lambda data: _jpeg_pixels(data, header, limits, 1)[0])
     return pixels, 1
+
+
+@contextmanager
+def _followed_by(data: memoryview, tail: bytes) -> Iterator[memoryview]:
+    """Yield the data and other bytes behind it, valid in the block only.
+
+    Files of usual sizes are copied to a buffer that decodes have used before. New memory would cost more than the copy.
+    """
+    size = len(data) + len(tail)
+    try:
+        buffer = bytearray(size) if size > _BUFFER_BYTES else _buffers.pop()
+    except IndexError:
+        buffer = bytearray(_BUFFER_BYTES)
+    try:
+        with memoryview(buffer)[:size] as view:
+            view[: len(data)], view[len(data) :] = data, tail
+            yield view
+    finally:
+        if size <= _BUFFER_BYTES:
+            _buffers.append(buffer)
 
 
 def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
@@ -268,12 +292,12 @@ def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[byte
     return whole
 
 
-def _jpeg_pixels(data: bytes, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
+def _jpeg_pixels(data: bytes | memoryview, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
     pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
-    return (_decode_by_pillow(data, header, limits).pixels, 1) if pixels is None else (pixels, reduction)
+    return (_decode_by_pillow(bytes(data), header, limits).pixels, 1) if pixels is None else (pixels, reduction)
 
 
-def _decode_by_opencv(data: bytes, header: Header, reduction: int = 1) -> Pixels | None:
+def _decode_by_opencv(data: bytes | memoryview, header: Header, reduction: int = 1) -> Pixels | None:
     """Return the stored pixels in RGB, or None if OpenCV fails. Another decoder then decodes or gives a reason."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -177,7 +177,7 @@ _LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 _EXIF_SIGNATURE = b"Exif\0\0"
 _COEFFICIENT_BYTES = 2
-_COEFFICIENTS = frozenset(range(64))
+_ALL_COEFFICIENTS = (1 << 64) - 1
 
 
 def _jpeg(data: bytes) -> Header:
@@ -185,7 +185,7 @@ def _jpeg(data: bytes) -> Header:
     coefficients_per_pixel = 0.0
     exif = b""
     scans, components = 0, b""
-    sent, refined = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
+    sent, refined = defaultdict[int, int](int), defaultdict[int, int](int)
     marker, end, is_ended = 0, len(data), False
     for marker, start, stop in _jpeg_segments(data):
         if marker == _EOI:
@@ -212,7 +212,7 @@ def _jpeg(data: bytes) -> Header:
         raise ImageError(f"corrupt JPEG: {scans} scans, more than {_MAX_SCANS}")
     marker, bits, height, width, channels = frame
     complete = sent if is_ended else refined
-    if marker in _SPECTRAL and any(complete[component] != _COEFFICIENTS for component in components[::3]):
+    if marker in _SPECTRAL and any(complete[component] != _ALL_COEFFICIENTS for component in components[::3]):
         raise ImageError("truncated: the JPEG lacks scans", found=f"{scans} scans")
     kind = JpegFrame(marker, bits, channels, scans, end, is_ended)
     if marker == _JPEG_LS:
@@ -232,17 +232,18 @@ def _jpeg(data: bytes) -> Header:
     return Header("JPEG", width, height, orientation(exif), plain, held, copied_bytes, jpeg=kind)
 
 
-def _add_sent_coefficients(scan: bytes, sent: dict[int, set[int]], refined: dict[int, set[int]]) -> None:
-    """Add the coefficients that a scan sends to those of its components (B.2.3).
+def _add_sent_coefficients(scan: bytes, sent: dict[int, int], refined: dict[int, int]) -> None:
+    """Add the coefficients that a scan sends to those of its components, as bits of an integer (B.2.3).
 
     refined: receives the coefficients that the scan sends to their last bit.
     """
     count = scan[0]
     first, last, bits_left = scan[1 + 2 * count], min(scan[2 + 2 * count], 63), scan[3 + 2 * count] & 15
+    coefficients = (1 << max(0, last + 1 - first)) - 1 << first
     for component in scan[1 : 1 + 2 * count : 2]:
-        sent[component].update(range(first, last + 1))
+        sent[component] |= coefficients
         if not bits_left:
-            refined[component].update(range(first, last + 1))
+            refined[component] |= coefficients
 
 
 def _jpeg_coefficients_per_pixel(components: bytes) -> float:

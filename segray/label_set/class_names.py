@@ -81,7 +81,7 @@ def _folder_name(value: str) -> str:
 
 def folded(name: str) -> str:
     """Return a name without the differences that people overlook: case, composition, and _ or - in place of a space."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip() or name
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name).casefold()).strip() or name
 
 
 def find_class(text: str, names: Mapping[int, str], values: Mapping[int, str] | None = None) -> int | None:

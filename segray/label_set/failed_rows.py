@@ -26,7 +26,13 @@ _IS_FAILED = pc.field("status") == "failed"
 # The messages of images that are over a limit name the limit's key.
 LIMITS = ("max_bytes", "max_pixels", "max_side_px")
 _COLUMNS = ("image_key", "version", "batch", "stage", "error", "run_id", "labelled_at")
-ROWS = pa.schema([schema.IMAGES.field(name) for name in _COLUMNS] + [pa.field(name, pa.bool_()) for name in LIMITS])
+# The messages of refused images begin with the image's size, WIDTHxHEIGHT, if it was known.
+_SIZE = r"^(?P<width>\d{1,9})x(?P<height>\d{1,9})\b"
+ROWS = pa.schema(
+    [schema.IMAGES.field(name) for name in _COLUMNS]
+    + [pa.field(name, pa.bool_()) for name in LIMITS]
+    + [pa.field("width", pa.int64()), pa.field("height", pa.int64())]
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,17 @@ class RetryRule:
 
 
 def read(images: ds.Dataset) -> pa.Table:
-    """Return the failed rows of the table `images` as ROWS: max_bytes and so on say which limit refused the image.
+    """Return the failed rows of the table `images` as ROWS.
 
+    max_bytes and so on say which limit refused the image. width and height are the image's, null where unknown.
     A table without failed rows costs the reading of one column.
     """
     if not images.count_rows(filter=_IS_FAILED):
         return ROWS.empty_table()
     columns = {name: pc.field(name) for name in _COLUMNS}
     columns |= {name: pc.match_substring(pc.field("message"), f"image.{name}") for name in LIMITS}
+    size = pc.extract_regex(pc.field("message"), pattern=_SIZE)
+    columns |= {side: pc.struct_field(size, side) for side in ("width", "height")}
     return images.to_table(columns, filter=_IS_FAILED).cast(ROWS)
 
 
@@ -90,6 +99,8 @@ def raised_limits(
 ) -> dict[str, tuple[int, int, int]]:
     """Return the limits that refused images and were raised since: old limit, new limit and number of images, by key.
 
+    An image whose known size is over the limit of today does not count.
+
     Args:
         rows: Failed rows, as `read` returns them.
         limits: The limits of today: max_bytes, max_pixels and max_side_px.
@@ -97,13 +108,21 @@ def raised_limits(
     """
     raised: dict[str, tuple[int, int, int]] = {}
     for name in LIMITS:
-        of_limit = rows.filter(pc.fill_null(rows[name], False))
+        of_limit = rows.filter(pc.and_(pc.fill_null(rows[name], False), _is_within(rows, name, limits[name])))
         for entry in pc.value_counts(of_limit["run_id"]).to_pylist():
             before = config_of(entry["values"]).get(name)
             if before is not None and before < limits[name]:
                 lowest, _, images = raised.get(name, (before, 0, 0))
                 raised[name] = min(lowest, before), limits[name], images + entry["counts"]
     return raised
+
+
+def _is_within(rows: pa.Table, name: str, limit: int) -> pa.ChunkedArray:
+    """Return which images are within a limit, as far as their size is known."""
+    if name == "max_bytes":  # No more of a file is read than the limit, so its size is unknown.
+        return pa.chunked_array([pa.repeat(True, len(rows))])
+    measure = pc.multiply if name == "max_pixels" else pc.max_element_wise
+    return pc.fill_null(pc.less_equal(measure(rows["width"], rows["height"]), limit), True)
 
 
 def _labelled_before(rows: pa.Table, moment: datetime) -> NDArray[np.bool_]:

@@ -24,8 +24,8 @@ for any number of folders. A wildcard never matches a leading dot. A file, folde
 literally, even with wildcard characters. Relative URIs in a manifest start at the manifest's folder.
 
 An entry that cannot be listed is left out, and PassedOver names it. PassedOver also counts the files of a folder that
-are not taken. A file whose name is not UTF-8, and a container
-that storage refuses while others can be read, become one unreadable reference. The files of the label set are left out.
+are not taken. A file whose name is not UTF-8, and a container that storage refuses while others can be read, become one
+unreadable reference. The files of the label set are left out.
 """
 
 from __future__ import annotations
@@ -358,7 +358,9 @@ class _DatasetReader:
         if any_image:
             self._tell_passed_over(passed_over.by_kind)
             return
-        containers = self._without_stray_tables(list(self._without_program_text(containers)))
+        if any(extension(entry.key) == "ts" for entry in containers):
+            containers = list(self._without_program_text(containers))
+        containers = self._without_stray_tables(containers)
         kinds = {_CONTAINER_OF[extension(entry.key)] for entry in containers}
         if len(kinds) == 1:
             yield from self._open_containers(iter(containers))
@@ -375,16 +377,21 @@ class _DatasetReader:
 
     def _without_program_text(self, containers: list[ListedObject]) -> Iterator[ListedObject]:
         """Yield the containers without .ts files that are no videos, but TypeScript."""
-        for entry in containers:
-            if extension(entry.key) == "ts":
-                try:
-                    start = self._store.read_range(entry.uri, 0, video.TS_START_BYTES)
-                except (AccessError, FileNotFoundError):
-                    start = b"G"  # Told when the file is opened, with the other files.
-                if not video.is_transport_stream(start):
-                    self._passed_over.add(entry.key, "not a video")
-                    continue
-            yield entry
+        may_be_video = bounded_map(self._may_be_video, containers, lambda entry: video.TS_START_BYTES)
+        for entry, is_kept in zip(containers, may_be_video, strict=True):
+            if is_kept:
+                yield entry
+            else:
+                self._passed_over.add(entry.key, "not a video")
+
+    def _may_be_video(self, entry: ListedObject) -> bool:
+        """Return False for a .ts file that is no video, True for any other file."""
+        if extension(entry.key) != "ts":
+            return True
+        try:
+            return video.is_transport_stream(self._store.read_range(entry.uri, 0, video.TS_START_BYTES))
+        except (AccessError, FileNotFoundError):
+            return True  # Told when the file is opened, with the other files.
 
     def _tell_passed_over(self, counts: Mapping[str, int]) -> None:
         """Tell the numbers of files that are left out by kind, and the setting that takes them."""
@@ -456,7 +463,7 @@ class _DatasetReader:
                 "No file of these names",
                 where=uri,
                 found=f"{len(entries):,} names, such as {uris[0]}",
-                hint="correct the braces in source.uri",
+                hint="correct the braces in source.uri; for folders add a pattern, as in {train,val}/**/*.jpg",
             )
         return iter(sorted(entries, key=lambda entry: entry.key))
 

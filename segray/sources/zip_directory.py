@@ -172,11 +172,11 @@ def _entries_of(file: IO[bytes], directory: _Directory, unread: list[str]) -> It
     data = _read(file, directory.start, directory.size_bytes)
     at = count = 0
     while at < len(data):
-        record = data[at : at + _ENTRY.size]
-        if len(record) < _ENTRY.size or record[:4] != b"PK\1\2":
+        if at + _ENTRY.size > len(data) or data[at : at + 4] != b"PK\1\2":
             unread.append(f"the directory is broken at byte {directory.start + at}; later members are unknown")
             return
-        name_bytes, extra_bytes, comment_bytes = _ENTRY.unpack(record)[10:13]
+        record = _ENTRY.unpack_from(data, at)
+        name_bytes, extra_bytes, comment_bytes = record[10:13]
         at += _ENTRY.size
         name, extra = data[at : at + name_bytes], data[at + name_bytes : at + name_bytes + extra_bytes]
         at += name_bytes + extra_bytes + comment_bytes
@@ -189,9 +189,9 @@ def _entries_of(file: IO[bytes], directory: _Directory, unread: list[str]) -> It
         unread.append(f"the directory at byte {directory.start} has {count} of {directory.members} members")
 
 
-def _entry(record: bytes, name: bytes, extra: bytes, base: int) -> Entry:
-    _, _, _, flags, method, _, _, crc, stored, size, *_, mode, offset = _ENTRY.unpack(record)
-    fields = _extra_fields(extra)
+def _entry(record: tuple[int, ...], name: bytes, extra: bytes, base: int) -> Entry:
+    _, _, _, flags, method, _, _, crc, stored, size, _, _, _, _, _, mode, offset = record
+    fields = _extra_fields(extra) if extra else {}
     fault = ""
     if _FULL_32 in (stored, size, offset):
         large = iter(struct.iter_unpack("<Q", fields.get(_ZIP64_FIELD, b"")[: len(fields.get(_ZIP64_FIELD, b"")) & ~7]))
@@ -220,7 +220,9 @@ def _name(raw: bytes, flags: int, fields: dict[int, bytes]) -> str:
     The name is UTF-8 if its flag says so, if an extra field gives it in UTF-8, or if its bytes are valid UTF-8. Any
     other name is in code page 437, as the format says.
     """
-    if flags & _UTF8_NAME:
+    if raw.isascii() and not fields:
+        name = raw.decode("ascii")
+    elif flags & _UTF8_NAME:
         name = raw.decode("utf-8", "surrogateescape")
     else:
         unicode_path = fields.get(_UNICODE_PATH_FIELD, b"")
@@ -229,7 +231,7 @@ def _name(raw: bytes, flags: int, fields: dict[int, bytes]) -> str:
             name = (unicode_path[5:] if is_valid else raw).decode("utf-8")
         except UnicodeDecodeError:
             name = raw.decode("cp437")
-    return name.partition("\0")[0]
+    return name.partition("\0")[0] if "\0" in name else name
 
 
 def _read(file: IO[bytes], start: int, size: int) -> bytes:

@@ -58,6 +58,32 @@ def test_what_is_held_is_seen() -> None:
     assert int(done.stdout) > 60 * 2**20
 
 
+_FREES = """
+import threading
+import numpy as np
+from segray._system import memory
+memory.return_large_blocks()
+small = []
+def decode():
+    for _ in range(3):
+        for size in range(6, 31, 6):
+            picture = np.ones(size << 20, np.uint8)
+            small.append(bytearray(5000))  # lies behind the picture in the same arena
+            del picture
+before = memory.rss_bytes()
+threads = [threading.Thread(target=decode) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(memory.rss_bytes() - before)
+"""
+
+
+@pytest.mark.integration
+def test_pictures_that_threads_free_go_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", _FREES], check=True, capture_output=True, text=True, timeout=120)
+    assert int(done.stdout) < 20 * 2**20
+
+
 _HELD = """
 import os
 from segray._system import memory

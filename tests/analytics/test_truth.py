@@ -30,6 +30,8 @@ from segray.analytics.export.export import export
 from segray.cli import main
 from segray.errors import SourceError, UserError
 
+pytestmark = pytest.mark.integration  # half a minute in all
+
 Row = dict[str, Any]
 SIZE_HW = (48, 64)
 CLASSES = {38: "kite", 44: "bottle"}
@@ -216,7 +218,7 @@ def test_a_lax_form_is_read_as_the_plain_one(name: str, root: str, usual: Evalua
     result = judged(root, truth, tmp_path)
     assert_equal(result, usual)
     assert result.protocol == "coco"
-    assert ("1 parts of polygons" in " ".join(result.notes)) == (name in LEFT_OUT)
+    assert ("1 part of a polygon" in " ".join(result.notes)) == (name in LEFT_OUT)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -554,7 +556,6 @@ def test_a_renumbered_renamed_and_moved_truth_scores_as_the_plain_one(
     assert result.scores["segm"].ap == pytest.approx(pycocotools_ap(plain(), labels(), "segm"), abs=1e-12)
 
 
-@pytest.mark.integration
 def test_many_objects_renumbered_renamed_and_moved_score_as_before(tmp_path: Path) -> None:
     """Crowds, equal scores, all forms of masks, and more than a hundred detections of a class."""
     content, shown = made(40, seed=4, crowded=True)
@@ -587,6 +588,12 @@ def test_labels_in_folders_are_matched_with_bare_names(usual: Evaluation, tmp_pa
     assert "by the last part of their path, such as x/1.jpg for a/1.jpg" in " ".join(result.notes)
     with pytest.raises(UserError, match="no image in common"):
         judged(root, truth, tmp_path, files_by="key")
+
+
+def test_a_label_set_without_images_is_refused_in_words(tmp_path: Path) -> None:
+    root = label_sets.write(tmp_path / "set", {}, classes=CLASSES)
+    with pytest.raises(UserError, match="no image in common"):
+        judged(root, plain(), tmp_path)
 
 
 def test_names_that_fit_two_images_are_refused(tmp_path: Path) -> None:

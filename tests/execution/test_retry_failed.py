@@ -123,6 +123,19 @@ def rows_of(chosen: config.Config) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def label_until(chosen: config.Config, world: World, *, unit: int, **options: Any) -> None:
+    """Label until a task of this unit starts, and interrupt the command there."""
+
+    def die(task: Task) -> None:
+        if task.unit == unit:
+            raise KeyboardInterrupt
+
+    world.die = die
+    with pytest.raises(Interrupted):
+        run.label(chosen, Notes(), world.start, **options)
+    world.die = lambda task: None
+
+
 def assert_as_fresh(chosen: config.Config, world: World) -> None:
     """Assert that the label set is valid and has the rows of a new label set."""
     fresh = chosen.model_copy(
@@ -181,15 +194,7 @@ def test_a_retry_that_is_interrupted_is_resumed_and_tries_no_image_twice(
     run.label(chosen, Notes(), world.start)
     world.failures = dict.fromkeys(failing, DECODE)
     world.tries.clear()
-
-    def die(task: Task) -> None:
-        if task.unit == killed_at:
-            raise KeyboardInterrupt
-
-    world.die = die
-    with pytest.raises(Interrupted):
-        run.label(chosen, Notes(), world.start, retry_failed=["all"])
-    world.die = lambda task: None
+    label_until(chosen, world, unit=killed_at, retry_failed=["all"])
     again = altered(chosen, failed="retry") if failing else chosen  # The plan alone says what is left.
     run.label(again, Notes(), world.start)
     assert world.tries == {f"{i:02d}.jpg": 1 for i in range(1, 11)}
@@ -198,15 +203,7 @@ def test_a_retry_that_is_interrupted_is_resumed_and_tries_no_image_twice(
 
 def test_a_resumed_run_does_not_hide_the_failures_that_it_had_before(chosen: config.Config) -> None:
     world = World()
-
-    def die(task: Task) -> None:
-        if task.unit == 5:
-            raise KeyboardInterrupt
-
-    world.die = die
-    with pytest.raises(Interrupted):
-        run.label(chosen, Notes(), world.start)
-    world.die = lambda task: None
+    label_until(chosen, world, unit=5)
     world.failures.clear()
     run.label(chosen, Notes(), world.start, retry_failed=["all"])
     assert_as_fresh(chosen, world)
@@ -253,7 +250,7 @@ def test_a_limit_that_was_raised_since_is_named(chosen: config.Config) -> None:
     listener = Notes()
     run.label(chosen.model_copy(update={"image": raised}), listener, World().start)
     assert (
-        "image.max_pixels was raised since, from 200000000 to 700000000; images that it had refused: 1"
+        "image.max_pixels was raised since, from 200000000 to 700000000; images that it refused and that may fit now: 1"
         in listener.notes[-1]
     )
     assert "max_bytes" not in listener.notes[-1]
@@ -278,15 +275,7 @@ def test_a_run_is_judged_by_the_images_that_it_labelled(chosen: config.Config) -
 def test_a_killed_run_is_judged_with_the_images_of_its_first_process(chosen: config.Config) -> None:
     strict = chosen.model_copy(update={"max_failed_fraction": 0.1})
     world = World()
-
-    def die(task: Task) -> None:
-        if task.unit == 5:
-            raise KeyboardInterrupt
-
-    world.die = die
-    with pytest.raises(Interrupted):
-        run.label(strict, Notes(), world.start)
-    world.die = lambda task: None
+    label_until(strict, world, unit=5)
     summary = run.label(strict, Notes(), world.start)
     assert (sum(summary.of_runs.values()), summary.of_runs["failed"], summary.exit_code) == (12, 3, 3)
 

@@ -92,9 +92,22 @@ def test_only_limits_that_were_raised_since_and_refused_an_image_are_named() -> 
         "1": {"max_bytes": 100, "max_pixels": 50, "max_side_px": 9},
         "2": {"max_bytes": 200, "max_pixels": 70, "max_side_px": 8},
     }
-    today = {"max_bytes": 100, "max_pixels": 80, "max_side_px": 9}
+    today = {"max_bytes": 100, "max_pixels": 81, "max_side_px": 9}
     raised = failed_rows.raised_limits(rows, today, lambda run: records.get(run, {}))
-    assert raised == {"max_pixels": (50, 80, 2), "max_side_px": (8, 9, 1)}
+    assert raised == {"max_pixels": (50, 81, 2), "max_side_px": (8, 9, 1)}
+
+
+def test_images_that_are_over_a_raised_limit_too_are_not_counted() -> None:
+    over = "{}x{} = 1 MP is over the limit of 1 MP (image.max_pixels)"
+    side = "{}x{}: a side is over the limit of 8 px (image.max_side_px)"
+    texts = [over.format(9, 9), over.format(10, 10), over.format(10, 11), side.format(9, 1), side.format(1, 11)]
+    texts += ["frames of 9x99 are over image.max_pixels or image.max_side_px", "more than 8 bytes (image.max_bytes)"]
+    rows = read(*(row(str(i), "decode", "ImageError", message=text) for i, text in enumerate(texts)))
+    today = {"max_bytes": 9, "max_pixels": 100, "max_side_px": 10}
+    raised = failed_rows.raised_limits(rows, today, lambda run: dict.fromkeys(today, 8))
+    assert raised == {"max_bytes": (8, 9, 1), "max_pixels": (8, 100, 3), "max_side_px": (8, 10, 2)}
+    too_large = read(row("a", "decode", "ImageError", message=over.format(99, 99)))
+    assert failed_rows.raised_limits(too_large, today, lambda run: dict.fromkeys(today, 8)) == {}
 
 
 def test_stages_are_counted_the_most_common_first() -> None:

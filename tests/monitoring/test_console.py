@@ -41,7 +41,7 @@ def test_plain_progress_is_a_line_now_and_then() -> None:
 def summary(exit_code: int = 0, failed: int = 0) -> Summary:
     failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
     images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}
-    tally = Counters(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4})
+    tally = Counters(ok=8, empty=2, failed=failed, instances=30, dropped={"empty_mask": 4}, guessed_depths={12: 3})
     before = {"decode": 2, "read": 1} if failed else {}
     return Summary("/out", images, {"kite": 30}, tally, 5.0, 4.0, 10, 0, (), failures, exit_code, images, before)
 
@@ -52,6 +52,7 @@ def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
     assert "30 instances of any score\n" in text
     assert "30  kite\n" in text
     assert "dropped: 4 empty_mask" in text
+    assert "3 images as 12 bits; image.bit_depth" in text
     assert "segray.sql(duckdb, '/out')" in text
 
 

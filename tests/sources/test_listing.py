@@ -285,7 +285,7 @@ WORDS = [
 
 @tried(250)
 @given(
-    st.sampled_from(["txt", "csv"]),
+    st.sampled_from(["txt", "csv", "tsv", "jsonl"]),
     st.sampled_from([b"", b"\xef\xbb\xbf", b"uri\n", b"uri,key,version\r\n"]),
     st.lists(st.sampled_from(WORDS), max_size=12).map("".join),
     st.sampled_from(["utf-8", "utf-8", "utf-16", "latin-1"]),

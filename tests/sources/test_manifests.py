@@ -21,6 +21,7 @@ from segray import config
 from segray.errors import SourceError
 from segray.instances import ImageRef
 from segray.sources import listing
+from segray.sources.base_prefix import resolve_base
 from segray.sources.braces import expand, has_braces
 from segray.sources.passed_over import PassedOver
 from segray.storage.store import StorageOptions, Store
@@ -345,7 +346,5 @@ def test_names_in_braces_that_exist_are_names(tmp_path: Path) -> None:
 
 
 def test_keys_of_names_in_braces_start_at_the_base(tmp_path: Path) -> None:
-    from segray.sources.base_prefix import resolve_base
-
     source = config.SourceSettings(uri=f"{tmp_path}/day/{{x,y}}/*.jpg", base=str(tmp_path))
     assert resolve_base(source, Store()).prefix == "day/"

@@ -7,12 +7,12 @@ unless a map says so.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from segray.errors import SourceError, UserError
+from segray.label_set.class_names import folded
 
 CLASSES_BY = ("id", "name")
 _SHOWN = 3
@@ -89,11 +89,6 @@ def match(
     if ignores_names or not labels or (classes_by is None and _ids_agree(rest, labels)):
         return _by_id(rest, labels, mapped, tell=classes_by == "id", where=where)
     return _by_name(rest, used, labels, mapped, chosen=classes_by == "name", allow=allow_other_classes, where=where)
-
-
-def folded(name: str) -> str:
-    """Return a class name without the differences that tools make: case, `_`, `-`, spaces and Unicode form."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 # ---- by id ----------------------------------------------------------------------------------------

@@ -277,21 +277,30 @@ def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protoc
         is_unfinished = run_records.unfinished(store, state.root) is not None
         reason = "the run is not finished" if is_unfinished else "each counts as an image without detections"
         notes.append(f"{missing} images of the truth are not labelled: {reason}")
-    if evaluators.crowds:
+    if crowds := evaluators.crowds:
+        words = _counted(crowds, "annotation of the truth is a crowd", "annotations of the truth are crowds")
         notes.append(
-            f"{evaluators.crowds} annotations of the truth are crowds: detections on them are neither right nor wrong. "
-            "CVAT marks each mask that is no polygon as a crowd; --count-crowds takes crowds for objects"
+            f"{words}: detections on a crowd are neither right nor wrong. CVAT marks each mask that is no polygon as a "
+            "crowd; --count-crowds takes crowds for objects"
         )
     if parts := evaluators.tally.parts_left_out:
-        notes.append(f"{parts} parts of polygons have no area and are left out, such as in {evaluators.tally.example}")
-    if evaluators.sizes_from_labels:
-        notes.append(f"{evaluators.sizes_from_labels} images have no size in the truth: the label set's is taken")
+        words = _counted(
+            parts, "part of a polygon has no area and is left out", "parts of polygons have no area and are left out"
+        )
+        notes.append(f"{words}, such as in {evaluators.tally.example}")
+    if sizes := evaluators.sizes_from_labels:
+        words = _counted(sizes, "image has no size in the truth", "images have no size in the truth")
+        notes.append(f"{words}: the label set's is taken")
     name, score_threshold = state.model.get("name"), state.model.get("score_threshold")
     if rules.cards and score_threshold is not None and float(score_threshold) > 0.05:
         notes.append(f"the cards' figures are of all scores; these labels begin at {float(score_threshold):g}")
     if rules.cards and name not in rules.cards:
         notes.append(f"this protocol is that of {' and '.join(rules.cards)}; the labels are of {name}")
     return notes
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 # ---- one range of keys after another --------------------------------------------------------------

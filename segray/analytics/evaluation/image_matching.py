@@ -89,8 +89,8 @@ def match(
     if common == total > 0:
         return ImageMatch(sampler)
     labelled = _unlisted_images(index, state, first, total)
-    result = _match_others(index, state, store, labelled, files_by) or ImageMatch(sampler)
-    unlisted = labelled.keys
+    matched = _match_others(index, state, store, labelled, files_by) if total else None
+    result, unlisted = matched or ImageMatch(sampler), labelled.keys
     if result.rows is not None:
         is_left = np.ones(len(labelled.keys), np.bool_)
         is_left[result.rows[result.rows >= 0]] = False
@@ -233,8 +233,8 @@ class _Table:
             for form in _forms_of_key(level, key.as_py(), uri.as_py()):
                 hashes.append(key_hash(form))
                 rows.append(row)
-        pairs = np.unique(np.stack([np.array(hashes, np.uint64), np.array(rows, np.uint64)]), axis=1)
-        self._hashes, self._rows = pairs[0].copy(), pairs[1].astype(np.int64)
+        order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
+        self._hashes, self._rows = np.frombuffer(hashes, np.uint64)[order], np.frombuffer(rows, np.int64)[order]
 
     def find(self, names: Sequence[str], urls: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each name, (n,) int64, _NONE or _SEVERAL."""
@@ -246,7 +246,7 @@ class _Table:
         return found
 
     def rows_of(self, name: str, url: str) -> list[int]:
-        """Return two of the rows that fit a name, or fewer."""
+        """Return two of the rows that fit a name, or fewer. A row has each of its forms once."""
         hashes = np.array([key_hash(form) for form in _forms_of_name(self._level, name, url)], np.uint64)
         rows = set[int]()
         for start, value in zip(np.searchsorted(self._hashes, hashes).tolist(), hashes, strict=True):
