@@ -89,7 +89,7 @@ class Azurite:
         self.process.wait(30)
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], within_s: float = 60) -> None:
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], within_s: float = 120) -> None:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and process.poll() is None:
         try:

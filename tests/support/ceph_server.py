@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +145,7 @@ def serve(folder: Path) -> Iterator[Ceph]:
         server.call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, str(folder / "monmap"))
         server.call("ceph-mon", "-i", "a", "--mkfs", "--monmap", str(folder / "monmap"))
         server.run("ceph-mon", "-i", "a", "-f")
-        server.call("ceph", "osd", "new", osd_id, "0")
+        _until_it_succeeds(lambda: server.call("ceph", "osd", "new", osd_id, "0"))
         server.call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
         server.run("ceph-osd", "-i", "0", "-f")
         user = ("--uid=tests", "--display-name=tests", f"--access-key={KEY}", f"--secret-key={SECRET}")
@@ -156,3 +156,15 @@ def serve(folder: Path) -> Iterator[Ceph]:
         for process in server.processes.values():
             process.kill()
             process.wait()
+
+
+def _until_it_succeeds(call: Callable[[], None]) -> None:
+    """Repeat a call that fails while the monitor is not ready."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return call()
+        except subprocess.SubprocessError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
