@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MAX_EXAMPLES = 3
-_MAX_TOLD = 20
-# Numbers are told for this many extensions, and counted for as many more. File names may end with anything.
+_MAX_NOTES = 20
+# Notes show numbers for this many extensions, and counted for as many more. File names may end with anything.
 _MAX_SHOWN, _MAX_COUNTED = 8, 1000
 _MAX_EXTENSION_CHARS = 10
 HIDDEN, NO_EXTENSION, OTHERS = "hidden", "without extension", "with other extensions"
@@ -29,16 +29,16 @@ class PassedOver:
         self._advice: list[str] = []
         self._reasons: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
-        self._told: defaultdict[str, list[str]] = defaultdict(list)
-        self._untold = 0
+        self._files_by_note: defaultdict[str, list[str]] = defaultdict(list)
+        self._left_out_notes = 0
         self._members: Counter[str] = Counter()
 
     def tell(self, file: str, note: str) -> None:
         """Add a note on how a file was read, such as the column that a manifest's URIs come from."""
-        if note not in self._told and len(self._told) == _MAX_TOLD:
-            self._untold += 1
-        elif len(self._told[note]) <= _MAX_EXAMPLES:
-            self._told[note].append(file)
+        if note not in self._files_by_note and len(self._files_by_note) == _MAX_NOTES:
+            self._left_out_notes += 1
+        elif len(self._files_by_note[note]) <= _MAX_EXAMPLES:
+            self._files_by_note[note].append(file)
 
     def add(self, key: str, reason: str) -> None:
         """Add an entry that is left out for a reason of its own."""
@@ -66,19 +66,19 @@ class PassedOver:
     def notes(self) -> list[str]:
         """Return notes on how the source was read, and a line for each reason, for all files and for all members."""
         lines = []
-        for note, files in self._told.items():
+        for note, files in self._files_by_note.items():
             examples = ", ".join(ascii(file)[1:-1] for file in files[:_MAX_EXAMPLES])
             lines.append(f"{examples}{' and others' if len(files) > _MAX_EXAMPLES else ''}: {note}")
-        if self._untold:
-            lines.append(f"{self._untold:,} further notes on manifests")
+        if self._left_out_notes:
+            lines.append(f"{self._left_out_notes:,} further notes on manifests")
         for reason, count in self._reasons.items():
             examples = ", ".join(ascii(key)[1:-1] for key in self._examples[reason])
             lines.append(f"passed over: {examples}{' and others' if count > _MAX_EXAMPLES else ''} ({reason})")
         if self._files:
             by_number = sorted(self._files.items(), key=lambda kind: (-kind[1], kind[0]))
             counts = [f"{count:,} {kind}" for kind, count in by_number[:_MAX_SHOWN]]
-            if rest := by_number[_MAX_SHOWN:]:
-                counts.append(f"{sum(count for _, count in rest):,} of {len(rest):,} other kinds")
+            if others := by_number[_MAX_SHOWN:]:
+                counts.append(f"{sum(count for _, count in others):,} of {len(others):,} other kinds")
             lines.append("; ".join([f"passed over: {', '.join(counts)}", *self._advice]))
         if self._members:
             by_number = sorted(self._members.items(), key=lambda kind: (-kind[1], kind[0]))
@@ -90,7 +90,7 @@ class PassedOver:
     def as_record(self) -> dict[str, Any]:
         """Return the numbers of files and of members of archives by kind, and the notes, for programs.
 
-        The result is empty if nothing is told.
+        The result is empty without a note.
         """
         notes = self.notes()
         members = {kind_of(extension): count for extension, count in self._members.most_common()}
@@ -110,6 +110,6 @@ class FileCounts:
 
 
 def kind_of(extension: str) -> str:
-    """Return how files with an extension are told: ".heic", or "without extension" for what looks like none."""
+    """Return the words for files with an extension: ".heic", or "without extension" for what looks like none."""
     is_usual = extension.replace(".", "").isalnum() and len(extension) <= _MAX_EXTENSION_CHARS
     return f".{extension}" if is_usual else NO_EXTENSION

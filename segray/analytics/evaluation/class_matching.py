@@ -78,17 +78,19 @@ def match(
             hint="compare by id: leave out --classes-by and --class-map",
         )  # fmt: skip
     mapped = _mapped(class_map, truth, used, labels, where)
-    rest = {category: name for category, name in truth.items() if category not in mapped.ids}
+    unmapped = {category: name for category, name in truth.items() if category not in mapped.ids}
     ignores_names = classes_by == "id" or (classes_by is None and allow_other_classes)
-    nameless = [category for category, name in sorted(rest.items()) if name is None and category in used]
+    nameless = [category for category, name in sorted(unmapped.items()) if name is None and category in used]
     if nameless and labels and not ignores_names:
         raise SourceError(
             "a category of the truth has no name", where=where, found=f"category {nameless[0]}",
             hint="name the category, or compare by id alone with --classes-by id",
         )  # fmt: skip
-    if ignores_names or not labels or (classes_by is None and _ids_agree(rest, labels)):
-        return _by_id(rest, labels, mapped, tell=classes_by == "id", where=where)
-    return _by_name(rest, used, labels, mapped, chosen=classes_by == "name", allow=allow_other_classes, where=where)
+    if ignores_names or not labels or (classes_by is None and _ids_agree(unmapped, labels)):
+        return _by_id(unmapped, labels, mapped, tell=classes_by == "id", where=where)
+    return _by_name(
+        unmapped, used, labels, mapped, is_asked=classes_by == "name", allow=allow_other_classes, where=where
+    )
 
 
 # ---- by id ----------------------------------------------------------------------------------------
@@ -102,25 +104,25 @@ def _ids_agree(truth: Mapping[int, str | None], labels: Mapping[int, str]) -> bo
 
 
 def _by_id(
-    rest: Mapping[int, str | None], labels: Mapping[int, str], mapped: _Mapped, *, tell: bool, where: str
+    unmapped: Mapping[int, str | None], labels: Mapping[int, str], mapped: _Mapped, *, tell: bool, where: str
 ) -> ClassMatch:
-    if both := sorted(set(rest) & (set(mapped.names) | set(mapped.detected))):
+    if both := sorted(set(unmapped) & (set(mapped.names) | set(mapped.detected))):
         raise UserError(
             "two categories of the truth would be one class", where=where,
             found=f"category {both[0]}, and one that the class map gives to class {both[0]}",
             hint=f"map category {both[0]} too, or compare by name with --classes-by name",
         )  # fmt: skip
     notes = list(mapped.notes)
-    differing = _differences(rest, labels) if tell and labels else []
+    differing = _differences(unmapped, labels) if tell and labels else []
     if differing:
         notes.append(
-            f"classes are compared by id, {len(differing)} of {len(rest)} with other names: {_some(differing)}"
+            f"classes are compared by id, {len(differing)} of {len(unmapped)} with other names: {_some(differing)}"
         )
     names = {
         category: labels.get(category, f"category {category}") if name is None else name
-        for category, name in rest.items()
+        for category, name in unmapped.items()
     }
-    ids = {**mapped.ids, **{category: category for category in rest}} if mapped.ids else None
+    ids = {**mapped.ids, **{category: category for category in unmapped}} if mapped.ids else None
     return ClassMatch(ids, _distinct({**names, **mapped.names}), mapped.detected, notes)
 
 
@@ -136,45 +138,45 @@ def _differences(truth: Mapping[int, str | None], labels: Mapping[int, str]) -> 
 
 
 def _by_name(
-    rest: Mapping[int, str | None],
+    unmapped: Mapping[int, str | None],
     used: Collection[int],
     labels: Mapping[int, str],
     mapped: _Mapped,
     *,
-    chosen: bool,
+    is_asked: bool,
     allow: bool,
     where: str,
 ) -> ClassMatch:
     free = {number: name for number, name in labels.items() if number not in mapped.taken}
-    candidates = {category: _named(name or "", free) for category, name in rest.items()}
+    candidates = {category: _named(name or "", free) for category, name in unmapped.items()}
     ids, lacking, left_out = dict(mapped.ids), list[int](), list[int]()
     # Categories with annotations choose first: tools list a root category of the same name without annotations.
-    for category in sorted(rest, key=lambda category: (category not in used, category)):
+    for category in sorted(unmapped, key=lambda category: (category not in used, category)):
         fitting = candidates[category]
         is_taken = len(fitting) == 1 and fitting[0] in ids.values()
         if len(fitting) == 1 and not is_taken:
             ids[category] = fitting[0]
         elif category not in used:
             left_out.append(category)
-        elif fitting and chosen:
-            others = _fitting_names(category, fitting, ids, rest, labels)
+        elif fitting and is_asked:
+            others = _fitting_names(category, fitting, ids, unmapped, labels)
             raise UserError(
                 "a name of the truth fits more than one class", where=where,
-                found=f"category {category} {rest[category]!r}, with {others}",
+                found=f"category {category} {unmapped[category]!r}, with {others}",
                 hint="say which is which with --class-map TRUTH=LABEL; TRUTH and LABEL may be ids",
             )  # fmt: skip
         else:
             lacking.append(category)
-    if lacking and not (chosen and allow):
+    if lacking and not (is_asked and allow):
         raise UserError(
             "the labels lack categories of the truth, or give them other names", where=where,
-            found=_lacking_text(rest, labels, lacking, chosen=chosen), hint=_HINT,
+            found=_lacking_text(unmapped, labels, lacking, is_asked=is_asked), hint=_HINT,
         )  # fmt: skip
     first_free = max([*labels, 0]) + 1
     fresh = {category: first_free + k for k, category in enumerate(lacking)}
-    names = {number: labels[number] for category, number in ids.items() if category in rest}
-    names |= {number: str(rest[category]) for category, number in fresh.items()}
-    notes = [*mapped.notes, *_notes_by_name(rest, ids, labels, left_out, lacking)]
+    names = {number: labels[number] for category, number in ids.items() if category in unmapped}
+    names |= {number: str(unmapped[category]) for category, number in fresh.items()}
+    notes = [*mapped.notes, *_notes_by_name(unmapped, ids, labels, left_out, lacking)]
     return ClassMatch({**ids, **fresh}, _distinct({**names, **mapped.names}), mapped.detected, notes)
 
 
@@ -188,37 +190,37 @@ def _fitting_names(
     category: int,
     fitting: Sequence[int],
     ids: Mapping[int, int],
-    rest: Mapping[int, str | None],
+    unmapped: Mapping[int, str | None],
     labels: Mapping[int, str],
 ) -> str:
     if len(fitting) > 1:
         return " and ".join(f"class {number} {labels[number]!r}" for number in fitting)
     other = next(key for key, number in ids.items() if number == fitting[0] and key != category)
-    return f"category {other} {rest.get(other)!r} of class {fitting[0]} {labels[fitting[0]]!r}"
+    return f"category {other} {unmapped.get(other)!r} of class {fitting[0]} {labels[fitting[0]]!r}"
 
 
 def _lacking_text(
-    rest: Mapping[int, str | None], labels: Mapping[int, str], lacking: Sequence[int], *, chosen: bool
+    unmapped: Mapping[int, str | None], labels: Mapping[int, str], lacking: Sequence[int], *, is_asked: bool
 ) -> str:
-    if chosen:
-        names = [f"{category} {rest[category]!r}" for category in lacking]
-        return f"{len(lacking)} of {len(rest)}: {_some(names, ', ')}"
-    differences = _differences(rest, labels)
-    return f"{len(differences)} of {len(rest)}: {_some(differences)}"
+    if is_asked:
+        names = [f"{category} {unmapped[category]!r}" for category in lacking]
+        return f"{len(lacking)} of {len(unmapped)}: {_some(names, ', ')}"
+    differences = _differences(unmapped, labels)
+    return f"{len(differences)} of {len(unmapped)}: {_some(differences)}"
 
 
 def _notes_by_name(
-    rest: Mapping[int, str | None],
+    unmapped: Mapping[int, str | None],
     ids: Mapping[int, int],
     labels: Mapping[int, str],
     left_out: Sequence[int],
     lacking: Sequence[int],
 ) -> list[str]:
-    matched = {category: ids[category] for category in rest if category in ids}
+    matched = {category: ids[category] for category in unmapped if category in ids}
     other = [
-        f"{category} {rest[category]!r} is {number} {labels[number]!r}"
+        f"{category} {unmapped[category]!r} is {number} {labels[number]!r}"
         for category, number in sorted(matched.items())
-        if category != number or rest[category] != labels[number]
+        if category != number or unmapped[category] != labels[number]
     ]
     notes = []
     if other:
@@ -227,10 +229,10 @@ def _notes_by_name(
             f"{_some(other)}"
         )
     if left_out:
-        names = [f"{category} {rest[category]!r}" for category in sorted(left_out)]
+        names = [f"{category} {unmapped[category]!r}" for category in sorted(left_out)]
         notes.append(f"categories without annotations that the labels lack are left out: {_some(names, ', ')}")
     if lacking:
-        names = [f"{category} {rest[category]!r}" for category in sorted(lacking)]
+        names = [f"{category} {unmapped[category]!r}" for category in sorted(lacking)]
         notes.append(f"the labels lack categories, which count without detections: {_some(names, ', ')}")
     return notes
 
@@ -278,10 +280,10 @@ def _resolved(
     if not fitting and re.fullmatch("[0-9]+", text) and int(text) in classes:
         fitting = [int(text)]
     if len(fitting) != 1:
-        known = [str(name) for name in classes.values()]
+        class_names = [str(name) for name in classes.values()]
         raise UserError(
             f"the class map names a class that the {side} {'has more than once' if fitting else 'lacks'}", where=where,
-            found=text, hint=f"write --class-map TRUTH=LABEL; the {side} has {_some(known, ', ')}",
+            found=text, hint=f"write --class-map TRUTH=LABEL; the {side} has {_some(class_names, ', ')}",
         )  # fmt: skip
     return fitting[0]
 

@@ -179,7 +179,7 @@ def _match_others(
         if len(examples) < _EXAMPLES:
             examples |= zip(positions.tolist(), names[:_EXAMPLES], strict=False)
     same = _unambiguous(rows.pop(_SAME))
-    chosen, levels = same, [_SAME] if (same >= 0).any() else []
+    matched_rows, levels = same, [_SAME] if (same >= 0).any() else []
     for level, loose in rows.items():
         if levels and files_by is None:
             break
@@ -188,12 +188,15 @@ def _match_others(
             if files_by == level:
                 raise _ambiguous(index, state, store, labelled, tables[level], clashing)
         elif (others >= 0).any():
-            chosen = np.maximum(same, others)
+            matched_rows = np.maximum(same, others)
             levels.append(level)
     if not levels:
         return None
     return ImageMatch(
-        _new_sampler(index, state), labelled.keys, chosen, _notes(index, labelled, same, chosen, levels, examples)
+        _new_sampler(index, state),
+        labelled.keys,
+        matched_rows,
+        _notes(index, labelled, same, matched_rows, levels, examples),
     )
 
 
@@ -238,12 +241,12 @@ class _Table:
 
     def find(self, names: Sequence[str], urls: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each name, (n,) int64, _NONE or _SEVERAL."""
-        found = np.full(len(names), _NONE, np.int64)
+        matches = np.full(len(names), _NONE, np.int64)
         for number, (name, url) in enumerate(zip(names, urls, strict=True)):
             rows = self.rows_of(name, url)
             if rows:
-                found[number] = rows[0] if len(rows) == 1 else _SEVERAL
-        return found
+                matches[number] = rows[0] if len(rows) == 1 else _SEVERAL
+        return matches
 
     def rows_of(self, name: str, url: str) -> list[int]:
         """Return two of the rows that fit a name, or fewer. A row has each of its forms once."""
@@ -311,10 +314,10 @@ def _ambiguous(
     table: _Table,
     positions: NDArray[np.int64],
 ) -> UserError:
-    wanted = set(positions.tolist())
+    clashing_positions = set(positions.tolist())
     names, keys = set[str](), set[str]()
     for position, name, row in index.images(store):
-        if position in wanted:
+        if position in clashing_positions:
             url = row.get("coco_url")
             names.add(name)
             keys |= {labelled.keys[k].as_py() for k in table.rows_of(name, url if isinstance(url, str) else "")}
@@ -338,15 +341,17 @@ def _notes(
     index: GroundTruthIndex,
     labelled: _Labelled,
     same: NDArray[np.int64],
-    chosen: NDArray[np.int64],
+    matched_rows: NDArray[np.int64],
     levels: Sequence[str],
     examples: Mapping[int, str],
 ) -> list[str]:
     notes = []
     for level in levels:
-        is_matched = same >= 0 if level == _SAME else (chosen >= 0) & (same < 0)
+        is_matched = same >= 0 if level == _SAME else (matched_rows >= 0) & (same < 0)
         count = int(is_matched.sum())
         example = next((position for position in examples if is_matched[position]), None)
-        words = "" if example is None else f", such as {examples[example]} for {labelled.keys[int(chosen[example])]}"
+        words = (
+            "" if example is None else f", such as {examples[example]} for {labelled.keys[int(matched_rows[example])]}"
+        )
         notes.append(f"{count} of {len(index.ids)} images of the truth are matched {_WORDS[level]}{words}")
     return notes
