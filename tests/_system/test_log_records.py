@@ -220,7 +220,7 @@ def check_whole_run(done: Ended) -> None:
     assert result == {**done.records[-1]["result"], "report": None}
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 def test_a_run_on_a_private_cluster(scenes: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2)
     check_whole_run(labelled(config, "--json", env=RAY_TALKS))
@@ -280,8 +280,12 @@ def test_an_error_of_segray_is_a_record_with_its_traceback(scenes: Path, tmp_pat
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["import", "labelling"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("import", signal.SIGINT), pytest.param("labelling", signal.SIGTERM, marks=pytest.mark.chaos),
+     pytest.param("import", signal.SIGTERM, marks=pytest.mark.chaos),
+     pytest.param("labelling", signal.SIGINT, marks=pytest.mark.chaos)],
+)  # fmt: skip
 def test_a_stopped_run_says_so_in_records(number: int, moment: str, scenes: Path, tmp_path: Path) -> None:
     config, root = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=1), tmp_path / "labels"
     process = subprocess.Popen(

@@ -129,14 +129,9 @@ def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path)
 # One of each kind.
 COMMON = (
     "nonsense",
-    "verify {a}",
-    "status {a}",
     "evaluate {a} --truth {truth}",
     "models list",
-    "models show stickers",
-    "models inspect {truth}",
     "label {config}",
-    "submit {config} --address http://127.0.0.1:9",
 )
 
 
