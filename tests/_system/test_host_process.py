@@ -292,6 +292,7 @@ print("left", others(), flush=True)
     assert "left []" in output
 
 
+@pytest.mark.chaos
 def test_a_host_that_has_started_ray_keeps_it(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
 import ray

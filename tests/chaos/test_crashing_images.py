@@ -20,9 +20,8 @@ KILLERS = {5: ("decode", "segfault"), 17: ("infer", "segfault"), 26: ("decode", 
 RAISERS = {9: ("decode", "raise"), 10: ("infer", "raise"), 11: ("postprocess", "raise")}
 
 
-@pytest.mark.parametrize(
-    "max_attempts", [pytest.param(2, marks=pytest.mark.integration), pytest.param(3, marks=pytest.mark.chaos)]
-)
+@pytest.mark.chaos
+@pytest.mark.parametrize("max_attempts", [2, 3])
 def test_every_culprit_is_found_within_its_attempts_and_its_neighbours_are_untouched(
     tmp_path: Path, ray_address: str, max_attempts: int
 ) -> None:

@@ -226,6 +226,7 @@ def begin(run: Run, chosen: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.chaos
 def test_a_job_that_is_left_and_stopped_is_told_once_and_rings_no_alarm(run: Run, tmp_path: Path) -> None:
     """Its hints are run as they stand. The run takes minutes, unless it is stopped."""
     source = dataset_of_copies(run.config.parent / "scenes" / "images", tmp_path / "scenes", 400)

@@ -87,6 +87,7 @@ def test_deltalake_and_arrow_reach_the_same_place(store: Store, root: str) -> No
         assert native.open_input_file("_delta_log/00000000000000000000.json").read()
 
 
+@pytest.mark.chaos
 def test_classes_of_every_script_have_folders_in_a_container(root: str) -> None:
     names = dict(enumerate(["болт 1", "007", "null", "a/b", "*?#", "café", "100%", "=", "stop sign", "hard_hat"], 1))
     mask = rle.encode(np.ones((8, 8), np.bool_))

@@ -111,6 +111,7 @@ def test_nothing_is_written_where_credentials_are_wrong(
     assert store.names(root + "-new") == []
 
 
+@pytest.mark.chaos
 def test_classes_of_every_script_have_folders_in_a_bucket(swift_env: Swift, tmp_path: Path) -> None:
     odd = {13: "болт 1", 28: "007", 38: "null", 44: "гайка 1", 52: "a/b", 60: "true", 72: "*?#", 85: "café",
            88: "100%", 90: "="}  # fmt: skip
