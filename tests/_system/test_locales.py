@@ -100,6 +100,7 @@ def test_every_command_ends_as_in_utf8(
         ).exists(), environment
 
 
+@pytest.mark.chaos
 def test_a_run_gives_every_file_the_key_of_its_bytes(narrow: list[Mapping[str, str]], tmp_path: Path) -> None:
     """Labelled in UTF-8 first: no image is new in any other locale, and no second root appears."""
     dataset.write(tmp_path / "data", 2, seed=11)

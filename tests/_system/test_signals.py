@@ -288,7 +288,7 @@ import os, signal, sys
 from segray.cli import main as cli
 from segray import config
 from segray._system import signals
-def load(*arguments):
+def load(*arguments, **options):
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except KeyboardInterrupt:

@@ -235,6 +235,7 @@ def test_a_saved_model_folder_arrives_whole(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.chaos
 def test_copies_of_models_that_nobody_uses_are_removed_and_others_are_kept(tmp_path: Path) -> None:
     home, source = tmp_path / "home", tmp_path / "model.onnx"
     source.write_bytes(b"weights")

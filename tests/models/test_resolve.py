@@ -186,7 +186,7 @@ def test_stickers_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.adapter is ADAPTERS["stickers"]
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 def test_an_exported_sticker_network_serves_its_contract(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the sticker network needs the train extra")
     from segray.models.coco_labels import COCO_IDS_80

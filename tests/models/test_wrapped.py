@@ -436,7 +436,7 @@ def test_a_misread_form_does_not_agree(
     assert agreed.faults(side(key)), agreed
 
 
-@pytest.mark.integration
+@pytest.mark.chaos
 @pytest.mark.parametrize("key", WRAPPED)
 def test_decode_by_the_name_on_the_model_card(
     key: str, models: Callable[[str], resolve.ResolvedModel], few: Scenes, few_expected: list[Instances]
