@@ -117,21 +117,22 @@ def _take_over_as_records() -> None:
     _converter = log_records.start_converter(2)
     _output = _Descriptor(os.dup(1))
     _results = _text(_output, sys.stdout)
-    _records = io.TextIOWrapper(io.BufferedWriter(_Descriptor(_converter.records)), "utf-8", line_buffering=True)
+    _records = _text_stream(_Descriptor(_converter.records))
     for number in (1, 2):
         os.dup2(_converter.output, number)
     os.close(_converter.output)
-    sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.BufferedWriter(_Descriptor(number)), "utf-8", "backslashreplace", line_buffering=True)
-        for number in (1, 2)
-    )
+    sys.stdout, sys.stderr = (_text_stream(_Descriptor(number)) for number in (1, 2))
 
 
 def _text(descriptor: _Descriptor, original: TextIO | None) -> TextIO:
     """Return a text stream like the one that Python opened. The stream escapes characters that its encoding lacks."""
     encoding, errors = ("utf-8", "strict") if original is None else (original.encoding, original.errors)
     error_handler = "backslashreplace" if errors == "strict" else errors
-    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, error_handler, line_buffering=True)
+    return _text_stream(descriptor, encoding, error_handler)
+
+
+def _text_stream(descriptor: _Descriptor, encoding: str = "utf-8", errors: str | None = "backslashreplace") -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, errors, line_buffering=True)
 
 
 def are_records() -> bool:

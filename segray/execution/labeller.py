@@ -214,7 +214,7 @@ class Labeller:
         if outage.is_outage:
             return None, StageTimer("read")
         timer = ImageTimer(self._tracker, (image.unit, image.index))
-        is_withheld = False
+        withheld: WithheldImage | None = None
         try:
             outcome = self._outcome(image, timer)
             outage.add_served()
@@ -223,27 +223,24 @@ class Labeller:
         except LastingError:
             raise
         except (InfrastructureError, AccessError) as exc:
-            is_withheld = True
-            outage.add_withheld()
-            return WithheldImage(image.index, exc.short(), isinstance(exc, AccessError)), timer
+            withheld = WithheldImage(image.index, exc.short(), isinstance(exc, AccessError))
         except FileNotFoundError as exc:
             if self._served_files.place_is_lost(image.ref.uri):
-                is_withheld = True
-                outage.add_withheld()
-                return WithheldImage(image.index, f"all files are gone, also those that were read: {exc}"), timer
+                withheld = WithheldImage(image.index, f"all files are gone, also those that were read: {exc}")
             failure = ImageFailure("read", "NotFound", f"the object is gone: {exc}")
         except ImageError as exc:
             uri = image.ref.uri
             if exc.stage == "decode" and is_http(file_of(uri)) and self._served_files.place_is_lost(uri):
-                is_withheld = True
-                outage.add_withheld()
                 reason = f"no image, also where the host served images before: {exc}"
-                return WithheldImage(image.index, reason), timer
+                withheld = WithheldImage(image.index, reason)
             failure = ImageFailure(exc.stage, "ImageError", str(exc))
         except Exception as exc:  # An error of one image must not cost its neighbours their rows.
             failure = ImageFailure(timer.stage, type(exc).__name__, str(exc))
         finally:
-            timer.leave(finished=not is_withheld)
+            timer.leave(finished=withheld is None)
+        if withheld is not None:
+            outage.add_withheld()
+            return withheld, timer
         return ImageOutcome(image.ref, image.attempt, max(image.ref.size_bytes, 0), failure=failure), timer
 
     def _outcome(self, image: _Image, timer: ImageTimer) -> ImageOutcome:

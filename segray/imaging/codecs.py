@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +20,7 @@ from segray._system import host_process
 from segray.imaging.tiff_layout import BLACK_IS_ZERO, JPEG, RGB, YCBCR, TiffLayout
 
 Block = NDArray[Any]
-_importing = threading.Lock()
-_END_OF_JPEG = b"\xff\xd9"
+END_OF_JPEG = b"\xff\xd9"
 _CCITT_ROW_END = "000000000001"
 # Alternating bits, ones, and rows that begin with black.
 _CCITT_FILLINGS = (
@@ -50,7 +49,7 @@ def decode_jpeg_ls(data: bytes) -> Block:
     CharLS 2.4.3 takes half a minute for some files of a kilobyte that end inside their scan. With end markers behind
     the file it stops at once.
     """
-    return _squeezed(_imagecodecs().jpegls_decode(data + _END_OF_JPEG * 8))
+    return _squeezed(_imagecodecs().jpegls_decode(data + END_OF_JPEG * 8))
 
 
 def decode_jpeg_xl(data: bytes) -> Block:
@@ -144,13 +143,15 @@ def _squeezed(pixels: Any) -> Block:
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
+@cache
 def _imagecodecs() -> ModuleType:
-    with _importing, host_process.import_changes_undone():
+    with host_process.import_changes_undone():
         import imagecodecs
     return imagecodecs
 
 
+@cache
 def _tifffile() -> ModuleType:
-    with _importing, host_process.import_changes_undone():
+    with host_process.import_changes_undone():
         import tifffile
     return tifffile

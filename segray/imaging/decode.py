@@ -39,6 +39,7 @@ from segray._system import host_process
 from segray.errors import ImageError
 from segray.imaging import codecs, directory, samples, tiff
 from segray.imaging.headers import (
+    EXIF_SIGNATURE,
     Header,
     JpegFrame,
     admit,
@@ -52,8 +53,6 @@ from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
 _PILLOW_BLOCK_BYTES = 64 * 2**20
-_EXIF_SIGNATURE = b"Exif\0\0"
-_END_OF_JPEG = b"\xff\xd9"
 # Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
 _AHEAD = b"\xff\0" * 8
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
@@ -224,14 +223,11 @@ def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) ->
 def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLimits, reduction: int) -> _Stored:
     if header.format == "JPEGLS":
         return _Stored(_any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits), header.orientation)
-    if frame.bits > 8 or frame.marker == _LOSSLESS:
+    if frame.is_rare:
         stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
         return _Stored(_any_to_rgb(stored, frame.bits, limits), header.orientation)
     pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
     return _Stored(pixels, header.orientation, reduction=reduction)
-
-
-_LOSSLESS = 0xC3
 
 
 def _whole_jpeg(
@@ -283,7 +279,7 @@ def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[byte
     scans = data[: frame.scan_end].rstrip(b"\xff")
     whole: NDArray[Any] | None = None
     for filling in _FILLINGS:
-        pixels = decode(scans + (filling * _FILLING_BYTES)[:_FILLING_BYTES] + _END_OF_JPEG)
+        pixels = decode(scans + (filling * _FILLING_BYTES)[:_FILLING_BYTES] + codecs.END_OF_JPEG)
         if whole is not None and not np.array_equal(whole, pixels):
             missing = "" if frame.has_end else ", and the end marker is missing"
             raise ImageError(f"truncated: the JPEG's scan ends early{missing}")
@@ -348,19 +344,10 @@ def _key(transparent: tuple[int, ...], bits: int) -> NDArray[Any] | None:
 
 def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | None]:
     """Return the bits that 16-bit samples use, and the same if they are guessed by the samples."""
-    depth = limits.samples_depth
-    if depth == samples.FULL_DEPTH:
-        return depth, None
     colours = stored.shape[2] - 1 + stored.shape[2] % 2 if stored.ndim == 3 else 1
-    seen = samples.Range()
-    for rows in samples.bands(*stored.shape[:2]):
-        seen.add(stored[rows] if stored.ndim == 2 else stored[rows][..., :colours])
-        if depth is None and not seen.depth_is_open:
-            return samples.FULL_DEPTH, None
-    if depth is not None:
-        samples.check_depth(seen.most, depth)
-        return depth, None
-    return seen.depth, seen.depth if seen.depth < samples.FULL_DEPTH else None
+    bands = (stored[rows] for rows in samples.bands(*stored.shape[:2]))
+    parts = (band if band.ndim == 2 else band[..., :colours] for band in bands)
+    return samples.used_depth(parts, limits.samples_depth)
 
 
 # ---- arrays of any kind ---------------------------------------------------------------------------
@@ -404,7 +391,7 @@ def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> _Stor
         image.load()
         turn = header.orientation
         if header.format == "AVIF":  # libavif tells the rotation of the container as EXIF does.
-            turn = directory.orientation(image.info.get("exif", b"").removeprefix(_EXIF_SIGNATURE))
+            turn = directory.orientation(image.info.get("exif", b"").removeprefix(EXIF_SIGNATURE))
         return _Stored(_to_rgb(_opaque_bmp(image) if header.format == "BMP" else image), turn)
 
 

@@ -50,6 +50,11 @@ class JpegFrame:
     scan_end: int
     has_end: bool
 
+    @property
+    def is_rare(self) -> bool:
+        """Return whether neither OpenCV nor Pillow decodes the process."""
+        return self.bits > 8 or self.marker == _LOSSLESS
+
 
 @dataclass(frozen=True)
 class PngKind:
@@ -175,7 +180,7 @@ _OTHER_PROCESSES = {
 _LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 # Segments that do not affect pixels: comments and application data, except JFIF's (APP0) and Adobe's (APP14).
 _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
-_EXIF_SIGNATURE = b"Exif\0\0"
+EXIF_SIGNATURE = b"Exif\0\0"
 _COEFFICIENT_BYTES = 2
 _ALL_COEFFICIENTS = (1 << 64) - 1
 
@@ -202,8 +207,8 @@ def _jpeg(data: bytes) -> Header:
             _add_sent_coefficients(data[start + 4 : stop], sent, refined)
             if frame[0] == _JPEG_LS:  # Its scans have bytes that are markers in other JPEGs.
                 break
-        elif marker == _APP1 and not exif and not scans and data.startswith(_EXIF_SIGNATURE, start + 4, stop):
-            exif = data[start + 4 + len(_EXIF_SIGNATURE) : stop]
+        elif marker == _APP1 and not exif and not scans and data.startswith(EXIF_SIGNATURE, start + 4, stop):
+            exif = data[start + 4 + len(EXIF_SIGNATURE) : stop]
     if frame is None:
         raise ImageError("corrupt JPEG: no frame header before the first scan")
     if not scans:
@@ -220,15 +225,14 @@ def _jpeg(data: bytes) -> Header:
     if marker in _OTHER_PROCESSES and not (marker in (0xC9, 0xCA) and bits == 8):
         raise ImageError(f"a JPEG of a process that segray does not read: {_OTHER_PROCESSES[marker]}")
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
-    is_rare = bits > 8 or marker == _LOSSLESS
     held = _COEFFICIENT_BYTES * coefficients_per_pixel if scans > 1 else 0.0
-    if is_rare:
+    if kind.is_rare:
         held += channels * (1 if bits <= 8 else 2)
     elif not plain:
         held = _held_by_pillow(_CHANNELS if channels > 1 else _ONE_CHANNEL, held)
     if not is_ended:
         held = max(held, 0.0) + 2 * _RGB_BYTES
-    copied_bytes = 0 if is_rare or (scans > 1 and is_ended) else len(data)
+    copied_bytes = 0 if kind.is_rare or (scans > 1 and is_ended) else len(data)
     return Header("JPEG", width, height, orientation(exif), plain, held, copied_bytes, jpeg=kind)
 
 
@@ -311,7 +315,7 @@ def _png(data: bytes) -> Header:
             key = data[start + 8 : stop - 4]
         pixel_bytes += stop - start if name in _PIXEL_CHUNKS else 0
         if name == b"eXIf":
-            exif = data[start + 8 : stop - 4].removeprefix(_EXIF_SIGNATURE)
+            exif = data[start + 8 : stop - 4].removeprefix(EXIF_SIGNATURE)
     first, width, height, bits, colour, interlace = struct.unpack_from(">4sIIBBxxB", data, len(_PNG_SIGNATURE) + 4)
     if first != b"IHDR":
         raise ImageError("corrupt PNG: the first chunk is not IHDR")
@@ -436,7 +440,7 @@ def _webp(data: bytes) -> Header:
         raise ImageError("truncated: the WebP is shorter than its header says", found=f"{len(data)} bytes")
     width, height = _webp_canvas(data)
     exif = next((body for name, body in _riff_chunks(data) if name == b"EXIF"), b"")
-    turn = orientation(exif.removeprefix(_EXIF_SIGNATURE))
+    turn = orientation(exif.removeprefix(EXIF_SIGNATURE))
     return Header("WEBP", width, height, turn, False, _held_by_pillow(_CHANNELS, 3 * _CANVAS_BYTES))
 
 

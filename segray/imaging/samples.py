@@ -6,7 +6,7 @@ bands of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -120,6 +120,25 @@ class Range:
         if not self.most or self.shifted or self.repeated:
             return FULL_DEPTH
         return next((depth for depth in _DEPTHS if self.most < 1 << depth), FULL_DEPTH)
+
+
+def used_depth(parts: Iterable[NDArray[Any]], depth: int | None) -> tuple[int, int | None]:
+    """Return the bits that 16-bit samples use, and the same number if it is guessed by the samples.
+
+    parts: samples without alpha. depth: the bits by a setting; None to tell by the samples. Raise ImageError for a
+    sample that needs more bits than the setting says.
+    """
+    if depth == FULL_DEPTH:
+        return FULL_DEPTH, None
+    seen = Range()
+    for part in parts:
+        seen.add(part)
+        if depth is None and not seen.depth_is_open:
+            return FULL_DEPTH, None
+    if depth is None:
+        return seen.depth, seen.depth if seen.depth < FULL_DEPTH else None
+    check_depth(seen.most, depth)
+    return depth, None
 
 
 def check_depth(most: int, depth: int) -> None:

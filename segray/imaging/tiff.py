@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segray.errors import ImageError
 from segray.imaging import codecs, samples
 from segray.imaging.opencv import cv2
-from segray.imaging.samples import FULL_DEPTH, Pixels, Range
+from segray.imaging.samples import FULL_DEPTH, Pixels
 from segray.imaging.tiff_layout import (
     BLACK_IS_ZERO,
     CCITT,
@@ -47,7 +47,11 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class TiffPicture:
-    """A decoded picture. depth: bits that its 16-bit samples use by their values; 16 if a tag or a setting says."""
+    """A decoded picture.
+
+    guessed_depth: bits that 16-bit samples were taken to use because of their values; None if the file or a setting
+    says.
+    """
 
     pixels: Pixels
     guessed_depth: int | None = None
@@ -78,23 +82,21 @@ def decode(data: bytes, layout: TiffLayout, size_of: SizeOf, depth: int | None =
 
 def _white(layout: TiffLayout, blocks: _Blocks, depth: int | None) -> tuple[int, int | None]:
     """Return the sample that is white, and the depth if it was guessed."""
-    full = (1 << layout.bits) - 1
-    is_open = layout.bits == FULL_DEPTH and layout.photometric != PALETTE and depth != FULL_DEPTH
-    if is_open or layout.white is not None:
-        seen = Range()
-        for block in blocks:
-            seen.add(block.values[..., : layout.colours])
-            if layout.white is None and depth is None and not seen.depth_is_open:
-                return full, None
-        if layout.white is not None and seen.most <= layout.white:
-            return layout.white, None
-        if layout.bits < FULL_DEPTH:
-            return full, None
-        if depth is not None:
-            samples.check_depth(seen.most, depth)
-            return (1 << depth) - 1, None
-        return (1 << seen.depth) - 1, seen.depth if seen.depth < FULL_DEPTH else None
-    return full, None
+    if layout.white is not None and _most(layout, blocks) <= layout.white:
+        return layout.white, None
+    if layout.bits < FULL_DEPTH or layout.photometric == PALETTE:
+        return (1 << layout.bits) - 1, None
+    bits, guessed = samples.used_depth(_colours(layout, blocks), depth)
+    return (1 << bits) - 1, guessed
+
+
+def _most(layout: TiffLayout, blocks: _Blocks) -> int:
+    """Return the largest sample. Alpha does not count."""
+    return max(int(values.max(initial=0)) for values in _colours(layout, blocks))
+
+
+def _colours(layout: TiffLayout, blocks: _Blocks) -> Iterator[_Samples]:
+    return (block.values[..., : layout.colours] for block in blocks)
 
 
 class _Blocks:

@@ -451,11 +451,11 @@ class _DatasetReader:
         """Return the files that braces name, sorted by key. A file that is missing keeps its entry."""
         root = split_braces(uri)[0].rstrip("/")
         uris = expand(uri)
-        if any(WILDCARD.search(each) for each in uris):
-            matching = (entry for each in uris for entry in self._matching_files(each))
+        if any(WILDCARD.search(pattern_uri) for pattern_uri in uris):
+            matching = (entry for pattern_uri in uris for entry in self._matching_files(pattern_uri))
             by_key = {entry.uri[len(root) + 1 :]: entry for entry in matching}
             return iter([ListedObject(by_key[key].uri, key, *_state(by_key[key])) for key in sorted(by_key)])
-        refs = [ImageRef(each[len(root) + 1 :], each) for each in uris]
+        refs = [ImageRef(file_uri[len(root) + 1 :], file_uri) for file_uri in uris]
         entries = list(bounded_map(self._file_entry, refs, lambda ref: 0))
         missing = [entry for entry in entries if not entry.version and entry.size_bytes < 0]
         if len(missing) == len(entries):
