@@ -212,7 +212,7 @@ def _source_model(
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
     settings = config.validate(values, "the arguments").model
-    return resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
+    return resolve.configured(settings)
 
 
 def _path_of_pulled(name: str) -> str | None:

@@ -101,7 +101,7 @@ def quantize(
         SourceError: No image can be read.
     """
     nncf = _import_nncf()
-    graph = engine.read(model.path)
+    graph = engine.read_for(model.path, model.form)
     if engine.signature_of(graph).quantised:
         hint = "Give the float model from which this model was made."
         raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
