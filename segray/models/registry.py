@@ -5,7 +5,7 @@ A further model family needs one file in `adapters` and one line in ADAPTERS.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from segray.instances import Instances
 from segray.models.adapters import instance_segmentation_security, mask_rcnn, tf_object_detection, yolact
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
+from segray.models.description import Description
 
 _YOLACT = yolact.Yolact("yolact-resnet50-fpn-pytorch", COCO_NAMES, yolact.FORMS)
 _SECURITY = "instance-segmentation-security"
@@ -57,6 +58,9 @@ ADAPTERS: Mapping[str, ModelAdapter] = {
     },
     "stickers": _YOLACT,
 }
+
+# Family -> a function that returns the adapter of a model that describes itself.
+FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {}
 
 
 def decode(

@@ -5,10 +5,9 @@ Knows the keys of model_info and model_api's defaults where a key is absent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from segray.errors import ModelError
 from segray.models import metadata as values
@@ -214,19 +213,16 @@ def _add_preparation(told: Facts, info: _ModelInfo) -> None:
     told.add(info.source("resize_type"), resize=_RESIZES[resize])
     told.add(info.source("pad_value"), pad_value=info.whole_number("pad_value", high=255))
     told.add(FAMILY, rounding="exact")
-    told.add(info.source("reverse_input_channels", "otx_version"), colour=_colour(info))
+    # getitune and OTX 2 give model_api RGB, so that a reversal makes it BGR.
+    colour = "BGR" if info.flag("reverse_input_channels") else "RGB"
+    told.add(info.source("reverse_input_channels"), colour=colour)
     if info.text("otx_version").startswith("1."):
         told.notes.append(
-            "OTX 1 takes images as BGR, so reverse_input_channels is counted from there. Check a few images."
+            "OTX 1 may have trained the model with BGR, of which the file says nothing. Label a few images first, and "
+            "compare with `model.preprocessing: {colour: BGR}`."
         )
     if info.flag("intensity_repeat_channels"):
         told.notes.append("The model was made for grey images. segray gives it all three channels of an image.")
-
-
-def _colour(info: _ModelInfo) -> Literal["RGB", "BGR"]:
-    """Return the network's order of colours. getitune and OTX 2 take RGB, OTX 1 takes BGR, before the reversal."""
-    takes_rgb = not info.text("otx_version").startswith("1.")
-    return "RGB" if takes_rgb != info.flag("reverse_input_channels") else "BGR"
 
 
 def _add_intensity(told: Facts, info: _ModelInfo) -> None:
@@ -370,5 +366,3 @@ def _add_tiles(told: Facts, info: _ModelInfo) -> None:
     if info.text("tile_with_full_img"):
         tiles["tile_with_full_img"] = info.flag("tile_with_full_img")
     told.add_extra(info.where, **tiles)
-    if re.fullmatch(r"[1-9]\d*", str(tiles.get("tile_size", ""))):
-        told.notes.append(f"The model was trained with tiles of {tiles['tile_size']} pixels. See `source.tiles`.")
