@@ -1,19 +1,25 @@
-"""Inspection of a model file: the adapters it fits, and what it lacks for the others.
+"""Inspection of a model file: what the file says of itself, or else the adapters that it fits.
 
 Knows file kinds, and how a signature compares with adapters and with the published models. Changes nothing.
+A file that describes itself is compared with no published model: equal ports do not make it one of them.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from segray.errors import ConfigError, ModelError
-from segray.models import engine, resolve
+from segray.models import describe, engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.adapters.adapter import ModelFormat
+from segray.models.coco_labels import COCO_NAMES
+from segray.models.description import Description
 from segray.models.engine import ModelPort, Signature
-from segray.models.registry import ADAPTERS
+from segray.models.registry import ADAPTERS, FAMILIES
 from segray.models.zoo import ZooModel
 
 CHECKPOINTS = (".pth", ".pt")
@@ -21,6 +27,8 @@ _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 # Output name -> axis of the classes, and number of background classes.
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
+# Bytes of a checkpoint's pickle in which the names of its classes are looked for. The pickle is never loaded.
+_PICKLE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Inspection:
     fits: the best-fitting forms; only the card's form if the file has a card. nearest: the closest form if none fits.
     layout: NHWC or NCHW, of the image input. classes: number of classes, without background.
     needs: steps before segray can use the file, for the configuration or for the file's owner.
+    description: what the file says of itself; then nothing is compared, and fits is empty.
+    is_decoded: whether segray decodes the file's outputs. yaml: the section of a configuration that uses the file.
     """
 
     path: str
@@ -55,31 +65,51 @@ class Inspection:
     fits: tuple[Fit, ...] = ()
     nearest: Fit | None = None
     needs: tuple[str, ...] = ()
+    description: Description | None = None
+    is_decoded: bool = False
+    yaml: str = ""
 
 
 def inspect(path: Path) -> Inspection:
-    """Inspect a model file or SavedModel folder; raise ModelError if it is no model or cannot be read."""
-    path = engine.model_root(path)
-    kind = _file_kind(path)
-    if path.suffix in CHECKPOINTS and path.is_file():
-        command = catalogue.find("yolact-resnet50-fpn-pytorch").command
-        advice = f"A checkpoint has no graph. Convert a YOLACT checkpoint: {command}"
-        return Inspection(str(path), kind, needs=(advice,))
-    if is_old_ir(path):
-        return Inspection(str(path), kind, needs=(_advice_on_old_ir(path),))
-    ports = engine.signature(path)
-    fits = _fits(ports, path)
-    return Inspection(
-        str(path),
-        f"{kind}, quantised to int8" if ports.quantised else kind,
-        tuple(map(str, ports.inputs)),
-        tuple(map(str, ports.outputs)),
-        layout_of(ports),
-        classes_of(ports),
-        fits,
-        None if fits else _nearest(ports),
-        _needs(path, fits, classes_of(ports)),
-    )
+    """Inspect a model file or the folder of a model.
+
+    Raises:
+        ModelError: The path is no model, the model cannot be read, or it has no instance masks.
+        ConfigError: The folder has several models.
+    """
+    file = describe.model_file(engine.model_root(path))
+    kind = _file_kind(file)
+    if file.suffix in CHECKPOINTS and file.is_file():
+        return Inspection(str(file), kind, needs=(_advice_on_checkpoint(file),))
+    if is_old_ir(file):
+        return Inspection(str(file), kind, needs=(_advice_on_old_ir(file),))
+    ports = engine.signature(file)
+    kind = f"{kind}, quantised to int8" if ports.quantised else kind
+    texts = tuple(map(str, ports.inputs)), tuple(map(str, ports.outputs)), layout_of(ports)
+    description = describe.describe(file, ports)
+    if description is not None:
+        is_decoded = description.family in FAMILIES
+        return Inspection(
+            str(file),
+            kind,
+            *texts,
+            _described_classes(description),
+            needs=_described_needs(description, is_decoded),
+            description=description,
+            is_decoded=is_decoded,
+            yaml=_described_yaml(description, path) if is_decoded else "",
+        )
+    fits = _fits(ports, file)
+    classes = classes_of(ports) if _have_class_axis(fits) else None
+    nearest = None if fits else _nearest(ports)
+    needs = _needs(file, fits, classes) if fits or nearest else (_UNKNOWN,)
+    return Inspection(str(file), kind, *texts, classes, fits, nearest, needs, is_decoded=bool(fits))
+
+
+_UNKNOWN = (
+    "segray does not know this model: no output has a known name, and the file does not say what it is. segray takes "
+    "YOLO-seg as `yolo export` writes it, models of Intel Geti, and the models of `segray models list`."
+)
 
 
 def is_old_ir(path: Path) -> bool:
@@ -92,6 +122,27 @@ def _advice_on_old_ir(path: Path) -> str:
         f"OpenVINO cannot read the file. To rewrite {_OLD_IR}: segray models convert {_OLD_IR} {path} --out DIR. "
         f"{_LOADABLE} has the same inputs and outputs but other weights, and is published as IR v10."
     )
+
+
+def _advice_on_checkpoint(path: Path) -> str:
+    """Return how to make a model of a checkpoint, which has weights but no graph."""
+    if _is_by_ultralytics(path):
+        return f"A checkpoint has no graph. Export it with ultralytics: yolo export model={path} format=openvino"
+    command = catalogue.find("yolact-resnet50-fpn-pytorch").command
+    return f"A checkpoint has no graph. Convert a YOLACT checkpoint: {command}"
+
+
+def _is_by_ultralytics(path: Path) -> bool:
+    """Return whether the pickle in a checkpoint names Ultralytics' modules; the pickle is read as bytes only."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if not names:
+                return False
+            with archive.open(names[0]) as pickle:
+                return b"ultralytics" in pickle.read(_PICKLE_BYTES)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
+        return False  # Older checkpoints are no archives. Their bytes tell nothing for certain.
 
 
 def _file_kind(path: Path) -> str:
@@ -124,6 +175,13 @@ def classes_of(ports: Signature) -> int | None:
             size = port.shape[axis]
             return None if size is None else size - background
     return None
+
+
+def _have_class_axis(fits: tuple[Fit, ...]) -> bool:
+    """Return whether an output of these forms has an axis of classes, as published."""
+    published = [output for fit in fits for output in catalogue.find(fit.name).outputs.get(fit.form, {}).items()]
+    # An output "masks" of rank 3 has one mask for each row and no class axis.
+    return any(name in _CLASS_AXES and (name != "masks" or len(shape) == 4) for name, shape in published)
 
 
 def differences(ports: Signature, entry: ZooModel, form: ModelFormat) -> tuple[str, ...]:
@@ -199,8 +257,10 @@ def _absent_fraction(fit: Fit) -> float:
     return len(fit.absent) / len(ADAPTERS[fit.name].forms[fit.form].outputs)
 
 
-def _nearest(ports: Signature) -> Fit:
-    return _compare_all(ports)[0]
+def _nearest(ports: Signature) -> Fit | None:
+    """Return the form with the largest share of outputs in the file; None if the file has no output of any form."""
+    fit = _compare_all(ports)[0]
+    return fit if _absent_fraction(fit) < 1 else None
 
 
 def _fits(ports: Signature, path: Path) -> tuple[Fit, ...]:
@@ -231,3 +291,53 @@ def _missing_configuration(name: str, path: Path) -> list[str]:
     except ConfigError as error:
         return [error.hint]
     return []
+
+
+# ---- files that describe themselves ---------------------------------------------------------------
+
+
+def class_id_rule(description: Description) -> str:
+    """Return how the classes got their ids, in words."""
+    if not description.labels:
+        return "not stated"
+    if dict(description.labels) == COCO_NAMES:
+        return "COCO's, 1 to 90: the names are COCO's 80 in order"
+    if list(description.labels) == list(range(1, len(description.labels) + 1)):
+        return f"1 to {len(description.labels)}, in the order of the network"
+    return "as stated"
+
+
+def _described_classes(description: Description) -> int | None:
+    return len(description.labels) or description.extra.get("classes")
+
+
+def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:
+    if not is_decoded:
+        return (f"segray recognises this model but cannot decode it yet: the family {description.family}.",)
+    count = _described_classes(description)
+    steps = {
+        "labels": f"Name the {'' if count is None else f'{count} '}classes in model.labels, in the network's order.",
+        "size": "Set model.size to the height and width of the network's input, in pixels.",
+    }
+    return tuple(f"The file does not state the {key}. {steps[key]}" for key in description.missing)
+
+
+def _described_yaml(description: Description, path: Path) -> str:
+    """Return the lines of a configuration; placeholders in capitals stand for facts that the file lacks."""
+    plain = re.fullmatch(r"[\w./][\w./-]*", str(path))
+    lines = ["model:", f"  path: {path if plain else json.dumps(str(path), ensure_ascii=False)}"]
+    if "size" in description.missing:
+        lines.append("  size: [HEIGHT, WIDTH]")
+    if "labels" in description.missing:
+        lines.append("  labels: {1: FIRST_NAME, 2: SECOND_NAME}")
+    return "\n".join([*_tiles_yaml(description), *lines])
+
+
+def _tiles_yaml(description: Description) -> list[str]:
+    """Return the lines that label images in the tiles with which the model was trained."""
+    extra = description.extra
+    if "tile_size" not in extra:
+        return []
+    keys = {"size": extra["tile_size"], "overlap": extra.get("tiles_overlap"), "whole": extra.get("tile_with_full_img")}
+    stated = ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items() if value is not None)
+    return ["source:", f"  tiles: {{{stated}}}"]
