@@ -21,10 +21,12 @@ from segray.errors import ConfigError, ModelError
 from segray.models import describe, engine, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
 from segray.models.description import Description
+from segray.models.engine import Signature
+from segray.models.fits import fits_of
+from segray.models.metadata import CARD, read_card
 from segray.models.registry import ADAPTERS, FAMILIES
 from segray.models.zoo import CATALOGUE
 
-CARD = "segray.json"
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
 
 HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.CATALOGUE.items()}
@@ -36,7 +38,8 @@ class ResolvedModel:
 
     name: name in the catalogue, or the family of a model that describes itself. path: the path that OpenVINO opens.
     fingerprint: 64 hex digits over the contents of the files, the adapter's name, the form's name and the description.
-    description: what the file says of itself; None for a model of the catalogue.
+    description: what the file says of itself; None for a model of the catalogue. effective: the description with the
+    facts of the configuration in place of the file's.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ResolvedModel:
     files: tuple[Path, ...]
     fingerprint: str
     description: Description | None = None
+    effective: Description | None = None
 
     def complete(self, settings: ModelSettings) -> ModelSettings:
         """Return the settings with the model's own values where they have none."""
@@ -105,11 +109,14 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
         )
     path = describe.model_file(Path(settings.path))
     if description is None:
-        card_name = read_card(path).get("contract")
-        if settings.name == AUTO and card_name in CATALOGUE:
-            return _resolve_named(settings.model_copy(update={"path": str(path)}), str(card_name))
-        description = _described(settings, path)
-    adapter = FAMILIES[description.family](_with_settings(description, settings))
+        ports = _ports(path)
+        described = describe.describe(path, ports)
+        if described is None and settings.name == AUTO:
+            name = _name_by_ports(ports, path)
+            return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name)
+        description = _checked(described, settings, path, ports)
+    effective = _with_settings(description, settings)
+    adapter = FAMILIES[description.family](effective)
     if settings.form is not None:
         hint = "Remove `model.form`. The forms original and converted belong to models with a name."
         raise ConfigError("The model has one form only.", where="model.form", found=settings.form, hint=hint)
@@ -118,20 +125,44 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
     files = tuple(file for file in engine.model_files(path) if file.name != CARD)
     (form,) = adapter.forms.values()
     fingerprint = _fingerprint(path, files, adapter.name, form.name, description)
-    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description)
+    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description, effective)
 
 
-def _described(settings: ModelSettings, path: Path) -> Description:
-    """Return what the file says of itself; raise ConfigError unless it is a family that segray decodes."""
-    ports = engine.signature(path)
-    description = describe.describe(path, ports)
-    if description is None:
-        outputs = "; ".join(map(str, ports.outputs))
-        raise ConfigError(
-            "The file does not tell what model it is.",
+def _ports(path: Path) -> Signature:
+    """Return the ports of the model at `path`; raise ModelError with the way to get one for a checkpoint."""
+    if path.suffix in (".pt", ".pth") and path.is_file():
+        raise ModelError(
+            "A checkpoint has weights but no graph.",
             where=str(path),
-            found=f"outputs {outputs}",
-            hint=f"Run `segray models inspect {path}`, then set `model.name` to {', '.join((*FAMILIES, *CATALOGUE))}.",
+            found=f"suffix {path.suffix!r}",
+            hint=f"Run `segray models inspect {path}`, which says how to convert the file.",
+        )
+    return engine.signature(path)
+
+
+def _name_by_ports(ports: Signature, path: Path) -> str:
+    """Return the only model of the catalogue that the file fits; raise ConfigError unless there is exactly one."""
+    names = list(dict.fromkeys(fit.name for fit in fits_of(ports, path)))
+    if len(names) == 1:
+        return names[0]
+    if names:
+        what = "The file fits several models."
+        found, hint = ", ".join(names), f"Set `model.name` to {' or '.join(names)}."
+    else:
+        what = "The file does not tell what model it is."
+        found = f"inputs {'; '.join(map(str, ports.inputs))}; outputs {'; '.join(map(str, ports.outputs))}"
+        hint = f"Run `segray models inspect {path}`. segray takes the models on `segray models list`, and its families."
+    raise ConfigError(what, where=str(path), found=found, hint=hint)
+
+
+def _checked(description: Description | None, settings: ModelSettings, path: Path, ports: Signature) -> Description:
+    """Return the description; raise ConfigError unless it is of the configured family, which segray decodes."""
+    if description is None:
+        raise ConfigError(
+            f"The file does not tell that it is a model of {settings.name}.",
+            where=str(path),
+            found=f"outputs {'; '.join(map(str, ports.outputs))}",
+            hint=f"Run `segray models inspect {path}`, or describe the model in {CARD} beside it.",
         )
     if description.family not in FAMILIES:
         raise ConfigError(
@@ -165,6 +196,14 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             where=description.what,
             found="nothing in the file or beside it",
             hint="; ".join(_HOW_TO_STATE[key] for key in missing),
+        )
+    expected = len(description.labels) or description.extra.get("classes")
+    if settings.labels is not None and expected not in (None, len(settings.labels)):
+        raise ConfigError(
+            "The labels are not as many as the network's classes.",
+            where="model.labels",
+            found=f"{len(settings.labels)} labels, {expected} classes",
+            hint="Name each class of the network in `model.labels`, in the network's order.",
         )
     sources = {**description.sources, **dict.fromkeys(facts, "configuration")}
     return replace(description, **facts, missing=(), sources=sources)
@@ -234,26 +273,6 @@ def _card_of(path: Path, adapter: ModelAdapter, name: str) -> Mapping[str, Any]:
         what = f"The card beside the model describes another model than {name}."
         hint = "Check `model.name` and `model.path`."
         raise ConfigError(what, where=str(path), found=f"contract {card.get('contract')!r}", hint=hint)
-    return card
-
-
-def read_card(path: Path) -> Mapping[str, Any]:
-    """Return the card beside the model file at `path`, or in that folder; empty if there is no card."""
-    file = (path if path.is_dir() else path.parent) / CARD
-    if not file.is_file():
-        return {}
-    try:
-        card = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        hint = f"Correct {CARD}, or remove the file."
-        raise ModelError(
-            "The card beside the model is not JSON.", where=str(file), found=str(error), hint=hint
-        ) from error
-    if not isinstance(card, dict):
-        hint = f"Correct {CARD}, or remove the file."
-        raise ModelError(
-            "The card beside the model is not a JSON object.", where=str(file), found=repr(card)[:80], hint=hint
-        )
     return card
 
 
