@@ -101,10 +101,11 @@ def quantize(
         SourceError: No image can be read.
     """
     nncf = _import_nncf()
-    graph = engine.read_for(model.path, model.form)
+    graph = engine.read(model.path)
     if engine.signature_of(graph).quantised:
         hint = "Give the float model from which this model was made."
         raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
+    engine.adjust(graph, model.form, model.path)
     _check_free(model, out)
     truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))

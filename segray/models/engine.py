@@ -157,19 +157,17 @@ def read(path: Path) -> ov.Model:
         ) from error
 
 
-def read_for(path: Path, form: ModelFormat) -> ov.Model:
-    """Return the model at `path` for one image at a time, its outputs named as in `form`.
+def adjust(model: ov.Model, form: ModelFormat, path: Path) -> None:
+    """Change a model in memory: it takes one image at a time, and its outputs are named as in `form`.
 
     Raises:
-        ModelError: OpenVINO cannot read the model, the model is of another kind, or it takes several images at a time
-            and cannot take one.
+        ModelError: The model is of another kind, or it takes several images at a time and cannot take one. The error
+            names `path`.
     """
-    model = read(path)
     check(_signature(model), form, str(path))
     for name, position in form.positions.items():
         model.outputs[position].get_tensor().add_names({name})
     _take_one_image(model, form, path)
-    return model
 
 
 def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
@@ -436,7 +434,8 @@ def compile_network(
     _check_device(settings)
     if settings.cache_dir is not None:
         settings = replace(settings, cache_dir=str(as_path(settings.cache_dir)))
-    model = read_for(path, form)
+    model = read(path)
+    adjust(model, form, path)
     ports = signature_of(model)
     check_precision(ports, settings.precision, str(path))
     image = _image_index(ports, form.image, str(path))
