@@ -68,6 +68,11 @@ def test_what_reads_a_label_set_loads_no_models_and_no_cluster(root: Path, tmp_p
 
 
 @pytest.mark.integration
+def test_what_compares_two_label_sets_loads_no_models_and_no_cluster(root: Path) -> None:
+    assert not loaded("diff", root, root) & {"openvino", "ray", "jinja2"}
+
+
+@pytest.mark.chaos
 def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp_path: Path) -> None:
     truth, page = tmp_path / "truth.json", tmp_path / "report.html"
     for arguments in (
