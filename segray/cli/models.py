@@ -26,11 +26,12 @@ from segray.models import zoo as catalogue
 from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
-    from segray.conversion.inspect_model import Fit, Inspection
+    from segray.conversion.inspect_model import Inspection
     from segray.conversion.pull import Callbacks, InstalledModel
     from segray.conversion.quantize import Quantised
     from segray.models import resolve
     from segray.models.description import Description
+    from segray.models.fits import Fit
 
 app = typer.Typer(
     help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
@@ -214,11 +215,11 @@ def _source_model(
     else:
         if not Path(model).exists():
             catalogue.find(model, "NAME|PATH")
-        name, path = name or _name_of(Path(model)), model
+        name, path = name or config.AUTO, model
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
     settings = config.validate(values, "the arguments").model
-    return resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
+    return resolve.configured(settings)
 
 
 def _path_of_pulled(name: str) -> str | None:
@@ -233,24 +234,6 @@ def _path_of_pulled(name: str) -> str | None:
         hint = f"Run `segray models pull {name}`, or give the path of the model's files."
         raise ConfigError(f"The files of {name} are missing.", where=str(xml), found="nothing", hint=hint)
     return str(xml)
-
-
-def _name_of(path: Path) -> str:
-    """Return the name of a file's model, by its card or its outputs.
-
-    Raises ConfigError unless exactly one model fits.
-    """
-    from segray.conversion import inspect_model
-    from segray.models import resolve
-
-    if stated := resolve.read_card(path).get("contract"):
-        return str(stated)
-    names = list(dict.fromkeys(fit.name for fit in inspect_model.inspect(path).fits))
-    if len(names) == 1:
-        return names[0]
-    candidates = f"it could be {', '.join(names)}" if names else "no model that segray knows"
-    hint = "Give the model's name with --name."
-    raise ConfigError("The file does not tell which model it is.", where=str(path), found=candidates, hint=hint)
 
 
 def _parse_labels(labels: str) -> Any:

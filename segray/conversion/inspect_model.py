@@ -12,15 +12,15 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from segray.errors import ConfigError, ModelError
+from segray.errors import ConfigError
 from segray.models import describe, engine, resolve
 from segray.models import zoo as catalogue
-from segray.models.adapters.adapter import ModelFormat
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
-from segray.models.engine import ModelPort, Signature
-from segray.models.registry import ADAPTERS, FAMILIES
-from segray.models.zoo import ZooModel
+from segray.models.engine import Signature
+from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
+from segray.models.metadata import read_card
+from segray.models.registry import FAMILIES
 
 CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
@@ -29,20 +29,6 @@ _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentati
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
 # Bytes of a checkpoint's pickle in which the names of its classes are looked for. The pickle is never loaded.
 _PICKLE_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The comparison of a file with one form of a model.
-
-    absent: outputs that the file lacks. unlike: differences from the published model, as texts. A file without absent
-    outputs fits. A file that fits with other shapes may be another network of the same kind.
-    """
-
-    name: str
-    form: str
-    absent: tuple[str, ...]
-    unlike: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,9 +85,9 @@ def inspect(path: Path) -> Inspection:
             is_decoded=is_decoded,
             yaml=_described_yaml(description, path) if is_decoded else "",
         )
-    fits = _fits(ports, file)
+    fits = fits_of(ports, file)
     classes = classes_of(ports) if _have_class_axis(fits) else None
-    nearest = None if fits else _nearest(ports)
+    nearest = None if fits else nearest_fit(ports)
     needs = _needs(file, fits, classes) if fits or nearest else (_UNKNOWN,)
     return Inspection(str(file), kind, *texts, classes, fits, nearest, needs, is_decoded=bool(fits))
 
@@ -158,17 +144,10 @@ def _file_kind(path: Path) -> str:
 # ---- signatures -----------------------------------------------------------------------------------
 
 
-def layout_of(ports: Signature) -> str | None:
-    """Return NHWC or NCHW by the position of the image's 3 channels; None if the shapes do not tell."""
-    shapes = [port.shape for port in ports.inputs if port.shape is not None and len(port.shape) == 4]
-    layouts = {"NHWC" for shape in shapes if shape[3] == 3} | {"NCHW" for shape in shapes if shape[1] == 3}
-    return layouts.pop() if len(layouts) == 1 else None
-
-
 def classes_of(ports: Signature) -> int | None:
     """Return the number of the network's classes, without background; None if no output's shape tells."""
     for name, (axis, background) in _CLASS_AXES.items():
-        port = _output_port(ports, name)
+        port = output_port(ports, name)
         # An output "masks" of rank 3 has one mask for each row and no class axis.
         min_rank = 4 if name == "masks" else -axis
         if port is not None and port.shape is not None and len(port.shape) >= min_rank:
@@ -184,92 +163,7 @@ def _have_class_axis(fits: tuple[Fit, ...]) -> bool:
     return any(name in _CLASS_AXES and (name != "masks" or len(shape) == 4) for name, shape in published)
 
 
-def differences(ports: Signature, entry: ZooModel, form: ModelFormat) -> tuple[str, ...]:
-    """Return the differences of a file with these ports from the published model in this form, as texts.
-
-    Absent outputs are not among the differences.
-    """
-    unlike = []
-    for name, shape in entry.outputs.get(form.name, {}).items():
-        port = _output_port(ports, name)
-        if port is not None and not _same_shape(port.shape, shape):
-            unlike.append(f"{port}, published {_shape_text(shape)}")
-    if not any(name in port.names for port in ports.inputs for name in entry.inputs):
-        unlike.append(f"no input {' or '.join(entry.inputs)}")
-    return (*unlike, *_image_size_difference(ports, form))
-
-
-def _image_size_difference(ports: Signature, form: ModelFormat) -> tuple[str, ...]:
-    layout, published_hw = layout_of(ports), form.image.size_hw
-    port = next((port for port in ports.inputs if port.shape is not None and len(port.shape) == 4), None)
-    if port is None or port.shape is None or layout is None or published_hw is None:
-        return ()
-    size_hw = tuple(port.shape[layout.index(axis)] for axis in "HW")
-    if None in size_hw or size_hw == published_hw:
-        return ()
-    return (f"image {size_hw[0]}x{size_hw[1]}, published {published_hw[0]}x{published_hw[1]}",)
-
-
-def _output_port(ports: Signature, name: str) -> ModelPort | None:
-    return next((port for port in ports.outputs if name in port.names), None)
-
-
-def _same_shape(shape: tuple[int | None, ...] | None, published: tuple[int | None, ...]) -> bool:
-    if shape is None:
-        return True
-    """Return whether the shapes agree, apart from a batch axis and axes of unknown size."""
-    unbatched = shape[1:] if len(shape) == len(published) + 1 else shape
-    return len(unbatched) == len(published) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(unbatched, published, strict=True)
-    )
-
-
-def _shape_text(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
-
-
-# ---- adapters -------------------------------------------------------------------------------------
-
-
-def _compare_all(ports: Signature) -> list[Fit]:
-    """Return the comparison with every form of every model; forms with the fewest absent outputs come first."""
-    fits = [
-        Fit(name, form.name, tuple(_absent(ports, form)), differences(ports, catalogue.find(name), form))
-        for name, adapter in ADAPTERS.items()
-        if name == adapter.name  # The embedded model uses the adapter of another model.
-        for form in adapter.forms.values()
-    ]
-    return sorted(fits, key=lambda fit: (_absent_fraction(fit), len(fit.unlike)))
-
-
-def _absent(ports: Signature, form: ModelFormat) -> list[str]:
-    """Return the outputs that the file lacks for the form; a wrong input counts as one absent output."""
-    if absent := engine.absent_outputs(ports, form):
-        return absent
-    try:
-        engine.check(ports, form)
-    except ModelError as error:
-        return [f"{error.what} {error.hint}"]
-    return []
-
-
-def _absent_fraction(fit: Fit) -> float:
-    return len(fit.absent) / len(ADAPTERS[fit.name].forms[fit.form].outputs)
-
-
-def _nearest(ports: Signature) -> Fit | None:
-    """Return the form with the largest share of outputs in the file; None if the file has no output of any form."""
-    fit = _compare_all(ports)[0]
-    return fit if _absent_fraction(fit) < 1 else None
-
-
-def _fits(ports: Signature, path: Path) -> tuple[Fit, ...]:
-    """Return the forms that the file fits: those of its card if stated, otherwise those with the fewest differences."""
-    fits = [fit for fit in _compare_all(ports) if not fit.absent]
-    card = resolve.read_card(path)
-    stated = [fit for fit in fits if fit.name == card.get("contract") and fit.form == card.get("form", fit.form)]
-    fewest = min((len(fit.unlike) for fit in fits), default=0)
-    return tuple(stated or [fit for fit in fits if len(fit.unlike) == fewest])
+# ---- models of the catalogue ----------------------------------------------------------------------
 
 
 def _needs(path: Path, fits: tuple[Fit, ...], classes: int | None) -> tuple[str, ...]:
@@ -277,7 +171,7 @@ def _needs(path: Path, fits: tuple[Fit, ...], classes: int | None) -> tuple[str,
     names = list(dict.fromkeys(fit.name for fit in fits))
     if len(names) > 1:
         needs.append(f"Set model.name to {' or '.join(names)}: these models have the same signature.")
-    if names and not resolve.read_card(path):
+    if names and not read_card(path):
         needs += _missing_configuration(names[0], path)
     if names and classes is not None and classes not in (80, 90):
         needs.append(f"Name the {classes} classes in model.labels: COCO has 80, in 90 ids.")

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from segray.errors import ConfigError
 from segray.instances import Instances
-from segray.models.adapters import instance_segmentation_security, mask_rcnn, tf_object_detection, yolact
+from segray.models.adapters import (
+    geti,
+    geti_yolo,
+    instance_segmentation_security,
+    mask_rcnn,
+    tf_object_detection,
+    yolact,
+)
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
@@ -60,7 +67,11 @@ ADAPTERS: Mapping[str, ModelAdapter] = {
 }
 
 # Family -> a function that returns the adapter of a model that describes itself.
-FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {}
+FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
+    "geti_mask_rcnn": geti.GetiMaskRcnn.of,
+    "geti_detr": geti.GetiDetr.of,
+    "geti_yolo": geti_yolo.GetiYolo.of,
+}
 
 
 def decode(
