@@ -29,6 +29,7 @@ class ImageInput:
     layout: NCHW or NHWC. colour: RGB or BGR. mean, scale: one number per channel in the order of `colour`, for
     values 0..255, used as (x - mean) / scale; None where the model normalises by itself.
     resizable: model files of another static size fit too; size_hw then holds for a file that states no size.
+    any_batch: model files with any batch axis fit too; the engine changes the axis to 1.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ImageInput:
     mean: tuple[float, ...] | None
     scale: tuple[float, ...] | None
     resizable: bool = False
+    any_batch: bool = False
 
 
 @dataclass(frozen=True)
