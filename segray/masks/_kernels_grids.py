@@ -187,7 +187,7 @@ def edges_of_tiles(
         if r0 < r1 and c0 < c1:
             rows = Taps(firsts[i, 0], row_low[r0:r1], row_high[r0:r1], row_weight[r0:r1])
             columns = Taps(firsts[i, 1], column_low[c0:c1], column_high[c0:c1], column_weight[c0:c1])
-            own = threshold_crossings(frames[i], 0, 0, rows, columns, height)
+            own = threshold_crossings(frames[i], 0, 0, rows, columns, height, np.float32(0.5))
             if n + len(own) > len(edges):
                 edges = _with_more_room(edges, len(own))
             for k in range(len(own)):
