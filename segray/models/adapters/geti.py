@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +143,12 @@ class GetiAdapter(ModelAdapter):
 
 @dataclass(frozen=True)
 class GetiBoxes(GetiAdapter):
-    """An adapter of boxes (n, 5), labels (n,) and masks (n, r, c): rows with the score last."""
+    """An adapter of boxes (n, 5) with the score last, labels (n,) and masks (n, r, c).
+
+    mask_shape: the axes of a mask, as letters for any size.
+    """
+
+    mask_shape: ClassVar[tuple[str, str]] = ("r", "c")
 
     @classmethod
     def of(cls, description: Description) -> Self:
@@ -164,7 +169,11 @@ class GetiBoxes(GetiAdapter):
 
         outputs: boxes (n, 5) in pixels of the network's input, labels (n,), masks (n, r, c) of probabilities.
         """
-        shapes = {"boxes": ("n", 5), "labels": ("n",), "masks": ("n", "r", "c")}
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "boxes": ("n", 5),
+            "labels": ("n",),
+            "masks": ("n", *self.mask_shape),
+        }
         boxes, classes, masks = outputs_of_shapes(outputs, shapes, self.name)
         scores = np.ascontiguousarray(boxes[:, 4])
         is_valid = np.isfinite(boxes).all(axis=1) & (classes >= 0) & (classes == np.rint(classes))
@@ -201,13 +210,15 @@ class GetiBoxes(GetiAdapter):
 
 @dataclass(frozen=True)
 class GetiMaskRcnn(GetiBoxes):
-    """The adapter of MaskRCNN (Mask R-CNN, RTMDet): the pixels of a mask tile its box."""
+    """The adapter of MaskRCNN (Mask R-CNN, RTMDet): the pixels of a square mask tile its box."""
+
+    mask_shape = ("m", "m")
 
     def mask_counts(
         self, masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
     ) -> tuple[str, ...]:
         """Return the RLE counts of masks that are pasted into their boxes."""
-        return tuple(_pasted(mask, box, size_hw) for mask, box in zip(masks, boxes_xyxy, strict=True))
+        return rle.from_edges_of_all(*geometry.edges_of_tiles(masks, boxes_xyxy, size_hw), size_hw)
 
 
 @dataclass(frozen=True)
@@ -318,11 +329,3 @@ def kept_rows(boxes_xyxy: NDArray[np.floating[Any]], order: NDArray[np.intp], ma
     kernel = _kernels_grids.kept_rows_f32 if boxes_xyxy.dtype == np.float32 else _kernels_grids.kept_rows_f64
     kept: NDArray[np.intp] = kernel(np.ascontiguousarray(boxes_xyxy), order, max_iou)
     return kept
-
-
-def _pasted(mask: NDArray[np.float32], box_xyxy: NDArray[np.float64], size_hw: tuple[int, int]) -> str:
-    """Return the RLE counts of a mask whose pixels tile the box. The arithmetic of the box is in float64."""
-    x0, y0, x1, y1 = box_xyxy
-    rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
-    columns = geometry.tile_taps(x0, x1, len(mask), size_hw[1])
-    return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)
