@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib
 import json
-import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import geti_outputs
 import numpy as np
 import pytest
+import reference_today
 from geti_outputs import CASES, SIZES_HW
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,8 +28,8 @@ from segray.models.adapters.geti import GetiAdapter, GetiDetr, GetiMaskRcnn
 from segray.models.adapters.geti_yolo import GetiYolo
 from segray.models.description import Description, category_ids
 
-# Results of model_api on many more arrays lie beside the checkout on some machines.
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference-today"
+# Results of model_api on many more arrays lie outside the repository on some machines.
+REFERENCE = reference_today.FOLDER
 REFERENCE_CASES = ("maskrcnn", "maskrcnn_batch", "maskrcnn_window", "detr", "detr_agnostic", "yolo")
 # A mask may differ from model_api's by this many pixels, where a value is almost 0.5.
 MOST_PIXELS = 2
@@ -84,19 +82,7 @@ def test_rows_equal_those_of_model_api(case: str) -> None:
         assert instances.unreadable == 0
 
 
-def reference_arrays(case: str, seed: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return the arrays and the facts that the reference's own script draws."""
-    sys.path.insert(0, str(REFERENCE))
-    try:
-        drawn: tuple[dict[str, NDArray[Any]], dict[str, Any]] = importlib.import_module("make_raw_today").make(
-            case, seed
-        )
-    finally:
-        sys.path.remove(str(REFERENCE))
-    return drawn
-
-
-def reference_description(arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> Description:
+def reference_description(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Description:
     info = facts["model_info"]
     names = json.loads(info["label_info"])["label_names"]
     has_empty = names[0].endswith("_empty_lbl")
@@ -125,21 +111,18 @@ def reference_description(arrays: dict[str, NDArray[Any]], facts: dict[str, Any]
 @pytest.mark.parametrize("case", REFERENCE_CASES)
 def test_rows_equal_those_of_the_reference(case: str) -> None:
     for seed in (7, 11):
-        arrays, facts = reference_arrays(f"geti_{case}", seed)
+        arrays, facts = reference_today.raw_outputs(f"geti_{case}", seed)
         chosen = adapter_of(reference_description(arrays, facts))
-        paths = sorted((REFERENCE / "expected").glob(f"geti_{case}_seed{seed}_*.json.gz"))
+        paths = reference_today.results(f"geti_{case}_seed{seed}_*")
         assert len(paths) >= 4
         for path in paths:
-            expected = json.loads(gzip.decompress(path.read_bytes()))
+            expected = reference_today.result(path)
             instances = chosen.decode(arrays, tuple(expected["image_size"]), options_of(chosen))
             assert_equals(instances, expected["rows"], list(range(1, 6)))
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="no folder ../shared/reference-today beside the checkout")
 def test_prepared_images_equal_those_of_the_reference() -> None:
-    sys.path.insert(0, str(REFERENCE))
-    picture = importlib.import_module("make_raw_today").picture
-    sys.path.remove(str(REFERENCE))
     prepared = np.load(REFERENCE / "preprocess" / "geti_seed7.npz")
     names = [name for name in prepared.files if name.endswith("_u8") and "crop" not in name and "reversed" not in name]
     assert len(names) == 12
@@ -154,7 +137,7 @@ def test_prepared_images_equal_those_of_the_reference() -> None:
                 pad_value=114 if resize.endswith("letterbox") else 0,
             )
         )
-        image = chosen.prepare(chosen.forms["exported"], picture(7, height, width))["image"]
+        image = chosen.prepare(chosen.forms["exported"], reference_today.picture(7, height, width))["image"]
         assert np.array_equal(image, prepared[name].transpose(0, 2, 3, 1)), name
 
 
@@ -288,13 +271,6 @@ def test_a_file_without_thresholds_has_those_of_model_api() -> None:
     assert adapter_of(replace(bare, family="geti_yolo")).defaults == geti.Defaults(0.25, geti.UNLIMITED)
     suppressed = adapter_of(replace(bare, extra={"nms_execute": True}))
     assert suppressed.defaults == geti.Defaults(0.5, 200, nms_iou=0.5)
-
-
-def test_a_nonlinear_intensity_mode_is_refused() -> None:
-    for mode in ("none", "scale_to_unit"):
-        adapter_of(replace(geti_outputs.description("planes"), extra={"intensity_mode": mode}))
-    with pytest.raises(ModelError, match="percentile"):
-        adapter_of(replace(geti_outputs.description("planes"), extra={"intensity_mode": "percentile"}))
 
 
 def test_other_shapes_are_an_error_that_names_them() -> None:

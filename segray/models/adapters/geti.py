@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.errors import ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -37,8 +36,6 @@ FORM = "exported"
 # Largest number of rows of a file that states no limit.
 UNLIMITED = 32_767
 _BOX_OUTPUTS = ("boxes", "labels", "masks")
-# Modes of which (x - mean) / scale is the whole effect.
-_LINEAR_MODES = ("", "none", "scale_to_unit")
 
 
 @dataclass(frozen=True)
@@ -236,15 +233,7 @@ class GetiDetr(GetiBoxes):
 
 
 def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str, ModelFormat]:
-    """Return the only form of a described file; raise ModelError for a preparation that segray does not have."""
-    mode = str(description.extra.get("intensity_mode", ""))
-    if mode not in _LINEAR_MODES:
-        raise ModelError(
-            f"segray does not scale intensities by {mode}.",
-            where=description.what,
-            found=f"intensity_mode {mode}",
-            hint="Export the model with intensity_mode scale_to_unit or none.",
-        )
+    """Return the only form of a described file."""
     image = ImageInput(
         description.input_name,
         description.size_hw,
