@@ -38,7 +38,7 @@ FORM = "exported"
 UNLIMITED = 32_767
 _BOX_OUTPUTS = ("boxes", "labels", "masks")
 # Modes of which (x - mean) / scale is the whole effect.
-_LINEAR_MODES = ("", "none", "scale_to_unit")
+_LINEAR_MODES = ("", "none", "scale_to_unit", "window", "range_scale")
 
 
 @dataclass(frozen=True)
