@@ -7,7 +7,8 @@ The compiled loops are imported where they are called: their import takes longer
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,42 @@ def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDA
     height, width = fitted((image_rgb.shape[0], image_rgb.shape[1]), window_hw)
     window = np.zeros((*window_hw, 3), np.uint8)
     window[:height, :width] = resize(image_rgb, (height, width))
+    return window
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The place of an image that is fitted into a window and centred there.
+
+    top, left: padding before the image, in pixels; an odd pixel of padding is after the image. content_hw: height and
+    width of the resized image, in pixels.
+    """
+
+    top: int
+    left: int
+    content_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, size_hw: tuple[int, int], window_hw: tuple[int, int]) -> Self:
+        """Return the fit of an image of this size in a window, rounded to whole pixels, half to even."""
+        scale = min(window_hw[0] / size_hw[0], window_hw[1] / size_hw[1])
+        height, width = max(round(size_hw[0] * scale), 1), max(round(size_hw[1] * scale), 1)
+        return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
+
+
+def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to its `Fit`, as cv2 does, and pad all sides with a constant level.
+
+    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
+    """
+    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    fit = Fit.of(size_hw, window_hw)
+    content = image_rgb if size_hw == fit.content_hw else resize(image_rgb, fit.content_hw)
+    bottom, right = fit.top + fit.content_hw[0], fit.left + fit.content_hw[1]
+    window = np.empty((*window_hw, image_rgb.shape[2]), np.uint8)
+    window[: fit.top] = window[bottom:] = pad_value
+    window[fit.top : bottom, : fit.left] = window[fit.top : bottom, right:] = pad_value
+    window[fit.top : bottom, fit.left : right] = content
     return window
 
 
@@ -263,7 +300,7 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
     if not len(rows.low) or not len(columns.low):
         return np.zeros(0, np.int64)
     edges: NDArray[np.int64] = _kernels.threshold_crossings(
-        np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height
+        np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height, np.float32(0.5)
     )
     return edges
 
@@ -425,3 +462,86 @@ def edges_of_crops_resized_twice(
         cells, crops_xyxy, outputs_xyxy, *rows, *columns, len(rows.cells)
     )
     return edges
+
+
+def edges_of_combinations(
+    planes: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    boxes_xyxy: NDArray[np.float32],
+    fit: Fit,
+    factor: int,
+    size_hw: tuple[int, int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the edges of the masks `combined planes > 0`, resized to the image and cut to their boxes.
+
+    Each sum of planes is resized in two bilinear steps: by the factor, and then from the fit's content to the image.
+    The cost grows with the boxes, not with the planes.
+
+    Args:
+        planes: (m, r, c) float32.
+        weights: (n, m) float32: the weight of each plane in each mask.
+        boxes_xyxy: (n, 4) float32, in pixels within the image. A pixel stays if its index is at least the low edge and
+            below the high edge.
+        fit: Place of the image in the planes that are resized by the factor.
+        factor: Enlargement of the first step, at least 1.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,), for rle.from_edges_of_all.
+    """
+    from segray.masks import _kernels_prototypes
+
+    axes = zip((fit.top, fit.left), fit.content_hw, planes.shape[1:], size_hw, strict=True)
+    (rows, grid_rows, to_rows), (columns, grid_columns, to_columns) = (
+        _two_steps(start, content, side, factor, target) for start, content, side, target in axes
+    )
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_prototypes.edges_of_combinations(
+        np.ascontiguousarray(planes),
+        np.ascontiguousarray(weights),
+        np.ceil(boxes_xyxy).astype(np.int64),
+        grid_rows,
+        grid_columns,
+        rows,
+        columns,
+        to_rows or to_columns,
+        size_hw[0],
+    )
+    return edges
+
+
+@functools.lru_cache(maxsize=256)
+def _two_steps(start: int, content: int, side: int, factor: int, target: int) -> tuple[Taps, Taps, bool]:
+    """Return the taps of one axis that is enlarged, cut to its content, and resized to the image.
+
+    Args:
+        start: First pixel of the content, after the enlargement.
+        content: Pixels of the content, after the enlargement.
+        side: Pixels of the axis before the enlargement.
+        factor: Enlargement.
+        target: Pixels of the image on this axis.
+
+    Returns:
+        The taps that read the content, the taps that make the content, and whether the latter do more than cut.
+        The enlargement is read directly where the image has the pixels of the content.
+    """
+    enlarged = linear_taps(side, side * factor, start, start + content)
+    if content == target:
+        return Taps(0, enlarged.low, enlarged.high, enlarged.weight), _same(0, side), False
+    to_image = _taps_in_single_precision(content, target)
+    if factor == 1:
+        return to_image, _same(start, start + content), False
+    return to_image, Taps(0, enlarged.low, enlarged.high, enlarged.weight), True
+
+
+def _taps_in_single_precision(source: int, target: int) -> Taps:
+    """Return `linear_taps` with the centres computed in float32, as PyTorch does."""
+    centre = np.float32(source / target) * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    low = np.clip(np.floor(centre), 0, source - 1).astype(np.intp)
+    high = np.minimum(low + 1, source - 1)
+    return Taps.of(0, low, high, np.where(low < high, np.maximum(centre - low, 0), 0).astype(np.float32))
+
+
+def _same(start: int, stop: int) -> Taps:
+    """Return the taps that copy the pixels start to stop-1."""
+    pixels = np.arange(start, stop)
+    return Taps.of(0, pixels, pixels, np.zeros(len(pixels), np.float32))

@@ -19,6 +19,7 @@ from segray.models.adapters import (
     mask_rcnn,
     tf_object_detection,
     yolact,
+    yolo_seg,
 )
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
@@ -71,6 +72,7 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
     "geti_mask_rcnn": geti.GetiMaskRcnn.of,
     "geti_detr": geti.GetiDetr.of,
     "geti_yolo": geti_yolo.GetiYolo.of,
+    "yolo_seg": yolo_seg.of,
 }
 
 

@@ -241,6 +241,7 @@ def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str,
         description.colour,
         description.mean,
         description.scale,
+        any_batch=True,
     )
     return {FORM: ModelFormat(FORM, image, outputs, dict(description.outputs))}
 
