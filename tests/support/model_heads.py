@@ -1,6 +1,7 @@
 """Model files without a network: the metadata of exports, and ports as OpenVINO reports them.
 
-`ir` and `onnx` write files from which metadata can be read and that no engine can load. `ports` makes a signature.
+`ir` and `onnx` write files from which metadata can be read and that no engine can load. `ports` makes a signature, and
+`loadable_ir` a file with that signature.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+import openvino as ov
 import yaml
+from openvino import opset13 as op
 from test_engine import _field
 
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.engine import ModelPort, Signature
+
+# Faster where PyYAML has libyaml.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 COCO = tuple(COCO_NAMES.values())
 Port = tuple[str, Sequence[int | None]]
@@ -118,7 +125,7 @@ def ir(
     xml.write_text(head + tail, encoding="utf-8", errors="surrogateescape")
     xml.with_suffix(".bin").write_bytes(b"")
     if metadata is not None:
-        text = metadata if isinstance(metadata, str) else yaml.safe_dump(metadata, sort_keys=False)
+        text = metadata if isinstance(metadata, str) else yaml.dump(metadata, Dumper=_DUMPER, sort_keys=False)
         (folder / "metadata.yaml").write_text(text, encoding="utf-8")
     return xml
 
@@ -138,3 +145,31 @@ def onnx_bytes(props: Mapping[str, str], graph: bytes = b"graph") -> bytes:
 def as_properties(entries: Mapping[str, Any]) -> dict[str, str]:
     """What `yolo export` writes into an ONNX file: each value as Python writes it."""
     return {key: str(value) for key, value in entries.items()}
+
+
+def loadable_ir(folder: Path, signature: Signature, info: Mapping[str, str], *, name: str = "model.xml") -> Path:
+    """An IR that OpenVINO reads, with these ports, whose outputs are zeros of the sizes that are known."""
+    inputs = []
+    for port in signature.inputs:
+        shape = ov.PartialShape([-1 if side is None else side for side in port.shape or ()])
+        inputs.append(op.parameter(shape, np.float32, name="x"))
+        inputs[-1].output(0).tensor.set_names(set(port.names))
+    results = []
+    for port in signature.outputs:
+        dtype = np.int64 if port.element_type == "i64" else np.float32
+        sizes = op.concat([_side(side, inputs[0]) for side in port.shape or ()], 0)
+        node = op.broadcast(op.constant(np.zeros((), dtype)), sizes)
+        node.output(0).tensor.set_names(set(port.names))
+        results.append(op.result(node))
+    model = ov.Model(results, inputs, "m")
+    for key, value in info.items():
+        model.set_rt_info(value, ["model_info", key])
+    ov.save_model(model, folder / name, compress_to_fp16=False)
+    return folder / name
+
+
+def _side(side: int | None, image: Any) -> Any:
+    """A size of an axis: a constant, or one that only inference tells."""
+    if side is not None:
+        return op.constant(np.array([side], np.int64))
+    return op.shape_of(op.reshape(op.non_zero(image), np.array([-1], np.int64), special_zero=False))
