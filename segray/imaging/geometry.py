@@ -124,6 +124,18 @@ class Fit:
         height, width = max(round(size_hw[0] * scale), 1), max(round(size_hw[1] * scale), 1)
         return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
 
+    @classmethod
+    def exact(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], *, centred: bool) -> Self:
+        """Return the fit that OpenVINO computes in float32.
+
+        centred: False for padding at the right and bottom alone.
+        """
+        size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
+        height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
+        if not centred:
+            return cls(0, 0, (height, width))
+        return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
+
 
 def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
     """Resize (h, w, 3) uint8 to its `Fit`, as cv2 does, and pad all sides with a constant level.
@@ -133,8 +145,13 @@ def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_valu
     size_hw = (image_rgb.shape[0], image_rgb.shape[1])
     fit = Fit.of(size_hw, window_hw)
     content = image_rgb if size_hw == fit.content_hw else resize(image_rgb, fit.content_hw)
+    return _padded(content, fit, window_hw, pad_value)
+
+
+def _padded(content: NDArray[np.uint8], fit: Fit, window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
+    """Return a window of a constant level with the content in its place."""
     bottom, right = fit.top + fit.content_hw[0], fit.left + fit.content_hw[1]
-    window = np.empty((*window_hw, image_rgb.shape[2]), np.uint8)
+    window = np.empty((*window_hw, content.shape[2]), np.uint8)
     window[: fit.top] = window[bottom:] = pad_value
     window[fit.top : bottom, : fit.left] = window[fit.top : bottom, right:] = pad_value
     window[fit.top : bottom, fit.left : right] = content
@@ -177,32 +194,16 @@ def resize_exact(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     return resized.reshape(*size_hw, channels)
 
 
-def fitted_exact(size_hw: tuple[int, int], window_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest height and width of this aspect within the window, rounded half to even in float32.
-
-    Each is at least 1.
-    """
-    size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
-    height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
-    return height, width
-
-
-def fit_exact(
+def letterbox_exact(
     image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int, *, centred: bool
 ) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to the `fitted_exact` size by `resize_exact`, and pad to the window.
+    """Resize (h, w, 3) uint8 to its exact `Fit`, as OpenVINO does, and pad with a constant level.
 
-    Args:
-        image_rgb: The image.
-        window_hw: Height and width of the result, in pixels.
-        pad_value: Level of the padded pixels.
-        centred: Pad on both sides, with an odd pixel at the right or bottom. Pad right and bottom alone otherwise.
+    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
+    centred: False for padding at the right and bottom alone.
     """
-    height, width = fitted_exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw)
-    window = np.full((*window_hw, 3), pad_value, np.uint8)
-    top, left = ((window_hw[0] - height) // 2, (window_hw[1] - width) // 2) if centred else (0, 0)
-    window[top : top + height, left : left + width] = resize_exact(image_rgb, (height, width))
-    return window
+    fit = Fit.exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw, centred=centred)
+    return _padded(resize_exact(image_rgb, fit.content_hw), fit, window_hw, pad_value)
 
 
 # ---- bilinear resize, thresholded -----------------------------------------------------------------

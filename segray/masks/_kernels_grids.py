@@ -13,7 +13,6 @@ from numba import types
 
 from segray.masks._kernels import (
     F32,
-    F64,
     I64,
     U8,
     _with_more_room,
@@ -23,6 +22,7 @@ from segray.masks._kernels import (
     threshold_crossings,
     written,
 )
+from segray.masks._kernels_prototypes import combined_planes
 from segray.masks.arrays import Taps
 
 # Adding and subtracting this number rounds a float32 below 2**22 to an integer, half to even.
@@ -138,18 +138,13 @@ def crops_of_sums(coefficients: Any, prototypes: Any, crops: Any, frame: float) 
     coefficients: (n, k). prototypes: (k, r, c).
     """
     cells, at = np.full(_framed_size(crops), np.float32(frame)), 0
-    total = np.empty(prototypes.shape[2], np.float32)
     for i in range(len(crops)):
         x0, y0, x1, y1 = crops[i]
-        for y in range(y0, y1):
+        sums = combined_planes(prototypes, coefficients[i], x0, y0, x1, y1)
+        for y in range(y1 - y0):
             at += x1 - x0 + 2
-            total[: x1 - x0] = 0
-            for k in range(len(prototypes)):
-                weight, line = coefficients[i, k], prototypes[k, y, x0:x1]
-                for x in range(x1 - x0):
-                    total[x] += weight * line[x]
             for x in range(x1 - x0):
-                cells[at + 1 + x] = total[x]
+                cells[at + 1 + x] = sums[y, x]
         at += 2 * (x1 - x0 + 2)
     return cells
 
@@ -295,36 +290,3 @@ def edges_of_crops_resized_twice(
                 n += 1
         stops[i] = n
     return edges[:n].copy(), stops
-
-
-# ---- suppression ----------------------------------------------------------------------------------
-
-
-def _kept(boxes_xyxy: Any, order: Any, max_iou: float) -> Any:
-    """Return the rows of `order` that greedy suppression keeps, in that order.
-
-    A row is kept if its IoU with each kept row is at most max_iou. The arithmetic has the dtype of the boxes, the
-    comparison has float64. boxes_xyxy: (n, 4). order: row indices, best first.
-    """
-    kept, n = np.empty(len(order), np.int64), 0
-    for row in order:
-        x0, y0, x1, y1 = boxes_xyxy[row]
-        area = (x1 - x0) * (y1 - y0)
-        is_kept = True
-        for k in kept[:n]:
-            a0, b0, a1, b1 = boxes_xyxy[k]
-            width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
-            if width > 0 and height > 0:
-                shared = width * height
-                union = (a1 - a0) * (b1 - b0) + area - shared
-                if not np.float64(shared / union) <= max_iou:
-                    is_kept = False
-                    break
-        if is_kept:
-            kept[n] = row
-            n += 1
-    return kept[:n].copy()
-
-
-kept_rows_f32 = compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), F64)(_kept)
-kept_rows_f64 = compiled(written(I64, 1), read_only(F64, 2), read_only(I64, 1), F64)(_kept)

@@ -28,8 +28,6 @@ from segray.models.adapters.geti import GetiAdapter, GetiDetr, GetiMaskRcnn
 from segray.models.adapters.geti_yolo import GetiYolo
 from segray.models.description import Description, category_ids
 
-# Results of model_api on many more arrays lie outside the repository on some machines.
-REFERENCE = reference_today.FOLDER
 REFERENCE_CASES = ("maskrcnn", "maskrcnn_batch", "maskrcnn_window", "detr", "detr_agnostic", "yolo")
 # A mask may differ from model_api's by this many pixels, where a value is almost 0.5.
 MOST_PIXELS = 2
@@ -55,9 +53,9 @@ def decoded(case: str, size_hw: tuple[int, int] = SIZES_HW[0], **options: Any) -
     return chosen.decode(geti_outputs.arrays(case), size_hw, options_of(chosen, **options))
 
 
-def assert_equals(instances: Instances, rows: list[dict[str, Any]], positions: list[int]) -> None:
-    """positions: the class that model_api counts, of each category id from 1."""
-    assert [positions[i - 1] for i in instances.class_ids] == [row["class"] for row in rows]
+def assert_equals(instances: Instances, rows: list[dict[str, Any]]) -> None:
+    """Category ids begin with 1, as the classes that model_api counts."""
+    assert instances.class_ids.tolist() == [row["class"] for row in rows]
     assert np.abs(instances.scores - [row["score"] for row in rows]).max(initial=0) <= 1e-5
     assert instances.boxes_xyxy.tolist() == [row["box"] for row in rows]
     for counts, row in zip(instances.rles, rows, strict=True):
@@ -72,13 +70,11 @@ def assert_equals(instances: Instances, rows: list[dict[str, Any]], positions: l
 @pytest.mark.parametrize("case", CASES)
 def test_rows_equal_those_of_model_api(case: str) -> None:
     chosen = adapter(case)
-    # model_api counts from 1. Without an empty name, the name at position 1 is the first that it gives.
-    positions = [0, 1, 2] if case == "boxes_no_empty_name" else [1, 2, 3]
     for size, rows in geti_outputs.golden_rows()[case].items():
         height, width = map(int, size.split("x"))
         instances = chosen.decode(geti_outputs.arrays(case), (height, width), options_of(chosen))
         assert rows
-        assert_equals(instances, rows, positions)
+        assert_equals(instances, rows)
         assert instances.unreadable == 0
 
 
@@ -107,7 +103,7 @@ def reference_description(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str
     )
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no folder ../shared/reference-today beside the checkout")
+@pytest.mark.skipif(not reference_today.FOLDER.is_dir(), reason="no folder reference-today")
 @pytest.mark.parametrize("case", REFERENCE_CASES)
 def test_rows_equal_those_of_the_reference(case: str) -> None:
     for seed in (7, 11):
@@ -118,12 +114,12 @@ def test_rows_equal_those_of_the_reference(case: str) -> None:
         for path in paths:
             expected = reference_today.result(path)
             instances = chosen.decode(arrays, tuple(expected["image_size"]), options_of(chosen))
-            assert_equals(instances, expected["rows"], list(range(1, 6)))
+            assert_equals(instances, expected["rows"])
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no folder ../shared/reference-today beside the checkout")
+@pytest.mark.skipif(not reference_today.FOLDER.is_dir(), reason="no folder reference-today")
 def test_prepared_images_equal_those_of_the_reference() -> None:
-    prepared = np.load(REFERENCE / "preprocess" / "geti_seed7.npz")
+    prepared = np.load(reference_today.FOLDER / "preprocess" / "geti_seed7.npz")
     names = [name for name in prepared.files if name.endswith("_u8") and "crop" not in name and "reversed" not in name]
     assert len(names) == 12
     for name in names:
@@ -232,14 +228,6 @@ def test_a_class_beyond_the_names_is_left_out_by_boxes_and_unnamed_for_anchors()
     assert set(ids) == {7, 9, -1}
 
 
-def test_labels_of_the_configuration_begin_with_class_0() -> None:
-    own = adapter("boxes_no_empty_name").with_labels({4: "a", 5: "b", 6: "c"})
-    every = adapter("boxes_standard")
-    outputs = geti_outputs.arrays("boxes_standard")
-    ids = every.decode(outputs, SIZES_HW[0], options_of(every)).class_ids
-    assert own.decode(outputs, SIZES_HW[0], options_of(own)).class_ids.tolist() == (ids + 3).tolist()
-
-
 def test_outputs_without_rows_give_no_instances() -> None:
     for case in ("boxes_standard", "planes"):
         empty = {name: array[:0] for name, array in geti_outputs.arrays("boxes_standard").items()}
@@ -327,12 +315,12 @@ def test_resize_exact_rounds_the_bilinear_value(seed: int, height: int, width: i
 
 @tried(100)
 @given(SIDES, SIDES, st.integers(8, 64), st.integers(8, 64), st.booleans())
-def test_fit_exact_pads_beside_the_resized_image(
+def test_letterbox_exact_pads_beside_the_resized_image(
     height: int, width: int, rows: int, columns: int, centred: bool
 ) -> None:
     image = pixels(0, height, width)
-    window = geometry.fit_exact(image, (rows, columns), 114, centred=centred)
-    inner_hw = geometry.fitted_exact((height, width), (rows, columns))
+    window = geometry.letterbox_exact(image, (rows, columns), 114, centred=centred)
+    inner_hw = geometry.Fit.exact((height, width), (rows, columns), centred=centred).content_hw
     assert rows in inner_hw[:1] or columns in inner_hw[1:]
     top, left = ((rows - inner_hw[0]) // 2, (columns - inner_hw[1]) // 2) if centred else (0, 0)
     inside = window[top : top + inner_hw[0], left : left + inner_hw[1]].copy()

@@ -40,10 +40,7 @@ CASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "boxes_letterbox": ("boxes", {"model_type": "MaskRCNN", "resize_type": "fit_to_window_letterbox", **_NMS}),
     "boxes_corner": ("boxes", {"model_type": "MaskRCNN", "resize_type": "fit_to_window"}),
     "boxes_few": ("boxes", {"model_type": "MaskRCNN", **_NMS, "nms_max_predictions": "5"}),
-    "boxes_no_empty_name": (
-        "boxes",
-        {"model_type": "MaskRCNN", "labels": " ".join(NAMES).replace("disc of tin", "tin")},
-    ),
+    "boxes_background": ("boxes", {"model_type": "MaskRCNN", "labels": "background box rod"}),
     "planes": ("planes", {"model_type": "DETRInstSeg", **_NMS}),
     "planes_agnostic": (
         "planes",
@@ -80,7 +77,6 @@ def description(case: str) -> Description:
     info, kind = model_info(case), CASES[case][0]
     executes = info["nms_execute"] == "True"
     names = info["labels"].split()
-    has_empty = names[0] == _EMPTY
     thresholds = {"score_threshold": float(info["confidence_threshold"])}
     if executes:
         thresholds["nms_iou"] = float(info["iou_threshold"])
@@ -92,7 +88,7 @@ def description(case: str) -> Description:
         input_name="image",
         outputs={name: position for position, name in enumerate(arrays(case))},
         size_hw=WINDOW_HW,
-        labels=category_ids(tuple(names[1:] if has_empty else names)),
+        labels=category_ids(tuple(names if kind == "anchors" else names[1:])),
         resize=RESIZES[info["resize_type"]],
         pad_value=int(info["pad_value"]),
         rounding="exact",
@@ -102,7 +98,6 @@ def description(case: str) -> Description:
             "agnostic_nms": info.get("agnostic_nms") == "True",
             "nms_max_predictions": int(info.get("nms_max_predictions", "200")),
             "intensity_mode": "none",
-            "empty_label": has_empty,
         },
     )
 
