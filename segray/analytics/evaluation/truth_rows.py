@@ -276,7 +276,7 @@ def category(row: Any, number: int, path: str) -> tuple[int, str | None]:
             found=f"category number {number + 1}: {shown(row)}", hint="write id and name of each category",
         )  # fmt: skip
     name = row.get("name")
-    if name is None or name == "":
+    if name is None:
         return known, str(row["id"]).strip() if is_word(known) else None
     if type(name) not in (str, int):
         raise SourceError(
