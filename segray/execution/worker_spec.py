@@ -30,6 +30,7 @@ from segray.limits import ImageLimits
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import ModelAdapter, Options
+from segray.models.description import Description
 from segray.storage.store import StorageOptions, Store
 
 _OPENCV_ERROR_LEVEL = 2  # OpenCV logs errors only.
@@ -41,6 +42,7 @@ class WorkerSpec:
 
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
+    description: what the model's file says of itself, as the driver read it; None for a model of the catalogue.
     limits: largest image that is decoded.
     storage: access to the label set.
     staged: folder of staged files.
@@ -60,6 +62,7 @@ class WorkerSpec:
     package: str = field(default_factory=package_digest)
     source_storage: StorageOptions | None = None
     local_source: str = ""
+    description: Description | None = None
 
 
 class ModelFilesError(ModelError):
@@ -176,9 +179,10 @@ def _check_source(local_source: str) -> None:
 def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.ResolvedModel:
     """Return the model on this machine; raise ModelFilesError if its files are missing or differ from the driver's."""
     settings = spec.model
-    path = settings.path if shipped_model is None else str(shipped_model)
+    if shipped_model is not None:
+        settings = settings.model_copy(update={"path": str(shipped_model)})
     try:
-        model = resolve.resolve(settings.name, path, settings.form, settings.labels)
+        model = resolve.configured(settings, spec.description)
     except (ModelError, ConfigError) as exc:  # The driver has resolved the model, so the files here are others.
         raise ModelFilesError(
             exc.what,
@@ -212,24 +216,30 @@ def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores:
 
 
 def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options:
-    """Return the options of the configuration; raise ConfigError for an option that the adapter does not support."""
-    for name, default in (("nms", "per_class"), ("paste", None)):
+    """Return the options of the configuration, or the adapter's where the configuration says nothing.
+
+    Raise ConfigError for an option that the adapter does not support.
+    """
+    defaults = adapter.defaults
+    for name in ("nms", "nms_iou", "paste"):
         value = getattr(settings, name)
-        if value != default and name not in adapter.supported_options:
-            what = f"{settings.name} does not support the option {name}."
-            hint = f"Remove model.{name}, or set model.{name} to {default or 'null'}."
+        if value not in (None, getattr(defaults, name, None)) and name not in adapter.supported_options:
+            what = f"{adapter.name} does not support the option {name}."
+            hint = f"Remove model.{name}, or set model.{name} to null."
             raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)
     floor = 1.0 if settings.score_floor is None else settings.score_floor
     class_thresholds = {
         _class_id(key, adapter.labels): min(threshold, floor) for key, threshold in settings.class_thresholds.items()
     }
+    score_threshold = defaults.score_threshold if settings.score_threshold is None else settings.score_threshold
     return Options(
-        min(settings.score_threshold, floor),
-        settings.max_detections,
-        settings.nms,
+        min(score_threshold, floor),
+        settings.max_detections or defaults.max_detections,
+        settings.nms or defaults.nms,
         class_thresholds=class_thresholds,
         paste=settings.paste,
         min_area=settings.min_area,
+        nms_iou=defaults.nms_iou if settings.nms_iou is None else settings.nms_iou,
     )
 
 

@@ -29,6 +29,7 @@ class ImageInput:
     layout: NCHW or NHWC. colour: RGB or BGR. mean, scale: one number per channel in the order of `colour`, for
     values 0..255, used as (x - mean) / scale; None where the model normalises by itself.
     resizable: model files of another static size fit too; size_hw then holds for a file that states no size.
+    any_batch: model files with any batch axis fit too; the engine changes the axis to 1.
     """
 
     name: str
@@ -38,15 +39,22 @@ class ImageInput:
     mean: tuple[float, ...] | None
     scale: tuple[float, ...] | None
     resizable: bool = False
+    any_batch: bool = False
 
 
 @dataclass(frozen=True)
 class ModelFormat:
-    """A form in which a model is published. name: original or converted. outputs: outputs that `decode` needs."""
+    """A form in which a model is published.
+
+    name: original, converted, or exported for a model that describes itself. outputs: outputs that `decode` needs.
+    positions: output -> its position in the model, for a model whose outputs have no dependable names. An output
+    without a position is looked up by name.
+    """
 
     name: str
     image: ImageInput
     outputs: tuple[str, ...]
+    positions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def window_hw(self) -> tuple[int, int]:
@@ -63,8 +71,8 @@ class Options:
     score_threshold: rows with a lower score are dropped. class_thresholds: category id -> threshold of that class,
     used in place of score_threshold. max_detections: largest number of rows. min_area: smallest mask, in pixels.
     nms: suppression, for families whose network does not suppress duplicates: greedy per class, YOLACT's fast NMS
-    per class, or fast NMS across all classes. paste: how a box's small mask is resized into the image; None for the
-    adapter's default.
+    per class, or across all classes. paste: how a box's small mask is resized into the image; None for the
+    adapter's default. nms_iou: largest IoU of two boxes that both stay, 0..1; None for the adapter's default.
     """
 
     score_threshold: float = 0.0
@@ -73,6 +81,17 @@ class Options:
     class_thresholds: Mapping[int, float] = field(default_factory=dict)
     paste: Paste | None = None
     min_area: int = 0
+    nms_iou: float | None = None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The options that a model uses where the configuration says nothing. Names and units are those of Options."""
+
+    score_threshold: float = 0.05
+    max_detections: int = 100
+    nms: Nms = "per_class"
+    nms_iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +99,14 @@ class ModelAdapter(ABC):
     """An adapter: a model's name on the model card, its classes, and its forms by name.
 
     labels: category id -> class name, in the order in which the network counts its classes, without background.
+    defaults: options where the configuration says nothing.
     supported_options: names of the family-specific options that the adapter uses.
     """
 
     name: str
     labels: Mapping[int, str]
     forms: Mapping[str, ModelFormat]
+    defaults: Defaults = field(default=Defaults(), kw_only=True)
     supported_options: ClassVar[frozenset[str]] = frozenset({"paste"})
 
     @abstractmethod
