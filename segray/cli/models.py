@@ -157,6 +157,17 @@ def quantize(
     ] = None,
     truth_images: Annotated[str | None, typer.Option(help="Dataset of the truth. By default that of --images.")] = None,
     truth_limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images to measure on.")] = None,
+    classes_by: Annotated[
+        str | None, typer.Option(metavar="id|name", help="Way to match classes with the truth's, as for `evaluate`.")
+    ] = None,
+    class_map: Annotated[
+        list[str],
+        typer.Option(metavar="FILE|TRUTH=LABEL", help="Class of the truth and class of the model, as for `evaluate`."),
+    ] = [],  # noqa: B006
+    files_by: Annotated[
+        str | None,
+        typer.Option(metavar="key|basename|suffix", help="Way to match images with the truth's, as for `evaluate`."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of images that calibrate.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for this model alone. By default models/NAME-int8.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")] = None,
@@ -179,12 +190,17 @@ def quantize(
     Your images calibrate the copy. The command compares speed and accuracy of the copy with those of the source.
     """
     with signals.ending_at_once():
+        from segray.analytics.evaluation.class_maps import from_options
         from segray.conversion import quantize as quantisation
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
     source = _source_model(model, name, form, labels, images)
-    truth_set = None if truth is None else Truth(truth, truth_images or images, truth_limit)
+    truth_set = (
+        None
+        if truth is None
+        else Truth(truth, truth_images or images, truth_limit, classes_by, from_options(class_map), files_by)
+    )
     with _printed_progress() as callbacks:
         quantised = quantisation.quantize(
             source,
