@@ -206,12 +206,13 @@ def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores:
     device_settings = runtime.DeviceSettings(
         device, cores, settings.precision, settings.cache_dir, fixed_shapes=settings.fixed_shapes
     )
-    kernels_module = "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
+    modules = [*model.adapter.kernels, *(["segray.masks._kernels_many"] if spec.tiles else [])]
     with ThreadPoolExecutor(1) as thread:
         # The kernels take seconds to compile, the first time on a machine.
-        kernels = thread.submit(importlib.import_module, kernels_module)
+        kernels = [thread.submit(importlib.import_module, module) for module in modules]
         engine = runtime.compile(model.path, model.form, device_settings)
-        kernels.result()
+        for kernel in kernels:
+            kernel.result()
     return engine
 
 

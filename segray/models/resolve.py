@@ -195,7 +195,7 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             f"The file does not tell the model's {' and '.join(missing)}.",
             where=description.what,
             found="nothing in the file or beside it",
-            hint="; ".join(_HOW_TO_STATE[key] for key in missing),
+            hint=" ".join(_HOW_TO_STATE[key] for key in missing),
         )
     expected = len(description.labels) or description.extra.get("classes")
     if settings.labels is not None and expected not in (None, len(settings.labels)):
