@@ -245,7 +245,11 @@ def _model_path(name: str, path: str | None) -> Path:
 def _check_readable(name: str, path: Path) -> None:
     """Raise ModelError if the files are missing or too old, with a hint for this model."""
     if not path.exists():
-        hint = f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
+        hint = (
+            "The stickers come with segray. Remove `model.path`, or add --set model.path=null."
+            if name == "stickers"
+            else f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
+        )
         raise ModelError("The model does not exist.", where=str(path), found=engine.similar_names(path), hint=hint)
     if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
         what = f"OpenVINO no longer reads IR v{version}."
