@@ -100,7 +100,8 @@ class ModelAdapter(ABC):
 
     labels: category id -> class name, in the order in which the network counts its classes, without background.
     defaults: options where the configuration says nothing.
-    supported_options: names of the family-specific options that the adapter uses. kernels: modules of compiled loops
+    supported_options: names of the family-specific options that the adapter uses. nms_choices: the values of nms that
+    the adapter has. kernels: modules of compiled loops
     that the adapter calls.
     """
 
@@ -109,6 +110,7 @@ class ModelAdapter(ABC):
     forms: Mapping[str, ModelFormat]
     defaults: Defaults = field(default=Defaults(), kw_only=True)
     supported_options: ClassVar[frozenset[str]] = frozenset({"paste"})
+    nms_choices: ClassVar[tuple[Nms, ...]] = ("per_class",)
     kernels: ClassVar[tuple[str, ...]] = ("segray.masks._kernels",)
 
     @abstractmethod
