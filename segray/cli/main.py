@@ -102,7 +102,11 @@ def write_configuration(
         from segray import config
 
     config.write_template(file, every_key=every_key)
-    show(f"wrote {file}\nnext:  edit source.uri, output.root and model; then: segray label {file}")
+    show(
+        f"wrote {file}\n"
+        "next:  edit source.uri, output.root and model, and get the model with `segray models pull NAME`; then:\n"
+        f"       segray label {file}"
+    )
 
 
 @app.command(cls=RetryingCommand)

@@ -157,6 +157,17 @@ def quantize(
     ] = None,
     truth_images: Annotated[str | None, typer.Option(help="Dataset of the truth. By default that of --images.")] = None,
     truth_limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images to measure on.")] = None,
+    classes_by: Annotated[
+        str | None, typer.Option(metavar="id|name", help="Way to match classes with the truth's, as for `evaluate`.")
+    ] = None,
+    class_map: Annotated[
+        list[str],
+        typer.Option(metavar="FILE|TRUTH=LABEL", help="Class of the truth and class of the model, as for `evaluate`."),
+    ] = [],  # noqa: B006
+    files_by: Annotated[
+        str | None,
+        typer.Option(metavar="key|basename|suffix", help="Way to match images with the truth's, as for `evaluate`."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of images that calibrate.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for this model alone. By default models/NAME-int8.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")] = None,
@@ -179,12 +190,17 @@ def quantize(
     Your images calibrate the copy. The command compares speed and accuracy of the copy with those of the source.
     """
     with signals.ending_at_once():
+        from segray.analytics.evaluation.class_maps import from_options
         from segray.conversion import quantize as quantisation
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
     source = _source_model(model, name, form, labels, images)
-    truth_set = None if truth is None else Truth(truth, truth_images or images, truth_limit)
+    truth_set = (
+        None
+        if truth is None
+        else Truth(truth, truth_images or images, truth_limit, classes_by, from_options(class_map), files_by)
+    )
     with _printed_progress() as callbacks:
         quantised = quantisation.quantize(
             source,
@@ -261,6 +277,8 @@ def _show_installed(model: InstalledModel, as_json: bool) -> None:
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     """Return the section of a configuration that uses this model."""
+    if name not in CATALOGUE:  # The file tells what it is.
+        return f"model:\n  path: {path}\n  precision: {precision}"
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
@@ -336,6 +354,7 @@ def describe_inspection(inspection: Inspection) -> str:
 def _description_lines(inspection: Inspection, description: Description) -> list[str]:
     """Return what a file says of itself, each fact with its source, and how to use the file."""
     from segray.conversion import inspect_model
+    from segray.models.describe.facts import FAMILY
 
     facts: dict[str, tuple[str, str]] = {
         "family": (f"{description.family}, {description.kind}", "family"),
@@ -348,17 +367,22 @@ def _description_lines(inspection: Inspection, description: Description) -> list
         "classes": (_class_text(inspection.classes, description.labels), "labels"),
         "class ids": (inspect_model.class_id_rule(description), ""),
     }
-    stated = {**description.thresholds, **description.extra}
-    facts |= {name: (json.dumps(value), name) for name, value in stated.items() if name != "classes"}
+    stated = {**inspection.options, **description.extra}
+    facts |= {name: (_value_text(value), name) for name, value in stated.items() if name != "classes"}
     facts |= {name: (version, "") for name, version in description.versions.items()}
     width = max(map(len, facts))
+    sources = {**dict.fromkeys(inspection.options, FAMILY), **description.sources}
     lines = [description.what]
     for name, (text, key) in facts.items():
-        source = description.sources.get(key)
-        lines.append(f"  {name.ljust(width)}  {text}{'' if source is None else f' ({source})'}")
+        source = f" ({sources[key]})" if key in sources and not text.startswith("not ") else ""
+        lines.append(f"  {name.ljust(width)}  {text}{source}")
     lines += [f"note: {note}" for note in description.notes]
     lines += [f"needs: {need}" for need in inspection.needs]
     return [*lines, "", inspection.yaml] if inspection.yaml else lines
+
+
+def _value_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _size_text(description: Description) -> str:
@@ -370,12 +394,17 @@ def _size_text(description: Description) -> str:
 
 
 def _resize_text(description: Description) -> str:
-    texts = {
+    if description.sources.get("resize") == "not stated":
+        return "not stated"
+    if description.size_hw is None and description.stride is None and "size" not in description.missing:
+        return "none: images keep their size"
+    fitted = {
         "letterbox": f"fitted, padded on both sides with {description.pad_value}",
         "corner": f"fitted, padded right and bottom with {description.pad_value}",
         "stretch": "stretched",
     }
-    return f"{description.resize}: {texts[description.resize]}, rounded as {description.rounding}"
+    rounding = {"opencv": "values truncated as in OpenCV", "exact": "values rounded as in OpenVINO"}
+    return f"{description.resize}: {fitted[description.resize]}; {rounding[description.rounding]}"
 
 
 def _numbers(numbers: tuple[float, ...] | None) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from segray.errors import ConfigError
-from segray.models import describe, engine, resolve
+from segray.models import checkpoints, describe, engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
@@ -22,13 +23,10 @@ from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
 from segray.models.metadata import read_card
 from segray.models.registry import FAMILIES
 
-CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 # Output name -> axis of the classes, and number of background classes.
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
-# Bytes of a checkpoint's pickle in which the names of its classes are looked for. The pickle is never loaded.
-_PICKLE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class Inspection:
     layout: NHWC or NCHW, of the image input. classes: number of classes, without background.
     needs: steps before segray can use the file, for the configuration or for the file's owner.
     description: what the file says of itself; then nothing is compared, and fits is empty.
-    is_decoded: whether segray decodes the file's outputs. yaml: the section of a configuration that uses the file.
+    is_decoded: whether segray decodes the file's outputs. yaml: the lines of a configuration that use the file.
+    options: options of decoding where the configuration says nothing, for a file that describes itself.
     """
 
     path: str
@@ -54,6 +53,7 @@ class Inspection:
     description: Description | None = None
     is_decoded: bool = False
     yaml: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def inspect(path: Path) -> Inspection:
@@ -65,8 +65,9 @@ def inspect(path: Path) -> Inspection:
     """
     file = describe.model_file(engine.model_root(path))
     kind = _file_kind(file)
-    if file.suffix in CHECKPOINTS and file.is_file():
-        return Inspection(str(file), kind, needs=(_advice_on_checkpoint(file),))
+    if checkpoints.is_checkpoint(file):
+        advice = f"A checkpoint has no graph. {checkpoints.way_to_model(file)}"
+        return Inspection(str(file), kind, needs=(advice,))
     if is_old_ir(file):
         return Inspection(str(file), kind, needs=(_advice_on_old_ir(file),))
     ports = engine.signature(file)
@@ -84,6 +85,7 @@ def inspect(path: Path) -> Inspection:
             description=description,
             is_decoded=is_decoded,
             yaml=_described_yaml(description, path) if is_decoded else "",
+            options=_options(description) if is_decoded else dict(description.thresholds),
         )
     fits = fits_of(ports, file)
     classes = classes_of(ports) if _have_class_axis(fits) else None
@@ -110,31 +112,10 @@ def _advice_on_old_ir(path: Path) -> str:
     )
 
 
-def _advice_on_checkpoint(path: Path) -> str:
-    """Return how to make a model of a checkpoint, which has weights but no graph."""
-    if _is_by_ultralytics(path):
-        return f"A checkpoint has no graph. Export it with ultralytics: yolo export model={path} format=openvino"
-    command = catalogue.find("yolact-resnet50-fpn-pytorch").command
-    return f"A checkpoint has no graph. Convert a YOLACT checkpoint: {command}"
-
-
-def _is_by_ultralytics(path: Path) -> bool:
-    """Return whether the pickle in a checkpoint names Ultralytics' modules; the pickle is read as bytes only."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            if not names:
-                return False
-            with archive.open(names[0]) as pickle:
-                return b"ultralytics" in pickle.read(_PICKLE_BYTES)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
-        return False  # Older checkpoints are no archives. Their bytes tell nothing for certain.
-
-
 def _file_kind(path: Path) -> str:
     if path.is_dir():
         return "TensorFlow SavedModel"
-    if path.suffix in CHECKPOINTS:
+    if path.suffix in checkpoints.SUFFIXES:
         return "PyTorch checkpoint"
     if path.suffix == ".xml" and path.is_file():
         return f"OpenVINO IR v{engine.ir_version(path)}"
@@ -203,6 +184,15 @@ def class_id_rule(description: Description) -> str:
 
 def _described_classes(description: Description) -> int | None:
     return len(description.labels) or description.extra.get("classes")
+
+
+def _options(description: Description) -> dict[str, Any]:
+    """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
+    if description.missing:
+        return dict(description.thresholds)
+    defaults = asdict(FAMILIES[description.family](description).defaults)
+    has_nms = defaults["nms_iou"] is not None
+    return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
 
 
 def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:

@@ -107,7 +107,9 @@ def quantize(
         raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
     engine.adjust(graph, model.form, model.path)
     _check_free(model, out)
-    truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store)
+    truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store, model.adapter.labels)
+    for text in truth_of_images.notes if truth_of_images else ():
+        note(text)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))
     adapter = model.adapter.with_size(model.form.name, source.size_hw)
     reader = Reader(adapter, adapter.forms[model.form.name], store)
