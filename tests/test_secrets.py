@@ -44,12 +44,17 @@ def test_nothing_that_is_read_can_run() -> None:
                 unsafe = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
                 if path.name != "delta_log.py":  # between a process and one that it has started itself
                     assert not {name.split(".")[0] for name in names} & unsafe, path
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if "_SAFE_LOADER" in map(dotted, targets):
+                    assert node.value is not None, path
+                    assert ast.unparse(node.value) == "getattr(yaml, 'CSafeLoader', yaml.SafeLoader)", path
             elif isinstance(node, ast.Call):
                 chosen = [word for word in node.keywords if word.arg in options]
                 name, given = dotted(node.func), {word.arg: ast.unparse(word.value) for word in chosen}
                 assert name not in {"eval", "exec", "compile", "yaml.unsafe_load", "os.system"}, path
                 if name == "yaml.load":
-                    assert given.get("Loader") in {"yaml.BaseLoader", "yaml.SafeLoader"}, path
+                    assert given.get("Loader") in {"yaml.BaseLoader", "yaml.SafeLoader", "_SAFE_LOADER"}, path
                 if name == "torch.load":
                     assert given.get("weights_only") == "True", path
                 if name in {"np.load", "numpy.load"}:

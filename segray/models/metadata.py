@@ -39,7 +39,7 @@ _MAX_DIGITS = 400
 
 _HINT = "Export the model again, or copy its files again."
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def metadata_yaml(folder: Path) -> Mapping[str, Any] | None:
         return None
     try:
         _check_yaml(text, file)
-        content = yaml.load(text, _Loader)
+        content = yaml.load(text, Loader=_SAFE_LOADER)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         found = " ".join(str(error).split())[:300]
         raise ModelError(
@@ -265,7 +265,7 @@ def metadata_yaml(folder: Path) -> Mapping[str, Any] | None:
 def _check_yaml(text: str, file: Path) -> None:
     """Raise ModelError for YAML that is deep, long or has references, which can stand for any amount of content."""
     depth = 0
-    for count, event in enumerate(yaml.parse(text, _Loader)):
+    for count, event in enumerate(yaml.parse(text, Loader=_SAFE_LOADER)):
         found = ""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             found = "an anchor or a reference (& or *)"
