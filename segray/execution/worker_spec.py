@@ -70,8 +70,9 @@ class ModelFilesError(ModelError):
 def prepared_process() -> Iterator[None]:
     """Set the process-wide state that labelling needs, and restore the former state after the block.
 
-    OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of broken files name the error. Memory of pictures is returned; malloc
+    OpenCV computes on the calling thread, since the threads of the pool are the parallelism. OpenCV and Pillow write
+    nothing about broken files to stderr, since the rows of broken files name the error; `decode.load` silences the
+    libraries below them. Memory of pictures is returned; malloc
     keeps that setting after the block.
     """
     memory.return_large_blocks()

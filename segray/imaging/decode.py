@@ -35,7 +35,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from segray._system import host_process
+from segray._system import host_process, library_messages
 from segray.errors import ImageError
 from segray.imaging import codecs, directory, samples, tiff
 from segray.imaging.headers import (
@@ -117,7 +117,8 @@ def load(
         ImageError: The bytes cannot be decoded.
     """
     try:
-        stored = _stored(data, header, limits, _reduction(header, least_hw))
+        with library_messages.dropped:  # The error or the row names what is wrong with the file.
+            stored = _stored(data, header, limits, _reduction(header, least_hw))
     except ImageError:
         raise
     except MemoryError as error:
@@ -185,6 +186,7 @@ class _PillowLimitLifted:
 
 
 _pillow_limit_lifted = _PillowLimitLifted()
+library_messages.leave_to_handlers("PIL")
 # Pillow's readers by format. Image.open would try the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "AVIF": lambda file: _avif_file(file),
