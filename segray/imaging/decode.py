@@ -10,7 +10,7 @@ Odd files become RGB of 8 bits per channel by these rules:
 - Alpha and transparent colours are composited over white, as a viewer on a white page shows them. A BMP whose alpha is
   0 everywhere is opaque.
 - 9 to 16 bits per channel keep their upper 8 bits. A TIFF's BitsPerSample and MaxSampleValue say which value is white.
-- 16-bit samples of PNG and TIFF may use 8 to 14 bits. `ImageLimits.bit_depth` says how many; see `samples.Range`.
+- 16-bit samples may use 8 to 14 bits. `ImageLimits.bit_depth` says how many; see `samples.Range`.
 - Signed, 32-bit and float samples are refused: which value is black or white is unknown.
 - Grey, 1-bit and palette images are expanded. CMYK and YCCK JPEGs are read as Adobe writes them (inverted).
 - Colour profiles, gamma and XMP are ignored. Of animations and multi-page files the first frame is read.
@@ -215,7 +215,7 @@ def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) ->
     if header.jpeg is not None:
         return _decode_jpeg(data, header, header.jpeg, limits, reduction)
     if header.format == "JXL":
-        return _Stored(_any_to_rgb(codecs.decode_jpeg_xl(data), None, limits), 1)
+        return _any_to_rgb(codecs.decode_jpeg_xl(data), None, limits)
     return _decode_by_pillow(data, header, limits)
 
 
@@ -224,10 +224,10 @@ def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) ->
 
 def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLimits, reduction: int) -> _Stored:
     if header.format == "JPEGLS":
-        return _Stored(_any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits), header.orientation)
+        return _any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits, header.orientation)
     if frame.is_rare:
         stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
-        return _Stored(_any_to_rgb(stored, frame.bits, limits), header.orientation)
+        return _any_to_rgb(stored, frame.bits, limits, header.orientation)
     pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
     return _Stored(pixels, header.orientation, reduction=reduction)
 
@@ -319,11 +319,7 @@ def _decode_png(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
             return _Stored(pixels, header.orientation)
     data = png_without_key(data) if kind.transparent else without_metadata(data, header.format)
     stored = _interlaced_png(data) if kind.interlaced else codecs.decode_png(data)
-    guessed = None
-    if kind.bits == samples.FULL_DEPTH:
-        bits, guessed = _depth_of(stored, limits)
-    else:
-        bits = 8
+    bits, guessed = _depth_of(stored, 8 if kind.bits < samples.FULL_DEPTH else kind.bits, limits)
     white, key = (1 << bits) - 1, _key(kind.transparent, kind.bits)
     rgb = samples.converted(header.height, header.width, lambda rows: _array_to_rgb(stored[rows], white, key))
     return _Stored(rgb, header.orientation, guessed)
@@ -344,8 +340,13 @@ def _key(transparent: tuple[int, ...], bits: int) -> NDArray[Any] | None:
     return np.array(transparent) * (255 // ((1 << bits) - 1) if bits < 8 else 1) if transparent else None
 
 
-def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | None]:
-    """Return the bits that 16-bit samples use, and the same if they are guessed by the samples."""
+def _depth_of(stored: NDArray[Any], bits: int, limits: ImageLimits) -> tuple[int, int | None]:
+    """Return the bits that samples use, and the same if they are guessed by the samples.
+
+    bits: bits that the file states. 16 is what writers state for cameras of 10 to 14 bits too.
+    """
+    if bits < samples.FULL_DEPTH:
+        return bits, None
     colours = stored.shape[2] - 1 + stored.shape[2] % 2 if stored.ndim == 3 else 1
     bands = (stored[rows] for rows in samples.bands(*stored.shape[:2]))
     parts = (band if band.ndim == 2 else band[..., :colours] for band in bands)
@@ -355,16 +356,17 @@ def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | Non
 # ---- arrays of any kind ---------------------------------------------------------------------------
 
 
-def _any_to_rgb(stored: NDArray[Any], bits: int | None, limits: ImageLimits) -> Pixels:
-    """Return pixels of 1 to 4 channels as RGB. bits: bits that the samples use; None for all of their type."""
+def _any_to_rgb(stored: NDArray[Any], bits: int | None, limits: ImageLimits, orientation: int = 1) -> _Stored:
+    """Return pixels of 1 to 4 channels as RGB. bits: bits that the file states; None for all of the samples' type."""
     if stored.dtype not in (np.uint8, np.uint16):
         raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
     if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] > 4):
         raise ImageError(f"pixels of shape {stored.shape}, which segray does not read")
     check_size(stored.shape[1], stored.shape[0], limits)
-    white = (1 << (bits or 8 * stored.dtype.itemsize)) - 1
-    height, width = stored.shape[:2]
-    return samples.converted(height, width, lambda rows: _array_to_rgb(stored[rows], white, None))
+    used_bits, guessed = _depth_of(stored, bits or 8 * stored.dtype.itemsize, limits)
+    white, (height, width) = (1 << used_bits) - 1, stored.shape[:2]
+    rgb = samples.converted(height, width, lambda rows: _array_to_rgb(stored[rows], white, None))
+    return _Stored(rgb, orientation, guessed)
 
 
 def _array_to_rgb(band: NDArray[Any], white: int, key: NDArray[Any] | None) -> Pixels:
@@ -394,6 +396,8 @@ def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> _Stor
         turn = header.orientation
         if header.format == "AVIF":  # libavif tells the rotation of the container as EXIF does.
             turn = directory.orientation(image.info.get("exif", b"").removeprefix(EXIF_SIGNATURE))
+        if image.mode.startswith("I;16"):
+            return _any_to_rgb(np.asarray(image), None, limits, turn)
         return _Stored(_to_rgb(_opaque_bmp(image) if header.format == "BMP" else image), turn)
 
 
@@ -428,8 +432,6 @@ def _to_rgb(image: Image.Image) -> Pixels:
 
 
 def _band_to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")

@@ -3,7 +3,8 @@
 This module knows formats, their metadata and the limits on a file. This module allocates no pixels, so the limits are
 checked before a decoder allocates anything. EXIF's orientation is the only metadata that is read.
 
-A file that ends early is an error. A PNG must have an IEND chunk, and each checksum must be right. Whether the scan of
+A file that ends early is an error. A PNG must have an IEND chunk, and right checksums in the
+chunks that matter. Whether the scan of
 a JPEG is complete is left to the decoder, because a JPEG may lack its end marker alone. The scans of a JPEG must send
 all coefficients. TIFF tags are read in tiff_layout.py, ISO and JPEG XL containers in containers.py.
 """
@@ -309,7 +310,8 @@ def _png(data: bytes) -> Header:
     view = memoryview(data)
     exif, key, pixel_bytes = b"", None, len(_PNG_SIGNATURE)
     for name, start, stop in _png_chunks(data):
-        if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
+        is_heeded = name in _PIXEL_CHUNKS or name == b"eXIf"
+        if is_heeded and zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
             raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
         if name == b"tRNS":
             key = data[start + 8 : stop - 4]
