@@ -54,13 +54,13 @@ from segray.limits import DEFAULT_LIMITS, ImageLimits
 Pixels = NDArray[np.uint8]
 _PILLOW_BLOCK_BYTES = 64 * 2**20
 # Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
-_AHEAD = b"\xff\0" * 8
+_AHEAD = np.tile(np.array([255, 0], np.uint8), 8)
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
 _FILLINGS = (b"\xff\0", b"\0", b"\xaa", b"\x55")
 _FILLING_BYTES = 64
 # Buffers that no decode uses, at most as many as decodes have run at a time.
 _BUFFER_BYTES = 4 * 2**20
-_buffers: list[bytearray] = []
+_buffers: list[Pixels] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,35 +242,33 @@ def _whole_jpeg(
     """
     if frame.has_end and frame.scans > 1:
         return _jpeg_pixels(data, header, limits, reduction)
-    scans = memoryview(data)[: frame.scan_end]
     if frame.has_end:
-        with _followed_by(scans, _AHEAD) as file:
-            try:
-                return _jpeg_pixels(file, header, limits, reduction)
-            except OSError as error:
-                raise ImageError("truncated: the JPEG's scan ends early") from error
+        buffer = _taken_buffer(frame.scan_end + len(_AHEAD))
+        try:
+            file = buffer[: frame.scan_end + len(_AHEAD)]
+            file[: frame.scan_end] = np.frombuffer(data, np.uint8, frame.scan_end)
+            file[frame.scan_end :] = _AHEAD
+            return _jpeg_pixels(file, header, limits, reduction)
+        except OSError as error:
+            raise ImageError("truncated: the JPEG's scan ends early") from error
+        finally:
+            if buffer.size == _BUFFER_BYTES:
+                _buffers.append(buffer)
     pixels = _same_with_any_filling(data, frame, lambda data: _jpeg_pixels(data, header, limits, 1)[0])
     return pixels, 1
 
 
-@contextmanager
-def _followed_by(data: memoryview, tail: bytes) -> Iterator[memoryview]:
-    """Yield the data and other bytes behind it, valid in the block only.
+def _taken_buffer(size: int) -> Pixels:
+    """Return a buffer of at least this many bytes for a copy of a file.
 
-    Files of usual sizes are copied to a buffer that decodes have used before. New memory would cost more than the copy.
+    A file of a usual size gets a buffer that decodes have used before. New memory would cost more than the copy.
     """
-    size = len(data) + len(tail)
+    if size > _BUFFER_BYTES:
+        return np.empty(size, np.uint8)
     try:
-        buffer = bytearray(size) if size > _BUFFER_BYTES else _buffers.pop()
+        return _buffers.pop()
     except IndexError:
-        buffer = bytearray(_BUFFER_BYTES)
-    try:
-        with memoryview(buffer)[:size] as view:
-            view[: len(data)], view[len(data) :] = data, tail
-            yield view
-    finally:
-        if size <= _BUFFER_BYTES:
-            _buffers.append(buffer)
+        return np.empty(_BUFFER_BYTES, np.uint8)
 
 
 def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
@@ -290,19 +288,18 @@ def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[byte
     return whole
 
 
-def _jpeg_pixels(data: bytes | memoryview, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
+def _jpeg_pixels(data: bytes | Pixels, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
     pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
     return (_decode_by_pillow(bytes(data), header, limits).pixels, 1) if pixels is None else (pixels, reduction)
 
 
-def _decode_by_opencv(data: bytes | memoryview, header: Header, reduction: int = 1) -> Pixels | None:
+def _decode_by_opencv(data: bytes | Pixels, header: Header, reduction: int = 1) -> Pixels | None:
     """Return the stored pixels in RGB, or None if OpenCV fails. Another decoder then decodes or gives a reason."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    expected = tuple(-(-side // reduction) for side in (header.height, header.width))
-    if image is None or image.shape != (*expected, 3):
+    if image is None or image.shape != (-(-header.height // reduction), -(-header.width // reduction), 3):
         return None
     return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
