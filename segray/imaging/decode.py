@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,7 +51,6 @@ from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
-_PILLOW_BLOCK_BYTES = 64 * 2**20
 # Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
 _AHEAD = np.tile(np.array([255, 0], np.uint8), 8)
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
@@ -142,23 +140,6 @@ def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
         return 1
     height, width = header.size_hw
     return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
-
-
-@contextmanager
-def freed_pixels_returned() -> Iterator[None]:
-    """Let this process return the pixels of large pictures to the system, for the block.
-
-    Pillow allocates pictures in blocks of 16 MB. glibc raises its threshold for mappings to the size of a block that is
-    freed, up to 32 MB, and each thread's arena then keeps freed blocks. A block over 32 MB always has its own mapping.
-    A picture that is smaller than a block takes no more than the picture needs.
-    """
-    allocator: Any = Image.core  # type: ignore[attr-defined]  # Documented under "Block allocator".
-    block_bytes = allocator.get_block_size()
-    allocator.set_block_size(_PILLOW_BLOCK_BYTES)
-    try:
-        yield
-    finally:
-        allocator.set_block_size(block_bytes)
 
 
 class _PillowLimitLifted:
