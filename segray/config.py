@@ -44,6 +44,11 @@ _REFERENCE_HINT = "see every key: segray init --all reference.yaml"
 _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Side = Annotated[int, Field(ge=1, le=16_384)]
+
+# model.name of a model that tells by its file what it is.
+AUTO = "auto"
 
 
 def _parse_depth(value: object) -> object:
@@ -172,24 +177,51 @@ class OutputSettings(_Section):
         return root
 
 
-class ModelSettings(_Section):
-    """The model that labels: its files, precision, thresholds and post-processing."""
+class PreprocessingSettings(_Section):
+    """Facts of a model's input that replace those of its file; None keeps the file's.
 
-    name: str
+    mean, scale: one number a channel in the order of `colour`, for levels 0..255, used as (x - mean) / scale.
+    """
+
+    resize: Literal["letterbox", "corner", "stretch"] | None = None
+    pad: int | None = Field(default=None, ge=0, le=255)
+    colour: Literal["RGB", "BGR"] | None = None
+    mean: tuple[float, float, float] | None = None
+    scale: tuple[_Positive, _Positive, _Positive] | None = None
+
+
+class ModelSettings(_Section):
+    """The model that labels: its files, precision, thresholds and post-processing.
+
+    score_threshold, max_detections, nms and nms_iou: None for the model's own; see `with_defaults`.
+    """
+
+    name: str = AUTO
     path: str | None = None
     form: Literal["original", "converted"] | None = None
     precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
     labels: Mapping[_ClassId, _Name] | None = Field(default=None, min_length=1)
-    score_threshold: float = Field(default=0.05, ge=0, le=1)
+    size: tuple[_Side, _Side] | None = None
+    preprocessing: PreprocessingSettings | None = None
+    score_threshold: _Fraction | None = None
     class_thresholds: Mapping[int | str, _Fraction] = Field(default_factory=dict)
     score_floor: _Fraction | None = None
-    max_detections: int = Field(default=100, ge=1, le=32_767)
+    max_detections: int | None = Field(default=None, ge=1, le=32_767)
     min_area: int = Field(default=0, ge=0)
-    nms: Literal["per_class", "fast", "cross_class"] = "per_class"
+    nms: Literal["per_class", "fast", "cross_class"] | None = None
+    nms_iou: _Fraction | None = None
     paste: Literal["tile", "reframe"] | None = None
     scaled_decode: bool = False
     fixed_shapes: int = Field(default=0, ge=0, le=64)
     cache_dir: str | None = None
+
+    def with_defaults(self, name: str, path: str, **options: Any) -> Self:
+        """Return the settings with this name and path, and with these values of the options that have none.
+
+        A model without a path keeps none: its files come with segray.
+        """
+        unset = {key: value for key, value in options.items() if getattr(self, key) is None}
+        return self.model_copy(update={"name": name, "path": None if self.path is None else path, **unset})
 
 
 class ImageSettings(_Section):

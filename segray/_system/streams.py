@@ -80,6 +80,8 @@ class _Descriptor(io.RawIOBase):
         os.close(null)
 
 
+# Escapes of all control characters but tab and line feed.
+_CONTROLS = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160)) if number not in (9, 10)}
 _output: _Descriptor | None = None
 _results: TextIO | None = None
 _records: TextIO | None = None
@@ -146,9 +148,16 @@ def log() -> TextIO:
 
 
 def show(text: str) -> None:
-    """Print a result on standard output; raise InfrastructureError if the result could not be written."""
-    print(text, file=_results or sys.stdout, flush=True)
+    """Print a result on standard output; raise InfrastructureError if the result could not be written.
+
+    Control characters of names are escaped, since a terminal would obey them.
+    """
+    print(_visible(text), file=_results or sys.stdout, flush=True)
     check()
+
+
+def _visible(text: str) -> str:
+    return text.translate(_CONTROLS)
 
 
 def write_line(text: str, stream: TextIO) -> None:
@@ -189,7 +198,7 @@ def reader_gone() -> bool:
 def tell(text: str) -> None:
     """Print a line for a person on standard error, or a record of the event `note`."""
     if _records is None:
-        print(text, file=sys.stderr, flush=True)
+        print(_visible(text), file=sys.stderr, flush=True)
         return
     from segray._system import log_records
 
@@ -202,7 +211,7 @@ def tell_error(error: SegrayError, trace: str = "") -> None:
     trace: Python's traceback of an error that segray does not know; such an error is printed as its traceback alone.
     """
     if _records is None:
-        print(trace or f"error: {error}", file=sys.stderr, flush=True, end="" if trace else "\n")
+        print(trace or _visible(f"error: {error}"), file=sys.stderr, flush=True, end="" if trace else "\n")
         return
     from segray._system import log_records
 
@@ -215,7 +224,7 @@ def end(code: int, error: SegrayError | None = None) -> NoReturn:
 
     error: printed first, past Python's streams, which a signal may interrupt in a write.
     """
-    text = "" if error is None else f"error: {error}\n"
+    text = "" if error is None else _visible(f"error: {error}\n")
     if _converter is not None and error is not None:
         from segray._system import log_records
 

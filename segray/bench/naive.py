@@ -1,5 +1,7 @@
 """Decoding as in the model authors' scripts: every mask over the full image, then pycocotools.
 
+Families that describe themselves are decoded by segray's own code.
+
 Knows what a user writes without segray. The other variants of the benchmark use this module. The instances must equal
 the instances that segray finds.
 """
@@ -79,7 +81,21 @@ def _detections(
     """Yield the best detections, highest score first."""
     if isinstance(adapter, BoxMaskAdapter):
         return _box_mask_detections(adapter, outputs, size_hw, options)
-    return _yolact_detections(adapter, outputs, size_hw, options)
+    if isinstance(adapter, Yolact):
+        return _yolact_detections(adapter, outputs, size_hw, options)
+    return _decoded_detections(adapter, outputs, size_hw, options)
+
+
+def _decoded_detections(
+    adapter: ModelAdapter, outputs: Arrays, size_hw: tuple[int, int], options: Options
+) -> Iterator[Detection]:
+    """Yield the detections that segray's own decoding finds, for families without a script of their own."""
+    instances = adapter.decode(outputs, size_hw, options)
+    for class_id, score, box_xyxy, counts in zip(
+        instances.class_ids, instances.scores, instances.boxes_xyxy, instances.rles, strict=True
+    ):
+        mask = coco.decode({"size": list(size_hw), "counts": counts.encode()}).astype(np.bool_)
+        yield int(class_id), float(score), box_xyxy, mask
 
 
 # ---- YOLACT ---------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from segray.conversion import yolact
 from segray.conversion.yolact import ASPECTS, CLASSES, PROTOTYPES
 from segray.models import engine
-from segray.models.resolve import CARD
+from segray.models.metadata import CARD
 
 Floats = NDArray[np.float32]
 

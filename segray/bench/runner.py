@@ -26,6 +26,7 @@ import pyarrow.dataset as ds
 from segray.bench import reference_model
 from segray.bench.process_stats import ProcessTreeMonitor
 from segray.bench.workload import Workload, copy_images, draw_images, list_images
+from segray.config import AUTO
 from segray.conversion import yolact
 from segray.errors import ConfigError, SegrayError
 from segray.models import engine
@@ -126,6 +127,24 @@ def size_hw(text: str) -> tuple[int, int]:
             "--size takes WIDTHxHEIGHT", found=text, hint="Write the size in pixels, such as --size 640x480."
         )
     return int(height), int(width)
+
+
+def model_of(model: str | None, model_name: str | None, model_path: str | None) -> tuple[str, str | None]:
+    """Return model.name and model.path of the options --model, --model-name and --model-path.
+
+    Raises:
+        ConfigError: --model comes with one of the others.
+    """
+    if model is None:
+        return model_name or (REFERENCE_MODEL if model_path is None else AUTO), model_path
+    if model_name is not None or model_path is not None:
+        raise ConfigError(
+            "--model names the whole model.",
+            where="--model",
+            found="--model-name" if model_name is not None else "--model-path",
+            hint="Give --model alone, or --model-name with --model-path.",
+        )
+    return AUTO, model
 
 
 def check_letters(letters: str) -> str:

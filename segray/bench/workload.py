@@ -109,7 +109,7 @@ class Workload:
     def resolve_model(self) -> tuple[resolve.ResolvedModel, ModelAdapter, ModelFormat, Options]:
         """Return the model's files, adapter, form and options."""
         model_config = self.configuration(Path()).model
-        model = resolve.resolve(model_config.name, model_config.path, model_config.form, model_config.labels)
+        model = resolve.configured(model_config)
         return model, model.adapter, model.form, options_of(model_config, model.adapter)
 
 

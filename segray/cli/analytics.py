@@ -411,6 +411,10 @@ def _new_names(texts: Sequence[str]) -> dict[str, str]:
     return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def moment(text: str | None) -> datetime | None:
     """Return a time of the command line, in UTC unless it names an offset."""
     if text is None:
@@ -457,9 +461,9 @@ def describe_details(result: Evaluation) -> str:
             ((count, truth, name) for truth, row in result.mistakes.taken_for.items() for name, count in row.items()),
             reverse=True,
         )
-        lines += [f"  {count} times {truth} was taken for {name}" for count, truth, name in taken[:_PAIRS]]
+        lines += [f"  {_times(count)} {truth} was taken for {name}" for count, truth, name in taken[:_PAIRS]]
         if others := sum(count for count, _, _ in taken[_PAIRS:]):
-            lines.append(f"  {others} times another class was taken for one")
+            lines.append(f"  {_times(others)} another class was taken for one")
     if first.calibration is not None:
         lines.append(f"calibration error: scores and precision differ by {first.calibration.error:.3f} on average")
     for model, (box, mask) in result.cards.items():
@@ -504,7 +508,7 @@ def describe_difference(difference: LabelSetDifference) -> str:
     if changed:
         rows = [(name, *counts[name]) for name in changed[:_SHOWN]]
         lines.append(_table(("class", *difference.kinds), rows, len(changed)))
-    lines += [f"  {count} times {old} became {new}" for old, new, count in difference.renamed[:5]]
+    lines += [f"  {_times(count)} {old} became {new}" for old, new, count in difference.renamed[:5]]
     for change in difference.most_changed[:5]:
         lines.append(f"  {change.key}: " + ", ".join(f"{count} {kind}" for kind, count in change.kinds.items()))
     for name, drift in (("class mix", difference.class_drift), ("scores", difference.score_drift)):

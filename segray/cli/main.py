@@ -102,7 +102,11 @@ def write_configuration(
         from segray import config
 
     config.write_template(file, every_key=every_key)
-    show(f"wrote {file}\nnext:  edit source.uri, output.root and model; then: segray label {file}")
+    show(
+        f"wrote {file}\n"
+        "next:  edit source.uri, output.root and model, and get the model with `segray models pull NAME`; then:\n"
+        f"       segray label {file}"
+    )
 
 
 @app.command(cls=RetryingCommand)
@@ -318,10 +322,16 @@ def bench(
     count: Annotated[
         int | None, typer.Option(min=1, help="Number of images. By default as many as take about 20 s to infer.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="File or folder of a model that tells what it is, such as a YOLO's."),
+    ] = None,
     model_name: Annotated[
-        str,
-        typer.Option(help="Model name, as model.name. yardstick is the reference model, YOLACT with random weights."),
-    ] = "yardstick",
+        str | None,
+        typer.Option(
+            help="Model name, as model.name. By default yardstick, the reference model: YOLACT with random weights."
+        ),
+    ] = None,
     model_path: Annotated[str | None, typer.Option(help="File of the model, as model.path.")] = None,
     model_form: Annotated[str | None, typer.Option(help="Form of the model, as model.form.")] = None,
     precision: Annotated[str, typer.Option(help="Precision of the network, as model.precision.")] = "auto",
@@ -350,8 +360,9 @@ def bench(
         from segray.bench import report, runner
         from segray.monitoring import console
 
+    name, path = runner.model_of(model, model_name, model_path)
     options = runner.BenchOptions(
-        images, runner.size_hw(size), count, model_name, model_path, model_form, precision, instances, repeats,
+        images, runner.size_hw(size), count, name, path, model_form, precision, instances, repeats,
         runner.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
     workload, runs = runner.bench(options, folder, console.Plain().note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +26,12 @@ from segray.models import zoo as catalogue
 from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
-    from segray.conversion.inspect_model import Fit, Inspection
+    from segray.conversion.inspect_model import Inspection
     from segray.conversion.pull import Callbacks, InstalledModel
     from segray.conversion.quantize import Quantised
     from segray.models import resolve
+    from segray.models.description import Description
+    from segray.models.fits import Fit
 
 app = typer.Typer(
     help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
@@ -43,6 +45,7 @@ Plain = Annotated[
 
 _LINE_S = 5.0
 _GATE = 4
+_SHOWN_CLASSES = 20
 
 
 @app.command("list")
@@ -74,14 +77,18 @@ def show(name: Name, as_json: Json = False) -> None:
 def inspect(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Model to inspect: IR, ONNX, frozen graph, SavedModel folder or .pth."),
+        typer.Argument(
+            metavar="FILE",
+            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt.",
+        ),
     ],
     as_json: Json = False,
 ) -> None:
     """Find out which model a file holds.
 
-    The command prints inputs, outputs, and the values that the configuration still needs. For an unknown model it
-    prints the nearest known model and the differences. Exit code 2 means that no known model fits.
+    The command prints inputs, outputs, what the file says of itself, where each fact was read, and the lines of a
+    configuration. For an unknown model it prints the nearest known model and the differences. Exit code 2 means that
+    segray cannot use the file.
     """
     with signals.ending_at_once():
         from segray.conversion import inspect_model
@@ -91,7 +98,7 @@ def inspect(
         show_json(asdict(inspection))
     else:
         show_text(describe_inspection(inspection))
-    raise typer.Exit(0 if inspection.fits else 2)
+    raise typer.Exit(0 if inspection.is_decoded else 2)
 
 
 @app.command()
@@ -150,6 +157,17 @@ def quantize(
     ] = None,
     truth_images: Annotated[str | None, typer.Option(help="Dataset of the truth. By default that of --images.")] = None,
     truth_limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images to measure on.")] = None,
+    classes_by: Annotated[
+        str | None, typer.Option(metavar="id|name", help="Way to match classes with the truth's, as for `evaluate`.")
+    ] = None,
+    class_map: Annotated[
+        list[str],
+        typer.Option(metavar="FILE|TRUTH=LABEL", help="Class of the truth and class of the model, as for `evaluate`."),
+    ] = [],  # noqa: B006
+    files_by: Annotated[
+        str | None,
+        typer.Option(metavar="key|basename|suffix", help="Way to match images with the truth's, as for `evaluate`."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of images that calibrate.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for this model alone. By default models/NAME-int8.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")] = None,
@@ -172,12 +190,17 @@ def quantize(
     Your images calibrate the copy. The command compares speed and accuracy of the copy with those of the source.
     """
     with signals.ending_at_once():
+        from segray.analytics.evaluation.class_maps import from_options
         from segray.conversion import quantize as quantisation
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
     source = _source_model(model, name, form, labels, images)
-    truth_set = None if truth is None else Truth(truth, truth_images or images, truth_limit)
+    truth_set = (
+        None
+        if truth is None
+        else Truth(truth, truth_images or images, truth_limit, classes_by, from_options(class_map), files_by)
+    )
     with _printed_progress() as callbacks:
         quantised = quantisation.quantize(
             source,
@@ -208,11 +231,11 @@ def _source_model(
     else:
         if not Path(model).exists():
             catalogue.find(model, "NAME|PATH")
-        name, path = name or _name_of(Path(model)), model
+        name, path = name or config.AUTO, model
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
     settings = config.validate(values, "the arguments").model
-    return resolve.resolve(settings.name, settings.path, settings.form, settings.labels)
+    return resolve.configured(settings)
 
 
 def _path_of_pulled(name: str) -> str | None:
@@ -227,24 +250,6 @@ def _path_of_pulled(name: str) -> str | None:
         hint = f"Run `segray models pull {name}`, or give the path of the model's files."
         raise ConfigError(f"The files of {name} are missing.", where=str(xml), found="nothing", hint=hint)
     return str(xml)
-
-
-def _name_of(path: Path) -> str:
-    """Return the name of a file's model, by its card or its outputs.
-
-    Raises ConfigError unless exactly one model fits.
-    """
-    from segray.conversion import inspect_model
-    from segray.models import resolve
-
-    if stated := resolve.read_card(path).get("contract"):
-        return str(stated)
-    names = list(dict.fromkeys(fit.name for fit in inspect_model.inspect(path).fits))
-    if len(names) == 1:
-        return names[0]
-    candidates = f"it could be {', '.join(names)}" if names else "no model that segray knows"
-    hint = "Give the model's name with --name."
-    raise ConfigError("The file does not tell which model it is.", where=str(path), found=candidates, hint=hint)
 
 
 def _parse_labels(labels: str) -> Any:
@@ -272,6 +277,8 @@ def _show_installed(model: InstalledModel, as_json: bool) -> None:
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     """Return the section of a configuration that uses this model."""
+    if name not in CATALOGUE:  # The file tells what it is.
+        return f"model:\n  path: {path}\n  precision: {precision}"
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
@@ -333,6 +340,8 @@ def describe_inspection(inspection: Inspection) -> str:
     lines = [f"{inspection.path}: {inspection.kind}"]
     lines += [f"  in   {port}" for port in inspection.inputs]
     lines += [f"  out  {port}" for port in inspection.outputs]
+    if inspection.description is not None:
+        return "\n".join([*lines, *_description_lines(inspection, inspection.description)])
     if inspection.layout or inspection.classes is not None:
         lines.append(f"  image {inspection.layout or 'layout unknown'}, classes {inspection.classes or 'unknown'}")
     lines += [f"fits {fit.name}, {fit.form} form{_differences(fit)}" for fit in inspection.fits]
@@ -340,6 +349,74 @@ def describe_inspection(inspection: Inspection) -> str:
         absent = "; ".join(nearest.absent)
         lines.append(f"fits no model; the nearest is {nearest.name}, {nearest.form} form, but the file lacks: {absent}")
     return "\n".join([*lines, *(f"needs: {need}" for need in inspection.needs)])
+
+
+def _description_lines(inspection: Inspection, description: Description) -> list[str]:
+    """Return what a file says of itself, each fact with its source, and how to use the file."""
+    from segray.conversion import inspect_model
+    from segray.models.describe.facts import FAMILY
+
+    facts: dict[str, tuple[str, str]] = {
+        "family": (f"{description.family}, {description.kind}", "family"),
+        "outputs": (", ".join(f"{name}: number {i}" for name, i in description.outputs.items()), "outputs"),
+        "image": (_size_text(description), "size_hw"),
+        "resize": (_resize_text(description), "resize"),
+        "colour": (description.colour, "colour"),
+        "mean": (_numbers(description.mean), "mean"),
+        "scale": (_numbers(description.scale), "scale"),
+        "classes": (_class_text(inspection.classes, description.labels), "labels"),
+        "class ids": (inspect_model.class_id_rule(description), ""),
+    }
+    stated = {**inspection.options, **description.extra}
+    facts |= {name: (_value_text(value), name) for name, value in stated.items() if name != "classes"}
+    facts |= {name: (version, "") for name, version in description.versions.items()}
+    width = max(map(len, facts))
+    sources = {**dict.fromkeys(inspection.options, FAMILY), **description.sources}
+    lines = [description.what]
+    for name, (text, key) in facts.items():
+        source = f" ({sources[key]})" if key in sources and not text.startswith("not ") else ""
+        lines.append(f"  {name.ljust(width)}  {text}{source}")
+    lines += [f"note: {note}" for note in description.notes]
+    lines += [f"needs: {need}" for need in inspection.needs]
+    return [*lines, "", inspection.yaml] if inspection.yaml else lines
+
+
+def _value_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _size_text(description: Description) -> str:
+    if description.size_hw is not None:
+        return f"{description.size_hw[0]}x{description.size_hw[1]}"
+    if "size" in description.missing:
+        return "not stated"
+    return "any size" if description.stride is None else f"any size, padded to a multiple of {description.stride}"
+
+
+def _resize_text(description: Description) -> str:
+    if description.sources.get("resize") == "not stated":
+        return "not stated"
+    if description.size_hw is None and description.stride is None and "size" not in description.missing:
+        return "none: images keep their size"
+    fitted = {
+        "letterbox": f"fitted, padded on both sides with {description.pad_value}",
+        "corner": f"fitted, padded right and bottom with {description.pad_value}",
+        "stretch": "stretched",
+    }
+    rounding = {"opencv": "values truncated as in OpenCV", "exact": "values rounded as in OpenVINO"}
+    return f"{description.resize}: {fitted[description.resize]}; {rounding[description.rounding]}"
+
+
+def _numbers(numbers: tuple[float, ...] | None) -> str:
+    return "none" if numbers is None else " ".join(f"{number:g}" for number in numbers)
+
+
+def _class_text(count: int | None, labels: Mapping[int, str]) -> str:
+    if not labels:
+        return "not named" if count is None else f"{count}, not named"
+    named = ", ".join(f"{i} {name}" for i, name in list(labels.items())[:_SHOWN_CLASSES])
+    rest = len(labels) - _SHOWN_CLASSES
+    return f"{len(labels)}: {named}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def _differences(fit: Fit) -> str:

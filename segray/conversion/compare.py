@@ -9,13 +9,15 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from segray._system.memory import MemoryBudget
-from segray.analytics.evaluation.evaluate import Row, coco_results, count_objects, evaluate_detections, read_truth
+from segray.analytics.evaluation import class_maps, class_matching, ground_truth, image_matching
+from segray.analytics.evaluation.evaluate import Row, coco_results, count_objects, evaluate_detections
+from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import ImageError, UserError
 from segray.imaging import decode
 from segray.instances import ImageRef
@@ -140,13 +142,16 @@ def _images_per_s(engine: Engine, inputs: Sequence[Arrays], seconds: float) -> f
 class Truth:
     """The ground truth for accuracy.
 
-    path: COCO JSON whose `file_name` is the key of an image in the dataset `images`. most: largest number of images,
-    taken at even distances; None for all images of the truth that the dataset has.
+    path: COCO JSON of images in the dataset `images`. most: largest number of images, taken at even distances; None for
+    all images of the truth that the dataset has. classes_by, class_map, files_by: as for evaluate.
     """
 
     path: Path
     images: str
     most: int | None = None
+    classes_by: str | None = None
+    class_map: class_maps.Map | Path | None = None
+    files_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,11 +171,15 @@ class EngineAccuracy:
 class TruthOfDataset:
     """A truth that is read.
 
-    content: the truth of the images that the dataset has. refs: references of these images, by key.
+    content: the truth of the images that the dataset has, with the model's class ids and the dataset's keys.
+    refs: references of these images, by key. notes: what is told of classes and images.
+    detected: class id by the model's, where a map joins classes of the model.
     """
 
     content: Row
     refs: Mapping[str, ImageRef]
+    notes: Sequence[str] = ()
+    detected: Mapping[int, int] = field(default_factory=dict)
 
 
 def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: TruthOfDataset) -> EngineAccuracy:
@@ -189,7 +198,9 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: TruthOfDatase
     content, refs = truth.content, truth.refs
     detections: dict[str, list[Row]] = {name: [] for name in engines}
     with ThreadPoolExecutor(max(engine.requests for engine in engines.values())) as pool:
-        for results in pool.map(lambda row: _detect(engines, reader, row, refs[row["file_name"]]), content["images"]):
+        for results in pool.map(
+            lambda row: _detect(engines, reader, row, refs[row["file_name"]], truth.detected), content["images"]
+        ):
             for name, rows in results.items():
                 detections[name] += rows
     scores = {name: evaluate_detections(rows, content) for name, rows in detections.items()}
@@ -201,27 +212,53 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: TruthOfDatase
     )
 
 
-def truth_of_dataset(truth: Truth, store: Store) -> TruthOfDataset:
-    """Read a truth, and return its part that the dataset has.
+def truth_of_dataset(truth: Truth, store: Store, labels: Mapping[int, str]) -> TruthOfDataset:
+    """Read a truth, and return its part that the dataset has. labels: class name of the model by id.
 
-    Raises UserError if truth and dataset share no image, SourceError for a truth or dataset that cannot be read.
+    Classes and images are matched as `segray evaluate` matches them. Raises UserError if truth and dataset share no
+    image, or if the model lacks a class, and SourceError for a truth or dataset that cannot be read.
     """
-    content = read_truth(truth.path)
-    names = {row["file_name"] for row in content["images"]}
+    path, where = str(truth.path), f"{truth.path}, {redact(truth.images)}"
+    index = ground_truth.read_index(path, Store(), KeySampler())
+    classes = class_matching.match(
+        index.names,
+        index.used,
+        labels,
+        classes_by=truth.classes_by,
+        class_map=class_maps.pairs(truth.class_map, Store()),
+        where=str(truth.path),
+    )
     dataset = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
-    refs = {ref.key: ref for ref in dataset if ref.key in names}
-    if not refs:
+    refs = {ref.key: ref for ref in dataset}
+    matched = image_matching.match_dataset(index, {ref.key: ref.uri for ref in dataset}, Store(), where, truth.files_by)
+    content = ground_truth.read_all(path, Store(), index)
+    rows = [
+        {**row, "file_name": key}
+        for row in content["images"]
+        if (key := matched.key(index.position_of(row["id"]), row["file_name"])) in refs
+    ]
+    if not rows:
         raise UserError(
             "The truth and the images have nothing in common.",
-            where=f"{truth.path}, {redact(truth.images)}",
-            found=f"images: {_example(ref.key for ref in dataset)}, truth: {_example(names)}",
+            where=where,
+            found=f"images: {_example(ref.key for ref in dataset)}, truth: {index.example}",
             hint="Make each `file_name` of the truth a path below the dataset's root, or set --truth-images.",
         )
-    rows = [row for row in content["images"] if row["file_name"] in refs]
     images = [rows[i] for i in _evenly_spaced(len(rows), truth.most)]
     ids = {row["id"] for row in images}
-    annotations = [row for row in content["annotations"] if row["image_id"] in ids]
-    return TruthOfDataset({**content, "images": images, "annotations": annotations}, refs)
+    class_ids = {category: category for category in index.names} if classes.ids is None else classes.ids
+    annotations = [
+        {**row, "category_id": class_ids[row["category_id"]]}
+        for row in content["annotations"]
+        if row["image_id"] in ids
+    ]
+    categories = [{"id": number, "name": name} for number, name in classes.names.items()]
+    return TruthOfDataset(
+        {"images": images, "annotations": annotations, "categories": categories},
+        {row["file_name"]: refs[row["file_name"]] for row in rows},
+        [*matched.notes, *classes.notes],
+        classes.detected,
+    )
 
 
 def _example(names: Iterable[str]) -> str:
@@ -229,8 +266,13 @@ def _example(names: Iterable[str]) -> str:
     return min(names, default="none")
 
 
-def _detect(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef) -> dict[str, list[Row]]:
-    """Return the detections of each engine in one image, in COCO's result format."""
+def _detect(
+    engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef, detected: Mapping[int, int]
+) -> dict[str, list[Row]]:
+    """Return the detections of each engine in one image, in COCO's result format.
+
+    detected: class id by the model's, where a map joins classes.
+    """
     prepared = reader.read(ref)
     if prepared is None:
         return {}
@@ -245,5 +287,7 @@ def _detect(engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageR
     rows = {}
     for name, engine in engines.items():
         with engine.infer(inputs) as outputs:
-            rows[name] = coco_results(row["id"], reader.adapter.decode(outputs, size_hw, Options()))
+            results = coco_results(row["id"], reader.adapter.decode(outputs, size_hw, Options()))
+        rows[name] = [{**result, "category_id": detected.get(result["category_id"], result["category_id"])}
+                      for result in results]  # fmt: skip
     return rows

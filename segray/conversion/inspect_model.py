@@ -1,40 +1,32 @@
-"""Inspection of a model file: the adapters it fits, and what it lacks for the others.
+"""Inspection of a model file: what the file says of itself, or else the adapters that it fits.
 
 Knows file kinds, and how a signature compares with adapters and with the published models. Changes nothing.
+A file that describes itself is compared with no published model: equal ports do not make it one of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from segray.errors import ConfigError, ModelError
-from segray.models import engine, resolve
+from segray.errors import ConfigError
+from segray.models import checkpoints, describe, engine, resolve
 from segray.models import zoo as catalogue
-from segray.models.adapters.adapter import ModelFormat
-from segray.models.engine import ModelPort, Signature
-from segray.models.registry import ADAPTERS
-from segray.models.zoo import ZooModel
+from segray.models.coco_labels import COCO_NAMES
+from segray.models.description import Description
+from segray.models.engine import Signature
+from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
+from segray.models.metadata import read_card
+from segray.models.registry import FAMILIES
 
-CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 # Output name -> axis of the classes, and number of background classes.
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The comparison of a file with one form of a model.
-
-    absent: outputs that the file lacks. unlike: differences from the published model, as texts. A file without absent
-    outputs fits. A file that fits with other shapes may be another network of the same kind.
-    """
-
-    name: str
-    form: str
-    absent: tuple[str, ...]
-    unlike: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,9 @@ class Inspection:
     fits: the best-fitting forms; only the card's form if the file has a card. nearest: the closest form if none fits.
     layout: NHWC or NCHW, of the image input. classes: number of classes, without background.
     needs: steps before segray can use the file, for the configuration or for the file's owner.
+    description: what the file says of itself; then nothing is compared, and fits is empty.
+    is_decoded: whether segray decodes the file's outputs. yaml: the lines of a configuration that use the file.
+    options: options of decoding where the configuration says nothing, for a file that describes itself.
     """
 
     path: str
@@ -55,31 +50,54 @@ class Inspection:
     fits: tuple[Fit, ...] = ()
     nearest: Fit | None = None
     needs: tuple[str, ...] = ()
+    description: Description | None = None
+    is_decoded: bool = False
+    yaml: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def inspect(path: Path) -> Inspection:
-    """Inspect a model file or SavedModel folder; raise ModelError if it is no model or cannot be read."""
-    path = engine.model_root(path)
-    kind = _file_kind(path)
-    if path.suffix in CHECKPOINTS and path.is_file():
-        command = catalogue.find("yolact-resnet50-fpn-pytorch").command
-        advice = f"A checkpoint has no graph. Convert a YOLACT checkpoint: {command}"
-        return Inspection(str(path), kind, needs=(advice,))
-    if is_old_ir(path):
-        return Inspection(str(path), kind, needs=(_advice_on_old_ir(path),))
-    ports = engine.signature(path)
-    fits = _fits(ports, path)
-    return Inspection(
-        str(path),
-        f"{kind}, quantised to int8" if ports.quantised else kind,
-        tuple(map(str, ports.inputs)),
-        tuple(map(str, ports.outputs)),
-        layout_of(ports),
-        classes_of(ports),
-        fits,
-        None if fits else _nearest(ports),
-        _needs(path, fits, classes_of(ports)),
-    )
+    """Inspect a model file or the folder of a model.
+
+    Raises:
+        ModelError: The path is no model, the model cannot be read, or it has no instance masks.
+        ConfigError: The folder has several models.
+    """
+    file = describe.model_file(engine.model_root(path))
+    kind = _file_kind(file)
+    if checkpoints.is_checkpoint(file):
+        advice = f"A checkpoint has no graph. {checkpoints.way_to_model(file)}"
+        return Inspection(str(file), kind, needs=(advice,))
+    if is_old_ir(file):
+        return Inspection(str(file), kind, needs=(_advice_on_old_ir(file),))
+    ports = engine.signature(file)
+    kind = f"{kind}, quantised to int8" if ports.quantised else kind
+    texts = tuple(map(str, ports.inputs)), tuple(map(str, ports.outputs)), layout_of(ports)
+    description = describe.describe(file, ports)
+    if description is not None:
+        is_decoded = description.family in FAMILIES
+        return Inspection(
+            str(file),
+            kind,
+            *texts,
+            _described_classes(description),
+            needs=_described_needs(description, is_decoded),
+            description=description,
+            is_decoded=is_decoded,
+            yaml=_described_yaml(description, path) if is_decoded else "",
+            options=_options(description) if is_decoded else dict(description.thresholds),
+        )
+    fits = fits_of(ports, file)
+    classes = classes_of(ports) if _have_class_axis(fits) else None
+    nearest = None if fits else nearest_fit(ports)
+    needs = _needs(file, fits, classes) if fits or nearest else (_UNKNOWN,)
+    return Inspection(str(file), kind, *texts, classes, fits, nearest, needs, is_decoded=bool(fits))
+
+
+_UNKNOWN = (
+    "segray does not know this model: no output has a known name, and the file does not say what it is. segray takes "
+    "YOLO-seg as `yolo export` writes it, models of Intel Geti, and the models of `segray models list`."
+)
 
 
 def is_old_ir(path: Path) -> bool:
@@ -97,7 +115,7 @@ def _advice_on_old_ir(path: Path) -> str:
 def _file_kind(path: Path) -> str:
     if path.is_dir():
         return "TensorFlow SavedModel"
-    if path.suffix in CHECKPOINTS:
+    if path.suffix in checkpoints.SUFFIXES:
         return "PyTorch checkpoint"
     if path.suffix == ".xml" and path.is_file():
         return f"OpenVINO IR v{engine.ir_version(path)}"
@@ -107,17 +125,10 @@ def _file_kind(path: Path) -> str:
 # ---- signatures -----------------------------------------------------------------------------------
 
 
-def layout_of(ports: Signature) -> str | None:
-    """Return NHWC or NCHW by the position of the image's 3 channels; None if the shapes do not tell."""
-    shapes = [port.shape for port in ports.inputs if port.shape is not None and len(port.shape) == 4]
-    layouts = {"NHWC" for shape in shapes if shape[3] == 3} | {"NCHW" for shape in shapes if shape[1] == 3}
-    return layouts.pop() if len(layouts) == 1 else None
-
-
 def classes_of(ports: Signature) -> int | None:
     """Return the number of the network's classes, without background; None if no output's shape tells."""
     for name, (axis, background) in _CLASS_AXES.items():
-        port = _output_port(ports, name)
+        port = output_port(ports, name)
         # An output "masks" of rank 3 has one mask for each row and no class axis.
         min_rank = 4 if name == "masks" else -axis
         if port is not None and port.shape is not None and len(port.shape) >= min_rank:
@@ -126,90 +137,14 @@ def classes_of(ports: Signature) -> int | None:
     return None
 
 
-def differences(ports: Signature, entry: ZooModel, form: ModelFormat) -> tuple[str, ...]:
-    """Return the differences of a file with these ports from the published model in this form, as texts.
-
-    Absent outputs are not among the differences.
-    """
-    unlike = []
-    for name, shape in entry.outputs.get(form.name, {}).items():
-        port = _output_port(ports, name)
-        if port is not None and not _same_shape(port.shape, shape):
-            unlike.append(f"{port}, published {_shape_text(shape)}")
-    if not any(name in port.names for port in ports.inputs for name in entry.inputs):
-        unlike.append(f"no input {' or '.join(entry.inputs)}")
-    return (*unlike, *_image_size_difference(ports, form))
+def _have_class_axis(fits: tuple[Fit, ...]) -> bool:
+    """Return whether an output of these forms has an axis of classes, as published."""
+    published = [output for fit in fits for output in catalogue.find(fit.name).outputs.get(fit.form, {}).items()]
+    # An output "masks" of rank 3 has one mask for each row and no class axis.
+    return any(name in _CLASS_AXES and (name != "masks" or len(shape) == 4) for name, shape in published)
 
 
-def _image_size_difference(ports: Signature, form: ModelFormat) -> tuple[str, ...]:
-    layout, published_hw = layout_of(ports), form.image.size_hw
-    port = next((port for port in ports.inputs if port.shape is not None and len(port.shape) == 4), None)
-    if port is None or port.shape is None or layout is None or published_hw is None:
-        return ()
-    size_hw = tuple(port.shape[layout.index(axis)] for axis in "HW")
-    if None in size_hw or size_hw == published_hw:
-        return ()
-    return (f"image {size_hw[0]}x{size_hw[1]}, published {published_hw[0]}x{published_hw[1]}",)
-
-
-def _output_port(ports: Signature, name: str) -> ModelPort | None:
-    return next((port for port in ports.outputs if name in port.names), None)
-
-
-def _same_shape(shape: tuple[int | None, ...] | None, published: tuple[int | None, ...]) -> bool:
-    if shape is None:
-        return True
-    """Return whether the shapes agree, apart from a batch axis and axes of unknown size."""
-    unbatched = shape[1:] if len(shape) == len(published) + 1 else shape
-    return len(unbatched) == len(published) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(unbatched, published, strict=True)
-    )
-
-
-def _shape_text(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
-
-
-# ---- adapters -------------------------------------------------------------------------------------
-
-
-def _compare_all(ports: Signature) -> list[Fit]:
-    """Return the comparison with every form of every model; forms with the fewest absent outputs come first."""
-    fits = [
-        Fit(name, form.name, tuple(_absent(ports, form)), differences(ports, catalogue.find(name), form))
-        for name, adapter in ADAPTERS.items()
-        if name == adapter.name  # The embedded model uses the adapter of another model.
-        for form in adapter.forms.values()
-    ]
-    return sorted(fits, key=lambda fit: (_absent_fraction(fit), len(fit.unlike)))
-
-
-def _absent(ports: Signature, form: ModelFormat) -> list[str]:
-    """Return the outputs that the file lacks for the form; a wrong input counts as one absent output."""
-    if absent := engine.absent_outputs(ports, form):
-        return absent
-    try:
-        engine.check(ports, form)
-    except ModelError as error:
-        return [f"{error.what} {error.hint}"]
-    return []
-
-
-def _absent_fraction(fit: Fit) -> float:
-    return len(fit.absent) / len(ADAPTERS[fit.name].forms[fit.form].outputs)
-
-
-def _nearest(ports: Signature) -> Fit:
-    return _compare_all(ports)[0]
-
-
-def _fits(ports: Signature, path: Path) -> tuple[Fit, ...]:
-    """Return the forms that the file fits: those of its card if stated, otherwise those with the fewest differences."""
-    fits = [fit for fit in _compare_all(ports) if not fit.absent]
-    card = resolve.read_card(path)
-    stated = [fit for fit in fits if fit.name == card.get("contract") and fit.form == card.get("form", fit.form)]
-    fewest = min((len(fit.unlike) for fit in fits), default=0)
-    return tuple(stated or [fit for fit in fits if len(fit.unlike) == fewest])
+# ---- models of the catalogue ----------------------------------------------------------------------
 
 
 def _needs(path: Path, fits: tuple[Fit, ...], classes: int | None) -> tuple[str, ...]:
@@ -217,7 +152,7 @@ def _needs(path: Path, fits: tuple[Fit, ...], classes: int | None) -> tuple[str,
     names = list(dict.fromkeys(fit.name for fit in fits))
     if len(names) > 1:
         needs.append(f"Set model.name to {' or '.join(names)}: these models have the same signature.")
-    if names and not resolve.read_card(path):
+    if names and not read_card(path):
         needs += _missing_configuration(names[0], path)
     if names and classes is not None and classes not in (80, 90):
         needs.append(f"Name the {classes} classes in model.labels: COCO has 80, in 90 ids.")
@@ -231,3 +166,62 @@ def _missing_configuration(name: str, path: Path) -> list[str]:
     except ConfigError as error:
         return [error.hint]
     return []
+
+
+# ---- files that describe themselves ---------------------------------------------------------------
+
+
+def class_id_rule(description: Description) -> str:
+    """Return how the classes got their ids, in words."""
+    if not description.labels:
+        return "not stated"
+    if dict(description.labels) == COCO_NAMES:
+        return "COCO's, 1 to 90: the names are COCO's 80 in order"
+    if list(description.labels) == list(range(1, len(description.labels) + 1)):
+        return f"1 to {len(description.labels)}, in the order of the network"
+    return "as stated"
+
+
+def _described_classes(description: Description) -> int | None:
+    return len(description.labels) or description.extra.get("classes")
+
+
+def _options(description: Description) -> dict[str, Any]:
+    """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
+    if description.missing:
+        return dict(description.thresholds)
+    defaults = asdict(FAMILIES[description.family](description).defaults)
+    has_nms = defaults["nms_iou"] is not None
+    return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
+
+
+def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:
+    if not is_decoded:
+        return (f"segray recognises this model but cannot decode it yet: the family {description.family}.",)
+    count = _described_classes(description)
+    steps = {
+        "labels": f"Name the {'' if count is None else f'{count} '}classes in model.labels, in the network's order.",
+        "size": "Set model.size to the height and width of the network's input, in pixels.",
+    }
+    return tuple(f"The file does not state the {key}. {steps[key]}" for key in description.missing)
+
+
+def _described_yaml(description: Description, path: Path) -> str:
+    """Return the lines of a configuration; placeholders in capitals stand for facts that the file lacks."""
+    plain = re.fullmatch(r"[\w./][\w./-]*", str(path))
+    lines = ["model:", f"  path: {path if plain else json.dumps(str(path), ensure_ascii=False)}"]
+    if "size" in description.missing:
+        lines.append("  size: [HEIGHT, WIDTH]")
+    if "labels" in description.missing:
+        lines.append("  labels: {1: FIRST_NAME, 2: SECOND_NAME}")
+    return "\n".join([*_tiles_yaml(description), *lines])
+
+
+def _tiles_yaml(description: Description) -> list[str]:
+    """Return the lines that label images in the tiles with which the model was trained."""
+    extra = description.extra
+    if "tile_size" not in extra:
+        return []
+    keys = {"size": extra["tile_size"], "overlap": extra.get("tiles_overlap"), "whole": extra.get("tile_with_full_img")}
+    stated = ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items() if value is not None)
+    return ["source:", f"  tiles: {{{stated}}}"]

@@ -27,7 +27,7 @@ import segray
 from segray.conversion import download, inspect_model
 from segray.conversion.tensorflow import convert as tensorflow_convert
 from segray.errors import ConfigError, InfrastructureError, ModelError
-from segray.models import engine, resolve
+from segray.models import checkpoints, engine, fits, metadata, resolve
 from segray.models.registry import ADAPTERS
 from segray.models.zoo import FormName, ModelSource, ZooModel
 
@@ -120,7 +120,7 @@ def convert(
 
 def installed_model(name: str, folder: Path) -> InstalledModel | None:
     """Return the model in `folder` if its files have the checksums on its card; None otherwise."""
-    xml, card = folder / f"{name}.xml", resolve.read_card(folder)
+    xml, card = folder / f"{name}.xml", metadata.read_card(folder)
     sha256 = card.get("files", {})
     files = (xml, xml.with_suffix(".bin"))
     if not all(file.is_file() and resolve.sha256(file) == sha256.get(file.name) for file in files):
@@ -263,7 +263,7 @@ def _identify(entry: ZooModel, path: Path, xml: Path, form: str | None, publishe
         hint = error.hint.replace("Set model.form:", "Set --form:")
         raise ConfigError(error.what, where=str(path), found="several possible forms", hint=hint) from error
     engine.check(ports, model.form, str(path))
-    unlike = inspect_model.differences(ports, entry, model.form)
+    unlike = fits.differences(ports, entry, model.form)
     if published and unlike:
         hint = "Remove the folder and run the same command again. If the error stays, the published files have changed."
         raise ModelError(
@@ -273,9 +273,9 @@ def _identify(entry: ZooModel, path: Path, xml: Path, form: str | None, publishe
 
 
 def _check_folder(entry: ZooModel, path: Path, out: Path) -> None:
-    if (stated := resolve.read_card(out).get("contract", entry.name)) != entry.name:
+    if (stated := metadata.read_card(out).get("contract", entry.name)) != entry.name:
         hint = "Set --out to a folder for this model alone."
-        raise ModelError("The folder holds another model.", where=str(out / resolve.CARD), found=stated, hint=hint)
+        raise ModelError("The folder holds another model.", where=str(out / metadata.CARD), found=stated, hint=hint)
     if path.resolve() == (out / f"{entry.name}.xml").resolve():
         hint = "Set --out to another folder."
         raise ModelError("The converted model would overwrite its source.", where=str(path), found=str(out), hint=hint)
@@ -285,13 +285,13 @@ def _write_ir(
     entry: ZooModel, path: Path, xml: Path, form: str | None, callbacks: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
     """Write the IR of the model at `path`; return its form, if known, and facts on the conversion for the card."""
-    if path.suffix in inspect_model.CHECKPOINTS:
+    if path.suffix in checkpoints.SUFFIXES:
         return _convert_checkpoint(entry, path, xml, form or entry.form), {}
     if inspect_model.is_old_ir(path):
         from segray.conversion import ir_v5
 
         ir_v5.convert(path, xml)
-        (xml.parent / resolve.CARD).unlink(missing_ok=True)
+        (xml.parent / metadata.CARD).unlink(missing_ok=True)
     elif entry.kind == "tensorflow" and form != "converted" and not plain:
         return form, tensorflow_convert.save(path, xml, callbacks.note)
     else:
@@ -306,7 +306,7 @@ def _convert_checkpoint(entry: ZooModel, path: Path, xml: Path, form: str) -> st
     from segray.conversion import yolact
 
     yolact.convert(path, xml, form="original" if form == "original" else "converted")
-    (xml.parent / resolve.CARD).unlink()
+    (xml.parent / metadata.CARD).unlink()
     return form
 
 
@@ -328,9 +328,9 @@ def install(staging: Path, out: Path, card: Mapping[str, Any]) -> None:
 
     During the move, `out` has neither a card nor an .xml, so that no old part passes as current.
     """
-    (staging / resolve.CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+    (staging / metadata.CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     names = sorted(card["files"])  # .bin before .xml
-    (out / resolve.CARD).unlink(missing_ok=True)
+    (out / metadata.CARD).unlink(missing_ok=True)
     (out / names[-1]).unlink(missing_ok=True)
-    for name in (*names, resolve.CARD):
+    for name in (*names, metadata.CARD):
         (staging / name).replace(out / name)

@@ -29,7 +29,7 @@ from segray.conversion import compare, pull
 from segray.conversion.compare import EngineAccuracy, Reader, Speed, Truth
 from segray.errors import ConfigError, ModelError, SegrayError, SourceError, UserError
 from segray.instances import ImageRef
-from segray.models import engine, resolve
+from segray.models import engine, metadata, resolve
 from segray.models.engine import DeviceSettings, Engine
 from segray.storage.store import Store
 from segray.storage.uris import redact
@@ -105,8 +105,11 @@ def quantize(
     if engine.signature_of(graph).quantised:
         hint = "Give the float model from which this model was made."
         raise ConfigError("The model is already quantised.", where=str(model.path), found="int8 layers", hint=hint)
+    engine.adjust(graph, model.form, model.path)
     _check_free(model, out)
-    truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store)
+    truth_of_images = None if truth is None else compare.truth_of_dataset(truth, store, model.adapter.labels)
+    for text in truth_of_images.notes if truth_of_images else ():
+        note(text)
     source = engine.compile(model.path, model.form, DeviceSettings(precision="f32"))
     adapter = model.adapter.with_size(model.form.name, source.size_hw)
     reader = Reader(adapter, adapter.forms[model.form.name], store)
@@ -265,7 +268,7 @@ def _source_node(port: Any) -> Any:
 
 def _check_free(model: resolve.ResolvedModel, out: Path) -> None:
     """Raise ModelError unless the folder is free, or holds an earlier result of the same quantisation."""
-    card = resolve.read_card(out) if out.is_dir() else {}
+    card = metadata.read_card(out) if out.is_dir() else {}
     is_earlier_result = (
         card.get("precision") == "int8" and card.get("source", {}).get("fingerprint") == model.fingerprint
     )
@@ -314,7 +317,10 @@ def _card(
         "speed": {"device": quantised.speed.device, "images_per_s": _round_values(quantised.speed.images_per_s(), 1)},
         "versions": {"segray": segray.__version__, "openvino": version("openvino"), "nncf": version("nncf")},
     }
-    if licence := resolve.read_card(model.path).get("licence"):
+    if model.effective is not None:
+        card["description"] = {**model.effective.facts_of_rows(), "labels": card["labels"]}
+        del card["form"], card["description"]["missing"]
+    if licence := metadata.read_card(model.path).get("licence"):
         card["licence"] = licence
     if truth is not None and quantised.accuracy is not None:
         card["accuracy"] = {

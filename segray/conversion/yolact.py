@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from segray.errors import ModelError
 from segray.models.adapters.yolact import FORMS
+from segray.models.metadata import CARD
 from segray.models.openvino import opset13 as op
 from segray.models.openvino import ov
-from segray.models.resolve import CARD
 
 ADAPTER_NAME = "yolact-resnet50-fpn-pytorch"
 INPUT_PX = 550

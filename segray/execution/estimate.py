@@ -201,9 +201,8 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
         InfrastructureError: storage cannot be reached.
     """
     configuration = run.with_absolute_paths(configuration)
-    model = resolve.resolve(
-        configuration.model.name, configuration.model.path, configuration.model.form, configuration.model.labels
-    )
+    model = resolve.configured(configuration.model)
+    configuration = configuration.model_copy(update={"model": model.complete(configuration.model)})
     store, source_store = Store(configuration.storage_options()), Store(configuration.source_storage_options())
     if not run_records.check(store, configuration.output.root, run.identity_of(configuration, model)):
         root_check.check_free(store, configuration.output.root)

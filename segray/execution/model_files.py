@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segray.errors import InfrastructureError
-from segray.models import engine, resolve
+from segray.models import engine, metadata, resolve
 
 PIECE_BYTES = 16 * 2**20
 UNUSED_S = 7 * 86_400
@@ -69,7 +69,7 @@ def offer(path: str, fingerprint: str, put: Callable[[bytes], Any]) -> ShippedMo
     """
     opened = engine.model_root(Path(path))
     folder = opened if opened.is_dir() else opened.parent
-    files = {*engine.model_files(opened), folder / resolve.CARD}
+    files = {*engine.model_files(opened), folder / metadata.CARD}
     shipped = [
         ShippedFile(file.relative_to(folder).as_posix(), resolve.sha256(file), tuple(map(put, _pieces(file))))
         for file in sorted(files)

@@ -147,7 +147,8 @@ def label(
         Interrupted: the run was interrupted; everything committed is kept.
     """
     config = with_absolute_paths(config)
-    model = resolve.resolve(config.model.name, config.model.path, config.model.form, config.model.labels)
+    model = resolve.configured(config.model)
+    config = config.model_copy(update={"model": model.complete(config.model)})
     options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
     signature = engine.signature(model.path)
     engine.check(signature, model.form, str(model.path))
@@ -166,7 +167,7 @@ def label(
             totals.planned, totals.retired = len(step.to_label), len(step.rows_to_retire)
         return _summary(context, totals)
     with _lease(context, exclusive=exclusive) as lease:
-        _bring_up_to_date(replace(context, lease=lease), model.fingerprint, start_workers, totals, rule, limit)
+        _bring_up_to_date(replace(context, lease=lease), model, start_workers, totals, rule, limit)
     return _summary(context, totals)
 
 
@@ -182,7 +183,7 @@ def _lease(context: RunContext, *, exclusive: bool) -> Iterator[HeldLease | None
 
 def _bring_up_to_date(
     context: RunContext,
-    fingerprint: str,
+    model: resolve.ResolvedModel,
     start_workers: StartWorkers,
     totals: _Totals,
     rule: RetryRule,
@@ -216,7 +217,7 @@ def _bring_up_to_date(
             context.lease.name_run(work.run.id)
         totals.planned += 0 if work.is_empty else work.plan.images
         totals.carried_out.add(work.run.id)
-        is_carried_out = _carry_out(context, fingerprint, work, start_workers, totals)
+        is_carried_out = _carry_out(context, model, work, start_workers, totals)
         if isinstance(step, Resume):
             totals.tried = pa.concat_tables([totals.tried, *_rows_to_replace(context, work)])
         if is_carried_out and (limit is not None or isinstance(step, Start)):
@@ -612,7 +613,7 @@ class _Totals:
 
 
 def _carry_out(
-    context: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, totals: _Totals
+    context: RunContext, model: resolve.ResolvedModel, work: Resume, start_workers: StartWorkers, totals: _Totals
 ) -> bool:
     """Retire, label and commit the images of the plan.
 
@@ -622,7 +623,7 @@ def _carry_out(
         with _recording_end(context, work):
             _retire(context, work, totals)
         if work.todo or work.staged:
-            _label(context, fingerprint, work, start_workers, totals)
+            _label(context, model, work, start_workers, totals)
     except ConflictError as exc:
         context.listener.note(f"{exc.what}; planning again")
         context.save(work.run, "superseded", work.plan.images)
@@ -649,19 +650,22 @@ def _retire(context: RunContext, work: Resume, totals: _Totals) -> None:
             context.counters.replaced_files += batch.replaced_files
 
 
-def _label(context: RunContext, fingerprint: str, work: Resume, start_workers: StartWorkers, totals: _Totals) -> None:
+def _label(
+    context: RunContext, model: resolve.ResolvedModel, work: Resume, start_workers: StartWorkers, totals: _Totals
+) -> None:
     limits = ImageLimits(**context.config.image.model_dump(exclude={"timeout_s"}))
     settings = context.config.source.tiles
     tiles = None if settings is None else TilingOptions(**settings.model_dump())
     spec = WorkerSpec(
         context.config.model,
-        fingerprint,
+        model.fingerprint,
         limits,
         context.options,
         work.run.staged,
         tiles,
         source_storage=context.source_store.options,
         local_source=_local_source(context.config.source.uri, work),
+        description=model.description,
     )
     begin_s = time.monotonic()
     with _recording_end(context, work):
@@ -861,13 +865,17 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
     """Return the identity of the label set: model files, contract, form, thresholds, tiles and class list."""
     labels = model.adapter.labels
     classes = tuple((i, name, partition_value(name)) for i, name in sorted(labels.items()))
+    settings = model.complete(config.model).model_dump(mode="json")
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
+    keys_of_described_models = [key for key in ("size", "preprocessing", "nms_iou") if settings[key] is None]
+    left_out = {"name", "form", "path", *keys_that_change_rounding_only, *keys_of_described_models}
     facts = {
         "name": model.name,
         "form": model.form.name,
         "files_sha256": model.fingerprint,
         # All other keys of the section change the rows.
-        **config.model.model_dump(mode="json", exclude={"name", "form", "path", *keys_that_change_rounding_only}),
+        **{key: value for key, value in settings.items() if key not in left_out},
+        **({} if model.description is None else {"description": model.description.facts_of_rows()}),
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

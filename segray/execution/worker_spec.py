@@ -29,6 +29,7 @@ from segray.limits import ImageLimits
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models.adapters.adapter import ModelAdapter, Options
+from segray.models.description import Description
 from segray.storage.store import StorageOptions, Store
 
 _OPENCV_ERROR_LEVEL = 2  # OpenCV logs errors only.
@@ -40,6 +41,7 @@ class WorkerSpec:
 
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
+    description: what the model's file says of itself, as the driver read it; None for a model of the catalogue.
     limits: largest image that is decoded.
     storage: access to the label set.
     staged: folder of staged files.
@@ -59,6 +61,7 @@ class WorkerSpec:
     package: str = field(default_factory=package_digest)
     source_storage: StorageOptions | None = None
     local_source: str = ""
+    description: Description | None = None
 
 
 class ModelFilesError(ModelError):
@@ -174,9 +177,10 @@ def _check_source(local_source: str) -> None:
 def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.ResolvedModel:
     """Return the model on this machine; raise ModelFilesError if its files are missing or differ from the driver's."""
     settings = spec.model
-    path = settings.path if shipped_model is None else str(shipped_model)
+    if shipped_model is not None:
+        settings = settings.model_copy(update={"path": str(shipped_model)})
     try:
-        model = resolve.resolve(settings.name, path, settings.form, settings.labels)
+        model = resolve.configured(settings, spec.description)
     except (ModelError, ConfigError) as exc:  # The driver has resolved the model, so the files here are others.
         raise ModelFilesError(
             exc.what,
@@ -200,34 +204,44 @@ def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores:
     device_settings = runtime.DeviceSettings(
         device, cores, settings.precision, settings.cache_dir, fixed_shapes=settings.fixed_shapes
     )
-    kernels_module = "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
+    modules = [*model.adapter.kernels, *(["segray.masks._kernels_many"] if spec.tiles else [])]
     with ThreadPoolExecutor(1) as thread:
         # The kernels take seconds to compile, the first time on a machine.
-        kernels = thread.submit(importlib.import_module, kernels_module)
+        kernels = [thread.submit(importlib.import_module, module) for module in modules]
         engine = runtime.compile(model.path, model.form, device_settings)
-        kernels.result()
+        for kernel in kernels:
+            kernel.result()
     return engine
 
 
 def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options:
-    """Return the options of the configuration; raise ConfigError for an option that the adapter does not support."""
-    for name, default in (("nms", "per_class"), ("paste", None)):
+    """Return the options of the configuration, or the adapter's where the configuration says nothing.
+
+    Raise ConfigError for an option that the adapter does not support.
+    """
+    defaults = adapter.defaults
+    for name in ("nms", "nms_iou", "paste"):
         value = getattr(settings, name)
-        if value != default and name not in adapter.supported_options:
-            what = f"{settings.name} does not support the option {name}."
-            hint = f"Remove model.{name}, or set model.{name} to {default or 'null'}."
+        if value not in (None, getattr(defaults, name, None)) and name not in adapter.supported_options:
+            what = f"{adapter.name} does not support the option {name}."
+            hint = f"Remove model.{name}, or set model.{name} to null."
             raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)
+    if settings.nms is not None and settings.nms not in (defaults.nms, *adapter.nms_choices):
+        what, hint = f"{adapter.name} has no such suppression.", f"Set model.nms to {' or '.join(adapter.nms_choices)}."
+        raise ConfigError(what, where="model.nms", found=settings.nms, hint=hint)
     floor = 1.0 if settings.score_floor is None else settings.score_floor
     class_thresholds = {
         _class_id(key, adapter.labels): min(threshold, floor) for key, threshold in settings.class_thresholds.items()
     }
+    score_threshold = defaults.score_threshold if settings.score_threshold is None else settings.score_threshold
     return Options(
-        min(settings.score_threshold, floor),
-        settings.max_detections,
-        settings.nms,
+        min(score_threshold, floor),
+        settings.max_detections or defaults.max_detections,
+        settings.nms or defaults.nms,
         class_thresholds=class_thresholds,
         paste=settings.paste,
         min_area=settings.min_area,
+        nms_iou=defaults.nms_iou if settings.nms_iou is None else settings.nms_iou,
     )
 
 

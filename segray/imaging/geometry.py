@@ -7,7 +7,8 @@ The compiled loops are imported where they are called: their import takes longer
 from __future__ import annotations
 
 import functools
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,11 +105,105 @@ def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDA
     return window
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The place of an image that is fitted into a window and centred there.
+
+    top, left: padding before the image, in pixels; an odd pixel of padding is after the image. content_hw: height and
+    width of the resized image, in pixels.
+    """
+
+    top: int
+    left: int
+    content_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, size_hw: tuple[int, int], window_hw: tuple[int, int]) -> Self:
+        """Return the fit of an image of this size in a window, rounded to whole pixels, half to even."""
+        scale = min(window_hw[0] / size_hw[0], window_hw[1] / size_hw[1])
+        height, width = max(round(size_hw[0] * scale), 1), max(round(size_hw[1] * scale), 1)
+        return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
+
+    @classmethod
+    def exact(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], *, centred: bool) -> Self:
+        """Return the fit that OpenVINO computes in float32.
+
+        centred: False for padding at the right and bottom alone.
+        """
+        size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
+        height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
+        if not centred:
+            return cls(0, 0, (height, width))
+        return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
+
+
+def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to its `Fit`, as cv2 does, and pad all sides with a constant level.
+
+    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
+    """
+    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    fit = Fit.of(size_hw, window_hw)
+    content = image_rgb if size_hw == fit.content_hw else resize(image_rgb, fit.content_hw)
+    return _padded(content, fit, window_hw, pad_value)
+
+
+def _padded(content: NDArray[np.uint8], fit: Fit, window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
+    """Return a window of a constant level with the content in its place."""
+    bottom, right = fit.top + fit.content_hw[0], fit.left + fit.content_hw[1]
+    window = np.empty((*window_hw, content.shape[2]), np.uint8)
+    window[: fit.top] = window[bottom:] = pad_value
+    window[fit.top : bottom, : fit.left] = window[fit.top : bottom, right:] = pad_value
+    window[fit.top : bottom, fit.left : right] = content
+    return window
+
+
 def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize (h, w, 3) uint8 to size_hw as cv2 does: bilinear, not antialiased. The aspect may change."""
     from segray.imaging.opencv import cv2
 
     return np.asarray(cv2.resize(image_rgb, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _exact_taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the lower source pixel of each output pixel, (target,), and the weights of both pixels, (target, 2)."""
+    scale = np.float32(target) / np.float32(source)
+    centre = (np.arange(target, dtype=np.float32) + np.float32(0.5)) / scale - np.float32(0.5)
+    centre = centre.clip(0, source - 1)
+    low = centre.astype(np.int64)
+    high_weight = centre - low.astype(np.float32)
+    return low, np.stack([1 - high_weight, high_weight], axis=1)
+
+
+def resize_exact(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to size_hw as OpenVINO does: bilinear, not antialiased. The aspect may change.
+
+    OpenVINO rounds the value that it computes in float32, half to even. cv2 computes in fixed point and is one level
+    lower at every eighth pixel. The order of the fused operations is that of OpenVINO 2026.4 on x86.
+    """
+    from segray.masks import _kernels_grids
+
+    height, width, channels = image_rgb.shape
+    if (height, width) == size_hw:
+        return image_rgb
+    lines = np.ascontiguousarray(image_rgb).reshape(height, width * channels)
+    resized = np.empty((size_hw[0], size_hw[1] * channels), np.uint8)
+    rows, columns = _exact_taps(height, size_hw[0]), _exact_taps(width, size_hw[1])
+    _kernels_grids.resize_linear(lines, *rows, *columns, channels, resized)
+    return resized.reshape(*size_hw, channels)
+
+
+def letterbox_exact(
+    image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int, *, centred: bool
+) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to its exact `Fit`, as OpenVINO does, and pad with a constant level.
+
+    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
+    centred: False for padding at the right and bottom alone.
+    """
+    fit = Fit.exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw, centred=centred)
+    return _padded(resize_exact(image_rgb, fit.content_hw), fit, window_hw, pad_value)
 
 
 # ---- bilinear resize, thresholded -----------------------------------------------------------------
@@ -120,12 +215,20 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
     Centres are at half pixels and edges are clamped, as with cv2.INTER_LINEAR.
     start, stop: range of the output pixels, stop exclusive; all by default.
     """
-    centre = (np.arange(start, target if stop is None else stop) + 0.5) * (source / target) - 0.5
+    pixels = np.arange(start, target if stop is None else stop)
+    return Taps.of(start, *_linear(pixels, source / target, source))
+
+
+def _linear(
+    pixels: NDArray[np.int64], scale: float | NDArray[np.float64], source: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return low, high and weight of the taps of these output pixels. scale: source pixels in an output pixel."""
+    centre = (pixels + 0.5) * scale - 0.5
     floor = np.floor(centre).astype(np.intp)
     inside = (floor >= 0) & (floor < source - 1)
     low = floor.clip(0, source - 1)
     weight = np.where(inside, centre - floor, 0).astype(np.float32)
-    return Taps.of(start, low, np.minimum(low + 1, source - 1), weight)
+    return low, np.minimum(low + 1, source - 1), weight
 
 
 def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: int) -> Taps:
@@ -149,6 +252,35 @@ def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: i
     start, stop = np.clip((first, last + 1), 0, limit).tolist()
     taps = linear_taps(side + 2, max(last - first + 1, 1), start - first, max(start, stop) - first)
     return Taps(start, taps.low, taps.high, taps.weight)
+
+
+class TilesTaps(NamedTuple):
+    """The taps of one axis of n masks that tile boxes of their own.
+
+    firsts: (n,) int64, first output pixel of each mask. stops: (n + 1,) int64, where the taps of each mask end.
+    low, high, weight: the taps of all masks, as in Taps.
+    """
+
+    firsts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+
+def taps_of_tiles(low: NDArray[np.float64], high: NDArray[np.float64], side: int, limit: int) -> TilesTaps:
+    """Return the `tile_taps` of n boxes.
+
+    low, high: (n,), edges of the boxes, in source pixels. side, limit: as in `tile_taps`.
+    """
+    half, centre = (high - low) * 0.5 * ((side + 2) / side), (high + low) * 0.5
+    first, last = (centre - half).astype(np.int64), (centre + half).astype(np.int64)
+    starts, stops = first.clip(0, limit), (last + 1).clip(0, limit)
+    lengths = np.maximum(stops - starts, 0)
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    pixel = np.arange(ends[-1]) - np.repeat(ends[:-1] + first - starts, lengths)
+    scale = np.repeat((side + 2) / np.maximum(last - first + 1, 1), lengths)
+    return TilesTaps(starts, ends, *_linear(pixel, scale, side + 2))
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
@@ -206,7 +338,34 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
     if not len(rows.low) or not len(columns.low):
         return np.zeros(0, np.int64)
     edges: NDArray[np.int64] = _kernels.threshold_crossings(
-        np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height
+        np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height, np.float32(0.5)
+    )
+    return edges
+
+
+def edges_of_tiles(
+    masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `mask_edges` of n small masks, each pasted into its box by `tile_taps`, for rle.from_edges_of_all.
+
+    Args:
+        masks: (n, m, m), values of 0..1.
+        boxes_xyxy: (n, 4), in pixels of the image. The arithmetic is in float64.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,).
+    """
+    from segray.masks import _kernels_grids
+
+    side = masks.shape[1]
+    frames = np.zeros((len(masks), side + 2, side + 2), np.float32)
+    frames[:, 1:-1, 1:-1] = masks
+    x0, y0, x1, y1 = boxes_xyxy.T
+    rows, columns = taps_of_tiles(y0, y1, side, size_hw[0]), taps_of_tiles(x0, x1, side, size_hw[1])
+    firsts, stops = (np.stack(pair, axis=1) for pair in ((rows.firsts, columns.firsts), (rows.stops, columns.stops)))
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_grids.edges_of_tiles(
+        frames, firsts, stops, *rows[2:], *columns[2:], size_hw[0]
     )
     return edges
 
@@ -255,3 +414,199 @@ def edges_of_crops(
         cells, crops_xyxy, outputs_xyxy, rows, columns, height
     )
     return edges
+
+
+# ---- grids of whole images ------------------------------------------------------------------------
+
+
+def crops_over(planes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Return the smallest crop of each plane outside which no resized value is over the threshold, (n, 4) int64.
+
+    A crop holds the cells over the threshold and their neighbours. planes: (n, r, c).
+    """
+    from segray.masks import _kernels_grids
+
+    boxes: NDArray[np.int64] = _kernels_grids.boxes_over(np.ascontiguousarray(planes), np.float32(threshold))
+    is_empty = boxes[:, 2] == 0
+    rows, columns = planes.shape[1:]
+    crops: NDArray[np.int64] = (boxes + np.array([-1, -1, 1, 1])).clip(0, [columns, rows, columns, rows])
+    crops[is_empty] = 0
+    return crops
+
+
+def edges_of_planes(
+    planes: NDArray[np.float32], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `mask_edges` of n grids that each cover the whole image, for rle.from_edges_of_all.
+
+    Args:
+        planes: (n, r, c), values of 0..1.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,).
+    """
+    from segray.masks import _kernels_grids
+
+    planes = np.ascontiguousarray(planes)
+    crops = crops_over(planes, 0.5)
+    cells = _kernels_grids.crops_of_planes(planes, crops, np.float32(0))
+    rows, columns = linear_taps(planes.shape[1], size_hw[0]), linear_taps(planes.shape[2], size_hw[1])
+    return edges_of_crops(cells, crops, rows, columns, size_hw[0])
+
+
+def crops_of_sums(
+    coefficients: NDArray[np.float32], prototypes: NDArray[np.float32], crops_xyxy: NDArray[np.int64], frame: float
+) -> NDArray[np.float32]:
+    """Return one crop of each sum of prototypes, arranged and framed as by `crop_logits`.
+
+    Args:
+        coefficients: (n, k), weights of the prototypes.
+        prototypes: (k, r, c).
+        crops_xyxy: (n, 4) int64: columns x0..x1-1 and rows y0..y1-1 of each sum's crop.
+        frame: Value of the frame, which is one cell wide on each side.
+    """
+    from segray.masks import _kernels_grids
+
+    cells: NDArray[np.float32] = _kernels_grids.crops_of_sums(
+        np.ascontiguousarray(coefficients), np.ascontiguousarray(prototypes), crops_xyxy, np.float32(frame)
+    )
+    return cells
+
+
+class TwoResizes(NamedTuple):
+    """The cells that each output pixel of an axis reads through two bilinear resizes.
+
+    cells: (n, 4) int64, ascending: the two cells of the first pixel in between, and those of the second.
+    weights: (n, 3) float32: of the second cell in both pairs, and of the second pixel in between.
+    """
+
+    cells: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def taps_of_two_resizes(source: int, between: int, start: int, stop: int, target: int) -> TwoResizes:
+    """Return the cells and weights of an axis of `source` cells.
+
+    The axis is resized to `between` pixels. The pixels start to stop-1 of them are resized to `target` pixels.
+    """
+    first, second = linear_taps(source, between), linear_taps(stop - start, target)
+    low, high = second.low + start, second.high + start
+    cells = np.stack([first.low[low], first.high[low], first.low[high], first.high[high]], axis=1)
+    weights = np.stack([first.weight[low], first.weight[high], second.weight], axis=1)
+    return TwoResizes(cells.astype(np.int64), weights)
+
+
+def edges_of_crops_resized_twice(
+    cells: NDArray[np.float32], crops_xyxy: NDArray[np.int64], rows: TwoResizes, columns: TwoResizes
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions where n masks `two bilinear resizes of a grid > 0.5` flip, for rle.from_edges_of_all.
+
+    The grids are 0 outside their crops. No grid is resized as a whole. The cost grows with the crops.
+
+    Args:
+        cells: The crops as `crop_logits` arranges them, framed by 0.
+        crops_xyxy: (n, 4) int64: columns x0..x1-1 and rows y0..y1-1 of each grid's crop.
+        rows: Cells that the rows of the image read.
+        columns: Cells that the columns of the image read.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,).
+    """
+    from segray.masks import _kernels_grids
+
+    x0, y0, x1, y1 = crops_xyxy.T
+    outputs_xyxy = np.stack(
+        [
+            *(np.searchsorted(columns.cells[:, 3], x0), np.searchsorted(rows.cells[:, 3], y0)),
+            *(np.searchsorted(columns.cells[:, 0], x1), np.searchsorted(rows.cells[:, 0], y1)),
+        ],
+        axis=1,
+    )
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_grids.edges_of_crops_resized_twice(
+        cells, crops_xyxy, outputs_xyxy, *rows, *columns, len(rows.cells)
+    )
+    return edges
+
+
+def edges_of_combinations(
+    planes: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    boxes_xyxy: NDArray[np.float32],
+    fit: Fit,
+    factor: int,
+    size_hw: tuple[int, int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the edges of the masks `combined planes > 0`, resized to the image and cut to their boxes.
+
+    Each sum of planes is resized in two bilinear steps: by the factor, and then from the fit's content to the image.
+    The cost grows with the boxes, not with the planes.
+
+    Args:
+        planes: (m, r, c) float32.
+        weights: (n, m) float32: the weight of each plane in each mask.
+        boxes_xyxy: (n, 4) float32, in pixels within the image. A pixel stays if its index is at least the low edge and
+            below the high edge.
+        fit: Place of the image in the planes that are resized by the factor.
+        factor: Enlargement of the first step, at least 1.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,), for rle.from_edges_of_all.
+    """
+    from segray.masks import _kernels_prototypes
+
+    axes = zip((fit.top, fit.left), fit.content_hw, planes.shape[1:], size_hw, strict=True)
+    (rows, grid_rows, to_rows), (columns, grid_columns, to_columns) = (
+        _two_steps(start, content, side, factor, target) for start, content, side, target in axes
+    )
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_prototypes.edges_of_combinations(
+        np.ascontiguousarray(planes),
+        np.ascontiguousarray(weights),
+        np.ceil(boxes_xyxy).astype(np.int64),
+        grid_rows,
+        grid_columns,
+        rows,
+        columns,
+        to_rows or to_columns,
+        size_hw[0],
+    )
+    return edges
+
+
+@functools.lru_cache(maxsize=256)
+def _two_steps(start: int, content: int, side: int, factor: int, target: int) -> tuple[Taps, Taps, bool]:
+    """Return the taps of one axis that is enlarged, cut to its content, and resized to the image.
+
+    Args:
+        start: First pixel of the content, after the enlargement.
+        content: Pixels of the content, after the enlargement.
+        side: Pixels of the axis before the enlargement.
+        factor: Enlargement.
+        target: Pixels of the image on this axis.
+
+    Returns:
+        The taps that read the content, the taps that make the content, and whether the latter do more than cut.
+        The enlargement is read directly where the image has the pixels of the content.
+    """
+    enlarged = linear_taps(side, side * factor, start, start + content)
+    if content == target:
+        return Taps(0, enlarged.low, enlarged.high, enlarged.weight), _same(0, side), False
+    to_image = _taps_in_single_precision(content, target)
+    if factor == 1:
+        return to_image, _same(start, start + content), False
+    return to_image, Taps(0, enlarged.low, enlarged.high, enlarged.weight), True
+
+
+def _taps_in_single_precision(source: int, target: int) -> Taps:
+    """Return `linear_taps` with the centres computed in float32, as PyTorch does."""
+    centre = np.float32(source / target) * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    low = np.clip(np.floor(centre), 0, source - 1).astype(np.intp)
+    high = np.minimum(low + 1, source - 1)
+    return Taps.of(0, low, high, np.where(low < high, np.maximum(centre - low, 0), 0).astype(np.float32))
+
+
+def _same(start: int, stop: int) -> Taps:
+    """Return the taps that copy the pixels start to stop-1."""
+    pixels = np.arange(start, stop)
+    return Taps.of(0, pixels, pixels, np.zeros(len(pixels), np.float32))

@@ -101,17 +101,20 @@ def _with_more_room(values: Any, room: int) -> Any:
     return longer
 
 
-# A value between two values in _OVER, or two in _UNDER, is on their side of 0.5 with any rounding.
-_UNDER, _OVER = (-1.0, 0.499), (0.501, 2.0)
-_TAPS = named_tuple_of(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
+# A value between two values that lie on one side of a threshold of 0 or 0.5, _MARGIN to _REACH away from it, is on that
+# side with any rounding: the rounded difference of the two is wrong by 2**-24 of it, 0.0006 at most.
+_MARGIN, _REACH = np.float32(0.001), np.float32(10_000)
+TAPS = named_tuple_of(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only(F32, 1))
 
 
-@compiled(written(I64, 1), read_only(F32, 2), I64, I64, _TAPS, _TAPS, I64)
-def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int) -> Any:
+@compiled(written(I64, 1), read_only(F32, 2), I64, I64, TAPS, TAPS, I64, F32)
+def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int, threshold: float) -> Any:
     """Return the edges of one mask; see geometry.mask_edges.
 
-    x0, y0: first column and row of the grid, in the coordinates that the taps read.
+    x0, y0: first column and row of the grid, in the coordinates that the taps read. threshold: 0 or 0.5.
     """
+    under_from, under_to = np.float32(threshold - _REACH), np.float32(threshold - _MARGIN)
+    over_from, over_to = np.float32(threshold + _MARGIN), np.float32(threshold + _REACH)
     # Cell k holds the output rows bounds[k] to bounds[k + 1] - 1, which lie between the same two grid rows.
     row_low, row_weight = rows.low, rows.weight
     bounds, above, below = np.empty((3, len(row_low) + 1), np.int64)
@@ -126,13 +129,13 @@ def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, he
         for j in range(grid.shape[1]):
             transposed[j, i] = grid[i, j]
     edges, n = np.empty(256, np.int64), 0
-    line, side = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under 0.5, 2: over, 0: neither
+    line, side = np.empty(len(grid), np.float32), np.empty(len(grid), np.uint8)  # 1: under, 2: over, 0: neither
     for x in range(len(columns.low)):
         left, right, weight = transposed[columns.low[x] - x0], transposed[columns.high[x] - x0], columns.weight[x]
         for i in range(len(line)):
             value = _interpolated(left[i], right[i], weight)
             line[i] = value
-            under, over = (_UNDER[0] < value) & (value < _UNDER[1]), (_OVER[0] < value) & (value < _OVER[1])
+            under, over = (under_from < value) & (value < under_to), (over_from < value) & (value < over_to)
             side[i] = under + 2 * over
         top = (columns.first + x) * height + rows.first
         inside = False
@@ -143,18 +146,19 @@ def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, he
                 continue
             low, high = line[above[k]], line[below[k]]
             start, last = bounds[k], bounds[k + 1] - 1
-            begins = _interpolated(low, high, row_weight[start]) > 0.5
-            ends = _interpolated(low, high, row_weight[last]) > 0.5
+            begins = _interpolated(low, high, row_weight[start]) > threshold
+            ends = _interpolated(low, high, row_weight[last]) > threshold
             if begins != inside:
                 edges[n] = top + start
                 n += 1
             if ends != begins:
                 # A straight line crosses at the right row or next to it.
-                share = ((0.5 - low) / (high - low) - row_weight[start]) / (row_weight[last] - row_weight[start])
+                crossing = (np.float64(threshold) - low) / (high - low)
+                share = (crossing - row_weight[start]) / (row_weight[last] - row_weight[start])
                 at = min(max(start + int(share * (last - start)), start + 1), last)
-                while (_interpolated(low, high, row_weight[at]) > 0.5) != ends:
+                while (_interpolated(low, high, row_weight[at]) > threshold) != ends:
                     at += 1
-                while at - 1 > start and (_interpolated(low, high, row_weight[at - 1]) > 0.5) == ends:
+                while at - 1 > start and (_interpolated(low, high, row_weight[at - 1]) > threshold) == ends:
                     at -= 1
                 edges[n] = top + at
                 n += 1
@@ -182,8 +186,8 @@ def crop_logits(planes: Any, crops: Any, frame: float) -> Any:
     return cells
 
 
-@compiled(_TAPS, _TAPS, I64, I64)
-def _taps_of_range(taps: Any, start: int, stop: int) -> Any:
+@compiled(TAPS, TAPS, I64, I64)
+def taps_of_range(taps: Any, start: int, stop: int) -> Any:
     """Return the taps of the output pixels start to stop-1."""
     return Taps(start, taps.low[start:stop], taps.high[start:stop], taps.weight[start:stop])
 
@@ -193,8 +197,8 @@ def _taps_of_range(taps: Any, start: int, stop: int) -> Any:
     read_only(F32, 1),
     read_only(I64, 2),
     read_only(I64, 2),
-    _TAPS,
-    _TAPS,
+    TAPS,
+    TAPS,
     I64,
 )
 def edges_of_crops(cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
@@ -214,9 +218,10 @@ def edges_of_crops(cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all
                 grid,
                 x0 - 1,
                 y0 - 1,
-                _taps_of_range(all_rows, top, bottom),
-                _taps_of_range(all_columns, left, right),
+                taps_of_range(all_rows, top, bottom),
+                taps_of_range(all_columns, left, right),
                 height,
+                np.float32(0.5),
             )
             if n + len(crop_edges) > len(edges):
                 edges = _with_more_room(edges, len(crop_edges))

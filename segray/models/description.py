@@ -7,7 +7,7 @@ of OpenVINO, or of the arithmetic of a family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from segray.models.coco_labels import COCO_NAMES
@@ -64,6 +64,13 @@ class Description:
     sources: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def facts_of_rows(self) -> Mapping[str, Any]:
+        """Return the facts that decide the rows of an image, as JSON values."""
+        facts = asdict(self)
+        for key in ("what", "versions", "sources", "notes"):
+            del facts[key]
+        return facts
 
 
 def category_ids(names: tuple[str, ...]) -> Mapping[int, str]:

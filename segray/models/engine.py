@@ -157,6 +157,38 @@ def read(path: Path) -> ov.Model:
         ) from error
 
 
+def adjust(model: ov.Model, form: ModelFormat, path: Path) -> None:
+    """Change a model in memory: it takes one image at a time, and its outputs are named as in `form`.
+
+    Raises:
+        ModelError: The model is of another kind, or it takes several images at a time and cannot take one. The error
+            names `path`.
+    """
+    check(_signature(model), form, str(path))
+    for name, position in form.positions.items():
+        model.outputs[position].get_tensor().add_names({name})
+    _take_one_image(model, form, path)
+
+
+def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
+    """Give the image input a batch axis of 1 if the form knows that the file may have another."""
+    port = model.inputs[_image_index(_signature(model), form.image, str(path))]
+    shape = port.get_partial_shape()
+    if not form.image.any_batch or shape.rank.is_dynamic or shape[0] == ov.Dimension(1):
+        return
+    batch = str(shape[0])
+    shape[0] = 1
+    try:
+        model.reshape({port: shape})
+    except RuntimeError as error:
+        raise ModelError(
+            "The model labels several images at a time, and cannot be changed to one.",
+            where=str(path),
+            found=f"batch {batch}: {_last_line(error)}",
+            hint="Export the model again with batch=1.",
+        ) from error
+
+
 def signature(path: Path) -> Signature:
     """Return the ports of the model at `path`.
 
@@ -211,7 +243,15 @@ def check_precision(ports: Signature, precision: str, where: str = "") -> None:
 
 def absent_outputs(ports: Signature, form: ModelFormat) -> list[str]:
     """Return the names of the form's outputs that a model with these ports lacks."""
-    return [name for name in form.outputs if _index(ports.outputs, name) is None]
+    return [name for name in form.outputs if _output_index(ports, form, name) is None]
+
+
+def _output_index(ports: Signature, form: ModelFormat, name: str) -> int | None:
+    """Return the position of one of the form's outputs among the model's; None if the model lacks the output."""
+    if name not in form.positions:
+        return _index(ports.outputs, name)
+    position = form.positions[name]
+    return position if position < len(ports.outputs) else None
 
 
 @functools.cache
@@ -251,7 +291,8 @@ def _image_index(ports: Signature, image: ImageInput, where: str) -> int:
 def _model_layout(port: ModelPort, image: ImageInput, where: str) -> str:
     """Return the layout of the model's image input: the declared one, or the one that fits the shape's 3 channels."""
     for layout in (image.layout, "NHWC", "NCHW"):
-        if _fits(port.shape, layout, None if image.resizable else image.size_hw):
+        shape = (1, *port.shape[1:]) if image.any_batch and port.shape else port.shape
+        if _fits(shape, layout, None if image.resizable else image.size_hw):
             return layout
     expected = f"{image.layout} with 3 channels, height and width {image.size_hw or 'any'}"
     raise ModelError("The image input has another shape.", where=where, found=str(port), hint=f"Expected: {expected}.")
@@ -394,8 +435,8 @@ def compile_network(
     if settings.cache_dir is not None:
         settings = replace(settings, cache_dir=str(as_path(settings.cache_dir)))
     model = read(path)
+    adjust(model, form, path)
     ports = signature_of(model)
-    check(ports, form, str(path))
     check_precision(ports, settings.precision, str(path))
     image = _image_index(ports, form.image, str(path))
     layout = _model_layout(ports.inputs[image], form.image, str(path))

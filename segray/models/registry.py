@@ -5,16 +5,25 @@ A further model family needs one file in `adapters` and one line in ADAPTERS.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from segray.errors import ConfigError
 from segray.instances import Instances
-from segray.models.adapters import instance_segmentation_security, mask_rcnn, tf_object_detection, yolact
+from segray.models.adapters import (
+    geti,
+    geti_yolo,
+    instance_segmentation_security,
+    mask_rcnn,
+    tf_object_detection,
+    yolact,
+    yolo_seg,
+)
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
+from segray.models.description import Description
 
 _YOLACT = yolact.Yolact("yolact-resnet50-fpn-pytorch", COCO_NAMES, yolact.FORMS)
 _SECURITY = "instance-segmentation-security"
@@ -58,11 +67,19 @@ ADAPTERS: Mapping[str, ModelAdapter] = {
     "stickers": _YOLACT,
 }
 
+# Family -> a function that returns the adapter of a model that describes itself.
+FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
+    "geti_mask_rcnn": geti.GetiMaskRcnn.of,
+    "geti_detr": geti.GetiDetr.of,
+    "geti_yolo": geti_yolo.GetiYolo.of,
+    "yolo_seg": yolo_seg.of,
+}
+
 
 def decode(
     name: str, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], *, score_threshold: float = 0.0
 ) -> Instances:
-    """Return the instances of one image from a model's raw outputs, highest score first.
+    """Return the instances of one image from a model's raw outputs, in the order of ModelAdapter.decode.
 
     Args:
         name: The model's name, as on the model card.

@@ -1,6 +1,7 @@
-"""The search for a configured model: its files, its form and its fingerprint.
+"""The search for a configured model: its files, its adapter, its form and its fingerprint.
 
-Knows names, files, the card beside a model and fingerprints. Knows nothing of devices or of the meaning of outputs.
+Knows names, files, the card beside a model, descriptions and fingerprints. Knows nothing of devices or of the meaning
+of outputs. A model of the catalogue has a name. Any other model is told by the description that its file gives.
 
 A card is a file `segray.json` beside the model, or in the folder of a SavedModel: {"contract": name, "form": name} and
 any further keys. The card states what the model file alone cannot tell.
@@ -11,16 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
-from segray.models import engine, zoo
+from segray.models import checkpoints, describe, engine, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
-from segray.models.registry import ADAPTERS
+from segray.models.description import Description
+from segray.models.engine import Signature
+from segray.models.fits import fits_of
+from segray.models.metadata import CARD, read_card
+from segray.models.registry import ADAPTERS, FAMILIES
+from segray.models.zoo import CATALOGUE
 
-CARD = "segray.json"
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
 
 HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.CATALOGUE.items()}
@@ -30,8 +36,10 @@ HOW_TO_GET: Mapping[str, str] = {name: entry.how_to_get for name, entry in zoo.C
 class ResolvedModel:
     """A model: its adapter, form and files on disk.
 
-    name: model.name. path: the path that OpenVINO opens. fingerprint: 64 hex digits over the contents of the files, the
-    adapter's name and the form's name.
+    name: name in the catalogue, or the family of a model that describes itself. path: the path that OpenVINO opens.
+    fingerprint: 64 hex digits over the contents of the files, the adapter's name, the form's name and the description.
+    description: what the file says of itself; None for a model of the catalogue. effective: the description with the
+    facts of the configuration in place of the file's.
     """
 
     name: str
@@ -40,32 +48,182 @@ class ResolvedModel:
     path: Path
     files: tuple[Path, ...]
     fingerprint: str
+    description: Description | None = None
+    effective: Description | None = None
+
+    def complete(self, settings: ModelSettings) -> ModelSettings:
+        """Return the settings with the model's own values where they have none."""
+        return settings.with_defaults(self.name, str(self.path), **asdict(self.adapter.defaults))
 
 
 def resolve(
-    name: str, path: str | None = None, form: str | None = None, labels: Mapping[int, str] | None = None
+    name: str = AUTO, path: str | None = None, form: str | None = None, labels: Mapping[int, str] | None = None
 ) -> ResolvedModel:
+    """Return the model of these keys of the section `model`; see `configured`."""
+    return configured(ModelSettings.model_construct(name=name, path=path, form=form, labels=labels))
+
+
+def configured(settings: ModelSettings, description: Description | None = None) -> ResolvedModel:
     """Return the configured model.
 
     Args:
-        name: model.name.
-        path: model.path, None for the embedded model.
-        form: model.form, None to take the form from the card or from the outputs.
-        labels: model.labels, category id -> class name, None for the adapter's own.
+        settings: The section `model` of the configuration.
+        description: What the file says of itself, if it was read before; None to read it.
 
     Raises:
         ConfigError: The configuration does not settle the model or its form.
         ModelError: The files cannot be this model.
     """
+    if description is None and settings.name in CATALOGUE:
+        return _resolve_named(settings, settings.name)
+    return _resolve_described(settings, description)
+
+
+def _resolve_named(settings: ModelSettings, name: str) -> ResolvedModel:
+    """Return a model of the catalogue."""
+    _refuse_keys_of_described_models(settings, name)
     adapter = _adapter(name)
-    model_path = _model_path(name, path)
+    model_path = _model_path(name, settings.path)
     _check_readable(name, model_path)
     files = tuple(file for file in engine.model_files(model_path) if file.name != CARD)
-    model_form = _resolve_form(adapter, name, model_path, form)
+    model_form = _resolve_form(adapter, name, model_path, settings.form)
     fingerprint = _fingerprint(model_path, files, adapter.name, model_form.name)
-    if labels is not None:
-        adapter = adapter.with_labels(labels)
+    if settings.labels is not None:
+        adapter = adapter.with_labels(settings.labels)
     return ResolvedModel(name, adapter, model_form, model_path, files, fingerprint)
+
+
+# ---- models that describe themselves --------------------------------------------------------------
+
+
+def _resolve_described(settings: ModelSettings, description: Description | None) -> ResolvedModel:
+    """Return a model of a family; the configuration overrides what its file says."""
+    if settings.name not in (AUTO, *FAMILIES):
+        zoo.find(settings.name)  # Raises the error with the nearest name.
+    if settings.path is None:
+        raise ConfigError(
+            "The configuration names no model.",
+            where="model",
+            found="neither model.path nor model.name",
+            hint=f"Set `model.path` to the file or folder of your model, or `model.name` to {', '.join(CATALOGUE)}.",
+        )
+    path = describe.model_file(Path(settings.path))
+    if description is None:
+        ports = _ports(path)
+        described = describe.describe(path, ports)
+        if described is None and settings.name == AUTO:
+            name = _name_by_ports(ports, path)
+            return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name)
+        description = _checked(described, settings, path, ports)
+    effective = _with_settings(description, settings)
+    adapter = FAMILIES[description.family](effective)
+    if settings.form is not None:
+        hint = "Remove `model.form`. The forms original and converted belong to models with a name."
+        raise ConfigError("The model has one form only.", where="model.form", found=settings.form, hint=hint)
+    if settings.labels is not None:
+        adapter = adapter.with_labels(settings.labels)
+    files = tuple(file for file in engine.model_files(path) if file.name != CARD)
+    (form,) = adapter.forms.values()
+    fingerprint = _fingerprint(path, files, adapter.name, form.name, description)
+    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description, effective)
+
+
+def _ports(path: Path) -> Signature:
+    """Return the ports of the model at `path`; raise ModelError with the way to get one for a checkpoint."""
+    if checkpoints.is_checkpoint(path):
+        raise ModelError(
+            "A checkpoint has weights but no graph.",
+            where=str(path),
+            found=f"suffix {path.suffix!r}",
+            hint=checkpoints.way_to_model(path),
+        )
+    return engine.signature(path)
+
+
+def _name_by_ports(ports: Signature, path: Path) -> str:
+    """Return the only model of the catalogue that the file fits; raise ConfigError unless there is exactly one."""
+    names = list(dict.fromkeys(fit.name for fit in fits_of(ports, path)))
+    if len(names) == 1:
+        return names[0]
+    if names:
+        what = "The file fits several models."
+        found, hint = ", ".join(names), f"Set `model.name` to {' or '.join(names)}."
+    else:
+        what = "The file does not tell what model it is."
+        found = f"inputs {'; '.join(map(str, ports.inputs))}; outputs {'; '.join(map(str, ports.outputs))}"
+        hint = f"Run `segray models inspect {path}`. segray takes the models on `segray models list`, and its families."
+    raise ConfigError(what, where=str(path), found=found, hint=hint)
+
+
+def _checked(description: Description | None, settings: ModelSettings, path: Path, ports: Signature) -> Description:
+    """Return the description; raise ConfigError unless it is of the configured family, which segray decodes."""
+    if description is None:
+        raise ConfigError(
+            f"The file does not tell that it is a model of {settings.name}.",
+            where=str(path),
+            found=f"outputs {'; '.join(map(str, ports.outputs))}",
+            hint=f"Run `segray models inspect {path}`, or describe the model in {CARD} beside it.",
+        )
+    if description.family not in FAMILIES:
+        raise ConfigError(
+            f"segray cannot decode models of the family {description.family} yet.",
+            where=str(path),
+            found=description.what,
+            hint=f"Use a model of {', '.join(FAMILIES)}, or one that `segray models list` shows.",
+        )
+    if settings.name not in (AUTO, description.family):
+        raise ConfigError(
+            f"The file says that it is no {settings.name}.",
+            where=str(path),
+            found=f"{description.what}, of the family {description.family}",
+            hint=f"Remove `model.name`, or set `model.name` to {description.family}.",
+        )
+    return description
+
+
+def _with_settings(description: Description, settings: ModelSettings) -> Description:
+    """Return the description with the facts that the configuration states."""
+    given = {} if settings.preprocessing is None else settings.preprocessing.model_dump(exclude_none=True)
+    facts: dict[str, Any] = {("pad_value" if key == "pad" else key): value for key, value in given.items()}
+    if settings.size is not None:
+        facts["size_hw"] = settings.size
+    if settings.labels is not None:
+        facts["labels"] = settings.labels
+    missing = tuple(key for key in description.missing if getattr(settings, key) is None)
+    if missing:
+        raise ConfigError(
+            f"The file does not tell the model's {' and '.join(missing)}.",
+            where=description.what,
+            found="nothing in the file or beside it",
+            hint=" ".join(_HOW_TO_STATE[key] for key in missing),
+        )
+    expected = len(description.labels) or description.extra.get("classes")
+    if settings.labels is not None and expected not in (None, len(settings.labels)):
+        raise ConfigError(
+            "The labels are not as many as the network's classes.",
+            where="model.labels",
+            found=f"{len(settings.labels)} labels, {expected} classes",
+            hint="Name each class of the network in `model.labels`, in the network's order.",
+        )
+    sources = {**description.sources, **dict.fromkeys(facts, "configuration")}
+    return replace(description, **facts, missing=(), sources=sources)
+
+
+_HOW_TO_STATE: Mapping[str, str] = {
+    "size": "Set `model.size` to the height and width of the network's input, such as [640, 640].",
+    "labels": "Set `model.labels` to the classes in the network's order, such as {1: bolt, 2: nut}.",
+}
+
+
+def _refuse_keys_of_described_models(settings: ModelSettings, name: str) -> None:
+    for key in ("size", "preprocessing"):
+        if getattr(settings, key) is not None:
+            hint = f"Remove `model.{key}`. The key is for models that describe themselves."
+            what = f"{name} has its own preprocessing."
+            raise ConfigError(what, where=f"model.{key}", found=str(getattr(settings, key)), hint=hint)
+
+
+# ---- models of the catalogue ----------------------------------------------------------------------
 
 
 def _adapter(name: str) -> ModelAdapter:
@@ -87,7 +245,11 @@ def _model_path(name: str, path: str | None) -> Path:
 def _check_readable(name: str, path: Path) -> None:
     """Raise ModelError if the files are missing or too old, with a hint for this model."""
     if not path.exists():
-        hint = f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
+        hint = (
+            "The stickers come with segray. Remove `model.path`, or add --set model.path=null."
+            if name == "stickers"
+            else f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
+        )
         raise ModelError("The model does not exist.", where=str(path), found=engine.similar_names(path), hint=hint)
     if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
         what = f"OpenVINO no longer reads IR v{version}."
@@ -118,26 +280,6 @@ def _card_of(path: Path, adapter: ModelAdapter, name: str) -> Mapping[str, Any]:
     return card
 
 
-def read_card(path: Path) -> Mapping[str, Any]:
-    """Return the card beside the model file at `path`, or in that folder; empty if there is no card."""
-    file = (path if path.is_dir() else path.parent) / CARD
-    if not file.is_file():
-        return {}
-    try:
-        card = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        hint = f"Correct {CARD}, or remove the file."
-        raise ModelError(
-            "The card beside the model is not JSON.", where=str(file), found=str(error), hint=hint
-        ) from error
-    if not isinstance(card, dict):
-        hint = f"Correct {CARD}, or remove the file."
-        raise ModelError(
-            "The card beside the model is not a JSON object.", where=str(file), found=repr(card)[:80], hint=hint
-        )
-    return card
-
-
 def _form_of_outputs(adapter: ModelAdapter, path: Path) -> str:
     """Return the name of the only form whose outputs the file has; raise ConfigError if several forms remain."""
     forms = list(adapter.forms.values())
@@ -160,8 +302,12 @@ def _describe(image: ImageInput) -> str:
     return f"the graph takes normalised {image.colour}, with mean {image.mean} and scale {image.scale}"
 
 
-def _fingerprint(path: Path, files: tuple[Path, ...], adapter_name: str, form_name: str) -> str:
+def _fingerprint(
+    path: Path, files: tuple[Path, ...], adapter_name: str, form_name: str, description: Description | None = None
+) -> str:
     lines = [f"contract {adapter_name}", f"form {form_name}"]
+    if description is not None:
+        lines.append(f"description {json.dumps(description.facts_of_rows(), sort_keys=True)}")
     for file in files:
         digest = sha256(file)
         # A renamed or moved model is the same model, but names inside a SavedModel have a meaning.

@@ -18,6 +18,8 @@ import pytest
 from command import ENV, segray, write_config
 
 import segray as reader
+from segray._system import streams
+from segray.errors import UserError
 from segray.synthetic import dataset
 
 LOST = "error: the results could not be written"
@@ -121,7 +123,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
     return every_command.places(tmp_path_factory.mktemp("streams"))
 
 
-@pytest.mark.parametrize("arguments", ["version", "--help", "label"])
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "arguments",
+    ["version", pytest.param("--help", marks=pytest.mark.chaos), pytest.param("label", marks=pytest.mark.chaos)],
+)
 def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path) -> None:
     check(arguments, {"folder": tmp_path}, EVERY)
 
@@ -279,6 +285,14 @@ streams.show("a \u2192 b \udcff")
     env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stdout) == (0, "a \\u2192 b \\udcff\n"), done.stderr
+
+
+def test_a_terminal_obeys_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    streams.show("red\x1b[31m.jpg\t1\nc1\x9b2J\r\u0440")
+    streams.tell_error(UserError("no such class", found="\x1b]0;title\x07"))
+    shown = capsys.readouterr()
+    assert shown.out == "red\\x1b[31m.jpg\t1\nc1\\x9b2J\\x0d\u0440\n"
+    assert shown.err == "error: no such class\n  found: \\x1b]0;title\\x07\n"
 
 
 def test_a_watched_status_ends_when_nobody_reads_it_any_more() -> None:

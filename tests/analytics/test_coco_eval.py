@@ -290,7 +290,7 @@ def test_a_run_that_goes_on_is_told(tmp_path: Path) -> None:
     content, shown = made(4)
     some = dict(list(shown.items())[:3])
     found = written(tmp_path, content, some)
-    note = "1 images of the truth are not labelled: each counts as an image without detections"
+    note = "1 image of the truth is not labelled: each counts as an image without detections"
     assert (found.missing, found.notes[0]) == (1, note)
     Run(str(tmp_path / "labels"), "29990101T000000Z-a").save(Store(), {"state": "running"})
     assert evaluate(str(tmp_path / "labels"), tmp_path / "truth.json").notes[0].endswith("the run is not finished")

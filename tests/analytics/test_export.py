@@ -384,6 +384,7 @@ MANY_KEYS = [
     "/data/photos/1.jpg", "data/photos/1.jpg", "https://h/p/1.jpg?token=secret", "https://u:secret@h/p/2.jpg",
     "s3://bucket/../up.jpg", "../up.jpg", "сцена 1.jpg", "sc\u00e8ne.jpg", "sce\u0300ne.jpg", "drive.mp4#t=12.480",
     "drive.mp4#t=12.960", "long/" + "я" * 200 + ".jpg", "a~2.png", "new\nline.jpg", 'q"<&>.jpg',
+    "train/images/9.jpg", "train/labels/9.jpg", "images/a.jpg",
 ]  # fmt: skip
 HOLDS_IMAGES = {"yolo": "images", "labelme": "", "fiftyone": "data", "imagefolder": "", "png-instance": "images",
                 "png-semantic": "images"}  # fmt: skip
@@ -406,7 +407,8 @@ def test_every_image_has_a_name_of_its_own_and_its_own_bytes(many: str, tmp_path
     done = export(many, to, tmp_path / "out", copy_images=True)
     assert done.images == len(MANY_KEYS)
     folder = tmp_path / "out" / HOLDS_IMAGES[to]
-    copies = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json", ".jsonl", ".yaml")]
+    described = (".json", ".jsonl", ".yaml", ".txt")
+    copies = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in described]
     assert sorted(int(cv2.imdecode(np.fromfile(path, np.uint8), 1)[0, 0, 0]) for path in copies) == list(
         range(len(MANY_KEYS))
     )
@@ -424,7 +426,9 @@ def test_a_yolo_reader_finds_the_labels_of_each_image(many: str, tmp_path: Path)
     """Ultralytics puts labels in place of the last images of a path, and .txt in place of the extension."""
     export(many, "yolo", tmp_path / "out", copy_images=True)
     images = {path for path in (tmp_path / "out/images").rglob("*") if path.is_file()}
-    labels = {path for path in (tmp_path / "out/labels").rglob("*") if path.is_file()}
+    labels = {path for path in (tmp_path / "out").rglob("*.txt") if path.is_file()}
+    images -= labels
+    assert tmp_path / "out/images/train/labels/9.txt" in labels
     middle = (f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}")
     assert {
         Path(middle[1].join(str(path).rsplit(middle[0], 1)).rsplit(".", 1)[0] + ".txt") for path in images
@@ -584,6 +588,31 @@ def test_only_used_classes_are_listed_under_their_new_names(root: str, tmp_path:
     if to == "yolo":
         names = yaml.safe_load((tmp_path / "out/data.yaml").read_text())["names"]
         assert names == {0: "Stop!", 1: "bottle & <glass>"}
+
+
+def test_names_of_any_characters_come_back_from_yaml_and_xml(tmp_path: Path) -> None:
+    names = [
+        "\U0001f697 car",
+        "\U00020bb7",
+        "a\\ud83d\\ude97",
+        'q"\\',
+        "a: #b",
+        "no",
+        "1e5",
+        "x\ry",
+        " \u00a0",
+        "\x7f\u2028",
+    ]
+    classes = dict(enumerate(names, 1))
+    shown = {"a.jpg": Image(SIZE_HW, [(number, 0.9, DISC) for number in classes])}
+    root = label_sets.write(tmp_path / "root", shown, classes=classes)
+    for to in ("yolo", "cvat", "label-studio"):
+        export(root, to, tmp_path / to)
+    assert list(yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())["names"].values()) == names
+    tree = ET.parse(tmp_path / "cvat")
+    assert [label.findtext("name") for label in tree.iterfind(".//label")] == names
+    assert [mask.get("label") for mask in tree.iterfind(".//mask")] == names
+    assert [label.get("value") for label in ET.parse(tmp_path / "label-studio.config.xml").iter("Label")] == names
 
 
 @pytest.mark.parametrize("new_names", [{"zebra": "x"}, {"stop sign": ""}, {"stop sign": "toothbrush"}])

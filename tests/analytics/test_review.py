@@ -393,6 +393,22 @@ def test_composed_and_decomposed_names_of_one_image_meet(tmp_path: Path) -> None
         by_name(tmp_path / "c.json", both, ["sce\u0300ne/\ud55c.jpg"])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_coco_without_sizes_and_with_words_as_ids_is_read(root: str, tmp_path: Path, encoding: str) -> None:
+    _, selection, tasks = chosen(root, tmp_path, "coco")
+    content = json.loads(tasks.read_text())
+    for row in content["images"]:
+        del row["width"], row["height"]
+        row["id"] = f"image {row['id']}"
+    for row in content["annotations"]:
+        row |= {"image_id": f"image {row['image_id']}", "segmentation": row["segmentation"]["counts"]}
+    (tmp_path / "corrected.json").write_text(json.dumps(content), encoding=encoding)
+    found = review(root, selection, tmp_path / "corrected.json")
+    assert found.total is not None
+    assert found.total.precision.value == found.total.recall.value == 1
+    assert found.total.objects >= 21
+
+
 def skip_one(content: Any) -> None:
     content[0]["annotations"] = content[0]["annotations"][1:]
 

@@ -169,9 +169,19 @@ def runs(kind: Callable[[int], Any] = int) -> list[Any]:
     return [kind(run) for run in rle.runs_of(counts_of(8, 10, 20, 20), SIZE_HW).tolist()]
 
 
-READ: dict[str, Callable[[Row], None]] = {
+READ: dict[str, Callable[[Row], Any]] = {
     "ids as text": all_ids(str),
     "ids as floats": all_ids(float),
+    "ids as words": all_ids(lambda number: f" id-{number}"),
+    "ids as UUIDs": all_ids(lambda number: f"0f8fad5b-d9cb-469f-a165-{number:012}"),
+    "ids of 128 bits": all_ids(lambda number: 2**127 - number),
+    "image ids as file names": lambda truth: [each("images", lambda row: row.update(id=row["file_name"]))(truth),
+                                              each("annotations",
+                                                   lambda row: row.update(image_id=f"{row['image_id']}.jpg"))(truth)],
+    "classes by their names": each("annotations", lambda row: row.update(category_id=CLASSES[row["category_id"]])),
+    "category ids that are the names": lambda truth: [
+        each("categories", lambda row: row.update(id=row.pop("name")))(truth),
+        each("annotations", lambda row: row.update(category_id=CLASSES[row["category_id"]]))(truth)],
     "image ids as text in images alone": each("images", written_as(str, "id")),
     "sizes as text": each("images", written_as(str, "width", "height")),
     "sizes as floats": each("images", written_as(float, "width", "height")),
@@ -201,6 +211,8 @@ READ: dict[str, Callable[[Row], None]] = {
     "runs as floats": first({"segmentation": {"size": [48.0, 64.0], "counts": runs(float)}}),
     "runs as text": first({"segmentation": {"size": [48, 64], "counts": counts_of(8, 10, 20, 20)}}),
     "runs without a size": first({"segmentation": {"counts": counts_of(8, 10, 20, 20)}}),
+    "runs as Python's text of bytes": first(
+        {"segmentation": {"size": [48, 64], "counts": str(counts_of(8, 10, 20, 20).encode())}}),
     "bare runs": first({"segmentation": counts_of(8, 10, 20, 20)}),
     "a list of runs": first({"segmentation": [{"size": [48, 64], "counts": counts_of(8 + 10 * k, 10, 10, 20)}
                                               for k in (0, 1)]}),
@@ -287,7 +299,16 @@ REFUSED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "no image id": (first(without("image_id")), "annotation 1 "),
     "image id true": (first({"image_id": True}), "annotation 1 "),
     "image id 1.5": (first({"image_id": 1.5}), "annotation 1 "),
-    "image id over 64 bits": (first({"image_id": 2**80}), "annotation 1 "),
+    "image id over 64 bits": (first({"image_id": 2**80}), f"annotation 1, image {2**80}"),
+    "image id of thousands of digits": (first({"image_id": 10**4000}), "annotation 1 "),
+    "image id a word": (first({"image_id": "b"}), "annotation 1, image 'b'"),
+    "image id blank": (first({"image_id": " "}), "annotation 1 "),
+    "category id a word": (first({"category_id": "b"}), "annotation 1, category 'b'"),
+    "category id a name of two": (
+        lambda truth: [truth["categories"].append({"id": 7, "name": "kite"}), first({"category_id": "kite"})(truth)],
+        "annotation 1, category 'kite'",
+    ),
+    "two images of one word": (each("images", lambda row: row.update(id="b")), "such as image 'b'"),
     "image id unknown": (first({"image_id": 7}), "annotation 1, image 7"),
     "category id unknown": (first({"category_id": 7}), "annotation 1, category 7"),
     "no ids at all": (first(without("id", "category_id")), "annotation number 1 "),
@@ -304,7 +325,7 @@ REFUSED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "file name of half a character": (lambda truth: truth["images"][1].update(file_name="\ud800"), "image 2"),
     "image null": (lambda truth: truth["images"].append(None), "image number 3"),
     "image without an id": (lambda truth: truth["images"][1].pop("id"), "image number 2"),
-    "image id as words": (lambda truth: truth["images"][1].update(id="b"), "image number 2: 'b'"),
+    "image id a list": (lambda truth: truth["images"][1].update(id=["b"]), "image number 2: ['b']"),
     "two images of one id": (lambda truth: truth["images"][1].update(id=1), "such as image 1"),
     "width negative": (lambda truth: truth["images"][0].update(width=-64), "image 1"),
     "width huge": (lambda truth: truth["images"][0].update(width=10**12), "image 1"),
@@ -344,6 +365,29 @@ def test_what_is_no_json_is_refused_with_its_place(text: str, said: str, root: s
     with pytest.raises(SourceError) as caught:
         evaluate(root, tmp_path / "truth.json")
     assert said in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused(root: str, tmp_path: Path) -> None:
+    (tmp_path / "truth.json").write_text(json.dumps(plain())[:-1] + ', "annotations": []}')
+    with pytest.raises(SourceError, match="two lists of annotations"):
+        evaluate(root, tmp_path / "truth.json")
+
+
+def test_images_whose_ids_are_words_are_ordered_as_the_truth_lists_them(tmp_path: Path) -> None:
+    """The order of images decides between equal scores, so another order gives other figures."""
+    content, shown = made(40, seed=4)
+    places = {row["id"]: place for place, row in enumerate(content["images"])}
+
+    def renamed(name: Callable[[int], Any]) -> Row:
+        images = [{**row, "id": name(places[row["id"]])} for row in content["images"]]
+        rows = [{**row, "image_id": name(places[row["image_id"]])} for row in content["annotations"]]
+        return {**content, "images": images, "annotations": rows}
+
+    before = written(tmp_path, renamed(lambda place: place + 1), shown)
+    after = judged(str(tmp_path / "labels"), renamed(lambda place: f"{99 - place:02d}-{place * 7919 % 97}"), tmp_path)
+    assert after.scores == before.scores
+    backwards = judged(str(tmp_path / "labels"), renamed(lambda place: 99 - place), tmp_path)
+    assert backwards.scores != before.scores
 
 
 def test_places_count_from_the_start_of_the_file(root: str, tmp_path: Path) -> None:
@@ -528,6 +572,13 @@ def moved(prefix: str) -> Row:
     for row in truth["images"]:
         row["file_name"] = prefix + row["file_name"]
     return truth
+
+
+def test_links_of_a_truth_are_matched_without_their_query(root: str, usual: Evaluation, tmp_path: Path) -> None:
+    truth = moved("https://bucket.example/val/")
+    for row in truth["images"]:
+        row["file_name"] += "?X-Amz-Expires=60&sig=a/b#c"
+    assert_equal(judged(root, truth, tmp_path), usual)
 
 
 @pytest.mark.parametrize("prefix", ["val/", "/home/me/coco/val/", "C:\\data\\val\\", "./", "../"])

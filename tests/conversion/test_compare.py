@@ -62,8 +62,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def truth_of(folder: Path, most: int | None = None, images: str = "images") -> TruthOfDataset:
-    return compare.truth_of_dataset(Truth(folder / "truth.json", str(folder / images), most), Store())
+def truth_of(folder: Path, most: int | None = None, images: str = "images", **matching: Any) -> TruthOfDataset:
+    truth = Truth(folder / "truth.json", str(folder / images), most, **matching)
+    return compare.truth_of_dataset(truth, Store(), CONTRACT.labels)
 
 
 def reader() -> Reader:
@@ -108,6 +109,37 @@ def test_a_truth_or_a_dataset_without_an_image_is_refused(folder: Path, lacks: s
         (folder / "truth.json").write_text(json.dumps({**truth, "images": [], "annotations": []}))
     with pytest.raises(UserError):
         truth_of(folder, images="list.txt")
+
+
+def rewritten(folder: Path, name: str, folder_of_images: str = "") -> None:
+    """Renumber and rename the truth's one class, number its images by words, and move them to another folder."""
+    truth = json.loads((folder / "truth.json").read_text())
+    for row in truth["images"]:
+        row |= {"id": f"image {row['id']}", "file_name": folder_of_images + row["file_name"]}
+    for row in truth["annotations"]:
+        row |= {"image_id": f"image {row['image_id']}", "category_id": 1}
+    truth["categories"] = [{"id": 0, "name": "objects"}, {"id": 1, "name": name}]
+    (folder / "truth.json").write_text(json.dumps(truth))
+
+
+def test_classes_and_images_are_matched_as_evaluate_does(folder: Path) -> None:
+    rewritten(folder, "Stop_Sign", "C:\\val\\")
+    truth = truth_of(folder)
+    found = compare.accuracy({"sighted": SIGHTED, "blind": BLIND}, reader(), truth)
+    assert found.mask_ap == found.box_ap == {"sighted": pytest.approx(1), "blind": 0}
+    assert (len(found.uris), found.objects) == (12, 6)
+    assert "12 of 12 images of the truth are matched by the end of their path" in truth.notes[0]
+    assert "1 'Stop_Sign' is 13 'stop sign'" in truth.notes[1]
+    with pytest.raises(UserError, match="nothing in common"):
+        truth_of(folder, files_by="key")
+
+
+def test_a_class_that_the_model_lacks_is_refused_or_mapped(folder: Path) -> None:
+    rewritten(folder, "panneau")
+    with pytest.raises(UserError, match="lack categories"):
+        truth_of(folder)
+    found = compare.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder, class_map={"panneau": "stop sign"}))
+    assert found.mask_ap == {"sighted": pytest.approx(1)}
 
 
 def test_a_truth_of_other_sizes_is_refused(folder: Path) -> None:

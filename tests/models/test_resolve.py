@@ -79,6 +79,12 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
         resolve.resolve(YOLACT, str(tmp_path / "modle.xml"), "original")
 
 
+def test_a_path_of_another_model_is_no_path_of_the_stickers(tmp_path: Path) -> None:
+    """The template of `segray init` names YOLACT's path."""
+    with pytest.raises(ModelError, match=r"come with segray[\s\S]*--set model\.path=null"):
+        resolve.resolve("stickers", str(tmp_path / "yolact.xml"))
+
+
 # ---- form -----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from segray.analytics.evaluation import truth_rows
 from segray.errors import SourceError, UserError
 from segray.label_set.class_names import folded
 
@@ -128,7 +129,7 @@ def _by_id(
 
 def _differences(truth: Mapping[int, str | None], labels: Mapping[int, str]) -> list[str]:
     return [
-        f"{category} is {name!r} in the truth, {labels.get(category, 'nothing')!r} in the labels"
+        f"{_numbered(category, f'is {name!r}')} in the truth, {labels.get(category, 'nothing')!r} in the labels"
         for category, name in sorted(truth.items())
         if name is None or category not in labels or folded(labels[category]) != folded(name)
     ]
@@ -162,7 +163,7 @@ def _by_name(
             others = _fitting_names(category, fitting, ids, unmapped, labels)
             raise UserError(
                 "a name of the truth fits more than one class", where=where,
-                found=f"category {category} {unmapped[category]!r}, with {others}",
+                found=f"category {_numbered(category, repr(unmapped[category]))}, with {others}",
                 hint="say which is which with --class-map TRUTH=LABEL; TRUTH and LABEL may be ids",
             )  # fmt: skip
         else:
@@ -196,14 +197,14 @@ def _fitting_names(
     if len(fitting) > 1:
         return " and ".join(f"class {number} {labels[number]!r}" for number in fitting)
     other = next(key for key, number in ids.items() if number == fitting[0] and key != category)
-    return f"category {other} {unmapped.get(other)!r} of class {fitting[0]} {labels[fitting[0]]!r}"
+    return f"category {_numbered(other, repr(unmapped.get(other)))} of class {fitting[0]} {labels[fitting[0]]!r}"
 
 
 def _lacking_text(
     unmapped: Mapping[int, str | None], labels: Mapping[int, str], lacking: Sequence[int], *, is_asked: bool
 ) -> str:
     if is_asked:
-        names = [f"{category} {unmapped[category]!r}" for category in lacking]
+        names = [_numbered(category, repr(unmapped[category])) for category in lacking]
         return f"{len(lacking)} of {len(unmapped)}: {_some(names, ', ')}"
     differences = _differences(unmapped, labels)
     return f"{len(differences)} of {len(unmapped)}: {_some(differences)}"
@@ -218,7 +219,7 @@ def _notes_by_name(
 ) -> list[str]:
     matched = {category: ids[category] for category in unmapped if category in ids}
     other = [
-        f"{category} {unmapped[category]!r} is {number} {labels[number]!r}"
+        f"{_numbered(category, repr(unmapped[category]))} is {number} {labels[number]!r}"
         for category, number in sorted(matched.items())
         if category != number or unmapped[category] != labels[number]
     ]
@@ -229,10 +230,10 @@ def _notes_by_name(
             f"{_some(other)}"
         )
     if left_out:
-        names = [f"{category} {unmapped[category]!r}" for category in sorted(left_out)]
+        names = [_numbered(category, repr(unmapped[category])) for category in sorted(left_out)]
         notes.append(f"categories without annotations that the labels lack are left out: {_some(names, ', ')}")
     if lacking:
-        names = [f"{category} {unmapped[category]!r}" for category in sorted(lacking)]
+        names = [_numbered(category, repr(unmapped[category])) for category in sorted(lacking)]
         notes.append(f"the labels lack categories, which count without detections: {_some(names, ', ')}")
     return notes
 
@@ -304,6 +305,11 @@ def _distinct(names: Mapping[int, str]) -> dict[int, str]:
     """Return the names, with the id behind each name that two classes share."""
     counts = Counter(names.values())
     return {number: name if counts[name] == 1 else f"{name} ({number})" for number, name in names.items()}
+
+
+def _numbered(category: int, text: str) -> str:
+    """Return a text with the category's id before it, unless the truth's id is a word."""
+    return text if truth_rows.is_word(category) else f"{category} {text}"
 
 
 def _some(texts: Sequence[str], separator: str = "; ") -> str:

@@ -276,7 +276,8 @@ def _notes(evaluators: _Evaluators, state: Snapshot, store: Store, rules: Protoc
     if missing := evaluators.missing:
         is_unfinished = run_records.unfinished(store, state.root) is not None
         reason = "the run is not finished" if is_unfinished else "each counts as an image without detections"
-        notes.append(f"{missing} images of the truth are not labelled: {reason}")
+        words = _counted(missing, "image of the truth is not labelled", "images of the truth are not labelled")
+        notes.append(f"{words}: {reason}")
     if crowds := evaluators.crowds:
         words = _counted(crowds, "annotation of the truth is a crowd", "annotations of the truth are crowds")
         notes.append(

@@ -9,9 +9,10 @@ A truth is sorted into ranges of keys in temporary files, each of which is remov
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ _MAX_WAITING_ROWS = 10_000  # rows in memory, for all ranges together, before th
 class TruthImage:
     """One image of the truth with its annotations.
 
-    size_hw: height and width in pixels; None where the truth does not state them.
+    id: a number that orders the images. size_hw: height and width in pixels; None where the truth does not state them.
     not_exhaustive: categories of which the image may show more than is annotated.
     negative: categories that the image does not show; None where the truth covers all categories.
     """
@@ -55,7 +56,8 @@ class GroundTruthIndex:
     """The categories and images that a truth lists.
 
     names: category name by id; None for a category without a name. frequency: LVIS's r, c or f by category id. used:
-    ids of the categories that have annotations. ids: (n,) int64, of the images, ascending. hashes: (n,) uint64, of the
+    ids of the categories that have annotations. ids: (n,) int64, of the images, ascending. A number stands for each id
+    that is a word. hashes: (n,) uint64, of the
     images' names, in the order of ids. example: one of the names. strip_prefix: text that is cut off the names.
     row_weight: weight of an image for a KeySampler.
     """
@@ -78,11 +80,30 @@ class GroundTruthIndex:
         return np.where(self.hashes[positions] == values, positions, -1)
 
     def id_of(self, key: str) -> int:
-        """Return the id of the image with this key. Raise SourceError if the truth has no such image."""
+        """Return the id of the image with this key. Raise SourceError without such an image, or if the id is a word."""
         (position,) = self.positions([key])
         if position < 0:
             raise SourceError("the truth lacks an image of the label set", where=self.path, found=key)
-        return int(self.ids[position])
+        image = int(self.ids[position])
+        if truth_rows.is_word(image):
+            raise SourceError(
+                "an image id of the truth is no number", where=self.path, found=key,
+                hint="give a truth whose image ids are numbers, or leave out --ids-from",
+            )  # fmt: skip
+        return image
+
+    def category_of(self, number: int) -> int | None:
+        """Return the category of an annotation's category_id: the id of a category, or the name of one alone.
+
+        number: what stands for the category_id. Return None for a category that the truth does not list.
+        """
+        return number if number in self.names else self._by_name.get(number)
+
+    @cached_property
+    def _by_name(self) -> Mapping[int, int]:
+        counts = Counter(self.names.values())
+        numbers = {truth_rows.id_number(name): category for category, name in self.names.items() if counts[name] == 1}
+        return {number: category for number, category in numbers.items() if number and truth_rows.is_word(number)}
 
     def position_of(self, image: int) -> int:
         """Return the position of an image's id in `ids`, -1 for an id that the truth does not list."""
@@ -156,7 +177,8 @@ def read_index(path: str, store: Store, sampler: KeySampler, strip_prefix: str =
     index = GroundTruthIndex(
         path, names, frequency, all_ids[order], all_hashes[order], example, frozenset(used), strip_prefix, weight
     )
-    _check_distinct(index)
+    index = replace(index, used=frozenset(index.category_of(number) or number for number in used))
+    _check_distinct(index, store)
     if not has_prefix:
         raise UserError(
             "no file_name of the truth begins with the prefix", where=path,
@@ -165,12 +187,12 @@ def read_index(path: str, store: Store, sampler: KeySampler, strip_prefix: str =
     return index
 
 
-def read_all(path: str, store: Store) -> Row:
+def read_all(path: str, store: Store, index: GroundTruthIndex | None = None) -> Row:
     """Read a whole truth of COCO into memory: images with sizes, annotations and named categories, with ids as numbers.
 
-    Raise SourceError for a truth that cannot be used.
+    index: the truth's index, if it was read before. Raise SourceError for a truth that cannot be used.
     """
-    index = read_index(path, store, KeySampler())
+    index = index or read_index(path, store, KeySampler())
     nameless = [category for category, name in index.names.items() if name is None]
     if nameless:
         raise SourceError(
@@ -207,30 +229,32 @@ def _listed_ids(row: Any, place: int, index: GroundTruthIndex) -> tuple[int, int
     if position < 0:
         raise SourceError(
             "an annotation is of an image that the truth does not list", where=index.path,
-            found=f"{truth_rows.annotation_name(row, place)}, image {image}",
+            found=f"{truth_rows.annotation_name(row, place)}, image {truth_rows.shown(row['image_id'])}",
             hint="list the image, or delete the annotation",
         )  # fmt: skip
-    if category not in index.names:
+    listed = index.category_of(category)
+    if listed is None:
         raise SourceError(
             "an annotation is of a category that the truth does not list", where=index.path,
-            found=f"{truth_rows.annotation_name(row, place)}, category {category}",
+            found=f"{truth_rows.annotation_name(row, place)}, category {truth_rows.shown(row['category_id'])}",
             hint="list the category, or delete the annotation",
         )  # fmt: skip
-    return image, position, category
+    return image, position, listed
 
 
 def _add_category(row: Any, number: int, path: str, names: dict[int, str | None], frequency: dict[int, str]) -> None:
     category, name = truth_rows.category(row, number, path)
     if names.setdefault(category, name) != name:
         raise SourceError(
-            "two categories of the truth have one id", where=path, found=f"{category}: {names[category]}, {name}",
+            "two categories of the truth have one id", where=path,
+            found=f"{truth_rows.shown(row['id'])}: {names[category]}, {name}",
             hint="give each category an id of its own",
         )  # fmt: skip
     if letter := truth_rows.frequency(row):
         frequency[category] = letter
 
 
-def _check_distinct(index: GroundTruthIndex) -> None:
+def _check_distinct(index: GroundTruthIndex, store: Store) -> None:
     if not len(index.ids):
         raise SourceError("the truth has no images", where=index.path, found="an empty list of images")
     for name, values in (("id", index.ids), ("file_name", index.hashes[index._by_hash])):
@@ -239,9 +263,14 @@ def _check_distinct(index: GroundTruthIndex) -> None:
             image = index.ids[same[0]] if name == "id" else index.ids[index._by_hash[same[0]]]
             raise SourceError(
                 f"the truth's images cannot be told apart by {name}", where=index.path,
-                found=f"two images with the same {name}, such as image {image}",
-                hint=f"give each image a {name} of its own",
+                found=f"two images with the same {name}, such as image {_written_id(index, store, image)}",
+                hint=f"give each image {'an' if name == 'id' else 'a'} {name} of its own",
             )  # fmt: skip
+
+
+def _written_id(index: GroundTruthIndex, store: Store, image: int) -> str:
+    """Return the id of an image as the truth writes it, for errors."""
+    return next(truth_rows.shown(row["id"]) for position, _, row in index.images(store) if index.ids[position] == image)
 
 
 @dataclass(frozen=True)
@@ -283,7 +312,7 @@ class GroundTruthBySlice:
                 position = index.position_of(image)
                 key = translation.key(position, name_of(row, self.path, index.strip_prefix))
                 numbers[position] = number = key_ranges.number_of(ranges, key)
-                self._add_line(number, image, 0, place, json.dumps({**row, "id": image, "file_name": key}))
+                self._add_line(number, image, 0, place, json.dumps({**row, "file_name": key}))
             elif not has_images:
                 has_early_annotations = True
             else:
@@ -308,9 +337,10 @@ class GroundTruthBySlice:
                 image, _, rest = line.partition(b" ")
                 lines.setdefault(int(image), []).append(rest)
         path.unlink()
-        for _, texts in sorted(lines.items()):
+        for number_of_id, texts in sorted(lines.items()):
             row, *annotations = map(_row_of, texts)
-            yield image_of(row, annotations, self.path, self._translation.class_ids)
+            rank = truth_rows.rank(number_of_id, int(texts[0].split(b" ", 2)[1]))
+            yield image_of(row, annotations, self.path, self._translation.class_ids, rank=rank)
 
     def _add_annotation(self, row: Row, place: int, text: str, numbers: NDArray[Any]) -> None:
         """Add an annotation to the range of its image.
@@ -371,10 +401,18 @@ class ObjectTally:
         self.example = self.example or where
 
 
-def image_of(row: Row, annotations: Sequence[Row], path: str, class_ids: Mapping[int, int] | None = None) -> TruthImage:
+def image_of(
+    row: Row,
+    annotations: Sequence[Row],
+    path: str,
+    class_ids: Mapping[int, int] | None = None,
+    *,
+    rank: int,
+) -> TruthImage:
     """Return an image of a truth, from its row and the rows of its annotations.
 
-    class_ids: class id by category id, for LVIS's lists of categories; None where the ids are equal.
+    class_ids: class id by category id, for LVIS's lists of categories; None where the ids are equal. rank: the number
+    that orders the image among the others.
     """
     negative = truth_rows.category_set(row, "neg_category_ids", path)
     not_exhaustive = truth_rows.category_set(row, "not_exhaustive_category_ids", path) or frozenset()
@@ -382,7 +420,7 @@ def image_of(row: Row, annotations: Sequence[Row], path: str, class_ids: Mapping
         not_exhaustive = _translated(not_exhaustive, class_ids)
         negative = None if negative is None else _translated(negative, class_ids)
     return TruthImage(
-        row["id"], truth_rows.image_name(row, path), truth_rows.image_size_hw(row, path), annotations, not_exhaustive,
+        rank, truth_rows.image_name(row, path), truth_rows.image_size_hw(row, path), annotations, not_exhaustive,
         negative,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -22,6 +22,7 @@ from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import UserError
 from segray.label_set.snapshot import Snapshot
 from segray.storage.store import Store
+from segray.storage.uris import is_http
 
 FILES_BY = ("key", "basename", "suffix")
 _SAME, _SUFFIX, _BASENAME = "same", "suffix", "basename"
@@ -89,14 +90,33 @@ def match(
     if common == total > 0:
         return ImageMatch(sampler)
     labelled = _unlisted_images(index, state, first, total)
-    matched = _match_others(index, state, store, labelled, files_by) if total else None
-    result, unlisted = matched or ImageMatch(sampler), labelled.keys
-    if result.rows is not None:
+    where = f"{state.root}, {index.path}"
+    matched = _match_others(index, where, store, labelled, files_by) if total else None
+    result, unlisted = ImageMatch(sampler), labelled.keys
+    if matched is not None and matched.rows is not None:
+        result = replace(matched, sampler=_new_sampler(index, state))
         is_left = np.ones(len(labelled.keys), np.bool_)
-        is_left[result.rows[result.rows >= 0]] = False
+        is_left[matched.rows[matched.rows >= 0]] = False
         unlisted = labelled.keys.filter(pa.array(is_left))
-    _check_common(index, state, labelled, unlisted, allow_unlisted)
+    _check_common(index, where, labelled, unlisted, allow_unlisted)
     return result
+
+
+def match_dataset(
+    index: GroundTruthIndex, images: Mapping[str, str], store: Store, where: str, files_by: str | None = None
+) -> ImageMatch:
+    """Match the images of a truth with those of a dataset, as `match` does. Images may be in one of both alone.
+
+    images: URI by key. where: the truth and the dataset, for errors. Raise UserError if two images fit one.
+    """
+    keys = list(images)
+    positions = index.positions(keys)
+    has_key = np.zeros(len(index.ids), np.bool_)
+    has_key[positions[positions >= 0]] = True
+    others = [key for key, position in zip(keys, positions.tolist(), strict=True) if position < 0]
+    unlisted = pa.array(others, pa.large_string()), pa.array([images[key] for key in others], pa.large_string())
+    labelled = _Labelled(len(keys), min(keys, default=""), *unlisted, has_key)
+    return _match_others(index, where, store, labelled, files_by) or ImageMatch()
 
 
 def _add_keys(index: GroundTruthIndex, state: Snapshot, sampler: KeySampler) -> tuple[int, int, str]:
@@ -143,10 +163,9 @@ def _unlisted_images(index: GroundTruthIndex, state: Snapshot, first: str, total
 
 
 def _check_common(
-    index: GroundTruthIndex, state: Snapshot, labelled: _Labelled, unlisted: pa.Array, allow_unlisted: bool
+    index: GroundTruthIndex, where: str, labelled: _Labelled, unlisted: pa.Array, allow_unlisted: bool
 ) -> None:
     """Raise UserError if no image is in both, or if the truth lacks a labelled image and allow_unlisted is false."""
-    where = f"{state.root}, {index.path}"
     if len(unlisted) == labelled.total:
         raise UserError(
             "the truth and the label set have no image in common", where=where,
@@ -166,9 +185,12 @@ def _check_common(
 
 
 def _match_others(
-    index: GroundTruthIndex, state: Snapshot, store: Store, labelled: _Labelled, files_by: str | None
+    index: GroundTruthIndex, where: str, store: Store, labelled: _Labelled, files_by: str | None
 ) -> ImageMatch | None:
-    """Match the names that are no keys, at the strictest level that fits; None if none fits."""
+    """Match the names that are no keys, at the strictest level that fits; None if none fits.
+
+    where: the truth and the images, for errors.
+    """
     has_common = len(labelled.keys) < labelled.total
     tables = {level: _Table(level, labelled) for level in _levels(files_by, has_common)}
     rows = {level: np.full(len(index.ids), _NONE, np.int64) for level in tables}
@@ -186,18 +208,14 @@ def _match_others(
         others = np.where((same >= 0) | np.isin(loose, same[same >= 0]), _NONE, loose)
         if (clashing := _clash(others)) is not None:
             if files_by == level:
-                raise _ambiguous(index, state, store, labelled, tables[level], clashing)
+                raise _ambiguous(index, where, store, labelled, tables[level], clashing)
         elif (others >= 0).any():
             matched_rows = np.maximum(same, others)
             levels.append(level)
     if not levels:
         return None
-    return ImageMatch(
-        _new_sampler(index, state),
-        labelled.keys,
-        matched_rows,
-        _notes(index, labelled, same, matched_rows, levels, examples),
-    )
+    notes = _notes(index, labelled, same, matched_rows, levels, examples)
+    return ImageMatch(keys=labelled.keys, rows=matched_rows, notes=notes)
 
 
 def _levels(files_by: str | None, has_common: bool) -> tuple[str, ...]:
@@ -279,7 +297,9 @@ def _forms_of_name(level: str, name: str, url: str) -> set[str]:
 
 
 def _normal(path: str) -> str:
-    """Return a path in one Unicode form, with single slashes in place of backslashes."""
+    """Return a path in one Unicode form, with single slashes in place of backslashes, without the query of a URL."""
+    if is_http(path):
+        path = path.partition("#")[0].partition("?")[0]
     return str(PurePosixPath(unicodedata.normalize("NFC", path.replace("\\", "/"))))
 
 
@@ -308,7 +328,7 @@ def _clash(rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
 
 def _ambiguous(
     index: GroundTruthIndex,
-    state: Snapshot,
+    where: str,
     store: Store,
     labelled: _Labelled,
     table: _Table,
@@ -322,7 +342,7 @@ def _ambiguous(
             names.add(name)
             keys |= {labelled.keys[k].as_py() for k in table.rows_of(name, url if isinstance(url, str) else "")}
     return UserError(
-        "two images fit one", where=f"{state.root}, {index.path}",
+        "two images fit one", where=where,
         found=f"truth: {' and '.join(sorted(names))}, label set: {' and '.join(sorted(keys))}",
         hint="match them with --files-by suffix, or cut a folder off with --strip-prefix",
     )  # fmt: skip

@@ -53,12 +53,19 @@ def members_of(text: Text, path: str, arrays: Collection[str], *, with_text: boo
             hint="give a file with images, annotations and categories; results of detection are no truth",
         )  # fmt: skip
     text.skip()
+    names = set[str]()
     for _ in _separated(text, "}"):
         name = text.value()
         if not isinstance(name, str) or text.peek() != ":":
             raise text.fault("a key and ':' are expected")
         text.skip()
         is_read = name in arrays
+        if is_read and name in names:
+            raise SourceError(
+                f"the truth has two lists of {name}", where=path, found=f"the key {name} twice",
+                hint="join the lists, or delete one of them",
+            )  # fmt: skip
+        names.add(name)
         if text.peek() != "[":
             value = text.value()
             if is_read:

@@ -119,6 +119,8 @@ def _runs(mask: Row, size_hw: _Size | None, where: object) -> Row:
         return dict(coco_mask.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size))
     if isinstance(counts, bytes):
         counts = counts.decode()
+    if isinstance(counts, str) and counts.startswith("b'") and counts.endswith("'"):
+        counts = counts[2:-1].replace("\\\\", "\\")  # Python's text of bytes: no run length has a quotation mark.
     if not isinstance(counts, str):
         raise ValueError(f"counts are neither text nor a list: {shown(counts)}")
     rle.runs_of(counts, size)

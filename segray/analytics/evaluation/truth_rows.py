@@ -2,11 +2,13 @@
 
 This module knows the fields of categories, images and annotations but not their masks. Each function returns a value
 whose meaning is plain, or raises SourceError with the id of the row. Ids and sizes may be written as text or as floats.
+An id may also be a word, such as a name or a UUID. A number stands for each word.
 Where a function takes the annotation for errors, `str` of the argument is its name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from array import array
@@ -27,6 +29,9 @@ MAX_PIXELS = 2**31 - 1  # of an image: run lengths have 32 bits
 _SMALL = 1e6  # coordinates that need no closer look
 _MAX_AREA = 1e10  # the end of COCO's largest range of areas
 _MAX_ID = 2**63 - 1
+_LONGEST_NUMBER = 10**100  # an id that is written as an integer
+_AFTER_NUMBERS = 2**62
+_WORDS_END = -(2**62)  # Numbers that stand for words lie below. Truths have no ids there.
 _WHOLE_NUMBER = re.compile(r"\s*([+-]?[0-9]{1,19})(?:\.0*)?\s*")
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 _FREQUENCIES = ("r", "c", "f")
@@ -52,6 +57,31 @@ def whole_number(value: Any) -> int | None:
     else:
         return None
     return number if abs(number) <= _MAX_ID else None
+
+
+def id_number(value: Any) -> int | None:
+    """Return the number that stands for an id: an id of digits itself, or a hash of a word; None for any other value.
+
+    An integer of more than 64 bits is a word too. Spaces around a word do not count.
+    """
+    number = whole_number(value)
+    if number is not None or type(value) not in (str, int):
+        return number
+    word = str(value).strip() if isinstance(value, str) or abs(value) < _LONGEST_NUMBER else ""
+    if not word:
+        return None
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return _WORDS_END - (int.from_bytes(digest, "little") >> 2)
+
+
+def is_word(number: int) -> bool:
+    """Return whether the number stands for a word, and says nothing to a reader."""
+    return number <= _WORDS_END
+
+
+def rank(image: int, place: int) -> int:
+    """Return the number that orders an image among the others: its id, or for words its place in the list."""
+    return _AFTER_NUMBERS + place if is_word(image) else image
 
 
 def numbers(values: Sequence[Any]) -> tuple[NDArray[np.float64], float]:
@@ -130,7 +160,10 @@ def annotation_name(row: Any, number: int) -> str:
 
 
 def annotation_ids(row: Any, number: int, path: str) -> tuple[int, int]:
-    """Return the ids of an annotation's image and category. number: of the annotation in the list, from 0."""
+    """Return the numbers of the ids of an annotation's image and category.
+
+    number: of the annotation in the list, from 0.
+    """
     if type(row) is dict:
         image, category = row.get("image_id"), row.get("category_id")
         if type(image) is int and type(category) is int and abs(image) <= _MAX_ID and abs(category) <= _MAX_ID:
@@ -146,10 +179,10 @@ def _lax_annotation_ids(row: Any, number: int, path: str) -> tuple[int, int]:
         )
     ids = []
     for name, owner in (("image_id", "image"), ("category_id", "category")):
-        known = whole_number(row.get(name))
+        known = id_number(row.get(name))
         if known is None:
             raise SourceError(
-                f"an annotation has no number as its {name}", where=where,
+                f"an annotation has no usable {name}", where=where,
                 found=shown(row[name]) if name in row else f"no {name}",
                 hint=f"give the annotation the id of its {owner}",
             )  # fmt: skip
@@ -161,18 +194,18 @@ def _lax_annotation_ids(row: Any, number: int, path: str) -> tuple[int, int]:
 
 
 def image_id_of(row: Any, number: int, path: str) -> int:
-    """Return the id of an image. number: of the image in the list, from 0."""
+    """Return the number of an image's id. number: of the image in the list, from 0."""
     if not isinstance(row, dict):
         raise SourceError(
             "an image of the truth is no mapping", where=path, found=f"image number {number + 1}: {shown(row)}",
             hint="delete this member of images",
         )  # fmt: skip
-    known = whole_number(row.get("id"))
+    known = id_number(row.get("id"))
     if known is None:
         raise SourceError(
-            "an image of the truth has no number as its id", where=path,
+            "an image of the truth has no usable id", where=path,
             found=f"image number {number + 1}: {shown(row['id']) if 'id' in row else 'no id'}",
-            hint="number the images, in `id` and in the annotations' `image_id`",
+            hint="give the image a number or a text as its `id`, and its annotations the same as `image_id`",
         )  # fmt: skip
     return known
 
@@ -219,7 +252,7 @@ def category_set(row: Row, name: str, path: str) -> frozenset[int] | None:
     value = row.get(name)
     if value is None:
         return None
-    ids = [whole_number(member) for member in value] if isinstance(value, list) else [None]
+    ids = [id_number(member) for member in value] if isinstance(value, list) else [None]
     if None in ids:
         raise SourceError(
             f"{name} of an image is no list of category ids", where=path,
@@ -232,20 +265,23 @@ def category_set(row: Row, name: str, path: str) -> frozenset[int] | None:
 
 
 def category(row: Any, number: int, path: str) -> tuple[int, str | None]:
-    """Return id and name of a category; None for a category without a name. number: in the list, from 0."""
-    known = whole_number(row.get("id")) if isinstance(row, dict) else None
+    """Return the number of a category's id, and its name; None for a category without a name.
+
+    A word that is an id is also the name of a category without a name. number: in the list, from 0.
+    """
+    known = id_number(row.get("id")) if isinstance(row, dict) else None
     if known is None:
         raise SourceError(
-            "a category of the truth has no number as its id", where=path,
+            "a category of the truth has no usable id", where=path,
             found=f"category number {number + 1}: {shown(row)}", hint="write id and name of each category",
         )  # fmt: skip
     name = row.get("name")
-    if name is None or name == "":
-        return known, None
+    if name is None:
+        return known, str(row["id"]).strip() if is_word(known) else None
     if type(name) not in (str, int):
         raise SourceError(
             "a category of the truth has a name that is no text", where=path,
-            found=f"category {known}: {shown(name)}", hint="write the name as text",
+            found=f"category {shown(row['id'])}: {shown(name)}", hint="write the name as text",
         )  # fmt: skip
     return known, str(name)
 

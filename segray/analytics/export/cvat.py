@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
@@ -55,5 +55,5 @@ class Cvat:
 
 
 def _escape(text: str) -> str:
-    """Return the text for the content of an XML element."""
-    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Return the text for the content of an XML element. Readers take a bare carriage return for a line feed."""
+    return escape(printable(text), {"\r": "&#13;"})

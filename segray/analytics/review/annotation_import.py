@@ -6,12 +6,11 @@ An image without objects was reviewed and is empty. An image that is not marked 
 
 from __future__ import annotations
 
-import itertools
 import json
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray import rle
-from segray.analytics.evaluation import ground_truth
+from segray.analytics.evaluation import ground_truth, truth_rows
 from segray.analytics.review.sampling import SelectedImage
 from segray.errors import SourceError
 from segray.label_set.class_names import find_class
 
 Row = dict[str, Any]
+_Finder = Callable[[str], SelectedImage | None]
 # Category id and RLE counts of each object of an image.
 Objects = list[tuple[int, str]]
 # Types of shapes in Label Studio that are no masks with a class.
@@ -63,7 +63,7 @@ def read(
     image_of = _finder(selected)
     objects: dict[str, Objects] = {}
     seen = set[str]()
-    for task in _read_tasks(path):
+    for task in _read_tasks(path, image_of):
         image = image_of(task.name)
         if image is None:
             raise SourceError(
@@ -98,7 +98,7 @@ def read(
     return dict(sorted(objects.items()))
 
 
-def _finder(selected: Sequence[SelectedImage]) -> Callable[[str], SelectedImage | None]:
+def _finder(selected: Sequence[SelectedImage]) -> _Finder:
     """Return a function that finds the image with a name: its key, its name in exports, or its URI.
 
     A name in another composition of Unicode (macOS decomposes names) is found where it can mean one image alone.
@@ -118,8 +118,13 @@ def _finder(selected: Sequence[SelectedImage]) -> Callable[[str], SelectedImage 
 
 def marks_done_images(path: Path) -> bool:
     """Return whether a file says which of its images are done. Only Label Studio's list of tasks does so."""
-    with path.open(encoding="utf-8-sig") as file:
-        return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
+    return _text_of(path).startswith("[")
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data)).strip()
 
 
 def _class_id(label: str, classes: Mapping[int, str], name: str, path: Path) -> int:
@@ -132,9 +137,9 @@ def _class_id(label: str, classes: Mapping[int, str], name: str, path: Path) -> 
     return class_id
 
 
-def _read_tasks(path: Path) -> Iterator[_Task]:
+def _read_tasks(path: Path, image_of: _Finder) -> Iterator[_Task]:
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = _text_of(path)
     except FileNotFoundError as error:
         raise SourceError("no such corrections", where=str(path), hint="Check the path of the corrections.") from error
     except UnicodeDecodeError as error:
@@ -147,7 +152,7 @@ def _read_tasks(path: Path) -> Iterator[_Task]:
         if isinstance(content, list):
             yield from map(_label_studio_task, content)
         elif isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-            yield from _coco_tasks(content, str(path))
+            yield from _coco_tasks(content, str(path), image_of)
         else:
             raise ValueError("JSON, but neither Label Studio's list of tasks nor COCO")
     except (ET.ParseError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -259,22 +264,33 @@ def _polygon_counts(points: NDArray[np.float64], size_hw: tuple[int, int]) -> st
 # ---- COCO -----------------------------------------------------------------------------------------
 
 
-def _coco_tasks(content: Row, path: str) -> Iterator[_Task]:
-    """Yield the images of COCO JSON.
+def _coco_tasks(content: Row, path: str, image_of: _Finder) -> Iterator[_Task]:
+    """Yield the images of COCO JSON. An image without a size takes the size of the selection's image.
 
     A crowd is one object too, because CVAT marks each mask that is not a polygon as a crowd.
     """
-    names = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-    rows = sorted(content["annotations"], key=lambda row: int(row["image_id"]))
-    annotations = {image: list(group) for image, group in itertools.groupby(rows, lambda row: int(row["image_id"]))}
-    images = {int(row["id"]): row for row in content["images"]}
+    categories = (truth_rows.category(row, place, path) for place, row in enumerate(content["categories"]))
+    names = {category: str(name) for category, name in categories}
+    annotations: dict[int, list[tuple[int, Row]]] = {}
+    for place, row in enumerate(content["annotations"]):
+        number, category = truth_rows.annotation_ids(row, place, path)
+        if category not in names:
+            raise ValueError(f"{truth_rows.annotation_name(row, place)} is of a category that is not listed")
+        annotations.setdefault(number, []).append((category, {**row, "category_id": category}))
+    images = {truth_rows.image_id_of(row, place, path): row for place, row in enumerate(content["images"])}
     if unlisted := annotations.keys() - images.keys():
-        raise ValueError(f"annotations of image {min(unlisted)}, which is not listed")
-    for number, row in sorted(images.items()):
-        image = ground_truth.image_of(row, annotations.get(number, []), path)
-        if image.size_hw is None:
-            raise ValueError(f"image {number} has no height and width")
+        found = truth_rows.shown(annotations[min(unlisted)][0][1]["image_id"])
+        raise ValueError(f"annotations of image {found}, which is not listed")
+    for place, (number, row) in enumerate(images.items()):
+        labelled = annotations.get(number, [])
+        image = ground_truth.image_of(
+            row, [annotation for _, annotation in labelled], path, rank=truth_rows.rank(number, place)
+        )
+        selected = image_of(image.key)
+        if image.size_hw is None and selected is not None:
+            image = replace(image, size_hw=selected.size_hw)
         masks = ground_truth.objects_of(image, path, ("segm",)).shapes["segm"]
-        labels = [names[int(annotation["category_id"])] for annotation in image.annotations]
-        shapes = [(label, mask["counts"].decode()) for label, mask in zip(labels, masks, strict=True)]
+        shapes = [
+            (names[category], mask["counts"].decode()) for (category, _), mask in zip(labelled, masks, strict=True)
+        ]
         yield _Task(image.key, image.size_hw, shapes)

@@ -1,0 +1,151 @@
+"""Compiled loops over prototypes, whose weighted sums are masks, and over boxes of all classes together.
+
+The loops are compiled as those of _kernels.py. This module is separate because few models have prototypes of this kind.
+Compiling all loops takes seconds the first time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from segray.masks._kernels import (
+    BOOL,
+    F32,
+    F64,
+    I64,
+    TAPS,
+    _with_more_room,
+    compiled,
+    pair_of,
+    read_only,
+    taps_of_range,
+    threshold_crossings,
+    written,
+)
+
+# ---- masks ----------------------------------------------------------------------------------------
+
+
+@compiled(written(F32, 2), read_only(F32, 3), read_only(F32, 1), I64, I64, I64, I64)
+def combined_planes(planes: Any, weights: Any, x0: int, y0: int, x1: int, y1: int) -> Any:
+    """Return the weighted sum of planes in the columns x0 to x1-1 and the rows y0 to y1-1.
+
+    planes: (n, r, c) float32. weights: (n,) float32.
+    """
+    sums = np.zeros((y1 - y0, x1 - x0), np.float32)
+    quads = len(weights) // 4 * 4
+    for y in range(y0, y1):
+        line = sums[y - y0]
+        for k in range(0, quads, 4):  # Four planes at a time: the sums are read and written a quarter as often.
+            a, b, c, d = planes[k, y, x0:x1], planes[k + 1, y, x0:x1], planes[k + 2, y, x0:x1], planes[k + 3, y, x0:x1]
+            of_a, of_b, of_c, of_d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+            for x in range(len(line)):
+                line[x] += (of_a * a[x] + of_b * b[x]) + (of_c * c[x] + of_d * d[x])
+        for k in range(quads, len(weights)):
+            a, of_a = planes[k, y, x0:x1], weights[k]
+            for x in range(len(line)):
+                line[x] += of_a * a[x]
+    return sums
+
+
+@compiled(written(F32, 2), read_only(F32, 2), I64, I64, TAPS, TAPS)
+def resized_grid(grid: Any, x0: int, y0: int, rows: Any, columns: Any) -> Any:
+    """Return the bilinear resize of a grid, float32.
+
+    x0, y0: first column and row of the grid, in the coordinates that the taps read.
+    """
+    resized = np.empty((len(rows.low), len(columns.low)), np.float32)
+    line = np.empty(grid.shape[1], np.float32)
+    for y in range(len(rows.low)):
+        above, below, weight = grid[rows.low[y] - y0], grid[rows.high[y] - y0], rows.weight[y]
+        for i in range(len(line)):
+            line[i] = above[i] + weight * (below[i] - above[i])
+        for x in range(len(columns.low)):
+            left, right = line[columns.low[x] - x0], line[columns.high[x] - x0]
+            resized[y, x] = left + columns.weight[x] * (right - left)
+    return resized
+
+
+@compiled(
+    pair_of(written(I64, 1), written(I64, 1)),
+    read_only(F32, 3),
+    read_only(F32, 2),
+    read_only(I64, 2),
+    TAPS,
+    TAPS,
+    TAPS,
+    TAPS,
+    BOOL,
+    I64,
+)
+def edges_of_combinations(
+    planes: Any,
+    weights: Any,
+    outputs_xyxy: Any,
+    grid_rows: Any,
+    grid_columns: Any,
+    all_rows: Any,
+    all_columns: Any,
+    is_resized: bool,
+    height: int,
+) -> Any:
+    """Return the edges of all masks; see geometry.edges_of_combinations.
+
+    is_resized: whether the taps of the grid do more than number its rows and columns.
+    """
+    edges, n, stops = np.empty(1024, np.int64), 0, np.empty(len(weights), np.int64)
+    for i in range(len(weights)):
+        left, top, right, bottom = outputs_xyxy[i]
+        if left < right and top < bottom:
+            rows, columns = taps_of_range(all_rows, top, bottom), taps_of_range(all_columns, left, right)
+            x0, y0, x1, y1 = columns.low[0], rows.low[0], columns.high[-1] + 1, rows.high[-1] + 1
+            across, down = taps_of_range(grid_columns, x0, x1), taps_of_range(grid_rows, y0, y1)
+            first_x, first_y = across.low[0], down.low[0]
+            grid = combined_planes(planes, weights[i], first_x, first_y, across.high[-1] + 1, down.high[-1] + 1)
+            if is_resized:
+                grid = resized_grid(grid, first_x, first_y, down, across)
+            mask_edges = threshold_crossings(grid, x0, y0, rows, columns, height, np.float32(0))
+            if n + len(mask_edges) > len(edges):
+                edges = _with_more_room(edges, len(mask_edges))
+            for k in range(len(mask_edges)):
+                edges[n + k] = mask_edges[k]
+            n += len(mask_edges)
+        stops[i] = n
+    return edges[:n].copy(), stops
+
+
+# ---- suppression ----------------------------------------------------------------------------------
+
+
+def _greedy_nms_of_all(boxes_xyxy: Any, most: int, max_iou: float) -> Any:
+    """Return the rows that greedy suppression across all boxes keeps, at most `most`.
+
+    A row is dropped if its IoU with a kept row exceeds max_iou. The IoU is computed in the dtype of the boxes, and
+    compared in float64. boxes_xyxy: (n, 4), by falling score.
+    """
+    kept, n = np.empty(min(most, len(boxes_xyxy)), np.int64), 0
+    for i in range(len(boxes_xyxy)):
+        if n == len(kept):
+            break
+        x0, y0, x1, y1 = boxes_xyxy[i]
+        area = (x1 - x0) * (y1 - y0)
+        is_kept = True
+        for k in range(n):
+            a0, b0, a1, b1 = boxes_xyxy[kept[k]]
+            width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
+            if width > 0 and height > 0:
+                shared = width * height
+                union = (a1 - a0) * (b1 - b0) + area - shared
+                if union == 0 or np.float64(shared / union) > max_iou:
+                    is_kept = False
+                    break
+        if is_kept:
+            kept[n] = i
+            n += 1
+    return kept[:n].copy()
+
+
+greedy_nms_of_all = compiled(written(I64, 1), read_only(F32, 2), I64, F64)(_greedy_nms_of_all)
+greedy_nms_of_all_f64 = compiled(written(I64, 1), read_only(F64, 2), I64, F64)(_greedy_nms_of_all)

@@ -1,0 +1,69 @@
+"""Reader of RF-DETR's own exports, told by their ports: boxes, logits of classes and logits of masks for each query.
+
+The files state neither classes nor, as an IR, the size of the input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from segray.models.coco_labels import COCO_NAMES
+from segray.models.describe import facts
+from segray.models.describe.facts import FAMILY, PORTS, Facts
+from segray.models.description import Description
+from segray.models.metadata import Metadata
+
+if TYPE_CHECKING:
+    from segray.models.engine import Signature
+
+# COCO's largest id is 90; a network trained on COCO has a column for each id from 0 on.
+_COCO_COLUMNS = 91
+_MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read(signature: Signature, metadata: Metadata) -> Description | None:
+    """Return the description of an RF-DETR segmentation model; None if the ports are others."""
+    positions, image = _positions(signature), facts.image_port(signature)
+    if positions is None or image is None:
+        return None
+    columns = (signature.outputs[positions["labels"]].shape or (None,))[-1]
+    told = Facts()
+    told.add(PORTS, family="rf_detr", kind="queries", outputs=positions, what="RF-DETR-Seg")
+    told.add_image(image)
+    if image.size_hw is None:
+        told.missing.append("size")
+    told.add(FAMILY, resize="stretch", rounding="exact", pad_value=0, colour="RGB")
+    told.add(FAMILY, mean=tuple(255 * mean for mean in _MEAN), scale=tuple(255 * scale for scale in _SCALE))
+    if columns == _COCO_COLUMNS:
+        told.add(PORTS, labels=dict(COCO_NAMES))
+        told.notes.append("The network has 91 columns of classes. segray takes the columns for COCO's ids.")
+    else:
+        told.add_names(None, "")
+    if columns is not None:
+        told.add_extra(PORTS, columns=columns)
+    told.versions.update(metadata.versions)
+    return told.description()
+
+
+def _positions(signature: Signature) -> dict[str, int] | None:
+    """Return the positions of boxes, logits of classes and logits of masks; None if the outputs are others."""
+    ports = signature.outputs
+    names = [facts.index_by_name(ports, *pair) for pair in (("dets", "pred_boxes"), ("labels", "logits"))]
+    masks = facts.index_by_name(ports, "masks", "pred_masks", "mask_logits")
+    if len(ports) != 3 or masks is None:
+        return None
+    if None in names:
+        if facts.index_by_name(ports, "mask_logits") != 2 or ports[0].names or ports[1].names:
+            return None
+        names = [0, 1]
+    boxes, labels = names
+    assert boxes is not None
+    assert labels is not None
+    shapes = [ports[index].shape for index in (boxes, labels, masks)]
+    if [None if shape is None else len(shape) for shape in shapes] != [3, 3, 4]:
+        return None
+    queries = {shape[1] for shape in shapes if shape is not None}
+    last = (shapes[0] or (None,))[-1]
+    if len(queries) != 1 or last != 4 or not ports[labels].element_type.startswith("f"):
+        return None
+    return {"dets": boxes, "labels": labels, "masks": masks}
