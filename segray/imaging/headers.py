@@ -232,7 +232,7 @@ def _jpeg(data: bytes) -> Header:
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
     held = _COEFFICIENT_BYTES * _jpeg_coefficients_per_pixel(components) if scans > 1 else 0.0
     if kind.is_rare:
-        held += channels * (1 if bits <= 8 else 2)
+        held += 2 * channels * (1 if bits <= 8 else 2)  # The decoder compares two pictures.
     elif not plain:
         held = _held_by_pillow(_CHANNELS if channels > 1 else _ONE_CHANNEL, held)
     if not is_ended:
