@@ -227,7 +227,7 @@ class ModelSettings(_Section):
 class ImageSettings(_Section):
     """Limits of an image, and how its samples are read. An image over a limit is refused before pixels are allocated.
 
-    bit_depth: bits that the 16-bit samples of PNG and TIFF files use; "auto" to tell by each image's samples.
+    bit_depth: bits that 16-bit samples of files use; "auto" to tell by each image's samples.
     """
 
     max_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)

@@ -11,7 +11,7 @@ class ImageLimits:
     """The largest image that is decoded, and how its samples are read. All limits are inclusive.
 
     max_bytes: size of the file. max_pixels: width times height. max_side_px: the longer side. bit_depth: bits, 8 to 16,
-    that the 16-bit samples of a PNG or TIFF use; "auto" to tell by each image's samples.
+    that 16-bit samples use; "auto" to tell by each image's samples.
     """
 
     max_bytes: int = 256 * 2**20

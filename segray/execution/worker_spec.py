@@ -23,7 +23,6 @@ from segray.errors import ConfigError, ModelError, SourceError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.execution.package_digest import package_digest
-from segray.imaging import decode
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import TilingOptions
 from segray.limits import ImageLimits
@@ -73,9 +72,9 @@ class ModelFilesError(ModelError):
 def prepared_process() -> Iterator[None]:
     """Set the process-wide state that labelling needs, and restore the former state after the block.
 
-    OpenCV computes on the calling thread, since the threads of the pool are the parallelism. Libraries write nothing
-    about broken files to stderr, since the rows of broken files name the error. Memory of pictures is returned; malloc
-    keeps that setting after the block.
+    OpenCV computes on the calling thread, since the threads of the pool are the parallelism. OpenCV and Pillow write
+    nothing about broken files to stderr, since the rows of broken files name the error; `imaging.decode` silences the
+    libraries below them. Memory of pictures is returned; malloc keeps that setting after the block.
     """
     memory.return_large_blocks()
     threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
@@ -84,8 +83,7 @@ def prepared_process() -> Iterator[None]:
         cv2.setNumThreads(1)
         cv2.utils.logging.setLogLevel(_OPENCV_ERROR_LEVEL)
         try:
-            with decode.freed_pixels_returned():
-                yield
+            yield
         finally:
             cv2.setNumThreads(threads)
             cv2.utils.logging.setLogLevel(log_level)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray._system import host_process
+from segray._system import host_process, library_messages
 from segray.imaging.tiff_layout import BLACK_IS_ZERO, JPEG, RGB, YCBCR, TiffLayout
 
 Block = NDArray[Any]
@@ -147,6 +147,7 @@ def _squeezed(pixels: Any) -> Block:
 def _imagecodecs() -> ModuleType:
     with host_process.import_changes_undone():
         import imagecodecs
+    library_messages.leave_to_handlers("imagecodecs")
     return imagecodecs
 
 
@@ -154,4 +155,5 @@ def _imagecodecs() -> ModuleType:
 def _tifffile() -> ModuleType:
     with host_process.import_changes_undone():
         import tifffile
+    library_messages.leave_to_handlers("tifffile")
     return tifffile

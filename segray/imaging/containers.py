@@ -20,7 +20,7 @@ JPEG_2000_SIGNATURE, JPEG_XL_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x
 JPEG_2000_CODESTREAM, JPEG_XL_CODESTREAM = b"\xff\x4f\xff\x51", b"\xff\x0a"
 LERC_MAGIC = b"Lerc2 "
 # Bytes of a pixel that decoders hold beside the RGB picture: planes of the codec, and Pillow's picture.
-_AVIF_BYTES, _HEIF_BYTES, _JPEG_XL_BYTES = 7.5, 6.5, 3.0
+_AVIF_BYTES, _HEIF_BYTES, _JPEG_XL_BYTES = 7.5, 5.5, 3.0
 # The width for a height, by the ratio that a JPEG XL header names (ISO 18181-1, table B.2).
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 

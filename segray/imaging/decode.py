@@ -10,7 +10,7 @@ Odd files become RGB of 8 bits per channel by these rules:
 - Alpha and transparent colours are composited over white, as a viewer on a white page shows them. A BMP whose alpha is
   0 everywhere is opaque.
 - 9 to 16 bits per channel keep their upper 8 bits. A TIFF's BitsPerSample and MaxSampleValue say which value is white.
-- 16-bit samples of PNG and TIFF may use 8 to 14 bits. `ImageLimits.bit_depth` says how many; see `samples.Range`.
+- 16-bit samples may use 8 to 14 bits. `ImageLimits.bit_depth` says how many; see `samples.Range`.
 - Signed, 32-bit and float samples are refused: which value is black or white is unknown.
 - Grey, 1-bit and palette images are expanded. CMYK and YCCK JPEGs are read as Adobe writes them (inverted).
 - Colour profiles, gamma and XMP are ignored. Of animations and multi-page files the first frame is read.
@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from segray._system import host_process
+from segray._system import host_process, library_messages
 from segray.errors import ImageError
 from segray.imaging import codecs, directory, samples, tiff
 from segray.imaging.headers import (
@@ -52,15 +51,14 @@ from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
-_PILLOW_BLOCK_BYTES = 64 * 2**20
 # Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
-_AHEAD = b"\xff\0" * 8
+_AHEAD = np.tile(np.array([255, 0], np.uint8), 8)
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
 _FILLINGS = (b"\xff\0", b"\0", b"\xaa", b"\x55")
 _FILLING_BYTES = 64
 # Buffers that no decode uses, at most as many as decodes have run at a time.
 _BUFFER_BYTES = 4 * 2**20
-_buffers: list[bytearray] = []
+_buffers: list[Pixels] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +115,8 @@ def load(
         ImageError: The bytes cannot be decoded.
     """
     try:
-        stored = _stored(data, header, limits, _reduction(header, least_hw))
+        with library_messages.dropped:  # The error or the row names what is wrong with the file.
+            stored = _stored(data, header, limits, _reduction(header, least_hw))
     except ImageError:
         raise
     except MemoryError as error:
@@ -141,23 +140,6 @@ def _reduction(header: Header, least_hw: tuple[int, int] | None) -> int:
         return 1
     height, width = header.size_hw
     return next((by for by in (8, 4, 2) if height >= by * least_hw[0] and width >= by * least_hw[1]), 1)
-
-
-@contextmanager
-def freed_pixels_returned() -> Iterator[None]:
-    """Let this process return the pixels of large pictures to the system, for the block.
-
-    Pillow allocates pictures in blocks of 16 MB. glibc raises its threshold for mappings to the size of a block that is
-    freed, up to 32 MB, and each thread's arena then keeps freed blocks. A block over 32 MB always has its own mapping.
-    A picture that is smaller than a block takes no more than the picture needs.
-    """
-    allocator: Any = Image.core  # type: ignore[attr-defined]  # Documented under "Block allocator".
-    block_bytes = allocator.get_block_size()
-    allocator.set_block_size(_PILLOW_BLOCK_BYTES)
-    try:
-        yield
-    finally:
-        allocator.set_block_size(block_bytes)
 
 
 class _PillowLimitLifted:
@@ -185,6 +167,7 @@ class _PillowLimitLifted:
 
 
 _pillow_limit_lifted = _PillowLimitLifted()
+library_messages.leave_to_handlers("PIL")
 # Pillow's readers by format. Image.open would try the readers of seventy formats.
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "AVIF": lambda file: _avif_file(file),
@@ -213,7 +196,7 @@ def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) ->
     if header.jpeg is not None:
         return _decode_jpeg(data, header, header.jpeg, limits, reduction)
     if header.format == "JXL":
-        return _Stored(_any_to_rgb(codecs.decode_jpeg_xl(data), None, limits), 1)
+        return _any_to_rgb(codecs.decode_jpeg_xl(data), None, limits)
     return _decode_by_pillow(data, header, limits)
 
 
@@ -222,10 +205,10 @@ def _stored(data: bytes, header: Header, limits: ImageLimits, reduction: int) ->
 
 def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLimits, reduction: int) -> _Stored:
     if header.format == "JPEGLS":
-        return _Stored(_any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits), header.orientation)
+        return _any_to_rgb(codecs.decode_jpeg_ls(data), frame.bits, limits, header.orientation)
     if frame.is_rare:
         stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
-        return _Stored(_any_to_rgb(stored, frame.bits, limits), header.orientation)
+        return _any_to_rgb(stored, frame.bits, limits, header.orientation)
     pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
     return _Stored(pixels, header.orientation, reduction=reduction)
 
@@ -240,35 +223,33 @@ def _whole_jpeg(
     """
     if frame.has_end and frame.scans > 1:
         return _jpeg_pixels(data, header, limits, reduction)
-    scans = memoryview(data)[: frame.scan_end]
     if frame.has_end:
-        with _followed_by(scans, _AHEAD) as file:
-            try:
-                return _jpeg_pixels(file, header, limits, reduction)
-            except OSError as error:
-                raise ImageError("truncated: the JPEG's scan ends early") from error
+        buffer = _taken_buffer(frame.scan_end + len(_AHEAD))
+        try:
+            file = buffer[: frame.scan_end + len(_AHEAD)]
+            file[: frame.scan_end] = np.frombuffer(data, np.uint8, frame.scan_end)
+            file[frame.scan_end :] = _AHEAD
+            return _jpeg_pixels(file, header, limits, reduction)
+        except OSError as error:
+            raise ImageError("truncated: the JPEG's scan ends early") from error
+        finally:
+            if buffer.size == _BUFFER_BYTES:
+                _buffers.append(buffer)
     pixels = _same_with_any_filling(data, frame, lambda data: _jpeg_pixels(data, header, limits, 1)[0])
     return pixels, 1
 
 
-@contextmanager
-def _followed_by(data: memoryview, tail: bytes) -> Iterator[memoryview]:
-    """Yield the data and other bytes behind it, valid in the block only.
+def _taken_buffer(size: int) -> Pixels:
+    """Return a buffer of at least this many bytes for a copy of a file.
 
-    Files of usual sizes are copied to a buffer that decodes have used before. New memory would cost more than the copy.
+    A file of a usual size gets a buffer that decodes have used before. New memory would cost more than the copy.
     """
-    size = len(data) + len(tail)
+    if size > _BUFFER_BYTES:
+        return np.empty(size, np.uint8)
     try:
-        buffer = bytearray(size) if size > _BUFFER_BYTES else _buffers.pop()
+        return _buffers.pop()
     except IndexError:
-        buffer = bytearray(_BUFFER_BYTES)
-    try:
-        with memoryview(buffer)[:size] as view:
-            view[: len(data)], view[len(data) :] = data, tail
-            yield view
-    finally:
-        if size <= _BUFFER_BYTES:
-            _buffers.append(buffer)
+        return np.empty(_BUFFER_BYTES, np.uint8)
 
 
 def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
@@ -288,19 +269,18 @@ def _same_with_any_filling(data: bytes, frame: JpegFrame, decode: Callable[[byte
     return whole
 
 
-def _jpeg_pixels(data: bytes | memoryview, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
+def _jpeg_pixels(data: bytes | Pixels, header: Header, limits: ImageLimits, reduction: int) -> tuple[Pixels, int]:
     pixels = _decode_by_opencv(data, header, reduction) if header.plain else None
     return (_decode_by_pillow(bytes(data), header, limits).pixels, 1) if pixels is None else (pixels, reduction)
 
 
-def _decode_by_opencv(data: bytes | memoryview, header: Header, reduction: int = 1) -> Pixels | None:
+def _decode_by_opencv(data: bytes | Pixels, header: Header, reduction: int = 1) -> Pixels | None:
     """Return the stored pixels in RGB, or None if OpenCV fails. Another decoder then decodes or gives a reason."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    expected = tuple(-(-side // reduction) for side in (header.height, header.width))
-    if image is None or image.shape != (*expected, 3):
+    if image is None or image.shape != (-(-header.height // reduction), -(-header.width // reduction), 3):
         return None
     return np.ascontiguousarray(image if reduction == 1 else image[..., ::-1], np.uint8)
 
@@ -317,11 +297,7 @@ def _decode_png(data: bytes, header: Header, limits: ImageLimits) -> _Stored:
             return _Stored(pixels, header.orientation)
     data = png_without_key(data) if kind.transparent else without_metadata(data, header.format)
     stored = _interlaced_png(data) if kind.interlaced else codecs.decode_png(data)
-    guessed = None
-    if kind.bits == samples.FULL_DEPTH:
-        bits, guessed = _depth_of(stored, limits)
-    else:
-        bits = 8
+    bits, guessed = _depth_of(stored, 8 if kind.bits < samples.FULL_DEPTH else kind.bits, limits)
     white, key = (1 << bits) - 1, _key(kind.transparent, kind.bits)
     rgb = samples.converted(header.height, header.width, lambda rows: _array_to_rgb(stored[rows], white, key))
     return _Stored(rgb, header.orientation, guessed)
@@ -342,8 +318,13 @@ def _key(transparent: tuple[int, ...], bits: int) -> NDArray[Any] | None:
     return np.array(transparent) * (255 // ((1 << bits) - 1) if bits < 8 else 1) if transparent else None
 
 
-def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | None]:
-    """Return the bits that 16-bit samples use, and the same if they are guessed by the samples."""
+def _depth_of(stored: NDArray[Any], bits: int, limits: ImageLimits) -> tuple[int, int | None]:
+    """Return the bits that samples use, and the same if they are guessed by the samples.
+
+    bits: bits that the file states. 16 is what writers state for cameras of 10 to 14 bits too.
+    """
+    if bits < samples.FULL_DEPTH:
+        return bits, None
     colours = stored.shape[2] - 1 + stored.shape[2] % 2 if stored.ndim == 3 else 1
     bands = (stored[rows] for rows in samples.bands(*stored.shape[:2]))
     parts = (band if band.ndim == 2 else band[..., :colours] for band in bands)
@@ -353,16 +334,17 @@ def _depth_of(stored: NDArray[Any], limits: ImageLimits) -> tuple[int, int | Non
 # ---- arrays of any kind ---------------------------------------------------------------------------
 
 
-def _any_to_rgb(stored: NDArray[Any], bits: int | None, limits: ImageLimits) -> Pixels:
-    """Return pixels of 1 to 4 channels as RGB. bits: bits that the samples use; None for all of their type."""
+def _any_to_rgb(stored: NDArray[Any], bits: int | None, limits: ImageLimits, orientation: int = 1) -> _Stored:
+    """Return pixels of 1 to 4 channels as RGB. bits: bits that the file states; None for all of the samples' type."""
     if stored.dtype not in (np.uint8, np.uint16):
         raise ImageError("32-bit or float samples: which value is white is unknown", hint="convert the image to 8 bits")
     if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] > 4):
         raise ImageError(f"pixels of shape {stored.shape}, which segray does not read")
     check_size(stored.shape[1], stored.shape[0], limits)
-    white = (1 << (bits or 8 * stored.dtype.itemsize)) - 1
-    height, width = stored.shape[:2]
-    return samples.converted(height, width, lambda rows: _array_to_rgb(stored[rows], white, None))
+    used_bits, guessed = _depth_of(stored, bits or 8 * stored.dtype.itemsize, limits)
+    white, (height, width) = (1 << used_bits) - 1, stored.shape[:2]
+    rgb = samples.converted(height, width, lambda rows: _array_to_rgb(stored[rows], white, None))
+    return _Stored(rgb, orientation, guessed)
 
 
 def _array_to_rgb(band: NDArray[Any], white: int, key: NDArray[Any] | None) -> Pixels:
@@ -392,6 +374,8 @@ def _decode_by_pillow(data: bytes, header: Header, limits: ImageLimits) -> _Stor
         turn = header.orientation
         if header.format == "AVIF":  # libavif tells the rotation of the container as EXIF does.
             turn = directory.orientation(image.info.get("exif", b"").removeprefix(EXIF_SIGNATURE))
+        if image.mode.startswith("I;16"):
+            return _any_to_rgb(np.asarray(image), None, limits, turn)
         return _Stored(_to_rgb(_opaque_bmp(image) if header.format == "BMP" else image), turn)
 
 
@@ -426,8 +410,6 @@ def _to_rgb(image: Image.Image) -> Pixels:
 
 
 def _band_to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")

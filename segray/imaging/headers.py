@@ -3,7 +3,8 @@
 This module knows formats, their metadata and the limits on a file. This module allocates no pixels, so the limits are
 checked before a decoder allocates anything. EXIF's orientation is the only metadata that is read.
 
-A file that ends early is an error. A PNG must have an IEND chunk, and each checksum must be right. Whether the scan of
+A file that ends early is an error. A PNG must have an IEND chunk, and right checksums in the
+chunks that matter. Whether the scan of
 a JPEG is complete is left to the decoder, because a JPEG may lack its end marker alone. The scans of a JPEG must send
 all coefficients. TIFF tags are read in tiff_layout.py, ISO and JPEG XL containers in containers.py.
 """
@@ -13,9 +14,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from segray.errors import ImageError
 from segray.imaging import containers, tiff_layout
@@ -36,8 +37,7 @@ _ONE_CHANNEL, _TWO_BYTES, _CHANNELS = 1.0, 2.0, 4.0
 _READS = "segray reads AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, JPEG XL, JPEG-LS, PNG, TIFF and WebP"
 
 
-@dataclass(frozen=True)
-class JpegFrame:
+class JpegFrame(NamedTuple):
     """The frame of a JPEG. marker: byte of the frame's marker, which names the process. bits: bits per sample.
 
     scans: number of scans. scan_end: position behind the last scan. has_end: whether the end marker is there.
@@ -183,14 +183,15 @@ _JPEG_METADATA = frozenset({0xFE, *range(0xE1, 0xF0)}) - {0xEE}
 EXIF_SIGNATURE = b"Exif\0\0"
 _COEFFICIENT_BYTES = 2
 _ALL_COEFFICIENTS = (1 << 64) - 1
+# The parameters of a scan that sends all coefficients in full: the first, the last, and bits left out (B.2.3).
+_WHOLE_SCAN = b"\0\x3f\0"
 
 
 def _jpeg(data: bytes) -> Header:
     frame: tuple[int, int, int, int, int] | None = None
-    coefficients_per_pixel = 0.0
     exif = b""
-    scans, components = 0, b""
-    sent, refined = defaultdict[int, int](int), defaultdict[int, int](int)
+    scans, components, is_complete = 0, b"", False
+    sent, refined = dict[int, int](), dict[int, int]()  # Coefficients of each component, as bits of an integer.
     marker, end, is_ended = 0, len(data), False
     for marker, start, stop in _jpeg_segments(data):
         if marker == _EOI:
@@ -199,12 +200,15 @@ def _jpeg(data: bytes) -> Header:
             if frame is None:
                 frame = (marker, *struct.unpack_from(">BHHB", data, start + 4))
                 components = data[start + 10 : stop]
-                coefficients_per_pixel = _jpeg_coefficients_per_pixel(components)
         elif marker == _SOS:
             if frame is None:
                 break
             scans += 1
-            _add_sent_coefficients(data[start + 4 : stop], sent, refined)
+            scan = data[start + 4 : stop]
+            if scan[-3:] == _WHOLE_SCAN and scan[1:-3:2] == components[::3]:
+                is_complete = True
+            else:
+                _add_sent_coefficients(scan, sent, refined)
             if frame[0] == _JPEG_LS:  # Its scans have bytes that are markers in other JPEGs.
                 break
         elif marker == _APP1 and not exif and not scans and data.startswith(EXIF_SIGNATURE, start + 4, stop):
@@ -216,18 +220,19 @@ def _jpeg(data: bytes) -> Header:
     if scans > _MAX_SCANS:
         raise ImageError(f"corrupt JPEG: {scans} scans, more than {_MAX_SCANS}")
     marker, bits, height, width, channels = frame
-    complete = sent if is_ended else refined
-    if marker in _SPECTRAL and any(complete[component] != _ALL_COEFFICIENTS for component in components[::3]):
-        raise ImageError("truncated: the JPEG lacks scans", found=f"{scans} scans")
+    if not is_complete and marker in _SPECTRAL:
+        complete = sent if is_ended else refined
+        if any(complete.get(component) != _ALL_COEFFICIENTS for component in components[::3]):
+            raise ImageError("truncated: the JPEG lacks scans", found=f"{scans} scans")
     kind = JpegFrame(marker, bits, channels, scans, end, is_ended)
     if marker == _JPEG_LS:
         return Header("JPEGLS", width, height, orientation(exif), False, channels * (1 if bits <= 8 else 2), jpeg=kind)
     if marker in _OTHER_PROCESSES and not (marker in (0xC9, 0xCA) and bits == 8):
         raise ImageError(f"a JPEG of a process that segray does not read: {_OTHER_PROCESSES[marker]}")
     plain = marker in _HUFFMAN_8_BIT and bits == 8 and channels in (1, 3)
-    held = _COEFFICIENT_BYTES * coefficients_per_pixel if scans > 1 else 0.0
+    held = _COEFFICIENT_BYTES * _jpeg_coefficients_per_pixel(components) if scans > 1 else 0.0
     if kind.is_rare:
-        held += channels * (1 if bits <= 8 else 2)
+        held += 2 * channels * (1 if bits <= 8 else 2)  # The decoder compares two pictures.
     elif not plain:
         held = _held_by_pillow(_CHANNELS if channels > 1 else _ONE_CHANNEL, held)
     if not is_ended:
@@ -237,7 +242,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _add_sent_coefficients(scan: bytes, sent: dict[int, int], refined: dict[int, int]) -> None:
-    """Add the coefficients that a scan sends to those of its components, as bits of an integer (B.2.3).
+    """Add the coefficients that a scan sends to those of its components (B.2.3).
 
     refined: receives the coefficients that the scan sends to their last bit.
     """
@@ -245,9 +250,9 @@ def _add_sent_coefficients(scan: bytes, sent: dict[int, int], refined: dict[int,
     first, last, bits_left = scan[1 + 2 * count], min(scan[2 + 2 * count], 63), scan[3 + 2 * count] & 15
     coefficients = (1 << max(0, last + 1 - first)) - 1 << first
     for component in scan[1 : 1 + 2 * count : 2]:
-        sent[component] |= coefficients
+        sent[component] = sent.get(component, 0) | coefficients
         if not bits_left:
-            refined[component] |= coefficients
+            refined[component] = refined.get(component, 0) | coefficients
 
 
 def _jpeg_coefficients_per_pixel(components: bytes) -> float:
@@ -309,7 +314,8 @@ def _png(data: bytes) -> Header:
     view = memoryview(data)
     exif, key, pixel_bytes = b"", None, len(_PNG_SIGNATURE)
     for name, start, stop in _png_chunks(data):
-        if zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
+        is_heeded = name in _PIXEL_CHUNKS or name == b"eXIf"
+        if is_heeded and zlib.crc32(view[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
             raise ImageError(f"corrupt PNG: wrong checksum in its {_ascii(name)} chunk at byte {start}")
         if name == b"tRNS":
             key = data[start + 8 : stop - 4]

@@ -16,7 +16,7 @@ _FILL_ORDER, _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES = 266, 273, 277
 _MAX_SAMPLE, _PLANAR, _T4_OPTIONS, _PREDICTOR, _COLOUR_MAP = 281, 284, 292, 317, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES = 332, 338, 339, 347
-_OLD_JPEG_AT, _OLD_JPEG_BYTES, _SUBSAMPLING, _BLACK_WHITE = 513, 514, 530, 532
+_OLD_JPEG_AT, _OLD_JPEG_BYTES, _SUBSAMPLING, _BLACK_WHITE, _IMAGE_DEPTH = 513, 514, 530, 532, 32997
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
@@ -38,6 +38,8 @@ _OTHER_COMPRESSIONS = {
 _UNSIGNED, _VOID = 1, 4
 _SAMPLE_KINDS = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 _STRAIGHT, PREMULTIPLIED = 2, 1
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+_JPEG_IN_PARTS = "TIFF with old-style JPEG compression (6) in parts, which segray does not read"
 # A block is decoded as a whole. Tiles of small pictures may be larger than the picture, but not by much.
 _LEAST_BLOCK_PIXELS = 2**22
 
@@ -143,6 +145,8 @@ def read(data: bytes) -> tuple[TiffLayout, int]:
 
 
 def _layout(tags: Directory, width: int, height: int) -> TiffLayout:
+    if tags.integer(_IMAGE_DEPTH, 1) != 1:
+        raise ImageError(f"TIFF of a volume of {tags.integer(_IMAGE_DEPTH, 1)} layers, which segray does not read")
     compression, samples = tags.integer(_COMPRESSION, RAW), tags.integer(_SAMPLES, 1)
     photometric = tags.integer(_PHOTOMETRIC, RGB if samples >= 3 else WHITE_IS_ZERO if compression in CCITT else 1)
     bits = _same_for_all(tags, _BITS, 1, "bits per sample")
@@ -280,7 +284,7 @@ def _with_blocks(layout: TiffLayout, tags: Directory) -> TiffLayout:
     needed = rows * columns * layout.planes
     if needed > MAX_VALUES:
         raise ImageError(f"corrupt TIFF: {needed} {kind}")
-    if not counts and len(offsets) == needed:
+    if not any(counts) and len(offsets) == needed:  # Some writers leave the counts out, or 0.
         ends = (*offsets[1:], len(tags.data))
         counts = tuple(max(0, end - start) for start, end in zip(offsets, ends, strict=True))
     if min(len(offsets), len(counts)) < needed:
@@ -288,6 +292,8 @@ def _with_blocks(layout: TiffLayout, tags: Directory) -> TiffLayout:
     for index, (offset, count) in enumerate(zip(offsets[:needed], counts, strict=False)):
         if not 0 < offset < len(tags.data) or count < 1:
             raise ImageError(f"truncated: {kind[:-1]} {index + 1} of {needed} is missing in the TIFF")
+    if layout.compression == OLD_JPEG and not tags.data.startswith(_JPEG_START, offsets[0]):
+        raise ImageError(_JPEG_IN_PARTS)
     floats = _fractions(tags) if layout.photometric == YCBCR else ()
     return replace(layout, offsets=offsets[:needed], counts=counts[:needed], black_white=floats)
 
@@ -296,8 +302,9 @@ def _one_jpeg(layout: TiffLayout, tags: Directory) -> TiffLayout:
     """Return the layout of an old-style JPEG TIFF, as one strip that is a whole JPEG file."""
     at = tags.integer(_OLD_JPEG_AT, 0)
     count = tags.integer(_OLD_JPEG_BYTES, len(tags.data) - at)
-    if not tags.data.startswith(b"\xff\xd8\xff", at):
-        raise ImageError("TIFF with old-style JPEG compression (6) in parts, which segray does not read")
+    is_whole = tags.data.startswith(_JPEG_START, at) and _JPEG_SCAN in tags.data[at : at + count]
+    if not is_whole:
+        raise ImageError(_JPEG_IN_PARTS)
     return replace(
         layout, compression=JPEG, block_wh=(layout.width, layout.height), tiled=False, planes=1, offsets=(at,),
         counts=(count,), jpeg_tables=b"",

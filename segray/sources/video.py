@@ -9,6 +9,7 @@ position at which reading began. Pictures are upright: OpenCV applies the rotati
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _COUNTING = frozenset({"avi"})
 # Position of the first sync byte, and size of a packet, of .ts files and of those with time codes.
 _TS_SYNC = ((0, 188), (4, 192))
 TS_START_BYTES = 197
+# Packets that show whether the rate of a video varies, and packets behind which an earlier frame may come.
+_FIRST_PACKETS, _REORDERED = 64, 16
 _CODECS = {
     "av01": "AV1", "vp80": "VP8", "vp90": "VP9", "vp09": "VP9", "avc1": "H.264", "h264": "H.264", "hevc": "H.265",
     "hev1": "H.265", "hvc1": "H.265", "vvc1": "H.266", "ap4h": "ProRes", "apch": "ProRes", "apcn": "ProRes",
@@ -139,7 +142,8 @@ def _moments(facts: _Facts, packets: _Packets, frames_per_s: float) -> list[int]
     """Return the numbers of the moments, at number/frames_per_s seconds, that have a frame of their own.
 
     The time stamps of all packets are read where the rate cannot tell the moments: in a video without a length, of a
-    variable rate, or with fewer frames per second than asked for.
+    variable rate, or with fewer frames per second than asked for. A format without a table of frames shows a variable
+    rate by its first packets.
     """
     if not facts.is_valid or facts.is_variable(frames_per_s) or frames_per_s > facts.fps * (1 + 1e-9):
         moments = _moments_of_frames(_frame_times(facts, packets), frames_per_s)
@@ -147,6 +151,8 @@ def _moments(facts: _Facts, packets: _Packets, frames_per_s: float) -> list[int]
             frames = f"{facts.frames:.0f} frames" if abs(facts.frames) < 1e15 else "an unknown number of frames"
             raise BrokenFileError(f"the video has no valid length: {frames} at {facts.fps:.6g} a second")
         return moments
+    if facts.header_s is None and packets.longest_gap_s() > 1 / frames_per_s + _TOLERANCE_S:
+        return _moments_of_frames(_frame_times(facts, packets), frames_per_s)
     last_s = facts.last_s if facts.is_counted or facts.is_cut_off else packets.last_s(facts.last_s)
     count = math.floor((last_s + _TOLERANCE_S) * frames_per_s) + 1
     if count > _MAX_FRAMES:
@@ -194,17 +200,31 @@ class _Packets:
 
     def __init__(self, capture: cv2.VideoCapture, stream: _Stream) -> None:
         self._capture, self._stream = capture, stream
+        self._times: set[float] = set()
         self.count = 0
 
+    def longest_gap_s(self) -> float:
+        """Return the longest time between two frames of the first _FIRST_PACKETS packets."""
+        self._grab(_FIRST_PACKETS)
+        times = sorted(self._times)
+        if len(times) == _FIRST_PACKETS:
+            times = times[:-_REORDERED]
+        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+
     def times_s(self) -> list[float]:
-        """Return the different time stamps of all packets from the current position on, sorted, in seconds."""
+        """Return the different time stamps of all packets from the first one that was read, sorted, in seconds."""
+        self._grab()
+        return sorted(self._times)
+
+    def _grab(self, most: int | None = None) -> None:
+        """Read packets to the end, or at most this many."""
         self._capture.set(cv2.CAP_PROP_FORMAT, -1)
-        times: set[float] = set()
-        while self._capture.grab():
+        for _ in itertools.count() if most is None else range(most):
+            if not self._capture.grab():
+                break
             self.count += 1
-            times.add(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+            self._times.add(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
         self._stream.check()
-        return sorted(times)
 
     def last_s(self, announced_s: float) -> float:
         """Return the time of the last frame, or the announced time if the end is missing."""

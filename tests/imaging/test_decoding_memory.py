@@ -41,13 +41,13 @@ def measure(folder, least_hw):
     decode.load(data, header, least_hw=least_hw)
     print(json.dumps([folder.name, memory.peak_bytes() - before, decode.peak_bytes(header, least_hw)]), flush=True)
 
-with decode.freed_pixels_returned():
-    for folder in sorted(Path(sys.argv[1]).iterdir()):
-        if (child := os.fork()) == 0:
-            measure(folder, (500, 500) if folder.name.endswith("scaled") else None)
-            os._exit(0)
-        if os.waitpid(child, 0)[1]:
-            sys.exit(f"{folder.name}: the measurement failed")
+memory.return_large_blocks()
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    if (child := os.fork()) == 0:
+        measure(folder, (500, 500) if folder.name.endswith("scaled") else None)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{folder.name}: the measurement failed")
 """
 
 

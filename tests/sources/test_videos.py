@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import struct
 from pathlib import Path
 
@@ -182,6 +184,27 @@ def test_a_video_of_a_variable_rate_gives_each_frame_once_and_its_end(tmp_path: 
             int(np.searchsorted(times, moment - 0.0006)) for moment in np.arange(0, times[-1] + 0.0006, 1 / asked)
         ]
         assert list(found.values()) == sorted(set(firsts))
+
+
+def in_pairs(matroska: bytes) -> bytes:
+    """Return a Matroska file of ten frames a second with each odd frame 90 ms earlier (RFC 9559, SimpleBlock)."""
+    data, numbers = bytearray(matroska), itertools.count()
+    for block in re.finditer(
+        rb"\xa3(?:[\x81-\xfe]|[\x40-\x7f].|[\x20-\x3f]..|[\x10-\x1f]...)\x81(?=..[\x00\x80])", matroska, re.S
+    ):
+        if next(numbers) % 2:
+            (time_ms,) = struct.unpack_from(">h", data, block.end())
+            struct.pack_into(">h", data, block.end(), time_ms - 90)
+    assert next(numbers) == 60
+    return bytes(data)
+
+
+def test_a_format_without_a_table_of_frames_gives_no_frame_twice_at_a_variable_rate(tmp_path: Path) -> None:
+    write(tmp_path / "even.mkv", "mp4v")
+    (tmp_path / "pairs.mkv").write_bytes(in_pairs((tmp_path / "even.mkv").read_bytes()))
+    assert frames(tmp_path / "even.mkv", 10) == {n / 10: n for n in range(60)}
+    # The frames are at 0, 10, 200, 210, 400 ms and so on. The frame of a moment is the first at the moment or later.
+    assert frames(tmp_path / "pairs.mkv", 10) == {0.0: 0, **{(n - 1) / 10: n for n in range(2, 60, 2)}}
 
 
 def test_an_end_that_is_missing_is_told(tmp_path: Path) -> None:
