@@ -355,7 +355,7 @@ def test_cvats_polygons_are_masks(root: str, tmp_path: Path) -> None:
     assert (found.total.precision.hits, found.total.precision.of) == (1, 36)
     ET.SubElement(image, "box", {"label": "stop sign", "xtl": "1", "ytl": "1", "xbr": "9", "ybr": "9"})
     tasks.write_text(ET.tostring(tree, "unicode"))
-    with pytest.raises(SourceError, match="box of class stop sign of .* is no mask"):
+    with pytest.raises(SourceError, match=r"box of class stop sign of .* is no mask"):
         review(root, selection, tasks)
 
 
