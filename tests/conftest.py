@@ -20,6 +20,8 @@ from ports import free_port
 from swift_server import Swift
 from web import Web
 
+CHAOS = "chaos"
+
 # The files that take longest first: who begins last decides when all have ended.
 LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults",
            "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts",
@@ -30,7 +32,7 @@ LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", 
 def pytest_configure(config: pytest.Config) -> None:
     # One seed for all processes of a session; SEGRAY_SEED repeats it.
     os.environ.setdefault("SEGRAY_SEED", str(time.time_ns() % 10**6))
-    if config.option.markexpr == "unit":
+    if config.option.markexpr != CHAOS:
         settings.load_profile(properties.FAST)
 
 
@@ -39,8 +41,11 @@ def pytest_report_header() -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        # Chaos tries all examples of a property, and every other tier a few.
+        if config.option.markexpr == CHAOS and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(CHAOS)
         if not any(item.get_closest_marker(tier) for tier in ("integration", "chaos")):
             item.add_marker("unit")
         if item.get_closest_marker("chaos"):

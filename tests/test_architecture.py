@@ -32,8 +32,11 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
 def imported_by_name(path: Path) -> set[str]:
     """Return the libraries that a file imports by import_module with a literal name."""
+    if "import_module" not in path.read_text():
+        return set()
     calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
     named = [call for call in calls if ast.unparse(call.func).endswith("import_module")]
     return {str(word.value).split(".")[0] for call in named for word in call.args if isinstance(word, ast.Constant)}

@@ -274,6 +274,7 @@ finally:
     assert told["argument"] == [False, True, ["absent_here"]]
 
 
+@pytest.mark.integration
 @seen_in("ray", "2.60.0")
 def test_the_clusters_of_this_machine_have_their_address_on_a_command_line() -> None:
     """Seen in Ray 2.60.0: find_gcs_addresses() caches what it finds; a raylet has --gcs-address=HOST:PORT.

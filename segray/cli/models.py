@@ -352,6 +352,7 @@ def describe_inspection(inspection: Inspection) -> str:
 def _description_lines(inspection: Inspection, description: Description) -> list[str]:
     """Return what a file says of itself, each fact with its source, and how to use the file."""
     from segray.conversion import inspect_model
+    from segray.models.describe.facts import FAMILY
 
     facts: dict[str, tuple[str, str]] = {
         "family": (f"{description.family}, {description.kind}", "family"),
@@ -364,17 +365,22 @@ def _description_lines(inspection: Inspection, description: Description) -> list
         "classes": (_class_text(inspection.classes, description.labels), "labels"),
         "class ids": (inspect_model.class_id_rule(description), ""),
     }
-    stated = {**description.thresholds, **description.extra}
-    facts |= {name: (json.dumps(value), name) for name, value in stated.items() if name != "classes"}
+    stated = {**inspection.options, **description.extra}
+    facts |= {name: (_value_text(value), name) for name, value in stated.items() if name != "classes"}
     facts |= {name: (version, "") for name, version in description.versions.items()}
     width = max(map(len, facts))
+    sources = {**dict.fromkeys(inspection.options, FAMILY), **description.sources}
     lines = [description.what]
     for name, (text, key) in facts.items():
-        source = description.sources.get(key)
-        lines.append(f"  {name.ljust(width)}  {text}{'' if source is None else f' ({source})'}")
+        source = f" ({sources[key]})" if key in sources and not text.startswith("not ") else ""
+        lines.append(f"  {name.ljust(width)}  {text}{source}")
     lines += [f"note: {note}" for note in description.notes]
     lines += [f"needs: {need}" for need in inspection.needs]
     return [*lines, "", inspection.yaml] if inspection.yaml else lines
+
+
+def _value_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _size_text(description: Description) -> str:
@@ -386,12 +392,17 @@ def _size_text(description: Description) -> str:
 
 
 def _resize_text(description: Description) -> str:
-    texts = {
+    if description.sources.get("resize") == "not stated":
+        return "not stated"
+    if description.size_hw is None and description.stride is None and "size" not in description.missing:
+        return "none: images keep their size"
+    fitted = {
         "letterbox": f"fitted, padded on both sides with {description.pad_value}",
         "corner": f"fitted, padded right and bottom with {description.pad_value}",
         "stretch": "stretched",
     }
-    return f"{description.resize}: {texts[description.resize]}, rounded as {description.rounding}"
+    rounding = {"opencv": "values truncated as in OpenCV", "exact": "values rounded as in OpenVINO"}
+    return f"{description.resize}: {fitted[description.resize]}; {rounding[description.rounding]}"
 
 
 def _numbers(numbers: tuple[float, ...] | None) -> str:

@@ -7,10 +7,15 @@ A file that describes itself is compared with no published model: equal ports do
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import struct
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from segray.errors import ConfigError
 from segray.models import describe, engine, resolve
@@ -39,7 +44,8 @@ class Inspection:
     layout: NHWC or NCHW, of the image input. classes: number of classes, without background.
     needs: steps before segray can use the file, for the configuration or for the file's owner.
     description: what the file says of itself; then nothing is compared, and fits is empty.
-    is_decoded: whether segray decodes the file's outputs. yaml: the section of a configuration that uses the file.
+    is_decoded: whether segray decodes the file's outputs. yaml: the lines of a configuration that use the file.
+    options: options of decoding where the configuration says nothing, for a file that describes itself.
     """
 
     path: str
@@ -54,6 +60,7 @@ class Inspection:
     description: Description | None = None
     is_decoded: bool = False
     yaml: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def inspect(path: Path) -> Inspection:
@@ -84,6 +91,7 @@ def inspect(path: Path) -> Inspection:
             description=description,
             is_decoded=is_decoded,
             yaml=_described_yaml(description, path) if is_decoded else "",
+            options=_options(description) if is_decoded else dict(description.thresholds),
         )
     fits = fits_of(ports, file)
     classes = classes_of(ports) if _have_class_axis(fits) else None
@@ -127,7 +135,7 @@ def _is_by_ultralytics(path: Path) -> bool:
                 return False
             with archive.open(names[0]) as pickle:
                 return b"ultralytics" in pickle.read(_PICKLE_BYTES)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError, ValueError, struct.error):
         return False  # Older checkpoints are no archives. Their bytes tell nothing for certain.
 
 
@@ -203,6 +211,15 @@ def class_id_rule(description: Description) -> str:
 
 def _described_classes(description: Description) -> int | None:
     return len(description.labels) or description.extra.get("classes")
+
+
+def _options(description: Description) -> dict[str, Any]:
+    """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
+    if description.missing:
+        return dict(description.thresholds)
+    defaults = asdict(FAMILIES[description.family](description).defaults)
+    has_nms = defaults["nms_iou"] is not None
+    return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
 
 
 def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:

@@ -124,6 +124,18 @@ class Fit:
         height, width = max(round(size_hw[0] * scale), 1), max(round(size_hw[1] * scale), 1)
         return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
 
+    @classmethod
+    def exact(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], *, centred: bool) -> Self:
+        """Return the fit that OpenVINO computes in float32.
+
+        centred: False for padding at the right and bottom alone.
+        """
+        size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
+        height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
+        if not centred:
+            return cls(0, 0, (height, width))
+        return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
+
 
 def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
     """Resize (h, w, 3) uint8 to its `Fit`, as cv2 does, and pad all sides with a constant level.
@@ -133,8 +145,13 @@ def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_valu
     size_hw = (image_rgb.shape[0], image_rgb.shape[1])
     fit = Fit.of(size_hw, window_hw)
     content = image_rgb if size_hw == fit.content_hw else resize(image_rgb, fit.content_hw)
+    return _padded(content, fit, window_hw, pad_value)
+
+
+def _padded(content: NDArray[np.uint8], fit: Fit, window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
+    """Return a window of a constant level with the content in its place."""
     bottom, right = fit.top + fit.content_hw[0], fit.left + fit.content_hw[1]
-    window = np.empty((*window_hw, image_rgb.shape[2]), np.uint8)
+    window = np.empty((*window_hw, content.shape[2]), np.uint8)
     window[: fit.top] = window[bottom:] = pad_value
     window[fit.top : bottom, : fit.left] = window[fit.top : bottom, right:] = pad_value
     window[fit.top : bottom, fit.left : right] = content
@@ -177,32 +194,16 @@ def resize_exact(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     return resized.reshape(*size_hw, channels)
 
 
-def fitted_exact(size_hw: tuple[int, int], window_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest height and width of this aspect within the window, rounded half to even in float32.
-
-    Each is at least 1.
-    """
-    size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
-    height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
-    return height, width
-
-
-def fit_exact(
+def letterbox_exact(
     image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int, *, centred: bool
 ) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to the `fitted_exact` size by `resize_exact`, and pad to the window.
+    """Resize (h, w, 3) uint8 to its exact `Fit`, as OpenVINO does, and pad with a constant level.
 
-    Args:
-        image_rgb: The image.
-        window_hw: Height and width of the result, in pixels.
-        pad_value: Level of the padded pixels.
-        centred: Pad on both sides, with an odd pixel at the right or bottom. Pad right and bottom alone otherwise.
+    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
+    centred: False for padding at the right and bottom alone.
     """
-    height, width = fitted_exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw)
-    window = np.full((*window_hw, 3), pad_value, np.uint8)
-    top, left = ((window_hw[0] - height) // 2, (window_hw[1] - width) // 2) if centred else (0, 0)
-    window[top : top + height, left : left + width] = resize_exact(image_rgb, (height, width))
-    return window
+    fit = Fit.exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw, centred=centred)
+    return _padded(resize_exact(image_rgb, fit.content_hw), fit, window_hw, pad_value)
 
 
 # ---- bilinear resize, thresholded -----------------------------------------------------------------
@@ -214,12 +215,20 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
     Centres are at half pixels and edges are clamped, as with cv2.INTER_LINEAR.
     start, stop: range of the output pixels, stop exclusive; all by default.
     """
-    centre = (np.arange(start, target if stop is None else stop) + 0.5) * (source / target) - 0.5
+    pixels = np.arange(start, target if stop is None else stop)
+    return Taps.of(start, *_linear(pixels, source / target, source))
+
+
+def _linear(
+    pixels: NDArray[np.int64], scale: float | NDArray[np.float64], source: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return low, high and weight of the taps of these output pixels. scale: source pixels in an output pixel."""
+    centre = (pixels + 0.5) * scale - 0.5
     floor = np.floor(centre).astype(np.intp)
     inside = (floor >= 0) & (floor < source - 1)
     low = floor.clip(0, source - 1)
     weight = np.where(inside, centre - floor, 0).astype(np.float32)
-    return Taps.of(start, low, np.minimum(low + 1, source - 1), weight)
+    return low, np.minimum(low + 1, source - 1), weight
 
 
 def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: int) -> Taps:
@@ -243,6 +252,35 @@ def tile_taps(low: np.floating[Any], high: np.floating[Any], side: int, limit: i
     start, stop = np.clip((first, last + 1), 0, limit).tolist()
     taps = linear_taps(side + 2, max(last - first + 1, 1), start - first, max(start, stop) - first)
     return Taps(start, taps.low, taps.high, taps.weight)
+
+
+class TilesTaps(NamedTuple):
+    """The taps of one axis of n masks that tile boxes of their own.
+
+    firsts: (n,) int64, first output pixel of each mask. stops: (n + 1,) int64, where the taps of each mask end.
+    low, high, weight: the taps of all masks, as in Taps.
+    """
+
+    firsts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+
+def taps_of_tiles(low: NDArray[np.float64], high: NDArray[np.float64], side: int, limit: int) -> TilesTaps:
+    """Return the `tile_taps` of n boxes.
+
+    low, high: (n,), edges of the boxes, in source pixels. side, limit: as in `tile_taps`.
+    """
+    half, centre = (high - low) * 0.5 * ((side + 2) / side), (high + low) * 0.5
+    first, last = (centre - half).astype(np.int64), (centre + half).astype(np.int64)
+    starts, stops = first.clip(0, limit), (last + 1).clip(0, limit)
+    lengths = np.maximum(stops - starts, 0)
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    pixel = np.arange(ends[-1]) - np.repeat(ends[:-1] + first - starts, lengths)
+    scale = np.repeat((side + 2) / np.maximum(last - first + 1, 1), lengths)
+    return TilesTaps(starts, ends, *_linear(pixel, scale, side + 2))
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
@@ -301,6 +339,33 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
         return np.zeros(0, np.int64)
     edges: NDArray[np.int64] = _kernels.threshold_crossings(
         np.ascontiguousarray(grid, np.float32), 0, 0, rows, columns, height, np.float32(0.5)
+    )
+    return edges
+
+
+def edges_of_tiles(
+    masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `mask_edges` of n small masks, each pasted into its box by `tile_taps`, for rle.from_edges_of_all.
+
+    Args:
+        masks: (n, m, m), values of 0..1.
+        boxes_xyxy: (n, 4), in pixels of the image. The arithmetic is in float64.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        The edges of all masks, and the end of each mask's edges, (n,).
+    """
+    from segray.masks import _kernels_grids
+
+    side = masks.shape[1]
+    frames = np.zeros((len(masks), side + 2, side + 2), np.float32)
+    frames[:, 1:-1, 1:-1] = masks
+    x0, y0, x1, y1 = boxes_xyxy.T
+    rows, columns = taps_of_tiles(y0, y1, side, size_hw[0]), taps_of_tiles(x0, x1, side, size_hw[1])
+    firsts, stops = (np.stack(pair, axis=1) for pair in ((rows.firsts, columns.firsts), (rows.stops, columns.stops)))
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_grids.edges_of_tiles(
+        frames, firsts, stops, *rows[2:], *columns[2:], size_hw[0]
     )
     return edges
 

@@ -13,15 +13,17 @@ from numba import types
 
 from segray.masks._kernels import (
     F32,
-    F64,
     I64,
     U8,
     _with_more_room,
     compiled,
     pair_of,
     read_only,
+    threshold_crossings,
     written,
 )
+from segray.masks._kernels_prototypes import combined_planes
+from segray.masks.arrays import Taps
 
 # Adding and subtracting this number rounds a float32 below 2**22 to an integer, half to even.
 _TO_INTEGER = np.float32(1.5 * 2**23)
@@ -136,23 +138,62 @@ def crops_of_sums(coefficients: Any, prototypes: Any, crops: Any, frame: float) 
     coefficients: (n, k). prototypes: (k, r, c).
     """
     cells, at = np.full(_framed_size(crops), np.float32(frame)), 0
-    total = np.empty(prototypes.shape[2], np.float32)
     for i in range(len(crops)):
         x0, y0, x1, y1 = crops[i]
-        for y in range(y0, y1):
+        sums = combined_planes(prototypes, coefficients[i], x0, y0, x1, y1)
+        for y in range(y1 - y0):
             at += x1 - x0 + 2
-            total[: x1 - x0] = 0
-            for k in range(len(prototypes)):
-                weight, line = coefficients[i, k], prototypes[k, y, x0:x1]
-                for x in range(x1 - x0):
-                    total[x] += weight * line[x]
             for x in range(x1 - x0):
-                cells[at + 1 + x] = total[x]
+                cells[at + 1 + x] = sums[y, x]
         at += 2 * (x1 - x0 + 2)
     return cells
 
 
-# ---- outlines after two resizes -------------------------------------------------------------------
+# ---- outlines of masks ----------------------------------------------------------------------------
+
+
+@compiled(
+    pair_of(written(I64, 1), written(I64, 1)),
+    *(read_only(F32, 3), read_only(I64, 2), read_only(I64, 2)),
+    *(read_only(I64, 1), read_only(I64, 1), read_only(F32, 1)),
+    *(read_only(I64, 1), read_only(I64, 1), read_only(F32, 1)),
+    I64,
+)
+def edges_of_tiles(
+    frames: Any,
+    firsts: Any,
+    stops: Any,
+    row_low: Any,
+    row_high: Any,
+    row_weight: Any,
+    column_low: Any,
+    column_high: Any,
+    column_weight: Any,
+    height: int,
+) -> Any:
+    """Return the edges of n masks with taps of their own; see geometry.edges_of_tiles.
+
+    firsts: (n, 2), first output row and column. stops: (n + 1, 2), where the taps of the rows and of the columns end.
+    """
+    edges, n, ends = np.empty(1024, np.int64), 0, np.empty(len(frames), np.int64)
+    for i in range(len(frames)):
+        r0, c0 = stops[i]
+        r1, c1 = stops[i + 1]
+        if r0 < r1 and c0 < c1:
+            rows = Taps(firsts[i, 0], row_low[r0:r1], row_high[r0:r1], row_weight[r0:r1])
+            columns = Taps(firsts[i, 1], column_low[c0:c1], column_high[c0:c1], column_weight[c0:c1])
+            own = threshold_crossings(frames[i], 0, 0, rows, columns, height, np.float32(0.5))
+            if n + len(own) > len(edges):
+                edges = _with_more_room(edges, len(own))
+            for k in range(len(own)):
+                edges[n + k] = own[k]
+            n += len(own)
+        ends[i] = n
+    return edges[:n].copy(), ends
+
+
+# A value between two values in _OVER, or two in _UNDER, is on their side of 0.5 with any rounding.
+_UNDER, _OVER = np.float32(0.499), np.float32(0.501)
 
 
 @compiled(F32, F32, F32, F32)
@@ -160,7 +201,7 @@ def _between(low: Any, high: Any, weight: Any) -> Any:
     return np.float32(low + np.float32(weight * np.float32(high - low)))
 
 
-_TWICE = (read_only(I64, 2), read_only(F32, 2))  # cells and weights of one axis; see `edges_of_crops_resized_twice`
+_TWICE = (read_only(I64, 2), read_only(F32, 2))  # cells and weights of one axis; see geometry.TwoResizes
 
 
 @compiled(
@@ -181,8 +222,6 @@ def edges_of_crops_resized_twice(
     """Return the edges of all crops after two bilinear resizes; see geometry.edges_of_crops_resized_twice.
 
     outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop.
-    row_cells, column_cells: (output pixels, 4): the two cells of the first pixel in between, and those of the second.
-    row_weights, column_weights: (output pixels, 3): of the second cell in both pairs, and of the second pixel.
     """
     edges, n, stops, at = np.empty(1024, np.int64), 0, np.empty(len(crops), np.int64), 0
     for i in range(len(crops)):
@@ -194,90 +233,60 @@ def edges_of_crops_resized_twice(
             for x in range(columns):
                 grid[x, y] = cells[at + y * columns + x]
         at += rows * columns
-        # Group k holds the output rows bounds[k] to bounds[k + 1] - 1, which read the same cells above[k] to below[k].
-        bounds, above, below = np.empty((3, max(stop_row - first_row, 0) + 1), np.int64)
-        groups = 0
+        # Output rows from begins[k] on read no cell before k. Output rows before ends[k] read no cell after k.
+        begins, ends, k_begin, k_end = np.full(rows, stop_row), np.full(rows, stop_row), 0, 0
+        reads = np.empty((4, max(stop_row, 0)), np.int64)  # cells of each output row, counted in the crop
         for y in range(first_row, stop_row):
-            low, high = max(row_cells[y, 0] - y0 + 1, 0), min(row_cells[y, 3] - y0 + 1, rows - 1)
-            if groups == 0 or low != above[groups - 1] or high != below[groups - 1]:
-                bounds[groups], above[groups], below[groups] = y, low, high
-                groups += 1
-        bounds[groups] = stop_row
-        line, side = np.empty(rows, np.float32), np.empty(rows, np.uint8)  # side 1: surely under 0.5, 2: surely over
+            for k in range(4):
+                reads[k, y] = min(max(row_cells[y, k] - y0 + 1, 0), rows - 1)
+            while k_begin <= reads[0, y]:
+                begins[k_begin] = y
+                k_begin += 1
+            while k_end < reads[3, y]:
+                ends[k_end] = y
+                k_end += 1
+        line, side = np.empty(rows, np.float32), np.empty(rows, np.uint8)  # 1: surely under 0.5, 2: over, 0: neither
         for x in range(first_column, stop_column):
             a = grid[min(max(column_cells[x, 0] - x0 + 1, 0), columns - 1)]
             b = grid[min(max(column_cells[x, 1] - x0 + 1, 0), columns - 1)]
             c = grid[min(max(column_cells[x, 2] - x0 + 1, 0), columns - 1)]
             d = grid[min(max(column_cells[x, 3] - x0 + 1, 0), columns - 1)]
             u, v, w = column_weights[x]
+            for k in range(rows):
+                line[k] = _between(_between(a[k], b[k], u), _between(c[k], d[k], v), w)
             over = 0
-            for y in range(rows):
-                value = _between(_between(a[y], b[y], u), _between(c[y], d[y], v), w)
-                line[y] = value
-                side[y] = (value < np.float32(0.499)) + 2 * (value > np.float32(0.501))
-                over += side[y] != 1
+            for k in range(rows):
+                side[k] = (line[k] < _UNDER) + 2 * (line[k] > _OVER)
+                over += side[k] != 1
             if over == 0:
                 continue
             if n + stop_row - first_row + 1 > len(edges):
                 edges = _with_more_room(edges, stop_row - first_row + 1)
-            inside = False
-            for k in range(groups):
-                common = side[above[k]]
-                for y in range(above[k] + 1, below[k] + 1):
-                    common &= side[y]
-                if common & (1 + inside):
-                    continue
-                for y in range(bounds[k], bounds[k + 1]):
-                    e, f, g, h = row_cells[y]
-                    upper = _between(
-                        line[min(max(e - y0 + 1, 0), rows - 1)],
-                        line[min(max(f - y0 + 1, 0), rows - 1)],
-                        row_weights[y, 0],
-                    )
-                    lower = _between(
-                        line[min(max(g - y0 + 1, 0), rows - 1)],
-                        line[min(max(h - y0 + 1, 0), rows - 1)],
-                        row_weights[y, 1],
-                    )
+            inside, y, k = False, first_row, 0
+            while y < stop_row:
+                # Output rows same to stop-1 read only cells of one side, and are on that side.
+                common, same, stop = np.uint8(0), stop_row, stop_row
+                while k < rows and common == 0:
+                    start = k
+                    while k < rows and side[k] == side[start]:
+                        k += 1
+                    if side[start] and begins[start] < ends[k - 1]:
+                        common, same, stop = side[start], begins[start], ends[k - 1]
+                while y < same:
+                    upper = _between(line[reads[0, y]], line[reads[1, y]], row_weights[y, 0])
+                    lower = _between(line[reads[2, y]], line[reads[3, y]], row_weights[y, 1])
                     if (_between(upper, lower, row_weights[y, 2]) > 0.5) != inside:
                         edges[n] = x * height + y
                         n += 1
                         inside = not inside
+                    y += 1
+                if common and (common == 2) != inside:
+                    edges[n] = x * height + same
+                    n += 1
+                    inside = not inside
+                y = stop
             if inside:
                 edges[n] = x * height + stop_row
                 n += 1
         stops[i] = n
     return edges[:n].copy(), stops
-
-
-# ---- suppression ----------------------------------------------------------------------------------
-
-
-def _kept(boxes_xyxy: Any, order: Any, max_iou: float) -> Any:
-    """Return the rows of `order` that greedy suppression keeps, in that order.
-
-    A row is kept if its IoU with each kept row is at most max_iou. The arithmetic has the dtype of the boxes, the
-    comparison has float64. boxes_xyxy: (n, 4). order: row indices, best first.
-    """
-    kept, n = np.empty(len(order), np.int64), 0
-    for row in order:
-        x0, y0, x1, y1 = boxes_xyxy[row]
-        area = (x1 - x0) * (y1 - y0)
-        is_kept = True
-        for k in kept[:n]:
-            a0, b0, a1, b1 = boxes_xyxy[k]
-            width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
-            if width > 0 and height > 0:
-                shared = width * height
-                union = (a1 - a0) * (b1 - b0) + area - shared
-                if not np.float64(shared / union) <= max_iou:
-                    is_kept = False
-                    break
-        if is_kept:
-            kept[n] = row
-            n += 1
-    return kept[:n].copy()
-
-
-kept_rows_f32 = compiled(written(I64, 1), read_only(F32, 2), read_only(I64, 1), F64)(_kept)
-kept_rows_f64 = compiled(written(I64, 1), read_only(F64, 2), read_only(I64, 1), F64)(_kept)

@@ -119,12 +119,11 @@ def edges_of_combinations(
 # ---- suppression ----------------------------------------------------------------------------------
 
 
-@compiled(written(I64, 1), read_only(F32, 2), I64, F64)
-def greedy_nms_of_all(boxes_xyxy: Any, most: int, max_iou: float) -> Any:
+def _greedy_nms_of_all(boxes_xyxy: Any, most: int, max_iou: float) -> Any:
     """Return the rows that greedy suppression across all boxes keeps, at most `most`.
 
-    A row is dropped if its IoU with a kept row exceeds max_iou. The IoU is computed in float32 and compared in float64.
-    boxes_xyxy: (n, 4) float32, by falling score.
+    A row is dropped if its IoU with a kept row exceeds max_iou. The IoU is computed in the dtype of the boxes, and
+    compared in float64. boxes_xyxy: (n, 4), by falling score.
     """
     kept, n = np.empty(min(most, len(boxes_xyxy)), np.int64), 0
     for i in range(len(boxes_xyxy)):
@@ -146,3 +145,7 @@ def greedy_nms_of_all(boxes_xyxy: Any, most: int, max_iou: float) -> Any:
             kept[n] = i
             n += 1
     return kept[:n].copy()
+
+
+greedy_nms_of_all = compiled(written(I64, 1), read_only(F32, 2), I64, F64)(_greedy_nms_of_all)
+greedy_nms_of_all_f64 = compiled(written(I64, 1), read_only(F64, 2), I64, F64)(_greedy_nms_of_all)

@@ -14,13 +14,26 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from segray.instances import ImageRef
+from segray.sources.passed_over import HIDDEN, FileCounts, kind_of
 from segray.sources.uris import extension, inside_uri, is_hidden, pattern, unreadable_uri
 from segray.storage.store import ListedObject
 
-# Extensions of images that segray may not read. Members of archives with other extensions belong to an image or none.
-_OTHER_IMAGES = frozenset(
-    {"heic", "heif", "avif", "jp2", "j2k", "jxl", "jpe", "mpo", "psd", "svg", "exr", "dng", "cr2", "nef", "arw"}
+_ZIP_START = b"PK\3\4"
+# The first bytes of files that are often called .tar or .zip, and the words for them.
+_SIGNATURES = (
+    (b"\x1f\x8b", "compressed by gzip; decompress the file"),
+    (b"BZh", "compressed by bzip2; decompress the file"),
+    (b"\xfd7zXZ\0", "compressed by xz; decompress the file"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; decompress the file"),
+    (_ZIP_START, "a zip archive; its name must end with .zip"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack the file"),
+    (b"Rar!\x1a\x07", "a RAR archive; unpack the file"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"<", "a page of HTML or XML, as servers send instead of a file"),
 )
+_TAR_MAGIC, _TAR_MAGIC_START = b"ustar", 257
+HEAD_BYTES = _TAR_MAGIC_START + len(_TAR_MAGIC)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class BrokenFileError(Exception):
 class ImagesInside:
     """The images in one file.
 
-    refs: sorted by key. left_out: number of members by extension that may be images and are left out.
+    refs: sorted by key. left_out: number of members by kind that are left out, as passed_over.kind_of names kinds.
     """
 
     refs: list[ImageRef]
@@ -92,7 +105,7 @@ def images(
         extensions: Extensions of images, in lower case, without the dot.
     """
     name_pattern = _compiled_glob(spec.members)
-    left_out: Counter[str] = Counter()
+    left_out = FileCounts()
     refs_by_key: dict[str, ImageRef] = {}
     repeats: Counter[str] = Counter()
 
@@ -103,22 +116,40 @@ def images(
     try:
         for member in members:
             name = _normalized_name(member.name)
-            if is_hidden(name) or (name_pattern and not name_pattern.fullmatch(name)):
+            if is_hidden(name):
+                left_out.add(HIDDEN)
+                continue
+            if name_pattern and not name_pattern.fullmatch(name):
                 continue
             ending = extension(name)
             if ending not in extensions and not _names_extension(spec.members, ending):
-                if not ending or ending in _OTHER_IMAGES:
-                    left_out[ending] += 1
+                left_out.add(kind_of(ending))
                 continue
             key = f"{file.key}/{name}"
             if key in refs_by_key:
                 repeats[key] += 1
                 add(f"{key}#{repeats[key] + 1}", f"another member of the archive has this name: {name}")
             else:
-                add(key, _name_fault(name) or member.fault, member.size_bytes, member.numbers)
+                add(key, _name_fault(member.name) or member.fault, member.size_bytes, member.numbers)
     except BrokenFileError as error:
         add(file.key, str(error))
-    return ImagesInside([refs_by_key[key] for key in sorted(refs_by_key)], left_out)
+    return ImagesInside([refs_by_key[key] for key in sorted(refs_by_key)], left_out.by_kind)
+
+
+def what_it_is(head: bytes, expected: str) -> str:
+    """Return the words for a file that starts with these bytes, "" for the expected kind or an unknown one.
+
+    Args:
+        head: The first HEAD_BYTES of the file, or all bytes of a shorter file.
+        expected: The kind that the file should have, tar or zip.
+    """
+    if not head:
+        return "an empty file"
+    if head[_TAR_MAGIC_START:] == _TAR_MAGIC:
+        return "" if expected == "tar" else "a tar archive; its name must end with .tar"
+    if expected == "zip" and head.startswith(_ZIP_START):
+        return ""
+    return next((words for start, words in _SIGNATURES if head.lstrip(b" \t\r\n").startswith(start)), "")
 
 
 def _names_extension(glob: str | None, ending: str) -> bool:
@@ -143,15 +174,21 @@ def _compiled_glob(glob: str | None) -> re.Pattern[str] | None:
 
 def _normalized_name(name: str) -> str:
     """Return the name without a leading "./", as valid UTF-8."""
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
+    name = _without_dot(name)
     # A key must be valid UTF-8 and the same in every run, in any encoding that the archive uses.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _without_dot(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
 def _name_fault(name: str) -> str:
-    """Return why a member of this name is refused, "" for a valid name."""
+    """Return why a member of this name is refused, "" for a valid name. name: as the archive has it."""
+    name = _without_dot(name)
     absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
     if absolute or ".." in re.split(r"[\\/]", name):
-        return f"its name leads out of the archive: {name}"
+        return f"its name leads out of the archive: {_normalized_name(name)}"
     return "its name has a zero byte" if "\0" in name else ""

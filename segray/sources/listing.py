@@ -47,7 +47,7 @@ from segray.sources import archives, manifest, parquet_images, s3_inventory, tar
 from segray.sources.archives import BrokenFileError, ImagesInside, SourceSpec
 from segray.sources.braces import expand
 from segray.sources.own_files import is_own_file
-from segray.sources.passed_over import HIDDEN, NO_EXTENSION, OTHERS, FileCounts, PassedOver, kind_of
+from segray.sources.passed_over import HIDDEN, NO_EXTENSION, OTHERS, FileCounts, PassedOver, counts_text, kind_of
 from segray.sources.shard_index import Index
 from segray.sources.source_form import SourceForm, form_of
 from segray.sources.uris import (
@@ -80,6 +80,8 @@ REF_SCHEMA = pa.schema(
 AUTO = SourceSpec()
 # Containers whose indexes are read at the same time, at most.
 _OPEN_AT_ONCE = 8
+# Extensions of archives and compressed files that segray does not open, beside those of compressed tars.
+_PACKED = frozenset({"7z", "rar", "lzh", "cab", "ace", "arj", "iso", "dmg", "gz", "bz2", "xz", "zst", "lz4"})
 # Files of Parquet writers that describe other files and hold no row.
 _PARQUET_SUMMARIES = ("_metadata", "_common_metadata")
 
@@ -224,6 +226,10 @@ class _DatasetReader:
             return self._open_containers(iter([self._store.stat(uri)]))
         if tar_archive.compressed_ending(uri):
             raise _compressed_tar_error(uri)
+        if _is_packed(file_extension):
+            raise SourceError(
+                "A packed file", where=uri, hint="unpack the file; segray reads .tar and .zip as they are"
+            )
         raise SourceError(
             "Neither an image nor a manifest",
             where=uri,
@@ -289,7 +295,7 @@ class _DatasetReader:
         """Yield the images that a manifest names, and the images of the containers among them."""
         any_image = False
         for ref in refs:
-            if ref.uri.lower().endswith(_CONTAINER_ENDINGS):
+            if ref.uri.lower().endswith(_CONTAINER_ENDINGS) or tar_archive.compressed_ending(ref.uri):
                 yield from self._open_containers(map(self._named_entry, chain([ref], refs)), any_image=any_image)
                 return
             any_image = True
@@ -351,7 +357,8 @@ class _DatasetReader:
                 if not any_image:
                     if kind == "auto" and file_extension in _CONTAINER_OF and not hidden:
                         containers.append(entry)
-                    description = f".{file_extension}" if file_extension else "without extension"
+                    ending = tar_archive.compressed_ending(entry.key) or file_extension
+                    description = f".{ending}" if ending else NO_EXTENSION
                     skipped[f"hidden {description}" if hidden else description] += 1
 
         yield from self._open_containers(matching_entries())
@@ -372,8 +379,13 @@ class _DatasetReader:
         if kinds:
             hint = f"set source.kind to one of {comma_list(kinds)}"
             raise SourceError("Files of several kinds that hold images", where=uri, found=found, hint=hint)
-        hint = f"give a folder, prefix or glob with images ({comma_list(extensions)}); "
-        raise SourceError("No images here", where=uri, found=found, hint=hint + "a glob takes any extension")
+        hints = [f"give a folder, prefix or glob with images ({comma_list(extensions)})", "a glob takes any extension"]
+        endings = {kind[1:] for kind in skipped if kind.startswith(".")}
+        if manifests := endings & manifest.FORMATS.keys():
+            hints.append(f"source.kind=manifest reads the images that {_dotted(manifests)} files name")
+        if packed := {ending for ending in endings if _is_packed(ending)}:
+            hints.append(f"unpack {_dotted(packed)} before")
+        raise SourceError("No images here", where=uri, found=found, hint="; ".join(hints))
 
     def _without_program_text(self, containers: list[ListedObject]) -> Iterator[ListedObject]:
         """Yield the containers without .ts files that are no videos, but TypeScript."""
@@ -400,15 +412,15 @@ class _DatasetReader:
         for kind, module in _CONTAINERS.items():
             known[kind] = kinds & module.EXTENSIONS
         advice = [f"source.kind={kind} takes {_dotted(known[kind])}" for kind in known if known[kind]]
-        compressed = {kind for kind in kinds if tar_archive.compressed_ending(f"x.{kind}")}
+        packed = {kind for kind in kinds if _is_packed(kind)}
         heif = (kinds & _HEIF_EXTENSIONS) - self._extensions
-        others = kinds - compressed - heif - set().union(*known.values())
+        others = kinds - packed - heif - set().union(*known.values())
         if others or counts.keys() & {NO_EXTENSION, OTHERS}:
             advice.append("a glob in source.uri takes files of any extension")
         if heif:
             advice.append(f"pip install 'segray[heif]' on every node takes {_dotted(heif)}")
-        if compressed:
-            advice.append(f"decompress {_dotted(compressed)} before")
+        if packed:
+            advice.append(f"unpack {_dotted(packed)} before")
         self._passed_over.add_files(counts, advice)
 
     def _without_stray_tables(self, containers: list[ListedObject]) -> list[ListedObject]:
@@ -478,6 +490,7 @@ class _DatasetReader:
         unread: list[_UnreadFile] = []
         pool: ThreadPoolExecutor | None = None
         empty: list[ListedObject] = []
+        left_out = FileCounts()
 
         def finished(most_running: int) -> Iterator[ImageRef]:
             """Yield the images of containers, until at most `most_running` containers are being read."""
@@ -488,6 +501,8 @@ class _DatasetReader:
                     unread.append(images)
                     continue
                 self._passed_over.add_members(images.left_out)
+                for member_kind, count in images.left_out.items():
+                    left_out.add(member_kind, count)
                 any_image = any_image or bool(images.refs)
                 yield from images.refs
 
@@ -496,6 +511,9 @@ class _DatasetReader:
                 kind = self._kind(entry)
                 if not _is_text(entry.key):
                     yield _unnamed(entry)
+                elif kind is None and tar_archive.compressed_ending(entry.uri):
+                    yield from finished(0)
+                    yield archives.broken(entry, "a compressed tar is not read; decompress the tar")
                 elif kind is None:
                     yield from finished(0)
                     any_image = True
@@ -519,8 +537,9 @@ class _DatasetReader:
                 "No images in these files",
                 where=", ".join(entry.uri for entry in empty),
                 found=f"no member with one of the extensions {comma_list(self._extensions)}"
-                + (f" that matches {self._spec.members!r}" if self._spec.members else ""),
-                hint="give files that hold images, or correct source.members",
+                + (f" that matches {self._spec.members!r}" if self._spec.members else "")
+                + (f"; members: {counts_text(left_out.by_kind)}" if left_out.by_kind else ""),
+                hint="give files that hold images, or set source.members to a glob that names the members",
             )
 
     def _kind(self, entry: ListedObject) -> str | None:
@@ -570,6 +589,11 @@ def _compressed_tar_error(uri: str) -> SourceError:
         where=uri,
         hint="decompress the tar; compressed images hardly shrink further",
     )
+
+
+def _is_packed(ending: str) -> bool:
+    """Return whether a file with this extension must be unpacked before."""
+    return ending in _PACKED or bool(tar_archive.compressed_ending(f"x.{ending}"))
 
 
 def _state(entry: ListedObject) -> tuple[str, int]:

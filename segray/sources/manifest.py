@@ -245,6 +245,8 @@ def _rows(uri: str, store: Store, reading: ManifestReading) -> Iterator[Row]:
     try:
         with store.reader(uri) as file:
             yield from rows(uri, file, reading)
+    except FileNotFoundError as error:
+        raise SourceError("The manifest is gone", where=uri, hint="correct source.uri, or restore the file") from error
     except (*BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # An error of storage. Arrow's OSError for a wrong format has no errno.

@@ -29,7 +29,9 @@ _MAX_LINE_CHARS, _MAX_JSON_CHARS = 2**17, 2**22
 _BATCH_ROWS = 65_536
 _HEAD_BYTES = 4096
 _GZIP_MAGIC = b"\x1f\x8b"
-_OTHER_SEPARATOR = re.compile(r"[;\t|]")
+_OTHER_SEPARATOR = re.compile(r"[;,\t|]")
+# A name with an extension, and more behind a separator.
+_FIRST_WORD = re.compile(r"([^;,\t|]*?\.\w+)[\s;,|]")
 # Names of columns that hold URIs, in lower case, beside `uri`.
 _KNOWN_COLUMNS = frozenset(
     {"url", "image_url", "image_uri", "img_url", "imageurl", "originalurl", "coco_url", "flickr_url", "s3_uri"}
@@ -166,9 +168,21 @@ def is_comment(line: str, extensions: frozenset[str]) -> bool:
 
 
 def _text_rows(uri: str, file: io.BufferedReader, reading: ManifestReading) -> Iterator[Row]:
+    is_first = True
     for number, line in enumerate(_lines(file, is_csv=False), 1):
         if line.strip().strip("\ufeff"):
+            if is_first and not is_comment(line, reading.extensions):
+                is_first = False
+                _tell_columns(uri, line.strip(), reading)
             yield Row(line.rstrip("\r\n"), "", "", number)
+
+
+def _tell_columns(uri: str, line: str, reading: ManifestReading) -> None:
+    """Tell that a line of text looks like a row of a table, whose first cell names an image."""
+    match = _FIRST_WORD.match(line)
+    if match and extension(match[1]) in reading.extensions and extension(line) not in reading.extensions:
+        note = f"each line is one URI, such as {line[:60]!a}; a table needs a name of .csv or .tsv and a header"
+        reading.tell(name(uri), note)
 
 
 # ---- columns --------------------------------------------------------------------------------------
@@ -205,19 +219,32 @@ def _uri_column(uri: str, names: Sequence[str], reading: ManifestReading, text_n
         return asked
     if "uri" in names:
         return "uri"
+    alike = [column for column in text_names if column.strip().lower() == "uri"]
+    if len(alike) == 1:
+        return alike[0]
     if len(names) == 1 and not _OTHER_SEPARATOR.search(names[0]):
-        if names[0].lower() not in _KNOWN_COLUMNS:
+        if _plain(names[0]) not in _KNOWN_COLUMNS:
             reading.tell(name(uri), f"the only column, {names[0][:60]!a}, holds the URIs")
         return names[0]
     known = [column for column in text_names if column.lower() in _KNOWN_COLUMNS]
+    known = known or [column for column in text_names if _plain(column) in _KNOWN_COLUMNS]
     if not known:
         hint = "set source.uri_column to the column that holds the URIs, or call it `uri`"
+        if any(_is_uri(column, reading.extensions) for column in names):
+            hint = "give the table a first line with the names of its columns, such as uri"
+        elif len(names) == 1:
+            hint = "separate the cells by commas in a .csv file, by tabs in a .tsv file"
         raise ManifestFormatError(f"no column 'uri' among {listed}", hint)
     if len(known) > 1:
         hint = "set source.uri_column to one of these columns"
         raise ManifestFormatError(f"several columns may hold the URIs: {', '.join(map(repr, known))}", hint)
     reading.tell(name(uri), f"the column {known[0]!a} holds the URIs; source.uri_column names another one")
     return known[0]
+
+
+def _plain(column: str) -> str:
+    """Return the name of a column in lower case, without blanks around it, with "_" for those within it."""
+    return "_".join(column.lower().split())
 
 
 def _delimited(delimiter: str) -> Callable[[str, io.BufferedReader, ManifestReading], Iterator[Row]]:

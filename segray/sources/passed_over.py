@@ -31,7 +31,7 @@ class PassedOver:
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
         self._files_by_note: defaultdict[str, list[str]] = defaultdict(list)
         self._left_out_notes = 0
-        self._members: Counter[str] = Counter()
+        self._members = FileCounts()
 
     def tell(self, file: str, note: str) -> None:
         """Add a note on how a file was read, such as the column that a manifest's URIs come from."""
@@ -60,8 +60,9 @@ class PassedOver:
         self._advice += [text for text in advice if text not in self._advice]
 
     def add_members(self, counts: Mapping[str, int]) -> None:
-        """Add numbers of members of archives by extension, "" for no extension. These members may be images."""
-        self._members.update(counts)
+        """Add numbers of members of archives that are left out, by kind."""
+        for kind, count in counts.items():
+            self._members.add(kind, count)
 
     def notes(self) -> list[str]:
         """Return notes on how the source was read, and a line for each reason, for all files and for all members."""
@@ -75,15 +76,9 @@ class PassedOver:
             examples = ", ".join(ascii(key)[1:-1] for key in self._examples[reason])
             lines.append(f"passed over: {examples}{' and others' if count > _MAX_EXAMPLES else ''} ({reason})")
         if self._files:
-            by_number = sorted(self._files.items(), key=lambda kind: (-kind[1], kind[0]))
-            counts = [f"{count:,} {kind}" for kind, count in by_number[:_MAX_SHOWN]]
-            if others := by_number[_MAX_SHOWN:]:
-                counts.append(f"{sum(count for _, count in others):,} of {len(others):,} other kinds")
-            lines.append("; ".join([f"passed over: {', '.join(counts)}", *self._advice]))
-        if self._members:
-            by_number = sorted(self._members.items(), key=lambda kind: (-kind[1], kind[0]))
-            counts = [f"{count:,} {kind_of(extension)}" for extension, count in by_number]
-            members = f"passed over in archives: {', '.join(counts)}"
+            lines.append("; ".join([f"passed over: {counts_text(self._files)}", *self._advice]))
+        if self._members.by_kind:
+            members = f"passed over in archives: {counts_text(self._members.by_kind)}"
             lines.append(f"{members}; a glob in source.members that names them takes them")
         return lines
 
@@ -93,8 +88,17 @@ class PassedOver:
         The result is empty without a note.
         """
         notes = self.notes()
-        members = {kind_of(extension): count for extension, count in self._members.most_common()}
+        members = dict(self._members.by_kind.most_common())
         return {"files": dict(self._files.most_common()), "members": members, "notes": notes} if notes else {}
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return numbers by kind as one text, the largest first, with the sum of the smallest."""
+    by_number = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
+    texts = [f"{count:,} {kind}" for kind, count in by_number[:_MAX_SHOWN]]
+    if others := by_number[_MAX_SHOWN:]:
+        texts.append(f"{sum(count for _, count in others):,} of {len(others):,} other kinds")
+    return ", ".join(texts)
 
 
 class FileCounts:
@@ -103,10 +107,10 @@ class FileCounts:
     def __init__(self) -> None:
         self.by_kind: Counter[str] = Counter()
 
-    def add(self, kind: str) -> None:
-        """Count a file of a kind."""
+    def add(self, kind: str, count: int = 1) -> None:
+        """Count files of a kind."""
         is_new = kind not in self.by_kind and len(self.by_kind) >= _MAX_COUNTED
-        self.by_kind[OTHERS if is_new else kind] += 1
+        self.by_kind[OTHERS if is_new else kind] += count
 
 
 def kind_of(extension: str) -> str:

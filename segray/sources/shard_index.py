@@ -20,7 +20,7 @@ from segray.storage.store import ListedObject, Store
 from segray.storage.uris import join
 
 # Version of the content of an index. Increase this number when the rules of archives.py or tar_archive.py change.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _LEFT_OUT = "segray:left_out"
 
 

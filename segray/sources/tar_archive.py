@@ -14,10 +14,14 @@ from collections.abc import Callable, Generator, Iterator
 from typing import IO, cast
 
 from segray._compat import forget_members, next_header_offset
-from segray.sources.archives import BrokenFileError, Member
+from segray.sources.archives import HEAD_BYTES, BrokenFileError, Member, what_it_is
 
 EXTENSIONS = frozenset({"tar"})
-_COMPRESSED = re.compile(r"\.(tar\.(?:gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_COMPRESSED = re.compile(
+    r"\.(tar\.(?:gz|bz2?|xz|zstd?|lz4?|lzma|lzo|z|br|sz)|tgz|taz|tbz2?|tb2|tz2|txz|tlz|tzst)$", re.IGNORECASE
+)
+# Headers that describe the archive: the name of a volume, and the list of a folder.
+_NO_FILES = (b"V", b"D")
 BLOCK_BYTES = 512
 MANY_BYTES, SKIP_BYTES, FEW_BYTES = 8 << 20, 1 << 20, 64 << 10
 # The longest header that tarfile may read into memory at once; real ones are below 1 MB.
@@ -71,18 +75,24 @@ def _archive_members(stream: _Headers, start: int, size_bytes: int) -> Generator
                 if info.offset_data <= last_offset or info.size < 0:
                     raise BrokenFileError(f"the tar header at byte {info.offset} is invalid; later members are unknown")
                 last_offset, next_offset = info.offset_data, next_header_offset(archive)
-                if not info.isdir():
+                if not info.isdir() and info.type not in _NO_FILES:
                     yield _member_of(info, size_bytes)
             return next_header_offset(archive)
     except (tarfile.TarError, OSError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        what = (
-            f"the tar header at byte {next_offset} of {size_bytes} cannot be read"
-            if next_offset
-            else "not a tar file, or a broken one"
-        )
-        raise BrokenFileError(f"{what}: {error}") from error
+        raise BrokenFileError(_broken_reason(stream, next_offset, size_bytes, error)) from error
+
+
+def _broken_reason(stream: _Headers, offset: int, size_bytes: int, error: Exception) -> str:
+    """Return why no header can be read at an offset."""
+    if offset >= size_bytes > 0:
+        return f"the archive ends at byte {size_bytes} without its end mark; it may be cut off"
+    if offset:
+        return f"the tar header at byte {offset} of {size_bytes} cannot be read: {error}"
+    stream.seek(0)
+    kind = what_it_is(stream.read(HEAD_BYTES), "tar")
+    return f"not a tar file, but {kind}" if kind else f"not a tar file, or a broken one: {error}"
 
 
 def _member_of(info: tarfile.TarInfo, size_bytes: int) -> Member:

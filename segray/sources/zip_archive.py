@@ -22,6 +22,19 @@ EXTENSIONS = frozenset({"zip"})
 _LOCAL = struct.Struct("<4s5H3I2H")
 SLACK_BYTES = 1024
 _STORED, _DEFLATED = 0, 8
+# Source: section 4.4.5 of the ZIP file format specification.
+_METHOD_NAMES = {
+    1: "shrink",
+    6: "implode",
+    9: "Deflate64",
+    12: "bzip2",
+    14: "LZMA",
+    93: "Zstandard",
+    95: "XZ",
+    96: "JPEG",
+    98: "PPMd",
+    99: "AES encryption",
+}
 # Bits of a member that is encrypted, strongly encrypted, or whose directory entry is masked.
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
 _PATCH = 1 << 5
@@ -35,7 +48,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     Raises BrokenFileError, after the members that are known, for a file that is no zip archive or not read in full.
     """
     for entry in zip_directory.entries(file):
-        if not entry.name.endswith("/"):
+        if not entry.name.endswith("/") and not (entry.name.endswith("\\") and not entry.size_bytes):
             numbers = (entry.header_offset, entry.stored_bytes, entry.size_bytes, entry.crc)
             yield Member(entry.name, entry.size_bytes, numbers, _fault(entry))
 
@@ -53,7 +66,8 @@ def _fault(member: Entry) -> str:
     if member.header_offset < 0:
         return "the member lies before the start of the archive"
     if member.method not in (_STORED, _DEFLATED):
-        return f"the member is compressed by method {member.method}; segray reads stored and deflated members"
+        name = _METHOD_NAMES.get(member.method, "unknown")
+        return f"the member is compressed by method {member.method} ({name}); segray reads stored and deflated members"
     return ""
 
 

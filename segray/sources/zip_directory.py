@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-from segray.sources.archives import BrokenFileError
+from segray.sources.archives import HEAD_BYTES, BrokenFileError, what_it_is
 
 # End of the directory, its zip64 form and that form's locator; one entry of the directory.
 _END = struct.Struct("<4s4H2IH")
@@ -68,7 +68,9 @@ def entries(file: IO[bytes]) -> Iterator[Entry]:
     unread: list[str] = []
     directory = _last_directory(file, size_bytes, unread)
     if directory is None:
-        raise BrokenFileError("not a zip file, or a broken one: no directory at its end")
+        kind = what_it_is(_read(file, 0, HEAD_BYTES), "zip")
+        reason = f", but {kind}" if kind else ", or a broken one: no directory at its end"
+        raise BrokenFileError(f"not a zip file{reason}")
     while directory is not None:
         first_offset, last = directory.start, None
         for entry in _entries_of(file, directory, unread):
@@ -88,7 +90,7 @@ def _last_directory(file: IO[bytes], stop: int, unread: list[str]) -> _Directory
     tail = _read(file, tail_start, stop - tail_start)
     at = tail.rfind(b"PK\5\6")
     while at >= 0:
-        directory = _directory_at(file, tail_start + at, tail[at : at + _END.size])
+        directory = _directory_at(file, tail_start + at, tail[at : at + _END.size], stop)
         if directory is not None:
             _check_behind(tail, tail_start, directory.stop, unread)
             return directory
@@ -96,8 +98,11 @@ def _last_directory(file: IO[bytes], stop: int, unread: list[str]) -> _Directory
     return None
 
 
-def _directory_at(file: IO[bytes], location: int, record: bytes) -> _Directory | None:
-    """Return the directory that ends with the record at a location, None if the record leads to no directory."""
+def _directory_at(file: IO[bytes], location: int, record: bytes, file_stop: int) -> _Directory | None:
+    """Return the directory that ends with the record at a location, None if the record leads to no directory.
+
+    A comment may hold the signature of a record, and then numbers of any value.
+    """
     if len(record) < _END.size:
         return None
     _, disk, first_disk, _, members, size_bytes, offset, comment_bytes = _END.unpack(record)
@@ -106,6 +111,8 @@ def _directory_at(file: IO[bytes], location: int, record: bytes) -> _Directory |
     if end64 is not None:
         location, disk, first_disk, members, size_bytes, offset = end64
     if disk not in (0, _FULL_16) or first_disk not in (0, _FULL_16):
+        if stop != file_stop:
+            return None
         raise BrokenFileError(f"part {disk + 1} of a zip archive in several files; join the parts first")
     start = location - size_bytes
     if start < 0 or (size_bytes and _read(file, start, 4) != b"PK\1\2") or (members and not size_bytes):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from segray.storage.uris import absolute, bucket_and_key, scheme
+from segray.storage.uris import absolute, bucket_and_key, is_http, scheme
 
 # Schemes that deltalake can write to. Source: the object stores that deltalake registers.
 ROOT_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "hdfs", "lakefs")
@@ -40,6 +40,8 @@ def address_fault(uri: str) -> AddressFault | None:
     if scheme(uri) in _BUCKET_SCHEMES and not bucket_and_key(uri)[0]:
         key = uri.partition("://")[2].lstrip("/")
         return AddressFault("the URL names no bucket", f"write {scheme(uri)}://BUCKET/{key}")
+    if is_http(uri) and uri.partition("://")[2][:1] in ("", "/", "?", "#"):
+        return AddressFault("the URL names no host", f"write {scheme(uri)}://HOST/PATH")
     return None
 
 

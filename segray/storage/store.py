@@ -16,6 +16,7 @@ import builtins
 import errno
 import io
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -27,12 +28,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from segray.errors import AccessError
-from segray.storage import azure, gcs, s3
+from segray.storage import azure
 from segray.storage.addresses import ROOT_SCHEMES
 from segray.storage.backend import WHOLE_TREE, Backend, ListedObject, Walk
 from segray.storage.errors import StorageFailure, translate
 from segray.storage.fsspec_backend import FsspecBackend
-from segray.storage.http import HttpBackend
 from segray.storage.local import LocalBackend
 from segray.storage.options import StorageOptions
 from segray.storage.retry import retrying
@@ -57,6 +57,7 @@ R = TypeVar("R")
 # image again later.
 _MAX_HTTP_RETRIES = 1
 _MAX_CALLS, _MAX_CALL_BYTES = 8, 64 * 2**20
+_S3_MODULE = "segray.storage.s3"
 _REQUESTS_PER_CALL = 3  # of deltalake, approximately: the log's listing, its checkpoint, its last commits
 
 
@@ -174,10 +175,14 @@ class Store:
         """
         kind = scheme(uri)
         if is_s3(uri):
+            from segray.storage import s3
+
             return s3.delta_options(self.options)
         if kind in AZURE_SCHEMES:
             return azure.delta_options(uri, self.options)
         if kind in GOOGLE_SCHEMES:
+            from segray.storage import gcs
+
             return gcs.delta_options(self.options)
         if kind and kind not in ROOT_SCHEMES:
             raise AccessError(
@@ -229,7 +234,8 @@ class Store:
 
     def _renew_credentials(self) -> None:
         """Make the next request connect anew, with the credentials of that moment."""
-        s3.forget_credentials()
+        if s3 := sys.modules.get(_S3_MODULE):
+            s3.forget_credentials()
         with self._lock:
             self._backends.clear()
 
@@ -242,18 +248,27 @@ def _place(uri: str) -> tuple[str, str]:
 
 
 def _connect(uri: str, options: StorageOptions) -> Backend:
+    """Return a new backend. The client libraries of S3, Google and HTTP are imported with their first backend."""
     kind = scheme(uri)
     if not kind:
         return LocalBackend()
     if kind in (*S3_SCHEMES, *AZURE_SCHEMES, *GOOGLE_SCHEMES) and not bucket_and_key(uri)[0]:
         raise AccessError("No bucket in the URL", where=uri, hint=f"write {kind}://BUCKET/KEY, with two slashes")
     if kind in S3_SCHEMES:
-        return s3.S3Backend(options)
+        from segray.storage.s3 import S3Backend
+
+        return S3Backend(options)
     if kind in AZURE_SCHEMES:
         return azure.AzureBackend(uri, options)
     if kind in GOOGLE_SCHEMES:
-        return gcs.GcsBackend(uri, options)
-    return HttpBackend(uri, options) if kind in HTTP_SCHEMES else FsspecBackend(uri, options)
+        from segray.storage.gcs import GcsBackend
+
+        return GcsBackend(uri, options)
+    if kind in HTTP_SCHEMES:
+        from segray.storage.http import HttpBackend
+
+        return HttpBackend(uri, options)
+    return FsspecBackend(uri, options)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -176,15 +176,23 @@ def in_a_loop(call):
         call()
     asyncio.run(main())
 
-for how in (lambda call: call(), in_a_thread, in_a_loop):
-    for name in CALLS:
-        if name != "plan" or how is not in_a_loop:  # It takes seconds.
-            judged(name, how)
+how = {"directly": lambda call: call(), "in a thread": in_a_thread, "in a loop": in_a_loop}[sys.argv[3]]
+for name in CALLS:
+    if name != "plan" or how is not in_a_loop:  # It takes seconds.
+        judged(name, how)
 """
 
 
-def test_reading_and_judging_change_nothing(labels: Path, tmp_path: Path) -> None:
-    assert not [line for line in run(READS, labels, tmp_path).splitlines() if line.strip() and line[2] != ":"]
+@pytest.mark.parametrize(
+    "how",
+    [
+        "in a thread",
+        pytest.param("directly", marks=pytest.mark.chaos),
+        pytest.param("in a loop", marks=pytest.mark.chaos),
+    ],
+)
+def test_reading_and_judging_change_nothing(labels: Path, tmp_path: Path, how: str) -> None:
+    assert not [line for line in run(READS, labels, tmp_path, how).splitlines() if line.strip() and line[2] != ":"]
 
 
 # ---- labelling ------------------------------------------------------------------------------------
@@ -247,6 +255,17 @@ def judged(program: str, scenes: Path, out: Path, mark: dict[str, str]) -> str:
     return output
 
 
+def test_labelling_in_the_main_thread(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
+    program = """
+same("labelling", lambda: label(out / "first"))
+print("left", others(), flush=True)
+"""
+    output = judged(program, scenes, tmp_path, mark)
+    assert f"labelled {IMAGES}" in output.splitlines()
+    assert output.splitlines()[-1] == "left []"
+
+
+@pytest.mark.chaos
 def test_labelling_and_quickstart_in_the_main_thread(scenes: Path, tmp_path: Path, mark: dict[str, str]) -> None:
     program = """
 from segray.cli.quickstart import quickstart

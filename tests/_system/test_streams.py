@@ -123,7 +123,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
     return every_command.places(tmp_path_factory.mktemp("streams"))
 
 
-@pytest.mark.parametrize("arguments", ["version", "--help", "label"])
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "arguments",
+    ["version", pytest.param("--help", marks=pytest.mark.chaos), pytest.param("label", marks=pytest.mark.chaos)],
+)
 def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path) -> None:
     check(arguments, {"folder": tmp_path}, EVERY)
 

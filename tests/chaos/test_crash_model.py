@@ -297,7 +297,7 @@ def _tell_all(site: Site, histories: Iterator[History], title: str, capsys: pyte
     return told
 
 
-SAMPLE = 20
+SAMPLE = 6
 
 
 @pytest.mark.parametrize("family", [first_runs, resumed_runs, retrying_runs])

@@ -49,7 +49,16 @@ def test_what_works_with_nothing_loads_nothing(arguments: str) -> None:
     assert loaded(*arguments.split()) == set()
 
 
-@pytest.mark.parametrize("command", ["verify", "maintain", "status", "promote"])
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify",
+        "status",
+        pytest.param("maintain", marks=pytest.mark.chaos),
+        pytest.param("promote", marks=pytest.mark.chaos),
+    ],
+)
 def test_what_reads_a_label_set_loads_no_models_and_no_cluster(root: Path, tmp_path: Path, command: str) -> None:
     copy = shutil.copytree(root, tmp_path / "labels")
     found = loaded(command, copy)
@@ -75,6 +84,7 @@ def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp
     assert page.exists()
 
 
+@pytest.mark.integration
 def test_a_label_run_that_is_refused_or_has_nothing_to_do_loads_no_cluster(tmp_path: Path) -> None:
     assert "ray" not in loaded("label", tmp_path / "nowhere.yaml")
     config = tmp_path / "run.yaml"

@@ -76,6 +76,7 @@ def test_importing_segray_loads_no_library() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "code",
     ["from segray import rle; rle.decode", "import segray.rle; segray.rle.decode", "import segray; segray.rle.decode",

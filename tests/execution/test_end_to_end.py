@@ -43,7 +43,6 @@ def contents(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return instances, images
 
 
-@pytest.mark.usefixtures("own_ray")
 def test_quickstart_labels_measures_and_draws(tmp_path: Path) -> None:
     done = command("quickstart", tmp_path / "q", "--count", 24, "--json")
     assert done.returncode == 0, done.stderr
@@ -91,6 +90,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: 
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
+@pytest.mark.chaos
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path: Path, scenes: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=4)
     process = start("label", config)
@@ -148,6 +148,7 @@ def accuracy(root: Path, truth: Path) -> Any:
     return json.loads(command("evaluate", root, "--truth", truth, "--json").stdout)["scores"]
 
 
+@pytest.mark.chaos
 def test_mended_files_are_labelled_again_on_request_alone(tmp_path: Path, scenes: Path) -> None:
     shutil.copytree(scenes / "images", tmp_path / "images")
     before = break_files(tmp_path / "images")
@@ -232,10 +233,14 @@ def test_a_changed_and_a_new_image_are_labelled_and_nothing_else(tmp_path: Path,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"name": "sticker"}}, "stickers"),
-        ({"model": {"name": "yolact-resnet50-fpn-pytorch", "path": "none.xml", "form": "original"}}, "none.xml"),
+        pytest.param({"model": {"name": "sticker"}}, "stickers", marks=pytest.mark.chaos),
+        pytest.param(
+            {"model": {"name": "yolact-resnet50-fpn-pytorch", "path": "none.xml", "form": "original"}},
+            "none.xml",
+            marks=pytest.mark.chaos,
+        ),
         ({"source": {"uri": "empty"}}, "empty"),
-        ({"unit_image": 3}, "unit_images"),
+        pytest.param({"unit_image": 3}, "unit_images", marks=pytest.mark.chaos),
         ({"workers": [{"device": "CPU", "num_cpus": 4096}]}, "4096"),
     ],
 )

@@ -57,6 +57,7 @@ def test_a_submitted_job_labels_and_its_exit_code_tells(head: dict[str, str], tm
     assert "driver_exit_code=2" in listed
 
 
+@pytest.mark.chaos
 def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, str], tmp_path: Path) -> None:
     dataset.write(tmp_path / "scenes", 48, seed=7)
     root, name = tmp_path / "labels", f"segray-{secrets.token_hex(4)}"

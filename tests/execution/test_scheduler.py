@@ -433,7 +433,7 @@ def simulated(
     ("units", "workers", "wrongly_quarantined"),
     [
         ([256] * 1000, 1, 0),
-        ([256] * 1000, 50, 0),
+        pytest.param([256] * 1000, 50, 0, marks=pytest.mark.chaos),
         ([256] * 3, 2, 0),
         ([256], 1, 0),
         ([256], 20, 60),

@@ -25,6 +25,7 @@ def chosen(images: Path, root: str, endpoint_url: str) -> config.Config:
     return config.validate({**values, "storage": {"endpoint_url": endpoint_url, "retries": 0}}, "test")
 
 
+@pytest.mark.integration
 def test_a_store_without_conditional_put_gives_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")

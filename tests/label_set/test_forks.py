@@ -152,8 +152,8 @@ def check(path: Path, method: str, root: str, when: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "when"),
-    [("fork", "busy"), ("spawn", "idle"), pytest.param("fork", "idle", marks=pytest.mark.chaos),
-     pytest.param("spawn", "busy", marks=pytest.mark.chaos)],
+    [("fork", "busy"), pytest.param("spawn", "idle", marks=pytest.mark.chaos),
+     pytest.param("fork", "idle", marks=pytest.mark.chaos), pytest.param("spawn", "busy", marks=pytest.mark.chaos)],
 )  # fmt: skip
 def test_children_read_a_folder(tmp_path: Path, folder: str, method: str, when: str) -> None:
     check(tmp_path / "program.py", method, folder, when)

@@ -37,6 +37,9 @@ CONFIDENT, SAME = 0.5, 0.5
 # Much like their neighbours, and so held against them on the few scenes alone.
 LIKE_OTHERS = ("inception-converted-u8", "atrous-converted-f32", "security-0091", "security-0228")
 STICKERS = "stickers"
+# One form of each family. Chaos has the others, and mistakes in reading them.
+USUAL = (STICKERS, "yolact-original", "inception-original", "hub", "inception-converted", "security")
+MISREAD = ("yolact-original", "inception-original", "hub", "security")
 
 
 @dataclass(frozen=True)
@@ -410,7 +413,9 @@ def test_every_form_reports_the_same_instances(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("key", [STICKERS, *WRAPPED])
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[] if key in USUAL else [pytest.mark.chaos]) for key in (STICKERS, *WRAPPED)]
+)
 def test_few_scenes_suffice_for_agreement(
     key: str, models: Callable[[str], resolve.ResolvedModel], few: Scenes, few_expected: list[Instances]
 ) -> None:
@@ -423,7 +428,7 @@ def test_few_scenes_suffice_for_agreement(
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        pytest.param(key, name, marks=[pytest.mark.chaos] if name != next(iter(mistakes)) else [])
+        pytest.param(key, name, marks=[] if key in MISREAD and name == next(iter(mistakes)) else [pytest.mark.chaos])
         for key, mistakes in MISTAKES.items()
         for name in mistakes
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import struct
@@ -185,6 +186,45 @@ def test_a_tar_says_from_which_byte_on_nothing_was_read(data: bytes, reason: str
     assert reason in str(found[""])
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.tar", gzip.compress(tar_of("1.png")), "compressed by gzip"),
+        ("a.tar", zip_of("1.png"), "a zip archive"),
+        ("a.tar", b"\n<!DOCTYPE html>" + b" " * 600, "HTML"),
+        ("a.tar", tar_of("1.png")[:300], "truncated header"),
+        ("a.tar", b"", "an empty file"),
+        ("a.zip", tar_of("1.png"), "a tar archive"),
+        ("a.zip", zip_of("1.png")[:-30], "no directory at its end"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name: str, data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert words in str(contents(tmp_path / name)[""])
+
+
+def test_a_name_in_another_encoding_is_no_path_out_of_the_archive(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="shift-jis") as archive:
+        add(archive, "日本.png", b"1")
+    assert contents(tmp_path / "a.tar") == {"\\x93\\xfa\\x96{.png": b"1"}
+
+
+def test_the_name_of_a_volume_is_no_member(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        label = tarfile.TarInfo("photos")
+        label.type = b"V"
+        archive.addfile(label)
+        add(archive, "1.png", b"1")
+    passed_over = PassedOver()
+    assert [ref.key for ref in listed(tmp_path / "a.tar", passed_over)] == ["a.tar/1.png"]
+    assert passed_over.notes() == []
+
+
+def test_the_signature_of_a_record_in_a_comment_hides_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_of("1.png", comment=b"PK\5\6 and then more text than a record has bytes"))
+    assert contents(tmp_path / "a.zip") == bodies("1.png")
+
+
 def test_a_zip_says_which_bytes_were_not_read(tmp_path: Path) -> None:
     one, two = zip_of("1.png", "2.png"), zip_of("3.png", "4.png")
     (tmp_path / "a.zip").write_bytes(one + two[:-22])
@@ -345,6 +385,7 @@ def unicode_path(raw_name: bytes, name: str) -> bytes:
         (b"gr\x81ss.jpg", 0, unicode_path(b"another", "日本.jpg"), "grüss.jpg"),
         (b"a.jpg\0.txt", 0, b"", "a.jpg"),
         (b"a\xff.jpg", 0x800, b"", "a\\xff.jpg"),
+        (b"\xff.jpg", 0x800, b"", "\\xff.jpg"),
         (b"a.jpg", 0, b"\x01", "a.jpg"),
     ],
 )
@@ -359,8 +400,9 @@ def test_names_in_zips_follow_one_rule(raw_name: bytes, flags: int, extra: bytes
         (1, 0, "encrypted"),
         (1 << 6, 0, "encrypted"),
         (1 << 13, 0, "encrypted"),
-        (0, 14, "compressed by method 14"),
-        (0, 99, "compressed by method 99"),
+        (0, 14, "compressed by method 14 (LZMA)"),
+        (0, 99, "compressed by method 99 (AES encryption)"),
+        (0, 94, "compressed by method 94 (unknown)"),
     ],
 )
 def test_a_member_that_cannot_be_read_says_why(flags: int, method: int, reason: str, tmp_path: Path) -> None:
@@ -385,7 +427,8 @@ def test_zip64_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_members_that_may_be_images_are_counted_and_a_glob_takes_them(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name in ("000.jpg", "000.cls", "000.json", "001", "002", "003.psd", "004.dat", "x.jpg", "x.jpg/y.jpg"):
+        for name in ("000.jpg", "000.cls", "000.json", "001", "002", "003.psd", "004.dat", "x.jpg", "x.jpg/y.jpg",
+                     "._000.jpg", "5.jpg.gz"):  # fmt: skip
             add(archive, name, name.encode())
     index = tmp_path / "index"
     for _ in range(2):  # The second time, the index of the shard tells the counts.
@@ -393,11 +436,30 @@ def test_members_that_may_be_images_are_counted_and_a_glob_takes_them(tmp_path: 
         found = listed(tmp_path / "a.tar", passed_over, Index(STORE, str(index), keep=True))
         assert [ref.key for ref in found] == ["a.tar/000.jpg", "a.tar/x.jpg", "a.tar/x.jpg/y.jpg"]
         (note,) = passed_over.notes()
-        assert "in archives: 2 without extension, 1 .psd" in note
+        assert "in archives: 2 without extension, 1 .cls, 1 .dat, 1 .gz, 1 .json, 1 .psd, 1 hidden;" in note
+        assert passed_over.as_record()["members"].items() >= {"without extension": 2, "hidden": 1}.items()
         assert "source.members" in note
     assert list(contents(tmp_path / "a.tar", members="00*")) == ["000.jpg", "001", "002"]
     assert list(contents(tmp_path / "a.tar", members="*.dat")) == ["004.dat"]
     assert list(contents(tmp_path / "a.tar", members="**/*")) == ["000.jpg", "x.jpg", "x.jpg/y.jpg"]
+
+
+def test_an_error_for_archives_without_images_counts_their_members(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of("000", "001", "1.jpg.gz"))
+    with pytest.raises(SourceError, match=r"members: 2 without extension, 1 \.gz"):
+        listed(tmp_path / "a.tar")
+
+
+def test_a_packed_file_must_be_unpacked(tmp_path: Path) -> None:
+    for name in ("a.7z", "b.tar.gz", "c.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"unpack the file"):
+        listed(tmp_path / "a.7z")
+    with pytest.raises(SourceError, match=r"source\.kind=manifest [\s\S]* \.csv [\s\S]*unpack \.7z, \.tar\.gz before"):
+        listed(tmp_path)
+    (tmp_path / "d.txt").write_text("b.tar.gz\n")
+    (ref,) = listed(tmp_path / "d.txt")
+    assert "decompress the tar" in inside(ref.uri).reason  # type: ignore[union-attr]
 
 
 def test_compressed_tars_beside_others_are_told(tmp_path: Path) -> None:

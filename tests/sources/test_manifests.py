@@ -348,3 +348,51 @@ def test_names_in_braces_that_exist_are_names(tmp_path: Path) -> None:
 def test_keys_of_names_in_braces_start_at_the_base(tmp_path: Path) -> None:
     source = config.SourceSettings(uri=f"{tmp_path}/day/{{x,y}}/*.jpg", base=str(tmp_path))
     assert resolve_base(source, Store()).prefix == "day/"
+
+
+# ---- what people write instead --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["URI,label", " uri , label", "Image Path,label", "label,Uri"])
+def test_the_name_of_a_column_is_read_in_any_case(header: str, tmp_path: Path) -> None:
+    row = "1,a.jpg" if header.startswith("label") else "a.jpg,1"
+    (tmp_path / "m.csv").write_text(f"{header}\n{row}\n")
+    assert listed(tmp_path / "m.csv") == expected(tmp_path, ["a.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("m.csv", "uri;label\na.jpg;1\n", "by commas in a .csv file"),
+        ("m.csv", "uri\tlabel\na.jpg\t1\n", "by tabs in a .tsv file"),
+        ("m.tsv", "uri,label\na.jpg,1\n", "by tabs in a .tsv file"),
+        ("m.csv", "a.jpg,1\nb.jpg,2\n", "a first line with the names of its columns"),
+    ],
+)
+def test_a_table_of_another_form_is_refused_with_the_form_that_is_read(
+    name: str, text: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError) as refused:
+        listed(tmp_path / name)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize("line", ["a.jpg 0", "a.jpg\t0", "a.jpg,0", "a.jpg;0"])
+def test_a_table_in_a_text_file_is_told(line: str, tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text(f"# train\n{line}\n{line}\n")
+    assert f"each line is one URI, such as {line!r}" in notes_of(tmp_path / "m.txt")
+    (tmp_path / "m.txt").write_text("a b.jpg\na.b c,d.jpg\n")
+    assert not notes_of(tmp_path / "m.txt")
+
+
+def test_a_manifest_that_braces_name_and_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("a.jpg\n")
+    with pytest.raises(SourceError, match=r"manifest is gone[\s\S]*2\.txt"):
+        listed(f"{tmp_path}/{{1,2}}.txt")
+
+
+def test_a_url_without_a_host_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text("https:///a.jpg\n")
+    with pytest.raises(SourceError, match="names no host"):
+        listed(tmp_path / "m.txt")

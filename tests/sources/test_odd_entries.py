@@ -236,7 +236,7 @@ def test_tables_without_images_alone_are_refused(folder: Path) -> None:
 
 
 GLOB = "a glob in source.uri takes files of any extension"
-DECOMPRESS = "decompress .tar.gz before"
+UNPACK = "unpack .tar.gz before"
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ DECOMPRESS = "decompress .tar.gz before"
         (["a.jpg", "b.tar", "c.tar", "d.psd", "notes.txt"], "auto",
          f"2 .tar, 1 .psd, 1 .txt; source.kind=tar takes .tar; {GLOB}"),
         (["a.jpg", *(f"{n}.psd" for n in range(1200))], "auto", f"1,200 .psd; {GLOB}"),
-        (["a.jpg", "README", "b.tar.gz", "c.TAR.GZ"], "auto", f"2 .tar.gz, 1 without extension; {GLOB}; {DECOMPRESS}"),
+        (["a.jpg", "README", "b.tar.gz", "c.TAR.GZ"], "auto", f"2 .tar.gz, 1 without extension; {GLOB}; {UNPACK}"),
         (["a.jpg", "frame.2026-11-30T00", "b.caf\u00e9-menu"], "auto", f"2 without extension; {GLOB}"),
         (["a.jpg", ".DS_Store", "._a.jpg"], "auto", "2 hidden"),
         (["a.jpg", "b.tar", "c.zip"], "auto",
          "1 .tar, 1 .zip; source.kind=tar takes .tar; source.kind=zip takes .zip"),
         (["a.tar", "b.jpg", "c.png"], "tar", "1 .jpg, 1 .png; source.kind=images takes .jpg, .png"),
-        (["a.tar", "a.json", "b.tar.gz"], "auto", f"1 .json, 1 .tar.gz; {GLOB}; {DECOMPRESS}"),
+        (["a.tar", "a.json", "b.tar.gz"], "auto", f"1 .json, 1 .tar.gz; {GLOB}; {UNPACK}"),
     ],
 )  # fmt: skip
 def test_files_of_other_kinds_are_counted(folder: Path, names: list[str], kind: str, note: str) -> None:

@@ -116,6 +116,11 @@ def test_a_missing_bucket_is_told_at_once(store: Store, root: str) -> None:
     assert time.monotonic() - begin_s < 10
 
 
+@pytest.mark.parametrize(
+    "root",
+    ["az", pytest.param("abfss", marks=pytest.mark.chaos), pytest.param("gs", marks=pytest.mark.chaos)],
+    indirect=True,
+)
 def test_from_container_to_container_with_the_variables_alone(root: str, tmp_path: Path) -> None:
     dataset.write(tmp_path / "scenes", 6, seed=3)
     store = Store()

@@ -52,6 +52,7 @@ def silent() -> Iterator[int]:
             connection.close()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["s3", "az", "gs", "ftp", "webhdfs", "http"])
 def test_a_silent_server_of_any_scheme_is_given_up_in_time(
     monkeypatch: pytest.MonkeyPatch, silent: int, kind: str

@@ -1,4 +1,4 @@
-"""On how many examples a property is tried: as many as it asks for, and in the fast run twenty at most."""
+"""On how many examples a property is tried: in chaos as many as it asks for, in other tiers twenty at most."""
 
 from __future__ import annotations
 

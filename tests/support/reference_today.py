@@ -1,6 +1,7 @@
-"""The results of each family's own library for seeded arrays, in a folder outside the repository.
+"""The results of each family's own library, in folders outside the repository.
 
-The folder is `reference-today`, in `shared` beside the repository or where SEGRAY_REFERENCE_TODAY says.
+They lie in `shared` beside the repository, or where SEGRAY_SHARED says. The folders are too large for the repository,
+and some of them have another licence. Their tests skip without them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BESIDE = Path(__file__).parents[3] / "shared" / "reference-today"
-FOLDER = Path(os.environ.get("SEGRAY_REFERENCE_TODAY", BESIDE))
+SHARED = Path(os.environ.get("SEGRAY_SHARED") or Path(__file__).parents[3] / "shared")
+FOLDER = SHARED / "reference-today"
+DESCRIPTIONS = FOLDER / "describe"
+REAL = SHARED / "real"
 
 
 def results(pattern: str) -> list[Path]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.errors import ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -37,8 +36,6 @@ FORM = "exported"
 # Largest number of rows of a file that states no limit.
 UNLIMITED = 32_767
 _BOX_OUTPUTS = ("boxes", "labels", "masks")
-# Modes of which (x - mean) / scale is the whole effect.
-_LINEAR_MODES = ("", "none", "scale_to_unit")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,6 @@ class Rules:
 
     resize, pad_value, rounding: as in Description. is_agnostic: suppression compares boxes of all classes.
     max_candidates: suppression across all classes looks at this many rows, the best; 0 for all.
-    first_class: what is added to the network's class to get the position in the label list.
     """
 
     resize: Resize
@@ -55,7 +51,6 @@ class Rules:
     rounding: Literal["opencv", "exact"]
     is_agnostic: bool
     max_candidates: int
-    first_class: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,12 +97,8 @@ class GetiAdapter(ModelAdapter):
         if rules.resize == "stretch":
             resize = geometry.resize_exact if rules.rounding == "exact" else geometry.resize
             return {form.image.name: resize(image_rgb, window_hw)[None]}
-        window = geometry.fit_exact(image_rgb, window_hw, rules.pad_value, centred=rules.resize == "letterbox")
+        window = geometry.letterbox_exact(image_rgb, window_hw, rules.pad_value, centred=rules.resize == "letterbox")
         return {form.image.name: window[None]}
-
-    def with_labels(self, labels: Mapping[int, str]) -> Self:
-        """Return the adapter with other classes: the first one is the network's class 0."""
-        return replace(super().with_labels(labels), rules=replace(self.rules, first_class=0))
 
     def max_iou(self, options: Options) -> float | None:
         """Return the largest IoU of two boxes that both stay; None if no suppression runs."""
@@ -136,26 +127,28 @@ class GetiAdapter(ModelAdapter):
         order = rows[np.argsort(-scores[rows], kind="stable")]
         if not self.rules.is_agnostic:
             boxes_xyxy = apart_by_class(boxes_xyxy, classes, rows)
-        elif self.rules.max_candidates:
+        elif self.rules.max_candidates > 0:
             order = order[: max(self.rules.max_candidates, options.max_detections)]
         return kept_rows(boxes_xyxy, order, max_iou)[: options.max_detections]
 
 
 @dataclass(frozen=True)
 class GetiBoxes(GetiAdapter):
-    """An adapter of boxes (n, 5), labels (n,) and masks (n, r, c): rows with the score last."""
+    """An adapter of boxes (n, 5) with the score last, labels (n,) and masks (n, r, c).
+
+    mask_shape: the axes of a mask, as letters for any size.
+    """
+
+    mask_shape: ClassVar[tuple[str, str]] = ("r", "c")
 
     @classmethod
     def of(cls, description: Description) -> Self:
-        """Return the adapter of a described file; raise ModelError for a preparation that segray does not have."""
-        # model_api calls class 0 by the name at position 1, which is the first name after the empty one.
-        first_class = 0 if description.extra.get("empty_label", True) else 1
-        labels, forms = description.labels, forms_of(description, _BOX_OUTPUTS)
+        """Return the adapter of a described file."""
         return cls(
             description.what,
-            labels,
-            forms,
-            replace(rules_of(description), first_class=first_class),
+            description.labels,
+            forms_of(description, _BOX_OUTPUTS),
+            rules_of(description),
             defaults=defaults_of(description, 0.5),
         )
 
@@ -164,13 +157,17 @@ class GetiBoxes(GetiAdapter):
 
         outputs: boxes (n, 5) in pixels of the network's input, labels (n,), masks (n, r, c) of probabilities.
         """
-        shapes = {"boxes": ("n", 5), "labels": ("n",), "masks": ("n", "r", "c")}
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "boxes": ("n", 5),
+            "labels": ("n",),
+            "masks": ("n", *self.mask_shape),
+        }
         boxes, classes, masks = outputs_of_shapes(outputs, shapes, self.name)
         scores = np.ascontiguousarray(boxes[:, 4])
         is_valid = np.isfinite(boxes).all(axis=1) & (classes >= 0) & (classes == np.rint(classes))
         is_valid &= (scores >= 0) & (scores <= MAX_SCORE)
         unreadable = int((~is_valid & (scores != 0)).sum())
-        class_ids, is_named = named_classes(classes + self.rules.first_class, self.labels, is_valid)
+        class_ids, is_named = named_classes(classes, self.labels, is_valid)
         placement = Placement.of(size_hw, self.forms[FORM].window_hw, self.rules.resize)
         boxes_xyxy = np.zeros((len(boxes), 4))
         boxes_xyxy[is_valid] = placement.whole_pixels(boxes[is_valid, :4], size_hw)
@@ -201,13 +198,15 @@ class GetiBoxes(GetiAdapter):
 
 @dataclass(frozen=True)
 class GetiMaskRcnn(GetiBoxes):
-    """The adapter of MaskRCNN (Mask R-CNN, RTMDet): the pixels of a mask tile its box."""
+    """The adapter of MaskRCNN (Mask R-CNN, RTMDet): the pixels of a square mask tile its box."""
+
+    mask_shape = ("m", "m")
 
     def mask_counts(
         self, masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
     ) -> tuple[str, ...]:
         """Return the RLE counts of masks that are pasted into their boxes."""
-        return tuple(_pasted(mask, box, size_hw) for mask, box in zip(masks, boxes_xyxy, strict=True))
+        return rle.from_edges_of_all(*geometry.edges_of_tiles(masks, boxes_xyxy, size_hw), size_hw)
 
 
 @dataclass(frozen=True)
@@ -225,15 +224,7 @@ class GetiDetr(GetiBoxes):
 
 
 def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str, ModelFormat]:
-    """Return the only form of a described file; raise ModelError for a preparation that segray does not have."""
-    mode = str(description.extra.get("intensity_mode", ""))
-    if mode not in _LINEAR_MODES:
-        raise ModelError(
-            f"segray does not scale intensities by {mode}.",
-            where=description.what,
-            found=f"intensity_mode {mode}",
-            hint="Export the model with intensity_mode scale_to_unit or none.",
-        )
+    """Return the only form of a described file."""
     image = ImageInput(
         description.input_name,
         description.size_hw,
@@ -265,20 +256,20 @@ def defaults_of(description: Description, score_threshold: float) -> Defaults:
     if not description.extra.get("nms_execute", False):
         return Defaults(score_threshold, int(stated.get("max_detections", UNLIMITED)))
     limit = int(stated.get("max_detections", description.extra.get("nms_max_predictions", 200)))
-    return Defaults(score_threshold, limit or UNLIMITED, nms_iou=float(stated.get("nms_iou", 0.5)))
+    return Defaults(score_threshold, limit if limit > 0 else UNLIMITED, nms_iou=float(stated.get("nms_iou", 0.5)))
 
 
 # ---- selection ------------------------------------------------------------------------------------
 
 
 def named_classes(
-    positions: NDArray[np.float32], labels: Mapping[int, str], is_valid: NDArray[np.bool_]
+    classes: NDArray[np.float32], labels: Mapping[int, str], is_valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Return the category ids of positions in the label list, (n,) int32, and which rows have one, (n,) bool."""
+    """Return the category ids of the network's classes, (n,) int32, and which rows have one, (n,) bool."""
     ids = np.array(list(labels), np.int32)
-    is_named = is_valid & (positions < len(ids))
-    class_ids = np.zeros(len(positions), np.int32)
-    class_ids[is_named] = ids[positions[is_named].astype(np.intp)]
+    is_named = is_valid & (classes < len(ids))
+    class_ids = np.zeros(len(classes), np.int32)
+    class_ids[is_named] = ids[classes[is_named].astype(np.intp)]
     return class_ids, is_named
 
 
@@ -313,16 +304,8 @@ def kept_rows(boxes_xyxy: NDArray[np.floating[Any]], order: NDArray[np.intp], ma
 
     boxes_xyxy: (n, 4), float32 or float64. order: row indices, best first.
     """
-    from segray.masks import _kernels_grids
+    from segray.masks import _kernels_prototypes as kernels
 
-    kernel = _kernels_grids.kept_rows_f32 if boxes_xyxy.dtype == np.float32 else _kernels_grids.kept_rows_f64
-    kept: NDArray[np.intp] = kernel(np.ascontiguousarray(boxes_xyxy), order, max_iou)
+    suppress = kernels.greedy_nms_of_all if boxes_xyxy.dtype == np.float32 else kernels.greedy_nms_of_all_f64
+    kept: NDArray[np.intp] = order[suppress(boxes_xyxy[order], len(order), max_iou)]
     return kept
-
-
-def _pasted(mask: NDArray[np.float32], box_xyxy: NDArray[np.float64], size_hw: tuple[int, int]) -> str:
-    """Return the RLE counts of a mask whose pixels tile the box. The arithmetic of the box is in float64."""
-    x0, y0, x1, y1 = box_xyxy
-    rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
-    columns = geometry.tile_taps(x0, x1, len(mask), size_hw[1])
-    return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)

@@ -30,7 +30,7 @@ class GetiYolo(geti.GetiAdapter):
 
     @classmethod
     def of(cls, description: Description) -> Self:
-        """Return the adapter of a described file; raise ModelError for a preparation that segray does not have."""
+        """Return the adapter of a described file."""
         return cls(
             description.what,
             description.labels,

@@ -34,7 +34,8 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     told.add_image(image)
     if image.size_hw is None:
         told.missing.append("size")
-    told.add(FAMILY, resize="stretch", rounding="exact", pad_value=0, colour="RGB")
+    told.add("not stated", resize="stretch", rounding="exact", pad_value=0)
+    told.add(FAMILY, colour="RGB")
     told.add(FAMILY, mean=tuple(255 * mean for mean in _MEAN), scale=tuple(255 * scale for scale in _SCALE))
     told.add_names(None, "")
     if shape[-1] is not None:
