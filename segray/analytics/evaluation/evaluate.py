@@ -233,7 +233,7 @@ def _truth_file(path: str, store: Store) -> str:
     for file in (path, join(path, "labels.json")):
         if store.exists(file):
             return file
-    raise SourceError("no such truth file", where=path, hint="check --truth")
+    raise SourceError("no such truth file", where=path, hint="give --truth one file of COCO or LVIS JSON")
 
 
 def _check_types(iou_types: Sequence[str]) -> None:

@@ -233,7 +233,7 @@ def _listed_ids(row: Any, place: int, index: GroundTruthIndex) -> tuple[int, int
             found=f"{truth_rows.annotation_name(row, place)}, image {truth_rows.shown(row['image_id'])}",
             hint="list the image, or delete the annotation",
         )  # fmt: skip
-    listed = index.category_of(category)
+    listed = category if category in index.names else index.category_of(category)
     if listed is None:
         raise SourceError(
             "an annotation is of a category that the truth does not list", where=index.path,
