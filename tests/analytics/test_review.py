@@ -409,6 +409,15 @@ def test_coco_without_sizes_and_with_words_as_ids_is_read(root: str, tmp_path: P
     assert found.total.objects >= 21
 
 
+def test_images_under_other_folders_are_found_where_one_alone_can_be_meant(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/1.jpg", "2.jpg"]
+    for name, key in (("images\\a\\1.jpg", "a/1.jpg"), ("C:\\x\\2.jpg", "2.jpg"), ("media/b/1.jpg", "b/1.jpg")):
+        assert list(by_name(tmp_path / "c.json", names, [name])) == [key]
+    for name in ("1.jpg", "x1.jpg", "c/1.jpg"):
+        with pytest.raises(SourceError, match="outside the selection"):
+            by_name(tmp_path / "c.json", names, [name])
+
+
 def cvat(shapes: str, size: str = 'width="64" height="48"') -> str:
     return f'<annotations><image name="1.jpg" {size}>{shapes}</image></annotations>'
 

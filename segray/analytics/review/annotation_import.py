@@ -100,19 +100,35 @@ def read(
 def _finder(selected: Sequence[SelectedImage]) -> _Finder:
     """Return a function that finds the image with a name: its key, its name in exports, or its URI.
 
-    A name in another composition of Unicode (macOS decomposes names) is found where it can mean one image alone.
+    A name in another composition of Unicode (macOS decomposes names), with backslashes, or with other folders before
+    the name, is found where it can mean one image alone.
     """
     by_name = {name: image for image in selected for name in (image.uri, image.file, image.key)}
     composed: dict[str, set[str]] = {}
+    by_last_part: dict[str, set[tuple[str, str]]] = {}
     for name, image in by_name.items():
-        composed.setdefault(unicodedata.normalize("NFC", name), set()).add(image.key)
+        path = _path_of(name)
+        composed.setdefault(path, set()).add(image.key)
+        by_last_part.setdefault(path.rpartition("/")[2], set()).add((path, image.key))
     by_key = {image.key: image for image in selected}
 
     def find(name: str) -> SelectedImage | None:
-        keys = composed.get(unicodedata.normalize("NFC", name), set())
+        path = _path_of(name)
+        keys = composed.get(path) or {
+            key for other, key in by_last_part.get(path.rpartition("/")[2], ()) if _is_end(path, other)
+        }
         return by_name.get(name) or (by_key[next(iter(keys))] if len(keys) == 1 else None)
 
     return find
+
+
+def _path_of(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _is_end(path: str, other: str) -> bool:
+    """Return whether one of two paths ends with the other, from a slash on."""
+    return f"/{path}".endswith(f"/{other.lstrip('/')}") or f"/{other}".endswith(f"/{path.lstrip('/')}")
 
 
 def marks_done_images(path: Path) -> bool:
