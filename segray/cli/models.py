@@ -277,6 +277,8 @@ def _show_installed(model: InstalledModel, as_json: bool) -> None:
 
 def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     """Return the section of a configuration that uses this model."""
+    if name not in CATALOGUE:  # The file tells what it is.
+        return f"model:\n  path: {path}\n  precision: {precision}"
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"

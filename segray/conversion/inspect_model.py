@@ -7,18 +7,14 @@ A file that describes itself is compared with no published model: equal ports do
 from __future__ import annotations
 
 import json
-import lzma
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segray.errors import ConfigError
-from segray.models import describe, engine, resolve
+from segray.models import checkpoints, describe, engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
@@ -27,13 +23,10 @@ from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
 from segray.models.metadata import read_card
 from segray.models.registry import FAMILIES
 
-CHECKPOINTS = (".pth", ".pt")
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
 # Output name -> axis of the classes, and number of background classes.
 _CLASS_AXES = {"conf": (-1, 1), "raw_masks": (-3, 1), "masks": (-3, 0)}
-# Bytes of a checkpoint's pickle in which the names of its classes are looked for. The pickle is never loaded.
-_PICKLE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -72,8 +65,9 @@ def inspect(path: Path) -> Inspection:
     """
     file = describe.model_file(engine.model_root(path))
     kind = _file_kind(file)
-    if file.suffix in CHECKPOINTS and file.is_file():
-        return Inspection(str(file), kind, needs=(_advice_on_checkpoint(file),))
+    if checkpoints.is_checkpoint(file):
+        advice = f"A checkpoint has no graph. {checkpoints.way_to_model(file)}"
+        return Inspection(str(file), kind, needs=(advice,))
     if is_old_ir(file):
         return Inspection(str(file), kind, needs=(_advice_on_old_ir(file),))
     ports = engine.signature(file)
@@ -118,31 +112,10 @@ def _advice_on_old_ir(path: Path) -> str:
     )
 
 
-def _advice_on_checkpoint(path: Path) -> str:
-    """Return how to make a model of a checkpoint, which has weights but no graph."""
-    if _is_by_ultralytics(path):
-        return f"A checkpoint has no graph. Export it with ultralytics: yolo export model={path} format=openvino"
-    command = catalogue.find("yolact-resnet50-fpn-pytorch").command
-    return f"A checkpoint has no graph. Convert a YOLACT checkpoint: {command}"
-
-
-def _is_by_ultralytics(path: Path) -> bool:
-    """Return whether the pickle in a checkpoint names Ultralytics' modules; the pickle is read as bytes only."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            if not names:
-                return False
-            with archive.open(names[0]) as pickle:
-                return b"ultralytics" in pickle.read(_PICKLE_BYTES)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError, ValueError, struct.error):
-        return False  # Older checkpoints are no archives. Their bytes tell nothing for certain.
-
-
 def _file_kind(path: Path) -> str:
     if path.is_dir():
         return "TensorFlow SavedModel"
-    if path.suffix in CHECKPOINTS:
+    if path.suffix in checkpoints.SUFFIXES:
         return "PyTorch checkpoint"
     if path.suffix == ".xml" and path.is_file():
         return f"OpenVINO IR v{engine.ir_version(path)}"

@@ -27,7 +27,7 @@ import segray
 from segray.conversion import download, inspect_model
 from segray.conversion.tensorflow import convert as tensorflow_convert
 from segray.errors import ConfigError, InfrastructureError, ModelError
-from segray.models import engine, fits, metadata, resolve
+from segray.models import checkpoints, engine, fits, metadata, resolve
 from segray.models.registry import ADAPTERS
 from segray.models.zoo import FormName, ModelSource, ZooModel
 
@@ -285,7 +285,7 @@ def _write_ir(
     entry: ZooModel, path: Path, xml: Path, form: str | None, callbacks: Callbacks, plain: bool
 ) -> tuple[str | None, Mapping[str, Any]]:
     """Write the IR of the model at `path`; return its form, if known, and facts on the conversion for the card."""
-    if path.suffix in inspect_model.CHECKPOINTS:
+    if path.suffix in checkpoints.SUFFIXES:
         return _convert_checkpoint(entry, path, xml, form or entry.form), {}
     if inspect_model.is_old_ir(path):
         from segray.conversion import ir_v5

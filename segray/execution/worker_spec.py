@@ -206,12 +206,13 @@ def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores:
     device_settings = runtime.DeviceSettings(
         device, cores, settings.precision, settings.cache_dir, fixed_shapes=settings.fixed_shapes
     )
-    kernels_module = "segray.masks._kernels_many" if spec.tiles else "segray.masks._kernels"
+    modules = [*model.adapter.kernels, *(["segray.masks._kernels_many"] if spec.tiles else [])]
     with ThreadPoolExecutor(1) as thread:
         # The kernels take seconds to compile, the first time on a machine.
-        kernels = thread.submit(importlib.import_module, kernels_module)
+        kernels = [thread.submit(importlib.import_module, module) for module in modules]
         engine = runtime.compile(model.path, model.form, device_settings)
-        kernels.result()
+        for kernel in kernels:
+            kernel.result()
     return engine
 
 
@@ -227,6 +228,9 @@ def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options
             what = f"{adapter.name} does not support the option {name}."
             hint = f"Remove model.{name}, or set model.{name} to null."
             raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)
+    if settings.nms is not None and settings.nms not in (defaults.nms, *adapter.nms_choices):
+        what, hint = f"{adapter.name} has no such suppression.", f"Set model.nms to {' or '.join(adapter.nms_choices)}."
+        raise ConfigError(what, where="model.nms", found=settings.nms, hint=hint)
     floor = 1.0 if settings.score_floor is None else settings.score_floor
     class_thresholds = {
         _class_id(key, adapter.labels): min(threshold, floor) for key, threshold in settings.class_thresholds.items()

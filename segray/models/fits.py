@@ -69,9 +69,9 @@ def output_port(ports: Signature, name: str) -> ModelPort | None:
 
 
 def _same_shape(shape: tuple[int | None, ...] | None, published: tuple[int | None, ...]) -> bool:
+    """Return whether the shapes agree, apart from a batch axis and axes of unknown size."""
     if shape is None:
         return True
-    """Return whether the shapes agree, apart from a batch axis and axes of unknown size."""
     unbatched = shape[1:] if len(shape) == len(published) + 1 else shape
     return len(unbatched) == len(published) and all(
         None in sizes or sizes[0] == sizes[1] for sizes in zip(unbatched, published, strict=True)

@@ -9,6 +9,7 @@ Model files come from anywhere. Each reader limits bytes, depth and number of en
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import re
@@ -217,8 +218,6 @@ def _varint(file: IO[bytes], path: Path) -> int:
 
 def _property(entry: bytes, path: Path) -> tuple[str, str]:
     """Return the name and the value of one StringStringEntryProto."""
-    import io
-
     texts = {1: "", 2: ""}
     stream = io.BytesIO(entry)
     for number, length in _fields(stream, path):

@@ -79,7 +79,7 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
 def decode(
     name: str, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], *, score_threshold: float = 0.0
 ) -> Instances:
-    """Return the instances of one image from a model's raw outputs, highest score first.
+    """Return the instances of one image from a model's raw outputs, in the order of ModelAdapter.decode.
 
     Args:
         name: The model's name, as on the model card.

@@ -18,7 +18,7 @@ from typing import Any
 
 from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
-from segray.models import describe, engine, zoo
+from segray.models import checkpoints, describe, engine, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
 from segray.models.description import Description
 from segray.models.engine import Signature
@@ -130,12 +130,12 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
 
 def _ports(path: Path) -> Signature:
     """Return the ports of the model at `path`; raise ModelError with the way to get one for a checkpoint."""
-    if path.suffix in (".pt", ".pth") and path.is_file():
+    if checkpoints.is_checkpoint(path):
         raise ModelError(
             "A checkpoint has weights but no graph.",
             where=str(path),
             found=f"suffix {path.suffix!r}",
-            hint=f"Run `segray models inspect {path}`, which says how to convert the file.",
+            hint=checkpoints.way_to_model(path),
         )
     return engine.signature(path)
 
@@ -195,7 +195,7 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             f"The file does not tell the model's {' and '.join(missing)}.",
             where=description.what,
             found="nothing in the file or beside it",
-            hint="; ".join(_HOW_TO_STATE[key] for key in missing),
+            hint=" ".join(_HOW_TO_STATE[key] for key in missing),
         )
     expected = len(description.labels) or description.extra.get("classes")
     if settings.labels is not None and expected not in (None, len(settings.labels)):

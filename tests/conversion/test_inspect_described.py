@@ -17,6 +17,7 @@ from segray.cli import main
 from segray.cli.models import describe_inspection
 from segray.conversion.inspect_model import inspect
 from segray.errors import ModelError
+from segray.models import resolve
 from segray.models.registry import FAMILIES
 
 
@@ -227,3 +228,9 @@ def test_every_true_export_is_inspected_truthfully(folder: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model"):
         inspect(tmp_path)
+
+
+def test_a_checkpoint_as_the_path_of_a_model_names_its_export(tmp_path: Path) -> None:
+    pt = checkpoint(tmp_path / "best.pt", b"cultralytics.nn.tasks\nSegmentationModel\n")
+    with pytest.raises(ModelError, match=f"no graph[\\s\\S]*yolo export model={pt} format=openvino"):
+        resolve.resolve(path=str(pt))

@@ -106,6 +106,7 @@ def test_options_that_are_not_set_are_the_models_own(tmp_path: Path) -> None:
         ({"form": "original"}, "one form only", "Remove `model.form`"),
         ({"name": "geti_detr"}, "no geti_detr", "model.name"),
         ({"name": "yolo-seg"}, "no model 'yolo-seg'", "Did you mean"),
+        ({"nms": "fast"}, "no such suppression", "per_class or cross_class"),
         ({"paste": "tile"}, "does not support the option paste", "model.paste"),
     ],
 )

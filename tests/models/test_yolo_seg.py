@@ -235,6 +235,8 @@ def test_a_class_has_its_own_threshold() -> None:
     assert decode(one_plane(rows), (96, 128), model, class_thresholds={2: 0.5}).class_ids.tolist() == [1]
     scores = decode(one_plane(rows), (96, 128), model, class_thresholds={1: 0.05}).scores
     np.testing.assert_array_equal(scores, np.array([0.3, 0.3, 0.1], np.float32))
+    at_threshold = {1: 0.05, 2: 0.3}
+    assert decode(one_plane(rows), (96, 128), model, class_thresholds=at_threshold).class_ids.tolist() == [1, 1]
     selected = one_plane_selected([[0, 0, 9, 9, 0.3, 0], [0, 0, 9, 9, 0.3, 1]])
     chosen = decode(selected, (96, 128), adapter(2, kind="selected"), class_thresholds={1: 0.3})
     assert chosen.class_ids.tolist() == [2]

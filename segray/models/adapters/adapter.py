@@ -100,7 +100,9 @@ class ModelAdapter(ABC):
 
     labels: category id -> class name, in the order in which the network counts its classes, without background.
     defaults: options where the configuration says nothing.
-    supported_options: names of the family-specific options that the adapter uses.
+    supported_options: names of the family-specific options that the adapter uses. nms_choices: the values of nms that
+    the adapter has. kernels: modules of compiled loops
+    that the adapter calls.
     """
 
     name: str
@@ -108,6 +110,8 @@ class ModelAdapter(ABC):
     forms: Mapping[str, ModelFormat]
     defaults: Defaults = field(default=Defaults(), kw_only=True)
     supported_options: ClassVar[frozenset[str]] = frozenset({"paste"})
+    nms_choices: ClassVar[tuple[Nms, ...]] = ("per_class",)
+    kernels: ClassVar[tuple[str, ...]] = ("segray.masks._kernels",)
 
     @abstractmethod
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -124,7 +128,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
-        """Return the instances of one image, highest score first.
+        """Return the instances of one image: highest score first, or in the order of the family's own library.
 
         Args:
             outputs: Arrays by output name, batch axis included. The arrays are not changed.

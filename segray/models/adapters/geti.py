@@ -90,6 +90,7 @@ class GetiAdapter(ModelAdapter):
     rules: Rules
 
     supported_options = frozenset({"nms_iou"})
+    kernels = ("segray.masks._kernels_grids",)
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image at the network's size."""

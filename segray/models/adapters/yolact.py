@@ -53,6 +53,7 @@ class Yolact(ModelAdapter):
     """The adapter of YOLACT."""
 
     supported_options = frozenset({"nms"})
+    nms_choices = ("per_class", "fast", "cross_class")
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image, stretched to the network's square input."""

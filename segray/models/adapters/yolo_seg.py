@@ -83,6 +83,8 @@ class YoloSeg(ModelAdapter):
     window_hw: tuple[int, int] | None = field(default=None, kw_only=True)
     pad_value: int = field(default=PAD_VALUE, kw_only=True)
     supported_options = frozenset({"nms", "nms_iou"})
+    nms_choices = ("per_class", "cross_class")
+    kernels = ("segray.masks._kernels_prototypes",)
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image, fitted into the network's input and padded on both sides.

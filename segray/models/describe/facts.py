@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 PORTS, FAMILY = "ports", "default of the family"
 
-# Named by no file: the network may be fed under any name if it has one input.
 _COCO_AS_TOKENS = tuple(name.replace(" ", "_") for name in COCO_NAMES.values())
 
 
@@ -117,16 +116,14 @@ def names_of_tokens(text: str) -> tuple[str, ...]:
 
 def fault_of_names(names: Iterable[str]) -> str:
     """Return why segray cannot use these class names, as a sentence; empty if it can."""
-    names = list(names)
+    seen: set[str] = set()
     for name in names:
         if not name or name.encode("utf-8", "replace").decode() != name:
             return f"The class name {name!r} is empty or has characters that UTF-8 does not have."
-    repeated = (
-        next((name for index, name in enumerate(names) if name in names[:index]), None)
-        if len(set(names)) < len(names)
-        else None
-    )
-    return "" if repeated is None else f"Two classes have the name {repeated!r}."
+        if name in seen:
+            return f"Two classes have the name {name!r}."
+        seen.add(name)
+    return ""
 
 
 # ---- ports ----------------------------------------------------------------------------------------

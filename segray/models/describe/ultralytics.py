@@ -31,7 +31,7 @@ _IN_GRAPH = {"conf": "score_threshold", "iou": "nms_iou", "max_det": "max_detect
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entries of an Ultralytics export, and where they stand. empty: rt_info alone says that it is one."""
+    """The entries of an Ultralytics export. where: their place. entries: empty if rt_info alone names Ultralytics."""
 
     where: str
     entries: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     _add_family(told, heads)
     told.add_image(image)
     told.add_names(names, source)
-    told.add(entries.where, **_what(entries, file))
+    told.add(entries.where, family="yolo_seg", what=_what(entries))
     _add_sizes(told, image, window_hw, entries, file)
     _add_selection(told, heads, entries, metadata, file)
     told.versions.update(_versions(entries, metadata))
@@ -223,11 +223,11 @@ def _classes(heads: _Heads) -> dict[str, Any]:
     return {} if heads.classes is None else {"classes": heads.classes}
 
 
-def _what(entries: _Entries, file: str) -> dict[str, str]:
+def _what(entries: _Entries) -> str:
     """Return the model in words, such as "YOLO11n-seg by Ultralytics 8.4.190"."""
     text = re.match(r"Ultralytics (\S.{0,80}?) model\b", str(entries.entries.get("description", "")))
     version = str(entries.entries.get("version", ""))[:40]
-    return {"what": f"{text[1] if text else 'YOLO-seg'} by Ultralytics {version}".strip(), "family": "yolo_seg"}
+    return f"{text[1] if text else 'YOLO-seg'} by Ultralytics {version}".strip()
 
 
 def _add_sizes(
