@@ -252,3 +252,16 @@ def usage_message(error: BaseException) -> str | None:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return str(error.format_message())
     return None
+
+
+def usage_command(error: BaseException) -> str:
+    """Return the command of a usage error of Typer without the program's name, such as "models pull"; "" for none."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    return str(context.command_path).removeprefix(context.find_root().command_path).strip()
+
+
+def is_request_for_help(error: BaseException) -> bool:
+    """Return whether a usage error of Typer is the help of a group that was called without a command."""
+    return type(error).__name__ == "NoArgsIsHelpError"

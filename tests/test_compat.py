@@ -446,3 +446,24 @@ def test_typer_says_what_is_wrong_with_the_usage_of_a_command() -> None:
     assert app(["leave"], standalone_mode=False) == 0
     assert _compat.usage_message(typer.Exit(2)) is None
     assert _compat.usage_message(ValueError("no")) is None
+    assert _compat.usage_command(ValueError("no")) == ""
+
+
+@seen_in("typer", "0.29.2")
+def test_typer_tells_the_command_of_a_usage_error_and_a_group_without_a_command() -> None:
+    app, group = typer.Typer(no_args_is_help=True), typer.Typer(no_args_is_help=True)
+    app.add_typer(group, name="models")
+
+    @group.command()
+    def pull(name: str) -> None: ...
+
+    @group.command()
+    def other() -> None: ...
+
+    errors = []
+    for arguments in (["models", "pull"], ["models"], []):
+        with pytest.raises(BaseException) as caught:  # noqa: PT011 - which class it is, Typer does not say
+            app(arguments, standalone_mode=False)
+        errors.append(caught.value)
+    assert [_compat.usage_command(error) for error in errors] == ["models pull", "models", ""]
+    assert [_compat.is_request_for_help(error) for error in errors] == [False, True, True]

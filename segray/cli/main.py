@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import segray
-from segray._compat import usage_message
+from segray._compat import is_request_for_help, usage_command, usage_message
 from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
@@ -510,11 +510,15 @@ def _usage_hint(exc: BaseException) -> str:
     """Return the hint for wrong usage: for a missing CONFIG, the command that writes one."""
     if isinstance(exc, typer.BadParameter) and exc.param is not None and exc.param.name == "configuration":
         return "write a configuration with `segray init FILE`"
-    return "see `segray --help`"
+    command = usage_command(exc)
+    return f"see `segray {command} --help`" if command else "see `segray --help`"
 
 
 def _report_unexpected(exc: BaseException) -> int:
     if (message := usage_message(exc)) is not None:
+        if is_request_for_help(exc):
+            streams.tell(message)
+            return UserError.exit_code
         return _report_error(UserError(message, hint=_usage_hint(exc)))
     streams.tell_error(SegrayError(f"{type(exc).__name__}: {exc}"), "".join(traceback.format_exception(exc)))
     return SegrayError.exit_code

@@ -197,12 +197,17 @@ def accuracy(engines: Mapping[str, Engine], reader: Reader, truth: TruthOfDatase
     """
     content, refs = truth.content, truth.refs
     detections: dict[str, list[Row]] = {name: [] for name in engines}
+    sized_images: list[Row] = []
     with ThreadPoolExecutor(max(engine.requests for engine in engines.values())) as pool:
-        for results in pool.map(
+        sizes_and_results = pool.map(
             lambda row: _detect(engines, reader, row, refs[row["file_name"]], truth.detected), content["images"]
-        ):
+        )
+        for row, (size_hw, results) in zip(content["images"], sizes_and_results, strict=True):
+            sizes = {} if size_hw is None else {"height": size_hw[0], "width": size_hw[1]}
+            sized_images.append({**row, **sizes})
             for name, rows in results.items():
                 detections[name] += rows
+    content = {**content, "images": sized_images}
     scores = {name: evaluate_detections(rows, content) for name, rows in detections.items()}
     return EngineAccuracy(
         uris=tuple(refs[row["file_name"]].uri for row in content["images"]),
@@ -231,7 +236,7 @@ def truth_of_dataset(truth: Truth, store: Store, labels: Mapping[int, str]) -> T
     dataset = [ref for batch in listing.read(truth.images, store) for ref in listing.refs(batch)]
     refs = {ref.key: ref for ref in dataset}
     matched = image_matching.match_dataset(index, {ref.key: ref.uri for ref in dataset}, Store(), where, truth.files_by)
-    content = ground_truth.read_all(path, Store(), index)
+    content = ground_truth.read_all(path, Store(), index, needs_sizes=False)
     rows = [
         {**row, "file_name": key}
         for row in content["images"]
@@ -268,16 +273,17 @@ def _example(names: Iterable[str]) -> str:
 
 def _detect(
     engines: Mapping[str, Engine], reader: Reader, row: Row, ref: ImageRef, detected: Mapping[int, int]
-) -> dict[str, list[Row]]:
-    """Return the detections of each engine in one image, in COCO's result format.
+) -> tuple[tuple[int, int] | None, dict[str, list[Row]]]:
+    """Return height and width of one image, and the detections of each engine in COCO's result format.
 
+    An image that cannot be read has neither.
     detected: class id by the model's, where a map joins classes.
     """
     prepared = reader.read(ref)
     if prepared is None:
-        return {}
+        return None, {}
     inputs, size_hw = prepared
-    if size_hw != (row["height"], row["width"]):
+    if row["height"] is not None and size_hw != (row["height"], row["width"]):
         raise UserError(
             "An image has another size in the truth.",
             where=ref.key,
@@ -290,4 +296,4 @@ def _detect(
             results = coco_results(row["id"], reader.adapter.decode(outputs, size_hw, Options()))
         rows[name] = [{**result, "category_id": detected.get(result["category_id"], result["category_id"])}
                       for result in results]  # fmt: skip
-    return rows
+    return size_hw, rows

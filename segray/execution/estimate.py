@@ -556,7 +556,7 @@ def describe(run_estimate: RunEstimate, duration: Callable[[float], str]) -> str
         f"{sample.startup_s:.1f} s)",
         f"rows      {output.instances:,} instances, plus or minus {output.instances_error:,}; {listed.images:,} images",
         f"files     {output.files['instances']:,} of instances, {output.files['images']:,} of images in "
-        f"{output.batches:,} commits; {output.gigabytes:,.3f} GB",
+        f"{output.batches:,} {'commit' if output.batches == 1 else 'commits'}; {output.gigabytes:,.3f} GB",
         f"requests  {output.reads:,} reads, {output.writes:,} writes",
         "",
         f"{'node':<20} {'CPUs':>5} {'images/s':>9} {'node-hours':>11} {'one node':>12} {'cost':>10} {'memory':>9}",

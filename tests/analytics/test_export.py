@@ -108,6 +108,18 @@ def test_results_are_loaded_by_pycocotools_with_the_truths_ids(root: str, tmp_pa
     assert rows[2]["score"] == 0.1234567
 
 
+def test_ids_that_are_words_number_no_results(root: str, tmp_path: Path) -> None:
+    """COCO's results have numbers as image_id."""
+    export(root, "coco", tmp_path / "truth.json")
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    for row in truth["images"]:
+        row["id"] = f"image {row['id']}"
+    (tmp_path / "truth.json").write_text(json.dumps({**truth, "annotations": []}))
+    with pytest.raises(UserError, match="is no number"):
+        export(root, "coco-results", tmp_path / "out.json", ids_from=tmp_path / "truth.json")
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_yolo_lines_are_the_masks(root: str, tmp_path: Path) -> None:
     done = export(root, "yolo", tmp_path / "out")
     assert done.least_iou == pytest.approx(1, abs=1e-3)

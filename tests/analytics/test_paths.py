@@ -51,6 +51,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.parametrize("folder", ["my données", "a#b?c", "year=2026/100% +&"])
+def test_label_sets_are_read_in_a_folder_of_any_name(made: Path, tmp_path: Path, folder: str) -> None:
+    root = shutil.copytree(made / "labels" / "v1", tmp_path / folder / "labels")
+    connection = duckdb.connect()
+    segray.sql(connection, root)
+    assert segray.scan(root).to_table().num_rows == 1
+    assert connection.sql("SELECT class_name FROM instances").fetchall() == [("stop sign",)]
+    assert [frame.collect().height for frame in ex.frames(root)[:2]] == [1, 2]
+
+
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder with two label sets and a truth; the working folder is another one."""

@@ -355,7 +355,7 @@ def test_cvats_polygons_are_masks(root: str, tmp_path: Path) -> None:
     assert (found.total.precision.hits, found.total.precision.of) == (1, 36)
     ET.SubElement(image, "box", {"label": "stop sign", "xtl": "1", "ytl": "1", "xbr": "9", "ybr": "9"})
     tasks.write_text(ET.tostring(tree, "unicode"))
-    with pytest.raises(SourceError, match="box of class stop sign is no mask"):
+    with pytest.raises(SourceError, match=r"box of class stop sign of .* is no mask"):
         review(root, selection, tasks)
 
 
@@ -409,6 +409,61 @@ def test_coco_without_sizes_and_with_words_as_ids_is_read(root: str, tmp_path: P
     assert found.total.objects >= 21
 
 
+def test_images_under_other_folders_are_found_where_one_alone_can_be_meant(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/1.jpg", "2.jpg"]
+    for name, key in (("images\\a\\1.jpg", "a/1.jpg"), ("C:\\x\\2.jpg", "2.jpg"), ("media/b/1.jpg", "b/1.jpg")):
+        assert list(by_name(tmp_path / "c.json", names, [name])) == [key]
+    for name in ("1.jpg", "x1.jpg", "c/1.jpg"):
+        with pytest.raises(SourceError, match="outside the selection"):
+            by_name(tmp_path / "c.json", names, [name])
+
+
+def cvat(shapes: str, size: str = 'width="64" height="48"') -> str:
+    return f'<annotations><image name="1.jpg" {size}>{shapes}</image></annotations>'
+
+
+def cvat_polygon(points: str) -> str:
+    return cvat(f'<polygon label="stop sign" points="{points}"/>')
+
+
+def cvat_mask(runs: str) -> str:
+    return cvat(f'<mask label="stop sign" rle="{runs}" left="0" top="0" width="4" height="4"/>')
+
+
+def studio_shape(kind: str, value: dict[str, Any], side: Any = 64) -> str:
+    shape = {"type": kind, "original_width": side, "original_height": 48, "value": {kind: ["stop sign"], **value}}
+    return json.dumps([{"data": {"image": "1.jpg"}, "annotations": [{"result": [shape]}]}])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (cvat_polygon("8,10;nan,10;28,30"), "nan is no place"),
+        (cvat_polygon("8,10;28,1e8;28,30"), "an outline of"),
+        (cvat_polygon("8,10;-inf,10;28,30"), "-inf is no place"),
+        (cvat_polygon(";".join(["1e6,-1e6", "-1e6,1e6"] * 3000)), "an outline of"),
+        (cvat_polygon("1,2,3;4,5,6;7,8,9"), "no x and y"),
+        (cvat_mask("0, 1000000000000"), "cover 1000000000000 pixels"),
+        (cvat_mask("-5, 21"), "cover 16 pixels"),
+        (cvat("", 'width="1000000000" height="1000000000"'), "another size"),
+        (studio_shape("polygonlabels", {"points": [[1, 1], [float("nan"), 5], [50, 50]]}), "nan is no place"),
+        (studio_shape("polygonlabels", {"points": [[1, 1], [None, 5], [50, 50]]}), "nan is no place"),
+        (studio_shape("polygonlabels", {"points": [[1, 1], [1e300, 5], [50, 50]]}), "is no place"),
+        (studio_shape("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 10**9), "another size"),
+        (studio_shape("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 10**400), "another size"),
+        (studio_shape("brushlabels", {"rle": [-1, 300]}), "cannot be read"),
+        (studio_shape("brushlabels", {}), r"task number 1 of [\s\S]*no 'rle'"),
+        ("[" * 100_000, "cannot be read"),
+    ],
+)
+def test_hostile_numbers_of_corrections_reach_no_kernel(tmp_path: Path, text: str, says: str) -> None:
+    """NaN, infinity and far points ended the process; a mask of many pixels took all memory."""
+    (tmp_path / "corrected").write_text(text)
+    images = [selecting.SelectedImage("1.jpg", "/data/1.jpg", (48, 64), {})]
+    with pytest.raises(SourceError, match=says):
+        annotation_import.read(tmp_path / "corrected", images, {13: "stop sign"}, allow_unfinished=True)
+
+
 def skip_one(content: Any) -> None:
     content[0]["annotations"] = content[0]["annotations"][1:]
 
@@ -442,7 +497,7 @@ def cut_off(content: Any) -> None:
         (rename, "outside the selection"),
         (lambda content: content.append(content[0]), "an image twice"),
         (misname, "class that the labels' model lacks"),
-        (shrink, "cannot be read"),
+        (shrink, "another size"),
         (cut_off, "ends too early"),
         (lambda content: content.clear(), "no images"),
         (lambda content: content.insert(0, 7), "cannot be read"),

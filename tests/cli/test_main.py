@@ -68,6 +68,17 @@ def test_a_report_counts_one_thing_as_one() -> None:
     assert one.endswith("1 violation")
 
 
+def test_a_call_without_a_command_shows_help_and_hints_name_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["models"]):
+        assert main.run(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("Usage: ")
+        assert "error" not in error
+    for arguments, command in ((["evaluate", "labels"], "evaluate"), (["models", "pull"], "models pull")):
+        assert main.run(arguments) == 2
+        assert f"see `segray {command} --help`" in capsys.readouterr().err
+
+
 def test_help_and_version_end_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--help"]) == 0
     assert main.run(["version"]) == 0

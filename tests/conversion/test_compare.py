@@ -134,6 +134,19 @@ def test_classes_and_images_are_matched_as_evaluate_does(folder: Path) -> None:
         truth_of(folder, files_by="key")
 
 
+def test_sizes_that_the_truth_lacks_are_those_of_the_images(folder: Path) -> None:
+    truth = json.loads((folder / "truth.json").read_text())
+    for row in truth["images"]:
+        del row["height"], row["width"]
+    for row in truth["annotations"]:
+        row["segmentation"] = [[0, 0, 5, 0, 5, 8, 0, 8]]
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "images" / "03.png").write_bytes(b"no picture")
+    found = compare.accuracy({"sighted": SIGHTED}, reader(), truth_of(folder))
+    assert (len(found.uris), found.objects) == (12, 6)
+    assert found.mask_ap["sighted"] == pytest.approx(5 / 6, abs=0.02)
+
+
 def test_a_class_that_the_model_lacks_is_refused_or_mapped(folder: Path) -> None:
     rewritten(folder, "panneau")
     with pytest.raises(UserError, match="lack categories"):

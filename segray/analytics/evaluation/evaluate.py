@@ -233,7 +233,7 @@ def _truth_file(path: str, store: Store) -> str:
     for file in (path, join(path, "labels.json")):
         if store.exists(file):
             return file
-    raise SourceError("no such truth file", where=path, hint="check --truth")
+    raise SourceError("no such truth file", where=path, hint="give --truth one file of COCO or LVIS JSON")
 
 
 def _check_types(iou_types: Sequence[str]) -> None:
@@ -489,9 +489,8 @@ def _by_image(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _truth_image(row: Row, annotations: Sequence[Row]) -> TruthImage:
-    return TruthImage(
-        row["id"], str(row.get("file_name", row["id"])), (int(row["height"]), int(row["width"])), annotations
-    )
+    size_hw = None if row.get("height") is None else (int(row["height"]), int(row["width"]))
+    return TruthImage(row["id"], str(row.get("file_name", row["id"])), size_hw, annotations)
 
 
 def _annotations_of_results(rows: Sequence[Row], iou_types: Sequence[str]) -> ImageAnnotations:

@@ -187,10 +187,11 @@ def read_index(path: str, store: Store, sampler: KeySampler, strip_prefix: str =
     return index
 
 
-def read_all(path: str, store: Store, index: GroundTruthIndex | None = None) -> Row:
+def read_all(path: str, store: Store, index: GroundTruthIndex | None = None, *, needs_sizes: bool = True) -> Row:
     """Read a whole truth of COCO into memory: images with sizes, annotations and named categories, with ids as numbers.
 
-    index: the truth's index, if it was read before. Raise SourceError for a truth that cannot be used.
+    index: the truth's index, if it was read before. needs_sizes: refuse images without sizes; else these have a height
+    and a width of None. Raise SourceError for a truth that cannot be used.
     """
     index = index or read_index(path, store, KeySampler())
     nameless = [category for category, name in index.names.items() if name is None]
@@ -206,12 +207,12 @@ def read_all(path: str, store: Store, index: GroundTruthIndex | None = None) -> 
             continue
         if section == "images":
             image, size_hw = truth_rows.image_id_of(row, number, path), truth_rows.image_size_hw(row, path)
-            if size_hw is None:
+            if size_hw is None and needs_sizes:
                 raise SourceError(
-                    "an image of the truth has no size", where=path, found=f"image {image}",
+                    "an image of the truth has no size", where=path, found=f"image {truth_rows.shown(row['id'])}",
                     hint="write height and width of each image",
                 )  # fmt: skip
-            sizes = {"height": size_hw[0], "width": size_hw[1]}
+            sizes = dict(zip(("height", "width"), size_hw or (None, None), strict=True))
             content["images"].append({**row, **sizes, "id": image, "file_name": name_of(row, path)})
         else:
             image, _, category = _listed_ids(row, number, index)
@@ -232,7 +233,7 @@ def _listed_ids(row: Any, place: int, index: GroundTruthIndex) -> tuple[int, int
             found=f"{truth_rows.annotation_name(row, place)}, image {truth_rows.shown(row['image_id'])}",
             hint="list the image, or delete the annotation",
         )  # fmt: skip
-    listed = index.category_of(category)
+    listed = category if category in index.names else index.category_of(category)
     if listed is None:
         raise SourceError(
             "an annotation is of a category that the truth does not list", where=index.path,

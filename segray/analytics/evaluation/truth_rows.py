@@ -64,6 +64,8 @@ def id_number(value: Any) -> int | None:
 
     An integer of more than 64 bits is a word too. Spaces around a word do not count.
     """
+    if type(value) is int and abs(value) <= _MAX_ID:
+        return value
     number = whole_number(value)
     if number is not None or type(value) not in (str, int):
         return number

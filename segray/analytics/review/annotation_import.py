@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from segray import rle
-from segray.analytics.evaluation import ground_truth, truth_rows
+from segray.analytics.evaluation import ground_truth, truth_masks, truth_rows
 from segray.analytics.review.sampling import SelectedImage
 from segray.errors import SourceError
 from segray.label_set.class_names import find_class
@@ -101,19 +100,35 @@ def read(
 def _finder(selected: Sequence[SelectedImage]) -> _Finder:
     """Return a function that finds the image with a name: its key, its name in exports, or its URI.
 
-    A name in another composition of Unicode (macOS decomposes names) is found where it can mean one image alone.
+    A name in another composition of Unicode (macOS decomposes names), with backslashes, or with other folders before
+    the name, is found where it can mean one image alone.
     """
     by_name = {name: image for image in selected for name in (image.uri, image.file, image.key)}
     composed: dict[str, set[str]] = {}
+    by_last_part: dict[str, set[tuple[str, str]]] = {}
     for name, image in by_name.items():
-        composed.setdefault(unicodedata.normalize("NFC", name), set()).add(image.key)
+        path = _path_of(name)
+        composed.setdefault(path, set()).add(image.key)
+        by_last_part.setdefault(path.rpartition("/")[2], set()).add((path, image.key))
     by_key = {image.key: image for image in selected}
 
     def find(name: str) -> SelectedImage | None:
-        keys = composed.get(unicodedata.normalize("NFC", name), set())
+        path = _path_of(name)
+        keys = composed.get(path) or {
+            key for other, key in by_last_part.get(path.rpartition("/")[2], ()) if _is_end(path, other)
+        }
         return by_name.get(name) or (by_key[next(iter(keys))] if len(keys) == 1 else None)
 
     return find
+
+
+def _path_of(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _is_end(path: str, other: str) -> bool:
+    """Return whether one of two paths ends with the other, from a slash on."""
+    return f"/{path}".endswith(f"/{other.lstrip('/')}") or f"/{other}".endswith(f"/{path.lstrip('/')}")
 
 
 def marks_done_images(path: Path) -> bool:
@@ -144,28 +159,40 @@ def _read_tasks(path: Path, image_of: _Finder) -> Iterator[_Task]:
         raise SourceError("no such corrections", where=str(path), hint="Check the path of the corrections.") from error
     except UnicodeDecodeError as error:
         raise SourceError("the corrections are no text", where=str(path), hint="Unpack the export first.") from error
+    where = str(path)
     try:
         if text.startswith("<"):
-            yield from _cvat_tasks(ET.fromstring(text), str(path))
+            yield from _cvat_tasks(ET.fromstring(text), image_of)
             return
         content = json.loads(text)
         if isinstance(content, list):
-            yield from map(_label_studio_task, content)
+            for place, task in enumerate(content):
+                where = f"task number {place + 1} of {path}"
+                yield _label_studio_task(task, image_of)
         elif isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             yield from _coco_tasks(content, str(path), image_of)
         else:
             raise ValueError("JSON, but neither Label Studio's list of tasks nor COCO")
-    except (ET.ParseError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ET.ParseError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise SourceError(
-            "the corrections cannot be read", where=str(path), found=repr(error)[:200],
+            "the corrections cannot be read", where=where,
+            found=f"no {error}" if isinstance(error, KeyError) else str(error)[:200],
             hint="Give JSON of Label Studio, CVAT for images 1.1, or COCO JSON.",
         ) from error  # fmt: skip
+
+
+def _may_draw(name: str, size_hw: tuple[int, int], image_of: _Finder) -> bool:
+    """Return whether the selection has the image, in this size. `read` refuses other images; none is drawn before."""
+    image = image_of(name)
+    return image is not None and image.size_hw == size_hw
 
 
 # ---- Label Studio ---------------------------------------------------------------------------------
 
 
-def _label_studio_task(task: Row) -> _Task:
+def _label_studio_task(task: Row, image_of: _Finder) -> _Task:
     """Return the task with the annotation that is marked as ground truth, or else the last that was not skipped."""
     name = str(task["data"].get("image_key") or task["data"]["image"])
     annotations = [row for row in task.get("annotations") or [] if not row.get("was_cancelled")]
@@ -177,7 +204,10 @@ def _label_studio_task(task: Row) -> _Task:
     sizes = {(int(result["original_height"]), int(result["original_width"])) for result in results}
     if len(sizes) > 1:
         raise ValueError(f"shapes of {name} have different image sizes: {sorted(sizes)}")
-    return _Task(name, next(iter(sizes), None), [_label_studio_shape(result, name) for result in results])
+    size_hw = next(iter(sizes), None)
+    if size_hw is None or not _may_draw(name, size_hw, image_of):
+        return _Task(name, size_hw, [])
+    return _Task(name, size_hw, [_label_studio_shape(result, name) for result in results])
 
 
 def _label_studio_shape(result: Row, name: str) -> tuple[str, str]:
@@ -188,7 +218,7 @@ def _label_studio_shape(result: Row, name: str) -> tuple[str, str]:
     if result["type"] == "polygonlabels":
         (label,) = value["polygonlabels"]
         points = np.array(value["points"], np.float64) / 100 * [size_hw[1], size_hw[0]]
-        return str(label), _polygon_counts(points, size_hw)
+        return str(label), _polygon_counts(points, size_hw, name)
     raise ValueError(f"a {result['type']} of {name} is no mask with a class")
 
 
@@ -231,33 +261,42 @@ _DIGITS = bytes.maketrans(b"\x00\x01", b"01")
 # ---- CVAT -----------------------------------------------------------------------------------------
 
 
-def _cvat_tasks(root: ET.Element, path: str) -> Iterator[_Task]:
+def _cvat_tasks(root: ET.Element, image_of: _Finder) -> Iterator[_Task]:
     if root.tag != "annotations":
         raise ValueError(f"XML of {root.tag}, not of CVAT")
     for image in root.iter("image"):
-        size_hw = int(image.attrib["height"]), int(image.attrib["width"])
-        shapes = [_cvat_shape(element, size_hw) for element in image if element.tag != "tag"]
-        yield _Task(image.attrib["name"], size_hw, shapes)
+        name, size_hw = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
+        elements = [element for element in image if element.tag != "tag"]
+        if not _may_draw(name, size_hw, image_of):
+            elements = []
+        yield _Task(name, size_hw, [_cvat_shape(element, size_hw, name) for element in elements])
 
 
-def _cvat_shape(shape: ET.Element, size_hw: tuple[int, int]) -> tuple[str, str]:
+def _cvat_shape(shape: ET.Element, size_hw: tuple[int, int], name: str) -> tuple[str, str]:
     attributes = shape.attrib
     if shape.tag == "mask":
-        x, y, w, h = (int(float(attributes[name])) for name in ("left", "top", "width", "height"))
+        x, y, w, h = (int(float(attributes[side])) for side in ("left", "top", "width", "height"))
         runs = [int(length) for length in attributes["rle"].split(",")]
+        if min(runs) < 0 or sum(runs) != w * h or w > size_hw[1] or h > size_hw[0]:
+            raise ValueError(f"runs of a mask of {name} cover {sum(runs)} pixels, its box {w}x{h}")
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         return attributes["label"], rle.encode_crop(flat.reshape(h, w), x, y, size_hw)
     if shape.tag == "polygon":
         points = [[float(value) for value in pair.split(",")] for pair in attributes["points"].split(";")]
-        return attributes["label"], _polygon_counts(np.array(points), size_hw)
-    raise ValueError(f"a {shape.tag} of class {attributes.get('label')} is no mask")
+        return attributes["label"], _polygon_counts(np.array(points), size_hw, name)
+    raise ValueError(f"a {shape.tag} of class {attributes.get('label')} of {name} is no mask")
 
 
-def _polygon_counts(points: NDArray[np.float64], size_hw: tuple[int, int]) -> str:
-    """Return the RLE counts of a polygon, as pycocotools draws it. points: (n, 2) x, y in pixels."""
+def _polygon_counts(points: NDArray[np.float64], size_hw: tuple[int, int], name: str) -> str:
+    """Return the RLE counts of a polygon, as pycocotools draws it, once its numbers are checked.
+
+    points: (n, 2) x, y in pixels. name: of the image, for errors.
+    """
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"a polygon of {name} whose points are no x and y")
     if len(points) < 3:
-        raise ValueError("a polygon of fewer than three points")
-    (mask,) = coco_mask.frPyObjects([points.ravel().tolist()], *size_hw)
+        raise ValueError(f"a polygon of {name} of fewer than three points")
+    mask, _ = truth_masks.mask_of([points.ravel().tolist()], size_hw, f"a polygon of {name}")
     return str(mask["counts"].decode())
 
 
