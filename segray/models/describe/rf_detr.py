@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # COCO's largest id is 90; a network trained on COCO has a column for each id from 0 on.
 _COCO_COLUMNS = 91
+SIZES = (
+    "RF-DETR-Seg: nano 312, small 384, medium 432, large 504, xlarge 624, 2xlarge 768, preview 432; sides are equal."
+)
 _MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,7 +29,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     positions, image = _positions(signature), facts.image_port(signature)
     if positions is None or image is None:
         return None
-    columns = (signature.outputs[positions["labels"]].shape or (None,))[-1]
+    queries, columns = (signature.outputs[positions["labels"]].shape or (None, None))[-2:]
     told = Facts()
     told.add(PORTS, family="rf_detr", kind="queries", outputs=positions, what="RF-DETR-Seg")
     told.add_image(image)
@@ -38,9 +41,15 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
         told.add(PORTS, labels=dict(COCO_NAMES))
         told.notes.append("The network has 91 columns of classes. segray takes the columns for COCO's ids.")
     else:
+        if columns is not None:
+            told.notes.append(
+                f"The network has {columns} columns: {columns - 1} classes, and a slot for the background."
+            )
         told.add_names(None, "")
     if columns is not None:
         told.add_extra(PORTS, columns=columns)
+    if queries is not None:
+        told.add_extra(PORTS, queries=queries)
     told.versions.update(metadata.versions)
     return told.description()
 
