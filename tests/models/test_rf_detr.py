@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import golden_files
 import numpy as np
 import pytest
 import reference_today
 from numpy.typing import NDArray
 
 from segray import rle
+from segray.errors import ConfigError, ModelError
 from segray.instances import Instances
 from segray.models.adapters import rf_detr
 from segray.models.adapters.adapter import Options
-from segray.models.adapters.rf_detr import RfDetr
+from segray.models.adapters.rf_detr import BACKGROUND, RfDetr
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
 
@@ -96,3 +98,65 @@ def test_the_network_gets_the_image_of_rfdetr_within_half_a_level() -> None:
             levels = model.prepare(model.forms["exported"], reference_today.picture(7, height, width))["input"][0]
             expected = (tensor[0].astype(float).transpose(1, 2, 0) * SCALE + MEAN) * 255
             assert np.abs(levels - expected).max() <= 0.5 + 0.06  # The tensor is stored in float16.
+
+
+@pytest.mark.parametrize(("case", "labels", "columns"), [("rf_detr", COCO_NAMES, 91), ("rf_detr_finetuned", NAMES, 4)])
+def test_some_queries_are_decoded_as_by_rfdetr(case: str, labels: Mapping[int, str], columns: int) -> None:
+    outputs, golden = golden_files.queries(case)
+    ids = list(range(91)) if columns == 91 else [1, 2, 3, 4]
+    assert golden["rows"]
+    assert_rows_agree(decode(outputs, tuple(golden["size"]), adapter(labels, columns)), golden["rows"], ids)
+
+
+# ---- rows and ids ---------------------------------------------------------------------------------
+
+
+def test_a_score_of_the_threshold_is_too_low_and_a_class_has_its_own() -> None:
+    outputs = outputs_of([[0, -9, -9, -9], [-9, 0.01, -9, -9], [-9, -9, 2, -9]])
+    assert decode(outputs, (8, 9)).class_ids.tolist() == [3, 2]
+    assert decode(outputs, (8, 9), class_thresholds={3: 0.9}).class_ids.tolist() == [2]
+
+
+def test_a_query_has_a_row_for_each_class_and_there_are_as_many_rows_as_queries() -> None:
+    found = decode(outputs_of([[3, 3, -9, -9], [2, -9, -9, -9], [1, 1, -9, -9]]), (8, 9))
+    assert found.class_ids.tolist() == [1, 2, 1]
+    assert found.boxes_xyxy.round(3).tolist() == [[0, 0, 3, 8], [0, 0, 3, 8], [3, 0, 6, 8]]
+    assert found.rles[0] == found.rles[1] != found.rles[2]
+
+
+def test_a_logit_of_0_is_outside_and_the_least_over_0_is_inside() -> None:
+    for level, is_set in ((0, False), (1e-30, True)):
+        found = decode(outputs_of([[3, -9, -9, -9]], level), (8, 9))
+        assert rle.decode(found.rles[0], (8, 9)).any() == is_set
+
+
+def test_invalid_queries_are_counted_and_the_others_stay() -> None:
+    outputs = outputs_of([[3, -9, -9, -9], [3, -9, -9, -9], [3, -9, -9, -9], [2, -np.inf, -9, -9]])
+    outputs["dets"][0, 0, 1], outputs["labels"][0, 1, 3], outputs["masks"][0, 2, 0, 0] = np.inf, np.nan, np.nan
+    found = decode(outputs, (8, 9))
+    assert (len(found), found.unreadable) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "ids"),
+    [
+        ({1: "a", 2: "b", 7: "c"}, 4, [1, 2, 7, 8]),
+        ({0: "a", 1: "b", 2: "c", 3: "none"}, 4, [0, 1, 2, 3]),
+        (COCO_NAMES, 91, list(range(91))),
+        ({i: f"c{i}" for i in range(1, 91)}, 91, list(range(1, 92))),
+    ],
+)
+def test_each_column_has_an_id_and_a_name(labels: Mapping[int, str], columns: int, ids: list[int]) -> None:
+    model = adapter(labels, columns)
+    assert list(model.labels) == ids
+    assert len(set(model.labels.values())) == columns
+    assert model.with_labels(labels).labels == model.labels
+    assert model.labels.get(8) == BACKGROUND or columns != 4 or 7 not in labels
+
+
+def test_labels_that_are_too_few_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not as many") as refused:
+        adapter().with_labels({1: "a"})
+    assert "3 classes" in refused.value.hint
+    with pytest.raises(ModelError, match="other shapes"):
+        decode(outputs_of([[1, 1]]), (8, 9))
