@@ -14,7 +14,7 @@ from segray.models.description import Description
 from segray.models.metadata import Metadata
 
 if TYPE_CHECKING:
-    from segray.models.engine import Signature
+    from segray.models.engine import ModelPort, Signature
 
 # COCO's largest id is 90; a network trained on COCO has a column for each id from 0 on.
 _COCO_COLUMNS = 91
@@ -62,7 +62,7 @@ def _positions(signature: Signature) -> dict[str, int] | None:
     if len(ports) != 3 or masks is None:
         return None
     if None in names:
-        if facts.index_by_name(ports, "mask_logits") != 2 or ports[0].names or ports[1].names:
+        if facts.index_by_name(ports, "mask_logits") != 2 or _is_named(ports[0]) or _is_named(ports[1]):
             return None
         names = [0, 1]
     boxes, labels = names
@@ -76,3 +76,8 @@ def _positions(signature: Signature) -> dict[str, int] | None:
     if len(queries) != 1 or last != 4 or not ports[labels].element_type.startswith("f"):
         return None
     return {"dets": boxes, "labels": labels, "masks": masks}
+
+
+def _is_named(port: ModelPort) -> bool:
+    """Return whether a port has a name other than the one that OpenVINO gives when it saves a port without a name."""
+    return any(not name.startswith("Result_") for name in port.names)
