@@ -17,6 +17,7 @@ from segray.errors import ConfigError
 from segray.models import checkpoints, describe, engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
+from segray.models.describe import hugging_face, rf_detr
 from segray.models.description import Description
 from segray.models.engine import Signature
 from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
@@ -196,6 +197,9 @@ def _options(description: Description) -> dict[str, Any]:
 
 
 def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:
+    if description.family == hugging_face.UNDECIDED:
+        names = list(hugging_face.PROCESSORS)
+        return (f"Set model.name to {', '.join(names[:-1])} or {names[-1]}, whichever the model is.",)
     if not is_decoded:
         return (f"segray recognises this model but cannot decode it yet: the family {description.family}.",)
     count = _described_classes(description)
@@ -203,6 +207,8 @@ def _described_needs(description: Description, is_decoded: bool) -> tuple[str, .
         "labels": f"Name the {'' if count is None else f'{count} '}classes in model.labels, in the network's order.",
         "size": "Set model.size to the height and width of the network's input, in pixels.",
     }
+    if description.family == "rf_detr":
+        steps["size"] += f" {rf_detr.SIZES}"
     return tuple(f"The file does not state the {key}. {steps[key]}" for key in description.missing)
 
 

@@ -389,7 +389,12 @@ def crop_logits(planes: NDArray[np.float32], crops_xyxy: NDArray[np.int64], fram
 
 
 def edges_of_crops(
-    cells: NDArray[np.float32], crops_xyxy: NDArray[np.int64], rows: Taps, columns: Taps, height: int
+    cells: NDArray[np.float32],
+    crops_xyxy: NDArray[np.int64],
+    rows: Taps,
+    columns: Taps,
+    height: int,
+    threshold: float = 0.5,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return `mask_edges` of n grids that are 0 outside their crops, for rle.from_edges_of_all.
 
@@ -401,6 +406,7 @@ def edges_of_crops(
         rows: Taps of the rows of all n grids. They cover the whole image.
         columns: Taps of the columns of all n grids. They cover the whole image.
         height: Height of the full image, in pixels.
+        threshold: 0 or 0.5. Pixels over the threshold are set.
 
     Returns:
         The edges of all masks, and the end of each mask's edges, (n,).
@@ -411,7 +417,7 @@ def edges_of_crops(
     first = np.searchsorted(columns.high, x0), np.searchsorted(rows.high, y0)
     outputs_xyxy = np.stack([*first, np.searchsorted(columns.low, x1), np.searchsorted(rows.low, y1)], axis=1)
     edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels.edges_of_crops(
-        cells, crops_xyxy, outputs_xyxy, rows, columns, height
+        cells, crops_xyxy, outputs_xyxy, rows, columns, height, np.float32(threshold)
     )
     return edges
 
@@ -435,13 +441,14 @@ def crops_over(planes: NDArray[np.float32], threshold: float) -> NDArray[np.int6
 
 
 def edges_of_planes(
-    planes: NDArray[np.float32], size_hw: tuple[int, int]
+    planes: NDArray[np.float32], size_hw: tuple[int, int], threshold: float = 0.5
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return `mask_edges` of n grids that each cover the whole image, for rle.from_edges_of_all.
 
     Args:
-        planes: (n, r, c), values of 0..1.
+        planes: (n, r, c): values of 0..1, or logits.
         size_hw: Height and width of the image, in pixels.
+        threshold: 0.5 for values of 0..1, 0 for logits. Pixels over the threshold are set.
 
     Returns:
         The edges of all masks, and the end of each mask's edges, (n,).
@@ -449,10 +456,74 @@ def edges_of_planes(
     from segray.masks import _kernels_grids
 
     planes = np.ascontiguousarray(planes)
-    crops = crops_over(planes, 0.5)
+    crops = crops_over(planes, threshold)
     cells = _kernels_grids.crops_of_planes(planes, crops, np.float32(0))
     rows, columns = linear_taps(planes.shape[1], size_hw[0]), linear_taps(planes.shape[2], size_hw[1])
-    return edges_of_crops(cells, crops, rows, columns, size_hw[0])
+    return edges_of_crops(cells, crops, rows, columns, size_hw[0], threshold)
+
+
+def resize_plane(plane: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize (h, w) float32 to size_hw as PyTorch does: bilinear, not antialiased, in float32."""
+    if plane.shape == size_hw:
+        return plane
+    rows, columns = (_taps_in_single_precision(*sides) for sides in zip(plane.shape, size_hw, strict=True))
+    return _blended(plane, rows, columns)
+
+
+def positive_part(plane: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[int, int, NDArray[np.float32]]:
+    """Return the part of `resize_plane` outside which no value is over 0: its first row, its first column, its values.
+
+    The rest is not resized, so the cost grows with the part. The part is empty if no value is over 0.
+    """
+    (x0, y0, x1, y1), *_ = crops_over(plane[None], 0).tolist()
+    rows, columns = (_taps_in_single_precision(*sides) for sides in zip(plane.shape, size_hw, strict=True))
+    top, bottom = np.searchsorted(rows.high, y0), np.searchsorted(rows.low, y1)
+    left, right = np.searchsorted(columns.high, x0), np.searchsorted(columns.low, x1)
+    parts = (
+        Taps(0, taps.low[start:stop], taps.high[start:stop], taps.weight[start:stop])
+        for taps, start, stop in ((rows, top, bottom), (columns, left, right))
+    )
+    return int(top), int(left), _blended(plane, *parts)
+
+
+def _blended(plane: NDArray[np.float32], rows: Taps, columns: Taps) -> NDArray[np.float32]:
+    """Return the bilinear resize of a plane at these rows and columns, columns first."""
+    one = np.float32(1)
+    lines = plane[:, columns.low] * (one - columns.weight) + plane[:, columns.high] * columns.weight
+    weights = rows.weight[:, None]
+    blended: NDArray[np.float32] = lines[rows.low] * (one - weights) + lines[rows.high] * weights
+    return blended
+
+
+def nearest_pixels(source: int, target: int) -> NDArray[np.intp]:
+    """Return the source pixel of each output pixel, (target,), as PyTorch's `nearest` computes it in float32."""
+    pixels = np.floor(np.arange(target, dtype=np.float32) * np.float32(source / target)).astype(np.intp)
+    nearest: NDArray[np.intp] = np.minimum(pixels, source - 1)
+    return nearest
+
+
+def edges_of_nearest(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the positions where the mask flips after a resize by `nearest_pixels`, for rle.from_edges.
+
+    The mask is not resized. The work grows with the number of edges.
+
+    Args:
+        mask: (r, c) bool.
+        size_hw: Height and width of the image, in pixels.
+    """
+    height, width = size_hw
+    rows, columns = nearest_pixels(mask.shape[0], height), nearest_pixels(mask.shape[1], width)
+    framed_columns = np.zeros((mask.shape[1], mask.shape[0] + 2), np.bool_)
+    framed_columns[:, 1:-1] = mask.T
+    column, row = np.nonzero(framed_columns[:, 1:] != framed_columns[:, :-1])
+    output_row = np.searchsorted(rows, row)  # Several rows may fall on one output row; pairs of equal edges cancel.
+    stops = np.cumsum(np.bincount(column, minlength=mask.shape[1]))
+    starts = np.concatenate([np.zeros(1, np.intp), stops[:-1]])
+    lengths = (stops - starts)[columns]
+    ends = np.cumsum(lengths)
+    edge = np.arange(ends[-1]) + np.repeat(starts[columns] - (ends - lengths), lengths)
+    edges: NDArray[np.int64] = np.repeat(np.arange(width), lengths) * height + output_row[edge]
+    return edges
 
 
 def crops_of_sums(

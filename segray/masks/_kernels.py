@@ -200,11 +200,14 @@ def taps_of_range(taps: Any, start: int, stop: int) -> Any:
     TAPS,
     TAPS,
     I64,
+    F32,
 )
-def edges_of_crops(cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all_columns: Any, height: int) -> Any:
+def edges_of_crops(
+    cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all_columns: Any, height: int, threshold: float
+) -> Any:
     """Return the edges of all crops; see geometry.edges_of_crops.
 
-    outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop.
+    outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop. threshold: 0 or 0.5.
     """
     edges, n, stops, first_cell = np.empty(1024, np.int64), 0, np.empty(len(crops), np.int64), 0
     for i in range(len(crops)):
@@ -221,7 +224,7 @@ def edges_of_crops(cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all
                 taps_of_range(all_rows, top, bottom),
                 taps_of_range(all_columns, left, right),
                 height,
-                np.float32(0.5),
+                threshold,
             )
             if n + len(crop_edges) > len(edges):
                 edges = _with_more_room(edges, len(crop_edges))

@@ -15,8 +15,10 @@ from segray.instances import Instances
 from segray.models.adapters import (
     geti,
     geti_yolo,
+    hugging_face,
     instance_segmentation_security,
     mask_rcnn,
+    rf_detr,
     tf_object_detection,
     yolact,
     yolo_seg,
@@ -72,6 +74,10 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
     "geti_mask_rcnn": geti.GetiMaskRcnn.of,
     "geti_detr": geti.GetiDetr.of,
     "geti_yolo": geti_yolo.GetiYolo.of,
+    "eomt": hugging_face.Eomt.of,
+    "mask2former": hugging_face.Mask2Former.of,
+    "maskformer": hugging_face.MaskFormer.of,
+    "rf_detr": rf_detr.of,
     "yolo_seg": yolo_seg.of,
 }
 

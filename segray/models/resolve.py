@@ -20,6 +20,7 @@ from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
 from segray.models import checkpoints, describe, engine, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
+from segray.models.describe import hugging_face, rf_detr
 from segray.models.description import Description
 from segray.models.engine import Signature
 from segray.models.fits import fits_of
@@ -164,6 +165,8 @@ def _checked(description: Description | None, settings: ModelSettings, path: Pat
             found=f"outputs {'; '.join(map(str, ports.outputs))}",
             hint=f"Run `segray models inspect {path}`, or describe the model in {CARD} beside it.",
         )
+    if description.family == hugging_face.UNDECIDED:
+        return _of_processor(description, settings, path)
     if description.family not in FAMILIES:
         raise ConfigError(
             f"segray cannot decode models of the family {description.family} yet.",
@@ -181,6 +184,19 @@ def _checked(description: Description | None, settings: ModelSettings, path: Pat
     return description
 
 
+def _of_processor(description: Description, settings: ModelSettings, path: Path) -> Description:
+    """Return the description with the configured processor; raise ConfigError if none is configured."""
+    if settings.name in hugging_face.PROCESSORS:
+        return hugging_face.as_processor(description, settings.name, "configuration")
+    names = list(hugging_face.PROCESSORS)
+    raise ConfigError(
+        "The file does not tell which image processor the model has.",
+        where=str(path),
+        found=description.what,
+        hint=f"Set `model.name` to {', '.join(names[:-1])} or {names[-1]}, whichever the model is.",
+    )
+
+
 def _with_settings(description: Description, settings: ModelSettings) -> Description:
     """Return the description with the facts that the configuration states."""
     given = {} if settings.preprocessing is None else settings.preprocessing.model_dump(exclude_none=True)
@@ -195,10 +211,12 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             f"The file does not tell the model's {' and '.join(missing)}.",
             where=description.what,
             found="nothing in the file or beside it",
-            hint=" ".join(_HOW_TO_STATE[key] for key in missing),
+            hint=" ".join(how_to_state(key, description) for key in missing),
         )
     expected = len(description.labels) or description.extra.get("classes")
-    if settings.labels is not None and expected not in (None, len(settings.labels)):
+    # A network with columns can be named in several ways; its adapter checks the names.
+    is_counted = expected is not None and "columns" not in description.extra
+    if settings.labels is not None and is_counted and expected != len(settings.labels):
         raise ConfigError(
             "The labels are not as many as the network's classes.",
             where="model.labels",
@@ -207,6 +225,12 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
         )
     sources = {**description.sources, **dict.fromkeys(facts, "configuration")}
     return replace(description, **facts, missing=(), sources=sources)
+
+
+def how_to_state(key: str, description: Description) -> str:
+    """Return how to state a missing fact, for errors."""
+    sizes = f" {rf_detr.SIZES}" if key == "size" and description.family == "rf_detr" else ""
+    return f"{_HOW_TO_STATE[key]}{sizes}"
 
 
 _HOW_TO_STATE: Mapping[str, str] = {

@@ -110,15 +110,15 @@ def test_tiles_of_the_training_become_lines_of_the_configuration(tmp_path: Path)
     assert yaml.safe_load(inspect(xml).yaml)["source"] == {"tiles": {"size": 400, "overlap": 0.25, "whole": True}}
 
 
-def test_a_family_that_segray_cannot_decode_yet_is_named_as_such(
+def test_a_file_that_does_not_tell_its_processor_has_three_to_choose_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs: list[model_heads.Port] = [("class_queries_logits", (1, 9, 6)), ("masks_queries_logits", (1, 9, 24, 24))]
     model_heads.loadable_ir(tmp_path, model_heads.ports([("pixel_values", (1, 3, 96, 96))], outputs), {})
-    assert "hf_masks" not in FAMILIES
     assert main.run(["models", "inspect", str(tmp_path)]) == 2
     text = capsys.readouterr().out
-    assert "recognises this model but cannot decode it yet: the family hf_masks" in text
+    assert "Set model.name to mask2former, maskformer or eomt" in text
+    assert "cannot decode" not in text
     assert "\nmodel:" not in text
     assert "5, not named" in text
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from segray.errors import ModelError
 from segray.models import metadata as values
-from segray.models.describe import facts
+from segray.models.describe import facts, hugging_face
 from segray.models.describe.facts import FAMILY, Facts
 from segray.models.description import Description, Resize, Rounding, category_ids
 from segray.models.metadata import CARD, Metadata
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KNOWN_FAMILIES = (
     "yolo_seg", "geti_mask_rcnn", "geti_detr", "geti_yolo", "rf_detr", "torchvision_mask_rcnn", "hf_masks",
+    "mask2former", "maskformer", "eomt",
 )  # fmt: skip
 _THRESHOLDS = ("score_threshold", "nms_iou", "max_detections")
 
@@ -60,6 +61,8 @@ def read(signature: Signature, metadata: Metadata, described: Description | None
         return described
     if family is None and described is None:
         raise _incomplete(metadata, "family")
+    if described is not None and described.family == hugging_face.UNDECIDED and family in hugging_face.PROCESSORS:
+        described = hugging_face.as_processor(described, str(family), CARD)
     if described is None or family not in (None, described.family):
         described = _bare(signature, metadata, str(family))
     checked = {key: _checked(key, value, signature, metadata) for key, value in stated.items()}

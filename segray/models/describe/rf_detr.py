@@ -14,10 +14,13 @@ from segray.models.description import Description
 from segray.models.metadata import Metadata
 
 if TYPE_CHECKING:
-    from segray.models.engine import Signature
+    from segray.models.engine import ModelPort, Signature
 
 # COCO's largest id is 90; a network trained on COCO has a column for each id from 0 on.
 _COCO_COLUMNS = 91
+SIZES = (
+    "RF-DETR-Seg: nano 312, small 384, medium 432, large 504, xlarge 624, 2xlarge 768, preview 432; sides are equal."
+)
 _MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,7 +29,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     positions, image = _positions(signature), facts.image_port(signature)
     if positions is None or image is None:
         return None
-    columns = (signature.outputs[positions["labels"]].shape or (None,))[-1]
+    queries, columns = (signature.outputs[positions["labels"]].shape or (None, None))[-2:]
     told = Facts()
     told.add(PORTS, family="rf_detr", kind="queries", outputs=positions, what="RF-DETR-Seg")
     told.add_image(image)
@@ -38,9 +41,15 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
         told.add(PORTS, labels=dict(COCO_NAMES))
         told.notes.append("The network has 91 columns of classes. segray takes the columns for COCO's ids.")
     else:
+        if columns is not None:
+            told.notes.append(
+                f"The network has {columns} columns: {columns - 1} classes, and a slot for the background."
+            )
         told.add_names(None, "")
     if columns is not None:
         told.add_extra(PORTS, columns=columns)
+    if queries is not None:
+        told.add_extra(PORTS, queries=queries)
     told.versions.update(metadata.versions)
     return told.description()
 
@@ -53,7 +62,7 @@ def _positions(signature: Signature) -> dict[str, int] | None:
     if len(ports) != 3 or masks is None:
         return None
     if None in names:
-        if facts.index_by_name(ports, "mask_logits") != 2 or ports[0].names or ports[1].names:
+        if facts.index_by_name(ports, "mask_logits") != 2 or _is_named(ports[0]) or _is_named(ports[1]):
             return None
         names = [0, 1]
     boxes, labels = names
@@ -67,3 +76,8 @@ def _positions(signature: Signature) -> dict[str, int] | None:
     if len(queries) != 1 or last != 4 or not ports[labels].element_type.startswith("f"):
         return None
     return {"dets": boxes, "labels": labels, "masks": masks}
+
+
+def _is_named(port: ModelPort) -> bool:
+    """Return whether a port has a name other than the one that OpenVINO gives when it saves a port without a name."""
+    return any(not name.startswith("Result_") for name in port.names)
