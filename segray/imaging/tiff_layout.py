@@ -145,9 +145,11 @@ def read(data: bytes) -> tuple[TiffLayout, int]:
 
 
 def _layout(tags: Directory, width: int, height: int) -> TiffLayout:
-    if tags.integer(_IMAGE_DEPTH, 1) != 1:
-        raise ImageError(f"TIFF of a volume of {tags.integer(_IMAGE_DEPTH, 1)} layers, which segray does not read")
     compression, samples = tags.integer(_COMPRESSION, RAW), tags.integer(_SAMPLES, 1)
+    if tags.integer(_IMAGE_DEPTH, 1) != 1 and compression != RAW:  # The first layer begins a block without compression.
+        raise ImageError(
+            f"compressed TIFF of a volume of {tags.integer(_IMAGE_DEPTH, 1)} layers, which segray does not read"
+        )
     photometric = tags.integer(_PHOTOMETRIC, RGB if samples >= 3 else WHITE_IS_ZERO if compression in CCITT else 1)
     bits = _same_for_all(tags, _BITS, 1, "bits per sample")
     if compression not in _COMPRESSIONS:

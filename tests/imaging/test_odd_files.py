@@ -95,8 +95,12 @@ def test_a_strip_without_a_place_is_missing() -> None:
         decode(data)
 
 
-def test_a_tiff_of_a_volume_is_refused_as_such() -> None:
-    volume = _tiff(np.zeros((16, 32, 32), np.uint8), volumetric=True, tile=(16, 16, 16), compression="zlib")
+def test_the_first_layer_of_a_volume_is_read_unless_it_is_compressed() -> None:
+    layers = np.arange(16 * 32 * 32, dtype=np.uint32).reshape(16, 32, 32).astype(np.uint8)
+    layers += np.arange(16, dtype=np.uint8)[:, None, None]
+    raw = _tiff(layers, volumetric=True, tile=(16, 16, 16))
+    assert np.array_equal(decode(raw).image[..., 0], layers[0])
+    volume = _tiff(layers, volumetric=True, tile=(16, 16, 16), compression="zlib")
     with pytest.raises(ImageError, match="a volume of 16 layers"):
         decode(volume)
 
