@@ -129,7 +129,7 @@ def test_a_checkpoint_is_refused_with_the_way_to_a_model(tmp_path: Path) -> None
     (tmp_path / "best.pt").write_bytes(b"PK")
     with pytest.raises(ModelError, match="no graph") as refused:
         resolve.configured(settings(tmp_path / "best.pt"))
-    assert "segray models inspect" in refused.value.hint
+    assert "segray models convert" in refused.value.hint
 
 
 def test_keys_of_described_models_are_refused_for_a_model_of_the_catalogue() -> None:
