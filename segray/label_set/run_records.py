@@ -80,7 +80,7 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
         raise LabelSetError(
             "the output root belongs to another model",
             where=root,
-            found=_difference(stored, expected),
+            found=_difference(stored, json.loads(json.dumps(expected))),
             hint="set `output.root` to a new folder, or undo the change; `segray promote` makes a complete label set "
             "the one that readers of PARENT/CURRENT read",
         )

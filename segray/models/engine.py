@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.imaging.geometry import swap_red_and_blue
+from segray.models import checkpoints
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import ov
 from segray.storage.uris import as_path
@@ -38,6 +40,8 @@ _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
 # After this many images of one size, a network for that size is worth the seconds of its compilation.
 _IMAGES_BEFORE_FIXED_SHAPE = 16
+# An address as a path has it, which joins the slashes: s3:/bucket/key.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 # Bytes that hold the first element of an IR.
 _HEAD_BYTES = 2**16
 
@@ -63,7 +67,7 @@ def model_files(path: Path) -> tuple[Path, ...]:
     if not path.is_file():
         raise _missing_error(path, "The model does not exist.")
     if path.suffix not in _SUFFIXES:
-        hint = "Give an IR (.xml), an ONNX file, a frozen graph (.pb) or a SavedModel folder."
+        hint = checkpoints.hint_on_suffix(path.suffix)
         raise ModelError(
             "segray cannot read files of this kind.", where=str(path), found=f"suffix {path.suffix!r}", hint=hint
         )
@@ -77,11 +81,26 @@ def model_files(path: Path) -> tuple[Path, ...]:
 
 
 def _missing_error(path: Path, what: str) -> ModelError:
-    hint = "Check `model.path`. An IR is two files, .xml and .bin."
-    return ModelError(what, where=str(path), found=similar_names(path), hint=hint)
+    return missing_error(path, what, "Check `model.path`. An IR is two files, .xml and .bin.")
 
 
-def similar_names(path: Path) -> str:
+def missing_error(path: Path, what: str, hint: str) -> ModelError:
+    """Return the error for a file that is missing, or that is no local file. hint: what to do about a local file."""
+    remote = _ADDRESS.fullmatch(str(path))
+    if remote is None:
+        return ModelError(what, where=str(path), found=_similar_names(path), hint=hint)
+    scheme, rest = remote.groups()
+    return ModelError(
+        "A model is read from a local path, not from an address.",
+        where=f"{scheme}://{rest}",
+        found=f"the scheme {scheme}://",
+        hint=f"Set `model.path` to /{rest}."
+        if scheme == "file"
+        else "Copy the model to this machine, and set `model.path` to the copy. Ray carries the files to the nodes.",
+    )
+
+
+def _similar_names(path: Path) -> str:
     """Return a text on the nearest existing folder: names similar to the missing one, otherwise a few entries."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     names = [entry.name for entry in folder.iterdir()]
@@ -95,11 +114,16 @@ def ir_version(xml: Path) -> int:
     try:
         with xml.open("rb") as file:
             parser.feed(file.read(_HEAD_BYTES))
-        start: Any = next(parser.read_events())
-        return int(start[1].attrib["version"])
-    except (ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
-        hint = "Copy the file again, or convert the model again."
-        raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=repr(error), hint=hint) from error
+        start: Any = next(parser.read_events(), None)
+        if start is not None:
+            return int(start[1].attrib["version"])
+        found = f"no XML element in {xml.stat().st_size:,} bytes"
+    except ElementTree.ParseError as error:
+        found = str(error)
+    except (KeyError, ValueError) as error:
+        found = f"no version of an IR in the first element: {error!r}"
+    hint = "Copy the file again, or convert the model again."
+    raise ModelError("This .xml is not an OpenVINO IR.", where=str(xml), found=found, hint=hint)
 
 
 def _check_ir_version(xml: Path) -> None:

@@ -12,6 +12,7 @@ import ast
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Metadata:
 def read(path: Path) -> Metadata:
     """Return the metadata of the model at `path`; raise ModelError for metadata that cannot be read.
 
-    A frozen graph and a SavedModel have only a card.
+    A frozen graph has only a card.
     """
     card = read_card(path)
     if path.suffix == ".xml" and path.is_file():
@@ -88,7 +89,7 @@ def read(path: Path) -> Metadata:
         props, versions = onnx_properties(path)
         folder = None if "task" in props else metadata_yaml(path.parent)
         return Metadata(path, _model_info(props), props, folder, card, versions, where_model_info="metadata_props")
-    return Metadata(path, card=card)
+    return Metadata(path, folder=metadata_yaml(path) if path.is_dir() else None, card=card)
 
 
 def _model_info(props: Mapping[str, str]) -> dict[str, str]:
@@ -302,10 +303,17 @@ def read_card(path: Path) -> Mapping[str, Any]:
 
 def _text_of_file(file: Path) -> str | None:
     """Return the content of a small text file; None if there is no such file."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    with file.open("rb") as stream:
-        content = stream.read(_MAX_BYTES + 1)
+    if not file.is_file():  # A named pipe would block, and a device would never end.
+        found, hint = "a folder, a device or a broken link", f"Remove {file.name}, or put the file in its place."
+        raise ModelError(f"{file.name} is no file.", where=str(file), found=found, hint=hint)
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        hint = "Make the file readable for this user."
+        raise ModelError("The file cannot be read.", where=str(file), found=str(error), hint=hint) from error
     if len(content) > _MAX_BYTES:
         raise _too_large(file.name, file, file.stat().st_size)
     try:

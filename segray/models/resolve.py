@@ -274,7 +274,7 @@ def _check_readable(name: str, path: Path) -> None:
             if name == "stickers"
             else f"Check `model.path`. To get the model: {HOW_TO_GET[name]}"
         )
-        raise ModelError("The model does not exist.", where=str(path), found=engine.similar_names(path), hint=hint)
+        raise engine.missing_error(path, "The model does not exist.", hint)
     if path.suffix == ".xml" and path.is_file() and (version := engine.ir_version(path)) < engine.OLDEST_IR:
         what = f"OpenVINO no longer reads IR v{version}."
         raise ModelError(what, where=str(path), found=f"version {version}", hint=HOW_TO_GET[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_an_onnx_file_tells_its_properties(tmp_path: Path) -> None:
 def test_other_models_have_a_card_only(tmp_path: Path) -> None:
     (tmp_path / "segray.json").write_text('{"contract": "a"}')
     (tmp_path / "metadata.yaml").write_text("- no mapping")
-    for name in ("graph.pb", "", "absent.xml"):
+    for name in ("graph.pb", "absent.xml"):
         assert metadata.read(tmp_path / name) == metadata.Metadata(tmp_path / name, card={"contract": "a"})
 
 
@@ -142,10 +143,18 @@ def test_a_file_without_an_end_of_edges_is_refused(tmp_path: Path) -> None:
     assert metadata.read(tmp_path / "model.xml").model_info == {}
 
 
-def test_a_device_is_no_metadata(tmp_path: Path) -> None:
-    (tmp_path / "metadata.yaml").symlink_to("/dev/zero")
-    (tmp_path / "segray.json").symlink_to(tmp_path)
-    assert metadata.read(model_heads.ir(tmp_path)).folder is None
+@pytest.mark.parametrize("name", ["metadata.yaml", "segray.json"])
+@pytest.mark.parametrize("target", ["/dev/zero", "/", "absent"])
+def test_a_device_a_folder_or_a_broken_link_in_place_of_metadata_is_refused(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    (tmp_path / name).symlink_to(target)
+    refused(model_heads.ir(tmp_path))
+
+
+def test_a_pipe_in_place_of_metadata_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metadata.yaml")
+    refused(model_heads.ir(tmp_path))
 
 
 # ---- values ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segray.errors import ConfigError, ModelError
+from segray.models import checkpoints
 from segray.models import metadata as values
 from segray.models.describe import card, geti, hugging_face, rf_detr, torchvision, ultralytics
 from segray.models.description import Description
@@ -70,7 +71,7 @@ def model_file(path: Path) -> Path:
         raise ConfigError("The folder has several models.", where=str(path), found=found, hint=hint)
     if not files:
         names = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        hint = "Give the folder that `yolo export` writes, a .xml, a .onnx, or a SavedModel folder."
+        hint = checkpoints.hint_on_folder(path)
         raise ModelError("The folder has no model: no .xml and no .onnx.", where=str(path), found=names, hint=hint)
     return files[0]
 

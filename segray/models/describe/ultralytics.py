@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import ModelError
 from segray.models import metadata as values
+from segray.models.checkpoints import EXPORT_COMMAND
 from segray.models.describe import facts
 from segray.models.describe.facts import FAMILY, PORTS, Facts
 from segray.models.description import Description
@@ -68,6 +69,13 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     file = str(metadata.path)
     if entries is None:
         return _by_ports(signature, file)
+    if metadata.path.is_dir():
+        raise ModelError(
+            "segray cannot decode a SavedModel by Ultralytics: its boxes and prototypes differ from those of an IR.",
+            where=f"{file}, {entries.where}",
+            found=f"outputs {facts.ports_text(signature.outputs)}",
+            hint=f"Export the model as an IR: {EXPORT_COMMAND}",
+        )
     _check_task(entries, signature, file)
     image = facts.image_port(signature)
     if image is None:
