@@ -4,7 +4,7 @@ Three programs label the same drawn scenes with the same IR on the same cores, i
 
 - bare: an AsyncInferQueue over prepared tensors, whose outputs nobody reads (variant a of `segray bench`);
 - segray: `segray label`, from the first task to the last commit (variant c);
-- predict: `YOLO(MODEL).predict(files, retina_masks=True, stream=True)`, which writes nothing, in a process of its own.
+- predict: `YOLO(MODEL).predict(MANIFEST, retina_masks=True, stream=True)`, which writes nothing, in its own process.
 
 --python names an interpreter that has ultralytics, which segray neither needs nor contains. Without it predict is left
 out. The figures are medians over the rounds.
@@ -27,7 +27,7 @@ from segray.bench.workload import Workload
 
 PREDICT = """
 import json, os, sys, time
-files, model, precision, warm_up = sys.argv[1].split("\\n"), sys.argv[2], sys.argv[3], 4
+manifest, model, precision = sys.argv[1:]
 import openvino
 compile_model = openvino.Core.compile_model
 def pinned(self, model, device_name=None, config=None, **more):
@@ -38,10 +38,12 @@ if precision != "auto":
 from ultralytics import YOLO
 model = YOLO(model, task="segment")
 options = {"retina_masks": True, "stream": True, "verbose": False, "conf": 0.25, "iou": 0.7}
-for _ in model.predict(files[:warm_up], **options):
-    pass
+with open(manifest) as lines:
+    first = next(lines).strip()
+for _ in range(4):
+    list(model.predict(first, **options))
 began_s, cpu_s = time.monotonic(), time.process_time()
-instances = sum(0 if result.masks is None else len(result.masks.data) for result in model.predict(files, **options))
+instances = sum(0 if result.masks is None else len(result.masks.data) for result in model.predict(manifest, **options))
 seconds = time.monotonic() - began_s
 print("\\n" + json.dumps({"seconds": seconds, "cpu_s": time.process_time() - cpu_s, "instances": instances}))
 """
@@ -98,7 +100,7 @@ def _print_comparison(results: Mapping[str, Sequence[Result]]) -> None:
 def _predict(python: str, options: runner.BenchOptions, workload: Workload) -> Result:
     """Run Ultralytics' predict over the images; the model is loaded and warm before the time counts."""
     precision = "auto" if options.precision in ("auto", "int8") else options.precision
-    arguments = [python, "-c", PREDICT, "\n".join(workload.images), str(options.model_path), precision]
+    arguments = [python, "-c", PREDICT, str(workload.manifest), str(options.model_path), precision]
     environment = {**os.environ, "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
