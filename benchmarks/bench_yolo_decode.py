@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 from segray.imaging import geometry
 from segray.models.adapters import yolo_seg
 from segray.models.adapters.adapter import Options
+from segray.models.adapters.described import FORM
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
 
@@ -88,7 +89,7 @@ def parts_of(model: yolo_seg.YoloSeg, outputs: Arrays, size_hw: tuple[int, int])
     kept = yolo_seg._suppress(rows, OPTIONS, 0.7)
     boxes = yolo_seg._to_image(kept.boxes_xyxy, size_hw, (SIDE, SIDE))
     return {
-        "prepare": lambda: model.prepare(model.forms[yolo_seg.FORM], image),
+        "prepare": lambda: model.prepare(model.forms[FORM], image),
         "decode": lambda: model.decode(outputs, size_hw, OPTIONS),
         " anchors": lambda: yolo_seg._raw_rows(output0, thresholds),
         " nms": lambda: yolo_seg._suppress(rows, OPTIONS, 0.7),

@@ -22,7 +22,6 @@ from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
-    ImageInput,
     ModelAdapter,
     ModelFormat,
     Options,
@@ -30,9 +29,9 @@ from segray.models.adapters.adapter import (
     outputs_of_shapes,
 )
 from segray.models.adapters.box_masks import MAX_SCORE
+from segray.models.adapters.described import FORM, are_over, forms_of
 from segray.models.description import Description, Resize
 
-FORM = "exported"
 # Largest number of rows of a file that states no limit.
 UNLIMITED = 32_767
 _BOX_OUTPUTS = ("boxes", "labels", "masks")
@@ -224,20 +223,6 @@ class GetiDetr(GetiBoxes):
 # ---- facts of a file ------------------------------------------------------------------------------
 
 
-def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str, ModelFormat]:
-    """Return the only form of a described file."""
-    image = ImageInput(
-        description.input_name,
-        description.size_hw,
-        "NCHW",
-        description.colour,
-        description.mean,
-        description.scale,
-        any_batch=True,
-    )
-    return {FORM: ModelFormat(FORM, image, outputs, dict(description.outputs))}
-
-
 def rules_of(description: Description) -> Rules:
     """Return the rules of a described file, with model_api's own where the file states none."""
     extra = description.extra
@@ -272,15 +257,6 @@ def named_classes(
     class_ids = np.zeros(len(classes), np.int32)
     class_ids[is_named] = ids[classes[is_named].astype(np.intp)]
     return class_ids, is_named
-
-
-def are_over(scores: NDArray[np.float32], class_ids: NDArray[np.int32], options: Options) -> NDArray[np.bool_]:
-    """Return which scores are over the threshold of their class, (n,) bool. A score at the threshold is not."""
-    thresholds: Any = np.float32(options.score_threshold)
-    if options.class_thresholds:
-        thresholds = np.array([options.class_thresholds.get(int(i), thresholds) for i in class_ids], np.float32)
-    is_over: NDArray[np.bool_] = scores > thresholds
-    return is_over
 
 
 def best_rows(rows: NDArray[np.intp], scores: NDArray[np.float32], most: int) -> NDArray[np.intp]:

@@ -19,6 +19,7 @@ from segray.instances import Instances
 from segray.models.adapters import geti
 from segray.models.adapters.adapter import Options, drop_small_masks, outputs_of_shapes
 from segray.models.adapters.box_masks import MAX_SCORE, UNNAMED
+from segray.models.adapters.described import FORM, are_over, forms_of
 from segray.models.description import Description
 
 _OUTPUTS = ("output0", "output1")
@@ -34,7 +35,7 @@ class GetiYolo(geti.GetiAdapter):
         return cls(
             description.what,
             description.labels,
-            geti.forms_of(description, _OUTPUTS),
+            forms_of(description, _OUTPUTS),
             geti.rules_of(description),
             defaults=geti.defaults_of(description, 0.25),
         )
@@ -54,11 +55,11 @@ class GetiYolo(geti.GetiAdapter):
             candidates.classes, self.labels, np.ones(len(candidates.scores), np.bool_)
         )
         class_ids[is_named] = named_ids[is_named]
-        over = np.flatnonzero(geti.are_over(candidates.scores, class_ids, options))
+        over = np.flatnonzero(are_over(candidates.scores, class_ids, options))
         rows = self.select(over, candidates.boxes_xyxy, candidates.classes, candidates.scores, options)
         if not len(rows) or not np.isfinite(prototypes).all():
             return Instances.empty(size_hw, unreadable + len(rows))
-        window_hw = self.forms[geti.FORM].window_hw
+        window_hw = self.forms[FORM].window_hw
         placement = geti.Placement.of(size_hw, window_hw, self.rules.resize)
         boxes_xyxy = candidates.boxes_xyxy[rows]
         selected = Instances(

@@ -23,8 +23,6 @@ from segray.errors import ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
-    Defaults,
-    ImageInput,
     ModelAdapter,
     ModelFormat,
     Options,
@@ -32,13 +30,12 @@ from segray.models.adapters.adapter import (
     outputs_of_shapes,
     select_rows,
 )
+from segray.models.adapters.described import FORM, defaults_of_queries, forms_of
 from segray.models.description import Description
 
 Floats = NDArray[np.float32]
 
-FORM = "exported"
 _OUTPUTS = ("classes", "masks")
-_MAX_QUERIES = 300  # Rows of a model whose file does not state its queries; published models have 100 or 200.
 # A score is the class's probability times a mean of at most 1. The mean may round up.
 _ROUNDING = np.float32(1 + 1e-5)
 
@@ -53,24 +50,11 @@ class HuggingFace(ModelAdapter):
     @classmethod
     def of(cls, description: Description) -> Self:
         """Return the adapter of a model that describes itself. description.extra: queries, if the file states them."""
-        image = ImageInput(
-            description.input_name,
-            description.size_hw,
-            "NCHW",
-            description.colour,
-            description.mean,
-            description.scale,
-            any_batch=True,
-        )
-        stated = description.thresholds
         return cls(
             description.family,
             description.labels,
-            {FORM: ModelFormat(FORM, image, _OUTPUTS, dict(description.outputs))},
-            defaults=Defaults(
-                float(stated.get("score_threshold", cls._score_threshold())),
-                int(stated.get("max_detections", description.extra.get("queries", _MAX_QUERIES))),
-            ),
+            forms_of(description, _OUTPUTS),
+            defaults=defaults_of_queries(description, cls._score_threshold()),
         )
 
     @staticmethod

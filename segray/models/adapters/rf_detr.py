@@ -21,22 +21,18 @@ from segray.errors import ConfigError, ModelError
 from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
-    Defaults,
-    ImageInput,
     ModelAdapter,
     ModelFormat,
     Options,
     drop_small_masks,
     outputs_of_shapes,
 )
-from segray.models.adapters.geti import are_over
+from segray.models.adapters.described import are_over, defaults_of_queries, forms_of
 from segray.models.description import Description
 
-FORM = "exported"
 BACKGROUND = "__background__"
 _OUTPUTS = ("dets", "labels", "masks")
 _COCO_COLUMNS = 91
-_MAX_QUERIES = 300  # Queries of the largest networks of rfdetr.
 
 
 def of(description: Description) -> RfDetr:
@@ -44,26 +40,12 @@ def of(description: Description) -> RfDetr:
 
     description.extra: columns and queries of the network, if the file states them.
     """
-    image = ImageInput(
-        description.input_name,
-        description.size_hw,
-        "NCHW",
-        description.colour,
-        description.mean,
-        description.scale,
-        any_batch=True,
-    )
     columns = description.extra.get("columns")
-    stated = description.thresholds
-    defaults = Defaults(
-        float(stated.get("score_threshold", 0.5)),
-        int(stated.get("max_detections", description.extra.get("queries", _MAX_QUERIES))),
-    )
     return RfDetr(
         description.family,
         labels_of_columns(description.labels, columns),
-        {FORM: ModelFormat(FORM, image, _OUTPUTS, dict(description.outputs))},
-        defaults=defaults,
+        forms_of(description, _OUTPUTS),
+        defaults=defaults_of_queries(description, 0.5),
         columns=columns,
         rounding=description.rounding,
     )

@@ -21,18 +21,17 @@ from segray.imaging import geometry
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
-    ImageInput,
     ModelAdapter,
     ModelFormat,
     Options,
     drop_small_masks,
     outputs_of_shapes,
 )
+from segray.models.adapters.described import forms_of
 from segray.models.description import Description
 
 Floats = NDArray[np.float32]
 
-FORM = "exported"
 DEFAULTS = Defaults(score_threshold=0.25, max_detections=300, nms_iou=0.7)
 PAD_VALUE = 114
 
@@ -47,20 +46,11 @@ def of(description: Description) -> YoloSeg:
 
     description.extra["window_hw"] is the image size of the export, for a model that takes images of any size.
     """
-    image = ImageInput(
-        description.input_name,
-        description.size_hw,
-        "NCHW",
-        description.colour,
-        description.mean,
-        description.scale,
-        any_batch=True,
-    )
     window_hw = description.extra.get("window_hw")
     return YoloSeg(
         description.family,
         description.labels,
-        {FORM: ModelFormat(FORM, image, _OUTPUTS, description.outputs)},
+        forms_of(description, _OUTPUTS),
         defaults=DEFAULTS,
         selected=description.kind == "selected",
         stride=description.stride or 32,

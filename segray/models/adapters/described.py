@@ -1,0 +1,55 @@
+"""What the adapters of models that describe themselves share: the form of such a model, and its thresholds.
+
+Knows which facts of a Description decide the form. Knows nothing of a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.models.adapters.adapter import Defaults, ImageInput, ModelFormat, Options
+from segray.models.description import Description
+
+FORM = "exported"
+# Queries of a model whose file does not state them; published models have 100 to 300.
+_MAX_QUERIES = 300
+
+
+def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str, ModelFormat]:
+    """Return the only form of a described file. outputs: keys of the outputs that the adapter decodes."""
+    image = ImageInput(
+        description.input_name,
+        description.size_hw,
+        "NCHW",
+        description.colour,
+        description.mean,
+        description.scale,
+        any_batch=True,
+    )
+    return {FORM: ModelFormat(FORM, image, outputs, dict(description.outputs))}
+
+
+def defaults_of_queries(description: Description, score_threshold: float) -> Defaults:
+    """Return the defaults of a model with queries: at most a row for each query.
+
+    description.extra["queries"]: the number of queries, if the file states it. score_threshold: the family's, for a
+    file that states none.
+    """
+    stated = description.thresholds
+    return Defaults(
+        float(stated.get("score_threshold", score_threshold)),
+        int(stated.get("max_detections", description.extra.get("queries", _MAX_QUERIES))),
+    )
+
+
+def are_over(scores: NDArray[np.float32], class_ids: NDArray[np.int32], options: Options) -> NDArray[np.bool_]:
+    """Return which scores are over the threshold of their class, (n,) bool. A score at the threshold is not."""
+    thresholds: Any = np.float32(options.score_threshold)
+    if options.class_thresholds:
+        thresholds = np.array([options.class_thresholds.get(int(i), thresholds) for i in class_ids], np.float32)
+    is_over: NDArray[np.bool_] = scores > thresholds
+    return is_over
