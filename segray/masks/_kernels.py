@@ -93,12 +93,22 @@ def _interpolated(low: Any, high: Any, weight: Any) -> Any:
 
 
 @compiled(written(I64, 1), read_only(I64, 1), I64)
-def _with_more_room(values: Any, room: int) -> Any:
+def with_more_room(values: Any, room: int) -> Any:
     """Return a copy of the values, with a length of twice the values and the room together."""
     longer = np.empty(2 * (len(values) + room), np.int64)
     for i in range(len(values)):
         longer[i] = values[i]
     return longer
+
+
+@compiled(written(I64, 1), written(I64, 1), I64, written(I64, 1))
+def with_appended(values: Any, n: int, more: Any) -> Any:
+    """Return the first n values with more values behind them, in the same array if it has the room."""
+    if n + len(more) > len(values):
+        values = with_more_room(values, len(more))
+    for k in range(len(more)):
+        values[n + k] = more[k]
+    return values
 
 
 # A value between two values that lie on one side of a threshold of 0 or 0.5, _MARGIN to _REACH away from it, is on that
@@ -140,7 +150,7 @@ def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, he
         top = (columns.first + x) * height + rows.first
         inside = False
         if n + 2 * cells + 1 > len(edges):
-            edges = _with_more_room(edges, 2 * cells + 1)
+            edges = with_more_room(edges, 2 * cells + 1)
         for k in range(cells):
             if side[above[k]] & side[below[k]] & (1 + inside):
                 continue
@@ -226,10 +236,7 @@ def edges_of_crops(
                 height,
                 threshold,
             )
-            if n + len(crop_edges) > len(edges):
-                edges = _with_more_room(edges, len(crop_edges))
-            for k in range(len(crop_edges)):
-                edges[n + k] = crop_edges[k]
+            edges = with_appended(edges, n, crop_edges)
             n += len(crop_edges)
         stops[i] = n
     return edges[:n].copy(), stops

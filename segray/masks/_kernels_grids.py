@@ -15,11 +15,12 @@ from segray.masks._kernels import (
     F32,
     I64,
     U8,
-    _with_more_room,
     compiled,
     pair_of,
     read_only,
     threshold_crossings,
+    with_appended,
+    with_more_room,
     written,
 )
 from segray.masks._kernels_prototypes import combined_planes
@@ -183,10 +184,7 @@ def edges_of_tiles(
             rows = Taps(firsts[i, 0], row_low[r0:r1], row_high[r0:r1], row_weight[r0:r1])
             columns = Taps(firsts[i, 1], column_low[c0:c1], column_high[c0:c1], column_weight[c0:c1])
             own = threshold_crossings(frames[i], 0, 0, rows, columns, height, np.float32(0.5))
-            if n + len(own) > len(edges):
-                edges = _with_more_room(edges, len(own))
-            for k in range(len(own)):
-                edges[n + k] = own[k]
+            edges = with_appended(edges, n, own)
             n += len(own)
         ends[i] = n
     return edges[:n].copy(), ends
@@ -261,7 +259,7 @@ def edges_of_crops_resized_twice(
             if over == 0:
                 continue
             if n + stop_row - first_row + 1 > len(edges):
-                edges = _with_more_room(edges, stop_row - first_row + 1)
+                edges = with_more_room(edges, stop_row - first_row + 1)
             inside, y, k = False, first_row, 0
             while y < stop_row:
                 # Output rows same to stop-1 read only cells of one side, and are on that side.

@@ -16,12 +16,12 @@ from segray.masks._kernels import (
     F64,
     I64,
     TAPS,
-    _with_more_room,
     compiled,
     pair_of,
     read_only,
     taps_of_range,
     threshold_crossings,
+    with_appended,
     written,
 )
 
@@ -107,10 +107,7 @@ def edges_of_combinations(
             if is_resized:
                 grid = resized_grid(grid, first_x, first_y, down, across)
             mask_edges = threshold_crossings(grid, x0, y0, rows, columns, height, np.float32(0))
-            if n + len(mask_edges) > len(edges):
-                edges = _with_more_room(edges, len(mask_edges))
-            for k in range(len(mask_edges)):
-                edges[n + k] = mask_edges[k]
+            edges = with_appended(edges, n, mask_edges)
             n += len(mask_edges)
         stops[i] = n
     return edges[:n].copy(), stops
