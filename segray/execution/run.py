@@ -150,7 +150,7 @@ def label(
     model = resolve.configured(config.model)
     config = config.model_copy(update={"model": model.complete(config.model)})
     options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
-    signature = engine.signature(model.path)
+    signature = model.signature()
     engine.check(signature, model.form, str(model.path))
     engine.check_precision(signature, config.model.precision, str(model.path))
     options = config.storage_options()

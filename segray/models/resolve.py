@@ -40,7 +40,8 @@ class ResolvedModel:
     name: name in the catalogue, or the family of a model that describes itself. path: the path that OpenVINO opens.
     fingerprint: 64 hex digits over the contents of the files, the adapter's name, the form's name and the description.
     description: what the file says of itself; None for a model of the catalogue. effective: the description with the
-    facts of the configuration in place of the file's.
+    facts of the configuration in place of the file's. ports: the model's inputs and outputs, if the search had to read
+    them; see `signature`.
     """
 
     name: str
@@ -51,6 +52,11 @@ class ResolvedModel:
     fingerprint: str
     description: Description | None = None
     effective: Description | None = None
+    ports: Signature | None = None
+
+    def signature(self) -> Signature:
+        """Return the inputs and outputs of the model; read the file only if the search for the model did not."""
+        return engine.signature(self.path) if self.ports is None else self.ports
 
     def complete(self, settings: ModelSettings) -> ModelSettings:
         """Return the settings with the model's own values where they have none."""
@@ -80,18 +86,18 @@ def configured(settings: ModelSettings, description: Description | None = None) 
     return _resolve_described(settings, description)
 
 
-def _resolve_named(settings: ModelSettings, name: str) -> ResolvedModel:
-    """Return a model of the catalogue."""
+def _resolve_named(settings: ModelSettings, name: str, ports: Signature | None = None) -> ResolvedModel:
+    """Return a model of the catalogue. ports: those of the file, if they were read before."""
     _refuse_keys_of_described_models(settings, name)
     adapter = _adapter(name)
     model_path = _model_path(name, settings.path)
     _check_readable(name, model_path)
     files = tuple(file for file in engine.model_files(model_path) if file.name != CARD)
-    model_form = _resolve_form(adapter, name, model_path, settings.form)
+    model_form, ports = _resolve_form(adapter, name, model_path, settings.form, ports)
     fingerprint = _fingerprint(model_path, files, adapter.name, model_form.name)
     if settings.labels is not None:
         adapter = adapter.with_labels(settings.labels)
-    return ResolvedModel(name, adapter, model_form, model_path, files, fingerprint)
+    return ResolvedModel(name, adapter, model_form, model_path, files, fingerprint, ports=ports)
 
 
 # ---- models that describe themselves --------------------------------------------------------------
@@ -108,13 +114,13 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
             found="neither model.path nor model.name",
             hint=f"Set `model.path` to the file or folder of your model, or `model.name` to {', '.join(CATALOGUE)}.",
         )
-    path = describe.model_file(Path(settings.path))
+    path, ports = describe.model_file(Path(settings.path)), None
     if description is None:
         ports = _ports(path)
         described = describe.describe(path, ports)
         if described is None and settings.name == AUTO:
             name = _name_by_ports(ports, path)
-            return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name)
+            return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name, ports)
         description = _checked(described, settings, path, ports)
     effective = _with_settings(description, settings)
     adapter = FAMILIES[description.family](effective)
@@ -126,7 +132,7 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
     files = tuple(file for file in engine.model_files(path) if file.name != CARD)
     (form,) = adapter.forms.values()
     fingerprint = _fingerprint(path, files, adapter.name, form.name, description)
-    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description, effective)
+    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description, effective, ports)
 
 
 def _ports(path: Path) -> Signature:
@@ -280,18 +286,27 @@ def _check_readable(name: str, path: Path) -> None:
         raise ModelError(what, where=str(path), found=f"version {version}", hint=HOW_TO_GET[name])
 
 
-def _resolve_form(adapter: ModelAdapter, name: str, path: Path, configured_form: str | None) -> ModelFormat:
-    """Return the form from the configuration or the card, else the only form whose outputs the file has."""
+def _resolve_form(
+    adapter: ModelAdapter, name: str, path: Path, configured_form: str | None, ports: Signature | None
+) -> tuple[ModelFormat, Signature | None]:
+    """Return the form from the configuration or the card, else the only form whose outputs the file has.
+
+    The second result is the file's ports, if they are known or had to be read.
+    """
     card_form = _card_of(path, adapter, name).get("form")
     if configured_form and card_form and configured_form != card_form:
         found = f"the card says {card_form!r}, model.form {configured_form!r}"
         hint = f"Remove `model.form`, or correct `form` in {CARD}."
         raise ConfigError("The card and `model.form` state different forms.", where=str(path), found=found, hint=hint)
-    form_name = configured_form or card_form or _form_of_outputs(adapter, path)
+    form_name = configured_form or card_form
+    if not form_name:
+        if ports is None and len(adapter.forms) > 1:
+            ports = engine.signature(path)
+        form_name = _form_of_outputs(adapter, path, ports)
     if form_name not in adapter.forms:
         hint = f"Set `model.form` to {' or '.join(adapter.forms)}."
         raise ConfigError(f"{name} has no form {form_name!r}.", where="model.form", found=repr(form_name), hint=hint)
-    return adapter.forms[form_name]
+    return adapter.forms[form_name], ports
 
 
 def _card_of(path: Path, adapter: ModelAdapter, name: str) -> Mapping[str, Any]:
@@ -304,11 +319,13 @@ def _card_of(path: Path, adapter: ModelAdapter, name: str) -> Mapping[str, Any]:
     return card
 
 
-def _form_of_outputs(adapter: ModelAdapter, path: Path) -> str:
-    """Return the name of the only form whose outputs the file has; raise ConfigError if several forms remain."""
+def _form_of_outputs(adapter: ModelAdapter, path: Path, ports: Signature | None) -> str:
+    """Return the name of the only form whose outputs the file has; raise ConfigError if several forms remain.
+
+    ports: those of the file; None if the adapter has one form.
+    """
     forms = list(adapter.forms.values())
-    if len(forms) > 1:
-        ports = engine.signature(path)
+    if ports is not None:
         forms = [form for form in forms if not engine.absent_outputs(ports, form)] or forms
     if len(forms) == 1:
         return forms[0].name

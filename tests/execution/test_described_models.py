@@ -148,6 +148,24 @@ def test_auto_takes_a_model_of_the_catalogue_by_its_card_or_its_outputs(tmp_path
     assert found.name == "yolact-resnet50-fpn-pytorch"
 
 
+@pytest.mark.parametrize("kind", ["described", "of the catalogue"])
+def test_a_run_reads_the_network_once_before_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Reading takes a minute for a large frozen graph."""
+    path = yolo_network.write(tmp_path / "m") if kind == "described" else resolve.EMBEDDED
+    read, paths = engine.read, []
+
+    def counted(file: Path) -> Any:
+        paths.append(file)
+        return read(file)
+
+    monkeypatch.setattr(engine, "read", counted)
+    model = resolve.configured(settings(path))
+    assert model.signature() == model.signature()
+    assert len(paths) == 1
+
+
 # ---- workers and identity -------------------------------------------------------------------------
 
 
