@@ -562,6 +562,25 @@ def test_a_wrong_card_says_what_to_write(tmp_path: Path, card: dict[str, Any], m
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("family", ["yolo_seg", "geti_mask_rcnn"])
+def test_a_description_survives_its_card(tmp_path: Path, family: str) -> None:
+    """`segray models quantize` writes what it knows of its source beside the copy, which says nothing itself."""
+    (tmp_path / "source").mkdir()
+    signature = model_heads.yolo() if family == "yolo_seg" else model_heads.geti()
+    if family == "yolo_seg":
+        xml = model_heads.ir(tmp_path / "source", metadata=model_heads.yolo_metadata())
+    else:
+        xml = model_heads.ir(tmp_path / "source", model_heads.GETI_INFO)
+    source = described(xml, signature)
+    facts = dict(source.facts_of_rows())
+    facts["labels"] = {str(number): name for number, name in source.labels.items()}
+    del facts["missing"]
+    (tmp_path / "copy").mkdir()
+    write_card(tmp_path / "copy", contract=source.family, description=facts)
+    copy = described(model_heads.ir(tmp_path / "copy"), signature)
+    assert json.loads(json.dumps(copy.facts_of_rows())) == json.loads(json.dumps(source.facts_of_rows()))
+
+
 def test_a_card_of_the_catalogue_describes_nothing(tmp_path: Path) -> None:
     write_card(tmp_path, contract="yolact-resnet50-fpn-pytorch", form="converted", labels={"1": "a"})
     assert describe(model_heads.ir(tmp_path), model_heads.geti()) is None

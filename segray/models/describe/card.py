@@ -218,7 +218,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "kind": _text,
     "input_name": _text,
     "size_hw": _size_hw,
-    "stride": lambda value, where: values.whole_number(value, where, low=1, high=4096),
+    "stride": lambda value, where: None if value is None else values.whole_number(value, where, low=1, high=4096),
     "resize": _one_of(*get_args(Resize)),
     "pad_value": lambda value, where: values.whole_number(value, where, high=255),
     "rounding": _one_of(*get_args(Rounding)),
