@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,20 @@ def test_unknown_layers_of_pasting_are_told_in_a_note(tmp_path: Path) -> None:
     assert model.description is not None
     assert any("does not know the layers" in note for note in model.description.notes)
     assert model.form.pasted_masks == ""
+
+
+def test_the_card_of_a_quantised_model_states_what_the_source_states(tmp_path: Path) -> None:
+    source = resolve.configured(settings(torchvision_network.write(tmp_path / "source"), labels={7: "red thing"}))
+    assert source.effective is not None
+    graph = engine.read(source.path)
+    engine.adjust(graph, source.form, source.path)
+    engine.save(graph, tmp_path / "cut.xml")
+    facts = {key: value for key, value in source.effective.facts_of_rows().items() if key != "missing"}
+    card = {"contract": source.name, "description": {**facts, "labels": {"7": "red thing"}}}
+    (tmp_path / "segray.json").write_text(json.dumps(card))
+    instances = labelled(tmp_path / "cut.xml", PICTURE)
+    assert instances.class_ids.tolist() == [7]
+    assert is_red(instances, PICTURE)
 
 
 def test_another_resize_is_refused(tmp_path: Path) -> None:

@@ -212,13 +212,17 @@ def _extra(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _stride(value: Any, where: str) -> int | None:
+    return None if value is None else values.whole_number(value, where, low=1, high=4096)
+
+
 _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "family": _text,
     "what": _text,
     "kind": _text,
     "input_name": _text,
     "size_hw": _size_hw,
-    "stride": lambda value, where: values.whole_number(value, where, low=1, high=4096),
+    "stride": _stride,
     "resize": _one_of(*get_args(Resize)),
     "pad_value": lambda value, where: values.whole_number(value, where, high=255),
     "rounding": _one_of(*get_args(Rounding)),
