@@ -268,7 +268,7 @@ class TilesTaps(NamedTuple):
     weight: NDArray[np.float32]
 
 
-def taps_of_tiles(low: NDArray[np.float64], high: NDArray[np.float64], side: int, limit: int) -> TilesTaps:
+def taps_of_tiles(low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]], side: int, limit: int) -> TilesTaps:
     """Return the `tile_taps` of n boxes.
 
     low, high: (n,), edges of the boxes, in source pixels. side, limit: as in `tile_taps`.
@@ -344,13 +344,13 @@ def mask_edges(grid: NDArray[np.float32], rows: Taps, columns: Taps, height: int
 
 
 def edges_of_tiles(
-    masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
+    masks: NDArray[np.float32], boxes_xyxy: NDArray[np.floating[Any]], size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return `mask_edges` of n small masks, each pasted into its box by `tile_taps`, for rle.from_edges_of_all.
 
     Args:
         masks: (n, m, m), values of 0..1.
-        boxes_xyxy: (n, 4), in pixels of the image. The arithmetic is in float64.
+        boxes_xyxy: (n, 4), in pixels of the image. The edges of the boxes are computed in the dtype of the boxes.
         size_hw: Height and width of the image, in pixels.
 
     Returns:

@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.imaging.geometry import swap_red_and_blue
-from segray.models import checkpoints
+from segray.models import checkpoints, paste_graph
 from segray.models.adapters.adapter import ImageInput, ModelFormat
-from segray.models.openvino import ov
+from segray.models.openvino import opset13, ov
+from segray.models.paste_graph import BoxMasks
 from segray.storage.uris import as_path
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -162,11 +163,13 @@ class Signature:
     """The inputs and outputs of a model, in the model's own order; the order has no meaning.
 
     quantised: the layers compute in int8 where they can, whatever precision the other layers have.
+    box_masks: the small masks of boxes that the graph makes, if it makes them as torchvision does.
     """
 
     inputs: tuple[ModelPort, ...]
     outputs: tuple[ModelPort, ...]
     quantised: bool = False
+    box_masks: BoxMasks | None = None
 
 
 def read(path: Path) -> ov.Model:
@@ -182,7 +185,7 @@ def read(path: Path) -> ov.Model:
 
 
 def adjust(model: ov.Model, form: ModelFormat, path: Path) -> None:
-    """Change a model in memory: it takes one image at a time, and its outputs are named as in `form`.
+    """Change a model in memory: it takes one image at a time, its outputs are named as in `form`, it pastes no masks.
 
     Raises:
         ModelError: The model is of another kind, or it takes several images at a time and cannot take one. The error
@@ -191,19 +194,28 @@ def adjust(model: ov.Model, form: ModelFormat, path: Path) -> None:
     check(_signature(model), form, str(path))
     for name, position in form.positions.items():
         model.outputs[position].get_tensor().add_names({name})
+    if form.pasted_masks:
+        paste_graph.cut(model, form.positions[form.pasted_masks])
     _take_one_image(model, form, path)
 
 
 def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
-    """Give the image input a batch axis of 1 if the form knows that the file may have another."""
-    port = model.inputs[_image_index(_signature(model), form.image, str(path))]
-    shape = port.get_partial_shape()
-    if not form.image.any_batch or shape.rank.is_dynamic or shape[0] == ov.Dimension(1):
+    """Give the image input a batch axis of 1 if the form knows that the file may have another, or none."""
+    index = _image_index(_signature(model), form.image, str(path))
+    shape = model.inputs[index].get_partial_shape()
+    if not form.image.any_batch or shape.rank.is_dynamic:
+        return
+    if shape.rank.get_length() == 3:
+        _add_batch_axis(model, index)
+        return
+    layout = _model_layout(_port(model.inputs[index]), form.image, str(path))
+    single = ov.PartialShape(list(shape))
+    single[0], single[layout.index("C")] = 1, 3
+    if shape == single:
         return
     batch = str(shape[0])
-    shape[0] = 1
     try:
-        model.reshape({port: shape})
+        model.reshape({model.inputs[index]: single})
     except RuntimeError as error:
         raise ModelError(
             "The model labels several images at a time, and cannot be changed to one.",
@@ -211,6 +223,22 @@ def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
             found=f"batch {batch}: {_last_line(error)}",
             hint="Export the model again with batch=1.",
         ) from error
+
+
+def _add_batch_axis(model: ov.Model, index: int) -> None:
+    """Put an input of one axis more in place of this input. The new axis, the first, has size 1."""
+    old = model.inputs[index]
+    shape = ov.PartialShape([1, *old.get_partial_shape()])
+    image = opset13.parameter(shape, old.get_element_type(), old.get_node().get_friendly_name())
+    names = old.get_tensor().get_names()
+    old.get_tensor().set_names(set())
+    image.output(0).get_tensor().set_names(names)
+    consumers = old.get_target_inputs()
+    without_batch = opset13.squeeze(image, [0]).output(0)
+    for consumer in consumers:
+        consumer.replace_source_output(without_batch)
+    model.replace_parameter(model.get_parameter_index(old.get_node()), image)
+    model.validate_nodes_and_infer_types()
 
 
 def signature(path: Path) -> Signature:
@@ -222,9 +250,9 @@ def signature(path: Path) -> Signature:
 
 
 def signature_of(model: ov.Model) -> Signature:
-    """Return the ports of a model in memory, and whether the model is quantised."""
+    """Return the ports of a model in memory, whether the model is quantised, and its masks of boxes."""
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    return replace(_signature(model), quantised=quantised)
+    return replace(_signature(model), quantised=quantised, box_masks=paste_graph.find(model))
 
 
 def save(model: ov.Model, xml: Path) -> None:
@@ -314,12 +342,19 @@ def _image_index(ports: Signature, image: ImageInput, where: str) -> int:
 
 def _model_layout(port: ModelPort, image: ImageInput, where: str) -> str:
     """Return the layout of the model's image input: the declared one, or the one that fits the shape's 3 channels."""
+    shape = _single(port.shape) if image.any_batch else port.shape
     for layout in (image.layout, "NHWC", "NCHW"):
-        shape = (1, *port.shape[1:]) if image.any_batch and port.shape else port.shape
         if _fits(shape, layout, None if image.resizable else image.size_hw):
             return layout
     expected = f"{image.layout} with 3 channels, height and width {image.size_hw or 'any'}"
     raise ModelError("The image input has another shape.", where=where, found=str(port), hint=f"Expected: {expected}.")
+
+
+def _single(shape: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+    """Return the shape of an image input that takes one image, from a shape of any batch axis or without one."""
+    if shape is None or len(shape) not in (3, 4):
+        return shape
+    return (1, *shape[-3:])
 
 
 def _fits(shape: tuple[int | None, ...] | None, layout: str, size_hw: tuple[int, int] | None) -> bool:

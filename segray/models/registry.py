@@ -20,6 +20,7 @@ from segray.models.adapters import (
     mask_rcnn,
     rf_detr,
     tf_object_detection,
+    torchvision,
     yolact,
     yolo_seg,
 )
@@ -78,6 +79,7 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
     "mask2former": hugging_face.Mask2Former.of,
     "maskformer": hugging_face.MaskFormer.of,
     "rf_detr": rf_detr.of,
+    "torchvision_mask_rcnn": torchvision.of,
     "yolo_seg": yolo_seg.of,
 }
 

@@ -29,7 +29,7 @@ class ImageInput:
     layout: NCHW or NHWC. colour: RGB or BGR. mean, scale: one number per channel in the order of `colour`, for
     values 0..255, used as (x - mean) / scale; None where the model normalises by itself.
     resizable: model files of another static size fit too; size_hw then holds for a file that states no size.
-    any_batch: model files with any batch axis fit too; the engine changes the axis to 1.
+    any_batch: model files with any batch axis fit too, and files without one; the engine changes the axis to 1.
     """
 
     name: str
@@ -48,13 +48,15 @@ class ModelFormat:
 
     name: original, converted, or exported for a model that describes itself. outputs: outputs that `decode` needs.
     positions: output -> its position in the model, for a model whose outputs have no dependable names. An output
-    without a position is looked up by name.
+    without a position is looked up by name. pasted_masks: output of masks that the graph pastes into the image; the
+    engine cuts the graph and gives the small masks of the boxes. "" for none.
     """
 
     name: str
     image: ImageInput
     outputs: tuple[str, ...]
     positions: Mapping[str, int] = field(default_factory=dict)
+    pasted_masks: str = ""
 
     @property
     def window_hw(self) -> tuple[int, int]:

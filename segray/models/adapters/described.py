@@ -53,3 +53,11 @@ def are_over(scores: NDArray[np.float32], class_ids: NDArray[np.int32], options:
         thresholds = np.array([options.class_thresholds.get(int(i), thresholds) for i in class_ids], np.float32)
     is_over: NDArray[np.bool_] = scores > thresholds
     return is_over
+
+
+def best_rows(rows: NDArray[np.intp], scores: NDArray[np.float32], most: int) -> NDArray[np.intp]:
+    """Return the rows of the `most` highest scores, in the order of `rows`. Of equal scores the first stay."""
+    if len(rows) <= most:
+        return rows
+    best: NDArray[np.intp] = rows[np.sort(np.argsort(-scores[rows], kind="stable")[:most])]
+    return best

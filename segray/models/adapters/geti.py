@@ -29,7 +29,7 @@ from segray.models.adapters.adapter import (
     outputs_of_shapes,
 )
 from segray.models.adapters.box_masks import MAX_SCORE
-from segray.models.adapters.described import FORM, are_over, forms_of
+from segray.models.adapters.described import FORM, are_over, best_rows, forms_of
 from segray.models.description import Description, Resize
 
 # Largest number of rows of a file that states no limit.
@@ -257,14 +257,6 @@ def named_classes(
     class_ids = np.zeros(len(classes), np.int32)
     class_ids[is_named] = ids[classes[is_named].astype(np.intp)]
     return class_ids, is_named
-
-
-def best_rows(rows: NDArray[np.intp], scores: NDArray[np.float32], most: int) -> NDArray[np.intp]:
-    """Return the rows of the `most` highest scores, in the order of `rows`. Of equal scores the first stay."""
-    if len(rows) <= most:
-        return rows
-    best: NDArray[np.intp] = rows[np.sort(np.argsort(-scores[rows], kind="stable")[:most])]
-    return best
 
 
 def apart_by_class(

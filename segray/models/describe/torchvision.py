@@ -1,16 +1,25 @@
-"""Reader of torchvision's Mask R-CNN, told by its ports: boxes, labels, scores and masks, without a batch axis."""
+"""Reader of torchvision's Mask R-CNN, told by its ports: boxes, labels, scores and masks, without a batch axis.
+
+The file has no names. The layers of the graph tell the number of classes and whether the graph pastes its masks.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import facts
 from segray.models.describe.facts import FAMILY, PORTS, Facts
 from segray.models.description import Description
 from segray.models.metadata import Metadata
+from segray.models.paste_graph import BoxMasks
 
 if TYPE_CHECKING:
-    from segray.models.engine import Signature
+    from segray.models.describe.facts import ImagePort
+    from segray.models.engine import ModelPort, Signature
+
+_COCO_COLUMNS = 91
+_SIDE = 28
 
 
 def read(signature: Signature, metadata: Metadata) -> Description | None:
@@ -18,17 +27,41 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     positions, image = _positions(signature), facts.image_port(signature)
     if positions is None or image is None:
         return None
-    mask = signature.outputs[positions["masks"]].shape or ()
+    masks = signature.box_masks or _small_masks(signature.outputs[positions["masks"]], image)
     told = Facts()
-    kind = "cut" if mask[2:] == (28, 28) else "pasted"
+    kind = "cut" if masks is not None and not masks.is_pasted else "pasted"
     told.add(PORTS, family="torchvision_mask_rcnn", kind=kind, outputs=positions, what="Mask R-CNN by torchvision")
     told.add_image(image)
     told.add(FAMILY, resize="stretch", rounding="exact", pad_value=0, colour="RGB")
     told.add(FAMILY, mean=None, scale=(255.0, 255.0, 255.0))
-    told.add_names(None, "")
-    told.notes.append("The graph resizes and normalises images itself, and takes images of any size.")
+    told.notes.append("The graph resizes and normalises images itself.")
+    if masks is None:
+        told.notes.append(
+            "segray does not know the layers that paste the masks. The network pastes them itself, which takes more "
+            "time and memory."
+        )
+    else:
+        told.add_extra(PORTS, mask_side=masks.side)
+    _add_classes(told, None if masks is None else masks.columns)
     told.versions.update(metadata.versions)
     return told.description()
+
+
+def _small_masks(port: ModelPort, image: ImagePort) -> BoxMasks | None:
+    """Return masks of torchvision's usual size, told by the port alone; None if the port has other masks."""
+    is_small = (port.shape or ())[2:] == (_SIDE, _SIDE) != image.size_hw
+    return BoxMasks(is_pasted=False, side=_SIDE, columns=None) if is_small else None
+
+
+def _add_classes(told: Facts, columns: int | None) -> None:
+    """Add the classes. columns: number of the network's classes, background included; None if unknown."""
+    if columns is not None:
+        told.add_extra(PORTS, columns=columns)
+    if columns == _COCO_COLUMNS:
+        told.add(PORTS, labels=dict(COCO_NAMES))
+        told.notes.append("The network has 91 classes with the background. segray takes the classes for COCO's ids.")
+    else:
+        told.add_names(None, "")
 
 
 def _positions(signature: Signature) -> dict[str, int] | None:
