@@ -339,11 +339,11 @@ def _ignore(note: str) -> None:
     """Ignore a note."""
 
 
-def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
+def load(path: PathOrUrl | None, overrides: Sequence[str] = (), *, note: Callable[[str], None] = _ignore) -> Config:
     """Return the validated configuration of a YAML file, after `key=value` overrides.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; None if the overrides say everything.
         overrides: Texts `key=value` with a dotted key and a YAML value, such as `source.uri=photos`. The value of a key
             whose type is text is the text itself. `null`, or no text, is the null of a key that may be null.
         note: Receives which day `today` is.
@@ -351,6 +351,8 @@ def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str]
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value has a wrong type or range.
     """
+    if path is None:
+        return validate({}, _COMMAND_LINE, overrides, note=note)
     file = as_path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -359,7 +361,8 @@ def load(path: PathOrUrl, overrides: Sequence[str] = (), *, note: Callable[[str]
             "cannot read the configuration",
             where=str(file),
             found=str(exc),
-            hint="check the path, or write a configuration: segray init FILE",
+            hint="check the path, or write a configuration: segray init FILE; without one, name images and labels: "
+            "segray label SOURCE OUTPUT --model MODEL",
         ) from exc
     return validate(_parse_yaml(text, str(file)), str(file), overrides, note=note)
 
@@ -553,6 +556,11 @@ def _list_index(section: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
+_COMMAND_LINE = "the command line"
+# What a command line says in place of a section.
+_OPTIONS = {"source": "SOURCE", "output": "OUTPUT", "model": "--model PATH|NAME"}
+
+
 def _config_error(exc: ValidationError, where: str) -> ConfigError:
     """Return the first error of a validation as a ConfigError that names the key."""
     # A misspelt key also gives an error for the missing key. The unknown key is the helpful error.
@@ -570,7 +578,8 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
         hint = f"correct {key}: {problem['ctx']['hint']}"
         return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=hint)
     if problem["type"] == "missing":
-        hint = f"add {key} to the configuration, or pass --set {key}=..."
+        option = _OPTIONS.get(key, f"--set {key}=...")
+        hint = f"pass {option}" if where == _COMMAND_LINE else f"add {key} to the configuration, or pass {option}"
         return ConfigError(f"the configuration lacks {key}", where=where, hint=hint)
     if problem["type"] == "string_type" and not isinstance(problem["input"], Mapping | list):
         hint = f"write the text of {key} in quotes: YAML reads some texts as numbers, dates, true, false or null"

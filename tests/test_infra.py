@@ -34,8 +34,8 @@ from segray.cli import main
 REPO = Path(__file__).parents[1]
 INFRA = REPO / "infra"
 OVERLAYS = ("base", "overlays/aws-spot", "overlays/s3-compatible", "overlays/intel-gpu")
-SUBMIT = "segray submit /etc/segray/nightly.yaml"
-LABEL = "segray label /etc/segray/nightly.yaml"
+SUBMIT = "segray submit --config /etc/segray/nightly.yaml"
+LABEL = "segray label --config /etc/segray/nightly.yaml"
 
 sys.path.insert(0, str(REPO / "jobs"))
 rayjob = importlib.import_module("rayjob")
@@ -121,7 +121,7 @@ def test_every_command_and_option_exists(name: str) -> None:
         ("segray lable a.yaml", "AssertionError", "there is no segray lable a.yaml"),
         ("segray models lst", "AssertionError", "there is no segray models lst"),
         ("segray submit a.yaml", "MissingParameter", "Missing option '--address'"),
-        ("segray label", "MissingParameter", "Missing argument 'CONFIG'"),
+        ("segray models inspect", "MissingParameter", "Missing argument 'FILE'"),
         ("segray label --no-such a.yaml", "NoSuchOption", "No such option"),
         ("segray label --limit many a.yaml", "BadParameter", "Invalid value for '--limit'"),
         ("ray strat --head", "AssertionError", "there is no ray strat --head"),

@@ -21,7 +21,7 @@ with DAG(
     BashOperator(
         task_id="label",
         bash_command=(
-            "segray submit /etc/segray/nightly.yaml --address http://ray-head:8265"
+            "segray submit --config /etc/segray/nightly.yaml --address http://ray-head:8265"
             " --python /opt/segray/bin/python --log-format json"
         ),
         retries=3,

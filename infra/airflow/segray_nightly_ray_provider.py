@@ -22,7 +22,7 @@ with DAG(
     SubmitRayJob(
         task_id="label",
         conn_id="ray_head",
-        entrypoint="/opt/segray/bin/segray label /etc/segray/nightly.yaml --log-format json",
+        entrypoint="/opt/segray/bin/segray label --config /etc/segray/nightly.yaml --log-format json",
         runtime_env={},
         num_cpus=0,
         fetch_logs=True,

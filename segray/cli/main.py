@@ -31,10 +31,13 @@ from segray.cli.options import (
     Json,
     Log,
     LogFormat,
+    ModelOption,
+    Output,
     Overrides,
     RetryFailed,
     RetryingCommand,
     Root,
+    Source,
     load,
     show_json,
     with_home,
@@ -105,13 +108,16 @@ def write_configuration(
     show(
         f"wrote {file}\n"
         "next:  edit source.uri, output.root and model, and get the model with `segray models pull NAME`; then:\n"
-        f"       segray label {file}"
+        f"       segray label --config {file}"
     )
 
 
 @app.command(cls=RetryingCommand)
 def label(
-    configuration: Configuration,
+    source: Source = None,
+    output: Output = None,
+    model: ModelOption = None,
+    configuration: Configuration = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[
         int | None, typer.Option(min=1, help="Largest number of images to label. The first images by key are taken.")
@@ -136,7 +142,9 @@ def label(
     screen = json_log.Json() if log_format is LogFormat.JSON else console.listener()
     try:
         ray_jobs.check_version()
-        config = load(configuration, overrides, as_of, screen.note)
+        config = load(
+            source, output, file=configuration, model=model, overrides=overrides, day=as_of, note=screen.note
+        ).config
         if not dry_run:
             check_pools(config)
         with session.observed(config, screen) as listener:
@@ -177,7 +185,10 @@ def _show_run(summary: Summary, report_uri: str | None, screen: Console, *, dry_
 
 @app.command()
 def plan(
-    configuration: Configuration,
+    source: Source = None,
+    output: Output = None,
+    model: ModelOption = None,
+    configuration: Configuration = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_of: Day = None,
     as_json: Json = False,
@@ -191,7 +202,8 @@ def plan(
         from segray.monitoring import console
 
     screen = console.Plain()
-    result = estimate.estimate(load(configuration, overrides, as_of, screen.note), screen)
+    settings = load(source, output, file=configuration, model=model, overrides=overrides, day=as_of, note=screen.note)
+    result = estimate.estimate(settings.config, screen)
     if as_json:
         show_json(asdict(result))
     else:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from segray._system import signals, streams
+from segray.errors import UserError
 from segray.tasks import ALL_STAGES, STAGES
 
 if TYPE_CHECKING:
@@ -72,10 +75,24 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+Source = Annotated[
+    str | None,
+    typer.Argument(metavar="SOURCE", help="Images to label: a folder, a glob, a manifest, or a URL; source.uri."),
+]
+Output = Annotated[str | None, typer.Argument(metavar="OUTPUT", help="Folder or URL of the label set; output.root.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH|NAME",
+        help="File or folder of a model that tells what it is, or a name of `segray models list`.",
+    ),
+]
 Configuration = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CONFIG",
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
         help="Configuration file (YAML). `segray init` writes one, `segray init --all` with every key.",
     ),
 ]
@@ -106,18 +123,88 @@ RetryFailed = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-def load(path: Path, overrides: Sequence[str], day: str | None, note: Callable[[str], None]) -> Config:
-    """Return the configuration of a file with overrides.
+@dataclass(frozen=True)
+class Settings:
+    """The configuration that the arguments of a command give.
 
-    path: the configuration file.
-    overrides: texts of the form KEY=VALUE.
-    day: value of the key `as_of`; None keeps the value of the file.
-    note: receives which day `today` is.
+    file: the configuration file; None for a command line that says everything. overrides: texts KEY=VALUE; a later one
+    prevails. config: the validated configuration.
     """
+
+    file: Path | None
+    overrides: tuple[str, ...]
+    config: Config
+
+
+def load(
+    source: str | None,
+    output: str | None,
+    *,
+    file: Path | None,
+    model: str | None,
+    overrides: Sequence[str],
+    day: str | None,
+    note: Callable[[str], None],
+) -> Settings:
+    """Return the configuration of a command line.
+
+    Args:
+        source: SOURCE. Alone it may be the configuration file, as in earlier versions.
+        output: OUTPUT.
+        file: value of --config.
+        model: value of --model.
+        overrides: values of --set. They prevail over all other arguments.
+        day: value of the key `as_of`; None keeps the value of the file.
+        note: receives which day `today` is, and the new form of an old command line.
+
+    Raises:
+        UserError: The arguments do not say what to label.
+        ConfigError: As config.load.
+    """
+    if source is not None and output is None and file is None and _is_configuration(source, model):
+        note(f"the configuration is an option now: --config {shlex.quote(source)}")
+        file, source = Path(source), None
+    if file is None:
+        _check_places(source, output, overrides)
     with signals.ending_at_once():
         from segray import config
 
-    return config.load(path, [*overrides, *([] if day is None else [f"as_of={day}"])], note=note)
+    places = {"source.uri": source, "output.root": output}
+    given = {key: value for key, value in places.items() if value is not None}
+    keys = given if model is None else {**given, **_keys_of(model)}
+    arguments = [f"{key}={'null' if value is None else value}" for key, value in keys.items()]
+    merged = (*arguments, *overrides, *([] if day is None else [f"as_of={day}"]))
+    return Settings(file, merged, config.load(file, merged, note=note))
+
+
+def _keys_of(model: str) -> dict[str, str | None]:
+    with signals.ending_at_once():
+        from segray.models import resolve
+
+    return resolve.keys_of(model)
+
+
+def _is_configuration(argument: str, model: str | None) -> bool:
+    """Return whether the only argument is a configuration file, not a source. model: value of --model."""
+    if argument.lower().endswith((".yaml", ".yml")):
+        return True
+    return model is None and "://" not in argument and not Path(argument).is_dir()
+
+
+def _check_places(source: str | None, output: str | None, overrides: Sequence[str]) -> None:
+    """Raise UserError unless a command line without --config names the images and the place of the labels."""
+    hint = (
+        "for example `segray label photos labels --model best_openvino_model`; or write a configuration with "
+        "`segray init FILE` and give `--config FILE`"
+    )
+    keys = {override.partition("=")[0] for override in overrides}
+    if source is not None and output is not None and source.lower().endswith((".yaml", ".yml")):
+        found, hint = f"{source} {output}", f"for a configuration file write --config {shlex.quote(source)}"
+        raise UserError("SOURCE names images, not a configuration", where="SOURCE", found=found, hint=hint)
+    if source is None and "source.uri" not in keys:
+        raise UserError("the command names no images", where="SOURCE", found="nothing", hint=hint)
+    if output is None and "output.root" not in keys:
+        raise UserError("the command names no place for the labels", where="OUTPUT", found="nothing", hint=hint)
 
 
 def show_json(record: Mapping[str, Any], indent: int | None = 2) -> None:

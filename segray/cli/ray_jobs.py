@@ -56,7 +56,7 @@ _HEAD_PORT = 6379
 class Request:
     """A request to label.
 
-    path: the configuration file.
+    path: the configuration file; None if the overrides say everything.
     config: the configuration in that file, with the overrides.
     overrides: texts of the form KEY=VALUE.
     arguments: further arguments of `segray label`.
@@ -67,7 +67,7 @@ class Request:
     log_format: format of the driver's progress.
     """
 
-    path: Path
+    path: Path | None
     config: Config
     overrides: Sequence[str] = ()
     arguments: Sequence[str] = ()
@@ -80,12 +80,13 @@ class Request:
     @property
     def entrypoint(self) -> str:
         """Return the driver's command line. The driver's folder holds the configuration alone."""
-        command = [self.python, "-m", "segray", "label", self.path.name]
+        command = [self.python, "-m", "segray", "label"]
+        file = [] if self.path is None else ["--config", self.path.name]
         overrides = [word for override in self.overrides for word in ("--set", override)]
         # The date, since "today" may be another day on the cluster.
         day = ["--as-of", self.config.as_of.isoformat()] if self.config.as_of else []
         log_format = ["--log-format", self.log_format.value]
-        return shlex.join([*command, *overrides, *day, *log_format, *self.arguments])
+        return shlex.join([*command, *file, *overrides, *day, *log_format, *self.arguments])
 
     @property
     def stem(self) -> str:
@@ -401,7 +402,8 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
     day = {"as_of": request.config.as_of.isoformat()} if request.config.as_of else {}
     metadata = {"segray": segray.__version__, "label_set": request.config.output.root, **day, **request.metadata}
     with tempfile.TemporaryDirectory(prefix="segray-") as folder, dashboard.client() as client:
-        shutil.copyfile(request.path, Path(folder) / request.path.name)
+        if request.path is not None:
+            shutil.copyfile(request.path, Path(folder) / request.path.name)
         try:
             _submit_until_agent(
                 partial(

@@ -24,8 +24,11 @@ from segray.cli.options import (
     Json,
     Log,
     LogFormat,
+    ModelOption,
+    Output,
     Overrides,
     RetryFailed,
+    Source,
     load,
     show_json,
 )
@@ -138,8 +141,11 @@ def _counts(labelled: Mapping[str, Any]) -> str:
 
 
 def submit(
-    configuration: Configuration,
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard: http://HEAD:8265.")],
+    source: Source = None,
+    output: Output = None,
+    model: ModelOption = None,
+    configuration: Configuration = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     limit: Annotated[
         int | None, typer.Option(min=1, help="Largest number of images to label, as for `segray label`.")
@@ -161,7 +167,7 @@ def submit(
     log_format: Log = LogFormat.TEXT,
     as_json: Json = False,
 ) -> None:
-    """Run `segray label CONFIG` as a job on a Ray cluster.
+    """Run `segray label` as a job on a Ray cluster.
 
     The command follows the job and ends with the exit code of the job. RAY_AUTH_TOKEN holds the token. While a job of
     the same label set runs, a second job is refused with exit code 3. Ctrl-C stops following. The job goes on.
@@ -171,10 +177,11 @@ def submit(
 
     arguments = ["--limit", str(limit)] if limit is not None else []
     arguments += [f"{RETRY_FAILED}={stage}" for stage in retry_failed]
+    settings = load(source, output, file=configuration, model=model, overrides=overrides, day=as_of, note=tell)
     request = submission.Request(
-        configuration,
-        load(configuration, overrides, as_of, tell),
-        overrides,
+        settings.file,
+        settings.config,
+        settings.overrides,
         arguments,
         python,
         driver_cpus,

@@ -9,8 +9,10 @@ any further keys. The card states what the model file alone cannot tell.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +63,25 @@ class ResolvedModel:
     def complete(self, settings: ModelSettings) -> ModelSettings:
         """Return the settings with the model's own values where they have none."""
         return settings.with_defaults(self.name, str(self.path), **asdict(self.adapter.defaults))
+
+
+def keys_of(model: str) -> dict[str, str | None]:
+    """Return the configuration keys of a model that is given by one text: a path, a URL, or a name of the catalogue.
+
+    A name takes the files that `segray models pull` wrote below the working directory.
+
+    Raises:
+        ConfigError: The text is a word that is neither a file, a folder nor a name.
+    """
+    if model in CATALOGUE:
+        pulled = Path("models") / model / f"{model}.xml"
+        return {"model.name": model, "model.path": str(pulled) if pulled.is_file() else None}
+    if re.fullmatch(r"[\w-]+", model) and not Path(model).exists():
+        nearest = difflib.get_close_matches(model, CATALOGUE, n=1)
+        similar = f" Did you mean {nearest[0]}?" if nearest else ""
+        hint = f"Give the file or folder of your model, or a name of `segray models list`.{similar}"
+        raise ConfigError("There is no such file, folder or model.", where="--model", found=repr(model), hint=hint)
+    return {"model.name": AUTO, "model.path": model}
 
 
 def resolve(

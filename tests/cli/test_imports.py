@@ -43,7 +43,7 @@ def loaded(*arguments: object) -> set[str]:
 @pytest.mark.parametrize(
     "arguments",
     ["version", "--help", "label --help", "submit --help", "models --help", "models quantize --help", "models list",
-     "models show stickers", "nonsense", "label"],
+     "models show stickers", "nonsense", "label a b c"],
 )  # fmt: skip
 def test_what_works_with_nothing_loads_nothing(arguments: str) -> None:
     assert loaded(*arguments.split()) == set()

@@ -11,6 +11,7 @@ import typer
 import segray
 from segray import config
 from segray.cli import main
+from segray.cli import options as options_module
 from segray.cli.options import one_option_per_stage
 from segray.errors import InfrastructureError, Interrupted, UserError
 from segray.label_set.maintenance import Maintenance
@@ -20,11 +21,17 @@ from segray.label_set.validation import Report, Violation
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["label"], "Missing argument 'CONFIG'"),
+        (["label"], "the command names no images"),
+        (["label", "s3://photos"], "the command names no place for the labels"),
+        (["label", "run.yaml", "labels"], "--config run.yaml"),
+        (["label", "photos", "labels"], "pass --model PATH|NAME"),
+        (["label", "photos", "labels", "--model", "sticker"], "Did you mean stickers?"),
+        (["label", "photos", "labels", "--model", "no/model.xml"], "The model does not exist"),
         (["lable", "x.yaml"], "No such command 'lable'"),
         (["label", "nowhere.yaml"], "cannot read the configuration"),
         (["label", "x.yaml", "--limit", "0"], "--limit"),
-        (["label", "x.yaml", "--retry-failed", "raed"], "unexpected extra argument"),
+        (["label", "x.yaml", "--retry-failed", "raed"], "--config x.yaml"),
+        (["label", "a", "b", "c"], "unexpected extra argument"),
         (["evaluate", "nowhere", "--truth", "truth.json"], "no such truth file"),
     ],
 )
@@ -35,6 +42,54 @@ def test_wrong_usage_ends_with_2_and_says_why(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def settings(*arguments: str, notes: list[str] | None = None, **options: Any) -> options_module.Settings:
+    """The settings of `segray label ARGUMENTS`, as the command reads them."""
+    source, output = [*arguments, None, None][:2]
+    given = {"file": None, "model": None, "overrides": (), "day": None, **options}
+    return options_module.load(source, output, note=[].append if notes is None else notes.append, **given)
+
+
+def test_a_run_needs_no_configuration_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = settings("photos", "labels", model="best_openvino_model/")
+    assert given.file is None
+    assert given.config.source.uri == "photos"
+    assert given.config.output.root == "labels"
+    assert (given.config.model.name, given.config.model.path) == ("auto", "best_openvino_model/")
+    assert config.load(None, given.overrides) == given.config, "a job gets the same from its overrides"
+    assert settings("photos", "labels", model="m/", overrides=["source.uri=x", "model.path=y"]).config.source.uri == "x"
+
+
+def test_a_name_takes_the_files_that_pull_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "yolact-resnet50-fpn-pytorch"
+    assert settings("photos", "labels", model=name).config.model.path is None
+    pulled = Path("models") / name / f"{name}.xml"
+    pulled.parent.mkdir(parents=True)
+    pulled.touch()
+    model = settings("photos", "labels", model=name).config.model
+    assert (model.name, model.path) == (name, str(pulled))
+
+
+def test_arguments_prevail_over_the_file_and_set_over_all(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("source: {uri: a}\noutput: {root: b}\nmodel: {name: stickers, path: c}\n")
+    given = settings("photos", file=file, model="stickers")
+    assert (given.config.source.uri, given.config.output.root, given.config.model.path) == ("photos", "b", None)
+    given = settings("photos", "labels", file=file, overrides=["output.root=d"])
+    assert (given.config.source.uri, given.config.output.root, given.config.model.path) == ("photos", "d", "c")
+
+
+def test_the_configuration_may_stand_alone_as_in_earlier_versions(tmp_path: Path) -> None:
+    for name in ("run.yaml", "run.YML", "nightly.conf"):
+        file, notes = tmp_path / name, list[str]()
+        file.write_text("source: {uri: a}\noutput: {root: b}\nmodel: {name: stickers}\n")
+        given = settings(str(file), notes=notes)
+        assert given.file == file
+        assert notes == [f"the configuration is an option now: --config {file}"]
+    assert settings("photos.zip", overrides=["output.root=b"], model="stickers").config.source.uri == "photos.zip"
 
 
 def test_maintenance_says_when_the_plain_glob_counts_rows_twice() -> None:
@@ -104,7 +159,7 @@ def test_init_writes_a_configuration_and_never_over_a_file(
 ) -> None:
     file = tmp_path / "run.yaml"
     assert main.run(["init", *options, str(file)]) == 0
-    assert f"segray label {file}" in capsys.readouterr().out
+    assert f"segray label --config {file}" in capsys.readouterr().out
     assert file.read_text() == (config.TEMPLATES / f"{template}.yaml").read_text()
     file.write_text("mine")
     assert main.run(["init", *options, str(file)]) == 2

@@ -51,7 +51,7 @@ def test_the_driver_gets_what_the_shell_would_break(tmp_path: Path) -> None:
         tmp_path, overrides=["source.uri=s3://a/it's $HOME"], arguments=["--limit", "3", "--retry-failed=read"]
     )
     assert asked.entrypoint == (
-        """python -m segray label run.yaml --set 'source.uri=s3://a/it'"'"'s $HOME' --log-format text """
+        """python -m segray label --config run.yaml --set 'source.uri=s3://a/it'"'"'s $HOME' --log-format text """
         "--limit 3 --retry-failed=read"
     )
 

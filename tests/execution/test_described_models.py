@@ -220,11 +220,10 @@ def test_bench_takes_a_model_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.usefixtures("shared_ray")
 def test_three_commands_of_the_page_on_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's configuration as it stands; the first command is Ultralytics' own."""
+    """The page's commands as they stand; the first is Ultralytics' own."""
     page = (DOCS / "yolo.md").read_text("utf-8")
     commands = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
     assert [line.split()[0] for line in commands] == ["yolo", "segray", "segray"]
-    (tmp_path / "run.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
     monkeypatch.chdir(tmp_path)
     yolo_network.write(tmp_path / "best_openvino_model")
     picture = yolo_network.red_rectangle()
@@ -242,8 +241,8 @@ def test_three_commands_of_the_page_on_yolo(tmp_path: Path, monkeypatch: pytest.
     assert rows == [{"class_name": "red thing", "class_id": 1, "score": 0.875, "class": "red_thing"}] * 3
     record = json.loads(Path("labels/_segray/label_set.json").read_text())
     assert record["model"]["description"]["family"] == "yolo_seg"
-    planned = command("plan", "run.yaml", "--set", "output.root=others", "--json")
+    planned = command("plan", "photos", "others", "--model", "best_openvino_model", "--json")
     assert planned.returncode == 0, planned.stderr
     other = yolo_network.write(tmp_path / "other", names=("red thing", "fish"))
-    refused = command("label", "run.yaml", "--set", f"model.path={other}")
+    refused = command("label", "photos", "labels", "--model", str(other))
     assert refused.returncode == 2
