@@ -62,6 +62,11 @@ class TableDataset(ds.FileSystemDataset):  # type: ignore[misc]
         ]
         super().__init__(fragments, source.state.schema, format_, filesystem)
 
+    @property
+    def state(self) -> TableState:
+        """Return the state of the table that the dataset shows, without its filters."""
+        return self._source.state
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_again, (self._source,)
 

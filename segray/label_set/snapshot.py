@@ -22,6 +22,7 @@ from deltalake.exceptions import DeltaError
 from segray.errors import LabelSetError, UserError
 from segray.label_set import dataset, delta_log
 from segray.label_set.current_pointer import resolved
+from segray.label_set.dataset import TableDataset
 from segray.label_set.delta_log import TableState, batch_of
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import PathOrUrl, join
@@ -163,8 +164,8 @@ class Snapshot:
 
     root: str
     batch: int
-    instances: ds.Dataset = field(repr=False)
-    images: ds.Dataset = field(repr=False)
+    instances: TableDataset = field(repr=False)
+    images: TableDataset = field(repr=False)
     classes: Mapping[int, str] = field(repr=False)
     model: Mapping[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str = field(default="", repr=False)

@@ -230,17 +230,11 @@ def _about_replaced_files(summary: Summary) -> str:
     )
 
 
-def _quoted(code: str) -> str:
-    """Return the code as one word for a shell, in double quotes where these keep the code as it is."""
-    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
-
-
 def next_steps(root: str) -> list[str]:
     """Return lines with the URIs of the tables, and a command that queries the tables."""
     query = f"SELECT class_name, count(*) AS n FROM instances WHERE score >= {CONFIDENT_SCORE:g} GROUP BY ALL"
-    code = f"import duckdb, segray; segray.sql(duckdb, {root!r}); print(duckdb.sql('{query}'))"
     install = "" if importlib.util.find_spec("duckdb") else "pip install duckdb && "
     return [
         f"tables:  {root}/instances  {root}/images",
-        f"query:   {install}python -c {_quoted(code)}",
+        f'query:   {install}segray sql {shlex.quote(root)} "{query}"',
     ]

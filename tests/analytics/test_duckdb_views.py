@@ -70,7 +70,7 @@ def test_views_show_one_state_and_earlier_ones_on_demand(root: str) -> None:
 def test_the_query_that_a_run_prints_works_for_any_name(tmp_path: Path, folder: str) -> None:
     root = label_sets.write(tmp_path / folder, {"a": picture((13, 0.9, SQUARE))})
     (line,) = [line for line in console.next_steps(root) if line.startswith("query:")]
-    command = line.removeprefix("query:").replace("python", sys.executable, 1)
+    command = line.removeprefix("query:").replace("segray", f"{sys.executable} -m segray", 1)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert re.findall(r"│ (bottle|stop sign) +│ +(\d+)", done.stdout) == [("stop sign", "1")]
 
@@ -79,7 +79,7 @@ def test_the_query_that_a_run_prints_counts_no_row_twice(root: str) -> None:
     """The first batch's row of the changed image is still in a file."""
     (line,) = [line for line in console.next_steps(root) if line.startswith("query:")]
     command = shlex.split(line.removeprefix("query:"))
-    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
     assert re.findall(r"│ (bottle|stop sign) +│ +(\d+)", done.stdout) == [("bottle", "1")]
 
 

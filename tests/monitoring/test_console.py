@@ -53,15 +53,15 @@ def test_the_summary_says_what_was_done_and_what_to_look_at_next() -> None:
     assert "30  kite\n" in text
     assert "dropped: 4 empty_mask" in text
     assert "3 images as 12 bits; image.bit_depth" in text
-    assert "segray.sql(duckdb, '/out')" in text
+    assert 'segray sql /out "SELECT class_name' in text
 
 
 def test_the_query_installs_duckdb_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "query:   python -c " in describe(summary())
+    assert "query:   segray sql " in describe(summary())
     monkeypatch.setitem(sys.modules, "duckdb", None)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "duckdb")
-    assert "query:   pip install duckdb && python -c " in describe(summary())
+    assert "query:   pip install duckdb && segray sql " in describe(summary())
 
 
 def test_the_headline_counts_confident_instances_first() -> None:

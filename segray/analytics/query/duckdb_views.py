@@ -6,6 +6,7 @@ DuckDB reads through pyarrow. Columns and rows that a query does not need are no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -15,9 +16,12 @@ import pyarrow as pa
 from segray.analytics.query import arrow_masks
 from segray.errors import UserError
 from segray.label_set import snapshot
+from segray.label_set.delta_log import TableState
 from segray.label_set.snapshot import Snapshot
-from segray.storage.uris import PathOrUrl
+from segray.storage.uris import PathOrUrl, join
 
+# DuckDB takes a path for a glob. A sign in brackets stands for itself.
+_GLOB_SIGN = re.compile(r"[*?\[]")
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
     "rle_area": (["VARCHAR"], "BIGINT"),
     "rle_bbox": (["VARCHAR", "BIGINT"], "STRUCT(x INTEGER, y INTEGER, w INTEGER, h INTEGER)"),
@@ -66,6 +70,56 @@ def sql(
         con.register("images", state.images)
         con.register("classes", classes(state))
     return state
+
+
+def statements(state: Snapshot) -> str:
+    """Return SQL that creates the three views in a connection of any DuckDB, without segray.
+
+    The statements name the files of this state. They hold until `segray maintain` deletes a replaced file. A bucket
+    needs DuckDB's httpfs and a secret of its own.
+    """
+    tables = {"instances": state.instances.state, "images": state.images.state}
+    views = [f"CREATE OR REPLACE VIEW {name} AS\n{_select(table)};" for name, table in tables.items()]
+    rows = ",\n".join(
+        f"  ({number}, {_quoted(name)}, {_quoted(state.partitions[number])})" for number, name in state.classes.items()
+    )
+    listed = (
+        f"SELECT * FROM (VALUES\n{rows}\n) AS listed(class_id, class_name, class)"
+        if rows
+        else ("SELECT 0 AS class_id, '' AS class_name, '' AS class WHERE false")
+    )
+    head = f"-- {state.root} after batch {state.batch}. A later state needs new statements."
+    return "\n".join([head, *views, f"CREATE OR REPLACE VIEW classes AS\n{listed};"])
+
+
+def _select(table: TableState) -> str:
+    """Return a query of all rows of a table, with its columns in their order and their types."""
+    if not table.files.num_rows:
+        columns = ", ".join(
+            f"CAST(NULL AS {_sql_type(column.type)}) AS {_name(column.name)}" for column in table.schema
+        )
+        return f"SELECT {columns} WHERE false"
+    files = ",\n".join(f"  {_quoted(join(table.uri, path))}" for path in table.files["path"].to_pylist())
+    columns = ", ".join(_name(column.name) for column in table.schema)
+    is_hive = any(name.startswith("partition.") for name in table.files.column_names)
+    hive = ", hive_partitioning = true, hive_types = {'class': VARCHAR}" if is_hive else ", hive_partitioning = false"
+    return f"SELECT {columns}\nFROM read_parquet([\n{files}\n], union_by_name = true{hive})"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """Return DuckDB's name of an Arrow type, asked of DuckDB itself."""
+    import duckdb
+
+    empty = pa.table({"x": pa.array([], kind)})
+    return str(duckdb.connect().from_arrow(empty).types[0])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def connect() -> Any:
