@@ -24,6 +24,7 @@ from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
 from segray.cli import analytics, models, tables
 from segray.cli import remote as remote_cli
+from segray.cli.examples import OrderedGroup, add_examples
 from segray.cli.options import (
     Configuration,
     Day,
@@ -34,6 +35,7 @@ from segray.cli.options import (
     ModelOption,
     Output,
     Overrides,
+    Quiet,
     RetryFailed,
     RetryingCommand,
     Root,
@@ -71,8 +73,8 @@ def _print_version(requested: bool) -> None:
 
 app = typer.Typer(
     help="Label whole image datasets with instance masks.",
+    cls=OrderedGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
 app.add_typer(models.app, name="models")
@@ -97,7 +99,7 @@ app.command(cls=RetryingCommand)(remote_cli.submit)
 
 @app.command("init")
 def write_configuration(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="File to write. The file must not exist yet.")] = Path(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write. The file must not exist yet.")] = Path(
         "segray.yaml"
     ),
     every_key: Annotated[bool, typer.Option("--all", help="Write every key, with its meaning and default.")] = False,
@@ -130,6 +132,7 @@ def label(
     retry_failed: RetryFailed = [],  # noqa: B006
     as_of: Day = None,
     log_format: Log = LogFormat.TEXT,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Label the images that have no row in the label set yet.
@@ -141,7 +144,7 @@ def label(
         from segray.execution import run
         from segray.monitoring import console, json_log, session
 
-    screen = json_log.Json() if log_format is LogFormat.JSON else console.listener()
+    screen = json_log.Json() if log_format is LogFormat.JSON else console.listener(quiet=quiet)
     try:
         ray_jobs.check_version()
         config = load(
@@ -193,6 +196,7 @@ def plan(
     configuration: Configuration = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     as_of: Day = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Estimate time, machines, requests and storage of a run.
@@ -203,7 +207,7 @@ def plan(
         from segray.execution import estimate
         from segray.monitoring import console
 
-    screen = console.Plain()
+    screen = console.Quiet() if quiet else console.Plain()
     settings = load(source, output, file=configuration, model=model, overrides=overrides, day=as_of, note=screen.note)
     result = estimate.estimate(settings.config, screen)
     if as_json:
@@ -214,10 +218,11 @@ def plan(
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for scenes, labels and results.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for scenes, labels and results.")] = Path(
         "segray-quickstart"
     ),
     count: Annotated[int, typer.Option(min=1, help="Number of scenes to draw.")] = 64,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Draw scenes, label them, and compare labels and truth.
@@ -228,7 +233,7 @@ def quickstart(
         from segray.cli import quickstart as steps
         from segray.monitoring import console
 
-    with console.listener() as listener:
+    with console.listener(quiet=quiet) as listener:
         result = steps.quickstart(folder, count, listener, start_workers)
     if as_json:
         record = {
@@ -363,6 +368,7 @@ def bench(
         typer.Option(metavar="PREFIX", help="Object storage prefix that gets a copy of the images. Needed for r."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure the speed of segray and of other programs.
@@ -379,7 +385,7 @@ def bench(
         images, runner.size_hw(size), count, name, path, model_form, precision, instances, repeats,
         runner.check_letters(only), tuple(overrides), remote,
     )  # fmt: skip
-    workload, runs = runner.bench(options, folder, console.Plain().note)
+    workload, runs = runner.bench(options, folder, (console.Quiet() if quiet else console.Plain()).note)
     record = report.record(workload, runs)
     if as_json:
         show_json(record)
@@ -391,6 +397,9 @@ def bench(
 def version() -> None:
     """Print the version of segray."""
     show(segray.__version__)
+
+
+add_examples(app, models.app, analytics.app)
 
 
 def describe_report(report: Report, most: int = 20) -> str:
@@ -480,7 +489,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
         # Without standalone mode a command's typer.Exit comes back as its code.
-        code = int(app(with_home(arguments), standalone_mode=False) or 0)
+        code = int(app(with_home(arguments), prog_name="segray", standalone_mode=False) or 0)
     except _ReportedError as end:
         return end.exit_code
     except Interrupted as exc:
@@ -489,7 +498,9 @@ def run(arguments: list[str]) -> int:
         return _report_interruption() if signals.stop_requested() else _report_error(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _report_interruption()
-    except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM.
+    except SystemExit as exc:  # Typer turns any EPIPE into one, and Ray a SIGTERM. Completion ends with 0.
+        if exc.code == 0 and not signals.stop_requested():
+            return _check_output()
         return _report_interruption() if signals.stop_requested() else _report_unexpected(exc.__context__ or exc)
     except Exception as exc:
         return _report_interruption() if signals.stop_requested() else _report_unexpected(exc)

@@ -20,6 +20,7 @@ import typer
 from segray._system import signals
 from segray._system.streams import show as show_text
 from segray._system.streams import tell
+from segray.cli.examples import OrderedGroup
 from segray.cli.options import Endpoint, Json, show_json
 from segray.errors import ConfigError
 from segray.models import zoo as catalogue
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from segray.models.fits import Fit
 
 app = typer.Typer(
-    help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
+    cls=OrderedGroup,
+    help="List, fetch, convert, inspect and quantise models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, as `segray models list` shows it.")]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from segray._system import signals, streams
+from segray.cli.examples import CommandWithExamples
 from segray.errors import UserError
 from segray.tasks import ALL_STAGES, STAGES
 
@@ -32,7 +32,7 @@ RETRY_FAILED = "--retry-failed"
 _PATH_BELOW_HOME = re.compile(r"^(|--[a-z][a-z-]*=)(~)(?=/|$)")
 
 
-class RetryingCommand(TyperCommand):
+class RetryingCommand(CommandWithExamples):
     """A command with the option --retry-failed, which takes any number of stages.
 
     Click's options take a fixed number of values. The stages after the option are therefore turned into one option
@@ -120,6 +120,7 @@ RetryFailed = Annotated[
         help=f"Label failed images again, and replace their rows. Stages: {', '.join(STAGES)}. By default all.",
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and errors alone, no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 

@@ -47,7 +47,7 @@ def info(
 def sql(
     root: Root,
     query: Annotated[
-        str | None, typer.Argument(metavar="[QUERY]", help="SQL over the views instances, images and classes.")
+        str | None, typer.Argument(metavar="QUERY", help="SQL over the views instances, images and classes.")
     ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="table|csv|json", help="Form of the answer. csv and json have all rows.")

@@ -60,6 +60,18 @@ class Plain(ProgressListener):
         return None
 
 
+class Quiet(ProgressListener):
+    """No progress at all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
 class Bar(ProgressListener):
     """Progress as a bar that redraws itself."""
 
@@ -120,8 +132,10 @@ class RateMeter:
         return (self.images - done) / self._rate if self._rate else None
 
 
-def listener() -> Plain | Bar:
-    """Return a bar if stderr is a terminal that redraws lines, else plain lines."""
+def listener(*, quiet: bool = False) -> Plain | Bar | Quiet:
+    """Return a bar if stderr is a terminal that redraws lines, else plain lines; nothing if `quiet`."""
+    if quiet:
+        return Quiet()
     return Bar() if redraws(sys.stderr) else Plain()
 
 

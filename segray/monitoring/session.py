@@ -19,7 +19,7 @@ from segray.monitoring.json_log import Json
 from segray.monitoring.prometheus import Metrics
 from segray.tasks import UnitReport
 
-Console = console.Plain | console.Bar | Json
+Console = console.Plain | console.Bar | console.Quiet | Json
 
 
 class ListenerGroup(ProgressListener):
