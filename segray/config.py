@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -46,6 +47,9 @@ _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _Side = Annotated[int, Field(ge=1, le=16_384)]
+
+# A class in a module, both with dots; no name of a file.
+_CLASS = re.compile(r"(?!.*\.py:)(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*")
 
 # model.name of a model that tells by its file what it is.
 AUTO = "auto"
@@ -199,6 +203,7 @@ class ModelSettings(_Section):
     name: str = AUTO
     path: str | None = None
     form: Literal["original", "converted"] | None = None
+    adapter: str | None = None
     precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
     labels: Mapping[_ClassId, _Name] | None = Field(default=None, min_length=1)
     size: tuple[_Side, _Side] | None = None
@@ -214,6 +219,14 @@ class ModelSettings(_Section):
     scaled_decode: bool = False
     fixed_shapes: int = Field(default=0, ge=0, le=64)
     cache_dir: str | None = None
+
+    @field_validator("adapter")
+    @classmethod
+    def _refuse_no_class(cls, adapter: str | None) -> str | None:
+        """Return MODULE:CLASS. Refuse another text, such as the name of a file."""
+        if adapter is not None and not _CLASS.fullmatch(adapter):
+            raise PydanticCustomError("class", "not MODULE:CLASS, such as my_module:MyDecoder")
+        return adapter
 
     def with_defaults(self, name: str, path: str, **options: Any) -> Self:
         """Return the settings with this name and path, and with these values of the options that have none.

@@ -47,6 +47,10 @@ Plain = Annotated[
     typer.Option("--plain", help="Keep a TensorFlow graph as OpenVINO converts it, without further simplification."),
 ]
 
+Adapter = Annotated[
+    str | None, typer.Option(metavar="MODULE:CLASS", help="Decoder of your own, as `model.adapter` names it.")
+]
+
 _LINE_S = 5.0
 _GATE = 4
 _SHOWN_CLASSES = 20
@@ -86,6 +90,7 @@ def inspect(
             help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt.",
         ),
     ],
+    adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
     """Find out which model a file holds.
@@ -97,7 +102,7 @@ def inspect(
     with signals.ending_at_once():
         from segray.conversion import inspect_model
 
-    inspection = inspect_model.inspect(file)
+    inspection = inspect_model.inspect(file, adapter)
     if as_json:
         show_json(asdict(inspection))
     else:

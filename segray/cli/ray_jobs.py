@@ -36,6 +36,7 @@ from segray._compat import RAY_JOB_CLIENT_LOGGERS
 from segray.cli.options import LogFormat
 from segray.errors import AccessError, ConfigError, ConflictError, InfrastructureError, SegrayError, UserError
 from segray.execution.ray_token import read_token, token_file
+from segray.models import decoders
 from segray.monitoring import json_log
 from segray.storage import uris
 
@@ -79,7 +80,7 @@ class Request:
 
     @property
     def entrypoint(self) -> str:
-        """Return the driver's command line. The driver's folder holds the configuration alone."""
+        """Return the driver's command line. The driver's folder holds the configuration, and a decoder of one's own."""
         command = [self.python, "-m", "segray", "label"]
         file = [] if self.path is None else ["--config", self.path.name]
         overrides = [word for override in self.overrides for word in ("--set", override)]
@@ -325,6 +326,8 @@ def check(request: Request, dashboard: Dashboard) -> str:
     Raises UserError for a request that can never run, ConflictError while another job of the label set runs.
     """
     _check_paths(request.config)
+    if request.config.model.adapter is not None:
+        decoders.located(request.config.model.adapter)  # A missing module fails before there is a job.
     dashboard.check()
     _check_room(request, dashboard)
     return _next_id(request.stem, dashboard)
@@ -404,6 +407,7 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
     with tempfile.TemporaryDirectory(prefix="segray-") as folder, dashboard.client() as client:
         if request.path is not None:
             shutil.copyfile(request.path, Path(folder) / request.path.name)
+        _write_decoder(request.config.model.adapter, Path(folder))
         try:
             _submit_until_agent(
                 partial(
@@ -425,6 +429,16 @@ def start(request: Request, dashboard: Dashboard, job: str) -> None:
                 found=_last_line(str(exc)),
                 hint="see the dashboard's log on the head, then run the same command again",
             ) from exc
+
+
+def _write_decoder(adapter: str | None, folder: Path) -> None:
+    """Write the module of the user's decoder into the job's folder. adapter: MODULE:CLASS; None for no decoder."""
+    if adapter is None:
+        return
+    code, _ = decoders.located(adapter)
+    for name, content in code.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _submit_until_agent(submit: Callable[[], object]) -> None:

@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segray.config import ModelSettings
 from segray.errors import ConfigError
 from segray.models import checkpoints, describe, engine, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
+from segray.models.decoders import Decoder
 from segray.models.describe import hugging_face, rf_detr
 from segray.models.description import Description
 from segray.models.engine import Signature
 from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
 from segray.models.metadata import read_card
-from segray.models.registry import FAMILIES
+from segray.models.registry import FAMILIES, adapter_of
 
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
@@ -57,12 +59,17 @@ class Inspection:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, adapter: str | None = None) -> Inspection:
     """Inspect a model file or the folder of a model.
+
+    Args:
+        path: The file or folder.
+        adapter: MODULE:CLASS of a decoder of one's own, which alone is asked; None for what segray and installed
+            packages know.
 
     Raises:
         ModelError: The path is no model, the model cannot be read, or it has no instance masks.
-        ConfigError: The folder has several models.
+        ConfigError: The folder has several models, or a decoder is at fault.
     """
     file = describe.model_file(engine.model_root(path))
     kind = _file_kind(file)
@@ -74,9 +81,14 @@ def inspect(path: Path) -> Inspection:
     ports = engine.signature(file)
     kind = f"{kind}, quantised to int8" if ports.quantised else kind
     texts = tuple(map(str, ports.inputs)), tuple(map(str, ports.outputs)), layout_of(ports)
-    description = describe.describe(file, ports)
+    own, own_alone = resolve.own_decoders(ModelSettings(adapter=adapter))
+    description = describe.describe(file, ports, own, own_alone=own_alone)
+    if own_alone and description is None:
+        advice = f"The decoder {adapter} says that the model is none of its own."
+        return Inspection(str(file), kind, *texts, needs=(advice,))
     if description is not None:
-        is_decoded = description.family in FAMILIES
+        decoder = next((one for one in own if one.name == description.family), None)
+        is_decoded = decoder is not None or description.family in FAMILIES
         return Inspection(
             str(file),
             kind,
@@ -85,8 +97,8 @@ def inspect(path: Path) -> Inspection:
             needs=_described_needs(description, is_decoded),
             description=description,
             is_decoded=is_decoded,
-            yaml=_described_yaml(description, path) if is_decoded else "",
-            options=_options(description) if is_decoded else dict(description.thresholds),
+            yaml=_described_yaml(description, path, adapter) if is_decoded else "",
+            options=_options(description, decoder) if is_decoded else dict(description.thresholds),
         )
     fits = fits_of(ports, file)
     classes = classes_of(ports) if _have_class_axis(fits) else None
@@ -187,11 +199,11 @@ def _described_classes(description: Description) -> int | None:
     return len(description.labels) or description.extra.get("classes")
 
 
-def _options(description: Description) -> dict[str, Any]:
+def _options(description: Description, decoder: Decoder | None) -> dict[str, Any]:
     """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
     if description.missing:
         return dict(description.thresholds)
-    defaults = asdict(FAMILIES[description.family](description).defaults)
+    defaults = asdict(adapter_of(description, decoder).defaults)
     has_nms = defaults["nms_iou"] is not None
     return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
 
@@ -212,10 +224,12 @@ def _described_needs(description: Description, is_decoded: bool) -> tuple[str, .
     return tuple(f"The file does not state the {key}. {steps[key]}" for key in description.missing)
 
 
-def _described_yaml(description: Description, path: Path) -> str:
+def _described_yaml(description: Description, path: Path, adapter: str | None) -> str:
     """Return the lines of a configuration; placeholders in capitals stand for facts that the file lacks."""
     plain = re.fullmatch(r"[\w./][\w./-]*", str(path))
     lines = ["model:", f"  path: {path if plain else json.dumps(str(path), ensure_ascii=False)}"]
+    if adapter is not None:
+        lines.append(f"  adapter: {adapter}")
     if "size" in description.missing:
         lines.append("  size: [HEIGHT, WIDTH]")
     if "labels" in description.missing:

@@ -12,6 +12,7 @@ shared lock on the folder of its copy until it ends. The time of the folder's la
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any
 
 from segray.errors import InfrastructureError
 from segray.models import engine, metadata, resolve
+from segray.models.decoders import Code
 
 PIECE_BYTES = 16 * 2**20
 UNUSED_S = 7 * 86_400
@@ -115,6 +117,17 @@ def received(model: ShippedModel, get: Callable[[Any], bytes], home: Path | None
             hint="free some space there, or set TMPDIR of `ray start` to another folder",
         ) from exc
     return folder / model.opened
+
+
+def received_code(code: Code, home: Path | None = None) -> Path:
+    """Return a folder of this node with the files of a decoder. Workers get the files with their specification.
+
+    home: folder of the node for models; None for the usual one.
+    """
+    files = tuple(
+        ShippedFile(name, hashlib.sha256(content).hexdigest(), (content,)) for name, content in code.files.items()
+    )
+    return received(ShippedModel(code.digest, ".", files), bytes, home)
 
 
 def _is_complete(files: Iterable[ShippedFile], folder: Path) -> bool:

@@ -666,6 +666,7 @@ def _label(
         source_storage=context.source_store.options,
         local_source=_local_source(context.config.source.uri, work),
         description=model.description,
+        decoder=None if model.decoder is None else model.decoder.code,
     )
     begin_s = time.monotonic()
     with _recording_end(context, work):
@@ -868,7 +869,8 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
     settings = model.complete(config.model).model_dump(mode="json")
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     keys_of_described_models = [key for key in ("size", "preprocessing", "nms_iou") if settings[key] is None]
-    left_out = {"name", "form", "path", *keys_that_change_rounding_only, *keys_of_described_models}
+    # The description has the identity of a decoder of one's own.
+    left_out = {"name", "form", "path", "adapter", *keys_that_change_rounding_only, *keys_of_described_models}
     facts = {
         "name": model.name,
         "form": model.form.name,

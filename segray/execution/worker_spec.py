@@ -22,13 +22,15 @@ from segray._system import memory
 from segray.errors import ConfigError, ModelError, SourceError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
+from segray.execution.model_files import received_code
 from segray.execution.package_digest import package_digest
 from segray.imaging.opencv import cv2
 from segray.imaging.tiling import TilingOptions
 from segray.limits import ImageLimits
+from segray.models import decoders, resolve
 from segray.models import engine as runtime
-from segray.models import resolve
 from segray.models.adapters.adapter import ModelAdapter, Options
+from segray.models.decoders import Code
 from segray.models.description import Description
 from segray.storage.store import StorageOptions, Store
 
@@ -42,6 +44,7 @@ class WorkerSpec:
     model: the model section of the configuration.
     fingerprint: fingerprint of the driver's model files. Each worker compares it with its own files.
     description: what the model's file says of itself, as the driver read it; None for a model of the catalogue.
+    decoder: code of the user's decoder that gave the description; None for a model that segray decodes.
     limits: largest image that is decoded.
     storage: access to the label set.
     staged: folder of staged files.
@@ -62,6 +65,7 @@ class WorkerSpec:
     source_storage: StorageOptions | None = None
     local_source: str = ""
     description: Description | None = None
+    decoder: Code | None = None
 
 
 class ModelFilesError(ModelError):
@@ -111,7 +115,8 @@ def build(
     Raises:
         ModelFilesError: the model files on this machine are missing, or differ from those of the driver.
         ModelError: OpenVINO cannot load the model on this machine.
-        ConfigError: segray on this machine is another one than segray in the driver.
+        ConfigError: segray on this machine is another one than segray in the driver, or the user's decoder cannot be
+            imported here.
         SourceError: the folder of the images is missing or empty on this machine.
     """
     _check_version(spec)
@@ -179,8 +184,9 @@ def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.Reso
     settings = spec.model
     if shipped_model is not None:
         settings = settings.model_copy(update={"path": str(shipped_model)})
+    decoder = None if spec.decoder is None else decoders.on_this_machine(spec.decoder, received_code)
     try:
-        model = resolve.configured(settings, spec.description)
+        model = resolve.configured(settings, spec.description, decoder)
     except (ModelError, ConfigError) as exc:  # The driver has resolved the model, so the files here are others.
         raise ModelFilesError(
             exc.what,

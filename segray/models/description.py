@@ -22,7 +22,8 @@ class Description:
 
     Attributes:
         family: Key of `registry.FAMILIES`: yolo_seg, geti_mask_rcnn, geti_detr, geti_yolo, rf_detr,
-            mask2former, maskformer, eomt; or one that segray recognises but cannot decode.
+            mask2former, maskformer, eomt; or one that segray recognises but cannot decode; or the name of a decoder
+            of one's own.
         what: The model in words, for people: "YOLO11n-seg by Ultralytics 8.4.190".
         kind: Variant of the family's outputs. yolo_seg: "raw", or "selected" for rows that the graph has selected.
         input_name: Name of the image input; "" where it has none.
@@ -45,13 +46,13 @@ class Description:
         notes: What a person should know before use, as sentences.
     """
 
-    family: str
-    what: str
-    kind: str
-    input_name: str
-    outputs: Mapping[str, int]
-    size_hw: tuple[int, int] | None
-    labels: Mapping[int, str]
+    family: str = ""
+    what: str = ""
+    kind: str = ""
+    input_name: str = ""
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    size_hw: tuple[int, int] | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
     stride: int | None = None
     resize: Resize = "letterbox"
     pad_value: int = 0

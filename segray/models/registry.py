@@ -18,6 +18,7 @@ from segray.models.adapters import (
     hugging_face,
     instance_segmentation_security,
     mask_rcnn,
+    own,
     rf_detr,
     tf_object_detection,
     torchvision,
@@ -26,6 +27,7 @@ from segray.models.adapters import (
 )
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
+from segray.models.decoders import Decoder
 from segray.models.description import Description
 
 _YOLACT = yolact.Yolact("yolact-resnet50-fpn-pytorch", COCO_NAMES, yolact.FORMS)
@@ -82,6 +84,11 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
     "torchvision_mask_rcnn": torchvision.of,
     "yolo_seg": yolo_seg.of,
 }
+
+
+def adapter_of(description: Description, decoder: Decoder | None = None) -> ModelAdapter:
+    """Return the adapter of a model that describes itself. decoder: the user's, for a model that it describes."""
+    return FAMILIES[description.family](description) if decoder is None else own.of(description, decoder)
 
 
 def decode(

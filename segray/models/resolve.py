@@ -20,14 +20,15 @@ from typing import Any
 
 from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
-from segray.models import checkpoints, describe, engine, zoo
+from segray.models import checkpoints, decoders, describe, engine, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
+from segray.models.decoders import Decoder
 from segray.models.describe import hugging_face, rf_detr
 from segray.models.description import Description
 from segray.models.engine import Signature
 from segray.models.fits import fits_of
 from segray.models.metadata import CARD, read_card
-from segray.models.registry import ADAPTERS, FAMILIES
+from segray.models.registry import ADAPTERS, FAMILIES, adapter_of
 from segray.models.zoo import CATALOGUE
 
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
@@ -43,7 +44,7 @@ class ResolvedModel:
     fingerprint: 64 hex digits over the contents of the files, the adapter's name, the form's name and the description.
     description: what the file says of itself; None for a model of the catalogue. effective: the description with the
     facts of the configuration in place of the file's. ports: the model's inputs and outputs, if the search had to read
-    them; see `signature`.
+    them; see `signature`. decoder: the user's decoder; None for a model that segray decodes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ResolvedModel:
     description: Description | None = None
     effective: Description | None = None
     ports: Signature | None = None
+    decoder: Decoder | None = None
 
     def signature(self) -> Signature:
         """Return the inputs and outputs of the model; read the file only if the search for the model did not."""
@@ -91,20 +93,27 @@ def resolve(
     return configured(ModelSettings.model_construct(name=name, path=path, form=form, labels=labels))
 
 
-def configured(settings: ModelSettings, description: Description | None = None) -> ResolvedModel:
+def configured(
+    settings: ModelSettings, description: Description | None = None, decoder: Decoder | None = None
+) -> ResolvedModel:
     """Return the configured model.
 
     Args:
         settings: The section `model` of the configuration.
         description: What the file says of itself, if it was read before; None to read it.
+        decoder: The user's decoder that gave the description; None if segray did.
 
     Raises:
         ConfigError: The configuration does not settle the model or its form.
         ModelError: The files cannot be this model.
     """
     if description is None and settings.name in CATALOGUE:
+        if settings.adapter is not None:
+            hint = "Remove `model.name`, or remove `model.adapter`."
+            what = f"{settings.name} has an adapter of segray."
+            raise ConfigError(what, where="model.adapter", found=settings.adapter, hint=hint)
         return _resolve_named(settings, settings.name)
-    return _resolve_described(settings, description)
+    return _resolve_described(settings, description, decoder)
 
 
 def _resolve_named(settings: ModelSettings, name: str, ports: Signature | None = None) -> ResolvedModel:
@@ -124,10 +133,37 @@ def _resolve_named(settings: ModelSettings, name: str, ports: Signature | None =
 # ---- models that describe themselves --------------------------------------------------------------
 
 
-def _resolve_described(settings: ModelSettings, description: Description | None) -> ResolvedModel:
+def own_decoders(settings: ModelSettings) -> tuple[tuple[Decoder, ...], bool]:
+    """Return the user's decoders that may know the model, and whether the model must be of one of them.
+
+    Raises ConfigError if `model.name` is no family, or if a decoder has the name of a family.
+    """
+    own: tuple[Decoder, ...] = ()
+    is_own = settings.adapter is not None
+    if settings.adapter is not None:
+        own = (decoders.found(settings.adapter),)
+        if settings.name not in (AUTO, own[0].name):
+            hint = f"Remove `model.name`, or set `model.name` to {own[0].name}."
+            what = f"The decoder {settings.adapter} has another name."
+            raise ConfigError(what, where="model.name", found=settings.name, hint=hint)
+    elif settings.name not in FAMILIES:
+        is_own = settings.name != AUTO
+        own = decoders.registered((settings.name,) if is_own else None)
+        if is_own and not own:
+            zoo.find(settings.name)  # Raises the error with the nearest name.
+    for decoder in own:
+        if decoder.name in (AUTO, *FAMILIES, *CATALOGUE):
+            hint = "Give the decoder another name."
+            what = f"segray has a model or family {decoder.name!r} of its own."
+            raise ConfigError(what, where=decoder.code.source, found=decoder.code.reference, hint=hint)
+    return own, is_own
+
+
+def _resolve_described(
+    settings: ModelSettings, description: Description | None, decoder: Decoder | None
+) -> ResolvedModel:
     """Return a model of a family; the configuration overrides what its file says."""
-    if settings.name not in (AUTO, *FAMILIES):
-        zoo.find(settings.name)  # Raises the error with the nearest name.
+    own, is_own = own_decoders(settings) if description is None else ((), False)
     if settings.path is None:
         raise ConfigError(
             "The configuration names no model.",
@@ -138,13 +174,17 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
     path, ports = describe.model_file(Path(settings.path)), None
     if description is None:
         ports = _ports(path)
-        described = describe.describe(path, ports)
-        if described is None and settings.name == AUTO:
+        described = describe.describe(path, ports, own, own_alone=is_own)
+        if described is None and settings.name == AUTO and not is_own:
             name = _name_by_ports(ports, path)
             return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name, ports)
-        description = _checked(described, settings, path, ports)
+        decoder = next((one for one in own if described is not None and one.name == described.family), None)
+        if decoder is None or described is None:
+            description = _checked(described, settings, path, ports, own if is_own else ())
+        else:
+            description = described
     effective = _with_settings(description, settings)
-    adapter = FAMILIES[description.family](effective)
+    adapter = adapter_of(effective, decoder)
     if settings.form is not None:
         hint = "Remove `model.form`. The forms original and converted belong to models with a name."
         raise ConfigError("The model has one form only.", where="model.form", found=settings.form, hint=hint)
@@ -153,7 +193,9 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
     files = tuple(file for file in engine.model_files(path) if file.name != CARD)
     (form,) = adapter.forms.values()
     fingerprint = _fingerprint(path, files, adapter.name, form.name, description)
-    return ResolvedModel(description.family, adapter, form, path, files, fingerprint, description, effective, ports)
+    return ResolvedModel(
+        description.family, adapter, form, path, files, fingerprint, description, effective, ports, decoder
+    )
 
 
 def _ports(path: Path) -> Signature:
@@ -183,8 +225,24 @@ def _name_by_ports(ports: Signature, path: Path) -> str:
     raise ConfigError(what, where=str(path), found=found, hint=hint)
 
 
-def _checked(description: Description | None, settings: ModelSettings, path: Path, ports: Signature) -> Description:
-    """Return the description; raise ConfigError unless it is of the configured family, which segray decodes."""
+def _checked(
+    description: Description | None,
+    settings: ModelSettings,
+    path: Path,
+    ports: Signature,
+    own: tuple[Decoder, ...] = (),
+) -> Description:
+    """Return the description; raise ConfigError unless it is of the configured family, which segray decodes.
+
+    own: the user's decoders that the model must be of.
+    """
+    if own:
+        raise ConfigError(
+            f"The decoder {own[0].code.reference} says that the model is none of its own.",
+            where=str(path),
+            found=f"outputs {'; '.join(map(str, ports.outputs))}",
+            hint="Check `model.path`, and `describe` of the decoder, which returned None.",
+        )
     if description is None:
         raise ConfigError(
             f"The file does not tell that it is a model of {settings.name}.",

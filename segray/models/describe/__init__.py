@@ -1,18 +1,21 @@
 """Descriptions of model files: each reader of this package knows one source of facts.
 
 Knows the order in which the readers are asked, and which file of a folder is the model. The card overrides the others.
-A file that Geti wrote can have a metadata.yaml by Ultralytics beside it, so Geti's reader is asked first.
+A file that Geti wrote can have a metadata.yaml by Ultralytics beside it, so Geti's reader is asked first. Decoders of
+one's own are asked after the readers of this package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segray.errors import ConfigError, ModelError
 from segray.models import checkpoints
 from segray.models import metadata as values
-from segray.models.describe import card, geti, hugging_face, rf_detr, torchvision, ultralytics
+from segray.models.decoders import Decoder
+from segray.models.describe import card, geti, hugging_face, own, rf_detr, torchvision, ultralytics
 from segray.models.description import Description
 from segray.models.metadata import Metadata
 
@@ -24,35 +27,42 @@ _BY_PORTS = (rf_detr.read, torchvision.read, hugging_face.read)
 _SUFFIXES = (".xml", ".onnx")
 
 
-def describe(path: Path, signature: Signature) -> Description | None:
+def describe(
+    path: Path, signature: Signature, decoders: Sequence[Decoder] = (), *, own_alone: bool = False
+) -> Description | None:
     """Return what the model at `path` says of itself; None if it says nothing that segray knows.
 
     Args:
         path: The model file, or a folder with one model, such as best_openvino_model/.
         signature: The inputs and outputs of the model.
+        decoders: Decoders of one's own, which may know the model too.
+        own_alone: Whether to ask these decoders alone.
 
     Raises:
         ModelError: The metadata cannot be read, contradict the model, or belong to a model without instance masks.
-        ConfigError: A folder has several models, or the file has the signs of several families.
+        ConfigError: A folder has several models, the file has the signs of several families, or a decoder is at fault.
     """
     metadata = values.read(model_file(path))
-    described = None if card.is_complete(metadata) else _described(signature, metadata)
-    return card.read(signature, metadata, described)
-
-
-def _described(signature: Signature, metadata: Metadata) -> Description | None:
-    for read in _BY_METADATA:
-        if (description := read(signature, metadata)) is not None:
-            return description
-    descriptions = [description for read in _BY_PORTS if (description := read(signature, metadata)) is not None]
-    if len(descriptions) > 1:
+    is_settled = own_alone or card.is_complete(metadata)
+    described = [] if is_settled else _by_readers(signature, metadata)
+    if own_alone or not is_settled:
+        described += [known for decoder in decoders if (known := own.read(decoder, signature, metadata)) is not None]
+    if len(described) > 1:
         raise ConfigError(
             "The file has the signs of several families.",
             where=str(metadata.path),
-            found=", ".join(description.family for description in descriptions),
+            found=", ".join(description.family for description in described),
             hint="Set `model.name` to the right one, or name it as `contract` in segray.json beside the model.",
         )
-    return descriptions[0] if descriptions else None
+    return card.read(signature, metadata, described[0] if described else None)
+
+
+def _by_readers(signature: Signature, metadata: Metadata) -> list[Description]:
+    """Return the descriptions by the readers of this package; at most one by metadata, else those by ports."""
+    for read in _BY_METADATA:
+        if (description := read(signature, metadata)) is not None:
+            return [description]
+    return [description for read in _BY_PORTS if (description := read(signature, metadata)) is not None]
 
 
 def model_file(path: Path) -> Path:
