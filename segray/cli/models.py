@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from segray.models import resolve
     from segray.models.description import Description
     from segray.models.fits import Fit
+    from segray.storage.options import StorageOptions
 
 app = typer.Typer(
     help="List, fetch, convert, inspect and quantise models.", no_args_is_help=True, rich_markup_mode=None
@@ -43,7 +43,6 @@ Plain = Annotated[
     typer.Option("--plain", help="Keep a TensorFlow graph as OpenVINO converts it, without further simplification."),
 ]
 
-_LINE_S = 5.0
 _GATE = 4
 _SHOWN_CLASSES = 20
 
@@ -76,12 +75,14 @@ def show(name: Name, as_json: Json = False) -> None:
 @app.command()
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="FILE",
-            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt.",
+            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt. A model at "
+            "an address, such as hf://ORG/NAME/FOLDER, is fetched.",
         ),
     ],
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Find out which model a file holds.
@@ -92,8 +93,11 @@ def inspect(
     """
     with signals.ending_at_once():
         from segray.conversion import inspect_model
+        from segray.storage.options import StorageOptions
 
-    inspection = inspect_model.inspect(file)
+    options = StorageOptions(endpoint_url=endpoint_url)
+    with _printed_progress() as callbacks:
+        inspection = inspect_model.inspect_place(file, options, callbacks.note, callbacks.progress)
     if as_json:
         show_json(asdict(inspection))
     else:
@@ -149,7 +153,9 @@ def convert(
 def quantize(
     model: Annotated[
         str,
-        typer.Argument(metavar="NAME|PATH", help="Name of a model in models/, stickers, or path of a model's files."),
+        typer.Argument(
+            metavar="NAME|PATH", help="Name of a model in models/, stickers, or path or address of a model's files."
+        ),
     ],
     images: Annotated[str, typer.Option(help="Dataset that resembles the images to label, in the form of source.uri.")],
     truth: Annotated[
@@ -195,7 +201,9 @@ def quantize(
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
-    source = _source_model(model, name, form, labels, images)
+    options = StorageOptions(endpoint_url=endpoint_url)
+    with _printed_progress() as callbacks:
+        source = _source_model(model, name, form, labels, images, options, callbacks)
     truth_set = (
         None
         if truth is None
@@ -206,7 +214,7 @@ def quantize(
             source,
             images,
             out or Path("models") / f"{source.name}-int8",
-            Store(StorageOptions(endpoint_url=endpoint_url)),
+            Store(options),
             samples=samples,
             truth=truth_set,
             keep_float=keep_float,
@@ -220,22 +228,28 @@ def quantize(
 
 
 def _source_model(
-    model: str, name: str | None, form: str | None, labels: str | None, images: str
+    model: str,
+    name: str | None,
+    form: str | None,
+    labels: str | None,
+    images: str,
+    options: StorageOptions,
+    callbacks: Callbacks,
 ) -> resolve.ResolvedModel:
-    """Return the model that the arguments of `quantize` name."""
+    """Return the model that the arguments of `quantize` name, fetched if it lies at an address."""
     from segray import config
-    from segray.models import resolve
+    from segray.models import model_cache, remote_folder
 
     if model in CATALOGUE:
         name, path = model, _path_of_pulled(model)
     else:
-        if not Path(model).exists():
+        if not remote_folder.is_remote(model) and not Path(model).exists():
             catalogue.find(model, "NAME|PATH")
         name, path = name or config.AUTO, model
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
     settings = config.validate(values, "the arguments").model
-    return resolve.configured(settings)
+    return model_cache.resolved(settings, options, callbacks.note, callbacks.progress)
 
 
 def _path_of_pulled(name: str) -> str | None:
@@ -338,6 +352,9 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 def describe_inspection(inspection: Inspection) -> str:
     """Return the model that a file holds, as text."""
     lines = [f"{inspection.path}: {inspection.kind}"]
+    if inspection.origin is not None:
+        revision = f" at {inspection.origin['revision']}" if "revision" in inspection.origin else ""
+        lines.append(f"  from {inspection.origin['uri']}{revision}")
     lines += [f"  in   {port}" for port in inspection.inputs]
     lines += [f"  out  {port}" for port in inspection.outputs]
     if inspection.description is not None:
@@ -465,9 +482,10 @@ def _printed_progress() -> Iterator[Callbacks]:
     """
     from segray.conversion import pull as conversion
     from segray.monitoring import console
+    from segray.storage.download import ProgressLines
 
     if not console.redraws(sys.stderr):
-        yield conversion.Callbacks(tell, _DownloadLines())
+        yield conversion.Callbacks(tell, ProgressLines(tell))
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -476,16 +494,3 @@ def _printed_progress() -> Iterator[Callbacks]:
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("")
         yield conversion.Callbacks(tell, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-class _DownloadLines:
-    """Progress of a download, as a line every five seconds."""
-
-    def __init__(self) -> None:
-        self._printed_s = time.monotonic()
-
-    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
-        if time.monotonic() - self._printed_s >= _LINE_S:
-            self._printed_s = time.monotonic()
-            total = "?" if total_bytes is None else f"{total_bytes / 1e6:.0f}"
-            tell(f"  {done_bytes / 1e6:.0f} of {total} MB")

@@ -26,6 +26,9 @@ from segray.errors import ModelError
 
 METADATA_YAML = "metadata.yaml"
 CARD = "segray.json"
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+# Files beside a model that say more of the model.
+BESIDE = (CARD, METADATA_YAML, CONFIG, PROCESSOR)
 
 # Bytes at the end of an IR that hold its rt_info. An int8 model's rt_info names its layers: about 100 kB.
 _TAIL_BYTES = 2**24

@@ -19,7 +19,7 @@ import test_ir_v5
 from web import Web
 
 from segray.cli import main
-from segray.conversion import download, inspect_model, yolact
+from segray.conversion import inspect_model, yolact
 from segray.conversion import pull as acquire
 from segray.conversion.inspect_model import inspect
 from segray.conversion.pull import Callbacks, convert, pull
@@ -28,6 +28,7 @@ from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models import zoo as catalogue
 from segray.models.zoo import CATALOGUE, File, ModelSource, ZooModel
+from segray.storage import download
 
 HASTY = download.RetryPolicy(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
@@ -473,9 +474,9 @@ def test_pull_and_convert_end_with_a_configuration(
 def test_progress_of_a_download_is_told_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from segray.cli import models
+    from segray._system.streams import tell
 
-    monkeypatch.setattr(models, "_LINE_S", 0.0)
-    models._DownloadLines()(3_000_000, 178_000_000)
-    models._DownloadLines()(3_000_000, None)
+    monkeypatch.setattr(download, "_LINE_S", 0.0)
+    download.ProgressLines(tell)(3_000_000, 178_000_000)
+    download.ProgressLines(tell)(3_000_000, None)
     assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"
