@@ -22,6 +22,7 @@ from segray._system.streams import tell
 from segray.cli.options import Endpoint, Json, show_json
 from segray.errors import ConfigError
 from segray.models import zoo as catalogue
+from segray.models.families import FAMILY_FACTS, Family
 from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ _SHOWN_CLASSES = 20
 def list_models(as_json: Json = False) -> None:
     """List the models that segray decodes.
 
-    Each line has size, average precision and licence.
+    First the families, whose files tell what they are: forms, licence, and how to get a model. Then the published
+    models with a name: size, average precision and licence.
     """
     if as_json:
-        show_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
+        families = [asdict(family) for family in FAMILY_FACTS.values()]
+        show_json({"families": families, "models": [_record(entry) for entry in CATALOGUE.values()]})
     else:
-        show_text(_table(CATALOGUE.values()))
+        show_text(f"{_family_text(FAMILY_FACTS.values())}\n\n{_table(CATALOGUE.values())}")
 
 
 @app.command()
@@ -296,6 +299,16 @@ def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
+
+
+def _family_text(families: Iterable[Family]) -> str:
+    """Return the families, one paragraph each, and how a file is told."""
+    paragraphs = ["families: set model.path to any model of these; the file tells what it is"]
+    for family in families:
+        facts = {"forms": ", ".join(family.forms), "licence": family.licence, "get it": family.how_to_get}
+        lines = [f"{family.name}: {family.programs} (docs/models/{family.page})"]
+        paragraphs.append("\n".join([*lines, *(f"  {name.ljust(7)}  {text}" for name, text in facts.items())]))
+    return "\n".join(paragraphs)
 
 
 def _table(entries: Iterable[ZooModel]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -27,9 +28,12 @@ from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models import zoo as catalogue
+from segray.models.families import FAMILY_FACTS
+from segray.models.registry import FAMILIES
 from segray.models.zoo import CATALOGUE, File, ModelSource, ZooModel
 from segray.storage import download
 
+DOCS = Path(__file__).parents[2] / "docs" / "models"
 HASTY = download.RetryPolicy(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 HUB, YOLACT = "mask_rcnn_inception_resnet_v2_1024x1024", "yolact-resnet50-fpn-pytorch"
@@ -423,10 +427,23 @@ def test_inspect_of_other_kinds(tmp_path: Path) -> None:
 
 def test_list_has_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["models", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(CATALOGUE)
+    families, models = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in models[1:]] == list(CATALOGUE)
+    assert [line.split(":")[0] for line in families[1:] if not line.startswith(" ")] == list(FAMILY_FACTS)
     assert main.run(["models", "list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)["models"]] == list(CATALOGUE)
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed["models"]] == list(CATALOGUE)
+    assert [entry["name"] for entry in listed["families"]] == list(FAMILY_FACTS)
+
+
+def test_every_family_is_listed_with_a_page_that_says_its_licence_and_how_to_get_it() -> None:
+    assert set(FAMILY_FACTS) == set(FAMILIES)
+    for family in FAMILY_FACTS.values():
+        page = " ".join((DOCS / family.page).read_text("utf-8").split())
+        assert family.page == "geti.md" or family.licence.split()[0].rstrip(";,") in page
+        command = re.match(r"(yolo export|python -c|getitune export) ?\S*", family.how_to_get)
+        assert command is None or command[0] in page
+        assert f"]({family.page})" in (DOCS / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
