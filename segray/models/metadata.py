@@ -304,6 +304,19 @@ def read_card(path: Path) -> Mapping[str, Any]:
     return card
 
 
+def json_beside(file: Path) -> Mapping[str, Any]:
+    """Return the object in a JSON file beside a model; empty if there is no such file, or if it is no object."""
+    text = _text_of_file(file)
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what, hint = f"{file.name} beside the model is not JSON.", f"Copy {file.name} again, or remove the file."
+        raise ModelError(what, where=str(file), found=str(error)[:300], hint=hint) from error
+    return content if isinstance(content, dict) else {}
+
+
 def _text_of_file(file: Path) -> str | None:
     """Return the content of a small text file; None if there is no such file."""
     if not os.path.lexists(file):

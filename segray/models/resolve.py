@@ -177,7 +177,9 @@ def _checked(description: Description | None, settings: ModelSettings, path: Pat
             found=f"outputs {'; '.join(map(str, ports.outputs))}",
             hint=f"Run `segray models inspect {path}`, or describe the model in {CARD} beside it.",
         )
-    if description.family == hugging_face.UNDECIDED:
+    if description.family == hugging_face.UNDECIDED or (
+        hugging_face.is_one(description) and settings.name in hugging_face.PROCESSORS
+    ):
         return _of_processor(description, settings, path)
     if description.family not in FAMILIES:
         raise ConfigError(
@@ -205,7 +207,8 @@ def _of_processor(description: Description, settings: ModelSettings, path: Path)
         "The file does not tell which image processor the model has.",
         where=str(path),
         found=description.what,
-        hint=f"Set `model.name` to {', '.join(names[:-1])} or {names[-1]}, whichever the model is.",
+        hint=f"Set `model.name` to {', '.join(names[:-1])} or {names[-1]}, whichever the model is. The config.json of "
+        "transformers beside the file tells it too.",
     )
 
 
