@@ -46,6 +46,7 @@ _ClassId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 _Side = Annotated[int, Field(ge=1, le=16_384)]
 
 # A class in a module, both with dots; no name of a file.
@@ -197,11 +198,15 @@ class PreprocessingSettings(_Section):
 class ModelSettings(_Section):
     """The model that labels: its files, precision, thresholds and post-processing.
 
-    score_threshold, max_detections, nms and nms_iou: None for the model's own; see `with_defaults`.
+    score_threshold, max_detections, nms and nms_iou: None for the model's own; see `with_defaults`. sha256: of the file
+    at `path`, or of several files by name. on_change: what to do when a model at an address changed since its copy was
+    fetched.
     """
 
     name: str = AUTO
     path: str | None = None
+    sha256: _Sha256 | Mapping[_Name, _Sha256] | None = None
+    on_change: Literal["refuse", "take", "keep"] = "refuse"
     form: Literal["original", "converted"] | None = None
     adapter: str | None = None
     precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
@@ -219,6 +224,13 @@ class ModelSettings(_Section):
     scaled_decode: bool = False
     fixed_shapes: int = Field(default=0, ge=0, le=64)
     cache_dir: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _refuse_mistyped(cls, path: str | None) -> str | None:
+        """Return the path. Refuse a mistyped scheme, which would name a local file."""
+        _raise_fault(address_fault(path or ""))
+        return path
 
     @field_validator("adapter")
     @classmethod

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import azurite as azurite_server
 import gcs_emulator
 import heads
+import hub_server
 import properties
 import pytest
 import swift_server
 import web as web_server
 from azurite import Azurite
 from gcs_emulator import Emulator
+from hub_server import HubServer
 from hypothesis import settings
 from ports import free_port
 from swift_server import Swift
@@ -85,6 +88,24 @@ def web(_web: Web) -> Web:
     _web.pages.clear()
     _web.asked.clear()
     return _web
+
+
+@pytest.fixture(scope="module")
+def _hub() -> Iterator[HubServer]:
+    with hub_server.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_site(_hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A hub without repositories, which HF_ENDPOINT names; an empty cache of models, and no token."""
+    _hub.clear()
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", _hub.root)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))
+    return _hub
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from segray.bench.workload import Workload, copy_images, draw_images, list_image
 from segray.config import AUTO
 from segray.conversion import yolact
 from segray.errors import ConfigError, SegrayError
-from segray.models import engine
+from segray.models import engine, model_cache, remote_folder
 from segray.storage.store import Store
 from segray.storage.uris import redact
 
@@ -195,7 +195,10 @@ def prepare(options: BenchOptions, folder: Path, note: Callable[[str], None]) ->
     if options.model_name == REFERENCE_MODEL:
         model |= {"name": yolact.ADAPTER_NAME, "path": str(folder.absolute() / "model" / "reference_model.xml")}
     workload = Workload(str(folder.absolute()), (), model, engine.available_cpus(), options.settings)
-    workload.configuration(folder / "labels")
+    configuration = workload.configuration(folder / "labels")
+    if remote_folder.is_remote(configuration.model.path):
+        copy = model_cache.fetched(configuration.model, configuration.storage_options(), note)
+        workload = replace(workload, settings=(*options.settings, f"model.path={copy.path}"))
     if options.model_name == REFERENCE_MODEL:
         note("building the reference model: YOLACT ResNet-50 with random weights")
         reference_model.write(folder / "model")

@@ -233,6 +233,17 @@ def diff(
     draw: Annotated[
         Path | None, typer.Option(metavar="PNG", help="File for a picture of the most changed images, A beside B.")
     ] = None,
+    class_map: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE|A=B",
+            help="Class of A and class of B that are one class, by name or id. Repeatable. By default classes are "
+            "compared by name.",
+        ),
+    ] = [],  # noqa: B006
+    shared_classes: Annotated[
+        bool, typer.Option("--shared-classes", help="Leave out the classes that only one of the label sets has.")
+    ] = False,
     version_a: Version = None,
     as_of_a: AsOf = None,
     version_b: Version = None,
@@ -240,11 +251,12 @@ def diff(
     endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Compare label set B with label set A.
+    """Compare label set B with label set A, of one model or of two.
 
     The command counts instances that are kept, moved, renamed, gained and lost. Exit code 4 means that a gate failed.
     """
     with signals.ending_at_once():
+        from segray.analytics.evaluation.class_maps import from_options
         from segray.analytics.reports.diff import diff as compare
 
     difference = compare(
@@ -254,6 +266,8 @@ def diff(
         min_score=min_score,
         most=most,
         draw=draw,
+        class_map=from_options(class_map),
+        shared_classes=shared_classes,
         version_a=version_a,
         as_of_a=moment(as_of_a),
         version_b=version_b,
@@ -503,17 +517,29 @@ def describe_difference(difference: LabelSetDifference) -> str:
     share = {kind: f"{count} {kind} ({100 * count / a:.1f} %)" if a else f"{count} {kind}"
              for kind, count in difference.kinds.items()}  # fmt: skip
     lines.append(", ".join(share.values()))
+    agreement = difference.agreement
+    lines.append(
+        f"both see {agreement.both} alike (same class, mask IoU 0.5 and more), {agreement.only_a} in A alone, "
+        f"{agreement.only_b} in B alone; agreement {_number(agreement.share)}, mean IoU {_number(agreement.iou)}"
+    )
     counts = {name: [kinds[kind] for kind in difference.kinds] for name, kinds in difference.by_class.items()}
     changed = sorted((name for name in counts if sum(counts[name][1:])), key=lambda name: -sum(counts[name][1:]))
     if changed:
-        rows = [(name, *counts[name]) for name in changed[:_SHOWN]]
-        lines.append(_table(("class", *difference.kinds), rows, len(changed)))
+        parts = difference.agreement_by_class
+        rows = [(name, *counts[name], *map(_number, (parts[name].share, parts[name].iou))) for name in changed[:_SHOWN]]
+        lines.append(_table(("class", *difference.kinds, "agree", "IoU"), rows, len(changed)))
+    for side, counted in zip("AB", difference.other_classes, strict=True):
+        if counted:
+            rest = ", left out" if difference.left_out else ""
+            some = ", ".join(f"{name} ({count})" for name, count in list(counted.items())[:_SHOWN])
+            lines.append(f"classes of {side} alone, with {sum(counted.values())} instances{rest}: {some}")
     lines += [f"  {_times(count)} {old} became {new}" for old, new, count in difference.renamed[:5]]
     for change in difference.most_changed[:5]:
         lines.append(f"  {change.key}: " + ", ".join(f"{count} {kind}" for kind, count in change.kinds.items()))
     for name, drift in (("class mix", difference.class_drift), ("scores", difference.score_drift)):
         lines.append(f"drift of {name}: {drift.effect:.4f} (statistic {drift.statistic:.3f}, p {drift.p:.3g})")
     lines += [f"not drawn: {key}: {reason}" for key, reason in difference.undrawn.items()]
+    lines += [f"note: {note}" for note in difference.notes]
     return "\n".join([*lines, *(f"gate failed: {gate}" for gate in difference.failed_gates)])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from segray.cli.examples import OrderedGroup
 from segray.cli.options import Endpoint, Json, show_json
 from segray.errors import ConfigError
 from segray.models import zoo as catalogue
+from segray.models.families import FAMILY_FACTS, Family
 from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from segray.models import resolve
     from segray.models.description import Description
     from segray.models.fits import Fit
+    from segray.storage.options import StorageOptions
 
 app = typer.Typer(
     cls=OrderedGroup,
@@ -51,7 +52,6 @@ Adapter = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Decoder of your own, as `model.adapter` names it.")
 ]
 
-_LINE_S = 5.0
 _GATE = 4
 _SHOWN_CLASSES = 20
 
@@ -60,12 +60,14 @@ _SHOWN_CLASSES = 20
 def list_models(as_json: Json = False) -> None:
     """List the models that segray decodes.
 
-    Each line has size, average precision and licence.
+    First the families, whose files tell what they are: forms, licence, and how to get a model. Then the published
+    models with a name: size, average precision and licence.
     """
     if as_json:
-        show_json({"models": [_record(entry) for entry in CATALOGUE.values()]})
+        families = [asdict(family) for family in FAMILY_FACTS.values()]
+        show_json({"families": families, "models": [_record(entry) for entry in CATALOGUE.values()]})
     else:
-        show_text(_table(CATALOGUE.values()))
+        show_text(f"{_family_text(FAMILY_FACTS.values())}\n\n{_table(CATALOGUE.values())}")
 
 
 @app.command()
@@ -84,13 +86,15 @@ def show(name: Name, as_json: Json = False) -> None:
 @app.command()
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="FILE",
-            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt.",
+            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt. A model at "
+            "an address, such as hf://ORG/NAME/FOLDER, is fetched.",
         ),
     ],
     adapter: Adapter = None,
+    endpoint_url: Endpoint = None,
     as_json: Json = False,
 ) -> None:
     """Find out which model a file holds.
@@ -101,8 +105,11 @@ def inspect(
     """
     with signals.ending_at_once():
         from segray.conversion import inspect_model
+        from segray.storage.options import StorageOptions
 
-    inspection = inspect_model.inspect(file, adapter)
+    options = StorageOptions(endpoint_url=endpoint_url)
+    with _printed_progress() as callbacks:
+        inspection = inspect_model.inspect_place(file, options, callbacks.note, callbacks.progress, adapter)
     if as_json:
         show_json(asdict(inspection))
     else:
@@ -158,7 +165,9 @@ def convert(
 def quantize(
     model: Annotated[
         str,
-        typer.Argument(metavar="NAME|PATH", help="Name of a model in models/, stickers, or path of a model's files."),
+        typer.Argument(
+            metavar="NAME|PATH", help="Name of a model in models/, stickers, or path or address of a model's files."
+        ),
     ],
     images: Annotated[str, typer.Option(help="Dataset that resembles the images to label, in the form of source.uri.")],
     truth: Annotated[
@@ -204,7 +213,9 @@ def quantize(
         from segray.conversion.compare import Truth
         from segray.storage.store import StorageOptions, Store
 
-    source = _source_model(model, name, form, labels, images)
+    options = StorageOptions(endpoint_url=endpoint_url)
+    with _printed_progress() as callbacks:
+        source = _source_model(model, name, form, labels, images, options, callbacks)
     truth_set = (
         None
         if truth is None
@@ -215,7 +226,7 @@ def quantize(
             source,
             images,
             out or Path("models") / f"{source.name}-int8",
-            Store(StorageOptions(endpoint_url=endpoint_url)),
+            Store(options),
             samples=samples,
             truth=truth_set,
             keep_float=keep_float,
@@ -229,22 +240,28 @@ def quantize(
 
 
 def _source_model(
-    model: str, name: str | None, form: str | None, labels: str | None, images: str
+    model: str,
+    name: str | None,
+    form: str | None,
+    labels: str | None,
+    images: str,
+    options: StorageOptions,
+    callbacks: Callbacks,
 ) -> resolve.ResolvedModel:
-    """Return the model that the arguments of `quantize` name."""
+    """Return the model that the arguments of `quantize` name, fetched if it lies at an address."""
     from segray import config
-    from segray.models import resolve
+    from segray.models import model_cache, remote_folder
 
     if model in CATALOGUE:
         name, path = model, _path_of_pulled(model)
     else:
-        if not Path(model).exists():
+        if not remote_folder.is_remote(model) and not Path(model).exists():
             catalogue.find(model, "NAME|PATH")
         name, path = name or config.AUTO, model
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
     settings = config.validate(values, "the arguments").model
-    return resolve.configured(settings)
+    return model_cache.resolved(settings, options, callbacks.note, callbacks.progress)
 
 
 def _path_of_pulled(name: str) -> str | None:
@@ -291,6 +308,16 @@ def _configuration(name: str, path: Path | str, precision: str = "f32") -> str:
     if not CATALOGUE[name].sources and precision == "f32":
         return f"model:\n  name: {name}"
     return f"model:\n  name: {name}\n  path: {path}\n  precision: {precision}"
+
+
+def _family_text(families: Iterable[Family]) -> str:
+    """Return the families, one paragraph each, and how a file is told."""
+    paragraphs = ["families: set model.path to any model of these; the file tells what it is"]
+    for family in families:
+        facts = {"forms": ", ".join(family.forms), "licence": family.licence, "get it": family.how_to_get}
+        lines = [f"{family.name}: {family.programs} (docs/models/{family.page})"]
+        paragraphs.append("\n".join([*lines, *(f"  {name.ljust(7)}  {text}" for name, text in facts.items())]))
+    return "\n".join(paragraphs)
 
 
 def _table(entries: Iterable[ZooModel]) -> str:
@@ -347,6 +374,9 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 def describe_inspection(inspection: Inspection) -> str:
     """Return the model that a file holds, as text."""
     lines = [f"{inspection.path}: {inspection.kind}"]
+    if inspection.origin is not None:
+        revision = f" at {inspection.origin['revision']}" if "revision" in inspection.origin else ""
+        lines.append(f"  from {inspection.origin['uri']}{revision}")
     lines += [f"  in   {port}" for port in inspection.inputs]
     lines += [f"  out  {port}" for port in inspection.outputs]
     if inspection.description is not None:
@@ -474,9 +504,10 @@ def _printed_progress() -> Iterator[Callbacks]:
     """
     from segray.conversion import pull as conversion
     from segray.monitoring import console
+    from segray.storage.download import ProgressLines
 
     if not console.redraws(sys.stderr):
-        yield conversion.Callbacks(tell, _DownloadLines())
+        yield conversion.Callbacks(tell, ProgressLines(tell))
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -485,16 +516,3 @@ def _printed_progress() -> Iterator[Callbacks]:
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("")
         yield conversion.Callbacks(tell, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-class _DownloadLines:
-    """Progress of a download, as a line every five seconds."""
-
-    def __init__(self) -> None:
-        self._printed_s = time.monotonic()
-
-    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
-        if time.monotonic() - self._printed_s >= _LINE_S:
-            self._printed_s = time.monotonic()
-            total = "?" if total_bytes is None else f"{total_bytes / 1e6:.0f}"
-            tell(f"  {done_bytes / 1e6:.0f} of {total} MB")

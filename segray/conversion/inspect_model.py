@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from segray.config import ModelSettings
 from segray.errors import ConfigError
-from segray.models import checkpoints, describe, engine, resolve
+from segray.models import checkpoints, describe, engine, model_cache, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.decoders import Decoder
@@ -25,6 +25,9 @@ from segray.models.engine import Signature
 from segray.models.fits import Fit, fits_of, layout_of, nearest_fit, output_port
 from segray.models.metadata import read_card
 from segray.models.registry import FAMILIES, adapter_of
+from segray.models.remote_folder import is_remote
+from segray.storage.download import Progress
+from segray.storage.options import StorageOptions
 
 _KINDS = {".onnx": "ONNX", ".pb": "TensorFlow frozen graph"}
 _OLD_IR, _LOADABLE = "instance-segmentation-security-0033", "instance-segmentation-security-0083"
@@ -42,6 +45,7 @@ class Inspection:
     description: what the file says of itself; then nothing is compared, and fits is empty.
     is_decoded: whether segray decodes the file's outputs. yaml: the lines of a configuration that use the file.
     options: options of decoding where the configuration says nothing, for a file that describes itself.
+    origin: where the file was fetched from, with checksums; None for a file of this machine.
     """
 
     path: str
@@ -57,15 +61,36 @@ class Inspection:
     is_decoded: bool = False
     yaml: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
 
 
-def inspect(path: Path, adapter: str | None = None) -> Inspection:
+def inspect_place(
+    place: str, options: StorageOptions, note: Callable[[str], None], progress: Progress, adapter: str | None = None
+) -> Inspection:
+    """Inspect the model at a path or an address, as `model.path` has it. A model at an address is fetched.
+
+    adapter: as for `inspect`.
+
+    Raises:
+        ModelError, ConfigError: As `inspect`, or the model changed since it was fetched.
+        AccessError: The source refuses the request.
+        InfrastructureError: The source cannot be reached, and there is no copy.
+    """
+    if not is_remote(place):
+        return inspect(Path(place), adapter)
+    settings = ModelSettings.model_construct(path=place)
+    copy = model_cache.fetched(settings, options, note, progress)
+    return replace(inspect(copy.path, adapter, place), origin={**copy.origin(), "folder": str(copy.folder)})
+
+
+def inspect(path: Path, adapter: str | None = None, named: str | None = None) -> Inspection:
     """Inspect a model file or the folder of a model.
 
     Args:
         path: The file or folder.
         adapter: MODULE:CLASS of a decoder of one's own, which alone is asked; None for what segray and installed
             packages know.
+        named: Name for `model.path` in the result; None for the path itself.
 
     Raises:
         ModelError: The path is no model, the model cannot be read, or it has no instance masks.
@@ -97,7 +122,7 @@ def inspect(path: Path, adapter: str | None = None) -> Inspection:
             needs=_described_needs(description, is_decoded),
             description=description,
             is_decoded=is_decoded,
-            yaml=_described_yaml(description, path, adapter) if is_decoded else "",
+            yaml=_described_yaml(description, named or str(path), adapter) if is_decoded else "",
             options=_options(description, decoder) if is_decoded else dict(description.thresholds),
         )
     fits = fits_of(ports, file)
@@ -224,10 +249,10 @@ def _described_needs(description: Description, is_decoded: bool) -> tuple[str, .
     return tuple(f"The file does not state the {key}. {steps[key]}" for key in description.missing)
 
 
-def _described_yaml(description: Description, path: Path, adapter: str | None) -> str:
+def _described_yaml(description: Description, path: str, adapter: str | None) -> str:
     """Return the lines of a configuration; placeholders in capitals stand for facts that the file lacks."""
-    plain = re.fullmatch(r"[\w./][\w./-]*", str(path))
-    lines = ["model:", f"  path: {path if plain else json.dumps(str(path), ensure_ascii=False)}"]
+    plain = re.fullmatch(r"([a-z][a-z0-9]*://)?[\w./][\w./@-]*", path)
+    lines = ["model:", f"  path: {path if plain else json.dumps(path, ensure_ascii=False)}"]
     if adapter is not None:
         lines.append(f"  adapter: {adapter}")
     if "size" in description.missing:

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import segray
-from segray.conversion import download, inspect_model
+from segray.conversion import inspect_model
 from segray.conversion.tensorflow import convert as tensorflow_convert
 from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import checkpoints, engine, fits, metadata, resolve
 from segray.models.registry import ADAPTERS
 from segray.models.zoo import FormName, ModelSource, ZooModel
+from segray.storage import download
 
 Note = Callable[[str], None]
 

@@ -311,7 +311,7 @@ def _card(
         "precision": "int8",
         "files": {file.name: resolve.sha256(file) for file in engine.model_files(xml)},
         "labels": {str(number): name for number, name in model.adapter.labels.items()},
-        "source": {"model": model.path.name, "fingerprint": model.fingerprint},
+        "source": {"model": model.path.name, "fingerprint": model.fingerprint, **_origin(model)},
         "calibration": {"images": redact(images), "samples": quantised.samples, "keep_float": list(keep_float)},
         "layers": dict(quantised.layers),
         "speed": {"device": quantised.speed.device, "images_per_s": _round_values(quantised.speed.images_per_s(), 1)},
@@ -332,6 +332,11 @@ def _card(
             "box_ap": _round_values(quantised.accuracy.box_ap, 4),
         }
     return card
+
+
+def _origin(model: resolve.ResolvedModel) -> dict[str, Any]:
+    """Return where a fetched model is from, for its card."""
+    return {} if model.origin is None else {"origin": dict(model.origin)}
 
 
 def _round_values(values: Mapping[str, float], digits: int) -> dict[str, float]:

@@ -36,7 +36,7 @@ from segray.execution.worker_spec import WorkerSpec, build, prepared_process
 from segray.instances import ImageRef
 from segray.label_set import failed_rows, plan, root_check, run_records, snapshot
 from segray.limits import ImageLimits
-from segray.models import engine, resolve
+from segray.models import engine, model_cache
 from segray.sources.parquet_images import BUFFER_BYTES
 from segray.sources.passed_over import PassedOver
 from segray.sources.reader import Files
@@ -201,7 +201,7 @@ def estimate(configuration: Config, listener: ProgressListener) -> RunEstimate:
         InfrastructureError: storage cannot be reached.
     """
     configuration = run.with_absolute_paths(configuration)
-    model = resolve.configured(configuration.model)
+    model = model_cache.resolved(configuration.model, configuration.storage_options(), listener.note)
     configuration = configuration.model_copy(update={"model": model.complete(configuration.model)})
     store, source_store = Store(configuration.storage_options()), Store(configuration.source_storage_options())
     if not run_records.check(store, configuration.output.root, run.identity_of(configuration, model)):

@@ -58,7 +58,7 @@ from segray.label_set.lease import HeldLease, holding
 from segray.label_set.plan import Plan
 from segray.label_set.run_records import LabelSetIdentity, Run
 from segray.limits import CONFIDENT_SCORE, ImageLimits
-from segray.models import engine, resolve
+from segray.models import engine, model_cache, resolve
 from segray.sources import base_prefix
 from segray.sources import listing as sources
 from segray.sources.passed_over import PassedOver
@@ -147,7 +147,7 @@ def label(
         Interrupted: the run was interrupted; everything committed is kept.
     """
     config = with_absolute_paths(config)
-    model = resolve.configured(config.model)
+    model = model_cache.resolved(config.model, config.storage_options(), listener.note)
     config = config.model_copy(update={"model": model.complete(config.model)})
     options_of(config.model, model.adapter)  # An invalid choice fails here rather than on the first worker.
     signature = model.signature()
@@ -869,8 +869,9 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
     settings = model.complete(config.model).model_dump(mode="json")
     keys_that_change_rounding_only = ("precision", "cache_dir", "fixed_shapes")
     keys_of_described_models = [key for key in ("size", "preprocessing", "nms_iou") if settings[key] is None]
-    # The description has the identity of a decoder of one's own.
-    left_out = {"name", "form", "path", "adapter", *keys_that_change_rounding_only, *keys_of_described_models}
+    # The fingerprint stands for the files' contents, and the description for a decoder of one's own.
+    keys_of_files = ("path", "sha256", "on_change", "adapter")
+    left_out = {"name", "form", *keys_of_files, *keys_that_change_rounding_only, *keys_of_described_models}
     facts = {
         "name": model.name,
         "form": model.form.name,
@@ -881,4 +882,5 @@ def identity_of(config: Config, model: resolve.ResolvedModel) -> LabelSetIdentit
         **({"tiles": config.source.tiles.model_dump()} if config.source.tiles else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return LabelSetIdentity(digest, facts, classes)
+    # Equal files from another place are the same model.
+    return LabelSetIdentity(digest, facts if model.origin is None else {**facts, "origin": model.origin}, classes)

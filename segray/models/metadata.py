@@ -26,6 +26,9 @@ from segray.errors import ModelError
 
 METADATA_YAML = "metadata.yaml"
 CARD = "segray.json"
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+# Files beside a model that say more of the model.
+BESIDE = (CARD, METADATA_YAML, CONFIG, PROCESSOR)
 
 # Bytes at the end of an IR that hold its rt_info. An int8 model's rt_info names its layers: about 100 kB.
 _TAIL_BYTES = 2**24
@@ -299,6 +302,19 @@ def read_card(path: Path) -> Mapping[str, Any]:
         what = "The card beside the model is not a JSON object."
         raise ModelError(what, where=str(file), found=repr(card)[:80], hint=hint)
     return card
+
+
+def json_beside(file: Path) -> Mapping[str, Any]:
+    """Return the object in a JSON file beside a model; empty if there is no such file, or if it is no object."""
+    text = _text_of_file(file)
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what, hint = f"{file.name} beside the model is not JSON.", f"Copy {file.name} again, or remove the file."
+        raise ModelError(what, where=str(file), found=str(error)[:300], hint=hint) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _text_of_file(file: Path) -> str | None:

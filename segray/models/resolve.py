@@ -44,7 +44,8 @@ class ResolvedModel:
     fingerprint: 64 hex digits over the contents of the files, the adapter's name, the form's name and the description.
     description: what the file says of itself; None for a model of the catalogue. effective: the description with the
     facts of the configuration in place of the file's. ports: the model's inputs and outputs, if the search had to read
-    them; see `signature`. decoder: the user's decoder; None for a model that segray decodes.
+    them; see `signature`. decoder: the user's decoder; None for a model that segray decodes. origin: where the files
+    were fetched from, and their checksums; None for files that were not fetched.
     """
 
     name: str
@@ -57,6 +58,11 @@ class ResolvedModel:
     effective: Description | None = None
     ports: Signature | None = None
     decoder: Decoder | None = None
+    origin: Mapping[str, Any] | None = None
+
+    def from_origin(self, origin: Mapping[str, Any]) -> ResolvedModel:
+        """Return the model with the record of where its files are from."""
+        return replace(self, origin=origin)
 
     def signature(self) -> Signature:
         """Return the inputs and outputs of the model; read the file only if the search for the model did not."""
@@ -250,7 +256,9 @@ def _checked(
             found=f"outputs {'; '.join(map(str, ports.outputs))}",
             hint=f"Run `segray models inspect {path}`, or describe the model in {CARD} beside it.",
         )
-    if description.family == hugging_face.UNDECIDED:
+    if description.family == hugging_face.UNDECIDED or (
+        hugging_face.is_one(description) and settings.name in hugging_face.PROCESSORS
+    ):
         return _of_processor(description, settings, path)
     if description.family not in FAMILIES:
         raise ConfigError(
@@ -278,7 +286,8 @@ def _of_processor(description: Description, settings: ModelSettings, path: Path)
         "The file does not tell which image processor the model has.",
         where=str(path),
         found=description.what,
-        hint=f"Set `model.name` to {', '.join(names[:-1])} or {names[-1]}, whichever the model is.",
+        hint=f"Set `model.name` to {', '.join(names[:-1])} or {names[-1]}, whichever the model is. The config.json of "
+        "transformers beside the file tells it too.",
     )
 
 
@@ -433,6 +442,47 @@ def _fingerprint(
         # A renamed or moved model is the same model, but names inside a SavedModel have a meaning.
         lines.append(f"{file.relative_to(path) if path.is_dir() else file.suffix} {digest}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# ---- checksums ------------------------------------------------------------------------------------
+
+
+def check_checksums(settings: ModelSettings, model: ResolvedModel) -> None:
+    """Raise ModelError if a file has another checksum than `model.sha256` says."""
+    if settings.sha256 is None:
+        return
+    folder = model.path if model.path.is_dir() else model.path.parent
+    opened = model.path.relative_to(folder).as_posix()
+    names = [opened] if isinstance(settings.sha256, str) else list(settings.sha256)
+    digests = {name: sha256(folder / name) if (folder / name).is_file() else "no such file" for name in names}
+    if wrong := wrong_checksums(settings, digests, opened):
+        raise checksum_error(str(model.path), wrong)
+
+
+def wrong_checksums(settings: ModelSettings, digests: Mapping[str, str], opened: str) -> dict[str, str]:
+    """Return the files whose checksum differs from `model.sha256`, with both checksums as a text.
+
+    Args:
+        settings: The section `model` of the configuration.
+        digests: File name -> SHA-256. Files that are not named here are not compared.
+        opened: Name of the file that a single checksum of the configuration is for.
+    """
+    expected = {opened: settings.sha256} if isinstance(settings.sha256, str) else settings.sha256 or {}
+    return {
+        name: f"{digests[name]}, expected {digest.lower()}"
+        for name, digest in expected.items()
+        if name in digests and digests[name] != digest.lower()
+    }
+
+
+def checksum_error(where: str, wrong: Mapping[str, str]) -> ModelError:
+    """Return the error for files with another checksum than `model.sha256` says."""
+    return ModelError(
+        "The model's files are not the ones that `model.sha256` names.",
+        where=where,
+        found="; ".join(f"{name}: {found}" for name, found in wrong.items()),
+        hint="Check where the files come from, or correct `model.sha256`.",
+    )
 
 
 def sha256(file: Path) -> str:

@@ -197,3 +197,90 @@ def test_a_picture_that_cannot_be_drawn_costs_neither_the_numbers_nor_the_others
     (tmp_path / "0.png").unlink()
     assert set(diff(a, str(b), draw=tmp_path / "none.png").undrawn) == set(names)
     assert not (tmp_path / "none.png").exists()
+
+
+# ---- label sets of two models ---------------------------------------------------------------------
+
+
+def two_families(tmp_path: Path) -> tuple[str, str]:
+    """The same pictures by two models with other ids, spellings and classes.
+
+    A: 13 stop sign, 44 bottle, 90 toothbrush. B: 1 Stop_Sign, 2 bottle, 3 vehicle. Both see the stop signs of three
+    images alike, a bottle of one, and a toothbrush that B takes for a bottle. B lacks toothbrushes.
+    """
+    sign, bottle, brush = box(0, 0, 20, 20), box(30, 0, 50, 50), box(30, 60, 50, 50)
+    a = {f"{i}.jpg": Image(SIZE_HW, [(13, 0.9, sign), (44, 0.8, bottle)]) for i in range(3)}
+    a["2.jpg"] = Image(SIZE_HW, [(13, 0.9, sign), (44, 0.8, bottle), (90, 0.7, brush)])
+    b = {
+        "0.jpg": Image(SIZE_HW, [(1, 0.9, sign), (2, 0.8, bottle)]),
+        "1.jpg": Image(SIZE_HW, [(1, 0.9, box(0, 0, 20, 10)), (3, 0.9, box(100, 100, 9, 9))]),
+        "2.jpg": Image(SIZE_HW, [(1, 0.9, sign), (2, 0.8, brush)]),
+    }
+    classes = {1: "Stop_Sign", 2: "bottle", 3: "vehicle"}
+    return label_sets.write(tmp_path / "a", a), label_sets.write(tmp_path / "b", b, classes=classes)
+
+
+def test_label_sets_of_two_models_are_compared_by_name(tmp_path: Path) -> None:
+    found = diff(*two_families(tmp_path))
+    assert found.kinds == {"kept": 3, "moved": 1, "renamed": 1, "gained": 1, "lost": 2}
+    assert found.renamed == [("toothbrush", "bottle", 1)]
+    assert found.agreement == comparison.Agreement(4, 3, 2, round(4 / 9, 6), (3 + 0.5) / 4)
+    assert found.agreement_by_class == {
+        "stop sign": comparison.Agreement(3, 0, 0, 1.0, round(2.5 / 3, 6)),
+        "bottle": comparison.Agreement(1, 2, 1, 0.25, 1.0),
+        "toothbrush": comparison.Agreement(0, 1, 0, 0.0, None),
+        "vehicle": comparison.Agreement(0, 0, 1, 0.0, None),
+    }
+    assert found.other_classes == ({"toothbrush": 1}, {"vehicle": 1})
+    assert found.notes == ("classes are compared by name; spelled otherwise in B: 'Stop_Sign' for 'stop sign'",)
+    assert [change.key for change in found.most_changed] == ["1.jpg", "2.jpg"]
+
+
+def test_classes_of_one_label_set_can_be_left_out(tmp_path: Path) -> None:
+    found = diff(*two_families(tmp_path), shared_classes=True)
+    assert found.kinds == {"kept": 3, "moved": 1, "renamed": 0, "gained": 1, "lost": 2}
+    assert (found.instances, found.left_out) == ((6, 5), True)
+    assert set(found.by_class) == {"stop sign", "bottle"}
+    assert found.other_classes == ({"toothbrush": 1}, {"vehicle": 1})
+
+
+def test_a_class_map_joins_classes(tmp_path: Path) -> None:
+    a, b = two_families(tmp_path)
+    found = diff(a, b, class_map={"toothbrush": "bottle", "44": "2"})
+    assert found.by_class["bottle"]["kept"] == 2  # Both of A's classes bear the name of the one class of B.
+    assert found.kinds["renamed"] == 0
+    assert found.agreement_by_class["bottle"] == comparison.Agreement(2, 2, 0, 0.5, 1.0)
+    backwards = diff(b, a, class_map={"bottle": ["bottle", "toothbrush"]})
+    assert backwards.agreement_by_class["bottle"] == comparison.Agreement(2, 0, 2, 0.5, 1.0)
+    assert diff(a, b, class_map={"toothbrush": "bottle"}, fail_if=["lost[toothbrush]>=0"]).failed_gates
+    with pytest.raises(UserError, match=r"label set B lacks[\s\S]*zebra[\s\S]*--class-map A=B"):
+        diff(a, b, class_map={"bottle": "zebra"})
+
+
+def test_a_gate_names_a_class_as_either_label_set_does(tmp_path: Path) -> None:
+    gates = ["changed[Stop_Sign]>0", "changed[stop sign]>0", "changed[stop_sign]>0"]
+    assert list(diff(*two_families(tmp_path), fail_if=gates).failed_gates) == gates
+
+
+def test_spellings_that_fit_two_classes_are_told(tmp_path: Path) -> None:
+    mask = box(0, 0, 20, 20)
+    a = label_sets.write(tmp_path / "a", {"0": Image(SIZE_HW, [(1, 0.9, mask)])}, classes={1: "a-b", 2: "a b"})
+    b = label_sets.write(tmp_path / "b", {"0": Image(SIZE_HW, [(7, 0.9, mask)])}, classes={7: "A_B"})
+    found = diff(a, b)
+    assert found.kinds["renamed"] == 1
+    assert "--class-map A=B: A_B" in found.notes[0]
+    assert diff(a, b, class_map={"a-b": "A_B"}).kinds["kept"] == 1
+
+
+def test_the_command_tells_what_both_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = two_families(tmp_path)
+    assert main.run(["diff", a, b]) == 0
+    shown = capsys.readouterr().out
+    assert "both see 4 alike (same class, mask IoU 0.5 and more), 3 in A alone, 2 in B alone" in shown
+    assert "agreement 0.444, mean IoU 0.875" in shown
+    assert "classes of A alone, with 1 instances: toothbrush (1)" in shown
+    mapped = ["--class-map", "toothbrush=bottle", "--class-map", "bottle=bottle"]
+    assert main.run(["diff", a, b, "--shared-classes", "--json", *mapped]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["agreement"]["share"] == round(5 / 7, 6)
+    assert record["notes"][0] == "by the class map, toothbrush is bottle, bottle is bottle"

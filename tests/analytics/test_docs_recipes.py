@@ -155,7 +155,7 @@ def test_every_command_of_a_block_is_one_that_segray_takes(block: Block) -> None
 @pytest.fixture
 def workplace(made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the commands of the two pages read."""
-    for name in ("labels", "labels/v1", "labels/v2", "labels-v1", "labels-v2"):
+    for name in ("labels", "labels/v1", "labels/v2", "labels-v1", "labels-v2", "labels-yolo", "labels-mask-rcnn"):
         shutil.copytree(made["replaced"] / "labels", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for name in ("truth.json", "COCO.json", "instances_val2017.json", "corrected.json"):

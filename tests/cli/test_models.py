@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import test_ir_v5
 from web import Web
 
 from segray.cli import main
-from segray.conversion import download, inspect_model, yolact
+from segray.conversion import inspect_model, yolact
 from segray.conversion import pull as acquire
 from segray.conversion.inspect_model import inspect
 from segray.conversion.pull import Callbacks, convert, pull
@@ -27,8 +28,12 @@ from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.models import engine as runtime
 from segray.models import resolve
 from segray.models import zoo as catalogue
+from segray.models.families import FAMILY_FACTS
+from segray.models.registry import FAMILIES
 from segray.models.zoo import CATALOGUE, File, ModelSource, ZooModel
+from segray.storage import download
 
+DOCS = Path(__file__).parents[2] / "docs" / "models"
 HASTY = download.RetryPolicy(retries=1, pause_s=0.001, timeout_s=5)
 TF, ATROUS = "mask_rcnn_inception_v2_coco", "mask_rcnn_inception_resnet_v2_atrous_coco"
 HUB, YOLACT = "mask_rcnn_inception_resnet_v2_1024x1024", "yolact-resnet50-fpn-pytorch"
@@ -422,10 +427,23 @@ def test_inspect_of_other_kinds(tmp_path: Path) -> None:
 
 def test_list_has_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["models", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(CATALOGUE)
+    families, models = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in models[1:]] == list(CATALOGUE)
+    assert [line.split(":")[0] for line in families[1:] if not line.startswith(" ")] == list(FAMILY_FACTS)
     assert main.run(["models", "list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)["models"]] == list(CATALOGUE)
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed["models"]] == list(CATALOGUE)
+    assert [entry["name"] for entry in listed["families"]] == list(FAMILY_FACTS)
+
+
+def test_every_family_is_listed_with_a_page_that_says_its_licence_and_how_to_get_it() -> None:
+    assert set(FAMILY_FACTS) == set(FAMILIES)
+    for family in FAMILY_FACTS.values():
+        page = " ".join((DOCS / family.page).read_text("utf-8").split())
+        assert family.page == "geti.md" or family.licence.split()[0].rstrip(";,") in page
+        command = re.match(r"(yolo export|python -c|getitune export) ?\S*", family.how_to_get)
+        assert command is None or command[0] in page
+        assert f"]({family.page})" in (DOCS / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -473,9 +491,9 @@ def test_pull_and_convert_end_with_a_configuration(
 def test_progress_of_a_download_is_told_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from segray.cli import models
+    from segray._system.streams import tell
 
-    monkeypatch.setattr(models, "_LINE_S", 0.0)
-    models._DownloadLines()(3_000_000, 178_000_000)
-    models._DownloadLines()(3_000_000, None)
+    monkeypatch.setattr(download, "_LINE_S", 0.0)
+    download.ProgressLines(tell)(3_000_000, 178_000_000)
+    download.ProgressLines(tell)(3_000_000, None)
     assert capsys.readouterr().err == "  3 of 178 MB\n  3 of ? MB\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import moto_server
 import pytest
+import yolo_network
 from command import segray as command
 from command import write_config
 from moto_server import ANY_KEY, ANY_SECRET, Moto
@@ -44,6 +46,21 @@ def bucket(moto: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for number, path in enumerate(sorted((tmp_path / "scenes" / "images").iterdir())):
         client.put_object(Bucket=name, Key=f"raw/{number}.jpg", Body=path.read_bytes())
     return f"s3://{name}"
+
+
+def test_a_model_lies_on_moto(moto: Moto, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))
+    export, client = yolo_network.write(tmp_path / "m"), moto.client()
+    for file in export.iterdir():
+        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"models/m/{file.name}", Body=file.read_bytes())
+    arguments = ("models", "inspect", f"{bucket}/models/m/", "--endpoint-url", moto.endpoint_url, "--json")
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["description"]["family"] == "yolo_seg"
+    client.put_object(Bucket=bucket.removeprefix("s3://"), Key="models/m/best.bin", Body=b"other")
+    changed = command(*arguments)
+    assert changed.returncode == 2
+    assert "best.bin: tag" in changed.stderr
 
 
 def test_a_label_set_lies_on_moto(moto: Moto, bucket: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import heapq
 import math
 import operator
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,10 +24,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import rle
+from segray.analytics.evaluation import class_maps
 from segray.analytics.query import arrow_masks, key_ranges
 from segray.analytics.query.atomic_output import require_file_path
 from segray.analytics.query.key_ranges import KeyRange
-from segray.analytics.reports import contact_sheet
+from segray.analytics.reports import common_classes, contact_sheet
+from segray.analytics.reports.common_classes import CommonClasses
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.class_names import find_class, folded
@@ -61,6 +63,22 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """What two label sets see of one class, or of all.
+
+    both: instances that both have with this class and a mask IoU of .5 and more. only_a, only_b: instances of the class
+    in one label set whose counterpart is missing or has another class. share: share of `both` in all three counts,
+    0..1. iou: mean mask IoU of those in both. Both are None without instances.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    share: float | None
+    iou: float | None
+
+
+@dataclass(frozen=True)
 class Drift:
     """The distance of one distribution from another.
 
@@ -89,12 +107,17 @@ class LabelSetDifference:
     - renamed: another class and mask IoU >= .5.
     - gained, lost: in B alone, in A alone.
 
-    by_class: kinds by class name in A; by class name in B for gained instances.
+    by_class: kinds by class name in A; by class name in B for gained instances. A class that both label sets have bears
+        A's name.
     by_size: kinds by COCO's sizes.
     renamed: old class, new class and count, the largest count first.
     most_changed: images, the largest weight first.
     failed_gates: gates whose condition is true.
     undrawn: reason for each image that is not in the drawing, by key.
+    agreement, agreement_by_class: what both label sets see, over all and by class name.
+    other_classes: number of instances by class name, of the classes that only A has, and of those that only B has.
+    left_out: whether these instances take no part in the comparison.
+    notes: how classes were matched.
     """
 
     images: int
@@ -113,6 +136,11 @@ class LabelSetDifference:
     score_drift: Drift
     failed_gates: Sequence[str] = field(default_factory=tuple)
     undrawn: Mapping[str, str] = field(default_factory=dict)
+    agreement: Agreement = Agreement(0, 0, 0, None, None)
+    agreement_by_class: Mapping[str, Agreement] = field(default_factory=dict)
+    other_classes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+    left_out: bool = False
+    notes: Sequence[str] = ()
 
 
 def diff(
@@ -124,6 +152,8 @@ def diff(
     most: int = 20,
     draw: PathOrUrl | None = None,
     both_labelled: bool = False,
+    class_map: class_maps.Map | Path | str | None = None,
+    shared_classes: bool = False,
     version_a: int | None = None,
     as_of_a: datetime | None = None,
     version_b: int | None = None,
@@ -131,6 +161,9 @@ def diff(
     **storage_options: Any,
 ) -> LabelSetDifference:
     """Compare label set B with label set A, image by image of the same key.
+
+    The label sets may be of two models. Classes are compared by name: case and _ or - for a space play no part, and ids
+    neither.
 
     Args:
         root_a: Folder or URL of A.
@@ -140,6 +173,8 @@ def diff(
         most: Number of images in `most_changed`.
         draw: PNG to write, with the readable images of `most_changed` side by side.
         both_labelled: Leave out images that failed in either label set.
+        class_map: Names or ids of A's classes -> those of B's, or a file with such a map as YAML or JSON.
+        shared_classes: Leave out instances of classes that only one of the label sets has.
         version_a: Batch of an earlier state of A.
         as_of_a: Time of an earlier state of A.
         version_b: Batch of an earlier state of B.
@@ -148,7 +183,8 @@ def diff(
 
     Raises:
         LabelSetError: A label set cannot be read, as in snapshot.snapshot, or has no commit.
-        UserError: No image is in both label sets, a gate is not valid, or neither label set has the class of a gate.
+        UserError: No image is in both label sets, a gate is not valid, neither label set has the class of a gate, or
+            the map names an unknown class.
     """
     gates = [Gate.parse(text) for text in fail_if]
     picture = None if draw is None else as_path(draw)
@@ -158,8 +194,10 @@ def diff(
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
         key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
     )
-    gates = [_with_class_name(gate, states) for gate in gates]
-    counts = _DifferenceCounts(most)
+    pairs = class_maps.pairs(class_map, snapshot.store(storage_options))
+    classes = common_classes.match(states[0].classes, states[1].classes, pairs)
+    gates = [_with_class_name(gate, states, classes) for gate in gates]
+    counts = _DifferenceCounts(most, classes, shared_classes)
     for key_range in key_ranges.cut(*states):
         _compare(states, key_range, min_score, counts, both_labelled)
     if not counts.images:
@@ -237,19 +275,23 @@ class Gate:
         return self.compare(value, self.limit)
 
 
-def _with_class_name(gate: Gate, states: Sequence[Snapshot]) -> Gate:
-    """Return the gate with the class's own name. Raise UserError for an unknown class, which would never fail."""
+def _with_class_name(gate: Gate, states: Sequence[Snapshot], classes: CommonClasses) -> Gate:
+    """Return the gate with the name under which the class is compared.
+
+    Raise UserError for an unknown class, which would never fail.
+    """
     if gate.class_name is None or not any(state.classes for state in states):
         return gate
-    for state in states:
+    for state, names in zip(states, (classes.names_a, classes.names_b), strict=True):
         class_id = find_class(gate.class_name, state.classes, state.partitions)
         if class_id is not None:
-            return replace(gate, class_name=state.classes[class_id])
-    names = {folded(name): name for state in states for name in state.classes.values()}
-    similar = difflib.get_close_matches(folded(gate.class_name), names) or sorted(names)[:10]
+            name = state.classes[class_id]
+            return replace(gate, class_name=names.get(name, name))
+    own_names = {folded(name): name for state in states for name in state.classes.values()}
+    similar = difflib.get_close_matches(folded(gate.class_name), own_names) or sorted(own_names)[:10]
     raise UserError(
         "neither label set has the class of this gate", found=gate.text,
-        hint=f"Name a class of the label sets, such as {', '.join(names[name] for name in similar)}.",
+        hint=f"Name a class of the label sets, such as {', '.join(own_names[name] for name in similar)}.",
     )  # fmt: skip
 
 
@@ -278,8 +320,7 @@ def _compare(
         elif image_a is None:
             counts.only_b += 1
         elif not both_labelled or "failed" not in (image_a[0], image_b[0]):
-            side_a, side_b = _Side.from_rows(instances_a.get(key)), _Side.from_rows(instances_b.get(key))
-            counts.add(key, (image_a, image_b), side_a, side_b)
+            counts.add(key, (image_a, image_b), instances_a.get(key), instances_b.get(key))
 
 
 @dataclass(frozen=True)
@@ -297,12 +338,23 @@ class _Side:
         return len(self.names)
 
     @classmethod
-    def from_rows(cls, rows: pa.Table | None) -> _Side:
-        if rows is None:
+    def from_rows(cls, rows: pa.Table | None, names: Mapping[str, str], shared: Collection[str] | None) -> _Side:
+        """Return the instances of an image.
+
+        Args:
+            rows: The rows; None without any.
+            names: Own name of a class -> name under which the class is compared, where both differ.
+            shared: Names of classes whose instances take part; None for all.
+        """
+        common = [] if rows is None else [names.get(name, name) for name in rows.column("class_name").to_pylist()]
+        if rows is not None and shared is not None:
+            is_shared = [name in shared for name in common]
+            rows, common = rows.filter(pa.array(is_shared, pa.bool_())), [name for name in common if name in shared]
+        if rows is None or not rows.num_rows:
             return cls([], np.empty(0), np.empty((0, 4)), np.empty(0, np.int64), None, [])
         boxes = np.stack([rows.column(name).to_numpy() for name in BBOX], axis=1).astype(np.float64)
         return cls(
-            rows.column("class_name").to_pylist(),
+            common,
             rows.column("score").to_numpy().astype(np.float64),
             boxes,
             rows.column("area").to_numpy().astype(np.int64),
@@ -347,7 +399,11 @@ def _touching_pairs(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[n
 class _DifferenceCounts:
     """The counts of a comparison, and the images that changed most."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, classes: CommonClasses, shared_only: bool) -> None:
+        self._common = classes
+        self._taken = classes.shared if shared_only else None
+        self._other_classes = Counter[str](), Counter[str]()
+        self._pairs, self._ious = Counter[str](), defaultdict[str, float](float)
         self.images = self.only_a = self.only_b = 0
         self._resized = self._newly_failed = self._newly_read = 0
         self._kinds: dict[str, Counter[str]] = {}
@@ -357,9 +413,21 @@ class _DifferenceCounts:
         self._classes_a, self._classes_b = Counter[str](), Counter[str]()
         self._scores_a, self._scores_b = np.zeros(_SCORE_BINS, np.int64), np.zeros(_SCORE_BINS, np.int64)
 
-    def add(self, key: str, images: tuple[_StatusAndSize, _StatusAndSize], a: _Side, b: _Side) -> None:
-        """Count one image that both label sets have. images: status and size of the image in A and in B."""
+    def add(
+        self, key: str, images: tuple[_StatusAndSize, _StatusAndSize], rows_a: pa.Table | None, rows_b: pa.Table | None
+    ) -> None:
+        """Count one image that both label sets have.
+
+        Args:
+            key: Key of the image.
+            images: Status and size of the image in A and in B.
+            rows_a: Instances of the image in A; None without any.
+            rows_b: Those in B.
+        """
         self.images += 1
+        self._count_other_classes(rows_a, rows_b)
+        a = _Side.from_rows(rows_a, self._common.names_a, self._taken)
+        b = _Side.from_rows(rows_b, self._common.names_b, self._taken)
         (status_a, *size_a), (status_b, *size_b) = images
         failed_a, failed_b = status_a == "failed", status_b == "failed"
         self._newly_failed += failed_b and not failed_a
@@ -378,6 +446,17 @@ class _DifferenceCounts:
             pairs = matches(a, b)
         self._count(key, a, b, pairs)
 
+    def _count_other_classes(self, rows_a: pa.Table | None, rows_b: pa.Table | None) -> None:
+        """Count the instances of classes that one of the label sets lacks."""
+        shared = self._common.shared
+        if shared is None:
+            return
+        own_names = (self._common.names_a, self._common.names_b)
+        for rows, names, counts in zip((rows_a, rows_b), own_names, self._other_classes, strict=True):
+            for name in [] if rows is None else rows.column("class_name").to_pylist():
+                if names.get(name, name) not in shared:
+                    counts[name] += 1
+
     def _count(self, key: str, a: _Side, b: _Side, pairs: Sequence[tuple[int, int, float]]) -> None:
         kinds, weight = Counter[str](), 0.0
         for i, j, iou in pairs:
@@ -387,6 +466,8 @@ class _DifferenceCounts:
                 weight += 1
             else:
                 kind = "kept" if iou >= KEPT_IOU else "moved"
+                self._pairs[a.names[i]] += 1
+                self._ious[a.names[i]] += iou
                 weight += 1 - iou if kind == "moved" else 0
             self._count_instance(kinds, kind, a.names[i], int(a.areas[i]))
         lost = set(range(len(a))) - {i for i, _, _ in pairs}
@@ -424,7 +505,20 @@ class _DifferenceCounts:
             most_changed=[Change(key, round(weight, 6), dict(kinds)) for weight, key, kinds in changed],
             class_drift=class_drift(self._classes_a, self._classes_b),
             score_drift=score_drift(self._scores_a, self._scores_b),
+            agreement=self._agreement(None),
+            agreement_by_class={name: self._agreement(name) for name in sorted(self._classes_a | self._classes_b)},
+            other_classes=(dict(self._other_classes[0].most_common()), dict(self._other_classes[1].most_common())),
+            left_out=self._taken is not None,
+            notes=tuple(self._common.notes),
         )
+
+    def _agreement(self, name: str | None) -> Agreement:
+        """Return what both label sets see of a class; None for all classes."""
+        counters = (self._pairs, self._classes_a, self._classes_b)
+        both, in_a, in_b = (counter.total() if name is None else counter[name] for counter in counters)
+        iou_sum = sum(self._ious.values()) if name is None else self._ious[name]
+        share = round(both / (in_a + in_b - both), 6) if in_a + in_b else None
+        return Agreement(both, in_a - both, in_b - both, share, round(iou_sum / both, 6) if both else None)
 
 
 def _score_histogram(scores: NDArray[np.float64]) -> NDArray[np.int64]:

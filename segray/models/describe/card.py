@@ -61,7 +61,7 @@ def read(signature: Signature, metadata: Metadata, described: Description | None
         return described
     if family is None and described is None:
         raise _incomplete(metadata, "family")
-    if described is not None and described.family == hugging_face.UNDECIDED and family in hugging_face.PROCESSORS:
+    if described is not None and hugging_face.is_one(described) and family in hugging_face.PROCESSORS:
         described = hugging_face.as_processor(described, str(family), CARD)
     if described is None or family not in (None, described.family):
         described = _bare(signature, metadata, str(family))

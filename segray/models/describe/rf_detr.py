@@ -1,6 +1,6 @@
 """Reader of RF-DETR's own exports, told by their ports: boxes, logits of classes and logits of masks for each query.
 
-The files state neither classes nor, as an IR, the size of the input.
+The files state neither classes nor, as an IR, the size of the input. The config.json of transformers may name classes.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from segray.models.coco_labels import COCO_NAMES
-from segray.models.describe import facts
+from segray.models.describe import facts, transformers_config
 from segray.models.describe.facts import FAMILY, PORTS, Facts
+from segray.models.describe.transformers_config import TransformersConfig
 from segray.models.description import Description
-from segray.models.metadata import Metadata
+from segray.models.metadata import CONFIG, Metadata
 
 if TYPE_CHECKING:
     from segray.models.engine import ModelPort, Signature
@@ -45,13 +46,19 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
             told.notes.append(
                 f"The network has {columns} columns: {columns - 1} classes, and a slot for the background."
             )
-        told.add_names(None, "")
+        _add_names(told, transformers_config.read(metadata.path.parent), columns)
     if columns is not None:
         told.add_extra(PORTS, columns=columns)
     if queries is not None:
         told.add_extra(PORTS, queries=queries)
     told.versions.update(metadata.versions)
     return told.description()
+
+
+def _add_names(told: Facts, config: TransformersConfig, columns: int | None) -> None:
+    """Add the names of transformers' config.json if they are as many as the network's classes."""
+    names = config.labels if config.model_type.startswith("rf_detr") else None
+    told.add_names(names if names is not None and columns in (None, len(names) + 1) else None, CONFIG)
 
 
 def _positions(signature: Signature) -> dict[str, int] | None:

@@ -1,8 +1,8 @@
 """Verified downloads, and safe unpacking of archives.
 
-Knows HTTP, ranges, checksums and tar. Knows nothing of models. A download grows in NAME.part. The file is renamed to
-NAME only when its size and checksum are right. An archive is unpacked beside its folder, and the folder gets its name
-when the content is complete. After any interruption, the same call resumes.
+Knows HTTP, ranges, objects of a store, checksums and tar. Knows nothing of models. A download grows in NAME.part. The
+file is renamed to NAME only when its size and checksum are right. An archive is unpacked beside its folder, and the
+folder gets its name when the content is complete. After any interruption, the same call resumes.
 
 Links in archives are refused, wherever they point: links made tarfile's own filter fail in the past
 (CVE-2025-4517, CVE-2025-4330).
@@ -19,23 +19,32 @@ import random
 import re
 import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from time import sleep
-from typing import IO, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import segray
 from segray.errors import InfrastructureError, ModelError
+from segray.storage.uris import redact
+
+if TYPE_CHECKING:
+    from segray.storage.store import Store
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 # Arguments: bytes so far, and total bytes, None if unknown.
 Progress = Callable[[int, int | None], None]
 
 _CHUNK_BYTES = 1 << 20
+_OBJECT_BYTES = 8 << 20  # of each request to a store
+_LINE_S = 5.0
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_PAUSE_S = 30.0
 # The longest header that tarfile may read into memory at once. Real headers are below 1 MB.
@@ -72,6 +81,14 @@ class _Expected:
         return bool(self.sha256 or self.sha384)
 
 
+@dataclass(frozen=True)
+class _Link:
+    """An address, and the headers that its server alone gets."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
 class _UnavailableError(Exception):
     """The address does not have the file; a retry would not help."""
 
@@ -94,6 +111,7 @@ def download_file(
     sha256: str | None = None,
     sha384: str | None = None,
     size_bytes: int | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
     progress: Progress | None = None,
     retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> str:
@@ -108,6 +126,7 @@ def download_file(
         sha256: Expected SHA-256 in hex digits, None if unknown.
         sha384: Expected SHA-384 in hex digits, None if unknown.
         size_bytes: Expected size, None if unknown.
+        headers: Headers for the addresses themselves. A server to which an address redirects does not get them.
         progress: Called with the bytes so far, and the total if known.
         retry_policy: How long to keep trying each address.
 
@@ -121,19 +140,29 @@ def download_file(
     expected = _Expected(size_bytes, sha256 or _read_record(target), sha384)
     if target.is_file():
         return _check_existing(target, expected)
+    with _part_of(target) as part:
+        links = [_Link(url, headers) for url in urls]
+        digest = _download_from_any(links, part, expected, progress or _no_progress, retry_policy)
+        if not expected.has_checksum:
+            _write_record(target, digest)
+    return digest
+
+
+@contextmanager
+def _part_of(target: Path) -> Iterator[_PartialFile]:
+    """Yield the part of `target`, locked; give the part its name after a block without an error."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked_part(target.with_name(f"{target.name}.part")) as part:
-            digest = _download_from_any(urls, part, expected, progress or _no_progress, retry_policy)
-            if not expected.has_checksum:
-                _write_record(target, digest)
+            yield part
             part.path.replace(target)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         hint = "Free some space or choose another folder, then run the same command again."
         raise InfrastructureError(
             "The download cannot be written.", where=str(target), found=str(error), hint=hint
         ) from error
-    return digest
 
 
 @dataclass(frozen=True)
@@ -180,15 +209,15 @@ def _locked_part(path: Path) -> Iterator[_PartialFile]:
 
 
 def _download_from_any(
-    urls: Sequence[str], part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
+    links: Sequence[_Link], part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
 ) -> str:
     """Fill `part` from the first address that works; return the SHA-256."""
     failures, got_wrong_file = [], False
-    for url in urls:
+    for link in links:
         try:
-            return _download_from(url, part, expected, progress, retry_policy)
+            return _download_from(link, part, expected, progress, retry_policy)
         except (_UnavailableError, _BrokenTransferError) as error:
-            failures.append(f"{url}: {error}")
+            failures.append(f"{redact(link.url)}: {error}")
             got_wrong_file |= isinstance(error, _WrongFileError)
     target, reasons = part.path.with_suffix(""), "; ".join(failures) or "no address"
     if got_wrong_file:
@@ -201,32 +230,32 @@ def _download_from_any(
 
 
 def _download_from(
-    url: str, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
+    link: _Link, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
 ) -> str:
     """Fill `part` from this address; return the SHA-256.
 
     If bytes of an earlier attempt give a wrong file, the download is repeated from the start.
     """
-    if not url.startswith(("https://", "http://")):
+    if not link.url.startswith(("https://", "http://")):
         raise _UnavailableError("not an http address")
     has_earlier_bytes = part.length > 0
-    _receive_with_retries(url, part, expected, progress, retry_policy)
+    _receive_with_retries(link, part, expected, progress, retry_policy)
     try:
         return _verify_part(part, expected)
     except _WrongFileError:
         if not has_earlier_bytes:
             raise
-    _receive_with_retries(url, part, expected, progress, retry_policy)
+    _receive_with_retries(link, part, expected, progress, retry_policy)
     return _verify_part(part, expected)
 
 
 def _receive_with_retries(
-    url: str, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
+    link: _Link, part: _PartialFile, expected: _Expected, progress: Progress, retry_policy: RetryPolicy
 ) -> None:
     vain_attempts, most_bytes = 0, part.length
     while True:
         try:
-            return _receive(url, part, expected, progress, retry_policy.timeout_s)
+            return _receive(link, part, expected, progress, retry_policy.timeout_s)
         except _BrokenTransferError as error:
             vain_attempts = 0 if part.length > most_bytes else vain_attempts + 1
             most_bytes = max(most_bytes, part.length)
@@ -235,19 +264,19 @@ def _receive_with_retries(
             sleep(random.uniform(0.5, 1) * min(_MAX_PAUSE_S, retry_policy.pause_s * 2**vain_attempts))
 
 
-def _receive(url: str, part: _PartialFile, expected: _Expected, progress: Progress, timeout_s: float) -> None:
+def _receive(link: _Link, part: _PartialFile, expected: _Expected, progress: Progress, timeout_s: float) -> None:
     """Request the missing bytes of `part` once; raise _BrokenTransferError if bytes are still missing afterwards."""
-    tag = _prepare_resumption(url, part, expected)
+    tag = _prepare_resumption(link.url, part, expected)
     if part.length and part.length == expected.size_bytes:
         return
-    with _open_response(url, part, tag, timeout_s) as response:
+    with _open_response(link, part, tag, timeout_s) as response:
         if response is None:
             return
         total = _total_bytes(response, part)
         if None not in (total, expected.size_bytes) and total != expected.size_bytes:
             raise _UnavailableError(f"the server's file has {total} bytes, not {expected.size_bytes}")
         if response.status != 206:
-            _start_over(response, part, url)
+            _start_over(response, part, link.url)
         progress(part.length, total)
         while chunk := _read(response):
             part.stream.write(chunk)
@@ -268,14 +297,17 @@ def _prepare_resumption(url: str, part: _PartialFile, expected: _Expected) -> st
 
 @contextmanager
 def _open_response(
-    url: str, part: _PartialFile, tag: str, timeout_s: float
+    link: _Link, part: _PartialFile, tag: str, timeout_s: float
 ) -> Iterator[http.client.HTTPResponse | None]:
     """Yield the response to a request for the missing bytes; None if the server says that none are missing."""
     headers = {"User-Agent": f"segray/{segray.__version__}", "Accept-Encoding": "identity"}
     if part.length:
         headers |= {"Range": f"bytes={part.length}-"} | ({"If-Range": tag} if tag else {})
+    request = urllib.request.Request(link.url, headers=headers)
+    for name, value in link.headers.items():
+        request.add_unredirected_header(name.capitalize(), value)
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+        response = urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             _check_http_error(error, part)
@@ -329,8 +361,77 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise _BrokenTransferError(f"the connection broke: {error or type(error).__name__}") from error
 
 
+class ProgressLines:
+    """Progress of a download, as a line every five seconds.
+
+    show: receives the line.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._shown_s = show, time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
+        """Show the bytes so far if the last line is five seconds old."""
+        if time.monotonic() - self._shown_s >= _LINE_S:
+            self._shown_s = time.monotonic()
+            total = "?" if total_bytes is None else f"{total_bytes / 1e6:.0f}"
+            self._show(f"  {done_bytes / 1e6:.0f} of {total} MB")
+
+
 def _no_progress(done_bytes: int, total_bytes: int | None) -> None:
     return None
+
+
+# ---- objects of a store ----------------------------------------------------------------------------
+
+
+def download_object(
+    store: Store, uri: str, target: Path, *, size_bytes: int, version: str, progress: Progress | None = None
+) -> str:
+    """Copy an object of a store to `target` by ranges; return its SHA-256. A part of the same version is resumed.
+
+    Args:
+        store: The store.
+        uri: Address of the object.
+        target: Path of the file. An existing file is kept.
+        size_bytes: Size of the object; -1 if unknown.
+        version: Version of the object, as ListedObject has it.
+        progress: Called with the bytes so far, and the total if known.
+
+    Raises:
+        FileNotFoundError: The object is missing.
+        AccessError: The store refuses the request.
+        InfrastructureError: The store fails, the object changed meanwhile, or the disk cannot store the file.
+    """
+    if target.is_file():
+        return _digests(target)[0]
+    report = progress or _no_progress
+    with _part_of(target) as part:
+        origin = f"{uri}\n{version}"
+        if not (version and part.origin.is_file() and part.origin.read_text("utf-8") == origin):
+            part.clear()
+            part.origin.write_text(origin, "utf-8")
+        for chunk in _chunks_of_object(store, uri, part.length, size_bytes):
+            part.stream.write(chunk)
+            report(part.length, size_bytes if size_bytes >= 0 else None)
+        if store.stat(uri).version != version or (size_bytes >= 0 and part.length != size_bytes):
+            part.clear()
+            raise InfrastructureError(
+                "The object changed while it was fetched.",
+                where=redact(uri),
+                found="another version or size",
+                hint="Run the same command again.",
+            )
+        return _verify_part(part, _Expected(None, None, None))
+
+
+def _chunks_of_object(store: Store, uri: str, start: int, size_bytes: int) -> Iterator[bytes]:
+    """Yield the bytes of the object from `start` on, or all bytes at once if the size is unknown."""
+    if size_bytes < 0:
+        yield store.read(uri)[start:]
+        return
+    for offset in range(start, size_bytes, _OBJECT_BYTES):
+        yield store.read_range(uri, offset, min(_OBJECT_BYTES, size_bytes - offset))
 
 
 # ---- checksums ------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from web import Web
 
-from segray.conversion import download as module
-from segray.conversion.download import RetryPolicy, download_file, unpack
 from segray.errors import InfrastructureError, ModelError, SegrayError
+from segray.storage import download as module
+from segray.storage.download import RetryPolicy, download_file, unpack
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
