@@ -403,7 +403,11 @@ def _resize_text(description: Description) -> str:
         "corner": f"fitted, padded right and bottom with {description.pad_value}",
         "stretch": "stretched",
     }
-    rounding = {"opencv": "values truncated as in OpenCV", "exact": "values rounded as in OpenVINO"}
+    rounding = {
+        "opencv": "values truncated as in OpenCV",
+        "exact": "values rounded as in OpenVINO",
+        "antialiased": "antialiased as in Pillow",
+    }
     return f"{description.resize}: {fitted[description.resize]}; {rounding[description.rounding]}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.errors import ConfigError
-from segray.models import checkpoints, describe, engine, resolve
+from segray.models import checkpoints, describe, engine, registry, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import hugging_face, rf_detr
@@ -77,6 +77,7 @@ def inspect(path: Path) -> Inspection:
     description = describe.describe(file, ports)
     if description is not None:
         is_decoded = description.family in FAMILIES
+        registry.check(description)
         return Inspection(
             str(file),
             kind,
@@ -191,9 +192,10 @@ def _options(description: Description) -> dict[str, Any]:
     """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
     if description.missing:
         return dict(description.thresholds)
-    defaults = asdict(FAMILIES[description.family](description).defaults)
-    has_nms = defaults["nms_iou"] is not None
-    return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
+    adapter = FAMILIES[description.family](description)
+    defaults = asdict(adapter.defaults)
+    has_nms = "nms_iou" in adapter.supported_options and defaults["nms_iou"] is not None
+    return {name: value for name, value in defaults.items() if has_nms or not name.startswith("nms")}
 
 
 def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:

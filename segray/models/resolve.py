@@ -18,10 +18,10 @@ from typing import Any
 
 from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
-from segray.models import checkpoints, describe, engine, zoo
+from segray.models import checkpoints, describe, engine, registry, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
 from segray.models.describe import hugging_face, rf_detr
-from segray.models.description import Description
+from segray.models.description import CONFIGURATION, Description
 from segray.models.engine import Signature
 from segray.models.fits import fits_of
 from segray.models.metadata import CARD, read_card
@@ -123,6 +123,7 @@ def _resolve_described(settings: ModelSettings, description: Description | None)
             return _resolve_named(settings.model_copy(update={"name": name, "path": str(path)}), name, ports)
         description = _checked(described, settings, path, ports)
     effective = _with_settings(description, settings)
+    registry.check(effective)
     adapter = FAMILIES[description.family](effective)
     if settings.form is not None:
         hint = "Remove `model.form`. The forms original and converted belong to models with a name."
@@ -193,7 +194,7 @@ def _checked(description: Description | None, settings: ModelSettings, path: Pat
 def _of_processor(description: Description, settings: ModelSettings, path: Path) -> Description:
     """Return the description with the configured processor; raise ConfigError if none is configured."""
     if settings.name in hugging_face.PROCESSORS:
-        return hugging_face.as_processor(description, settings.name, "configuration")
+        return hugging_face.as_processor(description, settings.name, CONFIGURATION)
     names = list(hugging_face.PROCESSORS)
     raise ConfigError(
         "The file does not tell which image processor the model has.",
@@ -229,7 +230,7 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             found=f"{len(settings.labels)} labels, {expected} classes",
             hint="Name each class of the network in `model.labels`, in the network's order.",
         )
-    sources = {**description.sources, **dict.fromkeys(facts, "configuration")}
+    sources = {**description.sources, **dict.fromkeys(facts, CONFIGURATION)}
     return replace(description, **facts, missing=(), sources=sources)
 
 

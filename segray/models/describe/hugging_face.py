@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segray.models.describe import facts
 from segray.models.describe.facts import FAMILY, PORTS, Facts
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 PROCESSORS: Mapping[str, str] = {"mask2former": "Mask2Former", "maskformer": "MaskFormer", "eomt": "EoMT"}
 UNDECIDED = "hf_masks"
 
-_MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARATION: Mapping[str, Any] = {
+    "resize": "stretch", "rounding": "antialiased", "pad_value": 0, "colour": "RGB",
+    "mean": facts.IMAGENET_MEAN, "scale": facts.IMAGENET_SCALE,
+}  # fmt: skip
 _UNDECIDED_NOTE = "The file does not tell which of these models it is. Their resizing differs."
 
 
@@ -41,9 +44,8 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     told.add_image(image)
     if image.size_hw is None:
         told.missing.append("size")
-    told.add("not stated", resize="stretch", rounding="exact", pad_value=0)
-    told.add(FAMILY, colour="RGB")
-    told.add(FAMILY, mean=tuple(255 * mean for mean in _MEAN), scale=tuple(255 * scale for scale in _SCALE))
+    told.add(FAMILY, **PREPARATION)
+    told.sources["resize"] = "not stated"
     told.add_names(None, "")
     if shape[-1] is not None:
         told.add_extra(PORTS, classes=shape[-1] - 1)
