@@ -506,7 +506,7 @@ def compile_network(
         with _cache_lock(settings.cache_dir):
             network = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
-        hint = "Set another `model.device` or `model.precision`, or convert the model again."
+        hint = "Set another `device` in `workers` or another `model.precision`, or convert the model again."
         raise ModelError(
             "OpenVINO cannot compile the model.", where=str(path), found=_last_line(error), hint=hint
         ) from error
@@ -543,7 +543,7 @@ def precisions(device: str = "CPU") -> tuple[str, ...]:
 def _check_device(settings: DeviceSettings) -> None:
     device, devices = settings.device, _core().available_devices
     if not any(device in (name, name.split(".")[0], f"{name}.0") for name in devices):
-        hint = f"Set `model.device` to {' or '.join(devices)}."
+        hint = f"Set `device` in `workers` to {' or '.join(devices)}."
         if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
             hint += " OpenVINO's GPU means an Intel GPU with its driver. OpenVINO does not support NVIDIA cards."
         raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(devices)}", hint=hint)
