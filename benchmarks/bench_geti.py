@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.imaging import geometry
+from segray.imaging.geometry import Resize
 from segray.models.adapters.adapter import Options
 from segray.models.adapters.geti import GetiAdapter, GetiDetr, GetiMaskRcnn
 from segray.models.adapters.geti_yolo import GetiYolo
-from segray.models.description import Description, Resize
+from segray.models.description import Description
 
 ROUNDS, REPEATS = 7, 5
 SIZE_HW, WINDOW_HW = (480, 640), (640, 640)

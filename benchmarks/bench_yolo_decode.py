@@ -67,10 +67,11 @@ def decode_plainly(outputs: Arrays, size_hw: tuple[int, int]) -> list[Any]:
     corners = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]], 1)
     kept = np.array(cv2.dnn.NMSBoxesBatched(corners.tolist(), best.tolist(), labels.tolist(), 0.25, 0.7), int)[:300]
     grids = (rows[kept, -PLANES:] @ planes.reshape(PLANES, -1)).reshape(-1, *planes.shape[1:])
+    fit = geometry.Fit.of(size_hw, (SIDE, SIDE))
     boxes = yolo_seg._to_image(
-        np.concatenate([corners[kept, :2], corners[kept, :2] + corners[kept, 2:]], 1), size_hw, (SIDE, SIDE)
+        np.concatenate([corners[kept, :2], corners[kept, :2] + corners[kept, 2:]], 1), size_hw, fit
     )
-    fit, masks = geometry.Fit.of(size_hw, (SIDE, SIDE)), []
+    masks = []
     for grid, (x0, y0, x1, y1) in zip(grids, np.ceil(boxes).astype(int), strict=True):
         large = cv2.resize(grid, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         content = large[fit.top : fit.top + fit.content_hw[0], fit.left : fit.left + fit.content_hw[1]]
@@ -87,7 +88,7 @@ def parts_of(model: yolo_seg.YoloSeg, outputs: Arrays, size_hw: tuple[int, int])
     thresholds = yolo_seg._thresholds(COCO_NAMES, OPTIONS)
     rows, _ = yolo_seg._raw_rows(output0, thresholds)
     kept = yolo_seg._suppress(rows, OPTIONS, 0.7)
-    boxes = yolo_seg._to_image(kept.boxes_xyxy, size_hw, (SIDE, SIDE))
+    boxes = yolo_seg._to_image(kept.boxes_xyxy, size_hw, geometry.Fit.of(size_hw, (SIDE, SIDE)))
     return {
         "prepare": lambda: model.prepare(model.forms[FORM], image),
         "decode": lambda: model.decode(outputs, size_hw, OPTIONS),

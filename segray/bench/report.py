@@ -7,11 +7,13 @@ the machine may change between rounds. The record holds the median of the ratios
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from segray.bench.runner import TITLES, VARIANT_BY_LETTER, VariantRun, runs_of
 from segray.bench.workload import Workload
+from segray.config import AUTO
 
 # Share of the CPUs. If other processes use more, images/s measure these processes and not the variants.
 _MOST_OTHERS_SHARE = 0.05
@@ -155,8 +157,9 @@ def describe(record: Mapping[str, Any]) -> str:
     """Return the record as a table."""
     facts, model = record["facts"], record["model"]
     rounds = "1 round" if record["rounds"] == 1 else f"{record['rounds']} rounds"
+    name = Path(model["path"]).name if model["name"] == AUTO else model["name"]
     head = (
-        f"{record['images']} images, {rounds}, {model['name']}, {facts.get('precision', '?')}, "
+        f"{record['images']} images, {rounds}, {name}, {facts.get('precision', model.get('precision', 'auto'))}, "
         f"{record['threads']} threads: medians, smallest and largest value in brackets"
     )
     lines = [

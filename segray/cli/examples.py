@@ -51,6 +51,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "segray models quantize stickers --images photos",
         "segray models quantize yolact-resnet50-fpn-pytorch --images photos --truth truth.json --max-loss 0.5",
     ),
+    "models compare": (
+        "segray models compare best_openvino_model --images photos --reference predictions.json",
+        "segray models compare stickers --images photos --reference results.json --min-score 0.5 --json",
+    ),
     "init": ("segray init run.yaml", "segray init --all reference.yaml"),
     "plan": ("segray plan photos labels --model best_openvino_model", "segray plan --config nightly.yaml --json"),
     "submit": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,14 +20,16 @@ from segray._system import signals
 from segray._system.streams import show as show_text
 from segray._system.streams import tell
 from segray.cli.examples import OrderedGroup
-from segray.cli.options import Endpoint, Json, show_json
+from segray.cli.options import Endpoint, Json, Overrides, show_json
 from segray.errors import ConfigError
 from segray.models import zoo as catalogue
 from segray.models.families import FAMILY_FACTS, Family
 from segray.models.zoo import CATALOGUE, File, FormName, ZooModel
 
 if TYPE_CHECKING:
+    from segray.config import ModelSettings
     from segray.conversion.inspect_model import Inspection
+    from segray.conversion.parity import Pair, Parity
     from segray.conversion.pull import Callbacks, InstalledModel
     from segray.conversion.quantize import Quantised
     from segray.models import resolve
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=OrderedGroup,
-    help="List, fetch, convert, inspect and quantise models.",
+    help="List, fetch, convert, inspect, quantise and compare models.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -51,6 +53,15 @@ Plain = Annotated[
 Adapter = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Decoder of your own, as `model.adapter` names it.")
 ]
+SourceModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|PATH", help="Name of a model in models/, stickers, or path or address of a model's files."
+    ),
+]
+ModelName = Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")]
+ModelForm = Annotated[FormName | None, typer.Option(help="Form of the model, if the files do not tell.")]
+Labels = Annotated[str | None, typer.Option(help='Classes of your own model, as JSON: {"1": "bolt", "2": "nut"}.')]
 
 _GATE = 4
 _SHOWN_CLASSES = 20
@@ -88,9 +99,9 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE",
-            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt. A model at "
-            "an address, such as hf://ORG/NAME/FOLDER, is fetched.",
+            metavar="NAME|FILE",
+            help="Model to inspect: IR, ONNX, a folder with one of them, frozen graph, SavedModel or .pt; or the name "
+            "of a model in models/, or stickers. A model at an address, such as hf://ORG/NAME/FOLDER, is fetched.",
         ),
     ],
     adapter: Adapter = None,
@@ -109,7 +120,8 @@ def inspect(
 
     options = StorageOptions(endpoint_url=endpoint_url)
     with _printed_progress() as callbacks:
-        inspection = inspect_model.inspect_place(file, options, callbacks.note, callbacks.progress, adapter)
+        place = _place_of_argument(file)
+        inspection = inspect_model.inspect_place(place, options, callbacks.note, callbacks.progress, adapter)
     if as_json:
         show_json(asdict(inspection))
     else:
@@ -163,12 +175,7 @@ def convert(
 
 @app.command()
 def quantize(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|PATH", help="Name of a model in models/, stickers, or path or address of a model's files."
-        ),
-    ],
+    model: SourceModel,
     images: Annotated[str, typer.Option(help="Dataset that resembles the images to label, in the form of source.uri.")],
     truth: Annotated[
         Path | None, typer.Option(help="Truth as COCO JSON. Average precision is then measured before and after.")
@@ -188,11 +195,9 @@ def quantize(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of images that calibrate.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for this model alone. By default models/NAME-int8.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in PATH, if the files do not tell.")] = None,
-    form: Annotated[FormName | None, typer.Option(help="Form of the model, if the files do not tell.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help='Classes of your own model, as JSON: {"1": "bolt", "2": "nut"}.')
-    ] = None,
+    name: ModelName = None,
+    form: ModelForm = None,
+    labels: Labels = None,
     keep_float: Annotated[
         list[str], typer.Option(metavar="REGEX", help="Names of layers that stay in float. Repeatable.")
     ] = [],  # noqa: B006
@@ -215,7 +220,7 @@ def quantize(
 
     options = StorageOptions(endpoint_url=endpoint_url)
     with _printed_progress() as callbacks:
-        source = _source_model(model, name, form, labels, images, options, callbacks)
+        source, _ = _source_model(model, name, form, labels, images, options, callbacks)
     truth_set = (
         None
         if truth is None
@@ -239,6 +244,60 @@ def quantize(
     raise typer.Exit(_GATE if quantised.loss > max_loss else 0)
 
 
+@app.command()
+def compare(
+    model: SourceModel,
+    images: Annotated[str, typer.Option(help="Dataset of the reference's images, in the form of source.uri.")],
+    reference: Annotated[
+        Path,
+        typer.Option(help="Results of another program: COCO's results or a COCO data set, with masks as run lengths."),
+    ],
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of rows that count.")] = 0.3,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Smallest IoU of two masks that are the same.")] = 0.95,
+    score_difference: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest difference of two scores that are the same.")
+    ] = 0.02,
+    least_matched: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest share of matched rows. A smaller one gives exit code 4.")
+    ] = 0.95,
+    most_extra: Annotated[
+        float, typer.Option(min=0, help="Largest share of extra rows. A larger one gives exit code 4.")
+    ] = 0.05,
+    name: ModelName = None,
+    form: ModelForm = None,
+    labels: Labels = None,
+    overrides: Overrides = [],  # noqa: B006
+    endpoint_url: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a model's rows with those of another program.
+
+    The program is usually the library that the model came from. The network computes in f32, or in int8 if it is
+    quantised. --set model.score_threshold=0.25 and other keys of `model` set what the program was told.
+    """
+    with signals.ending_at_once():
+        from segray.conversion import parity, reference_results
+        from segray.storage.store import StorageOptions, Store
+
+    options = StorageOptions(endpoint_url=endpoint_url)
+    with _printed_progress() as callbacks:
+        source, settings = _source_model(model, name, form, labels, images, options, callbacks, overrides)
+    result = parity.compare_model(
+        source,
+        settings,
+        reference_results.read(reference),
+        images,
+        Store(options),
+        parity.Limits(min_score, iou, score_difference),
+    )
+    if as_json:
+        figures = {key: getattr(result, key) for key in ("matched", "matched_share", "extra_share")}
+        show_json(asdict(result) | figures)
+    else:
+        show_text(describe_parity(result))
+    raise typer.Exit(_GATE if result.matched_share < least_matched or result.extra_share > most_extra else 0)
+
+
 def _source_model(
     model: str,
     name: str | None,
@@ -247,8 +306,12 @@ def _source_model(
     images: str,
     options: StorageOptions,
     callbacks: Callbacks,
-) -> resolve.ResolvedModel:
-    """Return the model that the arguments of `quantize` name, fetched if it lies at an address."""
+    overrides: Sequence[str] = (),
+) -> tuple[resolve.ResolvedModel, ModelSettings]:
+    """Return the model that the arguments of `quantize` or `compare` name, and the section `model`.
+
+    A model at an address is fetched.
+    """
     from segray import config
     from segray.models import model_cache, remote_folder
 
@@ -260,8 +323,21 @@ def _source_model(
         name, path = name or config.AUTO, model
     section = {"name": name, "path": path, "form": form, "labels": None if labels is None else _parse_labels(labels)}
     values = {"source": {"uri": images}, "output": {"root": "."}, "model": section}
-    settings = config.validate(values, "the arguments").model
-    return model_cache.resolved(settings, options, callbacks.note, callbacks.progress)
+    settings = config.validate(values, "the arguments", overrides).model
+    return model_cache.resolved(settings, options, callbacks.note, callbacks.progress), settings
+
+
+def _place_of_argument(place: str) -> str:
+    """Return the path or address of a model that is given by its name, its path or its address."""
+    path = Path(place)
+    if path.exists() or path.is_symlink() or "/" in place or (path.suffix and place not in CATALOGUE):
+        return place
+    pulled = _path_of_pulled(catalogue.find(place, "NAME|FILE").name)
+    if pulled is not None:
+        return pulled
+    from segray.models import resolve
+
+    return str(resolve.EMBEDDED)
 
 
 def _path_of_pulled(name: str) -> str | None:
@@ -442,7 +518,11 @@ def _resize_text(description: Description) -> str:
         "corner": f"fitted, padded right and bottom with {description.pad_value}",
         "stretch": "stretched",
     }
-    rounding = {"opencv": "values truncated as in OpenCV", "exact": "values rounded as in OpenVINO"}
+    rounding = {
+        "opencv": "values truncated as in OpenCV",
+        "exact": "values rounded as in OpenVINO",
+        "antialiased": "antialiased as in Pillow",
+    }
     return f"{description.resize}: {fitted[description.resize]}; {rounding[description.rounding]}"
 
 
@@ -485,6 +565,38 @@ def describe_quantised(quantised: Quantised, max_loss: float) -> str:
             "resemble those to label, or keep layers in float with --keep-float"
         )
     return "\n".join([*lines, "", _configuration(quantised.name, quantised.xml, "int8")])
+
+
+def describe_parity(parity: Parity) -> str:
+    """Return how many rows of the reference the model has, and how far they differ."""
+    limits, rows = parity.limits, len(parity.pairs)
+    lines = [
+        f"{rows} rows of score {limits.min_score:g} and more in {parity.images} images of the reference",
+        f"matched  {parity.matched} of {rows} ({parity.matched_share:.1%}): mask IoU {limits.min_iou:g} and more, "
+        f"scores within {limits.max_score_difference:g}",
+        f"extra    {len(parity.extra)} rows of the model ({parity.extra_share:.1%})",
+    ]
+    partners = [pair for pair in parity.pairs if pair.score_difference is not None]
+    if partners:
+        differences = [pair.score_difference or 0.0 for pair in partners]
+        boxes = [pair.box_difference_px for pair in partners if pair.box_difference_px is not None]
+        box = f", largest difference of boxes {max(boxes):.3g} px" if boxes else ""
+        lines.append(
+            f"lowest mask IoU {min(pair.iou for pair in partners):.4f}, largest difference of scores "
+            f"{max(differences):.2g}{box}"
+        )
+    lines += [_pair_text(pair) for pair in parity.differing()]
+    lines += [f"  extra: {image}, {name}, score {score:.3f}" for image, name, score in parity.extra[:_SHOWN_CLASSES]]
+    if parity.absent:
+        lines.append(f"note: {len(parity.absent)} images of the reference are not there, such as {parity.absent[0]}")
+    return "\n".join(lines)
+
+
+def _pair_text(pair: Pair) -> str:
+    partner = "no such row"
+    if pair.score_difference is not None:
+        partner = f"mask IoU {pair.iou:.3f}, difference of scores {pair.score_difference:.3f}"
+    return f"  differs: {pair.image}, {pair.class_name}, score {pair.score:.3f}: {partner}"
 
 
 def _aps(quantised: Quantised, precision: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from segray.config import ModelSettings
 from segray.errors import ConfigError
-from segray.models import checkpoints, describe, engine, model_cache, resolve
+from segray.models import checkpoints, describe, engine, model_cache, registry, resolve
 from segray.models import zoo as catalogue
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.decoders import Decoder
@@ -114,6 +114,8 @@ def inspect(path: Path, adapter: str | None = None, named: str | None = None) ->
     if description is not None:
         decoder = next((one for one in own if one.name == description.family), None)
         is_decoded = decoder is not None or description.family in FAMILIES
+        if decoder is None:
+            registry.check(description)
         return Inspection(
             str(file),
             kind,
@@ -228,9 +230,10 @@ def _options(description: Description, decoder: Decoder | None) -> dict[str, Any
     """Return the options that segray takes where the configuration says nothing: the file's, else the family's."""
     if description.missing:
         return dict(description.thresholds)
-    defaults = asdict(adapter_of(description, decoder).defaults)
-    has_nms = defaults["nms_iou"] is not None
-    return {name: value for name, value in defaults.items() if value is not None and (name != "nms" or has_nms)}
+    adapter = adapter_of(description, decoder)
+    defaults = {name: value for name, value in asdict(adapter.defaults).items() if value is not None}
+    has_nms = "nms_iou" in adapter.supported_options and "nms_iou" in defaults
+    return {name: value for name, value in defaults.items() if has_nms or not name.startswith("nms")}
 
 
 def _described_needs(description: Description, is_decoded: bool) -> tuple[str, ...]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segray.masks.arrays import Taps
+
+# letterbox fits an image and pads both sides, corner fits and pads right and bottom, stretch ignores the aspect.
+Resize = Literal["letterbox", "corner", "stretch"]
+# opencv as cv2 computes in fixed point, exact as OpenVINO computes in float32, antialiased as Pillow.
+Rounding = Literal["opencv", "exact", "antialiased"]
 
 _FRACTION_BITS = 22
 # Rows of a block: few enough to stay in the processor's cache, many enough to fill its vector registers.
@@ -107,7 +112,7 @@ def fit_and_pad(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int]) -> NDA
 
 @dataclass(frozen=True)
 class Fit:
-    """The place of an image that is fitted into a window and centred there.
+    """The place of an image in a window: fitted and centred, fitted into the upper left corner, or stretched.
 
     top, left: padding before the image, in pixels; an odd pixel of padding is after the image. content_hw: height and
     width of the resized image, in pixels.
@@ -118,44 +123,55 @@ class Fit:
     content_hw: tuple[int, int]
 
     @classmethod
-    def of(cls, size_hw: tuple[int, int], window_hw: tuple[int, int]) -> Self:
+    def of(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], resize: Resize = "letterbox") -> Self:
         """Return the fit of an image of this size in a window, rounded to whole pixels, half to even."""
+        if resize == "stretch":
+            return cls(0, 0, window_hw)
         scale = min(window_hw[0] / size_hw[0], window_hw[1] / size_hw[1])
         height, width = max(round(size_hw[0] * scale), 1), max(round(size_hw[1] * scale), 1)
+        if resize == "corner":
+            return cls(0, 0, (height, width))
         return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
 
     @classmethod
-    def exact(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], *, centred: bool) -> Self:
-        """Return the fit that OpenVINO computes in float32.
-
-        centred: False for padding at the right and bottom alone.
-        """
+    def exact(cls, size_hw: tuple[int, int], window_hw: tuple[int, int], resize: Resize) -> Self:
+        """Return the fit that OpenVINO computes in float32."""
+        if resize == "stretch":
+            return cls(0, 0, window_hw)
         size, window = np.array(size_hw, np.float32), np.array(window_hw, np.float32)
         height, width = np.rint(size * (window / size).min()).clip(1).astype(int).tolist()
-        if not centred:
+        if resize == "corner":
             return cls(0, 0, (height, width))
         return cls((window_hw[0] - height) // 2, (window_hw[1] - width) // 2, (height, width))
 
 
-def letterbox(image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to its `Fit`, as cv2 does, and pad all sides with a constant level.
+def place(
+    image_rgb: NDArray[np.uint8],
+    fit: Fit,
+    window_hw: tuple[int, int],
+    pad_value: int,
+    rounding: Rounding,
+) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to the fit, and pad with a constant level.
 
     window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
     """
-    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
-    fit = Fit.of(size_hw, window_hw)
-    content = image_rgb if size_hw == fit.content_hw else resize(image_rgb, fit.content_hw)
-    return _padded(content, fit, window_hw, pad_value)
-
-
-def _padded(content: NDArray[np.uint8], fit: Fit, window_hw: tuple[int, int], pad_value: int) -> NDArray[np.uint8]:
-    """Return a window of a constant level with the content in its place."""
+    content = stretch_to(image_rgb, fit.content_hw, rounding)
+    if fit.content_hw == window_hw:
+        return content
     bottom, right = fit.top + fit.content_hw[0], fit.left + fit.content_hw[1]
     window = np.empty((*window_hw, content.shape[2]), np.uint8)
     window[: fit.top] = window[bottom:] = pad_value
     window[fit.top : bottom, : fit.left] = window[fit.top : bottom, right:] = pad_value
     window[fit.top : bottom, fit.left : right] = content
     return window
+
+
+def stretch_to(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int], rounding: Rounding) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) uint8 to size_hw, unless the image has that size. The aspect may change."""
+    if image_rgb.shape[:2] == size_hw:
+        return image_rgb
+    return {"opencv": resize, "exact": resize_exact, "antialiased": stretch}[rounding](image_rgb, size_hw)
 
 
 def resize(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -192,18 +208,6 @@ def resize_exact(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     rows, columns = _exact_taps(height, size_hw[0]), _exact_taps(width, size_hw[1])
     _kernels_grids.resize_linear(lines, *rows, *columns, channels, resized)
     return resized.reshape(*size_hw, channels)
-
-
-def letterbox_exact(
-    image_rgb: NDArray[np.uint8], window_hw: tuple[int, int], pad_value: int, *, centred: bool
-) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to its exact `Fit`, as OpenVINO does, and pad with a constant level.
-
-    window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
-    centred: False for padding at the right and bottom alone.
-    """
-    fit = Fit.exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw, centred=centred)
-    return _padded(resize_exact(image_rgb, fit.content_hw), fit, window_hw, pad_value)
 
 
 # ---- bilinear resize, thresholded -----------------------------------------------------------------

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from segray.imaging.geometry import Resize, Rounding
 from segray.models.coco_labels import COCO_NAMES
 
-Resize = Literal["letterbox", "corner", "stretch"]
-Rounding = Literal["opencv", "exact"]
+# The source of a fact that the configuration states.
+CONFIGURATION = "configuration"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Description:
         resize: letterbox fits and pads on both sides, corner fits and pads right and bottom, stretch ignores the
             aspect.
         pad_value: Level of padded pixels, 0..255.
-        rounding: opencv for the fixed-point bilinear resize of cv2, exact for OpenVINO's, which rounds exact values.
+        rounding: opencv for the fixed-point bilinear resize of cv2, exact for OpenVINO's, which rounds exact values,
+            antialiased for Pillow's, which takes the mean of pixels when it shrinks an image.
         colour: Order of the channels that the network wants: RGB or BGR.
         mean, scale: One number a channel in the order of `colour`, for levels 0..255, used as (x - mean) / scale.
         labels: Category id -> class name, in the order in which the network counts its classes.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.imaging.geometry import swap_red_and_blue
-from segray.models import checkpoints, paste_graph
+from segray.models import checkpoints, graph_repairs, paste_graph
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.openvino import opset13, ov
 from segray.models.paste_graph import BoxMasks
@@ -196,6 +196,8 @@ def adjust(model: ov.Model, form: ModelFormat, path: Path) -> None:
         model.outputs[position].get_tensor().add_names({name})
     if form.pasted_masks:
         paste_graph.cut(model, form.positions[form.pasted_masks])
+    if form.positions:
+        graph_repairs.gather_slices(model)
     _take_one_image(model, form, path)
 
 
@@ -214,8 +216,12 @@ def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
     if shape == single:
         return
     batch = str(shape[0])
+    if shape[0].is_static:
+        graph_repairs.release_batch(model, shape[0].get_length())
     try:
-        model.reshape({model.inputs[index]: single})
+        # Model.reshape would check the new shapes of layers with the old shape of the input.
+        model.get_parameters()[index].set_partial_shape(single)
+        model.validate_nodes_and_infer_types()
     except RuntimeError as error:
         raise ModelError(
             "The model labels several images at a time, and cannot be changed to one.",
@@ -506,7 +512,9 @@ def compile_network(
         with _cache_lock(settings.cache_dir):
             network = _core().compile_model(model, settings.device, _options(settings))
     except RuntimeError as error:
-        hint = "Set another `model.device` or `model.precision`, or convert the model again."
+        hint = "Set another `device` in `workers` or another `model.precision`, or convert the model again."
+        if path.suffix == ".onnx":
+            hint = f"Export the model as an OpenVINO IR. For a model by Ultralytics: {checkpoints.EXPORT_COMMAND}"
         raise ModelError(
             "OpenVINO cannot compile the model.", where=str(path), found=_last_line(error), hint=hint
         ) from error
@@ -543,7 +551,7 @@ def precisions(device: str = "CPU") -> tuple[str, ...]:
 def _check_device(settings: DeviceSettings) -> None:
     device, devices = settings.device, _core().available_devices
     if not any(device in (name, name.split(".")[0], f"{name}.0") for name in devices):
-        hint = f"Set `model.device` to {' or '.join(devices)}."
+        hint = f"Set `device` in `workers` to {' or '.join(devices)}."
         if device.upper().startswith(("GPU", "CUDA", "NVIDIA")):
             hint += " OpenVINO's GPU means an Intel GPU with its driver. OpenVINO does not support NVIDIA cards."
         raise ModelError(f"There is no device {device!r}.", found=f"devices {', '.join(devices)}", hint=hint)

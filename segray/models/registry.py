@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segray.errors import ConfigError
+from segray.imaging.geometry import Resize
 from segray.instances import Instances
 from segray.models.adapters import (
     geti,
@@ -28,7 +29,8 @@ from segray.models.adapters import (
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.decoders import Decoder
-from segray.models.description import Description
+from segray.models.description import CONFIGURATION, Description
+from segray.models.metadata import CARD
 
 _YOLACT = yolact.Yolact("yolact-resnet50-fpn-pytorch", COCO_NAMES, yolact.FORMS)
 _SECURITY = "instance-segmentation-security"
@@ -84,6 +86,52 @@ FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
     "torchvision_mask_rcnn": torchvision.of,
     "yolo_seg": yolo_seg.of,
 }
+
+# Ways in which an adapter can resize images; a family that is absent has all.
+_RESIZES: Mapping[str, tuple[Resize, ...]] = {
+    "eomt": ("corner",),
+    "mask2former": ("stretch",),
+    "maskformer": ("stretch",),
+    "rf_detr": ("stretch",),
+    "torchvision_mask_rcnn": ("stretch",),
+}
+_KINDS: Mapping[str, tuple[str, ...]] = {"yolo_seg": ("raw", "selected"), "torchvision_mask_rcnn": ("pasted", "cut")}
+_WITH_NMS = ("geti_detr", "geti_mask_rcnn", "geti_yolo", "yolo_seg")
+_WITH_STRIDE = ("yolo_seg",)
+
+
+def check(description: Description) -> None:
+    """Raise ConfigError for a fact of a card or of the configuration that the family's adapter cannot follow."""
+    family = description.family
+    resizes = _RESIZES.get(family, (description.resize,))
+    if description.resize not in resizes:
+        raise _not_followed(description, "resize", description.resize, resizes)
+    kinds = _KINDS.get(family, (description.kind,))
+    if description.kind not in kinds:
+        raise _not_followed(description, "kind", description.kind, kinds)
+    if description.stride is not None and family not in _WITH_STRIDE:
+        raise _not_followed(description, "stride", description.stride, ())
+    if "nms_iou" in description.thresholds and family not in _WITH_NMS:
+        raise _not_followed(description, "thresholds.nms_iou", description.thresholds["nms_iou"], ())
+    if description.resize == "stretch" and description.sources.get("pad_value") == CONFIGURATION:
+        raise _not_followed(description, "pad", description.pad_value, ())
+
+
+def _not_followed(description: Description, key: str, found: object, choices: tuple[str, ...]) -> ConfigError:
+    """Return the error for a fact. choices: the values that the family takes; none if the family has no such fact."""
+    is_configured = CONFIGURATION in (description.sources.get(key), description.sources.get(f"{key}_value"))
+    name, where = (
+        (f"model.preprocessing.{key}", f"model.preprocessing.{key}")
+        if is_configured
+        else (f"description.{key}", f"{CARD}, description.{key}")
+    )
+    what = f"Models of the family {description.family} have no {key}."
+    if key == "pad":
+        what = "Images that are stretched have no padding."
+    elif choices:
+        what = f"segray cannot follow this {key} for the family {description.family}."
+    hint = f"Remove `{name}`." if not choices else f"Remove `{name}`, or set `{name}` to {' or '.join(choices)}."
+    return ConfigError(what, where=where, found=str(found), hint=hint)
 
 
 def adapter_of(description: Description, decoder: Decoder | None = None) -> ModelAdapter:

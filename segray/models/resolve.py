@@ -20,11 +20,11 @@ from typing import Any
 
 from segray.config import AUTO, ModelSettings
 from segray.errors import ConfigError, ModelError
-from segray.models import checkpoints, decoders, describe, engine, zoo
+from segray.models import checkpoints, decoders, describe, engine, registry, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
 from segray.models.decoders import Decoder
 from segray.models.describe import hugging_face, rf_detr
-from segray.models.description import Description
+from segray.models.description import CONFIGURATION, Description
 from segray.models.engine import Signature
 from segray.models.fits import fits_of
 from segray.models.metadata import CARD, read_card
@@ -190,6 +190,8 @@ def _resolve_described(
         else:
             description = described
     effective = _with_settings(description, settings)
+    if decoder is None:
+        registry.check(effective)
     adapter = adapter_of(effective, decoder)
     if settings.form is not None:
         hint = "Remove `model.form`. The forms original and converted belong to models with a name."
@@ -280,7 +282,7 @@ def _checked(
 def _of_processor(description: Description, settings: ModelSettings, path: Path) -> Description:
     """Return the description with the configured processor; raise ConfigError if none is configured."""
     if settings.name in hugging_face.PROCESSORS:
-        return hugging_face.as_processor(description, settings.name, "configuration")
+        return hugging_face.as_processor(description, settings.name, CONFIGURATION)
     names = list(hugging_face.PROCESSORS)
     raise ConfigError(
         "The file does not tell which image processor the model has.",
@@ -317,7 +319,7 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
             found=f"{len(settings.labels)} labels, {expected} classes",
             hint="Name each class of the network in `model.labels`, in the network's order.",
         )
-    sources = {**description.sources, **dict.fromkeys(facts, "configuration")}
+    sources = {**description.sources, **dict.fromkeys(facts, CONFIGURATION)}
     return replace(description, **facts, missing=(), sources=sources)
 
 

@@ -167,6 +167,13 @@ def test_ratios_are_made_within_a_round() -> None:
     assert "0.7 instances per image" in report.describe(found)
 
 
+def test_the_table_names_a_model_without_a_name_and_its_precision() -> None:
+    runs = [run_of("floor", 1, stages={"infer": 1.0, "decode": 1.0}, roles={"driver": 2.0})]
+    model = {"name": "auto", "path": "models/best_openvino_model", "precision": "bf16"}
+    text = report.describe(report.record(Workload("", ("a.jpg",), model, 2), runs))
+    assert "best_openvino_model, bf16, 2 threads" in text
+
+
 def test_other_instances_and_busy_neighbours_are_told() -> None:
     runs = [
         run_of("segray", 1, mask_stats=TABLE),

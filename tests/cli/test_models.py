@@ -464,6 +464,20 @@ def test_an_unknown_name_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"mean '{YOLACT}'" in capsys.readouterr().err
 
 
+def test_inspect_takes_the_name_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["models", "inspect", "stickers"]) == 0
+    assert "stickers.xml: OpenVINO IR" in capsys.readouterr().out
+    assert main.run(["models", "inspect", YOLACT]) == 2
+    assert f"segray models pull {YOLACT}" in capsys.readouterr().err
+    graphs.yolact(tmp_path / "models" / YOLACT / f"{YOLACT}.xml")
+    assert main.run(["models", "inspect", YOLACT]) == 0
+    assert main.run(["models", "inspect", "sticker"]) == 2
+    assert "mean 'stickers'" in capsys.readouterr().err
+
+
 def test_inspect_exits_2_if_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["models", "inspect", str(graphs.yolact(tmp_path / "y.xml")), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"][0]["name"] == YOLACT

@@ -21,6 +21,7 @@ from reference_today import DESCRIPTIONS, REAL
 
 from segray.errors import ConfigError, ModelError, UserError
 from segray.models import engine
+from segray.models.adapters import yolo_seg
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import describe, model_file
 from segray.models.description import Description
@@ -550,6 +551,12 @@ def test_a_complete_card_needs_no_metadata(tmp_path: Path) -> None:
         ({"description": {"thresholds": {"score": 1}}}, "score_threshold"),
         ({"description": {"thresholds": {"nms_iou": "x"}}}, "no number"),
         ({"description": {"extra": 1}}, "an object"),
+        ({"description": {"extra": {"window_hw": 5}}}, "height, width"),
+        (
+            {"description": {"extra": {"windows_hw": [64, 64]}}},
+            r"unknown key 'windows_hw'[\s\S]*Did you mean 'window_hw'",
+        ),
+        ({"description": {"labels": ["a"]}}, "another number of classes than the network"),
         ({"description": {"what": 1}}, "a text"),
         ({"description": {"pad_value": 256}}, "no number from 0 to 255"),
     ],
@@ -584,6 +591,19 @@ def test_a_description_survives_its_card(tmp_path: Path, family: str) -> None:
 def test_a_card_of_the_catalogue_describes_nothing(tmp_path: Path) -> None:
     write_card(tmp_path, contract="yolact-resnet50-fpn-pytorch", form="converted", labels={"1": "a"})
     assert describe(model_heads.ir(tmp_path), model_heads.geti()) is None
+
+
+def test_a_complete_card_has_the_preparation_of_its_family(tmp_path: Path) -> None:
+    write_card(tmp_path, contract="geti_detr", description={"kind": "selected", "outputs": {"boxes": 0}})
+    description = described(model_heads.ir(tmp_path), model_heads.geti())
+    assert (description.resize, description.pad_value, description.scale) == ("stretch", 0, None)
+
+
+def test_another_iou_of_an_export_is_taken_and_told(tmp_path: Path) -> None:
+    xml = model_heads.ir(tmp_path, {**YOLO_INFO, "iou_threshold": "0.5"}, metadata=model_heads.yolo_metadata())
+    description = described(xml, model_heads.yolo())
+    assert yolo_seg.of(description).defaults.nms_iou == 0.5
+    assert "model.nms_iou: 0.7" in description.notes[0]
 
 
 # ---- folders --------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ def test_a_precision_the_cpu_lacks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "says"),
-    [("CUDA", "NVIDIA"), ("GPU.7", "NVIDIA"), ("TPU", r"Set `model\.device` to CPU"), ("AUTO", "CPU")],
+    [("CUDA", "NVIDIA"), ("GPU.7", "NVIDIA"), ("TPU", "Set .device. in .workers. to CPU"), ("AUTO", "CPU")],
 )
 def test_a_device_that_is_not_there(tmp_path: Path, device: str, says: str) -> None:
     with pytest.raises(ModelError, match=rf"no device '{device}'[\s\S]*devices [\s\S]*{says}"):

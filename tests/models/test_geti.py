@@ -315,12 +315,13 @@ def test_resize_exact_rounds_the_bilinear_value(seed: int, height: int, width: i
 
 @tried(100)
 @given(SIDES, SIDES, st.integers(8, 64), st.integers(8, 64), st.booleans())
-def test_letterbox_exact_pads_beside_the_resized_image(
+def test_an_exact_fit_pads_beside_the_resized_image(
     height: int, width: int, rows: int, columns: int, centred: bool
 ) -> None:
     image = pixels(0, height, width)
-    window = geometry.letterbox_exact(image, (rows, columns), 114, centred=centred)
-    inner_hw = geometry.Fit.exact((height, width), (rows, columns), centred=centred).content_hw
+    fit = geometry.Fit.exact((height, width), (rows, columns), "letterbox" if centred else "corner")
+    window = geometry.place(image, fit, (rows, columns), 114, "exact").copy()
+    inner_hw = fit.content_hw
     assert rows in inner_hw[:1] or columns in inner_hw[1:]
     top, left = ((rows - inner_hw[0]) // 2, (columns - inner_hw[1]) // 2) if centred else (0, 0)
     inside = window[top : top + inner_hw[0], left : left + inner_hw[1]].copy()

@@ -36,6 +36,7 @@ def adapter(family: str, classes: int = 80, size_hw: tuple[int, int] | None = No
         "input_name": "pixel_values",
         "outputs": {"classes": 0, "masks": 1},
         "size_hw": size_hw,
+        "rounding": "antialiased",
         "labels": {i + 1: f"class {i}" for i in range(classes)},
         "extra": {"queries": 100},
     }

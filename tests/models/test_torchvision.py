@@ -225,5 +225,5 @@ def test_the_card_of_a_quantised_model_states_what_the_source_states(tmp_path: P
 
 def test_another_resize_is_refused(tmp_path: Path) -> None:
     path = torchvision_network.write(tmp_path, columns=91)
-    with pytest.raises(ConfigError, match="resizes images itself"):
+    with pytest.raises(ConfigError, match=r"or set .model.preprocessing.resize. to stretch"):
         resolve.configured(settings(path, preprocessing={"resize": "letterbox"}))

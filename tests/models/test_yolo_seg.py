@@ -328,6 +328,14 @@ def test_a_selected_row_that_is_invalid_is_counted_as_unreadable(at: int, value:
     assert instances.unreadable == 1
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_without_finite_prototypes_are_counted_as_unreadable(value: float) -> None:
+    outputs = one_plane([[20, 20, 20, 20, 0.9, 0, 0, 0], [90, 60, 20, 20, 0.8, 0, 0, 0]])
+    outputs["output1"][0, 0, 3, 4] = value
+    instances = decode(outputs, (96, 128), adapter())
+    assert (len(instances), instances.unreadable) == (0, 2)
+
+
 def test_an_image_without_detections_has_no_rows() -> None:
     for outputs, kind in ((one_plane([[20, 20, 20, 20, 0.2]]), "raw"), (one_plane_selected([[0] * 6]), "selected")):
         instances = decode(outputs, (50, 60), adapter(1, kind=kind))
@@ -431,5 +439,5 @@ def test_boxes_return_from_the_letterbox(size_hw: tuple[int, int], window_hw: tu
     boxes = np.random.default_rng(seed).uniform(0, 1, (5, 4)) * limits
     scale_yx = np.array(fit.content_hw) / size_hw
     inside = (boxes * np.tile(scale_yx[::-1], 2) + [fit.left, fit.top, fit.left, fit.top]).astype(np.float32)
-    returned = yolo_seg._to_image(inside, size_hw, window_hw)
+    returned = yolo_seg._to_image(inside, size_hw, fit)
     np.testing.assert_allclose(returned, boxes, rtol=0, atol=1e-4 * max(1, *(1 / scale_yx)))

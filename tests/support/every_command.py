@@ -39,6 +39,7 @@ EVERY_COMMAND = (
     "models inspect {truth}",
     "models pull stickers",
     "models convert stickers {truth} --out {new}",
+    "models compare stickers --images {folder}/nowhere --reference {truth}",
     "models quantize stickers --images {folder}/nowhere --out {new}",
     "label {config}",
     "label {scenes} --dry-run",

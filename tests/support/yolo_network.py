@@ -25,14 +25,16 @@ def write(
     dynamic: bool = False,
     selected: bool = False,
     batch: int = 1,
+    as_onnx: bool = False,
     names: tuple[str, ...] = NAMES,
 ) -> Path:
     """Write the folder that `yolo export format=openvino` writes, and return its path.
 
     dynamic: the file takes images of any size. selected: the graph selects the rows. batch: images at a time.
+    as_onnx: the graph has the layers of an ONNX export: shapes with the batch, and slices before GatherElements.
     """
     folder.mkdir(parents=True)
-    model = network(size_hw, dynamic=dynamic, selected=selected, batch=batch, classes=len(names))
+    model = network(size_hw, dynamic=dynamic, selected=selected, batch=batch, classes=len(names), as_onnx=as_onnx)
     ov.save_model(model, folder / "best.xml", compress_to_fp16=False)
     metadata = yolo_metadata(
         imgsz=list(size_hw),
@@ -44,7 +46,9 @@ def write(
     return folder
 
 
-def network(size_hw: tuple[int, int], *, dynamic: bool, selected: bool, batch: int, classes: int) -> ov.Model:
+def network(
+    size_hw: tuple[int, int], *, dynamic: bool, selected: bool, batch: int, classes: int, as_onnx: bool = False
+) -> ov.Model:
     """The network. Its rows are constants but for the batch axis, and its prototypes are made from the red channel."""
     sides = (-1, -1) if dynamic else size_hw
     image = op.parameter([-1 if dynamic else batch, 3, *sides], np.float32, name="x")
@@ -57,8 +61,24 @@ def network(size_hw: tuple[int, int], *, dynamic: bool, selected: bool, batch: i
     zero = op.multiply(op.reduce_mean(image, [1, 2, 3]), np.float32(0))
     table = _selected_rows(size_hw) if selected else _anchors(size_hw, classes)
     rows = op.add(op.unsqueeze(op.unsqueeze(zero, 1), 1), table)
+    if as_onnx:
+        shape = [batch, *(size.get_length() for size in list(rows.output(0).partial_shape)[1:])]
+        rows = op.reshape(rows, np.array(shape, np.int64), False)
+    if as_onnx and selected:
+        rows = _taken(rows, batch)
     prototypes.output(0).tensor.set_names({"input"})
     return ov.Model([op.result(rows), op.result(prototypes)], [image], "yolo")
+
+
+def _taken(rows: ov.Node, batch: int) -> ov.Node:
+    """The rows, taken column by column as YOLO26 does as ONNX: slices, then GatherElements with expanded indices."""
+    table = op.transpose(op.transpose(rows, [0, 2, 1]), [0, 2, 1])
+    places = op.topk(op.squeeze(op.slice(table, [4], [5], [1], [2]), [2]), 300, 1, "max", "value", "i64").output(1)
+    parts = []
+    for first, stop in ((0, 4), (4, 6), (6, 38)):
+        indices = op.broadcast(op.unsqueeze(places, 2), np.array([batch, 300, stop - first], np.int64))
+        parts.append(op.gather_elements(op.slice(table, [first], [stop], [1], [2]), indices, 1))
+    return op.concat(parts, 2)
 
 
 def _anchors(size_hw: tuple[int, int], classes: int) -> np.ndarray:

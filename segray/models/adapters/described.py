@@ -33,17 +33,25 @@ def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str,
     return {FORM: ModelFormat(FORM, image, outputs, dict(description.outputs))}
 
 
+def defaults_of(stated: Mapping[str, float], family: Defaults) -> Defaults:
+    """Return the options of decoding that a description states, and those of the family for the rest."""
+    iou = stated.get("nms_iou", family.nms_iou)
+    return Defaults(
+        float(stated.get("score_threshold", family.score_threshold)),
+        int(stated.get("max_detections", family.max_detections)),
+        family.nms,
+        None if iou is None else float(iou),
+    )
+
+
 def defaults_of_queries(description: Description, score_threshold: float) -> Defaults:
     """Return the defaults of a model with queries: at most a row for each query.
 
     description.extra["queries"]: the number of queries, if the file states it. score_threshold: the family's, for a
     file that states none.
     """
-    stated = description.thresholds
-    return Defaults(
-        float(stated.get("score_threshold", score_threshold)),
-        int(stated.get("max_detections", description.extra.get("queries", _MAX_QUERIES))),
-    )
+    family = Defaults(score_threshold, int(description.extra.get("queries", _MAX_QUERIES)))
+    return defaults_of(description.thresholds, family)
 
 
 def are_over(scores: NDArray[np.float32], class_ids: NDArray[np.int32], options: Options) -> NDArray[np.bool_]:

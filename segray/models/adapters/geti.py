@@ -12,13 +12,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
 from segray.imaging import geometry
+from segray.imaging.geometry import Resize, Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
@@ -30,7 +31,7 @@ from segray.models.adapters.adapter import (
 )
 from segray.models.adapters.box_masks import MAX_SCORE
 from segray.models.adapters.described import FORM, are_over, best_rows, forms_of
-from segray.models.description import Description, Resize
+from segray.models.description import Description
 
 # Largest number of rows of a file that states no limit.
 UNLIMITED = 32_767
@@ -47,7 +48,7 @@ class Rules:
 
     resize: Resize
     pad_value: int
-    rounding: Literal["opencv", "exact"]
+    rounding: Rounding
     is_agnostic: bool
     max_candidates: int
 
@@ -94,10 +95,8 @@ class GetiAdapter(ModelAdapter):
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image at the network's size."""
         rules, window_hw = self.rules, form.window_hw
-        if rules.resize == "stretch":
-            resize = geometry.resize_exact if rules.rounding == "exact" else geometry.resize
-            return {form.image.name: resize(image_rgb, window_hw)[None]}
-        window = geometry.letterbox_exact(image_rgb, window_hw, rules.pad_value, centred=rules.resize == "letterbox")
+        fit = geometry.Fit.exact((image_rgb.shape[0], image_rgb.shape[1]), window_hw, rules.resize)
+        window = geometry.place(image_rgb, fit, window_hw, rules.pad_value, rules.rounding)
         return {form.image.name: window[None]}
 
     def max_iou(self, options: Options) -> float | None:
@@ -145,7 +144,7 @@ class GetiBoxes(GetiAdapter):
     def of(cls, description: Description) -> Self:
         """Return the adapter of a described file."""
         return cls(
-            description.what,
+            description.family,
             description.labels,
             forms_of(description, _BOX_OUTPUTS),
             rules_of(description),

@@ -33,7 +33,7 @@ class GetiYolo(geti.GetiAdapter):
     def of(cls, description: Description) -> Self:
         """Return the adapter of a described file."""
         return cls(
-            description.what,
+            description.family,
             description.labels,
             forms_of(description, _OUTPUTS),
             geti.rules_of(description),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.errors import ModelError
 from segray.imaging import geometry
+from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     ModelAdapter,
@@ -42,8 +43,10 @@ _ROUNDING = np.float32(1 + 1e-5)
 
 @dataclass(frozen=True)
 class HuggingFace(ModelAdapter):
-    """An adapter of one image processor."""
+    """An adapter of one image processor. pad_value, rounding: as in Description."""
 
+    pad_value: int = field(default=0, kw_only=True)
+    rounding: Rounding = field(default="antialiased", kw_only=True)
     supported_options = frozenset()
     kernels = ("segray.masks._kernels", "segray.masks._kernels_grids")
 
@@ -55,6 +58,8 @@ class HuggingFace(ModelAdapter):
             description.labels,
             forms_of(description, _OUTPUTS),
             defaults=defaults_of_queries(description, cls._score_threshold()),
+            pad_value=description.pad_value,
+            rounding=description.rounding,
         )
 
     @staticmethod
@@ -166,7 +171,7 @@ class MaskFormer(HuggingFace):
             fitted = fitted_hw((image_rgb.shape[0], image_rgb.shape[1]), self.shortest, self.longest)
             height, width = (max(-(-side // self.divisor), 1) * self.divisor for side in fitted)
             window_hw = height, width
-        return {form.image.name: geometry.stretch(image_rgb, window_hw)[None]}
+        return {form.image.name: geometry.stretch_to(image_rgb, window_hw, self.rounding)[None]}
 
     def _candidates(self, probabilities: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return the best pairs of query and class, as many as queries."""
@@ -215,11 +220,10 @@ class Eomt(HuggingFace):
         return 0.8
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the image, fitted into the network's input and padded right and bottom with black."""
+        """Return the image, fitted into the network's input and padded right and bottom."""
         window_hw = form.window_hw
-        height, width = content_hw((image_rgb.shape[0], image_rgb.shape[1]), window_hw)
-        window = np.zeros((*window_hw, 3), np.uint8)
-        window[:height, :width] = geometry.stretch(image_rgb, (height, width))
+        fit = geometry.Fit(0, 0, content_hw((image_rgb.shape[0], image_rgb.shape[1]), window_hw))
+        window = geometry.place(image_rgb, fit, window_hw, self.pad_value, self.rounding)
         return {form.image.name: window[None]}
 
     def _candidates(self, probabilities: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

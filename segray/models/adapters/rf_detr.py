@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.errors import ConfigError, ModelError
 from segray.imaging import geometry
+from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     ModelAdapter,
@@ -84,7 +85,7 @@ class RfDetr(ModelAdapter):
     """
 
     columns: int | None = field(default=None, kw_only=True)
-    rounding: Literal["opencv", "exact"] = field(default="exact", kw_only=True)
+    rounding: Rounding = field(default="exact", kw_only=True)
     supported_options = frozenset()
     kernels = ("segray.masks._kernels_grids",)
 
@@ -98,8 +99,7 @@ class RfDetr(ModelAdapter):
 
         rfdetr resizes floats. segray rounds them to whole levels, half a level away at most.
         """
-        resize = geometry.resize_exact if self.rounding == "exact" else geometry.resize
-        return {form.image.name: resize(image_rgb, form.window_hw)[None]}
+        return {form.image.name: geometry.stretch_to(image_rgb, form.window_hw, self.rounding)[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
         """Return the rows that rfdetr reports, in its order. Rows with an empty mask or box stay.

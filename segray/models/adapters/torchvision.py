@@ -7,7 +7,7 @@ come in two kinds: small masks of boxes where the engine cut the graph, and mask
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.errors import ConfigError
 from segray.imaging import geometry
+from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
@@ -26,7 +27,7 @@ from segray.models.adapters.adapter import (
     outputs_of_shapes,
 )
 from segray.models.adapters.box_masks import FAR_PX, MAX_SCORE, UNNAMED
-from segray.models.adapters.described import FORM, are_over, best_rows, forms_of
+from segray.models.adapters.described import FORM, are_over, best_rows, defaults_of, forms_of
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
 
@@ -43,15 +44,8 @@ def of(description: Description) -> TorchvisionMaskRcnn:
     description.extra: mask_side and columns, as the attributes of TorchvisionMaskRcnn.
 
     Raises:
-        ConfigError: The labels are not as many as the network's classes, or the image is to be resized in another way.
+        ConfigError: The labels are not as many as the network's classes.
     """
-    if description.resize != "stretch":
-        raise ConfigError(
-            "torchvision's Mask R-CNN resizes images itself.",
-            where="model.preprocessing.resize",
-            found=description.resize,
-            hint="Remove `model.preprocessing.resize`.",
-        )
     mask_side, columns = description.extra.get("mask_side"), description.extra.get("columns")
     _check_labels(description.labels, columns)
     is_cut = mask_side is not None and description.kind == "pasted"
@@ -59,12 +53,16 @@ def of(description: Description) -> TorchvisionMaskRcnn:
         name: replace(form, pasted_masks="masks" if is_cut else "")
         for name, form in forms_of(description, _OUTPUTS).items()
     }
-    stated = description.thresholds
-    defaults = Defaults(
-        float(stated.get("score_threshold", DEFAULTS.score_threshold)),
-        int(stated.get("max_detections", DEFAULTS.max_detections)),
+    defaults = defaults_of(description.thresholds, DEFAULTS)
+    return TorchvisionMaskRcnn(
+        description.family,
+        description.labels,
+        forms,
+        mask_side,
+        columns,
+        defaults=defaults,
+        rounding=description.rounding,
     )
-    return TorchvisionMaskRcnn(description.family, description.labels, forms, mask_side, columns, defaults=defaults)
 
 
 def _check_labels(labels: Mapping[int, str], columns: int | None) -> None:
@@ -85,10 +83,12 @@ class TorchvisionMaskRcnn(ModelAdapter):
 
     mask_side: side of the small masks, in pixels; None if the network pastes them into the image.
     columns: number of the network's classes, background included; None if unknown.
+    rounding: as in Description, for a network that takes one size only.
     """
 
     mask_side: int | None
     columns: int | None
+    rounding: Rounding = field(default="exact", kw_only=True)
 
     supported_options = frozenset()
     kernels = ("segray.masks._kernels_grids",)
@@ -96,7 +96,7 @@ class TorchvisionMaskRcnn(ModelAdapter):
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image at its own size, or at the size of a network that takes one size only."""
         size_hw = form.image.size_hw
-        image = image_rgb if size_hw is None else geometry.resize_exact(image_rgb, size_hw)
+        image = image_rgb if size_hw is None else geometry.stretch_to(image_rgb, size_hw, self.rounding)
         return {form.image.name: image[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from segray import rle
 from segray.errors import ModelError
 from segray.imaging import geometry
+from segray.imaging.geometry import Resize, Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
     ModelAdapter,
     ModelFormat,
+    Nms,
     Options,
     drop_small_masks,
     outputs_of_shapes,
 )
-from segray.models.adapters.described import forms_of
+from segray.models.adapters.described import defaults_of, forms_of
 from segray.models.description import Description
 
 Floats = NDArray[np.float32]
@@ -47,15 +49,17 @@ def of(description: Description) -> YoloSeg:
     description.extra["window_hw"] is the image size of the export, for a model that takes images of any size.
     """
     window_hw = description.extra.get("window_hw")
-    return YoloSeg(
+    adapter = SelectedYoloSeg if description.kind == "selected" else YoloSeg
+    return adapter(
         description.family,
         description.labels,
         forms_of(description, _OUTPUTS),
-        defaults=DEFAULTS,
-        selected=description.kind == "selected",
+        defaults=defaults_of(description.thresholds, DEFAULTS),
         stride=description.stride or 32,
         window_hw=(int(window_hw[0]), int(window_hw[1])) if window_hw else None,
+        resize=description.resize,
         pad_value=description.pad_value,
+        rounding=description.rounding,
     )
 
 
@@ -65,24 +69,28 @@ class YoloSeg(ModelAdapter):
 
     selected: whether the graph has selected the rows, by NMS or end to end. stride: the sides of an image input of any
     size are multiples of this, in pixels. window_hw: largest height and width for an image input of any size, in
-    pixels. pad_value: level of the padding, 0..255.
+    pixels. resize, pad_value, rounding: as in Description.
     """
 
-    selected: bool = field(default=False, kw_only=True)
+    selected: ClassVar[bool] = False
     stride: int = field(default=32, kw_only=True)
     window_hw: tuple[int, int] | None = field(default=None, kw_only=True)
+    resize: Resize = field(default="letterbox", kw_only=True)
     pad_value: int = field(default=PAD_VALUE, kw_only=True)
+    rounding: Rounding = field(default="opencv", kw_only=True)
     supported_options = frozenset({"nms", "nms_iou"})
-    nms_choices = ("per_class", "cross_class")
+    nms_choices: ClassVar[tuple[Nms, ...]] = ("per_class", "cross_class")
     kernels = ("segray.masks._kernels_prototypes",)
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the image, fitted into the network's input and padded on both sides.
+        """Return the image, fitted into the network's input and padded; on both sides, unless the file says otherwise.
 
         An input of any size gets no more padding than its stride needs.
         """
-        window_hw = form.image.size_hw or self._least_window_hw((image_rgb.shape[0], image_rgb.shape[1]))
-        return {form.image.name: geometry.letterbox(image_rgb, window_hw, self.pad_value)[None]}
+        size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+        window_hw = form.image.size_hw or self._least_window_hw(size_hw)
+        window = geometry.place(image_rgb, self._fit(size_hw, window_hw), window_hw, self.pad_value, self.rounding)
+        return {form.image.name: window[None]}
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
         """Return the detections that Ultralytics keeps, in its order; rows with an empty mask go.
@@ -93,16 +101,17 @@ class YoloSeg(ModelAdapter):
 
         Rows that the graph has selected keep their order, which is not always that of the scores.
         The largest number of rows applies before rows with an empty mask go.
+        Without finite prototypes no row has a mask, and all count as unreadable.
         """
         rows, prototypes, unreadable = self._read_rows(outputs, options)
         if not self.selected:
             rows = _suppress(rows, options, self.defaults.nms_iou or 0.7)
         rows = rows.take(np.arange(min(len(rows.scores), options.max_detections)))
-        if not len(rows.scores):
-            return Instances.empty(size_hw, unreadable)
+        if not len(rows.scores) or not np.isfinite(prototypes).all():
+            return Instances.empty(size_hw, unreadable + len(rows.scores))
         network_hw = self._network_hw(prototypes)
-        boxes = _to_image(rows.boxes_xyxy, size_hw, network_hw)
-        kept, masks = _masks(rows.coefficients, prototypes, boxes, size_hw, network_hw)
+        boxes = _to_image(rows.boxes_xyxy, size_hw, self._fit(size_hw, network_hw))
+        kept, masks = _masks(rows.coefficients, prototypes, boxes, size_hw, network_hw, self.resize)
         class_ids = np.array(list(self.labels), np.int32)[rows.labels[kept]]
         return drop_small_masks(
             Instances(class_ids, rows.scores[kept], boxes[kept], masks, size_hw, unreadable), options
@@ -111,8 +120,12 @@ class YoloSeg(ModelAdapter):
     def _least_window_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the least multiples of the stride that hold an image that is fitted into the largest window."""
         window_hw = self.window_hw or (640, 640)
-        height, width = geometry.Fit.of(size_hw, window_hw).content_hw
+        height, width = self._fit(size_hw, window_hw).content_hw
         return height + (window_hw[0] - height) % self.stride, width + (window_hw[1] - width) % self.stride
+
+    def _fit(self, size_hw: tuple[int, int], window_hw: tuple[int, int]) -> geometry.Fit:
+        """Return the place of an image of this size in a window."""
+        return geometry.Fit.of(size_hw, window_hw, self.resize)
 
     def _network_hw(self, prototypes: Floats) -> tuple[int, int]:
         """Return the height and width of the network's input in pixels, as the prototypes have them."""
@@ -145,6 +158,15 @@ class YoloSeg(ModelAdapter):
             found=f"output0 {[1, *output0.shape]}, output1 {[1, *prototypes.shape]}",
             hint=f"Expected: {expected}. {hint}",
         )
+
+
+@dataclass(frozen=True)
+class SelectedYoloSeg(YoloSeg):
+    """The adapter of YOLO-seg whose graph has selected the rows. No suppression runs after the graph."""
+
+    selected = True
+    supported_options = frozenset()
+    nms_choices = ("per_class",)
 
 
 @dataclass(frozen=True)
@@ -233,9 +255,8 @@ def _suppress(rows: _Rows, options: Options, default_iou: float) -> _Rows:
 # ---- boxes and masks ------------------------------------------------------------------------------
 
 
-def _to_image(boxes_xyxy: Floats, size_hw: tuple[int, int], network_hw: tuple[int, int]) -> Floats:
+def _to_image(boxes_xyxy: Floats, size_hw: tuple[int, int], fit: geometry.Fit) -> Floats:
     """Convert boxes (n, 4) from pixels of the network to pixels of the image, clipped to the image."""
-    fit = geometry.Fit.of(size_hw, network_hw)
     height, width = size_hw
     gain_x, gain_y = fit.content_hw[1] / width, fit.content_hw[0] / height
     start = np.array([fit.left, fit.top, fit.left, fit.top], np.float32)
@@ -245,16 +266,21 @@ def _to_image(boxes_xyxy: Floats, size_hw: tuple[int, int], network_hw: tuple[in
 
 
 def _masks(
-    coefficients: Floats, prototypes: Floats, boxes_xyxy: Floats, size_hw: tuple[int, int], network_hw: tuple[int, int]
+    coefficients: Floats,
+    prototypes: Floats,
+    boxes_xyxy: Floats,
+    size_hw: tuple[int, int],
+    network_hw: tuple[int, int],
+    resize: Resize = "letterbox",
 ) -> tuple[NDArray[np.intp], tuple[str, ...]]:
     """Return the rows whose mask is not empty, and the RLE counts of these masks.
 
     The prototypes are enlarged until the padding ends between two pixels, cut, and resized to the image.
     coefficients: (n, m). prototypes: (m, h, w). boxes_xyxy: (n, 4), in pixels of the image.
     """
-    factor = _enlargement(geometry.Fit.of(size_hw, network_hw), network_hw)
+    factor = _enlargement(geometry.Fit.of(size_hw, network_hw, resize), network_hw)
     enlarged_hw = prototypes.shape[1] * factor, prototypes.shape[2] * factor
-    fit = geometry.Fit.of(size_hw, enlarged_hw)
+    fit = geometry.Fit.of(size_hw, enlarged_hw, resize)
     edges, stops = geometry.edges_of_combinations(prototypes, coefficients, boxes_xyxy, fit, factor, size_hw)
     kept = np.flatnonzero(np.diff(stops, prepend=0))
     return kept, rle.from_edges_of_all(edges, stops[kept], size_hw)

@@ -12,19 +12,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from segray.errors import ModelError
+from segray.imaging.geometry import Resize, Rounding
 from segray.models import metadata as values
-from segray.models.describe import facts, hugging_face
+from segray.models.describe import facts, geti, hugging_face, rf_detr, torchvision, ultralytics
 from segray.models.describe.facts import FAMILY, Facts
-from segray.models.description import Description, Resize, Rounding, category_ids
+from segray.models.description import Description, category_ids
 from segray.models.metadata import CARD, Metadata
 
 if TYPE_CHECKING:
     from segray.models.engine import Signature
 
-KNOWN_FAMILIES = (
-    "yolo_seg", "geti_mask_rcnn", "geti_detr", "geti_yolo", "rf_detr", "torchvision_mask_rcnn", "hf_masks",
-    "mask2former", "maskformer", "eomt",
-)  # fmt: skip
+_PREPARATION: Mapping[str, Mapping[str, Any]] = {
+    "yolo_seg": ultralytics.PREPARATION,
+    "geti_mask_rcnn": geti.PREPARATION,
+    "geti_detr": geti.PREPARATION,
+    "geti_yolo": geti.YOLO_PREPARATION,
+    "rf_detr": rf_detr.PREPARATION,
+    "torchvision_mask_rcnn": torchvision.PREPARATION,
+    "hf_masks": hugging_face.PREPARATION,
+    "mask2former": hugging_face.PREPARATION,
+    "maskformer": hugging_face.PREPARATION,
+    "eomt": {**hugging_face.PREPARATION, "resize": "corner"},
+}
+KNOWN_FAMILIES = tuple(_PREPARATION)
 _THRESHOLDS = ("score_threshold", "nms_iou", "max_detections")
 
 
@@ -70,12 +80,24 @@ def read(signature: Signature, metadata: Metadata, described: Description | None
     for key in ("thresholds", "extra"):
         if key in checked:
             checked[key] = {**getattr(described, key), **checked[key]}
+    _check_label_count(checked, described, metadata)
     given = {"size": "size_hw", "labels": "labels"}
     missing = tuple(key for key in described.missing if given[key] not in checked)
     sources = {**described.sources, **dict.fromkeys(checked, CARD)}
     for key in ("thresholds", "extra"):
         sources.update(dict.fromkeys(stated.get(key, ()), CARD))
     return replace(described, **checked, missing=missing, sources=sources)
+
+
+def _check_label_count(checked: Mapping[str, Any], described: Description, metadata: Metadata) -> None:
+    """Raise ModelError unless the card names as many classes as the ports have."""
+    classes, labels = described.extra.get("classes"), checked.get("labels")
+    if labels is None or classes is None or len(labels) == classes:
+        return
+    hint = f"Name each class in {CARD}, in the network's order, or remove `labels`."
+    what = "The card names another number of classes than the network has."
+    found = f"{len(labels)} names, {classes} classes"
+    raise ModelError(what, where=f"{_where(metadata)}, description.labels", found=found, hint=hint)
 
 
 def _bare(signature: Signature, metadata: Metadata, family: str) -> Description:
@@ -85,8 +107,7 @@ def _bare(signature: Signature, metadata: Metadata, family: str) -> Description:
     image = facts.image_port(signature)
     told = Facts()
     told.add(CARD, family=family, what=f"{family}, described by {CARD}", kind="", outputs={})
-    told.add(FAMILY, resize="letterbox", pad_value=114 if family == "yolo_seg" else 0, colour="RGB", mean=None)
-    told.add(FAMILY, rounding="opencv" if family == "yolo_seg" else "exact", scale=(255.0, 255.0, 255.0))
+    told.add(FAMILY, **_PREPARATION[family])
     told.add_names(None, "")
     if image is None:
         told.add(FAMILY, input_name="", size_hw=None)
@@ -209,7 +230,51 @@ def _thresholds(value: Any, where: str) -> dict[str, float]:
 def _extra(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(value, where, "an object")
+    for name, part in value.items():
+        if name not in _EXTRA_CHECKS:
+            near = difflib.get_close_matches(str(name), _EXTRA_CHECKS, n=1, cutoff=0.0)[0]
+            hint = f"Did you mean {near!r}? The keys are {', '.join(_EXTRA_CHECKS)}."
+            raise ModelError(f"The card has an unknown key {name!r}.", where=where, found=repr(part)[:80], hint=hint)
+        _EXTRA_CHECKS[name](part, f"{where}.{name}")
     return value
+
+
+def _count(value: Any, where: str) -> int:
+    return values.whole_number(value, where, low=1, high=2**16)
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(value, where, "true or false")
+    return value
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(value, where, "an object")
+    return value
+
+
+_EXTRA_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "window_hw": _size_hw,
+    "end2end": _flag,
+    "classes": _count,
+    "in_graph": _object,
+    "columns": _count,
+    "queries": _count,
+    "masks_hw": _size_hw,
+    "mask_side": _count,
+    "nms_execute": _flag,
+    "agnostic_nms": _flag,
+    "nms_max_predictions": lambda value, where: values.whole_number(value, where, high=2**31 - 1),
+    "empty_label": _flag,
+    "intensity_mode": _text,
+    "input_is_unit": _flag,
+    "tile_size": _count,
+    "tiles_overlap": lambda value, where: values.number(value, where, low=0, high=1),
+    "max_pred_number": _count,
+    "tile_with_full_img": _flag,
+}
 
 
 _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 PORTS, FAMILY = "ports", "default of the family"
 
+# ImageNet's mean and deviation of each channel, for levels 0..255.
+IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+IMAGENET_SCALE = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+
 _COCO_AS_TOKENS = tuple(name.replace(" ", "_") for name in COCO_NAMES.values())
 
 

@@ -54,6 +54,13 @@ _YOLO_DEFAULTS: Mapping[str, str] = {
     "resize_type": "fit_to_window_letterbox",
     "scale_values": "255.0",
 }
+# What model_api does with a file that states nothing.
+PREPARATION: Mapping[str, Any] = {
+    "resize": "stretch", "rounding": "exact", "pad_value": 0, "colour": "RGB", "mean": None, "scale": None,
+}  # fmt: skip
+YOLO_PREPARATION: Mapping[str, Any] = {
+    **PREPARATION, "resize": "letterbox", "pad_value": 114, "scale": (255.0, 255.0, 255.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 PROCESSORS: Mapping[str, str] = {"mask2former": "Mask2Former", "maskformer": "MaskFormer", "eomt": "EoMT"}
 UNDECIDED = "hf_masks"
 
-_MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARATION: Mapping[str, Any] = {
+    "resize": "stretch", "rounding": "antialiased", "pad_value": 0, "colour": "RGB",
+    "mean": facts.IMAGENET_MEAN, "scale": facts.IMAGENET_SCALE,
+}  # fmt: skip
 # MaskFormer's processor: smallest length of the short side, largest length of the long side.
 _MASKFORMER_SIDES = (800, 1333)
 _UNDECIDED_NOTE = "The file does not tell which of these models it is. Their resizing differs."
@@ -46,9 +49,8 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     told.add_image(image)
     if image.size_hw is None:
         told.missing.append("size")
-    told.add("not stated", resize="stretch", rounding="exact", pad_value=0)
-    told.add(FAMILY, colour="RGB")
-    told.add(FAMILY, mean=tuple(255 * mean for mean in _MEAN), scale=tuple(255 * scale for scale in _SCALE))
+    told.add(FAMILY, **PREPARATION)
+    told.sources["resize"] = "not stated"
     config = transformers_config.read(metadata.path.parent)
     count = None if shape[-1] is None else shape[-1] - 1
     _add_labels(told, config, count)

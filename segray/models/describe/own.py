@@ -11,10 +11,11 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from segray.errors import ConfigError
+from segray.imaging.geometry import Resize, Rounding
 from segray.models.decoders import Decoder, faults_named
 from segray.models.describe import facts
 from segray.models.describe.facts import PORTS
-from segray.models.description import Description, Resize, Rounding, category_ids
+from segray.models.description import Description, category_ids
 from segray.models.metadata import Metadata
 
 if TYPE_CHECKING:

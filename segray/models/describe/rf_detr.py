@@ -5,7 +5,8 @@ The files state neither classes nor, as an IR, the size of the input. The config
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import facts, transformers_config
@@ -22,7 +23,10 @@ _COCO_COLUMNS = 91
 SIZES = (
     "RF-DETR-Seg: nano 312, small 384, medium 432, large 504, xlarge 624, 2xlarge 768, preview 432; sides are equal."
 )
-_MEAN, _SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARATION: Mapping[str, Any] = {
+    "resize": "stretch", "rounding": "exact", "pad_value": 0, "colour": "RGB",
+    "mean": facts.IMAGENET_MEAN, "scale": facts.IMAGENET_SCALE,
+}  # fmt: skip
 
 
 def read(signature: Signature, metadata: Metadata) -> Description | None:
@@ -36,8 +40,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     told.add_image(image)
     if image.size_hw is None:
         told.missing.append("size")
-    told.add(FAMILY, resize="stretch", rounding="exact", pad_value=0, colour="RGB")
-    told.add(FAMILY, mean=tuple(255 * mean for mean in _MEAN), scale=tuple(255 * scale for scale in _SCALE))
+    told.add(FAMILY, **PREPARATION)
     if columns == _COCO_COLUMNS:
         told.add(PORTS, labels=dict(COCO_NAMES))
         told.notes.append("The network has 91 columns of classes. segray takes the columns for COCO's ids.")

@@ -5,7 +5,8 @@ The file has no names. The layers of the graph tell the number of classes and wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import facts
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from segray.models.describe.facts import ImagePort
     from segray.models.engine import ModelPort, Signature
 
+PREPARATION: Mapping[str, Any] = {
+    "resize": "stretch", "rounding": "exact", "pad_value": 0, "colour": "RGB",
+    "mean": None, "scale": (255.0, 255.0, 255.0),
+}  # fmt: skip
 _COCO_COLUMNS = 91
 _SIDE = 28
 
@@ -32,8 +37,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
     kind = "cut" if masks is not None and not masks.is_pasted else "pasted"
     told.add(PORTS, family="torchvision_mask_rcnn", kind=kind, outputs=positions, what="Mask R-CNN by torchvision")
     told.add_image(image)
-    told.add(FAMILY, resize="stretch", rounding="exact", pad_value=0, colour="RGB")
-    told.add(FAMILY, mean=None, scale=(255.0, 255.0, 255.0))
+    told.add(FAMILY, **PREPARATION)
     told.notes.append("The graph resizes and normalises images itself.")
     if masks is None:
         told.notes.append(

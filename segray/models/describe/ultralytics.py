@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 _MODEL_TYPES = ("YOLO", "YOLOv8")
 _LITERALS = ("names", "imgsz", "stride", "batch", "channels", "args", "end2end")
+PREPARATION: Mapping[str, Any] = {
+    "resize": "letterbox", "rounding": "opencv", "pad_value": 114, "colour": "RGB",
+    "mean": None, "scale": (255.0, 255.0, 255.0),
+}  # fmt: skip
 _STRIDE = 32
+# Ultralytics' own limit, which is not read from a file.
+_IOU = 0.7
 _SEGMENT = "yolo export model=yolo11n-seg.pt format=openvino"
 # Arguments of an export with NMS inside -> name of the option.
 _IN_GRAPH = {"conf": "score_threshold", "iou": "nms_iou", "max_det": "max_detections"}
@@ -223,8 +229,7 @@ def _by_ports(signature: Signature, file: str) -> Description | None:
 def _add_family(told: Facts, heads: _Heads) -> None:
     """Add what holds for the whole family."""
     told.add(PORTS, kind=heads.kind, outputs={"output0": heads.rows, "output1": heads.prototypes})
-    told.add(FAMILY, family="yolo_seg", resize="letterbox", pad_value=114, rounding="opencv", colour="RGB")
-    told.add(FAMILY, mean=None, scale=(255.0, 255.0, 255.0))
+    told.add(FAMILY, family="yolo_seg", **PREPARATION)
 
 
 def _classes(heads: _Heads) -> dict[str, Any]:
@@ -271,7 +276,13 @@ def _add_selection(told: Facts, heads: _Heads, entries: _Entries, metadata: Meta
     if heads.kind == "raw":
         iou = metadata.model_info.get("iou_threshold")
         if iou is not None:
-            told.add_thresholds("rt_info", nms_iou=values.number(iou, f"{file}, rt_info, iou_threshold", low=0, high=1))
+            stated = values.number(iou, f"{file}, rt_info, iou_threshold", low=0, high=1)
+            told.add_thresholds("rt_info", nms_iou=stated)
+            if stated != _IOU:
+                told.notes.append(
+                    f"The file states an IoU of {stated:g} for suppression, and segray takes it. `yolo predict` takes "
+                    f"{_IOU} unless told otherwise: for its rows set `model.nms_iou: {_IOU}`."
+                )
         return
     limits: dict[str, Any] = {} if heads.max_rows is None else {"max_detections": heads.max_rows}
     if has_nms:
