@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from segray._system.memory import MemoryBudget
 from segray.execution.stage_timer import StageTimer
+from segray.execution.tiling import TilingOptions, merge, place, windows
 from segray.imaging import decode, headers
-from segray.imaging.tiling import TilingOptions, merge, place, windows
 from segray.instances import Instances
 from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options

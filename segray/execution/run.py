@@ -36,9 +36,9 @@ from segray.errors import (
 from segray.execution.event_loop import RunContext, RunLoop
 from segray.execution.progress import Counters, ProgressListener
 from segray.execution.scheduler import Policy
+from segray.execution.tiling import TilingOptions
 from segray.execution.worker_pool import WorkerPool
 from segray.execution.worker_spec import WorkerSpec, options_of
-from segray.imaging.tiling import TilingOptions
 from segray.label_set import (
     batches,
     commit,

@@ -23,8 +23,8 @@ from segray.errors import ConfigError, ModelError, SourceError
 from segray.execution.image_steps import LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
 from segray.execution.package_digest import package_digest
+from segray.execution.tiling import TilingOptions
 from segray.imaging.opencv import cv2
-from segray.imaging.tiling import TilingOptions
 from segray.limits import ImageLimits
 from segray.models import engine as runtime
 from segray.models import resolve

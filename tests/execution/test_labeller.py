@@ -25,8 +25,8 @@ from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedMo
 from segray.execution.labeller import Labeller
 from segray.execution.progress import Counters
 from segray.execution.staging import drop_invalid_rows, stage_failure
+from segray.execution.tiling import TilingOptions
 from segray.execution.worker_spec import WorkerSpec, build, options_of
-from segray.imaging.tiling import TilingOptions
 from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task

@@ -29,6 +29,7 @@ from segray.analytics.query.atomic_output import require_file_path
 from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import contact_sheet
 from segray.errors import UserError
+from segray.imaging import drawing
 from segray.label_set import snapshot
 from segray.label_set.class_names import find_class, folded
 from segray.label_set.run_records import source_store
@@ -499,5 +500,5 @@ def _labelled_picture(state: Snapshot, key: str, min_score: float) -> contact_sh
     rows = state.instances.to_table(
         columns=list(contact_sheet.LABEL), filter=key_filter & (pc.field("score") >= min_score)
     )
-    labels = [contact_sheet.Label.from_row(row) for row in rows.to_pylist()]
+    labels = [drawing.Label.from_row(row) for row in rows.to_pylist()]
     return contact_sheet.LabelledPicture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

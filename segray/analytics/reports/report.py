@@ -21,19 +21,11 @@ from segray import rle
 from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
-from segray.analytics.reports.contact_sheet import (
-    LABEL,
-    Colour,
-    Label,
-    LabelledPicture,
-    colours_of,
-    decode_for_drawing,
-    draw,
-)
+from segray.analytics.reports.contact_sheet import LABEL, LabelledPicture, colours_of
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, InfrastructureError, UserError
-from segray.imaging.opencv import cv2
+from segray.imaging.drawing import Colour, Label, decode_for_drawing, draw, fitted_wh, jpeg
 from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import latest_run, source_store
@@ -319,16 +311,16 @@ def _gallery(state: Snapshot, choices: Sequence[ImageToShow], store: Store) -> G
             try:
                 if storage_error is not None:  # A further attempt for each image would take long.
                     raise storage_error
-                jpeg, size_wh = _draw_jpeg(picture, version, colours, files)
+                encoded, size_wh = _draw_jpeg(picture, version, colours, files)
             except (ImageError, InfrastructureError, AccessError, FileNotFoundError) as exc:
                 storage_error = exc if isinstance(exc, InfrastructureError) else storage_error
                 unreadable.append(f"{choice.key}: {first_line(str(exc))}")
                 continue
-            if len(jpeg) > free_bytes:
+            if len(encoded) > free_bytes:
                 left_out += 1
                 continue
-            free_bytes -= len(jpeg)
-            figures.append(_figure(choice, picture, jpeg, size_wh))
+            free_bytes -= len(encoded)
+            figures.append(_figure(choice, picture, encoded, size_wh))
     finally:
         files.close()
     return Gallery(figures, unreadable, left_out)
@@ -364,16 +356,14 @@ def _draw_jpeg(
 ) -> tuple[str, tuple[int, int]]:
     """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
     height, width = picture.size_hw
-    ratio = min(1.0, _PICTURE_PX / max(width, height))
-    size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    size_wh = fitted_wh(picture.size_hw, _PICTURE_PX)
     data = files.read(ImageRef(picture.key, picture.uri, version))
     decoded = decode_for_drawing(data, size_wh, ImageLimits(max_pixels=statistics.MOST_PIXELS))
     if decoded.size_hw != picture.size_hw:
         size_now = f"{decoded.size_hw[1]}x{decoded.size_hw[0]}"
         raise ImageError(f"the image is {size_now} now, and was labelled as {width}x{height}")
     overlay = draw(decoded.image, picture.labels, colours, size_wh=size_wh, size_hw=picture.size_hw)
-    jpeg = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
-    return base64.b64encode(jpeg).decode(), size_wh
+    return base64.b64encode(jpeg(overlay, _JPEG_QUALITY)).decode(), size_wh
 
 
 def _figure(choice: ImageToShow, picture: LabelledPicture, jpeg: str, size_wh: tuple[int, int]) -> Figure:
