@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from segray.models.fits import fits_of
 from segray.models.metadata import CARD, read_card
 from segray.models.registry import ADAPTERS, FAMILIES
 from segray.models.zoo import CATALOGUE
+from segray.storage.uris import PathOrUrl, as_uri
 
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
 
@@ -68,6 +70,20 @@ def resolve(
 ) -> ResolvedModel:
     """Return the model of these keys of the section `model`; see `configured`."""
     return configured(ModelSettings.model_construct(name=name, path=path, form=form, labels=labels))
+
+
+def keys_of(model: PathOrUrl) -> dict[str, str]:
+    """Return the keys `name` and `path` of the section `model` for a model that a person names.
+
+    Args:
+        model: A name of the catalogue, or the path of a file or folder. For a name, `models/NAME/NAME.xml` is taken
+            where `segray models pull` has written it.
+    """
+    name = os.fspath(model)
+    if isinstance(model, str) and name in CATALOGUE and not Path(name).exists():
+        pulled = Path("models", name, f"{name}.xml")
+        return {"name": name, "path": str(pulled)} if pulled.is_file() else {"name": name}
+    return {"path": as_uri(model)}
 
 
 def configured(settings: ModelSettings, description: Description | None = None) -> ResolvedModel:
