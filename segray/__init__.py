@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
     from segray import errors, instances, rle
     from segray.analytics.query.duckdb_views import sql
+    from segray.api.label_set import LabelSet, open_label_set
     from segray.api.model import Model, load_model
     from segray.instances import Instances
     from segray.label_set.snapshot import images, scan
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Instances", "Model", "__version__", "decode", "errors", "images", "instances", "load_model", "rle", "scan", "sql",
+    "Instances", "LabelSet", "Model", "__version__", "decode", "errors", "images", "instances", "load_model",
+    "open_label_set", "rle", "scan", "sql",
 ]  # fmt: skip
 
 # The modules of the public names. The modules below are attributes of segray without an import by name.
 _HOMES = {
     "Instances": "segray.instances",
+    "LabelSet": "segray.api.label_set",
     "Model": "segray.api.model",
     "decode": "segray.models.registry",
     "images": "segray.label_set.snapshot",
     "load_model": "segray.api.model",
+    "open_label_set": "segray.api.label_set",
     "scan": "segray.label_set.snapshot",
     "sql": "segray.analytics.query.duckdb_views",
 }

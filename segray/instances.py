@@ -270,6 +270,16 @@ class Instances:
         """
         return self._drawn(image, None, tags=tags)
 
+    def with_image(self, image: NDArray[np.uint8], labels: Mapping[int, str]) -> Instances:
+        """Return the instances with their image, (h, w, 3) uint8 RGB, and with the names of classes by id."""
+        return replace(self, image=image, labels=labels)
+
+    def drawn_at(self, most_px: int) -> NDArray[np.uint8]:
+        """Return the picture of `draw()` at a size whose longer side has at most `most_px` pixels."""
+        from segray.imaging import drawing
+
+        return self._drawn(None, drawing.fitted_wh(self.size_hw, most_px))
+
     def _drawn(
         self, image: NDArray[np.uint8] | None, size_wh: tuple[int, int] | None, *, tags: bool = True
     ) -> NDArray[np.uint8]:
@@ -307,7 +317,7 @@ class Instances:
         """Return a picture for Jupyter, at most 800 pixels wide or high."""
         from segray.imaging import drawing
 
-        return drawing.png(self._drawn(None, drawing.fitted_wh(self.size_hw, _PICTURE_PX)))
+        return drawing.png(self.drawn_at(_PICTURE_PX))
 
     def _repr_html_(self) -> str:
         """Return a picture and a table of the best instances, for Jupyter."""

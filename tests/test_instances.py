@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_supervision_gets_the_same_columns() -> None:
 
 
 def test_a_missing_supervision_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
+    monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(UserError, match="pip install supervision"):
         things().to_supervision()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from segray.analytics.query import arrow_masks
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl
 
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
@@ -35,7 +36,7 @@ def sql(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Snapshot | None:
     """Register mask functions on a DuckDB connection and, given a root, the tables of a label set.
 
@@ -60,12 +61,17 @@ def sql(
         LabelSetError: As snapshot.snapshot raises it.
     """
     state = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    register(con, state)
+    return state
+
+
+def register(con: Any, state: Snapshot | None) -> None:
+    """Register the mask functions on a DuckDB connection, and the tables of a state, if there is one; see `sql`."""
     _register_functions(con)
     if state is not None:
         con.register("instances", state.instances)
         con.register("images", state.images)
         con.register("classes", classes(state))
-    return state
 
 
 def connect() -> Any:

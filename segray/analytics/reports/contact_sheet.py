@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -24,6 +24,7 @@ from segray.imaging.drawing import PNG_LEVEL, Colour, Label, colours_of_classes,
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.schema import BBOX
+from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 # Columns of `instances` from which a Label is made.
@@ -90,7 +91,7 @@ def candidate(picture: LabelledPicture) -> SheetCandidate:
 
 
 def pictures_of(
-    root: PathOrUrl, count: int, *, score_threshold: float = 0.3, **storage_options: Any
+    root: PathOrUrl, count: int, *, score_threshold: float = 0.3, **storage_options: Unpack[StorageKeywords]
 ) -> list[LabelledPicture]:
     """Return the images of a label set that `choose` selects.
 
@@ -134,7 +135,7 @@ def contact_sheet(
     count: int = 16,
     title: str = "",
     score_threshold: float = 0.3,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> list[str]:
     """Write a PNG of up to `count` images with their masks. Return the keys of the images, in order.
 

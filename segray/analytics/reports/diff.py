@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.masks import _kernels_many
 from segray.sources.reader import by_uri
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_path
 
@@ -129,7 +130,7 @@ def diff(
     as_of_a: datetime | None = None,
     version_b: int | None = None,
     as_of_b: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> LabelSetDifference:
     """Compare label set B with label set A, image by image of the same key.
 

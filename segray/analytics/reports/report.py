@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow.dataset as ds
 
@@ -32,8 +32,9 @@ from segray.label_set.run_records import latest_run, source_store
 from segray.label_set.snapshot import Snapshot
 from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.sources.reader import Files
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl
+from segray.storage.uris import PathOrUrl, as_uri
 from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def report(
     images: int = IMAGES,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> str:
     """Return the page as HTML. The page names images that cannot be read.
 
@@ -110,7 +111,23 @@ def report(
     )
 
 
-def of_run(root: str, **storage_options: Any) -> str:
+def write(
+    root: PathOrUrl,
+    out: PathOrUrl,
+    *,
+    truth: PathOrUrl | None = None,
+    images: int = IMAGES,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Unpack[StorageKeywords],
+) -> int:
+    """Write the page to a file or URL, and return its size in bytes. The other arguments are those of `report`."""
+    page = report(root, truth=truth, images=images, version=version, as_of=as_of, **storage_options).encode()
+    snapshot.store(storage_options).put(as_uri(out), page)
+    return len(page)
+
+
+def of_run(root: str, **storage_options: Unpack[StorageKeywords]) -> str:
     """Write the page into the folder of the latest run, and return the URI of the page.
 
     storage_options: settings of the storage, as for segray.scan. Storage is retried once at most, because a run waits
