@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.analytics.evaluation.evaluate import coco_results, evaluate_detections
-from segray.imaging import tiling
+from segray.execution import tiling
 from segray.instances import Instances
 from segray.models import engine as runtime
 from segray.models import resolve

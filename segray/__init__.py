@@ -11,19 +11,28 @@ TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
     from segray import errors, instances, rle
     from segray.analytics.query.duckdb_views import sql
+    from segray.api.label_set import LabelSet, open_label_set
+    from segray.api.model import Model, load_model
     from segray.instances import Instances
     from segray.label_set.snapshot import images, scan
     from segray.models.registry import decode
 
 __version__ = "0.1.0"
 
-__all__ = ["Instances", "__version__", "decode", "errors", "images", "instances", "rle", "scan", "sql"]
+__all__ = [
+    "Instances", "LabelSet", "Model", "__version__", "decode", "errors", "images", "instances", "load_model",
+    "open_label_set", "rle", "scan", "sql",
+]  # fmt: skip
 
 # The modules of the public names. The modules below are attributes of segray without an import by name.
 _HOMES = {
     "Instances": "segray.instances",
+    "LabelSet": "segray.api.label_set",
+    "Model": "segray.api.model",
     "decode": "segray.models.registry",
     "images": "segray.label_set.snapshot",
+    "load_model": "segray.api.model",
+    "open_label_set": "segray.api.label_set",
     "scan": "segray.label_set.snapshot",
     "sql": "segray.analytics.query.duckdb_views",
 }

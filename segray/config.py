@@ -437,6 +437,34 @@ def validate(
         raise _config_error(exc, where) from exc
 
 
+class _ModelOnly(_Section):
+    """The sections of a configuration that a model without a run has."""
+
+    model: ModelSettings
+    tiles: TilesSettings | None = None
+
+
+def validate_model(
+    model: Mapping[str, Any], where: str, *, tiles: Mapping[str, Any] | None = None
+) -> tuple[ModelSettings, TilesSettings | None]:
+    """Return the validated section `model`, and the key `source.tiles`.
+
+    Args:
+        model: The values of the section.
+        where: Name of the mapping, for errors.
+        tiles: The values of `source.tiles`; None for no tiles.
+
+    Raises:
+        ConfigError: As for `load`.
+    """
+    values = {"model": _with_paths_as_text(dict(model)), **({} if tiles is None else {"tiles": dict(tiles)})}
+    try:
+        sections = _ModelOnly.model_validate(values)
+    except ValidationError as exc:
+        raise _config_error(exc, where) from exc
+    return sections.model, sections.tiles
+
+
 def _with_paths_as_text(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return as_uri(value)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segray import config
 from segray.errors import ConfigError, InfrastructureError
-from segray.execution.worker_spec import options_of
+from segray.execution.model_loading import options_of
 from segray.imaging.opencv import cv2
 from segray.models import engine, resolve
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options

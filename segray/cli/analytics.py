@@ -396,12 +396,12 @@ def report(
     The page shows counts, classes, scores, failures, throughput and images to look at.
     """
     with signals.ending_at_once():
-        from segray.analytics.reports.report import report as page
-        from segray.storage.store import StorageOptions, Store
+        from segray.analytics.reports.report import write
 
-    made = page(root, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
-    Store(StorageOptions(endpoint_url=endpoint_url)).put(out, made.encode())
-    show(f"{out}: {len(made) / 1e6:.1f} MB")
+    size_bytes = write(
+        root, out, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url
+    )
+    show(f"{out}: {size_bytes / 1e6:.1f} MB")
 
 
 def shares(texts: Sequence[str]) -> dict[str, int]:

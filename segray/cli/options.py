@@ -182,7 +182,7 @@ def _keys_of(model: str) -> dict[str, str | None]:
     with signals.ending_at_once():
         from segray.models import resolve
 
-    return resolve.keys_of(model)
+    return {f"model.{key}": value for key, value in resolve.keys_of(model).items()}
 
 
 def _is_configuration(argument: str, model: str | None) -> bool:

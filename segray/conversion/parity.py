@@ -19,7 +19,7 @@ from segray.config import ModelSettings
 from segray.conversion.compare import Reader
 from segray.conversion.reference_results import ReferenceImage, ReferenceRow
 from segray.errors import SourceError, UserError
-from segray.execution.worker_spec import options_of
+from segray.execution.model_loading import options_of
 from segray.instances import ImageRef, Instances
 from segray.models import engine as runtime
 from segray.models.adapters.adapter import Options

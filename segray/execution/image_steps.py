@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from segray._system.memory import MemoryBudget
 from segray.execution.stage_timer import StageTimer
+from segray.execution.tiling import TilingOptions, merge, place, windows
 from segray.imaging import decode, headers
-from segray.imaging.tiling import TilingOptions, merge, place, windows
 from segray.instances import Instances
 from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ModelAdapter, ModelFormat, Options
@@ -68,6 +68,11 @@ class LoadedModel:
         image: uint8 (height, width, 3) RGB, upright.
         """
         return self.adapter.prepare(self.form, image)
+
+
+def thread_count(engine: Engine, cores: int) -> int:
+    """Return the number of threads that keep the engine busy: some infer, the others read and decode."""
+    return engine.requests + max(4, 2 * cores)
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,27 @@ class ImageSteps:
             inputs, facts = self._model.inputs(image.pixels), image.facts
             del image  # The pixels are freed before the image waits for a request.
         return facts, self._instances(inputs, facts.size_hw, timer)
+
+    def decoded(
+        self, coalesced_read: CoalescedRead, row: int, timer: StageTimer
+    ) -> AbstractContextManager[DecodedImage]:
+        """Read and decode an image. A `with` block over the result yields the image and holds its memory.
+
+        The arguments are those of `label`.
+        """
+        return self._decoder.decode(read(coalesced_read, row, timer), timer)
+
+    def label_pixels(self, pixels: decode.Pixels, size_hw: tuple[int, int], timer: StageTimer) -> Instances:
+        """Return the instances of a decoded image.
+
+        Args:
+            pixels: uint8 (height, width, 3) RGB, upright.
+            size_hw: height and width of the full image; `pixels` is smaller after a scaled decode.
+            timer: timer of the image.
+        """
+        if self._tiles is not None:
+            return self._label_windows(pixels, self._tiles, timer)
+        return self._instances(self._model.inputs(pixels), size_hw, timer)
 
     def _label_windows(self, pixels: decode.Pixels, tiles: TilingOptions, timer: StageTimer) -> Instances:
         """Return the instances of a large image, labelled one window after the other."""

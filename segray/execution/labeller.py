@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from segray.errors import AccessError, ImageError, InfrastructureError, LastingError
-from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel
+from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel, thread_count
 from segray.execution.in_flight import InFlightTracker
 from segray.execution.served_files import ServedFiles
 from segray.execution.stage_timer import ImageTimer, ProcessCpu, StageTimer, summed
-from segray.execution.staging import ImageOutcome, drop_invalid_rows, stage
+from segray.execution.staging import ImageOutcome, stage
+from segray.execution.valid_rows import drop_invalid_rows
 from segray.instances import ImageFailure, ImageRef
 from segray.label_set.failed_rows import UNREACHABLE
 from segray.sources.reader import CoalescedRead, Files
@@ -107,7 +108,7 @@ class Labeller:
         self._labels, self._store, self._staged = model.adapter.labels, store, staged
         self._files = Files(source_store or store, settings.limits, memory.files)
         self._steps = ImageSteps(model, settings, memory.pixels)
-        self._threads = model.engine.requests + max(4, 2 * settings.cores)
+        self._threads = thread_count(model.engine, settings.cores)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="image")
         self._submitting = threading.Lock()
         self._tracker = InFlightTracker(in_flight_log)

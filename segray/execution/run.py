@@ -34,11 +34,12 @@ from segray.errors import (
     UserError,
 )
 from segray.execution.event_loop import RunContext, RunLoop
+from segray.execution.model_loading import options_of
 from segray.execution.progress import Counters, ProgressListener
 from segray.execution.scheduler import Policy
+from segray.execution.tiling import TilingOptions
 from segray.execution.worker_pool import WorkerPool
-from segray.execution.worker_spec import WorkerSpec, options_of
-from segray.imaging.tiling import TilingOptions
+from segray.execution.worker_spec import WorkerSpec
 from segray.label_set import (
     batches,
     commit,

@@ -5,13 +5,10 @@ Knows configuration, model files, versions and process-wide settings. Knows noth
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +17,16 @@ import segray
 from segray import config
 from segray._system import memory
 from segray.errors import ConfigError, ModelError, SourceError
-from segray.execution.image_steps import LabellerSettings, LoadedModel
+from segray.execution.image_steps import LabellerSettings
 from segray.execution.labeller import Labeller
 from segray.execution.model_files import received_code
+from segray.execution.model_loading import load, one_opencv_thread
 from segray.execution.package_digest import package_digest
+from segray.execution.tiling import TilingOptions
 from segray.imaging.opencv import cv2
-from segray.imaging.tiling import TilingOptions
 from segray.limits import ImageLimits
 from segray.models import decoders, resolve
 from segray.models import engine as runtime
-from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.decoders import Code
 from segray.models.description import Description
 from segray.storage.store import StorageOptions, Store
@@ -81,15 +78,13 @@ def prepared_process() -> Iterator[None]:
     libraries below them. Memory of pictures is returned; malloc keeps that setting after the block.
     """
     memory.return_large_blocks()
-    threads, log_level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
-    with warnings.catch_warnings():
+    log_level = cv2.utils.logging.getLogLevel()
+    with warnings.catch_warnings(), one_opencv_thread:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        cv2.setNumThreads(1)
         cv2.utils.logging.setLogLevel(_OPENCV_ERROR_LEVEL)
         try:
             yield
         finally:
-            cv2.setNumThreads(threads)
             cv2.utils.logging.setLogLevel(log_level)
 
 
@@ -123,19 +118,17 @@ def build(
     _check_source(spec.local_source)
     model = _resolve_model(spec, shipped_model)
     cores = threads or runtime.available_cpus()
-    engine = _compile(model, spec, device, cores)
-    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
-    form, options = adapter.forms[model.form.name], options_of(spec.model, adapter)
+    loaded = load(model, spec.model, device, cores, tiled=spec.tiles is not None)
     store = Store(spec.storage, existing_uris=[spec.staged])  # The plan is in this bucket, so the bucket exists.
     labeller = Labeller(
-        LoadedModel(engine, adapter, form, options),
+        loaded,
         LabellerSettings(cores, spec.limits, spec.tiles, scaled_decode=spec.model.scaled_decode),
         store,
         spec.staged,
         in_flight_log=in_flight_log,
         source_store=None if spec.source_storage in (None, spec.storage) else Store(spec.source_storage),
     )
-    return labeller, {**engine.facts, "segray": segray.__version__, "host": platform.node()}
+    return labeller, {**loaded.engine.facts, "segray": segray.__version__, "host": platform.node()}
 
 
 def _check_version(spec: WorkerSpec) -> None:
@@ -202,60 +195,3 @@ def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.Reso
             hint="give every node the same files of the model",
         )
     return model
-
-
-def _compile(model: resolve.ResolvedModel, spec: WorkerSpec, device: str, cores: int) -> runtime.Engine:
-    """Compile the network, and at the same time the mask kernels."""
-    settings = spec.model
-    device_settings = runtime.DeviceSettings(
-        device, cores, settings.precision, settings.cache_dir, fixed_shapes=settings.fixed_shapes
-    )
-    modules = [*model.adapter.kernels, *(["segray.masks._kernels_many"] if spec.tiles else [])]
-    with ThreadPoolExecutor(1) as thread:
-        # The kernels take seconds to compile, the first time on a machine.
-        kernels = [thread.submit(importlib.import_module, module) for module in modules]
-        engine = runtime.compile(model.path, model.form, device_settings)
-        for kernel in kernels:
-            kernel.result()
-    return engine
-
-
-def options_of(settings: config.ModelSettings, adapter: ModelAdapter) -> Options:
-    """Return the options of the configuration, or the adapter's where the configuration says nothing.
-
-    Raise ConfigError for an option that the adapter does not support.
-    """
-    defaults = adapter.defaults
-    for name in ("nms", "nms_iou", "paste"):
-        value = getattr(settings, name)
-        if value not in (None, getattr(defaults, name, None)) and name not in adapter.supported_options:
-            what = f"{adapter.name} does not support the option {name}."
-            hint = f"Remove model.{name}, or set model.{name} to null."
-            raise ConfigError(what, where=f"model.{name}", found=repr(value), hint=hint)
-    if settings.nms is not None and settings.nms not in (defaults.nms, *adapter.nms_choices):
-        what, hint = f"{adapter.name} has no such suppression.", f"Set model.nms to {' or '.join(adapter.nms_choices)}."
-        raise ConfigError(what, where="model.nms", found=settings.nms, hint=hint)
-    floor = 1.0 if settings.score_floor is None else settings.score_floor
-    class_thresholds = {
-        _class_id(key, adapter.labels): min(threshold, floor) for key, threshold in settings.class_thresholds.items()
-    }
-    score_threshold = defaults.score_threshold if settings.score_threshold is None else settings.score_threshold
-    return Options(
-        min(score_threshold, floor),
-        settings.max_detections or defaults.max_detections,
-        settings.nms or defaults.nms,
-        class_thresholds=class_thresholds,
-        paste=settings.paste,
-        min_area=settings.min_area,
-        nms_iou=defaults.nms_iou if settings.nms_iou is None else settings.nms_iou,
-    )
-
-
-def _class_id(key: int | str, labels: Mapping[int, str]) -> int:
-    """Return the id of a class that is named by name or id; raise ConfigError for an unknown class."""
-    ids = {str(class_id): class_id for class_id in labels} | {name: class_id for class_id, name in labels.items()}
-    if str(key) not in ids:
-        (nearest,) = difflib.get_close_matches(str(key), ids, n=1, cutoff=0.0)
-        found, hint = repr(key), f"Did you mean {nearest!r}?"
-        raise ConfigError("The label map has no such class.", where="model.class_thresholds", found=found, hint=hint)
-    return ids[str(key)]

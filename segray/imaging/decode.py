@@ -22,7 +22,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ from segray.imaging.opencv import cv2
 from segray.limits import DEFAULT_LIMITS, ImageLimits
 
 Pixels = NDArray[np.uint8]
+PillowImage = Image.Image
+# EXIF tag of the orientation.
+_ORIENTATION_TAG = 0x0112
 # Bytes that a decoder reads ahead of the last pixel. In entropy-coded data 255 and 0 are eight ones, which no code is.
 _AHEAD = np.tile(np.array([255, 0], np.uint8), 8)
 # What may follow the last scan of a JPEG without an end marker. A scan that is complete decodes to the same with each.
@@ -128,6 +131,29 @@ def load(
     upright = _upright(stored.pixels, stored.orientation)
     size_hw = upright.shape[:2] if stored.reduction == 1 else header.size_hw
     return Decoded(upright, stored.orientation, size_hw, stored.guessed_depth)
+
+
+def is_pillow(image: object) -> TypeGuard[Image.Image]:
+    """Return whether a value is an image of Pillow."""
+    return isinstance(image, Image.Image)
+
+
+def from_pillow(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded:
+    """Return an image of Pillow as upright RGB, by the rules of this module. The image is not changed.
+
+    Raise ImageError for pixels that cannot be read, and for an image over the limits.
+    """
+    check_size(*image.size, limits)
+    turn = image.getexif().get(_ORIENTATION_TAG, 1)
+    try:
+        if image.mode.startswith("I;16"):
+            stored = _any_to_rgb(np.asarray(image), None, limits)
+        else:
+            stored = _Stored(_to_rgb(image), 1)
+    except (OSError, SyntaxError) as error:  # Pillow reads a file's pixels on first use.
+        raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+    upright = _upright(stored.pixels, turn if turn in _TURNS else 1)
+    return Decoded(upright, turn if turn in _TURNS else 1, upright.shape[:2], stored.guessed_depth)
 
 
 def peak_bytes(header: Header, least_hw: tuple[int, int] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 APP_ID = "segray"  # app id of the transactions whose versions are batch numbers
 _RECORD_KEY = "segray_record"  # key in a commit's metadata: the path of the batch's record below the root
+_RECORD = re.compile(r"_segray/runs/(?P<run>[^/]+)/batches/b(?P<batch>\d+)-.*")
 _PLAIN_READER_VERSIONS = (1, 3)  # Version 2 means column mapping. Version 3 lists its features.
 _READABLE_FEATURES = frozenset({"timestampNtz"})  # not deletion vectors, not column mapping
 _SPAWN_HINT = "open the label set before the fork, or start processes by spawn or forkserver"
@@ -149,6 +151,12 @@ def batch_of(table: DeltaTable) -> int:
 def batch_records(table: DeltaTable) -> list[str]:
     """Return the records of batches that the table's log names, the last batch first. The call reads the log."""
     return [entry[_RECORD_KEY] for entry in table.history() if _RECORD_KEY in entry]
+
+
+def record_of(entry: Mapping[str, object]) -> tuple[str, int] | None:
+    """Return the run and the batch of a commit of the log's history; None for a commit that is no batch."""
+    match = _RECORD.fullmatch(str(entry.get(_RECORD_KEY, "")))
+    return None if match is None else (match["run"], int(match["batch"]))
 
 
 def live_files(state: TableState) -> list[DataFile]:

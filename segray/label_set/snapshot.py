@@ -6,12 +6,14 @@ tables are written.
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +22,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from segray.errors import LabelSetError, UserError
-from segray.label_set import dataset, delta_log
+from segray.label_set import dataset, delta_log, schema
 from segray.label_set.current_pointer import resolved
 from segray.label_set.dataset import TableDataset
 from segray.label_set.delta_log import TableState, batch_of
+from segray.storage.options import StorageKeywords
 from segray.storage.store import StorageOptions, Store
 from segray.storage.uris import PathOrUrl, join
 
@@ -78,7 +81,7 @@ def committed(root: str, name: str, options: StorageOptions) -> ds.Dataset | Non
     return None if state is None else dataset.dataset(state, options, Store(options).delta_options(root))
 
 
-def scan(root: PathOrUrl, **storage_options: Any) -> ds.Dataset:
+def scan(root: PathOrUrl, **storage_options: Unpack[StorageKeywords]) -> ds.Dataset:
     """Return the committed instances of a label set, one row each, with the partition column `class`.
 
     Args:
@@ -92,7 +95,7 @@ def scan(root: PathOrUrl, **storage_options: Any) -> ds.Dataset:
     return _dataset(root, "instances", storage_options)
 
 
-def images(root: PathOrUrl, **storage_options: Any) -> ds.Dataset:
+def images(root: PathOrUrl, **storage_options: Unpack[StorageKeywords]) -> ds.Dataset:
     """Return the committed images of a label set, one row each, with status ok, empty or failed.
 
     Arguments and errors are those of `scan`.
@@ -122,8 +125,16 @@ def run_slices(column: pa.ChunkedArray) -> Iterator[tuple[Any, slice]]:
 
 
 def store(storage_options: Mapping[str, Any]) -> Store:
-    """Return the store for storage_options like those of `scan`. deltalake's own names are ignored."""
-    return Store(StorageOptions(**{key: value for key, value in storage_options.items() if not key.isupper()}))
+    """Return the store for storage_options like those of `scan`. deltalake's own names are ignored.
+
+    Raises UserError for an option that no store has.
+    """
+    own = {key: value for key, value in storage_options.items() if not key.isupper()}
+    names = [entry.name for entry in fields(StorageOptions)]
+    if unknown := next((key for key in own if key not in names), None):
+        (nearest,) = difflib.get_close_matches(unknown, names, 1, 0.0)
+        raise UserError("there is no such storage option", found=unknown, hint=f"did you mean {nearest}?")
+    return Store(StorageOptions(**own))
 
 
 def _delta_options(root: str, storage_options: Mapping[str, Any]) -> dict[str, str]:
@@ -159,6 +170,7 @@ class Snapshot:
     batch: the batch number, 0 before the first. classes: name by category id, for all classes of the model. model: the
     model's name, thresholds and further settings in label_set.json. fingerprint: of the model, "" if unknown.
     partitions: value of the column `class` by category id, for all classes.
+    rows: number of rows of each table. rows_by_class: number of instances by value of the column `class`.
     row_bytes: mean size of an instance in storage, in bytes, most of it the mask.
     """
 
@@ -171,10 +183,16 @@ class Snapshot:
     fingerprint: str = field(default="", repr=False)
     row_bytes: float = field(default=0.0, repr=False)
     partitions: Mapping[int, str] = field(default_factory=dict, repr=False)
+    rows: Mapping[str, int] = field(default_factory=dict, repr=False)
+    rows_by_class: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 def snapshot(
-    root: PathOrUrl, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+    root: PathOrUrl,
+    *,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Snapshot:
     """Return the label set's latest state, the state after batch `version`, or the state at `as_of`.
 
@@ -209,7 +227,68 @@ def snapshot(
         fingerprint,
         _row_bytes(instances),
         partitions,
+        {"instances": sum(_rows_by_class(instances).values()), "images": sum(_num_records(images))},
+        _rows_by_class(instances),
     )
+
+
+def _num_records(state: TableState) -> list[int]:
+    """Return the number of rows of each file."""
+    records: list[int] = state.files.column("num_records").to_pylist()
+    return records
+
+
+def _rows_by_class(instances: TableState) -> dict[str, int]:
+    """Return the number of rows of each partition, by the log alone, the largest first."""
+    if not instances.files.num_rows:
+        return {}
+    counts: Counter[str] = Counter()
+    partitions = instances.files.column(f"partition.{schema.PARTITION}").to_pylist()
+    for partition, rows in zip(partitions, _num_records(instances), strict=True):
+        counts[partition] += rows
+    return dict(counts.most_common())
+
+
+# ---- history --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One change of a label set.
+
+    kind: batch, compaction or creation. batch: number of the batch, for `snapshot(version=...)`; None for others.
+    committed_at: time of the change, in UTC. run_id: run that made the change, "" where no run did.
+    """
+
+    kind: str
+    batch: int | None
+    committed_at: datetime
+    run_id: str
+
+
+def history(root: PathOrUrl, **storage_options: Unpack[StorageKeywords]) -> list[Commit]:
+    """Return the changes of a label set, the latest first, as far as its log reaches back.
+
+    Arguments and errors are those of `scan`.
+    """
+    storage = store(storage_options)
+    label_set = resolved(root, storage.options)
+    delta_options = _delta_options(label_set, storage_options)
+    entries = storage.retrying(label_set, lambda: delta_log.run(_history, label_set, delta_options), retries=0)
+    return [_commit_of(entry) for entry in entries]
+
+
+def _history(root: str, options: Mapping[str, str]) -> list[dict[str, Any]]:
+    return _open(root, "images", options).history()
+
+
+def _commit_of(entry: Mapping[str, Any]) -> Commit:
+    committed_at = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)
+    if (record := delta_log.record_of(entry)) is not None:
+        run_id, number = record
+        return Commit("batch", number, committed_at, run_id)
+    kind = "creation" if entry["operation"].startswith("CREATE") else "compaction"
+    return Commit(kind, None, committed_at, "")
 
 
 def _states(

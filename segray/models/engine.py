@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.errors import ConfigError, ImageError, ModelError
+from segray.errors import ConfigError, ImageError, ModelError, UserError
 from segray.imaging.geometry import swap_red_and_blue
 from segray.models import checkpoints, graph_repairs, paste_graph
 from segray.models.adapters.adapter import ImageInput, ModelFormat
@@ -43,6 +43,7 @@ _SUFFIXES = (".xml", ".onnx", ".pb")
 _IMAGES_BEFORE_FIXED_SHAPE = 16
 # An address as a path has it, which joins the slashes: s3:/bucket/key.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_is_forked = False
 # Bytes that hold the first element of an IR.
 _HEAD_BYTES = 2**16
 
@@ -175,6 +176,7 @@ class Signature:
 def read(path: Path) -> ov.Model:
     """Return the model at `path`, unchanged; raise ModelError if OpenVINO cannot read the model."""
     model_files(path)
+    check_not_forked()
     try:
         return _core().read_model(model_root(path))
     except RuntimeError as error:
@@ -314,7 +316,27 @@ def _output_index(ports: Signature, form: ModelFormat, name: str) -> int | None:
 
 @functools.cache
 def _core() -> ov.Core:
+    os.register_at_fork(after_in_child=_forbid_in_fork)
     return ov.Core()
+
+
+def _forbid_in_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+def check_not_forked() -> None:
+    """Raise UserError in a process that was forked from one that uses OpenVINO, whose threads a fork lacks.
+
+    OpenVINO 2026.4 may wait for these threads for ever, for a new model too.
+    """
+    if _is_forked:
+        raise UserError(
+            "a forked process cannot run models, because its parent has used OpenVINO",
+            found=f"process {os.getpid()}",
+            hint='use the start method spawn (multiprocessing.get_context("spawn")), or load the first model after the '
+            "fork",
+        )
 
 
 def _signature(model: ov.Model | ov.CompiledModel) -> Signature:
@@ -654,6 +676,44 @@ def inputs_of_stored_graph(model: ov.Model, form: ModelFormat, inputs: Arrays) -
     ]
     dtypes = [port.get_element_type().to_dtype() for port in model.inputs]
     return tuple(np.ascontiguousarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True))
+
+
+def graph_inputs(model: ov.Model, form: ModelFormat, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """Return prepared inputs as `inputs_of_stored_graph` does, by the name that the graph on disk gives each input."""
+    arrays = inputs_of_stored_graph(model, form, inputs)
+    ports = [port.names for port in _signature(model).inputs]
+    names = [form.image.name if form.image.name in all_names else min(all_names, default="") for all_names in ports]
+    return dict(zip(names, arrays, strict=True))
+
+
+def form_outputs(ports: Signature, form: ModelFormat, outputs: Arrays | Sequence[NDArray[Any]]) -> Arrays:
+    """Return a graph's outputs by the names of the form, as an adapter decodes them.
+
+    Args:
+        ports: The ports of the graph on disk.
+        form: The form of the model.
+        outputs: Arrays by the graph's own names or by those of the form; or a list in the order of the graph.
+
+    Raises:
+        ModelError: An output is missing.
+    """
+    if not isinstance(outputs, Mapping):
+        outputs = {name: array for port, array in zip(ports.outputs, outputs, strict=False) for name in port.names}
+    arrays = {name.removesuffix(":0"): array for name, array in outputs.items()}
+    by_form = {}
+    for name in form.outputs:
+        index = _output_index(ports, form, name)
+        names = [name, *(ports.outputs[index].names if index is not None else ())]
+        given = next((candidate for candidate in names if candidate in arrays), None)
+        if given is None:
+            raise ModelError(
+                f"The output {name} is missing.",
+                where="outputs",
+                found=", ".join(arrays) or "none",
+                hint=f"Give the outputs by name: {'; '.join(map(str, ports.outputs))}.",
+            )
+        by_form[name] = arrays[given]
+    return by_form
 
 
 def _effective_settings(compiled: ov.CompiledModel, settings: DeviceSettings, quantised: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ A further model family needs one file in `adapters` and one line in ADAPTERS.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -158,4 +159,5 @@ def decode(
         raise ConfigError(
             f"There is no model {name!r}.", where="name", found=repr(name), hint=f"Give one of {', '.join(ADAPTERS)}."
         )
-    return ADAPTERS[name].decode(outputs, size_hw, Options(score_threshold))
+    adapter = ADAPTERS[name]
+    return replace(adapter.decode(outputs, size_hw, Options(score_threshold)), labels=adapter.labels)

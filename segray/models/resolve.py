@@ -30,6 +30,7 @@ from segray.models.fits import fits_of
 from segray.models.metadata import CARD, read_card
 from segray.models.registry import ADAPTERS, FAMILIES, adapter_of
 from segray.models.zoo import CATALOGUE
+from segray.storage.uris import PathOrUrl, as_uri
 
 EMBEDDED = Path(__file__).parents[1] / "synthetic" / "model" / "stickers.xml"
 
@@ -73,23 +74,26 @@ class ResolvedModel:
         return settings.with_defaults(self.name, str(self.path), **asdict(self.adapter.defaults))
 
 
-def keys_of(model: str) -> dict[str, str | None]:
-    """Return the configuration keys of a model that is given by one text: a path, a URL, or a name of the catalogue.
+def keys_of(model: PathOrUrl) -> dict[str, str | None]:
+    """Return the keys `name` and `path` of the section `model` for a model that a person names.
 
-    A name takes the files that `segray models pull` wrote below the working directory.
+    Args:
+        model: The path of a file or folder, a URL, or a name of the catalogue. A name takes
+            `models/NAME/NAME.xml` where `segray models pull` has written it.
 
     Raises:
         ConfigError: The text is a word that is neither a file, a folder nor a name.
     """
-    if model in CATALOGUE:
-        pulled = Path("models") / model / f"{model}.xml"
-        return {"model.name": model, "model.path": str(pulled) if pulled.is_file() else None}
-    if re.fullmatch(r"[\w-]+", model) and not Path(model).exists():
-        nearest = difflib.get_close_matches(model, CATALOGUE, n=1)
+    text = as_uri(model)
+    if isinstance(model, str) and text in CATALOGUE:
+        pulled = Path("models", text, f"{text}.xml")
+        return {"name": text, "path": str(pulled) if pulled.is_file() else None}
+    if isinstance(model, str) and re.fullmatch(r"[\w-]+", text) and not Path(text).exists():
+        nearest = difflib.get_close_matches(text, CATALOGUE, n=1)
         similar = f" Did you mean {nearest[0]}?" if nearest else ""
         hint = f"Give the file or folder of your model, or a name of `segray models list`.{similar}"
-        raise ConfigError("There is no such file, folder or model.", where="--model", found=repr(model), hint=hint)
-    return {"model.name": AUTO, "model.path": model}
+        raise ConfigError("There is no such file, folder or model.", where="the model", found=repr(text), hint=hint)
+    return {"name": AUTO, "path": text}
 
 
 def resolve(

@@ -13,19 +13,15 @@ from PIL import Image
 
 from segray import rle
 from segray.analytics.reports.contact_sheet import (
-    PALETTE,
-    Label,
     LabelledPicture,
     SheetCandidate,
-    _coverage,
-    _find_tag_box,
     choose,
     colours_of,
     contact_sheet,
-    draw,
     pictures_of,
 )
 from segray.errors import UserError
+from segray.imaging.drawing import PALETTE, Label, _coverage, _find_tag_box, draw
 from segray.instances import image_id
 from segray.label_set import schema, snapshot
 

@@ -21,7 +21,8 @@ from segray.bench import runner
 from segray.bench.workload import Workload
 from segray.errors import ConfigError, ModelError
 from segray.execution import run
-from segray.execution.worker_spec import WorkerSpec, options_of
+from segray.execution.model_loading import options_of
+from segray.execution.worker_spec import WorkerSpec
 from segray.instances import Instances
 from segray.limits import DEFAULT_LIMITS
 from segray.models import engine, resolve

@@ -29,8 +29,8 @@ from segray.execution.image_steps import (
     read,
 )
 from segray.execution.stage_timer import StageTimer
+from segray.execution.tiling import TilingOptions
 from segray.imaging import decode
-from segray.imaging.tiling import TilingOptions
 from segray.instances import ImageRef, Instances
 from segray.limits import ImageLimits
 from segray.models.adapters.adapter import ImageInput, ModelFormat, Options

@@ -23,10 +23,12 @@ from segray._system.memory import MemoryBudget
 from segray.errors import ConfigError, InfrastructureError, ModelError
 from segray.execution.image_steps import ImageMemory, LabellerSettings, LoadedModel
 from segray.execution.labeller import Labeller
+from segray.execution.model_loading import options_of
 from segray.execution.progress import Counters
-from segray.execution.staging import drop_invalid_rows, stage_failure
-from segray.execution.worker_spec import WorkerSpec, build, options_of
-from segray.imaging.tiling import TilingOptions
+from segray.execution.staging import stage_failure
+from segray.execution.tiling import TilingOptions
+from segray.execution.valid_rows import drop_invalid_rows
+from segray.execution.worker_spec import WorkerSpec, build
 from segray.instances import ImageFailure, ImageRef, Instances
 from segray.label_set import schema
 from segray.label_set.run_records import staged_task

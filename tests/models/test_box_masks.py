@@ -15,7 +15,7 @@ from raw_outputs import Outputs
 
 from segray import rle
 from segray.errors import ConfigError
-from segray.execution.staging import drop_invalid_rows
+from segray.execution.valid_rows import drop_invalid_rows
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.adapters.box_masks import MAX_SCORE

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ from segray.instances import Instances
 from segray.label_set import run_records, snapshot
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_uri, join
 
@@ -96,7 +97,7 @@ def evaluate(
     curves: bool = False,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Evaluation:
     """Compare the label set at `root` with a COCO or LVIS truth file.
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +34,7 @@ from segray.label_set.class_names import find_class, partition_value
 from segray.label_set.run_records import source_store
 from segray.label_set.snapshot import Snapshot
 from segray.sources.reader import by_uri
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_path, as_uri
 
@@ -108,7 +109,7 @@ def export(
     ids_from: PathOrUrl | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> ExportResult:
     """Write a label set, or a part of it, to `out` in another tool's format.
 

@@ -6,10 +6,9 @@ DuckDB reads through pyarrow. Columns and rows that a query does not need are no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -18,10 +17,9 @@ from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.delta_log import TableState
 from segray.label_set.snapshot import Snapshot
-from segray.storage.uris import PathOrUrl, join
+from segray.storage.options import StorageKeywords
+from segray.storage.uris import PathOrUrl, as_path, join, scheme
 
-# DuckDB takes a path for a glob. A sign in brackets stands for itself.
-_GLOB_SIGN = re.compile(r"[*?\[]")
 _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
     "rle_area": (["VARCHAR"], "BIGINT"),
     "rle_bbox": (["VARCHAR", "BIGINT"], "STRUCT(x INTEGER, y INTEGER, w INTEGER, h INTEGER)"),
@@ -39,7 +37,7 @@ def sql(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Snapshot | None:
     """Register mask functions on a DuckDB connection and, given a root, the tables of a label set.
 
@@ -64,12 +62,17 @@ def sql(
         LabelSetError: As snapshot.snapshot raises it.
     """
     state = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    register(con, state)
+    return state
+
+
+def register(con: Any, state: Snapshot | None) -> None:
+    """Register the mask functions on a DuckDB connection, and the tables of a state, if there is one; see `sql`."""
     _register_functions(con)
     if state is not None:
         con.register("instances", state.instances)
         con.register("images", state.images)
         con.register("classes", classes(state))
-    return state
 
 
 def statements(state: Snapshot) -> str:
@@ -99,7 +102,8 @@ def _select(table: TableState) -> str:
             f"CAST(NULL AS {_sql_type(column.type)}) AS {_name(column.name)}" for column in table.schema
         )
         return f"SELECT {columns} WHERE false"
-    files = ",\n".join(f"  {_quoted(join(table.uri, path))}" for path in table.files["path"].to_pylist())
+    folder = table.uri if scheme(table.uri) else str(as_path(table.uri).absolute())
+    files = ",\n".join(f"  {_quoted(join(folder, path))}" for path in table.files["path"].to_pylist())
     columns = ", ".join(_name(column.name) for column in table.schema)
     is_hive = any(name.startswith("partition.") for name in table.files.column_names)
     hive = ", hive_partitioning = true, hive_types = {'class': VARCHAR}" if is_hive else ", hive_partitioning = false"

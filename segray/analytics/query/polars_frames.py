@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import polars as pl
 import pyarrow as pa
 
 from segray.analytics.query import arrow_masks, duckdb_views
 from segray.label_set import snapshot
+from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl
 
 Column = pl.Expr | str | int
@@ -27,7 +28,7 @@ def scan(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage: Any,
+    **storage: Unpack[StorageKeywords],
 ) -> pl.LazyFrame:
     """Return one table of the label set: instances, images or classes.
 
@@ -46,7 +47,11 @@ class LabelSetFrames(NamedTuple):
 
 
 def frames(
-    root: PathOrUrl, *, version: int | None = None, as_of: datetime | None = None, **storage_options: Any
+    root: PathOrUrl,
+    *,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Unpack[StorageKeywords],
 ) -> LabelSetFrames:
     """Return all tables of the label set, of one state whatever is committed later.
 
@@ -58,6 +63,13 @@ def frames(
         pl.scan_pyarrow_dataset(state.images),
         pl.LazyFrame(duckdb_views.classes(state)),
     )
+
+
+def frame(table: pa.Table) -> pl.DataFrame:
+    """Return an Arrow table as a frame."""
+    converted = pl.from_arrow(table)
+    assert isinstance(converted, pl.DataFrame)
+    return converted
 
 
 def rle_area(rle: Column) -> pl.Expr:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from segray.analytics.query.key_ranges import KeyRange
 from segray.analytics.reports import common_classes, contact_sheet
 from segray.analytics.reports.common_classes import CommonClasses
 from segray.errors import UserError
+from segray.imaging import drawing
 from segray.label_set import snapshot
 from segray.label_set.class_names import find_class, folded
 from segray.label_set.run_records import source_store
@@ -38,6 +39,7 @@ from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
 from segray.masks import _kernels_many
 from segray.sources.reader import by_uri
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_path
 
@@ -158,7 +160,7 @@ def diff(
     as_of_a: datetime | None = None,
     version_b: int | None = None,
     as_of_b: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> LabelSetDifference:
     """Compare label set B with label set A, image by image of the same key.
 
@@ -593,5 +595,5 @@ def _labelled_picture(state: Snapshot, key: str, min_score: float) -> contact_sh
     rows = state.instances.to_table(
         columns=list(contact_sheet.LABEL), filter=key_filter & (pc.field("score") >= min_score)
     )
-    labels = [contact_sheet.Label.from_row(row) for row in rows.to_pylist()]
+    labels = [drawing.Label.from_row(row) for row in rows.to_pylist()]
     return contact_sheet.LabelledPicture(key, image["uri"], (image["height"], image["width"]), tuple(labels))

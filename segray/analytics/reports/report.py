@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow.dataset as ds
 
@@ -21,27 +21,20 @@ from segray import rle
 from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges
 from segray.analytics.reports import statistics
-from segray.analytics.reports.contact_sheet import (
-    LABEL,
-    Colour,
-    Label,
-    LabelledPicture,
-    colours_of,
-    decode_for_drawing,
-    draw,
-)
+from segray.analytics.reports.contact_sheet import LABEL, LabelledPicture, colours_of
 from segray.analytics.reports.html import first_line, render
 from segray.analytics.reports.statistics import LabelSetStats
 from segray.errors import AccessError, ImageError, InfrastructureError, UserError
-from segray.imaging.opencv import cv2
+from segray.imaging.drawing import Colour, Label, decode_for_drawing, draw, fitted_wh, jpeg
 from segray.instances import ImageRef
 from segray.label_set import snapshot
 from segray.label_set.run_records import latest_run, source_store
 from segray.label_set.snapshot import Snapshot
 from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.sources.reader import Files
+from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl
+from segray.storage.uris import PathOrUrl, as_uri
 from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
@@ -72,7 +65,7 @@ def report(
     images: int = IMAGES,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> str:
     """Return the page as HTML. The page names images that cannot be read.
 
@@ -118,7 +111,23 @@ def report(
     )
 
 
-def of_run(root: str, **storage_options: Any) -> str:
+def write(
+    root: PathOrUrl,
+    out: PathOrUrl,
+    *,
+    truth: PathOrUrl | None = None,
+    images: int = IMAGES,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    **storage_options: Unpack[StorageKeywords],
+) -> int:
+    """Write the page to a file or URL, and return its size in bytes. The other arguments are those of `report`."""
+    page = report(root, truth=truth, images=images, version=version, as_of=as_of, **storage_options).encode()
+    snapshot.store(storage_options).put(as_uri(out), page)
+    return len(page)
+
+
+def of_run(root: str, **storage_options: Unpack[StorageKeywords]) -> str:
     """Write the page into the folder of the latest run, and return the URI of the page.
 
     storage_options: settings of the storage, as for segray.scan. Storage is retried once at most, because a run waits
@@ -319,16 +328,16 @@ def _gallery(state: Snapshot, choices: Sequence[ImageToShow], store: Store) -> G
             try:
                 if storage_error is not None:  # A further attempt for each image would take long.
                     raise storage_error
-                jpeg, size_wh = _draw_jpeg(picture, version, colours, files)
+                encoded, size_wh = _draw_jpeg(picture, version, colours, files)
             except (ImageError, InfrastructureError, AccessError, FileNotFoundError) as exc:
                 storage_error = exc if isinstance(exc, InfrastructureError) else storage_error
                 unreadable.append(f"{choice.key}: {first_line(str(exc))}")
                 continue
-            if len(jpeg) > free_bytes:
+            if len(encoded) > free_bytes:
                 left_out += 1
                 continue
-            free_bytes -= len(jpeg)
-            figures.append(_figure(choice, picture, jpeg, size_wh))
+            free_bytes -= len(encoded)
+            figures.append(_figure(choice, picture, encoded, size_wh))
     finally:
         files.close()
     return Gallery(figures, unreadable, left_out)
@@ -364,16 +373,14 @@ def _draw_jpeg(
 ) -> tuple[str, tuple[int, int]]:
     """Return the picture with its masks as a JPEG in base64, and its width and height in pixels."""
     height, width = picture.size_hw
-    ratio = min(1.0, _PICTURE_PX / max(width, height))
-    size_wh = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    size_wh = fitted_wh(picture.size_hw, _PICTURE_PX)
     data = files.read(ImageRef(picture.key, picture.uri, version))
     decoded = decode_for_drawing(data, size_wh, ImageLimits(max_pixels=statistics.MOST_PIXELS))
     if decoded.size_hw != picture.size_hw:
         size_now = f"{decoded.size_hw[1]}x{decoded.size_hw[0]}"
         raise ImageError(f"the image is {size_now} now, and was labelled as {width}x{height}")
     overlay = draw(decoded.image, picture.labels, colours, size_wh=size_wh, size_hw=picture.size_hw)
-    jpeg = cv2.imencode(".jpg", overlay[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
-    return base64.b64encode(jpeg).decode(), size_wh
+    return base64.b64encode(jpeg(overlay, _JPEG_QUALITY)).decode(), size_wh
 
 
 def _figure(choice: ImageToShow, picture: LabelledPicture, jpeg: str, size_wh: tuple[int, int]) -> Figure:

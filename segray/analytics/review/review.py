@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from segray.analytics.review.sampling import SelectedImage, Selection
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl, as_path
 
 Row = dict[str, Any]
@@ -109,7 +110,7 @@ def review(
     *,
     truth_out: PathOrUrl | None = None,
     allow_unfinished: bool = False,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Review:
     """Compare labels with people's corrections.
 

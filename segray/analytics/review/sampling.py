@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pyarrow.compute as pc
@@ -31,6 +31,7 @@ from segray.errors import SourceError, UserError
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Snapshot
+from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 UNCERTAIN, DISAGREE, RARE, DIVERSE, RANDOM = CRITERIA = ("uncertain", "disagree", "rare", "diverse", "random")
@@ -127,7 +128,7 @@ def select(
     blind: bool = False,
     version: int | None = None,
     as_of: datetime | None = None,
-    **storage_options: Any,
+    **storage_options: Unpack[StorageKeywords],
 ) -> Selection:
     """Select images of a label set for review. Failed images are never selected.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from properties import tried
 
 from segray import rle
-from segray.imaging.tiling import TilingOptions, Window, merge, place, windows
+from segray.execution.tiling import TilingOptions, Window, merge, place, windows
 from segray.instances import Instances
 
 SIZE_HW = (300, 400)
