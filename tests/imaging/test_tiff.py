@@ -59,7 +59,7 @@ def reason(data: bytes, **limits: int) -> str:
         {"compression": "lerc", "rowsperstrip": 16},
         {"software": "x" * 300_000},
     ],
-    ids=str,
+    ids=lambda options: str(options)[:80],
 )
 def test_rarer_codecs_give_their_pixels(options: dict[str, Any]) -> None:
     assert gap(written(**options)) == 0

@@ -197,6 +197,7 @@ def test_a_tar_says_from_which_byte_on_nothing_was_read(data: bytes, reason: str
         ("a.zip", tar_of("1.png"), "a tar archive"),
         ("a.zip", zip_of("1.png")[:-30], "no directory at its end"),
     ],
+    ids=lambda value: None if isinstance(value, str) else "",  # A zip's bytes hold the time when they were made.
 )
 def test_a_file_of_another_kind_is_named(name: str, data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
