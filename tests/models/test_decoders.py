@@ -23,7 +23,7 @@ from segray.cli import ray_jobs
 from segray.conversion import inspect_model
 from segray.errors import ConfigError, ImageError
 from segray.execution import model_files, run
-from segray.execution.worker_spec import options_of
+from segray.execution.model_loading import options_of
 from segray.instances import Instances
 from segray.models import decoders, engine, resolve
 from segray.models.adapters.adapter import Options
