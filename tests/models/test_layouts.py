@@ -14,6 +14,8 @@ import yolo_network
 from test_decoders import labelled
 
 from segray import config, rle
+from segray.cli.models import describe_inspection
+from segray.conversion import inspect_model
 from segray.errors import ModelError
 from segray.instances import Instances
 from segray.models import engine, resolve
@@ -285,6 +287,11 @@ def test_a_traced_model_of_detectron2_is_told_by_the_order_of_its_outputs(
     signature = engine.Signature((engine.ModelPort(("x",), "f32", (3, None, None)),), outputs)
     description = describe(model_heads.ir(tmp_path), signature)
     assert (description and description.family) == family
+
+
+def test_inspection_says_that_the_image_decides_its_size(tmp_path: Path) -> None:
+    text = describe_inspection(inspect_model.inspect(layouts.detectron2(tmp_path / "model.xml")))
+    assert "the short side to 800 pixels, the long side to 1333 at most" in text
 
 
 # ---- what bad input gets --------------------------------------------------------------------------
