@@ -46,6 +46,7 @@ class ModelKeys(TypedDict, total=False):
 
     name: str
     form: Literal["original", "converted"] | None
+    adapter: str | None
     size: tuple[int, int] | None
     preprocessing: Mapping[str, Any] | None
     class_thresholds: Mapping[int | str, float]

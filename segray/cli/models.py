@@ -472,7 +472,7 @@ def _description_lines(inspection: Inspection, description: Description) -> list
     from segray.models.describe.facts import FAMILY
 
     facts: dict[str, tuple[str, str]] = {
-        "family": (f"{description.family}, {description.kind}", "family"),
+        "family": (", ".join(filter(None, (description.family, description.kind))), "family"),
         "outputs": (", ".join(f"{name}: number {i}" for name, i in description.outputs.items()), "outputs"),
         "image": (_size_text(description), "size_hw"),
         "resize": (_resize_text(description), "resize"),
@@ -511,7 +511,11 @@ def _size_text(description: Description) -> str:
 def _resize_text(description: Description) -> str:
     if description.sources.get("resize") == "not stated":
         return "not stated"
+    if "decoder" in description.extra:
+        return "by prepare of the decoder"
     if description.size_hw is None and description.stride is None and "size" not in description.missing:
+        if description.family in ("detectron2", "maskformer", "mmdeploy"):
+            return "by the sides of the image: the short side to 800 pixels, the long side to 1333 at most"
         return "none: images keep their size"
     fitted = {
         "letterbox": f"fitted, padded on both sides with {description.pad_value}",

@@ -177,7 +177,10 @@ def _resolve_model(spec: WorkerSpec, shipped_model: Path | None) -> resolve.Reso
     settings = spec.model
     if shipped_model is not None:
         settings = settings.model_copy(update={"path": str(shipped_model)})
-    decoder = None if spec.decoder is None else decoders.on_this_machine(spec.decoder, received_code)
+    try:
+        decoder = None if spec.decoder is None else decoders.on_this_machine(spec.decoder, received_code)
+    except ConfigError as exc:
+        raise ConfigError(exc.what, where=f"{platform.node()}: {exc.where}", found=exc.found, hint=exc.hint) from exc
     try:
         model = resolve.configured(settings, spec.description, decoder)
     except (ModelError, ConfigError) as exc:  # The driver has resolved the model, so the files here are others.

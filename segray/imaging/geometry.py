@@ -149,10 +149,10 @@ def place(
     image_rgb: NDArray[np.uint8],
     fit: Fit,
     window_hw: tuple[int, int],
-    pad_value: int,
+    pad_value: int | tuple[int, int, int],
     rounding: Rounding,
 ) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) uint8 to the fit, and pad with a constant level.
+    """Resize (h, w, 3) uint8 to the fit, and pad with a constant level, or with one for each channel.
 
     window_hw: height and width of the result, in pixels. pad_value: level of the padding, 0..255.
     """
@@ -285,6 +285,51 @@ def taps_of_tiles(low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]
     pixel = np.arange(ends[-1]) - np.repeat(ends[:-1] + first - starts, lengths)
     scale = np.repeat((side + 2) / np.maximum(last - first + 1, 1), lengths)
     return TilesTaps(starts, ends, *_linear(pixel, scale, side + 2))
+
+
+def sample_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
+    """Return the taps of one axis of a mask whose pixels tile the box from low to high, in float32.
+
+    The mask is sampled at the centre of each pixel of the image, as Detectron2 and mmdetection paste masks: by
+    grid_sample with align_corners False, 0 outside the mask.
+
+    Args:
+        low: Lower edge of the box, in source pixels.
+        high: Upper edge of the box, in source pixels.
+        side: Pixels of the mask on this axis.
+        limit: Pixels of the image on this axis.
+
+    Returns:
+        Taps whose indices count into the mask with one pixel of 0 before and one after.
+    """
+    if not high > low:
+        return Taps.of(0, np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32))
+    centres = np.arange(limit, dtype=np.float32) + np.float32(0.5)
+    positions = (((centres - low) / (high - low) * 2 - 1 + 1) * np.float32(side) - 1) / 2
+    inside = np.flatnonzero((positions > -1) & (positions < side))
+    positions = positions[inside]
+    floor = np.floor(positions)
+    low_index = floor.astype(np.intp) + 1
+    weight = (positions - floor).astype(np.float32)
+    return Taps.of(int(inside[0]) if len(inside) else 0, low_index, low_index + 1, weight)
+
+
+def edges_of_samples(
+    masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `mask_edges` of n small masks, each pasted into its box by `sample_taps`, for rle.from_edges_of_all.
+
+    Args:
+        masks: (n, r, c), values of 0..1.
+        boxes_xyxy: (n, 4) float32, in pixels of the image.
+        size_hw: Height and width of the image, in pixels.
+    """
+    edges = [np.zeros(0, np.int64)]
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
+        rows = sample_taps(y0, y1, mask.shape[0], size_hw[0])
+        columns = sample_taps(x0, x1, mask.shape[1], size_hw[1])
+        edges.append(mask_edges(framed(mask), rows, columns, size_hw[0]))
+    return np.concatenate(edges), np.cumsum([len(part) for part in edges[1:]], dtype=np.int64)
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:

@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -293,6 +293,14 @@ def imported(code: Code, folder: Path) -> Decoder:
             found=f"no {', '.join(absent)}" if absent else repr(value)[:80],
             hint="Write the class as docs/models/your-own-decoder.md shows.",
         )
+    version = getattr(value, "version", "")
+    if not isinstance(version, str | int | float):
+        raise ConfigError(
+            "The version of the decoder is neither a text nor a number.",
+            where=f"{code.source}: {code.reference}",
+            found=f"version is a {type(version).__name__}",
+            hint='Set the attribute of the class to a text, such as version = "1", or remove it.',
+        )
     return Decoder(code, value)
 
 
@@ -332,7 +340,8 @@ def _importing_from(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with suppress(ValueError):  # The module may have changed the path itself.
+            sys.path.remove(str(folder))
         sys.dont_write_bytecode = writes_nothing
 
 

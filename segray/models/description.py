@@ -22,9 +22,8 @@ class Description:
     """The facts that a model file states, or that follow from its ports.
 
     Attributes:
-        family: Key of `registry.FAMILIES`: yolo_seg, geti_mask_rcnn, geti_detr, geti_yolo, rf_detr,
-            mask2former, maskformer, eomt; or one that segray recognises but cannot decode; or the name of a decoder
-            of one's own.
+        family: Key of `registry.FAMILIES`, such as yolo_seg; or one that segray recognises but cannot decode; or the
+            name of a decoder of one's own.
         what: The model in words, for people: "YOLO11n-seg by Ultralytics 8.4.190".
         kind: Variant of the family's outputs. yolo_seg: "raw", or "selected" for rows that the graph has selected.
         input_name: Name of the image input; "" where it has none.

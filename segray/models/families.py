@@ -92,5 +92,29 @@ FAMILY_FACTS: Mapping[str, Family] = {
         _hugging_face("mask2former", "Mask2Former"),
         _hugging_face("maskformer", "MaskFormer"),
         _hugging_face("eomt", "EoMT"),
+        Family(
+            "mmdeploy",
+            "mmdetection: Mask R-CNN, RTMDet-Ins, by layout",
+            _FORMS,
+            "Apache-2.0 for the code",
+            "mmdeploy's tools/deploy.py with a configuration of configs/mmdet/instance-seg",
+            "by-layout.md",
+        ),
+        Family(
+            "yolov5_seg",
+            "YOLOv5-seg 7.0, by layout",
+            _FORMS,
+            "AGPL-3.0 for code and weights, or Ultralytics' commercial licence",
+            "python export.py --weights yolov5s-seg.pt --include openvino",
+            "by-layout.md",
+        ),
+        Family(
+            "detectron2",
+            "Mask R-CNN of Detectron2, traced, by layout",
+            _FORMS,
+            "Apache-2.0 for the code; published weights may have terms of their own",
+            "export_model.py --export-method tracing of Detectron2, then openvino.convert_model",
+            "by-layout.md",
+        ),
     )
 }

@@ -248,7 +248,11 @@ def _no_protobuf(path: Path, found: str) -> ModelError:
 
 def metadata_yaml(folder: Path) -> Mapping[str, Any] | None:
     """Return the content of metadata.yaml in this folder; None if there is no such file."""
-    file = folder / METADATA_YAML
+    return yaml_mapping(folder / METADATA_YAML)
+
+
+def yaml_mapping(file: Path) -> Mapping[str, Any] | None:
+    """Return the content of a YAML file beside the model; None if there is no such file."""
     text = _text_of_file(file)
     if text is None:
         return None

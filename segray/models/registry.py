@@ -15,17 +15,20 @@ from segray.errors import ConfigError
 from segray.imaging.geometry import Resize
 from segray.instances import Instances
 from segray.models.adapters import (
+    detectron2,
     geti,
     geti_yolo,
     hugging_face,
     instance_segmentation_security,
     mask_rcnn,
+    mmdeploy,
     own,
     rf_detr,
     tf_object_detection,
     torchvision,
     yolact,
     yolo_seg,
+    yolov5_seg,
 )
 from segray.models.adapters.adapter import ModelAdapter, Options
 from segray.models.coco_labels import COCO_NAMES
@@ -77,27 +80,37 @@ ADAPTERS: Mapping[str, ModelAdapter] = {
 
 # Family -> a function that returns the adapter of a model that describes itself.
 FAMILIES: Mapping[str, Callable[[Description], ModelAdapter]] = {
+    "detectron2": detectron2.of,
     "geti_mask_rcnn": geti.GetiMaskRcnn.of,
     "geti_detr": geti.GetiDetr.of,
     "geti_yolo": geti_yolo.GetiYolo.of,
     "eomt": hugging_face.Eomt.of,
     "mask2former": hugging_face.Mask2Former.of,
     "maskformer": hugging_face.MaskFormer.of,
+    "mmdeploy": mmdeploy.of,
     "rf_detr": rf_detr.of,
     "torchvision_mask_rcnn": torchvision.of,
     "yolo_seg": yolo_seg.of,
+    "yolov5_seg": yolov5_seg.of,
 }
 
 # Ways in which an adapter can resize images; a family that is absent has all.
 _RESIZES: Mapping[str, tuple[Resize, ...]] = {
+    "detectron2": ("stretch",),
     "eomt": ("corner",),
     "mask2former": ("stretch",),
     "maskformer": ("stretch",),
+    "mmdeploy": ("corner", "stretch"),
     "rf_detr": ("stretch",),
     "torchvision_mask_rcnn": ("stretch",),
+    "yolov5_seg": ("letterbox",),
 }
-_KINDS: Mapping[str, tuple[str, ...]] = {"yolo_seg": ("raw", "selected"), "torchvision_mask_rcnn": ("pasted", "cut")}
-_WITH_NMS = ("geti_detr", "geti_mask_rcnn", "geti_yolo", "yolo_seg")
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "mmdeploy": ("boxes", "planes", "pasted"),
+    "torchvision_mask_rcnn": ("pasted", "cut"),
+    "yolo_seg": ("raw", "selected"),
+}
+_WITH_NMS = ("geti_detr", "geti_mask_rcnn", "geti_yolo", "yolo_seg", "yolov5_seg")
 _WITH_STRIDE = ("yolo_seg",)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,17 @@ from PIL import Image
 import segray
 from segray import config, rle
 from segray.cli import ray_jobs
+from segray.cli.models import describe_inspection
 from segray.conversion import inspect_model
 from segray.errors import ConfigError, ImageError
 from segray.execution import model_files, run
-from segray.execution.worker_spec import options_of
+from segray.execution.model_loading import options_of
+from segray.execution.worker_spec import WorkerSpec, build
 from segray.instances import Instances
+from segray.limits import DEFAULT_LIMITS
 from segray.models import decoders, engine, resolve
 from segray.models.adapters.adapter import Options
+from segray.storage.options import StorageOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "models" / "your-own-decoder.md"
 NAMES = {1: "red thing", 2: "bird"}
@@ -204,6 +210,7 @@ def test_a_wrong_description_is_an_error_that_names_the_decoder(answer: str, wha
         ("class Own: pass\n", "bad:Own", "no describe, prepare, decode"),
         ("Own = 7\n", "bad:Own", "no class with describe"),
         (_OWN + "class Own(Fine):\n    def __init__(self, a): pass\n", "bad:Own", r"failed in Own\(\)"),
+        (_OWN + "class Own(Fine):\n    def version(self): return 1\n", "bad:Own", "version is a function"),
         ("", "missing:Own", "no module 'missing'"),
         ("", "statistics:Own", "no class 'Own'"),
         (_OWN + "class yolo_seg(Fine): pass\n", "bad:yolo_seg", "of its own"),
@@ -328,6 +335,26 @@ def test_the_configuration_reaches_the_decoder() -> None:
     assert fault.value.found == "ValueError: {3: 'b', 7: 'a'} (1.0, 2.0, 3.0)"
 
 
+@pytest.mark.parametrize("key", ["resize", "pad"])
+def test_a_way_of_resizing_is_refused_since_the_decoder_resizes(key: str) -> None:
+    with pytest.raises(ConfigError, match="own:Own resizes images itself") as refused:
+        of_source("", preprocessing={key: {"resize": "stretch", "pad": 3}[key]})
+    assert refused.value.where == f"model.preprocessing.{key}"
+
+
+def test_inspection_says_that_the_decoder_resizes() -> None:
+    of_page()
+    text = describe_inspection(inspect_model.inspect(Path("model.xml"), "sparse_inst:SparseInst"))
+    assert "by prepare of the decoder" in text
+    assert "  adapter: sparse_inst:SparseInst" in text
+
+
+def test_a_loaded_model_takes_a_decoder() -> None:
+    of_page()
+    model = segray.load_model("model.xml", adapter="sparse_inst:SparseInst", labels=NAMES)
+    assert model(yolo_network.red_rectangle()).class_names.tolist() == ["red thing"]
+
+
 # ---- the code -------------------------------------------------------------------------------------
 
 
@@ -380,6 +407,20 @@ def test_a_worker_gets_the_code_of_the_driver(working_directory: Path, tmp_path_
     assert there.identity == decoder.identity
     assert str(sys.modules["pack.age.own"].__file__).startswith(str(home))
     assert not list(home.rglob("*.pyc"))
+
+
+def test_a_worker_that_cannot_import_the_decoder_names_its_machine(working_directory: Path) -> None:
+    decoder = of_source("").decoder
+    assert decoder is not None
+    absent = {"own.py": b"import a_package_of_the_driver_alone\n" + decoder.code.files["own.py"]}
+    spec = WorkerSpec(
+        settings(path="model.xml", adapter="own:Own"), "", DEFAULT_LIMITS, StorageOptions(), "",
+        decoder=replace(decoder.code, files=absent),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"own:Own failed in import") as refused:
+        build(spec, "CPU", 1)
+    assert refused.value.where == f"{platform.node()}: own.py, line 1"
+    assert "No module named 'a_package_of_the_driver_alone'" in refused.value.found
 
 
 def test_a_submitted_job_has_the_module_in_its_folder(working_directory: Path) -> None:

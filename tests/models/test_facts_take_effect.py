@@ -49,11 +49,14 @@ REFUSED: Mapping[str, set[str]] = {
     "geti_detr": {"pad_value", "stride"},
     "geti_yolo": {"stride"},
     "yolo_seg": set(),
+    "yolov5_seg": {"corner", "stretch", "stride"},
+    "mmdeploy": {"letterbox", "stride", "nms_iou"},
+    "detectron2": STRETCHED_WITHOUT_NMS,
 }
 
 
 def description(family: str, **changes: Any) -> Description:
-    kinds = {"yolo_seg": "raw", "torchvision_mask_rcnn": "cut"}
+    kinds = {"yolo_seg": "raw", "torchvision_mask_rcnn": "cut", "mmdeploy": "boxes"}
     facts = {
         "family": family,
         "what": family,

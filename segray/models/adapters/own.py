@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.errors import ImageError
+from segray.errors import ConfigError, ImageError
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     Defaults,
@@ -28,7 +28,8 @@ from segray.models.adapters.adapter import (
 )
 from segray.models.adapters.described import forms_of
 from segray.models.decoders import Decoder, place, text_of
-from segray.models.description import Description
+from segray.models.description import CONFIGURATION, Description
+from segray.models.metadata import CARD
 
 _COLUMNS = ("classes", "scores", "masks")
 _BOXES = "boxes_xyxy"
@@ -37,7 +38,19 @@ _MAX_SCORE = 1.001
 
 
 def of(description: Description, decoder: Decoder) -> OwnAdapter:
-    """Return the adapter of a model that a decoder of one's own describes."""
+    """Return the adapter of a model that a decoder of one's own describes.
+
+    Raises ConfigError for a way of resizing in a card or the configuration, since the decoder resizes images itself.
+    """
+    for key, name in (("resize", "resize"), ("pad_value", "pad"), ("rounding", "rounding")):
+        if (source := description.sources.get(key)) in (CARD, CONFIGURATION):
+            where = f"{CARD}, description.{key}" if source == CARD else f"model.preprocessing.{name}"
+            raise ConfigError(
+                f"The decoder {decoder.code.reference} resizes images itself.",
+                where=where,
+                found=str(getattr(description, key)),
+                hint=f"Remove `{name if source == CONFIGURATION else key}`, or change `prepare` of the decoder.",
+            )
     stated = description.thresholds
     defaults = Defaults(
         float(stated.get("score_threshold", Defaults.score_threshold)),

@@ -15,7 +15,18 @@ from segray.errors import ConfigError, ModelError
 from segray.models import checkpoints
 from segray.models import metadata as values
 from segray.models.decoders import Decoder
-from segray.models.describe import card, geti, hugging_face, own, rf_detr, torchvision, ultralytics
+from segray.models.describe import (
+    card,
+    detectron2,
+    geti,
+    hugging_face,
+    mmdeploy,
+    own,
+    rf_detr,
+    torchvision,
+    ultralytics,
+    yolov5,
+)
 from segray.models.description import Description
 from segray.models.metadata import Metadata
 
@@ -23,7 +34,7 @@ if TYPE_CHECKING:
     from segray.models.engine import Signature
 
 _BY_METADATA = (geti.read, ultralytics.read)
-_BY_PORTS = (rf_detr.read, torchvision.read, hugging_face.read)
+_BY_PORTS = (rf_detr.read, torchvision.read, hugging_face.read, mmdeploy.read, yolov5.read, detectron2.read)
 _SUFFIXES = (".xml", ".onnx")
 
 

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, get_args
 from segray.errors import ModelError
 from segray.imaging.geometry import Resize, Rounding
 from segray.models import metadata as values
-from segray.models.describe import facts, geti, hugging_face, rf_detr, torchvision, ultralytics
+from segray.models.describe import (
+    detectron2,
+    facts,
+    geti,
+    hugging_face,
+    mmdeploy,
+    rf_detr,
+    torchvision,
+    ultralytics,
+    yolov5,
+)
 from segray.models.describe.facts import FAMILY, Facts
 from segray.models.description import Description, category_ids
 from segray.models.metadata import CARD, Metadata
@@ -33,6 +43,9 @@ _PREPARATION: Mapping[str, Mapping[str, Any]] = {
     "mask2former": hugging_face.PREPARATION,
     "maskformer": hugging_face.PREPARATION,
     "eomt": {**hugging_face.PREPARATION, "resize": "corner"},
+    "mmdeploy": mmdeploy.PREPARATION,
+    "yolov5_seg": yolov5.PREPARATION,
+    "detectron2": detectron2.PREPARATION,
 }
 KNOWN_FAMILIES = tuple(_PREPARATION)
 _THRESHOLDS = ("score_threshold", "nms_iou", "max_detections")

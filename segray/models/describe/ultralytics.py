@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from segray.errors import ModelError
 from segray.models import metadata as values
 from segray.models.checkpoints import EXPORT_COMMAND
-from segray.models.describe import facts
+from segray.models.describe import facts, yolov5
 from segray.models.describe.facts import FAMILY, PORTS, Facts
 from segray.models.description import Description
 from segray.models.metadata import METADATA_YAML, Metadata
@@ -209,6 +209,8 @@ def _by_ports(signature: Signature, file: str) -> Description | None:
         return None
     if heads.kind == "raw" and rows[2] != anchors:
         return None
+    if heads.kind == "selected" and yolov5.are_anchors_of(image, rows):
+        return None  # YOLOv5-seg with one class has as many columns as selected rows.
     told = Facts()
     _add_family(told, heads)
     told.sources["family"] = PORTS
