@@ -23,6 +23,8 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         'segray sql labels "SELECT class_name, count(*) FROM instances GROUP BY ALL"',
         "segray sql labels \"SELECT * FROM images WHERE status = 'failed'\" --format csv > failed.csv",
     ),
+    "sheet": ("segray sheet labels", "segray sheet labels sheet.png --count 36 --columns 6"),
+    "draw": ("segray draw labels drawn", "segray draw labels drawn --image day/photo.jpg --class person"),
     "report": ("segray report labels", "segray report labels --truth truth.json --out s3://pages/report.html"),
     "export": ("segray export labels coco.json --to coco", "segray export labels yolo --to yolo --copy-images"),
     "evaluate": ("segray evaluate labels --truth truth.json", "segray evaluate labels --truth truth.json --json"),

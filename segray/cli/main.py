@@ -22,7 +22,7 @@ from segray._compat import is_request_for_help, usage_command, usage_message
 from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
-from segray.cli import analytics, models, tables
+from segray.cli import analytics, models, pictures, tables
 from segray.cli import remote as remote_cli
 from segray.cli.examples import OrderedGroup, add_examples
 from segray.cli.options import (
@@ -45,12 +45,11 @@ from segray.cli.options import (
     with_home,
 )
 from segray.errors import InfrastructureError, Interrupted, SegrayError, UserError
+from segray.execution.ray_start import start_workers
 
 if TYPE_CHECKING:
     from segray.config import Config
     from segray.execution.run import Summary
-    from segray.execution.worker_pool import WorkerPool
-    from segray.execution.worker_spec import WorkerSpec
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.promotion import Promotion
     from segray.label_set.validation import Report
@@ -93,6 +92,8 @@ def segray_options(
 
 app.command()(tables.info)
 app.command()(tables.sql)
+app.command()(pictures.sheet)
+app.command()(pictures.draw)
 app.command()(remote_cli.status)
 app.command(cls=RetryingCommand)(remote_cli.submit)
 
@@ -443,18 +444,6 @@ def describe_maintenance(result: Maintenance) -> str:
     if any(result.waiting.values()):
         lines.append("readers of the plain glob count the rows of these files too, until a later call deletes them")
     return "\n".join([*lines, f"{result.staged_deleted} staged files of finished runs deleted"])
-
-
-def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
-    """Return workers on the configured Ray cluster."""
-    try:
-        with host_process.import_changes_undone():  # The import of Ray changes the process too.
-            from segray.execution import ray_pool
-        return ray_pool.start(spec, config)
-    except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.stop_requested():
-            raise KeyboardInterrupt from exc
-        raise
 
 
 def check_pools(config: Config) -> None:

@@ -251,4 +251,5 @@ def next_steps(root: str) -> list[str]:
     return [
         f"tables:  {root}/instances  {root}/images",
         f'query:   {install}segray sql {shlex.quote(root)} "{query}"',
+        f"look at: segray sheet {shlex.quote(root)}",
     ]

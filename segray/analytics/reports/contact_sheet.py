@@ -24,6 +24,7 @@ from segray.imaging.drawing import PNG_LEVEL, Colour, Label, colours_of_classes,
 from segray.instances import image_id
 from segray.label_set import snapshot
 from segray.label_set.schema import BBOX
+from segray.label_set.snapshot import Snapshot
 from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl, as_path, as_uri
 
@@ -90,6 +91,24 @@ def candidate(picture: LabelledPicture) -> SheetCandidate:
     return SheetCandidate(picture.key, len(picture.labels), lowest, picture.size_hw[0] * picture.size_hw[1])
 
 
+def keys_of(state: Snapshot, count: int, score_threshold: float) -> list[str]:
+    """Return the keys of up to `count` images that `choose` selects.
+
+    score_threshold: lowest score of the labels that count.
+    """
+    rows = state.images.to_table(columns=["image_key", "width", "height"], filter=ds.field("status") != "failed")
+    scores = state.instances.to_table(columns=["image_key", "score"], filter=ds.field("score") >= score_threshold)
+    grouped = scores.group_by("image_key").aggregate([("score", "count"), ("score", "min")]).to_pylist()
+    count_and_lowest = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
+    candidates = [
+        SheetCandidate(
+            row["image_key"], *count_and_lowest.get(row["image_key"], (0, 1.0)), row["width"] * row["height"]
+        )
+        for row in rows.to_pylist()
+    ]
+    return choose(candidates, count)
+
+
 def pictures_of(
     root: PathOrUrl, count: int, *, score_threshold: float = 0.3, **storage_options: Unpack[StorageKeywords]
 ) -> list[LabelledPicture]:
@@ -102,19 +121,16 @@ def pictures_of(
         **storage_options: Settings of the storage, as for segray.scan.
     """
     state = snapshot.snapshot(root, **storage_options)
-    rows = state.images.to_table(columns=["image_key", "uri", "width", "height", "status"]).to_pylist()
-    images = {row["image_key"]: row for row in rows if row["status"] != "failed"}
-    score_filter = ds.field("score") >= score_threshold
-    scores = state.instances.to_table(columns=["image_key", "score"], filter=score_filter)
-    grouped = scores.group_by("image_key").aggregate([("score", "count"), ("score", "min")]).to_pylist()
-    count_and_lowest = {row["image_key"]: (row["score_count"], row["score_min"]) for row in grouped}
-    candidates = [
-        SheetCandidate(key, *count_and_lowest.get(key, (0, 1.0)), row["width"] * row["height"])
-        for key, row in images.items()
-    ]
-    keys = choose(candidates, count)
+    return pictures_of_keys(state, keys_of(state, count, score_threshold), score_threshold)
+
+
+def pictures_of_keys(state: Snapshot, keys: Sequence[str], score_threshold: float) -> list[LabelledPicture]:
+    """Return the images of these keys with their labels, in the order of the keys."""
+    among = key_ranges.of_images(keys)
+    rows = state.images.to_table(columns=["image_key", "uri", "width", "height"], filter=among).to_pylist()
+    images = {row["image_key"]: row for row in rows}
     labels: dict[str, list[Label]] = {key: [] for key in keys}
-    label_filter = score_filter & key_ranges.of_images(keys)
+    label_filter = (ds.field("score") >= score_threshold) & among
     for row in state.instances.to_table(columns=["image_key", *LABEL], filter=label_filter).to_pylist():
         labels[row["image_key"]].append(Label.from_row(row))
     return [
@@ -135,6 +151,7 @@ def contact_sheet(
     count: int = 16,
     title: str = "",
     score_threshold: float = 0.3,
+    on_undrawn: Callable[[str, Exception], None] | None = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> list[str]:
     """Write a PNG of up to `count` images with their masks. Return the keys of the images, in order.
@@ -147,10 +164,12 @@ def contact_sheet(
         count: Largest number of images.
         title: Heading; the root by default.
         score_threshold: Lowest score of the labels drawn from a label set.
+        on_undrawn: Receives the key of an image that cannot be drawn, and why; None to raise the error.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
         UserError: There is no image to show, or the size of an image differs from the labelled size.
+        ImageError, FileNotFoundError: An image cannot be decoded, or is gone.
     """
     root = as_uri(source) if isinstance(source, str | os.PathLike) else ""
     if isinstance(source, str | os.PathLike):
@@ -161,12 +180,22 @@ def contact_sheet(
     if not pictures:
         raise UserError("there is no labelled image to show", where=root, hint="Label images first: `segray label`.")
     colours = colours_of(pictures)
-    columns = min(columns, len(pictures))
-    tiles = [_draw_tile(picture, read, colours) for picture in pictures]
-    sheet = _arrange(tiles, columns)
-    _draw_header(sheet, title or root, pictures, colours)
+    shown, tiles = list[LabelledPicture](), list[Image.Image]()
+    for picture in pictures:
+        try:
+            tiles.append(_draw_tile(picture, read, colours))
+            shown.append(picture)
+        except (ImageError, UserError, FileNotFoundError) as error:
+            if on_undrawn is None:
+                raise
+            on_undrawn(picture.key, error)
+    if not tiles:
+        hint = "check that the images are where they were labelled"
+        raise UserError("no image of the label set can be drawn", where=root, hint=hint)
+    sheet = _arrange(tiles, min(columns, len(tiles)))
+    _draw_header(sheet, title or root, shown, colours)
     _save_png(sheet, as_path(out_png))
-    return [picture.key for picture in pictures]
+    return [picture.key for picture in shown]
 
 
 def side_by_side(
