@@ -34,12 +34,20 @@ LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", 
            "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
 
 
-# Commands and the rewritten tests load their bytecode: a process saves 11 s of the tests, and a run 0.2 s.
+# Commands and the rewritten tests load their bytecode: each process of pytest saves 3 s of CPU, and a run 0.2 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # What collection makes stays to the end. The garbage collector takes half of its time to see so.
 gc.disable()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of `-n auto`: one more where tests wait for servers and for Ray, than where they compute.
+
+    Tests of chaos measure times.
+    """
+    return 2 if config.option.markexpr in ("unit", CHAOS) else 3
 
 
 def pytest_collection_finish() -> None:

@@ -135,7 +135,7 @@ def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path)
 # One of each kind.
 COMMON = (
     "nonsense",
-    "evaluate {a} --truth {truth}",
+    "status {a}",
     "models list",
     "label {config}",
 )

@@ -55,7 +55,11 @@ def test_quickstart_labels_measures_and_draws(tmp_path: Path) -> None:
 
 
 def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> None:
-    config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=8, report=True)
+    few = tmp_path / "images"
+    few.mkdir()
+    for path in sorted((scenes / "images").iterdir())[:12]:
+        shutil.copy(path, few)
+    config = write_config(tmp_path / "run.yaml", few, tmp_path / "labels", unit_images=4, report=True)
     first = command("label", config)
     assert first.returncode == 0, first.stderr
     before = contents(tmp_path / "labels")

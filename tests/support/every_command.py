@@ -11,8 +11,9 @@ from typing import Any
 
 import label_sets
 import pytest
-from command import segray, write_config
+from command import write_config
 
+from segray.cli import main
 from segray.synthetic import dataset
 
 EVERY_COMMAND = (
@@ -60,8 +61,8 @@ def places(folder: Path) -> Mapping[str, object]:
     for name, seed in (("a", 0), ("b", 1)):
         label_sets.write(folder / name, label_sets.stickers(2, seed))
     truth, picked = folder / "truth.json", folder / "picked.json"
-    assert segray("export", folder / "a", truth, "--to", "coco").returncode == 0
-    assert segray("select", folder / "a", picked, "--take", "random=2").returncode == 0
+    assert main.run(["export", str(folder / "a"), str(truth), "--to", "coco"]) == 0
+    assert main.run(["select", str(folder / "a"), str(picked), "--take", "random=2"]) == 0
     dataset.write(folder / "data", 2, seed=11)
     return {
         "folder": folder,
