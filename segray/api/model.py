@@ -45,6 +45,8 @@ class ModelKeys(TypedDict, total=False):
     """The further keys of the section `model` of a configuration; configs/reference.yaml says what each one means."""
 
     name: str
+    sha256: str | Mapping[str, str] | None
+    on_change: Literal["refuse", "take", "keep"]
     form: Literal["original", "converted"] | None
     adapter: str | None
     size: tuple[int, int] | None
@@ -75,7 +77,8 @@ def load_model(
     """Load a model onto a device of this machine. The model then labels images in this process, without Ray.
 
     Args:
-        model: The file or folder of a model, such as `best_openvino_model`; or a name that `segray models list` shows.
+        model: The file or folder of a model, such as `best_openvino_model`, or its address, such as
+            `hf://ORG/NAME/FOLDER`, which is fetched once; or a name that `segray models list` shows.
             `stickers` comes with segray. For another name, `models/NAME/NAME.xml` is taken, which `segray models pull`
             writes; the keyword `name` with a path takes any other place.
         device: Device of OpenVINO: CPU, GPU, GPU.1, NPU.
@@ -92,6 +95,8 @@ def load_model(
     Raises:
         ModelError: The files are missing, are no model that segray decodes, or do not run on the device.
         ConfigError: A keyword is unknown or has a wrong value, or the file does not tell a fact that decoding needs.
+        AccessError: The place of a model at an address refuses the request.
+        InfrastructureError: The place cannot be reached, and the model has not been fetched before.
 
     Example:
         >>> model = segray.load_model("best_openvino_model", score_threshold=0.3)

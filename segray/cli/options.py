@@ -85,7 +85,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="PATH|NAME",
-        help="File or folder of a model that tells what it is, or a name of `segray models list`.",
+        help="File, folder or address of a model that tells what it is, or a name of `segray models list`.",
     ),
 ]
 Configuration = Annotated[

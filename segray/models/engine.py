@@ -39,6 +39,8 @@ Arrays = Mapping[str, NDArray[Any]]
 OLDEST_IR = 10
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _SUFFIXES = (".xml", ".onnx", ".pb")
+# What exporters append to the name of an ONNX file for the file of its weights: transformers, PyTorch.
+ONNX_WEIGHTS = ("_data", ".data")
 # After this many images of one size, a network for that size is worth the seconds of its compilation.
 _IMAGES_BEFORE_FIXED_SHAPE = 16
 # An address as a path has it, which joins the slashes: s3:/bucket/key.
@@ -59,7 +61,8 @@ def model_root(path: Path) -> Path:
 def model_files(path: Path) -> tuple[Path, ...]:
     """Return the files of the model at `path`, sorted; raise ModelError if a file is missing or is no model.
 
-    path: IR (.xml, its .bin beside it), .onnx, frozen graph (.pb), SavedModel folder or its saved_model.pb.
+    path: IR (.xml, its .bin beside it), .onnx, frozen graph (.pb), SavedModel folder or its saved_model.pb. Large ONNX
+        files have their weights in a file beside them.
     """
     path = model_root(path)
     if path.is_dir():
@@ -73,6 +76,9 @@ def model_files(path: Path) -> tuple[Path, ...]:
         raise ModelError(
             "segray cannot read files of this kind.", where=str(path), found=f"suffix {path.suffix!r}", hint=hint
         )
+    if path.suffix == ".onnx":
+        weights_files = (path.with_name(path.name + end) for end in ONNX_WEIGHTS)
+        return (path, *sorted(file for file in weights_files if file.is_file()))
     if path.suffix != ".xml":
         return (path,)
     _check_ir_version(path)
@@ -532,7 +538,7 @@ def compile_network(
         _fix_shape(model.inputs[image], model, _input_shape(layout, form.image.size_hw or size_hw))
         model = _embed_preprocessing(model, image, form.image, layout)
         with _cache_lock(settings.cache_dir):
-            network = _core().compile_model(model, settings.device, _options(settings))
+            network = _core().compile_model(model, settings.device, _options(settings, form))
     except RuntimeError as error:
         hint = "Set another `device` in `workers` or another `model.precision`, or convert the model again."
         if path.suffix == ".onnx":
@@ -587,10 +593,11 @@ def _check_device(settings: DeviceSettings) -> None:
         )
 
 
-def _options(settings: DeviceSettings) -> dict[str, Any]:
+def _options(settings: DeviceSettings, form: ModelFormat) -> dict[str, Any]:
+    threads = settings.threads or available_cpus()
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": settings.hint,
-        "INFERENCE_NUM_THREADS": settings.threads or available_cpus(),
+        "INFERENCE_NUM_THREADS": threads,
         # With pinning, all processes of a host take the same cores.
         "ENABLE_CPU_PINNING": False,
     }
@@ -600,6 +607,8 @@ def _options(settings: DeviceSettings) -> dict[str, Any]:
         options["INFERENCE_PRECISION_HINT"] = _float_precision(settings.precision)
     if settings.cache_dir:
         options["CACHE_DIR"] = settings.cache_dir
+    if form.stream_threads is not None and settings.hint == "THROUGHPUT" and settings.device == "CPU":
+        options["NUM_STREAMS"] = max(1, threads // form.stream_threads)
     return options
 
 

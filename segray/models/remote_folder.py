@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import segray
 from segray.errors import AccessError, ConfigError, InfrastructureError, ModelError
 from segray.models import checkpoints
+from segray.models.engine import ONNX_WEIGHTS
 from segray.models.metadata import BESIDE, CONFIG, PROCESSOR
 from segray.storage import download, hub
 from segray.storage.download import Progress
@@ -32,8 +33,6 @@ from segray.storage.uris import is_http, join, redact, scheme
 _MODELS = (".xml", ".onnx")
 _FILES = (*_MODELS, ".pb")
 _SAVED_MODEL = "saved_model.pb"
-# What exporters append to the name of an ONNX file for the file of its weights.
-_ONNX_WEIGHTS = ("_data", ".data")
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def look(folder: RemoteFolder, name: str | None, uri: str) -> RemoteModel:
         return RemoteModel(files, ".", folder.revision)
     opened = name if name is not None else _only_model(names or (), uri)
     required = [opened, f"{opened[: -len('.xml')]}.bin"] if opened.endswith(".xml") else [opened]
-    optional = [*BESIDE, *(opened + suffix for suffix in _ONNX_WEIGHTS if opened.endswith(".onnx"))]
+    optional = [*BESIDE, *(opened + suffix for suffix in ONNX_WEIGHTS if opened.endswith(".onnx"))]
     files = tuple(_required(folder, file, uri) for file in required)
     beside = [_optional(folder, file) for file in optional if names is None or file in names]
     return RemoteModel((*files, *(file for file in beside if file is not None)), opened, folder.revision)

@@ -30,6 +30,7 @@ from segray.storage.options import StorageOptions
 
 _PUBLIC = "https://huggingface.co"
 _KINDS = ("models", "datasets", "spaces")
+_COMMIT_HEADER = "X-Repo-Commit"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RETRIES, _PAUSE_S, _MAX_REDIRECTS = 3, 0.5, 5
@@ -151,7 +152,7 @@ class Hub:
         url, headers = self._request(
             "HEAD", f"{endpoint()}/{prefix}{address.repository}/resolve/{revision}/{path}", address
         )
-        commit = headers.get("X-Repo-Commit") or (address.revision if address.is_pinned else "")
+        commit = headers.get(_COMMIT_HEADER) or (address.revision if address.is_pinned else "")
         tag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
         size = headers.get("X-Linked-Size") or (None if headers.get("Location") else headers.get("Content-Length"))
         return HubFile(
@@ -202,10 +203,13 @@ class Hub:
     ) -> tuple[str, Message]:
         """Return the URL that has answered, and the headers of the reply. body: receives the content.
 
-        Redirects inside the hub are followed, as those of a renamed repository. Others are the answer.
+        Redirects inside the hub are followed, as those of a renamed repository and of small files. Others are the
+        answer. The commit of any of the replies is in the headers.
         """
+        commit = ""
         for _ in range(_MAX_REDIRECTS):
             status, headers, content = self._attempts(method, url)
+            commit = headers.get(_COMMIT_HEADER) or commit
             location = headers.get("Location")
             if not 300 <= status < 400 or location is None or urlsplit(location).netloc:
                 break
@@ -214,6 +218,8 @@ class Hub:
             self._raise(status, headers, address)
         if body is not None:
             body += content
+        if _COMMIT_HEADER not in headers:
+            headers[_COMMIT_HEADER] = commit
         return url, headers
 
     def _attempts(self, method: str, url: str) -> tuple[int, Message, bytes]:

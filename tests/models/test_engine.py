@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from segray.errors import ConfigError, ImageError, ModelError
+from segray.execution import model_files
 from segray.models import engine as runtime
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.engine import DeviceSettings, FakeEngine, available_cpus
@@ -124,6 +125,18 @@ def test_what_a_model_consists_of(tmp_path: Path) -> None:
     for file in expected:
         file.write_bytes(b"x")
     assert runtime.model_files(saved) == runtime.model_files(expected[0]) == expected
+
+
+@pytest.mark.parametrize("end", ["_data", ".data"])
+def test_the_weights_beside_an_onnx_belong_to_the_model(tmp_path: Path, end: str) -> None:
+    """PyTorch and transformers write them so. Equal graphs with other weights are other models."""
+    onnx, weights = tmp_path / "m.onnx", tmp_path / f"m.onnx{end}"
+    onnx.write_bytes(b"graph")
+    assert runtime.model_files(onnx) == (onnx,)
+    weights.write_bytes(b"weights")
+    assert runtime.model_files(onnx) == (onnx, weights)
+    offered = model_files.offer(str(onnx), "fingerprint", lambda piece: piece)
+    assert {file.name: file.pieces for file in offered.files} == {"m.onnx": (b"graph",), weights.name: (b"weights",)}
 
 
 # The smallest protobuf writer that can make a graph: field number, then a varint, text, or nested message.

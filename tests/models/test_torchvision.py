@@ -227,3 +227,12 @@ def test_another_resize_is_refused(tmp_path: Path) -> None:
     path = torchvision_network.write(tmp_path, columns=91)
     with pytest.raises(ConfigError, match=r"or set .model.preprocessing.resize. to stretch"):
         resolve.configured(settings(path, preprocessing={"resize": "letterbox"}))
+
+
+@pytest.mark.parametrize(("threads", "streams"), [(1, "1"), (2, "1"), (9, "2")])
+def test_a_thread_does_not_take_an_image_of_its_own(tmp_path: Path, threads: int, streams: str) -> None:
+    """Each image that the network computes at once takes 0.7 GB."""
+    folder = torchvision_network.write(tmp_path / "m")
+    model = resolve.configured(settings(folder, labels={1: "red thing"}))
+    device = engine.DeviceSettings(precision="f32", threads=threads)
+    assert engine.compile(model.path, model.form, device).facts["streams"] == streams

@@ -1,6 +1,7 @@
 """A local server that speaks the protocol of the Hugging Face Hub: repositories, redirects to another path, tokens.
 
-Large files are redirected, with their SHA-256 in a header; small ones are sent, with git's checksum as their ETag.
+Large files are redirected to another place, with their SHA-256 in a header. Small ones are redirected within the hub,
+and sent with git's checksum as their ETag.
 """
 
 from __future__ import annotations
@@ -94,6 +95,12 @@ def serve() -> Iterator[HubServer]:
             if match := re.fullmatch(r"/cdn/(\w+)/(.*)", path):
                 assert not token, "the token went to another host"
                 return self._content(match[2], self._find(match[1], match[2]))
+            if match := re.fullmatch(r"/api/resolve-cache/models/([^/]+/[^/]+)/(\w+)/(.*)", path):
+                content = hub.repositories[match[1]].commits[match[2]][match[3]]
+                if hub.repositories[match[1]].gate and token != TOKEN:
+                    return self._refuse(401)
+                sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                return self._content(match[3], content, {"ETag": f'"{sha1}"'})
             for old, new in hub.renamed.items():
                 if path.startswith((f"/{old}/", f"/api/models/{old}/")):
                     return self._send(307, {"Location": self.path.replace(old, new, 1)})
@@ -115,20 +122,19 @@ def serve() -> Iterator[HubServer]:
                 return self._refuse(403 if token else 401, "GatedRepo")
             if match[4] not in files:
                 return self._refuse(404, "EntryNotFound")
-            return self._resolve(match[4], files[match[4]], commit)
+            return self._resolve(match[1], match[4], files[match[4]], commit)
 
         def _find(self, digest: str, name: str) -> bytes:
             contents = [files.get(name, b"") for r in hub.repositories.values() for files in r.commits.values()]
             return next(content for content in contents if hashlib.sha256(content).hexdigest() == digest)
 
-        def _resolve(self, name: str, content: bytes, commit: str) -> None:
+        def _resolve(self, repository: str, name: str, content: bytes, commit: str) -> None:
             headers = {"X-Repo-Commit": commit}
             if name.endswith(LARGE):
                 digest = hashlib.sha256(content).hexdigest()
                 headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"', "ETag": '"pointer"'}
                 return self._send(302, {**headers, "Location": f"{hub.root}/cdn/{digest}/{name}"})
-            sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            return self._content(name, content, {**headers, "ETag": f'"{sha1}"'})
+            return self._send(307, {**headers, "Location": f"/api/resolve-cache/models/{repository}/{commit}/{name}"})
 
         def _content(self, name: str, content: bytes, headers: dict[str, str] | None = None) -> None:
             start, total = 0, len(content)

@@ -49,7 +49,9 @@ class ModelFormat:
     name: original, converted, or exported for a model that describes itself. outputs: outputs that `decode` needs.
     positions: output -> its position in the model, for a model whose outputs have no dependable names. An output
     without a position is looked up by name. pasted_masks: output of masks that the graph pastes into the image; the
-    engine cuts the graph and gives the small masks of the boxes. "" for none.
+    engine cuts the graph and gives the small masks of the boxes. "" for none. stream_threads: smallest number of
+    threads for each image that the network computes at once, for a network that takes much memory for each; None to
+    leave the number to OpenVINO.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ModelFormat:
     outputs: tuple[str, ...]
     positions: Mapping[str, int] = field(default_factory=dict)
     pasted_masks: str = ""
+    stream_threads: int | None = None
 
     @property
     def window_hw(self) -> tuple[int, int]:

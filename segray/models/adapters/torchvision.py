@@ -36,6 +36,8 @@ DEFAULTS = Defaults(score_threshold=0.05, max_detections=100)
 
 _OUTPUTS = ("boxes", "labels", "scores", "masks")
 _COCO_COLUMNS = 91
+# The network enlarges images to 800x1200 pixels: each image that is computed at once takes 0.7 GB.
+_STREAM_THREADS = 4
 
 
 def of(description: Description) -> TorchvisionMaskRcnn:
@@ -50,7 +52,7 @@ def of(description: Description) -> TorchvisionMaskRcnn:
     _check_labels(description.labels, columns)
     is_cut = mask_side is not None and description.kind == "pasted"
     forms = {
-        name: replace(form, pasted_masks="masks" if is_cut else "")
+        name: replace(form, pasted_masks="masks" if is_cut else "", stream_threads=_STREAM_THREADS)
         for name, form in forms_of(description, _OUTPUTS).items()
     }
     defaults = defaults_of(description.thresholds, DEFAULTS)
