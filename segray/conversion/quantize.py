@@ -27,10 +27,10 @@ import segray
 from segray._system import host_process
 from segray.conversion import compare, pull
 from segray.conversion.compare import EngineAccuracy, Reader, Speed, Truth
-from segray.errors import ConfigError, ModelError, SegrayError, SourceError, UserError
+from segray.errors import ConfigError, ImageError, ModelError, SegrayError, SourceError, UserError
 from segray.instances import ImageRef
 from segray.models import engine, metadata, resolve
-from segray.models.engine import DeviceSettings, Engine
+from segray.models.engine import Arrays, DeviceSettings, Engine
 from segray.storage.store import Store
 from segray.storage.uris import redact
 
@@ -120,8 +120,7 @@ def quantize(
         raise SourceError(
             "No image of the sample can be read.", where=redact(images), found=reader.first_failure(), hint=hint
         )
-    with source.infer(timed[0]):
-        pass  # A model with other inputs fails here, with a better error than NNCF's.
+    _check_runs(source, timed[0], model)
     note(f"calibrating with {len(sample)} images")
     result = _quantize_graph(nncf, graph, _CalibrationInputs(reader, graph, sample), keep_float, str(model.path))
     with _staging_folder(out) as staging:
@@ -150,6 +149,16 @@ def quantize(
     if reader.failures:
         note(f"{len(reader.failures)} images could not be read, such as {reader.first_failure()}")
     return quantised
+
+
+def _check_runs(source: Engine, inputs: Arrays, model: resolve.ResolvedModel) -> None:
+    """Raise ModelError for a network that cannot compute an image, with a better error than NNCF's."""
+    try:
+        with source.infer(inputs):
+            pass
+    except ImageError as error:
+        hint = "Check that `segray label` labels the images with this model. If not, export the model again."
+        raise ModelError(error.what, where=str(model.path), found=error.found, hint=hint) from error
 
 
 def _import_nncf() -> Any:

@@ -223,20 +223,29 @@ def _take_one_image(model: ov.Model, form: ModelFormat, path: Path) -> None:
     single[0], single[layout.index("C")] = 1, 3
     if shape == single:
         return
-    batch = str(shape[0])
-    if shape[0].is_static:
-        graph_repairs.release_batch(model, shape[0].get_length())
+    batch = shape[0].get_length() if shape[0].is_static else None
+    if batch is not None and batch > 1:
+        graph_repairs.release_batch(model, index, batch)
     try:
         # Model.reshape would check the new shapes of layers with the old shape of the input.
         model.get_parameters()[index].set_partial_shape(single)
         model.validate_nodes_and_infer_types()
+        if batch is not None and batch > 1:
+            _check_single(model, form, batch)
     except RuntimeError as error:
         raise ModelError(
             "The model labels several images at a time, and cannot be changed to one.",
             where=str(path),
-            found=f"batch {batch}: {_last_line(error)}",
+            found=f"batch {shape[0]}: {_last_line(error)}",
             hint="Export the model again with batch=1.",
         ) from error
+
+
+def _check_single(model: ov.Model, form: ModelFormat, batch: int) -> None:
+    """Raise RuntimeError if an output still has the rows of `batch` images, though the model takes one image."""
+    ports = [_port(model.outputs[position]) for position in form.positions.values()]
+    if several := [str(port) for port in ports if port.shape and port.shape[0] == batch]:
+        raise RuntimeError(f"the outputs still have {batch} images: {'; '.join(several)}")
 
 
 def _add_batch_axis(model: ov.Model, index: int) -> None:

@@ -11,8 +11,6 @@ import numpy as np
 from segray.models.openvino import opset13, ov
 
 _GATHER_ELEMENTS, _SLICE = "GatherElements", "Slice"
-# Layers that take a shape as their second input.
-_SHAPED = frozenset({"Reshape", "Broadcast"})
 
 
 def gather_slices(model: ov.Model) -> None:
@@ -51,20 +49,52 @@ def _columns(node: ov.Node) -> tuple[int, int, int] | None:
     return (first, count, axis) if count == stop - first else None
 
 
-def release_batch(model: ov.Model, batch: int) -> None:
-    """Let constant shapes that begin with the number of images take one image.
+def release_batch(model: ov.Model, index: int, batch: int) -> None:
+    """Let constant shapes that count the images take one image, where the images are outermost.
 
-    batch: number of images for which the graph was exported. Reshape the image input afterwards.
+    Rows of memory keep their order in a Reshape. The first image is then the first part of the result, too, if its
+    first axis can be divided by the number of images. A Transpose of the images' axis makes this untrue.
+
+    Args:
+        model: The graph; nothing is checked again.
+        index: Position of the image input. Give it the new shape afterwards.
+        batch: Number of images for which the graph was exported.
     """
-    for node in model.get_ordered_ops():
-        if node.get_type_name() not in _SHAPED:
+    layers = _computed_from(model, index)
+    if any(_moves_first_axis(node) for node in layers):
+        return
+    for node in layers:
+        shape = _constant(node.input_value(1)) if node.get_type_name() == "Reshape" else None
+        if shape is None or not shape.size or shape[0] <= 0 or shape[0] % batch:
             continue
-        shape = _constant(node.input_value(1))
-        source, target = (port.get_partial_shape() for port in (node.input_value(0), node.output(0)))
-        keeps_batch = _first(target) == batch and (node.get_type_name() == "Broadcast" or _first(source) == batch)
-        if shape is not None and shape.size and shape[0] == batch and keeps_batch:
-            single = np.concatenate([[1], shape[1:]]).astype(shape.dtype)
-            node.input(1).replace_source_output(opset13.constant(single).output(0))
+        first = _first(node.input_value(0).get_partial_shape())
+        if first is not None and first % batch == 0:
+            _set_shape(node, [shape[0] // batch, *shape[1:]])
+    for node in model.get_ordered_ops():
+        shape = _constant(node.input_value(1)) if node.get_type_name() == "Broadcast" else None
+        if shape is not None and shape.size and shape[0] == batch:
+            _set_shape(node, [1, *shape[1:]])
+
+
+def _computed_from(model: ov.Model, index: int) -> list[ov.Node]:
+    """Return the layers whose values are computed from an input, in order; not those that read its shape alone."""
+    computed = {model.get_parameters()[index]}
+    layers = []
+    for node in model.get_ordered_ops():
+        sources = {value.get_node() for value in node.input_values()}
+        if sources & computed and node.get_type_name() != "ShapeOf":
+            computed.add(node)
+            layers.append(node)
+    return layers
+
+
+def _moves_first_axis(node: ov.Node) -> bool:
+    order = _constant(node.input_value(1)) if node.get_type_name() == "Transpose" else None
+    return order is not None and order.size > 0 and order[0] != 0
+
+
+def _set_shape(node: ov.Node, shape: list[int]) -> None:
+    node.input(1).replace_source_output(opset13.constant(np.array(shape, np.int64)).output(0))
 
 
 def _first(shape: ov.PartialShape) -> int | None:

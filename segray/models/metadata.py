@@ -326,8 +326,8 @@ def _text_of_file(file: Path) -> str | None:
     if not os.path.lexists(file):
         return None
     if not file.is_file():  # A named pipe would block, and a device would never end.
-        found, hint = "a folder, a device or a broken link", f"Remove {file.name}, or put the file in its place."
-        raise ModelError(f"{file.name} is no file.", where=str(file), found=found, hint=hint)
+        hint = f"Remove {file.name}, or put the file in its place."
+        raise ModelError(f"{file.name} is no file.", where=str(file), found=_kind_of(file), hint=hint)
     try:
         with file.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
@@ -340,6 +340,17 @@ def _text_of_file(file: Path) -> str | None:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError("The file is not UTF-8.", where=str(file), found=str(error), hint=_HINT) from error
+
+
+def _kind_of(path: Path) -> str:
+    """Return what is at a path that is no file, in words."""
+    if path.is_dir():
+        return "a folder"
+    if path.is_fifo():
+        return "a named pipe"
+    if path.is_symlink() and not path.exists():
+        return f"a broken link to {path.readlink()}"
+    return "a socket" if path.is_socket() else "a device"
 
 
 def _too_large(what: str, path: Path, size_bytes: int) -> ModelError:

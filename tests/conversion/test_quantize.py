@@ -21,7 +21,7 @@ from segray.analytics.evaluation.evaluate import evaluate
 from segray.cli import main
 from segray.conversion import compare, quantize
 from segray.conversion.inspect_model import inspect
-from segray.errors import ConfigError, LabelSetError, ModelError, UserError
+from segray.errors import ConfigError, ImageError, LabelSetError, ModelError, UserError
 from segray.execution import run, worker_spec
 from segray.execution.worker_pool import InProcess
 from segray.models import engine, resolve
@@ -122,6 +122,15 @@ def test_inspect_says_that_a_model_is_quantised(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("any_nncf")
+def test_a_network_that_cannot_compute_an_image_is_told_before_calibration() -> None:
+    def fail(inputs: engine.Arrays) -> engine.Arrays:
+        raise ImageError("The network refused the image.", found="no memory")
+
+    with pytest.raises(ModelError, match="no memory") as told:
+        quantize._check_runs(engine.FakeEngine(fail), {}, resolve.resolve("stickers"))
+    assert told.value.exit_code == 2
+
+
 @pytest.mark.parametrize("card", [{"contract": TF}, {"precision": "int8", "source": {"fingerprint": "other"}}])
 def test_the_folder_of_another_model_is_left_alone(tmp_path: Path, card: dict[str, Any]) -> None:
     (tmp_path / "segray.json").write_text(json.dumps(card))

@@ -14,14 +14,17 @@ import yaml
 import yolo_network
 from command import segray as command
 from PIL import Image
+from watchers import Notes
 
 import segray
 from segray import config, rle
 from segray.bench import runner
 from segray.bench.workload import Workload
+from segray.cli import main
 from segray.errors import ConfigError, ModelError
-from segray.execution import run
+from segray.execution import run, worker_spec
 from segray.execution.model_loading import options_of
+from segray.execution.worker_pool import InProcess
 from segray.execution.worker_spec import WorkerSpec
 from segray.instances import Instances
 from segray.limits import DEFAULT_LIMITS
@@ -219,6 +222,29 @@ def test_bench_takes_a_model_by_its_path(tmp_path: Path) -> None:
     workload = Workload(str(tmp_path), (), {"name": "auto", "path": str(folder), "max_detections": 20}, 1)
     _, adapter, form, options = workload.compile_model()
     assert (adapter.name, form.image.size_hw, options.max_detections) == ("yolo_seg", (64, 96), 20)
+
+
+def test_rows_from_tiles_are_exported_evaluated_compared_and_selected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, labels, truth = yolo_network.write(tmp_path / "m"), str(tmp_path / "labels"), str(tmp_path / "truth.json")
+    (tmp_path / "photos").mkdir()
+    for number, size_hw in enumerate(((96, 160), (48, 80))):
+        Image.fromarray(yolo_network.red_rectangle(size_hw)).save(tmp_path / "photos" / f"{number}.png")
+    values = {
+        "source": {"uri": str(tmp_path / "photos"), "tiles": {"size": 64, "overlap": 0.25, "whole": True}},
+        "output": {"root": labels},
+        "model": {"path": str(folder), "precision": "f32"},
+    }
+    chosen = config.validate(values, "test")
+    summary = run.label(chosen, Notes(), lambda spec, _: InProcess(*worker_spec.build(spec, "CPU", 1)))
+    assert summary.images == {"ok": 2}
+    assert main.run(["export", labels, truth, "--to", "coco"]) == 0
+    capsys.readouterr()
+    assert main.run(["evaluate", labels, "--truth", truth]) == 0
+    assert "mask AP 1.000" in capsys.readouterr().out
+    assert main.run(["diff", labels, labels, "--fail-if", "lost>0%"]) == 0
+    assert main.run(["select", labels, str(tmp_path / "picked.json"), "--take", "random=1"]) == 0
 
 
 @pytest.mark.integration

@@ -124,7 +124,7 @@ def test_a_harmful_card_is_refused_at_once(tmp_path: Path, content: bytes) -> No
     refused(model_heads.ir(tmp_path))
 
 
-def refused(path: Path) -> None:
+def refused(path: Path) -> ModelError:
     begin_s = time.monotonic()
     with pytest.raises(ModelError) as caught:
         metadata.read(path)
@@ -134,6 +134,7 @@ def refused(path: Path) -> None:
     assert error.found
     assert len(str(error)) < 1000
     assert error.hint
+    return error
 
 
 def test_a_file_without_an_end_of_edges_is_refused(tmp_path: Path) -> None:
@@ -144,17 +145,19 @@ def test_a_file_without_an_end_of_edges_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metadata.yaml", "segray.json"])
-@pytest.mark.parametrize("target", ["/dev/zero", "/", "absent"])
+@pytest.mark.parametrize(
+    ("target", "found"), [("/dev/zero", "a device"), ("/", "a folder"), ("absent", "a broken link to absent")]
+)
 def test_a_device_a_folder_or_a_broken_link_in_place_of_metadata_is_refused(
-    tmp_path: Path, name: str, target: str
+    tmp_path: Path, name: str, target: str, found: str
 ) -> None:
     (tmp_path / name).symlink_to(target)
-    refused(model_heads.ir(tmp_path))
+    assert refused(model_heads.ir(tmp_path)).found == found
 
 
 def test_a_pipe_in_place_of_metadata_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metadata.yaml")
-    refused(model_heads.ir(tmp_path))
+    assert refused(model_heads.ir(tmp_path)).found == "a named pipe"
 
 
 # ---- values ---------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def network(
     rows = op.add(op.unsqueeze(op.unsqueeze(zero, 1), 1), table)
     if as_onnx:
         shape = [batch, *(size.get_length() for size in list(rows.output(0).partial_shape)[1:])]
-        rows = op.reshape(rows, np.array(shape, np.int64), False)
+        parts = [batch * 2, shape[1] // 2, shape[2]] if shape[1] % 2 == 0 else shape
+        for sides in (parts, shape):
+            rows = op.reshape(rows, np.array(sides, np.int64), False)
     if as_onnx and selected:
         rows = _taken(rows, batch)
     prototypes.output(0).tensor.set_names({"input"})
