@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # As in typing, whose import is slow.
 if TYPE_CHECKING:
     from segray import errors, instances, rle
     from segray.analytics.query.duckdb_views import sql
+    from segray.api.label import label
     from segray.api.label_set import LabelSet, open_label_set
     from segray.api.model import Model, load_model
     from segray.instances import Instances
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Instances", "LabelSet", "Model", "__version__", "decode", "errors", "images", "instances", "load_model",
+    "Instances", "LabelSet", "Model", "__version__", "decode", "errors", "images", "instances", "label", "load_model",
     "open_label_set", "rle", "scan", "sql",
 ]  # fmt: skip
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Model": "segray.api.model",
     "decode": "segray.models.registry",
     "images": "segray.label_set.snapshot",
+    "label": "segray.api.label",
     "load_model": "segray.api.model",
     "open_label_set": "segray.api.label_set",
     "scan": "segray.label_set.snapshot",

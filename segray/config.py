@@ -465,6 +465,22 @@ def validate_model(
     return sections.model, sections.tiles
 
 
+def nested(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of dotted keys as nested mappings, for `validate`. A later key wins over an earlier one.
+
+    Args:
+        keys: Dotted keys, such as `source.tiles.size`, with Python's values.
+        where: Name of the mapping, for errors.
+
+    Raises:
+        ConfigError: A key goes on where an earlier key has a single value.
+    """
+    values: dict[str, Any] = {}
+    for key, value in keys.items():
+        _set_value(values, str(key).split("."), copy.deepcopy(value), f"{where}: {key}")
+    return values
+
+
 def _with_paths_as_text(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return as_uri(value)
@@ -542,13 +558,18 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError("--set takes key=value", found=override, hint="for example --set output.root=out")
-    *parents, last = key.split(".")
+    path = key.split(".")
+    _set_value(values, path, _parse_value(text, override, _type_of(path)), f"--set {override}")
+
+
+def _set_value(values: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Set a value in nested mappings and lists, which get the sections that they lack."""
+    *parents, last = path
     section: Any = values
     for name in parents:
-        section = _child(section, name, override)
-    value = _parse_value(text, override, _type_of(key.split(".")))
+        section = _child(section, name, where)
     if isinstance(section, list):
-        section[_list_index(section, last, override)] = value
+        section[_list_index(section, last, where)] = value
     else:
         section[last] = value
 
@@ -585,27 +606,25 @@ def _parse_value(text: str, override: str, types: Sequence[Any]) -> Any:
         raise ConfigError("the value is not valid YAML", where=f"--set {override}", found=str(exc), hint=hint) from exc
 
 
-def _child(section: Any, name: str, override: str) -> Any:
+def _child(section: Any, name: str, where: str) -> Any:
     if isinstance(section, list):
-        return section[_list_index(section, name, override)]
+        return section[_list_index(section, name, where)]
     child = section.setdefault(name, {})
     if child is None:
         child = section[name] = {}
     if not isinstance(child, dict | list):
         raise ConfigError(
             f"{name} holds a single value, not a section",
-            where=f"--set {override}",
+            where=where,
             found=repr(child),
             hint=f"end the key at {name}",
         )
     return child
 
 
-def _list_index(section: list[Any], name: str, override: str) -> int:
+def _list_index(section: list[Any], name: str, where: str) -> int:
     if not name.isdigit() or int(name) >= len(section):
-        raise ConfigError(
-            "no such entry in the list", where=f"--set {override}", found=name, hint=f"use 0 to {len(section) - 1}"
-        )
+        raise ConfigError("no such entry in the list", where=where, found=name, hint=f"use 0 to {len(section) - 1}")
     return int(name)
 
 

@@ -11,6 +11,7 @@
     ├── InfrastructureError    throttling, network, disk, lost nodes: retried       exit 3
     │   ├── LastingError       a full disk, expired credentials: waiting does not help
     │   └── ConflictError      another run committed this batch first: plan again
+    ├── TooManyFailedError     more images failed than max_failed_fraction allows   exit 3
     └── Interrupted            a stop request: the same command resumes the run     exit 130
 
 A message has four parts: what went wrong, where, what was found there, and a hint.
@@ -109,6 +110,12 @@ class LastingError(InfrastructureError):
 
 class ConflictError(InfrastructureError):
     """A lost race: another run committed this batch first."""
+
+
+class TooManyFailedError(SegrayError):
+    """A run in which more images failed than max_failed_fraction allows. All rows are committed."""
+
+    exit_code = 3
 
 
 class Interrupted(SegrayError):

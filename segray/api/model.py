@@ -6,7 +6,6 @@ in the worker of a run. Knows nothing of label sets and Ray.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from segray import config
 from segray._system import memory
+from segray._system.logger import LOGGER
 from segray.config import ModelSettings, TilesSettings
 from segray.errors import ImageError, UserError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel, thread_count
@@ -129,7 +129,7 @@ class Model:
         self, settings: ModelSettings, device: str, threads: int | None, tiles: TilesSettings | None = None
     ) -> None:
         """Load the model; see load_model()."""
-        resolved = model_cache.resolved(settings, StorageOptions(), logging.getLogger("segray").info)
+        resolved = model_cache.resolved(settings, StorageOptions(), LOGGER.info)
         self._arguments = settings, device, threads, tiles
         self._resolved, self._settings, self._device = resolved, resolved.complete(settings), device
         self._cores = threads or engine.available_cpus()
@@ -184,6 +184,13 @@ class Model:
     def settings(self) -> Mapping[str, Any]:
         """Return the section `model` of a configuration that labels as this model does."""
         return self._settings.model_dump(exclude_none=True)
+
+    def run_keys(self) -> dict[str, Any]:
+        """Return the dotted keys of a configuration whose run labels as this model does, on the same device."""
+        keys = {f"model.{key}": value for key, value in self.settings.items()}
+        if self._arguments[3] is not None:
+            keys["source.tiles"] = self._arguments[3].model_dump()
+        return {**keys, "workers": [{"device": self._device, "threads": self._arguments[2]}]}
 
     def __repr__(self) -> str:
         size = "any size" if self.size_hw is None else f"{self.size_hw[1]}x{self.size_hw[0]}"

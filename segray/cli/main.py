@@ -45,12 +45,11 @@ from segray.cli.options import (
     with_home,
 )
 from segray.errors import InfrastructureError, Interrupted, SegrayError, UserError
+from segray.execution.ray_start import start_workers
 
 if TYPE_CHECKING:
     from segray.config import Config
     from segray.execution.run import Summary
-    from segray.execution.worker_pool import WorkerPool
-    from segray.execution.worker_spec import WorkerSpec
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.promotion import Promotion
     from segray.label_set.validation import Report
@@ -443,18 +442,6 @@ def describe_maintenance(result: Maintenance) -> str:
     if any(result.waiting.values()):
         lines.append("readers of the plain glob count the rows of these files too, until a later call deletes them")
     return "\n".join([*lines, f"{result.staged_deleted} staged files of finished runs deleted"])
-
-
-def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
-    """Return workers on the configured Ray cluster."""
-    try:
-        with host_process.import_changes_undone():  # The import of Ray changes the process too.
-            from segray.execution import ray_pool
-        return ray_pool.start(spec, config)
-    except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
-        if signals.stop_requested():
-            raise KeyboardInterrupt from exc
-        raise
 
 
 def check_pools(config: Config) -> None:

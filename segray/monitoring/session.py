@@ -13,13 +13,13 @@ from segray.config import Config
 from segray.execution.progress import ProgressListener, RunProgress
 from segray.execution.run import Summary
 from segray.label_set.run_records import Run
-from segray.monitoring import console
+from segray.monitoring import console, library
 from segray.monitoring.heartbeat import HeartbeatWriter
 from segray.monitoring.json_log import Json
 from segray.monitoring.prometheus import Metrics
 from segray.tasks import UnitReport
 
-Console = console.Plain | console.Bar | console.Quiet | Json
+Console = console.Plain | console.Bar | console.Quiet | library.Notebook | Json
 
 
 class ListenerGroup(ProgressListener):
@@ -50,14 +50,17 @@ class ListenerGroup(ProgressListener):
 
 
 @contextmanager
-def observed(config: Config, screen: Console) -> Iterator[ProgressListener]:
-    """Yield one listener that reports a run on a Ray cluster; close the heartbeat afterwards."""
+def observed(config: Config, screen: Console, others: Sequence[ProgressListener] = ()) -> Iterator[ProgressListener]:
+    """Yield one listener that reports a run on a Ray cluster; close the heartbeat afterwards.
+
+    screen: shows the progress. others: get the same progress.
+    """
     options = config.storage_options()
     render_page = live if config.report else None
     heartbeat_writer = HeartbeatWriter(options, screen.note, render_page=render_page)
     with screen:
         try:
-            yield ListenerGroup((screen, Metrics(config.output.root), heartbeat_writer))
+            yield ListenerGroup((screen, *others, Metrics(config.output.root), heartbeat_writer))
         finally:
             heartbeat_writer.close()
 

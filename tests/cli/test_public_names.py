@@ -51,7 +51,7 @@ def test_every_public_name_is_listed_before_it_is_used() -> None:
     """So that a prompt completes it."""
     code = "import segray; print(*dir(segray))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = {"Instances", "LabelSet", "Model", "decode", "errors", "images", "instances", "load_model",
+    names = {"Instances", "LabelSet", "Model", "decode", "errors", "images", "instances", "label", "load_model",
              "open_label_set", "rle", "scan", "sql"}  # fmt: skip
     assert names | {"__version__"} == set(segray.__all__)
     assert names <= set(done.stdout.split())

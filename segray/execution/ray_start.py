@@ -1,0 +1,27 @@
+"""The start of a run's workers on Ray, for callers that may not need Ray at all.
+
+Knows that the import of Ray takes seconds and changes the process. ray_pool.py knows Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from segray._system import host_process, signals
+
+if TYPE_CHECKING:
+    from segray.config import Config
+    from segray.execution.worker_pool import WorkerPool
+    from segray.execution.worker_spec import WorkerSpec
+
+
+def start_workers(spec: WorkerSpec, config: Config) -> WorkerPool:
+    """Return workers on the configured Ray cluster."""
+    try:
+        with host_process.import_changes_undone():  # The import of Ray changes the process too.
+            from segray.execution import ray_pool
+        return ray_pool.start(spec, config)
+    except Exception as exc:  # A KeyboardInterrupt during an import or Ray's start may become any exception.
+        if signals.stop_requested():
+            raise KeyboardInterrupt from exc
+        raise
