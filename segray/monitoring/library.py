@@ -52,9 +52,9 @@ class Notebook(ProgressListener):
     def advance(self, done: int, instances: int, failed: int) -> None:
         now_s = time.monotonic()
         rate = self._meter.update(done, now_s)
-        if rate:
-            left = duration(self._meter.eta_s(done))
-            self._counts = f"{rate:.1f} images/s, {left} left, {instances} instances, {failed} failed"
+        if done > self._done:
+            speed = f"{rate:.1f} images/s, {duration(self._meter.eta_s(done))} left, " if rate else ""
+            self._counts = f"{speed}{instances} instances, {failed} failed"
         self._done = done
         if now_s - self._updated_s >= _UPDATE_EVERY_S:
             self._updated_s = now_s
@@ -73,8 +73,6 @@ class Notebook(ProgressListener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._meter.images:
-            self._counts = self._counts if self._done else ""
         self._update(self._page())
 
 

@@ -20,7 +20,6 @@ from segray.errors import ImageError, InfrastructureError
 from segray.instances import ImageRef
 from segray.limits import ImageLimits
 from segray.sources import tar_archive, zip_archive
-from segray.sources.parquet_images import CellReader
 from segray.sources.uris import ImageLocation, inside
 from segray.sources.video import VideoFrames, as_bmp
 from segray.storage.store import Store
@@ -182,6 +181,8 @@ class Files:
         return content
 
     def _read_cells(self, version: str, part: list[_InsideImage]) -> _Content:
+        from segray.sources.parquet_images import CellReader  # Arrow, which readers of other files do not need.
+
         file, (column, group, _) = part[0].location.file, part[0].location.numbers
         key = (file, version, str(column), str(group))
         with self._readers.hold(key, lambda: CellReader(self._store.reader(file), column, group)) as cells:

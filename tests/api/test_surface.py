@@ -112,6 +112,6 @@ def test_reading_a_label_set_loads_no_model_and_no_cluster() -> None:
 
 
 def test_loading_a_model_loads_no_cluster_and_no_tables() -> None:
-    code = "import sys, segray; segray.load_model; print({'ray', 'deltalake', 'polars', 'duckdb'} & set(sys.modules))"
+    code = "import sys, segray; segray.load_model; print({'ray', 'deltalake', 'pyarrow', 'duckdb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
