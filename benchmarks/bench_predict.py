@@ -1,13 +1,17 @@
 """`python -m benchmarks.bench_predict MODEL`: segray, the bare network and Ultralytics' `predict` on the same images.
 
-Three programs label the same drawn scenes with the same IR on the same cores, in turn, several rounds:
+Three programs label the same images with the same IR on the same cores, in turn, several rounds:
 
 - bare: an AsyncInferQueue over prepared tensors, whose outputs nobody reads (variant a of `segray bench`);
 - segray: `segray label`, from the first task to the last commit (variant c);
 - predict: `YOLO(MODEL).predict(MANIFEST, retina_masks=True, stream=True)`, which writes nothing, in its own process.
 
 --python names an interpreter that has ultralytics, which segray neither needs nor contains. Without it predict is left
-out. The figures are medians over the rounds.
+out. The figures are medians over the rounds, with the least and the largest value.
+
+The images are drawn scenes of few objects, or those of --images. predict makes whole masks, so its time grows with the
+number of objects. A folder of fewer images than --count is taken again and again, by links. For `--precision int8`
+MODEL is a folder that `segray models quantize` wrote, with the metadata.yaml of the float export beside the .xml.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from segray.bench import runner
-from segray.bench.workload import Workload
+from segray.bench.workload import Workload, list_images
 
 PREDICT = """
 import json, os, sys, time
@@ -59,12 +64,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", help="interpreter that has ultralytics")
     chosen = parser.parse_args()
-    options = runner.BenchOptions(
-        chosen.images, runner.size_hw(chosen.size), chosen.count, "auto", str(Path(chosen.model).absolute()),
-        precision=chosen.precision, instances=300, repeats=1, only="ac",
-    )  # fmt: skip
     results: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-predict-") as folder:
+        images = chosen.images and _linked(chosen.images, chosen.count, Path(folder, "links"))
+        options = runner.BenchOptions(
+            images, runner.size_hw(chosen.size), chosen.count, "auto", str(Path(chosen.model).absolute()),
+            precision=chosen.precision, instances=300, repeats=1, only="ac",
+        )  # fmt: skip
         workload = runner.prepare(options, Path(folder), print)
         for number in range(1, chosen.rounds + 1):
             for run in runner.run_rounds(options, workload, Path(folder, str(number)), lambda note: None):
@@ -79,6 +85,14 @@ def main() -> None:
     _print_comparison(results)
 
 
+def _linked(uri: str, count: int, folder: Path) -> str:
+    """Fill a new folder with links to the first `count` images, again from the first one if there are fewer."""
+    folder.mkdir()
+    for number, image in enumerate(islice(cycle(list_images(uri, count)), count)):
+        Path(folder, f"{number:06d}{Path(image).suffix}").symlink_to(Path(image).absolute())
+    return str(folder)
+
+
 class Result(NamedTuple):
     """The speed of one program in one round. cpu_s: CPU seconds of all its processes per image."""
 
@@ -88,13 +102,18 @@ class Result(NamedTuple):
 
 def _print_comparison(results: Mapping[str, Sequence[Result]]) -> None:
     """Print medians, and segray's speed over each other program's, each ratio taken within a round."""
-    print(f"{'':8} {'images/s':>9} {'CPU ms':>7} {'segray over it':>16} {'by CPU':>7}")
+    print(f"{'':8} {'images/s':>9} {'CPU ms':>7} {'segray over it':>20} {'by CPU':>20}")
     for name, runs in results.items():
         pairs = list(zip(results["segray"], runs, strict=True))
-        speed = statistics.median(own.images_per_s / other.images_per_s for own, other in pairs)
-        cpu = statistics.median(other.cpu_s / own.cpu_s for own, other in pairs)
+        speed = _with_range([own.images_per_s / other.images_per_s for own, other in pairs])
+        cpu = _with_range([other.cpu_s / own.cpu_s for own, other in pairs])
         rate, cpu_ms = (statistics.median(values) for values in zip(*runs, strict=True))
-        print(f"{name:8} {rate:9.1f} {1e3 * cpu_ms:7.1f} {speed:16.2f} {cpu:7.2f}")
+        print(f"{name:8} {rate:9.1f} {1e3 * cpu_ms:7.1f} {speed:>20} {cpu:>20}")
+
+
+def _with_range(ratios: Sequence[float]) -> str:
+    """Return the median of ratios as text, with the least and the largest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
 
 
 def _predict(python: str, options: runner.BenchOptions, workload: Workload) -> Result:

@@ -23,7 +23,7 @@ def drop_invalid_rows(instances: Instances, labels: Mapping[int, str]) -> tuple[
     invalid_by_reason = {
         "empty_mask": np.asarray(rle.area(instances.rles)) <= 0 if len(instances) else np.zeros(0, np.bool_),
         "empty_box": (boxes_xyxy[:, 2] <= boxes_xyxy[:, 0]) | (boxes_xyxy[:, 3] <= boxes_xyxy[:, 1]),
-        "unnamed_class": ~np.isin(instances.class_ids, list(labels)),
+        "unnamed_class": np.array([class_id not in labels for class_id in instances.class_ids.tolist()], np.bool_),
     }
     is_invalid = np.zeros(len(instances), np.bool_)
     dropped = {"unreadable": instances.unreadable} if instances.unreadable else {}

@@ -3,8 +3,9 @@
 This module knows the decoders and how odd files become RGB. Any number of threads may decode at once. All libraries
 release the GIL while they decode.
 
-OpenCV decodes plain JPEG and PNG files, imagecodecs other PNGs and rare kinds of JPEG, tifffile TIFFs, Pillow all other
-files. Profiles, texts and thumbnails reach none of them: they may unpack to far more than the file's size.
+simplejpeg decodes sound JPEG files, OpenCV damaged ones and plain PNG files, imagecodecs other PNGs and rare kinds of
+JPEG, tifffile TIFFs, Pillow all other files. Profiles, texts and thumbnails reach none of them: they may unpack to far
+more than the file's size.
 Odd files become RGB of 8 bits per channel by these rules:
 
 - Alpha and transparent colours are composited over white, as a viewer on a white page shows them. A BMP whose alpha is
@@ -235,6 +236,10 @@ def _decode_jpeg(data: bytes, header: Header, frame: JpegFrame, limits: ImageLim
     if frame.is_rare:
         stored = _same_with_any_filling(data, frame, codecs.decode_jpeg)
         return _any_to_rgb(stored, frame.bits, limits, header.orientation)
+    if header.plain and frame.has_end and reduction == 1:
+        sound = codecs.decode_sound_jpeg(data, header.size_hw)
+        if sound is not None:
+            return _Stored(sound, header.orientation)
     pixels, reduction = _whole_jpeg(data, header, frame, limits, reduction)
     return _Stored(pixels, header.orientation, reduction=reduction)
 

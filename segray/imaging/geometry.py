@@ -223,6 +223,12 @@ def linear_taps(source: int, target: int, start: int = 0, stop: int | None = Non
     return Taps.of(start, *_linear(pixels, source / target, source))
 
 
+@functools.lru_cache(maxsize=64)
+def taps_of_axis(source: int, target: int) -> Taps:
+    """Return the `linear_taps` of a whole axis. Most images have one of a few sizes."""
+    return linear_taps(source, target)
+
+
 def _linear(
     pixels: NDArray[np.int64], scale: float | NDArray[np.float64], source: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -507,7 +513,7 @@ def edges_of_planes(
     planes = np.ascontiguousarray(planes)
     crops = crops_over(planes, threshold)
     cells = _kernels_grids.crops_of_planes(planes, crops, np.float32(0))
-    rows, columns = linear_taps(planes.shape[1], size_hw[0]), linear_taps(planes.shape[2], size_hw[1])
+    rows, columns = taps_of_axis(planes.shape[1], size_hw[0]), taps_of_axis(planes.shape[2], size_hw[1])
     return edges_of_crops(cells, crops, rows, columns, size_hw[0], threshold)
 
 

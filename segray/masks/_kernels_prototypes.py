@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from segray.masks._kernels import (
     BOOL,
@@ -24,6 +25,68 @@ from segray.masks._kernels import (
     with_appended,
     written,
 )
+
+# ---- anchors --------------------------------------------------------------------------------------
+
+
+@compiled(written(I64, 1), read_only(F32, 2), I64, F32)
+def _columns_over(values: Any, rows: int, floor: float) -> Any:
+    """Return the columns that have a value over the floor, or NaN, in rows 4 to rows-1."""
+    is_over = np.zeros(values.shape[1], np.uint8)
+    for k in range(4, rows):
+        line = values[k]
+        for a in range(len(line)):
+            is_over[a] |= not line[a] <= floor
+    columns, n = np.empty(len(is_over), np.int64), 0
+    for a in range(len(is_over)):
+        if is_over[a]:
+            columns[n] = a
+            n += 1
+    return columns[:n].copy()
+
+
+@compiled(
+    types.Tuple((written(F32, 1), written(I64, 1), written(F32, 2), written(F32, 2), I64)),  # type: ignore[no-untyped-call]
+    read_only(F32, 2),
+    read_only(F32, 1),
+)
+def anchors_over(anchors: Any, thresholds: Any) -> Any:
+    """Return the anchors whose best class is over the threshold of this class.
+
+    anchors: (4 + classes + m, n) float32: centre, width and height, class scores, m coefficients. thresholds:
+    (classes,). Returns scores, indices of the classes, boxes (k, 4) x0, y0, x1, y1, coefficients (k, m), and the number
+    of anchors over the lowest threshold that are dropped as not finite. Of equal scores the lowest class counts.
+    """
+    classes = len(thresholds)
+    first_coefficient, floor = 4 + classes, np.float32(np.inf)
+    for threshold in thresholds:
+        floor = min(floor, threshold)
+    columns = _columns_over(anchors, first_coefficient, floor)
+    scores, labels = np.empty(len(columns), np.float32), np.empty(len(columns), np.int64)
+    boxes_xyxy = np.empty((len(columns), 4), np.float32)
+    coefficients = np.empty((len(columns), len(anchors) - first_coefficient), np.float32)
+    n, not_finite = 0, 0
+    for a in columns:
+        is_finite, label = True, 0
+        for k in range(len(anchors)):
+            is_finite &= np.isfinite(anchors[k, a])
+        if not is_finite:
+            not_finite += 1
+            continue
+        for k in range(1, classes):
+            if anchors[4 + k, a] > anchors[4 + label, a]:
+                label = k
+        if not anchors[4 + label, a] > thresholds[label]:
+            continue
+        half_width, half_height = anchors[2, a] / np.float32(2), anchors[3, a] / np.float32(2)
+        boxes_xyxy[n, 0], boxes_xyxy[n, 1] = anchors[0, a] - half_width, anchors[1, a] - half_height
+        boxes_xyxy[n, 2], boxes_xyxy[n, 3] = anchors[0, a] + half_width, anchors[1, a] + half_height
+        scores[n], labels[n] = anchors[4 + label, a], label
+        for k in range(coefficients.shape[1]):
+            coefficients[n, k] = anchors[first_coefficient + k, a]
+        n += 1
+    return scores[:n].copy(), labels[:n].copy(), boxes_xyxy[:n].copy(), coefficients[:n].copy(), not_finite
+
 
 # ---- masks ----------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from PIL import Image, ImageFile, ImageOps
 from properties import tried
 
 from segray.errors import ImageError
+from segray.imaging import codecs
 from segray.imaging.decode import decode, load
 from segray.imaging.headers import Header, admit, probe
 from segray.limits import ImageLimits
@@ -166,6 +167,23 @@ def test_opencv_and_pillow_see_the_same_picture(kind: str, mode: str, options: d
     data = converted(mode, kind, **options)
     assert probe(data).plain
     assert gap(decode(data).image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_sound_jpeg_has_the_pixels_that_opencv_decodes(mode: str, options: dict[str, object]) -> None:
+    data = converted(mode, "JPEG", **options)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    sound = codecs.decode_sound_jpeg(data, (HEIGHT, WIDTH))
+    assert sound is not None
+    np.testing.assert_array_equal(sound, expected)
+
+
+def test_a_jpeg_with_any_fault_is_not_sound() -> None:
+    data = converted("RGB", "JPEG")
+    assert codecs.decode_sound_jpeg(data[: len(data) * 3 // 4] + codecs.END_OF_JPEG, (HEIGHT, WIDTH)) is None
+    assert codecs.decode_sound_jpeg(data, (HEIGHT, WIDTH - 1)) is None
+    assert codecs.decode_sound_jpeg(data[:-2] + b"\xff\xd0" + data[-2:], (HEIGHT, WIDTH)) is None
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "rgba.png", "palette.png", "16_bit_rgb.png"])

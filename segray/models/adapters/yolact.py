@@ -223,10 +223,13 @@ def _mask_counts(
     start_x, stop_x = _crop_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
     start_y, stop_y = _crop_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
     cuts = np.stack([start_x, start_y, stop_x, stop_y], axis=1)
+    rows_of_any = slice(start_y.min(), stop_y.max())
+    logits = np.empty((height, width, len(coefficients)), np.float32)
     with np.errstate(all="ignore"):
-        logits = prototypes @ coefficients.T  # The operand order of the references decides the last bits.
+        # The operand order of the references decides the last bits.
+        np.matmul(prototypes[rows_of_any], coefficients.T, out=logits[rows_of_any])
     cells = _sigmoid(geometry.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
-    rows, columns = geometry.linear_taps(height, size_hw[0]), geometry.linear_taps(width, size_hw[1])
+    rows, columns = geometry.taps_of_axis(height, size_hw[0]), geometry.taps_of_axis(width, size_hw[1])
     return rle.from_edges_of_all(*geometry.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 

@@ -200,22 +200,11 @@ def _raw_rows(output0: Floats, thresholds: Floats) -> tuple[_Rows, int]:
 
     output0: (4 + classes + m, anchors).
     """
-    classes = len(thresholds)
-    best = output0[4 : 4 + classes].max(axis=0)  # NaN if any score is NaN.
-    anchors = np.flatnonzero(~(best <= thresholds.min()))
-    columns = np.take(output0, anchors, axis=1)
-    finite = np.isfinite(columns).all(axis=0)
-    unreadable = len(anchors) - int(finite.sum())
-    if unreadable:
-        columns = columns[:, finite]
-    scores = columns[4 : 4 + classes]
-    labels = scores.argmax(axis=0)
-    highest = scores[labels, np.arange(len(labels))]
-    over = highest > thresholds[labels]
-    columns = columns[:, over]
-    centres, halves = columns[:2], columns[2:4] / np.float32(2)
-    boxes_xyxy = np.ascontiguousarray(np.concatenate([centres - halves, centres + halves]).T)
-    return _Rows(highest[over], labels[over], boxes_xyxy, np.ascontiguousarray(columns[4 + classes :].T)), unreadable
+    from segray.masks import _kernels_prototypes
+
+    *columns, unreadable = _kernels_prototypes.anchors_over(np.ascontiguousarray(output0), thresholds)
+    scores, labels, boxes_xyxy, coefficients = columns
+    return _Rows(scores, labels, boxes_xyxy, coefficients), unreadable
 
 
 def _selected_rows(output0: Floats, thresholds: Floats) -> tuple[_Rows, int]:
@@ -282,7 +271,7 @@ def _masks(
     enlarged_hw = prototypes.shape[1] * factor, prototypes.shape[2] * factor
     fit = geometry.Fit.of(size_hw, enlarged_hw, resize)
     edges, stops = geometry.edges_of_combinations(prototypes, coefficients, boxes_xyxy, fit, factor, size_hw)
-    kept = np.flatnonzero(np.diff(stops, prepend=0))
+    kept = np.flatnonzero(stops != np.concatenate([[0], stops[:-1]]))
     return kept, rle.from_edges_of_all(edges, stops[kept], size_hw)
 
 
