@@ -11,6 +11,9 @@ from types import ModuleType
 import pytest
 
 REPO = Path(__file__).parents[1]
+PAGES = sorted(
+    ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(REPO)) for path in (REPO / "docs").rglob("*.md"))]
+)
 _LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#[^)]*)?\)")
 
 
@@ -50,10 +53,7 @@ def test_the_page_of_commands_is_generated_from_todays_code(
     assert page == generate.cli_page(), "run `python docs/generate.py`"
 
 
-@pytest.mark.parametrize(
-    "page",
-    sorted(["README.md", "CONTRIBUTING.md", *(str(path.relative_to(REPO)) for path in (REPO / "docs").rglob("*.md"))]),
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_to_a_file_leads_to_one(page: str) -> None:
     text = (REPO / page).read_text("utf-8")
     targets = [target for target in _LINK.findall(text) if target]
