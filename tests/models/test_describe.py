@@ -185,6 +185,7 @@ def test_names_that_a_label_set_cannot_hold_must_be_given(tmp_path: Path, names:
         ({"task": None}, model_heads.ports([("x", (1, 3, 320, 320))], [("", (1, 7, 2100))]), "no masks"),
         ({"task": "classify"}, model_heads.ports([("x", (1, 3, 320, 320))], [("", (1, 7))]), "task classify"),
         ({"task": "pose"}, model_heads.ports([("x", (1, 3, 320, 320))], [("", (1, 56, 2100))]), "task pose"),
+        ({"task": "detect"}, model_heads.yolo(), "belongs to another network"),
         ({"task": "obb"}, model_heads.ports([("x", (1, 3, 320, 320))], [("", (1, 20, 2100))]), "task obb"),
         ({"names": {0: "cat"}}, model_heads.yolo(), r"another network[\s\S]*1 names, the file has 3 classes"),
         ({"imgsz": [640, 640]}, model_heads.yolo(), r"another network[\s\S]*imgsz \[640, 640\]"),

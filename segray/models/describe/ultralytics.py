@@ -121,6 +121,8 @@ def _check_task(entries: _Entries, signature: Signature, file: str) -> None:
     has_masks = sorted(facts.rank(port) or 0 for port in signature.outputs)[-2:] == [3, 4]
     if task == "segment" or (task is None and has_masks):
         return
+    if has_masks:
+        raise _other_network(entries, file, f"the task {task}", "the outputs of a segmentation")
     kind = f"of the task {task}" if task is not None else "with boxes only"
     raise ModelError(
         f"The model is a YOLO {kind}: it has no masks.",
