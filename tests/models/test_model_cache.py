@@ -503,10 +503,10 @@ def test_inspect_prints_the_address_for_the_configuration(
     assert json.loads(capsys.readouterr().out)["origin"]["revision"] == commit
 
 
-def test_quantize_and_bench_take_an_address(server: HubServer, tmp_path: Path) -> None:
+def test_quantize_compare_and_bench_take_an_address(server: HubServer, tmp_path: Path) -> None:
     server.repository("org/m").push(files_of(yolo_network.write(tmp_path / "m")))
     callbacks = Callbacks(lambda _: None, lambda done, total: None)
-    source = models._source_model("hf://org/m", None, None, None, "photos", OPTIONS, callbacks)
+    source, _ = models._source_model("hf://org/m", None, None, None, "photos", OPTIONS, callbacks)
     assert (source.name, source.path.name) == ("yolo_seg", "best.xml")
     options = runner.BenchOptions(
         None, (64, 96), 1, "auto", "hf://org/m", None, "auto", 20, 1, "a", (), None
