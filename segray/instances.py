@@ -150,6 +150,8 @@ class Instances:
         positions = np.arange(len(self))
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
+            if rows.ndim > 1 or (not rows.ndim and rows.dtype == np.bool_):
+                raise IndexError(f"rows are a position, a slice, (n,) bool or (m,) positions; got shape {rows.shape}")
             if not rows.size:
                 rows = rows.astype(np.intp)
         return self.take(np.atleast_1d(positions[rows]))

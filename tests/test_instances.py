@@ -80,7 +80,7 @@ def test_parts_are_taken_as_from_an_array(rows: Any, scores: list[float]) -> Non
     assert (part.labels, part.size_hw) == (LABELS, SIZE_HW)
 
 
-@pytest.mark.parametrize("rows", [4, -5, [0, 9], [True, False]])
+@pytest.mark.parametrize("rows", [4, -5, [0, 9], [True, False], True, [[0, 1]], "a", None, 0.5])
 def test_rows_that_are_not_there_are_an_index_error(rows: Any) -> None:
     with pytest.raises(IndexError):
         things()[rows]

@@ -452,7 +452,8 @@ class LabelSet:
         """Compare another label set of the same images with this one: instances kept, moved, renamed, gained and lost.
 
         Args:
-            other: The other label set, or its root. Gained instances are those that only `other` has.
+            other: The other label set, or its root, which the storage options of this label set reach. Gained instances
+                are those that only `other` has.
             fail_if: Gates, such as "lost>2%"; `failed_gates` of the result names those that are true.
             min_score: Smallest score of compared instances.
             most: Number of most changed images to list.

@@ -61,7 +61,8 @@ def test_every_public_name_is_listed_before_it_is_used() -> None:
 def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     names = ("segray.scan", "segray.images", "segray.sql", "segray.decode", "segray.Instances", "segray.rle.area",
-             "segray.errors.UserError", "segray.instances.image_id", "segray.nothing")  # fmt: skip
+             "segray.errors.UserError", "segray.instances.image_id", "segray.load_model", "segray.label",
+             "segray.open_label_set", "segray.Model", "segray.LabelSet", "segray.nothing")  # fmt: skip
     program.write_text("import segray\n" + "".join(f"{name}\n" for name in names))
     command = [sys.executable, "-m", "mypy", "--follow-imports=skip", "--config-file="]
     env = {**os.environ, "MYPYPATH": str(Path(segray.__file__).parents[1])}
@@ -81,7 +82,8 @@ def test_importing_segray_loads_no_library() -> None:
 @pytest.mark.parametrize(
     "code",
     ["from segray import rle; rle.decode", "import segray.rle; segray.rle.decode", "import segray; segray.rle.decode",
-     "from segray import decode; decode.__call__", "from segray import *; scan, images, sql, rle, Instances"],
+     "from segray import decode; decode.__call__",
+     "from segray import *; scan, images, sql, rle, Instances, Model, LabelSet, load_model, open_label_set, label"],
 )  # fmt: skip
 def test_public_names_are_found_in_every_way(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
