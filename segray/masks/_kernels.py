@@ -119,7 +119,7 @@ TAPS = named_tuple_of(Taps, I64, read_only(I64, 1), read_only(I64, 1), read_only
 
 @compiled(written(I64, 1), read_only(F32, 2), I64, I64, TAPS, TAPS, I64, F32)
 def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, height: int, threshold: float) -> Any:
-    """Return the edges of one mask; see geometry.mask_edges.
+    """Return the edges of one mask; see outlines.mask_edges.
 
     x0, y0: first column and row of the grid, in the coordinates that the taps read. threshold: 0 or 0.5.
     """
@@ -181,7 +181,7 @@ def threshold_crossings(grid: Any, x0: int, y0: int, rows: Any, columns: Any, he
 
 @compiled(written(F32, 1), read_only(F32, 3), read_only(I64, 2), F32)
 def crop_logits(planes: Any, crops: Any, frame: float) -> Any:
-    """Return the framed crops of all planes; see geometry.crop_logits."""
+    """Return the framed crops of all planes; see outlines.crop_logits."""
     size = 0
     for x0, y0, x1, y1 in crops:
         size += (y1 - y0 + 2) * (x1 - x0 + 2)
@@ -215,7 +215,7 @@ def taps_of_range(taps: Any, start: int, stop: int) -> Any:
 def edges_of_crops(
     cells: Any, crops: Any, outputs_xyxy: Any, all_rows: Any, all_columns: Any, height: int, threshold: float
 ) -> Any:
-    """Return the edges of all crops; see geometry.edges_of_crops.
+    """Return the edges of all crops; see outlines.edges_of_crops.
 
     outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop. threshold: 0 or 0.5.
     """

@@ -120,7 +120,7 @@ def _framed_size(crops: Any) -> Any:
 
 @compiled(written(F32, 1), read_only(F32, 3), read_only(I64, 2), F32)
 def crops_of_planes(planes: Any, crops: Any, frame: float) -> Any:
-    """Return one crop of each plane as geometry.crop_logits does, from planes of (n, r, c)."""
+    """Return one crop of each plane as outlines.crop_logits does, from planes of (n, r, c)."""
     cells, at = np.full(_framed_size(crops), np.float32(frame)), 0
     for i in range(len(crops)):
         x0, y0, x1, y1 = crops[i]
@@ -134,7 +134,7 @@ def crops_of_planes(planes: Any, crops: Any, frame: float) -> Any:
 
 @compiled(written(F32, 1), read_only(F32, 2), read_only(F32, 3), read_only(I64, 2), F32)
 def crops_of_sums(coefficients: Any, prototypes: Any, crops: Any, frame: float) -> Any:
-    """Return the framed crops of n sums of prototypes, each weighted by its coefficients, as geometry.crop_logits does.
+    """Return the framed crops of n sums of prototypes, each weighted by its coefficients, as outlines.crop_logits does.
 
     coefficients: (n, k). prototypes: (k, r, c).
     """
@@ -172,7 +172,7 @@ def edges_of_tiles(
     column_weight: Any,
     height: int,
 ) -> Any:
-    """Return the edges of n masks with taps of their own; see geometry.edges_of_tiles.
+    """Return the edges of n masks with taps of their own; see outlines.edges_of_tiles.
 
     firsts: (n, 2), first output row and column. stops: (n + 1, 2), where the taps of the rows and of the columns end.
     """
@@ -199,7 +199,7 @@ def _between(low: Any, high: Any, weight: Any) -> Any:
     return np.float32(low + np.float32(weight * np.float32(high - low)))
 
 
-_TWICE = (read_only(I64, 2), read_only(F32, 2))  # cells and weights of one axis; see geometry.TwoResizes
+_TWICE = (read_only(I64, 2), read_only(F32, 2))  # cells and weights of one axis; see outlines.TwoResizes
 
 
 @compiled(
@@ -217,7 +217,7 @@ def edges_of_crops_resized_twice(
     column_weights: Any,
     height: int,
 ) -> Any:
-    """Return the edges of all crops after two bilinear resizes; see geometry.edges_of_crops_resized_twice.
+    """Return the edges of all crops after two bilinear resizes; see outlines.edges_of_crops_resized_twice.
 
     outputs_xyxy: (n, 4) int64 x0, y0, x1, y1: the output pixels that read any cell of the crop.
     """

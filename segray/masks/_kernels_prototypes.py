@@ -154,7 +154,7 @@ def edges_of_combinations(
     is_resized: bool,
     height: int,
 ) -> Any:
-    """Return the edges of all masks; see geometry.edges_of_combinations.
+    """Return the edges of all masks; see outlines.edges_of_combinations.
 
     is_resized: whether the taps of the grid do more than number its rows and columns.
     """

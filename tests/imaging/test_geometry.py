@@ -10,7 +10,7 @@ from PIL import Image
 from properties import tried
 
 from segray import rle
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.masks.arrays import Taps
 
 
@@ -53,21 +53,21 @@ def test_boxes_become_clipped_pixels() -> None:
 
 
 def test_taps_by_hand() -> None:
-    taps = geometry.linear_taps(2, 4)
+    taps = outlines.linear_taps(2, 4)
     assert taps.low.tolist() == [0, 0, 0, 1]
     assert taps.high.tolist() == [1, 1, 1, 1]
     assert taps.weight.tolist() == [0, 0.25, 0.75, 0]
 
 
 def test_taps_of_a_part_are_part_of_the_taps() -> None:
-    whole, part = geometry.linear_taps(17, 300), geometry.linear_taps(17, 300, 120, 180)
+    whole, part = outlines.linear_taps(17, 300), outlines.linear_taps(17, 300, 120, 180)
     assert part.first == 120
     for name in ("low", "high", "weight"):
         assert (getattr(part, name) == getattr(whole, name)[120:180]).all()
 
 
 def test_a_box_of_two_billion_pixels_costs_what_the_image_costs() -> None:
-    taps = geometry.tile_taps(np.float32(-(2**30)), np.float32(2**30), 15, 40)
+    taps = outlines.tile_taps(np.float32(-(2**30)), np.float32(2**30), 15, 40)
     assert (taps.first, len(taps.low)) == (0, 40)
     assert set(taps.low.tolist()) <= {7, 8}
 
@@ -84,18 +84,18 @@ def test_fitting_into_a_window(size_hw: tuple[int, int], expected: tuple[int, in
 
 
 def test_no_output_no_edges() -> None:
-    some = geometry.linear_taps(4, 8)
+    some = outlines.linear_taps(4, 8)
     none = Taps(0, some.low[:0], some.high[:0], some.weight[:0])
     grid = np.ones((4, 4), np.float32)
-    assert geometry.mask_edges(grid, none, some, 8).shape == (0,)
-    assert geometry.mask_edges(grid, some, none, 8).shape == (0,)
+    assert outlines.mask_edges(grid, none, some, 8).shape == (0,)
+    assert outlines.mask_edges(grid, some, none, 8).shape == (0,)
 
 
 def test_a_crop_that_no_output_reads_has_no_edges() -> None:
-    rows = columns = geometry.linear_taps(100, 3)
+    rows = columns = outlines.linear_taps(100, 3)
     crops = np.array([[0, 0, 10, 10], [5, 5, 5, 5]])
-    cells = geometry.crop_logits(np.ones((100, 100, 2), np.float32), crops, 0)
-    edges, stops = geometry.edges_of_crops(cells, crops, rows, columns, 3)
+    cells = outlines.crop_logits(np.ones((100, 100, 2), np.float32), crops, 0)
+    edges, stops = outlines.edges_of_crops(cells, crops, rows, columns, 3)
     assert (edges.tolist(), stops.tolist()) == ([], [0, 0])
 
 
@@ -112,15 +112,15 @@ def test_edges_of_crops_are_those_of_grids_that_are_0_elsewhere(
     ends = np.sort(np.array(boxes, np.int64).reshape(-1, 2, 2), axis=1)
     crops = np.minimum(ends, grid_hw[::-1]).reshape(-1, 4)
     planes = np.random.default_rng(seed).random((*grid_hw, len(crops)), dtype=np.float32)
-    rows, columns = geometry.linear_taps(grid_hw[0], size_hw[0]), geometry.linear_taps(grid_hw[1], size_hw[1])
-    cells = geometry.crop_logits(planes, crops, 0)
+    rows, columns = outlines.linear_taps(grid_hw[0], size_hw[0]), outlines.linear_taps(grid_hw[1], size_hw[1])
+    cells = outlines.crop_logits(planes, crops, 0)
     assert len(cells) == ((crops[:, 2:] - crops[:, :2] + 2).prod(axis=1)).sum()
-    found = rle.from_edges_of_all(*geometry.edges_of_crops(cells, crops, rows, columns, size_hw[0]), size_hw)
+    found = rle.from_edges_of_all(*outlines.edges_of_crops(cells, crops, rows, columns, size_hw[0]), size_hw)
     alone = []
     for i, (x0, y0, x1, y1) in enumerate(crops):
         grid = np.zeros(grid_hw, np.float32)
         grid[y0:y1, x0:x1] = planes[y0:y1, x0:x1, i]
-        alone.append(rle.from_edges(geometry.mask_edges(grid, rows, columns, size_hw[0]), size_hw))
+        alone.append(rle.from_edges(outlines.mask_edges(grid, rows, columns, size_hw[0]), size_hw))
     assert list(found) == alone
 
 
@@ -129,8 +129,8 @@ def resized_counts(grid: np.ndarray, size_hw: tuple[int, int]) -> str:
 
 
 def edge_counts(grid: np.ndarray, size_hw: tuple[int, int]) -> str:
-    rows, columns = geometry.linear_taps(grid.shape[0], size_hw[0]), geometry.linear_taps(grid.shape[1], size_hw[1])
-    return rle.from_edges(geometry.mask_edges(grid, rows, columns, size_hw[0]), size_hw)
+    rows, columns = outlines.linear_taps(grid.shape[0], size_hw[0]), outlines.linear_taps(grid.shape[1], size_hw[1])
+    return rle.from_edges(outlines.mask_edges(grid, rows, columns, size_hw[0]), size_hw)
 
 
 @given(
@@ -167,7 +167,7 @@ def test_edges_are_those_of_the_same_arithmetic_on_every_pixel(
 ) -> None:
     steps = np.random.default_rng(seed).integers(-4, 5, grid_hw)
     grid = (0.5 + spread * steps).astype(np.float32)
-    rows, columns = geometry.linear_taps(grid_hw[0], size_hw[0]), geometry.linear_taps(grid_hw[1], size_hw[1])
+    rows, columns = outlines.linear_taps(grid_hw[0], size_hw[0]), outlines.linear_taps(grid_hw[1], size_hw[1])
     lines = between(grid[:, columns.low], grid[:, columns.high], columns.weight)
     mask = between(lines[rows.low], lines[rows.high], rows.weight[:, None]) > 0.5
     assert edge_counts(grid, size_hw) == rle.encode(mask)

@@ -20,7 +20,7 @@ from properties import tried
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.instances import Instances
 from segray.models.adapters import geti
 from segray.models.adapters.adapter import Options
@@ -353,7 +353,7 @@ def test_edges_of_planes_are_those_of_the_resized_grids(
     seed: int, rows: int, columns: int, height: int, width: int
 ) -> None:
     planes = grids(seed, 3, rows, columns)
-    counts = rle.from_edges_of_all(*geometry.edges_of_planes(planes, (height, width)), (height, width))
+    counts = rle.from_edges_of_all(*outlines.edges_of_planes(planes, (height, width)), (height, width))
     for text, plane in zip(counts, planes.astype(np.float64), strict=True):
         assert_same_mask(text, linear_matrix(rows, height) @ plane @ linear_matrix(columns, width).T)
 
@@ -375,12 +375,12 @@ def test_edges_after_two_resizes_are_those_of_the_resized_grids(data: st.DataObj
         inside = plane[y0:y1, x0:x1].copy()
         plane[:] = 0
         plane[y0:y1, x0:x1] = inside
-    cells = geometry.crop_logits(np.ascontiguousarray(planes.transpose(1, 2, 0)), crops, 0)
+    cells = outlines.crop_logits(np.ascontiguousarray(planes.transpose(1, 2, 0)), crops, 0)
     axes = (
-        geometry.taps_of_two_resizes(rows, between_hw[0], top, bottom, size_hw[0]),
-        geometry.taps_of_two_resizes(columns, between_hw[1], left, right, size_hw[1]),
+        outlines.taps_of_two_resizes(rows, between_hw[0], top, bottom, size_hw[0]),
+        outlines.taps_of_two_resizes(columns, between_hw[1], left, right, size_hw[1]),
     )
-    counts = rle.from_edges_of_all(*geometry.edges_of_crops_resized_twice(cells, crops, *axes), size_hw)
+    counts = rle.from_edges_of_all(*outlines.edges_of_crops_resized_twice(cells, crops, *axes), size_hw)
     for text, plane in zip(counts, planes.astype(np.float64), strict=True):
         middle = linear_matrix(rows, between_hw[0]) @ plane @ linear_matrix(columns, between_hw[1]).T
         cut = middle[top:bottom, left:right]
@@ -398,8 +398,8 @@ def test_crops_of_sums_are_those_of_the_whole_sums(seed: int, rows: int, columns
     x, y = np.sort(rng.integers(0, columns + 1, (4, 2))), np.sort(rng.integers(0, rows + 1, (4, 2)))
     crops = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
     sums = np.einsum("nk,krc->rcn", coefficients.astype(np.float64), prototypes).astype(np.float32)
-    cells = geometry.crops_of_sums(coefficients, prototypes, crops, -np.inf)
-    assert np.allclose(cells, geometry.crop_logits(np.ascontiguousarray(sums), crops, -np.inf), atol=1e-5)
+    cells = outlines.crops_of_sums(coefficients, prototypes, crops, -np.inf)
+    assert np.allclose(cells, outlines.crop_logits(np.ascontiguousarray(sums), crops, -np.inf), atol=1e-5)
 
 
 def greedy(boxes: NDArray[Any], order: NDArray[np.intp], max_iou: float) -> list[int]:

@@ -18,7 +18,7 @@ from properties import tried
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import outlines
 from segray.instances import Instances
 from segray.models.adapters.adapter import Options
 from segray.models.adapters.hugging_face import HuggingFace, MaskFormer
@@ -181,8 +181,8 @@ def test_another_number_of_classes_is_refused() -> None:
 @tried(100)
 def test_the_edges_are_those_of_the_resized_mask(seed: int, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> None:
     mask = np.random.default_rng(seed).random(grid_hw) < 0.5
-    rows, columns = (geometry.nearest_pixels(grid_hw[i], size_hw[i]) for i in (0, 1))
-    assert rle.from_edges(geometry.edges_of_nearest(mask, size_hw), size_hw) == rle.encode(mask[rows][:, columns])
+    rows, columns = (outlines.nearest_pixels(grid_hw[i], size_hw[i]) for i in (0, 1))
+    assert rle.from_edges(outlines.edges_of_nearest(mask, size_hw), size_hw) == rle.encode(mask[rows][:, columns])
 
 
 @given(
@@ -197,8 +197,8 @@ def test_the_positive_part_holds_all_that_is_over_0(
 ) -> None:
     rng = np.random.default_rng(seed)
     plane = np.where(rng.random(grid_hw) < share, rng.normal(0, 3, grid_hw), -1).astype(np.float32)
-    whole = geometry.resize_plane(plane, size_hw)
-    top, left, part = geometry.positive_part(plane, size_hw)
+    whole = outlines.resize_plane(plane, size_hw)
+    top, left, part = outlines.positive_part(plane, size_hw)
     rebuilt = np.full(size_hw, -1, np.float32)
     rebuilt[top : top + part.shape[0], left : left + part.shape[1]] = part
     np.testing.assert_array_equal(np.maximum(rebuilt, 0), np.maximum(whole, 0))

@@ -19,7 +19,7 @@ from properties import tried
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.instances import Instances
 from segray.masks import _kernels_prototypes
 from segray.models.adapters import yolo_seg
@@ -198,8 +198,8 @@ def test_logits_cross_0_where_the_same_arithmetic_does(
     grid = (spread * np.random.default_rng(seed).integers(-4, 5, grid_hw)).astype(np.float32)
     fit = geometry.Fit(0, 0, grid_hw)
     box = np.array([[0, 0, size_hw[1], size_hw[0]]], np.float32)
-    edges, stops = geometry.edges_of_combinations(grid[None], np.ones((1, 1), np.float32), box, fit, 1, size_hw)
-    rows, columns = (geometry._two_steps(0, grid_hw[i], grid_hw[i], 1, size_hw[i])[0] for i in (0, 1))
+    edges, stops = outlines.edges_of_combinations(grid[None], np.ones((1, 1), np.float32), box, fit, 1, size_hw)
+    rows, columns = (outlines._two_steps(0, grid_hw[i], grid_hw[i], 1, size_hw[i])[0] for i in (0, 1))
     lines = between(grid[:, columns.low], grid[:, columns.high], columns.weight)
     mask = between(lines[rows.low], lines[rows.high], rows.weight[:, None]) > 0
     assert rle.from_edges_of_all(edges, stops, size_hw)[0] == rle.encode(mask)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.imaging import geometry
+from segray.imaging import outlines
 from segray.instances import Instances
 from segray.models.adapters.adapter import ModelAdapter, Options, Paste, drop_small_masks, select_rows
 
@@ -136,9 +136,9 @@ def _are_valid(rows: Rows) -> NDArray[np.bool_]:
 def _paste_tiled(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
     """Return the full-image RLE counts of a mask whose pixels tile the box, thresholded at 0.5."""
     x0, y0, x1, y1 = box_xyxy.astype(np.float32)  # The reference has float32 boxes.
-    rows = geometry.tile_taps(y0, y1, len(mask), size_hw[0])
-    columns = geometry.tile_taps(x0, x1, len(mask), size_hw[1])
-    return rle.from_edges(geometry.mask_edges(geometry.framed(mask), rows, columns, size_hw[0]), size_hw)
+    rows = outlines.tile_taps(y0, y1, len(mask), size_hw[0])
+    columns = outlines.tile_taps(x0, x1, len(mask), size_hw[1])
+    return rle.from_edges(outlines.mask_edges(outlines.framed(mask), rows, columns, size_hw[0]), size_hw)
 
 
 def _paste_reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[int, int]) -> str:
@@ -148,6 +148,6 @@ def _paste_reframed(mask: NDArray[np.float32], box_xyxy: Floats, size_hw: tuple[
     """
     height, width = size_hw
     x0, y0, x1, y1 = (box_xyxy / np.array([width, height, width, height])).astype(np.float32)
-    rows = geometry.reframe_taps(y0, y1, len(mask), height)
-    columns = geometry.reframe_taps(x0, x1, len(mask), width)
-    return rle.from_edges(geometry.mask_edges(mask, rows, columns, height), size_hw)
+    rows = outlines.reframe_taps(y0, y1, len(mask), height)
+    columns = outlines.reframe_taps(x0, x1, len(mask), width)
+    return rle.from_edges(outlines.mask_edges(mask, rows, columns, height), size_hw)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -97,7 +97,7 @@ class Detectron2(ModelAdapter):
         rows = best_rows(candidates, scores, options.max_detections)
         if not len(rows):
             return Instances.empty(size_hw, unreadable)
-        edges = geometry.edges_of_samples(masks[rows, 0], boxes_xyxy[rows], size_hw)
+        edges = outlines.edges_of_samples(masks[rows, 0], boxes_xyxy[rows], size_hw)
         selected = Instances(
             class_ids[rows],
             scores[rows].clip(0, 1),

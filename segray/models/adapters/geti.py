@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Resize, Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -205,7 +205,7 @@ class GetiMaskRcnn(GetiBoxes):
         self, masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
     ) -> tuple[str, ...]:
         """Return the RLE counts of masks that are pasted into their boxes."""
-        return rle.from_edges_of_all(*geometry.edges_of_tiles(masks, boxes_xyxy, size_hw), size_hw)
+        return rle.from_edges_of_all(*outlines.edges_of_tiles(masks, boxes_xyxy, size_hw), size_hw)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class GetiDetr(GetiBoxes):
         self, masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, int]
     ) -> tuple[str, ...]:
         """Return the RLE counts of masks that are resized to the image."""
-        return rle.from_edges_of_all(*geometry.edges_of_planes(masks, size_hw), size_hw)
+        return rle.from_edges_of_all(*outlines.edges_of_planes(masks, size_hw), size_hw)
 
 
 # ---- facts of a file ------------------------------------------------------------------------------

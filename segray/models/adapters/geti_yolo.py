@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.imaging import geometry
+from segray.imaging import outlines
 from segray.instances import Instances
 from segray.models.adapters import geti
 from segray.models.adapters.adapter import Options, drop_small_masks, outputs_of_shapes
@@ -126,18 +126,18 @@ def _mask_counts(
     side_hw = (prototypes.shape[1], prototypes.shape[2])
     crops = _crops(boxes_xyxy, side_hw, window_hw)
     with np.errstate(over="ignore"):
-        logits = geometry.crops_of_sums(coefficients, prototypes, crops, frame=-np.inf)
+        logits = outlines.crops_of_sums(coefficients, prototypes, crops, frame=-np.inf)
         cells = np.asarray(1 / (1 + np.exp(-logits)), np.float32)  # sigmoid(-inf) is 0.
     axes = []
     for axis in (0, 1):
         start = placement.pad_xy[1 - axis]
         stop = start + max(round(size_hw[axis] / placement.scale_xy[1 - axis]), 1)
         axes.append(
-            geometry.taps_of_two_resizes(
+            outlines.taps_of_two_resizes(
                 side_hw[axis], window_hw[axis], start, min(stop, window_hw[axis]), size_hw[axis]
             )
         )
-    return rle.from_edges_of_all(*geometry.edges_of_crops_resized_twice(cells, crops, *axes), size_hw)
+    return rle.from_edges_of_all(*outlines.edges_of_crops_resized_twice(cells, crops, *axes), size_hw)
 
 
 def _crops(boxes_xyxy: NDArray[np.float32], side_hw: tuple[int, int], window_hw: tuple[int, int]) -> NDArray[np.int64]:

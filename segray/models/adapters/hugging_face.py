@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -188,7 +188,7 @@ class MaskFormer(HuggingFace):
         return _Part(0, 0, grid > 0), mean_probability(grid)
 
     def _is_visible(self, part: _Part, size_hw: tuple[int, int]) -> bool:
-        rows, columns = (geometry.nearest_pixels(*sides) for sides in zip(part.mask.shape, size_hw, strict=True))
+        rows, columns = (outlines.nearest_pixels(*sides) for sides in zip(part.mask.shape, size_hw, strict=True))
         return bool(part.mask[np.unique(rows)][:, np.unique(columns)].any())
 
     def _best(self, rows: NDArray[np.intp], scores: Floats, most: int) -> NDArray[np.intp]:
@@ -197,7 +197,7 @@ class MaskFormer(HuggingFace):
         return best
 
     def _counts(self, parts: Sequence[_Part], size_hw: tuple[int, int]) -> tuple[str, ...]:
-        return tuple(rle.from_edges(geometry.edges_of_nearest(part.mask, size_hw), size_hw) for part in parts)
+        return tuple(rle.from_edges(outlines.edges_of_nearest(part.mask, size_hw), size_hw) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Mask2Former(MaskFormer):
     """The adapter of Mask2Former: masks are looked at on a grid of 384x384, whatever the network's size."""
 
     def _grid(self, mask: Floats) -> Floats:
-        return geometry.resize_plane(mask, (384, 384))
+        return outlines.resize_plane(mask, (384, 384))
 
 
 # ---- EoMT -----------------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ class Eomt(HuggingFace):
     def _draw(self, mask: Floats, size_hw: tuple[int, int]) -> tuple[_Part, float]:
         window_hw = self.forms[FORM].image.size_hw or (4 * mask.shape[0], 4 * mask.shape[1])
         height, width = content_hw(size_hw, window_hw)
-        content = geometry.resize_plane(mask, window_hw)[:height, :width]
-        top, left, logits = geometry.positive_part(content, size_hw)
+        content = outlines.resize_plane(mask, window_hw)[:height, :width]
+        top, left, logits = outlines.positive_part(content, size_hw)
         return _Part(top, left, logits > 0), mean_probability(logits)
 
     def _is_visible(self, part: _Part, size_hw: tuple[int, int]) -> bool:

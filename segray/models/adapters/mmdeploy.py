@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Resize, Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -144,13 +144,13 @@ class Mmdeploy(ModelAdapter):
     ) -> tuple[str, ...]:
         """Return the RLE counts of masks (n, r, c). boxes_xyxy: (n, 4), in pixels of the image."""
         if self.kind == "boxes":
-            edges = geometry.edges_of_samples(masks.astype(np.float32, copy=False), boxes_xyxy, size_hw)
+            edges = outlines.edges_of_samples(masks.astype(np.float32, copy=False), boxes_xyxy, size_hw)
             return rle.from_edges_of_all(*edges, size_hw)
         inside = masks[:, : content_hw[0], : content_hw[1]]
         if self.kind == "planes":
             planes = inside.astype(np.float32, copy=False)
-            return rle.from_edges_of_all(*geometry.edges_of_planes(planes, size_hw), size_hw)
-        return tuple(rle.from_edges(geometry.edges_of_nearest(mask >= 0.5, size_hw), size_hw) for mask in inside)
+            return rle.from_edges_of_all(*outlines.edges_of_planes(planes, size_hw), size_hw)
+        return tuple(rle.from_edges(outlines.edges_of_nearest(mask >= 0.5, size_hw), size_hw) for mask in inside)
 
     def _masks(self, outputs: Mapping[str, NDArray[Any]], count: int) -> NDArray[Any]:
         """Return the masks without a batch axis, in their own type, which may be bool; raise ModelError for others."""

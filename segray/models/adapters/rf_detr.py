@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ConfigError, ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -132,7 +132,7 @@ class RfDetr(ModelAdapter):
         if not len(rows):
             return Instances.empty(size_hw, unreadable)
         drawn, place = np.unique(plane, return_inverse=True)
-        edges = geometry.edges_of_planes(masks[planes[drawn]], size_hw, 0)
+        edges = outlines.edges_of_planes(masks[planes[drawn]], size_hw, 0)
         counts = rle.from_edges_of_all(*edges, size_hw)
         selected = Instances(
             class_ids[rows],

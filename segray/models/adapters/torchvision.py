@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ConfigError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -123,9 +123,9 @@ class TorchvisionMaskRcnn(ModelAdapter):
             return Instances.empty(size_hw, unreadable)
         boxes_xyxy = self._in_image(boxes[rows], size_hw)
         edges = (
-            geometry.edges_of_planes(masks[rows, 0], size_hw)
+            outlines.edges_of_planes(masks[rows, 0], size_hw)
             if side is None
-            else geometry.edges_of_tiles(masks[rows, 0], boxes_xyxy, size_hw)
+            else outlines.edges_of_tiles(masks[rows, 0], boxes_xyxy, size_hw)
         )
         selected = Instances(
             class_ids[rows],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
     ImageInput,
@@ -228,9 +228,9 @@ def _mask_counts(
     with np.errstate(all="ignore"):
         # The operand order of the references decides the last bits.
         np.matmul(prototypes[rows_of_any], coefficients.T, out=logits[rows_of_any])
-    cells = _sigmoid(geometry.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
-    rows, columns = geometry.taps_of_axis(height, size_hw[0]), geometry.taps_of_axis(width, size_hw[1])
-    return rle.from_edges_of_all(*geometry.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
+    cells = _sigmoid(outlines.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
+    rows, columns = outlines.taps_of_axis(height, size_hw[0]), outlines.taps_of_axis(width, size_hw[1])
+    return rle.from_edges_of_all(*outlines.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
 
 
 def _crop_range(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Resize, Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -270,7 +270,7 @@ def _masks(
     factor = _enlargement(geometry.Fit.of(size_hw, network_hw, resize), network_hw)
     enlarged_hw = prototypes.shape[1] * factor, prototypes.shape[2] * factor
     fit = geometry.Fit.of(size_hw, enlarged_hw, resize)
-    edges, stops = geometry.edges_of_combinations(prototypes, coefficients, boxes_xyxy, fit, factor, size_hw)
+    edges, stops = outlines.edges_of_combinations(prototypes, coefficients, boxes_xyxy, fit, factor, size_hw)
     kept = np.flatnonzero(stops != np.concatenate([[0], stops[:-1]]))
     return kept, rle.from_edges_of_all(edges, stops[kept], size_hw)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segray import rle
 from segray.errors import ModelError
-from segray.imaging import geometry
+from segray.imaging import geometry, outlines
 from segray.imaging.geometry import Rounding
 from segray.instances import Instances
 from segray.models.adapters.adapter import (
@@ -177,9 +177,9 @@ def _counts(
             logits = coefficients[start : start + _BLOCK] @ flat
             planes = (1 / (1 + np.exp(-logits))).reshape(-1, height, width)
         for plane, (x0, y0, x1, y1) in zip(planes, boxes_xyxy[start : start + _BLOCK].tolist(), strict=True):
-            rows = geometry.linear_taps(height, size_hw[0], y0, max(y0, y1))
-            columns = geometry.linear_taps(width, size_hw[1], x0, max(x0, x1))
-            counts.append(rle.from_edges(geometry.mask_edges(plane, rows, columns, size_hw[0]), size_hw))
+            rows = outlines.linear_taps(height, size_hw[0], y0, max(y0, y1))
+            columns = outlines.linear_taps(width, size_hw[1], x0, max(x0, x1))
+            counts.append(rle.from_edges(outlines.mask_edges(plane, rows, columns, size_hw[0]), size_hw))
     return tuple(counts)
 
 
