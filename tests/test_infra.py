@@ -121,7 +121,7 @@ def test_every_command_and_option_exists(name: str) -> None:
         ("segray lable a.yaml", "AssertionError", "there is no segray lable a.yaml"),
         ("segray models lst", "AssertionError", "there is no segray models lst"),
         ("segray submit a.yaml", "MissingParameter", "Missing option '--address'"),
-        ("segray models inspect", "MissingParameter", "Missing argument 'FILE'"),
+        ("segray models inspect", "MissingParameter", "Missing argument 'NAME|FILE'"),
         ("segray label --no-such a.yaml", "NoSuchOption", "No such option"),
         ("segray label --limit many a.yaml", "BadParameter", "Invalid value for '--limit'"),
         ("ray strat --head", "AssertionError", "there is no ray strat --head"),

@@ -18,14 +18,15 @@ from segray.cli.models import describe_inspection
 from segray.conversion.inspect_model import inspect
 from segray.errors import ModelError
 from segray.models import resolve
+from segray.models.engine import Signature
 from segray.models.registry import FAMILIES
 
 
-def yolo_folder(tmp_path: Path, **changes: object) -> Path:
-    """What `yolo export format=openvino` writes."""
+def yolo_folder(tmp_path: Path, network: Signature | None = None, **changes: object) -> Path:
+    """What `yolo export format=openvino` writes. network: its ports; None for a segmentation of 80 classes."""
     folder = tmp_path / "best_openvino_model"
     folder.mkdir()
-    model_heads.loadable_ir(folder, model_heads.yolo(classes=80), YOLO_INFO, name="best.xml")
+    model_heads.loadable_ir(folder, network or model_heads.yolo(classes=80), YOLO_INFO, name="best.xml")
     metadata = model_heads.yolo_metadata(**{"names": dict(enumerate(COCO)), **changes})
     (folder / "metadata.yaml").write_text(yaml.safe_dump(metadata))
     return folder
@@ -147,7 +148,9 @@ def test_queries_are_not_counted_as_classes(tmp_path: Path) -> None:
 def test_a_model_without_masks_names_the_export_of_one_with_masks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, message: str
 ) -> None:
-    folder = yolo_folder(tmp_path, task=task)
+    shape = (1, 80) if task == "classify" else (1, 84, 2100)
+    network = model_heads.ports([("x", (1, 3, 320, 320))], [("output0", shape)])
+    folder = yolo_folder(tmp_path, network, task=task)
     assert main.run(["models", "inspect", str(folder)]) == 2
     error = capsys.readouterr().err
     assert message in error
