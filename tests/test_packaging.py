@@ -102,7 +102,7 @@ def test_the_wheel_in_an_empty_folder_labels_images_with_the_configuration_that_
     assert run().stdout.strip() == str(site / "segray" / "__init__.py")
     assert run("init", "--all", "run.yaml").returncode == 0
     images = f"source.uri={tmp_path / 'scenes' / 'images'}"
-    labelled = run("label", "run.yaml", "--set", images, "--set", "output.root=labels")
+    labelled = run("label", "--config", "run.yaml", "--set", images, "--set", "output.root=labels")
     assert labelled.returncode == 0, labelled.stderr
     assert "the label set holds 4 images" in labelled.stdout
     assert (folder / "labels" / "images").is_dir()

@@ -146,7 +146,7 @@ def test_a_run_leaves_the_secret_nowhere(swift: Swift, tmp_path: Path, ray_folde
         max_failed_fraction=0.5,
     )
     env = environment(swift, ray_folder)
-    done = command("label", chosen, env=env)
+    done = command("label", "--config", chosen, env=env)
     assert done.returncode == 0, done.stderr
     for secret in (SIGNATURE, swift.secret):
         assert secret not in done.stdout + done.stderr
@@ -179,7 +179,7 @@ def test_refused_credentials_are_not_repeated(swift: Swift, tmp_path: Path, ray_
     storage = {"endpoint_url": swift.endpoint_url}
     chosen = write_config(tmp_path / "run.yaml", source, f"s3://{bucket}/labels", storage=storage)
     planted = {"AWS_SECRET_ACCESS_KEY": PASSWORD, "AWS_SESSION_TOKEN": TOKEN}
-    refused = command("label", chosen, env=environment(swift, ray_folder, **planted))
+    refused = command("label", "--config", chosen, env=environment(swift, ray_folder, **planted))
     assert refused.returncode == 2, refused.stderr
     assert "Traceback" not in refused.stderr
     for secret in (PASSWORD, TOKEN):

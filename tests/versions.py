@@ -108,7 +108,10 @@ def try_commands(python: Path, folder: Path) -> None:
     step("segray label, with the configuration that `segray init --all` writes")
     shutil.copytree(folder / "segray-quickstart" / "scenes" / "images", folder / "photos")
     run([segray, "init", "--all", "run.yaml"], cwd=folder)
-    run([segray, "label", "run.yaml", "--set", "source.uri=photos", "--set", "output.root=labels"], cwd=folder)
+    run(
+        [segray, "label", "--config", "run.yaml", "--set", "source.uri=photos", "--set", "output.root=labels"],
+        cwd=folder,
+    )
     report = json.loads(output([segray, "verify", "labels", "--json"], cwd=folder))
     assert not report["violations"], report
     assert report["counts"]["images"] == SCENES, report

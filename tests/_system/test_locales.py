@@ -111,9 +111,9 @@ def test_a_run_gives_every_file_the_key_of_its_bytes(narrow: list[Mapping[str, s
         path.rename(folder / key)
     config = write_config(tmp_path / "run.yaml", folder, root)
     first, *others = [ASCII, *(environment for environment in narrow if environment != ASCII)]
-    assert run(first, "label", str(config)).code == 0
+    assert run(first, "label", "--config", str(config)).code == 0
     assert sorted(reader.images(str(root)).to_table(columns=["image_key"])["image_key"].to_pylist()) == sorted(keys)
     for environment in [UTF8, *others]:
-        found = run(environment, "label", str(config), "--dry-run", "--json")
+        found = run(environment, "label", "--config", str(config), "--dry-run", "--json")
         assert (found.code, '"planned": 0' in found.out) == (0, True), environment
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["data", "run.yaml", folder.name, root.name])

@@ -262,7 +262,7 @@ def test_an_error_of_the_user_is_a_record(
 @pytest.mark.integration
 def test_a_submission_writes_records_too(scenes: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels")
-    done = segray("submit", config, "--address", "http://127.0.0.1:9", "--log-format", "json")
+    done = segray("submit", "--config", config, "--address", "http://127.0.0.1:9", "--log-format", "json")
     (error,) = parsed(done.returncode, done.stdout, done.stderr).records
     assert (done.returncode, error["message"]) == (2, "no Ray dashboard answers at this address")
 
@@ -289,7 +289,7 @@ def test_an_error_of_segray_is_a_record_with_its_traceback(scenes: Path, tmp_pat
 def test_a_stopped_run_says_so_in_records(number: int, moment: str, scenes: Path, tmp_path: Path) -> None:
     config, root = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=1), tmp_path / "labels"
     process = subprocess.Popen(
-        [sys.executable, "-m", "segray", "label", str(config), "--log-format", "json"],
+        [sys.executable, "-m", "segray", "label", "--config", str(config), "--log-format", "json"],
         env={**os.environ, **ENV}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60

@@ -93,7 +93,7 @@ def test_the_first_signal_ends_a_run_in_order(
 ) -> None:
     root = tmp_path / "labels"
     config = write_config(tmp_path / "run.yaml", scenes, root, unit_images=2, publish={"batch_images": 4})
-    process = start("label", config, env=mark)
+    process = start("label", "--config", config, env=mark)
     wait(lambda: moment(root), process)
     # To all of them, as a terminal does on Ctrl-C and a supervisor on stop.
     os.killpg(process.pid, number)
@@ -102,7 +102,7 @@ def test_the_first_signal_ends_a_run_in_order(
     assert "run the same command again" in output
     assert "Traceback" not in output
     assert nothing_runs(mark)
-    resumed = command("label", config, env={"RAY_ADDRESS": ray_address})
+    resumed = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
     assert resumed.returncode == 0, resumed.stderr
     assert segray.images(str(root)).count_rows() == IMAGES
     found = segray.scan(str(root)).to_table().column("image_key").to_pylist()
@@ -118,7 +118,7 @@ def test_the_first_signal_ends_a_run_in_order(
 def test_the_second_signal_ends_it_at_once(tmp_path: Path, scenes: Path, mark: dict[str, str], waits: bool) -> None:
     root = tmp_path / "labels"
     config = write_config(tmp_path / "run.yaml", scenes, root, unit_images=2)
-    process = start("label", config, env=mark)
+    process = start("label", "--config", config, env=mark)
     wait(lambda: staged(root), process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.02)
@@ -139,7 +139,7 @@ def test_a_signal_while_the_cluster_and_its_workers_start(
     tmp_path: Path, scenes: Path, mark: dict[str, str], after_s: float
 ) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2)
-    process = start("label", config, env=mark)
+    process = start("label", "--config", config, env=mark)
     assert process.stdout is not None
     assert "images to label" in process.stdout.readline()
     time.sleep(after_s)
@@ -204,7 +204,7 @@ signals.check()
 
 def test_a_signal_before_anything_has_begun(tmp_path: Path, scenes: Path, mark: dict[str, str]) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels")
-    process = start("label", config, env=mark)
+    process = start("label", "--config", config, env=mark)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -263,7 +263,9 @@ def test_a_signal_at_any_moment_from_the_first_line_on(
 ) -> None:
     made = label_sets.write(tmp_path / "made", label_sets.stickers(2))
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2)
-    arguments = {"version": ["version"], "verify": ["verify", made], "label": ["label", str(config)]}[command]
+    arguments = {"version": ["version"], "verify": ["verify", made], "label": ["label", "--config", str(config)]}[
+        command
+    ]
     codes = [
         interrupted(arguments, step * every_s, (signal.SIGINT, signal.SIGTERM)[step % 2], mark)
         for step in range(round(until_s / every_s))
@@ -304,7 +306,7 @@ def load(*arguments, **options):
     except KeyboardInterrupt:
         raise ImportError("half of a module")
 config.load = load
-sys.argv = ["segray", "label", "any.yaml"]
+sys.argv = ["segray", "label", "--config", "any.yaml"]
 signals.listen()
 cli.main()
 """

@@ -188,7 +188,7 @@ def whole(root: Path) -> bool:
 )  # fmt: skip
 def test_a_run_labels_everything_whoever_listens(shape: str, scenes: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2, report=True)
-    found = run(shape, "label", config)
+    found = run(shape, "label", "--config", config)
     assert (found.code, found.err) == (0, "")
     assert whole(tmp_path / "labels")
     assert segray("verify", tmp_path / "labels").returncode == 0
@@ -203,7 +203,7 @@ def test_a_log_that_can_be_written_is_complete(shape: str, code: int, scenes: Pa
         write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2, report=True),
         tmp_path / "log",
     )
-    found = run(shape.replace("{log}", str(log)), "label", config, "--log-format", "json", "--json")
+    found = run(shape.replace("{log}", str(log)), "label", "--config", config, "--log-format", "json", "--json")
     assert found.code == code, log.read_text()
     told = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert sum(each["ok"] + each["empty"] for each in told if each["event"] == "unit") == IMAGES

@@ -40,10 +40,10 @@ def test_every_culprit_is_found_within_its_attempts_and_its_neighbours_are_untou
         "workers": [{"count": 2, "num_cpus": 1, "max_rss_mb": 900}],
     }
     undisturbed = write_config(tmp_path / "clean.yaml", clean, tmp_path / "clean", **more)
-    done = command("label", undisturbed, env={"RAY_ADDRESS": ray_address})
+    done = command("label", "--config", undisturbed, env={"RAY_ADDRESS": ray_address})
     assert done.returncode == 0, done.stderr
     crashing = write_config(tmp_path / "crashing.yaml", mixed, tmp_path / "crashing", **more)
-    done = command("label", crashing, env=environment(tmp_path / "plant"), timeout_s=500)
+    done = command("label", "--config", crashing, env=environment(tmp_path / "plant"), timeout_s=500)
     assert done.returncode == 0, done.stderr
 
     rows = {row["image_key"]: row for row in segray.images(str(tmp_path / "crashing")).to_table().to_pylist()}
@@ -81,7 +81,7 @@ def test_a_run_in_which_every_image_hangs_ends_with_exit_3_and_names_one(tmp_pat
         "workers": [{"count": 2, "num_cpus": 1}],
     }
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", **more)
-    done = command("label", config, env=environment(tmp_path / "plant"))
+    done = command("label", "--config", config, env=environment(tmp_path / "plant"))
     assert done.returncode == 3, done.stderr
     assert re.search(
         rf"the last: worker \d+ on {re.escape(platform.node())}: \S+\.jpg \(image \d+ of unit \d+\) has been in infer",
@@ -97,7 +97,7 @@ def test_a_worker_over_its_ceiling_is_replaced_between_tasks_and_nobody_is_blame
     source = tmp_path / "scenes" / "images"
     make_crashing(sorted(source.iterdir())[3], "decode", "leak")
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "none", workers=[{"max_rss_mb": 20}])
-    refused = command("label", config)
+    refused = command("label", "--config", config)
     assert refused.returncode == 2, refused.stderr
     assert "max_rss_mb" in refused.stderr
     needed = re.search(r"(\d+) MiB after loading, 20 allowed", refused.stderr)
@@ -106,7 +106,7 @@ def test_a_worker_over_its_ceiling_is_replaced_between_tasks_and_nobody_is_blame
     config = write_config(
         tmp_path / "run.yaml", source, tmp_path / "labels", unit_images=4, workers=[{"max_rss_mb": ceiling}]
     )
-    done = command("label", config, env=environment(tmp_path / "plant"))
+    done = command("label", "--config", config, env=environment(tmp_path / "plant"))
     assert done.returncode == 0, done.stderr
     assert re.search(r"worker 0 on \S+ is replaced: it holds \d+ MiB of memory\n", done.stderr), done.stderr
     rows = segray.images(str(tmp_path / "labels")).to_table().to_pylist()

@@ -117,7 +117,7 @@ def _heard() -> None:
 
 def begin(config: Path, root: Path, mark: dict[str, str], *inside: str) -> Run:
     process = subprocess.Popen(
-        [*inside, sys.executable, "-m", "segray", "label", str(config)],
+        [*inside, sys.executable, "-m", "segray", "label", "--config", str(config)],
         env={**os.environ, **ENV, **mark},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -169,7 +169,7 @@ def test_a_run_that_is_asked_to_end_ends_and_the_next_one_completes(
     assert code == 130 or (code == 0 and moment == "the very end"), run.errors
     assert ended_s < ENDED_WITHIN_S
     assert "Traceback" not in run.errors
-    resumed = command("label", config)
+    resumed = command("label", "--config", config)
     assert resumed.returncode == 0, resumed.stderr
     report = verify(str(root), StorageOptions())
     assert not report.violations

@@ -260,7 +260,7 @@ def test_the_command_ends_with_3_when_credentials_expire_and_the_same_command_co
         return write_config(tmp_path / f"{name}.yaml", source, root, unit_images=2, storage=storage)
 
     fault_proxy.change(FaultPlan(Reply(403, "ExpiredToken"), "raw/.*png|raw/.*jpg", skip=10))
-    stopped = command("label", settings("disturbed"))
+    stopped = command("label", "--config", settings("disturbed"))
     assert fault_proxy.faults > 0
     assert stopped.returncode == 3, stopped.stderr
     assert "credentials have expired" in stopped.stderr
@@ -268,7 +268,7 @@ def test_the_command_ends_with_3_when_credentials_expire_and_the_same_command_co
     assert "Traceback" not in stopped.stderr
     fault_proxy.change()
     for name in ("disturbed", "undisturbed"):
-        done = command("label", settings(name))
+        done = command("label", "--config", settings(name))
         assert done.returncode == 0, done.stderr
 
     def rows(name: str) -> list[list[dict[str, Any]]]:

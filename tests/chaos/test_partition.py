@@ -59,7 +59,7 @@ def configure(path: Path, scenes: Path, root: Path, address: str | None) -> Path
 def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tables that every run must end with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = command("label", configure(folder / "run.yaml", scenes, folder / "labels", None))
+    done = command("label", "--config", configure(folder / "run.yaml", scenes, folder / "labels", None))
     assert done.returncode == 0, done.stderr
     return contents(folder / "labels")
 
@@ -85,7 +85,7 @@ def most_often(root: Path) -> int:
 def check(config: Path, root: Path, undisturbed: Any) -> None:
     """The tables are right, and the same command has nothing to do."""
     assert contents(root) == undisturbed
-    for arguments, words in ((("verify", root), "no violations"), (("label", config), "nothing to do")):
+    for arguments, words in ((("verify", root), "no violations"), (("label", "--config", config), "nothing to do")):
         done = command(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         assert words in done.stdout + done.stderr
@@ -246,7 +246,7 @@ def test_a_driver_that_cannot_reach_the_head_ends_with_3_and_the_same_command_re
     assert "the head of the Ray cluster is gone" in driver.text
     assert "Traceback" not in driver.text
     config = configure(tmp_path / "run.yaml", scenes, root, None)
-    done = command("label", config)
+    done = command("label", "--config", config)
     assert done.returncode == 0, done.stderr
     assert "resuming run" in done.stderr
     check(config, root, undisturbed)

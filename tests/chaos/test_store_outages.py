@@ -40,7 +40,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = command("label", write_config(folder / "run.yaml", scenes, folder / "labels"), timeout_s=900)
+    done = command("label", "--config", write_config(folder / "run.yaml", scenes, folder / "labels"), timeout_s=900)
     assert done.returncode == 0, done.stderr
     return rows(str(folder / "labels"), {})
 
@@ -76,7 +76,7 @@ def check_completes(
     place: Place, config: Path, undisturbed: tuple[list[Any], list[Any]], env: dict[str, str] | None = None
 ) -> None:
     """The same command completes, and all its rows are those of an undisturbed run."""
-    done = command("label", config, env=env, timeout_s=900)
+    done = command("label", "--config", config, env=env, timeout_s=900)
     assert done.returncode == 0, done.stderr
     found = rows(place.root, place.storage)
     assert not [row for row in found[0] if row["status"] == "failed"]
@@ -88,7 +88,7 @@ def test_a_server_that_is_killed_for_a_minute_costs_no_row(
     place: Place, tmp_path: Path, undisturbed: tuple[list[Any], list[Any]]
 ) -> None:
     config = configuration(tmp_path, place, place.storage)
-    process = start("label", config)
+    process = start("label", "--config", config)
     wait_until_some_are_staged(place, process)
     place.stop()
     time.sleep(OUTAGE_S)
@@ -108,7 +108,7 @@ def test_credentials_that_are_refused_in_mid_run_cost_no_row(
         storage = {name: value.format(proxy=proxy.endpoint_url) for name, value in storage.items()}
         place.point(proxy.endpoint_url)
         config = configuration(tmp_path, place, storage)
-        process = start("label", config, env=env)
+        process = start("label", "--config", config, env=env)
         wait_until_some_are_staged(place, process)
         proxy.change(FaultPlan(place.refusal))
         output = process.communicate(timeout=900)[0]

@@ -91,9 +91,9 @@ def test_what_compares_label_sets_loads_no_models_and_no_cluster(root: Path, tmp
 
 @pytest.mark.integration
 def test_a_label_run_that_is_refused_or_has_nothing_to_do_loads_no_cluster(tmp_path: Path) -> None:
-    assert "ray" not in loaded("label", tmp_path / "nowhere.yaml")
+    assert "ray" not in loaded("label", "--config", tmp_path / "nowhere.yaml")
     config = tmp_path / "run.yaml"
     config.write_text("source: {uri: photos}\noutput: {root: labels}\nmodel: {name: stickers}\n")
-    submitted = loaded("submit", config, "--address", "nowhere")
+    submitted = loaded("submit", "--config", config, "--address", "nowhere")
     assert "fsspec" in submitted  # it got as far as to check the address
     assert not submitted & {"ray", "openvino", "numba", "cv2", "pyarrow", "deltalake"}

@@ -252,7 +252,7 @@ def test_a_driver_of_another_version_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(ray_jobs.VERSION_ENV, "0.0.1")
-    assert main.run(["label", "any.yaml"]) == 2
+    assert main.run(["label", "--config", "any.yaml"]) == 2
     assert f"{segray.__version__} on the cluster, 0.0.1 on the client" in capsys.readouterr().err
 
 

@@ -60,10 +60,10 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> No
     for path in sorted((scenes / "images").iterdir())[:12]:
         shutil.copy(path, few)
     config = write_config(tmp_path / "run.yaml", few, tmp_path / "labels", unit_images=4, report=True)
-    first = command("label", config)
+    first = command("label", "--config", config)
     assert first.returncode == 0, first.stderr
     before = contents(tmp_path / "labels")
-    again = command("label", config)
+    again = command("label", "--config", config)
     assert again.returncode == 0
     assert "nothing to do" in again.stderr
     assert contents(tmp_path / "labels") == before
@@ -75,7 +75,7 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, scenes: Path) -> No
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: Path) -> None:
     undisturbed = write_config(tmp_path / "a.yaml", scenes / "images", tmp_path / "a", unit_images=4)
-    assert command("label", undisturbed).returncode == 0
+    assert command("label", "--config", undisturbed).returncode == 0
     disturbed = write_config(
         tmp_path / "b.yaml", scenes / "images", tmp_path / "b", unit_images=4, publish={"batch_images": 8}
     )
@@ -97,7 +97,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_result(tmp_path: Path, scenes: 
 @pytest.mark.chaos
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path: Path, scenes: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels", unit_images=4)
-    process = start("label", config)
+    process = start("label", "--config", config)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "labels" / "_segray" / "runs").glob("*/staged/*.arrow")):
         assert time.monotonic() < deadline
@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path: Path, scenes: Path) -
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "run the same command again" in output
-    assert command("label", config).returncode == 0
+    assert command("label", "--config", config).returncode == 0
     assert segray.images(str(tmp_path / "labels")).count_rows() == 48
 
 
@@ -122,9 +122,9 @@ def test_broken_files_become_failed_rows_and_cost_their_neighbours_nothing(tmp_p
     for name in bad:
         (folder / f"bad-{Path(name).stem}.jpg").write_bytes(files[name][0])
     config = write_config(tmp_path / "run.yaml", folder, tmp_path / "labels")
-    strict = command("label", config)
+    strict = command("label", "--config", config)
     assert strict.returncode == 3, strict.stderr
-    assert command("label", config, "--set", "max_failed_fraction=0.5").returncode == 0
+    assert command("label", "--config", config, "--set", "max_failed_fraction=0.5").returncode == 0
     images = {row["image_key"]: row for row in segray.images(str(tmp_path / "labels")).to_table().to_pylist()}
     assert len(images) == 10
     assert sum(row["status"] == "failed" for row in images.values()) == 5
@@ -157,19 +157,19 @@ def test_mended_files_are_labelled_again_on_request_alone(tmp_path: Path, scenes
     shutil.copytree(scenes / "images", tmp_path / "images")
     before = break_files(tmp_path / "images")
     config = write_config(tmp_path / "run.yaml", tmp_path / "images", tmp_path / "labels", unit_images=8)
-    first = command("label", config, "--json")
+    first = command("label", "--config", config, "--json")
     assert first.returncode == 3, first.stderr
     assert json.loads(first.stdout)["of_runs"]["failed"] == 24
     for path, (data, changed_ns) in before.items():
         write(path, data, changed_ns)
-    second = command("label", config)
+    second = command("label", "--config", config)
     assert second.returncode == 0, second.stderr
     assert "nothing to do: all 48 images" in second.stderr
     assert "24 of them as failed. Failed: 24 at decode" in second.stderr
     assert "failed in earlier runs: 24 at decode;" in second.stdout
-    third = command("label", config, "--retry-failed", "read", "infer")
+    third = command("label", "--config", config, "--retry-failed", "read", "infer")
     assert "nothing to do" in third.stderr
-    fourth = command("label", config, "--retry-failed", "read", "decode", "--json")
+    fourth = command("label", "--config", config, "--retry-failed", "read", "decode", "--json")
     assert fourth.returncode == 0, fourth.stderr
     assert "24 of 48 images to label, 24 of them failed before" in fourth.stderr
     result = json.loads(fourth.stdout)
@@ -191,12 +191,12 @@ def test_a_killed_retry_is_resumed_by_the_same_command(tmp_path: Path, scenes: P
     config = write_config(
         tmp_path / "run.yaml", tmp_path / "images", tmp_path / "labels", unit_images=4, publish={"batch_images": 8}
     )
-    assert command("label", config).returncode == 3
+    assert command("label", "--config", config).returncode == 3
     for path, (data, changed_ns) in before.items():
         write(path, data, changed_ns)
     runs = tmp_path / "labels" / "_segray" / "runs"
     (first,) = runs.iterdir()
-    process = start("label", config, "--retry-failed")
+    process = start("label", "--config", config, "--retry-failed")
     deadline = time.monotonic() + 120
     while sum(first not in path.parents for path in runs.glob("*/staged/*.arrow")) < staged_files:
         assert time.monotonic() < deadline
@@ -204,10 +204,10 @@ def test_a_killed_retry_is_resumed_by_the_same_command(tmp_path: Path, scenes: P
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    resumed = command("label", config, "--retry-failed")
+    resumed = command("label", "--config", config, "--retry-failed")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming run" in resumed.stderr
-    assert command("label", config, "--retry-failed").returncode == 0
+    assert command("label", "--config", config, "--retry-failed").returncode == 0
     fresh = write_config(tmp_path / "fresh.yaml", tmp_path / "images", tmp_path / "fresh")
     assert command("label", fresh).returncode == 0
     assert contents(tmp_path / "labels") == contents(tmp_path / "fresh")
@@ -221,10 +221,10 @@ def test_a_changed_and_a_new_image_are_labelled_and_nothing_else(tmp_path: Path,
     shutil.copy(first, folder / "a.jpg")
     shutil.copy(second, folder / "b.jpg")
     config = write_config(tmp_path / "run.yaml", folder, tmp_path / "labels")
-    assert command("label", config).returncode == 0
+    assert command("label", "--config", config).returncode == 0
     shutil.copy(third, folder / "b.jpg")
     shutil.copy(second, folder / "c.jpg")
-    done = command("label", config)
+    done = command("label", "--config", config)
     assert done.returncode == 0, done.stderr
     assert "2 of 3 images to label" in done.stderr
     images = segray.images(str(tmp_path / "labels")).to_table().to_pylist()
@@ -255,7 +255,7 @@ def test_bad_input_is_refused_with_exit_2_and_nothing_written(
     source = tmp_path / "empty" if "source" in change else scenes / "images"
     more = {key: value for key, value in change.items() if key != "source"}
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", **more)
-    done = command("label", config)
+    done = command("label", "--config", config)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -264,8 +264,8 @@ def test_bad_input_is_refused_with_exit_2_and_nothing_written(
 
 def test_a_root_of_another_model_is_refused_before_any_image_is_read(tmp_path: Path, scenes: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels")
-    assert command("label", config, "--limit", 2).returncode == 0
-    done = command("label", config, "--set", "model.score_threshold=0.5")
+    assert command("label", "--config", config, "--limit", 2).returncode == 0
+    done = command("label", "--config", config, "--set", "model.score_threshold=0.5")
     assert done.returncode == 2
     assert "model.score_threshold: 0.05 -> 0.5" in done.stderr
     assert segray.images(str(tmp_path / "labels")).count_rows() == 2
@@ -273,7 +273,7 @@ def test_a_root_of_another_model_is_refused_before_any_image_is_read(tmp_path: P
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, scenes: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes / "images", tmp_path / "labels")
-    done = command("label", config, "--dry-run")
+    done = command("label", "--config", config, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "48 of 48 images to label" in done.stderr
     assert not (tmp_path / "labels").exists()

@@ -46,7 +46,7 @@ def photos(tmp_path: Path) -> Path:
 def test_odd_entries_cost_no_other_image_its_row(tmp_path: Path, photos: Path, as_a_user: tuple[str, ...]) -> None:
     root = tmp_path / "labels"
     config = write_config(tmp_path / "run.yaml", photos, root, storage={"retries": 0})
-    process = start("label", config, inside=as_a_user)
+    process = start("label", "--config", config, inside=as_a_user)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 3, output
     rows = segray.images(str(root)).to_table(["image_key", "status", "error"]).to_pylist()
@@ -56,7 +56,7 @@ def test_odd_entries_cost_no_other_image_its_row(tmp_path: Path, photos: Path, a
     assert "lost+found/ (permission denied)" in output
     assert "me (" in output
     assert ".Trash-0" not in output
-    again = start("label", config, inside=as_a_user)
+    again = start("label", "--config", config, inside=as_a_user)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
     assert "nothing to do" in output

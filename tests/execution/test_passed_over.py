@@ -28,10 +28,10 @@ def test_every_end_of_a_run_tells_them(config: Path, tmp_path: Path) -> None:
     planned = segray("plan", config, "--json")
     assert NOTE in planned.stderr
     assert json.loads(planned.stdout)["listed"]["passed_over"]["files"] == FILES
-    limited = segray("label", config, "--limit", "1")
+    limited = segray("label", "--config", config, "--limit", "1")
     assert NOTE in limited.stderr
     assert NOTE in limited.stdout
-    done = segray("label", config, "--json", "--log-format", "json")
+    done = segray("label", "--config", config, "--json", "--log-format", "json")
     records = [json.loads(line) for line in done.stderr.splitlines()]
     assert any(NOTE in record.get("message", "") for record in records if record["event"] == "note")
     result = json.loads(done.stdout)["passed_over"]
@@ -41,5 +41,5 @@ def test_every_end_of_a_run_tells_them(config: Path, tmp_path: Path) -> None:
     for run in runs:
         assert json.loads((run / "run.json").read_text())["passed_over"] == result
         assert NOTE in (run / "report.html").read_text()
-    nothing_to_do = segray("label", config)
+    nothing_to_do = segray("label", "--config", config)
     assert NOTE in nothing_to_do.stdout

@@ -30,7 +30,7 @@ def asked(tmp_path: Path, pools: list[Any], **cluster: Any) -> Path:
 
 def refused(tmp_path: Path, pools: list[Any], **cluster: Any) -> str:
     """What the command says."""
-    done = segray("label", asked(tmp_path, pools, **cluster))
+    done = segray("label", "--config", asked(tmp_path, pools, **cluster))
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "labels").exists()
     return done.stderr

@@ -60,7 +60,9 @@ def test_a_worker_that_fits_no_node_is_refused_with_what_is_asked_and_what_there
 ) -> None:
     pool = {"device": "GPU", "num_cpus": 1, "resources": {"intel_gpu": 1}}
     began = time.monotonic()
-    done = command("label", write_config(tmp_path / "run.yaml", images, tmp_path / "labels", workers=[pool]))
+    done = command(
+        "label", "--config", write_config(tmp_path / "run.yaml", images, tmp_path / "labels", workers=[pool])
+    )
     assert time.monotonic() - began < 60
     assert done.returncode == 2, done.stderr
     assert "'intel_gpu': 1" in done.stderr

@@ -56,15 +56,15 @@ def test_a_link_that_did_not_answer_is_tried_again_by_a_later_run(tmp_path: Path
         source = tmp_path / "links.txt"
         source.write_text("\n".join([f"http://127.0.0.1:{port}/{photos[0].name}", *links]))
         config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", max_failed_fraction=0.5)
-        first = command("label", config, env=ray)
+        first = command("label", "--config", config, env=ray)
         assert first.returncode == 0, first.stderr
         (failed,) = (row for row in rows(tmp_path / "labels") if row.get("status") == "failed")
         assert (failed["stage"], failed["error"]) == ("read", "Unreachable")
         with serving(photos[0].parent, port):
-            second = command("label", config, env=ray)
+            second = command("label", "--config", config, env=ray)
             assert "1 of them as failed. Failed: 1 at read" in second.stderr
             assert "Unreachable: 1, tried again from " in second.stderr
-            third = command("label", config, "--set", "source.retry_unreachable_after=1 s", env=ray)
+            third = command("label", "--config", config, "--set", "source.retry_unreachable_after=1 s", env=ray)
             assert third.returncode == 0, third.stderr
             assert "1 of 6 images to label, 1 of them failed before" in third.stderr
             fresh = write_config(tmp_path / "fresh.yaml", source, tmp_path / "fresh")

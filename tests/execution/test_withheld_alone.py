@@ -52,7 +52,7 @@ def test_a_silent_link_among_others_is_a_failed_row_within_40_s(
     source = manifest(tmp_path / "links.txt", [*links[:6], f"{web.root}/silent/x.jpg", *links[6:]])
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", storage={"timeout_s": 2}, unit_images=4)
     begin_s = time.monotonic()
-    done = command("label", config, env={"RAY_ADDRESS": ray_address})
+    done = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
     assert time.monotonic() - begin_s < 60
     found = rows(tmp_path / "labels")
     failed = [row for row in found.values() if row["status"] == "failed"]
@@ -73,7 +73,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
         proxy.change(FaultPlan(Reply(403, "AccessDenied"), "raw/"))
         config = write_config(tmp_path / "all.yaml", source, tmp_path / "none", storage=storage, unit_images=4)
         begin_s = time.monotonic()
-        refused = command("label", config, env={"RAY_ADDRESS": ray_address})
+        refused = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
         assert time.monotonic() - begin_s < 60
         assert refused.returncode == 2, refused.stderr
         assert "Storage refuses access" in refused.stderr
@@ -81,7 +81,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
 
         proxy.change(FaultPlan(Reply(403, "AccessDenied"), r"raw/05\.jpg"))
         config = write_config(tmp_path / "one.yaml", source, tmp_path / "labels", storage=storage, unit_images=4)
-        done = command("label", config, "--json", env={"RAY_ADDRESS": ray_address})
+        done = command("label", "--config", config, "--json", env={"RAY_ADDRESS": ray_address})
         found = rows(tmp_path / "labels")
         assert len(found) == len(photos), done.stderr
         (failed,) = [row for row in found.values() if row["status"] == "failed"]
@@ -91,7 +91,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
         # The refused bucket gives all rows as soon as it answers.
         proxy.change()
         config = write_config(tmp_path / "all.yaml", source, tmp_path / "none", storage=storage, unit_images=4)
-        assert command("label", config, env={"RAY_ADDRESS": ray_address}).returncode == 0
+        assert command("label", "--config", config, env={"RAY_ADDRESS": ray_address}).returncode == 0
         assert {row["status"] for row in rows(tmp_path / "none").values()} <= {"ok", "empty"}
 
 
@@ -110,14 +110,14 @@ def test_a_list_of_200_links_with_44_bad_ones_ends_within_3_minutes(
     source = manifest(tmp_path / "links.txt", links)
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", max_failed_fraction=0.5)
     begin_s = time.monotonic()
-    done = command("label", config, timeout_s=400)
+    done = command("label", "--config", config, timeout_s=400)
     assert time.monotonic() - begin_s < 180, done.stderr
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path / "labels")
     assert len(found) == 200
     errors = Counter((row["stage"], row["error"]) for row in found.values() if row["status"] == "failed")
     assert errors == {("read", "Unreachable"): 16, ("read", "NotFound"): 14, ("decode", "ImageError"): 14}
-    again = command("label", config, "--json")
+    again = command("label", "--config", config, "--json")
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout)
     assert (summary["of_runs"], summary["failed_before"]) == ({}, {"read": 30, "decode": 14})

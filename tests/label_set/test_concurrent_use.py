@@ -41,7 +41,7 @@ def test_two_runs_at_once_on_one_root_end_rightly_and_every_row_is_there_once(tm
         publish={"batch_images": 4},
         workers=[{"count": 1, "num_cpus": 1}],
     )
-    processes = [start("label", config) for _ in range(2)]
+    processes = [start("label", "--config", config) for _ in range(2)]
     codes = []
     for process in processes:
         output, _ = process.communicate(timeout=300)

@@ -312,10 +312,12 @@ def test_a_run_that_is_asked_to_end_or_fails_releases_its_lease(
     driver.process.send_signal(signal.SIGINT)
     assert driver.end(60) == 130, driver.text
     assert not Store(options).exists(uri_of(root))
-    failed = command("label", config, "--set", "cluster.address=127.0.0.1:1", "--set", "cluster.head_timeout_s=2")
+    failed = command(
+        "label", "--config", config, "--set", "cluster.address=127.0.0.1:1", "--set", "cluster.head_timeout_s=2"
+    )
     assert failed.returncode == 3, failed.stderr
     assert not Store(options).exists(uri_of(root))
-    assert command("label", config).returncode == 0
+    assert command("label", "--config", config).returncode == 0
 
 
 @pytest.mark.chaos
@@ -326,7 +328,7 @@ def test_a_lease_of_a_dead_machine_delays_the_next_run_by_its_time_and_the_run_s
     root, options = place
     dead = replace(Lease.of_this_process(), host="gone.example", machine="another", run="DEAD")
     Store(options).put(uri_of(root), dead.dump())
-    done = command("label", config, "--limit", "2", "--json")
+    done = command("label", "--config", config, "--limit", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert "waiting up to 30 s for a sign of life of run DEAD on host gone.example" in done.stderr
     assert json.loads(done.stdout)["images"]

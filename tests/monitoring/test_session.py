@@ -77,7 +77,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def send(head: Head, chosen: Path, *arguments: str) -> list[str]:
     """`segray submit`."""
-    asked = ["submit", str(chosen), "--address", head.address, "--python", sys.executable, "--start-timeout", "200"]
+    asked = [
+        "submit",
+        "--config",
+        str(chosen),
+        "--address",
+        head.address,
+        "--python",
+        sys.executable,
+        "--start-timeout",
+        "200",
+    ]
     return [*asked, "--json", *arguments]
 
 

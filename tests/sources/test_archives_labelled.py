@@ -166,6 +166,6 @@ def test_shards_in_a_bucket_are_labelled_through_ray(
     asked = write_config(
         tmp_path / "c.yaml", f"s3://{bucket}/raw/", root, unit_images=5, storage=storage, cluster=patient
     )
-    done = command("label", asked, timeout_s=900)
+    done = command("label", "--config", asked, timeout_s=900)
     assert done.returncode == 0, done.stderr
     assert rows(root, shaped.keys, endpoint_url=swift_env.endpoint_url) == expected

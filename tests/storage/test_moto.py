@@ -69,7 +69,7 @@ def test_a_label_set_lies_on_moto(moto: Moto, bucket: str, tmp_path: Path) -> No
     assert has_conditional_put(store, f"{bucket}/labels")
     assert [entry.key for entry in store.list(f"{bucket}/raw")] == [f"{number}.jpg" for number in range(IMAGES)]
     config = write_config(tmp_path / "run.yaml", f"{bucket}/raw", f"{bucket}/labels", storage=storage)
-    done = command("label", config)
+    done = command("label", "--config", config)
     assert done.returncode == 0, done.stderr
     assert "conditional PUT" not in done.stderr
     images = segray.images(f"{bucket}/labels", **storage).to_table().to_pylist()

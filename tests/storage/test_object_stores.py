@@ -127,9 +127,9 @@ def test_from_container_to_container_with_the_variables_alone(root: str, tmp_pat
     for path in sorted((tmp_path / "scenes" / "images").iterdir()):
         store.put(join(root, "raw", path.name), path.read_bytes())
     config = write_config(tmp_path / "run.yaml", join(root, "raw"), join(root, "labels"), report=True)
-    done = command("label", config)
+    done = command("label", "--config", config)
     assert done.returncode == 0, done.stderr
-    again = command("label", config)
+    again = command("label", "--config", config)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
     images = segray.images(join(root, "labels")).to_table().to_pylist()

@@ -38,9 +38,9 @@ def labelled(
     config = write_config(
         folder / "run.yaml", source, root, unit_images=8, storage={"endpoint_url": swift.endpoint_url}
     )
-    done = command("label", config, env=env)
+    done = command("label", "--config", config, env=env)
     assert done.returncode == 0, done.stderr
-    again = command("label", config, env=env)
+    again = command("label", "--config", config, env=env)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
     return source, root, env
@@ -56,7 +56,7 @@ def test_each_image_is_one_request(swift_env: Swift, tmp_path: Path) -> None:
     with fault_proxy.serve(swift_env.endpoint_url) as between:
         storage = {"endpoint_url": between.endpoint_url}
         config = write_config(tmp_path / "run.yaml", f"s3://{bucket}/raw/", tmp_path / "labels", storage=storage)
-        done = command("label", config)
+        done = command("label", "--config", config)
         assert done.returncode == 0, done.stderr
         asked = [request.split("?")[0] for request in between.asked]
     assert sorted(request for request in asked if "/raw/" in request) == [f"GET /{bucket}/{key}" for key in keys]
@@ -96,7 +96,7 @@ def test_wrong_credentials_are_refused_at_once(
     source, root, env = labelled
     config = write_config(tmp_path / "run.yaml", source, root + "-new", storage={"endpoint_url": swift.endpoint_url})
     began = time.monotonic()
-    done = command("label", config, env={**env, "AWS_SECRET_ACCESS_KEY": "not-the-secret"})
+    done = command("label", "--config", config, env={**env, "AWS_SECRET_ACCESS_KEY": "not-the-secret"})
     assert done.returncode == 2, done.stderr
     assert time.monotonic() - began < 60
     assert source.split("/")[2] in done.stderr or root.split("/")[2] in done.stderr
@@ -120,7 +120,7 @@ def test_classes_of_every_script_have_folders_in_a_bucket(swift_env: Swift, tmp_
     model = {"name": "stickers", "labels": {**COCO_NAMES, **odd}}
     for limit in ("--limit=12", "--limit=12", "--limit=12"):
         config = write_config(tmp_path / "run.yaml", tmp_path / "scenes/images", root, model=model, storage=store)
-        done = command("label", limit, config)
+        done = command("label", limit, "--config", config)
         assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr
     rows = segray.scan(root, **store).to_table(columns=["class_id", "class_name", "class"]).to_pylist()

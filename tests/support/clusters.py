@@ -165,7 +165,7 @@ def command_of(pid: int) -> str:
 
 @dataclass
 class Driver:
-    """`segray label CONFIG`, or another command, in a process of its own, with the time of each line that it prints."""
+    """`segray label --config CONFIG`, or another command, in a process of its own, with the time of each line that it prints."""
 
     config: Path
     inside: Sequence[str] = ()
@@ -176,7 +176,7 @@ class Driver:
     began_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.process = start(self.command, self.config, *self.options, inside=self.inside)
+        self.process = start(self.command, "--config", self.config, *self.options, inside=self.inside)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -27,7 +27,7 @@ def test_mask_ap_on_300_unseen_scenes(tmp_path: Path, scenes: Path, precision: s
         tmp_path / "run.yaml", scenes / "images", tmp_path / "labels",
         model={"name": "stickers", "precision": precision},
     )  # fmt: skip
-    done = command("label", config)
+    done = command("label", "--config", config)
     if "cannot" in done.stderr and precision == "bf16":
         pytest.skip(f"this CPU has no bf16: {done.stderr}")
     assert done.returncode == 0, done.stderr
