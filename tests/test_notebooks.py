@@ -58,7 +58,9 @@ def test_a_notebook_runs_from_top_to_bottom(
 ) -> None:
     for name, value in {**ENV, "PYTHONPATH": str(REPO)}.items():
         monkeypatch.setenv(name, value)
-    cells = [cell for cell in runner().executed(notebook, tmp_path).cells if cell.cell_type == "code"]
+    run_notebooks = runner()
+    pages = run_notebooks.kept(run_notebooks.executed(notebook, tmp_path), tmp_path)
+    cells = [cell for cell in pages.cells if cell.cell_type == "code"]
     assert pictures(cells) == pictures(code_cells(notebook))
     kinds = [[output.output_type for output in cell.outputs] for cell in cells]
     assert [bool(kind) for kind in kinds] == [bool(cell["outputs"]) for cell in code_cells(notebook)]
