@@ -125,9 +125,9 @@ def _difference(stored: Mapping[str, Any], expected: Mapping[str, Any], most: in
     return "; ".join(changes) or "another fingerprint"
 
 
-def _place(key: str) -> tuple[bool, str]:
-    """Return the place of a key among differences: what a file says of itself comes last, since it says much."""
-    return key.startswith("model.description."), key
+def _place(key: str) -> tuple[bool, bool, str]:
+    """Return the place of a key among differences: the name first, what a file says of itself last."""
+    return key.startswith("model.description."), key != "model.name", key
 
 
 def _flat_record(record: Mapping[str, Any]) -> dict[str, Any]:
