@@ -659,9 +659,17 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE_HINT)
 
 
+# Keywords of `YOLO.predict`, and the keys of the section `model` that do the same.
+_NAMES_OF_ULTRALYTICS = {
+    "conf": "score_threshold", "iou": "nms_iou", "imgsz": "size", "max_det": "max_detections", "half": "precision",
+}  # fmt: skip
+
+
 def _similar_key(path: Sequence[str]) -> str | None:
     """Return the valid key that is most like an unknown one, preferably of the same section."""
     valid_keys = _keys(Config)
+    if path[-1] in _NAMES_OF_ULTRALYTICS and path[:-1] in ([], ["model"]):
+        return f"model.{_NAMES_OF_ULTRALYTICS[path[-1]]}"
     if matches := difflib.get_close_matches(".".join(path), valid_keys, 1, 0.5):
         return matches[0]
     section = ".".join(path[:-1])

@@ -54,6 +54,8 @@ def _keys(values: Any, prefix: str = "") -> set[str]:
         ({"unit_image": 5}, "unknown configuration key unit_image", "unit_images"),
         ({"source": {"url": "a"}}, "unknown configuration key source.url", "source.uri"),
         ({"model": {"name": "stickers", "presicion": "f32"}}, "model.presicion", "model.precision"),
+        ({"model": {"name": "stickers", "conf": 0.5}}, "model.conf", "model.score_threshold"),
+        ({"imgsz": 640}, "imgsz", "model.size"),
         ({"output": {}}, "lacks output.root", "--set output.root"),
         ({"model": {"name": "stickers", "precision": "f8"}}, "model.precision", "reference.yaml"),
         (

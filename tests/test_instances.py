@@ -156,9 +156,15 @@ def test_jupyter_gets_a_png_of_at_most_800_pixels_and_escaped_names() -> None:
     large = Instances.empty((3000, 1000))
     assert Image.open(io.BytesIO(large._repr_png_())).size == (267, 800)
     page = things(image=np.full((*SIZE_HW, 3), 200, np.uint8))._repr_html_()
-    assert "data:image/png;base64," in page
+    assert "data:image/jpeg;base64," in page
     assert "&lt;bottle&gt;" in page
     assert "<bottle>" not in page
+
+
+def test_the_picture_in_a_notebook_takes_few_bytes() -> None:
+    noise = np.random.default_rng(5).integers(0, 255, (600, 800, 3), np.uint8)
+    noisy = Instances.empty((600, 800)).with_image(noise, {})
+    assert len(noisy._repr_html_()) < len(noisy._repr_png_()) / 2
 
 
 def test_the_repr_counts_the_classes_and_names_the_best_score() -> None:

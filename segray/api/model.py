@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict, Unpack, overload
 
 import numpy as np
@@ -324,10 +325,7 @@ class Model:
                 instances = loaded.steps.label_pixels(pixels, size_hw, timer)
                 return self._named(instances, pixels if pixels.shape[:2] == size_hw else None, keep_image)
         except FileNotFoundError as error:
-            hint = "check the path; a path is relative to the working folder"
-            raise ImageError(
-                "the image does not exist", stage="read", where=name, found=str(error), hint=hint
-            ) from error
+            raise _absent(name, error) from error
         except OSError as error:
             hint = "give the path of an image file; for a folder, use model.predict"
             raise ImageError(
@@ -415,6 +413,17 @@ def _checked(image: NDArray[Any]) -> Pixels:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         _refuse(f"{image.dtype} {image.shape}")
     return np.ascontiguousarray(image)
+
+
+def _absent(path: str, error: FileNotFoundError) -> ImageError:
+    """Return the error for a path without a file: nothing is there, or a folder is."""
+    if Path(path).is_dir():
+        what, found = "the path is a folder, not an image", "a folder"
+        hint = f'for all images of the folder: model.predict(Path({path!r}).rglob("*.jpg")), or segray.label'
+    else:
+        what, found = "the image does not exist", str(error)
+        hint = "check the path; a path is relative to the working folder"
+    return ImageError(what, stage="read", where=path, found=found, hint=hint)
 
 
 def _refuse(found: str) -> NoReturn:

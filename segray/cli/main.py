@@ -245,8 +245,7 @@ def quickstart(
         }
         show_json(record)
     else:
-        show(console.describe(result.summary))
-        show(f"look at: {result.sheet}  {result.page}")
+        show(console.describe(result.summary, f"{result.sheet}  {result.page}"))
         show(analytics.describe_evaluation(result.evaluation))
     raise typer.Exit(result.summary.exit_code)
 

@@ -81,8 +81,8 @@ def check(store: Store, root: str, identity: LabelSetIdentity) -> bool:
             "the output root belongs to another model",
             where=root,
             found=_difference(stored, json.loads(json.dumps(expected))),
-            hint="set `output.root` to a new folder, or undo the change; `segray promote` makes a complete label set "
-            "the one that readers of PARENT/CURRENT read",
+            hint="label into a new folder (OUTPUT, `output.root`), or undo the change; `segray promote` makes a "
+            "complete label set the one that readers of PARENT/CURRENT read",
         )
     return True
 
@@ -117,12 +117,17 @@ def _difference(stored: Mapping[str, Any], expected: Mapping[str, Any], most: in
     old, new = _flat_record(stored), _flat_record(expected)
     changes = [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted(old.keys() | new.keys(), key=_place)
         if old.get(key) != new.get(key)
     ]
     if len(changes) > most:
         changes[most:] = [f"and {len(changes) - most} more"]
     return "; ".join(changes) or "another fingerprint"
+
+
+def _place(key: str) -> tuple[bool, bool, str]:
+    """Return the place of a key among differences: the name first, what a file says of itself last."""
+    return key.startswith("model.description."), key != "model.name", key
 
 
 def _flat_record(record: Mapping[str, Any]) -> dict[str, Any]:

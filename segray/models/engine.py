@@ -70,6 +70,9 @@ def model_files(path: Path) -> tuple[Path, ...]:
             raise _missing_error(path / "saved_model.pb", "The model is a folder, but no SavedModel.")
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     if not path.is_file():
+        if path.suffix in checkpoints.SUFFIXES:
+            hint = f"Check the path. segray reads exports of a checkpoint, such as that of {checkpoints.EXPORT_COMMAND}"
+            raise missing_error(path, "The checkpoint does not exist.", hint)
         raise _missing_error(path, "The model does not exist.")
     if path.suffix not in _SUFFIXES:
         hint = checkpoints.hint_on_suffix(path.suffix)
@@ -89,7 +92,7 @@ def model_files(path: Path) -> tuple[Path, ...]:
 
 
 def _missing_error(path: Path, what: str) -> ModelError:
-    return missing_error(path, what, "Check `model.path`. An IR is two files, .xml and .bin.")
+    return missing_error(path, what, "Check --model or `model.path`. An IR is two files, .xml and .bin.")
 
 
 def missing_error(path: Path, what: str, hint: str) -> ModelError:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from segray.execution.run import Summary
 
 _LINE_EVERY_S = 10.0
+# Progress before the first image of a run.
+_STARTING = "starting workers"
 # Values of TERM for terminals that cannot redraw a line.
 _DUMB_TERMINALS = ("dumb", "unknown")
 
@@ -49,7 +51,8 @@ class Plain(ProgressListener):
         if now_s - self._printed_s >= _LINE_EVERY_S:
             self._printed_s = now_s
             rate_and_eta = f", {rate:.1f} images/s, {duration(self._meter.eta_s(done))} left" if rate else ""
-            self.note(f"{done}/{self._meter.images} images, {instances} instances, {failed} failed{rate_and_eta}")
+            counts = f"{instances} instances, {failed} failed{rate_and_eta}"
+            self.note(f"{done}/{self._meter.images} images, {counts if self._meter.has_begun else _STARTING}")
 
     def __enter__(self) -> Self:
         return self
@@ -91,13 +94,13 @@ class Bar(ProgressListener):
 
     def begin(self, images: int, resumed: int) -> None:
         self._meter = RateMeter(images, resumed)
-        self._bar.reset(self._task, total=images, completed=resumed, description="starting workers")
+        self._bar.reset(self._task, total=images, completed=resumed, description=_STARTING)
 
     def advance(self, done: int, instances: int, failed: int) -> None:
         rate = self._meter.update(done, time.monotonic())
         eta = duration(self._meter.eta_s(done))
         text = f"{rate:.1f} images/s, {eta} left, {instances} instances, {failed} failed"
-        self._bar.update(self._task, completed=done, description=text if rate else "starting workers")
+        self._bar.update(self._task, completed=done, description=text if rate else _STARTING)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -117,6 +120,11 @@ class RateMeter:
         self._first: tuple[float, int] | None = None
         self._seen = resumed
         self._rate = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether an image of this process is done."""
+        return self._first is not None
 
     def update(self, done: int, now_s: float) -> float:
         """Return the mean rate in images/s after `done` images; 0 before a rate can be measured."""
@@ -171,8 +179,11 @@ def _published_share(summary: Summary) -> float:
     return (summary.tally.merge_s + summary.tally.commit_s) / max(summary.seconds, 1e-9)
 
 
-def describe(summary: Summary) -> str:
-    """Return the summary for a person: results, failures, next steps."""
+def describe(summary: Summary, pictures: str = "") -> str:
+    """Return the summary for a person: results, failures, next steps.
+
+    pictures: what to look at; by default the command that draws a contact sheet.
+    """
     counts, images = summary.tally, summary.images
     lines = []
     if summary.retired:
@@ -211,7 +222,7 @@ def describe(summary: Summary) -> str:
         of_runs = summary.of_runs
         share = of_runs.get("failed", 0) / max(1, sum(of_runs.values()))
         lines.append(f"{share:.1%} of the images of this run failed, more than max_failed_fraction allows: exit code 3")
-    lines += ["", *next_steps(summary.root)]
+    lines += ["", *next_steps(summary.root, pictures)]
     return "\n".join(lines)
 
 
@@ -244,12 +255,12 @@ def _about_replaced_files(summary: Summary) -> str:
     )
 
 
-def next_steps(root: str) -> list[str]:
-    """Return lines with the URIs of the tables, and a command that queries the tables."""
+def next_steps(root: str, pictures: str = "") -> list[str]:
+    """Return lines with the URIs of the tables, a command that queries the tables, and what to look at."""
     query = f"SELECT class_name, count(*) AS n FROM instances WHERE score >= {CONFIDENT_SCORE:g} GROUP BY ALL"
     install = "" if importlib.util.find_spec("duckdb") else "pip install duckdb && "
     return [
         f"tables:  {root}/instances  {root}/images",
         f'query:   {install}segray sql {shlex.quote(root)} "{query}"',
-        f"look at: segray sheet {shlex.quote(root)}",
+        f"look at: {pictures or f'segray sheet {shlex.quote(root)}'}",
     ]

@@ -208,7 +208,10 @@ class _DatasetReader:
                     yield entry
         except FileNotFoundError as error:
             raise SourceError(
-                "No such folder or file", where=uri, found=_similar_names(uri, self._store), hint="correct source.uri"
+                "No such folder or file",
+                where=uri,
+                found=_similar_names(uri, self._store),
+                hint="correct the address of the images: SOURCE of the command, `source.uri` of a configuration",
             ) from error
 
     # ---- files of the dataset ----

@@ -4,6 +4,7 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import label_sets
@@ -218,6 +219,21 @@ def two_families(tmp_path: Path) -> tuple[str, str]:
     }
     classes = {1: "Stop_Sign", 2: "bottle", 3: "vehicle"}
     return label_sets.write(tmp_path / "a", a), label_sets.write(tmp_path / "b", b, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("roots", "names"),
+    [
+        (("/data/labels", "/data/labels-tiled"), ("labels", "labels-tiled")),
+        (("/data/v1/labels", "/data/v2/labels"), ("v1/labels", "v2/labels")),
+        (("s3://bucket/a", "/data/a"), ("s3://bucket/a", "/data/a")),
+        (("/data/a", "/mnt/a"), ("/data/a", "/mnt/a")),
+        (("/data/labels", "/data/labels"), ("/data/labels, batch 1", "batch 2")),
+    ],
+)
+def test_a_drawing_names_the_label_sets_shortly(roots: tuple[str, str], names: tuple[str, str]) -> None:
+    old, new = (SimpleNamespace(root=root, batch=batch) for batch, root in enumerate(roots, 1))
+    assert comparison._names(old, new) == names
 
 
 def test_label_sets_of_two_models_are_compared_by_name(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -19,6 +21,7 @@ import label_sets
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from fences import Block
 from label_sets import Image
@@ -133,6 +136,31 @@ def test_the_pages_of_readers_begin_with_the_log_and_end_with_the_glob() -> None
         ]
         assert places == sorted(places), page
         assert "deltaLakeLocal(" in text[: places[-1]]
+
+
+def test_the_function_for_fiftyone_names_files_of_the_export(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FiftyOne is seldom installed. Its part here reads what the arguments of the call name."""
+    (block,) = [block for block in fences.blocks("docs/analytics.md", "python") if "def to_fiftyone" in block.code]
+
+    def from_dir(folder: str, dataset_type: str, *, label_types: str, data_path: str) -> dict[str, Any]:
+        assert (dataset_type, label_types) == ("coco", "segmentations")
+        labels = json.loads(Path(folder, "labels.json").read_text("utf-8"))
+        places = json.loads(Path(folder, data_path).read_text("utf-8"))
+        assert len(places) == len(labels["images"])
+        return {"scores": [row["score"] for row in labels["annotations"]]}
+
+    fiftyone = SimpleNamespace(
+        Dataset=SimpleNamespace(from_dir=from_dir), types=SimpleNamespace(COCODetectionDataset="coco")
+    )
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    shutil.copytree(made["replaced"] / "labels", tmp_path / "labels")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    fences.run(block.code, namespace)
+    sure = segray.scan("labels").count_rows(filter=ds.field("score") >= 0.5)
+    assert len(namespace["dataset"]["scores"]) == sure > 0
 
 
 # ---- shell ----------------------------------------------------------------------------------------

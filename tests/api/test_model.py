@@ -245,6 +245,12 @@ def test_a_wrong_keyword_is_the_error_of_a_wrong_configuration(folder: Path, key
         segray.load_model(folder, **keys)
 
 
+def test_a_folder_in_place_of_an_image_is_an_error_that_names_the_call_for_folders(folder: Path) -> None:
+    with pytest.raises(ImageError, match="a folder, not an image") as caught:
+        segray.load_model(folder)(folder)
+    assert f"model.predict(Path({str(folder)!r}).rglob" in caught.value.hint
+
+
 def test_a_model_that_is_not_there_is_an_error_that_names_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         segray.load_model(tmp_path / "nothing.xml")

@@ -27,6 +27,8 @@ from segray.label_set.validation import Report, Violation
         (["label", "photos", "labels"], "pass --model PATH|NAME"),
         (["label", "photos", "labels", "--model", "sticker"], "Did you mean stickers?"),
         (["label", "photos", "labels", "--model", "no/model.xml"], "The model does not exist"),
+        (["label", "photos", "labels", "--model", "no/model.pt"], "yolo export model=best.pt format=openvino"),
+        (["label", "nowhere", "labels", "--model", "stickers"], "SOURCE of the command"),
         (["lable", "x.yaml"], "No such command 'lable'"),
         (["label", "nowhere.yaml"], "cannot read the configuration"),
         (["label", "x.yaml", "--limit", "0"], "--limit"),

@@ -90,3 +90,15 @@ def test_what_was_staged_in_whatever_pieces_and_what_is_left_make_the_plan(
 def test_run_ids_sort_by_time_within_a_second() -> None:
     ids = [run_records.new_run("root").id for _ in range(20)]
     assert [each.partition("-")[0] for each in sorted(ids)] == [each.partition("-")[0] for each in ids]
+
+
+def test_another_model_is_named_before_what_its_file_says(tmp_path: Path) -> None:
+    labels = {str(number): f"class {number}" for number in range(40)}
+    of_file = {"form": "exported", "name": "yolo_seg", "description": {"colour": "RGB", "labels": labels}}
+    run_records.create_or_check(Store(), str(tmp_path), LabelSetIdentity("a", of_file, ()))
+    with pytest.raises(LabelSetError) as caught:
+        run_records.check(Store(), str(tmp_path), LabelSetIdentity("b", {"name": "stickers"}, ()))
+    first, second, third = caught.value.found.split("; ")[:3]
+    assert first == "model.name: 'yolo_seg' -> 'stickers'"
+    assert (second, third[:24]) == ("model.form: 'exported' -> none", "model.description.colour")
+    assert caught.value.hint.startswith("label into a new folder (OUTPUT, `output.root`)")

@@ -38,6 +38,23 @@ def test_plain_progress_is_a_line_now_and_then() -> None:
     assert "20/100 images, 60 instances, 1 failed, 1.0 images/s, 1 min 20 s left" in lines[1]
 
 
+def test_the_summary_names_one_thing_to_look_at() -> None:
+    lines = describe(summary(), "sheet.png  report.html").splitlines()
+    assert [line for line in lines if line.startswith("look at:")] == ["look at: sheet.png  report.html"]
+    assert f"look at: segray sheet {summary().root}" in describe(summary()).splitlines()
+
+
+def test_plain_progress_says_that_workers_start_until_the_first_image() -> None:
+    out, now = io.StringIO(), [0.0]
+    with Plain(out, lambda: now[0]) as plain:
+        plain.begin(100, 20)
+        for now[0], done in ((11.0, 20), (22.0, 21)):
+            plain.advance(done, done - 20, 0)
+    waiting, first = out.getvalue().splitlines()
+    assert waiting.endswith("20/100 images, starting workers")
+    assert first.endswith("21/100 images, 1 instances, 0 failed")
+
+
 def summary(exit_code: int = 0, failed: int = 0) -> Summary:
     failures = (("bad.jpg", "decode", "truncated\n  found: 3 bytes"),) if failed else ()
     images = {"ok": 8, "empty": 2, "failed": failed} if failed else {"ok": 8, "empty": 2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import itertools
 import math
 import operator
 import re
@@ -579,14 +580,27 @@ def _draw_changes(
 ) -> Mapping[str, str]:
     """Draw the changed images that can be drawn. Return the reasons for the others, by key."""
     old, new = states
+    old_name, new_name = _names(old, new)
     keys = [change.key for change in changed]
     pairs = [(_labelled_picture(old, key, min_score), _labelled_picture(new, key, min_score)) for key in keys]
     failed = [pair for pair in pairs if (0, 0) in (pair[0].size_hw, pair[1].size_hw)]
     labelled = [pair for pair in pairs if pair not in failed]
     reasons = contact_sheet.side_by_side(
-        labelled, out_png, read=by_uri(source_store(store, new.root)), title=f"{old.root}  >  {new.root}"
+        labelled, out_png, read=by_uri(source_store(store, new.root)), title=f"{old_name}  >  {new_name}"
     )
     return {**dict.fromkeys((a.key for a, _ in failed), "failed in one of the label sets"), **reasons}
+
+
+def _names(old: Snapshot, new: Snapshot) -> tuple[str, str]:
+    """Return a short name for each of two label sets: the root without the folders of both, or the batch."""
+    if old.root == new.root:
+        return f"{old.root}, batch {old.batch}", f"batch {new.batch}"
+    folders = [state.root.split("/") for state in (old, new)]
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(folders[0][:-1], folders[1][:-1], strict=False))
+    shared = [name for name, _ in pairs]
+    start = len(shared) if any(shared) else 0
+    old_name, new_name = ("/".join(parts[start:]) for parts in folders)
+    return old_name, new_name
 
 
 def _labelled_picture(state: Snapshot, key: str, min_score: float) -> contact_sheet.LabelledPicture:
