@@ -29,7 +29,7 @@ ASCII_STREAMS = {**UTF8, "PYTHONIOENCODING": "ascii"}
 # As C was before PEP 538 and 540, and as it is in programs that are no Python.
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
-COMMON = ("export {a} {new} --to coco", "label {scenes} --dry-run")
+COMMON = ("export {a} {new} --to coco", "label --config {scenes} --dry-run", "sql {a} FROM/**/classes", "info {a}")
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,6 @@ def test_a_sheet_of_images_that_are_all_gone_is_an_error(
     assert main.run(["sheet", root, str(tmp_path / "sheet.png")]) == 2
     assert "no image of the label set can be drawn" in capsys.readouterr().err
     assert not (tmp_path / "sheet.png").exists()
+    assert main.run(["draw", root, str(tmp_path / "drawn")]) == 2
+    assert "no image can be drawn" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()

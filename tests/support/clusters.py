@@ -165,7 +165,7 @@ def command_of(pid: int) -> str:
 
 @dataclass
 class Driver:
-    """`segray label --config CONFIG`, or another command, in a process of its own, with the time of each line that it prints."""
+    """`segray label`, or another command with a configuration, in a process of its own, with the time of each line."""
 
     config: Path
     inside: Sequence[str] = ()

@@ -58,7 +58,7 @@ def draw_images(
 
     Raises:
         LabelSetError: There is no such state.
-        UserError: The folder is not new, or the label set has no such image, no such class, or no image at all.
+        UserError: The folder is not new, no image can be drawn, or the label set has no such image or class.
         InfrastructureError: The images cannot be reached.
     """
     folder = as_path(out)
@@ -86,7 +86,9 @@ def draw_images(
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / name).write_bytes(drawing.jpeg(things.draw(), _JPEG_QUALITY))
             files[key] = name
-        unfinished.mkdir(exist_ok=True)
+        if not files:
+            hint = "check that the images are where they were labelled"
+            raise UserError("no image can be drawn", where=state.root, found=next(iter(left_out.values())), hint=hint)
         if folder.is_dir():
             folder.rmdir()
     return DrawnImages(folder, files, left_out)
