@@ -42,14 +42,6 @@ sys.dont_write_bytecode = False
 gc.disable()
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Processes of `-n auto`: one more where tests wait for servers and for Ray, than where they compute.
-
-    Tests of chaos measure times.
-    """
-    return 2 if config.option.markexpr in ("unit", CHAOS) else 3
-
-
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
