@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,11 @@ def test_keys_and_tiles_are_those_of_the_configuration(folder: Path, image: np.n
 # ---- other processes ------------------------------------------------------------------------------
 
 
+def in_processes(method: str) -> ProcessPoolExecutor:
+    """A pool of one process. Not a Pool, whose end is a SIGTERM: a fork has Ray's handler, which waits for ever."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context(method))
+
+
 def count_instances(model: Model, image: np.ndarray) -> int:
     return len(model(image)) + len(list(model.predict([image])))
 
@@ -288,8 +294,8 @@ def test_a_pickled_model_is_loaded_again(folder: Path, model: Model, image: np.n
 
 @pytest.mark.integration
 def test_a_model_works_in_a_spawned_process(model: Model, image: np.ndarray) -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply_async(count_instances, (model, image)).get(timeout=120) == 2
+    with in_processes("spawn") as pool:
+        assert pool.submit(count_instances, model, image).result(timeout=120) == 2
 
 
 def refusals(folder: Path) -> list[str]:
@@ -310,8 +316,8 @@ def test_a_fork_of_a_process_that_uses_openvino_is_refused_with_the_way_out(
 ) -> None:
     """In OpenVINO itself such a process waits for ever."""
     shared.update(model=model, image=image)
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        texts = pool.apply_async(refusals, (folder,)).get(timeout=60)
+    with in_processes("fork") as pool:
+        texts = pool.submit(refusals, folder).result(timeout=60)
     assert len(texts) == 2
     assert all("spawn" in text for text in texts)
 
