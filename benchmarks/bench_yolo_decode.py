@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from segray.imaging import geometry
 from segray.models.adapters import yolo_seg
 from segray.models.adapters.adapter import Options
-from segray.models.adapters.described import FORM
+from segray.models.adapters.described import FORM, rows_after_nms, thresholds_of_classes
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.description import Description
 
@@ -85,15 +85,19 @@ def parts_of(model: yolo_seg.YoloSeg, outputs: Arrays, size_hw: tuple[int, int])
     """Return what is measured, by the name of its row."""
     image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     output0, planes = outputs["output0"][0], outputs["output1"][0]
-    thresholds = yolo_seg._thresholds(COCO_NAMES, OPTIONS)
+    thresholds = thresholds_of_classes(COCO_NAMES, OPTIONS)
     rows, _ = yolo_seg._raw_rows(output0, thresholds)
-    kept = yolo_seg._suppress(rows, OPTIONS, 0.7)
+
+    def suppress() -> yolo_seg._Rows:
+        return rows.take(rows_after_nms(rows.scores, rows.labels, rows.boxes_xyxy, OPTIONS, 0.7))
+
+    kept = suppress()
     boxes = yolo_seg._to_image(kept.boxes_xyxy, size_hw, geometry.Fit.of(size_hw, (SIDE, SIDE)))
     return {
         "prepare": lambda: model.prepare(model.forms[FORM], image),
         "decode": lambda: model.decode(outputs, size_hw, OPTIONS),
         " anchors": lambda: yolo_seg._raw_rows(output0, thresholds),
-        " nms": lambda: yolo_seg._suppress(rows, OPTIONS, 0.7),
+        " nms": suppress,
         " masks": lambda: yolo_seg._masks(kept.coefficients, planes, boxes, size_hw, (SIDE, SIDE)),
         "plain": lambda: decode_plainly(outputs, size_hw),
     }

@@ -17,6 +17,9 @@ from segray.models.description import Description
 FORM = "exported"
 # Queries of a model whose file does not state them; published models have 100 to 300.
 _MAX_QUERIES = 300
+# Rows that NMS looks at, the best, and pixels between the boxes of neighbouring classes.
+_MAX_CANDIDATES = 30_000
+_CLASS_OFFSET = np.float32(7680)
 
 
 def forms_of(description: Description, outputs: tuple[str, ...]) -> Mapping[str, ModelFormat]:
@@ -69,3 +72,35 @@ def best_rows(rows: NDArray[np.intp], scores: NDArray[np.float32], most: int) ->
         return rows
     best: NDArray[np.intp] = rows[np.sort(np.argsort(-scores[rows], kind="stable")[:most])]
     return best
+
+
+def thresholds_of_classes(labels: Mapping[int, str], options: Options) -> NDArray[np.float32]:
+    """Return the threshold of each class, (n,), in the order of the labels. A score at the threshold is too low."""
+    default = options.score_threshold
+    return np.array([options.class_thresholds.get(class_id, default) for class_id in labels], np.float32)
+
+
+def rows_after_nms(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    boxes_xyxy: NDArray[np.float32],
+    options: Options,
+    default_iou: float,
+) -> NDArray[np.intp]:
+    """Return the rows that greedy NMS keeps, by falling score; of equal scores the lower row comes first.
+
+    The classes are kept apart by an offset of their boxes. The offset takes bits from the IoU, as in Ultralytics and
+    YOLOv5.
+
+    scores, labels: (n,), labels as indices of classes. boxes_xyxy: (n, 4), in pixels of the network. default_iou: the
+    IoU of options that state none.
+    """
+    from segray.masks import _kernels_prototypes
+
+    order = np.argsort(-scores, kind="stable")[:_MAX_CANDIDATES]
+    boxes = boxes_xyxy[order]
+    if options.nms != "cross_class":
+        boxes = boxes + (labels[order].astype(np.float32) * _CLASS_OFFSET)[:, None]
+    max_iou = default_iou if options.nms_iou is None else options.nms_iou
+    kept: NDArray[np.intp] = order[_kernels_prototypes.greedy_nms_of_all(boxes, options.max_detections, max_iou)]
+    return kept

@@ -29,7 +29,7 @@ from segray.models.adapters.adapter import (
     drop_small_masks,
     outputs_of_shapes,
 )
-from segray.models.adapters.described import defaults_of, forms_of
+from segray.models.adapters.described import defaults_of, forms_of, rows_after_nms, thresholds_of_classes
 from segray.models.description import Description
 
 Floats = NDArray[np.float32]
@@ -38,8 +38,6 @@ DEFAULTS = Defaults(score_threshold=0.25, max_detections=300, nms_iou=0.7)
 PAD_VALUE = 114
 
 _OUTPUTS = ("output0", "output1")
-_MAX_CANDIDATES = 30_000
-_CLASS_OFFSET = np.float32(7680)  # Pixels between the boxes of neighbouring classes during NMS.
 _PROTOTYPE_STRIDE = 4  # Pixels of the network for each pixel of a prototype, on each axis.
 
 
@@ -105,7 +103,8 @@ class YoloSeg(ModelAdapter):
         """
         rows, prototypes, unreadable = self._read_rows(outputs, options)
         if not self.selected:
-            rows = _suppress(rows, options, self.defaults.nms_iou or 0.7)
+            default_iou = self.defaults.nms_iou or 0.7
+            rows = rows.take(rows_after_nms(rows.scores, rows.labels, rows.boxes_xyxy, options, default_iou))
         rows = rows.take(np.arange(min(len(rows.scores), options.max_detections)))
         if not len(rows.scores) or not np.isfinite(prototypes).all():
             return Instances.empty(size_hw, unreadable + len(rows.scores))
@@ -138,7 +137,7 @@ class YoloSeg(ModelAdapter):
         expected = len(prototypes) + (6 if self.selected else 4 + len(self.labels))
         if output0.shape[1 if self.selected else 0] != expected or 0 in prototypes.shape or not self.labels:
             raise self._shape_error(output0, prototypes)
-        thresholds = _thresholds(self.labels, options)
+        thresholds = thresholds_of_classes(self.labels, options)
         read = _selected_rows if self.selected else _raw_rows
         rows, unreadable = read(output0, thresholds)
         return rows, prototypes, unreadable
@@ -189,12 +188,6 @@ class _Rows:
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def _thresholds(labels: Mapping[int, str], options: Options) -> Floats:
-    """Return the threshold of each class, in the order of the network. A score of the threshold is too low."""
-    default = options.score_threshold
-    return np.array([options.class_thresholds.get(class_id, default) for class_id in labels], np.float32)
-
-
 def _raw_rows(output0: Floats, thresholds: Floats) -> tuple[_Rows, int]:
     """Return the anchors whose best class is over its threshold, and the number of anchors dropped as not finite.
 
@@ -220,25 +213,6 @@ def _selected_rows(output0: Floats, thresholds: Floats) -> tuple[_Rows, int]:
     class_indices = valid[:, 5].astype(np.intp)
     selected = _Rows(valid[:, 4], class_indices, np.ascontiguousarray(valid[:, :4]), np.ascontiguousarray(valid[:, 6:]))
     return selected.take(selected.scores > thresholds[class_indices]), len(rows) - len(valid)
-
-
-# ---- suppression ----------------------------------------------------------------------------------
-
-
-def _suppress(rows: _Rows, options: Options, default_iou: float) -> _Rows:
-    """Return the rows that greedy NMS keeps, by falling score; of equal scores the lower anchor comes first.
-
-    The classes are kept apart by an offset of their boxes. The offset takes bits from the IoU, as in Ultralytics.
-    """
-    from segray.masks import _kernels_prototypes
-
-    order = np.argsort(-rows.scores, kind="stable")[:_MAX_CANDIDATES]
-    boxes = rows.boxes_xyxy[order]
-    if options.nms != "cross_class":
-        boxes = boxes + (rows.labels[order].astype(np.float32) * _CLASS_OFFSET)[:, None]
-    max_iou = default_iou if options.nms_iou is None else options.nms_iou
-    kept = _kernels_prototypes.greedy_nms_of_all(boxes, options.max_detections, max_iou)
-    return rows.take(order[kept])
 
 
 # ---- boxes and masks ------------------------------------------------------------------------------

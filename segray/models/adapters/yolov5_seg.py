@@ -27,7 +27,7 @@ from segray.models.adapters.adapter import (
     drop_small_masks,
     outputs_of_shapes,
 )
-from segray.models.adapters.described import FORM, defaults_of, forms_of
+from segray.models.adapters.described import FORM, defaults_of, forms_of, rows_after_nms, thresholds_of_classes
 from segray.models.description import Description
 
 Floats = NDArray[np.float32]
@@ -35,8 +35,6 @@ Floats = NDArray[np.float32]
 DEFAULTS = Defaults(score_threshold=0.25, max_detections=1000, nms_iou=0.45)
 
 _OUTPUTS = ("output0", "output1")
-_MAX_CANDIDATES = 30_000
-_CLASS_OFFSET = np.float32(7680)  # Pixels between the boxes of neighbouring classes during suppression.
 # Masks that are made at a time, so that the probabilities of all prototypes' cells stay small.
 _BLOCK = 64
 
@@ -80,9 +78,10 @@ class YoloV5Seg(ModelAdapter):
         table, prototypes = outputs_of_shapes(outputs, shapes, self.name)
         if table.shape[1] != 5 + len(self.labels) + len(prototypes) or not self.labels:
             raise self._shape_error(table, prototypes)
-        thresholds = [options.class_thresholds.get(class_id, options.score_threshold) for class_id in self.labels]
-        candidates, unreadable = _candidates(table, np.array(thresholds, np.float32))
-        rows = _suppress(candidates, options, self.defaults.nms_iou or 0.45)
+        candidates, unreadable = _candidates(table, thresholds_of_classes(self.labels, options))
+        default_iou = self.defaults.nms_iou or 0.45
+        kept = rows_after_nms(candidates.scores, candidates.labels, candidates.boxes_xyxy, options, default_iou)
+        rows = candidates.take(kept)
         if not len(rows.scores):
             return Instances.empty(size_hw, unreadable)
         boxes_xyxy = _to_image(rows.boxes_xyxy, size_hw, self.forms[FORM].window_hw)
@@ -118,6 +117,10 @@ class _Rows(NamedTuple):
     boxes_xyxy: Floats
     coefficients: Floats
 
+    def take(self, rows: NDArray[np.intp]) -> _Rows:
+        """Return these rows."""
+        return _Rows(self.scores[rows], self.labels[rows], self.boxes_xyxy[rows], self.coefficients[rows])
+
 
 def _candidates(table: Floats, thresholds: Floats) -> tuple[_Rows, int]:
     """Return the anchors whose best score is over its threshold, and the number of anchors dropped as not finite.
@@ -137,19 +140,6 @@ def _candidates(table: Floats, thresholds: Floats) -> tuple[_Rows, int]:
     boxes_xyxy = np.concatenate([centres - halves, centres + halves], axis=1)
     candidates = _Rows(highest[kept], labels[kept], boxes_xyxy, np.ascontiguousarray(rows[:, 5 + classes :]))
     return candidates, int((~finite).sum())
-
-
-def _suppress(rows: _Rows, options: Options, default_iou: float) -> _Rows:
-    """Return the rows that greedy suppression keeps, by falling score, at most options.max_detections."""
-    from segray.masks import _kernels_prototypes
-
-    order = np.argsort(-rows.scores, kind="stable")[:_MAX_CANDIDATES]
-    boxes = rows.boxes_xyxy[order]
-    if options.nms != "cross_class":
-        boxes = boxes + (rows.labels[order].astype(np.float32) * _CLASS_OFFSET)[:, None]
-    max_iou = default_iou if options.nms_iou is None else options.nms_iou
-    kept = order[_kernels_prototypes.greedy_nms_of_all(boxes, options.max_detections, max_iou)]
-    return _Rows(rows.scores[kept], rows.labels[kept], rows.boxes_xyxy[kept], rows.coefficients[kept])
 
 
 def _to_image(boxes_xyxy: Floats, size_hw: tuple[int, int], window_hw: tuple[int, int]) -> Floats:
