@@ -347,7 +347,7 @@ def _path_of_pulled(name: str) -> str | None:
     """
     if not CATALOGUE[name].sources:
         return None
-    xml = Path("models") / name / f"{name}.xml"
+    xml = catalogue.pulled_path(name)
     if not xml.is_file():
         hint = f"Run `segray models pull {name}`, or give the path of the model's files."
         raise ConfigError(f"The files of {name} are missing.", where=str(xml), found="nothing", hint=hint)

@@ -86,7 +86,7 @@ def keys_of(model: PathOrUrl) -> dict[str, str | None]:
     """
     text = as_uri(model)
     if isinstance(model, str) and text in CATALOGUE:
-        pulled = Path("models", text, f"{text}.xml")
+        pulled = zoo.pulled_path(text)
         return {"name": text, "path": str(pulled) if pulled.is_file() else None}
     if isinstance(model, str) and re.fullmatch(r"[\w-]+", text) and not Path(text).exists():
         nearest = difflib.get_close_matches(text, CATALOGUE, n=1)

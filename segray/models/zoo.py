@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from segray.errors import ConfigError
@@ -485,3 +486,8 @@ def find(name: str, where: str = "model.name") -> ZooModel:
         hint = f"Did you mean {nearest!r}? The models are {', '.join(CATALOGUE)}."
         raise ConfigError(f"There is no model {name!r}.", where=where, found=repr(name), hint=hint)
     return CATALOGUE[name]
+
+
+def pulled_path(name: str) -> Path:
+    """Return the path below the working directory to which `segray models pull` writes the model."""
+    return Path("models", name, f"{name}.xml")

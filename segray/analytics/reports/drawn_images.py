@@ -89,6 +89,4 @@ def draw_images(
         if not files:
             hint = "check that the images are where they were labelled"
             raise UserError("no image can be drawn", where=state.root, found=next(iter(left_out.values())), hint=hint)
-        if folder.is_dir():
-            folder.rmdir()
     return DrawnImages(folder, files, left_out)
