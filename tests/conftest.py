@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import azurite as azurite_server
@@ -18,6 +21,7 @@ import pytest
 import swift_server
 import web as web_server
 from azurite import Azurite
+from clusters import marked
 from gcs_emulator import Emulator
 from hub_server import HubServer
 from hypothesis import settings
@@ -179,3 +183,13 @@ def gcs_env(gcs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
         monkeypatch.delenv(name)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.endpoint_url)
     return gcs
+
+
+@pytest.fixture
+def mark() -> Iterator[dict[str, str]]:
+    """An environment variable by which all processes of a test can be found; none of them outlives it."""
+    variable = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
+    yield variable
+    for pid in marked(variable):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

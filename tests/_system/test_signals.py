@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import label_sets
 import pytest
+from clusters import marked
 from command import ENV, start, write_config
 from command import segray as command
 
@@ -32,27 +32,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    """An environment variable by which all processes of a test can be found; none of them outlives it."""
-    found = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
-    yield found
-    for pid in marked(found):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def marked(mark: dict[str, str]) -> list[int]:
-    """The running processes that have the mark in their environment."""
-    (value,) = mark.values()
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if value.encode() in path.read_bytes():
-                pids.append(int(path.parent.name))
-    return pids
-
-
 def wait(condition: Callable[[], object], process: subprocess.Popen[str], within_s: float = 90) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
@@ -63,9 +42,9 @@ def wait(condition: Callable[[], object], process: subprocess.Popen[str], within
 
 def nothing_runs(mark: dict[str, str], within_s: float = 20) -> bool:
     deadline = time.monotonic() + within_s
-    while marked(mark) and time.monotonic() < deadline:
+    while list(marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return not marked(mark)
+    return not list(marked(mark))
 
 
 def staged(root: Path) -> list[Path]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,16 +204,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset.write(folder, 8, seed=11)
     (folder / "images" / "broken.jpg").write_bytes(b"<html>")
     return folder / "images"
-
-
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    """An environment variable by which all processes of a test can be found; none of them outlives it."""
-    found = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
-    yield found
-    for pid in marked(found):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

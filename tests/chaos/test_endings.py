@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +97,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     dataset.write(folder, IMAGES, seed=11)
     return folder / "images"
-
-
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    found = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
-    yield found
-    for pid in marked(found):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _heard() -> None:
