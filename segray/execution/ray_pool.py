@@ -152,6 +152,7 @@ class RayWorkers:
         self._closed = False
         self._needed = math.inf
         self._pending: list[PoolEvent] = []
+        self._fault: SegrayError | None = None  # ends the run once the events before it are told
         try:
             self._own_node = ray.get_runtime_context().get_node_id()
             placement.check(pools, self._head.ask(_nodes), autoscaling=cluster.autoscaling)
@@ -167,6 +168,8 @@ class RayWorkers:
 
         Raises UserError for a fault that no retry repairs, InfrastructureError when Ray fails.
         """
+        if self._fault is not None:
+            raise self._fault
         now_s = time.monotonic()
         if now_s - self._nodes_listed_s > _NODES_S:
             self._head.ask(self._populate)
@@ -181,12 +184,17 @@ class RayWorkers:
         if not_ready:
             also_ready, _ = ray.wait(not_ready, num_returns=len(not_ready), timeout=0)
             ready = [*ready, *also_ready]
-        for call in ready:
-            events += self._on_return(owners[call], call)
-        for worker in list(self._workers.values()):
-            if isinstance(worker.state, Dead) and now_s - worker.state.since_s > _POSTMORTEM_S:
-                events.append(self._on_postmortem(worker, worker.state, None, node_lives=False))
-        self._check_started(now_s)
+        try:
+            for call in ready:
+                events += self._on_return(owners[call], call)
+            for worker in list(self._workers.values()):
+                if isinstance(worker.state, Dead) and now_s - worker.state.since_s > _POSTMORTEM_S:
+                    events.append(self._on_postmortem(worker, worker.state, None, node_lives=False))
+            self._check_started(now_s)
+        except SegrayError as exc:
+            if not events:
+                raise
+            self._fault = exc
         return events
 
     def _on_return(self, worker: WorkerHandle, call: Any) -> list[PoolEvent]:
