@@ -61,6 +61,7 @@ def test_the_wheel_holds_the_package_and_its_configurations(built: Distribution)
         files
     )
     assert sources("segray/analytics/reports/templates", "*") <= set(files)
+    assert sources("segray/view/static", "*") <= set(files)
     for name in sources("configs", "*.yaml"):
         assert files[f"segray/{name}"] == (REPO / name).read_bytes()
     assert {name.split("/")[0] for name in files} == {"segray", f"segray-{segray.__version__}.dist-info"}

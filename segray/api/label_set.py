@@ -19,6 +19,7 @@ from segray.imaging import drawing
 from segray.instances import Instances
 from segray.label_set import snapshot
 from segray.label_set.snapshot import Commit, Snapshot
+from segray.limits import CONFIDENT_SCORE
 from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl, as_uri
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from segray.imaging.decode import PillowImage
     from segray.label_set.maintenance import Maintenance
     from segray.label_set.validation import Report
+    from segray.view.serve import View
 
 TableName = Literal["instances", "images"]
 _DRAWN_SCORE = 0.3
@@ -286,6 +288,40 @@ class LabelSet:
             >>> labels.show("day/photo.jpg").save("drawn.png")
         """
         return drawing.pillow(self.image(key)[1].filter(min_score=min_score).draw())
+
+    def view(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        judgements: PathOrUrl = "judgements.jsonl",
+        min_score: float = CONFIDENT_SCORE,
+        browser: bool = False,
+    ) -> View:
+        """Serve a page on which people look at this state, from a thread of this process.
+
+        Jupyter shows the page in a frame. `stop()` of the result ends the server, as the end of the process does.
+
+        Args:
+            host: Address to listen at. Beyond this machine the page needs the token that its address has.
+            port: Port to listen at; 0 for a free one.
+            judgements: File for what a person says of instances, one JSON record a line.
+            min_score: Smallest score of masks that are drawn at first.
+            browser: Open the page in a browser.
+
+        Raises:
+            UserError: The extra `view` is not installed, or the port is taken.
+
+        Example:
+            >>> page = labels.view()
+            >>> print(page.address)
+        """
+        from segray.view import serve
+
+        return serve.view(
+            self.root, place=serve.Place(host, port), judgements=judgements, min_score=min_score,
+            version=self.version, browser=browser, **self.storage_options,
+        )  # fmt: skip
 
     # ---- care and comparison ----
 

@@ -22,7 +22,7 @@ from segray._compat import is_request_for_help, usage_command, usage_message
 from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
-from segray.cli import analytics, models, pictures, tables
+from segray.cli import analytics, models, pictures, tables, view
 from segray.cli import remote as remote_cli
 from segray.cli.examples import OrderedGroup, add_examples
 from segray.cli.options import (
@@ -94,6 +94,7 @@ app.command()(tables.info)
 app.command()(tables.sql)
 app.command()(pictures.sheet)
 app.command()(pictures.draw)
+app.command()(view.view)
 app.command()(remote_cli.status)
 app.command(cls=RetryingCommand)(remote_cli.submit)
 

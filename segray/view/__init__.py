@@ -1,0 +1,1 @@
+"""`segray view`: a page on which people look at a label set."""
