@@ -120,10 +120,11 @@ function tileOf(row, index) {
     const reason = await ask(address).then(() => "The picture cannot be shown.", (error) => error.message.split("\n")[0]);
     picture.replaceWith(element("span", { className: "gone" }, reason));
   });
-  const count = row.status === "ok" ? String(row.n_instances) : row.status;
+  const count = row.status === "ok"
+    ? [String(row.n_instances), element("span", { className: "spoken" }, row.n_instances === 1 ? " instance" : " instances")]
+    : row.status;
   const tile = element("a", {
     className: "tile", href: ofImage(row.image_key), title: row.image_key,
-    "aria-label": `${row.image_key}, ${row.status === "ok" ? `${row.n_instances} instances` : row.status}`,
     onclick: (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();

@@ -171,7 +171,8 @@ function list(mine) {
   byId("list").replaceChildren(
     element("h2", {}, `${visible} of ${mine.instances.length} instances`),
     element("table", {}, element("thead", {}, element("tr", {},
-      ["", "class", "score", "area", "judged"].map((name, at) => element("th", { className: at === 2 || at === 3 ? "n" : "" }, name)))),
+      element("td"),
+      ["class", "score", "area", "judged"].map((name, at) => element("th", { className: at === 1 || at === 2 ? "n" : "" }, name)))),
     element("tbody", {}, rows)));
   for (const button of document.querySelectorAll("[data-needs-instance]")) button.disabled = mine.chosen === null;
 }
