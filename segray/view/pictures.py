@@ -25,6 +25,9 @@ from segray.view.selection import Selection
 _THUMBNAIL_PX, _THUMBNAIL_QUALITY, _PICTURE_QUALITY = 320, 80, 95
 # What is kept in memory: pictures as JPEG, and rows of instances, whose Python objects take about _ROW_BYTES each.
 _FILES_BYTES, _LABELS_BYTES, _ROW_BYTES = 144 << 20, 64 << 20, 700
+_MOST_PX = 65_535  # side of a JPEG
+# A decoded picture may take hundreds of megabytes, and a browser asks for many at once.
+_DECODED_AT_ONCE = 3
 
 
 T = TypeVar("T")
@@ -53,6 +56,7 @@ class Pictures:
         self._lock = threading.Lock()
         self._expected: dict[str, Future[Mapping[str, Sequence[dict[str, Any]]]]] = {}  # scans under way, by key
         self._scans = ThreadPoolExecutor(2, "segray-view-masks")
+        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
 
     def expect(self, keys: Sequence[str]) -> None:
         """Begin to read the masks of images that will be asked for, all by one scan."""
@@ -108,6 +112,10 @@ class Pictures:
 
     def _draw(self, image: LabelledKey, shown: Selection, min_score: float) -> bytes:
         labels = [Label.from_row(row) for row in self.instances(image.key) if _is_shown(row, shown, min_score)]
+        with self._decoding:
+            return self._drawn(image, labels)
+
+    def _drawn(self, image: LabelledKey, labels: Sequence[Label]) -> bytes:
         data = self._read(image.uri)
         if not all(image.size_hw):  # An image that failed before its size was known has no masks either.
             pixels = drawing.decode_for_drawing(data, (_THUMBNAIL_PX, _THUMBNAIL_PX)).image
@@ -120,11 +128,12 @@ class Pictures:
         return drawing.jpeg(drawn, _THUMBNAIL_QUALITY)
 
     def _upright(self, image: LabelledKey) -> bytes:
-        width_height = (image.size_hw[1] or 1, image.size_hw[0] or 1)
-        decoded = drawing.decode_for_drawing(self._read(image.uri), width_height)
-        if all(image.size_hw):
-            _check_size(decoded.size_hw, image.size_hw, image)
-        return drawing.jpeg(decoded.image, _PICTURE_QUALITY)
+        whole_wh = (image.size_hw[1] or _MOST_PX, image.size_hw[0] or _MOST_PX)
+        with self._decoding:
+            decoded = drawing.decode_for_drawing(self._read(image.uri), whole_wh)
+            if all(image.size_hw):
+                _check_size(decoded.size_hw, image.size_hw, image)
+            return drawing.jpeg(decoded.image, _PICTURE_QUALITY)
 
 
 def colours_by_frequency(state: Snapshot) -> dict[int, Colour]:

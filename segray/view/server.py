@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -34,7 +34,6 @@ from segray.view.tables import Tables
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _MOST_ROWS = 400
 _BODY_BYTES = 10_000
-_COOKIE = "segray_view"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -49,13 +48,17 @@ Answer = Callable[[Request], Response]
 
 @dataclass(frozen=True)
 class Content:
-    """What the server shows: one state of a label set."""
+    """What the server shows: one state of a label set.
+
+    stamp: part of the addresses of pictures, so that no browser shows the pictures of another label set.
+    """
 
     state: Snapshot
     tables: Tables
     pictures: Pictures
     judgements: JudgementFile
     min_score: float = CONFIDENT_SCORE
+    stamp: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,13 @@ def _refusal(request: Request, token: str | None) -> Response | None:
     origin = request.headers.get("origin")
     if request.method != "GET" and origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         return JSONResponse(_error(UserError("the request comes from another page")), 403)
-    if token is None or secrets.compare_digest(request.cookies.get(_COOKIE, "").encode(), token.encode()):
+    cookie = f"segray_view_{request.url.port}"  # Browsers keep one cookie for all ports of a host.
+    if token is None or secrets.compare_digest(request.cookies.get(cookie, "").encode(), token.encode()):
         return None
     if secrets.compare_digest(request.query_params.get("token", "").encode(), token.encode()):
         address = request.url.remove_query_params("token")
         response = RedirectResponse(f"{address.path}?{address.query}" if address.query else address.path, 303)
-        response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+        response.set_cookie(cookie, token, httponly=True, samesite="strict")
         return response
     hint = "open the address that `segray view` printed, with its token"
     return JSONResponse(_error(UserError("this page needs its token", hint=hint)), 401)
@@ -172,6 +176,7 @@ def _state(content: Content, request: Request) -> Response:
         {
             "root": state.root, "version": state.batch, "model": str(state.model.get("name", "")),
             "rows": dict(state.rows), "classes": classes, "orders": list(ORDERS), "min_score": content.min_score,
+            "stamp": content.stamp,
             "judgements": {"file": str(content.judgements.path), "count": len(content.judgements)},
         }
     )  # fmt: skip

@@ -11,12 +11,13 @@ const LABELS = {
   uncertain: "most uncertain", random: "random",
 };
 
-let blocks = new Map(), total = 0, layout = null, generation = 0, scrollTop = 0, shownFor = null;
+let stamp = "", blocks = new Map(), total = 0, layout = null, generation = 0, scrollTop = 0, shownFor = null;
 
 /** Draw the grid for the present address. */
 export async function drawGrid(state) {
   const main = byId("main"), address = filters().toString() + (parameters().get("page") ?? "");
   const mine = ++generation;
+  stamp = state.stamp;
   const keep = shownFor === address;
   if (!keep) [blocks, scrollTop] = [new Map(), 0];
   let first;
@@ -112,7 +113,7 @@ async function load(block) {
 }
 
 function tileOf(row, index) {
-  const drawn = new URLSearchParams();
+  const drawn = new URLSearchParams({ stamp });
   for (const name of ["class", "score", "area"]) if (parameters().get(name)) drawn.set(name, parameters().get(name));
   const address = `/thumbnail/${row.image_no}.jpg?${drawn}`;
   const picture = element("img", { alt: "", loading: "lazy", decoding: "async", src: address });

@@ -35,7 +35,7 @@ export async function drawImage(state, key) {
   mine.judgements = new Map(mine.record.judgements.map((judgement) => [judgement.instance, judgement]));
   layOut(mine);
   try {
-    mine.bitmap = await bitmapOf(`/picture/${mine.record.image_no}.jpg`);
+    mine.bitmap = await bitmapOf(`/picture/${mine.record.image_no}.jpg?stamp=${state.stamp}`);
   } catch (error) {
     if (open === mine) byId("gone").textContent = error.message;
     return;
