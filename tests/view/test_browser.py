@@ -81,12 +81,12 @@ def test_filters_change_the_grid_and_a_link_shows_the_same(page: Any, root: Path
     page.check("#class-85")
     page.wait_for_url("**class=85**")
     with_clock = labels.sql("SELECT count(DISTINCT image_key) FROM instances WHERE class_id = 85").fetchall()[0][0]
-    page.wait_for_function(f"document.querySelector('#total').textContent.startsWith('{with_clock} ')")
+    page.wait_for_selector(f'#total:text-is("{with_clock} images")')
     page.fill("#score-low", "0.9")
     page.press("#score-low", "Enter")
     sure = "SELECT count(DISTINCT image_key) FROM instances WHERE class_id = 85 AND score >= 0.9"
     wanted = labels.sql(sure).fetchall()[0][0]
-    page.wait_for_function(f"document.querySelector('#total').textContent.startsWith('{wanted} ')")
+    page.wait_for_selector(f'#total:text-is("{wanted} images")')
     page.select_option("#order", "score")
     page.wait_for_url("**order=score**")
     page.wait_for_selector(".tile")
@@ -99,7 +99,7 @@ def test_filters_change_the_grid_and_a_link_shows_the_same(page: Any, root: Path
     assert other.eval_on_selector_all(".tile", "tiles => tiles.map((tile) => tile.title)") == keys
     other.close()
     page.click("#clear")
-    page.wait_for_function(f"document.querySelector('#total').textContent.startsWith('{SCENES} ')")
+    page.wait_for_selector(f'#total:text-is("{SCENES} images")')
 
 
 def test_a_wrong_condition_is_a_sentence_on_the_page_and_the_rest_works(browser: Any, served: View) -> None:
@@ -173,7 +173,7 @@ def test_a_click_on_a_mask_chooses_its_row_and_the_threshold_hides_instances(pag
     page.mouse.click(left + (xs[middle] + 0.5) * scale, top + (ys[middle] + 0.5) * scale)
     page.wait_for_selector("tr.chosen")
     page.eval_on_selector("#least", "input => { input.value = 1; input.dispatchEvent(new Event('input')); }")
-    page.wait_for_function("document.querySelector('#list h2').textContent.startsWith('0 of')")
+    page.wait_for_selector(f'#list h2:text-is("0 of {len(rows)} instances")')
 
 
 def test_names_are_text_and_never_markup(page: Any) -> None:

@@ -32,7 +32,10 @@ export async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is `segray view` still running?");
   }
-  const answer = await response.json().catch(() => null);
+  const answer = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
   if (response.ok && answer) return answer;
   const { what = `The server answered ${response.status}`, where, found, hint } = answer?.error ?? {};
   const parts = [what, where && `where: ${where}`, found && `found: ${found}`, hint && `do: ${hint}`];

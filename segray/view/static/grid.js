@@ -13,6 +13,8 @@ const LABELS = {
 
 let stamp = "", blocks = new Map(), total = 0, layout = null, generation = 0, scrollTop = 0, shownFor = null;
 
+const resized = new ResizeObserver(() => requestAnimationFrame(place));
+
 /** Draw the grid for the present address. */
 export async function drawGrid(state) {
   const main = byId("main"), address = filters().toString() + (parameters().get("page") ?? "");
@@ -39,7 +41,7 @@ export async function drawGrid(state) {
     scrollTop = main.scrollTop;
     requestAnimationFrame(place);
   };
-  new ResizeObserver(place).observe(main);
+  resized.observe(main);
   place();
   main.scrollTop = scrollTop;
 }

@@ -134,7 +134,7 @@ function layOut(mine) {
   byId("main").scrollTop = 0;
   list(mine);
   listen(mine, stage);
-  mine.watch = new ResizeObserver(() => paint(mine));
+  mine.watch = new ResizeObserver(() => requestAnimationFrame(() => paint(mine)));
   mine.watch.observe(stage);
 }
 
