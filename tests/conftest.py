@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import azurite as azurite_server
 import gcs_emulator
@@ -23,6 +24,7 @@ import web as web_server
 from azurite import Azurite
 from clusters import marked
 from gcs_emulator import Emulator
+from heads import Head
 from hub_server import HubServer
 from hypothesis import settings
 from ports import free_port
@@ -30,12 +32,21 @@ from swift_server import Swift
 from web import Web
 
 CHAOS = "chaos"
+# A test that bears none of them is of the unit tier.
+TIERS = ("integration", "thorough", CHAOS)
 
 # The files that take longest first: who begins last decides when all have ended.
 LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults",
            "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts",
            "s3", "session", "quantize", "forks", "store",
            "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+# Modules that label, commit and compile in this process: too slow for the unit tier, for which a minute is enough.
+IN_PROCESS = ("absent_source", "class_names", "crash_model", "decoders", "describe", "engine", "export", "format",
+              "golden_tables", "hugging_face", "known_pixels", "label_set", "maintenance", "model", "model_cache",
+              "models", "parity", "query_models", "report", "retry_failed", "review", "run", "sql", "torchvision",
+              "validation")  # fmt: skip
+# Their tests share one head with a token, so that one process of pytest has them all.
+OF_TOKEN_HEAD = ("test_job.py", "test_ray_connection.py", "test_session.py")
 
 
 # Commands and the rewritten tests load their bytecode: each process of pytest saves 3 s of CPU, and a run 0.2 s.
@@ -68,12 +79,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # Chaos tries all examples of a property, and every other tier a few.
         if config.option.markexpr == CHAOS and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(CHAOS)
-        if not any(item.get_closest_marker(tier) for tier in ("integration", "chaos")):
-            item.add_marker("unit")
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            if item.path.stem.removeprefix("test_") in IN_PROCESS:
+                item.add_marker("in_process")
+                item.add_marker("integration")
+            else:
+                item.add_marker("unit")
         if item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.timeout(3600))
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files, and all files of one head to the same process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "token head" if Path(file).name in OF_TOKEN_HEAD else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +160,13 @@ def ray_address() -> Iterator[str]:
     """A cluster for the whole session, for commands that kill nothing: those that are given RAY_ADDRESS join it."""
     with heads.shared() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def token_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head that asks for a token, as `ray start --head` makes it, for all tests that submit jobs to one."""
+    with heads.head(tmp_path_factory.mktemp("home"), auth_mode="token") as head:
+        yield head
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ def ray_program(name: str) -> bytes:
     return (Path(found.origin).parent / "core" / "src" / "ray" / name).read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 @seen_in("ray", "2.60.0")
 def test_a_ray_node_is_drained_and_its_processes_outlive_shutdown() -> None:
@@ -201,6 +202,7 @@ def test_ray_reads_how_many_spare_processes_it_may_keep(monkeypatch: pytest.Monk
     assert os.environ[name] == "3"
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 @seen_in("ray", "2.60.0")
 def test_ray_tells_in_text_alone_that_an_actor_died_with_its_node_or_lacks_a_module() -> None:

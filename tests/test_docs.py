@@ -77,6 +77,7 @@ def test_every_decision_stands_in_the_list() -> None:
         assert re.match(r"\d{4}-\d\d-\d\d: \S", title)
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     from mkdocs import config

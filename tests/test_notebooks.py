@@ -52,7 +52,13 @@ def test_kept_outputs_are_small_complete_and_of_no_machine(notebook: Path) -> No
 
 
 @pytest.mark.integration
-@for_notebooks
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "first_steps" else [pytest.mark.thorough])
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom(
     notebook: Path, tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

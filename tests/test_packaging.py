@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -85,29 +86,50 @@ def test_the_source_archive_holds_the_tests_and_what_they_read(built: Distributi
     assert not {name for name in names if "__pycache__" in name}
 
 
-def test_the_wheel_in_an_empty_folder_labels_images_with_the_configuration_that_it_writes(
-    built: Distribution, tmp_path: Path
-) -> None:
-    """The installed files alone are imported; the libraries are those of this environment."""
+@dataclass(frozen=True)
+class Installed:
+    """The files of the wheel, a folder to work in, and words that configure a run over a few scenes.
+
+    The installed files alone are imported; the libraries are those of this environment.
+    """
+
+    site: Path
+    folder: Path
+    run: tuple[str, ...]
+
+    def segray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return called(["-m", "segray", *words], self.site, self.folder)
+
+
+@pytest.fixture
+def installed(built: Distribution, tmp_path: Path) -> Installed:
     site, folder = tmp_path / "site", tmp_path / "empty"
     folder.mkdir()
     dataset.write(tmp_path / "scenes", 4, 0)
     with zipfile.ZipFile(built.wheel) as files:
         files.extractall(site)
+    where = called(["-c", "import segray; print(segray.__file__)"], site, folder)
+    assert where.stdout.strip() == str(site / "segray" / "__init__.py")
+    images, root = f"source.uri={tmp_path / 'scenes' / 'images'}", "output.root=labels"
+    return Installed(site, folder, ("--config", "run.yaml", "--set", images, "--set", root))
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return called(
-            ["-c", "import segray; print(segray.__file__)"] if not words else ["-m", "segray", *words], site, folder
-        )
 
-    assert run().stdout.strip() == str(site / "segray" / "__init__.py")
-    assert run("init", "--all", "run.yaml").returncode == 0
-    images = f"source.uri={tmp_path / 'scenes' / 'images'}"
-    labelled = run("label", "--config", "run.yaml", "--set", images, "--set", "output.root=labels")
+def test_the_wheel_in_an_empty_folder_plans_with_the_configuration_that_it_writes(installed: Installed) -> None:
+    """A plan reads, decodes and infers, in one process."""
+    assert installed.segray("init", "--all", "run.yaml").returncode == 0
+    planned = installed.segray("plan", *installed.run, "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["listed"]["images"] == 4
+
+
+@pytest.mark.thorough
+def test_the_wheel_in_an_empty_folder_labels_images_with_the_configuration_that_it_writes(installed: Installed) -> None:
+    assert installed.segray("init", "--all", "run.yaml").returncode == 0
+    labelled = installed.segray("label", *installed.run)
     assert labelled.returncode == 0, labelled.stderr
     assert "the label set holds 4 images" in labelled.stdout
-    assert (folder / "labels" / "images").is_dir()
-    (page,) = (folder / "labels").glob("_segray/runs/*/report.html")
+    assert (installed.folder / "labels" / "images").is_dir()
+    (page,) = (installed.folder / "labels").glob("_segray/runs/*/report.html")
     assert "Time of 4 images of the latest run, by stage" in page.read_text()
 
 

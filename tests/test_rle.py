@@ -66,7 +66,7 @@ def test_bytes_are_those_of_pycocotools() -> None:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(10_000, marks=pytest.mark.integration), pytest.param(100_000, marks=pytest.mark.chaos)]
+    "count", [pytest.param(10_000, marks=pytest.mark.thorough), pytest.param(100_000, marks=pytest.mark.chaos)]
 )
 def test_bytes_are_those_of_pycocotools_for_many_masks(count: int) -> None:
     check_against_pycocotools(1, count)

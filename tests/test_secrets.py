@@ -170,7 +170,9 @@ def keys_of(env: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("local", [True, False], ids=["local-to-s3", "s3-to-s3"])
+@pytest.mark.parametrize(
+    "local", [pytest.param(True, id="local-to-s3", marks=pytest.mark.thorough), pytest.param(False, id="s3-to-s3")]
+)
 def test_refused_credentials_are_not_repeated(swift: Swift, tmp_path: Path, ray_folder: Path, local: bool) -> None:
     bucket = swift.bucket()
     (tmp_path / "photos").mkdir()

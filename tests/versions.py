@@ -5,7 +5,7 @@
 
 The script builds the source archive and the wheel, and makes a new virtual environment. It installs the wheel alone.
 In an empty folder it runs `segray quickstart`, and it labels a folder of images with the shipped configuration. Then it
-installs what the tests need and runs the unit tests of the unpacked source archive.
+installs what the tests need and runs those of the unpacked source archive that need neither Ray nor a server.
 
 lowest: each direct dependency has the version that pyproject.toml declares as its minimum.
 newest: each package has the newest version that pip finds; no constraints are used.
@@ -30,7 +30,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPO = Path(__file__).parents[1]
-UNIT = ("-m", "unit")
+QUICK = ("-m", "unit or in_process")
 EXTRAS = "dev"
 SCENES = 16
 
@@ -65,8 +65,8 @@ def check(mode: str, folder: Path) -> None:
     run([*install, f"{wheel}[{EXTRAS}]"])
     show_versions(python)
 
-    step("run the unit tests of the source archive")
-    run([python.with_name("pytest"), *UNIT, "-q"], cwd=unpacked(archive, folder / "source"))
+    step("run the tests of the source archive that need neither Ray nor a server")
+    run([python.with_name("pytest"), *QUICK, "-q"], cwd=unpacked(archive, folder / "source"))
     step(f"done in {time.monotonic() - begun:.0f} s: segray works with the {mode} versions")
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from clusters import marked
-from command import segray as command
+from command import here
 
 from segray.synthetic import dataset
 
@@ -31,22 +28,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labels(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quickstart: scenes with their truth, and a label set of them."""
     folder = tmp_path_factory.mktemp("quickstart")
-    done = command("quickstart", folder, "--count", 8, env={"RAY_ADDRESS": ray_address})
+    done = here("quickstart", folder, "--count", 8)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    """An environment variable by which all processes of a test can be found; none of them outlives it."""
-    found = {"SEGRAY_TEST_MARK": secrets.token_hex(8)}
-    yield found
-    for pid in marked(found):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def environment(mark: dict[str, str]) -> dict[str, str]:

@@ -242,9 +242,11 @@ def test_a_run_on_a_cluster_that_it_joins(scenes: Path, tmp_path: Path) -> None:
         pytest.param(["nowhere.yaml"], "cannot read the configuration", marks=pytest.mark.chaos),
         (["{config}", "--set", "unit_image=5"], "unknown configuration key unit_image"),
         pytest.param(["{config}", "--limit", "no"], None, marks=pytest.mark.chaos),
-        ([], "the command names no images"),
-        (["{config}", "--set", "source.uri=/nowhere"], "No such folder or file"),
-        (["{config}", "--set", "cluster.address=http://127.0.0.1:9"], None),
+        pytest.param([], "the command names no images", marks=pytest.mark.thorough),
+        pytest.param(
+            ["{config}", "--set", "source.uri=/nowhere"], "No such folder or file", marks=pytest.mark.thorough
+        ),
+        pytest.param(["{config}", "--set", "cluster.address=http://127.0.0.1:9"], None, marks=pytest.mark.thorough),
     ],
 )
 def test_an_error_of_the_user_is_a_record(

@@ -14,8 +14,7 @@ from pathlib import Path
 import label_sets
 import pytest
 from clusters import marked
-from command import ENV, start, write_config
-from command import segray as command
+from command import ENV, here, start, write_config
 
 import segray
 from segray.synthetic import dataset
@@ -66,7 +65,6 @@ def test_the_first_signal_ends_a_run_in_order(
     tmp_path: Path,
     scenes: Path,
     mark: dict[str, str],
-    ray_address: str,
     number: signal.Signals,
     moment: Callable[[Path], list[Path]],
 ) -> None:
@@ -81,7 +79,7 @@ def test_the_first_signal_ends_a_run_in_order(
     assert "run the same command again" in output
     assert "Traceback" not in output
     assert nothing_runs(mark)
-    resumed = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
+    resumed = here("label", "--config", config)
     assert resumed.returncode == 0, resumed.stderr
     assert segray.images(str(root)).count_rows() == IMAGES
     found = segray.scan(str(root)).to_table().column("image_key").to_pylist()
@@ -92,7 +90,11 @@ def test_the_first_signal_ends_a_run_in_order(
 
 
 @pytest.mark.parametrize(
-    "waits", [pytest.param(False, id="process"), pytest.param(True, id="cluster", marks=pytest.mark.chaos)]
+    "waits",
+    [
+        pytest.param(False, id="process", marks=pytest.mark.thorough),
+        pytest.param(True, id="cluster", marks=pytest.mark.chaos),
+    ],
 )
 def test_the_second_signal_ends_it_at_once(tmp_path: Path, scenes: Path, mark: dict[str, str], waits: bool) -> None:
     root = tmp_path / "labels"
@@ -112,7 +114,12 @@ def test_the_second_signal_ends_it_at_once(tmp_path: Path, scenes: Path, mark: d
 
 
 @pytest.mark.parametrize(
-    "after_s", [1.0, pytest.param(0.0, marks=pytest.mark.chaos), pytest.param(3.0, marks=pytest.mark.chaos)]
+    "after_s",
+    [
+        pytest.param(1.0, marks=pytest.mark.thorough),
+        pytest.param(0.0, marks=pytest.mark.chaos),
+        pytest.param(3.0, marks=pytest.mark.chaos),
+    ],
 )
 def test_a_signal_while_the_cluster_and_its_workers_start(
     tmp_path: Path, scenes: Path, mark: dict[str, str], after_s: float
@@ -232,7 +239,7 @@ def interrupted(arguments: list[str], after_s: float, number: signal.Signals, ma
 
 @pytest.mark.parametrize(
     ("command", "every_s", "until_s"),
-    [("version", 0.05, 0.4), ("verify", 0.5, 2.5),
+    [("version", 0.1, 0.4), pytest.param("verify", 0.5, 2.5, marks=pytest.mark.thorough),
      pytest.param("version", 0.01, 0.4, marks=pytest.mark.chaos),
      pytest.param("verify", 0.1, 2.5, marks=pytest.mark.chaos),
      pytest.param("label", 0.1, 2.5, marks=pytest.mark.chaos)],

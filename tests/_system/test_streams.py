@@ -15,7 +15,7 @@ from pathlib import Path
 
 import every_command
 import pytest
-from command import ENV, segray, write_config
+from command import ENV, here, write_config
 
 import segray as reader
 from segray._system import streams
@@ -126,23 +126,23 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "arguments",
-    ["version", pytest.param("--help", marks=pytest.mark.chaos), pytest.param("label", marks=pytest.mark.chaos)],
+    [
+        pytest.param("version", marks=pytest.mark.thorough),
+        pytest.param("--help", marks=pytest.mark.chaos),
+        pytest.param("label", marks=pytest.mark.chaos),
+    ],
 )
 def test_what_only_says_something_in_every_shape(arguments: str, tmp_path: Path) -> None:
     check(arguments, {"folder": tmp_path}, EVERY)
 
 
-# One of each kind.
-COMMON = (
-    "nonsense",
-    "status {a}",
-    "models list",
-    "label {config}",
-)
+# One that fails and one that answers; then one of each kind.
+COMMON = ("nonsense", "status {a}")
+FURTHER = ("models list", "label {config}")
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("arguments", every_command.tried(COMMON))
+@pytest.mark.parametrize("arguments", every_command.tried(COMMON, FURTHER))
 def test_every_command(arguments: str, places: Mapping[str, object]) -> None:
     check(arguments, places, FEW)
 
@@ -179,25 +179,40 @@ def whole(root: Path) -> bool:
     return done and "</html>" in page and reader.images(str(root)).count_rows() == IMAGES
 
 
+ALL_CLOSED = "{} <&- >&- 2>&-"
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "shape",
-    [pytest.param("{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.chaos),
-     pytest.param("{} 2>/dev/full", marks=pytest.mark.chaos), "{} <&- >&- 2>&-",
-     pytest.param("{} 2>&1 | true; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.chaos)],
-)  # fmt: skip
-def test_a_run_labels_everything_whoever_listens(shape: str, scenes: Path, tmp_path: Path) -> None:
+    ("shape", "cluster"),
+    [
+        pytest.param(ALL_CLOSED, "shared", id="all closed"),
+        pytest.param(ALL_CLOSED, "private", id="all closed, private cluster", marks=pytest.mark.thorough),
+        pytest.param("{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}", "private", id="one line", marks=pytest.mark.chaos),
+        pytest.param("{} 2>/dev/full", "private", id="stderr full", marks=pytest.mark.chaos),
+        pytest.param("{} 2>&1 | true; exit ${{PIPESTATUS[0]}}", "private", id="no reader", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_run_labels_everything_whoever_listens(
+    shape: str, cluster: str, scenes: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2, report=True)
-    found = run(shape, "label", "--config", config)
+    env = {"RAY_ADDRESS": request.getfixturevalue("ray_address")} if cluster == "shared" else None
+    found = run(shape, "label", "--config", config, env=env)
     assert (found.code, found.err) == (0, "")
     assert whole(tmp_path / "labels")
-    assert segray("verify", tmp_path / "labels").returncode == 0
+    assert here("verify", tmp_path / "labels").returncode == 0
 
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize(("shape", "code"), [("{} 2>{log} | true; exit ${{PIPESTATUS[0]}}", 0),
-                                            ("{} 2>{log} >/dev/full", 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "code"),
+    [
+        pytest.param("{} 2>{log} | true; exit ${{PIPESTATUS[0]}}", 0, marks=pytest.mark.thorough),
+        ("{} 2>{log} >/dev/full", 3),
+    ],
+)
 def test_a_log_that_can_be_written_is_complete(shape: str, code: int, scenes: Path, tmp_path: Path) -> None:
     config, log = (
         write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", unit_images=2, report=True),

@@ -52,9 +52,11 @@ def test_what_works_on_runs_gives_what_pycocotools_gives() -> None:
     check_against_pycocotools(made(300))
 
 
-@pytest.mark.integration
-def test_fifty_thousand_masks_are_those_of_pycocotools() -> None:
-    check_against_pycocotools(made(25_000, seed=1))
+@pytest.mark.parametrize(
+    "pairs", [pytest.param(3_000, marks=pytest.mark.integration), pytest.param(25_000, marks=pytest.mark.thorough)]
+)
+def test_thousands_of_masks_are_those_of_pycocotools(pairs: int) -> None:
+    check_against_pycocotools(made(pairs, seed=1))
 
 
 @pytest.mark.integration

@@ -223,7 +223,7 @@ def test_a_picture_of_the_shown_size_keeps_its_pixels_where_no_mask_is() -> None
     assert (drawing[:, 30:] == image[:, 30:]).all()
 
 
-def test_twelve_pictures_of_24_megapixels_take_less_than_a_second_of_cpu(tmp_path: Path) -> None:
+def test_twelve_pictures_of_24_megapixels_take_less_time_than_four_of_them_take_to_decode(tmp_path: Path) -> None:
     size_hw = (4000, 6000)
     file = cv2.imencode(".jpg", np.full((*size_hw, 3), 90, np.uint8))[1].tobytes()
     labels = []
@@ -232,7 +232,10 @@ def test_twelve_pictures_of_24_megapixels_take_less_than_a_second_of_cpu(tmp_pat
         cv2.circle(mask, (400 + 550 * i, 2000), 300, 1, -1)
         labels.append(Label(13, "stop sign", 0.9, (100 + 550 * i, 1700, 600, 600), rle.encode(mask)))
     pictures = [LabelledPicture(f"{i}.jpg", f"{i}.jpg", size_hw, tuple(labels)) for i in range(12)]
-    before_s = time.process_time()
+    begin_s = time.process_time()
+    for _ in range(4):
+        cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+    decoded_s = time.process_time()
     contact_sheet(pictures, tmp_path / "s.png", read=lambda uri: file)
-    # 0.3 s on one core; 34 s when each label was resized over the whole frame, 1.6 s over its own box.
-    assert time.process_time() - before_s < 1.0
+    # 0.4 s of CPU beside 1 s; 34 s when each label was resized over the whole frame, 1.6 s over its own box.
+    assert time.process_time() - decoded_s < decoded_s - begin_s

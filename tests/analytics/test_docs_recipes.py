@@ -71,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture(params=["replaced", "empty", "number"])
+@pytest.fixture(params=["replaced", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("empty", "number"))])
 def folder(request: pytest.FixtureRequest, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a reader, beside `labels`."""
     monkeypatch.chdir(made[request.param])

@@ -191,6 +191,7 @@ def test_malformed_counts_fail_the_query() -> None:
         con.execute("SELECT rle_area('zz')").fetchall()
 
 
+@pytest.mark.thorough
 def test_everything_works_on_a_bucket(swift: Swift, swift_env: Swift, tmp_path: Path) -> None:
     bucket, options = swift.bucket(), {"endpoint_url": swift.endpoint_url}
     root, truth = f"s3://{bucket}/labels", f"s3://{bucket}/truth.json"

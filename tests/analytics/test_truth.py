@@ -768,16 +768,17 @@ print(json.dumps(counts))
 """
 
 
-def test_no_mutated_truth_ends_in_a_traceback(root: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("truths", [80, pytest.param(520, marks=pytest.mark.thorough)])
+def test_no_mutated_truth_ends_in_a_traceback(root: str, tmp_path: Path, truths: int) -> None:
     rng = random.Random(int(os.environ["SEGRAY_SEED"]))
     (tmp_path / "plain.json").write_text(json.dumps(plain()))
-    for number in range(520):
+    for number in range(truths):
         (tmp_path / f"{number:04d}.json").write_text(json.dumps(mutated(rng)), "utf-8", "surrogatepass")
     done = subprocess.run(
         [sys.executable, "-c", _JUDGE, root, str(tmp_path)], capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout)
-    assert counts["read"] + counts["refused"] == 520 * 3
-    assert min(counts["read"], counts["refused"]) > 100
+    assert counts["read"] + counts["refused"] == truths * 3
+    assert min(counts["read"], counts["refused"]) > truths // 5
     assert counts["grown_mb"] < 1200

@@ -120,6 +120,11 @@ def check_whole(root: str, endpoint_url: str) -> None:
     assert len(found) == IMAGES
 
 
+def further(*faults: FaultPlan) -> list[Any]:
+    """Faults that the thorough tier tries."""
+    return [pytest.param(fault, marks=pytest.mark.thorough) for fault in faults]
+
+
 # ---- one store ------------------------------------------------------------------------------------
 
 
@@ -128,12 +133,14 @@ def check_whole(root: str, endpoint_url: str) -> None:
     "passing",
     [
         FaultPlan(Reply(503, "SlowDown"), share=0.3),
-        FaultPlan(Reply(503, "SlowDown"), seconds=3),
-        FaultPlan(Reset(), share=0.3),
         FaultPlan(Reset(late=True), share=0.3),
-        FaultPlan(Truncate(), "GET", share=0.3),
-        FaultPlan(Reply(403, "ExpiredToken"), seconds=1),
-        FaultPlan(Stall(3), "GET", seconds=1),
+        *further(
+            FaultPlan(Reply(503, "SlowDown"), seconds=3),
+            FaultPlan(Reset(), share=0.3),
+            FaultPlan(Truncate(), "GET", share=0.3),
+            FaultPlan(Reply(403, "ExpiredToken"), seconds=1),
+            FaultPlan(Stall(3), "GET", seconds=1),
+        ),
     ],
     ids=repr,
 )
@@ -159,10 +166,10 @@ def test_a_store_comes_through_what_passes(fault_proxy: Proxy, swift_env: Swift,
     ("lasting", "says"),
     [
         (Reply(503, "SlowDown"), "overloaded"),
-        (Reset(), "cannot be reached"),
-        (Truncate(), "cannot be reached"),
         (Stall(20), "cannot be reached"),
-        (Reply(403, "ExpiredToken"), "credentials have expired"),
+        pytest.param(Reset(), "cannot be reached", marks=pytest.mark.thorough),
+        pytest.param(Truncate(), "cannot be reached", marks=pytest.mark.thorough),
+        pytest.param(Reply(403, "ExpiredToken"), "credentials have expired", marks=pytest.mark.thorough),
     ],
     ids=repr,
 )
@@ -215,7 +222,7 @@ LEFT_OVER = rf"12 images could not be labelled; all others are labelled|{NOT_LAB
 @pytest.mark.parametrize(
     ("lasting", "says"),
     [
-        (FaultPlan(Reply(403, "ExpiredToken"), **AFTER_SOME), NOT_LABELLED_YET),
+        pytest.param(FaultPlan(Reply(403, "ExpiredToken"), **AFTER_SOME), NOT_LABELLED_YET, marks=pytest.mark.thorough),
         pytest.param(FaultPlan(Reply(404, "NoSuchBucket"), **AFTER_SOME), LEFT_OVER, marks=pytest.mark.chaos),
         pytest.param(FaultPlan(Stall(30), **AFTER_SOME), LEFT_OVER, marks=pytest.mark.chaos),
         pytest.param(FaultPlan(Reset(), skip=60), NOT_LABELLED_YET, marks=pytest.mark.chaos),

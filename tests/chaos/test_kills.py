@@ -232,20 +232,14 @@ def check(root: str, images: int, **storage: Any) -> None:
 # ---- the tests ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [pytest.param(4, marks=pytest.mark.integration), pytest.param(KILLS - KILLS // 10, marks=pytest.mark.chaos)],
-)
-def test_whatever_is_killed_the_same_command_ends_with_the_undisturbed_tables(
-    cluster: Nodes, tmp_path: Path, kills: int
-) -> None:
+@pytest.mark.chaos
+def test_whatever_is_killed_the_same_command_ends_with_the_undisturbed_tables(cluster: Nodes, tmp_path: Path) -> None:
     rng, source = random.Random(SEED), tmp_path / "scenes" / "images"
     dataset.write(tmp_path / "scenes", DRAWN, seed=3)
-    names = NAMES if kills > 4 else 2
     for path in list(source.iterdir()):
-        for i in range(1, names):
+        for i in range(1, NAMES):
             os.link(path, source / f"{i}-{path.name}")
-    images, reads = DRAWN * names, Reads(source)
+    images, reads = DRAWN * NAMES, Reads(source)
 
     def configure(root: Path, address: str) -> Path:
         return write_config(tmp_path / "run.yaml", source, root, **_settings(address))
@@ -254,7 +248,7 @@ def test_whatever_is_killed_the_same_command_ends_with_the_undisturbed_tables(
     assert quiet.end(300) == 0, quiet.text
     assert reads.count == images
     expected, rounds = contents(tmp_path / "quiet"), 0
-    killer = Killer(cluster, rng, deck(kills, SHARES, rng))
+    killer = Killer(cluster, rng, deck(KILLS - KILLS // 10, SHARES, rng))
     while killer.deck:
         root = tmp_path / f"round-{rounds}"
         run_with_kills(killer, partial(configure, root))

@@ -54,7 +54,7 @@ def test_what_works_with_nothing_loads_nothing(arguments: str) -> None:
     "command",
     [
         "verify",
-        "status",
+        pytest.param("status", marks=pytest.mark.thorough),
         pytest.param("maintain", marks=pytest.mark.chaos),
         pytest.param("promote", marks=pytest.mark.chaos),
     ],
@@ -67,6 +67,7 @@ def test_what_reads_a_label_set_loads_no_models_and_no_cluster(root: Path, tmp_p
     assert found <= TABLES | ({"numba"} if command in ("verify", "promote") else set())
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_what_compares_two_label_sets_loads_no_models_and_no_cluster(root: Path) -> None:
     assert not loaded("diff", root, root) & {"openvino", "ray", "jinja2"}

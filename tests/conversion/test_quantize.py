@@ -180,13 +180,24 @@ def test_a_loss_beyond_the_bound_is_told_by_words_and_exit_code(
 
 # ---- end to end -----------------------------------------------------------------------------------
 
-SAMPLES, JUDGED = 32, 96
+
+@dataclass(frozen=True)
+class Size:
+    """Images to calibrate with, images to judge by, and the AP that int8 may lose on them."""
+
+    samples: int
+    judged: int
+    max_loss: float
+
+
+FEW, MANY = Size(8, 16, 0.02), Size(32, 96, 0.01)
 
 
 @dataclass(frozen=True)
 class Made:
     """What the command left behind and said, on scenes that training never saw."""
 
+    size: Size
     folder: Path
     code: int
     record: dict[str, Any]
@@ -196,13 +207,15 @@ class Made:
         return self.folder / "int8" / "stickers-int8.xml"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+@pytest.fixture(
+    scope="module", params=[pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.thorough)]
+)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     pytest.importorskip("nncf", reason="NNCF, the extra `quantize`, is not installed")
-    folder = tmp_path_factory.mktemp("quantised")
-    dataset.write(folder / "like", SAMPLES, seed=11)
+    size, folder = request.param, tmp_path_factory.mktemp("quantised")
+    dataset.write(folder / "like", size.samples, seed=11)
     (folder / "like" / "images" / "broken.jpg").write_bytes(b"no picture")
-    dataset.write(folder, JUDGED, seed=98)
+    dataset.write(folder, size.judged, seed=98)
     arguments = {
         "--images": folder / "like" / "images",
         "--truth": folder / "truth.json",
@@ -214,17 +227,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setattr(sys, "stdout", out)
         flat = [str(part) for pair in arguments.items() for part in pair]
         code = main.run(["models", "quantize", "stickers", *flat, "--json"])
-    return Made(folder, code, json.loads((folder / "out.json").read_text()))
+    return Made(size, folder, code, json.loads((folder / "out.json").read_text()))
 
 
 @pytest.mark.integration
-def test_ap_falls_by_a_hundredth_at_most(made: Made) -> None:
+def test_ap_falls_little(made: Made) -> None:
     assert made.code == 0
     accuracy = made.record["accuracy"]
     assert accuracy["mask_ap"]["f32"] > 0.75
     for ap in (accuracy["mask_ap"], accuracy["box_ap"]):
-        assert ap["f32"] - ap["int8"] <= 0.01
-    assert (len(accuracy["uris"]), made.record["calibrated"]) == (JUDGED, 0)
+        assert ap["f32"] - ap["int8"] <= made.size.max_loss
+    assert (len(accuracy["uris"]), made.record["calibrated"]) == (made.size.judged, 0)
     assert made.record["layers"] == {"int8": 48, "float": 12}
     assert made.record["size_bytes"]["int8"] < made.record["size_bytes"]["source"]
     assert {"f32", "int8"} <= made.record["speed"]["rounds"][0].keys()
@@ -238,7 +251,7 @@ def test_the_card_says_how_it_came_to_be(made: Made) -> None:
     card = resolve.read_card(made.xml)
     assert (card["precision"], card["form"]) == ("int8", "converted")
     assert card["source"]["fingerprint"] == resolve.resolve("stickers").fingerprint
-    assert card["calibration"]["samples"] == SAMPLES  # the broken one left out
+    assert card["calibration"]["samples"] == made.size.samples  # the broken one left out
     assert card["files"] == {
         file.name: resolve.sha256(file) for file in resolve.resolve("stickers", str(made.xml)).files
     }
@@ -252,7 +265,7 @@ def test_it_labels_like_any_model_into_another_label_set(made: Made) -> None:
         return InProcess(*worker_spec.build(spec, "CPU", None))
 
     chosen = settings(made.folder, path=str(made.xml), precision="int8")
-    summary = run.label(chosen, Notes(), start, limit=16)
+    summary = run.label(chosen, Notes(), start, limit=made.size.judged // 2)
     assert summary.images.get("failed", 0) == 0
     record = json.loads(next((made.folder / "labels" / "_segray" / "runs").glob("*/run.json")).read_text())
     assert record["workers"][0]["precision"] == "int8+f32"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 import yolo_network
+from command import here
 from command import segray as command
 from PIL import Image
 from watchers import Notes
@@ -260,7 +261,7 @@ def test_three_commands_of_the_page_on_yolo(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "photos").mkdir()
     for number in range(3):
         Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
-    inspected = command(*commands[1].split()[1:])
+    inspected = here(*commands[1].split()[1:])
     assert inspected.returncode == 0, inspected.stderr
     assert yaml.safe_load(inspected.stdout[inspected.stdout.index("model:") :]) == {
         "model": {"path": "best_openvino_model"}
@@ -271,8 +272,8 @@ def test_three_commands_of_the_page_on_yolo(tmp_path: Path, monkeypatch: pytest.
     assert rows == [{"class_name": "red thing", "class_id": 1, "score": 0.875, "class": "red_thing"}] * 3
     record = json.loads(Path("labels/_segray/label_set.json").read_text())
     assert record["model"]["description"]["family"] == "yolo_seg"
-    planned = command("plan", "photos", "others", "--model", "best_openvino_model", "--json")
+    planned = here("plan", "photos", "others", "--model", "best_openvino_model", "--json")
     assert planned.returncode == 0, planned.stderr
     other = yolo_network.write(tmp_path / "other", names=("red thing", "fish"))
-    refused = command("label", "photos", "labels", "--model", str(other))
+    refused = here("label", "photos", "labels", "--model", str(other))
     assert refused.returncode == 2

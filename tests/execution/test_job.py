@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import heads
@@ -18,6 +17,7 @@ from clusters import is_actor, marked
 from heads import RAY
 
 import segray
+from segray.cli import ray_jobs
 from segray.synthetic import dataset
 
 pytestmark = pytest.mark.integration
@@ -27,45 +27,65 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=[pytest.param("disabled", marks=pytest.mark.chaos), "token"])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which `ray job submit` reaches a fresh head."""
-    with heads.head(tmp_path_factory.mktemp("home"), auth_mode=request.param) as it:
-        yield it.env
+    """The environment in which `ray job submit` reaches a head."""
+    if request.param == "token":
+        yield request.getfixturevalue("token_head").env
+    else:
+        with heads.head(tmp_path_factory.mktemp("home"), auth_mode=request.param) as fresh:
+            yield fresh.env
 
 
-def submit(env: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
+def new_id() -> str:
+    return f"segray-{secrets.token_hex(4)}"
+
+
+def submit(env: dict[str, str], job: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [RAY, "job", "submit", "--submission-id", f"segray-{secrets.token_hex(4)}", "--working-dir", str(REPO),
-         "--", sys.executable, *entrypoint],
+        [RAY, "job", "submit", "--submission-id", job, "--working-dir", str(REPO), "--", sys.executable, *entrypoint],
         env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
-def test_a_submitted_job_labels_and_its_exit_code_tells(head: dict[str, str], tmp_path: Path) -> None:
+LABEL = ("jobs/label.py", "configs/quickstart.yaml")
+
+
+def test_a_submitted_job_labels(head: dict[str, str], tmp_path: Path) -> None:
     dataset.write(tmp_path / "scenes", 12, seed=7)
     paths = [f"source.uri={tmp_path / 'scenes' / 'images'}", f"output.root={tmp_path / 'labels'}"]
     overrides = [part for path in paths for part in ("--set", path)]
-    label = "jobs/label.py", "configs/quickstart.yaml"
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(submit, head, *label, *more) for more in (overrides, ["--set", "unit_image=3"])]
-        done, refused = (job.result() for job in jobs)
+    done = submit(head, new_id(), *LABEL, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert segray.images(str(tmp_path / "labels")).count_rows() == 12
+
+
+WRONG = ("--set", "unit_image=3")
+
+
+def test_the_entry_point_ends_with_the_exit_code_of_the_command() -> None:
+    done = subprocess.run([sys.executable, *LABEL, *WRONG], cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean unit_images" in done.stderr
+
+
+@pytest.mark.thorough
+def test_ray_keeps_the_exit_code_of_a_job(head: dict[str, str]) -> None:
+    job = new_id()
+    refused = submit(head, job, *LABEL, *WRONG)
     assert refused.returncode == 1
     assert "did you mean unit_images" in refused.stdout
-    listed = subprocess.run([RAY, "job", "list"], env=head, capture_output=True, text=True).stdout
-    assert "driver_exit_code=2" in listed
+    assert ray_jobs.Dashboard(head["RAY_API_SERVER_ADDRESS"], head).job(job)["driver_exit_code"] == 2
 
 
 @pytest.mark.chaos
 def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, str], tmp_path: Path) -> None:
     dataset.write(tmp_path / "scenes", 48, seed=7)
-    root, name = tmp_path / "labels", f"segray-{secrets.token_hex(4)}"
+    root, name = tmp_path / "labels", new_id()
     paths = [f"source.uri={tmp_path / 'scenes' / 'images'}", f"output.root={root}", "unit_images=2"]
     overrides = [part for path in paths for part in ("--set", path)]
     subprocess.run(
         [RAY, "job", "submit", "--no-wait", "--submission-id", name, "--working-dir", str(REPO),
-         "--", sys.executable, "jobs/label.py", "configs/quickstart.yaml", *overrides],
+         "--", sys.executable, *LABEL, *overrides],
         env=head, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -79,7 +99,7 @@ def test_a_stopped_job_leaves_what_the_same_command_completes(head: dict[str, st
     subprocess.run([RAY, "job", "stop", name], env=head, check=True, capture_output=True, timeout=120)
     listed = subprocess.run([RAY, "job", "status", name], env=head, capture_output=True, text=True).stdout
     assert "STOPPED" in listed.upper()
-    completed = submit(head, "jobs/label.py", "configs/quickstart.yaml", *overrides)
+    completed = submit(head, new_id(), *LABEL, *overrides)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert "resuming run" in completed.stdout
     assert segray.images(str(root)).count_rows() == 48

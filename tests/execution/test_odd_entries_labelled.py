@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from command import start, write_config
+from command import write_config
 
 import segray
 import segray.synthetic.dataset as scenes
@@ -42,13 +44,30 @@ def photos(tmp_path: Path) -> Path:
     return images
 
 
+LABEL = """
+import sys
+from command import here
+done = here("label", "--config", sys.argv[1])
+print(done.stdout, done.stderr)
+sys.exit(done.returncode)
+"""
+
+
+def label(config: Path, as_a_user: tuple[str, ...]) -> tuple[int, str]:
+    """Exit code and output of a run whose one worker has no more rights than the command."""
+    done = subprocess.run(
+        [*as_a_user, sys.executable, "-c", LABEL, config], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
 @pytest.mark.integration
 def test_odd_entries_cost_no_other_image_its_row(tmp_path: Path, photos: Path, as_a_user: tuple[str, ...]) -> None:
     root = tmp_path / "labels"
     config = write_config(tmp_path / "run.yaml", photos, root, storage={"retries": 0})
-    process = start("label", "--config", config, inside=as_a_user)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 3, output
+    code, output = label(config, as_a_user)
+    assert code == 3, output
     rows = segray.images(str(root)).to_table(["image_key", "status", "error"]).to_pylist()
     failed = {row["image_key"]: row["error"] for row in rows if row["status"] == "failed"}
     assert failed == {"secret.jpg": "AccessDenied", "\\xff.jpg": "ImageError"}
@@ -56,7 +75,6 @@ def test_odd_entries_cost_no_other_image_its_row(tmp_path: Path, photos: Path, a
     assert "lost+found/ (permission denied)" in output
     assert "me (" in output
     assert ".Trash-0" not in output
-    again = start("label", "--config", config, inside=as_a_user)
-    output, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, output
+    code, output = label(config, as_a_user)
+    assert code == 0, output
     assert "nothing to do" in output

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command import segray, write_config
+from command import here, segray, write_config
 
 from segray.synthetic import dataset
 
@@ -25,10 +25,10 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_every_end_of_a_run_tells_them(config: Path, tmp_path: Path) -> None:
-    planned = segray("plan", config, "--json")
+    planned = here("plan", config, "--json")
     assert NOTE in planned.stderr
     assert json.loads(planned.stdout)["listed"]["passed_over"]["files"] == FILES
-    limited = segray("label", "--config", config, "--limit", "1")
+    limited = here("label", "--config", config, "--limit", "1")
     assert NOTE in limited.stderr
     assert NOTE in limited.stdout
     done = segray("label", "--config", config, "--json", "--log-format", "json")
@@ -41,5 +41,5 @@ def test_every_end_of_a_run_tells_them(config: Path, tmp_path: Path) -> None:
     for run in runs:
         assert json.loads((run / "run.json").read_text())["passed_over"] == result
         assert NOTE in (run / "report.html").read_text()
-    nothing_to_do = segray("label", "--config", config)
+    nothing_to_do = here("label", "--config", config)
     assert NOTE in nothing_to_do.stdout

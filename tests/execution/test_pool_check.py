@@ -60,11 +60,14 @@ def test_pools_that_contradict_each_other(refused_here: Callable[..., str]) -> N
 
 
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize(("pool", "message"), POOLS)
+@pytest.mark.parametrize(
+    ("pool", "message"), [POOLS[0], *(pytest.param(*pool, marks=pytest.mark.thorough) for pool in POOLS[1:])]
+)
 def test_a_pool_that_no_node_of_a_cluster_can_hold(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
     assert message in refused(tmp_path, [pool])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shared_ray")
 def test_an_autoscaler_may_bring_a_larger_node(tmp_path: Path) -> None:
     pool = {"num_cpus": 10_000, "count": 1}

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import heads
 import pytest
 from command import ENV
+from heads import Head
 from ports import free_port
 
 from segray import _compat
@@ -136,10 +136,11 @@ from segray.errors import SegrayError
 from segray._system import signals
 from segray.execution import ray_connection
 signals.listen()
+print("joins", flush=True)
 for _ in range(2):
     begin_s = time.monotonic()
     try:
-        ray_connection.connect(ClusterSettings(address=sys.argv[1], head_timeout_s=3))
+        ray_connection.connect(ClusterSettings(address=sys.argv[1], head_timeout_s=float(sys.argv[2])))
     except SegrayError as error:
         print(error.exit_code, round(time.monotonic() - begin_s, 1), error, flush=True)
 """
@@ -152,9 +153,10 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def _join(address: str, **env: str) -> subprocess.Popen[str]:
+def _join(address: str, timeout_s: float, **env: str) -> subprocess.Popen[str]:
+    """Two tries to join a cluster, each with the exit code and the seconds after which it failed."""
     return subprocess.Popen(
-        [sys.executable, "-c", _JOIN, address],
+        [sys.executable, "-c", _JOIN, address, str(timeout_s)],
         env={**os.environ, **ENV, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,57 +165,78 @@ def _join(address: str, **env: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["silent", "closed"])
+@pytest.mark.parametrize("kind", ["silent", pytest.param("closed", marks=pytest.mark.thorough)])
 def test_a_cluster_that_does_not_answer_is_given_up_in_time_and_the_process_ends(silent: str, kind: str) -> None:
-    with _join(silent if kind == "silent" else f"127.0.0.1:{free_port(set())}") as process:
+    with _join(silent if kind == "silent" else f"127.0.0.1:{free_port(set())}", 3) as process:
         out, err = process.communicate(timeout=60)
     first, second = (line for line in out.splitlines() if line[:2] == "3 ")
-    assert first.split()[1] in {"3.0", "3.1", "3.2", "3.3"}, first
+    assert 3.0 <= float(first.split()[1]) < 10, "Ray itself waits a minute"
     assert "cannot join the Ray cluster" in out, err
     assert "no answer within 3 s (`cluster.head_timeout_s`)" in out
-    assert float(second.split()[1]) < 3.5
+    assert float(second.split()[1]) < 10
     assert process.returncode == 0, err
 
 
 @pytest.mark.integration
 def test_a_token_without_its_mode_is_told_as_such(silent: str) -> None:
-    with _join(silent, RAY_AUTH_TOKEN="x" * 32, RAY_AUTH_MODE="disabled") as process:
+    with _join(silent, 3, RAY_AUTH_TOKEN="x" * 32, RAY_AUTH_MODE="disabled") as process:
         out, err = process.communicate(timeout=60)
-    assert out.startswith("2 "), err
+    assert out.startswith("joins\n2 "), err
     assert "set RAY_AUTH_MODE=token" in out
 
 
-@pytest.mark.integration
-def test_a_missing_an_unused_and_a_wrong_token_are_refused_at_once_with_words(tmp_path: Path) -> None:
-    with heads.head(tmp_path, auth_mode="token") as head:
-        right = head.env["RAY_AUTH_TOKEN"]
-        home = {"HOME": str(tmp_path / "nobody"), "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
-        cases: dict[str, dict[str, str]] = {
-            "the cluster asks for a token(?s:.*)no token is set": {"RAY_AUTH_MODE": "disabled"},
-            "a token is set, but RAY_AUTH_MODE=token is not": {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": right},
-            "the cluster refuses the token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32},
-            "RAY_AUTH_MODE is token, but there is no token": {"RAY_AUTH_MODE": "token"},
-        }
-        for words, env in cases.items():
-            with _join(head.gcs_address, **{**home, **env}) as process:
-                out, err = process.communicate(timeout=60)
-            assert re.search(words, out), (out, err)
-            code, seconds = out.split()[:2]
-            assert code == "2", out
-            assert float(seconds) < 2.5, "before head_timeout_s"
-        with _join(head.gcs_address, **{**home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}) as process:
-            out, err = process.communicate(timeout=60)
-        assert (process.returncode, "token" in out) == (0, False), err
+def _join_with_token(head: Head, home: Path, mode: str, token: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of _JOIN, whose home folder holds no token."""
+    env = {"HOME": str(home), "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
+    with _join(head.gcs_address, 40, **env) as process:
+        out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
+
+
+RIGHT, WRONG = "right", "ab" * 32
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("mode", "token", "words"),
+    [
+        pytest.param("disabled", "", "the cluster asks for a token(?s:.*)no token is set", id="missing"),
+        pytest.param("token", WRONG, "the cluster refuses the token", id="wrong"),
+        pytest.param(
+            "", RIGHT, "a token is set, but RAY_AUTH_MODE=token is not", id="unused", marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            "token", "", "RAY_AUTH_MODE is token, but there is no token", id="mode alone", marks=pytest.mark.thorough
+        ),
+    ],
+)
+def test_a_missing_an_unused_and_a_wrong_token_are_refused_at_once_with_words(
+    token_head: Head, tmp_path: Path, mode: str, token: str, words: str
+) -> None:
+    given = token_head.env["RAY_AUTH_TOKEN"] if token == RIGHT else token
+    _, out, err = _join_with_token(token_head, tmp_path / "nobody", mode, given)
+    assert re.search(words, out), (out, err)
+    code, seconds = out.split()[1:3]
+    assert code == "2", out
+    assert float(seconds) < 20, "head_timeout_s is 40"
+
+
+@pytest.mark.integration
+def test_the_right_token_joins(token_head: Head, tmp_path: Path) -> None:
+    code, out, err = _join_with_token(token_head, tmp_path / "nobody", "token", token_head.env["RAY_AUTH_TOKEN"])
+    assert (code, "token" in out) == (0, False), err
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_a_signal_ends_the_wait_for_a_cluster_at_once(silent: str, number: signal.Signals) -> None:
-    process = _join(silent)
-    time.sleep(2.5)
+    process = _join(silent, 40)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "joins\n"
+    time.sleep(0.5)
     begin_s = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - begin_s < 2, err
+    assert time.monotonic() - begin_s < 20, err
     assert "KeyboardInterrupt" in err
     assert not out

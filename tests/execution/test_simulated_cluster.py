@@ -64,7 +64,7 @@ def test_made_up_masks_are_what_their_rows_say() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("images", [10_000, 100_000])
+@pytest.mark.parametrize("images", [10_000, pytest.param(100_000, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("pools", [(Pool(16),), (Pool(32), Pool(32, SLOW))], ids=["16", "64 mixed"])
 def test_the_figures_hold_at_every_size(images: int, pools: tuple[Pool, ...]) -> None:
     outcome = simulated(images, *pools)

@@ -127,6 +127,7 @@ def test_a_node_with_another_segray_is_left_out_at_the_start_and_in_mid_run_and_
     complete(tmp_path / "labels")
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_a_run_ends_in_words_when_no_node_can_start_a_worker(tmp_path: Path, scenes: Path, other_segray: Path) -> None:
     config = write_config(tmp_path / "run.yaml", scenes, tmp_path / "labels", workers=[{"num_cpus": 1}])

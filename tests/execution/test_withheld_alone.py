@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import fault_proxy
 import pytest
 import trouble_server
+from command import in_both_ways, write_config
 from command import segray as command
-from command import write_config
 from fault_proxy import FaultPlan, Reply
 from swift_server import Swift
 from trouble_server import TroubleServer
@@ -61,8 +62,10 @@ def test_a_silent_link_among_others_is_a_failed_row_within_40_s(
     assert "silent" in str(failed[0]["uri"])
 
 
+@pytest.mark.usefixtures("shared_ray")
+@in_both_ways
 def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
-    tmp_path: Path, swift_env: Swift, photos: list[bytes], ray_address: str
+    command: Callable[..., CompletedProcess[str]], tmp_path: Path, swift_env: Swift, photos: list[bytes]
 ) -> None:
     bucket, client = swift_env.bucket(), swift_env.client()
     for number, data in enumerate(photos):
@@ -73,7 +76,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
         proxy.change(FaultPlan(Reply(403, "AccessDenied"), "raw/"))
         config = write_config(tmp_path / "all.yaml", source, tmp_path / "none", storage=storage, unit_images=4)
         begin_s = time.monotonic()
-        refused = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
+        refused = command("label", "--config", config)
         assert time.monotonic() - begin_s < 60
         assert refused.returncode == 2, refused.stderr
         assert "Storage refuses access" in refused.stderr
@@ -81,7 +84,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
 
         proxy.change(FaultPlan(Reply(403, "AccessDenied"), r"raw/05\.jpg"))
         config = write_config(tmp_path / "one.yaml", source, tmp_path / "labels", storage=storage, unit_images=4)
-        done = command("label", "--config", config, "--json", env={"RAY_ADDRESS": ray_address})
+        done = command("label", "--config", config, "--json")
         found = rows(tmp_path / "labels")
         assert len(found) == len(photos), done.stderr
         (failed,) = [row for row in found.values() if row["status"] == "failed"]
@@ -91,7 +94,7 @@ def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
         # The refused bucket gives all rows as soon as it answers.
         proxy.change()
         config = write_config(tmp_path / "all.yaml", source, tmp_path / "none", storage=storage, unit_images=4)
-        assert command("label", "--config", config, env={"RAY_ADDRESS": ray_address}).returncode == 0
+        assert command("label", "--config", config).returncode == 0
         assert {row["status"] for row in rows(tmp_path / "none").values()} <= {"ok", "empty"}
 
 

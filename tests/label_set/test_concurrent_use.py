@@ -137,7 +137,9 @@ def labels(tmp_path: Path) -> str:
     return root
 
 
-@pytest.mark.parametrize("batches", [20, pytest.param(60, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "batches", [8, pytest.param(20, marks=pytest.mark.thorough), pytest.param(60, marks=pytest.mark.chaos)]
+)
 def test_readers_beside_a_writer_see_whole_batches_and_never_fewer(labels: str, batches: int) -> None:
     calls, states = map(int, run(CALLS + BESIDE, labels, WRITER, batches).split()[-2:])
     print(f"{calls} calls, {states} states seen")

@@ -165,7 +165,7 @@ def test_forked_children_read_s3(tmp_path: Path, bucket: str, when: str) -> None
     check(tmp_path / "program.py", "fork", bucket, when)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_a_data_loader_trains_from_a_label_set(tmp_path: Path, folder: str, method: str) -> None:
     pytest.importorskip("torch")
     done = run(tmp_path / "train.py", LOADER, folder, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,29 @@ def random_masks(seed: int) -> list[tuple[int, float, str]]:
     return [(1 + int(rng.integers(4)), 0.5, rle.encode(rng.random(SIZE_HW) < 0.5)) for _ in range(4)]
 
 
-@pytest.fixture(scope="module", params=["batches", "compacted", "empty"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("format")
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a label set `labels` of eleven batches."""
+    folder = tmp_path_factory.mktemp("batches")
     root = str(folder / "labels")
-    if request.param == "empty":
-        label_sets.write(root, {"a": Image(SIZE_HW)}, classes=NAMES)
-        return folder
     for batch in range(10):
         images = {f"{batch}-{i}": Image(SIZE_HW, random_masks(10 * batch + i)) for i in range(3)}
         images["changes"] = Image(SIZE_HW, random_masks(1000 + batch))
         label_sets.write(root, images, classes=NAMES)
     label_sets.write(root, {"failed": Image((0, 0), failed=True)}, classes=NAMES)
-    if request.param == "compacted":
+    return folder
+
+
+@pytest.fixture(scope="module", params=["batches", "compacted", "empty"])
+def folder(request: pytest.FixtureRequest, batches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "batches":
+        return batches
+    folder = tmp_path_factory.mktemp("format")
+    root = str(folder / "labels")
+    if request.param == "empty":
+        label_sets.write(root, {"a": Image(SIZE_HW)}, classes=NAMES)
+    else:
+        shutil.copytree(batches / "labels", root)
         assert maintain(root, StorageOptions(), grace_hours=0).compacted
     return folder
 

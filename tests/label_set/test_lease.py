@@ -284,6 +284,7 @@ def test_a_second_run_is_refused_within_seconds_and_the_first_labels_every_image
     assert not verify(root, options).violations
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 @pytest.mark.usefixtures("shared_ray")
 def test_a_killed_run_is_followed_at_once_and_resumed(

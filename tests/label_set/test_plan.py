@@ -203,6 +203,7 @@ print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_a_million_images_are_planned_in_less_than_half_a_gigabyte(tmp_path: Path) -> None:
     code = _A_MILLION.replace("FOLDER", repr(str(tmp_path)))

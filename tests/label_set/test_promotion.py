@@ -51,7 +51,7 @@ def test_what_is_not_whole_is_promoted_only_if_told(chosen: config.Config) -> No
     run.label(first, Notes(), start())
     promote(first.output.root, OPTIONS)
     with pytest.raises(InfrastructureError):
-        run.label(second, Notes(), start(storm))
+        run.label(second, Notes(), start(storm), retry_s=0.01)
     with pytest.raises(LabelSetError, match=r"is not finished; the label set holds .*, the current one 20"):
         promote(second.output.root, OPTIONS)
     assert promote(second.output.root, OPTIONS, force=True, dry_run=True).doubts

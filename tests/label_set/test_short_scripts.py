@@ -28,16 +28,18 @@ SCRIPTS = {
     "sql": "import duckdb\nsegray.sql(duckdb, root)\nprint(duckdb.sql('SELECT rle FROM instances LIMIT 1').fetchall())",
     "uncaught error": "next(segray.scan(root).to_batches()); raise SystemExit(0)",
 }
-# Plain pytest tries each script in one place at least, and chaos tries all scripts everywhere.
-FROM_A_FOLDER = ("first batch", "table", "filter", "uncaught error")
-FROM_S3 = ("head", "batches kept", "polars", "sql")
-THROUGH_PYTHON_TOO = ("duckdb", "uncaught error")
+# Plain pytest tries those that leave most behind. Thorough tries each script in one place at least, and chaos tries all
+# scripts everywhere.
+PLAIN_FROM_A_FOLDER, FROM_A_FOLDER = ("first batch", "uncaught error"), ("table", "filter")
+PLAIN_FROM_S3, FROM_S3 = ("batches kept", "polars"), ("head", "sql")
+PLAIN_THROUGH_PYTHON, THROUGH_PYTHON_TOO = ("duckdb",), ("uncaught error",)
 THROUGH_PYTHON = "from segray.storage import arrow_fs\narrow_fs.native = lambda uri, options: None\n"
 
 
-def seldom(usual: Collection[str]) -> list[object]:
-    """All scripts, but those that are not usual in chaos alone."""
-    return [pytest.param(name, marks=[] if name in usual else [pytest.mark.chaos]) for name in SCRIPTS]
+def tried(plain: Collection[str], further: Collection[str]) -> list[object]:
+    """All scripts: plain ones in plain pytest, further ones in thorough, the rest in chaos."""
+    seldom = {name: pytest.mark.thorough if name in further else pytest.mark.chaos for name in SCRIPTS}
+    return [pytest.param(name, marks=() if name in plain else seldom[name]) for name in SCRIPTS]
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +80,19 @@ def bad_endings(program: str, root: str, times: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("script", seldom(FROM_A_FOLDER))
+@pytest.mark.parametrize("script", tried(PLAIN_FROM_A_FOLDER, FROM_A_FOLDER))
 def test_a_script_that_reads_a_folder_ends_well(folder: str, script: str) -> None:
     assert bad_endings(SCRIPTS[script], folder, TIMES) == []
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("script", seldom(FROM_S3))
+@pytest.mark.parametrize("script", tried(PLAIN_FROM_S3, FROM_S3))
 def test_a_script_that_reads_s3_ends_well(bucket: str, script: str) -> None:
     assert bad_endings(SCRIPTS[script], bucket, TIMES) == []
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("script", seldom(THROUGH_PYTHON_TOO))
+@pytest.mark.parametrize("script", tried(PLAIN_THROUGH_PYTHON, THROUGH_PYTHON_TOO))
 def test_what_is_read_through_python_is_waited_for(folder: str, script: str) -> None:
     """As it is where Arrow has no file system of its own for a store."""
     assert bad_endings(THROUGH_PYTHON + SCRIPTS[script], folder, TIMES) == []

@@ -365,6 +365,7 @@ def test_the_command_shows_twenty_of_many(run: Run, capsys: pytest.CaptureFixtur
     assert lines[-1] == "30 violations, the first 20 shown"
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_in_a_bucket(swift_env: Swift) -> None:
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)

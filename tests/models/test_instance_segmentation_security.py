@@ -77,7 +77,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int]) -> None:
         assert_as_oracle(raw_made(seed), size_hw)
 
 
-@pytest.mark.integration
+@pytest.mark.thorough
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(raw_made(3), frames.TWELVE_MEGAPIXELS)
 

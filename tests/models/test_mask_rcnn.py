@@ -69,7 +69,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int], side: int) -> 
         assert_as_oracle(made(seed, side), size_hw)
 
 
-@pytest.mark.integration
+@pytest.mark.thorough
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels() -> None:
     assert_as_oracle(made(3), frames.TWELVE_MEGAPIXELS)
 

@@ -72,7 +72,7 @@ def test_decode_is_the_whole_frame_path(size_hw: tuple[int, int], side: int, pas
         assert_as_oracle(made(seed, side), size_hw, paste)
 
 
-@pytest.mark.integration
+@pytest.mark.thorough
 @pytest.mark.parametrize("paste", ["tile", "reframe"])
 def test_decode_is_the_whole_frame_path_at_twelve_megapixels(paste: str) -> None:
     assert_as_oracle(made(3, count=8), frames.TWELVE_MEGAPIXELS, paste)

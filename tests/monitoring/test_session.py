@@ -58,21 +58,22 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(token_head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("run")
     dataset.write(folder / "scenes", IMAGES, seed=7)
     root = str(folder / "labels")
     chosen = write_config(folder / "run.yaml", folder / "scenes" / "images", root, unit_images=4)
     with ExitStack() as stack:
-        head = stack.enter_context(heads.head(tmp_path_factory.mktemp("home"), auth_mode="token"))
         binary = find("prometheus")
-        served = stack.enter_context(prometheus(binary, head, folder)) if binary else None
+        served = stack.enter_context(prometheus(binary, token_head, folder)) if binary else None
         done = command(
-            *send(head, chosen, "--log-format", "json", "--metadata", "team=vision"), env=elsewhere(head), timeout_s=900
+            *send(token_head, chosen, "--log-format", "json", "--metadata", "team=vision"),
+            env=elsewhere(token_head),
+            timeout_s=900,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         told = json.loads(done.stdout)
-        yield Run(head, chosen, root, told["job"], told["result"], done.stderr.splitlines(), served)
+        yield Run(token_head, chosen, root, told["job"], told["result"], done.stderr.splitlines(), served)
 
 
 def send(head: Head, chosen: Path, *arguments: str) -> list[str]:
@@ -199,6 +200,7 @@ submit.start(submit.Request(path, config.load(path), python=sys.executable), das
 """
 
 
+@pytest.mark.thorough
 def test_another_job_of_the_same_label_set_is_refused_while_one_is_under_way(run: Run) -> None:
     dashboard = ray_jobs.Dashboard(run.head.address, run.head.env)
     request = ray_jobs.Request(run.config, config.load(run.config), python=sys.executable)
@@ -293,6 +295,7 @@ def check_no_alarm(run: Run, name: str) -> None:
     assert not [labels for labels in ask(run.prometheus, rule["expr"]) if f"{name}-" in labels]
 
 
+@pytest.mark.thorough
 def test_a_missing_model_ends_with_the_runs_own_exit_code(run: Run, tmp_path: Path) -> None:
     model = {"name": "yolact-resnet50-fpn-pytorch", "path": "/nowhere/model.xml"}
     source = run.config.parent / "scenes" / "images"

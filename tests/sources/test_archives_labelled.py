@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import cv2
 import pytest
 import shapes
-from command import segray as command
-from command import write_config
+from command import in_both_ways, write_config
 from shapes import SHAPES, Shaped
 from swift_server import Swift
 from watchers import Notes
@@ -151,9 +151,14 @@ def test_the_frames_of_a_video_get_the_rows_of_the_same_pictures(
     assert rows(tmp_path / "b", video.keys) == rows(tmp_path / "a", alone.keys)
 
 
+@in_both_ways
 @pytest.mark.usefixtures("shared_ray")
-def test_shards_in_a_bucket_are_labelled_through_ray(
-    scenes: dict[str, bytes], expected: Rows, swift_env: Swift, tmp_path: Path
+def test_shards_in_a_bucket_are_labelled(
+    command: Callable[..., CompletedProcess[str]],
+    scenes: dict[str, bytes],
+    expected: Rows,
+    swift_env: Swift,
+    tmp_path: Path,
 ) -> None:
     bucket = swift_env.bucket()
     options = StorageOptions(endpoint_url=swift_env.endpoint_url)
@@ -162,10 +167,7 @@ def test_shards_in_a_bucket_are_labelled_through_ray(
         Store(options).put(f"s3://{bucket}/raw/{path.name}", path.read_bytes())
     root = f"s3://{bucket}/labels"
     storage = {"endpoint_url": swift_env.endpoint_url}
-    patient = {"start_timeout_s": 600}
-    asked = write_config(
-        tmp_path / "c.yaml", f"s3://{bucket}/raw/", root, unit_images=5, storage=storage, cluster=patient
-    )
-    done = command("label", "--config", asked, timeout_s=900)
+    asked = write_config(tmp_path / "c.yaml", f"s3://{bucket}/raw/", root, unit_images=5, storage=storage)
+    done = command("label", "--config", asked)
     assert done.returncode == 0, done.stderr
     assert rows(root, shaped.keys, endpoint_url=swift_env.endpoint_url) == expected

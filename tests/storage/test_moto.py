@@ -10,8 +10,7 @@ from pathlib import Path
 import moto_server
 import pytest
 import yolo_network
-from command import segray as command
-from command import write_config
+from command import here, write_config
 from moto_server import ANY_KEY, ANY_SECRET, Moto
 from test_labeller import labeller
 
@@ -23,7 +22,7 @@ from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
 from segray.tasks import Task
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
+pytestmark = pytest.mark.integration
 IMAGES = 6
 
 
@@ -54,11 +53,11 @@ def test_a_model_lies_on_moto(moto: Moto, bucket: str, tmp_path: Path, monkeypat
     for file in export.iterdir():
         client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"models/m/{file.name}", Body=file.read_bytes())
     arguments = ("models", "inspect", f"{bucket}/models/m/", "--endpoint-url", moto.endpoint_url, "--json")
-    done = command(*arguments)
+    done = here(*arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["description"]["family"] == "yolo_seg"
     client.put_object(Bucket=bucket.removeprefix("s3://"), Key="models/m/best.bin", Body=b"other")
-    changed = command(*arguments)
+    changed = here(*arguments)
     assert changed.returncode == 2
     assert "best.bin: tag" in changed.stderr
 
@@ -69,7 +68,7 @@ def test_a_label_set_lies_on_moto(moto: Moto, bucket: str, tmp_path: Path) -> No
     assert has_conditional_put(store, f"{bucket}/labels")
     assert [entry.key for entry in store.list(f"{bucket}/raw")] == [f"{number}.jpg" for number in range(IMAGES)]
     config = write_config(tmp_path / "run.yaml", f"{bucket}/raw", f"{bucket}/labels", storage=storage)
-    done = command("label", "--config", config)
+    done = here("label", "--config", config)
     assert done.returncode == 0, done.stderr
     assert "conditional PUT" not in done.stderr
     images = segray.images(f"{bucket}/labels", **storage).to_table().to_pylist()

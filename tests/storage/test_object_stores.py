@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import deltalake
 import label_sets
@@ -13,8 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from azurite import Azurite
-from command import segray as command
-from command import write_config
+from command import here, in_both_ways, write_config
 from gcs_emulator import Emulator
 from label_sets import Image
 
@@ -116,12 +116,15 @@ def test_a_missing_bucket_is_told_at_once(store: Store, root: str) -> None:
     assert time.monotonic() - begin_s < 10
 
 
+@in_both_ways
 @pytest.mark.parametrize(
     "root",
     ["az", pytest.param("abfss", marks=pytest.mark.chaos), pytest.param("gs", marks=pytest.mark.chaos)],
     indirect=True,
 )
-def test_from_container_to_container_with_the_variables_alone(root: str, tmp_path: Path) -> None:
+def test_from_container_to_container_with_the_variables_alone(
+    command: Callable[..., CompletedProcess[str]], root: str, tmp_path: Path
+) -> None:
     dataset.write(tmp_path / "scenes", 6, seed=3)
     store = Store()
     for path in sorted((tmp_path / "scenes" / "images").iterdir()):
@@ -129,7 +132,7 @@ def test_from_container_to_container_with_the_variables_alone(root: str, tmp_pat
     config = write_config(tmp_path / "run.yaml", join(root, "raw"), join(root, "labels"), report=True)
     done = command("label", "--config", config)
     assert done.returncode == 0, done.stderr
-    again = command("label", "--config", config)
+    again = here("label", "--config", config)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
     images = segray.images(join(root, "labels")).to_table().to_pylist()

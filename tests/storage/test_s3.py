@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import fault_proxy
 import polars as pl
 import pyarrow.dataset as ds
 import pytest
+from command import here, in_both_ways, write_config
 from command import segray as command
-from command import write_config
 from swift_server import Swift
 
 import segray
@@ -18,6 +20,8 @@ from segray.label_set.class_names import partition_value
 from segray.models.coco_labels import COCO_NAMES
 from segray.storage.store import StorageOptions, Store
 from segray.synthetic import dataset
+
+Command = Callable[..., CompletedProcess[str]]
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("shared_ray")]
 
@@ -30,23 +34,24 @@ def labelled(
     folder = tmp_path_factory.mktemp("s3")
     env = {"AWS_ACCESS_KEY_ID": swift.key, "AWS_SECRET_ACCESS_KEY": swift.secret, "AWS_REGION": "us-east-1"}
     env["RAY_ADDRESS"] = ray_address
-    dataset.write(folder / "scenes", 24, seed=6)
+    dataset.write(folder / "scenes", 8, seed=6)
     source, root = f"s3://{swift.bucket()}/raw/", f"s3://{swift.bucket()}/labels"
     client = swift.client()
     for path in sorted((folder / "scenes" / "images").iterdir()):
         client.put_object(Bucket=source.split("/")[2], Key=f"raw/{path.name}", Body=path.read_bytes())
     config = write_config(
-        folder / "run.yaml", source, root, unit_images=8, storage={"endpoint_url": swift.endpoint_url}
+        folder / "run.yaml", source, root, unit_images=4, storage={"endpoint_url": swift.endpoint_url}
     )
     done = command("label", "--config", config, env=env)
     assert done.returncode == 0, done.stderr
-    again = command("label", "--config", config, env=env)
+    again = here("label", "--config", config, env=env)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
     return source, root, env
 
 
-def test_each_image_is_one_request(swift_env: Swift, tmp_path: Path) -> None:
+@in_both_ways
+def test_each_image_is_one_request(command: Command, swift_env: Swift, tmp_path: Path) -> None:
     bucket = swift_env.bucket()
     client, scenes = swift_env.client(), tmp_path / "scenes"
     dataset.write(scenes, 12, seed=7)
@@ -69,7 +74,7 @@ def test_arrow_polars_and_duckdb_read_the_same_rows(
     duckdb = pytest.importorskip("duckdb")
     _, root, env = labelled
     images = segray.images(root, endpoint_url=swift_env.endpoint_url).to_table()
-    assert images.num_rows == 24
+    assert images.num_rows == 8
     assert set(images.column("status").to_pylist()) <= {"ok", "empty"}
     instances = segray.scan(root, endpoint_url=swift_env.endpoint_url).to_table()
     assert instances.num_rows == sum(images.column("n_instances").to_pylist()) > 0
@@ -90,8 +95,9 @@ def test_arrow_polars_and_duckdb_read_the_same_rows(
     assert by_class == sorted(found.group_by("class").len().rows())
 
 
+@in_both_ways
 def test_wrong_credentials_are_refused_at_once(
-    labelled: tuple[str, str, dict[str, str]], swift: Swift, tmp_path: Path
+    command: Command, labelled: tuple[str, str, dict[str, str]], swift: Swift, tmp_path: Path
 ) -> None:
     source, root, env = labelled
     config = write_config(tmp_path / "run.yaml", source, root + "-new", storage={"endpoint_url": swift.endpoint_url})

@@ -643,7 +643,7 @@ def s3(swift_env: Swift) -> Store:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(240, marks=pytest.mark.integration), pytest.param(1_200, marks=pytest.mark.chaos)]
+    "count", [pytest.param(120, marks=pytest.mark.integration), pytest.param(1_200, marks=pytest.mark.chaos)]
 )
 def test_s3_lists_more_than_a_page_in_order_with_odd_names(s3: Store, swift_env: Swift, count: int) -> None:
     bucket, client = swift_env.bucket(), swift_env.client()

@@ -58,9 +58,10 @@ EVERY_COMMAND = (
 )
 
 
-def tried(common: Collection[str]) -> list[Any]:
-    """Every command as a parameter of a test. All but the common ones are tried in chaos alone."""
-    return [pytest.param(text, marks=() if text in common else pytest.mark.chaos) for text in EVERY_COMMAND]
+def tried(common: Collection[str], further: Collection[str]) -> list[Any]:
+    """Every command as a parameter: common ones of plain pytest, further ones of thorough, the rest of chaos."""
+    seldom = {text: pytest.mark.thorough if text in further else pytest.mark.chaos for text in EVERY_COMMAND}
+    return [pytest.param(text, marks=() if text in common else seldom[text]) for text in EVERY_COMMAND]
 
 
 def places(folder: Path) -> Mapping[str, object]:
