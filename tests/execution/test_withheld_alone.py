@@ -46,14 +46,16 @@ def manifest(path: Path, uris: list[str]) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("shared_ray")
+@in_both_ways
 def test_a_silent_link_among_others_is_a_failed_row_within_40_s(
-    tmp_path: Path, web: TroubleServer, photos: list[bytes], ray_address: str
+    command: Callable[..., CompletedProcess[str]], tmp_path: Path, web: TroubleServer, photos: list[bytes]
 ) -> None:
     links = [web.put(f"{number}.jpg", data) for number, data in enumerate(photos)]
     source = manifest(tmp_path / "links.txt", [*links[:6], f"{web.root}/silent/x.jpg", *links[6:]])
     config = write_config(tmp_path / "run.yaml", source, tmp_path / "labels", storage={"timeout_s": 2}, unit_images=4)
     begin_s = time.monotonic()
-    done = command("label", "--config", config, env={"RAY_ADDRESS": ray_address})
+    done = command("label", "--config", config)
     assert time.monotonic() - begin_s < 60
     found = rows(tmp_path / "labels")
     failed = [row for row in found.values() if row["status"] == "failed"]
