@@ -36,10 +36,11 @@ CHAOS = "chaos"
 TIERS = ("integration", "thorough", CHAOS)
 
 # The files that take longest first: who begins last decides when all have ended.
-LONGEST = ("crash_model", "kills", "host_process", "streams", "signals", "job", "infrastructure_faults",
-           "object_stores", "end_to_end", "wrapped", "tensorflow", "crashing_images", "short_scripts",
-           "s3", "session", "quantize", "forks", "store",
-           "archives_labelled", "concurrent_use", "partition", "nodes", "bench", "accuracy", "autoscaling")  # fmt: skip
+LONGEST = ("crash_model", "kills", "host_process", "session", "job", "ray_connection", "s3", "end_to_end", "signals",
+           "streams", "infrastructure_faults", "object_stores", "secrets", "notebooks", "quantize", "archives_labelled",
+           "tensorflow", "wrapped", "packaging", "compat", "label", "lease", "concurrent_use", "forks", "short_scripts",
+           "store", "retry_failed", "validation", "model_cache", "run", "crashing_images", "partition", "nodes",
+           "bench", "accuracy", "autoscaling")  # fmt: skip
 # Modules that label, commit and compile in this process: too slow for the unit tier, for which a minute is enough.
 IN_PROCESS = ("absent_source", "class_names", "crash_model", "decoders", "describe", "engine", "export", "format",
               "golden_tables", "hugging_face", "known_pixels", "label_set", "maintenance", "model", "model_cache",
@@ -96,7 +97,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give each process whole files, and all files of one head to the same process."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ByFile(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+    class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
             return "token head" if Path(file).name in OF_TOKEN_HEAD else file

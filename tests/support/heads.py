@@ -40,13 +40,21 @@ class Head:
     gcs_address: str
 
 
-# It ends with its parent, whose end of the pipe then closes.
+# It ends with its parent, whose end of the pipe then closes. Ray waits 30 s for its processes, and a busy machine may
+# need longer.
 _SHARED = """
 import sys, ray
-ray.init(
-    address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="ERROR",
-    log_to_driver=False,
-)
+for tries_left in (2, 1, 0):
+    try:
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
+            logging_level="ERROR", log_to_driver=False,
+        )
+        break
+    except Exception:
+        if not tries_left:
+            raise
+        ray.shutdown()
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -72,7 +80,8 @@ def shared() -> Iterator[str]:
         assert address, "Ray did not start"
         yield address
     finally:
-        _kill(process, mark)  # It holds nothing that anyone wants, and Ray takes seconds to end.
+        _kill(mark)  # It holds nothing that anyone wants, and Ray takes seconds to end.
+        process.wait()
 
 
 @contextmanager
@@ -88,28 +97,42 @@ def head(home: Path, *, auth_mode: str) -> Iterator[Head]:
     taken: set[int] = set()
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port", "ray-client-server-port")
     ports = {name: free_port(taken) for name in names}
-    log = (home / "head.log").open("wb")
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
-         "--object-store-memory=100000000", f"--temp-dir={folder}",
-         *(f"--{name}={port}" for name, port in ports.items())],
-        env=env, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    command = [
+        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
+        "--object-store-memory=100000000", f"--temp-dir={folder}",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     env["RAY_API_SERVER_ADDRESS"] = address
     try:
-        _await(env, process, home / "head.log")
-        yield Head(env, address, folder, f"127.0.0.1:{ports['port']}")
+        process = _start(command, env, mark, home / "head.log")
+        try:
+            yield Head(env, address, folder, f"127.0.0.1:{ports['port']}")
+        finally:
+            _kill(mark)  # Ray takes ten seconds to end by itself.
+            process.wait()
     finally:
-        _kill(process, mark)  # Ray takes ten seconds to end by itself.
-        log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kill(process: subprocess.Popen[Any], mark: dict[str, str]) -> None:
-    """Kill a process and all that have its mark."""
-    process.kill()
-    process.wait()
+def _start(command: list[Any], env: dict[str, str], mark: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a head and wait until it answers. Try twice, since a busy machine may need longer than Ray waits."""
+    with log.open("wb") as out:
+        for is_last in (False, True):
+            process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
+            try:
+                _await(env, process, log)
+                break
+            except AssertionError:
+                _kill(mark)
+                process.wait()
+                if is_last:
+                    raise
+    return process
+
+
+def _kill(mark: dict[str, str]) -> None:
+    """Kill all processes that have a mark."""
     for pid in set(marked(mark)) - {os.getpid()}:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
