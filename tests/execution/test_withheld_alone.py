@@ -64,6 +64,7 @@ def test_a_silent_link_among_others_is_a_failed_row_within_40_s(
     assert "silent" in str(failed[0]["uri"])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shared_ray")
 @in_both_ways
 def test_a_refused_object_is_a_failed_row_and_a_bucket_that_refuses_all_is_none(
