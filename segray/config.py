@@ -541,10 +541,7 @@ def parse_texts(data: bytes, where: str, what: str) -> dict[str, str | list[str]
         ConfigError: The data is no such mapping.
     """
     hint = f"write the {what} as lines `NAME: NAME`"
-    try:
-        values = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as exc:
-        raise ConfigError(f"the {what} is not valid YAML", where=where, found=str(exc), hint=hint) from exc
+    values = parse_yaml_texts(data, where, what)
     if not isinstance(values, dict):
         raise ConfigError(f"the {what} is no mapping", where=where, found=type(values).__name__, hint=hint)
     for name, value in values.items():
@@ -552,6 +549,18 @@ def parse_texts(data: bytes, where: str, what: str) -> dict[str, str | list[str]
         if not isinstance(name, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"the {what} has a value that is no text", where=where, found=str(name)[:60], hint=hint)
     return values
+
+
+def parse_yaml_texts(data: bytes, where: str, what: str) -> Any:
+    """Return the mappings, lists and texts of YAML or JSON. Numbers and yes stay text.
+
+    The arguments and the error are those of parse_texts.
+    """
+    try:
+        return yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        hint = f"write the {what} as YAML or JSON"
+        raise ConfigError(f"the {what} is not valid YAML", where=where, found=str(exc), hint=hint) from exc
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

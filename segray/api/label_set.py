@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from numpy.typing import NDArray
 
-    from segray.analytics.evaluation.evaluate import Evaluation
+    from segray.analytics.evaluation.evaluate import Comparison, Evaluation
+    from segray.analytics.evaluation.thresholds import ClassThresholds
     from segray.analytics.export.export import ExportResult
     from segray.analytics.reports.diff import LabelSetDifference
     from segray.execution.run import Summary
@@ -224,7 +225,7 @@ class LabelSet:
             raise _missing("polars", error) from error
         return polars_frames.frame(self.to_arrow(table, columns=columns, filter=filter))
 
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+    def sql(self, query: str, *, thresholds: Mapping[str, float] | PathOrUrl | None = None) -> duckdb.DuckDBPyRelation:
         """Return the result of a query in DuckDB, over the views instances, images and classes of this state.
 
         The functions over masks are those of `segray.sql`: rle_area, rle_bbox, rle_iou, rle_contains and others. The
@@ -232,18 +233,21 @@ class LabelSet:
 
         Args:
             query: One statement of SQL.
+            thresholds: Class name -> smallest score, or a file that `segray threshold` wrote. `instances` does not
+                show other instances.
 
         Raises:
-            UserError: DuckDB is not installed.
+            UserError: DuckDB is not installed, or a threshold is wrong.
             duckdb.Error: The query is wrong.
 
         Example:
             >>> labels.sql("SELECT class_name, count(*) FROM instances WHERE score >= 0.5 GROUP BY ALL")
         """
-        from segray.analytics.query import duckdb_views
+        from segray.analytics.query import duckdb_views, score_thresholds
 
         connection = duckdb_views.connect()
-        duckdb_views.register(connection, self.state)
+        state = score_thresholds.applied(self.state, thresholds, snapshot.store(self.storage_options))
+        duckdb_views.register(connection, state)
         relation: duckdb.DuckDBPyRelation = connection.sql(query)
         return relation
 
@@ -363,6 +367,9 @@ class LabelSet:
         strip_prefix: str = "",
         count_crowds: bool = False,
         min_score: float = 0.5,
+        thresholds: Mapping[str, float] | PathOrUrl | None = None,
+        resamples: int = 0,
+        by: Sequence[str] = (),
     ) -> Evaluation:
         """Compare this state with a truth: average precision of masks and boxes, and errors by kind.
 
@@ -379,6 +386,10 @@ class LabelSet:
             strip_prefix: Text to cut off each file_name of the truth.
             count_crowds: Take crowds for objects.
             min_score: Smallest score of detections whose errors are counted.
+            thresholds: Class name -> smallest score, or a file that `segray threshold` wrote. Other detections are left
+                out.
+            resamples: Number of samples of the images, such as 2000, for intervals of AP.
+            by: Parts whose AP is also given: "size", "class", "folder", or SQL on a row of `images`.
 
         Raises:
             SourceError: The truth cannot be read.
@@ -393,8 +404,78 @@ class LabelSet:
             self.root, truth, protocol=protocol, iou_types=iou_types, labelled_only=labelled_only,
             allow_unlisted=allow_unlisted, allow_other_classes=allow_other_classes, classes_by=classes_by,
             class_map=class_map, files_by=files_by, strip_prefix=strip_prefix, count_crowds=count_crowds,
-            min_score=min_score, version=self.version, **self.storage_options,
+            min_score=min_score, thresholds=thresholds, resamples=resamples, by=by, version=self.version,
+            **self.storage_options,
         )  # fmt: skip
+
+    def compare(
+        self, other: LabelSet | PathOrUrl, truth: PathOrUrl, *, resamples: int = 2000, **options: Any
+    ) -> Comparison:
+        """Compare this state and another label set with one truth. Differences of AP have 95 % intervals.
+
+        Args:
+            other: The other label set, or its root, which the storage options of this label set reach.
+            truth: COCO or LVIS JSON.
+            resamples: Number of samples of the images. Both label sets are measured on the same samples.
+            options: Further arguments of `evaluate`, for both.
+
+        Raises:
+            SourceError, UserError: As `evaluate`.
+
+        Example:
+            >>> change = labels.compare("labels/v2", "truth.json").differences["segm"].ap
+            >>> change.value, change.low, change.high
+        """
+        from segray.analytics.evaluation.evaluate import compare
+
+        root, version = (other.root, other.version) if isinstance(other, LabelSet) else (other, None)
+        return compare(
+            self.root, root, truth, resamples=resamples, options=options, version=self.version, version_b=version,
+            **self.storage_options,
+        )  # fmt: skip
+
+    def thresholds(
+        self,
+        truth: PathOrUrl,
+        *,
+        best: str = "f1",
+        iou: float = 0.5,
+        iou_type: Literal["segm", "bbox"] = "segm",
+        labelled_only: bool = False,
+        allow_unlisted: bool = False,
+        allow_other_classes: bool = False,
+        classes_by: Literal["id", "name"] | None = None,
+        class_map: Mapping[str, str | Sequence[str]] | Path | str | None = None,
+        files_by: Literal["key", "basename", "suffix"] | None = None,
+        strip_prefix: str = "",
+        count_crowds: bool = False,
+    ) -> Mapping[str, ClassThresholds]:
+        """Return precision, recall and F1 by score for each class of a truth, and the best threshold of each.
+
+        The arguments are those of `evaluate`, and:
+
+        Args:
+            truth: COCO or LVIS JSON.
+            best: "f1" for the best F1, "precision=0.9" for the most recall with this precision, or "recall=0.8".
+            iou: Least IoU of a right detection: 0.5, 0.55, ... 0.95.
+            iou_type: Masks (segm) or boxes (bbox).
+
+        Raises:
+            SourceError, UserError: As `evaluate`.
+
+        Example:
+            >>> found = labels.thresholds("truth.json", best="precision=0.9")
+            >>> smallest = {name: of_class.best.threshold for name, of_class in found.items() if of_class.best}
+            >>> labels.export("coco", "sure.json", thresholds=smallest)
+        """
+        from segray.analytics.evaluation.evaluate import evaluate
+
+        return evaluate(
+            self.root, truth, iou_types=[iou_type], labelled_only=labelled_only, allow_unlisted=allow_unlisted,
+            allow_other_classes=allow_other_classes, classes_by=classes_by, class_map=class_map, files_by=files_by,
+            strip_prefix=strip_prefix, count_crowds=count_crowds, best=best, threshold_iou=iou, version=self.version,
+            **self.storage_options,
+        ).thresholds  # fmt: skip
 
     def export(
         self,
@@ -415,6 +496,7 @@ class LabelSet:
         skip_missing: bool = False,
         used_classes: bool = False,
         rename: Mapping[str, str] | None = None,
+        thresholds: Mapping[str, float] | PathOrUrl | None = None,
         ids_from: PathOrUrl | None = None,
     ) -> ExportResult:
         """Write this state in the format of another tool. An export is complete, or nothing is written.
@@ -437,6 +519,7 @@ class LabelSet:
             skip_missing: Leave out images that are missing, or changed since they were labelled.
             used_classes: List the classes of exported instances only.
             rename: Class name -> name in the export.
+            thresholds: Class name -> smallest score, or a file that `segray threshold` wrote.
             ids_from: COCO JSON whose image ids are used.
 
         Raises:
@@ -450,17 +533,26 @@ class LabelSet:
         selection = ExportSelection(classes, min_score, min_area, max_area, statuses, where, with_instances, sample)
         return export(
             self.root, to, out, selection, polygons=polygons, tolerance_px=tolerance_px, copy_images=copy_images,
-            skip_missing=skip_missing, used_classes=used_classes, rename=rename or {}, ids_from=ids_from,
-            version=self.version, **self.storage_options,
+            skip_missing=skip_missing, used_classes=used_classes, rename=rename or {},
+            thresholds=thresholds, ids_from=ids_from, version=self.version, **self.storage_options,
         )  # fmt: skip
 
-    def report(self, out: PathOrUrl = "report.html", *, truth: PathOrUrl | None = None, images: int = 12) -> str:
+    def report(
+        self,
+        out: PathOrUrl = "report.html",
+        *,
+        truth: PathOrUrl | None = None,
+        images: int = 12,
+        thresholds: Mapping[str, float] | PathOrUrl | None = None,
+    ) -> str:
         """Write one web page about this state: counts, classes, scores, failures and images to look at.
 
         Args:
             out: File or URL of the page.
             truth: COCO or LVIS JSON. The page then shows average precision too.
             images: Number of images on the page, 0 to 60.
+            thresholds: Class name -> smallest score, or a file that `segray threshold` wrote. The page leaves out other
+                instances.
 
         Returns:
             The address of the page.
@@ -473,7 +565,10 @@ class LabelSet:
         """
         from segray.analytics.reports import report
 
-        report.write(self.root, out, truth=truth, images=images, version=self.version, **self.storage_options)
+        report.write(
+            self.root, out, truth=truth, images=images, thresholds=thresholds, version=self.version,
+            **self.storage_options,
+        )  # fmt: skip
         return as_uri(out)
 
     def diff(

@@ -1,4 +1,4 @@
-"""The commands `segray evaluate`, `export`, `report`, `diff`, `select` and `review`, which read a label set.
+"""The commands `segray export`, `report`, `diff`, `select` and `review`, which read a label set.
 
 Knows arguments and how results are printed. The package segray.analytics does the work.
 """
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segray._system import signals
 from segray._system.streams import show
-from segray.cli.options import Endpoint, Json, Root, show_json
+from segray.cli.options import Endpoint, Json, Root, ThresholdsFile, show_json
+from segray.cli.texts import number, table, times
 from segray.errors import UserError
 
 if TYPE_CHECKING:
-    from segray.analytics.evaluation.evaluate import Evaluation
     from segray.analytics.export.export import ExportResult
     from segray.analytics.reports.diff import LabelSetDifference
     from segray.analytics.review.review import Errors, Review
@@ -37,99 +37,6 @@ AsOf = Annotated[
 
 _GATE = 4
 _SHOWN = 15
-_PAIRS = 5  # of confused classes
-
-
-@app.command()
-def evaluate(
-    root: Root,
-    truth: Annotated[
-        str, typer.Option(help="Truth as COCO or LVIS JSON. Its file_name is image_key, or the end of a path.")
-    ],
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="Measuring protocol: coco, lvis, omz-mask-rcnn, ... or a model's name for the protocol of its card."
-        ),
-    ] = None,
-    only: Annotated[
-        list[str],
-        typer.Option(metavar="segm|bbox", help="Kind of comparison: masks (segm) or boxes (bbox). By default both."),
-    ] = [],  # noqa: B006
-    labelled_only: Annotated[bool, typer.Option(help="Leave out images that failed or have no labels.")] = False,
-    allow_unlisted: Annotated[bool, typer.Option(help="Ignore images that the truth does not list.")] = False,
-    allow_other_classes: Annotated[
-        bool, typer.Option(help="Match classes by category id, even if their names differ.")
-    ] = False,
-    classes_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="id|name",
-            help="Way to match classes. By default ids if the names agree, else names if each fits one class.",
-        ),
-    ] = None,
-    class_map: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE|TRUTH=LABEL",
-            help="Class of the truth and class of the labels, by name or id. Repeatable. Or a file: YAML or JSON.",
-        ),
-    ] = [],  # noqa: B006
-    files_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="key|basename|suffix",
-            help="Way to match images: whole name, last part, or end of the path. By default the whole name, "
-            "else the end of the path if each fits one image.",
-        ),
-    ] = None,
-    strip_prefix: Annotated[
-        str, typer.Option(metavar="TEXT", help="Text to cut off each file_name of the truth.")
-    ] = "",
-    count_crowds: Annotated[
-        bool, typer.Option("--count-crowds", help="Take crowds for objects. CVAT exports brush masks as crowds.")
-    ] = False,
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest score of detections whose errors are counted.")
-    ] = 0.5,
-    version: Version = None,
-    as_of: AsOf = None,
-    endpoint_url: Endpoint = None,
-    as_json: Json = False,
-) -> None:
-    """Compare a label set with the truth.
-
-    The command prints the average precision of masks and boxes, by class and size, and errors by kind.
-    """
-    with signals.ending_at_once():
-        from segray.analytics.evaluation.class_maps import from_options
-        from segray.analytics.evaluation.evaluate import IOU_TYPES
-        from segray.analytics.evaluation.evaluate import evaluate as compare
-
-    result = compare(
-        root,
-        truth,
-        iou_types=only or IOU_TYPES,
-        labelled_only=labelled_only,
-        allow_unlisted=allow_unlisted,
-        allow_other_classes=allow_other_classes,
-        classes_by=classes_by,
-        class_map=from_options(class_map),
-        files_by=files_by,
-        strip_prefix=strip_prefix,
-        count_crowds=count_crowds,
-        protocol=protocol,
-        min_score=min_score,
-        curves=as_json,
-        version=version,
-        as_of=moment(as_of),
-        endpoint_url=endpoint_url,
-    )
-    if as_json:
-        show_json(asdict(result))
-    else:
-        show(describe_evaluation(result))
-        show(describe_details(result))
 
 
 @app.command()
@@ -179,6 +86,7 @@ def export(
     rename: Annotated[
         list[str], typer.Option(metavar="OLD=NEW", help="New name of a class in the export. Repeatable.")
     ] = [],  # noqa: B006
+    thresholds: ThresholdsFile = None,
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -207,6 +115,7 @@ def export(
         skip_missing=skip_missing,
         used_classes=used_classes,
         rename=_new_names(rename),
+        thresholds=thresholds,
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -387,6 +296,7 @@ def report(
         str | None, typer.Option(help="Truth as COCO or LVIS JSON. The page then shows average precision too.")
     ] = None,
     images: Annotated[int, typer.Option(min=0, max=60, help="Number of images on the page.")] = 12,
+    thresholds: ThresholdsFile = None,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
@@ -399,7 +309,14 @@ def report(
         from segray.analytics.reports.report import write
 
     size_bytes = write(
-        root, out, truth=truth, images=images, version=version, as_of=moment(as_of), endpoint_url=endpoint_url
+        root,
+        out,
+        truth=truth,
+        images=images,
+        thresholds=thresholds,
+        version=version,
+        as_of=moment(as_of),
+        endpoint_url=endpoint_url,
     )
     show(f"{out}: {size_bytes / 1e6:.1f} MB")
 
@@ -425,10 +342,6 @@ def _new_names(texts: Sequence[str]) -> dict[str, str]:
     return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
 def moment(text: str | None) -> datetime | None:
     """Return a time of the command line, in UTC unless it names an offset."""
     if text is None:
@@ -441,49 +354,6 @@ def moment(text: str | None) -> datetime | None:
 
 
 # ---- printed texts -------------------------------------------------------------------------------
-
-
-def describe_evaluation(result: Evaluation) -> str:
-    """Return the AP of masks and boxes, one line each."""
-    names = {"segm": "mask", "bbox": "box"}
-    return "\n".join(
-        f"{names[kind]:>4} AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}  "
-        f"({result.objects} objects in {result.images} images)"
-        for kind, scores in result.scores.items()
-    )
-
-
-def describe_details(result: Evaluation) -> str:
-    """Return sizes, recall, classes, error types, calibration, the model cards' figures and notes."""
-    lines = []
-    for kind, scores in result.scores.items():
-        lines.append(
-            f"{ {'segm': 'mask', 'bbox': 'box'}[kind]:>4} by size: small {_number(scores.ap_small)}, medium "
-            f"{_number(scores.ap_medium)}, large {_number(scores.ap_large)}; recall at "
-            f"{', '.join(map(str, scores.limits))}: {scores.ar1:.3f}, {scores.ar10:.3f}, {scores.ar100:.3f}"
-        )
-        if scores.frequency_ap:
-            lines.append("     " + ", ".join(f"{word} {value:.3f}" for word, value in scores.frequency_ap.items()))
-    first = next(iter(result.scores.values()))
-    rows = [(name, ap, first.class_ap50[name], first.class_ar[name]) for name, ap in first.class_ap.items()]
-    lines.append(_table(("class", "AP", "AP50", "AR"), sorted(rows, key=lambda row: row[1])[:_SHOWN], len(rows)))
-    if result.mistakes is not None:
-        counts = {kind: sum(by_class.values()) for kind, by_class in result.mistakes.kinds.items()}
-        counts_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        lines.append(f"detections of score {result.mistakes.min_score:g} and more: {counts_text}")
-        taken = sorted(
-            ((count, truth, name) for truth, row in result.mistakes.taken_for.items() for name, count in row.items()),
-            reverse=True,
-        )
-        lines += [f"  {_times(count)} {truth} was taken for {name}" for count, truth, name in taken[:_PAIRS]]
-        if others := sum(count for count, _, _ in taken[_PAIRS:]):
-            lines.append(f"  {_times(others)} another class was taken for one")
-    if first.calibration is not None:
-        lines.append(f"calibration error: scores and precision differ by {first.calibration.error:.3f} on average")
-    for model, (box, mask) in result.cards.items():
-        lines.append(f"card of {model}: box AP {box:.2f} %, mask AP {mask:.2f} %")
-    states = f"{result.labelled} of {result.images} images are labelled, {result.failed} failed"
-    return "\n".join([*lines, states, *(f"note: {note}" for note in result.notes)])
 
 
 def describe_export(exported: ExportResult) -> str:
@@ -520,20 +390,20 @@ def describe_difference(difference: LabelSetDifference) -> str:
     agreement = difference.agreement
     lines.append(
         f"both see {agreement.both} alike (same class, mask IoU 0.5 and more), {agreement.only_a} in A alone, "
-        f"{agreement.only_b} in B alone; agreement {_number(agreement.share)}, mean IoU {_number(agreement.iou)}"
+        f"{agreement.only_b} in B alone; agreement {number(agreement.share)}, mean IoU {number(agreement.iou)}"
     )
     counts = {name: [kinds[kind] for kind in difference.kinds] for name, kinds in difference.by_class.items()}
     changed = sorted((name for name in counts if sum(counts[name][1:])), key=lambda name: -sum(counts[name][1:]))
     if changed:
         parts = difference.agreement_by_class
-        rows = [(name, *counts[name], *map(_number, (parts[name].share, parts[name].iou))) for name in changed[:_SHOWN]]
-        lines.append(_table(("class", *difference.kinds, "agree", "IoU"), rows, len(changed)))
+        rows = [(name, *counts[name], *map(number, (parts[name].share, parts[name].iou))) for name in changed[:_SHOWN]]
+        lines.append(table(("class", *difference.kinds, "agree", "IoU"), rows, len(changed)))
     for side, counted in zip("AB", difference.other_classes, strict=True):
         if counted:
             rest = ", left out" if difference.left_out else ""
             some = ", ".join(f"{name} ({count})" for name, count in list(counted.items())[:_SHOWN])
             lines.append(f"classes of {side} alone, with {sum(counted.values())} instances{rest}: {some}")
-    lines += [f"  {_times(count)} {old} became {new}" for old, new, count in difference.renamed[:5]]
+    lines += [f"  {times(count)} {old} became {new}" for old, new, count in difference.renamed[:5]]
     for change in difference.most_changed[:5]:
         lines.append(f"  {change.key}: " + ", ".join(f"{count} {kind}" for kind, count in change.kinds.items()))
     for name, drift in (("class mix", difference.class_drift), ("scores", difference.score_drift)):
@@ -573,17 +443,3 @@ def _errors_line(errors: Errors) -> str:
     ]
     kinds = "  ".join(f"{rate.hits:>{len(kind)}}" for kind, rate in errors.kinds.items())
     return f"{precision:<22}{recall:<22}{kinds}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: int) -> str:
-    lines = [f"{heads[0]:>20}" + "".join(f"{head:>9}" for head in heads[1:])]
-    for name, *values in rows:
-        cells = "".join(f"{value:>9.3f}" if isinstance(value, float) else f"{value:>9}" for value in values)
-        lines.append(f"{name:>20}{cells}")
-    if total > len(rows):
-        lines.append(f"{'':>20} ... and {total - len(rows)} more")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"

@@ -28,7 +28,14 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "view": ("segray view labels", "segray view s3://labels/photos --host 0.0.0.0 --port 8000 --no-browser"),
     "report": ("segray report labels", "segray report labels --truth truth.json --out s3://pages/report.html"),
     "export": ("segray export labels coco.json --to coco", "segray export labels yolo --to yolo --copy-images"),
-    "evaluate": ("segray evaluate labels --truth truth.json", "segray evaluate labels --truth truth.json --json"),
+    "evaluate": (
+        "segray evaluate labels --truth truth.json",
+        "segray evaluate labels/v1 --truth truth.json --against labels/v2",
+    ),
+    "threshold": (
+        "segray threshold labels --truth truth.json --out thresholds.yaml",
+        "segray threshold labels --truth truth.json --best precision=0.9 --plots plots",
+    ),
     "diff": ("segray diff labels/v1 labels/v2", "segray diff labels/v1 labels/v2 --fail-if 'lost>2%'"),
     "select": (
         "segray select labels picked.json --take uncertain=50 --take random=100",

@@ -22,7 +22,7 @@ from segray._compat import is_request_for_help, usage_command, usage_message
 from segray._dates import duration
 from segray._system import child_processes, host_process, signals, streams
 from segray._system.streams import show
-from segray.cli import analytics, models, pictures, tables, view
+from segray.cli import accuracy, analytics, models, pictures, tables, view
 from segray.cli import remote as remote_cli
 from segray.cli.examples import OrderedGroup, add_examples
 from segray.cli.options import (
@@ -95,6 +95,8 @@ app.command()(tables.sql)
 app.command()(pictures.sheet)
 app.command()(pictures.draw)
 app.command()(view.view)
+app.command()(accuracy.evaluate)
+app.command()(accuracy.threshold)
 app.command()(remote_cli.status)
 app.command(cls=RetryingCommand)(remote_cli.submit)
 
@@ -247,7 +249,7 @@ def quickstart(
         show_json(record)
     else:
         show(console.describe(result.summary, f"{result.sheet}  {result.page}"))
-        show(analytics.describe_evaluation(result.evaluation))
+        show(accuracy.describe_evaluation(result.evaluation))
     raise typer.Exit(result.summary.exit_code)
 
 

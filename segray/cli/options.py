@@ -108,6 +108,14 @@ Day = Annotated[
 ]
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL of a label set.")]
 Endpoint = Annotated[str | None, typer.Option(help="Address of the object store, if it is not AWS.")]
+ThresholdsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--thresholds",
+        metavar="FILE",
+        help="Smallest score by class, as `segray threshold` writes. Instances under it are left out.",
+    ),
+]
 Log = Annotated[
     LogFormat,
     typer.Option(envvar="SEGRAY_LOG_FORMAT", help="Format of progress on standard error: text, or JSON lines."),

@@ -14,7 +14,7 @@ import typer
 from segray._system import signals
 from segray._system.streams import show
 from segray.cli.analytics import AsOf, Version, moment
-from segray.cli.options import Endpoint, Json, Root, show_json
+from segray.cli.options import Endpoint, Json, Root, ThresholdsFile, show_json
 from segray.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def sql(
     views: Annotated[
         bool, typer.Option("--views", help="Print SQL that creates the views in another DuckDB, without segray.")
     ] = False,
+    thresholds: ThresholdsFile = None,
     version: Version = None,
     as_of: AsOf = None,
     endpoint_url: Endpoint = None,
@@ -68,14 +69,23 @@ def sql(
         hint = "for example segray sql ROOT 'SELECT class_name, count(*) FROM instances GROUP BY ALL'"
         raise UserError("give a query or --views", found="both" if views else "neither", hint=hint)
     with signals.ending_at_once():
-        from segray.analytics.query import answers, duckdb_views
-        from segray.label_set.snapshot import snapshot
+        from segray.analytics.query import answers, duckdb_views, score_thresholds
+        from segray.label_set.snapshot import snapshot, store
 
     connection = duckdb_views.connect()
     if views:
-        show(duckdb_views.statements(snapshot(root, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)))
+        state = snapshot(root, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
+        condition = score_thresholds.sql_condition(state, thresholds, store({"endpoint_url": endpoint_url}))
+        show(duckdb_views.statements(state, condition))
         return
-    duckdb_views.sql(connection, root, version=version, as_of=moment(as_of), endpoint_url=endpoint_url)
+    duckdb_views.sql(
+        connection,
+        root,
+        version=version,
+        as_of=moment(as_of),
+        thresholds=thresholds,
+        endpoint_url=endpoint_url,
+    )
     for part in answers.answer(connection, query or "", form, width=shutil.get_terminal_size((120, 0)).columns):
         show(part)
 

@@ -36,6 +36,7 @@ EVERY_COMMAND = (
     "status {a}",
     "status {a} --watch --json",
     "evaluate {a} --truth {truth}",
+    "threshold {a} --truth {truth}",
     "export {a} {new} --to coco",
     "report {a} --out {new}",
     "diff {a} {b}",

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from segray.analytics.evaluation.intervals import ClassTally, ImageTallies
+from segray.analytics.evaluation.thresholds import ClassThresholds, Goal, ThresholdSearch
 from segray.errors import SourceError
 from segray.masks import _kernels_many
 
@@ -158,7 +160,8 @@ class CocoEvaluator:
     """An evaluation by one IoU type, which takes image after image.
 
     categories: name by id, of the categories that count. limits: detections per image and class, COCO's maxDets.
-    Precision is that at the last limit. frequency: LVIS's r, c or f by category id.
+    Precision is that at the last limit. frequency: LVIS's r, c or f by category id. keeps_images: `tallies` will be
+    called, which needs the number of objects in each image.
     """
 
     def __init__(
@@ -167,12 +170,16 @@ class CocoEvaluator:
         categories: Mapping[int, str],
         limits: Sequence[int] = (1, 10, 100),
         frequency: Mapping[int, str] | None = None,
+        *,
+        keeps_images: bool = False,
     ) -> None:
         self._type, self._limits = iou_type, tuple(limits)
         self._categories = dict(sorted(categories.items()))
         self._frequency = frequency or {}
         self._objects = {category: np.zeros(len(AREAS), np.int64) for category in self._categories}
         self._rows = _RowsByCategory()
+        self._image_ids: list[int] | None = [] if keeps_images else None
+        self._object_counts: dict[int, list[tuple[int, NDArray[np.int64]]]] = {}
 
     def add(
         self,
@@ -192,6 +199,8 @@ class CocoEvaluator:
             lenient: Categories of which the truth does not have every object.
         """
         areas, object_areas = detections.areas[self._type], objects.areas[self._type]
+        if self._image_ids is not None:
+            self._image_ids.append(image)
         for category in np.union1d(objects.class_ids, detections.class_ids).tolist():
             if category not in self._categories:
                 continue
@@ -201,6 +210,8 @@ class CocoEvaluator:
             truth_areas, ignore = object_areas[truth], objects.ignore[truth]
             counted = ~ignore & (truth_areas >= _AREA_RANGES[:, :1]) & (truth_areas <= _AREA_RANGES[:, 1:])
             self._objects[category] += counted.sum(axis=1)
+            if self._image_ids is not None and len(truth):
+                self._object_counts.setdefault(category, []).append((image, counted.sum(axis=1)))
             bits = MatchBits.none_set(len(order))
             _kernels_many.match(
                 np.ascontiguousarray(ious[np.ix_(order, truth)]), truth_areas, objects.crowd[truth], ignore,
@@ -226,6 +237,39 @@ class CocoEvaluator:
                 if category in self._frequency:
                     frequency[name] = self._frequency[category]
         return replace(_summary(by_class, frequency, bins, curves), limits=self._limits)
+
+    def tallies(self) -> ImageTallies:
+        """Return what was matched in each image, for intervals and slices. Needs keeps_images."""
+        assert self._image_ids is not None
+        ids = np.array(sorted(self._image_ids), np.int64)
+        classes: dict[str, ClassTally] = {}
+        for category, name in self._categories.items():
+            if not self._objects[category][0]:
+                continue
+            rows = np.concatenate(list(self._rows.of(category)))
+            counts = self._object_counts[category]
+            classes[name] = ClassTally(
+                np.searchsorted(ids, rows["image"]).astype(np.int32),
+                np.ascontiguousarray(rows["matched"]),
+                np.ascontiguousarray(rows["ignored"]),
+                np.searchsorted(ids, np.array([image for image, _ in counts], np.int64)).astype(np.int64),
+                np.stack([of_areas for _, of_areas in counts]),
+            )
+        return ImageTallies(ids, classes, len(IOUS), RECALLS)
+
+    def thresholds(self, goal: Goal, threshold: int = 0) -> Mapping[str, ClassThresholds]:
+        """Return the thresholds of each class with objects. threshold: an index into IOUS, of right detections."""
+        by_class: dict[str, ClassThresholds] = {}
+        for category, name in self._categories.items():
+            if not (objects := int(self._objects[category][0])):
+                continue
+            search = ThresholdSearch(objects, goal)
+            for rows in self._rows.of(category):
+                bits = MatchBits.of_rows(rows)
+                counted = bits.counted(0, threshold)
+                search.add(rows["score"][counted], bits.has_object(0, threshold)[counted])
+            by_class[name] = search.result()
+        return by_class
 
 
 class _RowsByCategory:

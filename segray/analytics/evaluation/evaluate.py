@@ -23,15 +23,19 @@ from segray.analytics.evaluation import (
     class_matching,
     ground_truth,
     image_matching,
+    intervals,
     protocols,
     truth_rows,
 )
 from segray.analytics.evaluation.class_matching import ClassMatch
-from segray.analytics.evaluation.coco_eval import IOU_TYPES, CocoEvaluator, ImageAnnotations, Scores
+from segray.analytics.evaluation.coco_eval import IOU_TYPES, IOUS, CocoEvaluator, ImageAnnotations, Scores
 from segray.analytics.evaluation.error_types import ErrorBreakdown, ErrorCounter
 from segray.analytics.evaluation.ground_truth import ObjectTally, Translation, TruthImage
+from segray.analytics.evaluation.image_groups import ImageGroups
+from segray.analytics.evaluation.intervals import ImageTallies, Intervals, Slice
 from segray.analytics.evaluation.protocols import Protocol
-from segray.analytics.query import arrow_masks, key_ranges
+from segray.analytics.evaluation.thresholds import ClassThresholds, Goal
+from segray.analytics.query import arrow_masks, key_ranges, score_thresholds
 from segray.analytics.query.key_ranges import KeyRange, KeySampler
 from segray.errors import SourceError, UserError
 from segray.instances import Instances
@@ -43,11 +47,12 @@ from segray.storage.store import Store
 from segray.storage.uris import PathOrUrl, as_uri, join
 
 __all__ = [
-    "IOU_TYPES", "Evaluation", "Row", "Scores", "coco_results", "count_objects", "evaluate", "evaluate_detections",
-    "read_truth",
+    "IOU_TYPES", "Comparison", "Evaluation", "Row", "Scores", "coco_results", "compare", "count_objects", "evaluate",
+    "evaluate_detections", "read_truth",
 ]  # fmt: skip
 
 Row = dict[str, Any]
+Thresholds = score_thresholds.Thresholds
 
 _GIVE_OBJECTS = "give a truth with annotations that are not crowds"
 
@@ -61,6 +66,9 @@ class Evaluation:
     failed, missing: number of the other images. They count as images without detections.
     objects: number in the truth, without crowds. instances: number of detections that took part.
     crowds: number in the truth; detections on a crowd are neither right nor wrong.
+    thresholds: by class, precision and recall by score and the best threshold; of boxes if only boxes were compared.
+    intervals: by IoU type, of AP by bootstrap over images; empty unless asked for. slices: AP of parts, of masks unless
+    only boxes were compared.
     protocol: name of the protocol. cards: by model, box and mask AP in percent that were measured by this protocol.
     mistakes: errors by masks, or by boxes if only boxes were compared. notes: warnings about the figures.
     """
@@ -77,6 +85,14 @@ class Evaluation:
     mistakes: ErrorBreakdown | None = None
     notes: Sequence[str] = ()
     crowds: int = 0
+    thresholds: Mapping[str, ClassThresholds] = field(default_factory=dict, repr=False)
+    intervals: Mapping[str, Intervals] = field(default_factory=dict)
+    slices: Sequence[Slice] = ()
+
+    @property
+    def best_thresholds(self) -> dict[str, float]:
+        """Return the best threshold of each class that has one, as `thresholds` of exports and views take it."""
+        return {name: of_class.best.threshold for name, of_class in self.thresholds.items() if of_class.best}
 
 
 def evaluate(
@@ -94,6 +110,12 @@ def evaluate(
     count_crowds: bool = False,
     protocol: str | None = None,
     min_score: float = 0.5,
+    best: str = "f1",
+    threshold_iou: float = 0.5,
+    thresholds: Thresholds = None,
+    resamples: int = 0,
+    by: Sequence[str] = (),
+    seed: int = 0,
     curves: bool = False,
     version: int | None = None,
     as_of: datetime | None = None,
@@ -121,6 +143,13 @@ def evaluate(
         count_crowds: Take crowds for objects, as for masks that CVAT exports.
         protocol: A name in protocols.PROTOCOLS, or of a model. None means lvis for LVIS's truth, else coco.
         min_score: Lowest score of the detections whose errors are counted.
+        best: The rule of best thresholds: "f1", "precision=0.9" or "recall=0.8".
+        threshold_iou: Least IoU of a right detection, for precision and recall by score: 0.5, 0.55, ... 0.95.
+        thresholds: Smallest score of detections by class, or a file that `segray threshold` wrote. Other detections are
+            left out.
+        resamples: Number of samples of images for intervals of AP, such as 2000; 0 for no intervals.
+        by: Parts whose AP is also measured: "size", "class", "folder", or a SQL expression on a row of `images`.
+        seed: Seed of the samples.
         curves: Also return precision at each recall.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
@@ -131,35 +160,151 @@ def evaluate(
         LabelSetError: Nothing is committed.
         UserError: Label set and truth have no common image, other classes or other sizes.
     """
+    options = _Options(
+        iou_types, labelled_only, allow_unlisted, allow_other_classes, classes_by, class_map, files_by, strip_prefix,
+        count_crowds, protocol, min_score, Goal.parse(best), _iou_index(threshold_iou), thresholds,
+        intervals.check_resamples(resamples), by, seed, curves,
+    )  # fmt: skip
+    return _evaluated(root, truth_path, options, version, as_of, storage_options)[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two label sets, compared with one truth.
+
+    a, b: the evaluation of each. differences: by IoU type, the AP of B less the AP of A, with its interval. An interval
+    without 0 means that B differs from A by more than the choice of images.
+    """
+
+    a: Evaluation
+    b: Evaluation
+    differences: Mapping[str, Intervals]
+
+
+def compare(
+    root_a: PathOrUrl,
+    root_b: PathOrUrl,
+    truth_path: PathOrUrl,
+    *,
+    resamples: int = intervals.RESAMPLES,
+    seed: int = 0,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    version_b: int | None = None,
+    as_of_b: datetime | None = None,
+    options: Mapping[str, Any] | None = None,
+    **storage_options: Unpack[StorageKeywords],
+) -> Comparison:
+    """Compare two label sets with one truth, and their APs with each other on the same samples of images.
+
+    Args:
+        root_a: Folder or URL of label set A.
+        root_b: Folder or URL of label set B.
+        truth_path: As for `evaluate`.
+        resamples: Number of samples of images.
+        seed: Seed of the samples.
+        version: Batch of an earlier state of A.
+        as_of: Time of an earlier state of A.
+        version_b: Batch of an earlier state of B.
+        as_of_b: Time of an earlier state of B.
+        options: Further arguments of `evaluate` for both: classes_by, class_map, iou_types and others.
+        **storage_options: Settings of the storage, as for segray.scan.
+
+    Raises:
+        SourceError, LabelSetError, UserError: As `evaluate`.
+        UserError: The two are not evaluated on the same images.
+    """
+    both = _Options(**{"resamples": intervals.check_resamples(resamples), "seed": seed, **(options or {})})
+    a, tallies_a = _evaluated(root_a, truth_path, both, version, as_of, storage_options)
+    b, tallies_b = _evaluated(root_b, truth_path, both, version_b, as_of_b, storage_options)
+    differences = {
+        kind: intervals.difference(tallies_a[kind], tallies_b[kind], resamples, seed) for kind in both.iou_types
+    }
+    return Comparison(a, b, differences)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of `evaluate` that say how to compare."""
+
+    iou_types: Sequence[str] = IOU_TYPES
+    labelled_only: bool = False
+    allow_unlisted: bool = False
+    allow_other_classes: bool = False
+    classes_by: str | None = None
+    class_map: Mapping[str, str | Sequence[str]] | Path | str | None = None
+    files_by: str | None = None
+    strip_prefix: str = ""
+    count_crowds: bool = False
+    protocol: str | None = None
+    min_score: float = 0.5
+    goal: Goal = field(default_factory=Goal)
+    iou_index: int = 0
+    thresholds: Thresholds = None
+    resamples: int = 0
+    by: Sequence[str] = ()
+    seed: int = 0
+    curves: bool = False
+
+
+def _evaluated(
+    root: PathOrUrl,
+    truth_path: PathOrUrl,
+    options: _Options,
+    version: int | None,
+    as_of: datetime | None,
+    storage_options: StorageKeywords,
+) -> tuple[Evaluation, Mapping[str, ImageTallies]]:
+    """Return the evaluation of a label set, and what was matched in each image where intervals or slices need that."""
     store = snapshot.store(storage_options)
-    _check_types(iou_types)
+    _check_types(options.iou_types)
     path = _truth_file(as_uri(truth_path), store)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
+    state = score_thresholds.applied(state, options.thresholds, store)
     sampler = KeySampler()
-    index = ground_truth.read_index(path, store, sampler, strip_prefix)
+    index = ground_truth.read_index(path, store, sampler, options.strip_prefix)
     where = f"{state.root}, {path}"
     classes = class_matching.match(
         index.names,
         index.used,
         state.classes,
-        classes_by=classes_by,
-        class_map=class_maps.pairs(class_map, store),
-        allow_other_classes=allow_other_classes,
+        classes_by=options.classes_by,
+        class_map=class_maps.pairs(options.class_map, store),
+        allow_other_classes=options.allow_other_classes,
         where=where,
     )
-    images = image_matching.match(index, state, store, sampler, files_by=files_by, allow_unlisted=allow_unlisted)
-    rules = protocols.find(protocol or ("lvis" if index.frequency else "coco"))
+    images = image_matching.match(
+        index, state, store, sampler, files_by=options.files_by, allow_unlisted=options.allow_unlisted
+    )
+    rules = protocols.find(options.protocol or ("lvis" if index.frequency else "coco"))
     ranges = images.sampler.cut()
     translation = Translation(images.key, classes.ids)
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         sorted_truth = ground_truth.GroundTruthBySlice(index, ranges, store, Path(folder), translation)
-        _check_objects(sorted_truth.objects, sorted_truth.crowds, count_crowds, path)
-        evaluators = _Evaluators(classes, index.frequency, rules, iou_types, min_score, count_crowds)
+        _check_objects(sorted_truth.objects, sorted_truth.crowds, options.count_crowds, path)
+        evaluators = _Evaluators(
+            classes, index.frequency, rules, options.iou_types, options.min_score, options.count_crowds,
+            keeps_images=bool(options.resamples or options.by),
+        )  # fmt: skip
+        groups = ImageGroups(options.by)
         for number, key_range in enumerate(ranges):
             if sorted_truth.holds(number):
-                _evaluate_range(state, key_range, sorted_truth.read(number), evaluators, labelled_only, path)
+                groups.add_range(state, key_range)
+                _evaluate_range(
+                    state, key_range, sorted_truth.read(number), evaluators, groups, options.labelled_only, path
+                )
     notes = [*_notes(evaluators, state, store, rules), *images.notes, *classes.notes]
-    return evaluators.result(rules, notes, curves=curves)
+    result = evaluators.result(rules, notes, curves=options.curves, goal=options.goal, iou_index=options.iou_index)
+    tallies = evaluators.tallies() if options.resamples or options.by else {}
+    if options.resamples:
+        by_type = {
+            kind: intervals.intervals(of_type, options.resamples, options.seed) for kind, of_type in tallies.items()
+        }
+        result = replace(result, intervals=by_type)
+    if options.by:
+        first = tallies[next(iter(result.scores))]
+        result = replace(result, slices=groups.slices(first, options.resamples, options.seed))
+    return result, tallies
 
 
 def evaluate_detections(
@@ -245,6 +390,15 @@ def _check_types(iou_types: Sequence[str]) -> None:
         )
 
 
+def _iou_index(iou: float) -> int:
+    """Return the index of an IoU in IOUS. Raise UserError for an IoU that COCO does not use."""
+    index = int(np.abs(IOUS - iou).argmin())
+    if abs(IOUS[index] - iou) > 1e-9:
+        hint = "choose from " + ", ".join(f"{value:.2f}" for value in IOUS)
+        raise UserError("right detections are not counted at this IoU", where="--iou", found=f"{iou:g}", hint=hint)
+    return index
+
+
 def _check_objects(objects: int, crowds: int, count_crowds: bool, path: str) -> None:
     """Raise SourceError for a truth without objects."""
     if not objects + (crowds if count_crowds else 0):
@@ -313,6 +467,7 @@ def _evaluate_range(
     key_range: KeyRange,
     truth_images: Iterable[TruthImage],
     evaluators: _Evaluators,
+    groups: ImageGroups,
     labelled_only: bool,
     path: str,
 ) -> None:
@@ -333,6 +488,7 @@ def _evaluate_range(
         if labelled_only and status in ("missing", "failed"):
             continue
         evaluators.count(status)
+        groups.add(image.id, image.key)
         evaluators.add(image, detections.of(image.key), path)
 
 
@@ -347,11 +503,15 @@ class _Evaluators:
         iou_types: Sequence[str],
         min_score: float,
         count_crowds: bool = False,
+        *,
+        keeps_images: bool = False,
     ) -> None:
         self.iou_types, self.classes, self._rules, self._count_crowds = tuple(iou_types), classes, rules, count_crowds
         limits = {"segm": rules.mask_limits, "bbox": rules.box_limits}
         self._evaluators = {
-            iou_type: CocoEvaluator(iou_type, classes.names, limits[iou_type], classes.of(frequency))
+            iou_type: CocoEvaluator(
+                iou_type, classes.names, limits[iou_type], classes.of(frequency), keeps_images=keeps_images
+            )
             for iou_type in iou_types
         }
         self._errors = ErrorCounter(classes.names, min_score)
@@ -384,7 +544,10 @@ class _Evaluators:
     def scores(self, *, curves: bool) -> Mapping[str, Scores]:
         return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
 
-    def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool) -> Evaluation:
+    def tallies(self) -> Mapping[str, ImageTallies]:
+        return {iou_type: evaluator.tallies() for iou_type, evaluator in self._evaluators.items()}
+
+    def result(self, rules: Protocol, notes: Sequence[str], *, curves: bool, goal: Goal, iou_index: int) -> Evaluation:
         """Return the evaluation of all images so far. Raise SourceError if they have no objects."""
         if not self.objects:
             raise SourceError(
@@ -405,6 +568,7 @@ class _Evaluators:
             mistakes=self._errors.result(),
             notes=notes,
             crowds=self.crowds,
+            thresholds=next(iter(self._evaluators.values())).thresholds(goal, iou_index),
         )
 
 

@@ -25,7 +25,7 @@ from segray.analytics.export.formats import FORMATS, Format
 from segray.analytics.export.names import OtherName, other_names
 from segray.analytics.export.source_images import Fault, LabelledImage
 from segray.analytics.export.writer import ExportedImage, Row, Settings
-from segray.analytics.query import key_ranges
+from segray.analytics.query import key_ranges, score_thresholds
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeySampler
 from segray.errors import ImageError, UserError
@@ -106,6 +106,7 @@ def export(
     skip_missing: bool = False,
     used_classes: bool = False,
     rename: Mapping[str, str] | None = None,
+    thresholds: score_thresholds.Thresholds = None,
     ids_from: PathOrUrl | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
@@ -126,6 +127,7 @@ def export(
         skip_missing: Leave out images that are missing, or that have changed since they were labelled.
         used_classes: List the classes of the written instances alone, not all classes of the model.
         rename: New name by class, for names or partition values of classes.
+        thresholds: Smallest score by class, or a file with such scores. Both these and `selection.min_score` hold.
         ids_from: A COCO truth whose image ids are used. By default images are numbered from 1.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
@@ -153,6 +155,7 @@ def export(
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     _check_classes(selection, state)
     store = snapshot.store(storage_options)
+    state = score_thresholds.applied(state, thresholds, store)
     ids = None if ids_from is None else ground_truth.read_index(as_uri(ids_from), store, KeySampler())
     chosen, images_store = _Chosen(state, selection), source_store(store, state.root)
     left_out = _left_out(chosen, images_store, skip_missing) if copies_images or skip_missing else {}

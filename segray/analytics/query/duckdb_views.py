@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
-from segray.analytics.query import arrow_masks
+from segray.analytics.query import arrow_masks, score_thresholds
 from segray.errors import UserError
 from segray.label_set import snapshot
 from segray.label_set.delta_log import TableState
@@ -37,6 +37,7 @@ def sql(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
+    thresholds: score_thresholds.Thresholds = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> Snapshot | None:
     """Register mask functions on a DuckDB connection and, given a root, the tables of a label set.
@@ -53,6 +54,7 @@ def sql(
         root: Folder or URL of the label set; None for the functions alone.
         version: Batch whose state is shown. By default the latest state is shown.
         as_of: Time whose state is shown.
+        thresholds: Smallest score by class, or a file with such scores. `instances` does not show other instances.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Returns:
@@ -62,6 +64,8 @@ def sql(
         LabelSetError: As snapshot.snapshot raises it.
     """
     state = None if root is None else snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    if state is not None:
+        state = score_thresholds.applied(state, thresholds, snapshot.store(storage_options))
     register(con, state)
     return state
 
@@ -75,14 +79,20 @@ def register(con: Any, state: Snapshot | None) -> None:
         con.register("classes", classes(state))
 
 
-def statements(state: Snapshot) -> str:
+def statements(state: Snapshot, where: str = "true") -> str:
     """Return SQL that creates the three views in a connection of any DuckDB, without segray.
+
+    where: condition of the rows of `instances`, in SQL.
 
     The statements name the files of this state. They hold until `segray maintain` deletes a replaced file. A bucket
     needs DuckDB's httpfs and a secret of its own.
     """
     tables = {"instances": state.instances.state, "images": state.images.state}
-    views = [f"CREATE OR REPLACE VIEW {name} AS\n{_select(table)};" for name, table in tables.items()]
+    conditions = {"instances": "" if where == "true" else f"\nWHERE {where}"}
+    views = [
+        f"CREATE OR REPLACE VIEW {name} AS\n{_select(table)}{conditions.get(name, '')};"
+        for name, table in tables.items()
+    ]
     rows = ",\n".join(
         f"  ({number}, {_quoted(name)}, {_quoted(state.partitions[number])})" for number, name in state.classes.items()
     )
@@ -101,7 +111,7 @@ def _select(table: TableState) -> str:
         columns = ", ".join(
             f"CAST(NULL AS {_sql_type(column.type)}) AS {_name(column.name)}" for column in table.schema
         )
-        return f"SELECT {columns} WHERE false"
+        return f"SELECT * FROM (SELECT {columns}) WHERE false"
     folder = table.uri if scheme(table.uri) else str(as_path(table.uri).absolute())
     files = ",\n".join(f"  {_quoted(join(folder, path))}" for path in table.files["path"].to_pylist())
     columns = ", ".join(_name(column.name) for column in table.schema)

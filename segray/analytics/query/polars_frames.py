@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import polars as pl
 import pyarrow as pa
 
-from segray.analytics.query import arrow_masks, duckdb_views
+from segray.analytics.query import arrow_masks, duckdb_views, score_thresholds
 from segray.label_set import snapshot
 from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl
@@ -28,13 +28,14 @@ def scan(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
+    thresholds: score_thresholds.Thresholds = None,
     **storage: Unpack[StorageKeywords],
 ) -> pl.LazyFrame:
     """Return one table of the label set: instances, images or classes.
 
     Two calls may see two states. Use `frames` for tables of one state.
     """
-    tables = frames(root, version=version, as_of=as_of, **storage)
+    tables = frames(root, version=version, as_of=as_of, thresholds=thresholds, **storage)
     return {"instances": tables.instances, "images": tables.images, "classes": tables.classes}[table]
 
 
@@ -51,13 +52,16 @@ def frames(
     *,
     version: int | None = None,
     as_of: datetime | None = None,
+    thresholds: score_thresholds.Thresholds = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> LabelSetFrames:
     """Return all tables of the label set, of one state whatever is committed later.
 
-    The arguments are those of snapshot.snapshot.
+    The arguments are those of snapshot.snapshot. thresholds: smallest score by class, or a file with such scores;
+    `instances` then leaves out other instances.
     """
     state = snapshot.snapshot(root, version=version, as_of=as_of, **storage_options)
+    state = score_thresholds.applied(state, thresholds, snapshot.store(storage_options))
     return LabelSetFrames(
         pl.scan_pyarrow_dataset(state.instances),
         pl.scan_pyarrow_dataset(state.images),

@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import segray
 from segray import rle
 from segray._system.memory import MemoryBudget
-from segray.analytics.query import key_ranges
+from segray.analytics.query import key_ranges, score_thresholds
 from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, LabelledPicture, colours_of
 from segray.analytics.reports.html import first_line, render
@@ -63,6 +63,7 @@ def report(
     *,
     truth: PathOrUrl | None = None,
     images: int = IMAGES,
+    thresholds: score_thresholds.Thresholds = None,
     version: int | None = None,
     as_of: datetime | None = None,
     **storage_options: Unpack[StorageKeywords],
@@ -73,6 +74,7 @@ def report(
         root: Folder or URL of the label set.
         truth: COCO or LVIS JSON. With a truth, the page also shows the accuracy of the labels.
         images: Number of images to show.
+        thresholds: Smallest score by class, or a file with such scores. The page leaves out other instances.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
         **storage_options: Settings of the storage, as for segray.scan.
@@ -87,8 +89,11 @@ def report(
         raise UserError(f"a report shows at most {MOST_IMAGES} images", found=str(images), hint=hint)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
     store = snapshot.store(storage_options)
+    if thresholds is not None:
+        thresholds = score_thresholds.read(thresholds, store)
+        state = score_thresholds.applied(state, thresholds, store)
     stats = statistics.compute_stats(state)
-    evaluation = None if truth is None else _evaluate(state, truth, storage_options)
+    evaluation = None if truth is None else _evaluate(state, truth, thresholds, storage_options)
     run = latest_run(store, state.root)
     record = {} if run is None else run.record(store)
     choices = choose(stats, images)
@@ -101,6 +106,7 @@ def report(
         model=state.model,
         stats=stats,
         confident_score=CONFIDENT_SCORE,
+        thresholds=thresholds,
         classes=sorted(stats.classes.values(), key=lambda of_class: (-of_class.instances, of_class.name)),
         labels=_LABELS,
         gallery=_gallery(state, choices, source_store(store, state.root)) if choices else None,
@@ -117,12 +123,15 @@ def write(
     *,
     truth: PathOrUrl | None = None,
     images: int = IMAGES,
+    thresholds: score_thresholds.Thresholds = None,
     version: int | None = None,
     as_of: datetime | None = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> int:
     """Write the page to a file or URL, and return its size in bytes. The other arguments are those of `report`."""
-    page = report(root, truth=truth, images=images, version=version, as_of=as_of, **storage_options).encode()
+    page = report(
+        root, truth=truth, images=images, thresholds=thresholds, version=version, as_of=as_of, **storage_options
+    ).encode()
     snapshot.store(storage_options).put(as_uri(out), page)
     return len(page)
 
@@ -142,10 +151,12 @@ def of_run(root: str, **storage_options: Unpack[StorageKeywords]) -> str:
     return run.page
 
 
-def _evaluate(state: Snapshot, truth: PathOrUrl, storage_options: Mapping[str, Any]) -> Evaluation:
+def _evaluate(
+    state: Snapshot, truth: PathOrUrl, thresholds: Mapping[str, float] | None, storage_options: Mapping[str, Any]
+) -> Evaluation:
     from segray.analytics.evaluation.evaluate import evaluate  # Most pages need no evaluation.
 
-    return evaluate(state.root, truth, version=state.batch, **storage_options)
+    return evaluate(state.root, truth, thresholds=thresholds, version=state.batch, **storage_options)
 
 
 # ---- which images to show -------------------------------------------------------------------------
