@@ -400,6 +400,13 @@ def describe_details(result: Evaluation) -> str:
         lines += [f"  {times(count)} {truth} was taken for {name}" for count, truth, name in taken[:_PAIRS]]
         if others := sum(count for count, _, _ in taken[_PAIRS:]):
             lines.append(f"  {times(others)} another class was taken for one")
+    if result.costs is not None:
+        costs = ", ".join(f"{kind} {value:.3f}" for kind, value in result.costs.kinds.items())
+        lines.append(f"AP50 that each kind of error costs, over all scores: {costs}")
+        lines.append(
+            f"  all false detections {result.costs.false_positives:.3f}, all objects that no right detection finds "
+            f"{result.costs.false_negatives:.3f}"
+        )
     if first.calibration is not None:
         lines.append(f"calibration error: scores and precision differ by {first.calibration.error:.3f} on average")
     for model, (box, mask) in result.cards.items():

@@ -363,9 +363,9 @@ def test_rows_of_one_score_are_cut_between_images(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(coco_eval, "_SORTED_ROWS", 200)
     monkeypatch.setattr(coco_eval, "_SAMPLED_ROWS", 400)
     rng = np.random.default_rng(0)
-    rows, given = coco_eval._RowsByCategory(), []
+    rows, given = coco_eval.RowsByCategory(), []
     for image in rng.permutation(1000).tolist():
-        some = np.zeros(int(rng.integers(1, 4)), coco_eval._ROW)
+        some = np.zeros(int(rng.integers(1, 4)), coco_eval.ROW)
         some["score"], some["image"], some["rank"] = 0.5 if image % 5 else rng.random(), image, np.arange(len(some))
         rows.add(13, some)
         given.append(some)

@@ -30,7 +30,7 @@ IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 BINS = 10  # of scores, for calibration
 
-_ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
+ROW = np.dtype([("score", "f8"), ("image", "i8"), ("rank", "i4"), ("matched", "u8"), ("ignored", "u8")])
 _IN_MEMORY_ROWS, _SAMPLED_ROWS, _SORTED_ROWS = 20_000, 100_000, 100_000
 _Floats = NDArray[np.float64]
 
@@ -177,7 +177,7 @@ class CocoEvaluator:
         self._categories = dict(sorted(categories.items()))
         self._frequency = frequency or {}
         self._objects = {category: np.zeros(len(AREAS), np.int64) for category in self._categories}
-        self._rows = _RowsByCategory()
+        self._rows = RowsByCategory()
         self._image_ids: list[int] | None = [] if keeps_images else None
         self._object_counts: dict[int, list[tuple[int, NDArray[np.int64]]]] = {}
 
@@ -217,7 +217,7 @@ class CocoEvaluator:
                 np.ascontiguousarray(ious[np.ix_(order, truth)]), truth_areas, objects.crowd[truth], ignore,
                 areas[order], _AREA_RANGES, IOUS, category in lenient, bits.matched, bits.ignored,
             )  # fmt: skip
-            rows = np.zeros(len(order), _ROW)
+            rows = np.zeros(len(order), ROW)
             rows["score"], rows["image"], rows["rank"] = detections.scores[order], image, np.arange(len(order))
             rows["matched"], rows["ignored"] = bits.matched, bits.ignored
             self._rows.add(category, rows)
@@ -272,7 +272,7 @@ class CocoEvaluator:
         return by_class
 
 
-class _RowsByCategory:
+class RowsByCategory:
     """Rows by category, in memory. Beyond _IN_MEMORY_ROWS each category has a temporary file."""
 
     def __init__(self) -> None:
@@ -301,7 +301,7 @@ class _RowsByCategory:
         step = -(-total // _SAMPLED_ROWS)
         sample = _sorted(np.concatenate([part[::step].copy() for part in self._parts(category)]))
         pieces = -(-total // _SORTED_ROWS)
-        ends = np.zeros(2, _ROW)
+        ends = np.zeros(2, ROW)
         ends["score"] = np.inf, -np.inf
         bounds = [ends[0], *sample[[len(sample) * k // pieces for k in range(1, pieces)]], ends[1]]
         for first, end in itertools.pairwise(bounds):
@@ -312,15 +312,15 @@ class _RowsByCategory:
         size_bytes = sum(map(len, self._waiting.get(category, [])))
         if self._has_file(category):
             size_bytes += self._file(category).stat().st_size
-        return size_bytes // _ROW.itemsize
+        return size_bytes // ROW.itemsize
 
     def _parts(self, category: int) -> Iterator[NDArray[Any]]:
         """Yield all rows in pieces, in the order of their addition."""
         if self._has_file(category):
             with self._file(category).open("rb") as file:  # Read, not mapped, because mapped pages count as memory.
-                while len(rows := np.fromfile(file, _ROW, _SORTED_ROWS)):
+                while len(rows := np.fromfile(file, ROW, _SORTED_ROWS)):
                     yield rows
-        yield np.frombuffer(b"".join(self._waiting.get(category, [])), _ROW)
+        yield np.frombuffer(b"".join(self._waiting.get(category, [])), ROW)
 
     def _has_file(self, category: int) -> bool:
         return self._folder is not None and self._file(category).exists()
@@ -367,26 +367,11 @@ class PrecisionRecall:
                 right = bits.has_object(area, threshold)[bits.counted(area, threshold)]
                 if case >= self._limits - 1:
                     right_before, wrong_before = self._right[case, threshold], self._wrong[case, threshold]
-                    self._update_best(self._best[area, threshold], area, right, right_before, wrong_before)
+                    best, objects = self._best[area, threshold], int(self.objects[area])
+                    update_best(best, objects, right, int(right_before), int(wrong_before))
                 count = int(right.sum())
                 self._right[case, threshold] += count
                 self._wrong[case, threshold] += len(right) - count
-
-    def _update_best(
-        self, best: _Floats, area: int, right: NDArray[np.bool_], right_before: int, wrong_before: int
-    ) -> None:
-        """Update the best precision between each two neighbours of RECALLS.
-
-        best: (recalls + 1,), updated in place. right: (n,) bool, of the next n detections.
-        """
-        rows = np.flatnonzero(right)  # Precision is greatest where a detection is right.
-        if not len(rows):
-            return
-        hits = right_before + np.arange(1, len(rows) + 1)
-        precision = hits / (hits + wrong_before + rows - np.arange(len(rows)) + np.spacing(1))
-        bins = np.searchsorted(RECALLS, hits / self.objects[area], side="right")
-        starts = np.flatnonzero(np.diff(bins, prepend=-1))
-        best[bins[starts]] = np.maximum(best[bins[starts]], np.maximum.reduceat(precision, starts))
 
     @property
     def precision(self) -> _Floats:
@@ -398,6 +383,29 @@ class PrecisionRecall:
         """Return the recall by IoU, -1 without objects. case: the index of a limit; if negative, of an area."""
         area = self._cases[case][0]
         return self._right[case] / self.objects[area] if self.objects[area] else np.full(len(IOUS), -1.0)
+
+
+def update_best(
+    best: _Floats,
+    objects: int,
+    right: NDArray[np.bool_],
+    right_before: int,
+    wrong_before: int,
+    recalls: _Floats = RECALLS,
+) -> None:
+    """Update the best precision between each two neighbours of the recalls.
+
+    best: (recalls + 1,), updated in place. objects: number of objects, above 0. right: (n,) bool, of the next n
+    detections by falling score. right_before, wrong_before: number of the detections before.
+    """
+    rows = np.flatnonzero(right)  # Precision is greatest where a detection is right.
+    if not len(rows):
+        return
+    hits = right_before + np.arange(1, len(rows) + 1)
+    precision = hits / (hits + wrong_before + rows - np.arange(len(rows)) + np.spacing(1))
+    bins = np.searchsorted(recalls, hits / objects, side="right")
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    best[bins[starts]] = np.maximum(best[bins[starts]], np.maximum.reduceat(precision, starts))
 
 
 def _binned(rows: NDArray[Any]) -> _Floats:

@@ -26,9 +26,9 @@ class ErrorBreakdown:
 
     min_score: lowest score of the detections that were counted. kinds: counts by kind, then by class name. The class is
     that of the detection; for "missed" it is that of the object. confusion: counts by the class of the truth, then by
-    the class of the detection. "background" stands for no object and for no detection. taken_for: counts of the kind
-    "class", by the class of the object, then by the class of the detection. An object with a right detection too is
-    one object in `confusion`, whose other detections count as background there.
+    the class of the detection. A right detection stands in its class, and one of the kind "class" in the class of the
+    object below it. "background" stands for no object below a detection, and for no detection on an object. An object
+    with a right detection and one of another class counts in both. taken_for: the counts of the kind "class" alone.
     """
 
     min_score: float
@@ -64,7 +64,6 @@ class ErrorCounter:
         same_as_ignored = classes[:, None] == objects.class_ids[ignored]
         excused = ((ious[np.ix_(order, ignored)] >= _MATCH_IOU) & same_as_ignored).any(axis=1)
         self._count_kinds(classes, truths, real_ious, excused)
-        self._count_confusion(classes, truths, real_ious, excused)
 
     def result(self) -> ErrorBreakdown:
         """Return the counts of all images so far."""
@@ -81,7 +80,7 @@ class ErrorCounter:
         ious: NDArray[np.float64],
         excused: NDArray[np.bool_],
     ) -> None:
-        """Count the error types.
+        """Count the error types, and the pairs of classes of objects and detections.
 
         Args:
             classes: Category ids of the detections, (detections,), best first.
@@ -92,11 +91,13 @@ class ErrorCounter:
         same_class = classes[:, None] == truths[None]
         matches = _match_greedily(np.where(same_class, ious, 0))
         explained = set(matches[matches >= 0].tolist())
+        seen = set(explained)  # objects on which a detection of any class lies well
         for row, category in enumerate(classes.tolist()):
             own, other = np.where(same_class[row], ious[row], 0), np.where(same_class[row], 0, ious[row])
             best_own, best_other = own.max(initial=0), other.max(initial=0)
+            truth = BACKGROUND
             if matches[row] >= 0:
-                kind = "right"
+                kind, truth = "right", self._names[category]
             elif excused[row]:
                 continue
             elif _BACKGROUND_IOU <= best_own < _MATCH_IOU:
@@ -105,6 +106,7 @@ class ErrorCounter:
             elif best_other >= _MATCH_IOU:
                 kind = "class"
                 explained.add(int(other.argmax()))
+                seen.add(int(other.argmax()))
                 truth = self._names[int(truths[other.argmax()])]
                 self._taken_for.setdefault(truth, Counter())[self._names[category]] += 1
             elif best_own >= _MATCH_IOU:
@@ -112,26 +114,13 @@ class ErrorCounter:
             else:
                 kind = "background" if max(best_own, best_other) < _BACKGROUND_IOU else "both"
             self._kinds[kind][self._names[category]] += 1
+            self._count_pair(truth, self._names[category])
         for number, category in enumerate(truths.tolist()):
-            if number not in explained and category in self._names:
-                self._kinds["missed"][self._names[category]] += 1
-
-    def _count_confusion(
-        self,
-        classes: NDArray[np.int64],
-        truths: NDArray[np.int64],
-        ious: NDArray[np.float64],
-        excused: NDArray[np.bool_],
-    ) -> None:
-        """Count the pairs of classes of objects and detections. The arguments are those of `_count_kinds`."""
-        matches = _match_greedily(ious)
-        for row, category in enumerate(classes.tolist()):
-            if matches[row] >= 0 or not excused[row]:
-                truth = self._names[int(truths[matches[row]])] if matches[row] >= 0 else BACKGROUND
-                self._count_pair(truth, self._names[category])
-        for number, category in enumerate(truths.tolist()):
-            if number not in matches:
-                self._count_pair(self._names[category], BACKGROUND)
+            if category in self._names:
+                if number not in explained:
+                    self._kinds["missed"][self._names[category]] += 1
+                if number not in seen:
+                    self._count_pair(self._names[category], BACKGROUND)
 
     def _count_pair(self, truth: str, detected: str) -> None:
         self._confusion.setdefault(truth, Counter())[detected] += 1

@@ -29,6 +29,7 @@ from segray.analytics.evaluation import (
 )
 from segray.analytics.evaluation.class_matching import ClassMatch
 from segray.analytics.evaluation.coco_eval import IOU_TYPES, IOUS, CocoEvaluator, ImageAnnotations, Scores
+from segray.analytics.evaluation.error_costs import ErrorCostCounter, ErrorCosts
 from segray.analytics.evaluation.error_types import ErrorBreakdown, ErrorCounter
 from segray.analytics.evaluation.ground_truth import ObjectTally, Translation, TruthImage
 from segray.analytics.evaluation.image_groups import ImageGroups
@@ -70,7 +71,8 @@ class Evaluation:
     intervals: by IoU type, of AP by bootstrap over images; empty unless asked for. slices: AP of parts, of masks unless
     only boxes were compared.
     protocol: name of the protocol. cards: by model, box and mask AP in percent that were measured by this protocol.
-    mistakes: errors by masks, or by boxes if only boxes were compared. notes: warnings about the figures.
+    mistakes: errors by masks, or by boxes if only boxes were compared. costs: AP that each kind of error costs.
+    notes: warnings about the figures.
     """
 
     scores: Mapping[str, Scores]
@@ -83,6 +85,7 @@ class Evaluation:
     protocol: str = "coco"
     cards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mistakes: ErrorBreakdown | None = None
+    costs: ErrorCosts | None = None
     notes: Sequence[str] = ()
     crowds: int = 0
     thresholds: Mapping[str, ClassThresholds] = field(default_factory=dict, repr=False)
@@ -515,6 +518,7 @@ class _Evaluators:
             for iou_type in iou_types
         }
         self._errors = ErrorCounter(classes.names, min_score)
+        self._costs = ErrorCostCounter(classes.names)
         self._images: Counter[str] = Counter()  # number of images by status
         self.objects = self.crowds = self.instances = self.sizes_from_labels = 0
         self.tally = ObjectTally()
@@ -540,6 +544,7 @@ class _Evaluators:
             evaluator.add(image.id, objects, widened, ious, image.not_exhaustive)
             if number == 0:
                 self._errors.add(objects, widened, ious)
+                self._costs.add(image.id, objects, widened, ious)
 
     def scores(self, *, curves: bool) -> Mapping[str, Scores]:
         return {iou_type: evaluator.scores(curves=curves) for iou_type, evaluator in self._evaluators.items()}
@@ -566,6 +571,7 @@ class _Evaluators:
             protocol=rules.name,
             cards=rules.cards,
             mistakes=self._errors.result(),
+            costs=self._costs.result(),
             notes=notes,
             crowds=self.crowds,
             thresholds=next(iter(self._evaluators.values())).thresholds(goal, iou_index),

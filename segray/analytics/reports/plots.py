@@ -5,16 +5,19 @@ This module knows which numbers belong into a picture. The templates know how a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segray.analytics.evaluation.coco_eval import RECALLS, Scores
+from segray.analytics.evaluation.error_costs import ErrorCosts
+from segray.analytics.evaluation.error_types import BACKGROUND, ErrorBreakdown
 from segray.analytics.evaluation.evaluate import Evaluation
 from segray.analytics.evaluation.thresholds import SCORES, ClassThresholds
 from segray.analytics.reports.html import render
 
-MOST_PANELS = 24
+MOST_PANELS, MOST_CLASSES = 24, 20
 _NAMES = {"segm": "masks", "bbox": "boxes"}
 Points = Sequence[tuple[float, float]]
 
@@ -71,6 +74,27 @@ def calibration_plot(scores: Scores, kind: str) -> str:
     return curves(f"Share of right {_NAMES[kind]} by score", [panel])
 
 
+def confusion_plot(errors: ErrorBreakdown) -> str:
+    """Return the confusion matrix, of the classes that occur most often in it."""
+    totals: Counter[str] = Counter()
+    for truth, row in errors.confusion.items():
+        for detected, count in row.items():
+            totals.update({truth: count, detected: count})
+    totals.pop(BACKGROUND, None)
+    names = [name for name, _ in totals.most_common(MOST_CLASSES)]
+    left_out = len(totals) - len(names)
+    note = f"The {left_out} rarest classes are left out." if left_out else ""
+    listed = [*names, BACKGROUND]
+    counts = [[errors.confusion.get(truth, {}).get(detected, 0) for detected in listed] for truth in listed]
+    title = f"Confusion of classes, scores of {errors.min_score:g} and more"
+    return render("matrix.svg.jinja", title=title, note=note, names=listed, counts=counts)
+
+
+def costs_plot(costs: ErrorCosts) -> str:
+    """Return the AP that each kind of error costs."""
+    return render("bars.svg.jinja", title="AP50 that each kind of error costs", bars=costs.kinds)
+
+
 def write(folder: Path, evaluation: Evaluation, goal: str) -> list[Path]:
     """Write all pictures of an evaluation into a folder, and return their paths."""
     kind, scores = next(iter(evaluation.scores.items()))
@@ -79,6 +103,10 @@ def write(folder: Path, evaluation: Evaluation, goal: str) -> list[Path]:
         pages["precision-recall"] = precision_plot(scores, kind)
     if scores.calibration is not None:
         pages["calibration"] = calibration_plot(scores, kind)
+    if evaluation.mistakes is not None and evaluation.mistakes.confusion:
+        pages["confusion"] = confusion_plot(evaluation.mistakes)
+    if evaluation.costs is not None:
+        pages["costs"] = costs_plot(evaluation.costs)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, page in pages.items():
