@@ -497,13 +497,15 @@ class LabelSet:
         used_classes: bool = False,
         rename: Mapping[str, str] | None = None,
         thresholds: Mapping[str, float] | PathOrUrl | None = None,
+        split: str | None = None,
+        split_by: Literal["key", "folder"] = "key",
         ids_from: PathOrUrl | None = None,
     ) -> ExportResult:
         """Write this state in the format of another tool. An export is complete, or nothing is written.
 
         Args:
-            to: coco, coco-results, yolo, label-studio, cvat, fiftyone, labelme, imagefolder, png-instance or
-                png-semantic.
+            to: coco, coco-results, yolo, roboflow, voc, csv, label-studio, cvat, fiftyone, labelme, imagefolder,
+                png-instance or png-semantic.
             out: New file or folder; an empty folder is allowed.
             classes: Names of classes; empty for all.
             min_score: Smallest score.
@@ -520,6 +522,8 @@ class LabelSet:
             used_classes: List the classes of exported instances only.
             rename: Class name -> name in the export.
             thresholds: Class name -> smallest score, or a file that `segray threshold` wrote.
+            split: Names and shares of splits, such as "train=0.8,val=0.1,test=0.1".
+            split_by: "folder" keeps the images of a folder in one split.
             ids_from: COCO JSON whose image ids are used.
 
         Raises:
@@ -534,7 +538,8 @@ class LabelSet:
         return export(
             self.root, to, out, selection, polygons=polygons, tolerance_px=tolerance_px, copy_images=copy_images,
             skip_missing=skip_missing, used_classes=used_classes, rename=rename or {},
-            thresholds=thresholds, ids_from=ids_from, version=self.version, **self.storage_options,
+            thresholds=thresholds, split=split, split_by=split_by, ids_from=ids_from, version=self.version,
+            **self.storage_options,
         )  # fmt: skip
 
     def report(

@@ -48,8 +48,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="Format: coco, coco-results, yolo, label-studio, cvat, fiftyone, labelme, imagefolder, png-instance "
-            "or png-semantic."
+            help="Format: coco, coco-results, yolo, roboflow, voc, csv, label-studio, cvat, fiftyone, labelme, "
+            "imagefolder, png-instance or png-semantic."
         ),
     ],
     class_name: Annotated[
@@ -87,6 +87,16 @@ def export(
         list[str], typer.Option(metavar="OLD=NEW", help="New name of a class in the export. Repeatable.")
     ] = [],  # noqa: B006
     thresholds: ThresholdsFile = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=SHARE,...",
+            help="Splits, such as train=0.8,val=0.1,test=0.1. An image is in the same split in each export.",
+        ),
+    ] = None,
+    split_by: Annotated[
+        str, typer.Option(metavar="key|folder", help="Keep the images of a folder in one split (folder), or not (key).")
+    ] = "key",
     ids_from: Annotated[str | None, typer.Option(help="COCO JSON whose image ids are used.")] = None,
     version: Version = None,
     as_of: AsOf = None,
@@ -116,6 +126,8 @@ def export(
         used_classes=used_classes,
         rename=_new_names(rename),
         thresholds=thresholds,
+        split=split,
+        split_by=split_by,
         ids_from=ids_from,
         version=version,
         as_of=moment(as_of),
@@ -366,6 +378,8 @@ def describe_export(exported: ExportResult) -> str:
         line += (
             f"\nthe images are not copied; {exported.format} looks for them in {exported.lacks_images} (--copy-images)"
         )
+    if exported.splits:
+        line += "\nimages by split: " + ", ".join(f"{count} {name}" for name, count in exported.splits.items())
     if exported.companion is not None:
         line += f"\nlabelling configuration: {exported.companion}"
     left_out = [f"{key} is {text}" for key, text in exported.left_out.items()]

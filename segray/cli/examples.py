@@ -27,7 +27,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "draw": ("segray draw labels drawn", "segray draw labels drawn --image day/photo.jpg --class person"),
     "view": ("segray view labels", "segray view s3://labels/photos --host 0.0.0.0 --port 8000 --no-browser"),
     "report": ("segray report labels", "segray report labels --truth truth.json --out s3://pages/report.html"),
-    "export": ("segray export labels coco.json --to coco", "segray export labels yolo --to yolo --copy-images"),
+    "export": (
+        "segray export labels coco.json --to coco",
+        "segray export labels yolo --to yolo --copy-images --split train=0.9,val=0.1",
+    ),
     "evaluate": (
         "segray evaluate labels --truth truth.json",
         "segray evaluate labels/v1 --truth truth.json --against labels/v2",

@@ -62,8 +62,8 @@ def sql(
 ) -> None:
     """Ask a label set by SQL, with DuckDB.
 
-    The views show one exact state. The functions rle_area, rle_bbox, rle_iou, rle_decode, rle_merge, rle_contains and
-    rle_polygon compute with masks.
+    The views show one exact state. Functions compute with masks: rle_area, rle_bbox, rle_iou, rle_intersection,
+    rle_merge, rle_contains, rle_centroid, rle_perimeter, rle_crop, rle_resize, rle_polygon, rle_decode, rle_png.
     """
     if (query is None) != views:
         hint = "for example segray sql ROOT 'SELECT class_name, count(*) FROM instances GROUP BY ALL'"

@@ -10,7 +10,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Unpack
@@ -21,10 +21,12 @@ import pyarrow.dataset as ds
 
 from segray.analytics.evaluation import ground_truth
 from segray.analytics.export import source_images
+from segray.analytics.export import splits as split_names
 from segray.analytics.export.formats import FORMATS, Format
 from segray.analytics.export.names import OtherName, other_names
 from segray.analytics.export.source_images import Fault, LabelledImage
-from segray.analytics.export.writer import ExportedImage, Row, Settings
+from segray.analytics.export.splits import Splits
+from segray.analytics.export.writer import ExportedImage, ExportWriter, Row, Settings
 from segray.analytics.query import key_ranges, score_thresholds
 from segray.analytics.query.atomic_output import atomic_output, require_new_path
 from segray.analytics.query.key_ranges import KeySampler
@@ -78,6 +80,7 @@ class ExportResult:
     lacks_images: folder where readers of the format look for the images, if the images were not copied.
     companion: path of the second file of a format that has two.
     left_out: what is wrong with each image that was left out, by key.
+    splits: number of images by split; empty without splits.
     renamed: name of each image whose path another image has, and the key of that other image, by key.
     """
 
@@ -92,6 +95,7 @@ class ExportResult:
     companion: str | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, OtherName] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
 
 
 def export(
@@ -107,6 +111,8 @@ def export(
     used_classes: bool = False,
     rename: Mapping[str, str] | None = None,
     thresholds: score_thresholds.Thresholds = None,
+    split: str | None = None,
+    split_by: str = "key",
     ids_from: PathOrUrl | None = None,
     version: int | None = None,
     as_of: datetime | None = None,
@@ -128,6 +134,9 @@ def export(
         used_classes: List the classes of the written instances alone, not all classes of the model.
         rename: New name by class, for names or partition values of classes.
         thresholds: Smallest score by class, or a file with such scores. Both these and `selection.min_score` hold.
+        split: Names and shares of splits, such as "train=0.8,val=0.1,test=0.1". The same image is in the same split in
+            each export. Formats that cannot hold splits are written once for each, into the folder `out`.
+        split_by: "key", or "folder" to keep the images of a folder in one split.
         ids_from: A COCO truth whose image ids are used. By default images are numbered from 1.
         version: Batch of an earlier state.
         as_of: Time of an earlier state.
@@ -148,8 +157,10 @@ def export(
         formats = ", ".join(name for name, other in FORMATS.items() if other.images_folder is not None)
         hint = f"Leave out --copy-images, or choose a format that is a folder: {formats}."
         raise UserError("--copy-images is not for this format, which is one file", found=to, hint=hint)
-    require_new_path(out, folder=target.is_folder)
-    companion = out.with_name(f"{out.stem}{target.companion}") if target.companion else None
+    splits = None if split is None else split_names.parse(split, split_by)
+    exports_each_split = splits is not None and not target.has_splits
+    require_new_path(out, folder=target.is_folder or exports_each_split)
+    companion = out.with_name(f"{out.stem}{target.companion}") if target.companion and not exports_each_split else None
     if companion is not None:
         require_new_path(companion)
     state = key_ranges.committed(snapshot.snapshot(root, version=version, as_of=as_of, **storage_options))
@@ -165,7 +176,7 @@ def export(
     with ExitStack() as outputs:
         unfinished = outputs.enter_context(atomic_output(out))
         unfinished_companion = None if companion is None else outputs.enter_context(atomic_output(companion))
-        if target.is_folder:
+        if target.is_folder or exports_each_split:
             unfinished.mkdir()
         settings = Settings(
             unfinished,
@@ -175,8 +186,10 @@ def export(
             _reader(images_store) if copies_images else None,
             images_only=selection.images_only,
             companion=unfinished_companion,
+            splits=splits.names if splits is not None else (),
         )
-        writer = target.open(settings)
+        writers = _writers(target, settings, splits if exports_each_split else None)
+        counts = Counter[str](dict.fromkeys(settings.splits, 0))
         for key, uri, size_hw, rows in chosen.images():
             if key in left_out:
                 continue
@@ -184,13 +197,19 @@ def export(
             number = images + 1 if ids is None else ids.id_of(key)
             if rename:
                 rows = [{**row, "class_name": classes[row["class_id"]]} for row in rows]
+            of_split = "" if splits is None else splits.of(key)
             try:
-                writer.add(ExportedImage(number, key, uri, size_hw, rows, name=name))
+                writers[of_split if exports_each_split else ""].add(
+                    ExportedImage(number, key, uri, size_hw, rows, name=name, split=of_split)
+                )
             except _UnreadableError as error:
                 left_out |= _accepted([Fault(key, source_images.MISSING, str(error))], state.root, skip_missing)
                 continue
             images, instances = images + 1, instances + len(rows)
-        writer.close()
+            if splits is not None:
+                counts[of_split] += 1
+        for writer in writers.values():
+            writer.close()
         if not images:
             hint = "Remove a condition of the selection, such as --min-score, --class or --where."
             raise UserError("no image of the label set is selected", where=state.root, found=str(selection), hint=hint)
@@ -209,7 +228,22 @@ def export(
         None if companion is None else str(companion),
         left_out,
         renamed,
+        dict(counts),
     )
+
+
+def _writers(target: Format, settings: Settings, splits: Splits | None) -> dict[str, ExportWriter]:
+    """Return the writer of the export by "", or for splits, the writer of each split's own export by its name."""
+    if splits is None:
+        return {"": target.open(settings)}
+    writers: dict[str, ExportWriter] = {}
+    for name in splits.names:
+        out = settings.out / (name if target.is_folder else f"{name}{target.extension}")
+        if target.is_folder:
+            out.mkdir()
+        companion = settings.out / f"{name}{target.companion}" if target.companion else None
+        writers[name] = target.open(replace(settings, out=out, companion=companion, splits=()))
+    return writers
 
 
 def _find_format(name: str) -> Format:

@@ -35,7 +35,7 @@ class ExportedImage:
 
     id: number in the export, or id of the image in a COCO truth. size_hw: height and width, in pixels.
     name: path below a folder; None for the path of the key. extension: extension of the exported file, where the key
-    has none.
+    has none. split: name of the split that has the image, "" without splits.
     """
 
     id: int
@@ -45,6 +45,7 @@ class ExportedImage:
     rows: Sequence[Row]
     extension: str = ""
     name: PurePosixPath | None = None
+    split: str = ""
 
     @property
     def file(self) -> PurePosixPath:
@@ -93,6 +94,7 @@ class Settings:
     mask. polygons: COCO files have polygons in place of run lengths. read: returns the bytes of an image; None where
     images are not copied. loss: receives the IoU of polygons with their masks. images_only: the file has no labels, and
     does not state that an image is empty. companion: second file of a format that has two; None for other formats.
+    splits: names of the splits, for formats that have all splits in one export.
     """
 
     out: Path
@@ -103,6 +105,7 @@ class Settings:
     loss: PolygonLoss = field(default_factory=PolygonLoss)
     images_only: bool = False
     companion: Path | None = None
+    splits: Sequence[str] = ()
 
 
 class ExportWriter(Protocol):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from segray.analytics.export import polygons
+from segray.analytics.export.names import path_of_key
 from segray.analytics.export.writer import ExportedImage, Settings, with_image_file, write_new_file
+
+_ROBOFLOW = {"val": "valid"}  # Roboflow's names of splits
 
 
 class Yolo:
     """A writer of YOLO's segmentation format: labels/NAME.txt for each image, and data.yaml.
+
+    With splits, images and labels lie in images/SPLIT and labels/SPLIT.
 
     The text file of an image in a folder of its own called `images` lies beside that folder, in `labels`.
 
@@ -18,12 +25,18 @@ class Yolo:
     ids. A line is one polygon. Bridges of zero width join the parts and holes of a mask.
     """
 
+    states_count = False  # the number of classes in data.yaml
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._class_numbers = {category: i for i, category in enumerate(sorted(settings.classes))}
 
     def add(self, image: ExportedImage) -> None:
-        image = with_image_file(image, self._settings, "images")
+        if image.split:
+            image = replace(image, name=PurePosixPath(image.split, image.name or path_of_key(image.key)))
+        self._add(with_image_file(image, self._settings, "images"), _label_file)
+
+    def _add(self, image: ExportedImage, label_file: Callable[[ExportedImage], PurePosixPath]) -> None:
         height, width = image.size_hw
         lines = []
         for row in image.rows:
@@ -32,13 +45,44 @@ class Yolo:
                 self._settings.loss.add([ring], row, image.size_hw)
                 coordinates = " ".join(f"{value:.6g}" for value in (ring / [width, height]).ravel())
                 lines.append(f"{self._class_numbers[row['class_id']]} {coordinates}\n")
-        write_new_file(self._settings.out / _label_file(image), "".join(lines).encode(), image.key)
+        write_new_file(self._settings.out / label_file(image), "".join(lines).encode(), image.key)
 
     def close(self) -> None:
+        splits = self._settings.splits
+        places = {name: f"images/{name}" for name in splits} if splits else {"train": "images", "val": "images"}
+        self._write_names(places)
+
+    def _write_names(self, places: Mapping[str, str]) -> None:
+        """Write data.yaml. places: folder of the images of each split."""
+        for place in places.values():
+            (self._settings.out / place).mkdir(parents=True, exist_ok=True)
         names = [self._settings.classes[category] for category in self._class_numbers]
-        lines = ["train: images", "val: images", "names:"]  # Without `path`, readers look in the folder of this file.
+        # Without `path`, readers look in the folder of this file. Readers need a split val.
+        first = next(iter(places.values()))
+        lines = [f"{name}: {place}" for name, place in ({"train": first, "val": first} | dict(places)).items()]
+        lines += [f"nc: {len(names)}", "names:"] if self.states_count else ["names:"]
         lines += [f"  {i}: {_quoted(name)}" for i, name in enumerate(names)]
         (self._settings.out / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Roboflow(Yolo):
+    """A writer of the folders of Roboflow's YOLO exports: train/images, train/labels, valid, test, and data.yaml.
+
+    Without splits, all images are in train. The split val is called valid.
+    """
+
+    states_count = True
+
+    def add(self, image: ExportedImage) -> None:
+        split = _ROBOFLOW.get(image.split, image.split) or "train"
+        self._add(
+            with_image_file(image, self._settings, f"{split}/images"),
+            lambda named: PurePosixPath(split, "labels", named.file_with_extension(".txt")),
+        )
+
+    def close(self) -> None:
+        splits = self._settings.splits or ["train"]
+        self._write_names({name: f"{_ROBOFLOW.get(name, name)}/images" for name in splits})
 
 
 def _label_file(image: ExportedImage) -> PurePosixPath:

@@ -1,7 +1,7 @@
-"""Functions on Arrow columns of COCO RLE masks: area, box, overlap, union, membership and outline.
+"""Functions on Arrow columns of COCO RLE masks: area, box, overlap, union, crop, size, centre, outline and pictures.
 
 This module knows Arrow arrays and the kernels. Tables and query engines belong to other modules.
-Area, box, overlap, union and membership work on the runs and never make an image.
+Only rle_decode, rle_png and rle_polygon make an image. The others work on the runs.
 Arguments are Arrow arrays, chunked or not, of equal length, or scalars that go with every row. A null gives null.
 Masks are text as pycocotools has it. Sizes are in pixels.
 ValueError names the row of malformed counts, and of masks of different images where one image is needed.
@@ -9,6 +9,8 @@ ValueError names the row of malformed counts, and of masks of different images w
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +20,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray import rle
-from segray.masks import _kernels, _kernels_many
+from segray.masks import _kernels, _kernels_columns, _kernels_many
 from segray.masks.arrays import EncodedMasks
 
 BOX = pa.struct([pa.field(name, pa.int32()) for name in ("x", "y", "w", "h")])
+POINT = pa.struct([pa.field(name, pa.float64()) for name in ("x", "y")])
 POLYGONS = pa.list_(pa.list_(pa.float64()))
 _Ints = NDArray[np.int64]
 
@@ -54,12 +57,91 @@ def rle_iou(a: Any, b: Any) -> pa.Array:
     return pa.array(iou_of(overlaps), mask=~valid)
 
 
+def rle_intersection(a: Any, b: Any) -> pa.Array:
+    """Return the mask of the pixels that both masks of each row have, as text. `rle_area` counts them."""
+    (first, second), valid = _aligned(a, b)
+    mask_text = pa.concat_arrays([first, second])
+    # Masks lie row by row in pairs: first, second, first, second, ...
+    rows = np.arange(len(first))
+    encoded = _encoded(mask_text).at(np.stack([rows, rows + len(first)], axis=1).ravel())
+    return _merged(encoded, 2 * np.arange(len(first) + 1), valid, intersect=True)
+
+
+def rle_crop(masks: Any, height: Any, width: Any, x: Any, y: Any, w: Any, h: Any) -> pa.Array:
+    """Return the part of each mask in a window, as text, for an image of the window's size.
+
+    x, y: top left pixel of the window. w, h: its width and height. The window lies within the image.
+    """
+    (column, *numbers), valid = _aligned(masks, height, width, x, y, w, h)
+    heights, widths, xs, ys, ws, hs = map(_ints, numbers)
+    sizes_hw, windows = np.stack([heights, widths], axis=1), np.stack([xs, ys, ws, hs], axis=1)
+    edges, ends, status = _kernels_columns.crop_edges(*_encoded(column), rle.MAX_GROUPS, sizes_hw, windows)
+    reason = "the window is empty, or leaves the image of {1}x{0}: x {2}, y {3}, width {4}, height {5}"
+    _check_status(status, valid, [column, *numbers], reason)
+    return _texts(edges, ends, ws * hs, valid)
+
+
+def rle_resize(masks: Any, height: Any, width: Any, new_height: Any, new_width: Any) -> pa.Array:
+    """Return each mask at another size of its image, as text. A pixel takes the value of the pixel below its centre."""
+    (column, *numbers), valid = _aligned(masks, height, width, new_height, new_width)
+    heights, widths, new_heights, new_widths = map(_ints, numbers)
+    sizes_hw, new_sizes_hw = np.stack([heights, widths], axis=1), np.stack([new_heights, new_widths], axis=1)
+    edges, ends, status = _kernels_columns.resized_edges(*_encoded(column), rle.MAX_GROUPS, sizes_hw, new_sizes_hw)
+    _check_status(status, valid, [column, *numbers], "an image has no pixels: {3}x{2}")
+    return _texts(edges, ends, new_heights * new_widths, valid)
+
+
+def rle_centroid(masks: Any, height: Any) -> pa.Array:
+    """Return the centre of each mask's pixels, {x, y} float64; null for an empty mask.
+
+    The centre of the top left pixel is 0.5, 0.5, as in `rle_polygon`. height: heights of the images, in pixels.
+    """
+    (column, heights), valid = _aligned(masks, height)
+    values = _kernels_columns.moments(*_encoded(column), rle.MAX_GROUPS, _ints(heights))
+    _check_codes(np.where(values[:, 0] < 0, -1, 0), valid, [column])
+    is_known = valid & (values[:, 0] > 0)
+    divisor = np.maximum(values[:, 0], 1)
+    sides = [pa.array(values[:, k] / divisor) for k in (1, 2)]
+    return pa.StructArray.from_arrays(sides, fields=list(POINT), mask=pa.array(~is_known))
+
+
+def rle_perimeter(masks: Any, height: Any) -> pa.Array:
+    """Return the number of pixel sides between each mask and what is not the mask, holes and the border too, int64.
+
+    height: heights of the images, in pixels.
+    """
+    (column, heights), valid = _aligned(masks, height)
+    values = _kernels_columns.moments(*_encoded(column), rle.MAX_GROUPS, _ints(heights))
+    _check_codes(np.where(values[:, 0] < 0, -1, 0), valid, [column])
+    return pa.array(values[:, 3].astype(np.int64), mask=~valid)
+
+
+def rle_png(masks: Any, height: Any, width: Any) -> pa.Array:
+    """Return each mask as a PNG of one bit a pixel, white where the mask is, large_binary."""
+    column, heights, widths = (_array(value, _length(masks, height, width)) for value in (masks, height, width))
+    pixels = rle_decode(column, heights, widths)
+    rows = zip(pixels, heights.to_pylist(), widths.to_pylist(), strict=True)
+    files = [_png(np.frombuffer(data.as_buffer(), np.uint8), (h, w)) if data.is_valid else None for data, h, w in rows]
+    return pa.array(files, pa.large_binary())
+
+
 def rle_decode(masks: Any, height: Any, width: Any) -> pa.Array:
     """Return the pixels of each mask row by row, height * width bytes of 0 or 1, large_binary."""
-    (column, heights, widths), valid = _aligned(masks, height, width)
-    rows = zip(column.to_pylist(), heights.to_pylist(), widths.to_pylist(), valid.tolist(), strict=True)
-    pixels = [rle.decode(counts, (h, w)).tobytes() if is_valid else None for counts, h, w, is_valid in rows]
-    return pa.array(pixels, pa.large_binary())
+    (column, *numbers), valid = _aligned(masks, height, width)
+    heights, widths = map(_ints, numbers)
+    sizes = np.where(valid & (heights > 0) & (widths > 0), heights * widths, 0)
+    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    pixels = np.zeros(int(bounds[-1]), np.uint8)
+    encoded = _encoded(column)
+    # Rows with a null are no masks. Their text may be anything.
+    rows = np.flatnonzero(valid)
+    status = np.zeros(len(valid), np.int64)
+    status[rows] = _kernels_columns.decode_rows(
+        *encoded.at(rows), rle.MAX_GROUPS, heights[rows], widths[rows], bounds[rows], pixels
+    )
+    _check_status(status, valid, [column, *numbers], "")
+    buffers = [_bitmap(valid), pa.py_buffer(bounds), pa.py_buffer(pixels)]
+    return pa.Array.from_buffers(pa.large_binary(), len(valid), buffers)
 
 
 def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
@@ -69,21 +151,10 @@ def rle_merge(lists: Any, intersect: bool = False) -> pa.Array:
     """
     column = _array(lists)
     masks = column.flatten()
-    encoded = _encoded(masks.cast(pa.large_string()))
     bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))])
     nulls_before = np.concatenate([[0], np.cumsum(masks.is_null().to_numpy(zero_copy_only=False))])
-    merged: list[str | None] = []
-    for row, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        if first == last or nulls_before[first] != nulls_before[last]:
-            merged.append(None)
-            continue
-        min_masks = last - first if intersect else 1  # the masks that must cover a pixel of the result
-        edges = _kernels_many.merged_edges(*encoded.at(slice(first, last)), rle.MAX_GROUPS, min_masks)
-        if edges[-1] < 0:
-            reason = "counts are malformed" if edges[-1] == -1 else "masks are of images of unlike sizes"
-            raise ValueError(f"row {row}: {reason}")
-        merged.append(_kernels.encode_counts(edges[:-1], edges[-1]).tobytes().decode())
-    return pa.array(merged, pa.string())
+    valid = (bounds[1:] > bounds[:-1]) & (nulls_before[bounds[1:]] == nulls_before[bounds[:-1]])
+    return _merged(_encoded(masks.cast(pa.large_string())), bounds.astype(np.int64), valid, intersect=intersect)
 
 
 def rle_contains(masks: Any, height: Any, x: Any, y: Any) -> pa.Array:
@@ -238,7 +309,78 @@ def _check_codes(codes: _Ints, valid: NDArray[np.bool_], columns: Sequence[pa.Ar
     raise ValueError(f"row {row}: {reason}")
 
 
+def _length(*columns: Any) -> int:
+    """Return the length of the columns that are arrays; 1 for scalars alone."""
+    return next((len(column) for column in columns if isinstance(column, pa.Array | pa.ChunkedArray)), 1)
+
+
+def _merged(encoded: EncodedMasks, bounds: _Ints, valid: NDArray[np.bool_], *, intersect: bool) -> pa.Array:
+    """Return the unions or intersections of lists of masks. bounds: (lists + 1,). valid: (lists,) bool."""
+    # A list with a null is read as an empty one.
+    if not valid.all():
+        lengths = np.diff(bounds)
+        encoded = encoded.at(np.flatnonzero(np.repeat(valid, lengths)))
+        bounds = np.concatenate([[0], np.cumsum(np.where(valid, lengths, 0))]).astype(np.int64)
+    text, ends, status = _kernels_columns.merge_lists(*encoded, rle.MAX_GROUPS, bounds, intersect)
+    if len(bad := np.flatnonzero(status)):
+        reason = "counts are malformed" if status[bad[0]] == -1 else "masks are of images of unlike sizes"
+        raise ValueError(f"row {bad[0]}: {reason}")
+    return _texts_of(text, ends, valid).cast(pa.string())
+
+
+def _texts(edges: _Ints, ends: _Ints, totals: _Ints, valid: NDArray[np.bool_]) -> pa.Array:
+    """Return the counts of masks as text. edges: of all masks. ends: (n,) of each mask's. totals: pixels of each."""
+    text, stops = _kernels_columns.encode_all(edges, ends, np.where(valid, totals, 0))
+    return _texts_of(text, stops, valid)
+
+
+def _texts_of(text: NDArray[np.uint8], ends: _Ints, valid: NDArray[np.bool_]) -> pa.Array:
+    bounds = np.concatenate([[0], ends]).astype(np.int64)
+    return pa.Array.from_buffers(
+        pa.large_string(), len(valid), [_bitmap(valid), pa.py_buffer(bounds), pa.py_buffer(text)]
+    )
+
+
+def _bitmap(valid: NDArray[np.bool_]) -> pa.Buffer | None:
+    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def _check_status(status: _Ints, valid: NDArray[np.bool_], columns: Sequence[pa.Array], window_reason: str) -> None:
+    """Raise ValueError for the first valid row with a status below 0.
+
+    columns: masks, heights, widths and further numbers. window_reason: text for the status -2, with places for numbers.
+    """
+    bad = np.flatnonzero((status < 0) & valid)
+    if not len(bad):
+        return
+    row = int(bad[0])
+    counts, *numbers = (column[row].as_py() for column in columns)
+    if status[row] == -2:
+        raise ValueError(f"row {row}: {window_reason.format(*numbers)}")
+    try:
+        rle.runs_of(counts, (numbers[0], numbers[1]))
+    except ValueError as error:
+        raise ValueError(f"row {row}: {error}") from error
+    raise ValueError(f"row {row}: the image has no height or no width")
+
+
+def _png(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> bytes:
+    """Return a PNG of one bit a pixel. pixels: (h * w,) of 0 or 1."""
+    height, width = size_hw
+    packed = np.packbits(pixels.reshape(height, width), axis=1)
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), packed], axis=1)  # Each line begins with its filter: none.
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 6)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 FUNCTIONS: dict[str, Callable[..., pa.Array]] = {
     function.__name__: function
-    for function in (rle_area, rle_bbox, rle_iou, rle_decode, rle_merge, rle_contains, rle_polygon)
-}
+    for function in (
+        rle_area, rle_bbox, rle_iou, rle_intersection, rle_decode, rle_merge, rle_contains, rle_polygon, rle_crop,
+        rle_resize, rle_centroid, rle_perimeter, rle_png,
+    )
+}  # fmt: skip

@@ -28,6 +28,12 @@ _SIGNATURES: Mapping[str, tuple[list[str], str]] = {
     "rle_merge": (["VARCHAR[]"], "VARCHAR"),
     "rle_contains": (["VARCHAR", "BIGINT", "BIGINT", "BIGINT"], "BOOLEAN"),
     "rle_polygon": (["VARCHAR", "BIGINT", "BIGINT"], "DOUBLE[][]"),
+    "rle_intersection": (["VARCHAR", "VARCHAR"], "VARCHAR"),
+    "rle_crop": (["VARCHAR", *["BIGINT"] * 6], "VARCHAR"),
+    "rle_resize": (["VARCHAR", *["BIGINT"] * 4], "VARCHAR"),
+    "rle_centroid": (["VARCHAR", "BIGINT"], "STRUCT(x DOUBLE, y DOUBLE)"),
+    "rle_perimeter": (["VARCHAR", "BIGINT"], "BIGINT"),
+    "rle_png": (["VARCHAR", "BIGINT", "BIGINT"], "BLOB"),
 }
 
 
@@ -46,7 +52,9 @@ def sql(
     The views show one exact state, whatever is committed later. Call `sql` again for a newer state.
 
     The functions are rle_area(rle), rle_bbox(rle, height), rle_iou(rle, rle), rle_decode(rle, height, width),
-    rle_merge([rle, ...]), rle_contains(rle, height, x, y) and rle_polygon(rle, height, width). NULL gives NULL.
+    rle_merge([rle, ...]), rle_contains(rle, height, x, y), rle_polygon(rle, height, width), rle_intersection(rle, rle),
+    rle_crop(rle, height, width, x, y, w, h), rle_resize(rle, height, width, new_height, new_width),
+    rle_centroid(rle, height), rle_perimeter(rle, height) and rle_png(rle, height, width). NULL gives NULL.
     See segray.analytics.query.arrow_masks for their results.
 
     Args:

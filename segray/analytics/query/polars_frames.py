@@ -111,6 +111,36 @@ def rle_polygon(rle: Column, height: Column, width: Column) -> pl.Expr:
     return _call(arrow_masks.rle_polygon, [rle, height, width], pl.List(pl.List(pl.Float64)))
 
 
+def rle_intersection(a: Column, b: Column) -> pl.Expr:
+    """Return the mask of the pixels that both masks have, String."""
+    return _call(arrow_masks.rle_intersection, [a, b], pl.String())
+
+
+def rle_crop(rle: Column, height: Column, width: Column, x: Column, y: Column, w: Column, h: Column) -> pl.Expr:
+    """Return the part of the mask in a window of x, y, width and height, String."""
+    return _call(arrow_masks.rle_crop, [rle, height, width, x, y, w, h], pl.String())
+
+
+def rle_resize(rle: Column, height: Column, width: Column, new_height: Column, new_width: Column) -> pl.Expr:
+    """Return the mask at another size of its image, String."""
+    return _call(arrow_masks.rle_resize, [rle, height, width, new_height, new_width], pl.String())
+
+
+def rle_centroid(rle: Column, height: Column) -> pl.Expr:
+    """Return the centre of the pixels, a struct of x and y, Float64; null for an empty mask."""
+    return _call(arrow_masks.rle_centroid, [rle, height], pl.Struct({"x": pl.Float64, "y": pl.Float64}))
+
+
+def rle_perimeter(rle: Column, height: Column) -> pl.Expr:
+    """Return the number of pixel sides on the outlines of the mask, Int64."""
+    return _call(arrow_masks.rle_perimeter, [rle, height], pl.Int64())
+
+
+def rle_png(rle: Column, height: Column, width: Column) -> pl.Expr:
+    """Return the mask as a PNG of one bit a pixel, Binary."""
+    return _call(arrow_masks.rle_png, [rle, height, width], pl.Binary())
+
+
 def _call(function: Callable[..., pa.Array], columns: Sequence[Column], dtype: Any) -> pl.Expr:
     """Return the expression that applies a function of arrow_masks to the columns."""
 
