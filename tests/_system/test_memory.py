@@ -84,6 +84,35 @@ def test_pictures_that_threads_free_go_back_to_the_system() -> None:
     assert int(done.stdout) < 20 * 2**20
 
 
+_REUSES = """
+import resource, threading
+import numpy as np
+from segray._system import memory
+memory.return_large_blocks()
+def label():  # the buffers of a picture of 640x480: as decoded, narrowed, resized, with its channels swapped
+    pixels = np.ones(921_600, np.uint8)
+    narrowed = np.ones(792_000, np.uint8)
+    resized = np.ones(907_500, np.uint8)
+    del pixels, narrowed
+    swapped = np.ones(907_500, np.uint8)
+def label_some():
+    label()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(20):
+        label()
+    print((resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / 20)
+thread = threading.Thread(target=label_some)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.integration
+def test_small_pictures_take_the_memory_of_earlier_ones() -> None:
+    done = subprocess.run([sys.executable, "-c", _REUSES], check=True, capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) < 50  # page faults for each picture, of 860 pages
+
+
 _HELD = """
 import os
 from segray._system import memory
