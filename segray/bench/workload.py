@@ -103,7 +103,7 @@ class Workload:
         model_config = self.configuration(Path()).model
         settings = DeviceSettings(threads=self.threads, precision=model_config.precision, hint=hint)
         compiled = engine.compile_network(model.path, form, settings)
-        adapter = adapter.with_size(form.name, compiled.size_hw)
+        adapter = adapter.with_size(form.name, compiled.size_hw).with_softmax(compiled.softmax_outputs)
         return compiled, adapter, adapter.forms[form.name], options
 
     def resolve_model(self) -> tuple[resolve.ResolvedModel, ModelAdapter, ModelFormat, Options]:

@@ -65,7 +65,7 @@ def load(
     """
     options_of(settings, model.adapter)  # An invalid choice fails before the network compiles.
     engine = _compile(model, settings, device, cores, tiled=tiled)
-    adapter = model.adapter.with_size(model.form.name, engine.size_hw)
+    adapter = model.adapter.with_size(model.form.name, engine.size_hw).with_softmax(engine.softmax_outputs)
     return LoadedModel(engine, adapter, adapter.forms[model.form.name], options_of(settings, adapter))
 
 

@@ -365,15 +365,19 @@ def areas(text: Any, starts: Any, stops: Any, most_groups: int) -> Any:
 # ---- suppression ----------------------------------------------------------------------------------
 
 
-@compiled(written(BOOL, 1), read_only(F32, 2), F32)
-def rows_above(values: Any, floor: float) -> Any:
+@compiled(written(BOOL, 1), read_only(F32, 2), F32, F32)
+def rows_above(values: Any, floor: float, enough: float) -> Any:
     """Return, for each row, whether a value after the first is greater than the floor or NaN.
 
-    values: (n, m) float32.
+    values: (n, m) float32. enough: a row whose first value is at least this is not above, whatever its others are; NaN
+    to look at all rows.
     """
     is_above = np.empty(len(values), np.bool_)
     for i in range(len(values)):
         hits = 0
+        if values[i, 0] >= enough:
+            is_above[i] = False
+            continue
         for j in range(1, values.shape[1]):
             hits += not values[i, j] <= floor
         is_above[i] = hits > 0

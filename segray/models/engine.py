@@ -456,6 +456,7 @@ class Engine(Protocol):
     requests: number of threads that keep the device busy. facts: the settings in effect, by name: openvino, device,
     device_name, precision ("int8+f32" for a quantised model), streams, threads.
     size_hw: height and width of the images in pixels, None for any size.
+    softmax_outputs: outputs that the graph makes by a softmax over their last axis.
     """
 
     @property
@@ -464,6 +465,8 @@ class Engine(Protocol):
     def facts(self) -> Mapping[str, str]: ...
     @property
     def size_hw(self) -> tuple[int, int] | None: ...
+    @property
+    def softmax_outputs(self) -> frozenset[str]: ...
 
     def infer(self, inputs: Arrays) -> AbstractContextManager[Arrays]:
         """Run one image and yield the named outputs: views of the device's buffers, valid inside the `with` only.
@@ -547,6 +550,7 @@ def compile_network(
     layout = _model_layout(ports.inputs[image], form.image, str(path))
     try:
         _keep_outputs(model, form.outputs)
+        softmax_outputs = _softmax_outputs(model, form)
         _fix_shape(model.inputs[image], model, _input_shape(layout, form.image.size_hw or size_hw))
         model = _embed_preprocessing(model, image, form.image, layout)
         with _cache_lock(settings.cache_dir):
@@ -558,7 +562,7 @@ def compile_network(
         raise ModelError(
             "OpenVINO cannot compile the model.", where=str(path), found=_last_line(error), hint=hint
         ) from error
-    return Compiled(network, form, image, _effective_settings(network, settings, ports.quantised))
+    return Compiled(network, form, image, _effective_settings(network, settings, ports.quantised), softmax_outputs)
 
 
 @contextmanager
@@ -637,6 +641,23 @@ def _keep_outputs(model: ov.Model, names: Sequence[str]) -> None:
     for index, port in enumerate(model.outputs):
         if index not in kept:
             model.remove_result(port.get_node())
+
+
+def _softmax_outputs(model: ov.Model, form: ModelFormat) -> frozenset[str]:
+    """Return the form's outputs that a softmax over the last axis makes, without a layer behind it."""
+    indices = {name: _index(_signature(model).outputs, name) for name in form.outputs}
+    return frozenset(
+        name
+        for name, index in indices.items()
+        if index is not None and _is_softmax(model.outputs[index].get_node().input_value(0))
+    )
+
+
+def _is_softmax(source: Any) -> bool:
+    node, rank = source.get_node(), source.get_partial_shape().rank
+    if node.get_type_name() != "Softmax" or rank.is_dynamic:
+        return False
+    return bool(node.get_attributes()["axis"] in (-1, rank.get_length() - 1))
 
 
 def _fix_shape(port: Any, model: ov.Model, shape: tuple[int | None, ...]) -> None:
@@ -765,10 +786,20 @@ def _effective_settings(compiled: ov.CompiledModel, settings: DeviceSettings, qu
 
 
 class Compiled:
-    """A compiled model and its ports by name. network: OpenVINO's compiled model. facts, size_hw: as in Engine."""
+    """A compiled model and its ports by name.
 
-    def __init__(self, network: ov.CompiledModel, form: ModelFormat, image: int, facts: Mapping[str, str]) -> None:
-        self.network, self.facts = network, facts
+    network: OpenVINO's compiled model. facts, size_hw, softmax_outputs: as in Engine.
+    """
+
+    def __init__(
+        self,
+        network: ov.CompiledModel,
+        form: ModelFormat,
+        image: int,
+        facts: Mapping[str, str],
+        softmax_outputs: frozenset[str] = frozenset(),
+    ) -> None:
+        self.network, self.facts, self.softmax_outputs = network, facts, softmax_outputs
         ports = _signature(network)
         self.size_hw = _size_hw(ports.inputs[image])
         self._inputs = {name: index for index, port in enumerate(ports.inputs) for name in port.names}
@@ -830,7 +861,7 @@ class _OpenVINOEngine:
     ) -> None:
         self._any_size, self._image_name = _Requests(compiled), image_name
         self._compile_for, self._max_sizes = compile_for, max_sizes
-        self.facts, self.size_hw = compiled.facts, compiled.size_hw
+        self.facts, self.size_hw, self.softmax_outputs = compiled.facts, compiled.size_hw, compiled.softmax_outputs
         # One more than the device works on, so that the device never waits for a thread that is decoding.
         self.requests: int = compiled.network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1
         self._slots = threading.Semaphore(self.requests)
@@ -880,6 +911,7 @@ class FakeEngine:
     facts: Mapping[str, str] = field(default_factory=lambda: {"device": "FAKE", "precision": "f32"})
     delay_s: float = 0.0
     size_hw: tuple[int, int] | None = None
+    softmax_outputs: frozenset[str] = frozenset()
 
     @contextmanager
     def infer(self, inputs: Arrays) -> Iterator[Arrays]:

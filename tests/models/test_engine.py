@@ -19,6 +19,7 @@ from openvino import opset13 as op
 from segray.errors import ConfigError, ImageError, ModelError
 from segray.execution import model_files
 from segray.models import engine as runtime
+from segray.models import resolve
 from segray.models.adapters.adapter import ImageInput, ModelFormat
 from segray.models.engine import DeviceSettings, FakeEngine, available_cpus
 
@@ -498,6 +499,29 @@ def test_outputs_are_views_not_copies(tmp_path: Path) -> None:
     engine = runtime.compile(echo(tmp_path), form(), F32)
     with engine.infer({"input.1": picture()}) as outputs:
         assert not any(array.flags.owndata for array in outputs.values())
+
+
+@pytest.mark.parametrize(
+    ("axis", "has_layer_behind", "names"),
+    [(-1, False, {"pixels"}), (2, False, {"pixels"}), (1, False, set()), (-1, True, set())],
+    ids=["last", "last_counted", "another_axis", "not_the_end"],
+)
+@pytest.mark.parametrize("suffix", ["", ":0"])
+def test_outputs_that_a_softmax_makes_are_known(
+    tmp_path: Path, axis: int, has_layer_behind: bool, names: set[str], suffix: str
+) -> None:
+    image = op.parameter([1, 3, *SIZE_HW], np.float32, name="input.1")
+    values = op.reshape(image, op.constant(np.array([1, -1, 3])), False)
+    scores = op.softmax(values, axis)
+    last = op.multiply(scores, np.float32(0.5)) if has_layer_behind else scores
+    outputs = [named(op.relu(values), f"doubled{suffix}"), named(last, f"pixels{suffix}")]
+    ov.save_model(ov.Model([op.result(output) for output in outputs], [image]), tmp_path / "softmax.xml")
+    assert runtime.compile(tmp_path / "softmax.xml", form(), F32).softmax_outputs == names
+
+
+def test_the_embedded_model_ends_in_a_softmax() -> None:
+    model = resolve.resolve("stickers")
+    assert runtime.compile(model.path, model.form, F32).softmax_outputs == {"conf"}
 
 
 def test_sizes_that_come_often_get_networks_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,6 +303,47 @@ def test_numbers_that_are_none_cost_only_their_row(nms: str, wrong: float) -> No
     assert found.unreadable == 2
 
 
+@pytest.mark.parametrize("nms", ["per_class", "fast", "cross_class"])
+def test_a_graph_with_a_softmax_gives_the_same_instances(nms: Literal["per_class", "fast", "cross_class"]) -> None:
+    outputs = made(9)
+    outputs["conf"][0, [3, 7]] = np.nan  # A softmax has no number at all if one of its inputs is none.
+    adapter = ADAPTERS[NAME]
+    for threshold in (0.0, 0.3, 0.97):
+        options = Options(threshold, nms=nms)
+        plain, quick = (of.decode(outputs, (60, 80), options) for of in (adapter, adapter.with_softmax({"conf"})))
+        assert plain.unreadable == quick.unreadable == 2
+        assert plain.rles == quick.rles
+        assert plain.scores.tolist() == quick.scores.tolist()
+        assert plain.class_ids.tolist() == quick.class_ids.tolist()
+    assert len(plain)
+
+
+@pytest.mark.parametrize("background", [0.94, 0.95, 0.955])
+def test_a_softmax_that_is_rounded_loses_no_class(background: float) -> None:
+    adapter = ADAPTERS[NAME].with_softmax({"conf"})
+    outputs = one(3, (0.1, 0.2, 0.5, 0.6), 0.0502)
+    outputs["conf"][0, 4, 0] = background  # bf16 rounds 0.9498 by up to 0.002
+    assert adapter.decode(outputs, (50, 60), Options()).scores.tolist() == pytest.approx([0.0502])
+
+
+def test_a_sure_background_is_all_that_is_read_of_a_softmax() -> None:
+    impossible = one(3, (0.1, 0.2, 0.5, 0.6), 0.9)  # beside a background of 1
+    assert len(ADAPTERS[NAME].decode(impossible, (50, 60), Options())) == 1
+    assert len(ADAPTERS[NAME].with_softmax({"conf"}).decode(impossible, (50, 60), Options())) == 0
+    assert len(ADAPTERS[NAME].with_softmax({"other"}).decode(impossible, (50, 60), Options())) == 1
+
+
+def test_things_far_apart_have_the_masks_that_each_has_alone() -> None:
+    boxes = [(0.1, 0.05, 0.3, 0.2), (0.5, 0.1, 0.7, 0.3), (0.2, 0.8, 0.4, 0.95), (0.6, 1.2, 0.9, 1.4)]
+    outputs = made(10, side=40, priors=30, things=3)
+    outputs["conf"][...] = 0
+    for prior, box in enumerate(boxes):
+        add(outputs, prior, prior + 1, box, 0.9 - prior / 10)
+    together = decode(outputs, (200, 300))
+    assert len(together) == len(boxes)
+    assert_as_oracle(outputs, (200, 300))
+
+
 @pytest.mark.filterwarnings("error")
 def test_coefficients_that_are_no_numbers_give_an_empty_mask() -> None:
     for name in ("mask", "proto"):

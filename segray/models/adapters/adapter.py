@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -172,6 +173,13 @@ class ModelAdapter(ABC):
             return self
         image = replace(self.forms[form].image, size_hw=size_hw)
         return replace(self, forms={**self.forms, form: replace(self.forms[form], image=image)})
+
+    def with_softmax(self, outputs: AbstractSet[str]) -> Self:
+        """Return the adapter for a graph that makes these outputs by a softmax over their last axis.
+
+        The instances stay the same; an adapter may find them in fewer steps.
+        """
+        return self
 
 
 # ---- options --------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ original repository.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ Floats = NDArray[np.float32]
 MIN_SCORE = 0.05
 MAX_IOU = 0.5
 FAST_NMS_TOP = 200
+# Scores of a softmax sum up to 1 with an error below this, in f32 and with outputs rounded to bf16.
+_SOFTMAX_ERROR = 0.01
 
 _OUTPUTS = ("conf", "boxes", "mask", "proto")
 _SIZE_HW = (550, 550)
@@ -50,14 +53,22 @@ FORMS: Mapping[str, ModelFormat] = {
 
 @dataclass(frozen=True)
 class Yolact(ModelAdapter):
-    """The adapter of YOLACT."""
+    """The adapter of YOLACT.
 
+    has_softmax: the graph ends in a softmax over the classes, so that a sure background leaves the others no score.
+    """
+
+    has_softmax: bool = field(default=False, kw_only=True)
     supported_options = frozenset({"nms"})
     nms_choices = ("per_class", "fast", "cross_class")
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image, stretched to the network's square input."""
         return {form.image.name: geometry.stretch(image_rgb, form.image.size_hw or _SIZE_HW)[None]}
+
+    def with_softmax(self, outputs: AbstractSet[str]) -> Self:
+        """Return the adapter for a graph that makes these outputs by a softmax over their last axis."""
+        return replace(self, has_softmax="conf" in outputs)
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], size_hw: tuple[int, int], options: Options) -> Instances:
         """Return every detection that the reference keeps, highest score first; empty masks and boxes stay.
@@ -67,7 +78,9 @@ class Yolact(ModelAdapter):
         nms="fast" and nms="cross_class" sort the edges of inverted boxes; nms="per_class" does not.
         """
         rejected_score = _highest_rejected_score(options)
-        candidates, unreadable = _read_candidates(outputs, len(self.labels), self.name, rejected_score)
+        candidates, unreadable = _read_candidates(
+            outputs, len(self.labels), self.name, rejected_score, has_softmax=self.has_softmax
+        )
         prior, label, scores = _suppress(candidates, options, rejected_score)
         class_ids = np.array(list(self.labels), np.int32)[label]
         best = select_rows(_by_falling_score(scores), class_ids, scores, options)
@@ -108,11 +121,11 @@ def _highest_rejected_score(options: Options) -> np.float32:
 
 
 def _read_candidates(
-    outputs: Mapping[str, NDArray[Any]], classes: int, model_name: str, rejected_score: np.float32
+    outputs: Mapping[str, NDArray[Any]], classes: int, model_name: str, rejected_score: np.float32, *, has_softmax: bool
 ) -> tuple[_Candidates, int]:
     """Return the priors with a class score over the floor, and the number of priors dropped as not finite.
 
-    classes: number of classes, without background. model_name: the model's name, for errors.
+    classes: number of classes, without background. model_name: the model's name, for errors. has_softmax: as in Yolact.
     """
     from segray.masks import _kernels
 
@@ -127,7 +140,10 @@ def _read_candidates(
             "The outputs have other shapes than the adapter expects.", where=model_name, found=actual, hint=hint
         )
     conf, boxes, mask, proto = (np.ascontiguousarray(array[0], np.float32) for array in arrays)
-    rows = np.flatnonzero(_kernels.rows_above(conf, max(np.float32(MIN_SCORE), rejected_score)))
+    floor = max(np.float32(MIN_SCORE), rejected_score)
+    # A value that is not finite makes the whole softmax NaN, so the background alone shows it.
+    enough = np.float32(1 - floor + _SOFTMAX_ERROR if has_softmax else np.nan)
+    rows = np.flatnonzero(_kernels.rows_above(conf, floor, enough))
     scores, boxes = conf[rows, 1:], boxes[rows]
     finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes).all(axis=1)
     candidates = _Candidates(scores[finite], boxes[finite], mask[rows[finite]], proto)
@@ -223,14 +239,25 @@ def _mask_counts(
     start_x, stop_x = _crop_range(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width)
     start_y, stop_y = _crop_range(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height)
     cuts = np.stack([start_x, start_y, stop_x, stop_y], axis=1)
-    rows_of_any = slice(start_y.min(), stop_y.max())
     logits = np.empty((height, width, len(coefficients)), np.float32)
     with np.errstate(all="ignore"):
-        # The operand order of the references decides the last bits.
-        np.matmul(prototypes[rows_of_any], coefficients.T, out=logits[rows_of_any])
+        for rows_of_some in _joined(start_y, stop_y):
+            # The operand order of the references decides the last bits, and so does the number of columns: all of them.
+            np.matmul(prototypes[rows_of_some], coefficients.T, out=logits[rows_of_some])
     cells = _sigmoid(outlines.crop_logits(logits, cuts, frame=-np.inf))  # sigmoid(-inf) is 0.
     rows, columns = outlines.taps_of_axis(height, size_hw[0]), outlines.taps_of_axis(width, size_hw[1])
     return rle.from_edges_of_all(*outlines.edges_of_crops(cells, cuts, rows, columns, size_hw[0]), size_hw)
+
+
+def _joined(starts: NDArray[np.intp], stops: NDArray[np.intp]) -> list[slice]:
+    """Return the ranges start to stop-1, those that touch joined, in ascending order; empty ranges are left out."""
+    joined: list[slice] = []
+    for start, stop in sorted(zip(starts.tolist(), stops.tolist(), strict=True)):
+        if joined and start <= joined[-1].stop:
+            joined[-1] = slice(joined[-1].start, max(joined[-1].stop, stop))
+        elif start < stop:
+            joined.append(slice(start, stop))
+    return joined
 
 
 def _crop_range(low: Floats, high: Floats, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
