@@ -13,12 +13,13 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from segray.masks.arrays import FRACTION_BITS
+
 # letterbox fits an image and pads both sides, corner fits and pads right and bottom, stretch ignores the aspect.
 Resize = Literal["letterbox", "corner", "stretch"]
 # opencv as cv2 computes in fixed point, exact as OpenVINO computes in float32, antialiased as Pillow.
 Rounding = Literal["opencv", "exact", "antialiased"]
 
-_FRACTION_BITS = 22
 # Rows of a block: few enough to stay in the processor's cache, many enough to fill its vector registers.
 _BLOCK_ROWS = 128
 
@@ -41,12 +42,12 @@ def stretch(image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
         for start in range(0, height, _BLOCK_ROWS):
             block = np.asarray(cv2.transpose(lines[start : start + _BLOCK_ROWS]), np.uint8)
             resampled = np.empty((narrowed.shape[1], block.shape[1]), np.uint8)
-            _kernels.resample(block, *window, _FRACTION_BITS, channels, resampled)
+            _kernels.resample(block, *window, channels, resampled)
             narrowed[start : start + _BLOCK_ROWS] = cv2.transpose(resampled)
         lines = narrowed
     if height != size_hw[0]:
         resized = np.empty((size_hw[0], lines.shape[1]), np.uint8)
-        _kernels.resample(lines, *_window(height, size_hw[0]), _FRACTION_BITS, 1, resized)
+        _kernels.resample(lines, *_window(height, size_hw[0]), 1, resized)
         lines = resized
     return lines.reshape(*size_hw, channels)
 
@@ -80,7 +81,7 @@ def _window(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int
     distance = np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1 / reach))
     weights = np.where((distance < 1) & (tap < taps[:, None]), 1 - distance, 0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds in Pillow's order; sum would round otherwise.
-    return first, taps, (0.5 + weights * (1 << _FRACTION_BITS)).astype(np.int32)
+    return first, taps, (0.5 + weights * (1 << FRACTION_BITS)).astype(np.int32)
 
 
 def to_pixels(boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from segray.masks.arrays import Taps
+from segray.masks.arrays import FRACTION_BITS, Taps
 
 I64, I32, U8, F32, BOOL = types.int64, types.int32, types.uint8, types.float32, types.boolean
 F64, U64 = types.float64, types.uint64
@@ -59,28 +59,46 @@ def compiled(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Cal
 # ---- resize ---------------------------------------------------------------------------------------
 
 
-@compiled(
-    types.void, read_only(U8, 2), read_only(I64, 1), read_only(I64, 1), read_only(I32, 2), I64, I64, written(U8, 2)
-)
-def resample(lines: Any, first: Any, taps: Any, weights: Any, bits: int, step: int, resampled: Any) -> None:
+@compiled(types.void, read_only(U8, 2), read_only(I64, 1), read_only(I64, 1), read_only(I32, 2), I64, written(U8, 2))
+def resample(lines: Any, first: Any, taps: Any, weights: Any, step: int, resampled: Any) -> None:
     """Write weighted sums of lines into `resampled`.
 
     Output line x * step + c sums the lines (first[x] + t) * step + c with t < taps[x].
-    weights: (outputs, most taps) int32, fixed point with `bits` fraction bits; each row sums to 1.
+    weights: (outputs, most taps) int32, fixed point with FRACTION_BITS; each row sums to 1.
+
+    Two and three lines, as a picture of about the same size has, are summed in registers.
     """
     length = lines.shape[1]
     total = np.empty(length, np.int32)
+    half = np.int32(1 << (FRACTION_BITS - 1))
+    # Without the casts Numba computes in 64 bits, half as fast.
     for x in range(len(first)):
+        n, of_a, of_b, of_d = taps[x], weights[x, 0], np.int32(0), np.int32(0)
+        if n > 1:
+            of_b = weights[x, 1]
+        if n > 2:
+            of_d = weights[x, 2]
         for c in range(step):
-            total[:] = np.int32(1) << (bits - 1)
-            for t in range(taps[x]):
-                weight, line = weights[x, t], lines[(first[x] + t) * step + c]
+            at, line = first[x] * step + c, resampled[x * step + c]
+            if n == 2:
+                a, b = lines[at], lines[at + step]
                 for i in range(length):
-                    # Without the casts Numba computes in 64 bits, half as fast.
-                    total[i] = np.int32(total[i] + np.int32(np.int32(line[i]) * weight))
-            line = resampled[x * step + c]
-            for i in range(length):
-                line[i] = np.uint8(total[i] >> bits)
+                    products = np.int32(np.int32(np.int32(a[i]) * of_a) + np.int32(np.int32(b[i]) * of_b))
+                    line[i] = np.uint8(np.int32(half + products) >> FRACTION_BITS)
+            elif n == 3:
+                a, b, d = lines[at], lines[at + step], lines[at + 2 * step]
+                for i in range(length):
+                    products = np.int32(np.int32(np.int32(a[i]) * of_a) + np.int32(np.int32(b[i]) * of_b))
+                    products = np.int32(products + np.int32(np.int32(d[i]) * of_d))
+                    line[i] = np.uint8(np.int32(half + products) >> FRACTION_BITS)
+            else:
+                total[:] = half
+                for t in range(n):
+                    weight, source = weights[x, t], lines[at + t * step]
+                    for i in range(length):
+                        total[i] = np.int32(total[i] + np.int32(np.int32(source[i]) * weight))
+                for i in range(length):
+                    line[i] = np.uint8(total[i] >> FRACTION_BITS)
 
 
 # ---- outlines -------------------------------------------------------------------------------------

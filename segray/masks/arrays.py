@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+# Fraction bits of the weights of a resize, as Pillow has them. A shift by a constant is half as slow as by a variable.
+FRACTION_BITS = 22
+
+
 class EncodedMasks(NamedTuple):
     """The counts of n masks. Counts i are text[starts[i]:stops[i]].
 
