@@ -358,6 +358,8 @@ class RunLoop:
         self._context.facts.append(facts)
         name = self._names.worker(worker).removeprefix("worker ")
         details = [facts[key] for key in ("device_name", "precision") if key in facts]
+        if self._context.config.model.precision == "auto" and precision:
+            details.append(f"precision auto, since {reason_of_auto(precision, facts.get('device', ''))}")
         self._context.listener.note(f"worker ready: {', '.join([name, *details])}")
 
     def _accept(self, report: UnitReport, host: str = "") -> None:
@@ -443,3 +445,16 @@ def _positions_in(tasks: Iterable[Task], positions: Iterable[tuple[int, int]]) -
         if task.unit in indices_by_unit
         for index in indices_by_unit[task.unit].intersection(task.indices)
     }
+
+
+def reason_of_auto(precision: str, device: str) -> str:
+    """Return why `precision: auto` gave a worker its precision, as a clause.
+
+    Args:
+        precision: precision in effect, as in the facts of an engine.
+        device: name of the device.
+    """
+    floats = precision.removeprefix("int8+")
+    reasons = {"bf16": "the CPU has bf16", "f32": "the CPU has no bf16"} if device == "CPU" else {}
+    reason = reasons.get(floats, f"{floats} is the default of the device")
+    return reason if floats == precision else f"the model is quantised and {reason}"

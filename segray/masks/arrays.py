@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-
 # Fraction bits of the weights of a resize, as Pillow has them. A shift by a constant is half as slow as by a variable.
 FRACTION_BITS = 22
 

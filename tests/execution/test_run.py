@@ -451,6 +451,30 @@ def test_two_precisions_under_auto_are_refused(chosen: config.Config) -> None:
         run.label(chosen, Notes(), lambda spec, c: Mixed(Stub(spec), FACTS))
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "reason"),
+    [
+        ("bf16", "CPU", "the CPU has bf16"),
+        ("f32", "CPU", "the CPU has no bf16"),
+        ("int8+f32", "CPU", "the model is quantised and the CPU has no bf16"),
+        ("f16", "GPU", "f16 is the default of the device"),
+    ],
+)
+def test_a_log_says_what_auto_chose_and_why(chosen: config.Config, precision: str, device: str, reason: str) -> None:
+    facts = {**FACTS, "precision": precision, "device": device}
+    told = Notes()
+    run.label(chosen, told, lambda spec, c: InProcess(Stub(spec), facts), limit=1)
+    assert [note for note in told.notes if f", {precision}, precision auto, since {reason}" in note]
+
+
+def test_a_precision_that_is_set_needs_no_reason(chosen: config.Config) -> None:
+    fixed = chosen.model_copy(update={"model": chosen.model.model_copy(update={"precision": "f32"})})
+    told = Notes()
+    run.label(fixed, told, start(), limit=1)
+    assert [note for note in told.notes if note.startswith("worker ready")]
+    assert not [note for note in told.notes if "auto" in note]
+
+
 def test_a_limit_and_a_dry_run(chosen: config.Config) -> None:
     assert run.label(chosen, Notes(), start(), dry_run=True).planned == 20
     assert not Path(chosen.output.root).exists()
