@@ -77,10 +77,13 @@ class LocalBackend:
     def read(self, uri: str, start: int, size: int | None) -> bytes:
         # Without O_NONBLOCK, opening a pipe without a writer would wait for ever.
         with open(local_path(uri), "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "neither a file nor a link to one", uri)
             file.seek(start)
-            return file.read(-1 if size is None else size)
+            if size is None or status.st_size - start < size:
+                return file.read()[:size]  # read(size) would first take memory of that size.
+            return file.read(size)
 
     def put(self, uri: str, data: bytes) -> None:
         path = Path(local_path(uri))

@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 import time
+import tracemalloc
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,28 @@ def test_objects_are_written_read_and_removed(store: Store, root: str) -> None:
         store.delete(entry.uri)
         store.delete(entry.uri)
         assert not store.exists(entry.uri)
+
+
+def test_a_small_file_takes_memory_of_its_own_size_whatever_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "small.jpg"
+    file.write_bytes(bytes(range(200)))
+    store = Store()
+    store.read(str(file), 1)
+    tracemalloc.start()
+    try:
+        assert store.read(str(file), 256 * 2**20) == bytes(range(200))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 199), (0, 200), (0, 201), (150, 50), (150, 51), (199, 5), (200, 5), (300, 5)]
+)
+def test_a_part_of_a_file_ends_where_the_file_ends(tmp_path: Path, start: int, size: int) -> None:
+    content = bytes(range(200))
+    (tmp_path / "file").write_bytes(content)
+    assert Store().read_range(str(tmp_path / "file"), start, size) == content[start : start + size]
 
 
 def test_only_the_first_create_writes(store: Store, root: str) -> None:
