@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -265,8 +265,12 @@ def _images(task: Task, refs: Sequence[ImageRef], read: CoalescedRead) -> list[t
 
 
 def _wait(futures: Mapping[int, Future[_Result]], reads: Sequence[CoalescedRead]) -> list[_Result]:
-    """Wait for all results and return them by row; on an error cancel all other images. Release the reads' memory."""
+    """Wait for all results and return them by row; on an error cancel all other images. Release the reads' memory.
+
+    The caller's thread is woken once: waking it for each image would take the global lock from the images' threads.
+    """
     try:
+        wait(futures.values(), return_when=FIRST_EXCEPTION)
         return [futures[row].result() for row in range(len(futures))]
     except BaseException:
         for future in futures.values():
