@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, mean, median, stdev
 from typing import Any
 
 from segray.bench.runner import TITLES, VARIANT_BY_LETTER, VariantRun, runs_of
@@ -17,8 +17,10 @@ from segray.config import AUTO
 
 # Share of the CPUs. If other processes use more, images/s measure these processes and not the variants.
 _MOST_OTHERS_SHARE = 0.05
-_WRITING_VARIANTS = ("segray", "ray_data", "script", "remote")
+_WRITING_VARIANTS = ("segray", "ray_data", "script", "queue", "remote")
 _SEGRAY_VARIANTS = ("segray", "remote")
+# Quantiles of Student's t at 0.975, for 1 to 10 degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
@@ -26,8 +28,8 @@ def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
 
     The upper bound has the name "ceiling", the lower bound the name "floor".
 
-    ratio_to_ceiling, ratio_to_ray_data, ratio_to_script: segray's images/s over those of the other variant, both
-    without startup.
+    ratio_to_ceiling, ratio_to_ray_data, ratio_to_script, ratio_to_queue: segray's images/s over those of the other
+    variant, both without startup.
     ratio_remote_to_local: segray's images/s from object storage over those from files.
     ratio_with_startup: segray's images/s from the start of the command to its end, over the upper bound's.
     ratio_while_labelling: segray's images/s from the first assigned unit to the last staged unit, over the upper
@@ -37,6 +39,8 @@ def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
     cpu_ratio_to_floor: the lower bound's CPU seconds per image over those of all segray's processes.
     others_share: share of the CPUs, 0..1, that other processes used during the timed part, by variant.
     spread: [smallest, largest] of each ratio and rate over the rounds.
+    confidence: [low, high] of the mean of each ratio and rate over the rounds, at 95 %, by Student's t; with two rounds
+    and more.
     images_per_s, images_per_s_with_startup: by variant.
     cpu_s_per_image: by variant and stage; by role of process where a variant does not measure stages: driver, worker,
     ray (Ray's own processes). `all` is the sum. segray's stages are those of its labelling worker; merge is the work
@@ -64,6 +68,7 @@ def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
         "ratio_to_ceiling": _ratios(rates.get("segray"), rates.get("ceiling")),
         "ratio_to_ray_data": _ratios(rates.get("segray"), rates.get("ray_data")),
         "ratio_to_script": _ratios(rates.get("segray"), rates.get("script")),
+        "ratio_to_queue": _ratios(rates.get("segray"), rates.get("queue")),
         "ratio_remote_to_local": _ratios(rates.get("remote"), rates.get("segray")),
         "ratio_with_startup": _ratios(rates_with_startup.get("segray"), rates.get("ceiling")),
         "ratio_while_labelling": _ratios(labelling, rates.get("ceiling")),
@@ -81,6 +86,7 @@ def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
     return {
         **{name: _rounded(values) for name, values in ratios.items()},
         "spread": {name: [round(min(values), 4), round(max(values), 4)] for name, values in spread.items() if values},
+        "confidence": {name: _confidence(values) for name, values in spread.items() if len(values) > 1},
         "images_per_s": {name: _rounded(values) for name, values in rates.items()},
         "images_per_s_with_startup": {name: _rounded(values) for name, values in rates_with_startup.items()},
         "cpu_s_per_image": {name: _cpu_s_per_image(of_variant) for name, of_variant in by_variant.items()},
@@ -113,6 +119,20 @@ def record(workload: Workload, runs: Sequence[VariantRun]) -> dict[str, Any]:
 def _ratios(numerators: Sequence[float] | None, denominators: Sequence[float] | None) -> list[float]:
     """Return the ratio of each round; no ratio if a variant did not run."""
     return [a / b for a, b in zip(numerators or (), denominators or (), strict=False)]
+
+
+def _confidence(values: Sequence[float]) -> list[float]:
+    """Return the interval that holds the mean of such values at 95 %, by Student's t. There are two values at least."""
+    freedom = len(values) - 1
+    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _student_of_many(freedom)
+    centre, half = mean(values), quantile * stdev(values) / len(values) ** 0.5
+    return [round(centre - half, 4), round(centre + half, 4)]
+
+
+def _student_of_many(freedom: int) -> float:
+    """Return the quantile of Student's t at 0.975, by Abramowitz and Stegun 26.7.5."""
+    z = NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _rounded(values: Sequence[float]) -> float | None:
@@ -169,7 +189,10 @@ def describe(record: Mapping[str, Any]) -> str:
     ]
     lines += [_line(record, variant) for variant in record["images_per_s"]]
     lines.append("")
-    lines += [f"{_ratio_title(name):<24} {value:.3f} {_spread(record, name)}" for name, value in _ratio_values(record)]
+    lines += [
+        f"{_ratio_title(name):<24} {value:.3f} {_spread(record, name)}{_interval(record, name)}"
+        for name, value in _ratio_values(record)
+    ]
     lines.append("")
     lines += [_stages(variant, parts) for variant, parts in record["cpu_s_per_image"].items()]
     lines += [f"{_title(name)}: {_contents(table, record['images'])}" for name, table in record["found"].items()]
@@ -211,6 +234,13 @@ def _ratio_values(record: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _spread(record: Mapping[str, Any], name: str) -> str:
     least, most = record["spread"][name]
     return f"({least:.2f}..{most:.2f})"
+
+
+def _interval(record: Mapping[str, Any], name: str) -> str:
+    if name not in record["confidence"]:
+        return ""
+    low, high = record["confidence"][name]
+    return f", mean at 95 %: {low:.3f}..{high:.3f}"
 
 
 def _stages(variant: str, parts: Mapping[str, float]) -> str:

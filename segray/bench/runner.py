@@ -40,6 +40,7 @@ VARIANT_BY_LETTER: Mapping[str, str] = {
     "c": "segray",
     "d": "ray_data",
     "e": "script",
+    "f": "queue",
     "r": "remote",
 }
 # The value of --model-name for the reference model.
@@ -48,7 +49,12 @@ REFERENCE_MODEL = "yardstick"
 _BUSY_S = 20.0
 _TRIAL_IMAGES, _MOST_IMAGES = 32, 2048
 # The names by which people know a variant, where the record has another name.
-TITLES: Mapping[str, str] = {"ceiling": "upper bound", "floor": "lower bound", "ray_data": "Ray Data"}
+TITLES: Mapping[str, str] = {
+    "ceiling": "upper bound",
+    "floor": "lower bound",
+    "ray_data": "Ray Data",
+    "queue": "queue script",
+}
 # Environment variables that name the cluster of an enclosing Ray job.
 _JOB_VARIABLES = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _MASK_COLUMNS = ("area", "height", "width", "rle")
@@ -77,7 +83,7 @@ class BenchOptions:
     precision: str = "auto"
     instances: int = 20
     repeats: int = 3
-    only: str = "abcde"
+    only: str = "abcdef"
     settings: tuple[str, ...] = ()
     remote: str | None = None
 
@@ -179,7 +185,7 @@ def bench(options: BenchOptions, folder: Path | None, note: Callable[[str], None
 def prepare(options: BenchOptions, folder: Path, note: Callable[[str], None]) -> Workload:
     """Put model, images and workload into the folder; raise ConfigError for options that no variant can run."""
     if "d" in options.only and importlib.util.find_spec("pandas") is None:
-        hint = "Run pip install 'segray[bench]', or leave out Ray Data: --only abce."
+        hint = "Run pip install 'segray[bench]', or leave out Ray Data: --only abcef."
         raise ConfigError("Ray Data needs pandas.", where="--only", found="no pandas", hint=hint)
     if ("r" in options.only) != (options.remote is not None):
         hint = "Give both, or neither: --remote s3://bucket/prefix/ --only abcrde."

@@ -362,10 +362,10 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="Letters of the variants: a upper bound, b lower bound, c segray, d Ray Data, e script, r segray from "
-            "--remote."
+            help="Letters of the variants: a upper bound, b lower bound, c segray, d Ray Data, e script, f script with "
+            "several requests, r segray from --remote."
         ),
-    ] = "abcde",
+    ] = "abcdef",
     remote: Annotated[
         str | None,
         typer.Option(metavar="PREFIX", help="Object storage prefix that gets a copy of the images. Needed for r."),
@@ -376,7 +376,7 @@ def bench(
 ) -> None:
     """Measure the speed of segray and of other programs.
 
-    The other programs are a bare inference loop, a Ray Data job and a plain script. All label the same images with the
+    The other programs are a bare inference loop, a Ray Data job and two scripts. All label the same images with the
     same model on this machine.
     """
     with signals.ending_at_once():

@@ -54,6 +54,17 @@ def decode_sound_jpeg(data: bytes, size_hw: tuple[int, int]) -> NDArray[np.uint8
     return pixels if decoded.shape == pixels.shape else None
 
 
+def jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a JPEG, in pixels, as libjpeg-turbo reads them; None for any other file."""
+    import simplejpeg
+
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return int(height), int(width)
+
+
 def decode_jpeg(data: bytes) -> Block:
     """Return the pixels of a JPEG of any process: grey, RGB or CMYK, 8 to 16 bits. Raise any error of the library's."""
     return _squeezed(_imagecodecs().jpeg8_decode(data))

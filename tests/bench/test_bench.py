@@ -153,6 +153,9 @@ def test_ratios_are_made_within_a_round() -> None:
     found = report.record(workload, runs)
     assert found["ratio_to_ceiling"] == 0.5
     assert found["spread"]["ratio_to_ceiling"] == [0.5, pytest.approx(10 / 11, abs=1e-3)]
+    # By hand: mean 0.6364, deviation 0.2362, Student's t 4.303 for two degrees of freedom.
+    assert found["confidence"]["ratio_to_ceiling"] == pytest.approx([0.0496, 1.2231], abs=2e-4)
+    assert "mean at 95 %: 0.050..1.223" in report.describe(found)
     assert found["ratio_to_ray_data"] == 2.0
     assert found["ratio_to_script"] is None
     assert found["images_per_s"] == {"ceiling": 5.0, "segray": 2.5, "ray_data": 1.25}
@@ -165,6 +168,22 @@ def test_ratios_are_made_within_a_round() -> None:
     assert found["same_instances"] is True
     assert "warning" not in report.describe(found)
     assert "0.7 instances per image" in report.describe(found)
+
+
+def test_one_round_gives_no_interval() -> None:
+    found = report.record(Workload("", ("a.jpg",), {"name": "stickers"}, 2), [run_of("segray", 2), run_of("queue", 4)])
+    assert found["confidence"] == {}
+    assert found["ratio_to_queue"] == 2.0
+    assert "95 %" not in report.describe(found)
+
+
+@pytest.mark.parametrize(("rounds", "quantile"), [(2, 12.706), (6, 2.571), (11, 2.228), (13, 2.179), (31, 2.042)])
+def test_intervals_have_the_quantiles_of_student(rounds: int, quantile: float) -> None:
+    seconds = [1.0 + 0.1 * (number % 2) for number in range(rounds)]
+    found = report.record(Workload("", ("a.jpg",), {"name": "x"}, 2), [run_of("segray", value) for value in seconds])
+    rates = [10 / value for value in seconds]
+    low, high = found["confidence"]["images_per_s.segray"]
+    assert (high - low) / 2 == pytest.approx(quantile * np.std(rates, ddof=1) / rounds**0.5, rel=1e-3)
 
 
 def test_the_table_names_a_model_without_a_name_and_its_precision() -> None:
@@ -213,7 +232,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest
 @pytest.fixture(scope="module")
 def measured(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every variant once, on the embedded model in f32, which every machine computes in."""
-    only = "abcder" if RAY_DATA else "abcer"
+    only = "abcdefr" if RAY_DATA else "abcefr"
     folder = tmp_path_factory.mktemp("bench")
     done = segray(
         "bench", "--model-name", "stickers", "--count", 48, "--repeats", 1, "--precision", "f32", "--only", only,
@@ -234,7 +253,7 @@ def test_ray_data_without_pandas_is_refused_at_once(capsys: pytest.CaptureFixtur
 
 @pytest.mark.chaos
 def test_every_variant_runs_and_finds_the_same(measured: dict[str, Any]) -> None:
-    variants = {"ceiling", "floor", "segray", "script", "remote"} | ({"ray_data"} if RAY_DATA else set())
+    variants = {"ceiling", "floor", "segray", "script", "queue", "remote"} | ({"ray_data"} if RAY_DATA else set())
     assert set(measured["images_per_s"]) == variants
     assert measured["same_instances"] is True
     assert measured["found"]["segray"]["instances"] > 48
@@ -242,6 +261,7 @@ def test_every_variant_runs_and_finds_the_same(measured: dict[str, Any]) -> None
     for name in (
         "ratio_to_ceiling",
         "ratio_to_script",
+        "ratio_to_queue",
         "ratio_with_startup",
         "cpu_ratio_to_ceiling",
         "ratio_remote_to_local",
