@@ -24,6 +24,7 @@ from segray.models import checkpoints
 from segray.models.engine import ONNX_WEIGHTS
 from segray.models.metadata import BESIDE, CONFIG, PROCESSOR
 from segray.storage import download, hub
+from segray.storage.backend import ListedObject
 from segray.storage.download import Progress
 from segray.storage.hub import Hub, HubAddress, HubFile
 from segray.storage.options import StorageOptions
@@ -149,7 +150,7 @@ def look(folder: RemoteFolder, name: str | None, uri: str) -> RemoteModel:
     """
     names = None if name is not None else _listed(folder, uri)
     if names is not None and _SAVED_MODEL in names:
-        files = tuple(folder.stat(below) for below in folder.names(recursive=True))
+        files = tuple(folder.stat(below) for below in _checked_names(folder.names(recursive=True), uri))
         return RemoteModel(files, ".", folder.revision)
     opened = name if name is not None else _only_model(names or (), uri)
     required = [opened, f"{opened[: -len('.xml')]}.bin"] if opened.endswith(".xml") else [opened]
@@ -164,6 +165,15 @@ def _listed(folder: RemoteFolder, uri: str) -> Sequence[str]:
         return folder.names(recursive=False)
     except FileNotFoundError as error:
         raise _missing(uri, str(error.strerror or error)) from error
+
+
+def _checked_names(names: Sequence[str], uri: str) -> Sequence[str]:
+    """Return names of files; raise ModelError for one that would lie outside the folder of the copy."""
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            hint = "Do not use this model: the file would be written outside the cache."
+            raise ModelError("The name of a file leads out of its folder.", where=redact(uri), found=name, hint=hint)
+    return names
 
 
 def _only_model(names: Sequence[str], uri: str) -> str:
@@ -277,7 +287,9 @@ class _LinkFolder:
     def stat(self, name: str) -> RemoteFile:
         # Some servers refuse HEAD. The body of a GET stays unread.
         url = self._link(name)
-        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **self._headers})
+        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+        for header, value in self._headers.items():  # Another host, to which the link redirects, must not get them.
+            request.add_unredirected_header(header.capitalize(), value)
         try:
             with urllib.request.urlopen(request, timeout=self._options.timeout_s) as response:
                 return _file_of_reply(name, url, response)
@@ -303,9 +315,13 @@ class _LinkFolder:
         return f"{folder}/{name}"
 
     def fetch(self, file: RemoteFile, target: Path, progress: Progress) -> str:
-        return download.download_file(
+        digest = download.download_file(
             [file.address], target, size_bytes=file.size_bytes, headers=self._headers, progress=progress
         )
+        if self.stat(file.name).version != file.version:
+            target.unlink()
+            raise _changed(file)
+        return digest
 
 
 def _file_of_reply(name: str, url: str, response: http.client.HTTPResponse) -> RemoteFile:
@@ -346,13 +362,12 @@ class _StoreFolder:
 
     def stat(self, name: str) -> RemoteFile:
         entry = self._store.stat(join(self._uri, name))
-        size_bytes = None if entry.size_bytes < 0 else entry.size_bytes
-        return RemoteFile(
-            name, entry.uri, f"tag {entry.version}" if entry.version else f"{size_bytes} bytes", size_bytes
-        )
+        return RemoteFile(name, entry.uri, _version(entry), None if entry.size_bytes < 0 else entry.size_bytes)
 
     def fetch(self, file: RemoteFile, target: Path, progress: Progress) -> str:
         entry = self._store.stat(file.address)
+        if _version(entry) != file.version:
+            raise _changed(file)
         return download.download_object(
             self._store,
             file.address,
@@ -361,3 +376,19 @@ class _StoreFolder:
             version=entry.version,
             progress=progress,
         )
+
+
+def _version(entry: ListedObject) -> str:
+    """Return the identity of an object's content, as RemoteFile has it."""
+    if entry.version:
+        return f"tag {entry.version}"
+    return f"{None if entry.size_bytes < 0 else entry.size_bytes} bytes"
+
+
+def _changed(file: RemoteFile) -> InfrastructureError:
+    return InfrastructureError(
+        "The file changed while the model was fetched.",
+        where=redact(file.address),
+        found=f"no longer {file.version}",
+        hint="Run the same command again.",
+    )

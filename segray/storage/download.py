@@ -272,6 +272,9 @@ def _receive(link: _Link, part: _PartialFile, expected: _Expected, progress: Pro
     with _open_response(link, part, tag, timeout_s) as response:
         if response is None:
             return
+        if response.status == 206 and tag and response.headers.get("ETag", tag) != tag:
+            part.clear()
+            raise _BrokenTransferError("the server's file changed")  # Some servers ignore If-Range.
         total = _total_bytes(response, part)
         if None not in (total, expected.size_bytes) and total != expected.size_bytes:
             raise _UnavailableError(f"the server's file has {total} bytes, not {expected.size_bytes}")

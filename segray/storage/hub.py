@@ -30,12 +30,13 @@ from segray.storage.options import StorageOptions
 
 _PUBLIC = "https://huggingface.co"
 _KINDS = ("models", "datasets", "spaces")
-_COMMIT_HEADER = "X-Repo-Commit"
+_COMMIT_HEADER, _CHECKSUM_HEADER = "X-Repo-Commit", "X-Linked-ETag"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RETRIES, _PAUSE_S, _MAX_REDIRECTS = 3, 0.5, 5
 _MAX_REPLY_BYTES = 64 << 20
 _MAX_PAGES = 100
+_CHECK_ENDPOINT = "Check HF_ENDPOINT and its proxy."
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Hub:
             "HEAD", f"{endpoint()}/{prefix}{address.repository}/resolve/{revision}/{path}", address
         )
         commit = headers.get(_COMMIT_HEADER) or (address.revision if address.is_pinned else "")
-        tag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
+        tag = (headers.get(_CHECKSUM_HEADER) or headers.get("ETag") or "").removeprefix("W/").strip('"')
         size = headers.get("X-Linked-Size") or (None if headers.get("Location") else headers.get("Content-Length"))
         return HubFile(
             # At the commit, so that no later commit changes what the link gives.
@@ -169,33 +170,41 @@ class Hub:
         if address.is_pinned:
             return address.revision
         url = f"{endpoint()}/api/{address.kind}/{address.repository}/revision/{quote(address.revision, safe='')}"
-        return str(self._json(url, address)[0]["sha"])
+        facts, _ = self._json(url, address)
+        commit = facts.get("sha") if isinstance(facts, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise _other_reply(url, facts)
+        return commit
 
     def paths(self, address: HubAddress, *, recursive: bool) -> list[str]:
         """Return the paths of the files in the folder at an address, sorted; raises as `stat` does."""
         revision, path = quote(address.revision, safe=""), f"/{quote(address.path)}" if address.path else ""
         url = f"{endpoint()}/api/{address.kind}/{address.repository}/tree/{revision}{path}"
         entries = self._entries(url + ("?recursive=true" if recursive else ""), address)
-        return sorted(str(entry["path"]) for entry in entries if entry.get("type") == "file")
+        return sorted(entry["path"] for entry in entries if entry["type"] == "file")
 
     def _entries(self, url: str, address: HubAddress) -> Iterator[Mapping[str, Any]]:
         """Yield the entries of a listing, page after page."""
         for _ in range(_MAX_PAGES):
             entries, headers = self._json(url, address)
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+                raise _other_reply(url, entries)
             yield from entries
             following = re.search(r'<([^>]+)>;\s*rel="next"', headers.get("Link") or "")
             if following is None:
                 return
             url = urljoin(url, following[1])
+            if not _is_of_hub(url):  # Another host must not get the token.
+                raise _other_reply(url, following[1])
 
     def _json(self, url: str, address: HubAddress) -> tuple[Any, Message]:
         body = bytearray()
         url, headers = self._request("GET", url, address, body)
         try:
             return json.loads(bytes(body)), headers
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InfrastructureError(
-                "The hub's reply is no JSON.", where=url, found=str(error), hint="Check HF_ENDPOINT and its proxy."
+                "The hub's reply is no JSON.", where=url, found=str(error), hint=_CHECK_ENDPOINT
             ) from error
 
     def _request(
@@ -211,7 +220,8 @@ class Hub:
             status, headers, content = self._attempts(method, url)
             commit = headers.get(_COMMIT_HEADER) or commit
             location = headers.get("Location")
-            if not 300 <= status < 400 or location is None or urlsplit(location).netloc:
+            is_answer = not 300 <= status < 400 or location is None or _CHECKSUM_HEADER in headers
+            if is_answer or not _is_of_hub(urljoin(url, location)):
                 break
             url = urljoin(url, location)
         if status >= 400:
@@ -271,6 +281,21 @@ class Hub:
         else:
             what, hint = "The hub refuses the request.", f"Check {page}, HF_ENDPOINT and HF_TOKEN."
         raise AccessError(what, where=str(address), found=found, hint=hint)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether an entry of a listing has a kind and a path."""
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("type", "path"))
+
+
+def _is_of_hub(url: str) -> bool:
+    """Return whether the hub's own host serves a link."""
+    return urlsplit(url)[:2] == urlsplit(endpoint())[:2]
+
+
+def _other_reply(url: str, content: Any) -> InfrastructureError:
+    what = "The hub's reply is not the one of its protocol."
+    return InfrastructureError(what, where=url, found=repr(content)[:200], hint=_CHECK_ENDPOINT)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

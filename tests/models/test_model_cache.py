@@ -280,6 +280,35 @@ def test_a_renamed_repository_is_found_with_the_token(server: HubServer, monkeyp
     assert names(fetched("hf://org/old").folder) == ["a.onnx", "segray.json"]
 
 
+def test_a_redirect_that_names_the_hubs_own_host_is_followed(server: HubServer) -> None:
+    server.repository("org/new").push({"a.onnx": CONTENT, "segray.json": b"{}"})
+    server.renamed["org/old"], server.is_absolute = "org/new", True
+    copy = fetched("hf://org/old")
+    assert copy.versions["a.onnx"] == f"sha256 {SHA256}"
+    assert copy.revision is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply"),
+    [
+        ("revision", []), ("revision", {}), ("revision", {"sha": "main"}),
+        ("tree", {"error": "no"}), ("tree", ["a"]), ("tree", [{"type": "file"}]), ("tree", None),
+    ],
+)  # fmt: skip
+def test_a_reply_of_another_protocol_is_an_error_of_the_network(server: HubServer, kind: str, reply: Any) -> None:
+    server.repository("org/m").push({"a.onnx": CONTENT})
+    server.replies[kind] = reply
+    with pytest.raises(InfrastructureError, match="not the one of its protocol"):
+        fetched("hf://org/m")
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(server: HubServer) -> None:
+    server.repository("org/m").push({"saved_model.pb": b"g", "v/../../../evil": b"e"})
+    with pytest.raises(ModelError, match="leads out of its folder"):
+        fetched("hf://org/m")
+    assert not list(model_cache.cache().rglob("evil"))
+
+
 def test_a_long_listing_has_pages(server: HubServer) -> None:
     server.repository("org/m").push({f"{i:02}.txt": b"x" for i in range(25)} | {"z.onnx": CONTENT})
     server.page_entries = 10
@@ -350,6 +379,24 @@ def test_a_changed_link_is_refused(web: Web) -> None:
     web.put("/a.onnx", CONTENT, tag='"two"')
     with pytest.raises(ModelError, match=r"a\.onnx: tag one -> tag two"):
         fetched(url)
+
+
+def test_a_link_that_changes_while_it_is_fetched_is_no_copy(web: Web) -> None:
+    url = web.put("/a.onnx", CONTENT, later=(CONTENT[::-1], '"two"'))
+    with pytest.raises(InfrastructureError, match="changed while the model was fetched"):
+        fetched(url)
+    copy = fetched(url)
+    assert copy.path.read_bytes() == CONTENT[::-1]
+    assert fetched(url) == copy
+
+
+def test_another_host_gets_no_headers_of_the_link(web: Web) -> None:
+    other = web.put("/elsewhere.onnx", CONTENT).replace("127.0.0.1", "localhost")
+    url = web.put("/a.onnx", b"", moved=other)
+    options = StorageOptions(timeout_s=5, http_headers={"Authorization": "Bearer geheim"})
+    folder, name = remote_folder.open_folder(url, options)
+    assert folder.stat(str(name)).size_bytes == len(CONTENT)
+    assert "Authorization" not in web.headers
 
 
 def test_a_signed_link_is_one_file_and_stays_secret(web: Web) -> None:

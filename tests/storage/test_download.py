@@ -105,6 +105,12 @@ def test_without_a_checksum_a_file_that_changed_meanwhile_starts_anew(web: Web, 
     assert (tmp_path / "a.bin").read_bytes() == b"y" * 1000
 
 
+def test_a_server_that_ignores_if_range_does_not_mix_two_files(web: Web, tmp_path: Path) -> None:
+    url = web.put("/a", b"x" * 1000, cuts=[500], heeds_tag=False, later=(b"y" * 1000, '"two"'))
+    download_file([url], tmp_path / "a.bin", retry_policy=HASTY)
+    assert (tmp_path / "a.bin").read_bytes() == b"y" * 1000
+
+
 def test_a_server_without_ranges_starts_anew(web: Web, tmp_path: Path) -> None:
     url = web.put("/a.bin", CONTENT, ranges=False, cuts=[500_000])
     assert download_file([url], tmp_path / "a.bin", sha256=SHA256, retry_policy=HASTY) == SHA256

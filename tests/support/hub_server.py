@@ -44,7 +44,8 @@ class HubServer:
     """The server. asked: method, path, Range and whether a token came, of each request so far.
 
     cuts: bytes after which the next answers of large files break off. statuses: of the next answers.
-    corrupt: whether contents are sent as zeros. page_entries: of a page of a listing.
+    corrupt: whether contents are sent as zeros. page_entries: of a page of a listing. replies: what the API answers, as
+    JSON, in place of a listing or a commit. is_absolute: whether redirects within the hub name its host.
     """
 
     root: str
@@ -55,6 +56,8 @@ class HubServer:
     statuses: list[int] = field(default_factory=list)
     corrupt: bool = False
     page_entries: int = 1000
+    replies: dict[str, Any] = field(default_factory=dict)
+    is_absolute: bool = False
 
     def repository(self, name: str, gate: str = "") -> Repository:
         """Return a new repository."""
@@ -63,9 +66,9 @@ class HubServer:
 
     def clear(self) -> None:
         """Forget all repositories and requests."""
-        for kept in (self.repositories, self.renamed, self.asked, self.cuts, self.statuses):
+        for kept in (self.repositories, self.renamed, self.asked, self.cuts, self.statuses, self.replies):
             kept.clear()
-        self.corrupt, self.page_entries = False, 1000
+        self.corrupt, self.page_entries, self.is_absolute = False, 1000, False
 
     def downloads(self) -> list[tuple[str, str | None]]:
         """Return path and Range of the requests for content."""
@@ -103,7 +106,8 @@ def serve() -> Iterator[HubServer]:
                 return self._content(match[3], content, {"ETag": f'"{sha1}"'})
             for old, new in hub.renamed.items():
                 if path.startswith((f"/{old}/", f"/api/models/{old}/")):
-                    return self._send(307, {"Location": self.path.replace(old, new, 1)})
+                    place = self.path.replace(old, new, 1)
+                    return self._send(307, {"Location": f"{hub.root}{place}" if hub.is_absolute else place})
             match = re.fullmatch(
                 r"/(?:api/models/)?([^/]+/[^/]+)/(resolve|revision|tree)/((?:refs/pr/)?[^/]+)/?(.*)", path
             )
@@ -114,6 +118,8 @@ def serve() -> Iterator[HubServer]:
             if commit not in repository.commits:
                 return self._refuse(404, "RevisionNotFound")
             files = repository.commits[commit]
+            if match[2] in hub.replies:
+                return self._json(hub.replies[match[2]])
             if match[2] == "revision":
                 return self._json({"sha": commit, "siblings": [{"rfilename": name} for name in files]})
             if match[2] == "tree":

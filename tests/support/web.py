@@ -17,7 +17,8 @@ class Page:
 
     ranges: whether parts can be asked for. cuts: after how many bytes of each of the next answers the connection
     breaks. statuses: of the next answers, in place of the content. tag: the ETag; an If-Range with another one gets
-    the whole. length: whether Content-Length is told. shift: what to add to the start of a range that is asked for.
+    the whole, if heeds_tag. length: whether Content-Length is told. shift: what to add to the start of a range that is
+    asked for. later: content and tag after the next answer. moved: address to which the answer redirects.
     """
 
     content: bytes
@@ -28,15 +29,19 @@ class Page:
     content_type: str = "application/octet-stream"
     length: bool = True
     shift: int = 0
+    heeds_tag: bool = True
+    later: tuple[bytes, str] | None = None
+    moved: str = ""
 
 
 @dataclass
 class Web:
-    """The server. asked: path and Range of every request so far."""
+    """The server. asked: path and Range of every request so far. headers: of the last request."""
 
     root: str
     pages: dict[str, Page]
     asked: list[tuple[str, str | None]]
+    headers: dict[str, str] = field(default_factory=dict)
 
     def put(self, path: str, content: bytes, **habits: Any) -> str:
         """Serve `content` under `path`; its address."""
@@ -53,12 +58,22 @@ def serve() -> Iterator[Web]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             web.asked.append((self.path, wanted))
+            web.headers = dict(self.headers.items())
             page = web.pages.get(self.path)
             if page is None or page.statuses:
                 return self.send_error(404 if page is None else page.statuses.pop(0))
-            if self.headers.get("If-Range", page.tag) != page.tag or not page.ranges:
+            if page.moved:
+                self.send_response(302)
+                self.send_header("Location", page.moved)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            is_other = page.heeds_tag and self.headers.get("If-Range", page.tag) != page.tag
+            if is_other or not page.ranges:
                 wanted = None
-            return self._send(page, int(re.findall(r"\d+", wanted)[0]) if wanted else None)
+            self._send(page, int(re.findall(r"\d+", wanted)[0]) if wanted else None)
+            if page.later is not None:
+                (page.content, page.tag), page.later = page.later, None
+            return None
 
         def _send(self, page: Page, start: int | None) -> None:
             total = len(page.content)
