@@ -22,6 +22,7 @@ from segray.masks.arrays import EncodedMasks
 
 # 7 groups hold any run below 2**34. Each sum in this module then stays within int64.
 MAX_GROUPS = 7
+_AS_TEXT = "pycocotools gives bytes: call decode() on them."
 
 
 # ---- encode ---------------------------------------------------------------------------------------
@@ -151,7 +152,10 @@ def pixels(counts: Sequence[str], sizes_hw: NDArray[np.int64]) -> NDArray[np.int
 
 def join_counts(counts: Sequence[str]) -> EncodedMasks:
     """Return all counts in the form that the kernels take: one text, and each mask's start and stop in the text."""
-    text = "".join(counts)
+    try:
+        text = "".join(counts)
+    except TypeError as error:
+        raise TypeError(f"{type(counts).__name__} in place of a sequence of str. {_AS_TEXT}") from error
     if not text.isascii():
         for mask_counts in counts:
             _codes(mask_counts)  # Raises an error that names the character.
@@ -239,6 +243,8 @@ def _parse(counts: str) -> NDArray[np.int64]:
 
 
 def _codes(counts: str) -> NDArray[np.int64]:
+    if not isinstance(counts, str):
+        raise TypeError(f"counts are {type(counts).__name__}, not str. {_AS_TEXT}")
     text = np.frombuffer(counts.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     codes = text - 48
     if len(invalid := np.flatnonzero((codes < 0) | (codes > 63))):

@@ -167,6 +167,13 @@ def test_malformed_counts_are_value_errors(counts: str, complaint: str) -> None:
     assert rle.pixels(["13", counts, "04"], np.full((3, 2), 2)).tolist() == [3, -1, 4]
 
 
+def test_bytes_of_pycocotools_are_told() -> None:
+    for read in (lambda: rle.decode(b"13", (2, 2)), lambda: rle.area(b"13"), lambda: rle.area([b"13"]),
+                 lambda: rle.iou([b"13"], ["13"], (2, 2)), lambda: rle.union([b"13"], (2, 2))):  # fmt: skip
+        with pytest.raises(TypeError, match=r"call decode\(\)"):
+            read()
+
+
 @pytest.mark.parametrize(("x0", "y0"), [(-1, 0), (0, -1), (9, 0), (0, 7)])
 def test_a_crop_must_lie_inside(x0: int, y0: int) -> None:
     with pytest.raises(ValueError, match="leaves the image of 10x12"):

@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -125,7 +125,7 @@ def _distribution(point: EntryPoint) -> str:
     return "a package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
-def found(reference: str, folder: Path | None = None) -> Decoder:
+def by_reference(reference: str, folder: Path | None = None) -> Decoder:
     """Return the decoder that MODULE:CLASS names, from the working directory or an installed package.
 
     Args:
@@ -140,7 +140,7 @@ def found(reference: str, folder: Path | None = None) -> Decoder:
 
 
 def located(reference: str, folder: Path | None = None) -> tuple[Code, Path]:
-    """Return the code that MODULE:CLASS names, and its folder. Import nothing; see `found`."""
+    """Return the code that MODULE:CLASS names, and its folder. Import nothing; see `by_reference`."""
     module, _, kind = reference.partition(":")
     home, is_installed = _folder_of(module.partition(".")[0], Path.cwd() if folder is None else folder, _KEY)
     return Code(kind.rpartition(".")[2], reference, _KEY, _files(module, home, is_installed)), home
@@ -349,10 +349,13 @@ def _importing_from(folder: Path) -> Iterator[None]:
 def faults_named(code: Code, step: str) -> Iterator[None]:
     """Raise ConfigError with the decoder's name for whatever the decoder raises in the block, but for Ctrl-C.
 
+    What the decoder prints goes to standard error: standard output has the results of the command.
+
     step: what the decoder does: import, describe.
     """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:

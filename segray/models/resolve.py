@@ -24,6 +24,7 @@ from segray.models import checkpoints, decoders, describe, engine, registry, zoo
 from segray.models.adapters.adapter import ImageInput, ModelAdapter, ModelFormat
 from segray.models.decoders import Decoder
 from segray.models.describe import hugging_face, rf_detr
+from segray.models.describe.facts import NAME_CLASSES
 from segray.models.description import CONFIGURATION, Description
 from segray.models.engine import Signature
 from segray.models.fits import fits_of
@@ -151,7 +152,7 @@ def own_decoders(settings: ModelSettings) -> tuple[tuple[Decoder, ...], bool]:
     own: tuple[Decoder, ...] = ()
     is_own = settings.adapter is not None
     if settings.adapter is not None:
-        own = (decoders.found(settings.adapter),)
+        own = (decoders.by_reference(settings.adapter),)
         if settings.name not in (AUTO, own[0].name):
             hint = f"Remove `model.name`, or set `model.name` to {own[0].name}."
             what = f"The decoder {settings.adapter} has another name."
@@ -310,7 +311,7 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
         raise ConfigError(
             f"The file does not tell the model's {' and '.join(missing)}.",
             where=description.what,
-            found="nothing in the file or beside it",
+            found=_reason_why_missing(missing, description),
             hint=" ".join(how_to_state(key, description) for key in missing),
         )
     expected = len(description.labels) or description.extra.get("classes")
@@ -325,6 +326,12 @@ def _with_settings(description: Description, settings: ModelSettings) -> Descrip
         )
     sources = {**description.sources, **dict.fromkeys(facts, CONFIGURATION)}
     return replace(description, **facts, missing=(), sources=sources)
+
+
+def _reason_why_missing(missing: tuple[str, ...], description: Description) -> str:
+    """Return what the file has in place of missing facts, for errors."""
+    notes = [note for note in description.notes if "labels" in missing and note.endswith(NAME_CLASSES)]
+    return " ".join(note.removesuffix(NAME_CLASSES).strip() for note in notes) or "nothing in the file or beside it"
 
 
 def how_to_state(key: str, description: Description) -> str:

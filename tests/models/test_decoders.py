@@ -80,7 +80,7 @@ def of_source(source: str, **model: Any) -> resolve.ResolvedModel:
 
 _OWN = """
 import numpy as np
-from segray import Instances
+from segray import Instances, rle
 from segray.models.description import Description
 
 class Fine:
@@ -302,6 +302,22 @@ def test_a_decoder_cannot_write_into_the_engines_arrays() -> None:
     assert "read-only" in fault.value.found
 
 
+def test_what_a_decoder_prints_is_no_result_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    describe = "def describe(self, *_):\n        print('in describe')\n        return super().describe(*_)"
+    of_source(f"    print('in import')\n    def __init__(self): print('in class')\n    {describe}")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert {"in import", "in class", "in describe"} <= set(printed.err.splitlines())
+
+
+def test_instances_of_a_decoder_are_cut_to_scores_and_image() -> None:
+    values = "np.array([1], np.int32), np.array([1.0005], np.float32), np.array([[-5, 2, 99, 60]], np.float32)"
+    source = f"    def result(self, masks): return Instances({values}, (rle.encode(masks[0]),), (48, 80))"
+    cut = decoded(of_source(source))
+    assert cut.scores.tolist() == [1]
+    assert cut.boxes_xyxy.tolist() == [[0, 2, 80, 48]]
+
+
 def test_thresholds_limits_and_order_are_segrays() -> None:
     model = of_source("")
     assert decoded(model).class_ids.tolist() == [1, 2]
@@ -393,7 +409,7 @@ def test_a_worker_gets_the_code_of_the_driver(working_directory: Path, tmp_path_
     (working_directory / "further").mkdir()
     (working_directory / "further" / "__init__.py").write_text("")
     (working_directory / "unused.py").write_text("1 / 0")
-    decoder = decoders.found("pack.age:Own")
+    decoder = decoders.by_reference("pack.age:Own")
     assert set(decoder.code.files) == {
         "pack/__init__.py", "pack/age/__init__.py", "pack/age/own.py", "pack/age/version.txt", "helper.py",
         "further/__init__.py",
@@ -440,13 +456,13 @@ def test_a_package_that_is_too_large_is_refused(working_directory: Path, make: C
     (working_directory / "pack" / "__init__.py").write_text("")
     make(working_directory / "pack")
     with pytest.raises(ConfigError, match="too large"):
-        decoders.found("pack:Own")
+        decoders.by_reference("pack:Own")
 
 
 def test_a_module_with_a_name_of_python_is_refused(working_directory: Path) -> None:
     (working_directory / "json.py").write_text(_OWN)
     with pytest.raises(ConfigError, match="'json' already"):
-        decoders.found("json:Fine")
+        decoders.by_reference("json:Fine")
 
 
 # ---- installed packages ---------------------------------------------------------------------------

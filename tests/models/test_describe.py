@@ -19,8 +19,9 @@ from model_heads import COCO, GETI_INFO, YOLO_INFO
 from properties import tried
 from reference_today import DESCRIPTIONS, REAL
 
+from segray.config import ModelSettings
 from segray.errors import ConfigError, ModelError, UserError
-from segray.models import engine
+from segray.models import engine, resolve
 from segray.models.adapters import yolo_seg
 from segray.models.coco_labels import COCO_NAMES
 from segray.models.describe import describe, model_file
@@ -176,6 +177,9 @@ def test_names_that_a_label_set_cannot_hold_must_be_given(tmp_path: Path, names:
     description = of_yolo(tmp_path, names=names)
     assert (description.missing, description.labels) == (("labels",), {})
     assert "model.labels" in description.notes[0]
+    chosen = ModelSettings(path="a.xml")
+    with pytest.raises(ConfigError, match=r"found: (Two classes have the name 'a'|The class name '' is empty)"):
+        resolve.configured(chosen, description)
 
 
 @pytest.mark.parametrize(

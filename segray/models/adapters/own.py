@@ -140,8 +140,8 @@ class OwnAdapter(ModelAdapter):
     def _instances(self, result: Any, size_hw: tuple[int, int], options: Options) -> Instances:
         """Return the instances in what a decoder returned."""
         if isinstance(result, Instances):
-            self._check_instances(result, size_hw)
-            return result.take(self._selected(result.class_ids, result.scores, options))
+            checked = self._checked_instances(result, size_hw)
+            return checked.take(self._selected(checked.class_ids, checked.scores, options))
         if not isinstance(result, Mapping):
             what = "decode returned neither Instances nor a mapping of classes, scores and masks"
             raise self._wrong("decode", what, type(result).__name__)
@@ -205,12 +205,13 @@ class OwnAdapter(ModelAdapter):
             raise self._wrong("decode", what, f"{boxes_xyxy[wrong[0]].tolist()} in row {wrong[0]}")
         return boxes_xyxy.clip(0, np.array(size_hw[::-1] * 2)).astype(np.float32)
 
-    def _check_instances(self, instances: Instances, size_hw: tuple[int, int]) -> None:
+    def _checked_instances(self, instances: Instances, size_hw: tuple[int, int]) -> Instances:
+        """Return instances with scores up to 1 and boxes within the image; raise ImageError for unusable ones."""
         if instances.size_hw != tuple(size_hw):
             what = f"decode returned instances of an image of another size than {size_hw}"
             raise self._wrong("decode", what, str(instances.size_hw))
-        self._checked_scores(instances.scores)
-        self._checked_boxes(instances.boxes_xyxy, size_hw)
+        scores = self._checked_scores(instances.scores)
+        boxes_xyxy = self._checked_boxes(instances.boxes_xyxy, size_hw)
         unknown = np.flatnonzero(~np.isin(instances.class_ids, list(self.labels)))
         if len(unknown):
             what = f"decode returned a category id that is none of {', '.join(map(str, list(self.labels)[:12]))}"
@@ -220,6 +221,7 @@ class OwnAdapter(ModelAdapter):
         if len(broken):
             what = "decode returned run lengths that do not span the image"
             raise self._wrong("decode", what, f"{instances.rles[broken[0]][:40]!r} in row {broken[0]}")
+        return replace(instances, scores=scores, boxes_xyxy=boxes_xyxy)
 
     @contextmanager
     def _faults_named(self, method: str, stage: str) -> Iterator[None]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from segray.models.engine import ModelPort, Signature
 
 PORTS, FAMILY = "ports", "default of the family"
+# The end of a note on names that segray cannot use.
+NAME_CLASSES = "Name the classes in `model.labels`."
 
 # ImageNet's mean and deviation of each channel, for levels 0..255.
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
@@ -59,7 +61,7 @@ class Facts:
         """Add the classes of the network in its order; None if nothing names them."""
         fault = "" if names is None else fault_of_names(names)
         if fault:
-            self.notes.append(f"{fault} Name the classes in `model.labels`.")
+            self.notes.append(f"{fault} {NAME_CLASSES}")
         if names is None or fault:
             self.missing.append("labels")
             names, source = (), "not stated"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segray.models.describe import facts, transformers_config
-from segray.models.describe.facts import FAMILY, PORTS, Facts
+from segray.models.describe.facts import FAMILY, NAME_CLASSES, PORTS, Facts
 from segray.models.describe.transformers_config import TransformersConfig
 from segray.models.description import Description
 from segray.models.metadata import CONFIG, PROCESSOR, Metadata
@@ -71,7 +71,7 @@ def _add_labels(told: Facts, config: TransformersConfig, count: int | None) -> N
     """Add the names of config.json if they are as many as the network's classes."""
     labels = config.labels
     if labels is not None and count not in (None, len(labels)):
-        told.notes.append(f"{CONFIG} names {len(labels)} classes, and the network has {count}. Its names are not used.")
+        told.notes.append(f"{CONFIG} names {len(labels)} classes, and the network has {count}. {NAME_CLASSES}")
         labels = None
     told.add_names(labels, CONFIG)
 

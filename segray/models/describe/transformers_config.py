@@ -6,18 +6,22 @@ name a model of transformers tells nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segray.errors import ModelError
 from segray.models import metadata as values
 from segray.models.describe import facts
 from segray.models.metadata import CONFIG, PROCESSOR
 
 # Beginnings of the names of models and of their image processors, in lower case -> family.
 _FAMILIES: Mapping[str, str] = {"mask2former": "mask2former", "maskformer": "maskformer", "eomt": "eomt"}
+# Deviations and factors below are no numbers of a real processor.
+_SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,30 @@ def _labels(config: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
 
 
 def _levels(processor: Mapping[str, Any], file: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and scale for levels 0..255; None for what the processor does not state."""
-    factor = values.number(processor.get("rescale_factor", 1 / 255), f"{file}, rescale_factor")
-    if factor <= 0 or processor.get("do_rescale") is False or processor.get("do_normalize") is False:
-        return None, None
-    mean, scale = (_three(processor.get(key), f"{file}, {key}") for key in ("image_mean", "image_std"))
+    """Return mean and scale for levels 0..255; None for what the processor does not state.
+
+    The processor multiplies levels by a factor, subtracts the mean and divides by the deviation. It can leave out each.
+    """
+    factor = values.number(processor.get("rescale_factor", 1 / 255), f"{file}, rescale_factor", low=_SMALLEST)
+    if processor.get("do_rescale") is False:
+        factor = 1.0
+    if processor.get("do_normalize") is False:
+        return (0.0,) * 3, (1 / factor,) * 3
+    mean = _three(processor.get("image_mean"), f"{file}, image_mean")
+    scale = _three(processor.get("image_std"), f"{file}, image_std", low=_SMALLEST)
     return (
         None if mean is None else tuple(part / factor for part in mean),
         None if scale is None else tuple(part / factor for part in scale),
     )
 
 
-def _three(value: object, where: str) -> tuple[float, ...] | None:
-    if not isinstance(value, list) or len(value) != 3:
+def _three(value: object, where: str, low: float = -math.inf) -> tuple[float, ...] | None:
+    """Return a number for each channel; None if nothing is stated. One number stands for all channels."""
+    if value is None:
         return None
-    return tuple(values.number(part, where) for part in value)
+    parts = value if isinstance(value, list) else [value] * 3
+    if len(parts) != 3:
+        hint = f"Correct {PROCESSOR}, or remove the file and set `model.preprocessing`."
+        what = "The image processor does not state a number for each of the three channels."
+        raise ModelError(what, where=where, found=repr(value)[:80], hint=hint)
+    return tuple(values.number(part, where, low=low) for part in parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from segray.models import metadata as values
 from segray.models.describe import facts
-from segray.models.describe.facts import FAMILY, PORTS, Facts
+from segray.models.describe.facts import FAMILY, NAME_CLASSES, PORTS, Facts
 from segray.models.description import Description
 from segray.models.metadata import Metadata
 
@@ -45,7 +45,7 @@ def read(signature: Signature, metadata: Metadata) -> Description | None:
         told.notes.append("The file states no size. YOLOv5's export has 640 by 640 pixels by default.")
     told.add(FAMILY, **PREPARATION)
     if names and len(names) != classes:
-        told.notes.append(f"{source} names {len(names)} classes, and the network has {classes}.")
+        told.notes.append(f"{source} names {len(names)} classes, and the network has {classes}. {NAME_CLASSES}")
         names = ()
     told.add_names(names or None, source)
     told.add_extra(PORTS, classes=classes)
