@@ -97,49 +97,47 @@ def taps_of_tiles(low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]
     return TilesTaps(starts, ends, *_linear(pixel, scale, side + 2))
 
 
-def sample_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
-    """Return the taps of one axis of a mask whose pixels tile the box from low to high, in float32.
+def taps_of_samples(low: NDArray[np.float32], high: NDArray[np.float32], side: int, limit: int) -> TilesTaps:
+    """Return the taps of one axis of n masks whose pixels tile the boxes from low to high, in float32.
 
-    The mask is sampled at the centre of each pixel of the image, as Detectron2 and mmdetection paste masks: by
-    grid_sample with align_corners False, 0 outside the mask.
+    The masks are sampled at the centre of each pixel of the image, as Detectron2 and mmdetection paste masks: by
+    grid_sample with align_corners False, 0 outside the mask. An empty box has no taps.
 
     Args:
-        low: Lower edge of the box, in source pixels.
-        high: Upper edge of the box, in source pixels.
-        side: Pixels of the mask on this axis.
+        low: (n,) float32, lower edges of the boxes, in source pixels.
+        high: (n,) float32, upper edges of the boxes, in source pixels.
+        side: Pixels of each mask on this axis.
         limit: Pixels of the image on this axis.
 
     Returns:
-        Taps whose indices count into the mask with one pixel of 0 before and one after.
+        Taps whose indices count into a mask with one pixel of 0 before and one after.
     """
-    if not high > low:
-        return Taps.of(0, np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32))
     centres = np.arange(limit, dtype=np.float32) + np.float32(0.5)
-    positions = (((centres - low) / (high - low) * 2 - 1 + 1) * np.float32(side) - 1) / 2
-    inside = np.flatnonzero((positions > -1) & (positions < side))
-    positions = positions[inside]
-    floor = np.floor(positions)
-    low_index = floor.astype(np.intp) + 1
-    weight = (positions - floor).astype(np.float32)
-    return Taps.of(int(inside[0]) if len(inside) else 0, low_index, low_index + 1, weight)
+    extents = np.where(high > low, high - low, np.float32(np.nan))[:, None]
+    positions = (((centres - low[:, None]) / extents * 2 - 1 + 1) * np.float32(side) - 1) / 2
+    is_inside = (positions > -1) & (positions < side)  # A run of pixels, since positions only rise. NaN is not inside.
+    stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_inside.sum(axis=1), dtype=np.int64)])
+    inside = positions[is_inside]
+    floor = np.floor(inside)
+    cell = floor.astype(np.intp) + 1
+    weight = (inside - floor).astype(np.float32)
+    return TilesTaps(is_inside.argmax(axis=1).astype(np.int64), stops, cell, cell + 1, weight)
 
 
 def edges_of_samples(
     masks: NDArray[np.float32], boxes_xyxy: NDArray[np.float32], size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `mask_edges` of n small masks, each pasted into its box by `sample_taps`, for rle.from_edges_of_all.
+    """Return `mask_edges` of n small masks, pasted into their boxes by `taps_of_samples`, for rle.from_edges_of_all.
 
     Args:
         masks: (n, r, c), values of 0..1.
         boxes_xyxy: (n, 4) float32, in pixels of the image.
         size_hw: Height and width of the image, in pixels.
     """
-    edges = [np.zeros(0, np.int64)]
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes_xyxy, strict=True):
-        rows = sample_taps(y0, y1, mask.shape[0], size_hw[0])
-        columns = sample_taps(x0, x1, mask.shape[1], size_hw[1])
-        edges.append(mask_edges(framed(mask), rows, columns, size_hw[0]))
-    return np.concatenate(edges), np.cumsum([len(part) for part in edges[1:]], dtype=np.int64)
+    x0, y0, x1, y1 = boxes_xyxy.T
+    rows = taps_of_samples(y0, y1, masks.shape[1], size_hw[0])
+    columns = taps_of_samples(x0, x1, masks.shape[2], size_hw[1])
+    return _edges_of_boxes(masks, rows, columns, size_hw[0])
 
 
 def reframe_taps(low: np.float32, high: np.float32, side: int, limit: int) -> Taps:
@@ -215,16 +213,26 @@ def edges_of_tiles(
     Returns:
         The edges of all masks, and the end of each mask's edges, (n,).
     """
-    from segray.masks import _kernels_grids
-
     side = masks.shape[1]
-    frames = np.zeros((len(masks), side + 2, side + 2), np.float32)
-    frames[:, 1:-1, 1:-1] = masks
     x0, y0, x1, y1 = boxes_xyxy.T
     rows, columns = taps_of_tiles(y0, y1, side, size_hw[0]), taps_of_tiles(x0, x1, side, size_hw[1])
+    return _edges_of_boxes(masks, rows, columns, size_hw[0])
+
+
+def _edges_of_boxes(
+    masks: NDArray[np.float32], rows: TilesTaps, columns: TilesTaps, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the edges of n masks (n, r, c) that have taps of their own, and the end of each mask's edges, (n,).
+
+    height: of the image, in pixels.
+    """
+    from segray.masks import _kernels_grids
+
+    frames = np.zeros((len(masks), masks.shape[1] + 2, masks.shape[2] + 2), np.float32)
+    frames[:, 1:-1, 1:-1] = masks
     firsts, stops = (np.stack(pair, axis=1) for pair in ((rows.firsts, columns.firsts), (rows.stops, columns.stops)))
     edges: tuple[NDArray[np.int64], NDArray[np.int64]] = _kernels_grids.edges_of_tiles(
-        frames, firsts, stops, *rows[2:], *columns[2:], size_hw[0]
+        frames, firsts, stops, *rows[2:], *columns[2:], height
     )
     return edges
 

@@ -54,6 +54,7 @@ class Detectron2(ModelAdapter):
     rounding: Rounding
 
     supported_options = frozenset()
+    kernels = ("segray.masks._kernels_grids",)
 
     def prepare(self, form: ModelFormat, image_rgb: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the image at its size for the network."""
