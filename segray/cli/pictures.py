@@ -16,7 +16,9 @@ from segray._system.streams import show
 from segray.cli.analytics import AsOf, Version, moment
 from segray.cli.options import Endpoint, Json, Root, show_json
 
-MinScore = Annotated[float, typer.Option(min=0, max=1, help="Smallest score of the instances that are drawn.")]
+MinScore = Annotated[
+    float, typer.Option(min=0, max=1, help="Smallest score of the instances that are drawn. 0 draws all.")
+]
 _SHOWN = 15
 
 
@@ -55,9 +57,9 @@ def sheet(
         endpoint_url=endpoint_url,
     )
     if as_json:
-        show_json({"sheet": out, "images": keys, "left_out": left_out})
+        show_json({"sheet": out, "images": keys, "min_score": min_score, "left_out": left_out})
     else:
-        show("\n".join([f"{out}: {len(keys)} images", *_left_out_lines(left_out)]))
+        show("\n".join([f"{out}: {len(keys)} images{_shown_scores(min_score)}", *_left_out_lines(left_out)]))
 
 
 def draw(
@@ -94,7 +96,13 @@ def draw(
     if as_json:
         show_json({"folder": drawn.folder, "files": drawn.files, "left_out": drawn.left_out})
     else:
-        show("\n".join([f"{drawn.folder}: {len(drawn.files)} images", *_left_out_lines(drawn.left_out)]))
+        first = f"{drawn.folder}: {len(drawn.files)} images{_shown_scores(min_score)}"
+        show("\n".join([first, *_left_out_lines(drawn.left_out)]))
+
+
+def _shown_scores(min_score: float) -> str:
+    """Return which instances are drawn; "" for all."""
+    return f", instances of score {min_score:g} and more (--min-score 0 draws all)" if min_score else ""
 
 
 def _left_out_lines(left_out: Mapping[str, str]) -> list[str]:

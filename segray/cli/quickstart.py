@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segray import config
 from segray.analytics.evaluation.evaluate import Evaluation, evaluate
+from segray.analytics.query.atomic_output import writing
 from segray.analytics.reports.contact_sheet import contact_sheet
 from segray.analytics.reports.report import report
 from segray.execution.progress import ProgressListener
@@ -62,7 +63,8 @@ def quickstart(folder: Path, count: int, listener: ProgressListener, start_worke
         start_workers: starts the workers of a run.
     """
     listener.note(f"drawing {count} sticker scenes in {folder / 'scenes'}")
-    truth = dataset.write(folder / "scenes", count, _SEED)
+    with writing(folder):
+        truth = dataset.write(folder / "scenes", count, _SEED)
     summary = label(settings(folder), listener, start_workers, exclusive=True)
     listener.note("comparing with the truth, drawing a contact sheet, writing a report")
     evaluation = evaluate(summary.root, truth)

@@ -194,8 +194,8 @@ def describe(summary: Summary, pictures: str = "") -> str:
             f"workers ready after {summary.startup_s:.1f} s): {counts.instances} instances of any score"
         )
         lines.append(
-            f"publishing, beside labelling: merge {counts.merge_s:.1f} s, commit {counts.commit_s:.1f} s, "
-            f"{_published_share(summary):.0%} of the time"
+            f"merging files took {counts.merge_s:.1f} s and committing {counts.commit_s:.1f} s, "
+            f"{_published_share(summary):.0%} of the time; the workers went on meanwhile"
         )
     by_status = ", ".join(f"{images[name]} {name}" for name in ("ok", "empty", "failed") if images.get(name))
     lines.append(f"the label set holds {sum(images.values())} images ({by_status or 'none'})")

@@ -173,7 +173,10 @@ def _durable_temporary_file(folder: Path, data: bytes) -> Iterator[Path]:
 
     The caller renames or links the file within `folder`. The temporary file is removed at the end.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # /proc and the like refuse with the error of a missing folder.
+        raise PermissionError(errno.EACCES, "the folder cannot be made", str(folder)) from error
     temporary = folder / f".{uuid.uuid4().hex}{_TEMPORARY}"
     try:
         with temporary.open("xb") as file:

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 import cv2
+import label_sets
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from segray import rle
 from segray.analytics.reports.contact_sheet import (
@@ -20,6 +21,7 @@ from segray.analytics.reports.contact_sheet import (
     contact_sheet,
     pictures_of,
 )
+from segray.cli import main
 from segray.errors import UserError
 from segray.imaging.drawing import PALETTE, Label, _coverage, _find_tag_box, draw
 from segray.instances import image_id
@@ -142,6 +144,25 @@ def test_contact_sheet_is_a_whole_png_of_the_chosen_images(tmp_path: Path) -> No
     with Image.open(out) as sheet:
         assert sheet.width < narrow[0]
         assert sheet.height < narrow[1]
+
+
+def test_the_heading_says_which_scores_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = list[str]()
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, place, text, *rest, **more: texts.append(text))
+    image = tmp_path / "a.png"
+    image.write_bytes(png())
+    counts = rle.encode_crop(np.ones((30, 20), np.bool_), 5, 5, (120, 160))
+    found = [(13, 0.9, counts), (13, 0.2, counts)]
+    root = label_sets.write(tmp_path / "labels", {"a.png": label_sets.Image((120, 160), found, uri=str(image))})
+    for arguments, heading in (([], "1 instances of score 0.3 and more"), (["--min-score", "0"], "2 instances, ")):
+        assert main.run(["sheet", root, str(tmp_path / "s.png"), *arguments]) == 0
+        assert any(heading in text for text in texts), texts
+        texts.clear()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("1 images, instances of score 0.3 and more (--min-score 0 draws all)")
+    assert second.endswith("1 images")
 
 
 @pytest.mark.integration

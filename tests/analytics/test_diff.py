@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import label_sets
@@ -19,6 +20,7 @@ from segray.analytics.reports.diff import KINDS, Gate, class_drift, diff, score_
 from segray.cli import main
 from segray.errors import LabelSetError, UserError
 from segray.label_set.commit import create_tables
+from segray.label_set.snapshot import Snapshot
 from segray.storage.store import StorageOptions
 
 SIZE_HW = (120, 160)
@@ -112,6 +114,26 @@ def test_gates(root: str, tmp_path: Path, gate: str, fails: bool) -> None:
 def test_what_is_no_gate_is_an_error(root: str, text: str) -> None:
     with pytest.raises(UserError, match="no gate"):
         diff(root, root, fail_if=[text])
+
+
+@pytest.mark.parametrize("name", ["a>b", "a>=3", ">", "a]b"])
+def test_a_gate_may_name_a_class_with_any_character(name: str) -> None:
+    gate = comparison.Gate.parse(f"lost[{name}]>2%")
+    assert (gate.class_name, gate.limit, gate.percent) == (name, 2.0, True)
+
+
+def test_each_label_set_is_read_with_its_own_storage_options(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options_of = list[dict[str, Any]]()
+    snapshot_of = comparison.snapshot.snapshot
+
+    def snapshot(place: str, version: int | None = None, as_of: datetime | None = None, **options: Any) -> Snapshot:
+        options_of.append(options)
+        return snapshot_of(place, version=version, as_of=as_of)
+
+    monkeypatch.setattr(comparison.snapshot, "snapshot", snapshot)
+    diff(root, root, storage_options_b={"endpoint_url": "http://b"}, endpoint_url="http://a")
+    diff(root, root, endpoint_url="http://a")
+    assert [options["endpoint_url"] for options in options_of] == ["http://a", "http://b", "http://a", "http://a"]
 
 
 def test_a_gates_class_is_found_by_name_or_value_and_must_be_there(root: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 from PIL import Image, ImageDraw
 
 from segray.analytics.query import key_ranges
-from segray.analytics.query.atomic_output import atomic_output
+from segray.analytics.query.atomic_output import atomic_output, require_file_path
 from segray.errors import ImageError, InfrastructureError, UserError
 from segray.imaging.drawing import PNG_LEVEL, Colour, Label, colours_of_classes, decode_for_drawing, draw, load_font
 from segray.instances import image_id
@@ -30,6 +30,8 @@ from segray.storage.uris import PathOrUrl, as_path, as_uri
 
 # Columns of `instances` from which a Label is made.
 LABEL = ("class_id", "class_name", "score", *BBOX, "rle")
+# Lowest score of drawn labels. The many labels of low scores would hide an image.
+SCORE_THRESHOLD = 0.3
 _BACKGROUND, _TILE_BACKGROUND, _TEXT, _SECONDARY_TEXT = (17, 19, 24), (28, 31, 38), (236, 238, 242), (140, 147, 160)
 _TILE_WH, _GAP_PX, _CAPTION_PX, _HEADER_PX = (440, 330), 20, 34, 92
 
@@ -110,7 +112,7 @@ def keys_of(state: Snapshot, count: int, score_threshold: float) -> list[str]:
 
 
 def pictures_of(
-    root: PathOrUrl, count: int, *, score_threshold: float = 0.3, **storage_options: Unpack[StorageKeywords]
+    root: PathOrUrl, count: int, *, score_threshold: float = SCORE_THRESHOLD, **storage_options: Unpack[StorageKeywords]
 ) -> list[LabelledPicture]:
     """Return the images of a label set that `choose` selects.
 
@@ -150,7 +152,7 @@ def contact_sheet(
     columns: int = 4,
     count: int = 16,
     title: str = "",
-    score_threshold: float = 0.3,
+    score_threshold: float = SCORE_THRESHOLD,
     on_undrawn: Callable[[str, Exception], None] | None = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> list[str]:
@@ -171,8 +173,11 @@ def contact_sheet(
         UserError: There is no image to show, or the size of an image differs from the labelled size.
         ImageError, FileNotFoundError: An image cannot be decoded, or is gone.
     """
+    require_file_path(as_path(out_png))
     root = as_uri(source) if isinstance(source, str | os.PathLike) else ""
+    shown_scores = ""
     if isinstance(source, str | os.PathLike):
+        shown_scores = f" of score {score_threshold:g} and more" if score_threshold else ""
         pictures = pictures_of(source, count, score_threshold=score_threshold, **storage_options)
     else:
         by_key = {picture.key: picture for picture in source}
@@ -193,7 +198,7 @@ def contact_sheet(
         hint = "check that the images are where they were labelled"
         raise UserError("no image of the label set can be drawn", where=root, hint=hint)
     sheet = _arrange(tiles, min(columns, len(tiles)))
-    _draw_header(sheet, title or root, shown, colours)
+    _draw_header(sheet, title or root, shown, colours, shown_scores)
     _save_png(sheet, as_path(out_png))
     return [picture.key for picture in shown]
 
@@ -253,11 +258,12 @@ def _draw_tile(picture: LabelledPicture, read: Callable[[str], bytes], colours: 
     return tile
 
 
-def _fit_text(text: str, width_px: float, pen: ImageDraw.ImageDraw) -> str:
-    """Return the text, or the end of a text that does not fit, because keys differ at their end."""
-    if pen.textlength(text, load_font(14)) <= width_px:
+def _fit_text(text: str, width_px: float, pen: ImageDraw.ImageDraw, size_px: int = 14) -> str:
+    """Return the text, or the end of a text that does not fit, because keys and roots differ at their end."""
+    font = load_font(size_px)
+    if pen.textlength(text, font) <= width_px:
         return text
-    while text and pen.textlength("..." + text, load_font(14)) > width_px:
+    while text and pen.textlength("..." + text, font) > width_px:
         text = text[1:]
     return "..." + text
 
@@ -273,13 +279,18 @@ def _arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _draw_header(
-    sheet: Image.Image, title: str, pictures: Sequence[LabelledPicture], colours: Mapping[int, Colour]
+    sheet: Image.Image,
+    title: str,
+    pictures: Sequence[LabelledPicture],
+    colours: Mapping[int, Colour],
+    shown_scores: str = "",
 ) -> None:
     pen = ImageDraw.Draw(sheet)
     names = {label.class_id: label.class_name for picture in pictures for label in picture.labels}
     total = sum(len(picture.labels) for picture in pictures)
-    counts = f"{len(pictures)} images, {total} instances, {len(names)} classes"
-    pen.text((_GAP_PX, 18), title or "segray", _TEXT, load_font(24))
+    counts = f"{len(pictures)} images, {total} instances{shown_scores}, {len(names)} classes"
+    title_width_px = sheet.width - 3 * _GAP_PX - pen.textlength(counts, load_font(16))
+    pen.text((_GAP_PX, 18), _fit_text(title or "segray", title_width_px, pen, 24), _TEXT, load_font(24))
     pen.text((sheet.width - _GAP_PX, 24), counts, _SECONDARY_TEXT, load_font(16), anchor="ra")
     x = float(_GAP_PX)
     for class_id, colour in colours.items():

@@ -161,6 +161,7 @@ def diff(
     as_of_a: datetime | None = None,
     version_b: int | None = None,
     as_of_b: datetime | None = None,
+    storage_options_b: StorageKeywords | None = None,
     **storage_options: Unpack[StorageKeywords],
 ) -> LabelSetDifference:
     """Compare label set B with label set A, image by image of the same key.
@@ -182,6 +183,7 @@ def diff(
         as_of_a: Time of an earlier state of A.
         version_b: Batch of an earlier state of B.
         as_of_b: Time of an earlier state of B.
+        storage_options_b: Settings of the storage of B and of the drawn images; None for those of A.
         **storage_options: Settings of the storage, as for segray.scan.
 
     Raises:
@@ -193,9 +195,10 @@ def diff(
     picture = None if draw is None else as_path(draw)
     if picture is not None:
         require_file_path(picture)
+    options_b = storage_options if storage_options_b is None else storage_options_b
     states = (
         key_ranges.committed(snapshot.snapshot(root_a, version=version_a, as_of=as_of_a, **storage_options)),
-        key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **storage_options)),
+        key_ranges.committed(snapshot.snapshot(root_b, version=version_b, as_of=as_of_b, **options_b)),
     )
     pairs = class_maps.pairs(class_map, snapshot.store(storage_options))
     classes = common_classes.match(states[0].classes, states[1].classes, pairs)
@@ -212,7 +215,7 @@ def diff(
     failed_gates = tuple(gate.text for gate in gates if gate.fails(difference))
     undrawn: Mapping[str, str] = {}
     if picture is not None and difference.most_changed:
-        undrawn = _draw_changes(states, difference.most_changed, min_score, picture, snapshot.store(storage_options))
+        undrawn = _draw_changes(states, difference.most_changed, min_score, picture, snapshot.store(options_b))
     return replace(difference, failed_gates=failed_gates, undrawn=undrawn)
 
 

@@ -10,8 +10,10 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow.dataset as ds
@@ -20,6 +22,7 @@ import segray
 from segray import rle
 from segray._system.memory import MemoryBudget
 from segray.analytics.query import key_ranges, score_thresholds
+from segray.analytics.query.atomic_output import require_file_path, writing
 from segray.analytics.reports import statistics
 from segray.analytics.reports.contact_sheet import LABEL, LabelledPicture, colours_of
 from segray.analytics.reports.html import first_line, render
@@ -34,7 +37,7 @@ from segray.limits import CONFIDENT_SCORE, ImageLimits
 from segray.sources.reader import Files
 from segray.storage.options import StorageKeywords
 from segray.storage.store import Store
-from segray.storage.uris import PathOrUrl, as_uri
+from segray.storage.uris import PathOrUrl, as_uri, local_path, scheme
 from segray.storage.uris import redact as shown_uri
 
 if TYPE_CHECKING:
@@ -129,10 +132,15 @@ def write(
     **storage_options: Unpack[StorageKeywords],
 ) -> int:
     """Write the page to a file or URL, and return its size in bytes. The other arguments are those of `report`."""
+    uri = as_uri(out)
+    path = None if scheme(uri) else Path(local_path(uri))
+    if path is not None:
+        require_file_path(path)
     page = report(
         root, truth=truth, images=images, thresholds=thresholds, version=version, as_of=as_of, **storage_options
     ).encode()
-    snapshot.store(storage_options).put(as_uri(out), page)
+    with nullcontext() if path is None else writing(path):
+        snapshot.store(storage_options).put(uri, page)
     return len(page)
 
 
