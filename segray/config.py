@@ -651,6 +651,8 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "extra_forbidden":
         similar_key = _similar_key(path)
         hint = f"did you mean {similar_key}?" if similar_key else _REFERENCE_HINT
+        if path[-1].startswith("batch"):
+            hint = "leave the key out: each image is inferred by itself, on several threads at once"
         return ConfigError(f"unknown configuration key {key}", where=where, found=repr(problem["input"]), hint=hint)
     if problem["type"] == "secret":
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
@@ -668,17 +670,22 @@ def _config_error(exc: ValidationError, where: str) -> ConfigError:
     return ConfigError(f"{key}: {problem['msg']}", where=where, found=repr(problem["input"]), hint=_REFERENCE_HINT)
 
 
-# Keywords of `YOLO.predict`, and the keys of the section `model` that do the same.
-_NAMES_OF_ULTRALYTICS = {
-    "conf": "score_threshold", "iou": "nms_iou", "imgsz": "size", "max_det": "max_detections", "half": "precision",
+# Names of other libraries, and the keys of segray that do the same.
+_NAMES_ELSEWHERE = {
+    "conf": "model.score_threshold", "confidence": "model.score_threshold", "threshold": "model.score_threshold",
+    "min_score": "model.score_threshold", "iou": "model.nms_iou", "imgsz": "model.size", "image_size": "model.size",
+    "max_det": "model.max_detections", "half": "model.precision", "dtype": "model.precision",
+    "fp16": "model.precision", "names": "model.labels", "classes": "model.labels", "class_names": "model.labels",
+    "num_threads": "workers.threads", "num_workers": "workers.count", "device": "workers.device",
+    "threads": "workers.threads",
 }  # fmt: skip
 
 
 def _similar_key(path: Sequence[str]) -> str | None:
     """Return the valid key that is most like an unknown one, preferably of the same section."""
     valid_keys = _keys(Config)
-    if path[-1] in _NAMES_OF_ULTRALYTICS and path[:-1] in ([], ["model"]):
-        return f"model.{_NAMES_OF_ULTRALYTICS[path[-1]]}"
+    if path[-1] in _NAMES_ELSEWHERE and path[:-1] in ([], ["model"]):
+        return _NAMES_ELSEWHERE[path[-1]]
     if matches := difflib.get_close_matches(".".join(path), valid_keys, 1, 0.5):
         return matches[0]
     section = ".".join(path[:-1])

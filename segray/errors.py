@@ -77,6 +77,18 @@ class LabelSetError(UserError):
     """An output root that belongs to another model, or is not a label set."""
 
 
+class QueryError(UserError):
+    """A query in SQL that DuckDB refuses."""
+
+
+class ArgumentError(UserError, TypeError, ValueError):
+    """A wrong argument of a function that a program calls: its name, type or value."""
+
+
+class RowError(ArgumentError, IndexError):
+    """Rows that Instances do not have, or that are named in a wrong way."""
+
+
 class ImageError(SegrayError):
     """A fault of one image. The run goes on.
 

@@ -11,17 +11,20 @@ import difflib
 import hashlib
 import html
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.errors import UserError
+from segray.arguments import Count, Share, checked, shortened
+from segray.errors import ArgumentError, RowError, UserError
 
 if TYPE_CHECKING:
     from supervision import Detections
+
+    from segray.imaging.decode import PillowImage
 
 # Longer side of a picture in Jupyter, in pixels; and rows of the table beside the picture.
 _PICTURE_PX, _JPEG_QUALITY, _TABLE_ROWS = 800, 85, 12
@@ -70,10 +73,13 @@ class Instances:
             ("boxes_xyxy", np.float32, (n, 4)),
         ):
             array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} must be {np.dtype(dtype).name} with shape {shape}, got {array.dtype} {array.shape}"
-                )
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+                is_array = isinstance(array, np.ndarray)
+                raise ArgumentError(
+                    f"{name} must be {np.dtype(dtype).name} with shape {shape}", where=f"Instances({name}=...)",
+                    found=f"{array.dtype} {array.shape}" if is_array else shortened(array),
+                    hint=f"convert the column: numpy.asarray({name}, numpy.{np.dtype(dtype).name})",
+                )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -142,30 +148,38 @@ class Instances:
             rows: A position, which gives one row; a slice; (n,) bool; or (m,) positions.
 
         Raises:
-            IndexError: A position is out of range, or the mask has another length.
+            RowError: A position is out of range, the mask has another length, or rows are named by no number. The
+                error is an IndexError too.
 
         Example:
             >>> things[0], things[:3], things[things.scores > 0.5], things[things.class_names == "dog"]
         """
-        positions = np.arange(len(self))
+        positions, asked = np.arange(len(self)), rows
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
-            if rows.ndim > 1 or (not rows.ndim and rows.dtype == np.bool_):
-                raise IndexError(f"rows are a position, a slice, (n,) bool or (m,) positions; got shape {rows.shape}")
+            is_mask, is_row = rows.dtype == np.bool_, np.issubdtype(rows.dtype, np.integer)
+            if rows.ndim > 1 or (is_mask and not rows.ndim) or (rows.size and not is_mask and not is_row):
+                hint = "give a position, a slice, (n,) bool or (m,) positions, such as x[x.scores >= 0.5]"
+                raise RowError("rows are not named in this way", where="rows", found=shortened(asked), hint=hint)
             if not rows.size:
                 rows = rows.astype(np.intp)
-        return self.take(np.atleast_1d(positions[rows]))
+        try:
+            return self.take(np.atleast_1d(positions[rows]))
+        except IndexError as error:
+            hint = f"there are {len(self)} instances; x[:1] takes the first if there is one"
+            raise RowError("there are no such rows", where="rows", found=str(error), hint=hint) from error
 
     def __iter__(self) -> Iterator[Instances]:
         """Yield the instances one by one, each as Instances of one row."""
         return (self[row] for row in range(len(self)))
 
+    @checked
     def filter(
         self,
         *,
-        min_score: float = 0.0,
+        min_score: Share = 0.0,
         classes: str | int | Sequence[str | int] | None = None,
-        min_area: int = 0,
+        min_area: Count = 0,
     ) -> Instances:
         """Return the instances that meet all conditions, in the same order.
 
@@ -182,7 +196,7 @@ class Instances:
         """
         kept = self.scores >= min_score
         if classes is not None:
-            asked = [classes] if isinstance(classes, str | int) else classes
+            asked = classes if isinstance(classes, Collection) and not isinstance(classes, str) else [classes]
             kept &= np.isin(self.class_ids, [self._class_id(name) for name in asked])
         if min_area:
             kept &= self.areas >= min_area
@@ -197,10 +211,11 @@ class Instances:
             return ids[name]
         nearest = difflib.get_close_matches(name, ids, 1, 0.0)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "give the class by its id: these instances have no names"
-        raise UserError("there is no such class", where="classes", found=repr(name), hint=hint)
+        raise UserError("there is no such class", where="classes", found=repr(str(name)), hint=hint)
 
     # ---- other forms ----
 
+    @checked
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Return the instances as COCO writes annotations and results, as JSON values.
 
@@ -219,7 +234,7 @@ class Instances:
         scores = [float(str(score)) for score in self.scores]
         return [
             {
-                "image_id": image_id,
+                "image_id": image_id if isinstance(image_id, str) else int(image_id),
                 "category_id": class_id,
                 "bbox": box,
                 "area": area,
@@ -254,11 +269,12 @@ class Instances:
 
     # ---- pictures ----
 
-    def draw(self, image: NDArray[np.uint8] | None = None, *, tags: bool = True) -> NDArray[np.uint8]:
+    def draw(self, image: NDArray[np.uint8] | PillowImage | None = None, *, tags: bool = True) -> NDArray[np.uint8]:
         """Return a picture of the instances: tinted and outlined masks, each with its class and score.
 
         Args:
-            image: The image, (h, w, 3) uint8 RGB, which is not changed. By default the image that was kept, else grey.
+            image: The image, (h, w, 3) uint8 RGB or an RGB image of Pillow, which is not changed. By default the image
+                that was kept, else grey.
             tags: Whether to write class and score.
 
         Returns:
@@ -270,7 +286,7 @@ class Instances:
         Example:
             >>> PIL.Image.fromarray(model("photo.jpg").draw()).save("drawn.png")
         """
-        return self._drawn(image, None, tags=tags)
+        return self._drawn(None if image is None else np.asarray(image), None, tags=tags)
 
     def with_image(self, image: NDArray[np.uint8], labels: Mapping[int, str]) -> Instances:
         """Return the instances with their image, (h, w, 3) uint8 RGB, and with the names of classes by id."""

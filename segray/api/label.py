@@ -11,6 +11,7 @@ from typing import Any, cast
 from segray import config
 from segray.api.label_set import LabelSet
 from segray.api.model import Model
+from segray.arguments import PositiveCount, checked
 from segray.config import Config
 from segray.errors import TooManyFailedError
 from segray.execution import run
@@ -26,12 +27,13 @@ from segray.storage.uris import PathOrUrl
 _WHERE = "segray.label"
 
 
+@checked
 def label(
     source: PathOrUrl,
     output: PathOrUrl,
     *,
     model: PathOrUrl | Model,
-    limit: int | None = None,
+    limit: PositiveCount | None = None,
     progress: bool = True,
     address: str | None = None,
     retry_failed: Collection[str] = (),

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segray.analytics.query import labelled_image
-from segray.errors import AccessError, ImageError, InfrastructureError, UserError
+from segray.arguments import Count, PositiveCount, Share, Within, checked, checked_methods, nearest, shortened
+from segray.errors import AccessError, ArgumentError, ImageError, InfrastructureError, QueryError, UserError
 from segray.imaging import drawing
 from segray.instances import Instances
 from segray.label_set import snapshot
@@ -51,6 +52,7 @@ _CLASSES_SHOWN = 8
 _CANDIDATES = 64
 
 
+@checked
 def open_label_set(
     root: PathOrUrl,
     *,
@@ -78,6 +80,7 @@ def open_label_set(
     return LabelSet(snapshot.snapshot(root, version=version, as_of=as_of, **options), options)
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelSet:
     """A label set at one exact state: what is committed later does not change what its methods return.
@@ -173,13 +176,14 @@ class LabelSet:
             columns: Names of columns; None for all. Masks, in `rle`, are most of the bytes.
             filter: Condition of pyarrow, such as `pyarrow.dataset.field("score") >= 0.5`.
 
+        Raises:
+            ArgumentError: The table has no such column, or the condition does not suit the table.
+
         Example:
             >>> labels.to_arrow("images", columns=["image_key", "status"])
         """
-        if table not in ("instances", "images"):
-            hint = "give instances or images"
-            raise UserError("the label set has no such table", where="table", found=repr(table), hint=hint)
         dataset = self.instances() if table == "instances" else self.images()
+        _check_columns(dataset, table, columns, filter)
         return dataset.to_table(columns=None if columns is None else list(columns), filter=filter)
 
     def to_pandas(
@@ -237,8 +241,9 @@ class LabelSet:
                 show other instances.
 
         Raises:
+            QueryError: The query is empty, or DuckDB refuses the query.
             UserError: DuckDB is not installed, or a threshold is wrong.
-            duckdb.Error: The query is wrong.
+            duckdb.Error: A row cannot be computed. DuckDB computes rows when they are read.
 
         Example:
             >>> labels.sql("SELECT class_name, count(*) FROM instances WHERE score >= 0.5 GROUP BY ALL")
@@ -248,7 +253,10 @@ class LabelSet:
         connection = duckdb_views.connect()
         state = score_thresholds.applied(self.state, thresholds, snapshot.store(self.storage_options))
         duckdb_views.register(connection, state)
-        relation: duckdb.DuckDBPyRelation = connection.sql(query)
+        relation: duckdb.DuckDBPyRelation | None = duckdb_views.relation(connection, query)
+        if relation is None:
+            hint = 'write a query, such as "SELECT count(*) FROM instances"'
+            raise QueryError("the query is empty", where="query", found=repr(query), hint=hint)
         return relation
 
     # ---- pictures ----
@@ -278,7 +286,7 @@ class LabelSet:
         assert things.image is not None
         return things.image, things
 
-    def show(self, key: str, *, min_score: float = _DRAWN_SCORE) -> PillowImage:
+    def show(self, key: str, *, min_score: Share = _DRAWN_SCORE) -> PillowImage:
         """Return a picture of an image with its instances, as a Pillow image, which Jupyter shows.
 
         Args:
@@ -339,7 +347,7 @@ class LabelSet:
 
         return verify(self.root, snapshot.store(self.storage_options).options)
 
-    def compact(self, *, grace_hours: int = 24) -> Maintenance:
+    def compact(self, *, grace_hours: Count = 24) -> Maintenance:
         """Compact small files, delete files that nothing needs, and checkpoint the logs, as `segray maintain` does.
 
         Args:
@@ -366,7 +374,7 @@ class LabelSet:
         files_by: Literal["key", "basename", "suffix"] | None = None,
         strip_prefix: str = "",
         count_crowds: bool = False,
-        min_score: float = 0.5,
+        min_score: Share = 0.5,
         thresholds: Mapping[str, float] | PathOrUrl | None = None,
         resamples: int = 0,
         by: Sequence[str] = (),
@@ -483,15 +491,15 @@ class LabelSet:
         out: PathOrUrl,
         *,
         classes: Sequence[str] = (),
-        min_score: float = 0.0,
-        min_area: int = 0,
-        max_area: int | None = None,
+        min_score: Share = 0.0,
+        min_area: Count = 0,
+        max_area: Count | None = None,
         statuses: Sequence[Literal["ok", "empty"]] = ("ok", "empty"),
         where: str | None = None,
         with_instances: bool = False,
-        sample: int | None = None,
+        sample: PositiveCount | None = None,
         polygons: bool = False,
-        tolerance_px: float = 0.0,
+        tolerance_px: Annotated[float, Within(0)] = 0.0,
         copy_images: bool | None = None,
         skip_missing: bool = False,
         used_classes: bool = False,
@@ -547,7 +555,7 @@ class LabelSet:
         out: PathOrUrl = "report.html",
         *,
         truth: PathOrUrl | None = None,
-        images: int = 12,
+        images: Annotated[int, Within(0, 60)] = 12,
         thresholds: Mapping[str, float] | PathOrUrl | None = None,
     ) -> str:
         """Write one web page about this state: counts, classes, scores, failures and images to look at.
@@ -581,19 +589,23 @@ class LabelSet:
         other: LabelSet | PathOrUrl,
         *,
         fail_if: Sequence[str] = (),
-        min_score: float = 0.0,
-        most: int = 20,
+        min_score: Share = 0.0,
+        most: PositiveCount = 20,
         draw: PathOrUrl | None = None,
+        class_map: Mapping[str, str | Sequence[str]] | Path | str | None = None,
+        shared_classes: bool = False,
     ) -> LabelSetDifference:
         """Compare another label set of the same images with this one: instances kept, moved, renamed, gained and lost.
 
         Args:
-            other: The other label set, or its root, which the storage options of this label set reach. Gained instances
-                are those that only `other` has.
+            other: The other label set, reached by its own storage options; or its root, reached by those of this label
+                set. Gained instances are those that only `other` has.
             fail_if: Gates, such as "lost>2%"; `failed_gates` of the result names those that are true.
             min_score: Smallest score of compared instances.
             most: Number of most changed images to list.
             draw: New PNG with the most changed images, this label set beside the other.
+            class_map: Class of this label set -> class of the other, for classes of two names; or a file with these.
+            shared_classes: Leave out the classes that only one of the label sets has.
 
         Raises:
             UserError: A gate cannot be read, or the label sets have no image in common.
@@ -603,10 +615,15 @@ class LabelSet:
         """
         from segray.analytics.reports.diff import diff
 
-        root, version = (other.root, other.version) if isinstance(other, LabelSet) else (other, None)
+        root, version, options = (
+            (other.root, other.version, other.storage_options)
+            if isinstance(other, LabelSet)
+            else (other, None, self.storage_options)
+        )
         return diff(
-            self.root, root, fail_if=fail_if, min_score=min_score, most=most, draw=draw, version_a=self.version,
-            version_b=version, **self.storage_options,
+            self.root, root, fail_if=fail_if, min_score=min_score, most=most, draw=draw, class_map=class_map,
+            shared_classes=shared_classes, version_a=self.version, version_b=version, storage_options_b=options,
+            **self.storage_options,
         )  # fmt: skip
 
     # ---- how it shows itself ----
@@ -648,3 +665,23 @@ class LabelSet:
 
 def _missing(package: str, error: ImportError) -> UserError:
     return UserError(f"{package} is not installed", found=str(error), hint=f"run `pip install {package}`")
+
+
+def _check_columns(dataset: ds.Dataset, table: str, columns: Sequence[str] | None, condition: object) -> None:
+    """Raise ArgumentError for a column that the table lacks, and for a condition that does not suit the table."""
+    import pyarrow as pa
+
+    names = dataset.schema.names
+    for column in columns or ():
+        if column not in names:
+            meant = nearest(column, names)
+            hint = f"did you mean {meant}?" if meant else f"the columns are {', '.join(names)}"
+            raise ArgumentError(f"the table {table} has no such column", where="columns", found=repr(column), hint=hint)
+    if condition is None:
+        return
+    try:
+        dataset.schema.empty_table().filter(condition)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError, TypeError) as error:
+        found = f"{shortened(condition)}: {str(error).splitlines()[0]}"
+        hint = 'give an expression of pyarrow, such as pyarrow.dataset.field("score") >= 0.5'
+        raise ArgumentError("the condition does not suit the table", where="filter", found=found, hint=hint) from error

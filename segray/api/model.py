@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypedDict, Unpack, overload
+from typing import Annotated, Any, Literal, NoReturn, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from segray import config
 from segray._system import memory
 from segray._system.logger import LOGGER
+from segray.arguments import PositiveCount, Within, checked, checked_methods, shortened
 from segray.config import ModelSettings, TilesSettings
-from segray.errors import ImageError, UserError
+from segray.errors import ArgumentError, ImageError
 from segray.execution.image_steps import ImageMemory, ImageSteps, LabellerSettings, LoadedModel, thread_count
 from segray.execution.model_loading import load, one_opencv_thread
 from segray.execution.stage_timer import StageTimer
@@ -40,6 +41,7 @@ from segray.storage.uris import PathOrUrl, as_uri
 ImageLike = NDArray[np.uint8] | PathOrUrl | bytes | bytearray | memoryview | PillowImage
 Device = Literal["CPU", "GPU", "NPU", "AUTO"] | str
 Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
+Threads = Annotated[int, Within(1, 1024)]
 
 
 class ModelKeys(TypedDict, total=False):
@@ -64,12 +66,13 @@ class ModelKeys(TypedDict, total=False):
     cache_dir: str | os.PathLike[str] | None
 
 
+@checked
 def load_model(
     model: PathOrUrl = "stickers",
     *,
     device: Device = "CPU",
     precision: Precision = "auto",
-    threads: int | None = None,
+    threads: Threads | None = None,
     score_threshold: float | None = None,
     labels: Mapping[int, str] | None = None,
     tiles: Mapping[str, Any] | None = None,
@@ -95,6 +98,7 @@ def load_model(
 
     Raises:
         ModelError: The files are missing, are no model that segray decodes, or do not run on the device.
+        ArgumentError: A value is of a wrong kind.
         ConfigError: A keyword is unknown or has a wrong value, or the file does not tell a fact that decoding needs.
         AccessError: The place of a model at an address refuses the request.
         InfrastructureError: The place cannot be reached, and the model has not been fetched before.
@@ -124,6 +128,7 @@ class _Loaded:
     memory: ImageMemory
 
 
+@checked_methods
 class Model:
     """A model on a device, which labels images. `segray.load_model` makes models.
 
@@ -221,7 +226,7 @@ class Model:
 
         Raises:
             ImageError: The image is missing, cannot be decoded or labelled.
-            UserError: The value is no image.
+            ArgumentError: The value is no image.
 
         Example:
             >>> things = model(PIL.Image.open("photo.jpg"))
@@ -250,14 +255,15 @@ class Model:
 
         Raises:
             ImageError: As for `model(image)`.
-            UserError: `images` is a single path, or a value among them is no image.
+            ArgumentError: `images` is a single path, or a value among them is no image.
 
         Example:
             >>> for path, things in zip(paths, model.predict(paths)):
             ...     print(path, len(things))
         """
-        if isinstance(images, str | bytes | os.PathLike | np.ndarray) or decode.is_pillow(images):
-            raise UserError(
+        is_one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | np.ndarray | Mapping)
+        if is_one or decode.is_pillow(images) or not isinstance(images, Iterable):
+            raise ArgumentError(
                 "predict takes several images",
                 where="predict(images)",
                 found=type(images).__name__,
@@ -265,7 +271,9 @@ class Model:
             )
         if errors not in ("raise", "return"):
             hint = 'give errors="raise" or errors="return"'
-            raise UserError("predict has no such way to treat errors", where="errors", found=repr(errors), hint=hint)
+            raise ArgumentError(
+                "predict has no such way to treat errors", where="errors", found=repr(errors), hint=hint
+            )
         return self._predict(iter(images), errors == "return")
 
     @property
@@ -341,8 +349,8 @@ class Model:
         if isinstance(image, bytes | bytearray | memoryview):
             data = bytes(image)
             return CoalescedRead([0], len(data), lambda: lambda row: data, loaded.memory.files), f"{len(data)} bytes"
-        if not isinstance(image, str | os.PathLike):
-            _refuse(type(image).__name__)
+        if not isinstance(image, str | os.PathLike) or not os.fspath(image):
+            _refuse(image)
         uri = as_uri(image)
         (read,) = loaded.files.portions([ImageRef(uri, uri)])
         return read, uri
@@ -368,7 +376,7 @@ class Model:
             Arrays by the name of the input.
 
         Raises:
-            UserError: The value is no such array.
+            ArgumentError: The value is no such array.
 
         Example:
             >>> outputs = session.run(None, model.prepare(image))  # onnxruntime.InferenceSession("best.onnx")
@@ -378,7 +386,7 @@ class Model:
         return engine.graph_inputs(self._graph, loaded.form, loaded.inputs(_checked(image)))
 
     def decode(
-        self, outputs: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]], size_hw: tuple[int, int]
+        self, outputs: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]], size_hw: tuple[PositiveCount, PositiveCount]
     ) -> Instances:
         """Return the instances in the outputs of the network for one image. The outputs are not changed.
 
@@ -409,10 +417,16 @@ class Model:
 
 
 def _checked(image: NDArray[Any]) -> Pixels:
-    """Return an array as contiguous pixels; raise UserError for an array that is no upright RGB image."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        _refuse(f"{image.dtype} {image.shape}")
+    """Return an array as contiguous pixels; raise ArgumentError for an array that is no upright RGB image."""
+    if not _is_rgb(image):
+        _refuse(image)
     return np.ascontiguousarray(image)
+
+
+def _is_rgb(image: object) -> bool:
+    if not isinstance(image, np.ndarray):
+        return False
+    return image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size > 0
 
 
 def _absent(path: str, error: FileNotFoundError) -> ImageError:
@@ -426,11 +440,35 @@ def _absent(path: str, error: FileNotFoundError) -> ImageError:
     return ImageError(what, stage="read", where=path, found=found, hint=hint)
 
 
-def _refuse(found: str) -> NoReturn:
-    raise UserError(
-        "this is no image",
-        where="image",
-        found=found,
-        hint="give (height, width, 3) uint8 RGB, a path, the bytes of a file or a Pillow image; OpenCV's BGR becomes "
-        "RGB by image[..., ::-1]",
-    )
+def _refuse(image: object) -> NoReturn:
+    found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else shortened(image)
+    raise ArgumentError("this is no image", where="image", found=found, hint=_way_to_rgb(image))
+
+
+def _way_to_rgb(image: object) -> str:
+    """Return what makes an image of a value."""
+    if not isinstance(image, np.ndarray):
+        if isinstance(image, list | tuple | set):
+            return "give one image, or call model.predict(images)"
+        if hasattr(image, "read"):
+            return "give the bytes of the file: model(file.read())"
+        if hasattr(image, "__array__"):
+            return "give an array of numpy, (height, width, 3) uint8 RGB: numpy.asarray(image)"
+        return "give (height, width, 3) uint8 RGB, a path, the bytes of a file or a Pillow image"
+    if not image.size:
+        return "give an image of one pixel or more"
+    if image.ndim == 4:
+        return "give one image, such as images[0], or call model.predict(images)"
+    if image.ndim == 2:
+        return "make three channels: numpy.stack([image] * 3, axis=-1)"
+    if image.ndim == 3 and image.shape[2] == 4:
+        return "drop the alpha channel: image[..., :3]; OpenCV's BGRA becomes RGB by image[..., 2::-1]"
+    if image.ndim == 3 and image.shape[2] == 1:
+        return "make three channels: numpy.repeat(image, 3, axis=2)"
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        return "put the channels last: image.transpose(1, 2, 0)"
+    if image.ndim == 3 and image.shape[2] == 3 and image.dtype.kind == "f":
+        return "make bytes: (image * 255).astype(numpy.uint8) for values from 0 to 1"
+    if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint16:
+        return "make bytes: (image >> 8).astype(numpy.uint8) for 16 bits"
+    return "give (height, width, 3) uint8 RGB; OpenCV's BGR becomes RGB by image[..., ::-1]"

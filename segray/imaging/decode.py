@@ -145,14 +145,16 @@ def from_pillow(image: Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Dec
     Raise ImageError for pixels that cannot be read, and for an image over the limits.
     """
     check_size(*image.size, limits)
-    turn = image.getexif().get(_ORIENTATION_TAG, 1)
     try:
+        turn = image.getexif().get(_ORIENTATION_TAG, 1)
         if image.mode.startswith("I;16"):
             stored = _any_to_rgb(np.asarray(image), None, limits)
         else:
             stored = _Stored(_to_rgb(image), 1)
-    except (OSError, SyntaxError) as error:  # Pillow reads a file's pixels on first use.
-        raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow reads a file's pixels on first use, of a closed file too, and does not convert each mode.
+        found, hint = f"mode {image.mode}: {error}", 'convert or load the image first: image.convert("RGB")'
+        raise ImageError("the Pillow image cannot be decoded", found=found, hint=hint) from error
     upright = _upright(stored.pixels, turn if turn in _TURNS else 1)
     return Decoded(upright, turn if turn in _TURNS else 1, upright.shape[:2], stored.guessed_depth)
 

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from segray.errors import UserError
+from segray.errors import ArgumentError, UserError
 
 PathOrUrl = str | os.PathLike[str]
 
@@ -24,9 +24,10 @@ def as_uri(place: PathOrUrl) -> str:
     """Return a path or URL as text, with the home folder in place of a leading `~`.
 
     Raises:
+        ArgumentError: The place is neither text nor a Path.
         UserError: The place is a Path made of a URL, which has lost a slash.
     """
-    text = os.fspath(place)
+    text = _as_text(place)
     if not isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
         raise UserError("a URL is no path", found=f"{place!r}", hint="give the URL as text, such as 's3://bucket/key'")
     return text if scheme(text) else os.path.expanduser(text)  # noqa: PTH111  Path would fold "//"
@@ -34,7 +35,14 @@ def as_uri(place: PathOrUrl) -> str:
 
 def as_path(place: PathOrUrl) -> Path:
     """Return a local path, with the home folder in place of a leading `~`."""
-    return Path(os.path.expanduser(place))  # noqa: PTH111  Path.expanduser raises for an unknown user.
+    return Path(os.path.expanduser(_as_text(place)))  # noqa: PTH111  Path.expanduser raises for an unknown user.
+
+
+def _as_text(place: PathOrUrl) -> str:
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ArgumentError("this is no path", found=f"{place!r:.80}", hint="give text or a pathlib.Path")
+    return text
 
 
 def join(root: str, *parts: str) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from segray import rle
 from segray.analytics.export.export import ExportSelection, export
 from segray.api.label_set import LabelSet
 from segray.cli import main as cli
-from segray.errors import ImageError, LabelSetError, UserError
+from segray.errors import ArgumentError, ImageError, LabelSetError, QueryError, UserError
 from segray.imaging import drawing
 from segray.synthetic import dataset
 
@@ -116,7 +117,7 @@ def test_every_form_has_the_rows_of_the_tables(labels: LabelSet, folder: Path) -
     some = {"columns": ["image_key", "status"], "filter": ds.field("status") == "failed"}
     assert labels.to_arrow("images", **some).to_pylist() == [{"image_key": "broken.jpg", "status": "failed"}]
     assert labels.to_pandas("images", **some).shape == labels.to_polars("images", **some).shape == (1, 2)
-    with pytest.raises(UserError, match="give instances or images"):
+    with pytest.raises(UserError, match="give 'instances' or 'images'"):
         labels.to_arrow("classes")  # type: ignore[arg-type]
 
 
@@ -248,3 +249,51 @@ def test_a_label_set_is_read_in_forked_and_spawned_processes(labels: LabelSet, m
     # Not a Pool, whose end is a SIGTERM: a fork has the handler of a Ray of this process, which waits for ever.
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         assert pool.submit(count, labels).result(timeout=120) == expected
+
+
+# ---- wrong arguments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda x: x.at("1"), "a whole number or datetime"), (lambda x: x.to_arrow("image"), "'instances' or 'images'"),
+        (lambda x: x.to_pandas(columns=["scor"]), "did you mean score?"),
+        (lambda x: x.to_polars(columns="score"), "a list of text"),
+        (lambda x: x.to_arrow(filter="score > 0.5"), "an expression of pyarrow"),
+        (lambda x: x.to_arrow(filter=ds.field("nope") > 1), "an expression of pyarrow"),
+        (lambda x: x.to_arrow(filter=ds.field("score") > "a"), "an expression of pyarrow"),
+        (lambda x: x.image(None), "give text"), (lambda x: x.show("a", min_score=50), "from 0 to 1"),
+        (lambda x: x.compact(grace_hours=-1), "of at least 0"), (lambda x: x.evaluate({}), "text or a path"),
+        (lambda x: x.export("coco", None), "text or a path"), (lambda x: x.export("coco", "o", classes="tv"), "a list"),
+        (lambda x: x.export("coco", "o", min_scor=1), "did you mean min_score?"),
+        (lambda x: x.report(images=-1), "from 0 to 60"), (lambda x: x.diff(None), "a path"),
+        (lambda x: x.diff(x, fail_if="lost>2%"), "a list of text"), (lambda x: x.sql(None), "give text"),
+        (lambda x: segray.open_label_set(None), "text or a path"),
+        (lambda x: segray.open_label_set("x", storage_options={"endpoint_url": 3}), "endpoint_url: text"),
+        (lambda x: segray.open_label_set("x", as_of="2026-01-01"), "datetime"),
+        (lambda x: segray.scan(None), "text or a pathlib.Path"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_a_typed_error_with_a_hint(
+    labels: LabelSet, call: Callable[[Any], object], hint: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        call(labels)
+    assert hint in caught.value.hint
+    assert caught.value.found
+
+
+@pytest.mark.parametrize("query", ["SELEC 1", "SELECT nope FROM instances", "SELECT * FROM instance"])
+def test_a_wrong_query_is_a_typed_error(labels: LabelSet, query: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(QueryError) as caught:
+        labels.sql(query)
+    assert caught.value.hint
+    assert cli.run(["sql", labels.root, query]) == 2
+    assert caught.value.what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("query", ["", "-- x"])
+def test_an_empty_query_is_a_typed_error(labels: LabelSet, query: str) -> None:
+    with pytest.raises(QueryError, match="empty"):
+        labels.sql(query)

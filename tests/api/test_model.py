@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from PIL import Image
 
 import segray
 from segray.api.model import Model
-from segray.errors import ConfigError, ImageError, ModelError, UserError
+from segray.errors import ArgumentError, ConfigError, ImageError, ModelError, UserError
 from segray.instances import Instances
 
 SIZE_HW = (48, 80)
@@ -198,16 +198,62 @@ def test_missing_outputs_are_named(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "found", "hint"),
     [
-        (np.zeros((4, 4, 3), np.float32), "float32 (4, 4, 3)"), (np.zeros((4, 4), np.uint8), "uint8 (4, 4)"),
-        (np.zeros((0, 4, 3), np.uint8), "uint8 (0, 4, 3)"), (None, "NoneType"), (7, "int"), ([1, 2], "list"),
+        (np.zeros((4, 4, 3), np.float32), "float32 (4, 4, 3)", "(image * 255).astype"),
+        (np.zeros((4, 4, 3), np.uint16), "uint16 (4, 4, 3)", "(image >> 8).astype"),
+        (np.zeros((4, 4), np.uint8), "uint8 (4, 4)", "numpy.stack([image] * 3, axis=-1)"),
+        (np.zeros((4, 4, 4), np.uint8), "uint8 (4, 4, 4)", "image[..., :3]"),
+        (np.zeros((3, 4, 5), np.uint8), "uint8 (3, 4, 5)", "image.transpose(1, 2, 0)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "uint8 (1, 4, 4, 3)", "model.predict(images)"),
+        (np.zeros((0, 4, 3), np.uint8), "uint8 (0, 4, 3)", "one pixel"),
+        (None, "None (NoneType)", "uint8 RGB"), (7, "7 (int)", "uint8 RGB"), ("", "'' (str)", "uint8 RGB"),
+        ([1, 2], "[1, 2] (list)", "model.predict(images)"),
     ],
+    ids=lambda value: value.replace(' ', '_') if isinstance(value, str) else '',
 )  # fmt: skip
-def test_what_is_no_image_is_refused_with_what_is_one(model: Model, value: Any, found: str) -> None:
-    with pytest.raises(UserError, match="uint8 RGB") as caught:
+def test_what_is_no_image_is_refused_with_what_makes_one(model: Model, value: Any, found: str, hint: str) -> None:
+    with pytest.raises(ArgumentError, match="no image") as caught:
         model(value)
     assert caught.value.found == found
+    assert hint in caught.value.hint
+
+
+def test_an_open_file_is_refused_with_how_to_give_its_bytes(model: Model) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        model(io.BytesIO(b""))  # type: ignore[arg-type]
+    assert "file.read()" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["La", "closed"])
+def test_an_image_of_pillow_that_cannot_be_read_is_an_image_error(model: Model, mode: str, tmp_path: Path) -> None:
+    image = Image.new("LA", (8, 8))
+    if mode == "closed":
+        image.save(tmp_path / "a.png")
+        image = Image.open(tmp_path / "a.png")
+        image.close()
+    else:
+        image = image.convert(mode)
+    with pytest.raises(ImageError, match="cannot be decoded") as caught:
+        model(image)
+    assert 'image.convert("RGB")' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.decode(None, SIZE_HW), lambda x: x.decode({}, (0, 5)), lambda x: x.decode({}, 5),
+        lambda x: x.decode({}, (1, 2, 3)), lambda x: x.prepare(None), lambda x: x.predict(None),
+        lambda x: x.predict({"a.jpg": 1}), lambda x: x.predict([], errors="ignore"), lambda x: x.predict(bytearray(3)),
+        lambda x: x.predict([], batch=8), lambda x: segray.load_model(None), lambda x: segray.load_model(threads=0),
+        lambda x: segray.load_model(device=0), lambda x: segray.load_model(tiles=640),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_a_typed_error(model: Model, call: Callable[[Any], object]) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        call(model)
+    assert caught.value.hint
+    assert caught.value.found
 
 
 def test_an_image_that_cannot_be_read_or_decoded_has_what_where_found_and_hint(model: Model, tmp_path: Path) -> None:
@@ -236,7 +282,8 @@ def test_a_stream_of_one_image_is_refused_at_once(model: Model, value: Any) -> N
     [
         ({"score_treshold": 0.3}, "did you mean model.score_threshold"),
         ({"score_threshold": 2}, "model.score_threshold"),
-        ({"nms": "none"}, "model.nms"), ({"precision": "f64"}, "model.precision"),
+        ({"nms": "none"}, "model.nms"), ({"batch_size": 8}, "each image is inferred by itself"),
+        ({"confidence": 0.5}, "model.score_threshold"), ({"class_names": []}, "model.labels"),
         ({"tiles": {"sise": 9}}, "tiles.sise"),
         ({"labels": {1: "a"}}, "2 classes"), ({"max_detections": 0}, "model.max_detections"),
     ],

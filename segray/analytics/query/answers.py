@@ -15,6 +15,7 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
+from segray.analytics.query import duckdb_views
 from segray.errors import UserError
 
 FORMATS = ("table", "csv", "json")
@@ -32,14 +33,15 @@ def answer(connection: Any, query: str, form: str, *, width: int) -> Iterator[st
         width: Largest width of a table, in characters.
 
     Raises:
-        UserError: The form is unknown, or DuckDB refuses the query.
+        UserError: The form is unknown.
+        QueryError: DuckDB refuses the query.
     """
     import duckdb
 
     if form not in FORMATS:
         raise UserError("there is no such format", where="--format", found=form, hint=f"use {', '.join(FORMATS)}")
     try:
-        relation = connection.sql(query)
+        relation = duckdb_views.relation(connection, query)
         if relation is None:  # An empty query.
             return
         if form == "table":
@@ -51,12 +53,7 @@ def answer(connection: Any, query: str, form: str, *, width: int) -> Iterator[st
         rows = (list(zip(*(column.to_pylist() for column in batch.columns), strict=True)) for batch in reader)
         yield from (_csv if form == "csv" else _json)(names, rows)
     except duckdb.Error as error:
-        raise UserError(
-            "DuckDB refuses the query",
-            where=query,
-            found=str(error),
-            hint="the views are instances, images and classes; `DESCRIBE instances` lists columns",
-        ) from error
+        raise duckdb_views.refusal(query, error) from error
 
 
 def _table(relation: Any, width: int) -> str:

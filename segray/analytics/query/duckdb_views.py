@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from segray.analytics.query import arrow_masks, score_thresholds
-from segray.errors import UserError
+from segray.errors import QueryError, UserError
 from segray.label_set import snapshot
 from segray.label_set.delta_log import TableState
 from segray.label_set.snapshot import Snapshot
@@ -152,9 +152,29 @@ def connect() -> Any:
         raise UserError(
             "DuckDB is not installed",
             found=str(error),
-            hint="run `pip install -c constraints.txt -e '.[sql]'`, or `pip install duckdb`",
+            hint="run `pip install duckdb`",
         ) from error
     return duckdb.connect()
+
+
+def relation(connection: Any, query: str) -> Any:
+    """Return the result of a query, whose rows DuckDB computes when they are read; None for an empty query.
+
+    Raises:
+        QueryError: DuckDB refuses the query.
+    """
+    import duckdb
+
+    try:
+        return connection.sql(query)
+    except duckdb.Error as error:
+        raise refusal(query, error) from error
+
+
+def refusal(query: str, error: Exception) -> QueryError:
+    """Return the error for a query that DuckDB refuses."""
+    hint = "the views are instances, images and classes; `DESCRIBE instances` lists columns"
+    return QueryError("DuckDB refuses the query", where=query, found=str(error), hint=hint)
 
 
 def classes(state: Snapshot) -> pa.Table:
