@@ -42,7 +42,7 @@ SHELL_PAGES = (
     *sorted(str(path.relative_to(fences.REPO)) for path in (fences.REPO / "docs").rglob("*.md")),
 )
 # Commands that only read a label set, or write a file of their own.
-READERS = ("info", "sql", "evaluate", "diff", "select", "review", "export", "report", "verify", "maintain")
+READERS = ("info", "sql", "threshold", "evaluate", "diff", "select", "review", "export", "report", "verify", "maintain")
 FAILED_GATE = 4
 
 

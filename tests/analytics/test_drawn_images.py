@@ -74,7 +74,7 @@ def test_the_commands_tell_what_they_drew(root: str, tmp_path: Path, capsys: pyt
     folder.mkdir()
     assert main.run(["draw", root, str(folder)]) == 0
     told = capsys.readouterr().out
-    assert f"{folder}: 2 images\nnot drawn: 2\n" in told
+    assert f"{folder}: 2 images, instances of score 0.3 and more (--min-score 0 draws all)\nnot drawn: 2\n" in told
     assert "gone.png" in told
     assert main.run(["draw", root, str(folder)]) == 2
     assert "the folder is not empty" in capsys.readouterr().err

@@ -334,7 +334,7 @@ def test_choices_of_images(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "choice", "message"),
     [
-        ("voc", ExportSelection(), "Choose from coco"),
+        ("parquet", ExportSelection(), "Choose from coco"),
         ("coco", ExportSelection(classes=["zebra"]), "no such class"),
         pytest.param(
             "coco", ExportSelection(where="no_such_column = 1"), "not valid SQL", marks=pytest.mark.integration
@@ -363,9 +363,10 @@ def test_an_export_that_breaks_leaves_nothing(
             raise OSError("no space left")
         return None
 
-    for module in ("writer", "yolo", "labelme", "png"):
+    for module in ("writer", "yolo", "labelme", "png", "voc"):
         monkeypatch.setattr(f"segray.analytics.export.{module}.write_new_file", broken)
     monkeypatch.setattr("segray.analytics.export.writer.JsonArray.add", broken)
+    monkeypatch.setattr("segray.analytics.export.boxes_csv.shortest_score", broken)
     monkeypatch.setattr("segray.analytics.export.cvat.printable", lambda text: broken() or text)
     with pytest.raises(OSError, match="no space left"):
         export(root, to, tmp_path / "out")
@@ -399,7 +400,7 @@ MANY_KEYS = [
     "train/images/9.jpg", "train/labels/9.jpg", "images/a.jpg",
 ]  # fmt: skip
 HOLDS_IMAGES = {"yolo": "images", "labelme": "", "fiftyone": "data", "imagefolder": "", "png-instance": "images",
-                "png-semantic": "images"}  # fmt: skip
+                "png-semantic": "images", "roboflow": "train/images", "voc": "JPEGImages"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -514,7 +515,7 @@ def test_images_are_copied_by_every_format_or_refused_in_words(root: str, tmp_pa
         return
     with pytest.raises(UserError, match="copy-images is not for this format") as refused:
         export(root, to, tmp_path / "out", copy_images=True)
-    assert "yolo, fiftyone, labelme, imagefolder" in refused.value.hint
+    assert "yolo, roboflow, voc, fiftyone, labelme, imagefolder" in refused.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
