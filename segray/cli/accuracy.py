@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from segray.analytics.evaluation.thresholds import ClassThresholds
 
 _SHOWN = 15
-_FEW_IMAGES = 10  # as in segray.analytics.evaluation.intervals
 _PAIRS = 5  # of confused classes
 _KINDS = {"segm": "masks", "bbox": "boxes"}
 
@@ -355,7 +354,7 @@ def _interval_table(rows: Sequence[tuple[str, Interval]], *, signed: bool = Fals
 def _bounds(interval: Interval, *, signed: bool = False) -> str:
     """Return the ends of an interval, or why it has none."""
     if interval.low is None or interval.high is None:
-        few = interval.images < _FEW_IMAGES
+        few = interval.is_of_few_images
         count = "1 image" if interval.images == 1 else f"{interval.images} images"
         return f"({count}: too few for an interval)" if few else ""
     sign = "+" if signed else ""

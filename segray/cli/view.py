@@ -15,6 +15,8 @@ from segray._system import signals
 from segray._system.streams import show, tell
 from segray.cli.analytics import Version
 from segray.cli.options import Endpoint, Quiet, Root
+from segray.limits import CONFIDENT_SCORE
+from segray.view.judgements import DEFAULT_FILE
 
 
 def view(
@@ -25,9 +27,9 @@ def view(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")] = 0,
     judgements: Annotated[
         Path, typer.Option(metavar="FILE", help="File for what you say of instances, one JSON record a line.")
-    ] = Path("judgements.jsonl"),
+    ] = Path(DEFAULT_FILE),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of masks that are drawn at first.")] = (
-        0.5
+        CONFIDENT_SCORE
     ),
     version: Version = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,

@@ -18,6 +18,7 @@ from typing import Any
 
 from segray.errors import UserError
 
+DEFAULT_FILE = "judgements.jsonl"
 # Of an instance; and of a whole image, whose `instance` is None.
 VERDICTS = ("right", "wrong", "class", "unsure")
 IMAGE_VERDICTS = ("missing", "complete")

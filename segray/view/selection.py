@@ -37,6 +37,9 @@ class Range:
     def __bool__(self) -> bool:
         return self.low is not None or self.high is not None
 
+    def __contains__(self, value: float) -> bool:
+        return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
+
     def sql(self, expression: str) -> Sql:
         """Return the condition that the expression lies in the range."""
         parts = [(">=", self.low), ("<=", self.high)]
@@ -70,8 +73,7 @@ class Selection:
 
     class_ids: category ids. score: 0..1. area: pixels. where: condition in SQL on an instance.
     statuses: of STATUSES. count: number of instances of any score. text: part of the key, in any case.
-    batches: batch numbers. marked: only images with a judgement (True), without (False), or all (None).
-    order: of ORDERS. seed: of the random order.
+    batches: batch numbers. order: of ORDERS. seed: of the random order.
     """
 
     class_ids: tuple[int, ...] = ()
@@ -103,6 +105,11 @@ class Selection:
     def instance_condition(self) -> Sql:
         """Return the condition on a row of `instances`, without `where`, which needs more columns."""
         return _is_in("class_id", self.class_ids) & self.score.sql("score") & self.area.sql("area")
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Return whether `instance_condition` holds for a row of `instances`."""
+        is_of_class = not self.class_ids or row["class_id"] in self.class_ids
+        return is_of_class and row["score"] in self.score and row["area"] in self.area
 
     def image_condition(self) -> Sql:
         """Return the condition on a row of `images`."""

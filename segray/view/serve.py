@@ -25,14 +25,13 @@ from segray.limits import CONFIDENT_SCORE
 from segray.sources.reader import by_uri
 from segray.storage.options import StorageKeywords
 from segray.storage.uris import PathOrUrl
-from segray.view.judgements import JudgementFile
+from segray.view.judgements import DEFAULT_FILE, JudgementFile
 
 if TYPE_CHECKING:
     import uvicorn
 
     from segray.view.server import Content
 
-JUDGEMENTS = "judgements.jsonl"
 _START_S, _STOP_S = 30.0, 5.0
 
 
@@ -92,7 +91,7 @@ def view(
     root: PathOrUrl,
     *,
     place: Place = Place(),
-    judgements: PathOrUrl = JUDGEMENTS,
+    judgements: PathOrUrl = DEFAULT_FILE,
     min_score: float = CONFIDENT_SCORE,
     version: int | None = None,
     browser: bool = False,

@@ -205,17 +205,16 @@ def _image(content: Content, request: Request) -> Response:
     key = request.query_params.get("key", "")
     if (number := content.tables.number_of(key)) is None:
         raise UserError("the label set has no such image", where=content.state.root, found=repr(key)[:200])
-    (row,) = content.tables.rows([number])
     ordered = content.tables.images(from_query(request.query_params))
-    places = (ordered == number).nonzero()[0]
-    place = int(places[0]) if len(places) else None
-    around = [] if place is None else [place - 1, place + 1]
-    neighbours = [int(ordered[at]) if 0 <= at < len(ordered) else None for at in around] or [None, None]
-    keys = {row["image_no"]: row["image_key"] for row in content.tables.rows([n for n in neighbours if n is not None])}
+    place = next(iter((ordered == number).nonzero()[0].tolist()), None)
+    beside = {} if place is None else {"previous": place - 1, "next": place + 1}
+    neighbours = {name: int(ordered[at]) for name, at in beside.items() if 0 <= at < len(ordered)}
+    rows = {row["image_no"]: row for row in content.tables.rows([number, *neighbours.values()])}
+    keys = {name: rows[neighbour]["image_key"] for name, neighbour in neighbours.items()}
     return JSONResponse(
         {
-            **row, "place": place, "total": len(ordered),
-            "previous": keys.get(neighbours[0]), "next": keys.get(neighbours[1]),
+            **rows[number], "place": place, "total": len(ordered),
+            "previous": keys.get("previous"), "next": keys.get("next"),
             "instances": [
                 {name: own[name] for name in ("instance", "class_id", "score", "area", "rle")}
                 | {"bbox_xywh": [own["bbox_x"], own["bbox_y"], own["bbox_w"], own["bbox_h"]]}

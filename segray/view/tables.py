@@ -6,7 +6,6 @@ Knows the tables and the queries. Knows neither pictures nor pages. Masks stay i
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,12 @@ from segray.analytics.query.key_ranges import NO_METADATA_CACHE
 from segray.errors import UserError
 from segray.label_set.schema import BBOX
 from segray.label_set.snapshot import Snapshot
+from segray.view.kept import Kept
 from segray.view.selection import AREA_BINS, SCORE_BINS, STATUSES, Selection, Sql
 
 _MEMORY = "1200MB"
 _QUERY_S = 20.0
-_RESULTS_KEPT = 12
+_RESULTS_BYTES = 48 << 20
 _IMAGE_COLUMNS = ["image_key", "uri", "width", "height", "status", "n_instances", "batch", "stage", "message"]
 _INSTANCE_COLUMNS = ["image_key", "instance", "class_id", "score", "area", *BBOX]
 
@@ -51,8 +51,7 @@ class Tables:
 
     def __init__(self, state: Snapshot) -> None:
         self._connection = duckdb_views.connect()
-        self._lock = threading.Lock()
-        self._results: OrderedDict[Selection, NDArray[np.int32]] = OrderedDict()
+        self._results: Kept[NDArray[np.int32]] = Kept(_RESULTS_BYTES)
         _load(self._connection, state)
 
     def images(self, selection: Selection) -> NDArray[np.int32]:
@@ -61,18 +60,10 @@ class Tables:
         Raises:
             UserError: The condition in SQL is wrong.
         """
-        with self._lock:
-            if selection in self._results:
-                self._results.move_to_end(selection)
-                return self._results[selection]
-        numbers: NDArray[np.int32] = np.asarray(
-            self._query(*_images_query(selection)).fetchnumpy()["image_no"], np.int32
-        )
-        with self._lock:
-            self._results[selection] = numbers
-            while len(self._results) > _RESULTS_KEPT:
-                self._results.popitem(last=False)
-        return numbers
+        return self._results.of(selection, lambda: self._numbers(selection), lambda numbers: int(numbers.nbytes))
+
+    def _numbers(self, selection: Selection) -> NDArray[np.int32]:
+        return np.asarray(self._query(*_images_query(selection)).fetchnumpy()["image_no"], np.int32)
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Return the rows of images by their numbers, in the given order. A number without an image is left out."""

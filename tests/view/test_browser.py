@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,10 @@ from segray.imaging.drawing import png
 from segray.synthetic.dataset import scene_at
 from segray.view.serve import View, view
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; Debian's package is `chromium`"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path, and none named by CHROMIUM"),
 ]
 HOSTILE = "<img src=x onerror=document.title='struck'>"
 SCENES = 30

@@ -95,6 +95,11 @@ class Interval:
     images: int
 
     @property
+    def is_of_few_images(self) -> bool:
+        """Return whether there are too few images for an interval."""
+        return self.images < FEW_IMAGES
+
+    @property
     def is_clear(self) -> bool:
         """Return whether the interval leaves out 0: a difference that is not chance."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
@@ -230,9 +235,8 @@ def _intervals(tallies: ImageTallies, whole: _Floats, sampled: _Floats) -> Inter
 
 
 def _interval(value: float, sampled: _Floats, images: int) -> Interval:
-    if images < FEW_IMAGES:
-        return Interval(value, None, None, images)
-    return Interval(value, *_bounds(sampled), images)
+    without = Interval(value, None, None, images)
+    return without if without.is_of_few_images else Interval(value, *_bounds(sampled), images)
 
 
 def _bounds(sampled: _Floats) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from segray.analytics.query import arrow_masks, score_thresholds
+from segray.analytics.query.score_thresholds import quoted
 from segray.errors import QueryError, UserError
 from segray.label_set import snapshot
 from segray.label_set.delta_log import TableState
@@ -102,7 +103,7 @@ def statements(state: Snapshot, where: str = "true") -> str:
         for name, table in tables.items()
     ]
     rows = ",\n".join(
-        f"  ({number}, {_quoted(name)}, {_quoted(state.partitions[number])})" for number, name in state.classes.items()
+        f"  ({number}, {quoted(name)}, {quoted(state.partitions[number])})" for number, name in state.classes.items()
     )
     listed = (
         f"SELECT * FROM (VALUES\n{rows}\n) AS listed(class_id, class_name, class)"
@@ -121,7 +122,7 @@ def _select(table: TableState) -> str:
         )
         return f"SELECT * FROM (SELECT {columns}) WHERE false"
     folder = table.uri if scheme(table.uri) else str(as_path(table.uri).absolute())
-    files = ",\n".join(f"  {_quoted(join(folder, path))}" for path in table.files["path"].to_pylist())
+    files = ",\n".join(f"  {quoted(join(folder, path))}" for path in table.files["path"].to_pylist())
     columns = ", ".join(_name(column.name) for column in table.schema)
     is_hive = any(name.startswith("partition.") for name in table.files.column_names)
     hive = ", hive_partitioning = true, hive_types = {'class': VARCHAR}" if is_hive else ", hive_partitioning = false"
@@ -134,10 +135,6 @@ def _sql_type(kind: pa.DataType) -> str:
 
     empty = pa.table({"x": pa.array([], kind)})
     return str(duckdb.connect().from_arrow(empty).types[0])
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _name(column: str) -> str:

@@ -47,14 +47,19 @@ def labelled_image(state: Snapshot, key: str, store: Store) -> Instances:
     pixels = _pixels_of(ImageRef(key, row["uri"], row["version"], row["bytes"]), source_store(store, state.root))
     if row["status"] == "failed":
         return Instances.empty((pixels.shape[0], pixels.shape[1])).with_image(pixels, state.classes)
-    if pixels.shape[:2] != instances.size_hw:
+    check_size(pixels.shape[:2], instances.size_hw, row["uri"])
+    return instances.with_image(pixels, state.classes)
+
+
+def check_size(size_hw: tuple[int, ...], labelled_hw: tuple[int, int], uri: str) -> None:
+    """Raise ImageError for an image of another size than the labelled one. Sizes are of upright images, in pixels."""
+    if size_hw != labelled_hw:
         raise ImageError(
             "the image has changed since it was labelled",
-            where=row["uri"],
-            found=f"{pixels.shape[1]}x{pixels.shape[0]}, labelled as {row['width']}x{row['height']}",
+            where=uri,
+            found=f"{size_hw[1]}x{size_hw[0]}, labelled as {labelled_hw[1]}x{labelled_hw[0]}",
             hint="label the image again: run `segray label`",
         )
-    return instances.with_image(pixels, state.classes)
 
 
 def _row_of(state: Snapshot, key: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def sql_condition(state: Snapshot, thresholds: Thresholds, store: Store) -> str:
     if thresholds is None:
         return "true"
     by_partition = _by_partition(state, read(thresholds, store))
-    cases = "".join(f" WHEN {_quoted(value)} THEN score >= {score!r}" for value, score in by_partition.items())
+    cases = "".join(f" WHEN {quoted(value)} THEN score >= {score!r}" for value, score in by_partition.items())
     return f'CASE "{PARTITION}"{cases} ELSE true END' if cases else "true"
 
 
@@ -125,5 +125,6 @@ def _condition(by_partition: Mapping[str, float]) -> ds.Expression:
     return condition
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"

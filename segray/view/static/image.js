@@ -194,14 +194,14 @@ function judging(mine) {
     id: "judge-class", "data-needs-instance": "", "aria-label": "The right class of the chosen instance",
     onchange: (event) => { judge(mine, mine.chosen, "class", event.target.value); event.target.value = ""; },
   }, element("option", { value: "" }, "other class…"), mine.state.classes.map(({ name }) => element("option", { value: name }, name)));
-  const whole = element("button", {
+  const missing = element("button", {
     type: "button", id: "judge-missing", "aria-pressed": String(mine.judgements.get(null)?.verdict === "missing"),
     onclick: () => judge(mine, null, mine.judgements.get(null)?.verdict === "missing" ? "cleared" : "missing"),
   }, "Something is missing");
   return element("div", {},
     element("h2", {}, "Judge the chosen instance"),
     element("div", { className: "controls" }, of("right", "right"), of("wrong", "wrong"), of("unsure", "unsure"), classes, of("cleared", "take back")),
-    element("div", { className: "controls" }, whole),
+    element("div", { className: "controls" }, missing),
     element("p", { className: "soft" }, `Saved at once to ${mine.state.judgements.file}`));
 }
 
